@@ -1,0 +1,1 @@
+"""What remembers: the stores, and the folder that they live in."""
