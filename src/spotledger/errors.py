@@ -8,7 +8,6 @@ Every error of spotledger, in one tree, cut by what the caller must do.
     │   ├── IdempotencyConflict     the key was used before with other content
     │   ├── CoinAlreadyListed
     │   ├── CustomerAlreadyRegistered
-    │   ├── BalanceTooLarge         the balance would reach 10**38 units
     │   ├── NotFound                no such thing to read
     │   └── Kept                    a refusal that is kept in the journal with its key
     │       ├── InsufficientAvailable
@@ -17,7 +16,8 @@ Every error of spotledger, in one tree, cut by what the caller must do.
     │       ├── UnknownHold
     │       ├── HoldShort
     │       ├── HoldClosed
-    │       └── HoldExpired
+    │       ├── HoldExpired
+    │       └── BalanceTooLarge     the balance would reach 10**38 units
     ├── Denied                      prove who you are
     │   ├── AccessKeyRefused        v1 code 307
     │   │   ├── AccessKeyUnknown
@@ -116,12 +116,6 @@ class CustomerAlreadyRegistered(Refused):
     code = "customer_already_registered"
 
 
-class BalanceTooLarge(Refused):
-    """The balance would reach 10**38 units; amounts and balances stay below that."""
-
-    code = "balance_too_large"
-
-
 class NotFound(Refused):
     """There is no such thing to read."""
 
@@ -175,6 +169,12 @@ class HoldExpired(Kept):
     """The hold is past its time."""
 
     code = "hold_expired"
+
+
+class BalanceTooLarge(Kept):
+    """The balance would reach 10**38 units; amounts and balances stay below that."""
+
+    code = "balance_too_large"
 
 
 # --- prove who you are ----------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""The rules of the ledger, pure: no clock, no randomness, no I/O, the standard library alone."""

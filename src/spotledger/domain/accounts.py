@@ -1,0 +1,74 @@
+"""Who owns what: customers, their accounts, the house's accounts, coins and balances."""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from spotledger.domain.amounts import MAX_SCALE
+from spotledger.errors import InvalidRequest
+
+#: The three accounts of a customer and their numbers on the wire.
+ACCOUNT_IDS: Final = {"wallet": 1, "spot": 2, "fiat": 3}
+HOUSE_KIND: Final = "house"
+
+_CUSTOMER = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
+_COIN = re.compile(r"\A[a-z0-9]{1,20}\Z")
+
+
+class Account(NamedTuple):
+    """One customer's ``wallet``, ``spot`` or ``fiat`` account, or a ``house`` account such as ``@external``."""
+
+    customer: str
+    kind: str
+
+
+class Coin(NamedTuple):
+    """A listed coin: its symbol in lower case and its decimal places (10**scale units are one coin)."""
+
+    name: str
+    scale: int
+
+
+class Balance(NamedTuple):
+    """The two sides of a balance, in units. The total is derived, never stored."""
+
+    available: int
+    freeze: int
+
+
+ZERO: Final = Balance(0, 0)
+#: The outside world: what came in from it is owed to it, so its balance is at or below zero.
+EXTERNAL: Final = Account("@external", HOUSE_KIND)
+#: House accounts that may be below zero.
+MAY_BE_NEGATIVE: Final = frozenset({EXTERNAL})
+
+
+def check_customer(text: object, field: str = "customer") -> str:
+    """Return *text* if it can be a customer's id: 1–64 of ``A-Z a-z 0-9 . _ -``, not ``.`` or ``..``."""
+    if isinstance(text, str) and _CUSTOMER.match(text) and text not in (".", ".."):
+        return text
+    raise InvalidRequest(
+        f"{field} is {text!r}; 1 to 64 of A-Z a-z 0-9 . _ - would pass, but not '.' or '..'", field=field
+    )
+
+
+def check_coin(text: object, field: str = "coin") -> str:
+    """Return *text* if it can be a coin's symbol: 1–20 of ``a-z 0-9``."""
+    if isinstance(text, str) and _COIN.match(text):
+        return text
+    raise InvalidRequest(f"{field} is {text!r}; 1 to 20 of a-z 0-9 would pass", field=field)
+
+
+def check_scale(value: object, field: str = "scale") -> int:
+    """Return *value* if it can be a coin's scale: a whole number from 0 to 18."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SCALE:
+        return value
+    raise InvalidRequest(f"{field} is {value!r}; a whole number from 0 to {MAX_SCALE} would pass", field=field)
+
+
+def check_account_kind(text: object, field: str = "account") -> str:
+    """Return *text* if it names one of a customer's three accounts."""
+    if isinstance(text, str) and text in ACCOUNT_IDS:
+        return text
+    raise InvalidRequest(f"{field} is {text!r}; wallet, spot or fiat would pass", field=field)

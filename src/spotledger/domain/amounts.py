@@ -1,0 +1,87 @@
+"""
+Amounts: exact whole numbers of a coin's smallest unit, and their decimal text.
+
+A coin of scale *s* has 10**s units. Text becomes units by a pattern and integer arithmetic only: never through a
+float, and never through ``Decimal``, which would take ``NaN`` and ``1e5``.
+"""
+
+from __future__ import annotations
+
+import re
+
+from spotledger.errors import InvalidAmount
+
+MAX_SCALE = 18
+#: Amounts and balances stay below this number of units, in size.
+UNITS_LIMIT = 10**38
+
+_AMOUNT = re.compile(r"\A(0|[1-9][0-9]{0,37})(?:\.([0-9]{1,18}))?\Z")
+_EXPECTED = 'a plain decimal such as "12.5" in a text, above zero, in digits 0-9 without sign, exponent or leading zeros'
+
+
+def check_amount(text: object, field: str = "amount") -> str:
+    """
+    Return *text* if it has the form of an amount; its fit to a coin's scale is checked by :func:`parse_amount`.
+
+    Raises:
+        InvalidAmount: It is no text, not a plain decimal, or zero.
+    """
+    if not isinstance(text, str):
+        raise InvalidAmount(f"{field} is {_shown(text)}; {_EXPECTED} would pass", field=field)
+    match = _AMOUNT.match(text)
+    if match is None:
+        raise InvalidAmount(f"{field} is {_shown(text)}; {_EXPECTED} would pass", field=field)
+    if not text.strip("0."):
+        raise InvalidAmount(f"{field} is zero; an amount above zero would pass", field=field)
+    return text
+
+
+def parse_amount(text: str, scale: int, field: str = "amount") -> int:
+    """
+    Read a decimal *text* as units of a coin with *scale* decimals.
+
+    Returns:
+        Units, > 0 and < 10**38.
+
+    Raises:
+        InvalidAmount: Not a plain decimal, zero, more decimals than *scale*, or 10**38 units and more.
+    """
+    match = _AMOUNT.match(check_amount(text, field))
+    assert match is not None, "check_amount has matched the same pattern"  # noqa: S101
+    whole, decimals = match[1], match[2] or ""
+    if len(decimals) > scale:
+        raise InvalidAmount(
+            f"{field} is {text!r} with {len(decimals)} decimals; this coin has {scale}, so at most {scale} would pass",
+            field=field,
+        )
+    units = int(whole + decimals.ljust(scale, "0"))
+    if units >= UNITS_LIMIT:
+        raise InvalidAmount(f"{field} is {text!r}; fewer than 10**38 units would pass", field=field)
+    return units
+
+
+def normal_amount(text: str) -> str:
+    """Return the one form of the decimal *text* without zeros at its end that say nothing."""
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def format_amount(units: int, scale: int, least_decimals: int = 2) -> str:
+    """
+    Write *units* of a coin with *scale* decimals as a plain decimal.
+
+    No exponent, at least *least_decimals* decimals, and after those no zeros that say nothing: ``"0.00"``,
+    ``"1.50"``, ``"3062.17437341"`` (wire rule R15).
+    """
+    sign, digits = ("-", str(-units)) if units < 0 else ("", str(units))
+    if scale:
+        digits = digits.rjust(scale + 1, "0")
+        whole, decimals = digits[:-scale], digits[-scale:].rstrip("0").ljust(least_decimals, "0")
+    else:
+        whole, decimals = digits, "0" * least_decimals
+    return f"{sign}{whole}.{decimals}" if decimals else sign + whole
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return repr(value if len(value) <= 64 else value[:61] + "...")
+    return f"a {type(value).__name__}"

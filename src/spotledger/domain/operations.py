@@ -1,0 +1,251 @@
+"""
+What a caller asks for: one frozen class an operation, its form checked when it is made.
+
+The form only: whether the coin is listed, the customer registered, and enough available is for the rules to say.
+Amounts are decimal text (``"100.50"``), because the units depend on the coin's scale. Every operation carries the
+idempotency key under which it happens once.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, Final, NamedTuple, TypeAlias
+
+from spotledger.domain.accounts import check_account_kind, check_coin, check_customer, check_scale
+from spotledger.domain.amounts import check_amount
+from spotledger.errors import InvalidRequest
+
+KEY_MAX_CHARACTERS: Final = 64
+REFERENCE_MAX_CHARACTERS: Final = 256
+#: The last millisecond of the year 9999; times after it are mistakes.
+TIME_MAX_MS: Final = 253_402_300_799_999
+
+_KEY = re.compile(r"\A[\x21-\x7e]{1,64}\Z")
+_HOLD = re.compile(r"\A[1-9][0-9]{0,17}\Z")
+#: Control characters and halves of surrogate pairs have no place in a journal that people read.
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+class HoldKey(NamedTuple):
+    """Names a hold by the idempotency key that opened it."""
+
+    key: str
+
+
+HoldName: TypeAlias = str | HoldKey
+
+
+@dataclass(frozen=True, slots=True)
+class ListCoin:
+    """List *coin* with *scale* decimals (0–18). A listing never changes."""
+
+    kind: ClassVar[str] = "list_coin"
+    key: str
+    coin: str
+    scale: int
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        check_coin(self.coin)
+        check_scale(self.scale)
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterCustomer:
+    """Register *customer*, who then has a wallet, a spot and a fiat account with nothing in them."""
+
+    kind: ClassVar[str] = "register_customer"
+    key: str
+    customer: str
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        check_customer(self.customer)
+
+
+@dataclass(frozen=True, slots=True)
+class Deposit:
+    """Move *amount* from the outside world to what *customer* has available."""
+
+    kind: ClassVar[str] = "deposit"
+    key: str
+    customer: str
+    coin: str
+    amount: str
+    account: str = "spot"
+    reference: str | None = None
+    happened_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        check_customer(self.customer)
+        check_coin(self.coin)
+        check_amount(self.amount)
+        check_account_kind(self.account)
+        check_reference(self.reference)
+        check_time(self.happened_ms, "happened_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """Move *amount* from available to freeze and open a hold for it, until *expires_ms* where given."""
+
+    kind: ClassVar[str] = "freeze"
+    key: str
+    customer: str
+    coin: str
+    amount: str
+    account: str = "spot"
+    reference: str | None = None
+    expires_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        check_customer(self.customer)
+        check_coin(self.coin)
+        check_amount(self.amount)
+        check_account_kind(self.account)
+        check_reference(self.reference)
+        check_time(self.expires_ms, "expires_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Unfreeze:
+    """Move *amount* of a hold, or all that remains of it, back to available."""
+
+    kind: ClassVar[str] = "unfreeze"
+    key: str
+    hold: HoldName
+    amount: str | None = None
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        check_hold(self.hold)
+        if self.amount is not None:
+            check_amount(self.amount)
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw:
+    """Move *amount* to the outside world, out of a hold or, at once, out of what *customer* has available."""
+
+    kind: ClassVar[str] = "withdraw"
+    key: str
+    amount: str
+    customer: str | None = None
+    coin: str | None = None
+    account: str = "spot"
+    hold: HoldName | None = None
+    reference: str | None = None
+    happened_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        check_amount(self.amount)
+        check_reference(self.reference)
+        check_time(self.happened_ms, "happened_ms")
+        if self.hold is None:
+            check_customer(self.customer)
+            check_coin(self.coin)
+            check_account_kind(self.account)
+            return
+        check_hold(self.hold)
+        for field, value in (("customer", self.customer), ("coin", self.coin)):
+            if value is not None:
+                raise InvalidRequest(f"{field} is given beside hold; a hold names both, so leave it out", field=field)
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Move *amount* from available to available, between accounts of one customer or of two."""
+
+    kind: ClassVar[str] = "transfer"
+    key: str
+    from_customer: str
+    to_customer: str
+    coin: str
+    amount: str
+    from_account: str = "spot"
+    to_account: str = "spot"
+    reference: str | None = None
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        check_customer(self.from_customer, "from.customer")
+        check_customer(self.to_customer, "to.customer")
+        check_coin(self.coin)
+        check_amount(self.amount)
+        check_account_kind(self.from_account, "from.account")
+        check_account_kind(self.to_account, "to.account")
+        check_reference(self.reference)
+        if (self.from_customer, self.from_account) == (self.to_customer, self.to_account):
+            raise InvalidRequest("to is the same account as from; another account would pass", field="to")
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """Free what remains of a hold past its time. Written by the ledger itself, under a key no caller's can be."""
+
+    kind: ClassVar[str] = "expire"
+    hold: str
+
+    @property
+    def key(self) -> str:
+        """The key of this expiry: it begins with a blank."""
+        return expiry_key(int(self.hold))
+
+
+Operation: TypeAlias = ListCoin | RegisterCustomer | Deposit | Freeze | Unfreeze | Withdraw | Transfer | Expire
+
+
+def expiry_key(hold_id: int) -> str:
+    """Return the idempotency key under which the ledger lets a hold expire."""
+    return f" expire:{hold_id}"
+
+
+def check_key(text: object, field: str = "key") -> str:
+    """Return *text* if it can be a caller's idempotency key: 1–64 characters of 0x21–0x7E."""
+    if isinstance(text, str) and _KEY.match(text):
+        return text
+    raise InvalidRequest(
+        f"{field} is {_shown(text)}; an idempotency key of 1 to {KEY_MAX_CHARACTERS} printable ASCII characters"
+        " without blanks would pass",
+        field=field,
+    )
+
+
+def check_hold(name: object, field: str = "hold") -> HoldName:
+    """Return *name* if it can name a hold: its id as text, or the key that opened it."""
+    if isinstance(name, HoldKey):
+        check_key(name.key, f"{field}.key")
+        return name
+    if isinstance(name, str) and _HOLD.match(name):
+        return name
+    raise InvalidRequest(f'{field} is {_shown(name)}; a hold\'s id such as "12" would pass', field=field)
+
+
+def check_reference(text: object, field: str = "reference") -> None:
+    """Check that *text* is None or a line of 1–256 printable characters."""
+    if text is None:
+        return
+    if not isinstance(text, str) or not 1 <= len(text) <= REFERENCE_MAX_CHARACTERS or _UNFIT.search(text):
+        raise InvalidRequest(
+            f"{field} is {_shown(text)}; 1 to {REFERENCE_MAX_CHARACTERS} characters without control characters would pass",
+            field=field,
+        )
+
+
+def check_time(value: object, field: str) -> None:
+    """Check that *value* is None or a time in milliseconds since 1970."""
+    if value is None:
+        return
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= TIME_MAX_MS:
+        raise InvalidRequest(
+            f"{field} is {value!r}; milliseconds since 1970 such as 1700000000000 would pass", field=field
+        )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 70 else text[:67] + "..."
