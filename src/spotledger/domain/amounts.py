@@ -16,7 +16,7 @@ MAX_SCALE = 18
 UNITS_LIMIT = 10**38
 
 _AMOUNT = re.compile(r"\A(0|[1-9][0-9]{0,37})(?:\.([0-9]{1,18}))?\Z")
-_EXPECTED = 'a plain decimal such as "12.5" in a text, above zero, in digits 0-9 without sign, exponent or leading zeros'
+_EXPECTED = 'a plain decimal above zero such as "12.5" in a text (digits 0-9; no sign, exponent or leading zeros)'
 
 
 def check_amount(text: object, field: str = "amount") -> str:

@@ -231,7 +231,7 @@ def check_reference(text: object, field: str = "reference") -> None:
         return
     if not isinstance(text, str) or not 1 <= len(text) <= REFERENCE_MAX_CHARACTERS or _UNFIT.search(text):
         raise InvalidRequest(
-            f"{field} is {_shown(text)}; 1 to {REFERENCE_MAX_CHARACTERS} characters without control characters would pass",
+            f"{field} is {_shown(text)}; 1 to {REFERENCE_MAX_CHARACTERS} characters, no control characters, would pass",
             field=field,
         )
 
