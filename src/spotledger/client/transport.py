@@ -1,0 +1,148 @@
+"""Send one request over httpx2, blocking or async; bring back an answer, or why there is none."""
+
+from __future__ import annotations
+
+import time
+from urllib.parse import quote, urlsplit
+
+import httpx2
+
+from spotledger.client.quiet import quiet
+from spotledger.client.steps import Answer, Failure, Send
+
+CONNECT_TIMEOUT_S = 5.0
+WRITE_TIMEOUT_S = 5.0
+#: The longest silence while waiting for an answer or for the next piece of it.
+READ_TIMEOUT_S = 10.0
+#: The longest wait for a free connection of the pool.
+POOL_TIMEOUT_S = 10.0
+#: The longest time a body may take to arrive whole, however steadily it drips.
+BODY_TIMEOUT_S = 30.0
+#: The longest body that is read: 200 coins are 14 KiB, so this is ample.
+BODY_LIMIT_BYTES = 4 * 1024 * 1024
+
+#: Nothing else is asked for, so that a small answer cannot unpack to a huge one.
+_HEADERS = {"Accept-Encoding": "identity", "User-Agent": "spotledger-client"}
+
+
+def timeouts(read_s: float = READ_TIMEOUT_S) -> httpx2.Timeout:
+    """Give the time limits of one attempt, in seconds."""
+    return httpx2.Timeout(connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S, read=read_s, pool=POOL_TIMEOUT_S)
+
+
+def check_base_url(base_url: str) -> str:
+    """
+    Give *base_url* without a slash at its end.
+
+    Raises:
+        ValueError: It is not ``http://`` or ``https://`` with a host, or it carries a user name, a query or a
+            fragment. The message does not repeat it, as it may hold a password.
+    """
+    wanted = "base_url must look like http://host:port or https://host/path"
+    try:
+        parts = urlsplit(base_url)
+        _ = parts.port
+    except ValueError:
+        parts = None
+    if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError(wanted)
+    if parts.username is not None or parts.query or parts.fragment or not base_url.isprintable():
+        raise ValueError(f"{wanted}, with no user name, query or fragment in it")
+    return base_url.rstrip("/")
+
+
+def send(client: httpx2.Client, outgoing: Send, body_limit: int = BODY_LIMIT_BYTES) -> Answer | Failure:
+    """Send *outgoing* once; follow no redirect; read at most *body_limit* bytes."""
+    with quiet():
+        try:
+            response = client.send(_request(client, outgoing), stream=True, follow_redirects=False)
+            try:
+                reader = _BodyReader(response, body_limit)
+                for chunk in response.iter_raw():
+                    if not reader.take(chunk):
+                        break
+            finally:
+                response.close()
+        except (httpx2.HTTPError, OSError) as error:
+            return _failure(error)
+        return reader.answer()
+
+
+async def send_async(
+    client: httpx2.AsyncClient, outgoing: Send, body_limit: int = BODY_LIMIT_BYTES
+) -> Answer | Failure:
+    """Do what ``send`` does, without blocking the event loop."""
+    with quiet():
+        try:
+            response = await client.send(_request(client, outgoing), stream=True, follow_redirects=False)
+            try:
+                reader = _BodyReader(response, body_limit)
+                async for chunk in response.aiter_raw():
+                    if not reader.take(chunk):
+                        break
+            finally:
+                await response.aclose()
+        except (httpx2.HTTPError, OSError) as error:
+            return _failure(error)
+        return reader.answer()
+
+
+class _BodyReader:
+    """Collect the pieces of one body, up to a limit of bytes and of time."""
+
+    def __init__(self, response: httpx2.Response, limit: int) -> None:
+        self._response = response
+        self._limit = limit
+        self._deadline = time.monotonic() + BODY_TIMEOUT_S
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._usable = response.headers.get("content-encoding", "identity").lower() == "identity"
+
+    def take(self, piece: bytes) -> bool:
+        """Say whether more is wanted."""
+        self._size += len(piece)
+        if self._size > self._limit:
+            self._usable = False
+        if time.monotonic() > self._deadline:
+            raise httpx2.ReadTimeout("the body took too long")
+        if self._usable:
+            self._pieces.append(piece)
+        return self._usable
+
+    def answer(self) -> Answer:
+        body = b"".join(self._pieces) if self._usable else None
+        return Answer(self._response.status_code, dict(self._response.headers), body)
+
+
+def _request(client: httpx2.Client | httpx2.AsyncClient, outgoing: Send) -> httpx2.Request:
+    """Write names and values percent-encoded as they stand, in their order."""
+    query = "&".join(f"{quote(name, safe='')}={quote(value, safe='')}" for name, value in outgoing.params)
+    url = f"{outgoing.url}?{query}" if query else outgoing.url
+    headers = {**_HEADERS, **outgoing.headers}
+    return client.build_request(outgoing.method, url, content=outgoing.content, headers=headers)
+
+
+_REASONS: tuple[tuple[type[Exception], str], ...] = (
+    (httpx2.ConnectTimeout, "no connection in time"),
+    (httpx2.PoolTimeout, "every connection was in use for too long"),
+    (httpx2.WriteTimeout, "the request could not be written in time"),
+    (httpx2.ReadTimeout, "no whole answer in time"),
+    (httpx2.ProxyError, "the proxy refused"),
+    (httpx2.RemoteProtocolError, "the connection ended before a whole HTTP answer came"),
+    (httpx2.NetworkError, "the connection broke"),
+)
+
+
+def _failure(error: Exception) -> Failure:
+    """
+    Name what happened in own words.
+
+    The library's exceptions carry the request with its URL, so none of them is kept or chained. Only the text
+    of a failed connection is repeated: it comes from the operating system, before anything was sent.
+    """
+    if isinstance(error, httpx2.ConnectError):
+        return Failure(f"could not connect: {error}")
+    for kind, reason in _REASONS:
+        if isinstance(error, kind):
+            return Failure(reason)
+    return Failure(f"the HTTP library gave up ({type(error).__name__})")
