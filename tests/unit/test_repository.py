@@ -1,0 +1,156 @@
+"""What every file of the repository has to hold: no addresses, short enough, the words of the glossary."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FILE_LINES_LIMIT = 500
+FUNCTION_LINES_LIMIT = 70
+
+# The words are put together here, so that this file does not hold them itself.
+INDEX_HOSTS = ["py" + "pi.org", "python" + "hosted.org", "npm" + "js.org", "npm" + "js.com", "maven." + "org"]
+INDEX_SETTINGS = ["index" + "-url =", "--index" + "-url ", "--extra-index" + "-url", "--find" + "-links"]
+MACHINE_PATH = re.compile(r"(?<![\w.~$}])/(?:work|root|home)/\w|/var/folders[/]|\b[A-Z]:\\\\Users")
+UNUSED_WORDS = {"user", "asset", "currency", "utils", "util", "helper", "helpers", "common", "manager"}
+
+
+@cache
+def tracked_files() -> tuple[Path, ...]:
+    """List what git tracks or would track; without git, what is there outside hidden and made folders."""
+    git = shutil.which("git")
+    if git and (ROOT / ".git").exists():
+        listed = subprocess.run(
+            [git, "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT, capture_output=True, check=True, timeout=60,
+        )  # fmt: skip
+        paths = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+        return tuple(path for path in paths if path.is_file())
+    kept = [path for path in ROOT.rglob("*") if not set(path.relative_to(ROOT).parts) & {".venv", ".git", "data"}]
+    return tuple(path for path in kept if path.is_file() and "cache" not in str(path.relative_to(ROOT)))
+
+
+def texts() -> list[tuple[str, str]]:
+    """Read every tracked text file, as name and content."""
+    found = []
+    for path in tracked_files():
+        content = path.read_bytes()
+        if b"\0" not in content:
+            found.append((path.relative_to(ROOT).as_posix(), content.decode("utf-8")))
+    return found
+
+
+def sources() -> list[Path]:
+    """List the Python files of the product."""
+    return sorted(path for path in tracked_files() if path.suffix == ".py" and ROOT / "src" in path.parents)
+
+
+def parse(path: Path) -> ast.Module:
+    """Read the Python file at *path*."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def name_of(path: Path) -> str:
+    """Name *path* as seen from the root of the repository."""
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("word", [*INDEX_HOSTS, *INDEX_SETTINGS])
+def test_file_with_the_address_of_a_package_index_is_not_there(word: str) -> None:
+    """No file names a package index or its address: the machine that installs decides that."""
+    assert [name for name, text in texts() if word in text] == []
+
+
+def test_file_with_a_path_of_one_machine_is_not_there() -> None:
+    """No file holds an absolute path that exists on one person's machine only."""
+    found = {name: hit.group() for name, text in texts() if (hit := MACHINE_PATH.search(text))}
+    assert found == {}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "requirements").glob("*.txt")), ids=lambda path: path.name)
+def test_requirement_is_pinned_and_carries_hashes(path: Path) -> None:
+    """Every line that installs something names one version and at least one hash."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and line.lstrip()[0] != "#"]
+    starts = [number for number, line in enumerate(lines) if not line.startswith(" ")]
+    assert starts
+    for number in starts:
+        assert re.match(r"[a-z0-9-]+(\[[a-z,]+\])?==\S+( ; .+)? \\$", lines[number]), lines[number]
+        assert lines[number + 1].startswith("    --hash=sha256:"), lines[number]
+
+
+def test_requirement_is_the_same_version_in_every_lock() -> None:
+    """What is tested is what is installed: no two locks name different versions of one package."""
+    versions: dict[str, set[str]] = {}
+    for path in (ROOT / "requirements").glob("*.txt"):
+        for name, version in re.findall(r"^([a-z0-9-]+)==(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            versions.setdefault(name, set()).add(version)
+    assert {name: found for name, found in versions.items() if len(found) > 1} == {}
+
+
+def test_source_file_is_short_enough() -> None:
+    """No source file is longer than the limit."""
+    lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
+    assert lengths
+    assert {name: lines for name, lines in lengths.items() if lines >= FILE_LINES_LIMIT} == {}
+
+
+def test_source_function_is_short_enough() -> None:
+    """No function, from its first decorator to its end, is longer than the limit."""
+    too_long = {}
+    for path in sources():
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                lines = (node.end_lineno or first) - first + 1
+                if lines > FUNCTION_LINES_LIMIT:
+                    too_long[f"{name_of(path)}:{node.name}"] = lines
+    assert too_long == {}
+
+
+def words_of(name: str) -> set[str]:
+    """Cut an identifier into its words: ``KeyManager`` and ``key_manager`` both hold ``manager``."""
+    return set(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().split("_"))
+
+
+def test_source_module_and_class_avoid_the_unused_words() -> None:
+    """Modules and classes are named by the words of the glossary, so one thing has one name."""
+    found = []
+    for path in sources():
+        names = {path.stem, path.parent.name}
+        names.update(node.name for node in ast.walk(parse(path)) if isinstance(node, ast.ClassDef))
+        found += [f"{name_of(path)}: {name}" for name in names if words_of(name) & UNUSED_WORDS]
+    assert found == []
+
+
+def test_source_public_name_has_a_docstring() -> None:
+    """Every module with code, and every public class and function in it, says what it is for."""
+    silent = []
+    for path in sources():
+        tree = parse(path)
+        if tree.body and path.name != "__init__.py" and not ast.get_docstring(tree):
+            silent.append(name_of(path))
+        for node in tree.body:
+            public = isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            if public and not node.name.startswith("_") and not ast.get_docstring(node):
+                silent.append(f"{name_of(path)}:{node.name}")
+    assert silent == []
+
+
+def test_ci_run_is_executable() -> None:
+    """The script of the checks can be started as it is."""
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111 == 0o111
+
+
+def test_licence_is_the_full_text_that_the_metadata_names() -> None:
+    """LICENSE holds the Apache License 2.0, as pyproject.toml says."""
+    text = (ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert 'license = "Apache-2.0"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
