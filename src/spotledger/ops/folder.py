@@ -25,7 +25,7 @@ from spotledger.storage.folder import make_folder, read_note, unusable
 
 LEDGER_FILE: Final = "ledger.db"
 MASTER_KEY_FILE: Final = "master.key"
-TOKEN_FILE: Final = "operator.token"
+TOKEN_FILE: Final = "operator.token"  # noqa: S105 - a name, no token
 MASTER_KEY_VARIABLE: Final = "SPOTLEDGER_MASTER_KEY"
 MASTER_KEY_BYTES: Final = 32
 TOKEN_BYTES: Final = 32
@@ -165,7 +165,7 @@ def read_token(file: Path) -> str:
         ) from None
     if not _TOKEN.match(text):
         raise DataFolderUnusable(
-            f"{file} holds no operator token; 16 to {TOKEN_MAX_CHARACTERS} printable characters in one line would pass.",
+            f"{file} holds no operator token; a line of 16 to {TOKEN_MAX_CHARACTERS} printable characters would pass.",
             path=str(file),
         )
     return text
