@@ -4,11 +4,13 @@ Every error of spotledger, in one tree, cut by what the caller must do.
     SpotledgerError
     ├── Refused                     mend the request; no money moved
     │   ├── InvalidRequest          a field is unknown, missing or of the wrong form
+    │   │   ├── MalformedRequest    the request cannot be read at all
     │   │   └── InvalidAmount       an amount that is not exactly a number of units
     │   ├── IdempotencyConflict     the key was used before with other content
     │   ├── CoinAlreadyListed
     │   ├── CustomerAlreadyRegistered
     │   ├── NotFound                no such thing to read
+    │   ├── MethodNotAllowed        the path is there, but not with this method
     │   └── Kept                    a refusal that is kept in the journal with its key
     │       ├── InsufficientAvailable
     │       ├── UnknownCoin
@@ -92,6 +94,12 @@ class InvalidRequest(Refused):
     code = "invalid_request"
 
 
+class MalformedRequest(InvalidRequest):
+    """The request cannot be read."""
+
+    code = "malformed_request"
+
+
 class InvalidAmount(InvalidRequest):
     """An amount is a plain decimal above zero with no more decimals than the coin's scale."""
 
@@ -120,6 +128,12 @@ class NotFound(Refused):
     """There is no such thing to read."""
 
     code = "not_found"
+
+
+class MethodNotAllowed(Refused):
+    """This path takes another method."""
+
+    code = "method_not_allowed"
 
 
 class Kept(Refused):

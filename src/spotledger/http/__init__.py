@@ -1,0 +1,1 @@
+"""The two doors over HTTP: the public wire of traders and the operator API."""

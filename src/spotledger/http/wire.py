@@ -1,0 +1,90 @@
+"""
+How an error is said over HTTP: one table for both listeners.
+
+A row holds the HTTP status (operator API, and public answers as problem details) and the code in
+the body of the public v1 API (rule R17). An error class without a row of its own takes the row of
+its nearest base. `SetupError` never reaches a caller and the client's errors are not ours to
+send: a test walks the tree and asks for a row for each other leaf.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from spotledger import errors
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+
+
+class Row(NamedTuple):
+    """How one class of errors is said: the HTTP status, the v1 code, and a short title."""
+
+    status: int
+    v1_code: int
+    title: str
+
+
+TABLE: dict[type[errors.SpotledgerError], Row] = {
+    errors.SpotledgerError: Row(500, 404, "Internal error"),
+    # mend the request
+    errors.InvalidRequest: Row(422, 400, "Invalid request"),
+    errors.MalformedRequest: Row(400, 400, "Malformed request"),
+    errors.InvalidAmount: Row(422, 400, "Invalid amount"),
+    errors.IdempotencyConflict: Row(409, 400, "Idempotency key used with other content"),
+    errors.CoinAlreadyListed: Row(422, 404, "Coin already listed"),
+    errors.CustomerAlreadyRegistered: Row(422, 404, "Customer already registered"),
+    errors.BalanceTooLarge: Row(422, 404, "Balance too large"),
+    errors.NotFound: Row(404, 404, "Not found"),
+    errors.MethodNotAllowed: Row(405, 404, "Method not allowed"),
+    errors.InsufficientAvailable: Row(422, 404, "Insufficient available"),
+    errors.UnknownCoin: Row(422, 404, "Unknown coin"),
+    errors.UnknownCustomer: Row(422, 404, "Unknown customer"),
+    errors.UnknownHold: Row(422, 404, "Unknown hold"),
+    errors.HoldShort: Row(422, 404, "Hold short"),
+    errors.HoldClosed: Row(422, 404, "Hold closed"),
+    errors.HoldExpired: Row(422, 404, "Hold expired"),
+    # prove who you are
+    errors.AccessKeyUnknown: Row(401, 307, "Access key unknown"),
+    errors.AccessKeyRevoked: Row(401, 307, "Access key revoked"),
+    errors.AccessKeyExpired: Row(401, 307, "Access key expired"),
+    errors.AddressNotAllowed: Row(403, 307, "Address not allowed"),
+    errors.PermissionMissing: Row(403, 307, "Permission missing"),
+    errors.SignatureRefused: Row(401, 308, "Signature refused"),
+    errors.NonceRefused: Row(400, 400, "Nonce refused"),
+    errors.ReplayRefused: Row(400, 400, "Replay refused"),
+    errors.TokenRefused: Row(401, 307, "Token refused"),
+    errors.ScopeMissing: Row(403, 307, "Scope missing"),
+    # try again
+    errors.StoreBusy: Row(503, 404, "Busy"),
+    errors.StoreUnavailable: Row(503, 404, "Unavailable"),
+    errors.LimitExceeded: Row(429, 404, "Too many requests"),
+}
+
+
+def row_of(error: errors.SpotledgerError | type[errors.SpotledgerError]) -> Row:
+    """Return the row for *error*: its own, or that of its nearest base."""
+    kind = error if isinstance(error, type) else type(error)
+    return next(TABLE[base] for base in kind.__mro__ if base in TABLE)
+
+
+def problem(error: errors.SpotledgerError, request_id: str) -> dict[str, Any]:
+    """
+    Say *error* as RFC 9457 problem details.
+
+    Returns:
+        The members ``type``, ``title``, ``status``, ``detail``, ``code`` and ``request_id``, then the
+        error's own details (they never replace one of the former), and ``seq`` where the refusal is kept.
+    """
+    row = row_of(error)
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": row.title,
+        "status": row.status,
+        "detail": error.message,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    seq = getattr(error, "seq", None)
+    if seq is not None:
+        body["seq"] = seq
+    return {**error.details, **body}

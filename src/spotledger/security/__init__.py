@@ -1,0 +1,1 @@
+"""Who is calling, and may they: access keys, signatures, tokens, limits, replay, addresses."""

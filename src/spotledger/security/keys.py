@@ -1,0 +1,330 @@
+"""
+Access keys: their records, and the ring that holds those in use ready for checking signatures.
+
+An access key is a UUID, its secret 64 hex digits (rule R13). The secret is shown once, when it is
+made; what is kept is sealed with the master key.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import secrets
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest
+from spotledger.security.addresses import IpAddress, IpNetwork
+from spotledger.security.bounded import BoundedDict
+from spotledger.security.sealing import Cipher as Cipher
+from spotledger.security.signing import UNKNOWN_SECRET, PreparedSecret
+
+PERMISSIONS = ("read", "trade", "withdraw")
+LABEL_MAX_CHARACTERS = 100
+ADDRESSES_MAX = 100
+SECRET_BYTES = 32
+#: Half of the number of access keys that are held ready in memory.
+READY_KEYS_GENERATION = 20_000
+NEVER_MS = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class AccessKeyRecord:
+    """One access key as it is stored. ``addresses`` are CIDR texts; times are ms since 1970, None for never."""
+
+    accesskey: str
+    customer: str
+    permissions: tuple[str, ...]
+    label: str
+    addresses: tuple[str, ...]
+    sealed_secret: bytes = field(repr=False)
+    created_ms: int
+    expires_ms: int | None = None
+    revoked_ms: int | None = None
+    last_used_ms: int | None = None
+
+
+class AccessKeyRecords(Protocol):
+    """Where access keys are stored."""
+
+    def get(self, accesskey: str) -> AccessKeyRecord | None:
+        """Return the record of *accesskey*."""
+
+    def insert(self, record: AccessKeyRecord) -> None:
+        """Store a new record."""
+
+    def list(self, customer: str | None, after: str, limit: int) -> list[AccessKeyRecord]:
+        """Return at most *limit* records beyond the access key *after*, of *customer* or of all, in order."""
+
+    def revoke(self, accesskey: str, now_ms: int) -> bool:
+        """Mark *accesskey* as revoked at *now_ms*; return whether it was there and not yet revoked."""
+
+    def replace(self, accesskey: str, record: AccessKeyRecord, now_ms: int) -> bool:
+        """Revoke *accesskey* and store *record*, both or neither; return whether that was done."""
+
+    def note_used(self, used: Mapping[str, int]) -> None:
+        """Store when access keys were last used: access key → ms since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """One operator token as it is stored: the SHA-256 of it, never the token."""
+
+    token_id: str
+    digest: bytes = field(repr=False)
+    scopes: tuple[str, ...]
+    label: str
+    created_ms: int
+    revoked_ms: int | None = None
+
+
+class TokenRecords(Protocol):
+    """Where operator tokens are stored."""
+
+    def by_digest(self, digest: bytes) -> TokenRecord | None:
+        """Return the record of the token whose SHA-256 is *digest*."""
+
+    def insert(self, record: TokenRecord) -> None:
+        """Store a new record."""
+
+    def list(self, after: str, limit: int) -> list[TokenRecord]:
+        """Return at most *limit* records beyond the id *after*, in order."""
+
+    def revoke(self, token_id: str, now_ms: int) -> bool:
+        """Mark the token as revoked at *now_ms*; return whether it was there and not yet revoked."""
+
+
+class KeptRequests(Protocol):
+    """The idempotency keys of writes that are not in the journal: those about access keys and tokens."""
+
+    def get(self, idempotency_key: str) -> tuple[str, str] | None:
+        """Return request and answer kept under *idempotency_key*, both as JSON text."""
+
+    def keep(self, idempotency_key: str, request_json: str, answer_json: str) -> None:
+        """Keep request and answer; the answer holds no secret."""
+
+
+class ReadyKey:
+    """An access key made ready to check requests with."""
+
+    __slots__ = ("accesskey", "customer", "dead_from_ms", "networks", "permissions", "revoked", "secret")
+
+    def __init__(self, record: AccessKeyRecord, secret: PreparedSecret) -> None:
+        self.accesskey = record.accesskey
+        self.customer = record.customer
+        self.permissions = frozenset(record.permissions)
+        #: From where it may be used; empty for anywhere.
+        self.networks: tuple[IpNetwork, ...] = tuple(ipaddress.ip_network(text) for text in record.addresses)
+        self.secret = secret
+        self.revoked = record.revoked_ms is not None
+        #: Revoked or expired from this time on: one comparison on the hot path.
+        self.dead_from_ms = 0 if self.revoked else NEVER_MS if record.expires_ms is None else record.expires_ms
+
+    def __repr__(self) -> str:
+        return f"ReadyKey({hint_of(self.accesskey)}, customer={self.customer!r})"
+
+    def allows(self, address: IpAddress) -> bool:
+        """Tell whether the key may be used from *address*."""
+        return not self.networks or any(address in network for network in self.networks)
+
+
+def hint_of(accesskey: str) -> str:
+    """Return the first characters of *accesskey*, enough to find it by and too few to use it (rule R21)."""
+    return f"{accesskey[:8]}…" if len(accesskey) > 16 else "…"
+
+
+class KeyRing:
+    """
+    Make, revoke and look up access keys.
+
+    The keys in use are held ready in bounded memory. Revoking takes effect in this process at once.
+    When keys were last used is collected in memory, until `flush_used` stores it.
+    """
+
+    def __init__(
+        self,
+        records: AccessKeyRecords,
+        cipher: Cipher,
+        clock_ms: Callable[[], int],
+        *,
+        generation_limit: int = READY_KEYS_GENERATION,
+    ) -> None:
+        self._records = records
+        self._cipher = cipher
+        self._clock_ms = clock_ms
+        self._ready: BoundedDict[str, ReadyKey] = BoundedDict(generation_limit)
+        #: Access key → when it last passed, since the last flush.
+        self.used: dict[str, int] = {}
+
+    def create(
+        self,
+        customer: str,
+        permissions: Iterable[str],
+        label: str = "",
+        addresses: Iterable[str] = (),
+        expires_ms: int | None = None,
+    ) -> tuple[str, str]:
+        """
+        Make an access key for *customer* and store it.
+
+        Args:
+            customer: Who is registered; not checked here.
+            permissions: Of ``read``, ``trade``, ``withdraw``; at least one.
+            label: At most 100 printable characters.
+            addresses: Addresses or networks (``10.1.0.0/16``) it may be used from; none for anywhere.
+            expires_ms: When it stops working, ms since 1970, later than now; None for never.
+
+        Returns:
+            The access key and its secret. The secret can't be had again.
+
+        Raises:
+            InvalidRequest: One of the arguments is not as above; ``field`` names it.
+        """
+        now_ms = self._clock_ms()
+        record = AccessKeyRecord(
+            accesskey=str(uuid.uuid4()),
+            customer=customer,
+            permissions=checked_permissions(permissions),
+            label=checked_label(label),
+            addresses=checked_addresses(addresses),
+            sealed_secret=b"",
+            created_ms=now_ms,
+            expires_ms=checked_expiry(expires_ms, now_ms),
+        )
+        sealed, secret = self._with_new_secret(record)
+        self._records.insert(sealed)
+        return sealed.accesskey, secret
+
+    def rotate(self, accesskey: str) -> tuple[str, str]:
+        """
+        Revoke *accesskey* and make another with the same customer, permissions, label, addresses and expiry.
+
+        Raises:
+            AccessKeyUnknown: There is no such access key.
+            AccessKeyRevoked: It is revoked already; nothing is made.
+        """
+        old = self._records.get(accesskey)
+        if old is None:
+            raise AccessKeyUnknown
+        now_ms = self._clock_ms()
+        renewed = replace(old, accesskey=str(uuid.uuid4()), created_ms=now_ms, revoked_ms=None, last_used_ms=None)
+        sealed, secret = self._with_new_secret(renewed)
+        if not self._records.replace(accesskey, sealed, now_ms):
+            raise AccessKeyRevoked
+        self._hold_as_revoked(old)
+        return sealed.accesskey, secret
+
+    def revoke(self, accesskey: str) -> bool:
+        """
+        Make *accesskey* stop working, at once and for ever.
+
+        Returns:
+            Whether it was alive before.
+
+        Raises:
+            AccessKeyUnknown: There is no such access key.
+        """
+        record = self._records.get(accesskey)
+        if record is None:
+            raise AccessKeyUnknown
+        was_alive = self._records.revoke(accesskey, self._clock_ms())
+        self._hold_as_revoked(record)
+        return was_alive
+
+    def list(self, customer: str | None = None, after: str = "", limit: int = 1000) -> list[AccessKeyRecord]:
+        """Return at most *limit* records beyond the access key *after*, of *customer* or of all."""
+        return self._records.list(customer, after, limit)
+
+    def get(self, accesskey: str) -> AccessKeyRecord | None:
+        """Return the stored record of *accesskey*."""
+        return self._records.get(accesskey)
+
+    def ready(self, accesskey: str) -> ReadyKey | None:
+        """
+        Return *accesskey* ready for checking, dead ones too; None if there is no such key.
+
+        Raises:
+            MasterKeyRefused: Its secret does not open with this master key.
+        """
+        ready = self._ready.get(accesskey)
+        if ready is None:
+            record = self._records.get(accesskey)
+            if record is None:
+                return None
+            ready = self._made_ready(record)
+            self._ready.put(accesskey, ready)
+        return ready
+
+    def forget(self) -> None:
+        """Drop all ready keys, so that each is read from the store again."""
+        self._ready.clear()
+
+    def flush_used(self) -> int:
+        """Store when keys were last used, all in one write; return how many. What fails is kept for the next time."""
+        used, self.used = self.used, {}
+        if used:
+            try:
+                self._records.note_used(used)
+            except BaseException:
+                self.used = {**used, **self.used}
+                raise
+        return len(used)
+
+    def _with_new_secret(self, record: AccessKeyRecord) -> tuple[AccessKeyRecord, str]:
+        secret = secrets.token_hex(SECRET_BYTES)
+        return replace(record, sealed_secret=self._cipher.seal(record.accesskey, secret)), secret
+
+    def _made_ready(self, record: AccessKeyRecord) -> ReadyKey:
+        if record.revoked_ms is not None:
+            return ReadyKey(record, UNKNOWN_SECRET)
+        return ReadyKey(record, PreparedSecret(self._cipher.open(record.accesskey, record.sealed_secret)))
+
+    def _hold_as_revoked(self, record: AccessKeyRecord) -> None:
+        # Held as a dead key rather than dropped: a reader that saw the record a moment before the commit
+        # can't bring it back to life, because only a missing key is read from the store.
+        self._ready.put(record.accesskey, self._made_ready(replace(record, revoked_ms=self._clock_ms())))
+
+
+def checked_permissions(permissions: Iterable[str]) -> tuple[str, ...]:
+    """Return *permissions* in the order of `PERMISSIONS`, each once; raise InvalidRequest otherwise."""
+    asked = {permissions} if isinstance(permissions, str) else set(permissions)
+    unknown = sorted(str(name) for name in asked - set(PERMISSIONS))
+    if unknown or not asked:
+        found = ", ".join(unknown) or "none"
+        raise InvalidRequest(
+            f"permissions: found {found}; give one or more of {', '.join(PERMISSIONS)}.", field="permissions"
+        )
+    return tuple(name for name in PERMISSIONS if name in asked)
+
+
+def checked_label(label: str) -> str:
+    """Return *label* if it is printable and of 100 characters at most; raise InvalidRequest otherwise."""
+    if not isinstance(label, str) or len(label) > LABEL_MAX_CHARACTERS or not label.isprintable():
+        raise InvalidRequest(f"label: give at most {LABEL_MAX_CHARACTERS} printable characters.", field="label")
+    return label
+
+
+def checked_addresses(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Return *addresses* as CIDR texts, each once; raise InvalidRequest where one is neither address nor network."""
+    texts = [addresses] if isinstance(addresses, str) else list(addresses)
+    if len(texts) > ADDRESSES_MAX:
+        raise InvalidRequest(f"addresses: {len(texts)} given; {ADDRESSES_MAX} at most.", field="addresses")
+    try:
+        return tuple(dict.fromkeys(str(ipaddress.ip_network(text)) for text in texts))
+    except (ValueError, TypeError) as error:
+        raise InvalidRequest(
+            "addresses: each is an address (10.1.2.3) or a network without host bits (10.1.0.0/16).",
+            field="addresses",
+        ) from error
+
+
+def checked_expiry(expires_ms: int | None, now_ms: int) -> int | None:
+    """Return *expires_ms* if it is later than *now_ms*, or None; raise InvalidRequest otherwise."""
+    if expires_ms is None:
+        return None
+    if isinstance(expires_ms, bool) or not isinstance(expires_ms, int) or not now_ms < expires_ms < NEVER_MS:
+        raise InvalidRequest(
+            f"expires_ms: give a time in ms since 1970 later than now ({now_ms}), or leave it out.", field="expires_ms"
+        )
+    return expires_ms

@@ -1,0 +1,128 @@
+"""Secrets at rest: AES-256-GCM under a master key that is no part of the ledger file."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from spotledger.errors import MasterKeyRefused
+
+MASTER_KEY_BYTES = 32
+MASTER_KEY_FILE_MAX_BYTES = 256
+
+# A sealed secret is: one byte that names this form, the nonce, the text and its 16-byte tag.
+_FORM = b"\x01"
+_NONCE_BYTES = 12
+_MASTER_KEY_TEXT = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
+
+
+def parse_master_key(text: str) -> bytes:
+    """
+    Return the 32 bytes that *text* (64 hex digits, blanks around them ignored) stands for.
+
+    Raises:
+        MasterKeyRefused: *text* is anything else. The message holds no part of it.
+    """
+    stripped = text.strip()
+    if not _MASTER_KEY_TEXT.fullmatch(stripped):
+        raise MasterKeyRefused(
+            f"The master key has {len(stripped)} characters; it is 64 hex digits, as made by openssl rand -hex 32."
+        )
+    return bytes.fromhex(stripped)
+
+
+def load_master_key(path: Path) -> bytes:
+    """
+    Read the master key from the file *path*.
+
+    Raises:
+        MasterKeyRefused: The file is missing, no regular file, open to others than its owner (its mode
+            must be 0600, or 0400), or does not hold 64 hex digits.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise MasterKeyRefused(f"The master key file {path} cannot be read: {error.strerror}.") from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise MasterKeyRefused(f"The master key {path} is not a regular file.")
+        mode = stat.S_IMODE(status.st_mode)
+        if mode & 0o177:
+            raise MasterKeyRefused(
+                f"The master key file {path} has mode {mode:04o}; make it 0600, so that only its owner reads it."
+            )
+        content = file.read(MASTER_KEY_FILE_MAX_BYTES)
+    return parse_master_key(content.decode("ascii", "replace"))
+
+
+def make_master_key(path: Path) -> bytes:
+    """
+    Make a new random master key in the new file *path*, mode 0600, synced to disk.
+
+    Raises:
+        MasterKeyRefused: The file is there already, or cannot be written.
+    """
+    key = secrets.token_bytes(MASTER_KEY_BYTES)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(key.hex() + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise MasterKeyRefused(f"The master key file {path} cannot be made: {error.strerror}.") from error
+    return key
+
+
+class Cipher:
+    """
+    Seal and open the secrets of access keys with AES-256-GCM.
+
+    The access key is the associated data, so that a sealed secret moved to another access key does not open.
+    """
+
+    __slots__ = ("_aead", "fingerprint")
+
+    def __init__(self, master_key: bytes) -> None:
+        if len(master_key) != MASTER_KEY_BYTES:
+            raise MasterKeyRefused(f"The master key has {len(master_key)} bytes; it has {MASTER_KEY_BYTES}.")
+        self._aead = AESGCM(master_key)
+        #: Tells one master key from another and says nothing about either: 32 hex digits.
+        self.fingerprint = hmac.new(master_key, b"spotledger fingerprint", hashlib.sha256).hexdigest()[:32]
+
+    def __repr__(self) -> str:
+        return f"Cipher(fingerprint={self.fingerprint!r})"
+
+    def seal(self, accesskey: str, secret: str) -> bytes:
+        """Return *secret* encrypted for *accesskey*, under a fresh random nonce."""
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        return _FORM + nonce + self._aead.encrypt(nonce, secret.encode(), accesskey.encode())
+
+    def open(self, accesskey: str, sealed: bytes) -> str:
+        """
+        Return the secret that was sealed for *accesskey*.
+
+        Raises:
+            MasterKeyRefused: It was sealed with another master key or for another access key, or was altered.
+        """
+        if sealed[:1] != _FORM:
+            raise MasterKeyRefused("A secret was sealed in a form that this version does not know.")
+        nonce, text = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
+        try:
+            return self._aead.decrypt(nonce, text, accesskey.encode()).decode()
+        except (InvalidTag, ValueError) as error:
+            raise MasterKeyRefused("A secret does not open with this master key.") from error

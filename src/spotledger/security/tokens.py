@@ -1,0 +1,112 @@
+"""Operator tokens: random 256 bits, of which only the SHA-256 is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import uuid
+from collections.abc import Callable, Iterable
+
+from spotledger.errors import InvalidRequest, ScopeMissing, TokenRefused
+from spotledger.security.bounded import BoundedDict
+from spotledger.security.keys import TokenRecord, TokenRecords, checked_label
+
+SCOPES = ("ledger:read", "ledger:write", "keys:write", "admin")
+TOKEN_BYTES = 32
+TOKENS_GENERATION = 1_000
+
+_TOKEN = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
+_BEARER = re.compile(r"bearer +([!-~]+)", re.ASCII | re.IGNORECASE)
+
+
+class Tokens:
+    """Make, revoke and check operator tokens. Revoking takes effect in this process at once."""
+
+    def __init__(self, records: TokenRecords, clock_ms: Callable[[], int]) -> None:
+        self._records = records
+        self._clock_ms = clock_ms
+        self._known: BoundedDict[bytes, TokenRecord] = BoundedDict(TOKENS_GENERATION)
+
+    def create(self, scopes: Iterable[str], label: str = "", *, token: str | None = None) -> tuple[TokenRecord, str]:
+        """
+        Make a token with *scopes* and store its hash.
+
+        Args:
+            scopes: Of `SCOPES`, at least one; ``admin`` stands for all.
+            label: At most 100 printable characters.
+            token: Use this text (64 hex digits), as one found in ``operator.token``, instead of a random one.
+
+        Returns:
+            The record, and the token, which can't be had again.
+
+        Raises:
+            InvalidRequest: A scope is unknown, there is none, or *token* or *label* is of the wrong form.
+        """
+        text = secrets.token_hex(TOKEN_BYTES) if token is None else token
+        if not _TOKEN.fullmatch(text):
+            raise InvalidRequest("token: give 64 hex digits.", field="token")
+        record = TokenRecord(
+            token_id=str(uuid.uuid4()),
+            digest=digest_of(text),
+            scopes=checked_scopes(scopes),
+            label=checked_label(label),
+            created_ms=self._clock_ms(),
+        )
+        self._records.insert(record)
+        return record, text
+
+    def check(self, header: str | None, scope: str) -> TokenRecord:
+        """
+        Return the record of the token in *header* if it may do what *scope* stands for.
+
+        Args:
+            header: The value of ``Authorization``, or None where there is none.
+
+        Raises:
+            TokenRefused: No bearer token, an unknown or a revoked one.
+            ScopeMissing: The token has neither *scope* nor ``admin``.
+        """
+        match = _BEARER.fullmatch((header or "").strip())
+        record = None if match is None else self.find(match[1])
+        if record is None or record.revoked_ms is not None:
+            raise TokenRefused
+        if scope not in record.scopes and "admin" not in record.scopes:
+            raise ScopeMissing(f"The operator token lacks the scope {scope}.", scope=scope)
+        return record
+
+    def find(self, token: str) -> TokenRecord | None:
+        """Return the record of *token*, revoked or not; None if it is unknown."""
+        # The look-up is by hash: how long it takes says nothing about the token.
+        digest = digest_of(token)
+        record = self._known.get(digest)
+        if record is None:
+            record = self._records.by_digest(digest)
+            if record is not None and record.revoked_ms is None:
+                self._known.put(digest, record)
+        return record
+
+    def list(self, after: str = "", limit: int = 1000) -> list[TokenRecord]:
+        """Return at most *limit* records beyond the id *after*."""
+        return self._records.list(after, limit)
+
+    def revoke(self, token_id: str) -> bool:
+        """Make the token stop working, at once and for ever; return whether it was there and alive."""
+        was_alive = self._records.revoke(token_id, self._clock_ms())
+        self._known.clear()
+        return was_alive
+
+
+def digest_of(token: str) -> bytes:
+    """Return what is kept of *token*. Its 256 random bits need no slow hash."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
+    """Return *scopes* in the order of `SCOPES`, each once; raise InvalidRequest otherwise."""
+    asked = {scopes} if isinstance(scopes, str) else set(scopes)
+    unknown = sorted(str(name) for name in asked - set(SCOPES))
+    if unknown or not asked:
+        found = ", ".join(unknown) or "none"
+        raise InvalidRequest(f"scopes: found {found}; give one or more of {', '.join(SCOPES)}.", field="scopes")
+    return tuple(name for name in SCOPES if name in asked)

@@ -1,0 +1,41 @@
+-- Access keys, operator tokens, and what goes with them. They are no part of the journal: no money is in them.
+-- Times are ms since 1970.
+
+-- One row an access key. sealed_secret is AES-256-GCM under the master key, with the access key as associated data.
+CREATE TABLE IF NOT EXISTS access_keys (
+    accesskey     TEXT PRIMARY KEY,
+    customer      TEXT NOT NULL,
+    permissions   TEXT NOT NULL CHECK (json_valid(permissions)),  -- ["read", …]
+    label         TEXT NOT NULL,
+    addresses     TEXT NOT NULL CHECK (json_valid(addresses)),    -- CIDR texts, [] for anywhere
+    sealed_secret BLOB NOT NULL,
+    created_ms    INTEGER NOT NULL,
+    expires_ms    INTEGER,
+    revoked_ms    INTEGER,
+    last_used_ms  INTEGER
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX IF NOT EXISTS access_keys_of_customer ON access_keys (customer, accesskey);
+
+-- One row an operator token; digest is the SHA-256 of it, the token itself is kept nowhere.
+CREATE TABLE IF NOT EXISTS operator_tokens (
+    token_id   TEXT PRIMARY KEY,
+    digest     BLOB NOT NULL UNIQUE CHECK (length(digest) = 32),
+    scopes     TEXT NOT NULL CHECK (json_valid(scopes)),
+    label      TEXT NOT NULL,
+    created_ms INTEGER NOT NULL,
+    revoked_ms INTEGER
+) STRICT, WITHOUT ROWID;
+
+-- The idempotency keys of writes about access keys and tokens. answer_json never holds a secret.
+CREATE TABLE IF NOT EXISTS kept_key_requests (
+    idempotency_key TEXT PRIMARY KEY,
+    request_json    TEXT NOT NULL,
+    answer_json     TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+
+-- Which master key the secrets were sealed with: one row, nothing that gives the key away.
+CREATE TABLE IF NOT EXISTS master_key_mark (
+    id          INTEGER PRIMARY KEY CHECK (id = 1),
+    fingerprint TEXT NOT NULL
+) STRICT;
