@@ -15,24 +15,21 @@ import json
 import os
 import re
 import secrets
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from spotledger.errors import DataFolderUnusable, MasterKeyRefused
-from spotledger.storage.folder import make_folder, read_note, unusable
+from spotledger.security import sealing
+from spotledger.security.tokens import TOKEN_BYTES
+from spotledger.storage.folder import read_note, unusable
 
 LEDGER_FILE: Final = "ledger.db"
 MASTER_KEY_FILE: Final = "master.key"
 TOKEN_FILE: Final = "operator.token"  # noqa: S105 - a name, no token
 MASTER_KEY_VARIABLE: Final = "SPOTLEDGER_MASTER_KEY"
-MASTER_KEY_BYTES: Final = 32
-TOKEN_BYTES: Final = 32
-TOKEN_MAX_CHARACTERS: Final = 256
 
-_MASTER_KEY = re.compile(r"\A[0-9A-Fa-f]{64}\Z")
-_TOKEN = re.compile(r"\A[\x21-\x7e]{16,256}\Z")
+_TOKEN = re.compile(r"\A[0-9A-Fa-f]{64}\Z")
 
 
 class Owner(NamedTuple):
@@ -101,19 +98,19 @@ def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str],
     Return the master key: from ``SPOTLEDGER_MASTER_KEY``, else from *file*, else from ``master.key`` in *folder*.
 
     Args:
-        folder: The data folder.
+        folder: The data folder, which this process owns.
         file: The file that the setting ``master_key_file`` names, or None.
         environ: The environment.
         may_make: Whether a new key may be made where there is none: only while no secret was sealed yet.
 
     Raises:
-        MasterKeyRefused: There is none, it is malformed, or others may read ``master.key``.
+        MasterKeyRefused: There is none, it is malformed, or others may read its file.
         DataFolderUnusable: A new key cannot be written.
     """
     if MASTER_KEY_VARIABLE in environ:
-        return _parse_master_key(environ[MASTER_KEY_VARIABLE], MASTER_KEY_VARIABLE)
+        return sealing.parse_master_key(environ[MASTER_KEY_VARIABLE])
     if file is not None:
-        return _parse_master_key(_read_key_file(file), str(file))
+        return sealing.load_master_key(file)
     own = folder / MASTER_KEY_FILE
     if not own.exists():
         if not may_make:
@@ -121,33 +118,8 @@ def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str],
                 f"{own} is missing, and access keys are sealed with it. Put it back, or give it with "
                 f"{MASTER_KEY_VARIABLE} or --master-key-file."
             )
-        make_folder(folder)
-        write_secret_file(own, secrets.token_hex(MASTER_KEY_BYTES))
-    text = _read_key_file(own)
-    if stat.S_IMODE(own.stat().st_mode) & 0o077:
-        raise MasterKeyRefused(f"{own} may be read by others; mode 0600 would pass: chmod 600 {own}")
-    return _parse_master_key(text, str(own))
-
-
-def _read_key_file(file: Path) -> str:
-    try:
-        return file.read_text(encoding="ascii", errors="replace")
-    except OSError as problem:
-        raise MasterKeyRefused(f"The master key file {file} cannot be read: {problem.strerror}.") from None
-
-
-def _parse_master_key(text: str, source: str) -> bytes:
-    digits = text.strip()
-    if not _MASTER_KEY.match(digits):
-        raise MasterKeyRefused(
-            f"The master key from {source} has {len(digits)} characters or is not hex; 64 hex digits would pass."
-        )
-    return bytes.fromhex(digits)
-
-
-def new_token() -> str:
-    """Return a new operator token: 256 random bits in hex."""
-    return secrets.token_hex(TOKEN_BYTES)
+        write_secret_file(own, secrets.token_hex(sealing.MASTER_KEY_BYTES))
+    return sealing.load_master_key(own)
 
 
 def read_token(file: Path) -> str:
@@ -165,7 +137,7 @@ def read_token(file: Path) -> str:
         ) from None
     if not _TOKEN.match(text):
         raise DataFolderUnusable(
-            f"{file} holds no operator token; a line of 16 to {TOKEN_MAX_CHARACTERS} printable characters would pass.",
+            f"{file} holds no operator token; 64 hex digits would pass.",
             path=str(file),
         )
     return text
@@ -175,5 +147,5 @@ def first_token(folder: Path) -> str:
     """Return the token in ``operator.token`` of *folder*; make the file where it is not there."""
     file = folder / TOKEN_FILE
     if not file.exists():
-        write_secret_file(file, new_token())
+        write_secret_file(file, secrets.token_hex(TOKEN_BYTES))
     return read_token(file)

@@ -1,0 +1,110 @@
+"""How entries, holds and balances are said in the operator API: amounts as decimal text that can be sent back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from spotledger.domain.accounts import Balance, Coin
+from spotledger.domain.amounts import format_amount
+from spotledger.domain.journal import BalanceAfter, Entry, Hold, Posting
+
+Json = dict[str, Any]
+
+
+def amount_text(units: int, scale: int) -> str:
+    """Write *units* with two decimals at least, but never more than the coin has."""
+    return format_amount(units, scale, 2 if scale > 2 else scale)
+
+
+def balance_json(balance: Balance, scale: int) -> Json:
+    """Return one balance as both of its sides."""
+    return {"available": amount_text(balance.available, scale), "freeze": amount_text(balance.freeze, scale)}
+
+
+def entry_json(entry: Entry, coins: Mapping[str, Coin]) -> Json:
+    """Return one entry: what was asked for, its postings with the balance of their side after them, its holds."""
+    answer: Json = {
+        "seq": entry.seq,
+        "kind": entry.kind,
+        "key": entry.key,
+        "booked_ms": entry.booked_ms,
+        "request": _request_json(entry.request, coins),
+        "postings": [
+            _posting_json(posting, after, coins[posting.coin].scale)
+            for posting, after in zip(entry.postings, entry.posting_balances(), strict=True)
+        ],
+    }
+    if entry.happened_ms is not None:
+        answer["happened_ms"] = entry.happened_ms
+    if entry.holds:
+        scale = coins[entry.postings[0].coin].scale
+        answer["holds"] = [
+            {"hold": str(hold), "remaining": amount_text(remaining, scale)} for hold, remaining in entry.holds
+        ]
+    if entry.refusal is not None:
+        answer["refusal"] = entry.refusal
+    return answer
+
+
+def _request_json(request: Json, coins: Mapping[str, Coin]) -> Json:
+    answer = {name: value for name, value in request.items() if name not in ("format", "units")}
+    if "units" in request:
+        answer["amount"] = amount_text(int(request["units"]), coins[request["coin"]].scale)
+    return answer
+
+
+def _posting_json(posting: Posting, after: int, scale: int) -> Json:
+    (customer, kind), coin, side, units, hold = posting
+    answer = {
+        "customer": customer,
+        "account": kind,
+        "coin": coin,
+        "side": side,
+        "amount": amount_text(units, scale),
+        "after": amount_text(after, scale),
+    }
+    if hold is not None:
+        answer["hold"] = str(hold)
+    return answer
+
+
+def after_json(after: BalanceAfter, scale: int) -> Json:
+    """Return the balance of one account and coin after an entry."""
+    (customer, kind), coin, available, freeze = after
+    return {
+        "customer": customer,
+        "account": kind,
+        "coin": coin,
+        "available": amount_text(available, scale),
+        "freeze": amount_text(freeze, scale),
+    }
+
+
+def write_json(entry: Entry, hold: int | None, coins: Mapping[str, Coin]) -> Json:
+    """Return the answer to a write: where it stands in the journal, its entry, the balances after it, its hold."""
+    answer = {
+        "seq": entry.seq,
+        "entry": entry_json(entry, coins),
+        "balances": [after_json(after, coins[after.coin].scale) for after in entry.balances],
+    }
+    if hold is not None:
+        answer["hold"] = str(hold)
+    return answer
+
+
+def hold_json(hold: Hold, scale: int) -> Json:
+    """Return one hold; its id is text."""
+    return {
+        "hold": str(hold.hold_id),
+        "customer": hold.account.customer,
+        "account": hold.account.kind,
+        "coin": hold.coin,
+        "amount": amount_text(hold.amount, scale),
+        "remaining": amount_text(hold.remaining, scale),
+        "state": hold.state,
+        "reference": hold.reference,
+        "expires_ms": hold.expires_ms,
+        "opened_ms": hold.opened_ms,
+        "closed_seq": hold.closed_seq,
+    }

@@ -1,0 +1,222 @@
+"""
+The bodies of the operator API's writes, and the operations that they ask for.
+
+A struct says which fields a body may and must have; the values are checked by the operation that is made of them,
+whose refusals name the field. So a value has one set of rules, whichever door it comes through.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from spotledger.domain.operations import (
+    Deposit,
+    Freeze,
+    HoldKey,
+    HoldName,
+    ListCoin,
+    Operation,
+    RegisterCustomer,
+    Transfer,
+    Unfreeze,
+    Withdraw,
+)
+from spotledger.errors import InvalidRequest, MalformedRequest
+
+_MISSING = re.compile(r"missing required field `([^`]*)`(?: - at `\$\.?(.*)`)?\Z", re.DOTALL)
+_UNKNOWN = re.compile(r"contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?\Z", re.DOTALL)
+_PLACE = re.compile(r" - at `\$\.?(.*)`\Z", re.DOTALL)
+_FIELD_SHOWN_CHARACTERS: Final = 64
+
+
+class Body(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A JSON object with these fields and no others."""
+
+
+class CoinBody(Body):
+    """``POST /v1/coins``."""
+
+    coin: Any
+    scale: Any
+
+    def operation(self, key: str) -> Operation:
+        """Return the operation that the body asks for."""
+        return ListCoin(key, self.coin, self.scale)
+
+
+class CustomerBody(Body):
+    """``POST /v1/customers``."""
+
+    customer: Any
+
+    def operation(self, key: str) -> Operation:
+        """Return the operation that the body asks for."""
+        return RegisterCustomer(key, self.customer)
+
+
+class DepositBody(Body):
+    """``POST /v1/deposits``."""
+
+    customer: Any
+    coin: Any
+    amount: Any
+    account: Any = "spot"
+    reference: Any = None
+    happened_ms: Any = None
+
+    def operation(self, key: str) -> Operation:
+        """Return the operation that the body asks for."""
+        return Deposit(key, self.customer, self.coin, self.amount, self.account, self.reference, self.happened_ms)
+
+
+class HoldBody(Body):
+    """``POST /v1/holds``."""
+
+    customer: Any
+    coin: Any
+    amount: Any
+    account: Any = "spot"
+    reference: Any = None
+    expires_ms: Any = None
+
+    def operation(self, key: str) -> Operation:
+        """Return the operation that the body asks for."""
+        return Freeze(key, self.customer, self.coin, self.amount, self.account, self.reference, self.expires_ms)
+
+
+class ReleaseBody(Body):
+    """``POST /v1/holds/{id}/release``: all that remains where no amount is given."""
+
+    amount: Any = None
+
+    def release(self, key: str, hold: str) -> Operation:
+        """Return the operation that the body asks for, of the hold that the path names."""
+        return Unfreeze(key, hold, self.amount)
+
+
+class WithdrawalBody(Body):
+    """``POST /v1/withdrawals``: out of a hold, or at once out of what a customer has available."""
+
+    amount: Any
+    customer: Any = None
+    coin: Any = None
+    account: Any = None
+    hold: Any = None
+    reference: Any = None
+    happened_ms: Any = None
+
+    def operation(self, key: str) -> Operation:
+        """Return the operation that the body asks for."""
+        if self.hold is not None and self.account is not None:
+            raise InvalidRequest("account is given beside hold; a hold names it, so leave it out", field="account")
+        return Withdraw(
+            key,
+            self.amount,
+            self.customer,
+            self.coin,
+            "spot" if self.account is None else self.account,
+            None if self.hold is None else hold_name(self.hold),
+            self.reference,
+            self.happened_ms,
+        )
+
+
+class AccountBody(Body):
+    """One end of a transfer."""
+
+    customer: Any
+    account: Any = "spot"
+
+
+class TransferBody(Body, rename={"source": "from", "target": "to"}):
+    """``POST /v1/transfers``."""
+
+    source: AccountBody
+    target: AccountBody
+    coin: Any
+    amount: Any
+    reference: Any = None
+
+    def operation(self, key: str) -> Operation:
+        """Return the operation that the body asks for."""
+        return Transfer(
+            key,
+            self.source.customer,
+            self.target.customer,
+            self.coin,
+            self.amount,
+            self.source.account,
+            self.target.account,
+            self.reference,
+        )
+
+
+class KeyBody(Body):
+    """``POST /v1/keys``."""
+
+    customer: Any
+    permissions: list[str]
+    label: str = ""
+    addresses: list[str] = []
+    expires_ms: int | None = None
+
+
+class RotateBody(Body):
+    """``POST /v1/keys/{accesskey}/rotate``."""
+
+
+class TokenBody(Body):
+    """``POST /v1/tokens``."""
+
+    scopes: list[str]
+    label: str = ""
+
+
+B = TypeVar("B", bound=Body)
+
+
+def hold_name(value: object) -> HoldName:
+    """Return the hold that *value* names: its id as text, or ``{"key": K}``."""
+    if isinstance(value, dict) and value.keys() == {"key"}:
+        return HoldKey(value["key"])
+    if isinstance(value, str):
+        return value
+    raise InvalidRequest('hold is not of the right form; its id in a text, or {"key": "…"}, would pass', field="hold")
+
+
+def decode(body: bytes, kind: type[B]) -> B:
+    """
+    Read a body as *kind*.
+
+    Raises:
+        MalformedRequest: It is not JSON.
+        InvalidRequest: A field is unknown, missing or wrong; ``field`` names it.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as problem:
+        raise _refusal(str(problem), kind) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise MalformedRequest("The body is not JSON; one JSON object in UTF-8 would pass.") from None
+
+
+def _refusal(problem: str, kind: type[Body]) -> InvalidRequest:
+    """Put msgspec's message into our words; a test holds its form."""
+    if missing := _MISSING.search(problem):
+        field = _join(missing[2], missing[1])
+        return InvalidRequest(f"{field} is missing", field=field)
+    if unknown := _UNKNOWN.search(problem):
+        field = _join(unknown[2], unknown[1])[:_FIELD_SHOWN_CHARACTERS]
+        known = ", ".join(msgspec.structs.fields(kind)[i].encode_name for i in range(len(kind.__struct_fields__)))
+        return InvalidRequest(f"{field} is not a field of this body; its fields: {known or 'none'}", field=field)
+    if place := _PLACE.search(problem):
+        field = re.sub(r"\[.*", "", place[1])
+        return InvalidRequest(f"{field} is of the wrong form: {_PLACE.sub('', problem)}", field=field)
+    return InvalidRequest("The body is not an object; one JSON object would pass.", field="body")
+
+
+def _join(place: str | None, name: str) -> str:
+    return f"{place}.{name}" if place else name

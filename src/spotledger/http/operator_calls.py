@@ -1,0 +1,238 @@
+"""
+One call of the operator API: who may make it, what it needs, and how its answer is written.
+
+A path has one :class:`Call` a method. A request is checked in this order: its token (before anything else is told),
+its path and method, the token's scope, then the idempotency key and the body of a write, or the query of a read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from spotledger.domain.operations import check_key
+from spotledger.errors import (
+    InvalidRequest,
+    MalformedRequest,
+    MethodNotAllowed,
+    Refused,
+    ScopeMissing,
+    SpotledgerError,
+    Unavailable,
+)
+from spotledger.http import wire
+from spotledger.security.tokens import Tokens
+
+LEDGER_READ: Final = "ledger:read"
+LEDGER_WRITE: Final = "ledger:write"
+KEYS_WRITE: Final = "keys:write"
+ADMIN: Final = "admin"
+
+BODY_LIMIT_BYTES: Final = 1024 * 1024
+PAGE_LIMIT: Final = 1000
+RETRY_AFTER_SECONDS: Final = 1
+#: How long a read waits for the entry that ``min_seq`` names.
+MIN_SEQ_WAIT_SECONDS: Final = 5.0
+MIN_SEQ_PAUSE_SECONDS: Final = 0.01
+
+JSON_MEDIA_TYPE: Final = "application/json"
+KEY_HEADER: Final = "Idempotency-Key"
+REPLAYED_HEADER: Final = "Idempotency-Replayed"
+
+_SEQ = re.compile(r"\A[0-9]{1,18}\Z")
+_encode = msgspec.json.Encoder().encode
+
+
+class Write(NamedTuple):
+    """What a call that writes is given: the request, its idempotency key, its body."""
+
+    request: Request
+    key: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What one method of one path does, and the scope that it needs (None: any token will do)."""
+
+    scope: str | None
+    read: Callable[[Request], Awaitable[Response]] | None = None
+    write: Callable[[Write], Awaitable[Response]] | None = None
+
+
+class Door:
+    """
+    Let in who has a token.
+
+    Args:
+        tokens: The operator tokens.
+        local_token: One more token, good for this object only: for a process that owns the ledger and asks itself.
+    """
+
+    def __init__(self, tokens: Tokens, local_token: str | None = None) -> None:
+        self._tokens = tokens
+        self._local = None if local_token is None else f"Bearer {local_token}"
+
+    def check(self, scope: Scope, needed: str | None) -> None:
+        """
+        Check the token of a request.
+
+        Raises:
+            TokenRefused: There is none, or it is unknown or revoked.
+            ScopeMissing: It lacks the scope *needed*.
+        """
+        found = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+        header = found[0] if len(found) == 1 else None
+        if (
+            header is not None
+            and self._local is not None
+            and secrets.compare_digest(header.encode(), self._local.encode())
+        ):
+            return
+        try:
+            self._tokens.check(header, ADMIN if needed is None else needed)
+        except ScopeMissing:
+            if needed is not None:
+                raise
+
+
+class Endpoint:
+    """One path of the operator API, as an ASGI application: a call for each of its methods."""
+
+    def __init__(self, door: Door, calls: Mapping[str, Call]) -> None:
+        self._door = door
+        self._calls = {**calls, "HEAD": calls["GET"]} if "GET" in calls else dict(calls)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Check the token, then make the call and send its answer."""
+        call = self._calls.get(scope["method"])
+        self._door.check(scope, call.scope if call else None)
+        if call is None:
+            allowed = ", ".join(self._calls)
+            raise MethodNotAllowed(f"{scope['method']} is not for this path; {allowed} would pass.", allow=allowed)
+        request = Request(scope, receive)
+        if call.write is not None:
+            response = await call.write(Write(request, idempotency_key(request), await read_body(request)))
+        else:
+            assert call.read is not None, "a call reads or writes"  # noqa: S101
+            response = await call.read(request)
+        await response(scope, receive, send)
+
+
+def route(door: Door, path: str, **calls: Call) -> Route:
+    """Return the route of *path*; *calls* by method, such as ``GET=Call(…)``."""
+    return Route(path, Endpoint(door, calls), name=path)
+
+
+def idempotency_key(request: Request) -> str:
+    """Return the one idempotency key of a write."""
+    found = [value for name, value in request.scope["headers"] if name == b"idempotency-key"]
+    if len(found) != 1:
+        raise InvalidRequest(
+            f"{KEY_HEADER} is given {len(found)} times; a write needs it once, as the name of this write for ever",
+            field=KEY_HEADER,
+        )
+    return check_key(found[0].decode("latin-1"), KEY_HEADER)
+
+
+async def read_body(request: Request) -> bytes:
+    """
+    Return the body, at most 1 MiB of it.
+
+    Raises:
+        MalformedRequest: It is longer.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > BODY_LIMIT_BYTES:
+            raise MalformedRequest(f"The body is longer than {BODY_LIMIT_BYTES} bytes; that many would pass.")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def answer(body: Mapping[str, Any], *, replayed: bool = False) -> Response:
+    """Return *body* as the answer 200, marked where it is the repeat of an earlier one."""
+    headers = {REPLAYED_HEADER: "true"} if replayed else None
+    return Response(_encode(body), 200, headers, JSON_MEDIA_TYPE)
+
+
+def problem_answer(error: SpotledgerError, request_id: str) -> Response:
+    """Return *error* as problem details, with its true status."""
+    headers: dict[str, str] = {}
+    row = wire.row_of(error)
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(error.details.get("retry_after_s", RETRY_AFTER_SECONDS))
+    if isinstance(error, Refused) and error.replayed:
+        headers[REPLAYED_HEADER] = "true"
+    if isinstance(error, MethodNotAllowed) and "allow" in error.details:
+        headers["Allow"] = error.details["allow"]
+    if row.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return Response(_encode(wire.problem(error, request_id)), row.status, headers, wire.PROBLEM_MEDIA_TYPE)
+
+
+def query_of(request: Request, *names: str) -> dict[str, str]:
+    """
+    Return the query, in which only *names* may be, each once.
+
+    Raises:
+        InvalidRequest: Another name is in it, or one twice: what is not understood is never passed over.
+    """
+    found: dict[str, str] = {}
+    for name, value in request.query_params.multi_items():
+        if name not in names or name in found:
+            known = ", ".join(names) or "none"
+            reason = "is given twice" if name in found else "is not a parameter of this call"
+            raise InvalidRequest(f"{name[:64]} {reason}; its parameters: {known}", field=name[:64])
+        found[name] = value
+    return found
+
+
+def number_in(query: Mapping[str, str], name: str, default: int) -> int:
+    """Return the whole number that *query* has under *name*, at least 0."""
+    text = query.get(name)
+    if text is None:
+        return default
+    if not _SEQ.match(text):
+        raise InvalidRequest(f"{name} is {text[:64]!r}; a whole number would pass", field=name)
+    return int(text)
+
+
+def limit_in(query: Mapping[str, str]) -> int:
+    """Return how many things a page may hold: ``limit``, at least 1, cut at 1000."""
+    limit = number_in(query, "limit", PAGE_LIMIT)
+    if limit < 1:
+        raise InvalidRequest(f"limit is 0; 1 to {PAGE_LIMIT} would pass", field="limit")
+    return min(limit, PAGE_LIMIT)
+
+
+async def await_seq(head_seq: Callable[[], int], query: Mapping[str, str]) -> None:
+    """
+    Wait until the ledger has the entry that ``min_seq`` names.
+
+    Raises:
+        Unavailable: It was not there within some seconds.
+    """
+    wanted = number_in(query, "min_seq", 0)
+    if head_seq() >= wanted:
+        return
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + MIN_SEQ_WAIT_SECONDS
+    while head_seq() < wanted:
+        if loop.time() >= deadline:
+            raise Unavailable(
+                f"The ledger is at entry {head_seq()}; min_seq {wanted} is not there yet. Try again later."
+            )
+        await asyncio.sleep(MIN_SEQ_PAUSE_SECONDS)
