@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from spotledger.client.answers import Balance, Balances
 from spotledger.client.operator import OperatorClient
+from spotledger.client.signed import SignedRequestAPI
+from spotledger.client.spot import AsyncSpotClient, SpotClient
 
-__all__ = ["OperatorClient"]
+__all__ = ["AsyncSpotClient", "Balance", "Balances", "OperatorClient", "SignedRequestAPI", "SpotClient"]

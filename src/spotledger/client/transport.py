@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
+from typing import cast
 from urllib.parse import quote, urlsplit
 
 import httpx2
 
 from spotledger.client.quiet import quiet
-from spotledger.client.steps import Answer, Failure, Send
+from spotledger.client.steps import Answer, Failure, Result, Send, Sleep, Steps
+
+URL_VARIABLE = "SPOTLEDGER_URL"
+DEFAULT_URL = "http://127.0.0.1:8080"
 
 CONNECT_TIMEOUT_S = 5.0
 WRITE_TIMEOUT_S = 5.0
@@ -30,6 +36,11 @@ def timeouts(read_s: float = READ_TIMEOUT_S) -> httpx2.Timeout:
     return httpx2.Timeout(connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S, read=read_s, pool=POOL_TIMEOUT_S)
 
 
+def choose_base_url(base_url: str | None) -> str:
+    """Give *base_url*, else what the environment names, else this machine; checked as ``check_base_url`` does."""
+    return check_base_url(base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL)
+
+
 def check_base_url(base_url: str) -> str:
     """
     Give *base_url* without a slash at its end.
@@ -46,7 +57,7 @@ def check_base_url(base_url: str) -> str:
         parts = None
     if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
         raise ValueError(wanted)
-    if parts.username is not None or parts.query or parts.fragment or not base_url.isprintable():
+    if parts.username is not None or not base_url.isprintable() or any(sign in base_url for sign in "?# "):
         raise ValueError(f"{wanted}, with no user name, query or fragment in it")
     return base_url.rstrip("/")
 
@@ -85,6 +96,36 @@ async def send_async(
         except (httpx2.HTTPError, OSError) as error:
             return _failure(error)
         return reader.answer()
+
+
+def drive(client: httpx2.Client, steps: Steps[Result]) -> Result:
+    """Do what *steps* asks for, blocking, and give its result."""
+    told: Answer | Failure | None = None
+    while True:
+        try:
+            step = steps.send(told)
+        except StopIteration as stop:
+            return cast("Result", stop.value)
+        if isinstance(step, Sleep):
+            time.sleep(step.seconds)
+            told = None
+        else:
+            told = send(client, step)
+
+
+async def drive_async(client: httpx2.AsyncClient, steps: Steps[Result]) -> Result:
+    """Do what ``drive`` does, without blocking the event loop."""
+    told: Answer | Failure | None = None
+    while True:
+        try:
+            step = steps.send(told)
+        except StopIteration as stop:
+            return cast("Result", stop.value)
+        if isinstance(step, Sleep):
+            await asyncio.sleep(step.seconds)
+            told = None
+        else:
+            told = await send_async(client, step)
 
 
 class _BodyReader:

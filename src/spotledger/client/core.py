@@ -1,0 +1,197 @@
+"""
+The logic of the v1 client: what to send, when to try again, when to give up.
+
+It does no I/O; see ``steps`` for how it is driven. Every call here only reads, so any of them may be sent
+again. Each attempt is signed afresh, with a nonce of its own.
+
+What came of an attempt, and what is done about it:
+
+    success                          returned at once
+    TransportError                   again, up to ``ATTEMPTS`` times in all, waiting a little longer each time
+    Unavailable, ReplayRefused       the same; not before Retry-After, and not at all if that is too far off
+    LimitExceeded                    again only if Retry-After is short: to go on knocking would only prolong it
+    NonceRefused                     ask for the server's time, correct the clock, sign again; once a call
+    anything else                    returned at once: the same request would be refused again
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping
+
+from spotledger.client.answers import (
+    Balances,
+    Outcome,
+    read_accounts,
+    read_balances,
+    read_outcome,
+    read_server_time,
+)
+from spotledger.client.signing import Credentials, NonceClock, clean_params, signed_params
+from spotledger.client.steps import Answer, Failure, Send, Sleep, Steps
+from spotledger.errors import (
+    LimitExceeded,
+    NonceRefused,
+    ReplayRefused,
+    SpotledgerError,
+    TransportError,
+    Unavailable,
+)
+
+#: How often one call is sent at most (once more if the clock had to be corrected).
+ATTEMPTS = 3
+ATTEMPTS_LIMIT = 10
+#: The wait before the second attempt; it doubles with each further one. Each is shortened at random by up to half.
+FIRST_WAIT_S = 0.2
+LONGEST_WAIT_S = 2.0
+#: A Retry-After longer than this is left to the caller.
+LONGEST_RETRY_AFTER_S = 3.0
+
+#: As much of a server's text as is put in an error.
+LONGEST_TEXT = 500
+
+PATH = "/trade/api/v1/"
+ACCOUNT_IDS = range(1, 4)
+#: Answers 200 with the code in the body, as every client of the documents expects.
+ACCEPT_V1 = "application/json"
+#: Refusals as problem documents, which say more exactly what is wrong, from a server that has them.
+ACCEPT_PROBLEMS = "application/json, application/problem+json"
+
+
+def wall_clock_ms() -> int:
+    """Read this machine's clock in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+class Core:
+    """The calls of one client, as steps. One core may be used by several threads."""
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        base_url: str,
+        *,
+        accept: str = ACCEPT_V1,
+        attempts: int = ATTEMPTS,
+        clock_ms: Callable[[], int] = wall_clock_ms,
+        random_part: Callable[[], float] = random.random,
+    ) -> None:
+        """
+        Take everything that the calls depend on.
+
+        Args:
+            base_url: Without a slash at its end.
+            attempts: 1 to 10.
+            clock_ms: This machine's clock.
+            random_part: Gives numbers from 0 up to 1, to spread the waits of many clients.
+
+        Raises:
+            ValueError: *attempts* is out of range.
+        """
+        if type(attempts) is not int or not 1 <= attempts <= ATTEMPTS_LIMIT:
+            raise ValueError(f"attempts must be 1 to {ATTEMPTS_LIMIT}")
+        self.credentials = credentials
+        self.base_url = base_url
+        self._accept = accept
+        self._attempts = attempts
+        self._clock = NonceClock(clock_ms)
+        self._random_part = random_part
+
+    def balances(self) -> Steps[Balances]:
+        """Read the spot account."""
+        return read_balances((yield from self.get_balance()))
+
+    def funds(self, account: int) -> Steps[Balances]:
+        """Read one account by its number."""
+        return read_balances((yield from self.get_funds(account)))
+
+    def accounts(self) -> Steps[dict[int, str]]:
+        """Read the names of the accounts."""
+        return read_accounts((yield from self.get_accounts()))
+
+    def server_time(self) -> Steps[int]:
+        """Read the server's clock in milliseconds."""
+        return read_server_time((yield from self.get_server_time()))
+
+    def get_balance(self) -> Steps[Outcome]:
+        """Call getBalance."""
+        return self.signed("getBalance", {})
+
+    def get_funds(self, account: int) -> Steps[Outcome]:
+        """Call getFunds; raise ValueError unless *account* is 1, 2 or 3."""
+        if type(account) is not int or account not in ACCOUNT_IDS:
+            raise ValueError("account must be 1 (wallet), 2 (spot) or 3 (fiat)")
+        return self.signed("getFunds", {"account": account})
+
+    def get_accounts(self) -> Steps[Outcome]:
+        """Call getAccounts, which needs no signature."""
+        return self._exchange("getAccounts", None)
+
+    def get_server_time(self) -> Steps[Outcome]:
+        """Call getServerTime, which needs no signature."""
+        return self._exchange("getServerTime", None)
+
+    def signed(self, name: str, params: Mapping[str, str | int]) -> Steps[Outcome]:
+        """Call *name* with *params* and a signature; *params* is copied before the first step."""
+        return self._exchange(name, clean_params(params))
+
+    def _exchange(self, name: str, params: Mapping[str, str] | None) -> Steps[Outcome]:
+        """Send until there is an outcome to return; *params* is None for a call without a signature."""
+        corrected = False
+        attempt = 0
+        while True:
+            attempt += 1
+            outgoing = self._outgoing(name, params)
+            outcome = self._read((yield outgoing), outgoing)
+            if isinstance(outcome.error, NonceRefused) and params is not None and not corrected:
+                corrected = True
+                if (yield from self._correct_clock()):
+                    continue
+            wait_s = self._wait_s(outcome.error, attempt)
+            if wait_s is None:
+                return outcome
+            yield Sleep(wait_s)
+
+    def _outgoing(self, name: str, params: Mapping[str, str] | None) -> Send:
+        pairs: tuple[tuple[str, str], ...] = ()
+        if params is not None:
+            pairs = signed_params(params, self.credentials, self._clock.nonce())
+        return Send("GET", self.base_url + PATH + name, pairs, {"Accept": self._accept})
+
+    def _read(self, result: Answer | Failure | None, outgoing: Send) -> Outcome:
+        if result is None:
+            raise TypeError("a Send must be followed by an Answer or a Failure")
+        hidden = [self.credentials.secretkey, self.credentials.accesskey]
+        hidden += [value for name, value in outgoing.params if name == "signature"]
+
+        def hide(text: str) -> str:
+            for secret in hidden:
+                text = text.replace(secret, "…")
+            return "".join(sign if sign.isprintable() else "\ufffd" for sign in text[:LONGEST_TEXT])
+
+        return read_outcome(result, hide)
+
+    def _correct_clock(self) -> Steps[bool]:
+        """Ask for the server's time, once; say whether it was told."""
+        outgoing = self._outgoing("getServerTime", None)
+        before_ms = self._clock.local_ms()
+        outcome = self._read((yield outgoing), outgoing)
+        after_ms = self._clock.local_ms()
+        try:
+            server_ms = read_server_time(outcome)
+        except SpotledgerError:
+            return False
+        self._clock.correct(server_ms - (before_ms + after_ms) // 2)
+        return True
+
+    def _wait_s(self, error: SpotledgerError | None, attempt: int) -> float | None:
+        """Say how long to wait before the next attempt, or None if there is to be none."""
+        if attempt >= self._attempts or not isinstance(error, TransportError | Unavailable | ReplayRefused):
+            return None
+        longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (attempt - 1))
+        wait_s = longest * (1 - self._random_part() / 2)
+        asked_s = error.details.get("retry_after_s")
+        if asked_s is None:
+            return None if isinstance(error, LimitExceeded) else wait_s
+        return None if asked_s > LONGEST_RETRY_AFTER_S else max(wait_s, float(asked_s))

@@ -1,0 +1,126 @@
+"""``SignedRequestAPI``, the class that the documents of the API show."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+from spotledger.client.answers import Outcome
+from spotledger.client.core import ACCEPT_V1, ATTEMPTS, Core
+from spotledger.client.signing import Credentials
+from spotledger.client.steps import Answer, Steps
+from spotledger.client.transport import READ_TIMEOUT_S, choose_base_url, drive, timeouts
+
+#: ``status``, ``data``, ``response``.
+Triple = tuple[bool, dict[str, Any] | None, httpx2.Response | None]
+
+
+class SignedRequestAPI:
+    """
+    Call the signed v1 API; every call gives ``(status, data, response)``.
+
+    ``status`` is True if an answer came and is a JSON object, and ``data`` is then that object: also that of a
+    refusal, so look at ``data["code"]``. Otherwise ``status`` is False and ``data`` None. ``response`` is the last
+    HTTP response, its URL without the query; None if none came.
+
+    No call raises for what the network or the server did: programs written for the documents' class look at
+    ``status`` and expect no exception. ``SpotClient`` is for who prefers exceptions.
+
+    Calls that only read are sent again after a failure, see ``spotledger.client.core``. Several threads may use
+    one object. ``close`` frees its connections; so does forgetting it.
+    """
+
+    def __init__(
+        self,
+        accesskey: str,
+        secretkey: str,
+        base_url: str | None = None,
+        *,
+        attempts: int = ATTEMPTS,
+        read_timeout_s: float = READ_TIMEOUT_S,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        """
+        Take the credentials of one access key and the address of the service.
+
+        Args:
+            base_url: Such as ``https://host``; else the environment's ``SPOTLEDGER_URL``, else
+                ``http://127.0.0.1:8080``.
+            attempts: How often a call is sent at most, 1 to 10.
+            read_timeout_s: The longest silence while waiting for an answer.
+            transport: Used in place of the network.
+
+        Raises:
+            ValueError: An argument is not of the form above. No message repeats a credential.
+        """
+        self._core = Core(
+            Credentials(accesskey, secretkey),
+            choose_base_url(base_url),
+            accept=ACCEPT_V1,
+            attempts=attempts,
+        )
+        self._http = httpx2.Client(transport=transport, timeout=timeouts(read_timeout_s))
+        self._closing = weakref.finalize(self, self._http.close)
+
+    def __repr__(self) -> str:
+        return f"SignedRequestAPI({self._core.credentials.masked!r}, base_url={self._core.base_url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._closing()
+
+    def get_balance(self) -> Triple:
+        """Read the spot account: ``data["data"]`` has ``available`` and ``freeze`` of every listed coin."""
+        return self._call(self._core.get_balance())
+
+    def get_funds(self, account: int) -> Triple:
+        """Read account 1 (wallet), 2 (spot) or 3 (fiat); another number raises ValueError."""
+        return self._call(self._core.get_funds(account))
+
+    def get_accounts(self) -> Triple:
+        """Read the names of the accounts."""
+        return self._call(self._core.get_accounts())
+
+    def get_server_time(self) -> Triple:
+        """Read the server's clock, ``data["data"]["serverTime"]`` in milliseconds."""
+        return self._call(self._core.get_server_time())
+
+    def get(self, name: str, params: Mapping[str, str | int] | None = None) -> Triple:
+        """
+        Make the signed call *name* (such as ``"getFunds"``), which must only read, as it may be sent again.
+
+        Args:
+            params: Further parameters; they are copied, and signed anew with each attempt.
+
+        Raises:
+            ValueError, TypeError: *name* or a parameter is not of a form that can be signed.
+        """
+        if not name.isascii() or not name.isalnum():
+            raise ValueError("name must be letters and digits")
+        return self._call(self._core.signed(name, params or {}))
+
+    def _call(self, steps: Steps[Outcome]) -> Triple:
+        outcome = drive(self._http, steps)
+        if outcome.answer is None:
+            return False, None, None
+        response = _response(outcome.answer, self._core.base_url)
+        return outcome.body is not None, None if outcome.body is None else dict(outcome.body), response
+
+
+def _response(answer: Answer, base_url: str) -> httpx2.Response:
+    """Build a response that does not know the signed URL, so that printing it or its errors shows no signature."""
+    headers = {name: value for name, value in answer.headers.items() if name != "content-encoding"}
+    request = httpx2.Request("GET", base_url)
+    return httpx2.Response(answer.status, headers=headers, content=answer.body or b"", request=request)
