@@ -1,0 +1,1 @@
+"""Measurements of spotledger, side by side with peers in one run."""

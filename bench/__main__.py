@@ -1,0 +1,29 @@
+"""Run the benches that are named, or all of them: ``python -m bench [read] [start] [library]``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import time
+
+from bench.harness import QUICK, ROOT, tell
+
+BENCHES = ("library", "start", "read")
+
+
+def main() -> None:
+    """Run benches one after the other; print each report and say where it was written."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[*BENCHES, []], metavar="NAME", help=", ".join(BENCHES))
+    names = parser.parse_args().names or BENCHES
+    for name in names:
+        tell(f"{name}{' (quick)' if QUICK else ''}")
+        started = time.perf_counter()
+        report = importlib.import_module(f"bench.{name}").run()
+        path = report.write()
+        print(report.markdown())
+        tell(f"{name}: {time.perf_counter() - started:.0f} s, written to {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

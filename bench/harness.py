@@ -1,0 +1,306 @@
+"""What every bench needs: the conditions, pinning, processes that surely end, medians, and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+QUICK = os.environ.get("BENCH_QUICK", "") not in ("", "0")
+ROUNDS = 3
+STOP_SECONDS_LIMIT = 20
+READY_SECONDS_LIMIT = 60
+MEASURED_PACKAGES = ("granian", "uvloop", "fastapi", "pydantic", "uvicorn", "httptools")
+
+
+@dataclass(frozen=True)
+class Cores:
+    """Which core the measured side runs on, and which the load; ``None`` where there are not two."""
+
+    server: int | None
+    load: int | None
+
+    @classmethod
+    def choose(cls) -> Cores:
+        """Take the first two cores that this process may use."""
+        allowed = sorted(os.sched_getaffinity(0))
+        return cls(allowed[0], allowed[1]) if len(allowed) > 1 else cls(None, None)
+
+
+def pinned(command: Sequence[str], core: int | None) -> list[str]:
+    """Return *command* bound to *core*, or as it is where no core is named or taskset is missing."""
+    if core is None or shutil.which("taskset") is None:
+        return list(command)
+    return ["taskset", "-c", str(core), *command]
+
+
+def free_port() -> int:
+    """Find a port of the loopback address that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(
+    command: Sequence[str], core: int | None, folder: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run *command* on *core* for the length of the block; what it says goes to a file in *folder*."""
+    log = folder / f"{Path(command[0]).name}-{time.monotonic_ns()}.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            pinned(command, core),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+            cwd=folder,
+        )
+    process.log = log  # type: ignore[attr-defined]
+    try:
+        yield process
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End *process* with SIGTERM, and with SIGKILL where that does not do."""
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS_LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> float:
+    """Ask *url* until it answers 200; return the seconds that this took. Raises RuntimeError if it never does."""
+    started = time.perf_counter()
+    while time.perf_counter() - started < READY_SECONDS_LIMIT:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310
+                if answer.status == 200:
+                    return time.perf_counter() - started
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.002)
+    said = process.log.read_text(errors="replace")[-2000:]  # type: ignore[attr-defined]
+    raise RuntimeError(f"{process.args!r} did not get ready; it said:\n{said}")
+
+
+def resident_mib(pid: int) -> float:
+    """Return the resident memory of *pid* and its children in MiB."""
+    kib = 0
+    for each in [pid, *children(pid)]:
+        for line in Path(f"/proc/{each}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                kib += int(line.split()[1])
+    return kib / 1024
+
+
+def children(pid: int) -> list[int]:
+    """List the processes below *pid*."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, path.read_text().split()):
+            found += [child, *children(child)]
+    return found
+
+
+def processor_seconds(pid: int) -> float:
+    """Return the processor time that *pid* and its children have used, in seconds."""
+    ticks = 0
+    for each in [pid, *children(pid)]:
+        fields = Path(f"/proc/{each}/stat").read_text().rsplit(")", 1)[1].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def sync_microseconds(folder: Path, count: int = 200) -> float:
+    """Measure the median cost of one synced write of 4 KiB in *folder*, in microseconds."""
+    path = folder / "sync-probe"
+    durations = []
+    with path.open("wb", buffering=0) as file:
+        for _ in range(count):
+            file.write(bytes(4096))
+            started = time.perf_counter_ns()
+            os.fdatasync(file.fileno())
+            durations.append(time.perf_counter_ns() - started)
+    path.unlink()
+    return statistics.median(durations) / 1000
+
+
+def said_by(*command: str) -> str:
+    """Return the first line that *command* prints, or an empty text."""
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except OSError:
+        return ""
+    return (result.stdout + result.stderr).strip().split("\n")[0].strip()
+
+
+def conditions(folder: Path, cores: Cores) -> dict[str, Any]:
+    """Describe the machine and the versions that the figures were measured with."""
+    information = Path("/proc/cpuinfo").read_text()
+    models = [line.split(":", 1)[1].strip() for line in information.splitlines() if line.startswith("model name")]
+    versions = {}
+    for name in MEASURED_PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    changed = bool(said_by("git", "-C", str(ROOT), "status", "--porcelain", "--", "src", "bench"))
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "quick": QUICK,
+        "cpu": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "server_core": cores.server,
+        "load_core": cores.load,
+        "memory_mib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20,
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "sqlite": sqlite3.sqlite_version,
+        "packages": versions,
+        "nginx": said_by("nginx", "-v").removeprefix("nginx version: "),
+        "wrk": " ".join(said_by("wrk", "-v").split()[:2]),
+        "commit": said_by("git", "-C", str(ROOT), "rev-parse", "HEAD") + (" with changes" if changed else ""),
+        "synced_write_microseconds": round(sync_microseconds(folder), 1),
+        "load_average_before": round(os.getloadavg()[0], 2),
+    }
+
+
+@dataclass
+class Table:
+    """One table of a report: *columns* name the cells, each row is a list of them."""
+
+    title: str
+    columns: Sequence[str]
+    rows: list[Sequence[Any]] = field(default_factory=list)
+
+
+@dataclass
+class Aim:
+    """A figure with what it should reach; *at_most* tells which side is good."""
+
+    name: str
+    value: float | None
+    limit: float
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool | None:
+        """Tell whether the figure is on the good side; ``None`` if it was not measured."""
+        if self.value is None:
+            return None
+        return self.value <= self.limit if self.at_most else self.value >= self.limit
+
+
+@dataclass
+class Report:
+    """Everything that one bench found out."""
+
+    name: str
+    about: str
+    conditions: dict[str, Any]
+    tables: list[Table] = field(default_factory=list)
+    aims: list[Aim] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    raw: dict[str, Any] = field(default_factory=dict)
+
+    def write(self) -> Path:
+        """Write the report as JSON and as Markdown; return the path of the latter."""
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        stem = f"{self.conditions['date'][:10]}-{self.name}{'-quick' if QUICK else ''}"
+        document = {
+            "name": self.name,
+            "about": self.about,
+            "conditions": self.conditions,
+            "aims": [{"name": a.name, "value": a.value, "limit": a.limit, "met": a.met} for a in self.aims],
+            "tables": [{"title": t.title, "columns": list(t.columns), "rows": t.rows} for t in self.tables],
+            "notes": self.notes,
+            "raw": self.raw,
+        }
+        (RESULTS / f"{stem}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        path = RESULTS / f"{stem}.md"
+        path.write_text(self.markdown(), encoding="utf-8")
+        return path
+
+    def markdown(self) -> str:
+        """Set the report in Markdown."""
+        lines = [f"# {self.name}", "", self.about, ""]
+        for table in self.tables:
+            lines += [f"## {table.title}", "", *markdown_table(table.columns, table.rows), ""]
+        if self.aims:
+            rows = [[a.name, a.value, ("≤ " if a.at_most else "≥ ") + shown(a.limit), said(a.met)] for a in self.aims]
+            lines += ["## Aims", "", *markdown_table(["", "measured", "aim", ""], rows), ""]
+        if self.notes:
+            lines += ["## Notes", "", *(f"- {note}" for note in self.notes), ""]
+        rows = [[name.replace("_", " "), value] for name, value in self.conditions.items()]
+        lines += ["## Conditions", "", *markdown_table(["", ""], rows), ""]
+        return "\n".join(lines)
+
+
+def said(met: bool | None) -> str:
+    """Say whether an aim was met."""
+    return {True: "met", False: "missed", None: "not measured"}[met]
+
+
+def shown(value: Any) -> str:
+    """Write one cell: big numbers with separators, small ones with three digits that count."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float | int):
+        return f"{value:,.0f}" if abs(value) >= 100 or isinstance(value, int) else f"{value:.3g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    return str(value)
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Set *rows* as a Markdown table."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(shown(cell) for cell in row) + " |" for row in rows]
+    return lines
+
+
+def install_packages(commands: Mapping[str, str]) -> list[str]:
+    """Install with apt what is missing of *commands* (command → package), as root; return what is missing still."""
+    missing = [package for command, package in commands.items() if shutil.which(command) is None]
+    if missing and os.geteuid() == 0 and shutil.which("apt-get"):
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for arguments in (["update"], ["install", "--yes", "--no-install-recommends", *missing]):
+            subprocess.run(
+                ["apt-get", "-qq", *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                timeout=240,
+                check=False,
+            )
+    return [command for command in commands if shutil.which(command) is None]
+
+
+def tell(text: str) -> None:
+    """Say what is being measured."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,49 @@
+"""
+The server of spotledger without spotledger: the same granian, one handler that returns fixed bytes and headers.
+
+What it reaches is what any handler on this server could reach.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from granian.server.embed import Server
+
+
+class FixedAnswer:
+    """Answers every request with *body* and *headers*."""
+
+    def __init__(self, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.headers = headers
+        self.body = body
+
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
+        """Answer one request."""
+        protocol.response_bytes(200, self.headers, self.body)
+
+
+async def serve(port: int, application: FixedAnswer) -> None:
+    """Serve *application* on *port* until SIGTERM."""
+    server = Server(application, address="127.0.0.1", port=port, log_enabled=False)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
+    with contextlib.suppress(asyncio.CancelledError):
+        await server.serve()
+
+
+def main() -> None:
+    """Take the port and the file with headers and body from the command line."""
+    answer = json.loads(Path(sys.argv[2]).read_text())
+    headers = [(name, value) for name, value in answer["headers"]]
+    uvloop.run(serve(int(sys.argv[1]), FixedAnswer(headers, answer["body"].encode())))
+
+
+if __name__ == "__main__":
+    main()
