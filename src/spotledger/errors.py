@@ -349,3 +349,19 @@ class ProtocolError(SpotledgerError):
 
 class LedgerCorrupt(Exception):
     """An invariant of the ledger does not hold; nothing more is written until a person has looked."""
+
+
+def refusal_of_code(code: str, message: str, details: dict[str, Any]) -> Refused:
+    """
+    Return the refusal with this stable *code*, as it was first given.
+
+    Raises:
+        LedgerCorrupt: No refusal has the code.
+    """
+    waiting: list[type[Refused]] = [Refused]
+    while waiting:
+        found = waiting.pop()
+        if found.code == code:
+            return found(message, **details)
+        waiting += found.__subclasses__()
+    raise LedgerCorrupt(f"the journal keeps a refusal with the unknown code {code!r}")

@@ -1,0 +1,55 @@
+"""Opening the embedded ledger of a data folder: the place that names the concrete store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from spotledger.ledger import Ledger
+from spotledger.storage.folder import FolderLock
+from spotledger.storage.sqlite import CACHE_ACCOUNTS, SEGMENT_ENTRIES, SqliteStore
+
+LEDGER_FILE: Final = "ledger.db"
+
+
+def now_ms() -> int:
+    """Return the time in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def open_embedded(
+    path: str | Path,
+    *,
+    segment_entries: int = SEGMENT_ENTRIES,
+    cache_accounts: int = CACHE_ACCOUNTS,
+    clock_ms: Callable[[], int] = now_ms,
+    lock: FolderLock | None = None,
+) -> Ledger:
+    """
+    Open the ledger in the data folder *path*, making both where they are not there.
+
+    Args:
+        path: The data folder. One process owns it at a time.
+        segment_entries: Entries in a segment, for a ledger that is made now.
+        cache_accounts: How many unchanged accounts may stay in memory.
+        clock_ms: The time in milliseconds since 1970.
+        lock: The folder's ownership where the caller holds it already; it stays the caller's.
+
+    Raises:
+        DataFolderInUse: Another process owns the folder.
+        DataFolderUnusable: It is read-only, full, or not a folder.
+        SchemaMismatch: The ledger file was written by another version, or is no ledger.
+        LedgerCorrupt: The end of the journal does not hold together.
+    """
+    own = FolderLock(path) if lock is None else None
+    if own is not None:
+        own.acquire()
+    release = own.release if own is not None else lambda: None
+    try:
+        store = SqliteStore(Path(path) / LEDGER_FILE, segment_entries=segment_entries, cache_accounts=cache_accounts)
+    except BaseException:
+        release()
+        raise
+    return Ledger(store, clock_ms, release)

@@ -1,0 +1,107 @@
+"""
+The port of the store: what the ledger asks of whatever remembers the journal.
+
+A write goes ``load`` → (rules) → ``write`` → ``commit`` → ``publish``, or ``recover`` where a step failed. What was
+written becomes visible to reads at ``publish`` and not before. ``commit`` blocks until the disk has it, and is the one
+step that may run in another thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from spotledger.domain.accounts import Account, Balance, Coin
+from spotledger.domain.journal import Entry, Hold
+
+
+class Head(NamedTuple):
+    """The last entry that is durable: its ``seq`` (0 where there is none), hash and time in milliseconds."""
+
+    seq: int
+    hash: bytes
+    booked_ms: int
+
+
+class AccountView(Protocol):
+    """One account as it stands at the head; the same object until it is dropped from memory."""
+
+    @property
+    def changed_seq(self) -> int:
+        """The last entry that touched the account; 0 where none did."""
+
+    @property
+    def balances(self) -> Mapping[str, Balance]:
+        """Balances in units of the coins that were ever touched; a changed one is another object."""
+
+
+class Store(Protocol):
+    """Remembers the journal, and what is derived from it."""
+
+    ledger_id: str
+    epoch: int
+    #: Access keys and operator tokens, which are not in the journal.
+    key_tables: Any
+
+    @property
+    def head(self) -> Head:
+        """The last durable entry."""
+
+    @property
+    def coins(self) -> Mapping[str, Coin]:
+        """The listed coins by name, sorted; another object after each listing."""
+
+    def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the ``seq`` of the entry of each key that is known."""
+
+    def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
+        """Bring into memory what the rules will ask for, in a few queries whatever the number."""
+
+    def has_customer(self, customer: str) -> bool:
+        """Say whether *customer* is registered."""
+
+    def account(self, account: Account) -> AccountView:
+        """Return the account as it stands at the head."""
+
+    def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
+        """Return the balances of the account as they stood after the entry *seq*, at most the head's."""
+
+    def hold(self, hold_id: int) -> Hold | None:
+        """Return the hold as it stands at the head."""
+
+    def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
+        """Return holds of *customer* with ids above *after*, in order of their ids."""
+
+    def due_holds(self, now_ms: int, limit: int) -> list[int]:
+        """Return ids of open holds whose time has come."""
+
+    def customers(self, after: str, limit: int) -> list[str]:
+        """Return customers in the order of their ids."""
+
+    def entry(self, seq: int) -> Entry | None:
+        """Return one entry."""
+
+    def entries(self, after_seq: int, limit: int) -> list[Entry]:
+        """Return entries in order."""
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Append *entries*, which follow the head without a gap; nothing is visible yet."""
+
+    @property
+    def lagging(self) -> bool:
+        """Whether work behind the journal should go on before the commit."""
+
+    def catch_up(self) -> None:
+        """Do a few milliseconds of the work behind the journal, within the commit that is being written."""
+
+    def commit(self) -> None:
+        """Make what was written durable. Blocks; may run in another thread."""
+
+    def publish(self, entries: Sequence[Entry]) -> None:
+        """Make the committed *entries* visible."""
+
+    def recover(self) -> None:
+        """Throw away what was written and all that memory holds, and build it again from the journal."""
+
+    def close(self) -> None:
+        """Let go of the journal."""

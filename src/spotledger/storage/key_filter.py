@@ -1,0 +1,169 @@
+"""
+The filter of known idempotency keys: says "never seen" of a new key without a look-up.
+
+A Bloom filter whose words are its blocks, in levels that double in size, so that it grows without being made again:
+level 0 covers the first 2 segments, level 1 the next 4, level 2 the next 8, and so on. Only sealed segments are in it.
+Bits are only ever set, so a page that was written half-way through a sealing still says the truth of the segments
+before; each page carries a checksum, and a level that is damaged or behind is filled again from the keys themselves.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+BITS_PER_KEY: Final = 16
+_WORD_BITS: Final = 64
+PAGE_WORDS: Final = 8192
+_FIRST_LEVEL_SEGMENTS: Final = 2
+#: A level is written to the file after each sixteenth of its segments; the rest is added again at the start.
+_WRITES_A_LEVEL: Final = 16
+
+
+class Probe(NamedTuple):
+    """Where a key's bits are: a number that picks the word in each level, and its bits in that word."""
+
+    word: int
+    bits: int
+
+
+def probe_of(digest: bytes) -> Probe:
+    """Return where the key with this digest has its bits."""
+    h = int.from_bytes(digest[:8], "little")
+    bits = 1 << (h & 63) | 1 << (h >> 6 & 63) | 1 << (h >> 12 & 63) | 1 << (h >> 18 & 63) | 1 << (h >> 24 & 63)
+    return Probe(h >> 30, bits)
+
+
+class _Level:
+    """The filter of one run of segments, *first_segment* to *last_segment*."""
+
+    __slots__ = ("covered_to", "first_segment", "last_segment", "number", "words", "written_to")
+
+    def __init__(self, number: int, segment_entries: int) -> None:
+        self.number = number
+        segments = _FIRST_LEVEL_SEGMENTS << number
+        self.first_segment = segments - _FIRST_LEVEL_SEGMENTS
+        self.last_segment = self.first_segment + segments - 1
+        words = max(1, segments * segment_entries * BITS_PER_KEY // _WORD_BITS)
+        self.words = array("Q", bytes(8 * words))
+        self.covered_to = self.written_to = self.first_segment - 1
+
+    def add(self, probe: Probe) -> None:
+        self.words[probe.word % len(self.words)] |= probe.bits
+
+    def may_hold(self, probe: Probe) -> bool:
+        return self.words[probe.word % len(self.words)] & probe.bits == probe.bits
+
+    def wants_writing(self) -> bool:
+        behind = self.covered_to - self.written_to
+        segments = self.last_segment - self.first_segment + 1
+        return self.covered_to == self.last_segment or behind >= max(1, segments // _WRITES_A_LEVEL)
+
+    def pages(self) -> Iterator[tuple[int, bytes]]:
+        for page, start in enumerate(range(0, len(self.words), PAGE_WORDS)):
+            yield page, self.words[start : start + PAGE_WORDS].tobytes()
+
+
+class KeyFilter:
+    """The filter in memory, and its pages in the ledger file."""
+
+    def __init__(self, segment_entries: int) -> None:
+        """Start empty, for segments of *segment_entries* entries."""
+        self._segment_entries = segment_entries
+        self._levels: list[_Level] = []
+        #: What was found damaged or missing when the filter was loaded, in words.
+        self.mended: list[str] = []
+
+    def segments_that_may_hold(self, probe: Probe) -> Iterator[int]:
+        """Give the segments, newest first, in which the key may be; none of a key that was never seen."""
+        for level in reversed(self._levels):
+            if level.may_hold(probe):
+                yield from range(level.covered_to, level.first_segment - 1, -1)
+
+    def is_empty(self) -> bool:
+        """Say whether no segment is covered yet."""
+        return not self._levels
+
+    def add(self, segment: int, digests: Iterable[bytes]) -> None:
+        """Add keys of *segment*; call :meth:`cover` when all of them are in."""
+        level = self._level_of(segment)
+        for digest in digests:
+            level.add(probe_of(digest))
+
+    def cover(self, segment: int) -> None:
+        """Say that all keys of *segment*, and of those before it, are in."""
+        self._level_of(segment).covered_to = segment
+
+    def write(self, connection: sqlite3.Connection, segment: int) -> Iterator[None]:
+        """Write the level of *segment*, whose keys are all in, page by page if it is time to; yields between pages."""
+        level = self._level_of(segment)
+        level.covered_to = segment
+        if not level.wants_writing():
+            return
+        for page, bits in level.pages():
+            connection.execute(
+                "INSERT OR REPLACE INTO key_filter_page VALUES (?, ?, ?, ?)",
+                (level.number, page, bits, _page_checksum(level.number, page, bits)),
+            )
+            yield
+        connection.execute(
+            "INSERT OR REPLACE INTO key_filter VALUES (?, ?, ?)",
+            (level.number, segment, _level_checksum(level.number, segment)),
+        )
+        level.written_to = segment
+
+    def load(self, connection: sqlite3.Connection, sealed_segments: int) -> None:
+        """
+        Read the filter from the file, and add what it lacks of the *sealed_segments* from their keys.
+
+        A level that is missing, damaged or ahead of the journal is made again; :attr:`mended` then says so.
+        """
+        last = sealed_segments - 1
+        while last >= 0 and (not self._levels or self._levels[-1].last_segment < last):
+            level = _Level(len(self._levels), self._segment_entries)
+            self._levels.append(level)
+            self._read_level(connection, level, min(last, level.last_segment))
+        for level in self._levels:
+            target = min(last, level.last_segment)
+            for segment in range(level.covered_to + 1, target + 1):
+                rows = connection.execute("SELECT digest FROM key_seq WHERE segment = ?", (segment,))
+                for (digest,) in rows:
+                    level.add(probe_of(digest))
+            level.covered_to = target
+
+    def _read_level(self, connection: sqlite3.Connection, level: _Level, last: int) -> None:
+        row = connection.execute(
+            "SELECT covered_to, checksum FROM key_filter WHERE level = ?", (level.number,)
+        ).fetchone()
+        if row is None:
+            return
+        covered_to, checksum = row
+        words = array("Q")
+        sound = checksum == _level_checksum(level.number, covered_to) and level.first_segment <= covered_to <= last
+        pages = connection.execute(
+            "SELECT page, bits, checksum FROM key_filter_page WHERE level = ? ORDER BY page", (level.number,)
+        )
+        for expected_page, (page, bits, page_checksum) in enumerate(pages):
+            sound = sound and page == expected_page and page_checksum == _page_checksum(level.number, page, bits)
+            if sound:
+                words.frombytes(bits)
+        if sound and len(words) == len(level.words):
+            level.words, level.covered_to, level.written_to = words, covered_to, covered_to
+        else:
+            self.mended.append(f"level {level.number} of the filter of known keys was damaged and was made again")
+
+    def _level_of(self, segment: int) -> _Level:
+        while not self._levels or self._levels[-1].last_segment < segment:
+            self._levels.append(_Level(len(self._levels), self._segment_entries))
+        return next(level for level in self._levels if segment <= level.last_segment)
+
+
+def _page_checksum(level: int, page: int, bits: bytes) -> bytes:
+    return blake2b(bits, digest_size=8, salt=level.to_bytes(8, "little") + page.to_bytes(8, "little")).digest()
+
+
+def _level_checksum(level: int, covered_to: int) -> bytes:
+    return blake2b(f"level {level} covers {covered_to}".encode(), digest_size=8).digest()

@@ -1,0 +1,391 @@
+"""
+The embedded store: one SQLite file, the journal written first and everything else behind it.
+
+A commit appends entries and moves the head, nothing more; what they change is in memory (:mod:`working_set`). Every
+full segment is then sealed (:mod:`sealing`) in small steps along with the commits that follow. A start reads what is
+not sealed from the journal again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from spotledger.domain.accounts import ZERO, Account, Balance, Coin
+from spotledger.domain.journal import Entry, Hold
+from spotledger.errors import DataFolderUnusable, LedgerCorrupt, StoreUnavailable
+from spotledger.storage import sqlite_file, sqlite_reads
+from spotledger.storage.base import Head
+from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, genesis_hash, key_digest
+from spotledger.storage.key_filter import KeyFilter, probe_of
+from spotledger.storage.sealing import Sealing
+from spotledger.storage.sqlite_errors import translated
+from spotledger.storage.sqlite_keys import SqliteKeyTables
+from spotledger.storage.working_set import AccountState, WorkingSet
+
+SEGMENT_ENTRIES: Final = 65_536
+CACHE_ACCOUNTS: Final = 50_000
+#: How long one turn of work behind the journal may hold the caller.
+STEP_SECONDS: Final = 0.003
+_REPLAY_ENTRIES: Final = 1_000
+
+
+class SqliteStore:
+    """The embedded store on one file; satisfies :class:`spotledger.storage.base.Store`."""
+
+    def __init__(
+        self, path: Path, *, segment_entries: int = SEGMENT_ENTRIES, cache_accounts: int = CACHE_ACCOUNTS
+    ) -> None:
+        """
+        Open the ledger file at *path*, or make it.
+
+        Args:
+            path: The file; its folder must be there.
+            segment_entries: Entries in a segment, for a file that is made; a file that is there has its own.
+            cache_accounts: How many unchanged accounts may stay in memory.
+
+        Raises:
+            DataFolderUnusable: The file can be neither read nor made, or its disk is full.
+            SchemaMismatch: It is no ledger, or of another version.
+            LedgerCorrupt: What is not sealed of the journal does not hold together.
+        """
+        self._cache_accounts = cache_accounts
+        try:
+            self._write, self._read = sqlite_file.open_file(path, segment_entries)
+            try:
+                self.key_tables = SqliteKeyTables(self._write, self._read)
+                with translated("opened"):
+                    # An answer about the past must not rest on what the disk has not got: first one synced commit.
+                    self._write.execute("UPDATE ledger SET starts = starts + 1")
+                    self._build()
+            except BaseException:
+                self._write.close()
+                self._read.close()
+                raise
+        except StoreUnavailable as error:
+            raise DataFolderUnusable(f"The ledger {path} cannot be used: {error.message}.", path=str(path)) from error
+
+    # --- the state of the head ----------------------------------------------------------------------
+
+    @property
+    def head(self) -> Head:
+        """The last durable entry."""
+        return self._head
+
+    @property
+    def coins(self) -> Mapping[str, Coin]:
+        """The listed coins by name, sorted; another object after each listing."""
+        return self._memory.coins
+
+    @property
+    def sealed_to(self) -> int:
+        """The last entry whose derived rows are in the tables."""
+        return self._sealed_to
+
+    @property
+    def mended(self) -> Sequence[str]:
+        """What the last start found damaged among what is derived, and made again, in words."""
+        return tuple(self._filter.mended)
+
+    def _build(self) -> None:
+        """Build what memory holds from the file: the coins, the filter, and what is not sealed of the journal."""
+        self.ledger_id, self.epoch, self._segment_entries, self._sealed_to = sqlite_reads.ledger_row(self._read)
+        self._head = sqlite_reads.head_row(self._read)
+        self._pending_head = self._head
+        self._pending_sealed_to = self._sealed_to
+        self._sealing: Sealing | None = None
+        self._sealing_from, self._sealing_span = 0, 1
+        self._memory = WorkingSet(self._segment_entries, self._cache_accounts)
+        for coin in sqlite_reads.coin_rows(self._read, self._sealed_to):
+            self._memory.list_coin(coin)
+        self._filter = KeyFilter(self._segment_entries)
+        self._filter.load(self._read, self._sealed_to // self._segment_entries)
+        self._replay()
+        self._due_cursor = (0, 0)
+        self._next_due_ms = sqlite_reads.next_due_ms(self._read, self._due_cursor)
+        self._begin_sealing()
+
+    def _replay(self) -> None:
+        last_seq = self._read.execute("SELECT coalesce(max(seq), 0) FROM entry").fetchone()[0]
+        if last_seq != self._head.seq:
+            raise LedgerCorrupt(f"the journal is cut: its head is entry {self._head.seq}, its last entry {last_seq}")
+        seq = self._sealed_to
+        previous = self._hash_of(seq)
+        rows = self._read.execute("SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq > ? ORDER BY seq", (seq,))
+        while batch := rows.fetchmany(_REPLAY_ENTRIES):
+            entries = []
+            for found, body, kept_hash in batch:
+                seq += 1
+                previous = chain_hash(previous, body)
+                entry = decode_entry(body)
+                if not found == seq == entry.seq or kept_hash != previous:
+                    raise LedgerCorrupt(f"the journal's chain is broken at entry {seq}")
+                entries.append(entry)
+            self._load_holds({hold for entry in entries for hold, _ in entry.holds})
+            for entry in entries:
+                self._memory.apply(entry)
+        if previous != self._head.hash:
+            raise LedgerCorrupt(f"the hash of entry {seq}, the last, is not the one that the head has")
+
+    def _hash_of(self, seq: int) -> bytes:
+        if seq == 0:
+            return genesis_hash(self.ledger_id)
+        row = self._read.execute("SELECT hash FROM entry WHERE seq = ?", (seq,)).fetchone()
+        if row is None:
+            raise LedgerCorrupt(f"entry {seq} is missing from the journal")
+        return bytes(row[0])
+
+    # --- what the rules ask for ---------------------------------------------------------------------
+
+    def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the ``seq`` of the entry of each key that is known."""
+        known = {}
+        for key in keys:
+            seq = self._memory.key_seq(key)
+            if seq is None and not self._filter.is_empty():
+                seq = self._sealed_key(key)
+            if seq is not None:
+                known[key] = seq
+        return known
+
+    def _sealed_key(self, key: str) -> int | None:
+        digest = key_digest(key)
+        segments = self._filter.segments_that_may_hold(probe_of(digest))
+        with translated("read"):
+            for seq in sqlite_reads.seqs_of_digest(self._read, list(segments), digest):
+                entry = self.entry(seq)
+                if entry is not None and entry.key == key:
+                    return seq
+        return None
+
+    def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
+        """Bring into memory what the rules will ask for, in a few queries whatever the number."""
+        memory = self._memory
+        unknown = [customer for customer in customers if not memory.has_customer(customer)]
+        missing = []
+        for account in accounts:
+            state = memory.accounts.get(account)
+            if state is None or not state.complete:
+                missing.append(account)
+        with translated("read"):
+            if unknown:
+                memory.known_customers.update(
+                    dict.fromkeys(sqlite_reads.known_customers(self._read, unknown, self._sealed_to))
+                )
+            if missing:
+                self._load_accounts(missing)
+            self._load_holds(holds)
+
+    def _load_accounts(self, accounts: Sequence[Account]) -> None:
+        states = {}
+        for account in accounts:
+            state = self._memory.accounts.get(account)
+            if state is None:
+                state = self._memory.accounts[account] = AccountState()
+            states[account] = state
+        for account, coin, balance, seq in sqlite_reads.balances_of(self._read, accounts):
+            state = states[account]
+            # What an open segment has changed is newer than the table.
+            state.balances.setdefault(coin, balance)
+            state.changed_seq = max(state.changed_seq, seq)
+        for state in states.values():
+            state.complete = True
+
+    def _load_holds(self, holds: Iterable[int]) -> None:
+        missing = [hold_id for hold_id in holds if self._memory.hold(hold_id) is None]
+        if missing:
+            for hold in sqlite_reads.holds_of_ids(self._read, missing):
+                self._memory.loaded_holds[hold.hold_id] = hold
+
+    def has_customer(self, customer: str) -> bool:
+        """Say whether *customer* is registered."""
+        if not self._memory.has_customer(customer):
+            self.load([customer], (), ())
+        return self._memory.has_customer(customer)
+
+    def account(self, account: Account) -> AccountState:
+        """Return the account as it stands at the head."""
+        state = self._memory.accounts.get(account)
+        if state is None or not state.complete:
+            with translated("read"):
+                self._load_accounts([account])
+            state = self._memory.accounts[account]
+        return state
+
+    def hold(self, hold_id: int) -> Hold | None:
+        """Return the hold as it stands at the head."""
+        hold = self._memory.hold(hold_id)
+        if hold is None:
+            with translated("read"):
+                hold = next(iter(sqlite_reads.holds_of_ids(self._read, [hold_id])), None)
+        return hold
+
+    # --- other reads --------------------------------------------------------------------------------
+
+    def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
+        """Return the balances of the account as they stood after the entry *seq*, at most the head's."""
+        found: dict[str, Balance] = {}
+        wanted = set(self.account(account).balances)
+        with translated("read"):
+            for coin in list(wanted):
+                touch = self._memory.last_touch(account, coin, seq)
+                entry = self.entry(touch) if touch else None
+                if entry is not None:
+                    found[coin] = next(Balance(*b[2:]) for b in entry.balances if b[0] == account and b[1] == coin)
+            last = min(seq, self._sealed_to)
+            for segment in range((last - 1) // self._segment_entries, -1, -1):
+                if found.keys() >= wanted:
+                    break
+                for coin, balance in sqlite_reads.history_in_segment(self._read, segment, account, seq):
+                    found.setdefault(coin, balance)
+        return {coin: found.get(coin, ZERO) for coin in sorted(wanted) if coin in found}
+
+    def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
+        """Return holds of *customer* with ids above *after*, in order of their ids."""
+        changed = self._memory.changed_holds_of(customer)
+        found: list[Hold] = []
+        sealed = self._sealed_holds(customer, state == "open", after)
+        newer = (changed[hold_id] for hold_id in sorted(changed) if hold_id > max(after, self._sealed_to))
+        for hold in chain(sealed, newer):
+            current = changed.get(hold.hold_id, hold)
+            if state in (None, current.state):
+                found.append(current)
+            if len(found) == limit:
+                break
+        return found
+
+    def _sealed_holds(self, customer: str, only_open: bool, after: int) -> Iterator[Hold]:
+        """Give the holds of *customer* that sealed segments opened, as the table has them, in order."""
+        while True:
+            with translated("read"):
+                page = sqlite_reads.holds_of_customer(
+                    self._read, customer, after, only_open, self._sealed_to, self._segment_entries
+                )
+            yield from page
+            if not page:
+                return
+            after = page[-1].hold_id
+
+    def due_holds(self, now_ms: int, limit: int) -> list[int]:
+        """Return ids of open holds whose time has come, *limit* at the most; the others at the next call."""
+        ids = self._memory.pop_due(now_ms)
+        if self._next_due_ms is not None and now_ms >= self._next_due_ms:
+            with translated("read"):
+                rows = sqlite_reads.due_rows(self._read, self._due_cursor, now_ms, limit)
+                self._due_cursor = rows[-1] if rows else self._due_cursor
+                self._next_due_ms = sqlite_reads.next_due_ms(self._read, self._due_cursor)
+            ids += [hold_id for _, hold_id in rows]
+        due = []
+        for hold_id in dict.fromkeys(ids):
+            hold = self.hold(hold_id)
+            if hold is not None and hold.remaining:
+                self._memory.watch_expiry(hold)
+                due.append(hold_id)
+        return due[:limit]
+
+    def customers(self, after: str, limit: int) -> list[str]:
+        """Return customers in the order of their ids."""
+        with translated("read"):
+            names = set(sqlite_reads.customers_after(self._read, after, limit))
+        for segment in self._memory.segments:
+            names.update(name for name in segment.customers if name > after)
+        return sorted(names)[:limit]
+
+    def entry(self, seq: int) -> Entry | None:
+        """Return one entry."""
+        found = self.entries(seq - 1, 1) if seq > 0 else []
+        return found[0] if found else None
+
+    def entries(self, after_seq: int, limit: int) -> list[Entry]:
+        """Return entries in order; none that is not yet acknowledged."""
+        with translated("read"):
+            rows = self._read.execute(
+                "SELECT CAST(body AS BLOB) FROM entry WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
+                (after_seq, self._head.seq, limit),
+            ).fetchall()
+        return [decode_entry(body) for (body,) in rows]
+
+    # --- writing ------------------------------------------------------------------------------------
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Append *entries*, which follow the head without a gap; nothing is visible yet."""
+        previous = self._head.hash
+        rows = []
+        for entry in entries:
+            body = encode_entry(entry)
+            previous = chain_hash(previous, body)
+            rows.append((entry.seq, body.decode(), previous))
+        last = entries[-1]
+        if rows[0][0] != self._head.seq + 1 or last.seq != self._head.seq + len(entries):
+            raise LedgerCorrupt(f"entries {rows[0][0]} to {last.seq} do not follow the head, entry {self._head.seq}")
+        self._pending_head = Head(last.seq, previous, last.booked_ms)
+        with translated("written"):
+            self._write.execute("BEGIN IMMEDIATE")
+            self._write.executemany("INSERT INTO entry (seq, body, hash) VALUES (?, ?, ?)", rows)
+            self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
+        self.catch_up()
+
+    @property
+    def lagging(self) -> bool:
+        """Whether the sealing is behind its pace and should go on before the commit."""
+        if self._sealing is None:
+            return False
+        return self._sealing.progress * self._sealing_span < self._pending_head.seq - self._sealing_from
+
+    def catch_up(self) -> None:
+        """Do a few milliseconds of sealing, if it lags, within the commit that is being written."""
+        until = time.perf_counter() + STEP_SECONDS
+        with translated("written"):
+            while self._sealing is not None and self.lagging and time.perf_counter() < until:
+                self._sealing.step()
+                if self._sealing.finished:
+                    self._pending_sealed_to = self._sealing.last_seq
+                    self._begin_sealing()
+
+    def commit(self) -> None:
+        """Make what was written durable. Blocks until it is synced; may run in another thread."""
+        with translated("written"):
+            self._write.execute("COMMIT")
+
+    def publish(self, entries: Sequence[Entry]) -> None:
+        """Make the committed *entries* visible."""
+        memory = self._memory
+        for entry in entries:
+            memory.apply(entry)
+        self._head = self._pending_head
+        if self._sealed_to != self._pending_sealed_to:
+            self._sealed_to = self._pending_sealed_to
+            memory.drop_sealed(self._sealed_to)
+        if self._sealing is None:
+            self._begin_sealing()
+        memory.shrink(self._sealed_to)
+
+    def _begin_sealing(self) -> None:
+        """Begin to seal the next segment if it is full; it is to be done before the one after it is."""
+        segment = self._pending_sealed_to // self._segment_entries
+        full_at = (segment + 1) * self._segment_entries
+        self._sealing = None
+        if self._pending_head.seq < full_at:
+            return
+        self._sealing = Sealing(self._write, self._filter, segment, self._segment_entries)
+        room = full_at + self._segment_entries - self._pending_head.seq
+        self._sealing_from = self._pending_head.seq if room > 0 else full_at
+        self._sealing_span = max(1, min(self._segment_entries // 2, room))
+
+    def recover(self) -> None:
+        """Throw away what was written and all that memory holds, and build it again from the journal."""
+        with translated("read"):
+            if self._write.in_transaction:
+                self._write.execute("ROLLBACK")
+            self._build()
+
+    def close(self) -> None:
+        """Let go of the file; the write-ahead log is folded into it where the disk allows."""
+        with translated("closed"):
+            if self._write.in_transaction:
+                self._write.execute("ROLLBACK")
+            self._read.close()
+            self._write.close()

@@ -1,0 +1,49 @@
+"""SQLite's errors in the words of our tree: translated once, by their code, never by their message."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from spotledger.errors import LedgerCorrupt, StoreUnavailable
+
+_UNAVAILABLE: Final = {
+    sqlite3.SQLITE_FULL: "its disk is full; make room",
+    sqlite3.SQLITE_IOERR: "its disk answered with an error",
+    sqlite3.SQLITE_READONLY: "it is read-only",
+    sqlite3.SQLITE_CANTOPEN: "a file of it could not be opened",
+    sqlite3.SQLITE_BUSY: "another process is writing to it",
+    sqlite3.SQLITE_LOCKED: "another process is writing to it",
+    sqlite3.SQLITE_NOMEM: "there is no memory left",
+    sqlite3.SQLITE_PERM: "this process may not use it",
+    sqlite3.SQLITE_INTERRUPT: "it was interrupted",
+}
+
+
+@contextmanager
+def translated(doing: str) -> Iterator[None]:
+    """
+    Run a block of statements, and say an error of SQLite in our words.
+
+    Args:
+        doing: What is being done, such as ``"written"``, for the message.
+
+    Raises:
+        StoreUnavailable: The disk, or another process, is in the way; the same request may pass later.
+        LedgerCorrupt: The file is damaged, or breaks a constraint that our writes keep.
+    """
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise translate(error, doing) from error
+
+
+def translate(error: sqlite3.Error, doing: str) -> Exception:
+    """Return the error of our tree for *error*."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    reason = _UNAVAILABLE.get(code)
+    if reason is not None:
+        return StoreUnavailable(f"the ledger could not be {doing}: {reason}; try again with the same idempotency key")
+    return LedgerCorrupt(f"the ledger could not be {doing}: {error} ({getattr(error, 'sqlite_errorname', 'no code')})")

@@ -1,0 +1,153 @@
+"""The questions that the embedded store asks its tables; each returns plain values of the domain."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from spotledger.domain.accounts import Account, Balance, Coin
+from spotledger.domain.journal import Hold
+from spotledger.storage.base import Head
+
+_HOLD = "hold_id, customer, account, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq"
+_PAGE: Final = 500
+
+
+def ledger_row(connection: sqlite3.Connection) -> tuple[str, int, int, int]:
+    """Return the ledger's id, its epoch, the entries of a segment, and the last sealed entry."""
+    row: tuple[str, int, int, int] = connection.execute(
+        "SELECT ledger_id, epoch, segment_entries, sealed_to FROM ledger"
+    ).fetchone()
+    return row
+
+
+def head_row(connection: sqlite3.Connection) -> Head:
+    """Return the last entry of the last commit."""
+    return Head(*connection.execute("SELECT seq, hash, booked_ms FROM head").fetchone())
+
+
+def coin_rows(connection: sqlite3.Connection, sealed_to: int) -> Iterator[Coin]:
+    """Give the coins whose listing is sealed."""
+    for name, scale in connection.execute("SELECT coin, scale FROM coin WHERE seq <= ? ORDER BY coin", (sealed_to,)):
+        yield Coin(name, scale)
+
+
+def seqs_of_digest(connection: sqlite3.Connection, segments: Sequence[int], digest: bytes) -> list[int]:
+    """Return the entries in *segments* whose key has this digest."""
+    if not segments:
+        return []
+    rows = connection.execute(
+        "SELECT key_seq.seq FROM json_each(?) AS wanted"
+        " CROSS JOIN key_seq ON key_seq.segment = wanted.value AND key_seq.digest = ?",
+        (json.dumps(segments), digest),
+    )
+    return [seq for (seq,) in rows]
+
+
+def known_customers(connection: sqlite3.Connection, customers: Sequence[str], sealed_to: int) -> list[str]:
+    """Return those of *customers* whose registering is sealed."""
+    rows = connection.execute(
+        "SELECT customer FROM customer WHERE customer IN (SELECT value FROM json_each(?)) AND seq <= ?",
+        (json.dumps(customers), sealed_to),
+    )
+    return [customer for (customer,) in rows]
+
+
+def customers_after(connection: sqlite3.Connection, after: str, limit: int) -> list[str]:
+    """Return sealed customers in the order of their ids."""
+    rows = connection.execute(
+        "SELECT customer FROM customer WHERE customer > ? ORDER BY customer LIMIT ?", (after, limit)
+    )
+    return [customer for (customer,) in rows]
+
+
+def balances_of(
+    connection: sqlite3.Connection, accounts: Sequence[Account]
+) -> Iterator[tuple[Account, str, Balance, int]]:
+    """Give all balances of *accounts* with the entry that changed each last."""
+    rows = connection.execute(
+        'SELECT balance.customer, balance.account, coin, available, "freeze", seq FROM json_each(?) AS wanted'
+        " CROSS JOIN balance ON balance.customer = wanted.value ->> 0 AND balance.account = wanted.value ->> 1",
+        (json.dumps(accounts),),
+    )
+    for customer, kind, coin, available, freeze, seq in rows:
+        yield Account(customer, kind), coin, Balance(int(available), int(freeze)), seq
+
+
+def history_in_segment(
+    connection: sqlite3.Connection, segment: int, account: Account, seq: int
+) -> Iterator[tuple[str, Balance]]:
+    """Give the last balance of each coin of *account* within one segment, up to the entry *seq*."""
+    rows = connection.execute(
+        'SELECT coin, available, "freeze", max(seq) FROM history'
+        " WHERE segment = ? AND customer = ? AND account = ? AND seq <= ? GROUP BY coin",
+        (segment, *account, seq),
+    )
+    for coin, available, freeze, _ in rows:
+        yield coin, Balance(int(available), int(freeze))
+
+
+def holds_of_ids(connection: sqlite3.Connection, ids: Sequence[int]) -> list[Hold]:
+    """Return the holds with these ids that are in the table."""
+    rows = connection.execute(
+        f"SELECT {_HOLD} FROM hold WHERE hold_id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
+    )
+    return [_hold(row) for row in rows]
+
+
+def holds_of_customer(
+    connection: sqlite3.Connection, customer: str, after: int, only_open: bool, sealed_to: int, segment_entries: int
+) -> list[Hold]:
+    """Return the next page of sealed holds of *customer* above *after*; *only_open* those the table has as open."""
+    if only_open:
+        rows = connection.execute(
+            f"SELECT {_HOLD} FROM hold WHERE customer = ? AND hold_id > ? AND hold_id <= ? AND closed_seq IS NULL"
+            " ORDER BY hold_id LIMIT ?",
+            (customer, after, sealed_to, _PAGE),
+        )
+        return [_hold(row) for row in rows]
+    for segment in range(after // segment_entries, sealed_to // segment_entries):
+        rows = connection.execute(
+            "SELECT hold_id FROM hold_of WHERE segment = ? AND customer = ? AND hold_id > ? ORDER BY hold_id LIMIT ?",
+            (segment, customer, after, _PAGE),
+        )
+        ids = [hold_id for (hold_id,) in rows]
+        if ids:
+            return sorted(holds_of_ids(connection, ids))
+    return []
+
+
+def due_rows(connection: sqlite3.Connection, cursor: tuple[int, int], now_ms: int, limit: int) -> list[tuple[int, int]]:
+    """Return (expires_ms, hold_id) of holds that the table has as open, whose time has come, after *cursor*."""
+    return connection.execute(
+        "SELECT expires_ms, hold_id FROM hold WHERE closed_seq IS NULL AND expires_ms IS NOT NULL"
+        " AND (expires_ms, hold_id) > (?, ?) AND expires_ms <= ? ORDER BY expires_ms, hold_id LIMIT ?",
+        (*cursor, now_ms, limit),
+    ).fetchall()
+
+
+def next_due_ms(connection: sqlite3.Connection, cursor: tuple[int, int]) -> int | None:
+    """Return when the next hold after *cursor* expires, as the table has it, or None."""
+    row = connection.execute(
+        "SELECT expires_ms FROM hold WHERE closed_seq IS NULL AND expires_ms IS NOT NULL"
+        " AND (expires_ms, hold_id) > (?, ?) ORDER BY expires_ms, hold_id LIMIT 1",
+        cursor,
+    ).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _hold(row: tuple[Any, ...]) -> Hold:
+    hold_id, customer, kind, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq = row
+    return Hold(
+        hold_id,
+        Account(customer, kind),
+        coin,
+        int(amount),
+        int(remaining),
+        reference,
+        expires_ms,
+        opened_ms,
+        closed_seq,
+    )

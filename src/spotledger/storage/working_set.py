@@ -1,0 +1,191 @@
+"""
+What the embedded store has in memory: the segments that are not sealed yet, and a bounded cache of accounts.
+
+An open segment is dropped as a whole once it is sealed. Accounts that an open segment changed stay in memory until
+then, because the tables do not have their balances yet.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from bisect import bisect_right
+from itertools import islice
+
+from spotledger.domain.accounts import ZERO, Account, Balance, Coin
+from spotledger.domain.journal import Entry, Hold, opened_hold
+from spotledger.domain.operations import ListCoin, RegisterCustomer
+from spotledger.errors import LedgerCorrupt
+
+
+class AccountState:
+    """One account at the head of the journal; satisfies :class:`spotledger.storage.base.AccountView`."""
+
+    __slots__ = ("balances", "changed_seq", "complete")
+
+    def __init__(self) -> None:
+        """Start with nothing known; *complete* says that the tables were asked too."""
+        self.balances: dict[str, Balance] = {}
+        self.changed_seq = 0
+        self.complete = False
+
+    def balance(self, coin: str) -> Balance:
+        """Return the balance of *coin* in units."""
+        return self.balances.get(coin, ZERO)
+
+
+class OpenSegment:
+    """What the entries of one segment have changed, until it is sealed."""
+
+    __slots__ = ("customers", "holds", "holds_of", "keys", "number", "touched")
+
+    def __init__(self, number: int) -> None:
+        """Start the segment *number* with nothing in it."""
+        self.number = number
+        self.keys: dict[str, int] = {}
+        self.customers: dict[str, int] = {}
+        self.holds: dict[int, Hold] = {}
+        self.holds_of: dict[str, dict[int, None]] = {}
+        self.touched: dict[tuple[Account, str], array[int]] = {}
+
+
+class WorkingSet:
+    """All that memory holds of the journal."""
+
+    def __init__(self, segment_entries: int, cache_accounts: int) -> None:
+        """
+        Start empty.
+
+        Args:
+            segment_entries: Entries in a segment.
+            cache_accounts: How many accounts and customers may stay in memory that no open segment has changed.
+        """
+        self._segment_entries = segment_entries
+        self._cache_accounts = cache_accounts
+        self.segments: list[OpenSegment] = []
+        self.accounts: dict[Account, AccountState] = {}
+        self.known_customers: dict[str, None] = {}
+        self.loaded_holds: dict[int, Hold] = {}
+        self.coins: dict[str, Coin] = {}
+        self._expiries: list[tuple[int, int]] = []
+        self._shrink_at = cache_accounts
+
+    # --- look-ups ---------------------------------------------------------------------------------
+
+    def key_seq(self, key: str) -> int | None:
+        """Return the entry of *key* in the open segments, or None."""
+        for segment in reversed(self.segments):
+            seq = segment.keys.get(key)
+            if seq is not None:
+                return seq
+        return None
+
+    def has_customer(self, customer: str) -> bool:
+        """Say whether *customer* is known here to be registered."""
+        return customer in self.known_customers or any(customer in segment.customers for segment in self.segments)
+
+    def hold(self, hold_id: int) -> Hold | None:
+        """Return the hold as the open segments, or what was loaded for this group, have it."""
+        for segment in reversed(self.segments):
+            hold = segment.holds.get(hold_id)
+            if hold is not None:
+                return hold
+        return self.loaded_holds.get(hold_id)
+
+    def changed_holds_of(self, customer: str) -> dict[int, Hold]:
+        """Return the holds of *customer* that the open segments changed, as they stand."""
+        found = {}
+        for segment in self.segments:
+            for hold_id in segment.holds_of.get(customer, ()):
+                found[hold_id] = segment.holds[hold_id]
+        return found
+
+    def last_touch(self, account: Account, coin: str, seq: int) -> int | None:
+        """Return the last entry of the open segments, at most *seq*, that touched the account's coin, or None."""
+        for segment in reversed(self.segments):
+            touches = segment.touched.get((account, coin))
+            if touches and touches[0] <= seq:
+                return touches[bisect_right(touches, seq) - 1]
+        return None
+
+    def pop_due(self, now_ms: int) -> list[int]:
+        """Take out the holds with an expiry up to *now_ms*; the caller gives back those that are still open."""
+        due = []
+        while self._expiries and self._expiries[0][0] <= now_ms:
+            due.append(heapq.heappop(self._expiries)[1])
+        return due
+
+    def watch_expiry(self, hold: Hold) -> None:
+        """Remember when *hold* expires, if it does."""
+        if hold.expires_ms is not None:
+            heapq.heappush(self._expiries, (hold.expires_ms, hold.hold_id))
+
+    # --- changes ----------------------------------------------------------------------------------
+
+    def apply(self, entry: Entry) -> None:
+        """Take over what *entry* changed; the one place for it, in service and at the start."""
+        segment = self._segment_of(entry.seq)
+        segment.keys[entry.key] = entry.seq
+        if entry.refusal is not None:
+            return
+        for account, coin, available, freeze in entry.balances:
+            state = self.accounts.get(account)
+            if state is None:
+                state = self.accounts[account] = AccountState()
+            state.balances[coin] = Balance(available, freeze)
+            state.changed_seq = entry.seq
+            touches = segment.touched.get((account, coin))
+            if touches is None:
+                touches = segment.touched[account, coin] = array("Q")
+            touches.append(entry.seq)
+        if entry.holds:
+            self._apply_holds(segment, entry)
+        elif entry.kind == ListCoin.kind:
+            self.list_coin(Coin(entry.request["coin"], entry.request["scale"]))
+        elif entry.kind == RegisterCustomer.kind:
+            segment.customers[entry.request["customer"]] = entry.seq
+
+    def list_coin(self, coin: Coin) -> None:
+        """Add *coin*; the mapping is another object afterwards, so that readers see that it changed."""
+        self.coins = dict(sorted([*self.coins.items(), (coin.name, coin)]))
+
+    def _apply_holds(self, segment: OpenSegment, entry: Entry) -> None:
+        opened = opened_hold(entry)
+        if opened is not None:
+            self.watch_expiry(opened)
+        for hold_id, remaining in entry.holds:
+            hold = opened or self.hold(hold_id)
+            if hold is None:
+                raise LedgerCorrupt(f"entry {entry.seq} uses hold {hold_id}, which no entry before it opened")
+            hold = hold.after(remaining, entry.seq)
+            segment.holds[hold_id] = hold
+            segment.holds_of.setdefault(hold.account.customer, {})[hold_id] = None
+
+    def _segment_of(self, seq: int) -> OpenSegment:
+        number = (seq - 1) // self._segment_entries
+        if not self.segments or self.segments[-1].number < number:
+            self.segments.append(OpenSegment(number))
+        return self.segments[-1]
+
+    def drop_sealed(self, sealed_to: int) -> None:
+        """Drop the segments up to the entry *sealed_to*: the tables have all of it."""
+        sealed_segments = sealed_to // self._segment_entries
+        while self.segments and self.segments[0].number < sealed_segments:
+            for customer in self.segments.pop(0).customers:
+                self.known_customers[customer] = None
+            self._shrink_at = self._cache_accounts
+
+    def shrink(self, sealed_to: int) -> None:
+        """Let go of accounts and customers beyond the bound that the tables have as they are, oldest first."""
+        self.loaded_holds.clear()
+        if len(self.accounts) > self._shrink_at:
+            excess = len(self.accounts) - self._cache_accounts
+            clean = (account for account, state in self.accounts.items() if state.changed_seq <= sealed_to)
+            for account in list(islice(clean, excess)):
+                del self.accounts[account]
+            # What open segments hold cannot go yet: looking again at each group would cost more than it frees.
+            self._shrink_at = max(len(self.accounts), self._cache_accounts) + self._cache_accounts // 8
+        excess = len(self.known_customers) - self._cache_accounts
+        if excess > 0:
+            for customer in list(islice(self.known_customers, excess)):
+                del self.known_customers[customer]
