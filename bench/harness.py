@@ -150,6 +150,18 @@ def sync_microseconds(folder: Path, count: int = 200) -> float:
     return statistics.median(durations) / 1000
 
 
+def busy_cores(seconds: float = 1.0) -> float:
+    """Measure how many cores the rest of the machine keeps busy: more than a little spoils the figures."""
+
+    def busy_seconds() -> float:
+        fields = [int(field) for field in Path("/proc/stat").read_text().splitlines()[0].split()[1:]]
+        return (sum(fields[:3]) + sum(fields[5:8])) / os.sysconf("SC_CLK_TCK")
+
+    before = busy_seconds()
+    time.sleep(seconds)
+    return round((busy_seconds() - before) / seconds, 2)
+
+
 def said_by(*command: str) -> str:
     """Return the first line that *command* prints, or an empty text."""
     try:
@@ -184,7 +196,7 @@ def conditions(folder: Path, cores: Cores) -> dict[str, Any]:
         "wrk": " ".join(said_by("wrk", "-v").split()[:2]),
         "commit": said_by("git", "-C", str(ROOT), "rev-parse", "HEAD") + (" with changes" if changed else ""),
         "synced_write_microseconds": round(sync_microseconds(folder), 1),
-        "load_average_before": round(os.getloadavg()[0], 2),
+        "busy_cores_before": busy_cores(),
     }
 
 

@@ -20,7 +20,7 @@ BREACHES = [
     pytest.param(
         "ledger.py",
         "import spotledger.storage.sqlite",
-        "Only ops.runtime and spotledger.open() name a concrete store",
+        "Only ops.runtime and ops.embedded name a concrete store",
         id="store",
     ),
     pytest.param(
