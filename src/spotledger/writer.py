@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
-from spotledger.ledger import Ledger, Outcome
+from spotledger.ledger import Group, Ledger, Outcome
 
 #: Operations that may wait; a request beyond it is refused at once.
 QUEUE_LIMIT: Final = 10_000
@@ -165,8 +165,18 @@ class Writer:
                 while self._ledger.lagging:
                     self._ledger.catch_up()
                     await asyncio.sleep(0)
-                await asyncio.get_running_loop().run_in_executor(self._committer, self._ledger.commit, group)
             except BaseException:
                 self._ledger.abandon()
                 raise
+            await self._sync(group)
         return self._ledger.finish(group)
+
+    async def _sync(self, group: Group) -> None:
+        """Commit in the thread. Cancelled meanwhile, nothing is abandoned: the thread has the connection."""
+        commit = asyncio.get_running_loop().run_in_executor(self._committer, self._ledger.commit, group)
+        await asyncio.wait([commit])
+        try:
+            commit.result()
+        except BaseException:
+            self._ledger.abandon()
+            raise
