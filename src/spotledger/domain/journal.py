@@ -112,15 +112,10 @@ def opened_hold(entry: Entry) -> Hold | None:
     if entry.kind != Freeze.kind or not entry.postings:
         return None
     posting = entry.postings[1]
+    account, coin, _, units, _ = entry.postings[1]
+    request = entry.request
     return Hold(
-        hold_id=entry.seq,
-        account=posting.account,
-        coin=posting.coin,
-        amount=posting.units,
-        remaining=posting.units,
-        reference=entry.request.get("reference"),
-        expires_ms=entry.request.get("expires_ms"),
-        opened_ms=entry.booked_ms,
+        entry.seq, account, coin, units, units, request.get("reference"), request.get("expires_ms"), entry.booked_ms
     )
 
 

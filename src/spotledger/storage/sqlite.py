@@ -8,8 +8,10 @@ not sealed from the journal again.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -31,6 +33,18 @@ CACHE_ACCOUNTS: Final = 50_000
 #: How long one turn of work behind the journal may hold the caller.
 STEP_SECONDS: Final = 0.003
 _REPLAY_ENTRIES: Final = 1_000
+
+
+@contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Keep the garbage collector from walking, again and again, over the many long-lived objects that are made."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 class SqliteStore:
@@ -103,7 +117,8 @@ class SqliteStore:
             self._memory.list_coin(coin)
         self._filter = KeyFilter(self._segment_entries)
         self._filter.load(self._read, self._sealed_to // self._segment_entries)
-        self._replay()
+        with _collector_at_rest():
+            self._replay()
         self._due_cursor = (0, 0)
         self._next_due_ms = sqlite_reads.next_due_ms(self._read, self._due_cursor)
         self._begin_sealing()
@@ -182,10 +197,7 @@ class SqliteStore:
     def _load_accounts(self, accounts: Sequence[Account]) -> None:
         states = {}
         for account in accounts:
-            state = self._memory.accounts.get(account)
-            if state is None:
-                state = self._memory.accounts[account] = AccountState()
-            states[account] = state
+            states[account] = self._memory.state_of(account)
         for account, coin, balance, seq in sqlite_reads.balances_of(self._read, accounts):
             state = states[account]
             # What an open segment has changed is newer than the table.

@@ -21,10 +21,11 @@ from spotledger.errors import LedgerCorrupt
 class AccountState:
     """One account at the head of the journal; satisfies :class:`spotledger.storage.base.AccountView`."""
 
-    __slots__ = ("balances", "changed_seq", "complete")
+    __slots__ = ("account", "balances", "changed_seq", "complete")
 
-    def __init__(self) -> None:
-        """Start with nothing known; *complete* says that the tables were asked too."""
+    def __init__(self, account: Account) -> None:
+        """Start with nothing known of *account*; ``complete`` says that the tables were asked too."""
+        self.account = account
         self.balances: dict[str, Balance] = {}
         self.changed_seq = 0
         self.complete = False
@@ -129,14 +130,12 @@ class WorkingSet:
         if entry.refusal is not None:
             return
         for account, coin, available, freeze in entry.balances:
-            state = self.accounts.get(account)
-            if state is None:
-                state = self.accounts[account] = AccountState()
+            state = self.state_of(account)
             state.balances[coin] = Balance(available, freeze)
             state.changed_seq = entry.seq
             touches = segment.touched.get((account, coin))
             if touches is None:
-                touches = segment.touched[account, coin] = array("Q")
+                touches = segment.touched[state.account, coin] = array("Q")
             touches.append(entry.seq)
         if entry.holds:
             self._apply_holds(segment, entry)
@@ -144,6 +143,13 @@ class WorkingSet:
             self.list_coin(Coin(entry.request["coin"], entry.request["scale"]))
         elif entry.kind == RegisterCustomer.kind:
             segment.customers[entry.request["customer"]] = entry.seq
+
+    def state_of(self, account: Account) -> AccountState:
+        """Return the account's state in memory, a new one where there is none."""
+        state = self.accounts.get(account)
+        if state is None:
+            state = self.accounts[account] = AccountState(account)
+        return state
 
     def list_coin(self, coin: Coin) -> None:
         """Add *coin*; the mapping is another object afterwards, so that readers see that it changed."""
@@ -157,9 +163,23 @@ class WorkingSet:
             hold = opened or self.hold(hold_id)
             if hold is None:
                 raise LedgerCorrupt(f"entry {entry.seq} uses hold {hold_id}, which no entry before it opened")
-            hold = hold.after(remaining, entry.seq)
+            hold = self._packed(hold, remaining, entry.seq)
             segment.holds[hold_id] = hold
             segment.holds_of.setdefault(hold.account.customer, {})[hold_id] = None
+
+    def _packed(self, hold: Hold, remaining: int, seq: int) -> Hold:
+        """Return *hold* as the entry *seq* leaves it, sharing with the others what is the same in many."""
+        return Hold(
+            hold.hold_id,
+            self.accounts[hold.account].account,
+            self.coins[hold.coin].name,
+            hold.amount,
+            hold.amount if remaining == hold.amount else remaining,
+            hold.reference,
+            hold.expires_ms,
+            hold.opened_ms,
+            None if remaining else seq,
+        )
 
     def _segment_of(self, seq: int) -> OpenSegment:
         number = (seq - 1) // self._segment_entries
