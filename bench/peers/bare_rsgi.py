@@ -1,7 +1,7 @@
 """
 The server of spotledger without spotledger: the same granian, one handler that returns fixed bytes and headers.
 
-What it reaches is what any handler on this server could reach.
+What it reaches is what any handler on this server could reach. The settings are those of ``spotledger.http.serve``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from granian.constants import HTTPModes
+from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 
@@ -32,7 +34,17 @@ class FixedAnswer:
 
 async def serve(port: int, application: FixedAnswer) -> None:
     """Serve *application* on *port* until SIGTERM."""
-    server = Server(application, address="127.0.0.1", port=port, log_enabled=False)
+    server = Server(
+        application,
+        address="127.0.0.1",
+        port=port,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=10_000, max_buffer_size=64 * 1024),
+        websockets=False,
+        backlog=1024,
+        backpressure=10_000,
+        log_enabled=False,
+    )
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
     with contextlib.suppress(asyncio.CancelledError):
         await server.serve()

@@ -12,6 +12,7 @@ import hmac
 import json
 import os
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
@@ -33,8 +34,8 @@ class BalanceAnswer(BaseModel):
 STATE = json.loads(Path(os.environ["BENCH_STATE"]).read_text())
 SECRETS: dict[str, str] = STATE["secrets"]
 CUSTOMERS: dict[str, str] = STATE["customers"]
-BALANCES: dict[str, dict[str, CoinBalance]] = {
-    customer: {coin: CoinBalance(**balance) for coin, balance in balances.items()}
+BALANCES: dict[str, dict[str, tuple[Decimal, Decimal]]] = {
+    customer: {coin: (Decimal(each["freeze"]), Decimal(each["available"])) for coin, each in balances.items()}
     for customer, balances in STATE["balances"].items()
 }
 
@@ -63,4 +64,9 @@ async def calling_customer(
 
 @app.get("/trade/api/v1/getBalance")
 async def get_balance(customer: Annotated[str, Depends(calling_customer)]) -> BalanceAnswer:
-    return BalanceAnswer(data=BALANCES[customer])
+    return BalanceAnswer(
+        data={
+            coin: CoinBalance(freeze=f"{freeze:f}", available=f"{available:f}")
+            for coin, (freeze, available) in BALANCES[customer].items()
+        }
+    )
