@@ -28,6 +28,10 @@ BODIES = st.binary(max_size=200) | JSON.map(lambda value: json.dumps(value).enco
 ENVELOPES = st.fixed_dictionaries(
     {}, optional={"code": st.sampled_from([200, 307, 308, 400, 404, "200", None]), "data": JSON, "info": JSON}
 ).map(lambda value: json.dumps(value).encode())
+PROBLEMS = st.fixed_dictionaries(
+    {"code": st.sampled_from(["limit_exceeded", "nonce_refused", "store_busy", "no_such_code"])},
+    optional={"detail": JSON, "retry_after_s": JSON, "seq": JSON, "self": JSON, "message": JSON},
+).map(lambda value: json.dumps(value).encode())
 HEADERS = st.fixed_dictionaries(
     {},
     optional={
@@ -51,7 +55,7 @@ def outcome_of(status: int, headers: dict[str, str], body: bytes) -> Outcome:
     raise AssertionError("a call of one attempt asked for another step")
 
 
-@given(st.sampled_from([200, 302, 400, 404, 429, 500, 503]), HEADERS, BODIES | ENVELOPES)
+@given(st.sampled_from([200, 302, 400, 404, 429, 500, 503]), HEADERS, BODIES | ENVELOPES | PROBLEMS)
 def test_any_answer_is_read_or_is_one_error_of_the_tree(status: int, headers: dict[str, str], body: bytes) -> None:
     """No bytes, status or headers bring anything else out of the client than a value or a SpotledgerError."""
     outcome = outcome_of(status, headers, body)

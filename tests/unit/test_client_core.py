@@ -234,6 +234,23 @@ def test_problem_document_is_understood_by_its_code() -> None:
     assert type(get_balance(revoked).outcome.error) is errors.AccessKeyRevoked
 
 
+@pytest.mark.parametrize("told", ["soon", None, True, 10**400, -1, 1.5, [], {"a": 1}])
+def test_problem_document_with_absurd_wait_in_its_body_is_not_waited_for(told: object) -> None:
+    """How long to wait is read from the header alone, whatever the body says."""
+    problem = {"status": 429, "code": "limit_exceeded", "detail": "d", "retry_after_s": told}
+    run = get_balance(answer(problem, 429, content_type="application/problem+json"))
+    assert run.order == "s"
+    assert type(run.outcome.error) is errors.LimitExceeded
+
+
+def test_limit_is_told_by_its_header_whatever_the_text() -> None:
+    """A refusal with nothing left in its RateLimit is that of a limit."""
+    told = refusal(404, "This address sent more than 10", ratelimit='"address";r=0;t=600', retry_after="600")
+    assert type(get_balance(told).outcome.error) is errors.LimitExceeded
+    left = refusal(404, "Trouble inside", ratelimit='"address";r=10;t=600', retry_after="600")
+    assert type(get_balance(left).outcome.error) is errors.Unavailable
+
+
 @pytest.mark.parametrize("where", ["v1", "problem"])
 def test_server_repeating_the_request_gets_no_secret_into_the_error(where: str) -> None:
     """A refusal that quotes key, secret and signature is shown without them, and without control characters."""

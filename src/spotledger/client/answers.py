@@ -35,6 +35,7 @@ _HTTP_REDIRECTS = range(300, 400)
 #: A plain decimal: no sign, no exponent, at least two decimals; what the ledger can hold and nothing longer.
 _AMOUNT = re.compile(r"\A(?:0|[1-9][0-9]{0,37})\.[0-9]{2,18}\Z")
 _COIN = re.compile(r"\A[a-z0-9]{1,20}\Z")
+_NOTHING_LEFT = re.compile(r";\s*r=0(?:;|\Z)")
 _SEQ = re.compile(r"\A[0-9]{1,18}\Z")
 #: Thirteen digits, as nonces are.
 _SERVER_TIMES_MS = range(10**12, 10**13)
@@ -127,7 +128,7 @@ def _error_of_code(code: int, answer: Answer, text: str) -> SpotledgerError:
         case 400:
             return _kind_of_400(text)(text or None)
         case 404:
-            return _with_wait(_kind_of_404(text), text, answer)
+            return _with_wait(_kind_of_404(answer, text), text, answer)
     return ProtocolError(f"code {code} is not documented")
 
 
@@ -139,7 +140,10 @@ def _kind_of_400(text: str) -> type[SpotledgerError]:
     return NonceRefused if "nonce" in lowered else InvalidRequest
 
 
-def _kind_of_404(text: str) -> type[SpotledgerError]:
+def _kind_of_404(answer: Answer, text: str) -> type[SpotledgerError]:
+    """Tell by the header that says what is left of a limit, or else by the text."""
+    if _NOTHING_LEFT.search(answer.headers.get("ratelimit", "")):
+        return LimitExceeded
     lowered = text.lower()
     return LimitExceeded if "too many" in lowered or "limit" in lowered else Unavailable
 

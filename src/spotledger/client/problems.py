@@ -21,7 +21,10 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 
 #: Members that are read by name; the others become the error's details.
 _READ_BY_NAME = frozenset(
-    {"type", "title", "status", "detail", "instance", "code", "seq", "replayed", "self", "message"}
+    {
+        *("type", "title", "status", "detail", "instance", "code", "seq", "replayed", "retry_after_s"),
+        *("self", "message"),  # the names of the constructor's own parameters
+    }
 )
 _SECONDS = re.compile(r"\A[0-9]{1,9}\Z")
 _HTTP_SERVER_ERROR = 500
@@ -67,7 +70,7 @@ def error_of_problem(status: int, headers: Mapping[str, str], problem: Mapping[s
     details = {
         name: value for name, value in problem.items() if name not in _READ_BY_NAME and isinstance(value, str | int)
     }
-    seconds = retry_after_s(headers)
+    seconds = retry_after_s(headers)  # of the header, not of the body: there it is checked
     if seconds is not None:
         details["retry_after_s"] = seconds
     text = problem.get("detail") or problem.get("title")
