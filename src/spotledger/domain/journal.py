@@ -111,7 +111,6 @@ def opened_hold(entry: Entry) -> Hold | None:
     """Return the hold that *entry* opened, as it was then, or None."""
     if entry.kind != Freeze.kind or not entry.postings:
         return None
-    posting = entry.postings[1]
     account, coin, _, units, _ = entry.postings[1]
     request = entry.request
     return Hold(
