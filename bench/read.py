@@ -35,13 +35,14 @@ from bench.harness import (
 from bench.load import CONNECTIONS, Credentials, Round, Target, ask, check_answers, run_round, sign
 
 CUSTOMERS = 10_000
-KEYED_CUSTOMERS = 1_000
+KEYED_CUSTOMERS = 200 if QUICK else 1_000
 COIN_COUNTS = (4, 200)
 ROUND_SECONDS = 1.0 if QUICK else 5.0
 WARM_UP_SECONDS = 0.5 if QUICK else 1.0
 #: More than any target but nginx answers in a round; nginx does not look at the request.
 REQUESTS = 80_000 if QUICK else 400_000
-SIZE_TOLERANCE = 0.01
+#: Request ids and remaining limits have more or fewer digits.
+SIZE_TOLERANCE = 0.025
 PEERS = ROOT / "bench" / "peers"
 #: The load comes from one address, and its accounts ask more often than a trader may; so the limits are wide.
 OPEN_LIMITS = {
@@ -153,7 +154,7 @@ class Stage:
 
 
 def measure(row: Row, seconds: float, cores: Cores, folder: Path) -> Round:
-    """Run one round on *row*, and check before and after it that the answers are the right ones."""
+    """Run one round on *row*; raise RuntimeError unless every answer was a success of the expected length."""
     count = 0 if row.name == "nginx" else min(REQUESTS, int(REQUESTS * max(seconds, 1) / ROUND_SECONDS))
     result = run_round(row.target, row.credentials, count, seconds, cores, folder)
     size = check_answers(row.target.port, row.credentials)
@@ -217,8 +218,7 @@ def summarise(report: Report, rows: list[Row], without: list[str]) -> None:
     report.notes += [
         f"{CONNECTIONS} connections, rounds of {ROUND_SECONDS:g} s, medians of {ROUNDS}; {CUSTOMERS:,} customers, of "
         f"whom {KEYED_CUSTOMERS:,} ask in turn; {REQUESTS:,} different signed requests a round, signed just before it.",
-        "Answers are checked before, between and after the rounds by a hundred signed requests, and in the rounds by "
-        "their length: a refusal has another one.",
+        "wrk reads every answer (of nginx the status and the length); one that is no success ends the run with an error.",
         "nginx gets one request again and again, so that wrk has less to do; a load core near 1 says that wrk, not "
         "nginx, was the limit, so nginx could be quicker still.",
     ]
