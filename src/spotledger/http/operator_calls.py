@@ -107,16 +107,18 @@ class Door:
 
 
 class Endpoint:
-    """One path of the operator API, as an ASGI application: a call for each of its methods."""
+    """One path of the operator API, as an ASGI application: a call for each of its methods, behind *door* or open."""
 
-    def __init__(self, door: Door, calls: Mapping[str, Call]) -> None:
+    def __init__(self, door: Door | None, path: str, calls: Mapping[str, Call]) -> None:
+        self.path = path
         self._door = door
         self._calls = {**calls, "HEAD": calls["GET"]} if "GET" in calls else dict(calls)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the token, then make the call and send its answer."""
         call = self._calls.get(scope["method"])
-        self._door.check(scope, call.scope if call else None)
+        if self._door is not None:
+            self._door.check(scope, call.scope if call else None)
         if call is None:
             allowed = ", ".join(self._calls)
             raise MethodNotAllowed(f"{scope['method']} is not for this path; {allowed} would pass.", allow=allowed)
@@ -129,9 +131,9 @@ class Endpoint:
         await response(scope, receive, send)
 
 
-def route(door: Door, path: str, **calls: Call) -> Route:
-    """Return the route of *path*; *calls* by method, such as ``GET=Call(…)``."""
-    return Route(path, Endpoint(door, calls), name=path)
+def route(door: Door | None, path: str, **calls: Call) -> Route:
+    """Return the route of *path*; *calls* by method, such as ``GET=Call(…)``. Without a door it is open to all."""
+    return Route(path, Endpoint(door, path, calls), name=path)
 
 
 def idempotency_key(request: Request) -> str:

@@ -21,10 +21,9 @@ from typing import Any, Final, NamedTuple
 
 from spotledger.errors import DataFolderUnusable, MasterKeyRefused
 from spotledger.security import sealing
-from spotledger.security.tokens import TOKEN_BYTES
+from spotledger.security.tokens import TOKEN_BYTES as TOKEN_BYTES
 from spotledger.storage.folder import read_note, unusable
 
-LEDGER_FILE: Final = "ledger.db"
 MASTER_KEY_FILE: Final = "master.key"
 TOKEN_FILE: Final = "operator.token"  # noqa: S105 - a name, no token
 MASTER_KEY_VARIABLE: Final = "SPOTLEDGER_MASTER_KEY"

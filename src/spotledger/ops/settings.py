@@ -154,9 +154,13 @@ class Settings:
         None, "A file with the master key, 64 hex digits, instead of `master.key` in the data folder."
     )
     success_info: str = _text("success", "The `info` of a public answer that is a success.")
-    asset_limit_per_second: int = _number(3, 1, 1_000_000, "Public calls about assets, an account and second.")
-    account_limit_per_second: int = _number(10, 1, 1_000_000, "Other signed public calls, an account and second.")
-    address_limit_per_minute: int = _number(1000, 1, 100_000_000, "Public calls, an address and minute.")
+    asset_limit_per_second: int = _number(
+        3, 0, 1_000_000, "Public calls about assets, an account and second; 0: no limit."
+    )
+    account_limit_per_second: int = _number(
+        10, 0, 1_000_000, "Other signed public calls, an account and second; 0: no limit."
+    )
+    address_limit_per_minute: int = _number(1000, 0, 100_000_000, "Public calls, an address and minute; 0: no limit.")
     lock_seconds: int = _number(600, 0, 86_400, "How long who went over a limit is locked out.")
     nonce_past_ms: int = _number(30_000, 1_000, 60_000, "How old a nonce may be.")
     nonce_future_ms: int = _number(5_000, 1_000, 60_000, "How far ahead of the server's time a nonce may be.")
@@ -174,7 +178,7 @@ class Settings:
     segment_entries: int = _number(
         65_536, 8, 65_536, "Entries of a segment; fixed when a ledger is made. Smaller ones are for tests."
     )
-    cache_accounts: int = _number(100_000, 1, 100_000_000, "Accounts that are kept in memory.")
+    cache_accounts: int = _number(50_000, 1, 100_000_000, "Accounts that are kept in memory.")
     log_level: str = _choice("info", ("debug", "info", "warning", "error"), "What is told on standard error.")
 
 

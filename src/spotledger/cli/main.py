@@ -1,0 +1,38 @@
+"""``spotledger``: the command line."""
+
+from __future__ import annotations
+
+import click
+
+from spotledger import __version__
+from spotledger.cli import books, keys, money, service
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="spotledger")
+def program() -> None:
+    """Keep the spot accounts of an exchange, and answer a signed getBalance about them."""
+
+
+for _command in (
+    service.serve,
+    books.coin,
+    books.customer,
+    keys.key,
+    keys.token,
+    money.deposit,
+    money.freeze,
+    money.unfreeze,
+    money.withdraw,
+    money.transfer,
+    books.balances,
+    books.holds,
+    keys.get_balance,
+    service.settings,
+):
+    program.add_command(_command)
+
+
+def main() -> None:
+    """Run the command that the arguments name; exit with 0, 1 (refused or failed) or 2 (wrong usage)."""
+    program(prog_name="spotledger")

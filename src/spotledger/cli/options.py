@@ -1,0 +1,139 @@
+"""The options that many commands share, and the one place where their errors end."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeVar
+from urllib.parse import quote
+
+import click
+
+from spotledger.cli import show
+from spotledger.cli.connection import Where, connect
+from spotledger.client.operator import OperatorClient
+from spotledger.domain.operations import KEY_MAX_CHARACTERS
+from spotledger.errors import LedgerCorrupt, SpotledgerError
+from spotledger.ops.settings import RULES, flag_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ACCOUNTS: Final = ("wallet", "spot", "fiat")
+_DURATION: Final = re.compile(r"\A([1-9][0-9]{0,5})([smhdw])\Z")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+config_option = click.option("--config", metavar="FILE", help="A TOML file with settings.")
+key_option = click.option("--key", required=True, metavar="KEY", help="The idempotency key: names this write for ever.")
+own_key_option = click.option("--key", metavar="KEY", help="The idempotency key; one is made where none is given.")
+account_option = click.option(
+    "--account", type=click.Choice(ACCOUNTS), default="spot", show_default=True, help="The customer's account."
+)
+reference_option = click.option("--reference", metavar="TEXT", help="What it is for, such as an order's number.")
+
+
+def ending_well(function: F) -> F:
+    """Turn an error of *function* into one clear line (``--json``: the problem document) and exit code 1."""
+
+    @functools.wraps(function)
+    def ended(*args: Any, **kwargs: Any) -> Any:
+        as_json = bool(kwargs.get("as_json"))
+        try:
+            return function(*args, **kwargs)
+        except SpotledgerError as error:
+            show.error(show.problem_of(error), as_json=as_json)
+        except LedgerCorrupt as error:
+            show.error({"detail": f"The ledger is damaged: {error}.", "code": "ledger_corrupt"}, as_json=as_json)
+        raise click.exceptions.Exit(1)
+
+    return ended  # type: ignore[return-value]
+
+
+def setting_options(function: F) -> F:
+    """Give a command one flag for each setting, all as text; they come as one argument ``flags``."""
+
+    @functools.wraps(function)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        flags = {name: kwargs.pop(name) for name in RULES}
+        return function(*args, flags=flags, **kwargs)
+
+    decorated: Any = gathered
+    for name, rule in reversed(list(RULES.items())):
+        decorated = click.option(flag_of(name), name, metavar=rule.metavar, help=rule.meaning.replace("`", ""))(
+            decorated
+        )
+    return decorated  # type: ignore[no-any-return]
+
+
+def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., None]]:
+    """
+    Give a command the options that name a ledger, and call it with a client of that ledger's operator API.
+
+    Args:
+        may_make: Whether the command makes the ledger where there is none.
+    """
+
+    def decorate(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+        @click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
+        @click.option("--operator-url", metavar="URL", help="Call this server instead; needs --token-file.")
+        @click.option("--token-file", metavar="FILE", help="Where the operator token is (else DIR/operator.token).")
+        @config_option
+        @json_option
+        @functools.wraps(function)
+        @ending_well
+        def command(**kwargs: Any) -> None:
+            names = ("data", "config", "operator_url", "token_file")
+            where = Where(**{name: kwargs.pop(name) for name in names}, as_json=kwargs.pop("as_json"))
+
+            async def run() -> None:
+                async with connect(where, may_make=may_make) as client:
+                    await function(client, where, **kwargs)
+
+            asyncio.run(run())
+
+        return command
+
+    return decorate
+
+
+def own_key(key: str | None, what: str) -> str:
+    """Return *key*, or a new idempotency key for *what* that nothing else has."""
+    return key or f"{what}-{uuid.uuid4()}"
+
+
+def expiry_ms(text: str | None) -> int | None:
+    """Return the time that lies *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) ahead, in ms since 1970."""
+    if text is None:
+        return None
+    match = _DURATION.match(text)
+    if match is None:
+        raise click.BadParameter(
+            f"{text!r} is no length of time; 90d, 12h, 30m, 45s or 2w would pass", param_hint="--expires"
+        )
+    return time.time_ns() // 1_000_000 + int(match[1]) * _SECONDS[match[2]] * 1000
+
+
+async def all_pages(client: OperatorClient, path: str, member: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the answer of *path* with what all its pages have under *member*, as if it were one page."""
+    _, _, answer = await client.call("GET", path, params=params)
+    while answer["next_after"] is not None:
+        _, _, page = await client.call("GET", path, params={**params, "after": answer["next_after"]})
+        answer = {**page, member: answer[member] + page[member]}
+    del answer["next_after"]
+    return answer
+
+
+def natural_key(what: str, name: str) -> str:
+    """Return the idempotency key that *what* done to *name* has by nature, such as ``customer-add-alice``."""
+    key = f"{what}-{name}"
+    return key if len(key) <= KEY_MAX_CHARACTERS else f"{what}-{hashlib.sha256(name.encode()).hexdigest()[:40]}"
+
+
+def path_part(text: str) -> str:
+    """Return *text* percent-encoded, as one part of a path."""
+    return quote(text, safe="@")

@@ -1,0 +1,64 @@
+"""The commands that run the service and show its settings."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+
+import click
+
+from spotledger import __version__
+from spotledger.cli import show
+from spotledger.cli.options import config_option, ending_well, json_option, setting_options
+from spotledger.http.serve import Listening
+from spotledger.http.serve import serve as run_service
+from spotledger.ops.folder import TOKEN_FILE
+from spotledger.ops.settings import Settings, load_settings, markdown, plain, shown
+
+
+def log_to_stderr(settings: Settings) -> None:
+    """Tell on standard error what happens, from the level that is set on."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+
+@click.command()
+@setting_options
+@config_option
+@json_option
+@ending_well
+def serve(flags: Mapping[str, str | None], config: str | None, as_json: bool) -> None:
+    """Run the service: the public listener for traders, and the operator listener for the exchange's own systems."""
+    settings = load_settings(flags, os.environ, config).settings
+    log_to_stderr(settings)
+
+    async def announce(listening: Listening) -> bool:
+        if as_json:
+            urls = {"public_url": listening.public_url, "operator_url": listening.operator_url}
+            show.json_document({**urls, "data": str(settings.data), "pid": os.getpid()})
+        else:
+            show.line(f"spotledger {__version__} serves {settings.data} (process {os.getpid()})")
+            show.line(f"  traders    {listening.public_url}")
+            show.line(f"  operators  {listening.operator_url}   token: {settings.data / TOKEN_FILE}")
+        return True
+
+    run_service(settings, os.environ, announce)
+
+
+@click.command()
+@setting_options
+@config_option
+@json_option
+@click.option("--markdown", "as_markdown", is_flag=True, help="Print the reference page of all settings.")
+@ending_well
+def settings(flags: Mapping[str, str | None], config: str | None, as_json: bool, as_markdown: bool) -> None:
+    """Show the settings in force, and where each comes from. Takes the same flags as serve."""
+    if as_markdown:
+        click.echo(markdown(), nl=False)
+        return
+    in_force, sources = load_settings(flags, os.environ, config)
+    values = {name: getattr(in_force, name) for name in sources}
+    if as_json:
+        show.json_document({name: {"value": plain(values[name]), "source": sources[name]} for name in sources})
+    else:
+        show.table(("setting", "value", "source"), ((name, shown(values[name]), sources[name]) for name in sources))

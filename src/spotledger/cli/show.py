@@ -1,0 +1,74 @@
+"""How the command line says things: tables for people, one JSON document for programs, one clear line for an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from spotledger.errors import Refused, SpotledgerError
+
+#: Where the output is no terminal, lines are as long as they need to be, up to this.
+PIPE_COLUMNS: Final = 240
+AMOUNT_COLUMNS: Final = frozenset({"available", "freeze", "total", "amount", "remaining", "after", "scale", "seq"})
+
+
+def json_document(value: object) -> None:
+    """Print *value* as one JSON document."""
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def line(text: str) -> None:
+    """Print one line for people."""
+    click.echo(text)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+    """Print *rows* under *columns*; amounts are aligned to the right."""
+    shown = Table(
+        title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0)
+    )
+    for name in columns:
+        justify = "right" if name in AMOUNT_COLUMNS else "left"
+        shown.add_column(name, justify=justify, no_wrap=True, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        shown.add_row(*(Text("" if value is None else str(value)) for value in row))
+    width = None if sys.stdout.isatty() else PIPE_COLUMNS
+    Console(file=sys.stdout, width=width, highlight=False, no_color="NO_COLOR" in os.environ or None).print(shown)
+
+
+def balances_table(balances: Mapping[str, Mapping[str, str]], *, with_empty: bool, title: str | None = None) -> None:
+    """Print balances by coin, with their totals; those with nothing in them only where *with_empty*."""
+    rows = []
+    for coin, balance in balances.items():
+        total = Decimal(balance["available"]) + Decimal(balance["freeze"])
+        if with_empty or total or Decimal(balance["freeze"]):
+            rows.append((coin, balance["available"], balance["freeze"], _plain(total)))
+    table(("coin", "available", "freeze", "total"), rows, title)
+
+
+def _plain(total: Decimal) -> str:
+    return f"{total:f}"
+
+
+def problem_of(error: SpotledgerError) -> dict[str, Any]:
+    """Return *error* as a problem document."""
+    problem = {"title": (type(error).__doc__ or "").strip(), "detail": error.message, "code": error.code}
+    seq = error.seq if isinstance(error, Refused) else None
+    return {**error.details, **problem, **({} if seq is None else {"seq": seq})}
+
+
+def error(problem: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print a problem on standard error: its line, or all of it as JSON."""
+    if as_json:
+        click.echo(json.dumps(problem, ensure_ascii=False), err=True)
+    else:
+        click.echo(f"spotledger: {problem['detail']} [{problem['code']}]", err=True)

@@ -1,0 +1,119 @@
+"""
+The operator API as an ASGI application: the routes, and the one shape in which every error is said.
+
+Every answer has a request id and may not be stored by anyone on its way; every error, expected or not, is problem
+details (RFC 9457) out of the table in ``http/wire.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from typing import Final
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import Message, Receive, Scope, Send
+
+from spotledger.errors import NotFound, SpotledgerError, StoreUnavailable
+from spotledger.http.operator_calls import Call, Door, answer, problem_answer, route
+from spotledger.http.operator_keys import KeyCalls
+from spotledger.http.operator_ledger import LedgerCalls
+from spotledger.http.operator_metrics import METRICS_MEDIA_TYPE, Metrics
+from spotledger.http.public import PublicApp
+from spotledger.ops.runtime import Runtime
+
+REQUEST_ID_BYTES: Final = 8
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_log = logging.getLogger("spotledger.operator")
+
+
+class OperatorApp:
+    """
+    Answer the operator API over *runtime*.
+
+    Args:
+        runtime: The joined parts, started.
+        local_token: One more token that is let in, with every scope: for the process itself.
+        public: The public listener's application, where there is one, for the metrics.
+    """
+
+    def __init__(self, runtime: Runtime, local_token: str | None = None, public: PublicApp | None = None) -> None:
+        self._runtime = runtime
+        self._public = public
+        self._door = Door(runtime.tokens, local_token)
+        self.metrics = Metrics()
+        self._show_metrics()
+        self._router = Router(self._routes(), redirect_slashes=False, default=self._nothing_here)
+
+    def _routes(self) -> list[Route]:
+        runtime = self._runtime
+        ledger_calls = LedgerCalls(runtime.ledger, runtime.writer)
+        key_calls = KeyCalls(runtime.ledger, runtime.writer, runtime.key_ring, runtime.tokens, runtime.key_writes)
+        return [
+            *ledger_calls.routes(self._door),
+            *key_calls.routes(self._door),
+            route(self._door, "/metrics", GET=Call(None, self._metrics)),
+            route(None, "/healthz", GET=Call(None, self._alive)),
+            route(None, "/readyz", GET=Call(None, self._ready)),
+        ]
+
+    def _show_metrics(self) -> None:
+        ledger, writer = self._runtime.ledger, self._runtime.writer
+        self.metrics.show("head_seq", "The last entry of the journal.", lambda: ledger.head.seq)
+        self.metrics.show("waiting_operations", "Operations that wait for the writer.", lambda: writer.waiting)
+        self.metrics.show("can_write", "1 while writes are taken, else 0.", lambda: int(writer.can_write))
+        public = self._public
+        if public is not None:
+            replay = public.gate.replay
+            self.metrics.tell("public_requests", "Requests of traders that were answered.", lambda: public.requests)
+            self.metrics.tell_by("public_refusals", "Those that were refused.", "code", lambda: public.refusals)
+            self.metrics.tell("replay_forgotten", "Signed requests forgotten too early.", lambda: replay.forgotten)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request_id = secrets.token_hex(REQUEST_ID_BYTES)
+        status = 0
+
+        async def send_marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] += [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
+            await send(message)
+
+        try:
+            await self._router(scope, receive, send_marked)
+        except ClientDisconnect:
+            return
+        except Exception as error:
+            if status:
+                raise
+            await problem_answer(_sayable(error, request_id), request_id)(scope, receive, send_marked)
+        method = scope["method"]
+        path = getattr(scope.get("endpoint"), "path", "other")
+        self.metrics.count(method if method in _METHODS else "other", path, status)
+
+    async def _nothing_here(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._door.check(scope, None)
+        raise NotFound("There is nothing at this path.")
+
+    async def _alive(self, request: Request) -> Response:
+        return answer({"status": "alive"})
+
+    async def _ready(self, request: Request) -> Response:
+        if not self._runtime.writer.can_write:
+            raise StoreUnavailable("The ledger takes no writes now.")
+        return answer({"status": "ready", "seq": self._runtime.ledger.head.seq})
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type=METRICS_MEDIA_TYPE)
+
+
+def _sayable(error: Exception, request_id: str) -> SpotledgerError:
+    """Return *error* as one that a caller may be told; the log has the rest under the request id."""
+    if isinstance(error, SpotledgerError):
+        return error
+    _log.error("request %s ended in an unexpected error", request_id, exc_info=error)
+    return SpotledgerError(f"Something unexpected happened; the log of the service has it under {request_id}.")

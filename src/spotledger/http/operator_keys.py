@@ -1,0 +1,164 @@
+"""The operator API's calls about access keys and operator tokens. A secret is in one answer only, the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from spotledger.domain.accounts import check_customer
+from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, NotFound, UnknownCustomer
+from spotledger.http.operator_bodies import KeyBody, RotateBody, TokenBody, decode
+from spotledger.http.operator_calls import (
+    ADMIN,
+    KEYS_WRITE,
+    Call,
+    Door,
+    Write,
+    answer,
+    limit_in,
+    query_of,
+    route,
+)
+from spotledger.ledger import Ledger
+from spotledger.ops.key_writes import KeyWrites
+from spotledger.security.keys import (
+    AccessKeyRecord,
+    KeyRing,
+    checked_addresses,
+    checked_label,
+    checked_permissions,
+)
+from spotledger.security.tokens import Tokens, checked_scopes
+from spotledger.writer import Writer
+
+
+class KeyCalls:
+    """The calls about access keys and tokens."""
+
+    def __init__(self, ledger: Ledger, writer: Writer, key_ring: KeyRing, tokens: Tokens, key_writes: KeyWrites):
+        self._ledger = ledger
+        self._writer = writer
+        self._key_ring = key_ring
+        self._tokens = tokens
+        self._key_writes = key_writes
+
+    def routes(self, door: Door) -> list[Route]:
+        """Return the routes."""
+        return [
+            route(door, "/v1/keys", GET=Call(KEYS_WRITE, self.keys), POST=Call(KEYS_WRITE, write=self.create)),
+            route(door, "/v1/keys/{accesskey}", DELETE=Call(KEYS_WRITE, self.revoke)),
+            route(door, "/v1/keys/{accesskey}/rotate", POST=Call(KEYS_WRITE, write=self.rotate)),
+            route(door, "/v1/tokens", POST=Call(ADMIN, write=self.create_token)),
+        ]
+
+    async def create(self, call: Write) -> Response:
+        """Make an access key for a customer."""
+        body = decode(call.body, KeyBody)
+        customer = check_customer(body.customer)
+        request = {
+            "op": "create_key",
+            "customer": customer,
+            "permissions": list(checked_permissions(body.permissions)),
+            "label": checked_label(body.label),
+            "addresses": list(checked_addresses(body.addresses)),
+            "expires_ms": body.expires_ms,
+        }
+
+        def make() -> dict[str, Any]:
+            if not self._ledger.has_customer(customer):
+                raise UnknownCustomer(f"customer {customer} is not registered", field="customer")
+            made = self._key_ring.create(customer, body.permissions, body.label, body.addresses, body.expires_ms)
+            return self._made(*made)
+
+        return await self._once(call.key, request, make)
+
+    async def rotate(self, call: Write) -> Response:
+        """Revoke an access key and make another like it."""
+        decode(call.body or b"{}", RotateBody)
+        accesskey = call.request.path_params["accesskey"]
+
+        def make() -> dict[str, Any]:
+            try:
+                made = self._key_ring.rotate(accesskey)
+            except AccessKeyUnknown:
+                raise _no_key() from None
+            except AccessKeyRevoked:
+                raise InvalidRequest(
+                    "The access key is revoked already; one in use would pass.", field="accesskey"
+                ) from None
+            return {**self._made(*made), "replaces": accesskey}
+
+        return await self._once(call.key, {"op": "rotate_key", "accesskey": accesskey}, make)
+
+    async def create_token(self, call: Write) -> Response:
+        """Make an operator token."""
+        body = decode(call.body, TokenBody)
+        request = {
+            "op": "create_token",
+            "scopes": list(checked_scopes(body.scopes)),
+            "label": checked_label(body.label),
+        }
+
+        def make() -> dict[str, Any]:
+            record, token = self._tokens.create(body.scopes, body.label)
+            return {
+                "token_id": record.token_id,
+                "token": token,
+                "scopes": list(record.scopes),
+                "label": record.label,
+                "created_ms": record.created_ms,
+            }
+
+        return await self._once(call.key, request, make)
+
+    async def _once(self, key: str, request: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Response:
+        once = await self._writer.exclusive(lambda: self._key_writes.once(key, request, make))
+        return answer(once.answer, replayed=once.replayed)
+
+    async def keys(self, request: Request) -> Response:
+        """List access keys, of one customer or of all, a page at a time; never a secret."""
+        query = query_of(request, "customer", "after", "limit")
+        limit = limit_in(query)
+        found = self._key_ring.list(query.get("customer"), query.get("after", ""), limit)
+        following = found[-1].accesskey if len(found) == limit else None
+        return answer({"keys": [self._key_json(record) for record in found], "next_after": following})
+
+    async def revoke(self, request: Request) -> Response:
+        """Make an access key stop working, at once and for ever; doing it again changes nothing."""
+        accesskey = request.path_params["accesskey"]
+        try:
+            await self._writer.exclusive(lambda: self._key_ring.revoke(accesskey))
+        except AccessKeyUnknown:
+            raise _no_key() from None
+        return answer(self._key_json(self._record(accesskey)))
+
+    def _record(self, accesskey: str) -> AccessKeyRecord:
+        record = self._key_ring.get(accesskey)
+        if record is None:
+            raise _no_key()
+        return record
+
+    def _made(self, accesskey: str, secretkey: str) -> dict[str, Any]:
+        return {"accesskey": accesskey, "secretkey": secretkey, **self._key_json(self._record(accesskey))}
+
+    def _key_json(self, record: AccessKeyRecord) -> dict[str, Any]:
+        used_ms = self._key_ring.used.get(record.accesskey, record.last_used_ms)
+        return {
+            "accesskey": record.accesskey,
+            "customer": record.customer,
+            "permissions": list(record.permissions),
+            "label": record.label,
+            "addresses": list(record.addresses),
+            "created_ms": record.created_ms,
+            "expires_ms": record.expires_ms,
+            "revoked_ms": record.revoked_ms,
+            "last_used_ms": used_ms,
+        }
+
+
+def _no_key() -> NotFound:
+    return NotFound("There is no such access key.")

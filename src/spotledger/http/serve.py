@@ -1,0 +1,211 @@
+"""
+Serve both listeners in one process and on one event loop, so that they share the ledger in memory.
+
+The sockets are bound here, before the ledger is opened: a port that is taken is named, port 0 becomes a real one, and
+no second process can listen on the same port beside us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.net import SocketHolder  # type: ignore[attr-defined]
+from granian.server.embed import Server
+
+from spotledger.errors import SettingInvalid
+from spotledger.http.operator import OperatorApp
+from spotledger.http.public import PublicApp, PublicSettings
+from spotledger.ops.embedded import now_ms
+from spotledger.ops.folder import Owner
+from spotledger.ops.runtime import Runtime, claim_folder, open_runtime
+from spotledger.ops.settings import Address, Settings, flag_of
+
+#: Connections that wait to be taken, and connections that are open, on each listener.
+BACKLOG: Final = 1024
+OPEN_CONNECTIONS: Final = 10_000
+REQUEST_HEAD_LIMIT_BYTES: Final = 64 * 1024
+REQUEST_HEAD_TIMEOUT_MS: Final = 10_000
+#: How long calls in flight may take to end once the service was told to stop.
+STOP_SECONDS: Final = 10.0
+FLUSH_USED_SECONDS: Final = 30.0
+#: The commit runs in a thread beside a busy loop; at the usual 5 ms it would wait that long for its turn.
+SWITCH_SECONDS: Final = 0.0005
+
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to reach it, not where to bind
+_log = logging.getLogger("spotledger.serve")
+
+
+class Listening(NamedTuple):
+    """A service that answers: where, and over what."""
+
+    public_url: str
+    operator_url: str
+    runtime: Runtime
+
+
+WhileServing = Callable[[Listening], Awaitable[bool]]
+
+
+def serve(settings: Settings, environ: Mapping[str, str], while_serving: WhileServing) -> None:
+    """
+    Serve until SIGTERM or SIGINT comes, or *while_serving* says that it is enough; then end what is in flight.
+
+    Args:
+        settings: The settings in force.
+        environ: The environment, for the master key.
+        while_serving: Called once both listeners answer; returns whether to go on serving.
+
+    Raises:
+        SetupError: The service cannot start as it is set up: folder, ports, schema, master key.
+        LedgerCorrupt: The journal does not hold together.
+    """
+    with contextlib.ExitStack() as stack:
+        lock = stack.enter_context(claim_folder(settings.data))
+        public = stack.enter_context(_bound(settings.listen, "listen"))
+        operator = stack.enter_context(_bound(settings.operator_listen, "operator_listen"))
+        public_url, operator_url = _url_of(public), _url_of(operator)
+        runtime = stack.enter_context(open_runtime(settings, environ, lock))
+        lock.write_note(Owner(os.getpid(), public_url, operator_url).note())
+        gc.collect()
+        gc.freeze()
+        sys.setswitchinterval(SWITCH_SECONDS)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            runner.run(_serve(Listening(public_url, operator_url, runtime), public, operator, while_serving))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+@contextlib.contextmanager
+def _bound(address: Address, setting: str) -> Iterator[socket.socket]:
+    """Bind and listen at *address*; no other process can listen there meanwhile."""
+    try:
+        family, _, _, _, where = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(where)
+        listener.listen(BACKLOG)
+    except OSError as problem:
+        taken = problem.errno == errno.EADDRINUSE
+        reason = "another process listens there" if taken else problem.strerror or str(problem)
+        raise SettingInvalid(
+            f"Cannot listen at {address}: {reason}. Name another address with {flag_of(setting)} HOST:PORT.",
+            setting=setting,
+        ) from None
+    with listener:
+        yield listener
+
+
+def _url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://{Address(_WILDCARDS.get(host, host), port)}"
+
+
+class _Server(Server):
+    """Granian's embedded server, on a socket that is bound already."""
+
+    def __init__(self, target: Any, interface: Interfaces, listener: socket.socket) -> None:
+        super().__init__(
+            target,
+            interface=interface,
+            http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(
+                header_read_timeout=REQUEST_HEAD_TIMEOUT_MS, max_buffer_size=REQUEST_HEAD_LIMIT_BYTES
+            ),
+            websockets=False,
+            backlog=BACKLOG,
+            backpressure=OPEN_CONNECTIONS,
+            log_enabled=False,
+        )
+        self._listener = listener
+
+    def _init_shared_socket(self) -> None:
+        descriptor = os.dup(self._listener.fileno())  # the server closes the one that it is given
+        self._shd: Any = SocketHolder(descriptor, False, BACKLOG)  # type: ignore[call-arg]
+
+
+async def _serve(
+    listening: Listening, public: socket.socket, operator: socket.socket, while_serving: WhileServing
+) -> None:
+    runtime = listening.runtime
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await runtime.start()
+    public_app = _public_app(runtime)
+    servers = [
+        _Server(public_app, Interfaces.RSGI, public),
+        _Server(OperatorApp(runtime, public=public_app), Interfaces.ASGINL, operator),
+    ]
+    running = [asyncio.create_task(server.serve()) for server in servers]
+    flushing = asyncio.create_task(_flush_used_now_and_then(runtime))
+    working = asyncio.create_task(_until_enough(while_serving, listening, stop))
+    try:
+        await asyncio.wait([working, *running], return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise RuntimeError("a listener ended by itself")
+        working.result()
+    finally:
+        for task in (working, flushing):
+            task.cancel()
+        await _stop_listening(servers, running)
+        await runtime.stop()
+
+
+def _public_app(runtime: Runtime) -> PublicApp:
+    names = [item.name for item in dataclasses.fields(PublicSettings)]
+    settings = PublicSettings(**{name: getattr(runtime.settings, name) for name in names})
+    return PublicApp(runtime.ledger, runtime.key_ring, settings, now_ms, is_ready=lambda: runtime.writer.can_write)
+
+
+async def _until_enough(while_serving: WhileServing, listening: Listening, stop: asyncio.Event) -> None:
+    """Run *while_serving* until it ends or the service is told to stop; then wait to be told, if it asks for that."""
+    told = asyncio.create_task(stop.wait())
+    doing = asyncio.ensure_future(while_serving(listening))
+    try:
+        await asyncio.wait([told, doing], return_when=asyncio.FIRST_COMPLETED)
+        if doing.done() and doing.result():
+            await told
+    finally:
+        told.cancel()
+        doing.cancel()
+
+
+async def _stop_listening(servers: list[_Server], running: list[asyncio.Task[None]]) -> None:
+    for server in servers:
+        server.signal_handler_interrupt()  # type: ignore[no-untyped-call]
+    _, late = await asyncio.wait(running, timeout=STOP_SECONDS)
+    for task in late:
+        task.cancel()
+    if late:
+        _log.warning("calls were still in flight %s seconds after the stop and were cut off", STOP_SECONDS)
+
+
+async def _flush_used_now_and_then(runtime: Runtime) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_USED_SECONDS)
+        try:
+            await runtime.writer.exclusive(runtime.key_ring.flush_used)
+        except Exception as problem:  # noqa: BLE001 - it is tried again; serving goes on
+            _log.warning("when access keys were last used could not be stored: %s", problem)

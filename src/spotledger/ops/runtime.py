@@ -1,0 +1,115 @@
+"""
+Join the parts of the service: the folder, the store, the ledger, the writer, access keys and tokens.
+
+Which store it is, :mod:`spotledger.ops.embedded` knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spotledger.errors import MasterKeyRefused, SpotledgerError
+from spotledger.ledger import Ledger
+from spotledger.ops.embedded import now_ms, open_embedded
+from spotledger.ops.folder import TOKEN_FILE, Owner, first_token, load_master_key
+from spotledger.ops.key_writes import KeyWrites
+from spotledger.ops.settings import Settings
+from spotledger.security.keys import KeyRing
+from spotledger.security.sealing import Cipher
+from spotledger.security.tokens import SCOPES, Tokens
+from spotledger.storage.folder import FolderLock as FolderLock
+from spotledger.writer import Writer
+
+_log = logging.getLogger("spotledger.runtime")
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The joined parts of one service. Start it in the event loop that it is used in."""
+
+    settings: Settings
+    ledger: Ledger
+    writer: Writer
+    key_ring: KeyRing
+    tokens: Tokens
+    key_writes: KeyWrites
+
+    async def start(self) -> None:
+        """Begin to take writes."""
+        await self.writer.start()
+
+    async def stop(self) -> None:
+        """Finish what is in flight, take no more writes, and store when access keys were last used."""
+        await self.writer.stop()
+        try:
+            self.key_ring.flush_used()
+        except SpotledgerError as problem:
+            _log.warning("when access keys were last used could not be stored: %s", problem)
+
+
+@contextlib.contextmanager
+def claim_folder(folder: Path) -> Iterator[FolderLock]:
+    """
+    Own the data folder *folder*, and make it where it is not there, for the length of a ``with`` block.
+
+    Raises:
+        DataFolderInUse: Another process owns it.
+        DataFolderUnusable: It is read-only, full, or not a folder.
+    """
+    lock = FolderLock(folder)
+    lock.acquire(Owner(os.getpid()).note())
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def open_runtime(settings: Settings, environ: Mapping[str, str], lock: FolderLock) -> Iterator[Runtime]:
+    """
+    Open the ledger in the data folder, which this process owns by *lock*, for the length of a ``with`` block.
+
+    The first start makes the ledger, the master key and the first operator token.
+
+    Raises:
+        DataFolderUnusable, SchemaMismatch, MasterKeyRefused: It cannot be opened as it is set up.
+        LedgerCorrupt: The journal does not hold together.
+    """
+    with open_embedded(
+        settings.data,
+        segment_entries=settings.segment_entries,
+        cache_accounts=settings.cache_accounts,
+        lock=lock,
+    ) as ledger:
+        yield _join(settings, environ, ledger)
+
+
+def _join(settings: Settings, environ: Mapping[str, str], ledger: Ledger) -> Runtime:
+    tables = ledger.key_tables
+    key_ring = KeyRing(tables.access_keys, _cipher(settings, environ, tables), now_ms)
+    tokens = Tokens(tables.tokens, now_ms)
+    if not tokens.list(limit=1):
+        tokens.create(SCOPES, TOKEN_FILE, token=first_token(settings.data))
+    writer = Writer(ledger, queue_limit=settings.queue_limit, group_limit=settings.group_limit)
+    return Runtime(settings, ledger, writer, key_ring, tokens, KeyWrites(tables, key_ring))
+
+
+def _cipher(settings: Settings, environ: Mapping[str, str], tables: Any) -> Cipher:
+    """Return the cipher under the master key that the secrets in *tables* were sealed with."""
+    known: str | None = tables.master_key_fingerprint
+    key = load_master_key(settings.data, settings.master_key_file, environ, may_make=known is None)
+    cipher = Cipher(key)
+    if known is None:
+        tables.master_key_fingerprint = cipher.fingerprint
+    elif cipher.fingerprint != known:
+        raise MasterKeyRefused(
+            f"This master key has the fingerprint {cipher.fingerprint}; the access keys in {settings.data} were sealed "
+            f"with another one, {known}. Give that one."
+        )
+    return cipher
