@@ -1,0 +1,69 @@
+"""
+Writes to the ledger in a folder without end, and says on standard output what was acknowledged, a line a group.
+
+Started, and killed, by ``test_kill.py``. Run as ``python stream_of_writes.py FOLDER SEED SEGMENT_ENTRIES``.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import spotledger
+from spotledger.domain.operations import (
+    Deposit,
+    Freeze,
+    HoldKey,
+    ListCoin,
+    RegisterCustomer,
+    Transfer,
+    Unfreeze,
+    Withdraw,
+)
+from spotledger.errors import Refused
+
+CUSTOMERS = 20
+GROUP_SIZES = (1, 3, 40)
+
+
+def main() -> None:
+    """Write groups of random operations, each key made of the seed and a counter."""
+    folder, seed, segment_entries = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    choose = random.Random(seed)
+    ledger = spotledger.open(folder, segment_entries=segment_entries)
+    setup = [ListCoin("coin", "usdt", 8), *(RegisterCustomer(f"customer-{n}", f"c{n}") for n in range(CUSTOMERS))]
+    ledger.execute(setup)
+    count = 0
+    frozen: list[str] = []
+    while True:
+        group = []
+        for _ in range(choose.choice(GROUP_SIZES)):
+            count += 1
+            group.append(_operation(f"{seed}-{count}", choose, frozen))
+        outcomes = ledger.execute(group)
+        known = [("refused " if isinstance(o, Refused) else "") + op.key for op, o in zip(group, outcomes, strict=True)]
+        sys.stdout.write(",".join(known) + "\n")
+        sys.stdout.flush()
+
+
+def _operation(key: str, choose: random.Random, frozen: list[str]):  # type: ignore[no-untyped-def]
+    customer, other = (f"c{choose.randrange(CUSTOMERS)}" for _ in range(2))
+    amount = f"{choose.randrange(1, 10_000)}.{choose.randrange(10**8):08d}"
+    match choose.randrange(10):
+        case 0 | 1 | 2:
+            return Deposit(key, customer, "usdt", amount)
+        case 3 | 4 | 5:
+            frozen.append(key)
+            return Freeze(key, customer, "usdt", amount, reference=f"order-{key}")
+        case 6 if frozen:
+            return Unfreeze(key, HoldKey(choose.choice(frozen)), None if choose.random() < 0.7 else "0.5")
+        case 7 if frozen:
+            return Withdraw(key, "0.25", hold=HoldKey(choose.choice(frozen)))
+        case 8 if customer != other:
+            return Transfer(key, customer, other, "usdt", amount)
+        case _:
+            return Withdraw(key, amount, customer=customer, coin="usdt")
+
+
+if __name__ == "__main__":
+    main()

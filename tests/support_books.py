@@ -1,0 +1,160 @@
+"""
+An independent reading of a ledger file: SQLite and JSON from the standard library, none of our own code.
+
+``check_books`` derives everything about money from the entries again and compares it with what the file says beside
+them. Tests call it after every bad day.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+EXTERNAL = "@external"
+
+
+@dataclass
+class Books:
+    """What the entries of a ledger add up to."""
+
+    head: int = 0
+    keys: dict[str, int] = field(default_factory=dict)
+    balances: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
+    holds: dict[int, dict[str, Any]] = field(default_factory=dict)
+    history: dict[int, list[tuple[str, str, str, int, int]]] = field(default_factory=dict)
+    customers: dict[str, int] = field(default_factory=dict)
+    coins: dict[str, int] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+
+
+def check_books(folder: Path) -> Books:
+    """Read ``ledger.db`` in *folder*, assert that every promise about the books holds, and return what they say."""
+    connection = sqlite3.connect(folder / "ledger.db")
+    try:
+        books = _read_journal(connection)
+        _check_holds(books)
+        _check_tables(connection, books)
+    finally:
+        connection.close()
+    return books
+
+
+def _read_journal(connection: sqlite3.Connection) -> Books:
+    books = Books()
+    ledger_id = connection.execute("SELECT ledger_id FROM ledger").fetchone()[0]
+    link = hashlib.sha256(b"spotledger ledger " + ledger_id.encode()).digest()
+    booked_ms = 0
+    for seq, body, kept_hash in connection.execute("SELECT seq, body, hash FROM entry ORDER BY seq"):
+        books.head += 1
+        assert seq == books.head, f"a gap before entry {seq}"
+        link = hashlib.sha256(link + body.encode()).digest()
+        assert kept_hash == link, f"the chain is broken at entry {seq}"
+        entry = json.loads(body)
+        assert entry["seq"] == seq
+        assert entry["booked_ms"] >= booked_ms, f"time falls at entry {seq}"
+        booked_ms = entry["booked_ms"]
+        assert entry["key"] not in books.keys, f"key {entry['key']} is taken twice"
+        books.keys[entry["key"]] = seq
+        _post(books, entry)
+    head = connection.execute("SELECT seq, hash, booked_ms FROM head").fetchone()
+    assert head == (books.head, link, booked_ms), "the head is not the last entry"
+    return books
+
+
+def _post(books: Books, entry: dict[str, Any]) -> None:
+    if "refusal" in entry:
+        assert not entry.get("postings")
+        books.refusals[entry["key"]] = entry["refusal"]["code"]
+        return
+    if entry["kind"] == "list_coin":
+        books.coins[entry["request"]["coin"]] = entry["request"]["scale"]
+    if entry["kind"] == "register_customer":
+        books.customers[entry["request"]["customer"]] = entry["seq"]
+    sums: dict[str, int] = {}
+    touched = {}
+    for (customer, account), coin, side, units_text, hold in entry.get("postings", ()):
+        units = int(units_text)
+        sums[coin] = sums.get(coin, 0) + units
+        name = (customer, account, coin)
+        balance = books.balances.setdefault(name, [0, 0])
+        balance[0 if side == "available" else 1] += units
+        touched[name] = balance
+        if side == "freeze":
+            _use_hold(books, entry, name, hold, units)
+    assert not any(sums.values()), f"entry {entry['seq']} does not add up to zero"
+    for name, (available, freeze) in touched.items():
+        assert freeze >= 0, f"freeze below zero at entry {entry['seq']}"
+        assert available >= 0 or name[0] == EXTERNAL, f"available below zero at entry {entry['seq']}"
+    after = {(c, a, coin): [int(av), int(fr)] for (c, a), coin, av, fr in entry.get("balances", ())}
+    assert after == touched, f"the balances after entry {entry['seq']} are not what its postings lead to"
+    books.history[entry["seq"]] = [(*name, *balance) for name, balance in touched.items()]
+    for hold, remaining in entry.get("holds", ()):
+        assert books.holds[hold]["remaining"] == int(remaining)
+
+
+def _use_hold(books: Books, entry: dict[str, Any], name: tuple[str, str, str], hold: int, units: int) -> None:
+    if entry["kind"] == "freeze":
+        assert hold == entry["seq"]
+        books.holds[hold] = {"name": name, "amount": units, "remaining": units, "closed_seq": None}
+        return
+    found = books.holds[hold]
+    assert found["name"] == name
+    found["remaining"] += units
+    assert found["remaining"] >= 0, f"hold {hold} is used for more than it has at entry {entry['seq']}"
+    if found["remaining"] == 0:
+        found["closed_seq"] = entry["seq"]
+
+
+def _check_holds(books: Books) -> None:
+    frozen: dict[tuple[str, str, str], int] = {}
+    for hold in books.holds.values():
+        frozen[hold["name"]] = frozen.get(hold["name"], 0) + hold["remaining"]
+    for name, (_, freeze) in books.balances.items():
+        assert freeze == frozen.get(name, 0), f"freeze of {name} is not the sum of its open holds"
+    sums: dict[str, int] = {}
+    for (_, _, coin), (available, freeze) in books.balances.items():
+        sums[coin] = sums.get(coin, 0) + available + freeze
+    assert not any(sums.values()), "a coin does not add up to zero"
+
+
+def _check_tables(connection: sqlite3.Connection, books: Books) -> None:
+    """Compare what is derived, up to ``sealed_to``, with the journal."""
+    sealed_to, size = connection.execute("SELECT sealed_to, segment_entries FROM ledger").fetchone()
+    assert sealed_to % size == 0
+    assert sealed_to <= books.head
+    digests = {hashlib.blake2b(key.encode(), digest_size=16).digest(): seq for key, seq in books.keys.items()}
+    rows = connection.execute("SELECT digest, seq, segment FROM key_seq WHERE seq <= ?", (sealed_to,)).fetchall()
+    assert {digest: seq for digest, seq, _ in rows} == {d: seq for d, seq in digests.items() if seq <= sealed_to}
+    assert all(segment == (seq - 1) // size for _, seq, segment in rows)
+    rows = connection.execute(
+        'SELECT seq, customer, account, coin, available, "freeze" FROM history WHERE seq <= ?', (sealed_to,)
+    )
+    found: dict[int, list[tuple[Any, ...]]] = {}
+    for seq, customer, account, coin, available, freeze in rows:
+        found.setdefault(seq, []).append((customer, account, coin, int(available), int(freeze)))
+    expected = {seq: sorted(lines) for seq, lines in books.history.items() if seq <= sealed_to and lines}
+    assert {seq: sorted(lines) for seq, lines in found.items()} == expected
+    sealed = {name for (name,) in connection.execute("SELECT customer FROM customer WHERE seq <= ?", (sealed_to,))}
+    assert sealed == {name for name, seq in books.customers.items() if seq <= sealed_to}
+    if sealed_to == (books.head // size) * size:
+        _check_balances_and_holds(connection, books, sealed_to)
+
+
+def _check_balances_and_holds(connection: sqlite3.Connection, books: Books, sealed_to: int) -> None:
+    """Compare the tables of balances and holds, where no sealing is half done, with the journal at ``sealed_to``."""
+    at_seal: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for seq in range(1, sealed_to + 1):
+        for *name, available, freeze in books.history.get(seq, ()):
+            at_seal[tuple(name)] = (available, freeze)
+    rows = connection.execute('SELECT customer, account, coin, available, "freeze" FROM balance')
+    assert {(c, a, coin): (int(av), int(fr)) for c, a, coin, av, fr in rows} == at_seal
+    held: dict[tuple[str, str, str], int] = {}
+    for customer, account, coin, remaining in connection.execute(
+        "SELECT customer, account, coin, remaining FROM hold WHERE closed_seq IS NULL"
+    ):
+        held[customer, account, coin] = held.get((customer, account, coin), 0) + int(remaining)
+    assert held == {name: freeze for name, (_, freeze) in at_seal.items() if freeze}
