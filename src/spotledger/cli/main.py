@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 
 from spotledger import __version__
@@ -35,4 +37,5 @@ for _command in (
 
 def main() -> None:
     """Run the command that the arguments name; exit with 0, 1 (refused or failed) or 2 (wrong usage)."""
+    os.umask(0o077)  # whatever is written is the owner's alone
     program(prog_name="spotledger")
