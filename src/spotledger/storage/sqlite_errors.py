@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
@@ -22,22 +20,30 @@ _UNAVAILABLE: Final = {
 }
 
 
-@contextmanager
-def translated(doing: str) -> Iterator[None]:
+class translated:
     """
     Run a block of statements, and say an error of SQLite in our words.
 
-    Args:
-        doing: What is being done, such as ``"written"``, for the message.
+    A class and not a generator, because each commit passes through several of them.
 
     Raises:
         StoreUnavailable: The disk, or another process, is in the way; the same request may pass later.
         LedgerCorrupt: The file is damaged, or breaks a constraint that our writes keep.
     """
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise translate(error, doing) from error
+
+    __slots__ = ("_doing",)
+
+    def __init__(self, doing: str) -> None:
+        """Name what is being done, such as ``"written"``, for the message."""
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Translate *error* if it is SQLite's."""
+        if isinstance(error, sqlite3.Error):
+            raise translate(error, self._doing) from error
 
 
 def translate(error: sqlite3.Error, doing: str) -> Exception:

@@ -142,7 +142,9 @@ class WorkingSet:
         elif entry.kind == ListCoin.kind:
             self.list_coin(Coin(entry.request["coin"], entry.request["scale"]))
         elif entry.kind == RegisterCustomer.kind:
-            segment.customers[entry.request["customer"]] = entry.seq
+            customer = entry.request["customer"]
+            segment.customers[customer] = entry.seq
+            self.known_customers[customer] = None
 
     def state_of(self, account: Account) -> AccountState:
         """Return the account's state in memory, a new one where there is none."""
