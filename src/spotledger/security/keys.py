@@ -33,7 +33,7 @@ NEVER_MS = 1 << 62
 class AccessKeyRecord:
     """One access key as it is stored. ``addresses`` are CIDR texts; times are ms since 1970, None for never."""
 
-    accesskey: str
+    accesskey: str = field(repr=False)
     customer: str
     permissions: tuple[str, ...]
     label: str

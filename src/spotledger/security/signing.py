@@ -9,7 +9,6 @@ them as a form does before they sign, so where the two differ both are tried.
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 import secrets
 from collections.abc import Iterable
@@ -81,15 +80,3 @@ def texts_to_sign(pairs: Iterable[tuple[str, str]]) -> tuple[bytes, ...]:
         return (raw,)
     encoded = "&".join(f"{quote_plus(name)}={quote_plus(value)}" for _, name, value in ordered)
     return (raw, encoded.encode())
-
-
-def signature_fits(secret: PreparedSecret, texts: tuple[bytes, ...], signature: bytes) -> bool:
-    """
-    Tell whether *signature* (32 bytes) was made over one of *texts* with *secret*.
-
-    Every text is signed and compared in constant time whatever the ones before it gave.
-    """
-    fits = False
-    for text in texts:
-        fits |= hmac.compare_digest(secret.sign(text), signature)
-    return fits

@@ -1,0 +1,187 @@
+"""
+The few calls of the newer v4 API that stock clients need to read a balance (wire-v1, section 7).
+
+The widely used ``ccxt`` class comes here with its ``urls`` option alone. ``mc`` is in every answer:
+without it that class raises nothing and takes a refusal for an account without coins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from spotledger import errors
+from spotledger.domain.accounts import Balance, Coin
+from spotledger.domain.amounts import format_amount
+from spotledger.http.public_answers import Answer, Request, answered, answered_with_body, encode, limit_headers
+from spotledger.http.public_bodies import BalanceBodies, Form, LedgerSight
+from spotledger.http.public_request import read_parameters
+from spotledger.security.gate import Gate, SignedRequest
+from spotledger.security.signing import SIGNATURE_PATTERN
+
+RECEIVE_WINDOW_MAX_MS = 60_000
+PATHS = ("/v4/", "/future/")
+
+_ALGORITHM = "HmacSHA256"
+_TIMESTAMP = re.compile(r"[0-9]{13}", re.ASCII)
+_WINDOW = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
+_SUCCESS = b'{"rc":0,"mc":"SUCCESS","ma":[],"result":'
+
+#: The code of each class of errors; one without a row takes that of its nearest base.
+CODES: dict[type[errors.SpotledgerError], str] = {
+    errors.SpotledgerError: "500",
+    errors.InvalidRequest: "COMMON_003",
+    errors.NotFound: "404",
+    errors.MethodNotAllowed: "404",
+    errors.AccessKeyUnknown: "AUTH_101",
+    errors.AccessKeyRevoked: "AUTH_102",
+    errors.AccessKeyExpired: "AUTH_102",
+    errors.SignatureRefused: "AUTH_103",
+    errors.AddressNotAllowed: "AUTH_104",
+    errors.NonceRefused: "AUTH_105",
+    errors.ReplayRefused: "AUTH_105",
+    errors.PermissionMissing: "AUTH_106",
+    errors.LimitExceeded: "429",
+    errors.StoreBusy: "503",
+    errors.StoreUnavailable: "503",
+}
+
+
+class HeaderRefused(errors.MalformedRequest):
+    """A header of the v4 signature is missing or of the wrong form."""
+
+
+def v4_refusal(error: errors.SpotledgerError) -> bytes:
+    """Return the body of a v4 refusal."""
+    code = error.details.get("mc") if isinstance(error, HeaderRefused) else None
+    code = code or next(CODES[base] for base in type(error).__mro__ if base in CODES)
+    return encode({"rc": 1, "mc": code, "ma": [], "result": None})
+
+
+class V4Calls:
+    """The calls of the v4 API; refusals are raised."""
+
+    def __init__(self, ledger: LedgerSight, gate: Gate) -> None:
+        self._ledger = ledger
+        self._gate = gate
+        self._bodies = BalanceBodies(ledger, "spot", Form(_SUCCESS + b'{"assets":[', _asset, b"]}}"))
+        self._listed: tuple[Mapping[str, Coin] | None, dict[str, bytes]] = (None, {})
+        #: Path → call. None of them changes anything.
+        self.calls: dict[str, Callable[[Request], Answer]] = {
+            "/v4/balances": self._balances,
+            "/v4/public/time": self._open(self._time),
+            "/v4/public/symbol": self._open(self._symbols),
+            "/v4/public/currencies": self._open(lambda _: self._of_coins("currencies")),
+            "/v4/public/wallet/support/currency": self._open(lambda _: self._of_coins("chains")),
+            "/future/market/v1/public/symbol/list": self._open(_no_contracts),
+        }
+
+    def _balances(self, request: Request) -> Answer:
+        gate, now_ms = self._gate, request.now_ms
+        peer = gate.peer(request.connection, request.forwarded_for)
+        address_left = gate.count(peer, now_ms)
+        signed, window_ms = read_headers(request)
+        if address_left < 0:
+            raise gate.address_refusal(address_left)
+        limit = gate.asset_limit
+        key, _ = gate.admit(signed, peer, "read", limit, now_ms, past_ms=window_ms)
+        seq = self._ledger.head.seq
+        body = self._bodies.of(key.customer, seq)
+        return answered_with_body(request, seq, body, limit.headers(key.customer, now_ms))
+
+    def _open(self, content: Callable[[Request], bytes]) -> Callable[[Request], Answer]:
+        def call(request: Request) -> Answer:
+            gate = self._gate
+            peer = gate.peer(request.connection, request.forwarded_for)
+            left = gate.count(peer, request.now_ms)
+            if left < 0:
+                raise gate.address_refusal(left)
+            limits = limit_headers(None, gate, peer, request.now_ms)
+            return answered(request, self._ledger.head.seq, content(request), limits)
+
+        return call
+
+    def _time(self, request: Request) -> bytes:
+        return _SUCCESS + encode({"serverTime": request.now_ms}) + b"}"
+
+    def _symbols(self, request: Request) -> bytes:
+        return _SUCCESS + encode({"time": request.now_ms, "version": "0", "symbols": []}) + b"}"
+
+    def _of_coins(self, which: str) -> bytes:
+        coins = self._ledger.coins
+        if self._listed[0] is not coins:
+            currencies = {"version": str(len(coins)), "currencies": [_currency(coin) for coin in coins.values()]}
+            chains = [{"currency": coin.name, "supportChains": []} for coin in coins.values()]
+            made = {"currencies": _SUCCESS + encode(currencies) + b"}", "chains": _SUCCESS + encode(chains) + b"}"}
+            self._listed = (coins, made)
+        return self._listed[1][which]
+
+
+def read_headers(request: Request) -> tuple[SignedRequest, int]:
+    """
+    Read the signature headers of a v4 request.
+
+    Returns:
+        The signed request, and how old it may be in ms.
+
+    Raises:
+        HeaderRefused: A header is missing or of the wrong form; ``mc`` is the code for it.
+        MalformedRequest: The query can't be signed, or there is a body or another method than GET.
+    """
+    get = request.headers.get
+    accesskey = _present(get("xt-validate-appkey"), "AUTH_001")
+    timestamp = _present(get("xt-validate-timestamp"), "AUTH_002")
+    window = _present(get("xt-validate-recvwindow"), "AUTH_003")
+    if not _WINDOW.fullmatch(window) or int(window) > RECEIVE_WINDOW_MAX_MS:
+        raise HeaderRefused(
+            f"xt-validate-recvwindow is of the wrong form; 1 to {RECEIVE_WINDOW_MAX_MS}.", mc="AUTH_004"
+        )
+    if _present(get("xt-validate-algorithms"), "AUTH_005") != _ALGORITHM:
+        raise HeaderRefused(f"xt-validate-algorithms is not {_ALGORITHM}.", mc="AUTH_006")
+    signature = _present(get("xt-validate-signature"), "AUTH_007")
+    if not SIGNATURE_PATTERN.fullmatch(signature):
+        raise HeaderRefused("xt-validate-signature is not 64 hex digits.", mc="AUTH_103")
+    if not _TIMESTAMP.fullmatch(timestamp):
+        raise HeaderRefused("xt-validate-timestamp is not 13 digits.", mc="AUTH_105")
+    if request.method != "GET" or request.body:
+        raise errors.MalformedRequest("This call is a GET without a body.")
+    text = (
+        f"xt-validate-algorithms={_ALGORITHM}&xt-validate-appkey={accesskey}"
+        f"&xt-validate-recvwindow={window}&xt-validate-timestamp={timestamp}#GET#{request.path}"
+    )
+    parameters = read_parameters(request.query)
+    if parameters:
+        text += "#" + "&".join(f"{name}={parameters[name]}" for name in sorted(parameters, key=str.encode))
+    signed = SignedRequest(accesskey, int(timestamp), bytes.fromhex(signature), (text.encode(),))
+    return signed, int(window)
+
+
+def _present(value: str | None, missing: str) -> str:
+    if not value:
+        raise HeaderRefused("A header of the signature is missing.", mc=missing)
+    return value
+
+
+# ccxt makes a coin's precision of maxPrecision, and calls a coin crypto that has the type FT.
+def _currency(coin: Coin) -> dict[str, Any]:
+    return {
+        "currency": coin.name,
+        "fullName": coin.name.upper(),
+        "type": "FT",
+        "maxPrecision": coin.scale,
+        "depositStatus": 0,
+        "withdrawStatus": 0,
+    }
+
+
+def _no_contracts(_: Request) -> bytes:
+    return b'{"returnCode":0,"msgInfo":"success","error":null,"result":[]}'
+
+
+def _asset(coin: str, balance: Balance, scale: int) -> bytes:
+    freeze, available = format_amount(balance.freeze, scale), format_amount(balance.available, scale)
+    total = format_amount(balance.freeze + balance.available, scale)
+    return (
+        f'{{"currency":"{coin}","frozenAmount":"{freeze}","availableAmount":"{available}","totalAmount":"{total}"}}'
+    ).encode("ascii")

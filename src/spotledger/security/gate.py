@@ -1,0 +1,201 @@
+"""
+Who is calling, and may they: the checks of a signed request, in the order of rule R10.
+
+Shape is checked before (it is the wire's business). Then: limit of the address, access key, its
+life, the address it is used from, signature, permission, nonce, replay, limit of the account. The
+last comes last, and counts only requests whose signature held and which are no replay: nobody may
+lock out another by knowing an access key, or by having found a URL in a log.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from spotledger.errors import (
+    AccessKeyExpired,
+    AccessKeyRevoked,
+    AccessKeyUnknown,
+    AddressNotAllowed,
+    LimitExceeded,
+    NonceRefused,
+    PermissionMissing,
+    ReplayRefused,
+    SignatureRefused,
+)
+from spotledger.security.addresses import AddressResolver, IpAddress
+from spotledger.security.bounded import BoundedDict
+from spotledger.security.keys import KeyRing, ReadyKey
+from spotledger.security.limits import Locks, WindowLimit, whole_seconds
+from spotledger.security.replay import ReplayMemory, ReplayMode
+from spotledger.security.signing import UNKNOWN_SECRET
+
+SECOND_MS = 1_000
+MINUTE_MS = 60_000
+PEERS_GENERATION = 10_000
+
+_ISSUED = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
+_LIKE_A_SECRET = re.compile(r"[0-9a-fA-F]{40,}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class GateSettings:
+    """The settings of the gate, named as in the reference. A limit of 0 is off."""
+
+    asset_limit_per_second: int = 3
+    account_limit_per_second: int = 10
+    address_limit_per_minute: int = 1_000
+    lock_seconds: int = 600
+    nonce_past_ms: int = 30_000
+    nonce_future_ms: int = 5_000
+    replay: ReplayMode = "address"
+    replay_capacity: int = 1_000_000
+    trusted_proxies: tuple[str, ...] = ()
+
+
+class Peer(NamedTuple):
+    """Where a request comes from, as an address and as the text that stands for it in limits and replay."""
+
+    address: IpAddress
+    text: str
+
+
+class SignedRequest(NamedTuple):
+    """A signed request of the right shape."""
+
+    accesskey: str
+    stamp_ms: int
+    signature: bytes
+    texts: tuple[bytes, ...]
+
+
+class Gate:
+    """Let requests in or raise why not. One for all the listeners of a process that traders use."""
+
+    def __init__(self, key_ring: KeyRing, settings: GateSettings) -> None:
+        self.key_ring = key_ring
+        self.settings = settings
+        self._past_ms = settings.nonce_past_ms
+        self._future_ms = settings.nonce_future_ms
+        lock_ms = settings.lock_seconds * SECOND_MS
+        self._resolver = AddressResolver(settings.trusted_proxies)
+        self._behind_proxies = bool(settings.trusted_proxies)
+        self._peers: BoundedDict[str, Peer] = BoundedDict(PEERS_GENERATION)
+        self.replay = ReplayMemory(settings.replay, self._past_ms + self._future_ms, settings.replay_capacity)
+        account_locks = Locks(lock_ms)
+        self.address_limit = WindowLimit("address", settings.address_limit_per_minute, MINUTE_MS, Locks(lock_ms))
+        self.asset_limit = WindowLimit("assets", settings.asset_limit_per_second, SECOND_MS, account_locks)
+        self.account_limit = WindowLimit("account", settings.account_limit_per_second, SECOND_MS, account_locks)
+
+    def peer(self, connection: str, forwarded_for: Callable[[], Iterable[str]]) -> Peer:
+        """Return where a request comes from; *connection* is its ``host:port``."""
+        host = connection.rpartition(":")[0]
+        peer = self._peers.get(host)
+        if peer is None:
+            address = self._resolver.resolve(connection, list)
+            peer = Peer(address, str(address))
+            self._peers.put(host, peer)
+        if self._behind_proxies and self._resolver.is_trusted(peer.address):
+            address = self._resolver.resolve(connection, forwarded_for)
+            return Peer(address, str(address))
+        return peer
+
+    def count(self, peer: Peer, now_ms: int) -> int:
+        """
+        Count a request, whatever it is, against the limit of its address.
+
+        Returns:
+            0 or more if it may pass; otherwise what `address_refusal` turns into the refusal, once the shape
+            of the request was found good.
+        """
+        return self.address_limit.hit(peer.text, now_ms)
+
+    def address_refusal(self, left: int) -> LimitExceeded:
+        """Return the refusal of a request for which `count` gave *left*, which is below 0."""
+        return _limit_exceeded(self.address_limit, "This address", -left)
+
+    def admit(
+        self,
+        request: SignedRequest,
+        peer: Peer,
+        permission: str,
+        limit: WindowLimit,
+        now_ms: int,
+        *,
+        past_ms: int | None = None,
+        changes: bool = False,
+    ) -> tuple[ReadyKey, int]:
+        """
+        Check everything about a signed request but its shape and the limit of its address.
+
+        Args:
+            request: What was sent.
+            peer: Where it comes from.
+            permission: What the access key must be allowed: ``read``, ``trade`` or ``withdraw``.
+            limit: Which limit of the account it counts against.
+            now_ms: The time.
+            past_ms: A narrower window into the past than the setting's, where the caller asks for one.
+            changes: Whether the call changes anything; then its signature is good once.
+
+        Returns:
+            The access key, and how many more requests fit into the limit's window.
+
+        Raises:
+            AccessKeyUnknown, AccessKeyRevoked, AccessKeyExpired, AddressNotAllowed, SignatureRefused,
+            PermissionMissing, NonceRefused, ReplayRefused, LimitExceeded: in this order of precedence.
+        """
+        accesskey, stamp_ms, signature, texts = request
+        key = self.key_ring.ready(accesskey) if _ISSUED.fullmatch(accesskey) else None
+        secret = UNKNOWN_SECRET if key is None else key.secret
+        fits = False
+        for text in texts:
+            fits |= hmac.compare_digest(secret.sign(text), signature)
+        if key is None:
+            raise _unknown(accesskey)
+        if now_ms >= key.dead_from_ms:
+            raise AccessKeyRevoked if key.revoked else AccessKeyExpired
+        if key.networks and not key.allows(peer.address):
+            raise AddressNotAllowed
+        if not fits:
+            raise SignatureRefused
+        if permission not in key.permissions:
+            raise PermissionMissing(f"The access key lacks the permission {permission}, which this call needs.")
+        past = self._past_ms if past_ms is None or past_ms > self._past_ms else past_ms
+        if not -self._future_ms <= now_ms - stamp_ms <= past:
+            raise self._nonce_refused(stamp_ms, now_ms, past)
+        if not self.replay.passes(signature, peer.text, now_ms, strict=changes):
+            raise ReplayRefused
+        left = limit.hit(key.customer, now_ms)
+        if left < 0:
+            raise _limit_exceeded(limit, "This account", -left)
+        self.key_ring.used[accesskey] = now_ms
+        return key, left
+
+    def _nonce_refused(self, stamp_ms: int, now_ms: int, past_ms: int) -> NonceRefused:
+        side = "behind" if stamp_ms < now_ms else "ahead of"
+        return NonceRefused(
+            f"The nonce is {abs(now_ms - stamp_ms)} ms {side} the server's time, {now_ms}; at most {past_ms} ms "
+            f"behind and {self._future_ms} ms ahead would pass.",
+            server_time_ms=now_ms,
+        )
+
+
+def _unknown(accesskey: str) -> AccessKeyUnknown:
+    if _LIKE_A_SECRET.fullmatch(accesskey):
+        return AccessKeyUnknown(
+            "The accesskey sent looks like a secret; send the access key, which is a UUID such as "
+            "11111111-2222-4333-8444-555555555555. If it is a secret of yours, have its access key revoked."
+        )
+    return AccessKeyUnknown()
+
+
+def _limit_exceeded(limit: WindowLimit, whose: str, wait_ms: int) -> LimitExceeded:
+    wait_s = whole_seconds(wait_ms)
+    return LimitExceeded(
+        f"{whose} sent more than {limit.limit} requests in {limit.window_ms // SECOND_MS} s; wait {wait_s} s.",
+        retry_after_s=wait_s,
+        limit=limit.name,
+    )

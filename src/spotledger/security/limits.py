@@ -1,0 +1,115 @@
+"""
+How often may somebody ask (rule R20): counts in fixed windows, and a lock for who went over one.
+
+A window begins with the first request and not on the clock's second, so that a burst across the
+second's edge is one burst. Who goes over the limit is locked for a while; asking during the lock
+doesn't make it longer.
+"""
+
+from __future__ import annotations
+
+from spotledger.security.bounded import BoundedDict
+
+#: Half of the number of accounts or addresses whose windows, and whose locks, are remembered.
+REMEMBERED_GENERATION = 50_000
+
+
+class Locks:
+    """Who is locked, and until when. Kept apart from the windows, so that strangers' windows don't push them out."""
+
+    __slots__ = ("_until", "lock_ms")
+
+    def __init__(self, lock_ms: int, generation_limit: int = REMEMBERED_GENERATION) -> None:
+        self.lock_ms = lock_ms
+        self._until: BoundedDict[str, int] = BoundedDict(generation_limit)
+
+    def __bool__(self) -> bool:
+        return bool(self._until.younger or self._until.older)
+
+    def lock(self, who: str, now_ms: int) -> None:
+        """Lock *who* from now on."""
+        if self.lock_ms > 0:
+            self._until.put(who, now_ms + self.lock_ms)
+
+    def remaining_ms(self, who: str, now_ms: int) -> int:
+        """Return for how long *who* is still locked, 0 for not at all."""
+        until_ms = self._until.get(who)
+        if until_ms is None:
+            return 0
+        remaining_ms = until_ms - now_ms
+        # More than a whole lock remains only if the clock was set back: nobody is locked for longer by that.
+        if 0 < remaining_ms <= self.lock_ms:
+            return remaining_ms
+        self._until.drop(who)
+        return 0
+
+
+class WindowLimit:
+    """At most *limit* requests in each window of *window_ms*, for each name; a limit of 0 is off."""
+
+    __slots__ = ("_locks", "_windows", "limit", "name", "policy_header", "window_ms")
+
+    def __init__(
+        self, name: str, limit: int, window_ms: int, locks: Locks, generation_limit: int = REMEMBERED_GENERATION
+    ) -> None:
+        self.name = name
+        self.limit = limit
+        self.window_ms = window_ms
+        self._locks = locks
+        self._windows: BoundedDict[str, list[int]] = BoundedDict(generation_limit)
+        self.policy_header = ("ratelimit-policy", f'"{name}";q={limit};w={window_ms // 1000}')
+
+    def hit(self, who: str, now_ms: int) -> int:
+        """
+        Count one request of *who*.
+
+        Returns:
+            How many more fit into the window, 0 or more, if it may pass (0 too where the limit is off);
+            otherwise the ms to wait, as a number below zero.
+        """
+        if self._locks:
+            locked_ms = self._locks.remaining_ms(who, now_ms)
+            if locked_ms:
+                return -locked_ms
+        limit = self.limit
+        if not limit:
+            return 0
+        window = self._windows.get(who)
+        if window is None:
+            self._windows.put(who, [now_ms, 1])
+            return limit - 1
+        age_ms = now_ms - window[0]
+        if 0 <= age_ms < self.window_ms:
+            window[1] += 1
+            if window[1] > limit:
+                return self._over(who, window, now_ms)
+            return limit - window[1]
+        window[0] = now_ms
+        window[1] = 1
+        return limit - 1
+
+    def _over(self, who: str, window: list[int], now_ms: int) -> int:
+        wait_ms = window[0] + self.window_ms - now_ms
+        if self._locks.lock_ms > 0:
+            self._locks.lock(who, now_ms)
+            self._windows.drop(who)
+            wait_ms = self._locks.lock_ms
+        return -wait_ms
+
+    def headers(self, who: str, now_ms: int) -> list[tuple[str, str]]:
+        """Return the headers ``RateLimit-Policy`` and ``RateLimit`` as they stand for *who*; none where it is off."""
+        if not self.limit:
+            return []
+        locked_ms = self._locks.remaining_ms(who, now_ms)
+        window = self._windows.get(who)
+        remaining, reset_ms = self.limit, self.window_ms
+        if locked_ms:
+            remaining, reset_ms = 0, locked_ms
+        elif window is not None and 0 <= now_ms - window[0] < self.window_ms:
+            remaining, reset_ms = max(0, self.limit - window[1]), window[0] + self.window_ms - now_ms
+        return [self.policy_header, ("ratelimit", f'"{self.name}";r={remaining};t={whole_seconds(reset_ms)}')]
+
+
+def whole_seconds(duration_ms: int) -> int:
+    """Return *duration_ms* as whole seconds, rounded up, at least 1."""
+    return max(1, -(-duration_ms // 1000))
