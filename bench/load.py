@@ -108,7 +108,7 @@ def check_answers(port: int, credentials: Sequence[Credentials], expected: bytes
 
 
 def run_round(
-    target: Target, credentials: Sequence[Credentials], count: int, seconds: float, cores: Cores, folder: Path
+    target: Target, credentials: Sequence[Credentials], count: int, seconds: int, cores: Cores, folder: Path
 ) -> Round:
     """
     Sign *count* requests and send them to *target* for *seconds*, again from the first when all are sent.
@@ -120,7 +120,7 @@ def run_round(
     requests = folder / "requests.txt"
     requests.write_text("\n".join(lines) + "\n")
     url = f"http://127.0.0.1:{target.port}{lines[0]}"
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds:g}s", "-s", str(SCRIPT), url]
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(SCRIPT), url]
     if count:
         command += ["--", str(requests)]
     server_before = processor_seconds(target.pid)
