@@ -62,14 +62,13 @@ def read_parameters(text: str) -> dict[str, str]:
     try:
         if len(text) > QUERY_MAX_BYTES or len(text.encode()) > QUERY_MAX_BYTES:
             raise MalformedRequest(f"The parameters are longer than {QUERY_MAX_BYTES} bytes.")
-        pairs = [_decoded(part) for part in text.split("&") if part]
+        pairs = [pair for part in text.split("&") if part and (pair := _decoded(part))[1]]
     except UnicodeError as error:
         raise MalformedRequest("The parameters are not UTF-8.") from error
-    parameters = {name: value for name, value in pairs if value}
-    kept = sum(1 for _, value in pairs if value)
-    if kept > PARAMETERS_MAX:
-        raise MalformedRequest(f"There are {kept} parameters; {PARAMETERS_MAX} at most would pass.")
-    if len({name.casefold() for name in parameters}) != kept:
+    if len(pairs) > PARAMETERS_MAX:
+        raise MalformedRequest(f"There are {len(pairs)} parameters; {PARAMETERS_MAX} at most would pass.")
+    parameters = dict(pairs)
+    if len({name.casefold() for name in parameters}) != len(pairs):
         raise MalformedRequest("A parameter was sent twice; send each once (names are compared without case).")
     for name, value in parameters.items():
         if not name:
@@ -85,6 +84,8 @@ def _decoded(part: str) -> tuple[str, str]:
 
 
 def _unquoted(text: str) -> str:
+    if "%" not in text and "+" not in text:
+        return text
     return unquote_to_bytes(text.replace("+", " ")).decode()
 
 

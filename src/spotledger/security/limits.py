@@ -17,30 +17,28 @@ REMEMBERED_GENERATION = 50_000
 class Locks:
     """Who is locked, and until when. Kept apart from the windows, so that strangers' windows don't push them out."""
 
-    __slots__ = ("_until", "lock_ms")
+    __slots__ = ("lock_ms", "until_ms")
 
     def __init__(self, lock_ms: int, generation_limit: int = REMEMBERED_GENERATION) -> None:
         self.lock_ms = lock_ms
-        self._until: BoundedDict[str, int] = BoundedDict(generation_limit)
-
-    def __bool__(self) -> bool:
-        return bool(self._until.younger or self._until.older)
+        #: Who → when the lock ends.
+        self.until_ms: BoundedDict[str, int] = BoundedDict(generation_limit)
 
     def lock(self, who: str, now_ms: int) -> None:
         """Lock *who* from now on."""
         if self.lock_ms > 0:
-            self._until.put(who, now_ms + self.lock_ms)
+            self.until_ms.put(who, now_ms + self.lock_ms)
 
     def remaining_ms(self, who: str, now_ms: int) -> int:
         """Return for how long *who* is still locked, 0 for not at all."""
-        until_ms = self._until.get(who)
+        until_ms = self.until_ms.get(who)
         if until_ms is None:
             return 0
         remaining_ms = until_ms - now_ms
         # More than a whole lock remains only if the clock was set back: nobody is locked for longer by that.
         if 0 < remaining_ms <= self.lock_ms:
             return remaining_ms
-        self._until.drop(who)
+        self.until_ms.drop(who)
         return 0
 
 
@@ -67,14 +65,15 @@ class WindowLimit:
             How many more fit into the window, 0 or more, if it may pass (0 too where the limit is off);
             otherwise the ms to wait, as a number below zero.
         """
-        if self._locks:
+        locked = self._locks.until_ms
+        if locked.younger or locked.older:
             locked_ms = self._locks.remaining_ms(who, now_ms)
             if locked_ms:
                 return -locked_ms
         limit = self.limit
         if not limit:
             return 0
-        window = self._windows.get(who)
+        window = self._windows.younger.get(who) or self._windows.get(who)
         if window is None:
             self._windows.put(who, [now_ms, 1])
             return limit - 1

@@ -23,7 +23,7 @@ SIGNATURE_PATTERN = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 _BLOCK_BYTES = 64
 _INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER_PAD = bytes(byte ^ 0x5C for byte in range(256))
-_PLAIN = re.compile(r"[A-Za-z0-9._-]*", re.ASCII)
+_PLAIN = re.compile(r"[A-Za-z0-9._=&-]*", re.ASCII)
 
 
 class PreparedSecret:
@@ -74,9 +74,14 @@ def texts_to_sign(pairs: Iterable[tuple[str, str]]) -> tuple[bytes, ...]:
     Returns:
         The raw text, and the form-encoded one if a name or value has a character that encoding changes.
     """
-    ordered = sorted((name.encode(), name, value) for name, value in pairs)
-    raw = "&".join(f"{name}={value}" for _, name, value in ordered).encode()
-    if all(_PLAIN.fullmatch(value) and _PLAIN.fullmatch(name) for _, name, value in ordered):
-        return (raw,)
-    encoded = "&".join(f"{quote_plus(name)}={quote_plus(value)}" for _, name, value in ordered)
-    return (raw, encoded.encode())
+    ordered = sorted(pairs, key=_name_bytes)
+    raw = "&".join([f"{name}={value}" for name, value in ordered])
+    # The only = that encoding leaves as they are stand between names and values, one in each pair.
+    if _PLAIN.fullmatch(raw) and raw.count("=") == len(ordered):
+        return (raw.encode(),)
+    encoded = "&".join(f"{quote_plus(name)}={quote_plus(value)}" for name, value in ordered)
+    return (raw.encode(), encoded.encode())
+
+
+def _name_bytes(pair: tuple[str, str]) -> bytes:
+    return pair[0].encode()

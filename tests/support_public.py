@@ -1,0 +1,148 @@
+"""The public listener over a real ledger in a temporary folder, without a server; and requests for it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus
+
+import spotledger
+from spotledger.http.public import PublicApp, PublicSettings
+from spotledger.http.public_answers import Answer
+from spotledger.ledger import Ledger
+from spotledger.security.keys import AccessKeyRecord, KeyRing
+from spotledger.security.sealing import Cipher
+
+#: The key, secret and nonce of the published vectors (wire-v1, section 5).
+KEY = "11111111-2222-4333-8444-555555555555"
+SECRET = "0123456789abcdef0123456789abcdef01234567"
+NONCE = 1562919832183
+BALANCE = "/trade/api/v1/getBalance"
+FUNDS = "/trade/api/v1/getFunds"
+PEER = "192.0.2.7:40000"
+MASTER_KEY = bytes(range(32))
+
+
+class Headers:
+    """The headers of a request, as the server hands them over: asked for by names in lower case."""
+
+    def __init__(self, *pairs: tuple[str, str]) -> None:
+        self._pairs = [(name.lower(), value) for name, value in pairs]
+
+    def get(self, key: str, /) -> str | None:
+        return next((value for name, value in self._pairs if name == key), None)
+
+    def get_all(self, key: str, /) -> list[str]:
+        return [value for name, value in self._pairs if name == key]
+
+    def __contains__(self, key: str) -> bool:
+        return self.get(key) is not None
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, now_ms: int = NONCE) -> None:
+        self.now_ms = now_ms
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+class Service:
+    """One public listener with its ledger, its keys and its clock."""
+
+    def __init__(self, ledger: Ledger, settings: PublicSettings) -> None:
+        self.ledger = ledger
+        self.clock = Clock()
+        self.cipher = Cipher(MASTER_KEY)
+        self.tables = ledger.key_tables
+        self.key_ring = KeyRing(self.tables.access_keys, self.cipher, self.clock)
+        self.app = PublicApp(ledger, self.key_ring, settings, self.clock, request_prefix="test-")
+        self.ready = True
+
+    def add_key(self, accesskey: str = KEY, secret: str = SECRET, customer: str = "alice", **fields: Any) -> None:
+        """Store an access key with a known secret."""
+        record = AccessKeyRecord(
+            accesskey=accesskey,
+            customer=customer,
+            permissions=fields.pop("permissions", ("read",)),
+            label="",
+            addresses=fields.pop("addresses", ()),
+            sealed_secret=self.cipher.seal(accesskey, secret),
+            created_ms=0,
+            **fields,
+        )
+        self.tables.access_keys.insert(record)
+
+    def ask(
+        self,
+        query: str = "",
+        path: str = BALANCE,
+        *,
+        method: str = "GET",
+        headers: Iterable[tuple[str, str]] = (),
+        peer: str = PEER,
+        body: bytes = b"",
+    ) -> Answer:
+        """Send one request to the listener's function."""
+        return self.app.answer(method, path, query, Headers(*headers), peer, body)
+
+    def code(self, query: str = "", path: str = BALANCE, **how: Any) -> int:
+        """Send one request and return the ``code`` of the answer."""
+        return int(document(self.ask(query, path, **how))["code"])
+
+
+@contextmanager
+def service(folder: Path, **settings: Any) -> Iterator[Service]:
+    """Run a listener over a new ledger with two coins, where alice has the balances of the documents."""
+    with spotledger.open(folder) as ledger:
+        ledger.list_coin("btc", 8, key="coin-btc")
+        ledger.list_coin("usdt", 8, key="coin-usdt")
+        ledger.register_customer("alice", key="customer-alice")
+        ledger.register_customer("bob", key="customer-bob")
+        ledger.deposit("alice", "usdt", "6929.61087353", key="deposit-1")
+        ledger.freeze("alice", "usdt", "3062.17437341", key="freeze-1")
+        made = Service(ledger, PublicSettings(**settings))
+        made.add_key()
+        yield made
+
+
+def sign(text: str, secret: str = SECRET) -> str:
+    """Return the HMAC-SHA256 of *text* as hex digits."""
+    return hmac.new(secret.encode(), text.encode(), hashlib.sha256).hexdigest()
+
+
+def raw_text(parameters: dict[str, str]) -> str:
+    """Return the text to sign, values as they are."""
+    return "&".join(f"{name}={parameters[name]}" for name in sorted(parameters, key=str.encode))
+
+
+def encoded_text(parameters: dict[str, str]) -> str:
+    """Return the text to sign, encoded as a form."""
+    return "&".join(f"{quote_plus(name)}={quote_plus(parameters[name])}" for name in sorted(parameters, key=str.encode))
+
+
+def signed_query(parameters: dict[str, str] | None = None, *, secret: str = SECRET, nonce: int = NONCE) -> str:
+    """Return a query signed as most clients do; accesskey and nonce are added where they are missing."""
+    everything = {"accesskey": KEY, "nonce": str(nonce), **(parameters or {})}
+    return f"{encoded_text(everything)}&signature={sign(raw_text(everything), secret)}"
+
+
+def document(answer: Answer) -> dict[str, Any]:
+    """Return the decoded body of *answer*."""
+    decoded = json.loads(answer.body)
+    assert isinstance(decoded, dict)
+    return decoded
+
+
+def header(answer: Answer, name: str) -> str | None:
+    """Return a header of *answer*; it is there once at most."""
+    found = [value for key, value in answer.headers if key == name]
+    assert len(found) < 2, f"{name} was sent {len(found)} times"
+    return found[0] if found else None
