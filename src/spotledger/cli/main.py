@@ -7,7 +7,7 @@ import os
 import click
 
 from spotledger import __version__
-from spotledger.cli import books, keys, money, service
+from spotledger.cli import books, demo, keys, money, service
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -18,6 +18,7 @@ def program() -> None:
 
 for _command in (
     service.serve,
+    demo.demo,
     books.coin,
     books.customer,
     keys.key,

@@ -1,0 +1,152 @@
+"""``spotledger demo``: from an empty folder to a signed getBalance in one command."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shlex
+import shutil
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+
+from spotledger.cli import demo_story, show
+from spotledger.cli.keys import read_balance
+from spotledger.cli.options import config_option, ending_well, setting_options
+from spotledger.cli.service import log_to_stderr
+from spotledger.client.operator import OperatorClient
+from spotledger.client.signed import SignedRequestAPI
+from spotledger.errors import DataFolderUnusable
+from spotledger.http.serve import Listening, serve
+from spotledger.ops.folder import TOKEN_FILE, read_token, write_secret_file
+from spotledger.ops.settings import load_settings
+
+DEMO_FOLDER: Final = "data/demo"
+DEMO_KEY_FILE: Final = "demo.key"
+
+
+class DemoKey(NamedTuple):
+    """The access key of the demo's customer."""
+
+    accesskey: str
+    secretkey: str
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="End after the answer instead of serving on.")
+@setting_options
+@config_option
+@ending_well
+def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> None:
+    """Start the service with demo customers, make a signed getBalance, and keep serving."""
+    # The folder comes from the flag alone: no demo customer gets into the ledger that SPOTLEDGER_DATA names.
+    settings = load_settings({**flags, "data": flags["data"] or DEMO_FOLDER}, os.environ, config).settings
+    log_to_stderr(settings)
+
+    async def perform(listening: Listening) -> bool:
+        folder = settings.data
+        async with OperatorClient(listening.operator_url, read_token(folder / TOKEN_FILE)) as client:
+            await _check_is_demo(client, folder)
+            new = await demo_story.tell(client)
+            key = await _demo_key(client, folder / DEMO_KEY_FILE)
+        _show_start(listening, folder, new)
+        with SignedRequestAPI(key.accesskey, key.secretkey, listening.public_url) as api:
+            answer = await asyncio.to_thread(read_balance, api)
+        _show_answer(answer)
+        _show_next(listening, folder, key)
+        if not once:
+            show.line("\nServing. Ctrl-C stops it; the next start finds everything again.")
+        return not once
+
+    serve(settings, os.environ, perform)
+
+
+async def _check_is_demo(client: OperatorClient, folder: Path) -> None:
+    _, _, answer = await client.call("GET", "/v1/entries", params={"limit": 1})
+    if answer["entries"] and answer["entries"][0]["key"] != demo_story.FIRST_KEY:
+        raise DataFolderUnusable(
+            f"The ledger in {folder} is not the demo's; name another folder with --data.", path=str(folder)
+        )
+
+
+async def _demo_key(client: OperatorClient, file: Path) -> DemoKey:
+    """Return the access key that an earlier start made, if it is still good, else a new one."""
+    _, _, answer = await client.call("GET", "/v1/keys", params={"customer": demo_story.CUSTOMER})
+    in_use = {found["accesskey"] for found in answer["keys"] if found["revoked_ms"] is None}
+    kept = _read_demo_key(file)
+    if kept is not None and kept.accesskey in in_use:
+        return kept
+    body = {"customer": demo_story.CUSTOMER, "permissions": ["read"], "label": "demo"}
+    _, _, made = await client.call("POST", "/v1/keys", body, key=f"demo-key-{uuid.uuid4()}")
+    key = DemoKey(made["accesskey"], made["secretkey"])
+    file.unlink(missing_ok=True)
+    write_secret_file(file, json.dumps(key._asdict()))
+    return key
+
+
+def _read_demo_key(file: Path) -> DemoKey | None:
+    try:
+        kept = json.loads(file.read_text(encoding="ascii"))
+        return DemoKey(str(kept["accesskey"]), str(kept["secretkey"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _show_start(listening: Listening, folder: Path, new: int) -> None:
+    show.line(f"The service runs, on the ledger in {folder}.")
+    show.line(f"  traders    {listening.public_url}")
+    show.line(f"  operators  {listening.operator_url}   token: {folder / TOKEN_FILE}")
+    if new:
+        show.line(f"\nBooked {new} operations: coins, customers, deposits, freezes, unfreezes, withdrawals, transfers.")
+    else:
+        show.line("\nThe operations of an earlier start are all there; none was booked again.")
+
+
+def _show_answer(answer: dict[str, Any]) -> None:
+    show.line(f"\nA signed getBalance of {demo_story.CUSTOMER}, made with spotledger.client:\n")
+    show.balances_table(answer["data"], with_empty=True)
+    show.line("\nThe same answer as it came:\n")
+    show.line(json.dumps(answer, ensure_ascii=False))
+
+
+def curl_line(public_url: str, key: DemoKey) -> str:
+    """Return a line for a shell that signs a getBalance with openssl and sends it with curl, whenever it is pasted."""
+    text = f"accesskey={key.accesskey}&nonce=$nonce"
+    sign = f"printf %s \"{text}\" | openssl dgst -sha256 -hmac {key.secretkey} | awk '{{print $NF}}'"
+    return (
+        f"nonce=$(date +%s)000; signature=$({sign}); "
+        f'curl -s "{public_url}/trade/api/v1/getBalance?{text}&signature=$signature"; echo'
+    )
+
+
+def _show_next(listening: Listening, folder: Path, key: DemoKey) -> None:
+    token = f'"Authorization: Bearer $(cat {shlex.quote(str(folder / TOKEN_FILE))})"'
+    program = "spotledger" if shutil.which("spotledger") else shlex.quote(sys.argv[0])
+    data = shlex.quote(str(folder))
+    show.line("\nThe same call by curl and openssl; paste it:\n")
+    show.line(curl_line(listening.public_url, key))
+    show.line(
+        f"""
+In Python:
+
+    from spotledger.client import SpotClient
+    with SpotClient("{key.accesskey}", "{key.secretkey}", "{listening.public_url}") as client:
+        print(client.balances()["usdt"])
+
+As the exchange, on the command line (the key names each write, so it happens once):
+
+    {program} freeze alice usdt 100 --reference order-2001 --key my-first-freeze --data {data}
+    {program} holds alice --data {data}
+    {program} balances alice --data {data}
+
+As the exchange, over HTTP:
+
+    curl -s -H {token} {listening.operator_url}/v1/customers/alice/balances
+    curl -s -H {token} -H "Idempotency-Key: my-first-deposit" \\
+         -d '{{"customer":"bob","coin":"usdt","amount":"12.5"}}' {listening.operator_url}/v1/deposits"""
+    )

@@ -1,0 +1,146 @@
+"""Settings: where each value comes from, what passes, and what the reference page says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spotledger.errors import SettingInvalid
+from spotledger.http.public import PublicSettings
+from spotledger.ops.settings import RULES, Address, Settings, flag_of, load_settings, markdown, variable_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_settings_with_nothing_given_are_the_defaults() -> None:
+    """Where nothing is given each setting has its default, and says so."""
+    in_force = load_settings({}, {})
+    assert in_force.settings == Settings()
+    assert set(in_force.sources.values()) == {"default"}
+
+
+def test_settings_flag_before_variable_before_file_before_default(tmp_path: Path) -> None:
+    """The flag beats the variable, the variable the file, the file the default; each source is known."""
+    file = tmp_path / "spotledger.toml"
+    file.write_text("lock_seconds = 1\nnonce_past_ms = 10001\nqueue_limit = 11\n")
+    environ = {"SPOTLEDGER_LOCK_SECONDS": "2", "SPOTLEDGER_NONCE_PAST_MS": "10002"}
+    settings, sources = load_settings({"lock_seconds": "3"}, environ, file)
+    assert (settings.lock_seconds, settings.nonce_past_ms, settings.queue_limit) == (3, 10002, 11)
+    assert settings.group_limit == Settings().group_limit
+    assert sources["lock_seconds"] == "--lock-seconds"
+    assert sources["nonce_past_ms"] == "SPOTLEDGER_NONCE_PAST_MS"
+    assert sources["queue_limit"] == str(file)
+    assert sources["group_limit"] == "default"
+
+
+def test_settings_file_named_by_the_variable_is_read(tmp_path: Path) -> None:
+    """SPOTLEDGER_CONFIG names a file just as --config does."""
+    file = tmp_path / "spotledger.toml"
+    file.write_text('success_info = "Success"\ntrusted_proxies = ["10.0.0.1", "10.1.0.0/16"]\n')
+    settings, _ = load_settings({}, {"SPOTLEDGER_CONFIG": str(file)})
+    assert settings.success_info == "Success"
+    assert settings.trusted_proxies == ("10.0.0.1/32", "10.1.0.0/16")
+
+
+@pytest.mark.parametrize("name", list(RULES))
+def test_setting_has_a_flag_a_variable_and_a_line(name: str, tmp_path: Path) -> None:
+    """Every setting can be given in each of the three places, with the same result."""
+    values = {
+        "data": "/srv/x",
+        "listen": "[::1]:80",
+        "operator_listen": "0.0.0.0:0",
+        "master_key_file": "/run/key",
+        "success_info": "Success",
+        "replay": "strict",
+        "trusted_proxies": "10.0.0.1,10.1.0.0/16",
+        "log_level": "debug",
+    }
+    text = values.get(name, "1000")
+    file = tmp_path / "spotledger.toml"
+    file.write_text(f"{name} = {text}\n" if name not in values else f'{name} = "{text}"\n')
+    expected = getattr(load_settings({name: text}, {}).settings, name)
+    assert expected != getattr(Settings(), name) or name in ("group_limit", "address_limit_per_minute")
+    assert getattr(load_settings({}, {variable_of(name): text}).settings, name) == expected
+    assert getattr(load_settings({}, {}, file).settings, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *((name, text) for name in ("nonce_past_ms", "nonce_future_ms") for text in ("999", "60001")),
+        *(
+            ("nonce_past_ms", text)
+            for text in ("", "1e4", "10_000", "１０００", "10000.0", " 10000", "10000\n", "0x2710")
+        ),
+        *(("queue_limit", text) for text in ("0", "-1", "1000001", "99999999999999999999")),
+        *(("replay", text) for text in ("", "Address", "none")),
+        *(("log_level", text) for text in ("INFO", "trace")),
+        *(("success_info", text) for text in ("", "a\nb", "x" * 65)),
+        *(("data", text) for text in ("", "a\0b")),
+        *(("trusted_proxies", text) for text in ("10.0.0.1/8", "example.org", "10.0.0.0/33")),
+        *(("listen", text) for text in ("", "8080", ":8080", "127.0.0.1", "127.0.0.1:65536", "127.0.0.1:-1")),
+        *(("listen", text) for text in ("::1:80", "[10.0.0.1]:80", "[::1:80", "127.0.0.1:http", "a b:80", "h:８０")),
+    ],
+)
+def test_setting_out_of_bounds_is_refused_and_says_what_would_pass(name: str, text: str) -> None:
+    """A value that cannot be is refused with the setting, its place, what was found and what would pass."""
+    with pytest.raises(SettingInvalid) as refusal:
+        load_settings({name: text}, {})
+    assert refusal.value.message.startswith(f"The setting {name} ({flag_of(name)}) is ")
+    assert refusal.value.message.endswith(" would pass.")
+    assert RULES[name].passes in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("nonce_window_ms = 5", "has a line 'nonce_window_ms'"),
+        ("queue_limit = true", "queue_limit (in "),
+        ("queue_limit = 10.0", "queue_limit (in "),
+        ('queue_limit = ["10"]', "queue_limit (in "),
+        ("success_info = 5", "success_info (in "),
+        ("trusted_proxies = 5", "trusted_proxies (in "),
+        ("data = 5", "data (in "),
+        ("listen = 8080", "listen (in "),
+        ("queue_limit 10", "is not TOML"),
+        ("[serve]\nqueue_limit = 10", "has a line 'serve'"),
+    ],
+)
+def test_settings_file_with_a_wrong_line_is_refused(line: str, told: str, tmp_path: Path) -> None:
+    """A line that no setting reads, or of the wrong type, is refused: it is never passed over."""
+    file = tmp_path / "spotledger.toml"
+    file.write_text(line)
+    with pytest.raises(SettingInvalid) as refusal:
+        load_settings({}, {}, file)
+    assert told in refusal.value.message
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_settings_file_that_cannot_be_read_is_named(content: bytes | None, tmp_path: Path) -> None:
+    """A file that is missing or is no text is named."""
+    file = tmp_path / "spotledger.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(SettingInvalid, match=r"spotledger\.toml"):
+        load_settings({}, {}, file)
+
+
+def test_settings_with_one_address_for_both_listeners_are_refused() -> None:
+    """Two listeners cannot share a port; port 0 is a free one for each."""
+    with pytest.raises(SettingInvalid, match="two different ports"):
+        load_settings({"listen": "127.0.0.1:9000", "operator_listen": "127.0.0.1:9000"}, {})
+    free = load_settings({"listen": "127.0.0.1:0", "operator_listen": "127.0.0.1:0"}, {}).settings
+    assert free.listen == free.operator_listen == Address("127.0.0.1", 0)
+
+
+def test_settings_page_of_the_docs_is_current() -> None:
+    """docs/reference/settings.md is what `spotledger settings --markdown` prints."""
+    assert (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8") == markdown()
+
+
+def test_settings_cover_those_of_the_public_listener_with_the_same_defaults() -> None:
+    """What the public listener can be set to is a setting of the service, with the same default."""
+    public, settings = PublicSettings(), Settings()
+    for name in PublicSettings.__dataclass_fields__:
+        assert getattr(settings, name) == getattr(public, name)
