@@ -196,9 +196,11 @@ def decode(body: bytes, kind: type[B]) -> B:
         InvalidRequest: A field is unknown, missing or wrong; ``field`` names it.
     """
     try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as problem:
-        raise _refusal(str(problem), kind) from None
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.ValidationError as problem:
+            msgspec.json.decode(body)  # what is no JSON at all is said first
+            raise _refusal(str(problem), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise MalformedRequest("The body is not JSON; one JSON object in UTF-8 would pass.") from None
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,14 @@ def claim_folder(folder: Path) -> Iterator[FolderLock]:
 
 
 @contextlib.contextmanager
-def open_runtime(settings: Settings, environ: Mapping[str, str], lock: FolderLock) -> Iterator[Runtime]:
+def open_runtime(
+    settings: Settings, environ: Mapping[str, str], lock: FolderLock, clock_ms: Callable[[], int] = now_ms
+) -> Iterator[Runtime]:
     """
     Open the ledger in the data folder, which this process owns by *lock*, for the length of a ``with`` block.
 
-    The first start makes the ledger, the master key and the first operator token.
+    The first start makes the ledger, the master key and the first operator token. *clock_ms* gives the time in
+    milliseconds since 1970.
 
     Raises:
         DataFolderUnusable, SchemaMismatch, MasterKeyRefused: It cannot be opened as it is set up.
@@ -85,15 +88,16 @@ def open_runtime(settings: Settings, environ: Mapping[str, str], lock: FolderLoc
         settings.data,
         segment_entries=settings.segment_entries,
         cache_accounts=settings.cache_accounts,
+        clock_ms=clock_ms,
         lock=lock,
     ) as ledger:
-        yield _join(settings, environ, ledger)
+        yield _join(settings, environ, ledger, clock_ms)
 
 
-def _join(settings: Settings, environ: Mapping[str, str], ledger: Ledger) -> Runtime:
+def _join(settings: Settings, environ: Mapping[str, str], ledger: Ledger, clock_ms: Callable[[], int]) -> Runtime:
     tables = ledger.key_tables
-    key_ring = KeyRing(tables.access_keys, _cipher(settings, environ, tables), now_ms)
-    tokens = Tokens(tables.tokens, now_ms)
+    key_ring = KeyRing(tables.access_keys, _cipher(settings, environ, tables), clock_ms)
+    tokens = Tokens(tables.tokens, clock_ms)
     if not tokens.list(limit=1):
         tokens.create(SCOPES, TOKEN_FILE, token=first_token(settings.data))
     writer = Writer(ledger, queue_limit=settings.queue_limit, group_limit=settings.group_limit)
