@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
+import socket
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
+
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
 
 import spotledger
 from spotledger.http.public import PublicApp, PublicSettings
@@ -146,3 +154,78 @@ def header(answer: Answer, name: str) -> str | None:
     found = [value for key, value in answer.headers if key == name]
     assert len(found) < 2, f"{name} was sent {len(found)} times"
     return found[0] if found else None
+
+
+class Listening:
+    """A real server over the listener of a `Service`, in a thread of its own, and raw connections to it."""
+
+    def __init__(self, made: Service) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._made = made
+        self._server: Server | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._server = Server(
+            self._made.app,
+            port=self.port,
+            interface=Interfaces.RSGI,
+            http=HTTPModes.http1,
+            http1_settings=HTTP1Settings(header_read_timeout=2_000, max_buffer_size=64 * 1024),
+            websockets=False,
+            log_enabled=False,
+        )
+        await self._server.serve()
+
+    def __enter__(self) -> Listening:
+        self._thread.start()
+        for _ in range(500):
+            try:
+                self.connect().close()
+            except OSError:
+                time.sleep(0.01)
+            else:
+                return self
+        raise AssertionError("the server did not begin to listen")
+
+    def __exit__(self, *_: object) -> None:
+        assert self._loop is not None
+        assert self._server is not None
+        self._loop.call_soon_threadsafe(self._server.stop)
+        self._thread.join(20)
+        assert not self._thread.is_alive(), "the server did not stop"
+
+    def connect(self) -> socket.socket:
+        """Open a raw connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=5)
+
+    def send(self, data: bytes) -> bytes:
+        """Send *data*, say that nothing more follows, and return all that comes back."""
+        with self.connect() as connection:
+            received = b""
+            try:
+                connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)
+                while chunk := connection.recv(65536):
+                    received += chunk
+            except (ConnectionError, OSError):
+                pass
+            return received
+
+    def get(self, target: str, headers: str = "", method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+        """Send one request and return status, headers and body of the answer."""
+        request = f"{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n"
+        return parsed(self.send(request.encode()))
+
+
+def parsed(answer: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Return status, headers (names in lower case) and body of an HTTP answer."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return int(first.split(" ")[1]), headers, body
