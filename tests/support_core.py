@@ -1,0 +1,79 @@
+"""What the tests of the core share: a clock that they move, a disk that they fill, and short ways to seed a ledger."""
+
+from __future__ import annotations
+
+import resource
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import spotledger
+from spotledger.domain.accounts import Account
+from spotledger.ledger import Ledger
+
+START_MS = 1_700_000_000_000
+
+
+class Clock:
+    """A clock that stands until a test moves it, forwards or back."""
+
+    def __init__(self, now_ms: int = START_MS) -> None:
+        self.now_ms = now_ms
+
+    def __call__(self) -> int:
+        return self.now_ms
+
+
+def open_small(folder: Path, clock: Clock | None = None, **options: Any) -> Ledger:
+    """Open a ledger with segments of 8 entries and room for 2 accounts, so that every border is near."""
+    options = {"segment_entries": 8, "cache_accounts": 2, "clock_ms": clock or Clock(), **options}
+    return spotledger.open(folder, **options)
+
+
+def seed(ledger: Ledger, customers: str = "ann bob", amount: str = "1000") -> None:
+    """List btc with 8 decimals, register *customers*, and deposit *amount* for each."""
+    ledger.list_coin("btc", 8, key="list:btc")
+    for customer in customers.split():
+        ledger.register_customer(customer, key=f"register:{customer}")
+        ledger.deposit(customer, "btc", amount, key=f"seed:{customer}")
+
+
+def spot(customer: str) -> Account:
+    """Return the spot account of *customer*."""
+    return Account(customer, "spot")
+
+
+def fill(ledger: Ledger, count: int, prefix: str = "fill") -> None:
+    """Book *count* small deposits, one a group, so that segments fill and are sealed."""
+    for number in range(count):
+        ledger.deposit("ann", "btc", "0.00000001", key=f"{prefix}:{number}")
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """Let no file of this process grow beyond the write-ahead log as it is: commits fail with a real error."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "ledger.db-wal").stat().st_size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def raw(folder: Path) -> Iterator[sqlite3.Connection]:
+    """Give a plain connection to the ledger file, in autocommit."""
+    connection = sqlite3.connect(folder / "ledger.db", isolation_level=None)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def without_triggers(connection: sqlite3.Connection) -> None:
+    """Drop the triggers, as somebody would who means to cheat."""
+    names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    for (name,) in names:
+        connection.execute(f"DROP TRIGGER {name}")
