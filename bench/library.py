@@ -8,12 +8,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import spotledger
 from bench import books
-from bench.harness import QUICK, ROUNDS, Cores, Report, Table, conditions, tell
+from bench.harness import QUICK, ROUNDS, SPARE_ROUNDS, Cores, Quiet, Report, Table, busy_seconds, conditions, tell
 from spotledger.domain.operations import Freeze
 from spotledger.errors import Refused
 from spotledger.ledger import Ledger
@@ -30,6 +31,7 @@ class Round:
     operations: int
     operations_per_second: float
     kib_written_per_operation: float | None
+    others_cores: float
 
 
 def bytes_written() -> int | None:
@@ -44,6 +46,7 @@ def bytes_written() -> int | None:
 def run_round(ledger: Ledger, numbers: Iterator[int], group: int) -> Round:
     """Book freezes of new keys in groups of *group* for the length of a round; making the operations counts too."""
     written = bytes_written()
+    busy, own = busy_seconds(), time.process_time()
     done = 0
     started = time.perf_counter()
     while (passed := time.perf_counter() - started) < ROUND_SECONDS:
@@ -59,7 +62,8 @@ def run_round(ledger: Ledger, numbers: Iterator[int], group: int) -> Round:
         done += group
     after = bytes_written()
     kib = None if written is None or after is None else (after - written) / 1024 / done
-    return Round(done, done / passed, kib)
+    others_seconds = busy_seconds() - busy - (time.process_time() - own)
+    return Round(done, done / passed, kib, max(0.0, others_seconds / passed))
 
 
 def run() -> Report:
@@ -87,10 +91,11 @@ def measure(folder: Path, cores: Cores) -> Report:
         books.book(ledger, books.registered(names))
         books.book(ledger, books.funded(names, books.FIRST_COINS))
         numbers = count()
+        quiet = Quiet(SPARE_ROUNDS)
         for number in range(ROUNDS):
             tell(f"  round {number + 1} of {ROUNDS}")
             for group in GROUPS:
-                rounds[group].append(run_round(ledger, numbers, group))
+                rounds[group].append(quiet.round(partial(run_round, ledger, numbers, group)))
         entries = ledger.head.seq
     finally:
         ledger.close()
@@ -109,6 +114,7 @@ def measure(folder: Path, cores: Cores) -> Report:
         f"Medians of {ROUNDS} rounds of {ROUND_SECONDS:g} s, the sizes in turn, all on one ledger that grew to "
         f"{entries:,} entries; {CUSTOMERS:,} customers with 4 coins, every freeze opens a hold under a new key.",
         "Making the operations is part of the time. Written is what the kernel sent to the disk for this process.",
+        quiet.note(),
     ]
     report.raw = {str(group): [asdict(one) for one in each] for group, each in rounds.items()}
     return report

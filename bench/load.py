@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.harness import Cores, pinned, processor_seconds
+from bench.harness import Cores, busy_seconds, pinned, processor_seconds
 
 PATH = "/trade/api/v1/getBalance"
 CONNECTIONS = 64
@@ -44,6 +44,7 @@ class Round:
     bytes_per_answer: float
     load_core_share: float
     server_core_share: float
+    others_cores: float
     distinct_requests: int
     sent: int
 
@@ -123,6 +124,7 @@ def run_round(
     command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-s", str(SCRIPT), url]
     if count:
         command += ["--", str(requests)]
+    busy_before, started = busy_seconds(), time.perf_counter()
     server_before = processor_seconds(target.pid)
     load_before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = subprocess.run(
@@ -131,6 +133,8 @@ def run_round(
     load_after = resource.getrusage(resource.RUSAGE_CHILDREN)
     server_seconds = processor_seconds(target.pid) - server_before
     load_seconds = load_after.ru_utime + load_after.ru_stime - load_before.ru_utime - load_before.ru_stime
+    others_seconds = busy_seconds() - busy_before - server_seconds - load_seconds
+    others_cores = max(0.0, others_seconds / (time.perf_counter() - started))
     found = [line for line in result.stdout.splitlines() if line.startswith("RESULT ")]
     if not found:
         raise RuntimeError(f"wrk said:\n{result.stdout}{result.stderr}")
@@ -145,6 +149,7 @@ def run_round(
         # What wrk uses before the round, to read the requests, is in this; so it may be a little over 1.
         load_core_share=load_seconds / lasted,
         server_core_share=server_seconds / lasted,
+        others_cores=others_cores,
         distinct_requests=len(lines) if count else 1,
         sent=figures["requests"],
     )

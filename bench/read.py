@@ -13,6 +13,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from bench.harness import (
     QUICK,
     ROOT,
     ROUNDS,
+    SPARE_ROUNDS,
     Aim,
     Cores,
+    Quiet,
     Report,
     Table,
     conditions,
@@ -181,11 +184,13 @@ def run() -> Report:
             stage.add_all(coins)
         for row in stage.rows:
             measure(row, WARM_UP_SECONDS, cores, folder)
+        quiet = Quiet(SPARE_ROUNDS)
         for number in range(ROUNDS):
             tell(f"  round {number + 1} of {ROUNDS}")
             for row in stage.rows:
-                row.rounds.append(measure(row, ROUND_SECONDS, cores, folder))
+                row.rounds.append(quiet.round(partial(measure, row, ROUND_SECONDS, cores, folder)))
         summarise(report, stage.rows, without)
+        report.notes.append(quiet.note())
     return report
 
 
