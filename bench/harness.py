@@ -28,6 +28,8 @@ QUICK = os.environ.get("BENCH_QUICK", "") not in ("", "0")
 ROUNDS = 3
 #: A round is quiet while everything else on the machine uses no more than this many cores.
 QUIET_CORES = 0.1
+#: Beyond this the figures say nothing, and the report says so.
+SPOILT_CORES = 0.3
 SPARE_ROUNDS = 4 if QUICK else 24
 STOP_SECONDS_LIMIT = 20
 READY_SECONDS_LIMIT = 60
@@ -194,11 +196,12 @@ class Quiet:
         self.most_cores = max(self.most_cores, best.others_cores)
         return best
 
-    def note(self) -> str:
-        """Say what was done about disturbed rounds."""
-        return (
-            f"A round in which others kept more than {QUIET_CORES} cores busy is taken again, "
-            f"{self.spare_rounds} times in all, and the quietest counts: {self.taken_again} were; in those that count, others kept "
+    def report(self, report: Report) -> None:
+        """Say in *report* what was done about disturbed rounds."""
+        report.others_cores = self.most_cores
+        report.notes.append(
+            f"A round in which others kept more than {QUIET_CORES} cores busy is taken again, {self.spare_rounds} "
+            f"times in all, and the quietest counts. {self.taken_again} were; in those that count, others kept "
             f"{self.most_cores:.2f} cores busy at the most."
         )
 
@@ -278,6 +281,8 @@ class Report:
     aims: list[Aim] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     raw: dict[str, Any] = field(default_factory=dict)
+    #: The most cores that others kept busy in a round that counts.
+    others_cores: float = 0.0
 
     def write(self) -> Path:
         """Write the report as JSON and as Markdown; return the path of the latter."""
@@ -288,6 +293,7 @@ class Report:
             "about": self.about,
             "conditions": self.conditions,
             "aims": [{"name": a.name, "value": a.value, "limit": a.limit, "met": a.met} for a in self.aims],
+            "others_cores": round(self.others_cores, 3),
             "tables": [{"title": t.title, "columns": list(t.columns), "rows": t.rows} for t in self.tables],
             "notes": self.notes,
             "raw": self.raw,
@@ -300,6 +306,8 @@ class Report:
     def markdown(self) -> str:
         """Set the report in Markdown."""
         lines = [f"# {self.name}", "", self.about, ""]
+        if self.others_cores > SPOILT_CORES:
+            lines += [f"**Spoilt: others kept {self.others_cores:.2f} cores busy meanwhile. Measure again.**", ""]
         for table in self.tables:
             lines += [f"## {table.title}", "", *markdown_table(table.columns, table.rows), ""]
         if self.aims:

@@ -114,7 +114,7 @@ def measure(folder: Path, cores: Cores) -> Report:
         f"Medians of {ROUNDS} rounds of {ROUND_SECONDS:g} s, the sizes in turn, all on one ledger that grew to "
         f"{entries:,} entries; {CUSTOMERS:,} customers with 4 coins, every freeze opens a hold under a new key.",
         "Making the operations is part of the time. Written is what the kernel sent to the disk for this process.",
-        quiet.note(),
     ]
+    quiet.report(report)
     report.raw = {str(group): [asdict(one) for one in each] for group, each in rounds.items()}
     return report

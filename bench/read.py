@@ -190,7 +190,7 @@ def run() -> Report:
             for row in stage.rows:
                 row.rounds.append(quiet.round(partial(measure, row, ROUND_SECONDS, cores, folder)))
         summarise(report, stage.rows, without)
-        report.notes.append(quiet.note())
+        quiet.report(report)
     return report
 
 
