@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -202,19 +203,18 @@ class Listening:
 
     def connect(self) -> socket.socket:
         """Open a raw connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=5)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=3)
 
     def send(self, data: bytes) -> bytes:
-        """Send *data*, say that nothing more follows, and return all that comes back."""
+        """Send *data* and return what comes back until the server closes, or has nothing more to say for a moment."""
         with self.connect() as connection:
             received = b""
-            try:
+            with contextlib.suppress(OSError):
                 connection.sendall(data)
-                connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):
                 while chunk := connection.recv(65536):
                     received += chunk
-            except (ConnectionError, OSError):
-                pass
+                    connection.settimeout(0.3)
             return received
 
     def get(self, target: str, headers: str = "", method: str = "GET") -> tuple[int, dict[str, str], bytes]:

@@ -51,8 +51,8 @@ def load_master_key(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise MasterKeyRefused(f"The master key file {path} cannot be read: {error.strerror}.") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise MasterKeyRefused(f"The master key {path} is not a regular file.")
         mode = stat.S_IMODE(status.st_mode)
@@ -60,7 +60,11 @@ def load_master_key(path: Path) -> bytes:
             raise MasterKeyRefused(
                 f"The master key file {path} has mode {mode:04o}; make it 0600, so that only its owner reads it."
             )
-        content = file.read(MASTER_KEY_FILE_MAX_BYTES)
+        content = os.read(descriptor, MASTER_KEY_FILE_MAX_BYTES)
+    except OSError as error:
+        raise MasterKeyRefused(f"The master key file {path} cannot be read: {error.strerror}.") from error
+    finally:
+        os.close(descriptor)
     return parse_master_key(content.decode("ascii", "replace"))
 
 

@@ -1,0 +1,270 @@
+"""Access keys and operator tokens: made, listed, rotated, revoked, and kept in the ledger file."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import spotledger
+from spotledger.errors import (
+    AccessKeyRevoked,
+    AccessKeyUnknown,
+    InvalidRequest,
+    ScopeMissing,
+    StoreUnavailable,
+    TokenRefused,
+)
+from spotledger.security.keys import NEVER_MS, KeyRing
+from spotledger.security.sealing import Cipher
+from spotledger.security.tokens import SCOPES, Tokens
+from spotledger.storage.sqlite_keys import SqliteKeyTables
+
+NOW = 1_562_919_832_183
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Iterator[SqliteKeyTables]:
+    """Open the key tables of a new ledger."""
+    with spotledger.open(tmp_path) as ledger:
+        yield ledger.key_tables
+
+
+@pytest.fixture
+def ring(tables: SqliteKeyTables) -> KeyRing:
+    """Make a key ring over the tables, with a clock that stands still."""
+    return KeyRing(tables.access_keys, Cipher(bytes(32)), lambda: NOW)
+
+
+def test_create_stores_what_was_asked_and_never_the_secret(ring: KeyRing, tables: SqliteKeyTables) -> None:
+    """The record has every field; the secret is nowhere in the file but sealed."""
+    accesskey, secret = ring.create("alice", ["withdraw", "read"], "my bot", ["10.0.0.0/8", "::1"], NOW + 5)
+    record = ring.get(accesskey)
+    assert record is not None
+    assert (record.customer, record.permissions, record.label) == ("alice", ("read", "withdraw"), "my bot")
+    assert (record.addresses, record.created_ms, record.expires_ms) == (("10.0.0.0/8", "::1/128"), NOW, NOW + 5)
+    assert (record.revoked_ms, record.last_used_ms) == (None, None)
+    assert secret.encode() not in record.sealed_secret
+    assert bytes.fromhex(secret) not in record.sealed_secret
+    assert secret not in str(tables.rows("SELECT * FROM access_keys"))
+    ready = ring.ready(accesskey)
+    assert ready is not None
+    assert ready.dead_from_ms == NOW + 5
+
+
+@pytest.mark.parametrize(
+    ("field", "asked"),
+    [
+        ("permissions", {"permissions": []}),
+        ("permissions", {"permissions": ["read", "admin"]}),
+        ("permissions", {"permissions": [7]}),
+        ("label", {"label": "x" * 101}),
+        ("label", {"label": "a\nb"}),
+        ("label", {"label": None}),
+        ("addresses", {"addresses": ["10.0.0.1/8"]}),
+        ("addresses", {"addresses": ["localhost"]}),
+        ("addresses", {"addresses": [None]}),
+        ("addresses", {"addresses": ["10.0.0.1"] * 101}),
+        ("expires_ms", {"expires_ms": NOW}),
+        ("expires_ms", {"expires_ms": True}),
+        ("expires_ms", {"expires_ms": NOW + 0.5}),
+        ("expires_ms", {"expires_ms": NEVER_MS}),
+    ],
+)
+def test_create_with_a_wrong_field_is_refused_naming_it(ring: KeyRing, field: str, asked: dict[str, Any]) -> None:
+    """Each argument that is not as documented is refused by its name, and nothing is stored."""
+    with pytest.raises(InvalidRequest) as refused:
+        ring.create(**{"customer": "alice", "permissions": ["read"], **asked})
+    assert refused.value.details["field"] == field
+    assert ring.list() == []
+
+
+def test_list_goes_page_by_page_and_by_customer(ring: KeyRing) -> None:
+    """Pages follow each other in the order of the access keys, of all customers or of one."""
+    made = sorted(ring.create(customer, ["read"])[0] for customer in ("alice", "bob") * 5)
+    first = ring.list(limit=4)
+    rest = ring.list(after=first[-1].accesskey)
+    assert [record.accesskey for record in first + rest] == made
+    assert {record.customer for record in ring.list("bob")} == {"bob"}
+    assert len(ring.list("bob")) == 5
+    assert ring.list("carol") == []
+
+
+def test_revoke_is_for_ever_and_told_once(ring: KeyRing) -> None:
+    """The first revocation says that the key was alive, the second that it was not, an unknown key is refused."""
+    accesskey, _ = ring.create("alice", ["read"])
+    assert ring.revoke(accesskey)
+    assert not ring.revoke(accesskey)
+    ready = ring.ready(accesskey)
+    assert ready is not None
+    assert (ready.revoked, ready.dead_from_ms) == (True, 0)
+    with pytest.raises(AccessKeyUnknown):
+        ring.revoke(str(uuid.uuid4()))
+
+
+def test_revoked_key_is_not_revived_by_a_reader_that_came_first(ring: KeyRing, tables: SqliteKeyTables) -> None:
+    """After revoking, the dead key stays in memory, so that a record read a moment before can't replace it."""
+    accesskey, _ = ring.create("alice", ["read"])
+    ring.revoke(accesskey)
+    with tables.together() as write:
+        write.execute("UPDATE access_keys SET revoked_ms = NULL")
+    ready = ring.ready(accesskey)
+    assert ready is not None
+    assert ready.revoked
+
+
+def test_rotate_keeps_everything_but_key_and_secret(ring: KeyRing) -> None:
+    """The new key may do what the old one could, and the old one is dead; a dead one can't be rotated."""
+    old, old_secret = ring.create("alice", ["trade"], "bot", ["10.0.0.0/8"], NOW + 9)
+    new, new_secret = ring.rotate(old)
+    assert old != new
+    assert old_secret != new_secret
+    before, after = ring.get(old), ring.get(new)
+    assert before is not None
+    assert after is not None
+    assert before.revoked_ms == NOW
+    assert (after.customer, after.permissions, after.label, after.addresses, after.expires_ms) == (
+        *("alice", ("trade",), "bot", ("10.0.0.0/8",)),
+        NOW + 9,
+    )
+    with pytest.raises(AccessKeyRevoked):
+        ring.rotate(old)
+    with pytest.raises(AccessKeyUnknown):
+        ring.rotate("no-such-key")
+    assert len(ring.list()) == 2
+
+
+def test_ready_keys_are_bounded_and_still_all_usable(tables: SqliteKeyTables) -> None:
+    """More keys than fit into memory work all the same; what was forgotten is read again."""
+    ring = KeyRing(tables.access_keys, Cipher(bytes(32)), lambda: NOW, generation_limit=2)
+    keys = [ring.create("alice", ["read"])[0] for _ in range(10)]
+    for _ in range(3):
+        assert all(ring.ready(key) is not None for key in keys)
+        assert len(ring._ready) <= 4
+    assert ring.ready("unknown") is None
+
+
+def test_flush_used_stores_in_bulk_and_never_goes_back(ring: KeyRing) -> None:
+    """When keys were last used is stored at once for all; an earlier time does not replace a later one."""
+    keys = [ring.create("alice", ["read"])[0] for _ in range(3)]
+    ring.used.update({keys[0]: NOW, keys[1]: NOW + 1, "unknown": 5})
+    assert ring.flush_used() == 3
+    assert ring.flush_used() == 0
+    ring.used[keys[0]] = NOW - 100
+    ring.flush_used()
+    used = {record.accesskey: record.last_used_ms for record in ring.list()}
+    assert used == {keys[0]: NOW, keys[1]: NOW + 1, keys[2]: None}
+
+
+def test_flush_used_that_fails_loses_nothing(ring: KeyRing, tables: SqliteKeyTables) -> None:
+    """What could not be stored is kept for the next time, and newer times win over it."""
+    accesskey, _ = ring.create("alice", ["read"])
+    ring.used[accesskey] = NOW
+    tables._write.execute("ALTER TABLE access_keys RENAME TO gone")
+    with pytest.raises(StoreUnavailable):
+        ring.flush_used()
+    assert ring.used == {accesskey: NOW}
+
+
+def write_twice(ring: KeyRing, tables: SqliteKeyTables) -> None:
+    """Make an access key and keep one request twice, which fails, all in one block."""
+    with tables.together():
+        ring.create("alice", ["read"])
+        tables.kept_requests.keep("k2", "{}", "{}")
+        tables.kept_requests.keep("k2", "{}", "{}")
+
+
+def test_together_is_all_or_nothing(ring: KeyRing, tables: SqliteKeyTables) -> None:
+    """Writes inside one block are one transaction, which reads inside it see and an exception undoes."""
+    with tables.together():
+        accesskey, _ = ring.create("alice", ["read"])
+        tables.kept_requests.keep("k1", "{}", "{}")
+        assert tables.kept_requests.get("k1") == ("{}", "{}")
+        assert ring.get(accesskey) is not None
+    with pytest.raises(StoreUnavailable):
+        write_twice(ring, tables)
+    assert [record.accesskey for record in ring.list()] == [accesskey]
+    assert tables.kept_requests.get("k2") is None
+    with pytest.raises(StoreUnavailable):
+        tables.kept_requests.keep("k1", "{}", "{}")
+
+
+def test_master_key_mark_is_kept_across_a_restart(tmp_path: Path) -> None:
+    """The fingerprint of the master key stays with the ledger file, and so do the keys."""
+    with spotledger.open(tmp_path) as ledger:
+        assert ledger.key_tables.master_key_fingerprint is None
+        ledger.key_tables.master_key_fingerprint = "abc"
+        accesskey, _ = KeyRing(ledger.key_tables.access_keys, Cipher(bytes(32)), lambda: NOW).create("alice", ["read"])
+    with spotledger.open(tmp_path) as ledger:
+        assert ledger.key_tables.master_key_fingerprint == "abc"
+        ring = KeyRing(ledger.key_tables.access_keys, Cipher(bytes(32)), lambda: NOW)
+        assert ring.ready(accesskey) is not None
+
+
+def test_tables_hold_types_strictly(tables: SqliteKeyTables) -> None:
+    """The tables are STRICT and hold JSON where JSON belongs."""
+    with pytest.raises(sqlite3.IntegrityError):
+        tables._write.execute("INSERT INTO access_keys VALUES ('k', 'c', 'read', '', '[]', x'00', 1, NULL, NULL, NULL)")
+    with pytest.raises(sqlite3.IntegrityError):
+        tables._write.execute("INSERT INTO access_keys VALUES ('k', 'c', '[]', '', '[]', x'00', 'a', NULL, NULL, NULL)")
+
+
+@pytest.fixture
+def tokens(tables: SqliteKeyTables) -> Tokens:
+    """Make the operator tokens over the tables."""
+    return Tokens(tables.tokens, lambda: NOW)
+
+
+def test_token_lets_in_by_its_scopes(tokens: Tokens) -> None:
+    """A token may do what its scopes say, admin everything, and the rest is refused naming the scope."""
+    _, reader = tokens.create(["ledger:read"], "reader")
+    _, admin = tokens.create(["admin"])
+    assert tokens.check(f"Bearer {reader}", "ledger:read").label == "reader"
+    for scope in SCOPES:
+        assert tokens.check(f"bearer  {admin}", scope).scopes == ("admin",)
+    with pytest.raises(ScopeMissing, match="ledger:write"):
+        tokens.check(f"Bearer {reader}", "ledger:write")
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer ", "Basic abc", "Bearer a b", "Bearer \ud800", "é" * 64]
+)
+def test_token_header_of_another_form_is_refused(tokens: Tokens, header: str | None) -> None:
+    """Only a known bearer token lets in."""
+    with pytest.raises(TokenRefused):
+        tokens.check(header, "ledger:read")
+    with pytest.raises(TokenRefused):
+        tokens.check(f"Bearer {'0' * 64}", "ledger:read")
+
+
+def test_token_is_kept_as_its_hash_alone(tokens: Tokens, tables: SqliteKeyTables) -> None:
+    """The token can't be read back from the file or from its record."""
+    record, token = tokens.create(["admin"])
+    stored = str(tables.rows("SELECT * FROM operator_tokens"))
+    assert token not in stored
+    assert token not in repr(record)
+    assert bytes.fromhex(token) != record.digest
+
+
+def test_revoked_token_is_refused_at_once(tokens: Tokens) -> None:
+    """A token that was in use a moment ago is refused from its revocation on."""
+    record, token = tokens.create(["admin"])
+    tokens.check(f"Bearer {token}", "admin")
+    assert tokens.revoke(record.token_id)
+    assert not tokens.revoke(record.token_id)
+    with pytest.raises(TokenRefused):
+        tokens.check(f"Bearer {token}", "admin")
+    assert [listed.revoked_ms for listed in tokens.list()] == [NOW]
+
+
+def test_token_that_is_there_already_can_be_taken_over(tokens: Tokens) -> None:
+    """A text from operator.token can be made a token; one of another form, or without scopes, can't."""
+    tokens.create(SCOPES, token="ab" * 32)
+    assert tokens.check(f"Bearer {'ab' * 32}", "admin").scopes == SCOPES
+    for wrong in ({"scopes": [], "token": None}, {"scopes": ["root"], "token": None}, {"scopes": SCOPES, "token": "x"}):
+        with pytest.raises(InvalidRequest):
+            tokens.create(**wrong)
