@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 EXTERNAL = "@external"
+RECEIVABLE = "@receivable:"
 
 
 @dataclass
@@ -88,7 +89,8 @@ def _post(books: Books, entry: dict[str, Any]) -> None:
     assert not any(sums.values()), f"entry {entry['seq']} does not add up to zero"
     for name, (available, freeze) in touched.items():
         assert freeze >= 0, f"freeze below zero at entry {entry['seq']}"
-        assert available >= 0 or name[0] == EXTERNAL, f"available below zero at entry {entry['seq']}"
+        negative_allowed = name[0] == EXTERNAL or name[0].startswith(RECEIVABLE)
+        assert available >= 0 or negative_allowed, f"available below zero at entry {entry['seq']}"
     after = {(c, a, coin): [int(av), int(fr)] for (c, a), coin, av, fr in entry.get("balances", ())}
     assert after == touched, f"the balances after entry {entry['seq']} are not what its postings lead to"
     books.history[entry["seq"]] = [(*name, *balance) for name, balance in touched.items()]

@@ -9,6 +9,8 @@ Every error of spotledger, in one tree, cut by what the caller must do.
     │   ├── IdempotencyConflict     the key was used before with other content
     │   ├── CoinAlreadyListed
     │   ├── CustomerAlreadyRegistered
+    │   ├── AlreadyReversed
+    │   ├── ChainPartlyKnown        some keys of a chain are known and some are new
     │   ├── NotFound                no such thing to read
     │   ├── MethodNotAllowed        the path is there, but not with this method
     │   └── Kept                    a refusal that is kept in the journal with its key
@@ -19,6 +21,9 @@ Every error of spotledger, in one tree, cut by what the caller must do.
     │       ├── HoldShort
     │       ├── HoldClosed
     │       ├── HoldExpired
+    │       ├── UnknownEntry
+    │       ├── HouseShort
+    │       ├── ChainFailed         another operation of the chain was refused
     │       └── BalanceTooLarge     the balance would reach 10**38 units
     ├── Denied                      prove who you are
     │   ├── AccessKeyRefused        v1 code 307
@@ -124,6 +129,18 @@ class CustomerAlreadyRegistered(Refused):
     code = "customer_already_registered"
 
 
+class AlreadyReversed(Refused):
+    """The entry was reversed before; an entry is reversed at most once."""
+
+    code = "already_reversed"
+
+
+class ChainPartlyKnown(Refused):
+    """Some keys of the chain were used before and some were not; a chain is sent again as it was, or with new keys."""
+
+    code = "chain_partly_known"
+
+
 class NotFound(Refused):
     """There is no such thing to read."""
 
@@ -183,6 +200,24 @@ class HoldExpired(Kept):
     """The hold is past its time."""
 
     code = "hold_expired"
+
+
+class UnknownEntry(Kept):
+    """There is no such entry in the journal."""
+
+    code = "unknown_entry"
+
+
+class HouseShort(Kept):
+    """A house account has less than the request would take back."""
+
+    code = "house_short"
+
+
+class ChainFailed(Kept):
+    """Another operation of the chain was refused, so none of it was done."""
+
+    code = "chain_failed"
 
 
 class BalanceTooLarge(Kept):

@@ -8,13 +8,27 @@ a kept refusal, or an error that leaves no trace.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple, TypeAlias
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from spotledger.domain import rules
-from spotledger.domain.accounts import EXTERNAL, ZERO, Account, Balance, Coin
-from spotledger.domain.journal import Entry, Hold, HoldAfter, canonical_request, differing_field, is_house
+from spotledger.domain.accounts import (
+    DUST,
+    EXTERNAL,
+    FEES,
+    ZERO,
+    Account,
+    Balance,
+    Coin,
+    may_be_negative,
+    receivable_of,
+)
+from spotledger.domain.books import Decision, Subject
+from spotledger.domain.journal import Entry, Hold, HoldAfter, is_house
 from spotledger.domain.operations import (
     Deposit,
     Expire,
@@ -23,14 +37,34 @@ from spotledger.domain.operations import (
     ListCoin,
     Operation,
     RegisterCustomer,
+    Reverse,
+    Settle,
     Transfer,
     Withdraw,
+    holds_of,
 )
-from spotledger.errors import IdempotencyConflict, LedgerCorrupt, Refused, refusal_of_code
+from spotledger.errors import (
+    ChainFailed,
+    ChainPartlyKnown,
+    IdempotencyConflict,
+    InvalidAmount,
+    InvalidRequest,
+    LedgerCorrupt,
+    Refused,
+    refusal_of_code,
+)
 from spotledger.storage.base import Store
 
 #: Holds that are let expire in one group; the others follow in the next.
 EXPIRIES_A_GROUP: Final = 500
+#: Operations of one chain, or of an atomic batch.
+CHAIN_LIMIT: Final = 1_000
+
+
+NOTHING: Final = Decision()
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Receipt(NamedTuple):
@@ -71,8 +105,11 @@ class _Overlay:
         self._balances: dict[tuple[Account, str], Balance] = {}
         self._holds: dict[int, Hold] = {}
         self._coins: dict[str, Coin] = {}
-        self._customers: set[str] = set()
+        self._customers: dict[str, None] = {}
         self._keys: dict[str, Entry] = {}
+        self._entries: dict[int, Entry] = {}
+        self._reversals: dict[int, int] = {}
+        self._undo: list[Callable[[], None]] | None = None
 
     def coin(self, name: str) -> Coin | None:
         return self._store.coins.get(name) or self._coins.get(name)
@@ -100,25 +137,58 @@ class _Overlay:
             entry = self._keys[key] = _found(self._store.entry(self._known[key]))
         return entry
 
+    def entry(self, seq: int) -> Entry | None:
+        return self._entries.get(seq) or self._store.entry(seq)
+
+    def reversal_of(self, seq: int) -> int | None:
+        return self._reversals.get(seq) or self._store.reversal_of(seq)
+
     def take(self, entry: Entry, holds: Iterable[Hold]) -> None:
-        self._keys[entry.key] = entry
+        """Take over what *entry* does, so that later operations of the group see it."""
+        self._set(self._keys, entry.key, entry)
+        self._set(self._entries, entry.seq, entry)
         for account, coin, available, freeze in entry.balances:
-            self._balances[account, coin] = Balance(available, freeze)
+            self._set(self._balances, (account, coin), Balance(available, freeze))
         for hold in holds:
-            self._holds[hold.hold_id] = hold
-        if entry.refusal is None:
-            if entry.kind == ListCoin.kind:
-                name = entry.request["coin"]
-                self._coins[name] = Coin(name, entry.request["scale"])
-            elif entry.kind == RegisterCustomer.kind:
-                self._customers.add(entry.request["customer"])
+            self._set(self._holds, hold.hold_id, hold)
+        if entry.refusal is not None:
+            return
+        if entry.kind == ListCoin.kind:
+            name = entry.request["coin"]
+            self._set(self._coins, name, Coin(name, entry.request["scale"]))
+        elif entry.kind == RegisterCustomer.kind:
+            self._set(self._customers, entry.request["customer"], None)
+        elif entry.kind == Reverse.kind:
+            self._set(self._reversals, entry.request["seq"], entry.seq)
+
+    def begin_chain(self) -> None:
+        """Remember what is taken from now on, so that it can be undone."""
+        self._undo = []
+
+    def end_chain(self, *, undo: bool) -> None:
+        """Keep what was taken since the chain began, or undo it."""
+        steps, self._undo = self._undo or [], None
+        if undo:
+            for step in reversed(steps):
+                step()
+
+    def _set(self, values: dict[K, V], name: K, value: V) -> None:
+        if self._undo is not None:
+            if name in values:
+                self._undo.append(partial(values.__setitem__, name, values[name]))
+            else:
+                self._undo.append(partial(values.__delitem__, name))
+        values[name] = value
 
 
-def decide_group(store: Store, operations: Sequence[Operation], now_ms: int) -> Group:
+def decide_group(
+    store: Store, operations: Sequence[Operation], now_ms: int, chains: Sequence[Hashable | None] | None = None
+) -> Group:
     """
     Decide *operations* in order, each on the effects of those before it; nothing is written.
 
-    Holds whose time has come at *now_ms* are let expire first.
+    Holds whose time has come at *now_ms* are let expire first. Neighbours with the same value in *chains*, which is not
+    None, are one chain: all of them are done or none.
 
     Raises:
         LedgerCorrupt: What the rules made breaks an invariant.
@@ -128,37 +198,62 @@ def decide_group(store: Store, operations: Sequence[Operation], now_ms: int) -> 
     group = Group()
     for expiry in expiries:
         _decide_one(expiry, overlay, group, now_ms)
-    for operation in operations:
-        group.outcomes.append(_decide_one(operation, overlay, group, now_ms))
+    if chains is None:
+        for operation in operations:
+            group.outcomes.append(_decide_one(operation, overlay, group, now_ms))
+    else:
+        for chain, members in groupby(zip(operations, chains, strict=True), key=itemgetter(1)):
+            chained = [operation for operation, _ in members]
+            if chain is None:
+                group.outcomes += [_decide_one(operation, overlay, group, now_ms) for operation in chained]
+            else:
+                group.outcomes += _decide_chain(chained, overlay, group, now_ms)
     _check_entries(group.entries)
     return group
 
 
+def checked_chains(
+    operations: Sequence[Operation], chains: Sequence[Hashable | None] | None, atomic: bool
+) -> Sequence[Hashable | None] | None:
+    """
+    Return *chains* with all operations in one where the whole is *atomic*.
+
+    Raises:
+        InvalidRequest: A chain is longer than 1,000 operations.
+    """
+    if atomic:
+        chains = [True] * len(operations)
+    for chain, members in groupby(chains or ()):
+        count = len(list(members))
+        if chain is not None and count > CHAIN_LIMIT:
+            raise InvalidRequest(
+                f"a chain has {count} operations; {CHAIN_LIMIT} at most would pass",
+                field="atomic" if atomic else "chain",
+            )
+    return chains
+
+
 def _load(store: Store, operations: Sequence[Operation]) -> _Overlay:
     """Bring into memory, in a few queries, what the rules will ask for."""
-    keys, hold_ids = [], set()
+    keys, hold_ids, hold_keys = [], set(), []
     for operation in operations:
         keys.append(operation.key)
-        hold = getattr(operation, "hold", None)
-        if isinstance(hold, HoldKey):
-            keys.append(hold.key)
-        elif hold is not None:
-            hold_ids.add(int(hold))
-    overlay = _Overlay(store, store.find_keys(keys))
-    for operation in operations:
-        hold = getattr(operation, "hold", None)
-        if isinstance(hold, HoldKey):
-            hold_ids.add(overlay.hold_id_of_key(hold.key) or 0)
+        for hold in holds_of(operation):
+            if isinstance(hold, HoldKey):
+                hold_keys.append(hold.key)
+            else:
+                hold_ids.add(int(hold))
+    overlay = _Overlay(store, store.find_keys(keys + hold_keys))
+    hold_ids.update(overlay.hold_id_of_key(key) or 0 for key in hold_keys)
     store.load((), (), hold_ids)
-    customers: set[str] = set()
     accounts = {EXTERNAL}
     for hold_id in hold_ids:
         found = store.hold(hold_id)
         if found is not None:
             accounts.add(found.account)
     for operation in operations:
-        accounts.update(_accounts_of(operation))
-    customers.update(account.customer for account in accounts if not is_house(account))
+        accounts.update(_accounts_of(operation, store))
+    customers = {account.customer for account in accounts if not is_house(account)}
     store.load(customers, accounts, ())
     return overlay
 
@@ -168,37 +263,110 @@ def _decide_one(operation: Operation, overlay: _Overlay, group: Group, now_ms: i
     if kept is not None:
         return _repeat(kept, operation, overlay)
     seq = overlay.head_seq + len(group.entries) + 1
-    refusal: Refused | None = None
-    decision = rules.Decision()
-    subject = rules.Subject()
+    subject: rules.AnySubject = Subject()
     try:
         subject = rules.subject_of(operation, overlay)
         decision = rules.decide(operation, subject, overlay, seq, now_ms)
-    except Refused as error:
-        if not error.kept:
-            return error
-        refusal = error
-        refusal.seq = seq
+    except Refused as refusal:
+        if refusal.kept:
+            _keep(operation, subject, overlay, group, now_ms, refusal=refusal)
+        return refusal
+    return Receipt(_keep(operation, subject, overlay, group, now_ms, decision))
+
+
+def _keep(
+    operation: Operation,
+    subject: rules.AnySubject,
+    overlay: _Overlay,
+    group: Group,
+    now_ms: int,
+    decision: Decision = NOTHING,
+    refusal: Refused | None = None,
+) -> Entry:
+    """Make the entry of what was decided of *operation*, or of its refusal, the next of the group."""
     entry = Entry(
-        seq=seq,
+        seq=overlay.head_seq + len(group.entries) + 1,
         kind=operation.kind,
         key=operation.key,
         booked_ms=now_ms,
-        request=canonical_request(operation, subject.units, subject.coin.name if subject.coin else None),
+        request=rules.request_of(operation, subject),
         postings=decision.postings,
         balances=decision.balances,
         holds=tuple([HoldAfter(hold.hold_id, hold.remaining) for hold in decision.holds]),
         happened_ms=getattr(operation, "happened_ms", None),
         refusal=_kept_refusal(refusal),
     )
+    if refusal is not None:
+        refusal.seq = entry.seq
     overlay.take(entry, decision.holds)
     group.entries.append(entry)
-    return refusal or Receipt(entry)
+    return entry
+
+
+def _decide_chain(operations: Sequence[Operation], overlay: _Overlay, group: Group, now_ms: int) -> list[Outcome]:
+    """Decide operations that are done all or not at all."""
+    keys = [operation.key for operation in operations]
+    known = [overlay.entry_of_key(key) is not None for key in keys]
+    if all(known) and len(set(keys)) == len(keys):
+        return [_decide_one(operation, overlay, group, now_ms) for operation in operations]
+    if any(known) or len(set(keys)) != len(keys):
+        return [_partly_known(operations, known) for _ in operations]
+    first = len(group.entries)
+    outcomes: list[Outcome] = []
+    overlay.begin_chain()
+    for operation in operations:
+        outcomes.append(_decide_one(operation, overlay, group, now_ms))
+        if isinstance(outcomes[-1], Refused):
+            break
+    failed = outcomes[-1]
+    overlay.end_chain(undo=isinstance(failed, Refused))
+    if not isinstance(failed, Refused):
+        return outcomes
+    del group.entries[first:]
+    return _refuse_chain(operations, len(outcomes) - 1, failed, overlay, group, now_ms)
+
+
+def _refuse_chain(
+    operations: Sequence[Operation], position: int, cause: Refused, overlay: _Overlay, group: Group, now_ms: int
+) -> list[Outcome]:
+    """Refuse a whole chain: the operation at *position* with its *cause*, the others because of it."""
+    outcomes: list[Outcome] = []
+    for number, operation in enumerate(operations):
+        refusal = cause
+        if number != position:
+            refusal = ChainFailed(
+                f"the operation with key {operations[position].key} of this chain was refused: {cause.message}",
+                cause_key=operations[position].key,
+                cause_code=cause.code,
+            )
+        if cause.kept:
+            _keep(operation, _subject_or_none(operation, overlay), overlay, group, now_ms, refusal=refusal)
+        outcomes.append(refusal)
+    return outcomes
+
+
+def _subject_or_none(operation: Operation, overlay: _Overlay) -> rules.AnySubject:
+    """Look up what a refused operation names; its amounts stay text where they do not fit the coin."""
+    try:
+        return rules.subject_of(operation, overlay)
+    except (InvalidAmount, InvalidRequest):
+        return Subject()
+
+
+def _partly_known(operations: Sequence[Operation], known: Sequence[bool]) -> Refused:
+    twice = [operation.key for operation in operations if sum(o.key == operation.key for o in operations) > 1]
+    if twice:
+        return InvalidRequest(f"key {twice[0]} stands twice in one chain; each operation needs its own", field="key")
+    used = next(operation.key for operation, is_known in zip(operations, known, strict=True) if is_known)
+    return ChainPartlyKnown(
+        f"key {used} of this chain was used before and another was not; send the chain as it was, or with new keys",
+        field="key",
+    )
 
 
 def _repeat(kept: Entry, operation: Operation, overlay: _Overlay) -> Outcome:
     """Answer a known key: as the first time, or that the content is another."""
-    name = differing_field(kept.request, operation, lambda coin: _found(overlay.coin(coin)).scale)
+    name = rules.differing_field(kept.request, operation, lambda coin: _found(overlay.coin(coin)).scale)
     if name is not None:
         return IdempotencyConflict(
             f"key {operation.key} was used before, by entry {kept.seq}, with another {name};"
@@ -214,9 +382,11 @@ def _repeat(kept: Entry, operation: Operation, overlay: _Overlay) -> Outcome:
     return refusal
 
 
-def _accounts_of(operation: Operation) -> Iterable[Account]:
+def _accounts_of(operation: Operation, store: Store) -> Iterable[Account]:
     match operation:
-        case Deposit() | Freeze():
+        case Deposit():
+            return (Account(operation.customer, operation.account), receivable_of(operation.customer))
+        case Freeze():
             return (Account(operation.customer, operation.account),)
         case Withdraw(customer=str(customer)):
             return (Account(customer, operation.account),)
@@ -227,6 +397,12 @@ def _accounts_of(operation: Operation) -> Iterable[Account]:
             )
         case RegisterCustomer():
             return (Account(operation.customer, "spot"),)
+        case Settle():
+            return (FEES, DUST)
+        case Reverse():
+            entry = store.entry(operation.seq)
+            accounts = {posting.account for posting in entry.postings} if entry is not None else set()
+            return accounts | {receivable_of(account.customer) for account in accounts if not is_house(account)}
     return ()
 
 
@@ -250,7 +426,7 @@ def _check_entries(entries: Iterable[Entry]) -> None:
         if any(sums.values()):
             raise LedgerCorrupt(f"the postings of entry {entry.seq} ({entry.kind}) do not add up to zero")
         for account, coin, available, freeze in entry.balances:
-            if freeze < 0 or (available < 0 and not is_house(account)):
+            if freeze < 0 or (available < 0 and not may_be_negative(account)):
                 raise LedgerCorrupt(f"entry {entry.seq} would take {account.customer} {coin} below zero")
 
 

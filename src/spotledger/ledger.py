@@ -9,10 +9,10 @@ makes it visible and returns the outcomes, ``abandon`` undoes all of it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
-from spotledger.domain.accounts import Account, Balance, Coin
+from spotledger.domain.accounts import Account, Balance, Coin, receivable_of
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.operations import (
     Deposit,
@@ -21,6 +21,9 @@ from spotledger.domain.operations import (
     ListCoin,
     Operation,
     RegisterCustomer,
+    Reverse,
+    Settle,
+    SettleSide,
     Transfer,
     Unfreeze,
     Withdraw,
@@ -29,7 +32,7 @@ from spotledger.errors import InvalidRequest, LedgerCorrupt, Refused, StoreUnava
 from spotledger.group import Group as Group
 from spotledger.group import Outcome as Outcome
 from spotledger.group import Receipt as Receipt
-from spotledger.group import decide_group
+from spotledger.group import checked_chains, decide_group
 from spotledger.storage.base import AccountView, Head, Store
 
 
@@ -107,6 +110,37 @@ class Ledger:
                     f"at_seq is {at_seq}; 0 to {self.head.seq}, the head of the journal, would pass", field="at_seq"
                 )
             return self._store.balances_at(account, at_seq)
+
+    def seq_at(self, time_ms: int) -> int:
+        """
+        Return the last entry booked at or before *time_ms*; 0 where there is none.
+
+        Raises:
+            InvalidRequest: *time_ms* is in the future, where entries may still be booked.
+        """
+        with self._lock:
+            self._refresh()
+            now_ms = max(self._clock_ms(), self.head.booked_ms)
+            if not 0 <= time_ms <= now_ms:
+                raise InvalidRequest(
+                    f"at_ms is {time_ms}; a time from 0 to {now_ms}, which is now, would pass", field="at_ms"
+                )
+            return self._store.seq_at(time_ms)
+
+    def statement(self, customer: str, coin: str | None = None, after_seq: int = 0, limit: int = 1000) -> list[Entry]:
+        """Return at most *limit* entries after *after_seq* about *customer* (and *coin*), in order."""
+        with self._lock:
+            self._refresh()
+            owners = (customer, receivable_of(customer).customer)
+            seqs = self._store.account_seqs(owners, coin, after_seq, limit)
+            entries = (self._store.entry(seq) for seq in seqs)
+            return [entry for entry in entries if entry is not None]
+
+    def reversal_of(self, seq: int) -> int | None:
+        """Return the entry that reversed the entry *seq*, or None."""
+        with self._lock:
+            self._refresh()
+            return self._store.reversal_of(seq)
 
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
@@ -216,25 +250,69 @@ class Ledger:
         """
         return self._do(Transfer(key, from_customer, to_customer, coin, amount, **more))
 
+    def settle(
+        self,
+        base: str,
+        quote: str,
+        base_amount: str,
+        quote_amount: str,
+        buyer: SettleSide,
+        seller: SettleSide,
+        *,
+        key: str,
+        **more: Any,
+    ) -> Receipt:
+        """
+        Book one fill of a trade as one entry; see :class:`spotledger.domain.operations.SettleSide` for the sides.
+
+        Takes ``reference`` and ``happened_ms`` too. Refused whole, and kept, when a hold is unknown, short, closed or
+        expired; refused and not kept when a hold is of another coin.
+        """
+        return self._do(Settle(key, base, quote, base_amount, quote_amount, buyer, seller, **more))
+
+    def reverse(self, seq: int, reason: str, *, key: str) -> Receipt:
+        """
+        Undo the deposit, withdrawal, transfer or settlement of the entry *seq*, once, for a stated *reason*.
+
+        What the customer has not got any more is booked to the house's receivable of that customer.
+
+        Raises:
+            UnknownEntry, HouseShort: Kept with the key.
+            AlreadyReversed, InvalidRequest: It was reversed before, or is none that can be.
+        """
+        return self._do(Reverse(key, seq, reason))
+
     def _do(self, operation: Operation) -> Receipt:
         outcome = self.execute([operation])[0]
         if isinstance(outcome, Refused):
             raise outcome
         return outcome
 
-    def execute(self, operations: Sequence[Operation]) -> list[Outcome]:
+    def execute(
+        self,
+        operations: Sequence[Operation],
+        *,
+        chains: Sequence[Hashable | None] | None = None,
+        atomic: bool = False,
+    ) -> list[Outcome]:
         """
         Do *operations* in order as one group, with one synced commit; later ones see the effects of earlier ones.
 
+        Args:
+            operations: What is to be done.
+            chains: One value an operation: neighbours with the same one, not None, are done all or not at all.
+            atomic: Do all of them or none.
+
         Returns:
-            One outcome an operation, in order: a receipt, or the refusal. Each operation stands for itself.
+            One outcome an operation, in order: a receipt, or the refusal. Outside chains each stands for itself.
 
         Raises:
+            InvalidRequest: A chain, or an atomic group, is longer than 1,000 operations.
             StoreUnavailable: Nothing could be written; whether it was is known by trying again with the same keys.
             LedgerCorrupt: An invariant does not hold; nothing more is written.
         """
         with self._lock:
-            group = self.prepare(operations)
+            group = self.prepare(operations, checked_chains(operations, chains, atomic))
             if group.entries:
                 try:
                     while self._store.lagging:
@@ -247,7 +325,7 @@ class Ledger:
 
     # --- the steps of a group -------------------------------------------------------------------------
 
-    def prepare(self, operations: Sequence[Operation]) -> Group:
+    def prepare(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Group:
         """
         Decide *operations* and append what comes of them to the journal; nothing of it is visible or durable yet.
 
@@ -261,7 +339,7 @@ class Ledger:
             self._check_writable()
             try:
                 now_ms = max(self._clock_ms(), self.head.booked_ms)
-                group = decide_group(self._store, operations, now_ms)
+                group = decide_group(self._store, operations, now_ms, chains)
                 if group.entries:
                     self._store.write(group.entries)
             except LedgerCorrupt as corrupt:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
+from spotledger.group import checked_chains
 from spotledger.ledger import Group, Ledger, Outcome
 
 #: Operations that may wait; a request beyond it is refused at once.
@@ -30,9 +31,13 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
+Chains: TypeAlias = Sequence[Hashable | None]
+
+
 @dataclass(slots=True)
 class _Request:
     operations: Sequence[Operation]
+    chains: Chains | None
     answer: asyncio.Future[list[Outcome]]
 
 
@@ -84,15 +89,26 @@ class Writer:
             await asyncio.gather(run, expire, return_exceptions=True)
         self._committer.shutdown()
 
-    async def submit(self, operations: Sequence[Operation]) -> list[Outcome]:
+    async def submit(
+        self, operations: Sequence[Operation], chains: Chains | None = None, *, atomic: bool = False
+    ) -> list[Outcome]:
         """
-        Have *operations* done, in order and in one group, and return one outcome each.
+        Have *operations* done, in order, and return one outcome each.
+
+        Those that fit into one group are committed together. A longer request is cut between chains into several.
+
+        Args:
+            operations: What is to be done.
+            chains: One value an operation: neighbours with the same one, not None, are done all or not at all.
+            atomic: Do all of them or none.
 
         Raises:
+            InvalidRequest: A chain, or an atomic request, is longer than 1,000 operations.
             StoreBusy: Too much is waiting, or the writer is stopping; nothing was done.
             StoreUnavailable: It could not be written; try again with the same keys.
             LedgerCorrupt: An invariant of the ledger does not hold.
         """
+        chains = checked_chains(operations, chains, atomic)
         if self._stopping:
             raise StoreBusy("the service is stopping; try again with the same idempotency key")
         if self._waiting + len(operations) > self._queue_limit and self._waiting:
@@ -100,11 +116,19 @@ class Writer:
                 f"{self._waiting} writes are waiting and {self._queue_limit} may;"
                 " try again with the same idempotency key"
             )
-        request = _Request(operations, asyncio.get_running_loop().create_future())
+        requests = [
+            self._enqueue(operations[start:end], chains[start:end] if chains else None)
+            for start, end in _cuts(len(operations), chains, self._group_limit)
+        ]
+        answers = await asyncio.gather(*(request.answer for request in requests))
+        return [outcome for outcomes in answers for outcome in outcomes]
+
+    def _enqueue(self, operations: Sequence[Operation], chains: Chains | None) -> _Request:
+        request = _Request(operations, chains, asyncio.get_running_loop().create_future())
         self._queue.append(request)
         self._waiting += len(operations)
         self._wake.set()
-        return await request.answer
+        return request
 
     async def exclusive(self, function: Callable[[], T]) -> T:
         """Run *function*, which writes through the ledger's connection, while no group is being written."""
@@ -142,7 +166,7 @@ class Writer:
     async def _write(self, requests: Sequence[_Request]) -> None:
         operations = [operation for request in requests for operation in request.operations]
         try:
-            outcomes = await self._commit(operations)
+            outcomes = await self._commit(operations, _joined_chains(requests))
         except Exception as error:  # noqa: BLE001 - every caller is told, whatever it is
             self._failed = True
             _log.error("a group of %d operations could not be written: %s", len(operations), error)
@@ -158,8 +182,8 @@ class Writer:
                 request.answer.set_result(outcomes[position:end])
             position = end
 
-    async def _commit(self, operations: Sequence[Operation]) -> list[Outcome]:
-        group = self._ledger.prepare(operations)
+    async def _commit(self, operations: Sequence[Operation], chains: Chains | None) -> list[Outcome]:
+        group = self._ledger.prepare(operations, chains)
         if group.entries:
             try:
                 while self._ledger.lagging:
@@ -180,3 +204,27 @@ class Writer:
         except BaseException:
             self._ledger.abandon()
             raise
+
+
+def _cuts(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, int]]:
+    """Give where a request of *count* operations is cut into groups of about *limit*, never within a chain."""
+    start = 0
+    while start < count or start == 0:
+        end = min(start + limit, count)
+        while chains and 0 < end < count and chains[end] is not None and chains[end] == chains[end - 1]:
+            end += 1
+        yield start, end
+        if end >= count:
+            return
+        start = end
+
+
+def _joined_chains(requests: Sequence[_Request]) -> Chains | None:
+    """Return the chains of several requests, told apart; None where there is none."""
+    if not any(request.chains for request in requests):
+        return None
+    joined: list[Hashable | None] = []
+    for number, request in enumerate(requests):
+        chains = request.chains or [None] * len(request.operations)
+        joined += [None if chain is None else (number, chain) for chain in chains]
+    return joined

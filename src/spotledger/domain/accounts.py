@@ -40,8 +40,19 @@ class Balance(NamedTuple):
 ZERO: Final = Balance(0, 0)
 #: The outside world: what came in from it is owed to it, so its balance is at or below zero.
 EXTERNAL: Final = Account("@external", HOUSE_KIND)
-#: House accounts that may be below zero.
-MAY_BE_NEGATIVE: Final = frozenset({EXTERNAL})
+FEES: Final = Account("@fees", HOUSE_KIND)
+DUST: Final = Account("@dust", HOUSE_KIND)
+RECEIVABLE: Final = "@receivable"
+
+
+def receivable_of(customer: str) -> Account:
+    """Return the house's account of what *customer* owes; at or below zero, each coin on its own."""
+    return Account(f"{RECEIVABLE}:{customer}", HOUSE_KIND)
+
+
+def may_be_negative(account: Account) -> bool:
+    """Say whether the available side of *account* may be below zero: the outside world's, and what customers owe."""
+    return account.kind == HOUSE_KIND and (account == EXTERNAL or account.customer.startswith(RECEIVABLE))
 
 
 def check_customer(text: object, field: str = "customer") -> str:

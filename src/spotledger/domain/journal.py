@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from spotledger.domain.accounts import HOUSE_KIND, Account
 from spotledger.domain.amounts import normal_amount, parse_amount
-from spotledger.domain.operations import Freeze, HoldKey, ListCoin, Operation, RegisterCustomer, Transfer
+from spotledger.domain.operations import Freeze, HoldKey, ListCoin, Operation, RegisterCustomer, Reverse, Transfer
 from spotledger.errors import InvalidAmount
 
 #: Version of the canonical request that entries keep.
@@ -186,6 +186,8 @@ def _content(operation: Operation) -> dict[str, Any]:
             return {"coin": operation.coin, "scale": operation.scale}
         case RegisterCustomer():
             return {"customer": operation.customer}
+        case Reverse():
+            return {"seq": operation.seq, "reason": operation.reason}
         case Transfer():
             content: dict[str, Any] = {
                 "from": {"customer": operation.from_customer, "account": operation.from_account},

@@ -18,10 +18,13 @@ from spotledger.errors import InvalidRequest
 
 KEY_MAX_CHARACTERS: Final = 64
 REFERENCE_MAX_CHARACTERS: Final = 256
+#: As a release: all that remains of the hold.
+REST: Final = "rest"
 #: The last millisecond of the year 9999; times after it are mistakes.
 TIME_MAX_MS: Final = 253_402_300_799_999
 
 _KEY = re.compile(r"\A[\x21-\x7e]{1,64}\Z")
+_ZERO = re.compile(r"\A0(?:\.0{1,18})?\Z")
 _HOLD = re.compile(r"\A[1-9][0-9]{0,17}\Z")
 #: Control characters and halves of surrogate pairs have no place in a journal that people read.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -183,6 +186,93 @@ class Transfer:
             raise InvalidRequest("to is the same account as from; another account would pass", field="to")
 
 
+class CoinAmount(NamedTuple):
+    """An amount of a named coin, as decimal text; zero is allowed and means none."""
+
+    coin: str
+    amount: str
+
+    def is_zero(self) -> bool:
+        """Whether the amount is zero."""
+        return not self.amount.strip("0.")
+
+
+@dataclass(frozen=True, slots=True)
+class SettleSide:
+    """
+    One side of a fill.
+
+    Args:
+        hold: What pays: of the quote coin for the buyer, of the base coin for the seller.
+        fee: In the coin received, taken from it, or in the coin paid, from the same hold on top.
+        release: How much more of the hold goes back to available: decimal text, or ``"rest"`` for all of it.
+        dust: Taken from what the side receives, to the house's ``@dust``.
+    """
+
+    hold: HoldName
+    fee: CoinAmount | None = None
+    release: str | None = None
+    dust: CoinAmount | None = None
+
+    def check(self, name: str) -> None:
+        """Check the form of this side, called *name* in messages."""
+        check_hold(self.hold, f"{name}.hold")
+        for field, amount in (("fee", self.fee), ("dust", self.dust)):
+            if amount is not None:
+                check_coin(amount.coin, f"{name}.{field}.coin")
+                if not _is_zero_text(amount.amount):
+                    check_amount(amount.amount, f"{name}.{field}.amount")
+        if self.release is not None and self.release != REST:
+            check_amount(self.release, f"{name}.release")
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Book one fill of a trade: the buyer pays *quote_amount* and receives *base_amount*, the seller the reverse."""
+
+    kind: ClassVar[str] = "settle"
+    key: str
+    base: str
+    quote: str
+    base_amount: str
+    quote_amount: str
+    buyer: SettleSide
+    seller: SettleSide
+    reference: str | None = None
+    happened_ms: int | None = None
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        check_coin(self.base, "base")
+        check_coin(self.quote, "quote")
+        if self.base == self.quote:
+            raise InvalidRequest("quote is the same coin as base; another coin would pass", field="quote")
+        check_amount(self.base_amount, "base_amount")
+        check_amount(self.quote_amount, "quote_amount")
+        self.buyer.check("buyer")
+        self.seller.check("seller")
+        check_reference(self.reference)
+        check_time(self.happened_ms, "happened_ms")
+
+
+@dataclass(frozen=True, slots=True)
+class Reverse:
+    """Undo the deposit, withdrawal, transfer or settlement of the entry *seq*, once, for a stated *reason*."""
+
+    kind: ClassVar[str] = "reverse"
+    key: str
+    seq: int
+    reason: str
+
+    def __post_init__(self) -> None:
+        check_key(self.key)
+        if not isinstance(self.seq, int) or isinstance(self.seq, bool) or not 0 < self.seq < 2**63:
+            raise InvalidRequest(f"seq is {self.seq!r}; the position of an entry such as 12 would pass", field="seq")
+        if self.reason is None:
+            raise InvalidRequest("reason is missing; a line that says why would pass", field="reason")
+        check_reference(self.reason, "reason")
+
+
 @dataclass(frozen=True, slots=True)
 class Expire:
     """Free what remains of a hold past its time. Written by the ledger itself, under a key no caller's can be."""
@@ -196,7 +286,9 @@ class Expire:
         return expiry_key(int(self.hold))
 
 
-Operation: TypeAlias = ListCoin | RegisterCustomer | Deposit | Freeze | Unfreeze | Withdraw | Transfer | Expire
+Operation: TypeAlias = (
+    ListCoin | RegisterCustomer | Deposit | Freeze | Unfreeze | Withdraw | Transfer | Settle | Reverse | Expire
+)
 
 
 def expiry_key(hold_id: int) -> str:
@@ -249,3 +341,17 @@ def check_time(value: object, field: str) -> None:
 def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 70 else text[:67] + "..."
+
+
+def _is_zero_text(text: object) -> bool:
+    return isinstance(text, str) and _ZERO.match(text) is not None
+
+
+def holds_of(operation: Operation) -> tuple[HoldName, ...]:
+    """Return the holds that *operation* names."""
+    match operation:
+        case Settle():
+            return (operation.buyer.hold, operation.seller.hold)
+        case Unfreeze() | Expire() | Withdraw(hold=str() | HoldKey()):
+            return (operation.hold,) if operation.hold is not None else ()
+    return ()

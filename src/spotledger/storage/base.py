@@ -84,6 +84,15 @@ class Store(Protocol):
     def entries(self, after_seq: int, limit: int) -> list[Entry]:
         """Return entries in order."""
 
+    def reversal_of(self, seq: int) -> int | None:
+        """Return the entry that reversed the entry *seq*, or None."""
+
+    def seq_at(self, time_ms: int) -> int:
+        """Return the last entry booked at or before *time_ms*; 0 where there is none."""
+
+    def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
+        """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
+
     def write(self, entries: Sequence[Entry]) -> None:
         """Append *entries*, which follow the head without a gap; nothing is visible yet."""
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from spotledger.domain.accounts import Account
 from spotledger.domain.journal import Entry, Hold, opened_hold
-from spotledger.domain.operations import ListCoin, RegisterCustomer
+from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.storage.encoding import column, decode_entry, key_digest
 from spotledger.storage.key_filter import KeyFilter
 
@@ -112,6 +112,8 @@ class Sealing:
             )
         elif entry.kind == RegisterCustomer.kind:
             self._connection.execute("INSERT OR REPLACE INTO customer VALUES (?, ?)", (entry.request["customer"], seq))
+        elif entry.kind == Reverse.kind:
+            self._connection.execute("INSERT OR REPLACE INTO reversal VALUES (?, ?)", (entry.request["seq"], seq))
 
     # --- writing its tables -------------------------------------------------------------------------
 

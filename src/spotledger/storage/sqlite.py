@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -319,6 +320,35 @@ class SqliteStore:
                 (after_seq, self._head.seq, limit),
             ).fetchall()
         return [decode_entry(body) for (body,) in rows]
+
+    def reversal_of(self, seq: int) -> int | None:
+        """Return the entry that reversed the entry *seq*, or None."""
+        found = self._memory.reversal_of(seq)
+        if found is None:
+            with translated("read"):
+                found = sqlite_reads.reversal_of(self._read, seq, self._sealed_to)
+        return found
+
+    def seq_at(self, time_ms: int) -> int:
+        """Return the last entry booked at or before *time_ms*; 0 where there is none."""
+        if time_ms >= self._head.booked_ms:
+            return self._head.seq
+        with translated("read"):
+            return bisect_right(range(1, self._head.seq), time_ms, key=self._booked_ms)
+
+    def _booked_ms(self, seq: int) -> int:
+        return sqlite_reads.booked_ms(self._read, seq)
+
+    def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
+        """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
+        found: list[int] = []
+        sealed_segments = self._sealed_to // self._segment_entries
+        with translated("read"):
+            for segment in range(after_seq // self._segment_entries, sealed_segments):
+                found += sqlite_reads.seqs_in_segment(self._read, segment, owners, coin, after_seq)
+                if len(found) >= limit:
+                    return found[:limit]
+        return (found + sorted(self._memory.seqs_touching(owners, coin, after_seq)))[:limit]
 
     # --- writing ------------------------------------------------------------------------------------
 

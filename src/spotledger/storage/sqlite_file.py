@@ -33,6 +33,7 @@ def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sql
         write = _connect(path)
         try:
             _recognise(write, path)
+            _tune(write)
             # WAL with full sync: a commit has returned only when its frames are on the disk.
             write.execute("PRAGMA journal_mode = WAL")
             write.execute("PRAGMA synchronous = FULL")
@@ -40,6 +41,7 @@ def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sql
             if _version(write) == 0:
                 _make(write, segment_entries)
             read = _connect(path)
+            _tune(read)
             read.execute("PRAGMA query_only = ON")
         except BaseException:
             write.close()
@@ -51,9 +53,13 @@ def _connect(path: Path) -> sqlite3.Connection:
     # The commit may run in another thread than the statements before it, never at the same time.
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    return connection
+
+
+def _tune(connection: sqlite3.Connection) -> None:
+    # These read the file's first page, so it must be known to be ours.
     connection.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
     connection.execute("PRAGMA temp_store = MEMORY")
-    return connection
 
 
 def _version(connection: sqlite3.Connection) -> int:

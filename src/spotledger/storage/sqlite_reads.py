@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import Hold
+from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
 
 _HOLD = "hold_id, customer, account, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq"
@@ -17,15 +18,22 @@ _PAGE: Final = 500
 
 def ledger_row(connection: sqlite3.Connection) -> tuple[str, int, int, int]:
     """Return the ledger's id, its epoch, the entries of a segment, and the last sealed entry."""
-    row: tuple[str, int, int, int] = connection.execute(
-        "SELECT ledger_id, epoch, segment_entries, sealed_to FROM ledger"
-    ).fetchone()
+    row: tuple[str, int, int, int] = _only_row(
+        connection, "SELECT ledger_id, epoch, segment_entries, sealed_to FROM ledger"
+    )
     return row
 
 
 def head_row(connection: sqlite3.Connection) -> Head:
     """Return the last entry of the last commit."""
-    return Head(*connection.execute("SELECT seq, hash, booked_ms FROM head").fetchone())
+    return Head(*_only_row(connection, "SELECT seq, hash, booked_ms FROM head"))
+
+
+def _only_row(connection: sqlite3.Connection, query: str) -> Any:
+    row = connection.execute(query).fetchone()
+    if row is None:
+        raise LedgerCorrupt(f"the ledger file lacks the row that is asked for by {query}")
+    return row
 
 
 def coin_rows(connection: sqlite3.Connection, sealed_to: int) -> Iterator[Coin]:
@@ -87,6 +95,30 @@ def history_in_segment(
     )
     for coin, available, freeze, _ in rows:
         yield coin, Balance(int(available), int(freeze))
+
+
+def seqs_in_segment(
+    connection: sqlite3.Connection, segment: int, owners: Sequence[str], coin: str | None, after_seq: int
+) -> list[int]:
+    """Return the entries of one segment after *after_seq* that touched accounts of *owners*, in order."""
+    which = "" if coin is None else " AND coin = ?"
+    rows = connection.execute(
+        "SELECT DISTINCT seq FROM history WHERE segment = ? AND customer IN (SELECT value FROM json_each(?))"
+        f" AND seq > ?{which} ORDER BY seq",
+        (segment, json.dumps(owners), after_seq, *([] if coin is None else [coin])),
+    )
+    return [seq for (seq,) in rows]
+
+
+def reversal_of(connection: sqlite3.Connection, seq: int, sealed_to: int) -> int | None:
+    """Return the sealed entry that reversed the entry *seq*, or None."""
+    row = connection.execute("SELECT by_seq FROM reversal WHERE seq = ? AND by_seq <= ?", (seq, sealed_to)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def booked_ms(connection: sqlite3.Connection, seq: int) -> int:
+    """Return when the entry *seq* was booked."""
+    return int(connection.execute("SELECT body ->> '$.booked_ms' FROM entry WHERE seq = ?", (seq,)).fetchone()[0])
 
 
 def holds_of_ids(connection: sqlite3.Connection, ids: Sequence[int]) -> list[Hold]:

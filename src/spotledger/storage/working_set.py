@@ -10,11 +10,12 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import bisect_right
-from itertools import islice
+from collections.abc import Sequence
+from itertools import islice, product
 
-from spotledger.domain.accounts import ZERO, Account, Balance, Coin
+from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold, opened_hold
-from spotledger.domain.operations import ListCoin, RegisterCustomer
+from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
 
 
@@ -38,7 +39,7 @@ class AccountState:
 class OpenSegment:
     """What the entries of one segment have changed, until it is sealed."""
 
-    __slots__ = ("customers", "holds", "holds_of", "keys", "number", "touched")
+    __slots__ = ("customers", "holds", "holds_of", "keys", "number", "reversals", "touched")
 
     def __init__(self, number: int) -> None:
         """Start the segment *number* with nothing in it."""
@@ -48,6 +49,7 @@ class OpenSegment:
         self.holds: dict[int, Hold] = {}
         self.holds_of: dict[str, dict[int, None]] = {}
         self.touched: dict[tuple[Account, str], array[int]] = {}
+        self.reversals: dict[int, int] = {}
 
 
 class WorkingSet:
@@ -121,6 +123,23 @@ class WorkingSet:
         if hold.expires_ms is not None:
             heapq.heappush(self._expiries, (hold.expires_ms, hold.hold_id))
 
+    def reversal_of(self, seq: int) -> int | None:
+        """Return the entry of the open segments that reversed the entry *seq*, or None."""
+        for segment in self.segments:
+            if seq in segment.reversals:
+                return segment.reversals[seq]
+        return None
+
+    def seqs_touching(self, owners: Sequence[str], coin: str | None, after_seq: int) -> set[int]:
+        """Return the entries of the open segments after *after_seq* that touched accounts of any of *owners*."""
+        found: set[int] = set()
+        names = [coin] if coin is not None else list(self.coins)
+        for segment, owner, kind, name in product(self.segments, owners, (*ACCOUNT_IDS, HOUSE_KIND), names):
+            touches = segment.touched.get((Account(owner, kind), name))
+            if touches:
+                found.update(touches[bisect_right(touches, after_seq) :])
+        return found
+
     # --- changes ----------------------------------------------------------------------------------
 
     def apply(self, entry: Entry) -> None:
@@ -145,6 +164,8 @@ class WorkingSet:
             customer = entry.request["customer"]
             segment.customers[customer] = entry.seq
             self.known_customers[customer] = None
+        elif entry.kind == Reverse.kind:
+            segment.reversals[entry.request["seq"]] = entry.seq
 
     def state_of(self, account: Account) -> AccountState:
         """Return the account's state in memory, a new one where there is none."""

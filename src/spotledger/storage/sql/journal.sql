@@ -15,6 +15,10 @@ BEGIN SELECT RAISE(ABORT, 'an entry of the journal is never updated'); END;
 CREATE TRIGGER entry_is_never_deleted BEFORE DELETE ON entry
 BEGIN SELECT RAISE(ABORT, 'an entry of the journal is never deleted'); END;
 
+-- INSERT OR REPLACE would delete without asking the trigger above.
+CREATE TRIGGER entry_is_never_replaced BEFORE INSERT ON entry WHEN EXISTS (SELECT 1 FROM entry WHERE seq = NEW.seq)
+BEGIN SELECT RAISE(ABORT, 'an entry of the journal is never replaced'); END;
+
 -- One row: the last entry of the last commit. It shows a journal that was cut at its end.
 CREATE TABLE head (
     only_row  INTEGER PRIMARY KEY CHECK (only_row = 1),
@@ -28,6 +32,9 @@ BEGIN SELECT RAISE(ABORT, 'the head of the journal never goes back'); END;
 
 CREATE TRIGGER head_is_never_deleted BEFORE DELETE ON head
 BEGIN SELECT RAISE(ABORT, 'the head of the journal is never deleted'); END;
+
+CREATE TRIGGER head_is_never_replaced BEFORE INSERT ON head WHEN EXISTS (SELECT 1 FROM head)
+BEGIN SELECT RAISE(ABORT, 'the head of the journal is never replaced'); END;
 
 -- What this file is: its id, the epoch that a restore counts up, the size of a segment, how far segments are sealed.
 CREATE TABLE ledger (
@@ -105,6 +112,12 @@ CREATE TABLE customer (
     customer TEXT PRIMARY KEY,
     seq      INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+-- Derived: which entry was reversed, and by which.
+CREATE TABLE reversal (
+    seq    INTEGER PRIMARY KEY,
+    by_seq INTEGER NOT NULL
+) STRICT;
 
 -- The filter that says of a key that it was never seen, in levels that double in size; each page with its checksum.
 CREATE TABLE key_filter (

@@ -1,0 +1,188 @@
+"""
+What the rules share: the view of the books that they ask, and how lines become postings and balances.
+
+Whatever an operation is, it ends in :func:`post`: the one place where balances change, and where the promise that no
+customer is ever below zero is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol, TypeVar
+
+from spotledger.domain.accounts import Account, Balance, Coin, may_be_negative
+from spotledger.domain.amounts import UNITS_LIMIT, format_amount
+from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold, Posting
+from spotledger.domain.operations import HoldKey, HoldName
+from spotledger.errors import (
+    BalanceTooLarge,
+    HoldClosed,
+    HoldExpired,
+    HoldShort,
+    InsufficientAvailable,
+    LedgerCorrupt,
+    UnknownCoin,
+    UnknownCustomer,
+    UnknownHold,
+)
+
+T = TypeVar("T")
+
+
+class State(Protocol):
+    """What the rules ask of the books, as they stand just before the operation."""
+
+    def coin(self, name: str) -> Coin | None:
+        """Return the listed coin, or None."""
+
+    def has_customer(self, customer: str) -> bool:
+        """Say whether *customer* is registered."""
+
+    def balance(self, account: Account, coin: str) -> Balance:
+        """Return the balance in units; zero on both sides where nothing was ever posted."""
+
+    def hold(self, hold_id: int) -> Hold | None:
+        """Return the hold as it stands, open or closed, or None."""
+
+    def hold_id_of_key(self, key: str) -> int | None:
+        """Return the id of the hold that was opened under an idempotency key, or None."""
+
+    def entry(self, seq: int) -> Entry | None:
+        """Return an entry of the journal, or None."""
+
+    def reversal_of(self, seq: int) -> int | None:
+        """Return the entry that reversed the entry *seq*, or None."""
+
+
+class Subject(NamedTuple):
+    """What an operation's texts mean in these books: coin, amount in units, hold; None for what is unknown."""
+
+    coin: Coin | None = None
+    units: int | None = None
+    hold: Hold | None = None
+
+
+class Decision(NamedTuple):
+    """What an operation does: postings that add up to zero, the balances after them, the holds after them."""
+
+    postings: tuple[Posting, ...] = ()
+    balances: tuple[BalanceAfter, ...] = ()
+    holds: tuple[Hold, ...] = ()
+
+
+class Line(NamedTuple):
+    """One signed line that an operation asks for: *units* onto one side of an account; none where units are 0."""
+
+    account: Account
+    coin: str
+    side: str
+    units: int
+    hold: int | None = None
+
+
+def post(state: State, lines: Iterable[Line], holds: tuple[Hold, ...] = ()) -> Decision:
+    """
+    Turn *lines* into postings and the balances after them.
+
+    Raises:
+        BalanceTooLarge: A balance would reach 10**38 units.
+        LedgerCorrupt: One that may not would fall below zero; the rules have to refuse that before.
+    """
+    balances: dict[tuple[Account, str], tuple[int, int]] = {}
+    postings = []
+    for line in lines:
+        account, coin, side, units, _ = line
+        if not units:
+            continue
+        available, freeze = balances.get((account, coin)) or state.balance(account, coin)
+        if side == AVAILABLE:
+            available += units
+        else:
+            freeze += units
+        balances[account, coin] = (available, freeze)
+        postings.append(Posting(*line))
+    return Decision(tuple(postings), tuple(_checked(balances)), holds)
+
+
+def _checked(balances: dict[tuple[Account, str], tuple[int, int]]) -> Iterable[BalanceAfter]:
+    for (account, coin), (available, freeze) in balances.items():
+        if available >= UNITS_LIMIT or freeze >= UNITS_LIMIT or available <= -UNITS_LIMIT:
+            raise BalanceTooLarge(
+                f"the balance of {account.customer} in {coin} would reach 10**38 units", field="amount"
+            )
+        if freeze < 0 or (available < 0 and not may_be_negative(account)):
+            raise LedgerCorrupt(f"{account.customer} {account.kind} {coin} would fall below zero")
+        yield BalanceAfter(account, coin, available, freeze)
+
+
+def listed(name: str, coin: Coin | None, field: str = "coin") -> Coin:
+    """Return *coin*, which was found for *name*, or refuse."""
+    if coin is None:
+        raise UnknownCoin(f"coin {name} is not listed; a listed coin would pass", field=field)
+    return coin
+
+
+def registered(customer: str, kind: str, state: State, field: str = "customer") -> Account:
+    """Return the account *kind* of a registered *customer*, or refuse."""
+    if not state.has_customer(customer):
+        raise UnknownCustomer(f"customer {customer} is not registered; a registered one would pass", field=field)
+    return Account(customer, kind)
+
+
+def enough_available(account: Account, coin: Coin, units: int, state: State) -> None:
+    """Refuse if *account* has less than *units* of *coin* available."""
+    available = state.balance(account, coin.name).available
+    if available < units:
+        raise InsufficientAvailable(
+            f"{account.customer} has {amount_text(available, coin)} {coin.name} available in {account.kind};"
+            f" {amount_text(units, coin)} was asked for",
+            field="amount",
+            available=amount_text(available, coin),
+        )
+
+
+def find_hold(name: HoldName, state: State) -> Hold | None:
+    """Return the hold that *name* names, or None."""
+    hold_id = state.hold_id_of_key(name.key) if isinstance(name, HoldKey) else int(name)
+    return None if hold_id is None else state.hold(hold_id)
+
+
+def open_hold(name: HoldName, hold: Hold | None, field: str = "hold") -> Hold:
+    """Return *hold*, which was found for *name*, if something remains of it, or refuse."""
+    shown = f"of key {name.key}" if isinstance(name, HoldKey) else name
+    if hold is None:
+        raise UnknownHold(f"there is no hold {shown}; the id of an open hold would pass", field=field)
+    if not hold.remaining:
+        raise HoldClosed(f"nothing remains of hold {shown}; it was closed by entry {hold.closed_seq}", field=field)
+    return hold
+
+
+def usable_hold(name: HoldName, hold: Hold | None, now_ms: int, field: str = "hold") -> Hold:
+    """Return *hold*, which was found for *name*, if it is open and its time has not come, or refuse."""
+    hold = open_hold(name, hold, field)
+    if hold.expires_ms is not None and now_ms >= hold.expires_ms:
+        raise HoldExpired(f"hold {hold.hold_id} expired at {hold.expires_ms}; it is now {now_ms}", field=field)
+    return hold
+
+
+def enough_remaining(hold: Hold, coin: Coin, units: int, field: str = "amount") -> None:
+    """Refuse if less than *units* remains of *hold*."""
+    if units > hold.remaining:
+        raise HoldShort(
+            f"{amount_text(hold.remaining, coin)} {coin.name} remains of hold {hold.hold_id};"
+            f" {amount_text(units, coin)} was asked for",
+            field=field,
+            remaining=amount_text(hold.remaining, coin),
+        )
+
+
+def known(value: T | None, because: object) -> T:
+    """Return a value that must be there *because* something else is: the form of the operation, a check before."""
+    if value is None:
+        raise LedgerCorrupt(f"the rules were asked without what has to come with {because!r}")
+    return value
+
+
+def amount_text(units: int, coin: Coin) -> str:
+    """Return *units* as decimal text, as messages and operators read it."""
+    return format_amount(units, coin.scale, min(2, coin.scale))

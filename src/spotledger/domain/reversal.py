@@ -1,0 +1,83 @@
+"""
+Reversing one earlier deposit, withdrawal, transfer or settlement, at most once and with a reason.
+
+The opposite of what the entry did to each account and coin, on the available side alone: freeze and holds are never
+touched, so what came out of a hold returns to available. What a customer has not got any more is booked to the house's
+receivable of that customer, which later deposits repay first.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from spotledger.domain.accounts import DUST, EXTERNAL, FEES, Account, receivable_of
+from spotledger.domain.books import Decision, Line, State, post
+from spotledger.domain.journal import AVAILABLE, Entry
+from spotledger.domain.operations import Deposit, Reverse, Settle, Transfer, Withdraw
+from spotledger.errors import AlreadyReversed, HouseShort, InvalidRequest, LedgerCorrupt, UnknownEntry
+
+REVERSIBLE: Final = frozenset({Deposit.kind, Withdraw.kind, Transfer.kind, Settle.kind})
+
+
+class Target(NamedTuple):
+    """The entry that is to be reversed, and the entry that did so already; None for what is not there."""
+
+    entry: Entry | None
+    reversed_by: int | None
+
+
+def target_of(operation: Reverse, state: State) -> Target:
+    """Look up the entry that a reversal names."""
+    return Target(state.entry(operation.seq), state.reversal_of(operation.seq))
+
+
+def reverse(operation: Reverse, target: Target, state: State, seq: int, now_ms: int) -> Decision:
+    """
+    Say what a reversal does to the books.
+
+    Raises:
+        UnknownEntry, HouseShort, BalanceTooLarge: Kept.
+        AlreadyReversed, InvalidRequest: The entry was reversed before, or is none that can be.
+    """
+    entry = target.entry
+    if entry is None:
+        raise UnknownEntry(f"there is no entry {operation.seq}; one of the journal would pass", field="seq")
+    if entry.kind not in REVERSIBLE or entry.refusal is not None:
+        kind = "a kept refusal" if entry.refusal is not None else f"of kind {entry.kind}"
+        raise InvalidRequest(
+            f"entry {operation.seq} is {kind}; a deposit, withdraw, transfer or settle would pass", field="seq"
+        )
+    if target.reversed_by is not None:
+        raise AlreadyReversed(
+            f"entry {operation.seq} was reversed by entry {target.reversed_by}", field="seq", by=target.reversed_by
+        )
+    lines: list[Line] = []
+    for (account, coin), units in _net(entry).items():
+        lines += _opposite(account, coin, units, state)
+    return post(state, lines)
+
+
+def _net(entry: Entry) -> dict[tuple[Account, str], int]:
+    """Return what *entry* did to each account and coin, both sides together."""
+    net: dict[tuple[Account, str], int] = {}
+    for posting in entry.postings:
+        name = (posting.account, posting.coin)
+        net[name] = net.get(name, 0) + posting.units
+    return net
+
+
+def _opposite(account: Account, coin: str, units: int, state: State) -> list[Line]:
+    if units <= 0 or account == EXTERNAL:
+        return [Line(account, coin, AVAILABLE, -units)]
+    available = state.balance(account, coin).available
+    taken = min(units, available)
+    if taken == units:
+        return [Line(account, coin, AVAILABLE, -units)]
+    if account in (FEES, DUST):
+        raise HouseShort(f"{account.customer} has less {coin} than the reversal would take back", field="seq")
+    if account.kind == "house":
+        raise LedgerCorrupt(f"a reversal would take {coin} from {account.customer}")
+    return [
+        Line(account, coin, AVAILABLE, -taken),
+        Line(receivable_of(account.customer), coin, AVAILABLE, taken - units),
+    ]
