@@ -1,0 +1,369 @@
+"""The ledger file itself: what SQLite refuses on its own, and what a start finds out, makes good, or names."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from spotledger.domain.accounts import EXTERNAL, Balance
+from spotledger.domain.operations import Deposit, Freeze, Operation
+from spotledger.errors import DataFolderInUse, LedgerCorrupt, SchemaMismatch
+from spotledger.ledger import Ledger, Receipt
+from support_books import check_books
+from support_core import fill, open_small, raw, seed, spot, without_triggers
+
+HUGE = "99999999999999999999.999999999999999999"
+HUGE_UNITS = 10**38 - 1
+
+
+def sealed_to(folder: Path) -> int:
+    """Return the last sealed entry, as the file has it."""
+    with raw(folder) as connection:
+        return int(connection.execute("SELECT sealed_to FROM ledger").fetchone()[0])
+
+
+def operations_of(count: int) -> list[Operation]:
+    """Return deposits and freezes of ann, each under a key of its own."""
+    deposits = [Deposit(f"deposit-{n}", "ann", "btc", "2") for n in range(count)]
+    freezes = [Freeze(f"freeze-{n}", "ann", "btc", "1", reference=f"order {n}") for n in range(count)]
+    return [operation for pair in zip(deposits, freezes, strict=True) for operation in pair]
+
+
+def assert_nothing_twice(ledger: Ledger, operations: list[Operation]) -> None:
+    """Ask for everything again, and for each key with other content: the head does not move."""
+    head = ledger.head
+    outcomes = ledger.execute(operations)
+    assert all(isinstance(outcome, Receipt) and outcome.replayed for outcome in outcomes)
+    others = ledger.execute([Deposit(operation.key, "bob", "btc", "5") for operation in operations])
+    assert {getattr(outcome, "code", "booked") for outcome in others} == {"idempotency_conflict"}
+    assert ledger.head == head
+
+
+# --- what SQLite refuses --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE entry SET body = '{}' WHERE seq = 2",
+        "UPDATE entry SET seq = 100 WHERE seq = 2",
+        "DELETE FROM entry WHERE seq = 2",
+        "DELETE FROM entry",
+        "INSERT OR REPLACE INTO entry VALUES (2, '{}', x'00')",
+        "REPLACE INTO entry VALUES (2, '{}', x'00')",
+        "INSERT INTO entry VALUES (2, '{}', x'00') ON CONFLICT DO UPDATE SET body = '{}'",
+        "UPDATE OR REPLACE entry SET seq = 3 WHERE seq = 2",
+        "UPDATE head SET seq = seq - 1",
+        "UPDATE head SET seq = seq",
+        "UPDATE head SET seq = seq + 1, booked_ms = booked_ms - 1",
+        "DELETE FROM head",
+        "INSERT OR REPLACE INTO head VALUES (1, 0, x'00', 0)",
+    ],
+)
+def test_journal_changed_by_sql_is_refused(tmp_path: Path, statement: str) -> None:
+    """No statement updates, deletes or replaces an entry, or takes the head back."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+    with raw(tmp_path) as connection, pytest.raises(sqlite3.IntegrityError):
+        connection.execute(statement)
+    check_books(tmp_path)
+
+
+# --- what a start names ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "DELETE FROM entry WHERE seq = (SELECT max(seq) FROM entry)",
+        "DELETE FROM entry WHERE seq > (SELECT max(seq) - 3 FROM entry)",
+        "DELETE FROM entry",
+        "DELETE FROM entry WHERE seq = (SELECT sealed_to FROM ledger)",
+        "DELETE FROM entry WHERE seq = (SELECT sealed_to + 1 FROM ledger)",
+        "UPDATE entry SET body = replace(body, 'deposit', 'devosit') WHERE seq = (SELECT max(seq) FROM entry)",
+        "UPDATE entry SET body = body || ' ' WHERE seq = (SELECT sealed_to + 1 FROM ledger)",
+        "UPDATE entry SET body = '{' WHERE seq = (SELECT sealed_to + 1 FROM ledger)",
+        "UPDATE entry SET hash = x'00' WHERE seq = (SELECT sealed_to + 1 FROM ledger)",
+        "UPDATE entry SET hash = x'00' WHERE seq = (SELECT max(seq) FROM entry)",
+        "UPDATE head SET hash = x'00'",
+        "UPDATE head SET seq = seq - 1",
+        "UPDATE head SET seq = seq + 1",
+        "DELETE FROM head",
+        "DELETE FROM ledger",
+        "UPDATE ledger SET sealed_to = sealed_to + 800",
+        "UPDATE ledger SET ledger_id = 'another', sealed_to = 0",
+    ],
+)
+def test_start_with_a_damaged_journal_is_named(tmp_path: Path, damage: str) -> None:
+    """A journal that was cut, changed or has a hole at its end is LedgerCorrupt, and nothing is written to it."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        fill(ledger, 30)
+    assert sealed_to(tmp_path) % 8 == 0
+    with raw(tmp_path) as connection:
+        assert connection.execute("SELECT max(seq) - sealed_to FROM entry, ledger").fetchone()[0] >= 4
+        without_triggers(connection)
+        connection.execute(damage)
+        before = connection.execute("SELECT count(*), max(seq) FROM entry").fetchone()
+    for _ in range(2):
+        with pytest.raises(LedgerCorrupt):
+            open_small(tmp_path)
+    with raw(tmp_path) as connection:
+        assert connection.execute("SELECT count(*), max(seq) FROM entry").fetchone() == before
+
+
+def test_start_with_a_file_of_noise_is_refused(tmp_path: Path) -> None:
+    """A file that is no SQLite file is named as that, and left as it is."""
+    (tmp_path / "ledger.db").write_bytes(b"this is a diary, not a ledger " * 300)
+    with pytest.raises(SchemaMismatch, match="nor an SQLite file"):
+        open_small(tmp_path)
+    assert (tmp_path / "ledger.db").read_bytes().startswith(b"this is a diary")
+
+
+@pytest.mark.parametrize(
+    ("pragma", "message"),
+    [
+        ("application_id = 7", "not a ledger of spotledger"),
+        ("user_version = 2", "schema version 2"),
+        ("user_version = 0", "schema version 0"),
+    ],
+)
+def test_start_with_another_kind_of_file_is_refused(tmp_path: Path, pragma: str, message: str) -> None:
+    """A file of another application or of another version is refused by name, and the folder is let go."""
+    open_small(tmp_path).close()
+    with raw(tmp_path) as connection:
+        connection.execute(f"PRAGMA {pragma}")
+    for _ in range(2):
+        with pytest.raises(SchemaMismatch, match=message):
+            open_small(tmp_path)
+
+
+def test_start_with_somebodys_database_is_refused(tmp_path: Path) -> None:
+    """An SQLite file with tables of somebody else gets none of ours."""
+    with raw(tmp_path) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    with pytest.raises(SchemaMismatch):
+        open_small(tmp_path)
+    with raw(tmp_path) as connection:
+        assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("recipes",)]
+
+
+def test_open_twice_is_refused(tmp_path: Path) -> None:
+    """A folder has one owner; the second is told who it is, and the first goes on."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        with pytest.raises(DataFolderInUse, match="process"):
+            open_small(tmp_path)
+        fill(ledger, 3)
+    open_small(tmp_path).close()
+
+
+# --- what a start makes good ----------------------------------------------------------------------
+
+
+def test_restart_while_half_sealed_again_and_again_keeps_all(tmp_path: Path) -> None:
+    """However often a sealing is cut off and begun anew, the books stay whole and no key is taken twice."""
+    operations = operations_of(120)
+    half_sealed = 0
+    with open_small(tmp_path, segment_entries=32) as ledger:
+        seed(ledger)
+    for start in range(0, len(operations), 3):
+        with open_small(tmp_path, segment_entries=32) as ledger:
+            ledger.execute(operations[start : start + 2])
+            ledger.execute(operations[start + 2 : start + 3])
+            held = sum(hold.remaining for hold in ledger.holds("ann", "open"))
+            assert ledger.account(spot("ann")).balances["btc"].freeze == held
+            assert len(ledger.holds("ann")) == len(range(1, start + 3, 2))
+        with raw(tmp_path) as connection:
+            derived = "SELECT max(seq) > sealed_to FROM key_seq, ledger"
+            half_sealed += bool(connection.execute(derived).fetchone()[0])
+        check_books(tmp_path)
+    assert half_sealed > 5, "this test has not seen what it is about"
+    with open_small(tmp_path) as ledger:
+        assert_nothing_twice(ledger, operations)
+
+
+FILTER_DAMAGES = [
+    "DELETE FROM key_filter",
+    "DELETE FROM key_filter_page",
+    "DELETE FROM key_filter WHERE level = (SELECT max(level) FROM key_filter)",
+    "DELETE FROM key_filter_page WHERE level = 0",
+    "UPDATE key_filter_page SET bits = zeroblob(length(bits))",
+    "UPDATE key_filter_page SET bits = x''",
+    "UPDATE key_filter_page SET bits = substr(bits, 2)",
+    "UPDATE key_filter_page SET checksum = x'00'",
+    "UPDATE key_filter_page SET page = page + 1",
+    "UPDATE key_filter_page SET level = level + 100",
+    "UPDATE key_filter SET covered_to = covered_to + 1",
+    "UPDATE key_filter SET covered_to = covered_to - 1",
+    "UPDATE key_filter SET covered_to = 1000000",
+    "UPDATE key_filter SET covered_to = -5",
+    "UPDATE key_filter SET checksum = x''",
+]
+
+
+@pytest.mark.parametrize("damage", FILTER_DAMAGES)
+def test_filter_of_keys_damaged_is_made_again(tmp_path: Path, damage: str) -> None:
+    """A filter that is damaged, missing, behind or ahead is made good: no key is ever taken twice."""
+    operations = operations_of(60)
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        for operation in operations:
+            ledger.execute([operation])
+    with raw(tmp_path) as connection:
+        assert connection.execute("SELECT count(*) FROM key_filter").fetchone()[0] >= 2
+        connection.execute(damage)
+    for round_number in range(2):
+        with open_small(tmp_path) as ledger:
+            assert_nothing_twice(ledger, operations)
+            fill(ledger, 20, f"more-{round_number}")
+            assert_nothing_twice(ledger, operations)
+    check_books(tmp_path)
+
+
+def test_filter_of_keys_older_than_the_journal_is_brought_up(tmp_path: Path) -> None:
+    """A filter that stands as it did many segments ago, all its checksums right, lets no key through."""
+    operations = operations_of(60)
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        ledger.execute(operations[:40])
+        fill(ledger, 20, "early")
+    with raw(tmp_path) as connection:
+        levels = connection.execute("SELECT * FROM key_filter").fetchall()
+        pages = connection.execute("SELECT * FROM key_filter_page").fetchall()
+        assert levels
+    with open_small(tmp_path) as ledger:
+        ledger.execute(operations[40:])
+        fill(ledger, 20, "late")
+    with raw(tmp_path) as connection:
+        connection.execute("DELETE FROM key_filter")
+        connection.execute("DELETE FROM key_filter_page")
+        connection.executemany("INSERT INTO key_filter VALUES (?, ?, ?)", levels)
+        connection.executemany("INSERT INTO key_filter_page VALUES (?, ?, ?, ?)", pages)
+    with open_small(tmp_path) as ledger:
+        assert_nothing_twice(ledger, operations)
+    check_books(tmp_path)
+
+
+def test_filter_of_keys_when_written_half_way_is_made_good(tmp_path: Path) -> None:
+    """Pages of the filter that are newer than its row, as a cut sealing leaves them, say nothing untrue."""
+    operations = operations_of(30)
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        for operation in operations[:30]:
+            ledger.execute([operation])
+        with raw(tmp_path) as connection:
+            levels = connection.execute("SELECT * FROM key_filter").fetchall()
+        for operation in operations[30:]:
+            ledger.execute([operation])
+    with raw(tmp_path) as connection:
+        connection.execute("DELETE FROM key_filter")
+        connection.executemany("INSERT INTO key_filter VALUES (?, ?, ?)", levels)
+    with open_small(tmp_path) as ledger:
+        assert_nothing_twice(ledger, operations)
+
+
+def test_last_start_says_what_it_mended(tmp_path: Path) -> None:
+    """A damaged level of the filter is named, so that an operator can be told."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        fill(ledger, 40)
+    with raw(tmp_path) as connection:
+        connection.execute("UPDATE key_filter_page SET bits = zeroblob(length(bits)) WHERE level = 0")
+    with open_small(tmp_path) as ledger:
+        assert ["level 0" in text for text in ledger._store.mended] == [True]  # type: ignore[attr-defined]
+
+
+# --- what people read ------------------------------------------------------------------------------
+
+
+def test_posting_view_shows_the_journal_one_line_a_row(tmp_path: Path) -> None:
+    """Anyone with an SQLite shell reads the journal as postings, with exact units, and they add up to zero."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger, "ann")
+        hold = ledger.freeze("ann", "btc", "1.5", key="freeze").hold
+        ledger.withdraw("0.5", key="out", hold=hold)
+    with raw(tmp_path) as connection:
+        cursor = connection.execute("SELECT * FROM posting WHERE seq > 3 ORDER BY seq, units")
+        assert [column[0] for column in cursor.description] == (
+            ["seq", "kind", "customer", "account", "coin", "side", "units", "hold", "key", "booked"]
+        )
+        rows = [row[:8] for row in cursor.fetchall()]
+        total = connection.execute("SELECT sum(units) FROM posting").fetchone()[0]
+    assert rows == [
+        (4, "freeze", "ann", "spot", "btc", "available", "-150000000", None),
+        (4, "freeze", "ann", "spot", "btc", "freeze", "150000000", 4),
+        (5, "withdraw", "ann", "spot", "btc", "freeze", "-50000000", 4),
+        (5, "withdraw", "@external", "house", "btc", "available", "50000000", None),
+    ]
+    assert total == 0
+
+
+def test_amounts_beyond_64_bits_are_exact_everywhere(tmp_path: Path) -> None:
+    """A coin of scale 18 with a balance of 10**38 - 1 units is exact in memory, in every table, and after a restart."""
+
+    def look(ledger: Ledger) -> None:
+        held = HUGE_UNITS - 1
+        assert ledger.balances(spot("ann"))["vast"] == Balance(1, held)
+        assert ledger.balances(EXTERNAL)["vast"] == Balance(-HUGE_UNITS, 0)
+        assert ledger.balances(spot("ann"), at_seq=5)["vast"] == Balance(HUGE_UNITS, 0)
+        assert [hold.remaining for hold in ledger.holds("ann", "open")] == [held]
+        assert ledger.entry(6).postings[1].units == held  # type: ignore[union-attr]
+
+    with open_small(tmp_path) as ledger:
+        seed(ledger, "ann")
+        ledger.list_coin("vast", 18, key="list:vast")
+        ledger.deposit("ann", "vast", HUGE, key="all-there-is")
+        ledger.freeze("ann", "vast", "99999999999999999999.999999999999999998", key="held")
+        look(ledger)
+        fill(ledger, 40)
+        look(ledger)
+    assert sealed_to(tmp_path) >= 8
+    with open_small(tmp_path) as ledger:
+        look(ledger)
+    with raw(tmp_path) as connection:
+        for query in (
+            "SELECT available, \"freeze\" FROM balance WHERE customer = 'ann' AND coin = 'vast'",
+            "SELECT available, \"freeze\" FROM history WHERE customer = 'ann' AND coin = 'vast' AND seq = 6",
+        ):
+            assert connection.execute(query).fetchone() == (1, str(HUGE_UNITS - 1))
+        assert connection.execute("SELECT amount, remaining FROM hold").fetchone() == (str(HUGE_UNITS - 1),) * 2
+        body = json.loads(connection.execute("SELECT body FROM entry WHERE seq = 5").fetchone()[0])
+        assert body["request"]["units"] == str(HUGE_UNITS)
+    check_books(tmp_path)
+
+
+@pytest.mark.parametrize("units", [2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**19])
+def test_balance_at_the_border_of_64_bits_is_exact(tmp_path: Path, units: int) -> None:
+    """Around the largest integer that SQLite holds nothing is rounded, neither on the way up nor back down."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger, "ann")
+        ledger.list_coin("unit", 0, key="list:unit")
+        for key, amount in (("a", units - 1), ("b", 1), ("c", 1)):
+            ledger.deposit("ann", "unit", str(amount), key=key)
+        ledger.withdraw("1", customer="ann", coin="unit", key="d")
+        fill(ledger, 20)
+    with open_small(tmp_path) as ledger:
+        assert [ledger.balances(spot("ann"), at_seq=seq)["unit"].available for seq in (5, 6, 7, 8)] == (
+            [units - 1, units, units + 1, units]
+        )
+    check_books(tmp_path)
+
+
+@pytest.mark.parametrize("word", ["null", "true", "0", "1e5", "9223372036854775808"])
+def test_names_that_look_like_other_values_stay_text(tmp_path: Path, word: str) -> None:
+    """A customer, key or reference that could be read as a number or as nothing is the same text after a restart."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger, f"ann {word}")
+        ledger.freeze(word, "btc", "1", key=word, reference=word)
+        fill(ledger, 20)
+    with open_small(tmp_path) as ledger:
+        entry = ledger.entry_of_key(word)
+        assert entry is not None
+        assert (entry.key, entry.request["reference"], entry.happened_ms) == (word, word, None)
+        assert [hold.reference for hold in ledger.holds(word)] == [word]
+        assert ledger.freeze(word, "btc", "1.0", key=word, reference=word).replayed
+        assert ledger.customers() == sorted(["ann", word])
