@@ -10,7 +10,6 @@ from typing import Any, Final
 from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import Hold
 from spotledger.errors import LedgerCorrupt
-from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
 
 _HOLD = "hold_id, customer, account, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq"

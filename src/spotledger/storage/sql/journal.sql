@@ -19,10 +19,6 @@ BEGIN SELECT RAISE(ABORT, 'an entry of the journal is never deleted'); END;
 CREATE TRIGGER entry_is_never_replaced BEFORE INSERT ON entry WHEN EXISTS (SELECT 1 FROM entry WHERE seq = NEW.seq)
 BEGIN SELECT RAISE(ABORT, 'an entry of the journal is never replaced'); END;
 
--- INSERT OR REPLACE would delete without asking the trigger above.
-CREATE TRIGGER entry_is_never_replaced BEFORE INSERT ON entry WHEN EXISTS (SELECT 1 FROM entry WHERE seq = NEW.seq)
-BEGIN SELECT RAISE(ABORT, 'an entry of the journal is never replaced'); END;
-
 -- One row: the last entry of the last commit. It shows a journal that was cut at its end.
 CREATE TABLE head (
     only_row  INTEGER PRIMARY KEY CHECK (only_row = 1),
@@ -36,9 +32,6 @@ BEGIN SELECT RAISE(ABORT, 'the head of the journal never goes back'); END;
 
 CREATE TRIGGER head_is_never_deleted BEFORE DELETE ON head
 BEGIN SELECT RAISE(ABORT, 'the head of the journal is never deleted'); END;
-
-CREATE TRIGGER head_is_never_replaced BEFORE INSERT ON head WHEN EXISTS (SELECT 1 FROM head)
-BEGIN SELECT RAISE(ABORT, 'the head of the journal is never replaced'); END;
 
 CREATE TRIGGER head_is_never_replaced BEFORE INSERT ON head WHEN EXISTS (SELECT 1 FROM head)
 BEGIN SELECT RAISE(ABORT, 'the head of the journal is never replaced'); END;
