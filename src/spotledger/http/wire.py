@@ -34,6 +34,8 @@ TABLE: dict[type[errors.SpotledgerError], Row] = {
     errors.CoinAlreadyListed: Row(422, 404, "Coin already listed"),
     errors.CustomerAlreadyRegistered: Row(422, 404, "Customer already registered"),
     errors.BalanceTooLarge: Row(422, 404, "Balance too large"),
+    errors.AlreadyReversed: Row(422, 404, "Already reversed"),
+    errors.ChainPartlyKnown: Row(422, 404, "Chain partly known"),
     errors.NotFound: Row(404, 404, "Not found"),
     errors.MethodNotAllowed: Row(405, 404, "Method not allowed"),
     errors.InsufficientAvailable: Row(422, 404, "Insufficient available"),
@@ -43,6 +45,9 @@ TABLE: dict[type[errors.SpotledgerError], Row] = {
     errors.HoldShort: Row(422, 404, "Hold short"),
     errors.HoldClosed: Row(422, 404, "Hold closed"),
     errors.HoldExpired: Row(422, 404, "Hold expired"),
+    errors.UnknownEntry: Row(422, 404, "Unknown entry"),
+    errors.HouseShort: Row(422, 404, "House account short"),
+    errors.ChainFailed: Row(422, 404, "Chain failed"),
     # prove who you are
     errors.AccessKeyUnknown: Row(401, 307, "Access key unknown"),
     errors.AccessKeyRevoked: Row(401, 307, "Access key revoked"),
