@@ -61,6 +61,19 @@ def test_serve_told_to_stop_ends_with_0_and_nothing_on_stderr(service: StartServ
     assert started.stderr.read_text() == ""
 
 
+@pytest.mark.parametrize("rest", [b"", b"Content-Length: 100\r\n\r\n{"], ids=["half a head", "half a body"])
+def test_serve_told_to_stop_does_not_wait_for_ever_for_a_slow_request(service: StartService, rest: bytes) -> None:
+    """Idle connections end at once, and requests that never come whole are cut off after a while, without a trace."""
+    started = service()
+    head = f"POST /v1/deposits HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {started.token}\r\nIdempotency-Key: k\r\n"
+    port = int(started.operator_url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)), socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(head.encode() + rest)
+        assert httpx2.get(f"{started.operator_url}/healthz").status_code == 200
+        assert started.stop() == 0
+    assert "Traceback" not in started.stderr.read_text()
+
+
 def test_serve_told_to_stop_while_writes_come_answers_all_it_took(service: StartService, tmp_path: Path) -> None:
     """Each write that was answered with yes before, during and after the signal is there after the next start."""
     started = service(folder=tmp_path / "data")

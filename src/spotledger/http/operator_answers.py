@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, Final
 
 from spotledger.domain.accounts import Balance, Coin
 from spotledger.domain.amounts import format_amount
@@ -11,7 +12,11 @@ from spotledger.domain.journal import BalanceAfter, Entry, Hold, Posting
 
 Json = dict[str, Any]
 
+#: Amount texts that are remembered: the answer to a write says most of its amounts more than once.
+AMOUNT_TEXTS: Final = 4096
 
+
+@lru_cache(maxsize=AMOUNT_TEXTS)
 def amount_text(units: int, scale: int) -> str:
     """Write *units* with two decimals at least, but never more than the coin has."""
     return format_amount(units, scale, 2 if scale > 2 else scale)

@@ -39,6 +39,7 @@ KEYS_WRITE: Final = "keys:write"
 ADMIN: Final = "admin"
 
 BODY_LIMIT_BYTES: Final = 1024 * 1024
+BODY_TIMEOUT_SECONDS: Final = 10.0
 PAGE_LIMIT: Final = 1000
 RETRY_AFTER_SECONDS: Final = 1
 #: How long a read waits for the entry that ``min_seq`` names.
@@ -152,15 +153,19 @@ async def read_body(request: Request) -> bytes:
     Return the body, at most 1 MiB of it.
 
     Raises:
-        MalformedRequest: It is longer.
+        MalformedRequest: It is longer, or did not come whole in time.
     """
     pieces: list[bytes] = []
     size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > BODY_LIMIT_BYTES:
-            raise MalformedRequest(f"The body is longer than {BODY_LIMIT_BYTES} bytes; that many would pass.")
-        pieces.append(piece)
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            async for piece in request.stream():
+                size += len(piece)
+                if size > BODY_LIMIT_BYTES:
+                    raise MalformedRequest(f"The body is longer than {BODY_LIMIT_BYTES} bytes; that many would pass.")
+                pieces.append(piece)
+    except TimeoutError:
+        raise MalformedRequest(f"The body did not come whole within {BODY_TIMEOUT_SECONDS:g} seconds.") from None
     return b"".join(pieces)
 
 

@@ -9,6 +9,7 @@ from spotledger.errors import LedgerCorrupt, StoreUnavailable
 
 _UNAVAILABLE: Final = {
     sqlite3.SQLITE_FULL: "its disk is full; make room",
+    sqlite3.SQLITE_IOERR_SHMSIZE: "its disk is full; make room",  # no room for the index of the write-ahead log
     sqlite3.SQLITE_IOERR: "its disk answered with an error",
     sqlite3.SQLITE_READONLY: "it is read-only",
     sqlite3.SQLITE_CANTOPEN: "a file of it could not be opened",
@@ -48,8 +49,8 @@ class translated:
 
 def translate(error: sqlite3.Error, doing: str) -> Exception:
     """Return the error of our tree for *error*."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    reason = _UNAVAILABLE.get(code)
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    reason = _UNAVAILABLE.get(code) or _UNAVAILABLE.get(code & 0xFF)
     if reason is not None:
         return StoreUnavailable(f"the ledger could not be {doing}: {reason}; try again with the same idempotency key")
     return LedgerCorrupt(f"the ledger could not be {doing}: {error} ({getattr(error, 'sqlite_errorname', 'no code')})")
