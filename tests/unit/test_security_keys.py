@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import sqlite3
 import uuid
 from collections.abc import Iterator
@@ -68,6 +69,8 @@ def test_create_stores_what_was_asked_and_never_the_secret(ring: KeyRing, tables
         ("addresses", {"addresses": ["10.0.0.1/8"]}),
         ("addresses", {"addresses": ["localhost"]}),
         ("addresses", {"addresses": [None]}),
+        ("addresses", {"addresses": [7]}),
+        ("addresses", {"addresses": [b"\x0a\0\0\1"]}),
         ("addresses", {"addresses": ["10.0.0.1"] * 101}),
         ("expires_ms", {"expires_ms": NOW}),
         ("expires_ms", {"expires_ms": True}),
@@ -81,6 +84,17 @@ def test_create_with_a_wrong_field_is_refused_naming_it(ring: KeyRing, field: st
         ring.create(**{"customer": "alice", "permissions": ["read"], **asked})
     assert refused.value.details["field"] == field
     assert ring.list() == []
+
+
+def test_mapped_network_in_an_address_list_is_its_ipv4_network(ring: KeyRing) -> None:
+    """An IPv4 network in IPv6 clothes lets in what the IPv4 one would, since addresses are compared as IPv4."""
+    accesskey, _ = ring.create("alice", ["read"], addresses=["::ffff:10.0.0.0/104", "::ffff:192.0.2.1", "::/0"])
+    record, ready = ring.get(accesskey), ring.ready(accesskey)
+    assert record is not None
+    assert record.addresses == ("10.0.0.0/8", "192.0.2.1/32", "::/0")
+    assert ready is not None
+    allowed = [ready.allows(ipaddress.ip_address(text)) for text in ("10.9.9.9", "192.0.2.1", "192.0.2.2", "2001::")]
+    assert allowed == [True, True, False, True]
 
 
 def test_list_goes_page_by_page_and_by_customer(ring: KeyRing) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spotledger.errors import MasterKeyRefused
-from spotledger.security.sealing import Cipher, load_master_key, make_master_key, parse_master_key
+from spotledger.security.sealing import Cipher, load_master_key, parse_master_key
 
 KEY = bytes(range(32))
 
@@ -57,22 +57,23 @@ def test_malformed_master_key_is_refused_and_not_repeated(text: str) -> None:
         Cipher(b"short")
 
 
-def test_master_key_file_is_made_with_mode_0600_and_read_back(tmp_path: Path) -> None:
-    """A new master key is random, in a file of its owner's own, and never overwrites one."""
-    file = tmp_path / "master.key"
-    key = make_master_key(file)
-    assert (file.stat().st_mode & 0o777, len(key)) == (0o600, 32)
-    assert load_master_key(file) == key
-    with pytest.raises(MasterKeyRefused):
-        make_master_key(file)
-    assert load_master_key(file) == key
+def key_file(folder: Path) -> Path:
+    """Write a master key into a file of its owner's own."""
+    file = folder / "master.key"
+    file.write_text(KEY.hex() + "\n")
+    file.chmod(0o600)
+    return file
+
+
+def test_master_key_file_of_mode_0600_is_read(tmp_path: Path) -> None:
+    """The 64 hex digits in the file, with a newline at their end, are the key."""
+    assert load_master_key(key_file(tmp_path)) == KEY
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o620, 0o602, 0o700])
 def test_master_key_file_open_to_others_is_refused(tmp_path: Path, mode: int) -> None:
     """A file that anybody else could read or write is refused, with the mode it has and the mode it needs."""
-    file = tmp_path / "master.key"
-    make_master_key(file)
+    file = key_file(tmp_path)
     file.chmod(mode)
     with pytest.raises(MasterKeyRefused, match="0600") as refused:
         load_master_key(file)

@@ -16,6 +16,7 @@ NO_ADDRESS = ipaddress.IPv4Address(0)
 #: Hops of X-Forwarded-For that are looked at, from the right.
 FORWARDED_HOPS_MAX = 20
 
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _WITH_PORT = re.compile(r"\[([^\]]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}", re.ASCII)
 
 
@@ -36,12 +37,29 @@ def parse_address(text: str) -> IpAddress | None:
     return address
 
 
+def parse_network(text: str) -> IpNetwork:
+    """
+    Return the network that *text* (an address or CIDR, without host bits) stands for, an IPv4-mapped one as IPv4.
+
+    Raises:
+        ValueError: It stands for none.
+    """
+    if not isinstance(text, str):  # the standard library would take 7 for 0.0.0.7
+        raise ValueError("not a text")  # noqa: TRY004 - one kind of error for the caller
+    network = ipaddress.ip_network(text)
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen >= _MAPPED.prefixlen:
+        mapped = network.network_address.ipv4_mapped
+        if mapped is not None:
+            return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED.prefixlen))
+    return network
+
+
 def parse_networks(texts: Iterable[str]) -> tuple[IpNetwork, ...]:
     """Return the networks that *texts* (addresses or CIDR) stand for; raise SettingInvalid where one does not."""
     networks = []
     for text in texts:
         try:
-            networks.append(ipaddress.ip_network(text.strip()))
+            networks.append(parse_network(text.strip()))
         except ValueError as error:
             raise SettingInvalid(
                 f"trusted_proxies: {text!r} is neither an address nor a network such as 10.1.0.0/16."

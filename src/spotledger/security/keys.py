@@ -7,7 +7,6 @@ made; what is kept is sealed with the master key.
 
 from __future__ import annotations
 
-import ipaddress
 import secrets
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest
-from spotledger.security.addresses import IpAddress, IpNetwork
+from spotledger.security.addresses import IpAddress, IpNetwork, parse_network
 from spotledger.security.bounded import BoundedDict
 from spotledger.security.sealing import Cipher as Cipher
 from spotledger.security.signing import UNKNOWN_SECRET, PreparedSecret
@@ -115,7 +114,7 @@ class ReadyKey:
         self.customer = record.customer
         self.permissions = frozenset(record.permissions)
         #: From where it may be used; empty for anywhere.
-        self.networks: tuple[IpNetwork, ...] = tuple(ipaddress.ip_network(text) for text in record.addresses)
+        self.networks: tuple[IpNetwork, ...] = tuple(parse_network(text) for text in record.addresses)
         self.secret = secret
         self.revoked = record.revoked_ms is not None
         #: Revoked or expired from this time on: one comparison on the hot path.
@@ -311,8 +310,8 @@ def checked_addresses(addresses: Iterable[str]) -> tuple[str, ...]:
     if len(texts) > ADDRESSES_MAX:
         raise InvalidRequest(f"addresses: {len(texts)} given; {ADDRESSES_MAX} at most.", field="addresses")
     try:
-        return tuple(dict.fromkeys(str(ipaddress.ip_network(text)) for text in texts))
-    except (ValueError, TypeError) as error:
+        return tuple(dict.fromkeys(str(parse_network(text)) for text in texts))
+    except ValueError as error:
         raise InvalidRequest(
             "addresses: each is an address (10.1.2.3) or a network without host bits (10.1.0.0/16).",
             field="addresses",

@@ -68,30 +68,6 @@ def load_master_key(path: Path) -> bytes:
     return parse_master_key(content.decode("ascii", "replace"))
 
 
-def make_master_key(path: Path) -> bytes:
-    """
-    Make a new random master key in the new file *path*, mode 0600, synced to disk.
-
-    Raises:
-        MasterKeyRefused: The file is there already, or cannot be written.
-    """
-    key = secrets.token_bytes(MASTER_KEY_BYTES)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(key.hex() + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise MasterKeyRefused(f"The master key file {path} cannot be made: {error.strerror}.") from error
-    return key
-
-
 class Cipher:
     """
     Seal and open the secrets of access keys with AES-256-GCM.
