@@ -59,6 +59,17 @@ def test_demo_twice_books_nothing_again_and_uses_the_same_key(tmp_path: Path) ->
     assert stat.S_IMODE((tmp_path / "demo" / "demo.key").stat().st_mode) == 0o600
 
 
+def test_demo_behind_a_proxy_calls_its_own_service_directly(tmp_path: Path) -> None:
+    """A proxy that the environment names is no way to a service on this machine; commands know that too."""
+    env = support_service.environment(http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9")
+    done = support_service.run("demo", "--once", "--data", tmp_path / "demo", *FREE_PORTS, env=env)
+    assert done.returncode == 0, done.stderr
+    running = support_service.start(tmp_path / "demo")
+    done = support_service.run("holds", "alice", "--json", "--data", running.folder, env=env)
+    running.stop()
+    assert len(json.loads(done.stdout)["holds"]) == 4
+
+
 @pytest.mark.parametrize("spoiled", ["", "{}", "[]", '{"accesskey": "gone", "secretkey": "gone"}', None])
 def test_demo_whose_key_file_is_lost_makes_another_key(tmp_path: Path, spoiled: str | None) -> None:
     """A lost or damaged key file costs a new key, not the demo."""

@@ -393,3 +393,12 @@ def test_unexpected_error_is_a_problem_without_a_trace(api: Api, caplog: pytest.
     assert problem["request_id"] == answer.headers["x-request-id"]
     assert "closed" not in answer.text
     assert "Traceback" not in answer.text
+
+
+def test_damaged_ledger_takes_no_writes_and_says_so(api: Api) -> None:
+    """Once an invariant was found broken, writes are unavailable and the service is not ready; reads go on."""
+    api.runtime.ledger._corrupt = errors.LedgerCorrupt("made up by this test")
+    problem = check_problem(api.post("/v1/deposits", DEPOSIT), errors.StoreUnavailable)
+    assert "damaged" in problem["detail"]
+    assert api.request("GET", "/readyz").status_code == 503
+    assert api.get("/v1/customers/alice/balances").status_code == 200

@@ -74,7 +74,7 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Oper
         owner = await _claim_or_find_owner(folder, stack)
         if isinstance(owner, Owner):
             token_file = Path(where.token_file) if where.token_file else folder / TOKEN_FILE
-            async with _client(str(owner.operator_url), read_token(token_file)) as client:
+            async with near_client(str(owner.operator_url), read_token(token_file)) as client:
                 yield client
         else:
             runtime = stack.enter_context(open_runtime(in_force.settings, os.environ, owner))
@@ -111,8 +111,13 @@ async def _within(runtime: Runtime) -> AsyncIterator[OperatorClient]:
         await runtime.stop()
 
 
-def _client(url: str, token: str) -> OperatorClient:
+def near_client(url: str, token: str) -> OperatorClient:
+    """Return a client of a server on this machine: no proxy that the environment names comes between."""
+    return _client(url, token, httpx2.AsyncHTTPTransport())
+
+
+def _client(url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> OperatorClient:
     try:
-        return OperatorClient(url, token)
+        return OperatorClient(url, token, transport)
     except ValueError as problem:
         raise SettingInvalid(f"The operator API cannot be called: {problem}.") from None

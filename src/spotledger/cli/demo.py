@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import click
+import httpx2
 
 from spotledger.cli import demo_story, show
+from spotledger.cli.connection import near_client
 from spotledger.cli.keys import read_balance
 from spotledger.cli.options import config_option, ending_well, setting_options
 from spotledger.cli.service import log_to_stderr
@@ -50,12 +52,13 @@ def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> Non
 
     async def perform(listening: Listening) -> bool:
         folder = settings.data
-        async with OperatorClient(listening.operator_url, read_token(folder / TOKEN_FILE)) as client:
+        async with near_client(listening.operator_url, read_token(folder / TOKEN_FILE)) as client:
             await _check_is_demo(client, folder)
             new = await demo_story.tell(client)
             key = await _demo_key(client, folder / DEMO_KEY_FILE)
         _show_start(listening, folder, new)
-        with SignedRequestAPI(key.accesskey, key.secretkey, listening.public_url) as api:
+        near = httpx2.HTTPTransport()  # no proxy that the environment names comes between
+        with SignedRequestAPI(key.accesskey, key.secretkey, listening.public_url, transport=near) as api:
             answer = await asyncio.to_thread(read_balance, api)
         _show_answer(answer)
         _show_next(listening, folder, key)

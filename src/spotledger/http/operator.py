@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
-from spotledger.errors import NotFound, SpotledgerError, StoreUnavailable
+from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
 from spotledger.http.operator_calls import Call, Door, answer, problem_answer, route
 from spotledger.http.operator_keys import KeyCalls
 from spotledger.http.operator_ledger import LedgerCalls
@@ -115,5 +115,8 @@ def _sayable(error: Exception, request_id: str) -> SpotledgerError:
     """Return *error* as one that a caller may be told; the log has the rest under the request id."""
     if isinstance(error, SpotledgerError):
         return error
+    if isinstance(error, LedgerCorrupt):
+        _log.critical("request %s: %s", request_id, error)
+        return StoreUnavailable("The ledger is damaged and takes no writes until a person has looked at it.")
     _log.error("request %s ended in an unexpected error", request_id, exc_info=error)
     return SpotledgerError(f"Something unexpected happened; the log of the service has it under {request_id}.")

@@ -25,7 +25,7 @@ from granian.http import HTTP1Settings
 from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server
 
-from spotledger.errors import SettingInvalid
+from spotledger.errors import SettingInvalid, SetupError
 from spotledger.http.operator import OperatorApp
 from spotledger.http.public import PublicApp, PublicSettings
 from spotledger.ops.embedded import now_ms
@@ -164,7 +164,7 @@ async def _serve(
     try:
         await asyncio.wait([working, *running], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise RuntimeError("a listener ended by itself")
+            raise SetupError("A listener ended by itself, so the service stopped; start it again.")
         working.result()
     finally:
         for task in (working, flushing):
