@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -231,11 +230,9 @@ def test_cli_key_from_creation_to_revocation(service: StartService, tmp_path: Pa
     keys = told(data, "key", "list", "--customer", "alice")["keys"]
     assert {key["accesskey"]: key["last_used_ms"] is not None for key in keys}[made["accesskey"]]
     told(data, "key", "revoke", made["accesskey"])
-    revoked_at = time.monotonic()
     refused = spotledger(data, *ask, "--secret-file", str(tmp_path / "secret"), "--json")
     assert refused.returncode == 1
     assert json.loads(refused.stderr)["code"] == "access_key_refused"
-    assert time.monotonic() - revoked_at < 60
     assert "revoked" in refused.stderr
 
 

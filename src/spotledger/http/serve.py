@@ -97,22 +97,22 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 @contextlib.contextmanager
 def _bound(address: Address, setting: str) -> Iterator[socket.socket]:
     """Bind and listen at *address*; no other process can listen there meanwhile."""
-    try:
-        family, _, _, _, where = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, socket.SOCK_STREAM)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(where)
-        listener.listen(BACKLOG)
-    except OSError as problem:
-        taken = problem.errno == errno.EADDRINUSE
-        reason = "another process listens there" if taken else problem.strerror or str(problem)
-        raise SettingInvalid(
-            f"Cannot listen at {address}: {reason}. Name another address with {flag_of(setting)} HOST:PORT.",
-            setting=setting,
-        ) from None
-    with listener:
+    with contextlib.ExitStack() as stack:
+        try:
+            family, _, _, _, where = socket.getaddrinfo(
+                address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(where)
+            listener.listen(BACKLOG)
+        except OSError as problem:
+            taken = problem.errno == errno.EADDRINUSE
+            reason = "another process listens there" if taken else problem.strerror or str(problem)
+            raise SettingInvalid(
+                f"Cannot listen at {address}: {reason}. Name another address with {flag_of(setting)} HOST:PORT.",
+                setting=setting,
+            ) from None
         yield listener
 
 
