@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from spotledger.domain.accounts import Account, Balance, Coin, receivable_of
@@ -54,6 +55,8 @@ class Ledger:
         self._lock = threading.RLock()
         self._stale = False
         self._corrupt: LedgerCorrupt | None = None
+        self._unreadable: LedgerCorrupt | None = None
+        self._prepared = False
         self._closed = False
 
     # --- reads --------------------------------------------------------------------------------------
@@ -169,11 +172,13 @@ class Ledger:
     def entry(self, seq: int) -> Entry | None:
         """Return the entry *seq*, or None."""
         with self._lock:
+            self._refresh()
             return self._store.entry(seq)
 
     def entries(self, after_seq: int = 0, limit: int = 1000) -> list[Entry]:
         """Return at most *limit* entries after *after_seq*, in order, without gaps."""
         with self._lock:
+            self._refresh()
             return self._store.entries(after_seq, limit)
 
     def entry_of_key(self, key: str) -> Entry | None:
@@ -315,8 +320,8 @@ class Ledger:
             group = self.prepare(operations, checked_chains(operations, chains, atomic))
             if group.entries:
                 try:
-                    while self._store.lagging:
-                        self._store.catch_up()
+                    while self.lagging:
+                        self.catch_up()
                     self.commit(group)
                 except BaseException:
                     self.abandon()
@@ -336,19 +341,19 @@ class Ledger:
             LedgerCorrupt: An invariant does not hold; nothing of the group is left, and nothing more is written.
         """
         with self._lock:
+            if self._prepared:
+                self.abandon()  # a group that its caller has left
             self._check_writable()
             try:
                 now_ms = max(self._clock_ms(), self.head.booked_ms)
                 group = decide_group(self._store, operations, now_ms, chains)
                 if group.entries:
                     self._store.write(group.entries)
-            except LedgerCorrupt as corrupt:
-                self._corrupt = corrupt
+            except BaseException as error:
+                self._note(error)
                 self.abandon()
                 raise
-            except BaseException:
-                self.abandon()
-                raise
+            self._prepared = bool(group.entries)
             return group
 
     @property
@@ -358,30 +363,42 @@ class Ledger:
 
     def catch_up(self) -> None:
         """Do a few milliseconds of that work."""
-        self._store.catch_up()
+        try:
+            self._store.catch_up()
+        except LedgerCorrupt as corrupt:
+            self._note(corrupt)
+            raise
 
     def commit(self, group: Group) -> None:
         """Make *group* durable. Blocks until the disk has it; may run in another thread."""
-        self._store.commit()
+        try:
+            self._store.commit()
+        except LedgerCorrupt as corrupt:
+            self._note(corrupt)
+            raise
 
     def finish(self, group: Group) -> list[Outcome]:
         """Make the committed *group* visible and return its outcomes."""
         with self._lock:
+            self._prepared = False
             if group.entries:
-                self._store.publish(group.entries)
+                try:
+                    self._store.publish(group.entries)
+                except BaseException as error:
+                    # The group is durable: what memory could not take over, it is given by the journal.
+                    self._note(error)
+                    self.abandon()
+                    if isinstance(error, LedgerCorrupt) or not isinstance(error, Exception):
+                        raise
             return group.outcomes
 
     def abandon(self) -> None:
         """Forget the group that is prepared, and build what memory holds from the journal again."""
         with self._lock:
-            self._stale = True
-            try:
-                self._store.recover()
-            except StoreUnavailable:
-                return  # it is tried again before the next answer
-            except LedgerCorrupt as corrupt:
-                self._corrupt = self._corrupt or corrupt
-            self._stale = False
+            self._stale, self._prepared = True, False
+            # Where it fails now, it is tried again, or named, before the next answer.
+            with suppress(StoreUnavailable, LedgerCorrupt):
+                self._refresh()
 
     def close(self) -> None:
         """Let go of the ledger; a second call does nothing."""
@@ -404,13 +421,25 @@ class Ledger:
     # --- before each answer ---------------------------------------------------------------------------
 
     def _refresh(self) -> None:
-        if self._stale:
-            self._store.recover()
-            self._stale = False
-
-    def _check_writable(self) -> None:
         if self._closed:
             raise StoreUnavailable("the ledger is closed; open it again")
+        if self._unreadable is not None:
+            raise self._unreadable
+        if self._stale:
+            try:
+                self._store.recover()
+            except LedgerCorrupt as corrupt:
+                # What memory holds is not the journal's any more, and building it again would end the same way.
+                self._note(corrupt)
+                self._unreadable = corrupt
+                raise
+            self._stale = False
+
+    def _note(self, error: BaseException) -> None:
+        if isinstance(error, LedgerCorrupt) and self._corrupt is None:
+            self._corrupt = error
+
+    def _check_writable(self) -> None:
         if self._corrupt is not None:
             raise self._corrupt
         self._refresh()

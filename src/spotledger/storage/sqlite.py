@@ -419,10 +419,16 @@ class SqliteStore:
 
     def recover(self) -> None:
         """Throw away what was written and all that memory holds, and build it again from the journal."""
-        with translated("read"):
-            if self._write.in_transaction:
-                self._write.execute("ROLLBACK")
-            self._build()
+        before = vars(self).copy()
+        try:
+            with translated("read"):
+                if self._write.in_transaction:
+                    self._write.execute("ROLLBACK")
+                self._build()
+        except BaseException:
+            # The head and the coins stay those of the last acknowledged entry, not of a memory that is half built.
+            vars(self).update(before)
+            raise
 
     def close(self) -> None:
         """Let go of the file; the write-ahead log is folded into it where the disk allows."""
