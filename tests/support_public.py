@@ -201,13 +201,13 @@ class Listening:
         self._thread.join(20)
         assert not self._thread.is_alive(), "the server did not stop"
 
-    def connect(self) -> socket.socket:
+    def connect(self, patience_s: float = 3.0) -> socket.socket:
         """Open a raw connection."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=3)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=patience_s)
 
-    def send(self, data: bytes) -> bytes:
+    def send(self, data: bytes, patience_s: float = 3.0) -> bytes:
         """Send *data* and return what comes back until the server closes, or has nothing more to say for a moment."""
-        with self.connect() as connection:
+        with self.connect(patience_s) as connection:
             received = b""
             with contextlib.suppress(OSError):
                 connection.sendall(data)

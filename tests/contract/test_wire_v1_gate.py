@@ -197,6 +197,15 @@ def test_r20_other_signed_calls_have_ten_a_second(tmp_path: Path) -> None:
         assert [public.code(signed_query(), path) for _ in range(11)] == [200] * 10 + [404]
 
 
+def test_r20_lock_holds_for_calls_whose_own_limit_is_off(tmp_path: Path) -> None:
+    """R20: the account is what is locked, so a call without a limit of its own waits too, and is told for how long."""
+    with service(tmp_path, asset_limit_per_second=0, account_limit_per_second=1) as public:
+        codes = [public.code(signed_query(), "/trade/api/v1/getAccounts") for _ in range(2)]
+        refused = public.ask(signed_query())
+    assert (codes, document(refused)["code"]) == ([200, 404], 404)
+    assert (header(refused, "retry-after"), header(refused, "ratelimit")) == ("600", None)
+
+
 def test_r20_only_valid_signatures_count_against_an_account(tmp_path: Path) -> None:
     """R20: knowing somebody's access key is not enough to lock him out."""
     with service(tmp_path) as public:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from spotledger.http import public as public_module
 from support_public import BALANCE, KEY, NONCE, SECRET, Listening, parsed, service, signed_query
@@ -181,6 +183,19 @@ def test_broken_http_is_refused_or_dropped(listening: Listening, request_bytes: 
 def test_odd_paths_are_refused_in_shape(listening: Listening, target: str) -> None:
     """Paths that aren't UTF-8 after decoding, or lead elsewhere, are unknown paths."""
     assert json.loads(listening.get(target)[2])["code"] == 404
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_bytes_are_answered_or_dropped(listening: Listening, data: st.DataObject) -> None:
+    """A request with bytes changed, dropped and put in anywhere: an HTTP answer or a closed connection, no trace."""
+    sent = bytearray(f"GET {BALANCE}?{signed_query()} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(sent) - 5))
+        sent[start : start + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=4))
+    answer = listening.send(bytes(sent), patience_s=0.5)
+    assert answer == b"" or answer.startswith(b"HTTP/1.")
+    assert b"Traceback" not in answer
 
 
 def test_broken_chunks_are_refused_in_shape(listening: Listening) -> None:

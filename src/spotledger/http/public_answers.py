@@ -132,6 +132,8 @@ def limit_headers(error: SpotledgerError | None, gate: Gate, peer: Peer, now_ms:
         name, wait_s = error.details["limit"], error.details["retry_after_s"]
         limits = (gate.address_limit, gate.asset_limit, gate.account_limit)
         policy = next(limit.policy_header for limit in limits if limit.name == name)
+        if policy[1].startswith(f'"{name}";q=0;'):
+            return [("retry-after", str(wait_s))]
         return [policy, ("ratelimit", f'"{name}";r=0;t={wait_s}'), ("retry-after", str(wait_s))]
     headers = gate.address_limit.headers(peer.text, now_ms)
     if isinstance(error, Unavailable):

@@ -194,8 +194,10 @@ def _unknown(accesskey: str) -> AccessKeyUnknown:
 
 def _limit_exceeded(limit: WindowLimit, whose: str, wait_ms: int) -> LimitExceeded:
     wait_s = whole_seconds(wait_ms)
+    # Off, and refused all the same: another limit locked the account.
+    which = f"{limit.limit} requests in {limit.window_ms // SECOND_MS} s" if limit.limit else "another limit allows"
     return LimitExceeded(
-        f"{whose} sent more than {limit.limit} requests in {limit.window_ms // SECOND_MS} s; wait {wait_s} s.",
+        f"{whose} sent more than {which}; wait {wait_s} s.",
         retry_after_s=wait_s,
         limit=limit.name,
     )
