@@ -12,6 +12,8 @@ from typing import Any
 import httpx2
 import pytest
 
+from spotledger.domain.operations import CoinAmount, SettleSide
+from spotledger.errors import UnknownCoin
 from support_operator import Api, operator_api
 
 
@@ -402,3 +404,36 @@ def test_health_needs_no_token(api: Api) -> None:
     assert api.request("GET", "/healthz").status_code == 200
     stopped = api.request("GET", "/readyz")
     assert (stopped.status_code, stopped.headers["retry-after"]) == (503, "1")
+
+
+def test_settlement_in_the_feed_has_each_amount_in_its_own_coin(api: Api) -> None:
+    """An entry with two coins and two holds says every amount with the decimals of its coin, and what was asked for."""
+    api.must("/v1/deposits", {"customer": "bob", "coin": "whole", "amount": "9"})
+    buys = api.must("/v1/holds", {**ALICE_USDT, "amount": "30"})["hold"]
+    sells = api.must("/v1/holds", {"customer": "bob", "coin": "whole", "amount": "3"})["hold"]
+    buyer = SettleSide(buys, fee=CoinAmount("usdt", "0.25"), release="1.5")
+    seller = SettleSide(sells, fee=CoinAmount("usdt", "0.5"), release="rest")
+    seq = api.runtime.ledger.settle("whole", "usdt", "2", "20.5", buyer, seller, key="fill-1").seq
+    entry = api.get("/v1/entries", after_seq=seq - 1).json()["entries"][0]
+    assert entry["request"] == {
+        "op": "settle",
+        "base": "whole",
+        "quote": "usdt",
+        "base_amount": "2",
+        "quote_amount": "20.50",
+        "buyer": {"hold": buys, "fee": {"coin": "usdt", "amount": "0.25"}, "release": "1.50"},
+        "seller": {"hold": sells, "fee": {"coin": "usdt", "amount": "0.50"}, "release": "rest"},
+    }
+    assert entry["holds"] == [{"hold": buys, "remaining": "7.75"}, {"hold": sells, "remaining": "0"}]
+    assert api.balances("@fees")["usdt"]["available"] == "0.75"
+    assert api.balances("@dust")["usdt"]["available"] == "0.00"
+
+
+def test_settlement_refused_in_the_feed_says_what_was_asked_for(api: Api) -> None:
+    """Amounts of a coin that is not listed stay as they were asked for."""
+    sides = SettleSide("1", release="0.10"), SettleSide("2")
+    with pytest.raises(UnknownCoin):
+        api.runtime.ledger.settle("doge", "usdt", "2.50", "20", *sides, key="fill-1")
+    entry = api.get("/v1/entries", after_seq=api.seq - 1).json()["entries"][0]
+    assert (entry["refusal"]["code"], entry["postings"]) == ("unknown_coin", [])
+    assert (entry["request"]["base_amount"], entry["request"]["buyer"]["release"]) == ("2.5", "0.1")

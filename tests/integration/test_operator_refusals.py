@@ -83,9 +83,16 @@ def leaves(base: type[errors.SpotledgerError]) -> set[type[errors.SpotledgerErro
     return set().union(*map(leaves, below)) if below else {base}
 
 
+#: Refusals of operations that no call of this API makes yet.
+WITHOUT_A_CALL = {
+    *(errors.AlreadyReversed, errors.UnknownEntry, errors.HouseShort),
+    *(errors.ChainFailed, errors.ChainPartlyKnown),
+}
+
+
 def test_every_refusal_of_the_tree_is_provoked_here() -> None:
-    """A new leaf below Refused asks for a line here."""
-    assert leaves(errors.Refused) <= PROVOKED.keys()
+    """A new leaf below Refused asks for a line here; one that has a line is not excused from it."""
+    assert leaves(errors.Refused) - PROVOKED.keys() == WITHOUT_A_CALL
 
 
 def check_problem(answer: httpx2.Response, kind: type[errors.SpotledgerError]) -> dict[str, Any]:

@@ -43,9 +43,9 @@ def entry_json(entry: Entry, coins: Mapping[str, Coin]) -> Json:
     if entry.happened_ms is not None:
         answer["happened_ms"] = entry.happened_ms
     if entry.holds:
-        scale = coins[entry.postings[0].coin].scale
+        scales = {posting.hold: coins[posting.coin].scale for posting in entry.postings}
         answer["holds"] = [
-            {"hold": str(hold), "remaining": amount_text(remaining, scale)} for hold, remaining in entry.holds
+            {"hold": str(hold), "remaining": amount_text(remaining, scales[hold])} for hold, remaining in entry.holds
         ]
     if entry.refusal is not None:
         answer["refusal"] = entry.refusal
@@ -53,9 +53,30 @@ def entry_json(entry: Entry, coins: Mapping[str, Coin]) -> Json:
 
 
 def _request_json(request: Json, coins: Mapping[str, Coin]) -> Json:
-    answer = {name: value for name, value in request.items() if name not in ("format", "units")}
-    if "units" in request:
-        answer["amount"] = amount_text(int(request["units"]), coins[request["coin"]].scale)
+    """Return a kept request with its units as decimal amounts, under the names that the caller's fields have."""
+    answer: Json = {}
+    for name, value in request.items():
+        if name == "units":
+            answer["amount"] = amount_text(int(value), coins[request["coin"]].scale)
+        elif name in ("base_units", "quote_units"):
+            coin = request[name.removesuffix("_units")]
+            answer[name.replace("units", "amount")] = amount_text(int(value), coins[coin].scale)
+        elif name in ("buyer", "seller"):
+            answer[name] = _side_json(value, request["quote" if name == "buyer" else "base"], coins)
+        elif name != "format":
+            answer[name] = value
+    return answer
+
+
+def _side_json(side: Json, paid: str, coins: Mapping[str, Coin]) -> Json:
+    answer: Json = {}
+    for name, value in side.items():
+        if name in ("fee", "dust"):
+            answer[name] = _request_json(value, coins)
+        elif name == "release_units":
+            answer["release"] = amount_text(int(value), coins[paid].scale)
+        else:
+            answer["release" if name == "release_amount" else name] = value
     return answer
 
 

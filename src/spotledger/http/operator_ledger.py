@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from spotledger.domain.accounts import EXTERNAL, ZERO, Account, check_account_kind
+from spotledger.domain.accounts import DUST, EXTERNAL, FEES, HOUSE_KIND, ZERO, Account, check_account_kind
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, NotFound, Refused
 from spotledger.http.operator_answers import balance_json, entry_json, hold_json, write_json
@@ -40,6 +40,8 @@ from spotledger.ledger import Ledger
 from spotledger.writer import Writer
 
 HOLD_STATES = ("open", "closed")
+#: The house's accounts that are one each, whoever they deal with.
+HOUSE_ACCOUNTS = {account.customer: account for account in (EXTERNAL, FEES, DUST)}
 OperationBody = CoinBody | CustomerBody | DepositBody | HoldBody | WithdrawalBody | TransferBody
 
 
@@ -109,14 +111,15 @@ class LedgerCalls:
         return answer({"seq": seq, "customer": account.customer, "account": account.kind, "balances": listed})
 
     def _account(self, customer: str, kind: str | None) -> Account:
-        if customer == EXTERNAL.customer:
-            if kind not in (None, EXTERNAL.kind):
+        house = HOUSE_ACCOUNTS.get(customer)
+        if house is not None:
+            if kind is not None:
                 raise InvalidRequest(f"account is given for {customer}, which has none; leave it out", field="account")
-            return EXTERNAL
+            return house
         return Account(customer, check_account_kind("spot" if kind is None else kind))
 
     def _existing(self, account: Account) -> Account:
-        if account != EXTERNAL and not self._ledger.has_customer(account.customer):
+        if account.kind != HOUSE_KIND and not self._ledger.has_customer(account.customer):
             raise NotFound(f"There is no customer {account.customer[:64]}.")
         return account
 
