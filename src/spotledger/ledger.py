@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 from spotledger.domain.accounts import Account, Balance, Coin, receivable_of
 from spotledger.domain.journal import Entry, Hold
@@ -35,6 +35,9 @@ from spotledger.group import Outcome as Outcome
 from spotledger.group import Receipt as Receipt
 from spotledger.group import checked_chains, decide_group
 from spotledger.storage.base import AccountView, Head, Store
+
+#: Rows of one page, whatever is asked for.
+PAGE_LIMIT: Final = 1_000_000
 
 
 class Ledger:
@@ -134,6 +137,7 @@ class Ledger:
         """Return at most *limit* entries after *after_seq* about *customer* (and *coin*), in order."""
         with self._lock:
             self._refresh()
+            after_seq, limit = self._page(after_seq, limit)
             owners = (customer, receivable_of(customer).customer)
             seqs = self._store.account_seqs(owners, coin, after_seq, limit)
             entries = (self._store.entry(seq) for seq in seqs)
@@ -143,7 +147,7 @@ class Ledger:
         """Return the entry that reversed the entry *seq*, or None."""
         with self._lock:
             self._refresh()
-            return self._store.reversal_of(seq)
+            return self._store.reversal_of(seq) if self._is_booked(seq) else None
 
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
@@ -155,38 +159,57 @@ class Ledger:
         """Return the ids of at most *limit* customers above *after*, in order."""
         with self._lock:
             self._refresh()
-            return self._store.customers(after, limit)
+            return self._store.customers(after, self._page(0, limit)[1])
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return one hold, open or closed, or None."""
         with self._lock:
             self._refresh()
-            return self._store.hold(hold_id)
+            return self._store.hold(hold_id) if self._is_booked(hold_id) else None
 
     def holds(self, customer: str, state: str | None = None, after: int = 0, limit: int = 1000) -> list[Hold]:
-        """Return at most *limit* holds of *customer* with ids above *after*: ``open``, ``closed``, or both (None)."""
+        """
+        Return at most *limit* holds of *customer* with ids above *after*: ``open``, ``closed``, or both (None).
+
+        Raises:
+            InvalidRequest: *limit* is below 1, or *state* none of these.
+        """
+        if state not in (None, "open", "closed"):
+            raise InvalidRequest(f"state is {state!r}; open or closed would pass", field="state")
         with self._lock:
             self._refresh()
+            after, limit = self._page(after, limit)
             return self._store.holds(customer, state, after, limit)
 
     def entry(self, seq: int) -> Entry | None:
         """Return the entry *seq*, or None."""
         with self._lock:
             self._refresh()
-            return self._store.entry(seq)
+            return self._store.entry(seq) if self._is_booked(seq) else None
 
     def entries(self, after_seq: int = 0, limit: int = 1000) -> list[Entry]:
         """Return at most *limit* entries after *after_seq*, in order, without gaps."""
         with self._lock:
             self._refresh()
-            return self._store.entries(after_seq, limit)
+            return self._store.entries(*self._page(after_seq, limit))
 
     def entry_of_key(self, key: str) -> Entry | None:
         """Return the entry that an idempotency key led to, or None where it was never used."""
+        if not key.isascii():
+            return None  # no key ever was
         with self._lock:
             self._refresh()
             seq = self._store.find_keys([key]).get(key)
             return None if seq is None else self._store.entry(seq)
+
+    def _is_booked(self, seq: int) -> bool:
+        return 0 < seq <= self.head.seq
+
+    def _page(self, after: int, limit: int) -> tuple[int, int]:
+        """Return *after* and *limit* within what a store can hold; a limit below 1 must not mean everything."""
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise InvalidRequest(f"limit is {limit!r}; a whole number above zero would pass", field="limit")
+        return max(0, min(after, self.head.seq)), min(limit, PAGE_LIMIT)
 
     # --- operations ---------------------------------------------------------------------------------
 

@@ -277,7 +277,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def let_expire(self, head: int, now_ms: int) -> None:
         """Take the expiries from the head of the group; their order among themselves is free."""
         due = self.model.due(now_ms)
-        for entry in self.ledger.entries(head, len(due)):
+        for entry in self.ledger.entries(head, len(due)) if due else ():
             assert entry.kind == "expire"
             assert entry.refusal is None
             hold_id = int(entry.request["hold"])

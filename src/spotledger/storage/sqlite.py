@@ -217,6 +217,7 @@ class SqliteStore:
         """Say whether *customer* is registered."""
         if not self._memory.has_customer(customer):
             self.load([customer], (), ())
+            self._memory.shrink(self._sealed_to)
         return self._memory.has_customer(customer)
 
     def account(self, account: Account) -> AccountState:
@@ -226,6 +227,7 @@ class SqliteStore:
             with translated("read"):
                 self._load_accounts([account])
             state = self._memory.accounts[account]
+            self._memory.shrink(self._sealed_to)
         return state
 
     def hold(self, hold_id: int) -> Hold | None:
@@ -284,20 +286,24 @@ class SqliteStore:
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
         """Return ids of open holds whose time has come, *limit* at the most; the others at the next call."""
-        ids = self._memory.pop_due(now_ms)
-        if self._next_due_ms is not None and now_ms >= self._next_due_ms:
+        due: dict[int, Hold] = {}
+        while len(due) < limit and (hold_id := self._memory.pop_due(now_ms)) is not None:
+            self._add_if_open(hold_id, due)
+        while len(due) < limit and self._next_due_ms is not None and now_ms >= self._next_due_ms:
             with translated("read"):
-                rows = sqlite_reads.due_rows(self._read, self._due_cursor, now_ms, limit)
+                rows = sqlite_reads.due_rows(self._read, self._due_cursor, now_ms, limit - len(due))
                 self._due_cursor = rows[-1] if rows else self._due_cursor
                 self._next_due_ms = sqlite_reads.next_due_ms(self._read, self._due_cursor)
-            ids += [hold_id for _, hold_id in rows]
-        due = []
-        for hold_id in dict.fromkeys(ids):
-            hold = self.hold(hold_id)
-            if hold is not None and hold.remaining:
-                self._memory.watch_expiry(hold)
-                due.append(hold_id)
-        return due[:limit]
+            for _, hold_id in rows:
+                self._add_if_open(hold_id, due)
+        for hold in due.values():
+            self._memory.watch_overdue(hold)
+        return list(due)
+
+    def _add_if_open(self, hold_id: int, due: dict[int, Hold]) -> None:
+        hold = self.hold(hold_id)
+        if hold is not None and hold.remaining:
+            due[hold_id] = hold
 
     def customers(self, after: str, limit: int) -> list[str]:
         """Return customers in the order of their ids."""
@@ -400,17 +406,20 @@ class SqliteStore:
         self._head = self._pending_head
         if self._sealed_to != self._pending_sealed_to:
             self._sealed_to = self._pending_sealed_to
-            memory.drop_sealed(self._sealed_to)
+            memory.drop_sealed(self._sealed_to, self._due_cursor)
+            with translated("read"):
+                self._next_due_ms = sqlite_reads.next_due_ms(self._read, self._due_cursor)
         if self._sealing is None:
             self._begin_sealing()
+        memory.loaded_holds.clear()
         memory.shrink(self._sealed_to)
 
     def _begin_sealing(self) -> None:
-        """Begin to seal the next segment if it is full; it is to be done before the one after it is."""
+        """Begin to seal the next segment if it is full and published; it is to be done before the one after it is."""
         segment = self._pending_sealed_to // self._segment_entries
         full_at = (segment + 1) * self._segment_entries
         self._sealing = None
-        if self._pending_head.seq < full_at:
+        if self._head.seq < full_at:
             return
         self._sealing = Sealing(self._write, self._filter, segment, self._segment_entries)
         room = full_at + self._segment_entries - self._pending_head.seq

@@ -39,7 +39,7 @@ class AccountState:
 class OpenSegment:
     """What the entries of one segment have changed, until it is sealed."""
 
-    __slots__ = ("customers", "holds", "holds_of", "keys", "number", "reversals", "touched")
+    __slots__ = ("customers", "expiries", "holds", "holds_of", "keys", "number", "reversals", "touched")
 
     def __init__(self, number: int) -> None:
         """Start the segment *number* with nothing in it."""
@@ -47,6 +47,7 @@ class OpenSegment:
         self.keys: dict[str, int] = {}
         self.customers: dict[str, int] = {}
         self.holds: dict[int, Hold] = {}
+        self.expiries: list[tuple[int, int]] = []
         self.holds_of: dict[str, dict[int, None]] = {}
         self.touched: dict[tuple[Account, str], array[int]] = {}
         self.reversals: dict[int, int] = {}
@@ -70,7 +71,7 @@ class WorkingSet:
         self.known_customers: dict[str, None] = {}
         self.loaded_holds: dict[int, Hold] = {}
         self.coins: dict[str, Coin] = {}
-        self._expiries: list[tuple[int, int]] = []
+        self._overdue: list[tuple[int, int]] = []
         self._shrink_at = cache_accounts
 
     # --- look-ups ---------------------------------------------------------------------------------
@@ -111,17 +112,17 @@ class WorkingSet:
                 return touches[bisect_right(touches, seq) - 1]
         return None
 
-    def pop_due(self, now_ms: int) -> list[int]:
-        """Take out the holds with an expiry up to *now_ms*; the caller gives back those that are still open."""
-        due = []
-        while self._expiries and self._expiries[0][0] <= now_ms:
-            due.append(heapq.heappop(self._expiries)[1])
-        return due
+    def pop_due(self, now_ms: int) -> int | None:
+        """Take out one hold with an expiry up to *now_ms*; the caller gives it back if it is still open."""
+        for expiries in (self._overdue, *[segment.expiries for segment in self.segments]):
+            if expiries and expiries[0][0] <= now_ms:
+                return heapq.heappop(expiries)[1]
+        return None
 
-    def watch_expiry(self, hold: Hold) -> None:
-        """Remember when *hold* expires, if it does."""
+    def watch_overdue(self, hold: Hold) -> None:
+        """Remember *hold*, whose time has come, until it is closed."""
         if hold.expires_ms is not None:
-            heapq.heappush(self._expiries, (hold.expires_ms, hold.hold_id))
+            heapq.heappush(self._overdue, (hold.expires_ms, hold.hold_id))
 
     def reversal_of(self, seq: int) -> int | None:
         """Return the entry of the open segments that reversed the entry *seq*, or None."""
@@ -180,8 +181,8 @@ class WorkingSet:
 
     def _apply_holds(self, segment: OpenSegment, entry: Entry) -> None:
         opened = opened_hold(entry)
-        if opened is not None:
-            self.watch_expiry(opened)
+        if opened is not None and opened.expires_ms is not None:
+            heapq.heappush(segment.expiries, (opened.expires_ms, opened.hold_id))
         for hold_id, remaining in entry.holds:
             hold = opened or self.hold(hold_id)
             if hold is None:
@@ -210,17 +211,25 @@ class WorkingSet:
             self.segments.append(OpenSegment(number))
         return self.segments[-1]
 
-    def drop_sealed(self, sealed_to: int) -> None:
-        """Drop the segments up to the entry *sealed_to*: the tables have all of it."""
+    def drop_sealed(self, sealed_to: int, due_seen: tuple[int, int]) -> None:
+        """
+        Drop the segments up to the entry *sealed_to*: the tables have all of it.
+
+        Args:
+            sealed_to: The last sealed entry.
+            due_seen: Up to which expiry, and which hold of that time, the table was looked through for due holds.
+        """
         sealed_segments = sealed_to // self._segment_entries
         while self.segments and self.segments[0].number < sealed_segments:
-            for customer in self.segments.pop(0).customers:
+            segment = self.segments.pop(0)
+            while segment.expiries and segment.expiries[0] <= due_seen:
+                heapq.heappush(self._overdue, heapq.heappop(segment.expiries))
+            for customer in segment.customers:
                 self.known_customers[customer] = None
             self._shrink_at = self._cache_accounts
 
     def shrink(self, sealed_to: int) -> None:
-        """Let go of accounts and customers beyond the bound that the tables have as they are, oldest first."""
-        self.loaded_holds.clear()
+        """Let go of what was loaded beyond the bounds and the tables have as it is, oldest first."""
         if len(self.accounts) > self._shrink_at:
             excess = len(self.accounts) - self._cache_accounts
             clean = (account for account, state in self.accounts.items() if state.changed_seq <= sealed_to)

@@ -1,0 +1,52 @@
+"""What the contract tests share: one place to keep a ledger in, for each store that there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+import spotledger
+from spotledger.ledger import Ledger
+from support_books import check_books
+from support_core import Clock
+
+
+class Place(Protocol):
+    """Where one store keeps one ledger; it can be opened again after it was closed."""
+
+    clock: Clock
+
+    def open(self) -> Ledger:
+        """Open the ledger that is here, with tiny segments and hardly any cache."""
+
+    def check(self) -> None:
+        """Let an independent reader check what is kept here."""
+
+
+class EmbeddedPlace:
+    """A data folder with a ledger file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = Clock()
+        self._folder = folder
+
+    def open(self) -> Ledger:
+        """Open the ledger that is here, with tiny segments and hardly any cache."""
+        return spotledger.open(self._folder, segment_entries=8, cache_accounts=2, clock_ms=self.clock)
+
+    def check(self) -> None:
+        """Let an independent reader check what is kept here."""
+        check_books(self._folder)
+
+
+PLACES: dict[str, Callable[[Path], Place]] = {"embedded": EmbeddedPlace}
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Give an empty place of each store in turn."""
+    made: Place = PLACES[request.param](tmp_path)
+    return made
