@@ -204,7 +204,7 @@ def test_expired_hold_pays_no_more(tmp_path: Path) -> None:
         ledger.freeze("ann", "usdt", "1", key="bid", expires_ms=clock.now_ms + 1)
         ledger.freeze("ann", "btc", "1", key="ask")
         clock.now_ms += 1
-        with pytest.raises((HoldExpired, HoldClosed)):
+        with pytest.raises(HoldExpired):
             _fill(ledger, base="1", quote="1")
         assert ledger.balances(support_core.spot("ann"))["usdt"] == Balance(COIN, 0)
     check_books(tmp_path)
@@ -251,3 +251,24 @@ def test_fill_between_accounts_of_other_kinds_stays_in_them(ledger: Ledger) -> N
     ledger.freeze("bob", "btc", "5", key="wallet-ask", account="wallet")
     ledger.settle("btc", "usdt", "5", "100", SettleSide(HoldKey("bid")), SettleSide(HoldKey("wallet-ask")), key="w")
     assert ledger.balances(Account("bob", "wallet"))["usdt"] == Balance(100 * COIN, 0)
+
+
+def test_late_use_is_told_that_the_hold_expired_whoever_was_first(tmp_path: Path) -> None:
+    """The same answer before and after the ledger has written the expiry."""
+    clock = support_core.Clock()
+    with support_core.open_small(tmp_path, clock) as ledger:
+        support_core.seed(ledger, "ann")
+        ledger.freeze("ann", "btc", "1", key="f", expires_ms=clock.now_ms + 5)
+        clock.now_ms += 5
+        for key in ("first", "second"):
+            with pytest.raises(HoldExpired):
+                ledger.unfreeze(HoldKey("f"), key=key)
+    check_books(tmp_path)
+
+
+def test_files_of_a_library_ledger_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    """The ledger file and its log are made with mode 0600, whatever the umask."""
+    with support_core.open_small(tmp_path / "data") as ledger:
+        support_core.seed(ledger)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "data").iterdir()}
+    assert set(modes.values()) == {0o600}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from spotledger.domain.amounts import MAX_SCALE
+from spotledger.domain.amounts import MAX_SCALE, shown
 from spotledger.errors import InvalidRequest
 
 #: The three accounts of a customer and their numbers on the wire.
@@ -60,7 +60,7 @@ def check_customer(text: object, field: str = "customer") -> str:
     if isinstance(text, str) and _CUSTOMER.match(text) and text not in (".", ".."):
         return text
     raise InvalidRequest(
-        f"{field} is {text!r}; 1 to 64 of A-Z a-z 0-9 . _ - would pass, but not '.' or '..'", field=field
+        f"{field} is {shown(text)}; 1 to 64 of A-Z a-z 0-9 . _ - would pass, but not '.' or '..'", field=field
     )
 
 
@@ -68,18 +68,18 @@ def check_coin(text: object, field: str = "coin") -> str:
     """Return *text* if it can be a coin's symbol: 1–20 of ``a-z 0-9``."""
     if isinstance(text, str) and _COIN.match(text):
         return text
-    raise InvalidRequest(f"{field} is {text!r}; 1 to 20 of a-z 0-9 would pass", field=field)
+    raise InvalidRequest(f"{field} is {shown(text)}; 1 to 20 of a-z 0-9 would pass", field=field)
 
 
 def check_scale(value: object, field: str = "scale") -> int:
     """Return *value* if it can be a coin's scale: a whole number from 0 to 18."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SCALE:
         return value
-    raise InvalidRequest(f"{field} is {value!r}; a whole number from 0 to {MAX_SCALE} would pass", field=field)
+    raise InvalidRequest(f"{field} is {shown(value)}; a whole number from 0 to {MAX_SCALE} would pass", field=field)
 
 
 def check_account_kind(text: object, field: str = "account") -> str:
     """Return *text* if it names one of a customer's three accounts."""
     if isinstance(text, str) and text in ACCOUNT_IDS:
         return text
-    raise InvalidRequest(f"{field} is {text!r}; wallet, spot or fiat would pass", field=field)
+    raise InvalidRequest(f"{field} is {shown(text)}; wallet, spot or fiat would pass", field=field)

@@ -14,6 +14,7 @@ from spotledger.errors import InvalidAmount
 MAX_SCALE = 18
 #: Amounts and balances stay below this number of units, in size.
 UNITS_LIMIT = 10**38
+_SHOWN_CHARACTERS = 70
 
 _AMOUNT = re.compile(r"\A(0|[1-9][0-9]{0,37})(?:\.([0-9]{1,18}))?\Z")
 _EXPECTED = 'a plain decimal above zero such as "12.5" in a text (digits 0-9; no sign, exponent or leading zeros)'
@@ -27,10 +28,10 @@ def check_amount(text: object, field: str = "amount") -> str:
         InvalidAmount: It is no text, not a plain decimal, or zero.
     """
     if not isinstance(text, str):
-        raise InvalidAmount(f"{field} is {_shown(text)}; {_EXPECTED} would pass", field=field)
+        raise InvalidAmount(f"{field} is {_shown_amount(text)}; {_EXPECTED} would pass", field=field)
     match = _AMOUNT.match(text)
     if match is None:
-        raise InvalidAmount(f"{field} is {_shown(text)}; {_EXPECTED} would pass", field=field)
+        raise InvalidAmount(f"{field} is {_shown_amount(text)}; {_EXPECTED} would pass", field=field)
     if not text.strip("0."):
         raise InvalidAmount(f"{field} is zero; an amount above zero would pass", field=field)
     return text
@@ -81,7 +82,11 @@ def format_amount(units: int, scale: int, least_decimals: int = 2) -> str:
     return f"{sign}{whole}.{decimals}" if decimals else sign + whole
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, str):
-        return repr(value if len(value) <= 64 else value[:61] + "...")
-    return f"a {type(value).__name__}"
+def shown(value: object) -> str:
+    """Return *value* as a message shows it: quoted, and cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def _shown_amount(value: object) -> str:
+    return shown(value) if isinstance(value, str) else f"a {type(value).__name__}"

@@ -158,11 +158,14 @@ def open_hold(name: HoldName, hold: Hold | None, field: str = "hold") -> Hold:
 
 
 def usable_hold(name: HoldName, hold: Hold | None, now_ms: int, field: str = "hold") -> Hold:
-    """Return *hold*, which was found for *name*, if it is open and its time has not come, or refuse."""
-    hold = open_hold(name, hold, field)
-    if hold.expires_ms is not None and now_ms >= hold.expires_ms:
+    """
+    Return *hold*, which was found for *name*, if it is open and its time has not come, or refuse.
+
+    Its time is looked at first: whether the ledger has let it expire already makes no difference to the answer.
+    """
+    if hold is not None and hold.expires_ms is not None and now_ms >= hold.expires_ms:
         raise HoldExpired(f"hold {hold.hold_id} expired at {hold.expires_ms}; it is now {now_ms}", field=field)
-    return hold
+    return open_hold(name, hold, field)
 
 
 def enough_remaining(hold: Hold, coin: Coin, units: int, field: str = "amount") -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple, TypeAlias
 
 from spotledger.domain.accounts import check_account_kind, check_coin, check_customer, check_scale
-from spotledger.domain.amounts import check_amount
+from spotledger.domain.amounts import check_amount, shown
 from spotledger.errors import InvalidRequest
 
 KEY_MAX_CHARACTERS: Final = 64
@@ -267,7 +267,9 @@ class Reverse:
     def __post_init__(self) -> None:
         check_key(self.key)
         if not isinstance(self.seq, int) or isinstance(self.seq, bool) or not 0 < self.seq < 2**63:
-            raise InvalidRequest(f"seq is {self.seq!r}; the position of an entry such as 12 would pass", field="seq")
+            raise InvalidRequest(
+                f"seq is {shown(self.seq)}; the position of an entry such as 12 would pass", field="seq"
+            )
         if self.reason is None:
             raise InvalidRequest("reason is missing; a line that says why would pass", field="reason")
         check_reference(self.reason, "reason")
@@ -301,7 +303,7 @@ def check_key(text: object, field: str = "key") -> str:
     if isinstance(text, str) and _KEY.match(text):
         return text
     raise InvalidRequest(
-        f"{field} is {_shown(text)}; an idempotency key of 1 to {KEY_MAX_CHARACTERS} printable ASCII characters"
+        f"{field} is {shown(text)}; an idempotency key of 1 to {KEY_MAX_CHARACTERS} printable ASCII characters"
         " without blanks would pass",
         field=field,
     )
@@ -314,7 +316,7 @@ def check_hold(name: object, field: str = "hold") -> HoldName:
         return name
     if isinstance(name, str) and _HOLD.match(name):
         return name
-    raise InvalidRequest(f'{field} is {_shown(name)}; a hold\'s id such as "12" would pass', field=field)
+    raise InvalidRequest(f'{field} is {shown(name)}; a hold\'s id such as "12" would pass', field=field)
 
 
 def check_reference(text: object, field: str = "reference") -> None:
@@ -323,7 +325,7 @@ def check_reference(text: object, field: str = "reference") -> None:
         return
     if not isinstance(text, str) or not 1 <= len(text) <= REFERENCE_MAX_CHARACTERS or _UNFIT.search(text):
         raise InvalidRequest(
-            f"{field} is {_shown(text)}; 1 to {REFERENCE_MAX_CHARACTERS} characters, no control characters, would pass",
+            f"{field} is {shown(text)}; 1 to {REFERENCE_MAX_CHARACTERS} characters, no control characters, would pass",
             field=field,
         )
 
@@ -334,13 +336,8 @@ def check_time(value: object, field: str) -> None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= TIME_MAX_MS:
         raise InvalidRequest(
-            f"{field} is {value!r}; milliseconds since 1970 such as 1700000000000 would pass", field=field
+            f"{field} is {shown(value)}; milliseconds since 1970 such as 1700000000000 would pass", field=field
         )
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 70 else text[:67] + "..."
 
 
 def _is_zero_text(text: object) -> bool:

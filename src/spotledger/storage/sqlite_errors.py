@@ -52,5 +52,6 @@ def translate(error: sqlite3.Error, doing: str) -> Exception:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
     reason = _UNAVAILABLE.get(code) or _UNAVAILABLE.get(code & 0xFF)
     if reason is not None:
-        return StoreUnavailable(f"the ledger could not be {doing}: {reason}; try again with the same idempotency key")
+        advice = "; try again with the same idempotency key" if doing == "written" else ""
+        return StoreUnavailable(f"the ledger could not be {doing}: {reason}{advice}")
     return LedgerCorrupt(f"the ledger could not be {doing}: {error} ({getattr(error, 'sqlite_errorname', 'no code')})")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 import uuid
 from importlib import resources
@@ -30,6 +32,7 @@ def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sql
         SchemaMismatch: The file is no ledger, or of another version.
     """
     with translated("opened"):
+        _make_private(path)
         write = _connect(path)
         try:
             _recognise(write, path)
@@ -47,6 +50,12 @@ def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sql
             write.close()
             raise
     return write, read
+
+
+def _make_private(path: Path) -> None:
+    """Make the file, readable by its owner only, where it is not there; the write-ahead log takes its mode over."""
+    with contextlib.suppress(OSError):  # what is wrong with the place, opening it will say
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
 
 def _connect(path: Path) -> sqlite3.Connection:
