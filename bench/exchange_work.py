@@ -1,9 +1,9 @@
 """
 The work of an exchange, made ahead of the measurement.
 
-Of a hundred operations 45 freeze, 35 settle a fill with two fees, 15 unfreeze, 5 deposit or withdraw; one is a repeat of
-an earlier one, one is refused. Customers and markets are chosen by Zipf's law, keys are random, and holds are those that
-were opened before: named by their ids, or by the key that opened them where that happens in the same group.
+Of a hundred operations 45 freeze, 35 settle a fill with two fees, 15 unfreeze, 5 deposit or withdraw; one is a repeat
+of an earlier one, one is refused. Customers and markets are chosen by Zipf's law, keys are random, and holds are those
+that were opened before: named by their ids, or by the key that opened them where that happens in the same group.
 """
 
 from __future__ import annotations
