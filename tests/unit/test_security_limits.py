@@ -74,7 +74,7 @@ def test_headers_tell_what_is_left() -> None:
 @given(
     steps=st.lists(st.tuples(st.integers(0, 700), st.sampled_from("ab")), max_size=60),
     limit=st.integers(1, 4),
-    lock_ms=st.sampled_from([0, 1_500]),
+    lock_ms=st.sampled_from([0, 400, 1_500]),
 )
 @settings(max_examples=300)
 def test_window_agrees_with_a_simple_model(steps: list[tuple[int, str]], limit: int, lock_ms: int) -> None:
