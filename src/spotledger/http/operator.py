@@ -17,6 +17,7 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
+from spotledger.http.operator_batches import BatchCalls
 from spotledger.http.operator_calls import Call, Door, answer, problem_answer, route
 from spotledger.http.operator_keys import KeyCalls
 from spotledger.http.operator_ledger import LedgerCalls
@@ -51,7 +52,9 @@ class OperatorApp:
         runtime = self._runtime
         ledger_calls = LedgerCalls(runtime.ledger, runtime.writer)
         key_calls = KeyCalls(runtime.ledger, runtime.writer, runtime.key_ring, runtime.tokens, runtime.key_writes)
+        batch_calls = BatchCalls(runtime.ledger, runtime.writer)
         return [
+            *batch_calls.routes(self._door),
             *ledger_calls.routes(self._door),
             *key_calls.routes(self._door),
             route(self._door, "/metrics", GET=Call(None, self._metrics)),

@@ -1,19 +1,114 @@
-"""How entries, holds and balances are said in the operator API: amounts as decimal text that can be sent back."""
+"""
+The answers of the operator API about money, as structs: what is encoded is what the OpenAPI document describes.
+
+Amounts are decimal text that can be sent back as it came.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from spotledger.domain.accounts import Balance, Coin
 from spotledger.domain.amounts import format_amount
-from spotledger.domain.journal import BalanceAfter, Entry, Hold, Posting
-
-Json = dict[str, Any]
+from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold
 
 #: Amount texts that are remembered: the answer to a write says most of its amounts more than once.
 AMOUNT_TEXTS: Final = 4096
+
+Json = dict[str, Any]
+#: Signed decimal text: two decimals at least, but never more than the coin has.
+AmountText = Annotated[str, Meta(extra_json_schema={"pattern": r"^-?[0-9]+(\.[0-9]+)?$", "examples": ["100.50"]})]
+HoldText = Annotated[str, Meta(description="The id of a hold: the seq of the entry that opened it.")]
+Seq = Annotated[int, Meta(description="A position in the journal.", extra_json_schema={"minimum": 0})]
+HeadSeq = Annotated[int, Meta(description="The position of the journal that this answer stands for.")]
+Epoch = Annotated[int, Meta(description="Counts restores from a backup: a seq means one entry within one epoch.")]
+TimeMs = Annotated[int, Meta(description="Milliseconds since 1970.")]
+
+
+class Answer(Struct, gc=False):
+    """A JSON object with these fields."""
+
+
+class BalanceAnswer(Answer):
+    """Both sides of a balance."""
+
+    available: AmountText
+    freeze: AmountText
+
+
+class PostingAnswer(Answer):
+    """One signed line of an entry, with the balance of its side after it."""
+
+    customer: str
+    account: str
+    coin: str
+    side: str
+    amount: AmountText
+    after: AmountText
+    hold: HoldText | UnsetType = UNSET
+
+
+class HoldAfterAnswer(Answer):
+    """What remains of a hold after an entry."""
+
+    hold: HoldText
+    remaining: AmountText
+
+
+class AfterAnswer(Answer):
+    """The balance of one account and coin after an entry."""
+
+    customer: str
+    account: str
+    coin: str
+    available: AmountText
+    freeze: AmountText
+
+
+class EntryAnswer(Answer):
+    """One entry of the journal: what was asked for, its postings, its holds; a kept refusal has no postings."""
+
+    seq: Seq
+    kind: str
+    key: Annotated[str, Meta(description="The idempotency key; one that begins with a blank is the ledger's own.")]
+    booked_ms: TimeMs
+    request: Annotated[Json, Meta(description="The canonical request, as it is kept.")]
+    postings: list[PostingAnswer]
+    happened_ms: TimeMs | UnsetType = UNSET
+    holds: list[HoldAfterAnswer] | UnsetType = UNSET
+    refusal: Json | UnsetType = UNSET
+
+
+class WriteAnswer(Answer):
+    """What a write did: where it stands in the journal, its entry, the balances after it, the hold that it opened."""
+
+    seq: Seq
+    entry: EntryAnswer
+    balances: list[AfterAnswer]
+    hold: HoldText | UnsetType = UNSET
+    replayed: Annotated[bool, Meta(description="In a batch: true where the operation was done before.")] | UnsetType = (
+        UNSET
+    )
+
+
+class HoldAnswer(Answer):
+    """One hold, open or closed."""
+
+    hold: HoldText
+    customer: str
+    account: str
+    coin: str
+    amount: AmountText
+    remaining: AmountText
+    state: Annotated[str, Meta(extra_json_schema={"enum": ["open", "closed"]})]
+    reference: str | None
+    expires_ms: TimeMs | None
+    opened_ms: TimeMs
+    closed_seq: Seq | None
 
 
 @lru_cache(maxsize=AMOUNT_TEXTS)
@@ -22,34 +117,53 @@ def amount_text(units: int, scale: int) -> str:
     return format_amount(units, scale, 2 if scale > 2 else scale)
 
 
-def balance_json(balance: Balance, scale: int) -> Json:
+def balance_answer(balance: Balance, scale: int) -> BalanceAnswer:
     """Return one balance as both of its sides."""
-    return {"available": amount_text(balance.available, scale), "freeze": amount_text(balance.freeze, scale)}
+    return BalanceAnswer(amount_text(balance.available, scale), amount_text(balance.freeze, scale))
 
 
-def entry_json(entry: Entry, coins: Mapping[str, Coin]) -> Json:
+def entry_answer(entry: Entry, coins: Mapping[str, Coin]) -> EntryAnswer:
     """Return one entry: what was asked for, its postings with the balance of their side after them, its holds."""
-    answer: Json = {
-        "seq": entry.seq,
-        "kind": entry.kind,
-        "key": entry.key,
-        "booked_ms": entry.booked_ms,
-        "request": _request_json(entry.request, coins),
-        "postings": [
-            _posting_json(posting, after, coins[posting.coin].scale)
-            for posting, after in zip(entry.postings, entry.posting_balances(), strict=True)
-        ],
-    }
-    if entry.happened_ms is not None:
-        answer["happened_ms"] = entry.happened_ms
+    holds: list[HoldAfterAnswer] | UnsetType = UNSET
     if entry.holds:
         scales = {posting.hold: coins[posting.coin].scale for posting in entry.postings}
-        answer["holds"] = [
-            {"hold": str(hold), "remaining": amount_text(remaining, scales[hold])} for hold, remaining in entry.holds
-        ]
-    if entry.refusal is not None:
-        answer["refusal"] = entry.refusal
-    return answer
+        holds = [HoldAfterAnswer(str(hold), amount_text(remaining, scales[hold])) for hold, remaining in entry.holds]
+    return EntryAnswer(
+        entry.seq,
+        entry.kind,
+        entry.key,
+        entry.booked_ms,
+        _request_json(entry.request, coins),
+        _postings(entry, coins),
+        UNSET if entry.happened_ms is None else entry.happened_ms,
+        holds,
+        UNSET if entry.refusal is None else entry.refusal,
+    )
+
+
+def _postings(entry: Entry, coins: Mapping[str, Coin]) -> list[PostingAnswer]:
+    """Return the postings; the balance after each is worked back from the balances after the entry."""
+    available = {(account, coin): units for account, coin, units, _ in entry.balances}
+    freeze = {(account, coin): units for account, coin, _, units in entry.balances}
+    answers = []
+    for account, coin, side, units, hold in reversed(entry.postings):
+        sides = available if side == AVAILABLE else freeze
+        after = sides[account, coin]
+        sides[account, coin] = after - units
+        scale = coins[coin].scale
+        answers.append(
+            PostingAnswer(
+                account[0],
+                account[1],
+                coin,
+                side,
+                amount_text(units, scale),
+                amount_text(after, scale),
+                UNSET if hold is None else str(hold),
+            )
+        )
+    answers.reverse()
+    return answers
 
 
 def _request_json(request: Json, coins: Mapping[str, Coin]) -> Json:
@@ -80,57 +194,34 @@ def _side_json(side: Json, paid: str, coins: Mapping[str, Coin]) -> Json:
     return answer
 
 
-def _posting_json(posting: Posting, after: int, scale: int) -> Json:
-    (customer, kind), coin, side, units, hold = posting
-    answer = {
-        "customer": customer,
-        "account": kind,
-        "coin": coin,
-        "side": side,
-        "amount": amount_text(units, scale),
-        "after": amount_text(after, scale),
-    }
-    if hold is not None:
-        answer["hold"] = str(hold)
-    return answer
-
-
-def after_json(after: BalanceAfter, scale: int) -> Json:
+def after_answer(after: BalanceAfter, scale: int) -> AfterAnswer:
     """Return the balance of one account and coin after an entry."""
     (customer, kind), coin, available, freeze = after
-    return {
-        "customer": customer,
-        "account": kind,
-        "coin": coin,
-        "available": amount_text(available, scale),
-        "freeze": amount_text(freeze, scale),
-    }
+    return AfterAnswer(customer, kind, coin, amount_text(available, scale), amount_text(freeze, scale))
 
 
-def write_json(entry: Entry, hold: int | None, coins: Mapping[str, Coin]) -> Json:
+def write_answer(entry: Entry, hold: int | None, coins: Mapping[str, Coin]) -> WriteAnswer:
     """Return the answer to a write: where it stands in the journal, its entry, the balances after it, its hold."""
-    answer = {
-        "seq": entry.seq,
-        "entry": entry_json(entry, coins),
-        "balances": [after_json(after, coins[after.coin].scale) for after in entry.balances],
-    }
-    if hold is not None:
-        answer["hold"] = str(hold)
-    return answer
+    return WriteAnswer(
+        entry.seq,
+        entry_answer(entry, coins),
+        [after_answer(after, coins[after.coin].scale) for after in entry.balances],
+        UNSET if hold is None else str(hold),
+    )
 
 
-def hold_json(hold: Hold, scale: int) -> Json:
+def hold_answer(hold: Hold, scale: int) -> HoldAnswer:
     """Return one hold; its id is text."""
-    return {
-        "hold": str(hold.hold_id),
-        "customer": hold.account.customer,
-        "account": hold.account.kind,
-        "coin": hold.coin,
-        "amount": amount_text(hold.amount, scale),
-        "remaining": amount_text(hold.remaining, scale),
-        "state": hold.state,
-        "reference": hold.reference,
-        "expires_ms": hold.expires_ms,
-        "opened_ms": hold.opened_ms,
-        "closed_seq": hold.closed_seq,
-    }
+    return HoldAnswer(
+        str(hold.hold_id),
+        hold.account.customer,
+        hold.account.kind,
+        hold.coin,
+        amount_text(hold.amount, scale),
+        amount_text(hold.remaining, scale),
+        hold.state,
+        hold.reference,
+        hold.expires_ms,
+        hold.opened_ms,
+        hold.closed_seq,
+    )

@@ -7,6 +7,7 @@ whose refusals name the field. So a value has one set of rules, whichever door i
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any, Final, TypeVar
 
@@ -25,22 +26,38 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import InvalidRequest, MalformedRequest
+from spotledger.http.operator_fields import (
+    AccountField,
+    AccountOrNone,
+    AmountField,
+    AmountOrNone,
+    CoinField,
+    CoinOrNone,
+    CustomerField,
+    CustomerOrNone,
+    HoldField,
+    HoldOrNone,
+    ReferenceField,
+    ScaleField,
+    TimeField,
+)
 
 _MISSING = re.compile(r"missing required field `([^`]*)`(?: - at `\$\.?(.*)`)?\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?\Z", re.DOTALL)
 _PLACE = re.compile(r" - at `\$\.?(.*)`\Z", re.DOTALL)
 _FIELD_SHOWN_CHARACTERS: Final = 64
+_encode = msgspec.json.Encoder().encode
 
 
-class Body(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class Body(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     """A JSON object with these fields and no others."""
 
 
 class CoinBody(Body):
     """``POST /v1/coins``."""
 
-    coin: Any
-    scale: Any
+    coin: CoinField
+    scale: ScaleField
 
     def operation(self, key: str) -> Operation:
         """Return the operation that the body asks for."""
@@ -50,7 +67,7 @@ class CoinBody(Body):
 class CustomerBody(Body):
     """``POST /v1/customers``."""
 
-    customer: Any
+    customer: CustomerField
 
     def operation(self, key: str) -> Operation:
         """Return the operation that the body asks for."""
@@ -60,12 +77,12 @@ class CustomerBody(Body):
 class DepositBody(Body):
     """``POST /v1/deposits``."""
 
-    customer: Any
-    coin: Any
-    amount: Any
-    account: Any = "spot"
-    reference: Any = None
-    happened_ms: Any = None
+    customer: CustomerField
+    coin: CoinField
+    amount: AmountField
+    account: AccountField = "spot"
+    reference: ReferenceField = None
+    happened_ms: TimeField = None
 
     def operation(self, key: str) -> Operation:
         """Return the operation that the body asks for."""
@@ -75,12 +92,12 @@ class DepositBody(Body):
 class HoldBody(Body):
     """``POST /v1/holds``."""
 
-    customer: Any
-    coin: Any
-    amount: Any
-    account: Any = "spot"
-    reference: Any = None
-    expires_ms: Any = None
+    customer: CustomerField
+    coin: CoinField
+    amount: AmountField
+    account: AccountField = "spot"
+    reference: ReferenceField = None
+    expires_ms: TimeField = None
 
     def operation(self, key: str) -> Operation:
         """Return the operation that the body asks for."""
@@ -90,23 +107,34 @@ class HoldBody(Body):
 class ReleaseBody(Body):
     """``POST /v1/holds/{id}/release``: all that remains where no amount is given."""
 
-    amount: Any = None
+    amount: AmountOrNone = None
 
     def release(self, key: str, hold: str) -> Operation:
         """Return the operation that the body asks for, of the hold that the path names."""
         return Unfreeze(key, hold, self.amount)
 
 
+class UnfreezeBody(Body):
+    """``POST /v1/releases``: a release that names its hold, by its id or by the key that opened it."""
+
+    hold: HoldField
+    amount: AmountOrNone = None
+
+    def operation(self, key: str) -> Operation:
+        """Return the operation that the body asks for."""
+        return Unfreeze(key, hold_name(self.hold), self.amount)
+
+
 class WithdrawalBody(Body):
     """``POST /v1/withdrawals``: out of a hold, or at once out of what a customer has available."""
 
-    amount: Any
-    customer: Any = None
-    coin: Any = None
-    account: Any = None
-    hold: Any = None
-    reference: Any = None
-    happened_ms: Any = None
+    amount: AmountField
+    customer: CustomerOrNone = None
+    coin: CoinOrNone = None
+    account: AccountOrNone = None
+    hold: HoldOrNone = None
+    reference: ReferenceField = None
+    happened_ms: TimeField = None
 
     def operation(self, key: str) -> Operation:
         """Return the operation that the body asks for."""
@@ -127,8 +155,8 @@ class WithdrawalBody(Body):
 class AccountBody(Body):
     """One end of a transfer."""
 
-    customer: Any
-    account: Any = "spot"
+    customer: CustomerField
+    account: AccountField = "spot"
 
 
 class TransferBody(Body, rename={"source": "from", "target": "to"}):
@@ -136,9 +164,9 @@ class TransferBody(Body, rename={"source": "from", "target": "to"}):
 
     source: AccountBody
     target: AccountBody
-    coin: Any
-    amount: Any
-    reference: Any = None
+    coin: CoinField
+    amount: AmountField
+    reference: ReferenceField = None
 
     def operation(self, key: str) -> Operation:
         """Return the operation that the body asks for."""
@@ -157,7 +185,7 @@ class TransferBody(Body, rename={"source": "from", "target": "to"}):
 class KeyBody(Body):
     """``POST /v1/keys``."""
 
-    customer: Any
+    customer: CustomerField
     permissions: list[str]
     label: str = ""
     addresses: list[str] = []
@@ -178,18 +206,20 @@ class TokenBody(Body):
 B = TypeVar("B", bound=Body)
 
 
-def hold_name(value: object) -> HoldName:
+def hold_name(value: object, field: str = "hold") -> HoldName:
     """Return the hold that *value* names: its id as text, or ``{"key": K}``."""
     if isinstance(value, dict) and value.keys() == {"key"}:
         return HoldKey(value["key"])
     if isinstance(value, str):
         return value
-    raise InvalidRequest('hold is not of the right form; its id in a text, or {"key": "…"}, would pass', field="hold")
+    raise InvalidRequest(
+        f'{field} is not of the right form; its id in a text, or {{"key": "…"}}, would pass', field=field
+    )
 
 
-def decode(body: bytes, kind: type[B]) -> B:
+def decode(body: bytes, kind: type[B], *, names_once: bool = True) -> B:
     """
-    Read a body as *kind*.
+    Read a body as *kind*; *names_once*: refuse a name that stands twice in one object.
 
     Raises:
         MalformedRequest: It is not JSON.
@@ -197,15 +227,43 @@ def decode(body: bytes, kind: type[B]) -> B:
     """
     try:
         try:
-            return msgspec.json.decode(body, type=kind)
+            found = msgspec.json.decode(body, type=kind)
         except msgspec.ValidationError as problem:
             msgspec.json.decode(body)  # what is no JSON at all is said first
-            raise _refusal(str(problem), kind) from None
+            raise refusal_of(str(problem), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise MalformedRequest("The body is not JSON; one JSON object in UTF-8 would pass.") from None
+    if names_once:
+        check_names_once(body, found)
+    return found
 
 
-def _refusal(problem: str, kind: type[Body]) -> InvalidRequest:
+def check_names_once(body: bytes, found: object) -> None:
+    """
+    Refuse a *body* in which an object has a name twice: what it means would depend on who reads it.
+
+    What was *found* in it, written again, has as many quotation marks unless a name was lost (or a default was sent,
+    or something is escaped); only then is the body looked at name by name.
+    """
+    if b"\\" in body or _encode(found).count(b'"') != body.count(b'"'):
+        try:
+            json.loads(body, object_pairs_hook=_names_once)
+        except (ValueError, RecursionError):
+            raise MalformedRequest("The body is not JSON; one JSON object in UTF-8 would pass.") from None
+
+
+def _names_once(pairs: list[tuple[str, Any]]) -> None:
+    names = set()
+    for name, _ in pairs:
+        if name in names:
+            raise InvalidRequest(
+                f"{name[:_FIELD_SHOWN_CHARACTERS]} stands twice in one object; once would pass",
+                field=name[:_FIELD_SHOWN_CHARACTERS],
+            )
+        names.add(name)
+
+
+def refusal_of(problem: str, kind: type[Body]) -> InvalidRequest:
     """Put msgspec's message into our words; a test holds its form."""
     if missing := _MISSING.search(problem):
         field = _join(missing[2], missing[1])

@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 from starlette.requests import Request
@@ -64,11 +64,30 @@ class Write(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What one method of one path does, and the scope that it needs (None: any token will do)."""
+    """
+    What one method of one path does.
+
+    Args:
+        scope: What the token must be good for; None: any token will do.
+        read: Answers a request that has no body.
+        write: Answers a request with a body.
+        needs_key: Whether a write has to come with an idempotency key.
+        body_limit: How many bytes of a body are read.
+        takes: The struct of the body, for the OpenAPI document.
+        gives: The struct of the answer, for the OpenAPI document.
+        query: The names of the query's parameters, for the OpenAPI document.
+        page: Whether a path is a page for people and no call of the API.
+    """
 
     scope: str | None
     read: Callable[[Request], Awaitable[Response]] | None = None
     write: Callable[[Write], Awaitable[Response]] | None = None
+    needs_key: bool = True
+    body_limit: int = BODY_LIMIT_BYTES
+    takes: type[msgspec.Struct] | None = None
+    gives: type[msgspec.Struct] | None = None
+    query: tuple[str, ...] = ()
+    page: bool = False
 
 
 class Door:
@@ -125,7 +144,8 @@ class Endpoint:
             raise MethodNotAllowed(f"{scope['method']} is not for this path; {allowed} would pass.", allow=allowed)
         request = Request(scope, receive)
         if call.write is not None:
-            response = await call.write(Write(request, idempotency_key(request), await read_body(request)))
+            key = idempotency_key(request) if call.needs_key else ""
+            response = await call.write(Write(request, key, await read_body(request, call.body_limit)))
         else:
             assert call.read is not None, "a call reads or writes"  # noqa: S101
             response = await call.read(request)
@@ -148,9 +168,9 @@ def idempotency_key(request: Request) -> str:
     return check_key(found[0].decode("latin-1"), KEY_HEADER)
 
 
-async def read_body(request: Request) -> bytes:
+async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
     """
-    Return the body, at most 1 MiB of it.
+    Return the body, at most *limit* bytes of it.
 
     Raises:
         MalformedRequest: It is longer, or did not come whole in time.
@@ -161,15 +181,15 @@ async def read_body(request: Request) -> bytes:
         async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
             async for piece in request.stream():
                 size += len(piece)
-                if size > BODY_LIMIT_BYTES:
-                    raise MalformedRequest(f"The body is longer than {BODY_LIMIT_BYTES} bytes; that many would pass.")
+                if size > limit:
+                    raise MalformedRequest(f"The body is longer than {limit} bytes; that many would pass.")
                 pieces.append(piece)
     except TimeoutError:
         raise MalformedRequest(f"The body did not come whole within {BODY_TIMEOUT_SECONDS:g} seconds.") from None
     return b"".join(pieces)
 
 
-def answer(body: Mapping[str, Any], *, replayed: bool = False) -> Response:
+def answer(body: object, *, replayed: bool = False) -> Response:
     """Return *body* as the answer 200, marked where it is the repeat of an earlier one."""
     headers = {REPLAYED_HEADER: "true"} if replayed else None
     return Response(_encode(body), 200, headers, JSON_MEDIA_TYPE)

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, HOUSE_KIND, ZERO, Account, check_account_kind
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, NotFound, Refused
-from spotledger.http.operator_answers import balance_json, entry_json, hold_json, write_json
+from spotledger.http.operator_answers import balance_answer, entry_answer, hold_answer, write_answer
 from spotledger.http.operator_bodies import (
     CoinBody,
     CustomerBody,
@@ -20,6 +20,7 @@ from spotledger.http.operator_bodies import (
     HoldBody,
     ReleaseBody,
     TransferBody,
+    UnfreezeBody,
     WithdrawalBody,
     decode,
 )
@@ -36,13 +37,24 @@ from spotledger.http.operator_calls import (
     query_of,
     route,
 )
+from spotledger.http.operator_trades import ReversalBody, SettlementBody
 from spotledger.ledger import Ledger
 from spotledger.writer import Writer
 
 HOLD_STATES = ("open", "closed")
 #: The house's accounts that are one each, whoever they deal with.
 HOUSE_ACCOUNTS = {account.customer: account for account in (EXTERNAL, FEES, DUST)}
-OperationBody = CoinBody | CustomerBody | DepositBody | HoldBody | WithdrawalBody | TransferBody
+OperationBody = (
+    CoinBody
+    | CustomerBody
+    | DepositBody
+    | HoldBody
+    | UnfreezeBody
+    | WithdrawalBody
+    | TransferBody
+    | SettlementBody
+    | ReversalBody
+)
 
 
 class LedgerCalls:
@@ -60,6 +72,9 @@ class LedgerCalls:
             route(door, "/v1/holds/{hold}/release", POST=Call(LEDGER_WRITE, write=self.release)),
             route(door, "/v1/withdrawals", POST=self._writes(WithdrawalBody)),
             route(door, "/v1/transfers", POST=self._writes(TransferBody)),
+            route(door, "/v1/settlements", POST=self._writes(SettlementBody)),
+            route(door, "/v1/reversals", POST=self._writes(ReversalBody)),
+            route(door, "/v1/releases", POST=self._writes(UnfreezeBody)),
             route(door, "/v1/customers/{customer}/balances", GET=Call(LEDGER_READ, self.balances)),
             route(door, "/v1/customers/{customer}/holds", GET=Call(LEDGER_READ, self.holds)),
             route(door, "/v1/entries", GET=Call(LEDGER_READ, self.entries)),
@@ -82,7 +97,7 @@ class LedgerCalls:
         result = (await self._writer.submit((operation,)))[0]
         if isinstance(result, Refused):
             raise result
-        body = write_json(result.entry, result.hold, self._ledger.coins)
+        body = write_answer(result.entry, result.hold, self._ledger.coins)
         return answer(body, replayed=result.replayed)
 
     async def coins(self, request: Request) -> Response:
@@ -107,7 +122,9 @@ class LedgerCalls:
         await self._await_seq(query)
         account = self._existing(account)
         seq, balances = self._ledger.head.seq, self._ledger.account(account).balances
-        listed = {name: balance_json(balances.get(name, ZERO), coin.scale) for name, coin in self._ledger.coins.items()}
+        listed = {
+            name: balance_answer(balances.get(name, ZERO), coin.scale) for name, coin in self._ledger.coins.items()
+        }
         return answer({"seq": seq, "customer": account.customer, "account": account.kind, "balances": listed})
 
     def _account(self, customer: str, kind: str | None) -> Account:
@@ -135,7 +152,7 @@ class LedgerCalls:
         coins = self._ledger.coins
         body: dict[str, Any] = {
             "seq": self._ledger.head.seq,
-            "holds": [hold_json(hold, coins[hold.coin].scale) for hold in found],
+            "holds": [hold_answer(hold, coins[hold.coin].scale) for hold in found],
             "next_after": str(found[-1].hold_id) if len(found) == limit else None,
         }
         return answer(body)
@@ -149,7 +166,7 @@ class LedgerCalls:
         coins = self._ledger.coins
         body = {
             "seq": self._ledger.head.seq,
-            "entries": [entry_json(entry, coins) for entry in found],
+            "entries": [entry_answer(entry, coins) for entry in found],
             "next_after_seq": found[-1].seq if found else after_seq,
         }
         return answer(body)

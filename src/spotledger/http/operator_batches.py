@@ -1,0 +1,254 @@
+"""
+``POST /v1/batches``: many operations in one request, each with its own key and its own result.
+
+A body is read piece by piece, and so is the answer written, so that a large batch does not hold the event loop. One
+malformed operation refuses the whole: nothing of it is done, and the refusal names the operation and its field.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Annotated, Any, Final, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from spotledger.domain.operations import Operation
+from spotledger.errors import InvalidRequest, MalformedRequest, Refused
+from spotledger.group import CHAIN_LIMIT
+from spotledger.http.operator_answers import Answer, Seq, WriteAnswer, write_answer
+from spotledger.http.operator_bodies import (
+    Body,
+    DepositBody,
+    HoldBody,
+    TransferBody,
+    UnfreezeBody,
+    WithdrawalBody,
+    check_names_once,
+    decode,
+    refusal_of,
+)
+from spotledger.http.operator_calls import JSON_MEDIA_TYPE, LEDGER_WRITE, Call, Door, Write, route
+from spotledger.http.operator_fields import ChainField, KeyField
+from spotledger.http.operator_trades import ReversalBody, SettlementBody
+from spotledger.ledger import Ledger, Outcome
+from spotledger.writer import Writer
+
+BATCH_LIMIT: Final = 10_000
+BATCH_BODY_LIMIT_BYTES: Final = 8 * 1024 * 1024
+#: How many operations are read, or results written, before other work has its turn.
+TURN_OPERATIONS: Final = 100
+CHAIN_MAX_CHARACTERS: Final = 64
+
+_encode = msgspec.json.Encoder().encode
+
+
+class DepositOperation(DepositBody, tag_field="op", tag="deposit", kw_only=True):
+    """A deposit in a batch."""
+
+    key: KeyField
+    chain: ChainField = None
+
+
+class FreezeOperation(HoldBody, tag_field="op", tag="freeze", kw_only=True):
+    """A freeze in a batch."""
+
+    key: KeyField
+    chain: ChainField = None
+
+
+class UnfreezeOperation(UnfreezeBody, tag_field="op", tag="unfreeze", kw_only=True):
+    """An unfreeze in a batch."""
+
+    key: KeyField
+    chain: ChainField = None
+
+
+class WithdrawOperation(WithdrawalBody, tag_field="op", tag="withdraw", kw_only=True):
+    """A withdrawal in a batch."""
+
+    key: KeyField
+    chain: ChainField = None
+
+
+class TransferOperation(TransferBody, tag_field="op", tag="transfer", kw_only=True):
+    """A transfer in a batch."""
+
+    key: KeyField
+    chain: ChainField = None
+
+
+class SettleOperation(SettlementBody, tag_field="op", tag="settle", kw_only=True):
+    """A settlement in a batch."""
+
+    key: KeyField
+    chain: ChainField = None
+
+
+class ReverseOperation(ReversalBody, tag_field="op", tag="reverse", kw_only=True):
+    """A reversal in a batch."""
+
+    key: KeyField
+    chain: ChainField = None
+
+
+BatchOperation: TypeAlias = (
+    DepositOperation
+    | FreezeOperation
+    | UnfreezeOperation
+    | WithdrawOperation
+    | TransferOperation
+    | SettleOperation
+    | ReverseOperation
+)
+_OPERATIONS: Final = {
+    kind.__struct_config__.tag: kind
+    for kind in (
+        DepositOperation,
+        FreezeOperation,
+        UnfreezeOperation,
+        WithdrawOperation,
+        TransferOperation,
+        SettleOperation,
+        ReverseOperation,
+    )
+}
+_decode_operation = msgspec.json.Decoder(BatchOperation).decode
+
+
+class _RawBatch(Body):
+    """A batch whose operations are not read yet."""
+
+    operations: list[Raw]
+    atomic: bool = False
+
+
+class BatchBody(Body):
+    """``POST /v1/batches``: operations in order; later ones see the effects of earlier ones."""
+
+    operations: Annotated[list[BatchOperation], Meta(max_length=BATCH_LIMIT)]
+    atomic: Annotated[bool, Meta(description=f"All or nothing; {CHAIN_LIMIT} operations at most.")] = False
+
+
+class RefusedResult(Answer):
+    """The refusal of one operation of a batch, and what is known about it; kept refusals have a seq."""
+
+    code: str
+    detail: str
+    field: str | UnsetType = UNSET
+    seq: Seq | UnsetType = UNSET
+    replayed: bool | UnsetType = UNSET
+
+
+class BatchAnswer(Answer):
+    """One result an operation, in order."""
+
+    results: list[WriteAnswer | RefusedResult]
+
+
+class BatchCalls:
+    """The call for many operations at once."""
+
+    def __init__(self, ledger: Ledger, writer: Writer) -> None:
+        self._ledger = ledger
+        self._writer = writer
+
+    def routes(self, door: Door) -> list[Route]:
+        """Return the routes."""
+        batch = Call(LEDGER_WRITE, write=self.batch, needs_key=False, body_limit=BATCH_BODY_LIMIT_BYTES)
+        return [route(door, "/v1/batches", POST=batch)]
+
+    async def batch(self, call: Write) -> Response:
+        """Do operations in order, alone, in chains, or all or nothing, and say what came of each."""
+        raw = decode(call.body, _RawBatch, names_once=False)
+        if len(raw.operations) > BATCH_LIMIT:
+            raise InvalidRequest(
+                f"operations has {len(raw.operations)} of them; {BATCH_LIMIT} at most would pass", field="operations"
+            )
+        operations, chains = await _read(raw, call.body)
+        outcomes = await self._writer.submit(operations, chains, atomic=raw.atomic) if operations else []
+        if len(outcomes) <= TURN_OPERATIONS:
+            return Response(self._piece(outcomes, b'{"results":[') + b"]}", 200, None, JSON_MEDIA_TYPE)
+        return StreamingResponse(self._stream(outcomes), 200, None, JSON_MEDIA_TYPE)
+
+    def _piece(self, outcomes: Sequence[Outcome], before: bytes) -> bytes:
+        coins = self._ledger.coins
+        return before + _encode([_result(outcome, coins) for outcome in outcomes])[1:-1]
+
+    async def _stream(self, outcomes: Sequence[Outcome]) -> AsyncIterator[bytes]:
+        before = b'{"results":['
+        for start in range(0, len(outcomes), TURN_OPERATIONS):
+            yield self._piece(outcomes[start : start + TURN_OPERATIONS], before)
+            before = b","
+            await asyncio.sleep(0)
+        yield b"]}"
+
+
+async def _read(raw: _RawBatch, body: bytes) -> tuple[list[Operation], list[str | None] | None]:
+    """Return the operations of a batch, and their chains where one has any."""
+    operations: list[Operation] = []
+    chains: list[str | None] = []
+    read: list[BatchOperation] = []
+    for index, text in enumerate(raw.operations):
+        try:
+            found = _decoded(text)
+            operations.append(found.operation(found.key))
+            chains.append(_chain(found.chain))
+        except InvalidRequest as refusal:
+            raise _placed(refusal, index) from None
+        read.append(found)
+        if index % TURN_OPERATIONS == TURN_OPERATIONS - 1:
+            await asyncio.sleep(0)
+    check_names_once(body, BatchBody(read, raw.atomic))
+    return operations, chains if any(chains) else None
+
+
+def _decoded(text: Raw) -> BatchOperation:
+    try:
+        found: BatchOperation = _decode_operation(text)
+    except msgspec.ValidationError as problem:
+        document = msgspec.json.decode(text)
+        if not isinstance(document, dict):
+            raise InvalidRequest("it is not an object; an operation would pass", field="") from None
+        op = document.get("op")
+        if not isinstance(op, str) or op not in _OPERATIONS:
+            known = ", ".join(map(str, _OPERATIONS))
+            shown = repr(op)[:70] if "op" in document else "missing"
+            raise InvalidRequest(f"op is {shown}; one of {known} would pass", field="op") from None
+        raise refusal_of(str(problem), _OPERATIONS[op]) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise MalformedRequest("it is not JSON in UTF-8; that would pass") from None
+    return found
+
+
+def _chain(value: Any) -> str | None:
+    if value is None or (isinstance(value, str) and 0 < len(value) <= CHAIN_MAX_CHARACTERS):
+        return value
+    raise InvalidRequest(
+        f"chain is not of the right form; 1 to {CHAIN_MAX_CHARACTERS} characters would pass", field="chain"
+    )
+
+
+def _placed(refusal: InvalidRequest, index: int) -> InvalidRequest:
+    """Return *refusal* with the place of the operation that it is about; its own class says what is wrong."""
+    field = refusal.details.get("field")
+    place = f"operations[{index}].{field}" if field else f"operations[{index}]"
+    details = {**refusal.details, "field": place, "index": index}
+    return type(refusal)(f"operations[{index}]: {refusal.message}", **details)
+
+
+def _result(outcome: Outcome, coins: Any) -> WriteAnswer | dict[str, Any]:
+    if isinstance(outcome, Refused):
+        result = {**outcome.details, "code": outcome.code, "detail": outcome.message}
+        if outcome.seq is not None:
+            result["seq"] = outcome.seq
+        if outcome.replayed:
+            result["replayed"] = True
+        return result
+    answer = write_answer(outcome.entry, outcome.hold, coins)
+    if outcome.replayed:
+        answer.replayed = True
+    return answer

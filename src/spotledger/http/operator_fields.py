@@ -1,0 +1,92 @@
+"""
+The fields of the operator API's bodies and queries, as their JSON schemas say them.
+
+The structs take any value in them: each is checked by the operation that is made of it, whose refusal names the field.
+So the schemas describe, and the domain decides; a fuzzing test holds them together.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from msgspec import Meta
+
+from spotledger.domain.accounts import ACCOUNT_IDS
+from spotledger.domain.amounts import MAX_SCALE
+from spotledger.domain.operations import KEY_MAX_CHARACTERS, REFERENCE_MAX_CHARACTERS, TIME_MAX_MS
+
+Schema = dict[str, Any]
+
+CUSTOMER: Final[Schema] = {"type": "string", "pattern": r"^[A-Za-z0-9._-]{1,64}$", "examples": ["alice"]}
+COIN: Final[Schema] = {"type": "string", "pattern": r"^[a-z0-9]{1,20}$", "examples": ["usdt"]}
+ACCOUNT: Final[Schema] = {"enum": list(ACCOUNT_IDS), "default": "spot"}
+AMOUNT: Final[Schema] = {
+    "type": "string",
+    "pattern": r"^(0|[1-9][0-9]{0,37})(\.[0-9]{1,18})?$",
+    "description": "A plain decimal above zero, with no more decimals than the coin has.",
+    "examples": ["100.50"],
+}
+KEY: Final[Schema] = {
+    "type": "string",
+    "pattern": f"^[!-~]{{1,{KEY_MAX_CHARACTERS}}}$",
+    "description": "The idempotency key: names this write for ever.",
+    "examples": ["order-1-fill-1"],
+}
+REFERENCE: Final[Schema] = {
+    "type": ["string", "null"],
+    "minLength": 1,
+    "maxLength": REFERENCE_MAX_CHARACTERS,
+    "description": "What it is for, such as an order's number; no control characters.",
+    "examples": ["order-7"],
+}
+TIME: Final[Schema] = {
+    "type": ["integer", "null"],
+    "minimum": 1,
+    "maximum": TIME_MAX_MS,
+    "description": "Milliseconds since 1970.",
+}
+HOLD_ID: Final[Schema] = {"type": "string", "pattern": r"^[1-9][0-9]{0,17}$", "examples": ["12"]}
+HOLD: Final[Schema] = {
+    "description": "A hold: its id, or the key that opened it.",
+    "oneOf": [
+        HOLD_ID,
+        {"type": "object", "properties": {"key": KEY}, "required": ["key"], "additionalProperties": False},
+    ],
+}
+SEQ: Final[Schema] = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1, "examples": [12]}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+CustomerField = Annotated[Any, Meta(extra_json_schema=CUSTOMER)]
+CustomerOrNone = Annotated[Any, Meta(extra_json_schema=_or_null(CUSTOMER))]
+CoinField = Annotated[Any, Meta(extra_json_schema=COIN)]
+CoinOrNone = Annotated[Any, Meta(extra_json_schema=_or_null(COIN))]
+ScaleField = Annotated[Any, Meta(extra_json_schema={"type": "integer", "minimum": 0, "maximum": MAX_SCALE})]
+AccountField = Annotated[Any, Meta(extra_json_schema=ACCOUNT)]
+AccountOrNone = Annotated[Any, Meta(extra_json_schema={"enum": [*ACCOUNT_IDS, None]})]
+AmountField = Annotated[Any, Meta(extra_json_schema=AMOUNT)]
+AmountOrNone = Annotated[Any, Meta(extra_json_schema=_or_null(AMOUNT))]
+KeyField = Annotated[Any, Meta(extra_json_schema=KEY)]
+ReferenceField = Annotated[Any, Meta(extra_json_schema=REFERENCE)]
+ReasonField = Annotated[Any, Meta(extra_json_schema={**REFERENCE, "type": "string"})]
+TimeField = Annotated[Any, Meta(extra_json_schema=TIME)]
+HoldField = Annotated[Any, Meta(extra_json_schema=HOLD)]
+HoldOrNone = Annotated[Any, Meta(extra_json_schema=_or_null(HOLD))]
+SeqField = Annotated[Any, Meta(extra_json_schema=SEQ)]
+ReleaseField = Annotated[
+    Any,
+    Meta(
+        description='How much more of the hold goes back to available; "rest" for all of it.',
+        extra_json_schema={"anyOf": [AMOUNT, {"const": "rest"}, {"type": "null"}]},
+    ),
+]
+ChainField = Annotated[
+    Any,
+    Meta(
+        description="Neighbours with the same text are done all or not at all.",
+        extra_json_schema={"type": ["string", "null"], "minLength": 1, "maxLength": 64},
+    ),
+]
