@@ -423,6 +423,17 @@ class Ledger:
             with suppress(StoreUnavailable, LedgerCorrupt):
                 self._refresh()
 
+    def try_writing(self) -> None:
+        """
+        Find out whether the disk takes anything, after it did not and while no group is prepared.
+
+        Raises:
+            StoreUnavailable: It does not.
+        """
+        with self._lock:
+            self._check_writable()
+            self._store.try_writing()
+
     def close(self) -> None:
         """Let go of the ledger; a second call does nothing."""
         with self._lock:

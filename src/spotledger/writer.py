@@ -10,14 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
-from spotledger.group import checked_chains
+from spotledger.group import EXPIRIES_A_GROUP, checked_chains
 from spotledger.ledger import Group, Ledger, Outcome
 
 #: Operations that may wait; a request beyond it is refused at once.
@@ -87,6 +88,7 @@ class Writer:
             run, expire = self._tasks
             expire.cancel()
             await asyncio.gather(run, expire, return_exceptions=True)
+        self._refuse(self._queue)
         self._committer.shutdown()
 
     async def submit(
@@ -136,21 +138,43 @@ class Writer:
             return function()
 
     async def _run(self) -> None:
-        while not (self._stopping and not self._queue):
-            if not self._queue:
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            async with self._turn:
-                await self._write(self._take())
+        task = asyncio.current_task()
+        try:
+            while not (self._stopping and not self._queue):
+                if not self._queue:
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                async with self._turn:
+                    await self._write(self._take())
+                if task is not None and task.cancelling():
+                    return  # cancelled while the disk was busy
+        finally:
+            self._stopping = True
+            self._refuse(self._queue)
+
+    def _refuse(self, requests: Iterable[_Request]) -> None:
+        """Tell callers that nobody will do what they wait for."""
+        for request in requests:
+            if not request.answer.done():
+                request.answer.set_exception(
+                    StoreUnavailable("the service stopped before it was done; try again with the same idempotency key")
+                )
 
     async def _expire(self) -> None:
         """Let holds expire on time even if nobody writes: an empty request makes the ledger look."""
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
             try:
-                await self.submit([])
-            except (StoreUnavailable, StoreBusy, LedgerCorrupt) as error:
+                if self._failed:
+                    await self.exclusive(self._ledger.try_writing)
+                    self._failed = False
+                waiting = True
+                while waiting:
+                    before = self._ledger.head.seq
+                    await self.submit([])
+                    waiting = self._ledger.head.seq - before >= EXPIRIES_A_GROUP
+            except Exception as error:  # noqa: BLE001 - the next look must come, whatever this one met
                 _log.warning("holds could not be let expire: %s", error)
 
     def _take(self) -> list[_Request]:
@@ -168,19 +192,29 @@ class Writer:
         try:
             outcomes = await self._commit(operations, _joined_chains(requests))
         except Exception as error:  # noqa: BLE001 - every caller is told, whatever it is
-            self._failed = True
             _log.error("a group of %d operations could not be written: %s", len(operations), error)
-            for request in requests:
-                if not request.answer.done():
-                    request.answer.set_exception(error)
+            await self._fail(requests, error)
             return
-        self._failed = False
+        except BaseException:
+            self._refuse(requests)
+            raise
         position = 0
         for request in requests:
             end = position + len(request.operations)
             if not request.answer.done():
                 request.answer.set_result(outcomes[position:end])
             position = end
+
+    async def _fail(self, requests: Sequence[_Request], error: Exception) -> None:
+        """Tell the callers of a group that failed; one whose request breaks the program does not fail the others."""
+        by_store = isinstance(error, (StoreUnavailable, LedgerCorrupt))
+        self._failed = self._failed or by_store
+        if len(requests) > 1 and not by_store:
+            for request in requests:
+                await self._write([request])
+        for request in requests:
+            if not request.answer.done():
+                request.answer.set_exception(error)
 
     async def _commit(self, operations: Sequence[Operation], chains: Chains | None) -> list[Outcome]:
         group = self._ledger.prepare(operations, chains)
@@ -193,12 +227,15 @@ class Writer:
                 self._ledger.abandon()
                 raise
             await self._sync(group)
+            self._failed = False
         return self._ledger.finish(group)
 
     async def _sync(self, group: Group) -> None:
-        """Commit in the thread. Cancelled meanwhile, nothing is abandoned: the thread has the connection."""
+        """Commit in the thread, and wait for it even if cancelled meanwhile: the thread has the connection."""
         commit = asyncio.get_running_loop().run_in_executor(self._committer, self._ledger.commit, group)
-        await asyncio.wait([commit])
+        while not commit.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([commit])
         try:
             commit.result()
         except BaseException:

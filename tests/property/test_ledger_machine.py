@@ -99,10 +99,10 @@ class Model:
         hold = self.named(op.hold)
         if hold is None:
             return "unknown_hold"
-        if not hold["remaining"]:
-            return "hold_closed"
         if now_ms >= (hold["expires_ms"] or now_ms + 1):
             return "hold_expired"
+        if not hold["remaining"]:
+            return "hold_closed"
         units = hold["remaining"] if units is None else units
         if units > hold["remaining"]:
             return "hold_short"

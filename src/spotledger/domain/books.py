@@ -106,7 +106,8 @@ def post(state: State, lines: Iterable[Line], holds: tuple[Hold, ...] = ()) -> D
 
 def _checked(balances: dict[tuple[Account, str], tuple[int, int]]) -> Iterable[BalanceAfter]:
     for (account, coin), (available, freeze) in balances.items():
-        if available >= UNITS_LIMIT or freeze >= UNITS_LIMIT or available <= -UNITS_LIMIT:
+        # Both sides together, so that what is in freeze can always go back to available.
+        if available + freeze >= UNITS_LIMIT or available <= -UNITS_LIMIT:
             raise BalanceTooLarge(
                 f"the balance of {account.customer} in {coin} would reach 10**38 units", field="amount"
             )

@@ -106,6 +106,9 @@ class Store(Protocol):
     def commit(self) -> None:
         """Make what was written durable. Blocks; may run in another thread."""
 
+    def try_writing(self) -> None:
+        """Write and sync something that means nothing; raises StoreUnavailable where that fails."""
+
     def publish(self, entries: Sequence[Entry]) -> None:
         """Make the committed *entries* visible."""
 
