@@ -45,6 +45,7 @@ Every error of spotledger, in one tree, cut by what the caller must do.
     │   ├── DataFolderInUse
     │   ├── DataFolderUnusable      read-only, full, not a folder, no ledger
     │   ├── SchemaMismatch          the file was written by another version
+    │   ├── BackupDamaged           not whole, or not what it says it is
     │   ├── MasterKeyRefused        missing, malformed or not the one that the secrets were sealed with
     │   └── SettingInvalid
     ├── TransportError              client: no answer came; the outcome is unknown
@@ -353,6 +354,12 @@ class SchemaMismatch(SetupError):
     """The ledger file was written by another version of spotledger."""
 
     code = "schema_mismatch"
+
+
+class BackupDamaged(SetupError):
+    """The backup is damaged."""
+
+    code = "backup_damaged"
 
 
 class MasterKeyRefused(SetupError):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 
 from spotledger.domain.accounts import Account, Balance, Coin, receivable_of
@@ -433,6 +434,21 @@ class Ledger:
         with self._lock:
             self._check_writable()
             self._store.try_writing()
+
+    def copy_to(self, target: Path, progress: Callable[[int, int], None]) -> None:
+        """
+        Copy the ledger, as it stands when the copying ends, to the empty file *target*; writes go on meanwhile.
+
+        Blocks, so call it in a thread of its own. *progress* is told what is left and what there is, in pages, and
+        may raise to stop it.
+
+        Raises:
+            StoreUnavailable: The copy cannot be written.
+            LedgerCorrupt: The ledger is damaged, and so would be its copy.
+        """
+        with self._lock:
+            self._check_writable()
+        self._store.copy_to(target, progress)
 
     def close(self) -> None:
         """Let go of the ledger; a second call does nothing."""

@@ -8,7 +8,8 @@ step that may run in another thread.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from spotledger.domain.accounts import Account, Balance, Coin
@@ -114,6 +115,9 @@ class Store(Protocol):
 
     def recover(self) -> None:
         """Throw away what was written and all that memory holds, and build it again from the journal."""
+
+    def copy_to(self, target: Path, progress: Callable[[int, int], None]) -> None:
+        """Copy all that is durable to the empty file *target*, in small steps, while others go on writing."""
 
     def close(self) -> None:
         """Let go of the journal."""

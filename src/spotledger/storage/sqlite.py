@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Final
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import DataFolderUnusable, LedgerCorrupt, StoreUnavailable
-from spotledger.storage import sqlite_file, sqlite_reads
+from spotledger.storage import sqlite_copy, sqlite_file, sqlite_reads
 from spotledger.storage.base import Head
 from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, genesis_hash, key_digest
 from spotledger.storage.key_filter import KeyFilter, probe_of
@@ -444,6 +444,10 @@ class SqliteStore:
             # The head and the coins stay those of the last acknowledged entry, not of a memory that is half built.
             vars(self).update(before)
             raise
+
+    def copy_to(self, target: Path, progress: Callable[[int, int], None]) -> None:
+        """Copy the file to the empty file *target*, a few pages at a time, in a thread of its own."""
+        sqlite_copy.copy_pages(self._write, target, progress)
 
     def close(self) -> None:
         """Let go of the file; the write-ahead log is folded into it where the disk allows."""

@@ -49,9 +49,14 @@ class translated:
 
 def translate(error: sqlite3.Error, doing: str) -> Exception:
     """Return the error of our tree for *error*."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    reason = _UNAVAILABLE.get(code) or _UNAVAILABLE.get(code & 0xFF)
+    reason = reason_of(error)
     if reason is not None:
         advice = "; try again with the same idempotency key" if doing == "written" else ""
         return StoreUnavailable(f"the ledger could not be {doing}: {reason}{advice}")
     return LedgerCorrupt(f"the ledger could not be {doing}: {error} ({getattr(error, 'sqlite_errorname', 'no code')})")
+
+
+def reason_of(error: sqlite3.Error) -> str | None:
+    """Return in words what is in the way where *error* may pass, else None."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return _UNAVAILABLE.get(code) or _UNAVAILABLE.get(code & 0xFF)

@@ -16,6 +16,8 @@ from spotledger.storage.sqlite_errors import translated
 
 #: "SpoL": says of an SQLite file that it is a ledger of ours.
 APPLICATION_ID: Final = 0x53706F4C
+#: "SpoB": a backup, which only a restore makes a ledger again, so that each restore begins a new epoch.
+BACKUP_ID: Final = 0x53706F42
 SCHEMA_VERSION: Final = 1
 BUSY_TIMEOUT_MS: Final = 2_000
 PAGE_CACHE_KIB: Final = 16_384
@@ -86,6 +88,8 @@ def _recognise(connection: sqlite3.Connection, path: Path) -> None:
     version = _version(connection)
     if tables == 0 and version == 0:
         return
+    if application == BACKUP_ID:
+        raise SchemaMismatch(f"{path} is a backup; restore it with: spotledger restore", path=str(path))
     if application != APPLICATION_ID:
         raise SchemaMismatch(f"{path} is an SQLite file, but not a ledger of spotledger", path=str(path))
     if version != SCHEMA_VERSION:

@@ -1,0 +1,259 @@
+"""
+Copies of the ledger file: made while it is written to, marked as backups, and made ledgers again.
+
+Pages are copied through the connection that writes. SQLite then passes on what that connection commits meanwhile, so
+no step has to begin again, no snapshot is held while the write-ahead log grows, and the copy is the ledger as it
+stands when the last step is done (docs/decisions/0005-backup.md).
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+from spotledger.errors import BackupDamaged, SchemaMismatch, StoreUnavailable
+from spotledger.storage.sqlite_errors import reason_of
+from spotledger.storage.sqlite_file import APPLICATION_ID, BACKUP_ID, SCHEMA_VERSION
+
+#: Pages copied in one step: 2 MiB, for which a commit may have to wait about 3 ms.
+STEP_PAGES: Final = 512
+#: How long the writer has the file to itself between two steps.
+REST_SECONDS: Final = 0.004
+#: How soon a step is tried again that met a commit being written.
+BUSY_SECONDS: Final = 0.001
+#: After so long without a step, or so many beginnings, something else is in the way.
+STALL_SECONDS: Final = 60.0
+RESTARTS_LIMIT: Final = 5
+#: Steps between two syncs: one sync of everything at the end would hold up the commits' own.
+SYNC_STEPS: Final = 16
+CACHE_KIB: Final = 2_048
+FINDINGS_LIMIT: Final = 10
+
+_MARK = """
+CREATE TABLE backup (
+    only_row       INTEGER PRIMARY KEY CHECK (only_row = 1),
+    ledger_id      TEXT NOT NULL,
+    epoch          INTEGER NOT NULL,
+    seq            INTEGER NOT NULL,
+    hash           BLOB NOT NULL,
+    booked_ms      INTEGER NOT NULL,
+    schema_version INTEGER NOT NULL,
+    master_key_fingerprint TEXT,
+    made_ms        INTEGER NOT NULL
+) STRICT
+"""
+_FACTS: Final = "ledger_id, epoch, seq, hash, booked_ms, schema_version, master_key_fingerprint, made_ms"
+_STATE: Final = (
+    f"SELECT ledger_id, epoch, seq, hash, booked_ms, {SCHEMA_VERSION},"
+    " (SELECT fingerprint FROM master_key_mark), ? FROM ledger, head"
+)
+
+Progress = Callable[[int, int], None]
+
+
+class BackupFacts(NamedTuple):
+    """
+    What a backup says it is.
+
+    The ledger and its epoch; ``seq``, hash and time of the last entry that is in it; the schema's version; the mark
+    of the master key that secrets in it are sealed with, or None; when it was made. Times are ms since 1970.
+    """
+
+    ledger_id: str
+    epoch: int
+    seq: int
+    hash: bytes
+    booked_ms: int
+    schema_version: int
+    master_key_fingerprint: str | None
+    made_ms: int
+
+
+def copy_pages(source: sqlite3.Connection, target: Path, progress: Progress) -> None:
+    """
+    Copy the database of *source* to the empty file *target*, a few pages at a time; call it in a thread of its own.
+
+    Args:
+        source: The one connection that writes; it may go on writing in another thread.
+        target: An empty file.
+        progress: Called between steps with the pages that are left and the pages in all; may raise to stop it.
+
+    Raises:
+        StoreUnavailable: The copy cannot be written, or something keeps the steps from getting on.
+    """
+    with _writing(), closing(sqlite3.connect(target, isolation_level=None)) as copy:
+        # Nothing of a copy that is not finished is ever used, so it needs no journal.
+        copy.execute("PRAGMA journal_mode = OFF")
+        copy.execute("PRAGMA synchronous = OFF")
+        copy.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        pace = _Pace(target, progress)
+        source.backup(copy, pages=STEP_PAGES, progress=pace.between_steps, sleep=BUSY_SECONDS)
+
+
+class _Pace:
+    """What happens between two steps: syncs and rests after one that got on, an end to one that never does."""
+
+    def __init__(self, target: Path, progress: Progress) -> None:
+        self._target = target
+        self._progress = progress
+        self._moved = time.monotonic()
+        self._steps = 0
+        self._restarts = 0
+        self._before: tuple[int, int] | None = None
+
+    def between_steps(self, status: int, left: int, pages: int) -> None:
+        self._progress(left, pages)
+        if status != sqlite3.SQLITE_OK:
+            # Busy: a commit is being written. Anything else ends the copying by itself.
+            if time.monotonic() - self._moved > STALL_SECONDS:
+                raise StoreUnavailable(f"nothing could be copied for {STALL_SECONDS:g} seconds; try again later")
+            return
+        self._count_restarts(left, pages)
+        self._moved = time.monotonic()
+        self._steps += 1
+        if self._steps % SYNC_STEPS == 0:
+            sync(self._target)
+        time.sleep(REST_SECONDS)
+
+    def _count_restarts(self, left: int, pages: int) -> None:
+        if self._before is not None:
+            left_before, pages_before = self._before
+            self._restarts += left - left_before > pages - pages_before
+        self._before = left, pages
+        if self._restarts > RESTARTS_LIMIT:
+            raise StoreUnavailable(
+                f"the copying had to begin again {self._restarts} times, because commits failed or another program"
+                " wrote to the ledger file; try again later"
+            )
+
+
+def sync(path: Path) -> None:
+    """Bring the file or folder at *path* to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def mark_as_backup(file: Path, made_ms: int) -> BackupFacts:
+    """
+    Write into the copy at *file* what it is, and make it one file that is no ledger until it is restored.
+
+    Raises:
+        StoreUnavailable: It cannot be written.
+    """
+    with _writing(), _alone(file) as copy:
+        copy.execute(_MARK)
+        copy.execute(f"INSERT INTO backup (only_row, {_FACTS}) SELECT 1, * FROM ({_STATE})", (made_ms,))
+        copy.execute(f"PRAGMA application_id = {BACKUP_ID}")
+        return _facts(copy)
+
+
+def read_facts(file: Path) -> BackupFacts:
+    """
+    Return what the backup at *file* says it is; nothing is written.
+
+    Raises:
+        SchemaMismatch: It is no backup of ours, or of another version.
+        BackupDamaged: It contradicts itself, or cannot be read.
+    """
+    with closing(_read_only(file)) as copy, _reading(file):
+        application = copy.execute("PRAGMA application_id").fetchone()[0]
+        version = copy.execute("PRAGMA user_version").fetchone()[0]
+        if application != BACKUP_ID:
+            what = "a ledger, not a backup of one" if application == APPLICATION_ID else "no backup made by spotledger"
+            raise SchemaMismatch(f"{file} is {what}; a file that spotledger backup made would pass.", path=str(file))
+        if version != SCHEMA_VERSION:
+            raise SchemaMismatch(
+                f"{file} has schema version {version}; this spotledger reads version {SCHEMA_VERSION}."
+                " Use the spotledger that made it, or one that can migrate it.",
+                path=str(file),
+            )
+        facts = _facts(copy)
+        if facts[:-1] != copy.execute(_STATE, (0,)).fetchone()[:-1]:
+            raise BackupDamaged(f"{file} is damaged: what it says about itself is not what is in it.", path=str(file))
+        return facts
+
+
+def check_structure(file: Path) -> None:
+    """
+    Check that the database at *file* is whole as a database: pages, rows, indexes, types.
+
+    Raises:
+        BackupDamaged: It is not; the message has the first findings.
+    """
+    with closing(_read_only(file)) as copy, _reading(file):
+        found = [str(row[0]) for row in copy.execute(f"PRAGMA integrity_check({FINDINGS_LIMIT})")]
+    if found != ["ok"]:
+        raise BackupDamaged(f"{file} is damaged: {'; '.join(found)}.", path=str(file))
+
+
+def make_ledger_again(file: Path, epoch: int, revoked_ms: int | None) -> None:
+    """
+    Make the marked copy at *file* a ledger in the new *epoch*.
+
+    Args:
+        file: The copy, which nobody else uses.
+        epoch: The epoch that begins.
+        revoked_ms: Where not None: the access keys cannot be opened any more, so all are revoked at this time, and
+            the next start may make a new master key.
+
+    Raises:
+        StoreUnavailable: It cannot be written.
+    """
+    with _writing(), _alone(file) as copy:
+        copy.execute("DROP TABLE backup")
+        copy.execute("UPDATE ledger SET epoch = ?", (epoch,))
+        if revoked_ms is not None:
+            copy.execute("UPDATE access_keys SET revoked_ms = ? WHERE revoked_ms IS NULL", (revoked_ms,))
+            copy.execute("DELETE FROM master_key_mark")
+        copy.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[sqlite3.Connection]:
+    """Give a connection for one transaction on a copy that nobody else uses, and leave no other file beside it."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as copy:
+        copy.execute("PRAGMA journal_mode = DELETE")  # a copy of a file with a write-ahead log claims to have one too
+        copy.execute("PRAGMA journal_mode = MEMORY")
+        copy.execute("BEGIN IMMEDIATE")
+        yield copy
+        copy.execute("COMMIT")
+
+
+def _facts(copy: sqlite3.Connection) -> BackupFacts:
+    return BackupFacts(*copy.execute(f"SELECT {_FACTS} FROM backup").fetchone())
+
+
+def _read_only(file: Path) -> sqlite3.Connection:
+    # Immutable: nobody writes to a backup, and a look at it must leave no lock or log beside it.
+    return sqlite3.connect(f"file:{quote(str(file.absolute()))}?mode=ro&immutable=1", uri=True, isolation_level=None)
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"the copy could not be written: {reason_of(error) or error}") from error
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+            raise SchemaMismatch(
+                f"{file} is no backup made by spotledger, nor an SQLite file.", path=str(file)
+            ) from error
+        raise BackupDamaged(f"{file} is damaged: {error}.", path=str(file)) from error
+    except TypeError as error:  # a row that must be there is not
+        raise BackupDamaged(f"{file} is damaged: it does not say what it is.", path=str(file)) from error
