@@ -63,6 +63,17 @@ def test_shortfall_is_owed_and_repaid_first_by_later_deposits(ledger: Ledger) ->
     assert [entry.key for entry in ledger.statement("ann")][-3:] == ["r", "d2", "d3"]
 
 
+def test_reversed_repayment_is_owed_again(ledger: Ledger) -> None:
+    """A deposit that repaid what was owed is reversed like any other: the customer owes it again."""
+    deposit = ledger.deposit("ann", "btc", "5", key="d")
+    ledger.withdraw("1005", customer="ann", coin="btc", key="w")
+    ledger.reverse(deposit.seq, "chargeback", key="r")
+    repayment = ledger.deposit("ann", "btc", "7", key="d2")
+    assert (_has(ledger, "ann").available, _owes(ledger, "ann")) == (2 * COIN, 0)
+    ledger.reverse(repayment.seq, "chargeback too", key="r2")
+    assert (_has(ledger, "ann").available, _owes(ledger, "ann")) == (0, 5 * COIN)
+
+
 def test_reversal_never_touches_freeze_or_a_hold(ledger: Ledger) -> None:
     """What is held stays held, even where the customer then owes."""
     deposit = ledger.deposit("ann", "btc", "5", key="d")

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from spotledger.domain.accounts import DUST, EXTERNAL, FEES, Account, receivable_of
+from spotledger.domain.accounts import DUST, FEES, Account, may_be_negative, receivable_of
 from spotledger.domain.books import Decision, Line, State, post
 from spotledger.domain.journal import AVAILABLE, Entry
 from spotledger.domain.operations import Deposit, Reverse, Settle, Transfer, Withdraw
-from spotledger.errors import AlreadyReversed, HouseShort, InvalidRequest, LedgerCorrupt, UnknownEntry
+from spotledger.errors import AlreadyReversed, HouseShort, InvalidRequest, UnknownEntry
 
 REVERSIBLE: Final = frozenset({Deposit.kind, Withdraw.kind, Transfer.kind, Settle.kind})
 
@@ -67,7 +67,7 @@ def _net(entry: Entry) -> dict[tuple[Account, str], int]:
 
 
 def _opposite(account: Account, coin: str, units: int, state: State) -> list[Line]:
-    if units <= 0 or account == EXTERNAL:
+    if units <= 0 or may_be_negative(account):
         return [Line(account, coin, AVAILABLE, -units)]
     available = state.balance(account, coin).available
     taken = min(units, available)
@@ -75,8 +75,6 @@ def _opposite(account: Account, coin: str, units: int, state: State) -> list[Lin
         return [Line(account, coin, AVAILABLE, -units)]
     if account in (FEES, DUST):
         raise HouseShort(f"{account.customer} has less {coin} than the reversal would take back", field="seq")
-    if account.kind == "house":
-        raise LedgerCorrupt(f"a reversal would take {coin} from {account.customer}")
     return [
         Line(account, coin, AVAILABLE, -taken),
         Line(receivable_of(account.customer), coin, AVAILABLE, taken - units),
