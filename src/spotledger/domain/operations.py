@@ -154,9 +154,10 @@ class Withdraw:
             check_account_kind(self.account)
             return
         check_hold(self.hold)
-        for field, value in (("customer", self.customer), ("coin", self.coin)):
+        account = None if self.account == "spot" else self.account
+        for field, value in (("customer", self.customer), ("coin", self.coin), ("account", account)):
             if value is not None:
-                raise InvalidRequest(f"{field} is given beside hold; a hold names both, so leave it out", field=field)
+                raise InvalidRequest(f"{field} is given beside hold; a hold names it, so leave it out", field=field)
 
 
 @dataclass(frozen=True, slots=True)

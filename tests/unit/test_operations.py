@@ -1,0 +1,124 @@
+"""Operations: what their form demands, field by field, before any book is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from spotledger.domain.operations import (
+    Deposit,
+    Expire,
+    Freeze,
+    HoldKey,
+    ListCoin,
+    RegisterCustomer,
+    Transfer,
+    Unfreeze,
+    Withdraw,
+    check_key,
+    expiry_key,
+)
+from spotledger.errors import InvalidAmount, InvalidRequest
+
+MAKERS: dict[str, Callable[..., Any]] = {
+    "list": lambda **f: ListCoin(**{"key": "k", "coin": "btc", "scale": 8, **f}),
+    "register": lambda **f: RegisterCustomer(**{"key": "k", "customer": "ann", **f}),
+    "deposit": lambda **f: Deposit(**{"key": "k", "customer": "ann", "coin": "btc", "amount": "1", **f}),
+    "freeze": lambda **f: Freeze(**{"key": "k", "customer": "ann", "coin": "btc", "amount": "1", **f}),
+    "unfreeze": lambda **f: Unfreeze(**{"key": "k", "hold": "7", **f}),
+    "withdraw": lambda **f: Withdraw(**{"key": "k", "customer": "ann", "coin": "btc", "amount": "1", **f}),
+    "withdraw from a hold": lambda **f: Withdraw(**{"key": "k", "hold": "7", "amount": "1", **f}),
+    "transfer": lambda **f: Transfer(
+        **{"key": "k", "from_customer": "ann", "to_customer": "bob", "coin": "btc", "amount": "1", **f}
+    ),
+}
+BAD: dict[str, list[Any]] = {
+    "key": ["", "k" * 65, "a b", " k", "k\n", "k\x7f", "ключ", "\x00", None, 7, True, b"k"],
+    "customer": ["", "@external", "a b", None, 7, ["ann"]],
+    "coin": ["", "BTC", None, 7, "a" * 21],
+    "amount": [0, 1, 1.5, True, "0", "-1", "1e5", "NaN", "１２", "", " 1", "1."],
+    "account": ["house", "", None, 2, "SPOT"],
+    "hold": ["", "0", "-1", "01", "1.0", "x", "1" * 19, 7, True, "１", "7\n", HoldKey(""), HoldKey("a b"), ("k",)],
+    "reference": ["", "x" * 257, "a\nb", "a\x00", "\x85", "\ud800", 7, True, b"x"],
+    "happened_ms": [0, -1, 1.5, True, "1700000000000", 253_402_300_800_000, 10**30],
+    "expires_ms": [0, -1, 1.5, True, "1700000000000", 253_402_300_800_000],
+    "scale": [-1, 19, True, "8", None],
+    "from_customer": ["", "@external", None],
+    "to_customer": ["", "@fees", None],
+    "from_account": ["house", None, 1],
+    "to_account": ["house", None, 1],
+}
+FIELDS = [
+    (maker, field.name)
+    for maker, make in MAKERS.items()
+    for field in dataclasses.fields(make())
+    if not (maker == "withdraw" and field.name == "hold")
+    and not (maker == "withdraw from a hold" and field.name in ("customer", "coin", "account"))
+]
+
+
+@pytest.mark.parametrize(("maker", "field"), FIELDS)
+def test_operation_with_a_field_of_wrong_form_is_refused(maker: str, field: str) -> None:
+    """Each field of each operation is checked when it is made; the refusal names the field and is not kept."""
+    for value in BAD[field]:
+        if maker == "unfreeze" and field == "amount" and value is None:
+            continue
+        with pytest.raises(InvalidRequest) as refused:
+            MAKERS[maker](**{field: value})
+        assert refused.value.details["field"].replace(".", "_") in (field, f"{field}_key")
+        assert isinstance(refused.value, InvalidAmount) == (field == "amount")
+        assert not refused.value.kept
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_operation_of_right_form_is_made_and_frozen(maker: str) -> None:
+    """The plain form passes, equals its like, and cannot be changed afterwards."""
+    operation = MAKERS[maker]()
+    assert operation == MAKERS[maker]()
+    with pytest.raises((dataclasses.FrozenInstanceError, TypeError)):
+        operation.key = "other"
+
+
+@pytest.mark.parametrize(
+    "reference", ["x", "x" * 256, "order 7", "引用 ✓", "e\u0301", '"; DROP TABLE entry; --', "\\u0000", "{}", "\u2028"]
+)
+def test_reference_of_one_line_passes(reference: str) -> None:
+    """Any line of up to 256 characters is a reference, in any script."""
+    assert MAKERS["deposit"](reference=reference).reference == reference
+
+
+def test_withdraw_names_a_hold_or_an_account_never_both() -> None:
+    """A hold names customer, coin and account; naming another beside it is refused, and so is naming nothing."""
+    for field, value in (("customer", "ann"), ("coin", "btc"), ("account", "wallet"), ("account", 7)):
+        with pytest.raises(InvalidRequest, match="beside hold") as refused:
+            MAKERS["withdraw from a hold"](**{field: value})
+        assert refused.value.details["field"] == field
+    for field in ("customer", "coin"):
+        with pytest.raises(InvalidRequest):
+            MAKERS["withdraw"](**{field: None})
+
+
+def test_transfer_to_the_same_account_is_refused() -> None:
+    """A transfer needs two accounts; two of one customer will do."""
+    with pytest.raises(InvalidRequest, match="same account"):
+        MAKERS["transfer"](to_customer="ann")
+    assert MAKERS["transfer"](to_customer="ann", to_account="wallet").to_account == "wallet"
+
+
+def test_key_of_an_expiry_cannot_be_a_callers() -> None:
+    """The ledger's own keys begin with a blank, which no caller's key may hold."""
+    key = Expire("12").key
+    assert key == expiry_key(12) == " expire:12"
+    with pytest.raises(InvalidRequest):
+        check_key(key)
+    with pytest.raises(InvalidRequest):
+        MAKERS["unfreeze"](hold=HoldKey(key))
+
+
+@pytest.mark.parametrize("key", ["!", "~", "k" * 64, '"', "'", "\\", "%00", "null", "a;b"])
+def test_key_of_printable_ascii_passes(key: str) -> None:
+    """1 to 64 characters from 0x21 to 0x7E are a key, whatever they might mean elsewhere."""
+    assert check_key(key) == key
