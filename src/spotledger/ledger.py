@@ -35,7 +35,7 @@ from spotledger.group import Group as Group
 from spotledger.group import Outcome as Outcome
 from spotledger.group import Receipt as Receipt
 from spotledger.group import checked_chains, decide_group
-from spotledger.storage.base import AccountView, Head, Store
+from spotledger.storage.base import AccountView, Head, Store, TrialBalance
 
 #: Rows of one page, whatever is asked for.
 PAGE_LIMIT: Final = 1_000_000
@@ -79,6 +79,11 @@ class Ledger:
     def epoch(self) -> int:
         """How often the ledger was restored from a backup, plus one."""
         return self._store.epoch
+
+    @property
+    def now_ms(self) -> int:
+        """The time in milliseconds since 1970 that an entry would be booked at."""
+        return max(self._clock_ms(), self.head.booked_ms)
 
     @property
     def key_tables(self) -> Any:
@@ -181,6 +186,23 @@ class Ledger:
             self._refresh()
             after, limit = self._page(after, limit)
             return self._store.holds(customer, state, after, limit)
+
+    def old_holds(self, before_ms: int, after: int = 0, limit: int = 1000) -> list[Hold]:
+        """Return at most *limit* open holds of anybody with ids above *after*, opened at or before *before_ms*."""
+        with self._lock:
+            self._refresh()
+            after, limit = self._page(after, limit)
+            return self._store.old_holds(before_ms, after, limit)
+
+    def trial_balance(self) -> TrialBalance:
+        """
+        Add up what all customers together and each house account have of each coin, as of one entry.
+
+        Reads the whole of the balances, so call it in a thread of its own; others may read and write meanwhile.
+        """
+        with self._lock:
+            self._refresh()
+        return self._store.trial_balance()
 
     def entry(self, seq: int) -> Entry | None:
         """Return the entry *seq*, or None."""

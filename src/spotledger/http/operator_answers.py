@@ -111,9 +111,13 @@ class HoldAnswer(Answer):
     closed_seq: Seq | None
 
 
-@lru_cache(maxsize=AMOUNT_TEXTS)
 def amount_text(units: int, scale: int) -> str:
     """Write *units* with two decimals at least, but never more than the coin has."""
+    return _plain_text(units, scale) if units >= 0 else "-" + _plain_text(-units, scale)
+
+
+@lru_cache(maxsize=AMOUNT_TEXTS)
+def _plain_text(units: int, scale: int) -> str:
     return format_amount(units, scale, 2 if scale > 2 else scale)
 
 
@@ -143,13 +147,13 @@ def entry_answer(entry: Entry, coins: Mapping[str, Coin]) -> EntryAnswer:
 
 def _postings(entry: Entry, coins: Mapping[str, Coin]) -> list[PostingAnswer]:
     """Return the postings; the balance after each is worked back from the balances after the entry."""
-    available = {(account, coin): units for account, coin, units, _ in entry.balances}
-    freeze = {(account, coin): units for account, coin, _, units in entry.balances}
+    sides = {(account, coin): [available, freeze] for account, coin, available, freeze in entry.balances}
     answers = []
     for account, coin, side, units, hold in reversed(entry.postings):
-        sides = available if side == AVAILABLE else freeze
-        after = sides[account, coin]
-        sides[account, coin] = after - units
+        number = 0 if side == AVAILABLE else 1
+        both = sides[account, coin]
+        after = both[number]
+        both[number] = after - units
         scale = coins[coin].scale
         answers.append(
             PostingAnswer(

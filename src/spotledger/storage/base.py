@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
@@ -22,6 +22,18 @@ class Head(NamedTuple):
     seq: int
     hash: bytes
     booked_ms: int
+
+
+#: The owner of a sum of the trial balance that stands for all customers.
+CUSTOMERS: Final = "customers"
+
+
+class TrialBalance(NamedTuple):
+    """What all customers together, and each house account, have of each coin after the entry *seq*, in units."""
+
+    seq: int
+    #: By owner (:data:`CUSTOMERS`, ``@external`` …; ``@receivable`` for all that owe) and coin.
+    sums: Mapping[tuple[str, str], Balance]
 
 
 class AccountView(Protocol):
@@ -72,6 +84,12 @@ class Store(Protocol):
 
     def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
         """Return holds of *customer* with ids above *after*, in order of their ids."""
+
+    def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
+        """Return open holds of anybody that were opened at or before *before_ms*, in order of their ids."""
+
+    def trial_balance(self) -> TrialBalance:
+        """Add up all that is durable. Blocks; may run in another thread while others write."""
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
         """Return ids of open holds whose time has come."""

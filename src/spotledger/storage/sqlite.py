@@ -21,12 +21,13 @@ from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import DataFolderUnusable, LedgerCorrupt, StoreUnavailable
 from spotledger.storage import sqlite_copy, sqlite_file, sqlite_reads
-from spotledger.storage.base import Head
+from spotledger.storage.base import Head, TrialBalance
 from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, genesis_hash, key_digest
 from spotledger.storage.key_filter import KeyFilter, probe_of
 from spotledger.storage.sealing import Sealing
 from spotledger.storage.sqlite_errors import translated
 from spotledger.storage.sqlite_keys import SqliteKeyTables
+from spotledger.storage.sqlite_trial import trial_balance
 from spotledger.storage.working_set import AccountState, WorkingSet
 
 SEGMENT_ENTRIES: Final = 65_536
@@ -67,6 +68,7 @@ class SqliteStore:
             SchemaMismatch: It is no ledger, or of another version.
             LedgerCorrupt: What is not sealed of the journal does not hold together.
         """
+        self._path = path
         self._cache_accounts = cache_accounts
         try:
             self._write, self._read = sqlite_file.open_file(path, segment_entries)
@@ -283,6 +285,31 @@ class SqliteStore:
             if not page:
                 return
             after = page[-1].hold_id
+
+    def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
+        """Return open holds of anybody that were opened at or before *before_ms*, in order of their ids."""
+        found: list[Hold] = []
+        for hold in chain(self._sealed_open_holds(after), self._memory.holds_opened_after(max(after, self._sealed_to))):
+            if hold.opened_ms > before_ms or len(found) == limit:
+                break
+            current = self._memory.hold(hold.hold_id) or hold
+            if current.closed_seq is None:
+                found.append(current)
+        return found
+
+    def _sealed_open_holds(self, after: int) -> Iterator[Hold]:
+        """Give the holds of sealed segments that the table has as open, in order."""
+        while True:
+            with translated("read"):
+                page = sqlite_reads.open_holds(self._read, after, self._sealed_to)
+            yield from page
+            if not page:
+                return
+            after = page[-1].hold_id
+
+    def trial_balance(self) -> TrialBalance:
+        """Add up all that is durable. Blocks; may run in another thread while others write."""
+        return trial_balance(self._path)
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
         """Return ids of open holds whose time has come, *limit* at the most; the others at the next call."""

@@ -151,6 +151,16 @@ def holds_of_customer(
     return []
 
 
+def open_holds(connection: sqlite3.Connection, after: int, sealed_to: int) -> list[Hold]:
+    """Return the next page of sealed holds above *after* that the table has as open."""
+    rows = connection.execute(
+        f"SELECT {_HOLD} FROM hold INDEXED BY hold_age"
+        " WHERE closed_seq IS NULL AND hold_id > ? AND hold_id <= ? ORDER BY hold_id LIMIT ?",
+        (after, sealed_to, _PAGE),
+    )
+    return [_hold(row) for row in rows]
+
+
 def due_rows(connection: sqlite3.Connection, cursor: tuple[int, int], now_ms: int, limit: int) -> list[tuple[int, int]]:
     """Return (expires_ms, hold_id) of holds that the table has as open, whose time has come, after *cursor*."""
     return connection.execute(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice, product
 
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
@@ -103,6 +103,15 @@ class WorkingSet:
             for hold_id in segment.holds_of.get(customer, ()):
                 found[hold_id] = segment.holds[hold_id]
         return found
+
+    def holds_opened_after(self, after: int) -> Iterator[Hold]:
+        """Give the holds above *after* that the open segments opened, in order, as they stand."""
+        for segment in self.segments:
+            for hold_id in segment.holds:  # in the order of their first change, which is the opening for these
+                if hold_id > max(after, segment.number * self._segment_entries):
+                    hold = self.hold(hold_id)
+                    if hold is not None:
+                        yield hold
 
     def last_touch(self, account: Account, coin: str, seq: int) -> int | None:
         """Return the last entry of the open segments, at most *seq*, that touched the account's coin, or None."""

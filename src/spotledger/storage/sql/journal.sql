@@ -92,6 +92,7 @@ CREATE TABLE hold (
 ) STRICT;
 
 CREATE INDEX hold_open ON hold (customer, hold_id) WHERE closed_seq IS NULL;
+CREATE INDEX hold_age ON hold (hold_id) WHERE closed_seq IS NULL;
 CREATE INDEX hold_due ON hold (expires_ms, hold_id) WHERE closed_seq IS NULL AND expires_ms IS NOT NULL;
 
 -- Derived: whose holds were opened in a segment.
