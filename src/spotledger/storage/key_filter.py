@@ -44,10 +44,7 @@ class _Level:
 
     def __init__(self, number: int, segment_entries: int) -> None:
         self.number = number
-        segments = _FIRST_LEVEL_SEGMENTS << number
-        self.first_segment = segments - _FIRST_LEVEL_SEGMENTS
-        self.last_segment = self.first_segment + segments - 1
-        words = max(1, segments * segment_entries * BITS_PER_KEY // _WORD_BITS)
+        self.first_segment, self.last_segment, words = level_extent(number, segment_entries)
         self.words = array("Q", bytes(8 * words))
         self.covered_to = self.written_to = self.first_segment - 1
 
@@ -106,12 +103,12 @@ class KeyFilter:
         for page, bits in level.pages():
             connection.execute(
                 "INSERT OR REPLACE INTO key_filter_page VALUES (?, ?, ?, ?)",
-                (level.number, page, bits, _page_checksum(level.number, page, bits)),
+                (level.number, page, bits, page_checksum(level.number, page, bits)),
             )
             yield
         connection.execute(
             "INSERT OR REPLACE INTO key_filter VALUES (?, ?, ?)",
-            (level.number, segment, _level_checksum(level.number, segment)),
+            (level.number, segment, level_checksum(level.number, segment)),
         )
         level.written_to = segment
 
@@ -142,12 +139,12 @@ class KeyFilter:
             return
         covered_to, checksum = row
         words = array("Q")
-        sound = checksum == _level_checksum(level.number, covered_to) and level.first_segment <= covered_to <= last
+        sound = checksum == level_checksum(level.number, covered_to) and level.first_segment <= covered_to <= last
         pages = connection.execute(
             "SELECT page, bits, checksum FROM key_filter_page WHERE level = ? ORDER BY page", (level.number,)
         )
-        for expected_page, (page, bits, page_checksum) in enumerate(pages):
-            sound = sound and page == expected_page and page_checksum == _page_checksum(level.number, page, bits)
+        for expected_page, (page, bits, kept_checksum) in enumerate(pages):
+            sound = sound and page == expected_page and kept_checksum == page_checksum(level.number, page, bits)
             if sound:
                 words.frombytes(bits)
         if sound and len(words) == len(level.words):
@@ -161,9 +158,18 @@ class KeyFilter:
         return next(level for level in self._levels if segment <= level.last_segment)
 
 
-def _page_checksum(level: int, page: int, bits: bytes) -> bytes:
+def level_extent(number: int, segment_entries: int) -> tuple[int, int, int]:
+    """Return the first and the last segment that the level *number* covers, and how many words it has."""
+    segments = _FIRST_LEVEL_SEGMENTS << number
+    first = segments - _FIRST_LEVEL_SEGMENTS
+    return first, first + segments - 1, max(1, segments * segment_entries * BITS_PER_KEY // _WORD_BITS)
+
+
+def page_checksum(level: int, page: int, bits: bytes) -> bytes:
+    """Return the checksum that is kept beside a page's bits."""
     return blake2b(bits, digest_size=8, salt=level.to_bytes(8, "little") + page.to_bytes(8, "little")).digest()
 
 
-def _level_checksum(level: int, covered_to: int) -> bytes:
+def level_checksum(level: int, covered_to: int) -> bytes:
+    """Return the checksum that is kept beside how far a level covers."""
     return blake2b(f"level {level} covers {covered_to}".encode(), digest_size=8).digest()
