@@ -17,6 +17,7 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
+from spotledger.http.operator_backups import BackupCalls
 from spotledger.http.operator_batches import BatchCalls
 from spotledger.http.operator_calls import Call, Door, answer, problem_answer, route
 from spotledger.http.operator_keys import KeyCalls
@@ -55,6 +56,7 @@ class OperatorApp:
         batch_calls = BatchCalls(runtime.ledger, runtime.writer)
         return [
             *batch_calls.routes(self._door),
+            *BackupCalls(runtime.backups).routes(self._door),
             *ledger_calls.routes(self._door),
             *key_calls.routes(self._door),
             route(self._door, "/metrics", GET=Call(None, self._metrics)),

@@ -16,6 +16,7 @@ from typing import Any
 
 from spotledger.errors import MasterKeyRefused, SpotledgerError
 from spotledger.ledger import Ledger
+from spotledger.ops.backup import BACKUPS_FOLDER, Backups
 from spotledger.ops.embedded import now_ms, open_embedded
 from spotledger.ops.folder import TOKEN_FILE, Owner, first_token, load_master_key
 from spotledger.ops.key_writes import KeyWrites
@@ -39,6 +40,7 @@ class Runtime:
     key_ring: KeyRing
     tokens: Tokens
     key_writes: KeyWrites
+    backups: Backups
 
     async def start(self) -> None:
         """Begin to take writes."""
@@ -46,6 +48,7 @@ class Runtime:
 
     async def stop(self) -> None:
         """Finish what is in flight, take no more writes, and store when access keys were last used."""
+        await self.backups.stop()
         await self.writer.stop()
         try:
             self.key_ring.flush_used()
@@ -101,7 +104,8 @@ def _join(settings: Settings, environ: Mapping[str, str], ledger: Ledger, clock_
     if not tokens.list(limit=1):
         tokens.create(SCOPES, TOKEN_FILE, token=first_token(settings.data))
     writer = Writer(ledger, queue_limit=settings.queue_limit, group_limit=settings.group_limit)
-    return Runtime(settings, ledger, writer, key_ring, tokens, KeyWrites(tables, key_ring))
+    backups = Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms)
+    return Runtime(settings, ledger, writer, key_ring, tokens, KeyWrites(tables, key_ring), backups)
 
 
 def _cipher(settings: Settings, environ: Mapping[str, str], tables: Any) -> Cipher:

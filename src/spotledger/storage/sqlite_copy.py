@@ -8,7 +8,6 @@ stands when the last step is done (docs/decisions/0005-backup.md).
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from urllib.parse import quote
 from spotledger.errors import BackupDamaged, SchemaMismatch, StoreUnavailable
 from spotledger.storage.sqlite_errors import reason_of
 from spotledger.storage.sqlite_file import APPLICATION_ID, BACKUP_ID, SCHEMA_VERSION
+from spotledger.storage.whole_file import sync
 
 #: Pages copied in one step: 2 MiB, for which a commit may have to wait about 3 ms.
 STEP_PAGES: Final = 512
@@ -131,15 +131,6 @@ class _Pace:
                 f"the copying had to begin again {self._restarts} times, because commits failed or another program"
                 " wrote to the ledger file; try again later"
             )
-
-
-def sync(path: Path) -> None:
-    """Bring the file or folder at *path* to the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def mark_as_backup(file: Path, made_ms: int) -> BackupFacts:

@@ -9,6 +9,7 @@ import uuid
 from importlib import resources
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote
 
 from spotledger.errors import SchemaMismatch
 from spotledger.storage.encoding import genesis_hash
@@ -52,6 +53,27 @@ def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sql
             write.close()
             raise
     return write, read
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """
+    Open the ledger at *path* for reading only, beside the process that owns it or without one.
+
+    Raises:
+        StoreUnavailable: It is not there, or the disk is in the way.
+        SchemaMismatch: The file is no ledger, or of another version.
+    """
+    with translated("opened"):
+        # Not mode=ro: without a write-ahead log beside the file, SQLite has to make an empty one to read it.
+        read = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=rw", uri=True, isolation_level=None)
+        try:
+            read.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            read.execute("PRAGMA query_only = ON")
+            _recognise(read, path)
+        except BaseException:
+            read.close()
+            raise
+    return read
 
 
 def _make_private(path: Path) -> None:
