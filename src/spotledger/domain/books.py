@@ -1,5 +1,5 @@
 """
-What the rules share: the view of the books that they ask, and how lines become postings and balances.
+What the rules share: the view of the books that they ask, and how postings become balances.
 
 Whatever an operation is, it ends in :func:`post`: the one place where balances change, and where the promise that no
 customer is ever below zero is kept.
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol, TypeVar
 
-from spotledger.domain.accounts import Account, Balance, Coin, may_be_negative
+from spotledger.domain.accounts import Account, Coin, may_be_negative
 from spotledger.domain.amounts import UNITS_LIMIT, format_amount
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold, Posting
 from spotledger.domain.operations import HoldKey, HoldName
@@ -38,8 +38,8 @@ class State(Protocol):
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
 
-    def balance(self, account: Account, coin: str) -> Balance:
-        """Return the balance in units; zero on both sides where nothing was ever posted."""
+    def balance(self, account: Account, coin: str) -> tuple[int, int]:
+        """Return available and freeze in units; zero on both sides where nothing was ever posted."""
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return the hold as it stands, open or closed, or None."""
@@ -70,50 +70,34 @@ class Decision(NamedTuple):
     holds: tuple[Hold, ...] = ()
 
 
-class Line(NamedTuple):
-    """One signed line that an operation asks for: *units* onto one side of an account; none where units are 0."""
-
-    account: Account
-    coin: str
-    side: str
-    units: int
-    hold: int | None = None
-
-
-def post(state: State, lines: Iterable[Line], holds: tuple[Hold, ...] = ()) -> Decision:
+def post(state: State, lines: Iterable[Posting], holds: tuple[Hold, ...] = ()) -> Decision:
     """
-    Turn *lines* into postings and the balances after them.
+    Book *lines*, leaving out those of no units, and find the balances after them.
 
     Raises:
         BalanceTooLarge: A balance would reach 10**38 units.
         LedgerCorrupt: One that may not would fall below zero; the rules have to refuse that before.
     """
-    balances: dict[tuple[Account, str], tuple[int, int]] = {}
-    postings = []
-    for line in lines:
-        account, coin, side, units, _ = line
-        if not units:
-            continue
-        available, freeze = balances.get((account, coin)) or state.balance(account, coin)
-        if side == AVAILABLE:
-            available += units
-        else:
-            freeze += units
-        balances[account, coin] = (available, freeze)
-        postings.append(Posting(*line))
-    return Decision(tuple(postings), tuple(_checked(balances)), holds)
+    postings = tuple([line for line in lines if line.units])
+    after: dict[tuple[Account, str], tuple[int, int]] = {}
+    for account, coin, side, units, _ in postings:
+        name = (account, coin)
+        available, freeze = after.get(name) or state.balance(account, coin)
+        after[name] = (available + units, freeze) if side == AVAILABLE else (available, freeze + units)
+    balances = []
+    for (account, coin), (available, freeze) in after.items():
+        if available < 0 or freeze < 0 or available + freeze >= UNITS_LIMIT:
+            _check_bounds(account, coin, available, freeze)
+        balances.append(BalanceAfter(account, coin, available, freeze))
+    return Decision(postings, tuple(balances), holds)
 
 
-def _checked(balances: dict[tuple[Account, str], tuple[int, int]]) -> Iterable[BalanceAfter]:
-    for (account, coin), (available, freeze) in balances.items():
-        # Both sides together, so that what is in freeze can always go back to available.
-        if available + freeze >= UNITS_LIMIT or available <= -UNITS_LIMIT:
-            raise BalanceTooLarge(
-                f"the balance of {account.customer} in {coin} would reach 10**38 units", field="amount"
-            )
-        if freeze < 0 or (available < 0 and not may_be_negative(account)):
-            raise LedgerCorrupt(f"{account.customer} {account.kind} {coin} would fall below zero")
-        yield BalanceAfter(account, coin, available, freeze)
+def _check_bounds(account: Account, coin: str, available: int, freeze: int) -> None:
+    # Both sides together, so that what is in freeze can always go back to available.
+    if available + freeze >= UNITS_LIMIT or available <= -UNITS_LIMIT:
+        raise BalanceTooLarge(f"the balance of {account.customer} in {coin} would reach 10**38 units", field="amount")
+    if freeze < 0 or (available < 0 and not may_be_negative(account)):
+        raise LedgerCorrupt(f"{account.customer} {account.kind} {coin} would fall below zero")
 
 
 def listed(name: str, coin: Coin | None, field: str = "coin") -> Coin:
@@ -132,7 +116,7 @@ def registered(customer: str, kind: str, state: State, field: str = "customer") 
 
 def enough_available(account: Account, coin: Coin, units: int, state: State) -> None:
     """Refuse if *account* has less than *units* of *coin* available."""
-    available = state.balance(account, coin.name).available
+    available, _ = state.balance(account, coin.name)
     if available < units:
         raise InsufficientAvailable(
             f"{account.customer} has {amount_text(available, coin)} {coin.name} available in {account.kind};"
@@ -150,12 +134,17 @@ def find_hold(name: HoldName, state: State) -> Hold | None:
 
 def open_hold(name: HoldName, hold: Hold | None, field: str = "hold") -> Hold:
     """Return *hold*, which was found for *name*, if something remains of it, or refuse."""
-    shown = f"of key {name.key}" if isinstance(name, HoldKey) else name
     if hold is None:
-        raise UnknownHold(f"there is no hold {shown}; the id of an open hold would pass", field=field)
+        raise UnknownHold(f"there is no hold {_shown(name)}; the id of an open hold would pass", field=field)
     if not hold.remaining:
-        raise HoldClosed(f"nothing remains of hold {shown}; it was closed by entry {hold.closed_seq}", field=field)
+        raise HoldClosed(
+            f"nothing remains of hold {_shown(name)}; it was closed by entry {hold.closed_seq}", field=field
+        )
     return hold
+
+
+def _shown(name: HoldName) -> str:
+    return f"of key {name.key}" if isinstance(name, HoldKey) else name
 
 
 def usable_hold(name: HoldName, hold: Hold | None, now_ms: int, field: str = "hold") -> Hold:

@@ -13,7 +13,19 @@ from typing import Any, Final, NamedTuple
 
 from spotledger.domain.accounts import HOUSE_KIND, Account
 from spotledger.domain.amounts import normal_amount, parse_amount
-from spotledger.domain.operations import Freeze, HoldKey, ListCoin, Operation, RegisterCustomer, Reverse, Transfer
+from spotledger.domain.operations import (
+    Deposit,
+    Expire,
+    Freeze,
+    HoldKey,
+    ListCoin,
+    Operation,
+    RegisterCustomer,
+    Reverse,
+    Transfer,
+    Unfreeze,
+    Withdraw,
+)
 from spotledger.errors import InvalidAmount
 
 #: Version of the canonical request that entries keep.
@@ -69,7 +81,9 @@ class Hold(NamedTuple):
 
     def after(self, remaining: int, seq: int) -> Hold:
         """Return this hold as the entry *seq* leaves it, with *remaining* units."""
-        return self._replace(remaining=remaining, closed_seq=None if remaining else seq)
+        hold_id, account, coin, amount, _, reference, expires_ms, opened_ms, _ = self
+        closed_seq = None if remaining else seq
+        return Hold(hold_id, account, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,31 +195,51 @@ def _same_amount(kept: dict[str, Any], amount: str | None, scale_of: Callable[[s
 
 def _content(operation: Operation) -> dict[str, Any]:
     """Return the fields of a request but its key and its amount; absent optionals are left out."""
-    match operation:
-        case ListCoin():
-            return {"coin": operation.coin, "scale": operation.scale}
-        case RegisterCustomer():
-            return {"customer": operation.customer}
-        case Reverse():
-            return {"seq": operation.seq, "reason": operation.reason}
-        case Transfer():
-            content: dict[str, Any] = {
-                "from": {"customer": operation.from_customer, "account": operation.from_account},
-                "to": {"customer": operation.to_customer, "account": operation.to_account},
-                "coin": operation.coin,
-            }
-        case _:
-            content = _named(operation)
-    for name in ("reference", "happened_ms", "expires_ms"):
-        value = getattr(operation, name, None)
+    kind = type(operation)
+    content: dict[str, Any] = _NAMED[kind](operation)
+    for name in _OPTIONAL.get(kind, ()):
+        value = getattr(operation, name)
         if value is not None:
             content[name] = value
     return content
 
 
-def _named(operation: Any) -> dict[str, Any]:
-    """Return whom the operation is about: the hold that it names, or the customer, account and coin."""
-    hold = getattr(operation, "hold", None)
-    if hold is None:
-        return {"customer": operation.customer, "account": operation.account, "coin": operation.coin}
+def _of_customer(operation: Any) -> dict[str, Any]:
+    return {"customer": operation.customer, "account": operation.account, "coin": operation.coin}
+
+
+def _of_hold(operation: Any) -> dict[str, Any]:
+    hold = operation.hold
     return {"hold": {"key": hold.key} if isinstance(hold, HoldKey) else hold}
+
+
+def _of_withdraw(operation: Withdraw) -> dict[str, Any]:
+    return _of_customer(operation) if operation.hold is None else _of_hold(operation)
+
+
+def _of_transfer(operation: Transfer) -> dict[str, Any]:
+    return {
+        "from": {"customer": operation.from_customer, "account": operation.from_account},
+        "to": {"customer": operation.to_customer, "account": operation.to_account},
+        "coin": operation.coin,
+    }
+
+
+#: What an operation is about, by its class.
+_NAMED: Final[dict[type[Any], Callable[[Any], dict[str, Any]]]] = {
+    ListCoin: lambda operation: {"coin": operation.coin, "scale": operation.scale},
+    RegisterCustomer: lambda operation: {"customer": operation.customer},
+    Deposit: _of_customer,
+    Freeze: _of_customer,
+    Unfreeze: _of_hold,
+    Withdraw: _of_withdraw,
+    Transfer: _of_transfer,
+    Reverse: lambda operation: {"seq": operation.seq, "reason": operation.reason},
+    Expire: _of_hold,
+}
+_OPTIONAL: Final[dict[type[Any], tuple[str, ...]]] = {
+    Deposit: ("reference", "happened_ms"),
+    Freeze: ("reference", "expires_ms"),
+    Withdraw: ("reference", "happened_ms"),
+    Transfer: ("reference",),
+}

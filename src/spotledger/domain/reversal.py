@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from spotledger.domain.accounts import DUST, FEES, Account, may_be_negative, receivable_of
-from spotledger.domain.books import Decision, Line, State, post
-from spotledger.domain.journal import AVAILABLE, Entry
+from spotledger.domain.books import Decision, State, post
+from spotledger.domain.journal import AVAILABLE, Entry, Posting
 from spotledger.domain.operations import Deposit, Reverse, Settle, Transfer, Withdraw
 from spotledger.errors import AlreadyReversed, HouseShort, InvalidRequest, UnknownEntry
 
@@ -51,7 +51,7 @@ def reverse(operation: Reverse, target: Target, state: State, seq: int, now_ms: 
         raise AlreadyReversed(
             f"entry {operation.seq} was reversed by entry {target.reversed_by}", field="seq", by=target.reversed_by
         )
-    lines: list[Line] = []
+    lines: list[Posting] = []
     for (account, coin), units in _net(entry).items():
         lines += _opposite(account, coin, units, state)
     return post(state, lines)
@@ -66,16 +66,16 @@ def _net(entry: Entry) -> dict[tuple[Account, str], int]:
     return net
 
 
-def _opposite(account: Account, coin: str, units: int, state: State) -> list[Line]:
+def _opposite(account: Account, coin: str, units: int, state: State) -> list[Posting]:
     if units <= 0 or may_be_negative(account):
-        return [Line(account, coin, AVAILABLE, -units)]
-    available = state.balance(account, coin).available
+        return [Posting(account, coin, AVAILABLE, -units)]
+    available, _ = state.balance(account, coin)
     taken = min(units, available)
     if taken == units:
-        return [Line(account, coin, AVAILABLE, -units)]
+        return [Posting(account, coin, AVAILABLE, -units)]
     if account in (FEES, DUST):
         raise HouseShort(f"{account.customer} has less {coin} than the reversal would take back", field="seq")
     return [
-        Line(account, coin, AVAILABLE, -taken),
-        Line(receivable_of(account.customer), coin, AVAILABLE, taken - units),
+        Posting(account, coin, AVAILABLE, -taken),
+        Posting(receivable_of(account.customer), coin, AVAILABLE, taken - units),
     ]

@@ -12,10 +12,9 @@ from typing import Any, TypeAlias
 
 from spotledger.domain import journal, reversal, settlement
 from spotledger.domain.accounts import EXTERNAL, receivable_of
-from spotledger.domain.amounts import parse_amount
+from spotledger.domain.amounts import units_of
 from spotledger.domain.books import (
     Decision,
-    Line,
     State,
     Subject,
     enough_available,
@@ -28,7 +27,7 @@ from spotledger.domain.books import (
     registered,
     usable_hold,
 )
-from spotledger.domain.journal import AVAILABLE, FREEZE, Hold, canonical_request
+from spotledger.domain.journal import AVAILABLE, FREEZE, Hold, Posting, canonical_request
 from spotledger.domain.operations import (
     Deposit,
     Expire,
@@ -54,28 +53,38 @@ def subject_of(operation: Operation, state: State) -> AnySubject:
     Raises:
         InvalidAmount: An amount does not fit the coin's scale. Not kept: the request is wrong in itself.
     """
-    match operation:
-        case Settle():
-            return settlement.fill_of(operation, state)
-        case Reverse():
-            return reversal.target_of(operation, state)
-    hold_name = getattr(operation, "hold", None)
-    if hold_name is not None:
-        hold = find_hold(hold_name, state)
-        coin = state.coin(hold.coin) if hold else None
-    else:
-        hold = None
-        name = getattr(operation, "coin", None)
-        coin = state.coin(name) if name is not None else None
-    amount = getattr(operation, "amount", None)
-    units = parse_amount(amount, coin.scale) if coin is not None and amount is not None else None
-    return Subject(coin, units, hold)
+    return _SUBJECTS[type(operation)](operation, state)
+
+
+def _of_nothing(operation: RegisterCustomer, state: State) -> Subject:
+    return Subject()
+
+
+def _of_listing(operation: ListCoin, state: State) -> Subject:
+    return Subject(state.coin(operation.coin))
+
+
+def _of_coin(operation: Any, state: State) -> Subject:
+    coin = state.coin(operation.coin)
+    return Subject(coin, None if coin is None else units_of(operation.amount, coin.scale))
+
+
+def _of_hold(operation: Any, state: State) -> Subject:
+    hold = find_hold(operation.hold, state)
+    coin = None if hold is None else state.coin(hold.coin)
+    amount = None if isinstance(operation, Expire) else operation.amount
+    return Subject(coin, None if coin is None or amount is None else units_of(amount, coin.scale), hold)
+
+
+def _of_withdraw(operation: Withdraw, state: State) -> Subject:
+    return _of_coin(operation, state) if operation.hold is None else _of_hold(operation, state)
 
 
 def request_of(operation: Operation, subject: AnySubject) -> dict[str, Any]:
     """Return the canonical request that is kept of *operation*, with units for every amount whose coin is known."""
     if isinstance(operation, Settle):
-        return settlement.settle_request(operation, subject.scales() if isinstance(subject, settlement.Fill) else {})
+        fill = subject if isinstance(subject, settlement.Fill) else settlement.Fill(None, None)
+        return settlement.settle_request(operation, fill)
     if isinstance(subject, Subject):
         return canonical_request(operation, subject.units, subject.coin.name if subject.coin else None)
     return canonical_request(operation, None, None)
@@ -131,11 +140,12 @@ def _deposit(operation: Deposit, subject: Subject, state: State, seq: int, now_m
     coin, units = listed(operation.coin, subject.coin).name, known(subject.units, subject.coin)
     account = registered(operation.customer, operation.account, state)
     receivable = receivable_of(operation.customer)
-    repaid = min(units, -state.balance(receivable, coin).available)
+    owed, _ = state.balance(receivable, coin)
+    repaid = min(units, -owed)
     lines = [
-        Line(EXTERNAL, coin, AVAILABLE, -units),
-        Line(receivable, coin, AVAILABLE, repaid),
-        Line(account, coin, AVAILABLE, units - repaid),
+        Posting(EXTERNAL, coin, AVAILABLE, -units),
+        Posting(receivable, coin, AVAILABLE, repaid),
+        Posting(account, coin, AVAILABLE, units - repaid),
     ]
     return post(state, lines)
 
@@ -150,26 +160,26 @@ def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms:
         )
     enough_available(account, coin, units, state)
     hold = Hold(seq, account, coin.name, units, units, operation.reference, operation.expires_ms, now_ms)
-    lines = [Line(account, coin.name, AVAILABLE, -units), Line(account, coin.name, FREEZE, units, seq)]
+    lines = [Posting(account, coin.name, AVAILABLE, -units), Posting(account, coin.name, FREEZE, units, seq)]
     return post(state, lines, (hold,))
 
 
 def _unfreeze(operation: Unfreeze, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     hold = usable_hold(operation.hold, subject.hold, now_ms)
     units = hold.remaining if subject.units is None else subject.units
-    return _use_hold(hold, units, Line(hold.account, hold.coin, AVAILABLE, units), subject, state, seq)
+    return _use_hold(hold, units, Posting(hold.account, hold.coin, AVAILABLE, units), subject, state, seq)
 
 
 def _withdraw(operation: Withdraw, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     if operation.hold is not None:
         hold = usable_hold(operation.hold, subject.hold, now_ms)
         units = known(subject.units, subject.hold)
-        return _use_hold(hold, units, Line(EXTERNAL, hold.coin, AVAILABLE, units), subject, state, seq)
+        return _use_hold(hold, units, Posting(EXTERNAL, hold.coin, AVAILABLE, units), subject, state, seq)
     coin = listed(known(operation.coin, operation), subject.coin)
     units = known(subject.units, subject.coin)
     account = registered(known(operation.customer, operation), operation.account, state)
     enough_available(account, coin, units, state)
-    lines = [Line(account, coin.name, AVAILABLE, -units), Line(EXTERNAL, coin.name, AVAILABLE, units)]
+    lines = [Posting(account, coin.name, AVAILABLE, -units), Posting(EXTERNAL, coin.name, AVAILABLE, units)]
     return post(state, lines)
 
 
@@ -178,7 +188,7 @@ def _transfer(operation: Transfer, subject: Subject, state: State, seq: int, now
     source = registered(operation.from_customer, operation.from_account, state, "from.customer")
     target = registered(operation.to_customer, operation.to_account, state, "to.customer")
     enough_available(source, coin, units, state)
-    lines = [Line(source, coin.name, AVAILABLE, -units), Line(target, coin.name, AVAILABLE, units)]
+    lines = [Posting(source, coin.name, AVAILABLE, -units), Posting(target, coin.name, AVAILABLE, units)]
     return post(state, lines)
 
 
@@ -186,16 +196,28 @@ def _expire(operation: Expire, subject: Subject, state: State, seq: int, now_ms:
     hold = open_hold(operation.hold, subject.hold)
     if hold.expires_ms is None or now_ms < hold.expires_ms:
         raise LedgerCorrupt(f"hold {hold.hold_id} was to expire before its time")
-    line = Line(hold.account, hold.coin, AVAILABLE, hold.remaining)
+    line = Posting(hold.account, hold.coin, AVAILABLE, hold.remaining)
     return _use_hold(hold, hold.remaining, line, subject, state, seq)
 
 
-def _use_hold(hold: Hold, units: int, target: Line, subject: Subject, state: State, seq: int) -> Decision:
+def _use_hold(hold: Hold, units: int, target: Posting, subject: Subject, state: State, seq: int) -> Decision:
     enough_remaining(hold, known(subject.coin, hold), units)
     after = hold.after(hold.remaining - units, seq)
-    return post(state, [Line(hold.account, hold.coin, FREEZE, -units, hold.hold_id), target], (after,))
+    return post(state, [Posting(hold.account, hold.coin, FREEZE, -units, hold.hold_id), target], (after,))
 
 
+_SUBJECTS: dict[type[Any], Callable[[Any, State], AnySubject]] = {
+    ListCoin: _of_listing,
+    RegisterCustomer: _of_nothing,
+    Deposit: _of_coin,
+    Freeze: _of_coin,
+    Unfreeze: _of_hold,
+    Withdraw: _of_withdraw,
+    Transfer: _of_coin,
+    Expire: _of_hold,
+    Settle: settlement.fill_of,
+    Reverse: reversal.target_of,
+}
 _RULES: dict[type[Any], Callable[[Any, Any, State, int, int], Decision]] = {
     ListCoin: _list_coin,
     RegisterCustomer: _register,

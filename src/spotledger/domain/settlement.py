@@ -13,9 +13,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from spotledger.domain.accounts import DUST, FEES, Coin
-from spotledger.domain.amounts import normal_amount, parse_amount
-from spotledger.domain.books import Decision, Line, State, enough_remaining, find_hold, listed, post, usable_hold
-from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold
+from spotledger.domain.amounts import normal_amount, units_of
+from spotledger.domain.books import Decision, State, enough_remaining, find_hold, listed, post, usable_hold
+from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold, Posting
 from spotledger.domain.operations import REST, CoinAmount, HoldKey, HoldName, Settle, SettleSide
 from spotledger.errors import InvalidAmount, InvalidRequest
 
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """What a settlement's texts mean in these books; units are None where their coin is unknown."""
+    """What a settlement's texts mean in these books; only the coins that are known where one of them is not."""
 
     base: Coin | None
     quote: Coin | None
@@ -41,10 +41,6 @@ class Fill(NamedTuple):
     buyer: Part | None = None
     seller: Part | None = None
 
-    def scales(self) -> dict[str, int]:
-        """Return the scales of the coins that are known."""
-        return {coin.name: coin.scale for coin in (self.base, self.quote) if coin is not None}
-
 
 def fill_of(operation: Settle, state: State) -> Fill:
     """
@@ -52,42 +48,47 @@ def fill_of(operation: Settle, state: State) -> Fill:
 
     Raises:
         InvalidAmount: An amount does not fit its coin's scale.
+        InvalidRequest: A fee or dust is in a coin that is not of the trade.
     """
     base, quote = state.coin(operation.base), state.coin(operation.quote)
     if base is None or quote is None:
         return Fill(base, quote)
+    buyer, seller = operation.buyer, operation.seller
+    return _amounts(operation, base, quote, find_hold(buyer.hold, state), find_hold(seller.hold, state))
+
+
+def _amounts(operation: Settle, base: Coin, quote: Coin, buyer: Hold | None, seller: Hold | None) -> Fill:
     scales = {base.name: base.scale, quote.name: quote.scale}
     return Fill(
         base,
         quote,
-        parse_amount(operation.base_amount, base.scale, "base_amount"),
-        parse_amount(operation.quote_amount, quote.scale, "quote_amount"),
-        _part(operation.buyer, "buyer", quote, scales, state),
-        _part(operation.seller, "seller", base, scales, state),
+        units_of(operation.base_amount, base.scale, "base_amount"),
+        units_of(operation.quote_amount, quote.scale, "quote_amount"),
+        _part(operation.buyer, "buyer", quote, scales, buyer),
+        _part(operation.seller, "seller", base, scales, seller),
     )
 
 
-def _part(side: SettleSide, name: str, paid: Coin, scales: Mapping[str, int], state: State) -> Part:
+def _part(side: SettleSide, name: str, paid: Coin, scales: Mapping[str, int], hold: Hold | None) -> Part:
     released: int | str | None = side.release
     if released is not None and released != REST:
-        released = parse_amount(str(released), paid.scale, f"{name}.release")
-    return Part(
-        find_hold(side.hold, state),
-        _units(side.fee, scales, f"{name}.fee"),
-        _units(side.dust, scales, f"{name}.dust"),
-        released,
-    )
+        released = units_of(str(released), paid.scale, f"{name}.release")
+    fee = 0 if side.fee is None else _units(side.fee, scales, name, "fee")
+    dust = 0 if side.dust is None else _units(side.dust, scales, name, "dust")
+    return Part(hold, fee, dust, released)
 
 
-def _units(amount: CoinAmount | None, scales: Mapping[str, int], field: str) -> int:
-    if amount is None or amount.is_zero():
+def _units(amount: CoinAmount, scales: Mapping[str, int], side: str, what: str) -> int:
+    coin, text = amount
+    scale = scales.get(coin)
+    if scale is not None:
+        return units_of(text, scale, f"{side}.{what}.amount")
+    if amount.is_zero():
         return 0
-    if amount.coin not in scales:
-        raise InvalidRequest(
-            f"{field}.coin is {amount.coin}; {' or '.join(scales)}, the coins of the trade, would pass",
-            field=f"{field}.coin",
-        )
-    return parse_amount(amount.amount, scales[amount.coin], f"{field}.amount")
+    raise InvalidRequest(
+        f"{side}.{what}.coin is {coin}; {' or '.join(scales)}, the coins of the trade, would pass",
+        field=f"{side}.{what}.coin",
+    )
 
 
 def settle(operation: Settle, fill: Fill, state: State, seq: int, now_ms: int) -> Decision:
@@ -141,7 +142,7 @@ def _gives(side: SettleSide, part: Part, hold: Hold, paid: Coin, units: int, nam
 
 def _lines_of(
     side: SettleSide, part: Part, hold: Hold, gives: tuple[int, int, int], received: Coin, units: int, name: str
-) -> list[Line]:
+) -> list[Posting]:
     account, paid_coin, coin = hold.account, hold.coin, received.name
     _, fee_paid, released = gives
     fee_received = part.fee - fee_paid
@@ -153,76 +154,79 @@ def _lines_of(
     left = units - fee_received - part.dust
     if left < 0:
         raise InvalidRequest(f"fee and dust are more than the {name} receives", field=f"{name}.fee")
-    return [
-        Line(account, paid_coin, FREEZE, -sum(gives), hold.hold_id),
-        Line(account, paid_coin, AVAILABLE, released),
-        Line(FEES, paid_coin, AVAILABLE, fee_paid),
-        Line(account, coin, AVAILABLE, left),
-        Line(FEES, coin, AVAILABLE, fee_received),
-        Line(DUST, coin, AVAILABLE, part.dust),
-    ]
+    lines = [Posting(account, paid_coin, FREEZE, -sum(gives), hold.hold_id)]
+    if released:
+        lines.append(Posting(account, paid_coin, AVAILABLE, released))
+    if fee_paid:
+        lines.append(Posting(FEES, paid_coin, AVAILABLE, fee_paid))
+    lines.append(Posting(account, coin, AVAILABLE, left))
+    if fee_received:
+        lines.append(Posting(FEES, coin, AVAILABLE, fee_received))
+    if part.dust:
+        lines.append(Posting(DUST, coin, AVAILABLE, part.dust))
+    return lines
 
 
 # --- the canonical request --------------------------------------------------------------------------
 
 
-def settle_request(operation: Settle, scales: Mapping[str, int]) -> dict[str, Any]:
-    """
-    Return what is kept of a settlement.
-
-    Args:
-        operation: The settlement.
-        scales: Of the coins that are known; other amounts stay decimal text.
-    """
-    both = operation.base in scales and operation.quote in scales
-    known = scales if both else {}
-    request: dict[str, Any] = {"format": REQUEST_FORMAT, "op": operation.kind}
-    request |= {"base": operation.base, "quote": operation.quote}
-    request |= _amount("base", operation.base, operation.base_amount, known)
-    request |= _amount("quote", operation.quote, operation.quote_amount, known)
-    for name, side, paid in (
-        ("buyer", operation.buyer, operation.quote),
-        ("seller", operation.seller, operation.base),
-    ):
-        request[name] = _side_request(side, paid, known)
-    for name in ("reference", "happened_ms"):
-        value = getattr(operation, name)
-        if value is not None:
-            request[name] = value
+def settle_request(operation: Settle, fill: Fill) -> dict[str, Any]:
+    """Return what is kept of a settlement: units where both coins of *fill* are known, else decimal text."""
+    request: dict[str, Any] = {
+        "format": REQUEST_FORMAT,
+        "op": operation.kind,
+        "base": operation.base,
+        "quote": operation.quote,
+    }
+    if fill.buyer is None:
+        request["base_amount"] = normal_amount(operation.base_amount)
+        request["quote_amount"] = normal_amount(operation.quote_amount)
+    else:
+        request["base_units"], request["quote_units"] = str(fill.base_units), str(fill.quote_units)
+    request["buyer"] = _side_request(operation.buyer, fill.buyer)
+    request["seller"] = _side_request(operation.seller, fill.seller)
+    if operation.reference is not None:
+        request["reference"] = operation.reference
+    if operation.happened_ms is not None:
+        request["happened_ms"] = operation.happened_ms
     return request
 
 
-def _side_request(side: SettleSide, paid: str, scales: Mapping[str, int]) -> dict[str, Any]:
+def _side_request(side: SettleSide, part: Part | None) -> dict[str, Any]:
     hold = side.hold
     request: dict[str, Any] = {"hold": {"key": hold.key} if isinstance(hold, HoldKey) else hold}
-    for name, amount in (("fee", side.fee), ("dust", side.dust)):
-        if amount is not None and not amount.is_zero():
-            request[name] = {"coin": amount.coin, **_amount("", amount.coin, amount.amount, scales)}
+    if side.fee is not None and not side.fee.is_zero():
+        request["fee"] = _amount(side.fee, part and part.fee)
+    if side.dust is not None and not side.dust.is_zero():
+        request["dust"] = _amount(side.dust, part and part.dust)
     if side.release == REST:
         request["release"] = REST
-    elif side.release is not None:
-        request |= _amount("release", paid, side.release, scales)
+    elif side.release is not None and part is None:
+        request["release_amount"] = normal_amount(side.release)
+    elif part is not None and part.released is not None:
+        request["release_units"] = str(part.released)
     return request
 
 
-def _amount(prefix: str, coin: str, text: str, scales: Mapping[str, int]) -> dict[str, str]:
-    joined = f"{prefix}_" if prefix else ""
-    if coin in scales:
-        return {f"{joined}units": str(parse_amount(text, scales[coin], f"{joined}amount"))}
-    return {f"{joined}amount": normal_amount(text)}
+def _amount(amount: CoinAmount, units: int | None) -> dict[str, str]:
+    if units is None:
+        return {"coin": amount.coin, "amount": normal_amount(amount.amount)}
+    return {"coin": amount.coin, "units": str(units)}
 
 
 def differing_settle_field(kept: Mapping[str, Any], operation: Settle, scale_of: Callable[[str], int]) -> str | None:
     """Name the first field in which a settlement differs from the *kept* canonical request, or None."""
-    for field, coin in (("base", operation.base), ("quote", operation.quote)):
-        if kept[field] != coin:
+    for field, name in (("base", operation.base), ("quote", operation.quote)):
+        if kept[field] != name:
             return field
-    known = (kept["base"], kept["quote"]) if "base_units" in kept else ()
-    scales = {coin: scale_of(coin) for coin in known}
-    try:
-        request = settle_request(operation, scales)
-    except InvalidAmount as error:
-        return str(error.details.get("field", "amount"))
+    fill = Fill(None, None)
+    if "base_units" in kept:
+        base, quote = (Coin(name, scale_of(name)) for name in (operation.base, operation.quote))
+        try:
+            fill = _amounts(operation, base, quote, None, None)
+        except (InvalidAmount, InvalidRequest) as error:
+            return str(error.details.get("field", "amount"))
+    request = settle_request(operation, fill)
     for field in (*request, *kept):
         if request.get(field) != kept.get(field):
             return field.replace("_units", "_amount")
