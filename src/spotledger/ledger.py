@@ -363,6 +363,7 @@ class Ledger:
             LedgerCorrupt: An invariant does not hold; nothing more is written.
         """
         with self._lock:
+            operations = list(operations)
             group = self.prepare(operations, checked_chains(operations, chains, atomic))
             if group.entries:
                 try:

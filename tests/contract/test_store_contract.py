@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -408,3 +409,61 @@ def test_coins_are_another_object_after_a_listing_only(ledger: Ledger) -> None:
     assert ledger.coins is not coins
     assert list(ledger.coins) == ["aaa", "btc"]
     assert list(coins) == ["btc"]
+
+
+# --- time, threads, and whatever is handed in ---------------------------------------------------------
+
+
+def test_seq_at_a_time_is_the_last_entry_booked_by_then(place: Any) -> None:
+    """At a time means the last entry booked at or before it; before the first there is none, the future is refused."""
+    with place.open() as ledger:
+        start = place.clock.now_ms
+        assert ledger.seq_at(start) == 0
+        place.clock.now_ms = start + 10
+        seed(ledger)
+        for number in range(20):
+            place.clock.now_ms = start + 20 + number // 2
+            fill(ledger, 1, f"n{number}")
+        entries = ledger.entries()
+        for time_ms in range(start, place.clock.now_ms + 1):
+            expected = max((entry.seq for entry in entries if entry.booked_ms <= time_ms), default=0)
+            assert ledger.seq_at(time_ms) == expected
+        with pytest.raises(InvalidRequest):
+            ledger.seq_at(place.clock.now_ms + 1)
+    place.check()
+
+
+def test_threads_share_a_ledger_and_each_key_is_taken_once(ledger: Ledger) -> None:
+    """Many threads that write the same keys and read at once get whole answers, and each key is booked once."""
+    receipts: list[Receipt] = []
+    wrong: list[str] = []
+
+    def work() -> None:
+        for number in range(40):
+            receipts.append(ledger.freeze("ann", "btc", "1", key=f"shared-{number}"))
+            held = sum(hold.remaining for hold in ledger.holds("ann", "open"))
+            if held % 10**8 or not ledger.balances(spot("ann"))["btc"].freeze:
+                wrong.append(f"{held}")
+
+    threads = [Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(receipts) == 160
+    assert sum(not receipt.replayed for receipt in receipts) == 40
+    assert ledger.account(spot("ann")).balances["btc"] == Balance(960 * 10**8, 40 * 10**8)
+
+
+def test_operations_that_can_be_read_once_are_all_done(ledger: Ledger) -> None:
+    """A generator of operations is done like a list; nothing is lost in silence."""
+    outcomes = ledger.execute(Deposit(f"g{n}", "ann", "btc", "1") for n in range(3))  # type: ignore[arg-type]
+    assert [outcome.seq for outcome in outcomes] == [ledger.head.seq - 2, ledger.head.seq - 1, ledger.head.seq]
+
+
+def test_empty_group_does_nothing(ledger: Ledger) -> None:
+    """No operations, no outcomes, no entry."""
+    head = ledger.head
+    assert ledger.execute([]) == []
+    assert ledger.head == head
