@@ -22,7 +22,7 @@ from spotledger.errors import (
 from spotledger.ledger import Ledger
 from spotledger.storage.folder import make_folder
 from spotledger.storage.sqlite_copy import BackupFacts, mark_as_backup, read_facts
-from spotledger.storage.whole_file import appearing_whole, check_new
+from spotledger.storage.whole_file import appearing_whole, check_new, move
 
 #: In the data folder: where a server puts backups that it is asked for. May be a link to another disk.
 BACKUPS_FOLDER: Final = "backups"
@@ -56,6 +56,27 @@ def back_up(
     with appearing_whole(file, "backup") as partial:
         ledger.copy_to(partial, progress)
         return mark_as_backup(partial, clock_ms())
+
+
+def check_place(file: Path) -> None:
+    """
+    Check, before a backup is made, that it can be called *file*.
+
+    Raises:
+        InvalidRequest: There is a file of that name, or no folder for it.
+    """
+    check_new(file)
+
+
+def hand_over(data: Path, name: str, file: Path) -> None:
+    """
+    Move the backup *name* out of the data folder *data* to *file*, which may be on another disk.
+
+    Raises:
+        InvalidRequest: *file* is there already, or the backup may not be read.
+        StoreUnavailable: The disk is full, or answers with an error; the backup stays where it is.
+    """
+    move(data / BACKUPS_FOLDER / name, file, "backup")
 
 
 def facts_json(facts: BackupFacts) -> dict[str, Any]:
