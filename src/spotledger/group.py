@@ -22,7 +22,6 @@ from spotledger.domain.accounts import (
     FEES,
     ZERO,
     Account,
-    Balance,
     Coin,
     may_be_negative,
     receivable_of,
@@ -38,7 +37,6 @@ from spotledger.domain.operations import (
     Operation,
     RegisterCustomer,
     Reverse,
-    Settle,
     Transfer,
     Withdraw,
     holds_of,
@@ -102,7 +100,7 @@ class _Overlay:
         self._store = store
         self._known = known
         self.head_seq = store.head.seq
-        self._balances: dict[tuple[Account, str], Balance] = {}
+        self._balances: dict[tuple[Account, str], tuple[int, int]] = {}
         self._holds: dict[int, Hold] = {}
         self._coins: dict[str, Coin] = {}
         self._customers: dict[str, None] = {}
@@ -117,11 +115,8 @@ class _Overlay:
     def has_customer(self, customer: str) -> bool:
         return customer in self._customers or self._store.has_customer(customer)
 
-    def balance(self, account: Account, coin: str) -> Balance:
-        balance = self._balances.get((account, coin))
-        if balance is None:
-            balance = self._store.account(account).balances.get(coin, ZERO)
-        return balance
+    def balance(self, account: Account, coin: str) -> tuple[int, int]:
+        return self._balances.get((account, coin)) or self._store.account(account).balances.get(coin, ZERO)
 
     def hold(self, hold_id: int) -> Hold | None:
         return self._holds.get(hold_id) or self._store.hold(hold_id)
@@ -145,21 +140,23 @@ class _Overlay:
 
     def take(self, entry: Entry, holds: Iterable[Hold]) -> None:
         """Take over what *entry* does, so that later operations of the group see it."""
-        self._set(self._keys, entry.key, entry)
-        self._set(self._entries, entry.seq, entry)
+        if self._undo is not None:
+            self._remember(self._undo, entry, holds)
+        self._keys[entry.key] = self._entries[entry.seq] = entry
         for account, coin, available, freeze in entry.balances:
-            self._set(self._balances, (account, coin), Balance(available, freeze))
+            self._balances[account, coin] = (available, freeze)
         for hold in holds:
-            self._set(self._holds, hold.hold_id, hold)
+            self._holds[hold.hold_id] = hold
         if entry.refusal is not None:
             return
-        if entry.kind == ListCoin.kind:
+        kind = entry.kind
+        if kind == ListCoin.kind:
             name = entry.request["coin"]
-            self._set(self._coins, name, Coin(name, entry.request["scale"]))
-        elif entry.kind == RegisterCustomer.kind:
-            self._set(self._customers, entry.request["customer"], None)
-        elif entry.kind == Reverse.kind:
-            self._set(self._reversals, entry.request["seq"], entry.seq)
+            self._coins[name] = Coin(name, entry.request["scale"])
+        elif kind == RegisterCustomer.kind:
+            self._customers[entry.request["customer"]] = None
+        elif kind == Reverse.kind:
+            self._reversals[entry.request["seq"]] = entry.seq
 
     def begin_chain(self) -> None:
         """Remember what is taken from now on, so that it can be undone."""
@@ -172,13 +169,27 @@ class _Overlay:
             for step in reversed(steps):
                 step()
 
-    def _set(self, values: dict[K, V], name: K, value: V) -> None:
-        if self._undo is not None:
-            if name in values:
-                self._undo.append(partial(values.__setitem__, name, values[name]))
-            else:
-                self._undo.append(partial(values.__delitem__, name))
-        values[name] = value
+    def _remember(self, undo: list[Callable[[], None]], entry: Entry, holds: Iterable[Hold]) -> None:
+        """Note how to undo what :meth:`take` is about to do."""
+        _note_undo(undo, self._keys, entry.key)
+        _note_undo(undo, self._entries, entry.seq)
+        for account, coin, _, _ in entry.balances:
+            _note_undo(undo, self._balances, (account, coin))
+        for hold in holds:
+            _note_undo(undo, self._holds, hold.hold_id)
+        if entry.refusal is None and entry.kind == ListCoin.kind:
+            _note_undo(undo, self._coins, entry.request["coin"])
+        elif entry.refusal is None and entry.kind == RegisterCustomer.kind:
+            _note_undo(undo, self._customers, entry.request["customer"])
+        elif entry.refusal is None and entry.kind == Reverse.kind:
+            _note_undo(undo, self._reversals, entry.request["seq"])
+
+
+def _note_undo(undo: list[Callable[[], None]], values: dict[K, V], name: K) -> None:
+    if name in values:
+        undo.append(partial(values.__setitem__, name, values[name]))
+    else:
+        undo.append(partial(values.__delitem__, name))
 
 
 def decide_group(
@@ -246,13 +257,15 @@ def _load(store: Store, operations: Sequence[Operation]) -> _Overlay:
     overlay = _Overlay(store, store.find_keys(keys + hold_keys))
     hold_ids.update(overlay.hold_id_of_key(key) or 0 for key in hold_keys)
     store.load((), (), hold_ids)
-    accounts = {EXTERNAL}
+    accounts = {EXTERNAL, FEES, DUST}
     for hold_id in hold_ids:
         found = store.hold(hold_id)
         if found is not None:
             accounts.add(found.account)
     for operation in operations:
-        accounts.update(_accounts_of(operation, store))
+        accounts_of = _ACCOUNTS.get(type(operation))
+        if accounts_of is not None:
+            accounts.update(accounts_of(operation, store))
     customers = {account.customer for account in accounts if not is_house(account)}
     store.load(customers, accounts, ())
     return overlay
@@ -270,7 +283,8 @@ def _decide_one(operation: Operation, overlay: _Overlay, group: Group, now_ms: i
     except Refused as refusal:
         if refusal.kept:
             _keep(operation, subject, overlay, group, now_ms, refusal=refusal)
-        return refusal
+        # Its traceback leads to the group that it is an outcome of: a circle that only the collector would free.
+        return refusal.with_traceback(None)
     return Receipt(_keep(operation, subject, overlay, group, now_ms, decision))
 
 
@@ -285,16 +299,16 @@ def _keep(
 ) -> Entry:
     """Make the entry of what was decided of *operation*, or of its refusal, the next of the group."""
     entry = Entry(
-        seq=overlay.head_seq + len(group.entries) + 1,
-        kind=operation.kind,
-        key=operation.key,
-        booked_ms=now_ms,
-        request=rules.request_of(operation, subject),
-        postings=decision.postings,
-        balances=decision.balances,
-        holds=tuple([HoldAfter(hold.hold_id, hold.remaining) for hold in decision.holds]),
-        happened_ms=getattr(operation, "happened_ms", None),
-        refusal=_kept_refusal(refusal),
+        overlay.head_seq + len(group.entries) + 1,
+        operation.kind,
+        operation.key,
+        now_ms,
+        rules.request_of(operation, subject),
+        decision.postings,
+        decision.balances,
+        tuple([HoldAfter(hold.hold_id, hold.remaining) for hold in decision.holds]),
+        getattr(operation, "happened_ms", None),
+        _kept_refusal(refusal),
     )
     if refusal is not None:
         refusal.seq = entry.seq
@@ -382,28 +396,36 @@ def _repeat(kept: Entry, operation: Operation, overlay: _Overlay) -> Outcome:
     return refusal
 
 
-def _accounts_of(operation: Operation, store: Store) -> Iterable[Account]:
-    match operation:
-        case Deposit():
-            return (Account(operation.customer, operation.account), receivable_of(operation.customer))
-        case Freeze():
-            return (Account(operation.customer, operation.account),)
-        case Withdraw(customer=str(customer)):
-            return (Account(customer, operation.account),)
-        case Transfer():
-            return (
-                Account(operation.from_customer, operation.from_account),
-                Account(operation.to_customer, operation.to_account),
-            )
-        case RegisterCustomer():
-            return (Account(operation.customer, "spot"),)
-        case Settle():
-            return (FEES, DUST)
-        case Reverse():
-            entry = store.entry(operation.seq)
-            accounts = {posting.account for posting in entry.postings} if entry is not None else set()
-            return accounts | {receivable_of(account.customer) for account in accounts if not is_house(account)}
-    return ()
+def _accounts_of_deposit(operation: Deposit, store: Store) -> Iterable[Account]:
+    return (Account(operation.customer, operation.account), receivable_of(operation.customer))
+
+
+def _account_of_customer(operation: Freeze | Withdraw, store: Store) -> Iterable[Account]:
+    return () if operation.customer is None else (Account(operation.customer, operation.account),)
+
+
+def _accounts_of_transfer(operation: Transfer, store: Store) -> Iterable[Account]:
+    return (
+        Account(operation.from_customer, operation.from_account),
+        Account(operation.to_customer, operation.to_account),
+    )
+
+
+def _accounts_of_reverse(operation: Reverse, store: Store) -> Iterable[Account]:
+    entry = store.entry(operation.seq)
+    accounts = {posting.account for posting in entry.postings} if entry is not None else set()
+    return accounts | {receivable_of(account.customer) for account in accounts if not is_house(account)}
+
+
+#: Which accounts an operation names, by its class; a settlement's are those of its holds, and the house's own.
+_ACCOUNTS: Final[dict[type[Any], Callable[[Any, Store], Iterable[Account]]]] = {
+    Deposit: _accounts_of_deposit,
+    Freeze: _account_of_customer,
+    Withdraw: _account_of_customer,
+    Transfer: _accounts_of_transfer,
+    RegisterCustomer: lambda operation, store: (Account(operation.customer, "spot"),),
+    Reverse: _accounts_of_reverse,
+}
 
 
 def _kept_refusal(refusal: Refused | None) -> dict[str, Any] | None:
@@ -421,8 +443,8 @@ def _check_entries(entries: Iterable[Entry]) -> None:
     """
     for entry in entries:
         sums: dict[str, int] = {}
-        for posting in entry.postings:
-            sums[posting.coin] = sums.get(posting.coin, 0) + posting.units
+        for _, coin, _, units, _ in entry.postings:
+            sums[coin] = sums.get(coin, 0) + units
         if any(sums.values()):
             raise LedgerCorrupt(f"the postings of entry {entry.seq} ({entry.kind}) do not add up to zero")
         for account, coin, available, freeze in entry.balances:

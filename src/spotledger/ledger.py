@@ -36,6 +36,7 @@ from spotledger.group import Outcome as Outcome
 from spotledger.group import Receipt as Receipt
 from spotledger.group import checked_chains, decide_group
 from spotledger.storage.base import AccountView, Head, Store, TrialBalance
+from spotledger.storage.collector import collector_at_rest
 
 #: Rows of one page, whatever is asked for.
 PAGE_LIMIT: Final = 1_000_000
@@ -339,6 +340,7 @@ class Ledger:
             raise outcome
         return outcome
 
+    @collector_at_rest
     def execute(
         self,
         operations: Sequence[Operation],
@@ -377,6 +379,7 @@ class Ledger:
 
     # --- the steps of a group -------------------------------------------------------------------------
 
+    @collector_at_rest
     def prepare(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Group:
         """
         Decide *operations* and append what comes of them to the journal; nothing of it is visible or durable yet.
@@ -408,6 +411,7 @@ class Ledger:
         """Whether work behind the journal should go on before the commit of the group that is prepared."""
         return self._store.lagging
 
+    @collector_at_rest
     def catch_up(self) -> None:
         """Do a few milliseconds of that work."""
         try:
@@ -424,6 +428,7 @@ class Ledger:
             self._note(corrupt)
             raise
 
+    @collector_at_rest
     def finish(self, group: Group) -> list[Outcome]:
         """Make the committed *group* visible and return its outcomes."""
         with self._lock:

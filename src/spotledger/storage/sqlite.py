@@ -8,11 +8,9 @@ not sealed from the journal again.
 
 from __future__ import annotations
 
-import gc
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -22,6 +20,7 @@ from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import DataFolderUnusable, LedgerCorrupt, StoreUnavailable
 from spotledger.storage import sqlite_copy, sqlite_file, sqlite_reads
 from spotledger.storage.base import Head, TrialBalance
+from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, genesis_hash, key_digest
 from spotledger.storage.key_filter import KeyFilter, probe_of
 from spotledger.storage.sealing import Sealing
@@ -35,18 +34,6 @@ CACHE_ACCOUNTS: Final = 50_000
 #: How long one turn of work behind the journal may hold the caller.
 STEP_SECONDS: Final = 0.003
 _REPLAY_ENTRIES: Final = 1_000
-
-
-@contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """Keep the garbage collector from walking, again and again, over the many long-lived objects that are made."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()
 
 
 class SqliteStore:
@@ -120,12 +107,12 @@ class SqliteStore:
             self._memory.list_coin(coin)
         self._filter = KeyFilter(self._segment_entries)
         self._filter.load(self._read, self._sealed_to // self._segment_entries)
-        with _collector_at_rest():
-            self._replay()
+        self._replay()
         self._due_cursor = (0, 0)
         self._next_due_ms = sqlite_reads.next_due_ms(self._read, self._due_cursor)
         self._begin_sealing()
 
+    @collector_at_rest
     def _replay(self) -> None:
         last_seq = self._read.execute("SELECT coalesce(max(seq), 0) FROM entry").fetchone()[0]
         if last_seq != self._head.seq:
