@@ -52,8 +52,9 @@ bench: $(VENV)/.bench-stamp ## Measure, side by side with peers; BENCH_QUICK=1 f
 
 lock: $(VENV)/.base-stamp ## Resolve the requirements anew and lock them (ARGS=--upgrade for newer ones)
 	$(INSTALL) -r requirements/lock.txt
-	$(COMPILE) $(ARGS) pyproject.toml --group dev -o requirements/dev.txt
-	$(COMPILE) $(ARGS) pyproject.toml --group dev --group bench -c requirements/dev.txt -o requirements/bench.txt
+	$(COMPILE) $(ARGS) pyproject.toml --extra parquet --group dev -o requirements/dev.txt
+	$(COMPILE) $(ARGS) pyproject.toml --extra parquet -c requirements/dev.txt -o requirements/parquet.txt
+	$(COMPILE) $(ARGS) pyproject.toml --extra parquet --group dev --group bench -c requirements/dev.txt -o requirements/bench.txt
 	$(COMPILE) $(ARGS) pyproject.toml -c requirements/dev.txt -o requirements/base.txt
 	$(COMPILE) $(ARGS) --group build -c requirements/dev.txt -o requirements/build.txt
 	$(COMPILE) $(ARGS) --group lock -o requirements/lock.txt
