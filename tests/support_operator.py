@@ -39,7 +39,8 @@ class Api:
         self.clock = clock
         self.run = runner.run
         self.token = (runtime.settings.data / TOKEN_FILE).read_text().strip()
-        transport = httpx2.ASGITransport(app=OperatorApp(runtime))
+        self.app = OperatorApp(runtime)
+        transport = httpx2.ASGITransport(app=self.app)
         self.http = httpx2.AsyncClient(base_url="http://operator", transport=transport)
 
     def request(self, method: str, path: str, **options: Any) -> httpx2.Response:

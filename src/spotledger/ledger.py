@@ -35,7 +35,9 @@ from spotledger.group import Group as Group
 from spotledger.group import Outcome as Outcome
 from spotledger.group import Receipt as Receipt
 from spotledger.group import checked_chains, decide_group
-from spotledger.storage.base import AccountView, Head, Store, TrialBalance
+from spotledger.storage.base import CUSTOMERS as CUSTOMERS
+from spotledger.storage.base import AccountView, Head, Store
+from spotledger.storage.base import TrialBalance as TrialBalance
 from spotledger.storage.collector import collector_at_rest
 
 #: Rows of one page, whatever is asked for.

@@ -20,9 +20,11 @@ from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUna
 from spotledger.http.operator_backups import BackupCalls
 from spotledger.http.operator_batches import BatchCalls
 from spotledger.http.operator_calls import Call, Door, answer, problem_answer, route
+from spotledger.http.operator_feed import Feed
 from spotledger.http.operator_keys import KeyCalls
 from spotledger.http.operator_ledger import LedgerCalls
 from spotledger.http.operator_metrics import METRICS_MEDIA_TYPE, Metrics
+from spotledger.http.operator_reads import ReadCalls
 from spotledger.http.public import PublicApp
 from spotledger.ops.runtime import Runtime
 
@@ -45,19 +47,22 @@ class OperatorApp:
         self._runtime = runtime
         self._public = public
         self._door = Door(runtime.tokens, local_token)
+        self.feed = Feed(runtime.ledger)
         self.metrics = Metrics()
         self._show_metrics()
         self._router = Router(self._routes(), redirect_slashes=False, default=self._nothing_here)
 
     def _routes(self) -> list[Route]:
         runtime = self._runtime
-        ledger_calls = LedgerCalls(runtime.ledger, runtime.writer)
+        read_calls = ReadCalls(runtime.ledger, self.feed)
+        ledger_calls = LedgerCalls(runtime.ledger, runtime.writer, read_calls)
         key_calls = KeyCalls(runtime.ledger, runtime.writer, runtime.key_ring, runtime.tokens, runtime.key_writes)
         batch_calls = BatchCalls(runtime.ledger, runtime.writer)
         return [
             *batch_calls.routes(self._door),
             *BackupCalls(runtime.backups).routes(self._door),
             *ledger_calls.routes(self._door),
+            *read_calls.routes(self._door),
             *key_calls.routes(self._door),
             route(self._door, "/metrics", GET=Call(None, self._metrics)),
             route(None, "/healthz", GET=Call(None, self._alive)),
@@ -68,6 +73,7 @@ class OperatorApp:
         ledger, writer = self._runtime.ledger, self._runtime.writer
         self.metrics.show("head_seq", "The last entry of the journal.", lambda: ledger.head.seq)
         self.metrics.show("waiting_operations", "Operations that wait for the writer.", lambda: writer.waiting)
+        self.metrics.show("open_feeds", "Readers of the journal's feed.", lambda: self.feed.open)
         self.metrics.show("can_write", "1 while writes are taken, else 0.", lambda: int(writer.can_write))
         public = self._public
         if public is not None:

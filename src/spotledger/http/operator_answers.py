@@ -26,6 +26,7 @@ HoldText = Annotated[str, Meta(description="The id of a hold: the seq of the ent
 Seq = Annotated[int, Meta(description="A position in the journal.", extra_json_schema={"minimum": 0})]
 HeadSeq = Annotated[int, Meta(description="The position of the journal that this answer stands for.")]
 Epoch = Annotated[int, Meta(description="Counts restores from a backup: a seq means one entry within one epoch.")]
+NextAfter = Annotated[str | None, Meta(description="The ``after`` of the next page; null where there is none.")]
 TimeMs = Annotated[int, Meta(description="Milliseconds since 1970.")]
 
 
@@ -96,7 +97,7 @@ class WriteAnswer(Answer):
 
 
 class HoldAnswer(Answer):
-    """One hold, open or closed."""
+    """One hold, open or closed: whose, why, since when, and by which write it was opened."""
 
     hold: HoldText
     customer: str
@@ -109,6 +110,107 @@ class HoldAnswer(Answer):
     expires_ms: TimeMs | None
     opened_ms: TimeMs
     closed_seq: Seq | None
+    age_ms: Annotated[int, Meta(description="How long ago it was opened.")]
+    key: Annotated[str, Meta(description="The idempotency key that opened it.")] | UnsetType = UNSET
+
+
+class CoinAnswer(Answer):
+    """A listed coin."""
+
+    coin: str
+    scale: Annotated[int, Meta(description="Decimal places.")]
+
+
+class CoinsAnswer(Answer):
+    """The listed coins."""
+
+    seq: HeadSeq
+    epoch: Epoch
+    coins: list[CoinAnswer]
+
+
+class CustomersAnswer(Answer):
+    """A page of customers."""
+
+    seq: HeadSeq
+    epoch: Epoch
+    customers: list[str]
+    next_after: NextAfter
+
+
+class BalancesAnswer(Answer):
+    """What an account has of each listed coin, and what the customer owes the house where he owes anything."""
+
+    seq: HeadSeq
+    epoch: Epoch
+    customer: str
+    account: str
+    balances: dict[str, BalanceAnswer]
+    owes: dict[str, AmountText] | UnsetType = UNSET
+
+
+class HoldsAnswer(Answer):
+    """A page of holds."""
+
+    seq: HeadSeq
+    epoch: Epoch
+    holds: list[HoldAnswer]
+    next_after: NextAfter
+
+
+class HoldReadAnswer(Answer):
+    """One hold."""
+
+    seq: HeadSeq
+    epoch: Epoch
+    hold: HoldAnswer
+
+
+class EntriesAnswer(Answer):
+    """A page of the journal; ``next_after_seq`` is the ``after_seq`` of the next one."""
+
+    seq: HeadSeq
+    epoch: Epoch
+    entries: list[EntryAnswer]
+    next_after_seq: Seq
+
+
+class EntryReadAnswer(Answer):
+    """One entry, and the entry that reversed it, if one did."""
+
+    seq: HeadSeq
+    epoch: Epoch
+    entry: EntryAnswer
+    reversed_by: Seq | None
+
+
+class StatementAnswer(Answer):
+    """A page of the entries about a customer, with the balances that it touches just before and after it."""
+
+    seq: HeadSeq
+    epoch: Epoch
+    customer: str
+    opening: list[AfterAnswer]
+    entries: list[EntryAnswer]
+    closing: list[AfterAnswer]
+    next_after_seq: Seq
+
+
+class TrialCoinAnswer(Answer):
+    """The sums of one coin: of all customers, of each house account, and of all of it, which is zero."""
+
+    customers: BalanceAnswer
+    house: dict[str, AmountText]
+    total: AmountText
+
+
+class TrialBalanceAnswer(Answer):
+    """The trial balance as of one entry."""
+
+    seq: HeadSeq
+    epoch: Epoch
+    balanced: Annotated[bool, Meta(description="Whether the total of every coin is zero.")]
+    coins: dict[str, TrialCoinAnswer]
 
 
 def amount_text(units: int, scale: int) -> str:
@@ -214,8 +316,8 @@ def write_answer(entry: Entry, hold: int | None, coins: Mapping[str, Coin]) -> W
     )
 
 
-def hold_answer(hold: Hold, scale: int) -> HoldAnswer:
-    """Return one hold; its id is text."""
+def hold_answer(hold: Hold, scale: int, key: str | UnsetType, now_ms: int) -> HoldAnswer:
+    """Return one hold, opened under *key*, as it stands at *now_ms*; its id is text."""
     return HoldAnswer(
         str(hold.hold_id),
         hold.account.customer,
@@ -228,4 +330,6 @@ def hold_answer(hold: Hold, scale: int) -> HoldAnswer:
         hold.expires_ms,
         hold.opened_ms,
         hold.closed_seq,
+        now_ms - hold.opened_ms,
+        key,
     )

@@ -154,9 +154,10 @@ async def _serve(
         loop.add_signal_handler(number, stop.set)
     await runtime.start()
     public_app = _public_app(runtime)
+    operator_app = OperatorApp(runtime, public=public_app)
     servers = [
         _Server(public_app, Interfaces.RSGI, public),
-        _Server(OperatorApp(runtime, public=public_app), Interfaces.ASGINL, operator),
+        _Server(operator_app, Interfaces.ASGINL, operator),
     ]
     running = [asyncio.create_task(server.serve()) for server in servers]
     flushing = asyncio.create_task(_flush_used_now_and_then(runtime))
@@ -169,6 +170,7 @@ async def _serve(
     finally:
         for task in (working, flushing):
             task.cancel()
+        operator_app.feed.stop()
         await _stop_listening(servers, running)
         await runtime.stop()
 

@@ -60,6 +60,7 @@ TABLE: dict[type[errors.SpotledgerError], Row] = {
     errors.TokenRefused: Row(401, 307, "Token refused"),
     errors.ScopeMissing: Row(403, 307, "Scope missing"),
     # try again
+    errors.Unavailable: Row(503, 404, "Unavailable now"),
     errors.StoreBusy: Row(503, 404, "Busy"),
     errors.StoreUnavailable: Row(503, 404, "Unavailable"),
     errors.LimitExceeded: Row(429, 404, "Too many requests"),

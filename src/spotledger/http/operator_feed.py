@@ -1,0 +1,140 @@
+"""
+The journal as server-sent events: every entry once and in order, from wherever a reader left off.
+
+Each stream reads a small page of the journal, sends it, and goes on when it was taken: a slow reader holds up nobody
+but himself, and nothing is kept for him but where he is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from spotledger.errors import InvalidRequest, LedgerCorrupt, SpotledgerError, Unavailable
+from spotledger.http.operator_answers import entry_answer
+from spotledger.http.operator_calls import number_in, query_of
+from spotledger.ledger import Ledger
+
+EVENT_STREAM_MEDIA_TYPE: Final = "text/event-stream"
+#: Entries that are read and sent at a time.
+FEED_TURN_ENTRIES: Final = 100
+#: How long a stream that has nothing to send waits before it looks again.
+FEED_PAUSE_SECONDS: Final = 0.02
+#: After so long without an entry a comment is sent, so that nobody on the way takes the stream for dead.
+HEARTBEAT_SECONDS: Final = 15.0
+#: Streams that may be open at a time.
+FEEDS_LIMIT: Final = 100
+#: How long a reader is asked to wait before it connects again.
+RECONNECT_MS: Final = 1000
+
+_encode = msgspec.json.Encoder().encode
+_log = logging.getLogger("spotledger.feed")
+
+
+class Feed:
+    """The streams of one service."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.open = 0
+        self.stopping = False
+
+    def stop(self) -> None:
+        """Let every stream end, and begin no other."""
+        self.stopping = True
+
+    def answer(self, request: Request) -> Response:
+        """
+        Return the stream that *request* asks for: after its ``Last-Event-ID``, else its ``after_seq``, else all.
+
+        Raises:
+            InvalidRequest: It asks for what comes after an entry that is not there yet.
+            Unavailable: Too many streams are open, or the service is stopping.
+        """
+        query = query_of(request, "after_seq")
+        last = request.headers.get("last-event-id")
+        field = "after_seq" if last is None else "Last-Event-ID"
+        after_seq = number_in(query if last is None else {field: last}, field, 0)
+        head = self.ledger.head.seq
+        if after_seq > head:
+            raise InvalidRequest(
+                f"{field} is {after_seq}; the journal ends at {head}. After a restore of a backup, read from the start",
+                field=field,
+            )
+        if self.stopping or self.open >= FEEDS_LIMIT:
+            raise Unavailable("No further feed can be opened now; try again later.")
+        return _Stream(self, after_seq)
+
+
+class _Stream(Response):
+    """One open stream."""
+
+    media_type = EVENT_STREAM_MEDIA_TYPE
+
+    def __init__(self, feed: Feed, after_seq: int) -> None:
+        super().__init__(b"", 200)
+        del self.headers["content-length"]
+        self._feed = feed
+        self._after = after_seq
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send entries until the reader has gone or the service stops."""
+        feed = self._feed
+        feed.open += 1
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            start = {"seq": feed.ledger.head.seq, "epoch": feed.ledger.epoch, "ledger_id": feed.ledger.ledger_id}
+            await _send_piece(send, b"retry: %d\nevent: start\ndata: %b\n\n" % (RECONNECT_MS, _encode(start)))
+            await self._go_on(send, gone)
+            if not gone.done():
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except OSError:
+            pass  # the reader has gone
+        finally:
+            gone.cancel()
+            feed.open -= 1
+
+    async def _go_on(self, send: Send, gone: asyncio.Future[None]) -> None:
+        loop = asyncio.get_running_loop()
+        quiet_since = loop.time()
+        while not (gone.done() or self._feed.stopping):
+            piece = self._next_piece()
+            if not piece and loop.time() - quiet_since > HEARTBEAT_SECONDS:
+                piece = b": still here\n\n"
+            if piece:
+                await _send_piece(send, piece)
+                quiet_since = loop.time()
+            await asyncio.sleep(0 if piece else FEED_PAUSE_SECONDS)
+
+    def _next_piece(self) -> bytes:
+        """Return the next entries as events; the id of each is its seq."""
+        ledger = self._feed.ledger
+        if ledger.head.seq <= self._after:
+            return b""
+        try:
+            entries = ledger.entries(self._after, FEED_TURN_ENTRIES)
+        except (SpotledgerError, LedgerCorrupt) as error:
+            _log.warning("a feed ended: %s", error)
+            raise OSError("the journal cannot be read") from error
+        coins = ledger.coins
+        said = [b"id: %d\ndata: %b\n\n" % (entry.seq, _encode(entry_answer(entry, coins))) for entry in entries]
+        self._after = entries[-1].seq if entries else self._after
+        return b"".join(said)
+
+
+async def _send_piece(send: Send, piece: bytes) -> None:
+    await send({"type": "http.response.body", "body": piece, "more_body": True})
+
+
+async def _gone(receive: Receive) -> None:
+    """Return when the reader has gone."""
+    message: Any = await receive()
+    while message["type"] != "http.disconnect":
+        message = await receive()

@@ -1,0 +1,344 @@
+"""
+The operator API's reads: each stands for one position of the journal, which its answer names.
+
+A page is read in small pieces, between which other work has its turn. What a piece says never changes afterwards, or is
+of the position that the answer names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from spotledger.domain.accounts import (
+    DUST,
+    EXTERNAL,
+    FEES,
+    HOUSE_KIND,
+    ZERO,
+    Account,
+    Balance,
+    check_account_kind,
+    check_coin,
+    receivable_of,
+)
+from spotledger.domain.journal import BalanceAfter, Entry, Hold
+from spotledger.errors import InvalidRequest, NotFound
+from spotledger.http.operator_answers import (
+    AfterAnswer,
+    BalancesAnswer,
+    CoinAnswer,
+    CoinsAnswer,
+    CustomersAnswer,
+    EntriesAnswer,
+    EntryReadAnswer,
+    HoldAnswer,
+    HoldReadAnswer,
+    HoldsAnswer,
+    StatementAnswer,
+    TrialBalanceAnswer,
+    TrialCoinAnswer,
+    after_answer,
+    amount_text,
+    balance_answer,
+    entry_answer,
+    hold_answer,
+)
+from spotledger.http.operator_calls import (
+    LEDGER_READ,
+    Call,
+    Door,
+    answer,
+    await_seq,
+    limit_in,
+    number_in,
+    query_of,
+    route,
+)
+from spotledger.http.operator_feed import EVENT_STREAM_MEDIA_TYPE, Feed
+from spotledger.ledger import CUSTOMERS, Ledger, TrialBalance
+
+HOLD_STATES: Final = ("open", "closed")
+#: The house's accounts that are one each, whoever they deal with.
+HOUSE_ACCOUNTS: Final = {account.customer: account for account in (EXTERNAL, FEES, DUST)}
+#: Rows that are read before other work has its turn.
+TURN_ROWS: Final = 100
+
+
+class ReadCalls:
+    """The calls that read coins, customers, balances, holds, entries and the trial balance."""
+
+    def __init__(self, ledger: Ledger, feed: Feed) -> None:
+        self._ledger = ledger
+        self._feed = feed
+        self._adding_up = asyncio.Lock()
+
+    def routes(self, door: Door) -> list[Route]:
+        """Return the routes, those that are called most first; those of paths that also take writes are elsewhere."""
+        holds = ("state", "older_than_ms", "after", "limit", "min_seq")
+        return [
+            self._route(door, "/v1/customers/{customer}/balances", self.balances, BalancesAnswer, *self.BALANCES),
+            self._route(door, "/v1/customers/{customer}/holds", self.holds, HoldsAnswer, *holds),
+            self._route(door, "/v1/customers/{customer}/entries", self.statement, StatementAnswer, *self.STATEMENT),
+            self._route(door, "/v1/holds/{hold}", self.hold, HoldReadAnswer, "min_seq"),
+            self._route(door, "/v1/entries", self.entries, EntriesAnswer, "after_seq", "limit", "min_seq"),
+            self._route(door, "/v1/entries/{seq}", self.entry, EntryReadAnswer, "min_seq"),
+            self._route(door, "/v1/trial-balance", self.trial_balance, TrialBalanceAnswer, "min_seq"),
+        ]
+
+    BALANCES: Final = ("account", "at_seq", "at_ms", "min_seq")
+    STATEMENT: Final = ("coin", "after_seq", "limit", "min_seq")
+
+    def _route(
+        self, door: Door, path: str, read: Callable[[Request], Awaitable[Response]], gives: type, *query: str
+    ) -> Route:
+        return route(door, path, GET=Call(LEDGER_READ, read, gives=gives, query=query))
+
+    # --- coins and customers ----------------------------------------------------------------------
+
+    async def coins(self, request: Request) -> Response:
+        """List the coins with their scales."""
+        await self._await_seq(query_of(request, "min_seq"))
+        coins = [CoinAnswer(coin.name, coin.scale) for coin in self._ledger.coins.values()]
+        return answer(CoinsAnswer(self._ledger.head.seq, self._ledger.epoch, coins))
+
+    async def customers(self, request: Request) -> Response:
+        """List the customers in the order of their ids, a page at a time."""
+        query = query_of(request, "after", "limit", "min_seq")
+        limit = limit_in(query)
+        await self._await_seq(query)
+        found = self._ledger.customers(query.get("after", ""), limit)
+        following = found[-1] if len(found) == limit else None
+        return answer(CustomersAnswer(self._ledger.head.seq, self._ledger.epoch, found, following))
+
+    # --- balances -----------------------------------------------------------------------------------
+
+    async def balances(self, request: Request) -> Response:
+        """Give every listed coin's balance in one account, now or at any moment of the past, and what is owed."""
+        query = query_of(request, *self.BALANCES)
+        account = self._account(request.path_params["customer"], query.get("account"))
+        if "at_seq" in query and "at_ms" in query:
+            raise InvalidRequest("at_seq is given beside at_ms; one of them would pass", field="at_seq")
+        await self._await_seq(query)
+        self._check_there(account)
+        seq, at_seq = self._ledger.head.seq, None
+        if "at_ms" in query:
+            seq = at_seq = self._ledger.seq_at(number_in(query, "at_ms", 0))
+        elif "at_seq" in query:
+            seq = at_seq = number_in(query, "at_seq", 0)
+        balances = self._ledger.balances(account, at_seq)
+        listed = {
+            name: balance_answer(balances.get(name, ZERO), coin.scale) for name, coin in self._ledger.coins.items()
+        }
+        owes = UNSET if account.kind == HOUSE_KIND else self._owes(account.customer, at_seq)
+        return answer(BalancesAnswer(seq, self._ledger.epoch, account.customer, account.kind, listed, owes))
+
+    def _owes(self, customer: str, at_seq: int | None) -> dict[str, str]:
+        """Return what *customer* owes the house, as amounts above zero."""
+        owed = self._ledger.balances(receivable_of(customer), at_seq)
+        coins = self._ledger.coins
+        return {
+            coin: amount_text(-balance.available, coins[coin].scale)
+            for coin, balance in owed.items()
+            if balance.available
+        }
+
+    def _account(self, customer: str, kind: str | None) -> Account:
+        house = HOUSE_ACCOUNTS.get(customer)
+        if house is not None:
+            if kind is not None:
+                raise InvalidRequest(f"account is given for {customer}, which has none; leave it out", field="account")
+            return house
+        return Account(customer, check_account_kind("spot" if kind is None else kind))
+
+    def _check_there(self, account: Account) -> None:
+        if account.kind != HOUSE_KIND and not self._ledger.has_customer(account.customer):
+            raise NotFound(f"There is no customer {account.customer[:64]}.")
+
+    # --- holds ----------------------------------------------------------------------------------------
+
+    async def holds(self, request: Request) -> Response:
+        """List a customer's holds in the order in which they were opened, a page at a time."""
+        query = query_of(request, "state", "older_than_ms", "after", "limit", "min_seq")
+        state, limit = query.get("state"), limit_in(query)
+        before_ms = self._opened_before(query)
+        after = number_in(query, "after", 0)
+        if state is not None and state not in HOLD_STATES:
+            raise InvalidRequest(f"state is {state[:64]!r}; open or closed would pass", field="state")
+        await self._await_seq(query)
+        customer = request.path_params["customer"]
+        self._check_there(Account(customer, "spot"))
+
+        def read(after: int, limit: int) -> list[Hold]:
+            found = self._ledger.holds(customer, state, after, limit)
+            return [hold for hold in found if before_ms is None or hold.opened_ms <= before_ms]
+
+        return await self._holds_page(read, after, limit)
+
+    async def old_holds(self, request: Request) -> Response:
+        """List everybody's open holds that are older than an age, the oldest first, a page at a time."""
+        query = query_of(request, "older_than_ms", "after", "limit", "min_seq")
+        limit, after = limit_in(query), number_in(query, "after", 0)
+        before_ms = self._opened_before(query)
+        await self._await_seq(query)
+        before = self._ledger.now_ms if before_ms is None else before_ms
+        return await self._holds_page(lambda after, limit: self._ledger.old_holds(before, after, limit), after, limit)
+
+    def _opened_before(self, query: dict[str, str]) -> int | None:
+        """Return the time that an ``older_than_ms`` means, or None where none is asked for."""
+        if "older_than_ms" not in query:
+            return None
+        return self._ledger.now_ms - number_in(query, "older_than_ms", 0)
+
+    async def _holds_page(self, read: Callable[[int, int], list[Hold]], after: int, limit: int) -> Response:
+        seq = self._ledger.head.seq
+        found = read(after, limit)
+        following = str(found[-1].hold_id) if len(found) == limit else None
+        answers = [self._hold_answer(hold) for hold in found[:TURN_ROWS]]
+        for start in range(TURN_ROWS, len(found), TURN_ROWS):
+            await asyncio.sleep(0)
+            answers += [self._hold_answer(hold) for hold in found[start : start + TURN_ROWS]]
+        return answer(HoldsAnswer(seq, self._ledger.epoch, answers, following))
+
+    def _hold_answer(self, hold: Hold) -> HoldAnswer:
+        opened_by = self._ledger.entry(hold.hold_id)
+        key = UNSET if opened_by is None else opened_by.key
+        return hold_answer(hold, self._ledger.coins[hold.coin].scale, key, self._ledger.now_ms)
+
+    async def hold(self, request: Request) -> Response:
+        """Give one hold, open or closed."""
+        await self._await_seq(query_of(request, "min_seq"))
+        hold = self._ledger.hold(_position(request.path_params["hold"]))
+        if hold is None:
+            raise NotFound("There is no such hold.")
+        return answer(HoldReadAnswer(self._ledger.head.seq, self._ledger.epoch, self._hold_answer(hold)))
+
+    # --- entries --------------------------------------------------------------------------------------
+
+    async def entries(self, request: Request) -> Response:
+        """Give the journal as a numbered feed without gaps: a page, or all that comes as server-sent events."""
+        if request.method == "GET" and EVENT_STREAM_MEDIA_TYPE in request.headers.get("accept", ""):
+            return self._feed.answer(request)
+        query = query_of(request, "after_seq", "limit", "min_seq")
+        after_seq, limit = number_in(query, "after_seq", 0), limit_in(query)
+        await self._await_seq(query)
+        seq, coins = self._ledger.head.seq, self._ledger.coins
+        found = await _in_turns(self._ledger.entries, after_seq, limit)
+        seq = max(seq, found[-1].seq if found else 0)
+        said = [entry_answer(entry, coins) for entry in found]
+        return answer(EntriesAnswer(seq, self._ledger.epoch, said, found[-1].seq if found else after_seq))
+
+    async def entry(self, request: Request) -> Response:
+        """Give one entry of the journal, and by which one it was reversed."""
+        await self._await_seq(query_of(request, "min_seq"))
+        seq = _position(request.path_params["seq"])
+        entry = self._ledger.entry(seq)
+        if entry is None:
+            raise NotFound("There is no such entry.")
+        reversed_by = self._ledger.reversal_of(seq)
+        said = entry_answer(entry, self._ledger.coins)
+        return answer(EntryReadAnswer(self._ledger.head.seq, self._ledger.epoch, said, reversed_by))
+
+    async def statement(self, request: Request) -> Response:
+        """Give the entries about a customer as a statement: with the balances before and after the page."""
+        query = query_of(request, *self.STATEMENT)
+        after_seq, limit, coin = number_in(query, "after_seq", 0), limit_in(query), query.get("coin")
+        if coin is not None:
+            check_coin(coin)
+        await self._await_seq(query)
+        customer = request.path_params["customer"]
+        self._check_there(Account(customer, "spot"))
+        seq, coins = self._ledger.head.seq, self._ledger.coins
+
+        def read(after: int, limit: int) -> list[Entry]:
+            return self._ledger.statement(customer, coin, after, limit)
+
+        found = await _in_turns(read, after_seq, limit)
+        opening, closing = _page_balances(found, (customer, receivable_of(customer).customer), coin)
+        body = StatementAnswer(
+            max(seq, found[-1].seq if found else 0),
+            self._ledger.epoch,
+            customer,
+            self._after_answers(opening),
+            [entry_answer(entry, coins) for entry in found],
+            self._after_answers(closing),
+            found[-1].seq if found else after_seq,
+        )
+        return answer(body)
+
+    def _after_answers(self, balances: dict[tuple[Account, str], Balance]) -> list[AfterAnswer]:
+        coins = self._ledger.coins
+        return [
+            after_answer(BalanceAfter(account, coin, *balance), coins[coin].scale)
+            for (account, coin), balance in balances.items()
+        ]
+
+    # --- the trial balance ----------------------------------------------------------------------------
+
+    async def trial_balance(self, request: Request) -> Response:
+        """Add up what all customers and each house account have of each coin; in all it is nothing."""
+        await self._await_seq(query_of(request, "min_seq"))
+        async with self._adding_up:
+            found = await asyncio.to_thread(self._ledger.trial_balance)
+        coins = {name: self._trial_coin(found, name) for name in self._ledger.coins}
+        balanced = all(not any(part.total.strip("-0.")) for part in coins.values())
+        return answer(TrialBalanceAnswer(found.seq, self._ledger.epoch, balanced, coins))
+
+    def _trial_coin(self, found: TrialBalance, coin: str) -> TrialCoinAnswer:
+        scale = self._ledger.coins[coin].scale
+        house = {
+            owner: both.available for (owner, name), both in found.sums.items() if name == coin and owner[0] == "@"
+        }
+        customers = found.sums.get((CUSTOMERS, coin), ZERO)
+        total = sum(house.values()) + sum(customers)
+        return TrialCoinAnswer(
+            balance_answer(customers, scale),
+            {owner: amount_text(units, scale) for owner, units in sorted(house.items())},
+            amount_text(total, scale),
+        )
+
+    def _await_seq(self, query: dict[str, str]) -> Awaitable[None]:
+        return await_seq(lambda: self._ledger.head.seq, query)
+
+
+async def _in_turns(read: Callable[[int, int], list[Entry]], after: int, limit: int) -> list[Entry]:
+    """Read a page of entries in pieces, between which other work has its turn."""
+    found = read(after, min(limit, TURN_ROWS))
+    while found and len(found) % TURN_ROWS == 0 and len(found) < limit:
+        await asyncio.sleep(0)
+        piece = read(found[-1].seq, min(limit - len(found), TURN_ROWS))
+        if not piece:
+            break
+        found += piece
+    return found
+
+
+def _position(text: str) -> int:
+    """Return the position that a part of a path names; 0, where nothing is, if it is no number."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else 0
+
+
+def _page_balances(
+    entries: Iterable[Entry], owners: tuple[str, str], coin: str | None
+) -> tuple[dict[tuple[Account, str], Balance], dict[tuple[Account, str], Balance]]:
+    """Return the balances of *owners* just before the first and after the last of *entries* that touched them."""
+    opening: dict[tuple[Account, str], Balance] = {}
+    closing: dict[tuple[Account, str], Balance] = {}
+    for entry in entries:
+        for account, name, available, freeze in entry.balances:
+            if account.customer not in owners or coin not in (None, name):
+                continue
+            closing[account, name] = Balance(available, freeze)
+            if (account, name) not in opening:
+                moved = {"available": 0, "freeze": 0}
+                for posting in entry.postings:
+                    if posting.account == account and posting.coin == name:
+                        moved[posting.side] += posting.units
+                opening[account, name] = Balance(available - moved["available"], freeze - moved["freeze"])
+    return opening, closing

@@ -1,0 +1,100 @@
+"""A reader of server-sent events over the operator's ASGI application, who reads as slowly as a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from support_operator import Api
+
+
+class FeedReader:
+    """One open stream; use it within the event loop of the API."""
+
+    def __init__(self, api: Api, query: str = "", headers: dict[str, str] | None = None) -> None:
+        self.status = 0
+        self.comments = 0
+        self.start: dict[str, Any] = {}
+        self.sent = 0
+        self.ended = False
+        self._events: asyncio.Queue[tuple[int, dict[str, Any]] | None] = asyncio.Queue()
+        self._gate = asyncio.Event()
+        self._gate.set()
+        self._gone = asyncio.Event()
+        self._text = b""
+        named = {**api.headers(), "Accept": "text/event-stream", **(headers or {})}
+        self._scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": "/v1/entries",
+            "raw_path": b"/v1/entries",
+            "root_path": "",
+            "query_string": query.encode(),
+            "headers": [(name.lower().encode(), value.encode()) for name, value in named.items()],
+            "client": ("127.0.0.1", 1),
+            "server": ("operator", 80),
+        }
+        self._task = asyncio.ensure_future(api.app(self._scope, self._receive, self._send))
+
+    async def _receive(self) -> dict[str, Any]:
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        await self._gate.wait()
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.media_type = dict(message["headers"])[b"content-type"].decode()
+            return
+        self.sent += 1
+        self._text += message.get("body", b"")
+        *events, self._text = self._text.split(b"\n\n")
+        for event in events:
+            self._take(event.decode())
+        if not message.get("more_body"):
+            self.ended = True
+            self._events.put_nowait(None)
+
+    def _take(self, event: str) -> None:
+        if event.startswith(":"):
+            self.comments += 1
+            return
+        fields = dict(line.split(": ", 1) for line in event.split("\n"))
+        if fields.get("event") == "start":
+            self.start = json.loads(fields["data"])
+        else:
+            self._events.put_nowait((int(fields["id"]), json.loads(fields["data"])))
+
+    async def take(self, count: int) -> list[tuple[int, dict[str, Any]]]:
+        """Return the next *count* events."""
+        found = []
+        async with asyncio.timeout(20):
+            for _ in range(count):
+                event = await self._events.get()
+                assert event is not None, "the stream ended"
+                found.append(event)
+        return found
+
+    def read_no_more(self) -> None:
+        """Take nothing from now on, as a reader does whose buffers are full."""
+        self._gate.clear()
+
+    def read_on(self) -> None:
+        """Take again what comes."""
+        self._gate.set()
+
+    async def leave(self) -> None:
+        """Close the connection."""
+        self._gone.set()
+        self._gate.set()
+        async with asyncio.timeout(20):
+            await self._task
+
+    async def end(self) -> None:
+        """Wait until the service has ended the stream."""
+        async with asyncio.timeout(20):
+            await self._task
