@@ -30,7 +30,7 @@ ROUNDS = 3
 QUIET_CORES = 0.1
 #: Beyond this the figures say nothing, and the report says so.
 SPOILT_CORES = 0.3
-SPARE_ROUNDS = 4 if QUICK else 24
+SPARE_ROUNDS = 4 if QUICK else 10
 STOP_SECONDS_LIMIT = 20
 READY_SECONDS_LIMIT = 60
 MEASURED_PACKAGES = ("granian", "uvloop", "fastapi", "pydantic", "uvicorn", "httptools")
@@ -223,7 +223,7 @@ def conditions(folder: Path, cores: Cores) -> dict[str, Any]:
     for name in MEASURED_PACKAGES:
         with suppress(PackageNotFoundError):
             versions[name] = version(name)
-    changed = bool(said_by("git", "-C", str(ROOT), "status", "--porcelain", "--", "src", "bench"))
+    changed = bool(said_by("git", "-C", str(ROOT), "status", "--porcelain", "--", "src", "bench", ":!bench/results"))
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "quick": QUICK,
