@@ -129,3 +129,14 @@ def test_filter_with_one_bit_turned_is_noticed(connection: sqlite3.Connection, b
     assert len(loaded.mended) == 1
     assert "level 1" in loaded.mended[0]
     assert all(segment in may_hold(loaded, digest) for segment in range(6) for digest in digests(segment))
+
+
+def test_filter_ahead_of_the_journal_is_made_again(connection: sqlite3.Connection) -> None:
+    """A filter that covers segments which are not sealed, all its checksums right, is not believed."""
+    grown = KeyFilter(SEGMENT_ENTRIES)
+    for segment in range(2):
+        seal(connection, grown, segment)
+    loaded = KeyFilter(SEGMENT_ENTRIES)
+    loaded.load(connection, 1)
+    assert ["level 0" in text for text in loaded.mended] == [True]
+    assert all(may_hold(loaded, digest) == [0] for digest in digests(0))
