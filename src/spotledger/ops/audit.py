@@ -1,0 +1,272 @@
+"""
+The audit: derive everything about money from the journal again and compare it with what the ledger file says.
+
+It reads the file only, in short transactions and up to the entry that was the last when it began, so it runs beside
+the process that writes. It says ``clean`` only where it has looked at everything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from spotledger.ops.audit_findings import Finding, Findings
+from spotledger.ops.audit_journal import JournalPass
+from spotledger.ops.audit_keys import FilterCheck, KeySpool
+from spotledger.ops.audit_segments import SegmentTables
+from spotledger.ops.audit_tables import WholeTables
+from spotledger.storage.encoding import genesis_hash
+from spotledger.storage.sqlite_audit import AuditFile, Facts, Unreadable
+
+CLEAN: Final = "clean"
+DAMAGED: Final = "damaged"
+INCOMPLETE: Final = "incomplete"
+#: Entries that are read in one transaction.
+CHUNK_ENTRIES: Final = 2_000
+#: A paced audit reads so much at once that it rests between.
+PACED_CHUNK_ENTRIES: Final = 250
+
+
+class KnownHead(NamedTuple):
+    """The ``seq`` and hash of an entry as somebody has noted them: it shows a journal that was written anew."""
+
+    seq: int
+    hash: bytes
+
+
+class Progress(NamedTuple):
+    """How far an audit is: the last entry that was read, and the last that it will read."""
+
+    seq: int
+    last_seq: int
+
+
+@dataclass(slots=True)
+class Report:
+    """What an audit says. ``verdict`` is ``clean``, ``damaged``, or ``incomplete`` where it could not look."""
+
+    path: str
+    verdict: str = INCOMPLETE
+    ledger_id: str | None = None
+    epoch: int | None = None
+    #: The entries that were read, from the first to this one; the hash that the last of them has.
+    audited_to: int = 0
+    hash: str | None = None
+    #: The head and the last sealed entry when the audit began.
+    head_seq: int = 0
+    sealed_to: int = 0
+    entries: int = 0
+    postings: int = 0
+    refusals: int = 0
+    coins: int = 0
+    customers: int = 0
+    balances: int = 0
+    open_holds: int = 0
+    seconds: float = 0.0
+    #: What was found, by code; the first of each code in the list.
+    counts: dict[str, int] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    #: What could not be looked at, and why.
+    unexamined: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report in a form that JSON has."""
+        return {**asdict(self), "findings": [finding._asdict() for finding in self.findings]}
+
+
+def audit(
+    path: str | Path,
+    *,
+    progress: Callable[[Progress], None] | None = None,
+    known_heads: Iterable[KnownHead] = (),
+    entries_per_second: int = 0,
+    limit_seconds: float | None = None,
+) -> Report:
+    """
+    Audit the ledger file at *path*.
+
+    Memory is bounded by the accounts and coins that ever had something, the open holds, the customers and one
+    segment; the keys go to a temporary file, 16 bytes an entry. Writes nothing to the ledger.
+
+    Args:
+        path: The ledger file.
+        progress: Called after each chunk of entries.
+        known_heads: What was noted of earlier heads.
+        entries_per_second: Read no faster than this; 0: as fast as it goes.
+        limit_seconds: Stop, incomplete, after this time.
+
+    Returns:
+        The report; no state of the file makes it raise.
+    """
+    report = Report(str(path))
+    run = _Run(report, progress or (lambda _: None), tuple(known_heads), entries_per_second, limit_seconds)
+    began = time.monotonic()
+    try:
+        with AuditFile(Path(path)) as file:
+            run.examine(file)
+    except Unreadable as error:
+        report.unexamined.append(str(error))
+    except KeyboardInterrupt:
+        report.unexamined.append("the rest: the audit was interrupted")
+    except MemoryError:
+        report.unexamined.append("the rest: there is no memory left")
+    report.seconds = round(time.monotonic() - began, 3)
+    report.findings, report.counts = run.findings.listed, dict(run.findings.counts)
+    if run.findings:
+        report.verdict = DAMAGED
+    else:
+        report.verdict = INCOMPLETE if report.unexamined else CLEAN
+    return report
+
+
+class _Run:
+    """One audit of one file."""
+
+    def __init__(
+        self,
+        report: Report,
+        progress: Callable[[Progress], None],
+        known_heads: tuple[KnownHead, ...],
+        entries_per_second: int,
+        limit_seconds: float | None,
+    ) -> None:
+        self.findings = Findings()
+        self._report = report
+        self._progress = progress
+        self._known_heads = {known.seq: known.hash for known in known_heads}
+        self._pace = _Pace(entries_per_second, limit_seconds)
+
+    def examine(self, file: AuditFile) -> None:
+        """Read all there is in *file*."""
+        facts = file.facts()
+        if facts.missing_tables:
+            self._report.unexamined.append(f"the tables that are missing: {', '.join(facts.missing_tables)}")
+            return
+        for name in facts.changed_triggers:
+            self.findings.add("trigger_changed", None, name, "missing or another", "the trigger of the schema")
+        if facts.ledger is None:
+            self.findings.add("ledger_row_missing", None, "ledger", "no row", "one row")
+            self._report.unexamined.append("the entries: which ledger it is, is not known")
+            return
+        self._note_facts(facts)
+        ledger_id, _, segment_entries, sealed_to = facts.ledger
+        if segment_entries < 1:
+            self._report.unexamined.append(f"the entries: a segment has {segment_entries} of them")
+            return
+        journal = JournalPass(self.findings, genesis_hash(ledger_id), lambda seq: _body(file, seq))
+        spool = KeySpool()
+        try:
+            key_filter = FilterCheck(file, self.findings, segment_entries, sealed_to // segment_entries)
+            tables = SegmentTables(file, journal, self.findings, spool, key_filter)
+            self._read_journal(file, facts, journal, tables, segment_entries)
+            self._check_head(facts, journal)
+            WholeTables(file, journal, self.findings, segment_entries).compare()
+            self._check_keys(file, journal, spool)
+        except OSError as error:
+            self._report.unexamined.append(f"keys that stand twice: the temporary file failed: {error.strerror}")
+        finally:
+            spool.close()
+            self._count(journal)
+
+    def _note_facts(self, facts: Facts) -> None:
+        """Compare the rows that say how far the file is."""
+        report, add = self._report, self.findings.add
+        assert facts.ledger is not None  # noqa: S101 - asked before
+        report.ledger_id, report.epoch, segment_entries, report.sealed_to = facts.ledger
+        if facts.head is None:
+            add("head_missing", None, "head", "no row", f"entry {facts.last_seq}")
+        else:
+            report.head_seq = facts.head[0]
+            if facts.last_seq < report.head_seq:
+                add("journal_cut", facts.last_seq, "journal", f"its last entry is {facts.last_seq}", report.head_seq)
+            if facts.last_seq > report.head_seq:
+                found = f"its last entry is {facts.last_seq}"
+                add("entry_beyond_head", report.head_seq + 1, "journal", found, f"entry {report.head_seq}")
+        if facts.first_seq is not None and facts.first_seq < 1:
+            add("entry_out_of_place", facts.first_seq, "entry", f"entry {facts.first_seq}", "entry 1 as the first")
+        last_sealed = facts.last_seq - facts.last_seq % max(1, segment_entries)
+        if not 0 <= report.sealed_to <= last_sealed or report.sealed_to % max(1, segment_entries):
+            add("sealed_to_wrong", None, "ledger", report.sealed_to, f"whole segments, up to entry {last_sealed}")
+
+    def _read_journal(
+        self, file: AuditFile, facts: Facts, journal: JournalPass, tables: SegmentTables, segment_entries: int
+    ) -> None:
+        last_seq = facts.last_seq
+        sealed = True
+        while journal.seq < last_seq:
+            segment = journal.seq // segment_entries
+            first = segment * segment_entries + 1
+            border = first + segment_entries - 1
+            last = min(journal.seq + self._pace.chunk, border, last_seq)
+            rows = file.entries(journal.seq + 1, last)
+            self._check_known_heads(rows)
+            journal.take(rows, last)
+            sealed = sealed and (last < border or file.position().sealed_to >= border)
+            if sealed and last == border:
+                tables.compare(segment, first, border)
+                journal.forget_collected()
+            self._report.audited_to = journal.seq
+            self._progress(Progress(journal.seq, last_seq))
+            self._pace.rest(journal.seq)
+
+    def _check_known_heads(self, rows: list[tuple[int, bytes, bytes]]) -> None:
+        if self._known_heads:
+            for seq, _, kept_hash in rows:
+                known = self._known_heads.pop(seq, kept_hash)
+                if known != kept_hash:
+                    self.findings.add("known_head_differs", seq, "hash", kept_hash, known)
+
+    def _check_head(self, facts: Facts, journal: JournalPass) -> None:
+        """Compare the head with the last entry."""
+        report = self._report
+        report.hash = None if journal.link is None else journal.link.hex()
+        for seq, known in self._known_heads.items():
+            if known != (genesis_hash(str(report.ledger_id)) if seq == 0 else None):
+                self.findings.add("known_head_differs", seq, "journal", f"it ends at entry {journal.seq}", known)
+        if facts.head is None or facts.head[0] != journal.seq:
+            return
+        _, head_hash, booked_ms = facts.head
+        if journal.link is not None and (head_hash, booked_ms) != (journal.link, journal.booked_ms):
+            found = f"{head_hash.hex()}, booked {booked_ms}"
+            expected = f"{journal.link.hex()}, booked {journal.booked_ms}"
+            self.findings.add("head_differs", journal.seq, "head", found, expected)
+
+    def _check_keys(self, file: AuditFile, journal: JournalPass, spool: KeySpool) -> None:
+        """Look for keys that stand in two segments; those within one were found on the way."""
+        spool.put(sorted(journal.keys))
+        for digest in spool.repeated():
+            self.findings.add("key_repeated", journal.keys.get(digest), "key", f"twice: {digest.hex()}", "once")
+
+    def _count(self, journal: JournalPass) -> None:
+        report = self._report
+        report.entries, report.postings, report.refusals = journal.seq, journal.postings, journal.refusals
+        report.coins, report.customers = len(journal.coins), len(journal.customers)
+        report.balances, report.open_holds = len(journal.lines), len(journal.holds)
+
+
+class _Pace:
+    """Keeps an audit from reading faster, or for longer, than it may."""
+
+    def __init__(self, entries_per_second: int, limit_seconds: float | None) -> None:
+        self._rate = entries_per_second
+        self._limit = limit_seconds
+        self._began = time.monotonic()
+        self.chunk = CHUNK_ENTRIES
+        if entries_per_second:
+            self.chunk = max(1, min(CHUNK_ENTRIES, PACED_CHUNK_ENTRIES, entries_per_second))
+
+    def rest(self, done: int) -> None:
+        """Wait as long as it takes to have read *done* entries; raises Unreadable where the time is over."""
+        elapsed = time.monotonic() - self._began
+        if self._limit is not None and elapsed > self._limit:
+            raise Unreadable(f"the entries after {done} could not be read within {self._limit:g} seconds")
+        if self._rate:
+            time.sleep(max(0.0, done / self._rate - elapsed))
+
+
+def _body(file: AuditFile, seq: int) -> bytes | None:
+    rows = file.entries(seq, seq)
+    return rows[0][1] if rows else None

@@ -1,0 +1,283 @@
+"""
+What stands after each entry of an audit: a line for each account and coin, the open holds, and what is collected of
+the entries for the comparison with their tables.
+
+Where a balance or a hold is wrong it is noted, and what the journal says is taken over, so that one fault is not found
+again in all that follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from spotledger.domain.accounts import ACCOUNT_IDS, DUST, EXTERNAL, FEES, RECEIVABLE
+from spotledger.ops.audit_entries import EntryRead
+from spotledger.ops.audit_findings import Findings
+
+Name = tuple[tuple[str, str], str]  # ((customer, kind of account), coin)
+_HOUSE: Final = frozenset({tuple(EXTERNAL), tuple(FEES), tuple(DUST)})
+
+
+class Line:
+    """What one account has of one coin after the entry ``seq``, the last that touched it."""
+
+    __slots__ = ("available", "freeze", "may_be_negative", "name", "rows", "seq")
+
+    def __init__(self, name: Name) -> None:
+        self.name = name
+        self.available = self.freeze = self.seq = 0
+        customer, kind = name[0]
+        self.may_be_negative = kind == "house" and (customer == EXTERNAL.customer or customer.startswith(RECEIVABLE))
+        #: ``seq``, available, freeze, over and over: as it was before the entries that are collected, then after each.
+        self.rows: list[int] | None = None
+
+
+class OpenHold:
+    """What remains of an open hold."""
+
+    __slots__ = ("line", "remaining", "row_closed_seq")
+
+    def __init__(self, line: Line, remaining: int) -> None:
+        self.line = line
+        self.remaining = remaining
+        #: What the table of holds said of its closing when the hold's segment was compared; -1 while it was not.
+        self.row_closed_seq: int | None = -1
+
+
+class BooksRead:
+    """The books as the entries that were read so far leave them."""
+
+    def __init__(self, findings: Findings) -> None:
+        """Start with nothing; faults go to *findings*."""
+        self._note = findings.add
+        self.seq = 0
+        self.lines: dict[Name, Line] = {}
+        self.holds: dict[int, OpenHold] = {}
+        self.coins: dict[str, tuple[int, int]] = {}
+        self.customers: dict[str, int] = {}
+        # What is collected of the entries since the last segment that was compared with its tables:
+        self.touched: list[Line] = []
+        self.opened: dict[int, tuple[Any, ...]] = {}
+        self.closed: dict[int, int] = {}
+        self.uses: dict[int, list[tuple[int, int]]] = {}
+        #: Holds that were closed by another entry than the table of holds said when it was looked at: looked at again.
+        self.closed_otherwise: dict[int, int] = {}
+
+    def forget_collected(self) -> None:
+        """Forget what was collected of the entries: their tables are compared."""
+        for line in self.touched:
+            line.rows = None
+        self.touched.clear()
+        self.opened.clear()
+        self.closed.clear()
+        self.uses.clear()
+
+    def post_one_line(self, entry: EntryRead, check: Callable[[EntryRead, Any], str | None]) -> bool:
+        """
+        Take an entry that moves between the two sides of one line, if all of it is as it should be.
+
+        More than half of all entries open a hold or free one; this says the same of them as :meth:`post` in less time.
+        """
+        if len(entry.postings) != 2:
+            return False
+        seq = self.seq
+        hold: OpenHold | None = None
+        ((hold_id, remaining),) = entry.holds
+        ((account, coin, available, freeze),) = entry.balances
+        if entry.kind == "freeze":
+            line = self.lines.get((account, coin))
+            units = entry.postings[1][3]
+            sound = line is not None and hold_id == seq and remaining == units and units > 0 and seq not in self.holds
+        elif entry.kind == "unfreeze":
+            hold = self.holds.get(hold_id)
+            if hold is None:
+                return False
+            line, units = hold.line, entry.postings[0][3]
+            sound = units < 0 and remaining == hold.remaining + units >= 0 and line.name == (account, coin)
+            sound = sound and entry.postings[0][0] == account and entry.postings[0][4] == hold_id
+        else:
+            return False
+        if (
+            not sound
+            or line is None
+            or available != line.available - units
+            or freeze != line.freeze + units
+            or available < 0
+            or freeze < 0
+            or entry.postings[0][0] != account
+            or entry.postings[0][1] != coin
+            or check(entry, self) is not None
+        ):
+            return False
+        line.available, line.freeze = available, freeze
+        if line.rows is None:
+            line.rows = [line.seq, available + units, freeze - units]
+            self.touched.append(line)
+        line.seq = seq
+        line.rows += (seq, available, freeze)
+        if hold is None:
+            self._open(entry, line, units)
+        else:
+            self._use(hold_id, hold, units)
+            if not remaining:
+                self._close(hold_id, hold)
+            self.uses[hold_id].append((seq, remaining))
+        return True
+
+    def _open(self, entry: EntryRead, line: Line, units: int) -> OpenHold:
+        seq, request = self.seq, entry.request
+        hold = self.holds[seq] = OpenHold(line, units)
+        (customer, kind), coin = line.name
+        self.opened[seq] = (
+            seq, customer, kind, coin, units, request.reference, request.expires_ms, entry.booked_ms,
+        )  # fmt: skip
+        return hold
+
+    def _use(self, hold_id: int, hold: OpenHold, units: int) -> None:
+        if hold_id not in self.uses:
+            self.uses[hold_id] = [(0, hold.remaining)]
+        hold.remaining += units
+
+    def _close(self, hold_id: int, hold: OpenHold) -> None:
+        self.holds.pop(hold_id, None)
+        if hold_id in self.opened:
+            self.closed[hold_id] = self.seq
+        elif hold.row_closed_seq != self.seq:
+            self.closed_otherwise[hold_id] = self.seq
+
+    def post(self, entry: EntryRead) -> None:
+        """Take the postings of an entry, and compare the balances and holds after it with where they lead."""
+        seq, lines = self.seq, self.lines
+        sums: dict[str, int] = {}
+        touched: list[Line] = []
+        used: list[tuple[int, OpenHold]] = []
+        for account, coin, side, units, hold_id in entry.postings:
+            name = (account, coin)
+            line = lines.get(name) or self._new_line(name)
+            if line.seq != seq:
+                if line.rows is None:
+                    line.rows = [line.seq, line.available, line.freeze]
+                    self.touched.append(line)
+                line.seq = seq
+                touched.append(line)
+            if hold_id is None and side == "available":
+                line.available += units
+            else:
+                self._post_aside(entry, line, side, units, hold_id, used)
+            sums[coin] = sums.get(coin, 0) + units
+        if any(sums.values()):
+            self._note("not_zero_sum", seq, "postings", sums, "a sum of 0 for every coin")
+        self._close_balances(entry, touched)
+        if used or entry.holds:
+            self._close_holds(entry, used)
+
+    def _new_line(self, name: Name) -> Line:
+        line = self.lines[name] = Line(name)
+        account, coin = name
+        customer, kind = account
+        if coin not in self.coins:
+            self._note("coin_unknown", self.seq, f"{customer} {coin}", coin, "a coin that was listed before")
+        if kind == "house":
+            known = account in _HOUSE or customer.removeprefix(f"{RECEIVABLE}:") in self.customers
+        else:
+            known = kind in ACCOUNT_IDS and customer in self.customers
+        if not known:
+            self._note("customer_unknown", self.seq, f"{customer} {kind}", customer, "one who was registered before")
+        return line
+
+    def _post_aside(
+        self,
+        entry: EntryRead,
+        line: Line,
+        side: str,
+        units: int,
+        hold_id: int | None,
+        used: list[tuple[int, OpenHold]],
+    ) -> None:
+        """Take a posting onto the freeze side, which opens a hold or uses one; or a malformed one."""
+        seq = self.seq
+        if side == "available" or hold_id is None:
+            line.available += units if side == "available" else 0
+            line.freeze += units if side == "freeze" else 0
+            self._note("hold_misused", seq, "postings", f"{side} with hold {hold_id}", "freeze with a hold, or neither")
+            return
+        line.freeze += units
+        hold = self.holds.get(hold_id)
+        if hold_id == seq:
+            if hold is not None or units <= 0 or entry.kind != "freeze":
+                self._note(
+                    "hold_misused", seq, f"hold {hold_id}", f"{entry.kind} of {units}", "opened once, by a freeze"
+                )
+            hold = self._open(entry, line, units)
+        elif hold is None:
+            self._note("hold_unknown", seq, f"hold {hold_id}", "used", "a hold that is open")
+            return
+        else:
+            if hold.line is not line or units >= 0:
+                self._note(
+                    "hold_misused", seq, f"hold {hold_id}", f"{units} of {line.name}", f"taken from {hold.line.name}"
+                )
+            self._use(hold_id, hold, units)
+            if hold.remaining < 0:
+                self._note("hold_overdrawn", seq, f"hold {hold_id}", units, f"at most {hold.remaining - units}")
+        used.append((hold_id, hold))
+
+    def _close_balances(self, entry: EntryRead, touched: list[Line]) -> None:
+        """Compare the balances after the entry with where its postings led."""
+        seq = self.seq
+        if len(touched) == len(entry.balances):
+            for line, (account, coin, available, freeze) in zip(touched, entry.balances, strict=True):
+                if (
+                    available != line.available
+                    or freeze != line.freeze
+                    or line.name != (account, coin)
+                    or freeze < 0
+                    or (available < 0 and not line.may_be_negative)
+                ):
+                    break
+                line.rows += (seq, available, freeze)  # type: ignore[operator]
+            else:
+                return
+        self._name_balances(entry, touched)
+
+    def _name_balances(self, entry: EntryRead, touched: list[Line]) -> None:
+        """Say which of the balances after the entry are wrong, and take over what it says."""
+        seq = self.seq
+        said = {(account, coin): (available, freeze) for account, coin, available, freeze in entry.balances}
+        if len(entry.balances) != len(touched) or said.keys() != {line.name for line in touched}:
+            found = ", ".join(f"{name} {kind} {coin}" for (name, kind), coin in said)
+            expected = ", ".join(_where(line) for line in touched)
+            self._note("balance_after_differs", seq, "balances", found, expected)
+        for line in touched:
+            available, freeze = said.get(line.name, (line.available, line.freeze))
+            found = f"available {available}, freeze {freeze}"
+            if (available, freeze) != (line.available, line.freeze):
+                expected = f"available {line.available}, freeze {line.freeze}"
+                self._note("balance_after_differs", seq, _where(line), found, expected)
+                line.available, line.freeze = available, freeze
+            if freeze < 0 or (available < 0 and not line.may_be_negative):
+                self._note("below_zero", seq, _where(line), found, "0 or more")
+            rows = line.rows or []
+            if rows[-3] != seq:
+                rows += (seq, available, freeze)
+
+    def _close_holds(self, entry: EntryRead, used: list[tuple[int, OpenHold]]) -> None:
+        """Compare what the entry says remains of its holds with what does, and close those of which nothing does."""
+        seq = self.seq
+        remaining = [(hold_id, hold.remaining) for hold_id, hold in used]
+        if tuple(remaining) != entry.holds:
+            said = dict(entry.holds)
+            self._note("hold_after_differs", seq, "holds", said, dict(remaining))
+            for hold_id, hold in used:
+                hold.remaining = said.get(hold_id, hold.remaining)
+        for hold_id, hold in used:
+            if hold_id in self.uses:
+                self.uses[hold_id].append((seq, hold.remaining))
+            if hold.remaining <= 0 and hold_id in self.holds:
+                self._close(hold_id, hold)
+
+
+def _where(line: Line) -> str:
+    (customer, kind), coin = line.name
+    return f"{customer} {kind} {coin}"

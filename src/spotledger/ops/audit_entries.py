@@ -1,0 +1,77 @@
+"""An entry as its bytes say it, decoded as little as an audit needs: units as whole numbers, accounts as pairs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+AccountRead = tuple[str, str]
+PostingRead = tuple[AccountRead, str, str, int, int | None]
+BalanceRead = tuple[AccountRead, str, int, int]
+HoldNameRead = str | dict[str, str] | None
+
+
+class AmountRead(msgspec.Struct, gc=False):
+    """An amount of a coin within a request; units are missing where the coin was not known."""
+
+    coin: str
+    units: int | None = None
+
+
+class AccountOfRequest(msgspec.Struct, gc=False):
+    """Where a transfer goes from, or to."""
+
+    customer: str
+    account: str
+
+
+class SideRead(msgspec.Struct, gc=False):
+    """One side of a settlement's request."""
+
+    hold: HoldNameRead = None
+    fee: AmountRead | None = None
+    dust: AmountRead | None = None
+    release: str | None = None
+    release_units: int | None = None
+
+
+class RequestRead(msgspec.Struct, gc=False):
+    """A canonical request: what any operation's may hold."""
+
+    op: str
+    coin: str | None = None
+    scale: int | None = None
+    customer: str | None = None
+    account: str | None = None
+    units: int | None = None
+    reference: str | None = None
+    expires_ms: int | None = None
+    hold: HoldNameRead = None
+    seq: int | None = None
+    source: AccountOfRequest | None = msgspec.field(default=None, name="from")
+    target: AccountOfRequest | None = msgspec.field(default=None, name="to")
+    base: str | None = None
+    quote: str | None = None
+    base_units: int | None = None
+    quote_units: int | None = None
+    buyer: SideRead | None = None
+    seller: SideRead | None = None
+
+
+class EntryRead(msgspec.Struct, gc=False):
+    """One entry."""
+
+    seq: int
+    kind: str
+    key: str
+    booked_ms: int
+    request: RequestRead
+    postings: tuple[PostingRead, ...] = ()
+    balances: tuple[BalanceRead, ...] = ()
+    holds: tuple[tuple[int, int], ...] = ()
+    refusal: dict[str, Any] | None = None
+
+
+#: Not strict: the units stand in the journal as decimal text.
+decode = msgspec.json.Decoder(EntryRead, strict=False).decode

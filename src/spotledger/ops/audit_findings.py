@@ -1,0 +1,119 @@
+"""What an audit can find, by stable codes, and the capped list of what it found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final, NamedTuple
+
+#: Findings that a report lists, altogether and of one code; the others are counted.
+FINDINGS_LIMIT: Final = 200
+FINDINGS_OF_A_CODE: Final = 20
+_TEXT_LIMIT: Final = 200
+
+#: Every code and what it says. Programs may rely on the codes; new ones may be added.
+CODES: Final[dict[str, str]] = {
+    # the journal as a chain
+    "ledger_row_missing": "The row that says which ledger this is, is missing.",
+    "head_missing": "The row of the journal's head is missing.",
+    "head_differs": "The head is not the last entry.",
+    "journal_cut": "The journal ends before its head.",
+    "entry_beyond_head": "The journal goes on after its head.",
+    "known_head_differs": "An entry has another hash than the one that was noted of it before.",
+    "trigger_changed": "A trigger that keeps the journal from being changed is missing or is another.",
+    "entry_missing": "Entries are missing from the numbering.",
+    "entry_out_of_place": "An entry stands under another number than its own.",
+    "entry_unreadable": "An entry cannot be read, or is not of the form of one.",
+    "chain_broken": "The hash of an entry does not follow from the one before it and its content.",
+    "time_falls": "An entry was booked before the one in front of it.",
+    # what an entry says
+    "kind_unknown": "An entry is of a kind that no operation has.",
+    "key_malformed": "An entry's idempotency key is none that could have been given.",
+    "key_repeated": "Two entries have the same idempotency key.",
+    "refusal_malformed": "A kept refusal has no known code, or has postings.",
+    "coin_listed_wrong": "A listing of a coin is malformed, or the coin was listed before.",
+    "customer_registered_wrong": "A registering is malformed, or the customer was registered before.",
+    "coin_unknown": "An entry moves a coin that was not listed before.",
+    "customer_unknown": "An entry moves money of somebody who was not registered before.",
+    "not_zero_sum": "The postings of an entry do not add up to zero for a coin.",
+    "below_zero": "An entry takes a balance below zero that may not be.",
+    "balance_after_differs": "The balances after an entry are not those before it plus its postings.",
+    "hold_unknown": "An entry uses a hold that is not open: it never was, or was used up before.",
+    "hold_misused": "An entry's posting and its hold do not belong together.",
+    "hold_overdrawn": "An entry uses more of a hold than remained.",
+    "hold_after_differs": "What remains of holds after an entry is not what remained before less what it used.",
+    "request_differs": "The postings of an entry are not what its kept request asks for.",
+    "reversal_wrong": "A reversal is not the opposite of an entry that could be reversed.",
+    "reversed_twice": "An entry was reversed twice.",
+    "freeze_unexplained": "What is frozen is not what remains of the open holds.",
+    "coin_not_balanced": "A coin does not add up to zero over all accounts.",
+    # what is derived, beside the journal
+    "sealed_to_wrong": "The last sealed entry is none that can be.",
+    "rows_beyond_journal": "A derived table has rows of segments that cannot have been sealed.",
+    "key_row_missing": "A key of the journal is not in the table of keys.",
+    "key_row_extra": "The table of keys has a key that the journal has not.",
+    "history_row_missing": "A balance after an entry is not in the history.",
+    "history_row_extra": "The history has a row that no entry led to.",
+    "history_row_differs": "The history has another balance than the entry.",
+    "hold_row_missing": "A hold is not in the table of holds.",
+    "hold_row_extra": "The table of holds has one that no entry opened.",
+    "hold_row_differs": "The table of holds says something else of a hold than the entries.",
+    "hold_owner_row_missing": "A hold is not in the table of whose holds there are.",
+    "hold_owner_row_extra": "The table of whose holds there are has one too many.",
+    "balance_row_missing": "A balance is not in the table of balances.",
+    "balance_row_extra": "The table of balances has one that no entry led to.",
+    "balance_row_differs": "The table of balances has another balance than the entries.",
+    "coin_row_missing": "A coin is not in the table of coins.",
+    "coin_row_extra": "The table of coins has one that was never listed.",
+    "coin_row_differs": "The table of coins has another scale, or entry, than the listing.",
+    "customer_row_missing": "A customer is not in the table of customers.",
+    "customer_row_extra": "The table of customers has one that was never registered.",
+    "customer_row_differs": "The table of customers names another entry than the registering.",
+    "reversal_row_missing": "A reversal is not in the table of reversals.",
+    "reversal_row_extra": "The table of reversals has one that never was.",
+    "reversal_row_differs": "The table of reversals names another entry than the reversal.",
+    "filter_level_damaged": "A level of the filter of known keys is malformed, or covers what it cannot.",
+    "filter_page_damaged": "A page of the filter of known keys is missing or does not fit its checksum.",
+    "filter_key_missing": "A known key is not in the filter, so it could be booked twice.",
+}
+
+
+class Finding(NamedTuple):
+    """One thing that is not as it should be: where, what was found, and what was expected."""
+
+    code: str
+    seq: int | None
+    where: str
+    found: str
+    expected: str
+
+
+class Findings:
+    """All findings of one audit: the first of each code in a list, all of them counted."""
+
+    def __init__(self) -> None:
+        self.listed: list[Finding] = []
+        self.counts: Counter[str] = Counter()
+
+    def add(self, code: str, seq: int | None, where: str, found: Any, expected: Any) -> None:
+        """
+        Note one finding.
+
+        Args:
+            code: One of :data:`CODES`.
+            seq: The entry that it is about, or None.
+            where: The part of the entry, or the table and the row.
+            found: What is there; a text as it is, other values in Python's form.
+            expected: What should be.
+        """
+        self.counts[code] += 1
+        if self.counts[code] <= FINDINGS_OF_A_CODE and len(self.listed) < FINDINGS_LIMIT:
+            self.listed.append(Finding(code, seq, where, _shown(found), _shown(expected)))
+
+    def __len__(self) -> int:
+        """Return how many there are, listed or not."""
+        return sum(self.counts.values())
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else value.hex() if isinstance(value, bytes) else repr(value)
+    return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 3] + "..."

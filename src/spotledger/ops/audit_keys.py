@@ -1,0 +1,133 @@
+"""
+The keys of an audit: no key twice in the whole journal, and none missing from the filter of known keys.
+
+The keys of all segments do not fit into memory. Their digests go to a temporary file, sorted within each segment, 16
+bytes an entry; at the end they are read again by their first byte, one 256th at a time.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from spotledger.ops.audit_findings import Findings
+from spotledger.storage.key_filter import PAGE_WORDS, level_checksum, level_extent, page_checksum
+from spotledger.storage.sqlite_audit import AuditFile
+
+_DIGEST_BYTES: Final = 16
+_BORDERS: Final = [bytes([first]) for first in range(1, 256)]
+_TWO_BITS: Final = [1 << (number & 63) | 1 << (number >> 6) for number in range(4096)]
+_WORD_BYTES: Final = 8
+
+
+class KeySpool:
+    """The digests of all keys, put aside until the end."""
+
+    def __init__(self) -> None:
+        """Make the temporary file; raises OSError where that cannot be done."""
+        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close
+        self._size = 0
+        self._runs: list[tuple[int, list[int]]] = []
+
+    def put(self, digests: Sequence[bytes]) -> None:
+        """Put aside sorted *digests*; raises OSError where the disk is full."""
+        data = b"".join(digests)
+        view = memoryview(data)
+        while view:
+            view = view[os.pwrite(self._file.fileno(), view, self._size + len(data) - len(view)) :]
+        cuts = [0, *(bisect_left(digests, border) * _DIGEST_BYTES for border in _BORDERS), len(data)]
+        self._runs.append((self._size, cuts))
+        self._size += len(data)
+
+    def repeated(self) -> Iterator[bytes]:
+        """Give each digest that was put aside more than once."""
+        for first in range(256):
+            part = b"".join(
+                os.pread(self._file.fileno(), cuts[first + 1] - cuts[first], start + cuts[first])
+                for start, cuts in self._runs
+            )
+            heads = array("Q", part)[::2]
+            if len(set(heads)) < len(heads):
+                digests = (part[at : at + _DIGEST_BYTES] for at in range(0, len(part), _DIGEST_BYTES))
+                yield from (digest for digest, count in Counter(digests).items() if count > 1)
+
+    def close(self) -> None:
+        """Throw the file away."""
+        self._file.close()
+
+
+class FilterCheck:
+    """The levels of the filter as they are in the file, asked for each key that they should know."""
+
+    def __init__(self, file: AuditFile, findings: Findings, segment_entries: int, last_segment: int) -> None:
+        """
+        Read which levels are written.
+
+        Args:
+            file: The ledger file.
+            findings: Where faults are noted.
+            segment_entries: Entries of a segment.
+            last_segment: The last segment that the filter can cover: sealed, or being sealed.
+        """
+        self._file = file
+        self._note = findings.add
+        self._segment_entries = segment_entries
+        self._words: array[int] | None = None
+        self._number = -1
+        self._covered: dict[int, int] = {}
+        for number, covered_to, checksum in file.filter_levels():
+            sound = 0 <= number < 64 and checksum == level_checksum(number, covered_to)
+            first, last, _ = level_extent(number, segment_entries) if sound else (0, -1, 0)
+            if sound and first <= covered_to <= min(last, last_segment):
+                self._covered[number] = covered_to
+            else:
+                expected = f"up to one of the segments {first} to {min(last, last_segment)}, with its checksum"
+                self._note("filter_level_damaged", None, f"key_filter {number}", f"covers to {covered_to}", expected)
+
+    def check(self, segment: int, rows: Sequence[tuple[bytes, int]]) -> None:
+        """Check that the filter knows the keys of *segment*, given as sorted digests with their ``seq``."""
+        number = (segment // 2 + 1).bit_length() - 1
+        if segment > self._covered.get(number, -1):
+            return
+        if number != self._number:
+            self._number = number
+            self._words = self._read(number)
+        words = self._words
+        if words is None:
+            return
+        count = len(words)
+        two_bits = _TWO_BITS
+        heads = array("Q", b"".join([digest for digest, _ in rows]))[::2]
+        for position, h in enumerate(heads):
+            bits = two_bits[h & 4095] | two_bits[h >> 12 & 4095] | 1 << (h >> 24 & 63)
+            if words[(h >> 30) % count] & bits != bits:
+                digest, seq = rows[position]
+                where = f"key_filter level {number}"
+                self._note("filter_key_missing", seq, where, "not known", f"the key with the digest {digest.hex()}")
+
+    def _read(self, number: int) -> array[int] | None:
+        """Return the words of a level, or None where a page is damaged."""
+        words = array("Q")
+        _, _, count = level_extent(number, self._segment_entries)
+        pages = -(-count // PAGE_WORDS)
+        expected = 0
+        sound = True
+        for page, bits, checksum in self._file.filter_pages(number):
+            good = page == expected and checksum == page_checksum(number, page, bits)
+            if not good:
+                where = f"key_filter_page {number} {expected}"
+                self._note("filter_page_damaged", None, where, f"page {page} of {len(bits)} bytes", "with its checksum")
+                sound = False
+            expected = page + 1
+            if sound:
+                words.frombytes(bits)
+        if sound and (expected != pages or len(words) != count):
+            where = f"key_filter_page {number}"
+            self._note("filter_page_damaged", None, where, f"{expected} pages, {len(words)} words", f"{pages}, {count}")
+            sound = False
+        return words if sound else None

@@ -1,0 +1,298 @@
+"""
+Raw reading of a ledger file for an audit: rows as they are, in short read transactions, nothing interpreted.
+
+The audit has a connection of its own, so it runs beside the process that writes as well as on a file that nobody has
+open. Each call reads and is done: none holds the write-ahead log for longer than its own rows take.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from itertools import chain
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+from spotledger.storage import sqlite_file
+
+#: Rows of a table that are read in one transaction.
+PAGE_ROWS: Final = 5_000
+#: The tables about money; without one of them an audit cannot be complete.
+TABLES: Final = frozenset(
+    {"entry", "head", "ledger", "key_seq", "history", "balance", "hold", "hold_of", "coin", "customer", "reversal"}
+    | {"key_filter", "key_filter_page"}
+)
+Row = tuple[Any, ...]
+
+
+class Unreadable(Exception):
+    """Something of the file could not be read; the message says what and why."""
+
+
+class Position(NamedTuple):
+    """How far the file is: the last entry of the head, and the last whose derived rows are complete."""
+
+    head_seq: int
+    sealed_to: int
+
+
+class Facts(NamedTuple):
+    """What the file says of itself, all of one instant; None where a row is missing."""
+
+    ledger: tuple[str, int, int, int] | None  # id, epoch, entries of a segment, sealed_to
+    head: tuple[int, bytes, int] | None  # seq, hash, booked_ms
+    first_seq: int | None
+    last_seq: int
+    missing_tables: tuple[str, ...]
+    changed_triggers: tuple[str, ...]
+
+
+class AuditFile:
+    """One ledger file, open for reading only."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Open the file at *path*; nothing in it, and nothing beside it that stays, is written.
+
+        Raises:
+            Unreadable: It is not there, may not be read, or is no ledger of this version.
+        """
+        self._path = path
+        if not path.is_file():
+            raise Unreadable(f"{path} is not there, or is not a file")
+        with self._saying("the file"):
+            self._connection = _open(path)
+        try:
+            with self._saying("the file"):
+                self._recognise()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    def __enter__(self) -> AuditFile:
+        """Return the file itself, to be closed at the end of a ``with`` block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.close()
+
+    def _recognise(self) -> None:
+        application = self._connection.execute("PRAGMA application_id").fetchone()[0]
+        version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        if application != sqlite_file.APPLICATION_ID:
+            raise Unreadable(f"{self._path} is not a ledger of spotledger")
+        if version != sqlite_file.SCHEMA_VERSION:
+            raise Unreadable(
+                f"{self._path} has schema version {version}; this spotledger audits {sqlite_file.SCHEMA_VERSION}"
+            )
+
+    @contextmanager
+    def _saying(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise Unreadable(f"{what} could not be read: {error}") from error
+
+    @contextmanager
+    def _one_instant(self, what: str) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        """Give a way to ask several questions of one snapshot."""
+        with self._saying(what):
+            self._connection.execute("BEGIN")
+            try:
+                yield self._connection.execute
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+    # --- the journal ----------------------------------------------------------------------------------
+
+    def facts(self) -> Facts:
+        """Return what the file says of itself."""
+        with self._one_instant("the schema") as ask:
+            found = dict(ask("SELECT name, sql FROM sqlite_schema").fetchall())
+            missing = tuple(sorted(TABLES - found.keys()))
+            if {"entry", "head", "ledger"} & set(missing):
+                return Facts(None, None, None, 0, missing, ())
+            changed = tuple(name for name, sql in _triggers().items() if found.get(name) != sql)
+            ledger = ask("SELECT ledger_id, epoch, segment_entries, sealed_to FROM ledger").fetchone()
+            head = ask("SELECT seq, hash, booked_ms FROM head").fetchone()
+            first, last = ask("SELECT min(seq), coalesce(max(seq), 0) FROM entry").fetchone()
+        return Facts(ledger, head, first, last, missing, changed)
+
+    def position(self) -> Position:
+        """Return how far the file is now."""
+        with self._one_instant("the head") as ask:
+            return _position(ask)
+
+    def entries(self, first: int, last: int) -> list[tuple[int, bytes, bytes]]:
+        """Return ``seq``, body and hash of the entries from *first* to *last* that are there, in order."""
+        with self._saying(f"entries {first} to {last}"):
+            self._connection.text_factory = bytes
+            try:
+                return self._connection.execute(
+                    "SELECT seq, body, hash FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last)
+                ).fetchall()
+            finally:
+                self._connection.text_factory = str
+
+    # --- what is derived, by segment --------------------------------------------------------------------
+
+    def keys_of(self, segment: int) -> list[tuple[bytes, int]]:
+        """Return digest and ``seq`` of each key of a segment, sorted by digest."""
+        return self._rows(
+            "the keys", "SELECT digest, seq FROM key_seq WHERE segment = ? ORDER BY digest, seq", (segment,)
+        )
+
+    def history_names(self, segment: int) -> list[tuple[str, str, str, int]]:
+        """Return customer, account, coin, and how many rows of the history they have in a segment, in order."""
+        return self._rows(
+            "the history",
+            "SELECT customer, account, coin, count(*) FROM history WHERE segment = ? GROUP BY customer, account, coin"
+            " ORDER BY customer, account, coin",
+            (segment,),
+        )
+
+    def history_values(self, segment: int) -> list[int | str]:
+        """Return ``seq``, available and freeze of each row of a segment's history in one flat list, in order."""
+        with self._saying("the history"):
+            rows = self._connection.execute(
+                'SELECT seq, available, "freeze" FROM history WHERE segment = ? ORDER BY customer, account, coin, seq',
+                (segment,),
+            )
+            return list(chain.from_iterable(rows))
+
+    def holds_between(self, first: int, last: int) -> list[Row]:
+        """Return the rows of holds with ids from *first* to *last*."""
+        return self._rows("the holds", f"SELECT {_HOLD} FROM hold WHERE hold_id BETWEEN ? AND ?", (first, last))
+
+    def hold_owners(self, segment: int) -> list[Row]:
+        """Return customer and id of each hold that the table has as opened in a segment."""
+        return self._rows("the holds' owners", "SELECT customer, hold_id FROM hold_of WHERE segment = ?", (segment,))
+
+    # --- what is derived, as a whole --------------------------------------------------------------------
+
+    def balances(self) -> Iterator[tuple[Position, list[Row]]]:
+        """Give all balances by pages, each with the position at that instant."""
+        return self._pages("balance", ("customer", "account", "coin"), ("available", '"freeze"', "seq"))
+
+    def coins(self) -> Iterator[tuple[Position, list[Row]]]:
+        """Give all coins by pages."""
+        return self._pages("coin", ("coin",), ("scale", "seq"))
+
+    def customers(self) -> Iterator[tuple[Position, list[Row]]]:
+        """Give all customers by pages."""
+        return self._pages("customer", ("customer",), ("seq",))
+
+    def reversals(self) -> Iterator[tuple[Position, list[Row]]]:
+        """Give all reversals by pages."""
+        return self._pages("reversal", ("seq",), ("by_seq",))
+
+    def holds_of_ids(self, ids: Sequence[int]) -> tuple[Position, list[Row]]:
+        """Return the rows of holds with these ids, and the position at that instant."""
+        with self._one_instant("the holds") as ask:
+            wanted = "SELECT value FROM json_each(?)"
+            rows = ask(f"SELECT {_HOLD} FROM hold WHERE hold_id IN ({wanted})", (json.dumps(list(ids)),)).fetchall()
+            return _position(ask), rows
+
+    def extremes(self) -> tuple[Position, dict[str, tuple[int | None, int | None]]]:
+        """Return the least and the greatest segment, or id, that each derived table names."""
+        columns = {"key_seq": "segment", "history": "segment", "hold_of": "segment", "hold": "hold_id"}
+        with self._one_instant("the derived tables") as ask:
+            found = {
+                table: (
+                    ask(f"SELECT min({column}) FROM {table}").fetchone()[0],
+                    ask(f"SELECT max({column}) FROM {table}").fetchone()[0],
+                )
+                for table, column in columns.items()
+            }
+            return _position(ask), found
+
+    def _pages(self, table: str, key: tuple[str, ...], more: tuple[str, ...]) -> Iterator[tuple[Position, list[Row]]]:
+        columns, order = ", ".join((*key, *more)), ", ".join(key)
+        marks = ", ".join("?" for _ in key)
+        after: Row = ()
+        while True:
+            beyond = f"WHERE ({order}) > ({marks})" if after else ""
+            with self._one_instant(f"the table {table}") as ask:
+                query = f"SELECT {columns} FROM {table} {beyond} ORDER BY {order} LIMIT {PAGE_ROWS}"
+                rows = ask(query, after).fetchall()
+                position = _position(ask)
+            yield position, rows
+            if len(rows) < PAGE_ROWS:
+                return
+            after = rows[-1][: len(key)]
+
+    # --- the filter of known keys -------------------------------------------------------------------------
+
+    def filter_levels(self) -> list[Row]:
+        """Return number, last covered segment and checksum of each level that is written."""
+        return self._rows("the filter", "SELECT level, covered_to, checksum FROM key_filter ORDER BY level", ())
+
+    def filter_pages(self, level: int) -> Iterator[Row]:
+        """Give number, bits and checksum of each page of a level, in order."""
+        page = -1
+        query = "SELECT page, bits, checksum FROM key_filter_page WHERE level = ? AND page > ? ORDER BY page LIMIT 64"
+        while rows := self._rows("the filter", query, (level, page)):
+            yield from rows
+            page = rows[-1][0]
+
+    def _rows(self, what: str, query: str, values: Iterable[Any]) -> list[Any]:
+        with self._saying(what):
+            return self._connection.execute(query, tuple(values)).fetchall()
+
+
+_HOLD: Final = "hold_id, customer, account, coin, amount, reference, expires_ms, opened_ms, remaining, closed_seq"
+
+
+def _position(ask: Callable[..., sqlite3.Cursor]) -> Position:
+    row = ask("SELECT (SELECT seq FROM head), (SELECT sealed_to FROM ledger)").fetchone()
+    return Position(row[0] or 0, row[1] or 0)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """
+    Open *path* so that it is left as it was found.
+
+    Beside a write-ahead log a read-only connection reads and leaves everything alone. Without one SQLite makes an
+    empty log for the time of the reading, and only a connection that may write takes it away again. Where the folder
+    cannot be written and there is no log, nobody writes the file: it is read as it lies.
+    """
+    log = path.with_name(path.name + "-wal")
+    if log.exists():
+        mode = "mode=ro"
+    elif os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        mode = "mode=rw"
+    else:
+        mode = "mode=ro&immutable=1"
+    connection = sqlite3.connect(
+        f"file:{quote(str(path))}?{mode}", uri=True, isolation_level=None, check_same_thread=False
+    )
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {sqlite_file.BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _triggers() -> dict[str, str]:
+    """Return the triggers that protect the journal, as SQLite keeps their text."""
+    script = resources.files("spotledger.storage").joinpath("sql", "journal.sql").read_text()
+    connection = sqlite3.connect(":memory:")
+    try:
+        connection.executescript(script)
+        return dict(connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'"))
+    finally:
+        connection.close()
