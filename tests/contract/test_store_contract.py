@@ -213,7 +213,8 @@ def test_holds_by_pages_give_each_once_in_order(ledger: Ledger, state: str | Non
             assert all(hold == ledger.hold(hold.hold_id) for hold in page)
             found += [hold.hold_id for hold in page]
         assert found == [hold for hold, its in states.items() if state in (None, its)]
-        fill(ledger, 3, f"between-{ledger.head.seq}")
+        newest = ledger.freeze("ann", "btc", "1", key=f"newest-{ledger.head.seq}").seq
+        states |= {newest: "open", ledger.freeze("ann", "btc", "1", key=f"newest-{newest}").seq: "open"}
 
 
 def test_holds_of_nobody_are_none(ledger: Ledger) -> None:
