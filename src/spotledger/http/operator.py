@@ -17,9 +17,11 @@ from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
+from spotledger.http.operator_answers import AliveAnswer, ReadyAnswer
 from spotledger.http.operator_backups import BackupCalls
 from spotledger.http.operator_batches import BatchCalls
 from spotledger.http.operator_calls import Call, Door, answer, problem_answer, route
+from spotledger.http.operator_docs import doc_routes
 from spotledger.http.operator_feed import Feed
 from spotledger.http.operator_keys import KeyCalls
 from spotledger.http.operator_ledger import LedgerCalls
@@ -50,7 +52,8 @@ class OperatorApp:
         self.feed = Feed(runtime.ledger)
         self.metrics = Metrics()
         self._show_metrics()
-        self._router = Router(self._routes(), redirect_slashes=False, default=self._nothing_here)
+        self.routes = self._routes()
+        self._router = Router(self.routes, redirect_slashes=False, default=self._nothing_here)
 
     def _routes(self) -> list[Route]:
         runtime = self._runtime
@@ -64,9 +67,10 @@ class OperatorApp:
             *ledger_calls.routes(self._door),
             *read_calls.routes(self._door),
             *key_calls.routes(self._door),
-            route(self._door, "/metrics", GET=Call(None, self._metrics)),
-            route(None, "/healthz", GET=Call(None, self._alive)),
-            route(None, "/readyz", GET=Call(None, self._ready)),
+            *doc_routes(lambda: self.routes),
+            route(self._door, "/metrics", GET=Call(None, self._metrics, media_type="text/plain")),
+            route(None, "/healthz", GET=Call(None, self._alive, gives=AliveAnswer, guarded=False)),
+            route(None, "/readyz", GET=Call(None, self._ready, gives=ReadyAnswer, guarded=False)),
         ]
 
     def _show_metrics(self) -> None:
@@ -111,14 +115,17 @@ class OperatorApp:
         raise NotFound("There is nothing at this path.")
 
     async def _alive(self, request: Request) -> Response:
+        """Say that the service runs."""
         return answer({"status": "alive"})
 
     async def _ready(self, request: Request) -> Response:
+        """Say whether the service takes writes."""
         if not self._runtime.writer.can_write:
             raise StoreUnavailable("The ledger takes no writes now.")
         return answer({"status": "ready", "seq": self._runtime.ledger.head.seq})
 
     async def _metrics(self, request: Request) -> Response:
+        """Give numbers about the service, for Prometheus."""
         return Response(self.metrics.text(), media_type=METRICS_MEDIA_TYPE)
 
 

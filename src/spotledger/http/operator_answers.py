@@ -213,6 +213,57 @@ class TrialBalanceAnswer(Answer):
     coins: dict[str, TrialCoinAnswer]
 
 
+class KeyAnswer(Answer):
+    """An access key, without its secret."""
+
+    accesskey: str
+    customer: str
+    permissions: list[str]
+    label: str
+    addresses: list[str]
+    created_ms: TimeMs
+    expires_ms: TimeMs | None
+    revoked_ms: TimeMs | None
+    last_used_ms: TimeMs | None
+
+
+class KeysAnswer(Answer):
+    """A page of access keys."""
+
+    keys: list[KeyAnswer]
+    next_after: NextAfter
+
+
+class KeyMadeAnswer(KeyAnswer):
+    """An access key that was made, with its secret: in the first answer only, null in a repeat of it."""
+
+    secretkey: str | None = None
+    replaces: str | UnsetType = UNSET
+
+
+class TokenMadeAnswer(Answer):
+    """An operator token that was made: in the first answer only, null in a repeat of it."""
+
+    token_id: str
+    token: str | None
+    scopes: list[str]
+    label: str
+    created_ms: TimeMs
+
+
+class AliveAnswer(Answer):
+    """The service runs."""
+
+    status: str
+
+
+class ReadyAnswer(Answer):
+    """The service takes writes."""
+
+    status: str
+    seq: HeadSeq
+
+
 def amount_text(units: int, scale: int) -> str:
     """Write *units* with two decimals at least, but never more than the coin has."""
     return _plain_text(units, scale) if units >= 0 else "-" + _plain_text(-units, scale)

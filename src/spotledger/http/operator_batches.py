@@ -146,7 +146,19 @@ class RefusedResult(Answer):
 class BatchAnswer(Answer):
     """One result an operation, in order."""
 
-    results: list[WriteAnswer | RefusedResult]
+    results: list[
+        Annotated[
+            Any,
+            Meta(
+                extra_json_schema={
+                    "anyOf": [
+                        {"$ref": "#/components/schemas/WriteAnswer"},
+                        {"$ref": "#/components/schemas/RefusedResult"},
+                    ]
+                }
+            ),
+        ]
+    ]
 
 
 class BatchCalls:
@@ -158,7 +170,14 @@ class BatchCalls:
 
     def routes(self, door: Door) -> list[Route]:
         """Return the routes."""
-        batch = Call(LEDGER_WRITE, write=self.batch, needs_key=False, body_limit=BATCH_BODY_LIMIT_BYTES)
+        batch = Call(
+            LEDGER_WRITE,
+            write=self.batch,
+            needs_key=False,
+            body_limit=BATCH_BODY_LIMIT_BYTES,
+            takes=BatchBody,
+            gives=BatchAnswer,
+        )
         return [route(door, "/v1/batches", POST=batch)]
 
     async def batch(self, call: Write) -> Response:

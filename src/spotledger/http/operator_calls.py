@@ -76,7 +76,12 @@ class Call:
         takes: The struct of the body, for the OpenAPI document.
         gives: The struct of the answer, for the OpenAPI document.
         query: The names of the query's parameters, for the OpenAPI document.
-        page: Whether a path is a page for people and no call of the API.
+        about: What it does, for the OpenAPI document; else the docstring of *read* or *write*.
+        statuses: The statuses of a success.
+        media_type: Of a success.
+        streams: Whether it answers as server-sent events too.
+        guarded: Whether it needs a token.
+        page: Whether it is for people, and not in the OpenAPI document.
     """
 
     scope: str | None
@@ -87,6 +92,11 @@ class Call:
     takes: type[msgspec.Struct] | None = None
     gives: type[msgspec.Struct] | None = None
     query: tuple[str, ...] = ()
+    about: str = ""
+    statuses: tuple[int, ...] = (200,)
+    media_type: str = "application/json"
+    streams: bool = False
+    guarded: bool = True
     page: bool = False
 
 
@@ -132,15 +142,15 @@ class Endpoint:
     def __init__(self, door: Door | None, path: str, calls: Mapping[str, Call]) -> None:
         self.path = path
         self._door = door
-        self._calls = {**calls, "HEAD": calls["GET"]} if "GET" in calls else dict(calls)
+        self.calls = {**calls, "HEAD": calls["GET"]} if "GET" in calls else dict(calls)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the token, then make the call and send its answer."""
-        call = self._calls.get(scope["method"])
+        call = self.calls.get(scope["method"])
         if self._door is not None:
             self._door.check(scope, call.scope if call else None)
         if call is None:
-            allowed = ", ".join(self._calls)
+            allowed = ", ".join(self.calls)
             raise MethodNotAllowed(f"{scope['method']} is not for this path; {allowed} would pass.", allow=allowed)
         request = Request(scope, receive)
         if call.write is not None:

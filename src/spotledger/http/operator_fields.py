@@ -90,3 +90,31 @@ ChainField = Annotated[
         extra_json_schema={"type": ["string", "null"], "minLength": 1, "maxLength": 64},
     ),
 ]
+
+_POSITION: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
+
+#: The parameters of queries; a name before a colon tells apart those that are called alike.
+PARAMETERS: Final[dict[str, Schema]] = {
+    "account": {**ACCOUNT, "description": "The customer's account."},
+    "after": {"type": "string", "description": "Where the page begins: the `next_after` of the one before it."},
+    "hold:after": {**_POSITION, "description": "Where the page begins: the `next_after` of the one before it."},
+    "after_seq": {**_POSITION, "default": 0, "description": "Only entries after this one."},
+    "at_ms": {**_POSITION, "description": "As it stood at this time, in milliseconds since 1970; not in the future."},
+    "at_seq": {**_POSITION, "description": "As it stood after this entry."},
+    "coin": {**COIN, "description": "Only what touches this coin."},
+    "customer": {**CUSTOMER, "description": "Only this customer's."},
+    "limit": {"type": "integer", "minimum": 1, "maximum": 10**18 - 1, "default": 1000}
+    | {"description": "How many a page may hold; more than 1000 is cut."},
+    "min_seq": {**_POSITION, "description": "Wait, for some seconds, until the journal has this entry."},
+    "older_than_ms": {**_POSITION, "description": "Only what was opened at least so many milliseconds ago."},
+    "state": {"enum": ["open", "closed"], "description": "Only these."},
+}
+#: The parts of paths.
+PATH_PARAMETERS: Final[dict[str, Schema]] = {
+    "accesskey": {"type": "string", "minLength": 1},
+    "customer": {"type": "string", "minLength": 1, "examples": ["alice"]},
+    "file": {"type": "string", "minLength": 1},
+    "hold": HOLD_ID,
+    "id": {"type": "string", "minLength": 1},
+    "seq": {"type": "integer", "minimum": 1, "maximum": 10**18 - 1},
+}

@@ -11,6 +11,7 @@ from starlette.routing import Route
 
 from spotledger.domain.accounts import check_customer
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, NotFound, UnknownCustomer
+from spotledger.http.operator_answers import KeyAnswer, KeyMadeAnswer, KeysAnswer, TokenMadeAnswer
 from spotledger.http.operator_bodies import KeyBody, RotateBody, TokenBody, decode
 from spotledger.http.operator_calls import (
     ADMIN,
@@ -48,11 +49,15 @@ class KeyCalls:
 
     def routes(self, door: Door) -> list[Route]:
         """Return the routes."""
+        keys = Call(KEYS_WRITE, self.keys, gives=KeysAnswer, query=("customer", "after", "limit"))
+        create = Call(KEYS_WRITE, write=self.create, takes=KeyBody, gives=KeyMadeAnswer)
+        rotate = Call(KEYS_WRITE, write=self.rotate, takes=RotateBody, gives=KeyMadeAnswer)
+        create_token = Call(ADMIN, write=self.create_token, takes=TokenBody, gives=TokenMadeAnswer)
         return [
-            route(door, "/v1/keys", GET=Call(KEYS_WRITE, self.keys), POST=Call(KEYS_WRITE, write=self.create)),
-            route(door, "/v1/keys/{accesskey}", DELETE=Call(KEYS_WRITE, self.revoke)),
-            route(door, "/v1/keys/{accesskey}/rotate", POST=Call(KEYS_WRITE, write=self.rotate)),
-            route(door, "/v1/tokens", POST=Call(ADMIN, write=self.create_token)),
+            route(door, "/v1/keys", GET=keys, POST=create),
+            route(door, "/v1/keys/{accesskey}", DELETE=Call(KEYS_WRITE, self.revoke, gives=KeyAnswer)),
+            route(door, "/v1/keys/{accesskey}/rotate", POST=rotate),
+            route(door, "/v1/tokens", POST=create_token),
         ]
 
     async def create(self, call: Write) -> Response:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -43,6 +45,22 @@ OperationBody = (
     | ReversalBody
 )
 
+#: What the calls do, as the OpenAPI document says it.
+_ABOUT: Final[dict[type[OperationBody], str]] = {
+    SettlementBody: "Book one fill of a trade as one entry. "
+    "Both holds pay, both fees go to @fees, and what is released goes back to available; refused whole where a hold is"
+    " short, closed or of the wrong coin.",
+    HoldBody: "Freeze what a customer has available, and open a hold for it. The answer has the hold's id.",
+    UnfreezeBody: "Free all of a hold, or a part of it. The hold is named by its id, or by the key that opened it.",
+    DepositBody: "Book what came in from outside. What the customer owes is repaid first.",
+    WithdrawalBody: "Book what went outside. Out of a hold, or at once out of what a customer has available.",
+    TransferBody: "Move what is available to another account. Of the same customer, or of another.",
+    ReversalBody: "Undo an earlier deposit, withdrawal, transfer or settlement. "
+    "Once, with a reason; what the customer has not got any more is booked as owed.",
+    CoinBody: "List a coin. A listing never changes.",
+    CustomerBody: "Register a customer. He then has a wallet, a spot and a fiat account.",
+}
+
 
 class LedgerCalls:
     """The calls about single operations, and the reads of the paths that they share."""
@@ -57,7 +75,7 @@ class LedgerCalls:
         reads = self._reads
         coins = Call(LEDGER_READ, reads.coins, gives=CoinsAnswer, query=("min_seq",))
         customers = Call(LEDGER_READ, reads.customers, gives=CustomersAnswer, query=("after", "limit", "min_seq"))
-        old = ("older_than_ms", "after", "limit", "min_seq")
+        old = ("older_than_ms", "hold:after", "limit", "min_seq")
         old_holds = Call(LEDGER_READ, reads.old_holds, gives=HoldsAnswer, query=old)
         release = Call(LEDGER_WRITE, write=self.release, takes=ReleaseBody, gives=WriteAnswer)
         return [
@@ -77,7 +95,7 @@ class LedgerCalls:
         async def write(call: Write) -> Response:
             return await self._submit(decode(call.body, kind).operation(call.key))
 
-        return Call(LEDGER_WRITE, write=write, takes=kind, gives=WriteAnswer)
+        return Call(LEDGER_WRITE, write=write, takes=kind, gives=WriteAnswer, about=_ABOUT[kind])
 
     async def release(self, call: Write) -> Response:
         """Free all of a hold, or a part of it."""

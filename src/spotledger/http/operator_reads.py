@@ -81,13 +81,15 @@ class ReadCalls:
 
     def routes(self, door: Door) -> list[Route]:
         """Return the routes, those that are called most first; those of paths that also take writes are elsewhere."""
-        holds = ("state", "older_than_ms", "after", "limit", "min_seq")
+        holds = ("state", "older_than_ms", "hold:after", "limit", "min_seq")
+        pages = ("after_seq", "limit", "min_seq")
+        entries = Call(LEDGER_READ, self.entries, gives=EntriesAnswer, query=pages, streams=True)
         return [
             self._route(door, "/v1/customers/{customer}/balances", self.balances, BalancesAnswer, *self.BALANCES),
             self._route(door, "/v1/customers/{customer}/holds", self.holds, HoldsAnswer, *holds),
             self._route(door, "/v1/customers/{customer}/entries", self.statement, StatementAnswer, *self.STATEMENT),
             self._route(door, "/v1/holds/{hold}", self.hold, HoldReadAnswer, "min_seq"),
-            self._route(door, "/v1/entries", self.entries, EntriesAnswer, "after_seq", "limit", "min_seq"),
+            route(door, "/v1/entries", GET=entries),
             self._route(door, "/v1/entries/{seq}", self.entry, EntryReadAnswer, "min_seq"),
             self._route(door, "/v1/trial-balance", self.trial_balance, TrialBalanceAnswer, "min_seq"),
         ]

@@ -1,0 +1,240 @@
+"""
+The OpenAPI 3.1 document of the operator API, made of its routes and of the structs that its bodies and answers are.
+
+Nothing is described twice: a route names its scope, its query, its body and its answer, and what is missing here is
+missing there. A fuzzing test sends what the document allows, and what it does not, to the API.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+from starlette.routing import Route
+
+from spotledger import __version__, errors
+from spotledger.http import wire
+from spotledger.http.operator_answers import Answer, Seq
+from spotledger.http.operator_batches import RefusedResult
+from spotledger.http.operator_calls import JSON_MEDIA_TYPE, KEY_HEADER, REPLAYED_HEADER, Call, Endpoint
+from spotledger.http.operator_examples import EXAMPLES
+from spotledger.http.operator_feed import EVENT_STREAM_MEDIA_TYPE
+from spotledger.http.operator_fields import KEY, PARAMETERS, PATH_PARAMETERS, Schema
+
+_REFERENCES: Final = "#/components/schemas/{name}"
+_SECTIONS: Final = {
+    "coins": "Coins and customers",
+    "customers": "Coins and customers",
+    "holds": "Holds",
+    "releases": "Holds",
+    "deposits": "Money in and out",
+    "withdrawals": "Money in and out",
+    "transfers": "Money in and out",
+    "settlements": "Trades",
+    "reversals": "Trades",
+    "batches": "Batches",
+    "entries": "The journal",
+    "trial-balance": "The journal",
+    "audits": "The journal",
+    "keys": "Access keys and tokens",
+    "tokens": "Access keys and tokens",
+    "backups": "Running it",
+}
+DESCRIPTION: Final = """\
+Money moves through this API, and everything about it can be read here. Amounts are decimal text, never JSON numbers.
+
+Every write has an `Idempotency-Key`, which names it for ever: the same request again is answered as it was the first
+time, with `Idempotency-Replayed: true`; the same key with another content is a conflict. So after a lost answer, send
+the same request again. A batch needs no such header, as its operations have keys of their own.
+
+Every write says at which `seq` of the journal it stands, and every read for which `seq` it stands. A read with
+`min_seq` waits until the journal has got that far. `epoch` counts restores from a backup: a `seq` above the backup's
+head means another entry in another epoch.
+"""
+
+
+class Problem(Answer):
+    """Why a call was not done (RFC 9457); ``code`` is stable. A refusal that is kept in the journal has its seq."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: Annotated[str, Meta(description="See the page of errors for what to do about each.")]
+    request_id: str
+    field: Annotated[str, Meta(description="The field, parameter or header that it is about.")] | msgspec.UnsetType = (
+        msgspec.UNSET
+    )
+    seq: Seq | msgspec.UnsetType = msgspec.UNSET
+
+
+def document(routes: Iterable[Route]) -> dict[str, Any]:
+    """Return the OpenAPI document of *routes*."""
+    found = [(route.path, method, call) for route, method, call in _calls(routes)]
+    structs = {kind for _, _, call in found for kind in (call.takes, call.gives) if kind is not None}
+    structs |= {Problem, RefusedResult}
+    ordered = sorted(structs, key=lambda kind: kind.__name__)
+    _, components = msgspec.json.schema_components(ordered, ref_template=_REFERENCES)
+    paths: dict[str, dict[str, Any]] = {}
+    for path, method, call in found:
+        paths.setdefault(path, {})[method.lower()] = _operation(path, method, call)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "spotledger operator API", "version": __version__, "description": DESCRIPTION},
+        "security": [{"token": []}],
+        "tags": [{"name": name} for name in dict.fromkeys([*_SECTIONS.values(), "Running it"])],
+        "paths": dict(sorted(paths.items())),
+        "components": {
+            "schemas": {name: _plain(schema) for name, schema in sorted(components.items())},
+            "securitySchemes": {"token": _SECURITY},
+        },
+    }
+
+
+_SECURITY: Final[Schema] = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An operator token: 64 hex digits. The first one is in operator.token in the data folder.",
+}
+
+
+def _calls(routes: Iterable[Route]) -> Iterator[tuple[Route, str, Call]]:
+    for route in routes:
+        endpoint = route.endpoint
+        if isinstance(endpoint, Endpoint):
+            for method, call in endpoint.calls.items():
+                if method != "HEAD" and not call.page:
+                    yield route, method, call
+
+
+def _operation(path: str, method: str, call: Call) -> dict[str, Any]:
+    section = _SECTIONS.get(path.split("/")[2] if path.startswith("/v1/") else "", "Running it")
+    about = _about(call)
+    summary, _, rest = about.partition(". ")
+    operation: dict[str, Any] = {
+        "operationId": re.sub(r"[^a-z0-9]+", "_", f"{method} {path.removeprefix('/v1')}".lower()).strip("_"),
+        "tags": [section],
+        "summary": summary.rstrip("."),
+        "parameters": [*_path_parameters(path), *_query_parameters(call), *_headers(path, method, call)],
+        "responses": _responses(path, method, call),
+    }
+    needs = f"Scope: `{call.scope}`." if call.scope else "Any token will do." if call.guarded else "Needs no token."
+    operation["description"] = f"{rest} {needs}".strip()
+    if not call.guarded:
+        operation["security"] = []
+    if call.takes is not None:
+        operation["requestBody"] = _request_body(call.takes)
+    return operation
+
+
+def _about(call: Call) -> str:
+    made = call.about or inspect.getdoc(call.write or call.read) or ""
+    return " ".join(made.split())
+
+
+def _path_parameters(path: str) -> Iterator[dict[str, Any]]:
+    for name in re.findall(r"{(\w+)}", path):
+        yield {"name": name, "in": "path", "required": True, "schema": PATH_PARAMETERS[name]}
+
+
+def _query_parameters(call: Call) -> Iterator[dict[str, Any]]:
+    for name in call.query:
+        schema = dict(PARAMETERS[name])
+        description = schema.pop("description")
+        yield {"name": name.rpartition(":")[2], "in": "query", "description": description, "schema": schema}
+
+
+def _headers(path: str, method: str, call: Call) -> Iterator[dict[str, Any]]:
+    if call.write is not None and call.needs_key:
+        yield {"name": KEY_HEADER, "in": "header", "required": True, "description": KEY["description"], "schema": KEY}
+    if call.streams:
+        description = "As server-sent events only: go on after this entry; counts before `after_seq`."
+        yield {"name": "Last-Event-ID", "in": "header", "description": description, "schema": {"type": "string"}}
+
+
+def _request_body(takes: type[msgspec.Struct]) -> dict[str, Any]:
+    media: dict[str, Any] = {"schema": _reference(takes)}
+    if takes in EXAMPLES:
+        media["example"] = EXAMPLES[takes]
+    needed = any(field.required for field in msgspec.structs.fields(takes))
+    return {"required": needed, "content": {JSON_MEDIA_TYPE: media}}
+
+
+def _responses(path: str, method: str, call: Call) -> dict[str, Any]:
+    keyed = call.write is not None and call.needs_key
+    good: dict[str, Any] = {"description": "Done." if call.takes else "Found.", "headers": dict(_REQUEST_ID)}
+    if keyed:
+        good["headers"][REPLAYED_HEADER] = {
+            "description": "`true` where this is the answer that was given the first time.",
+            "schema": {"enum": ["true"]},
+        }
+    content = {call.media_type: {"schema": _reference(call.gives) if call.gives else {}}}
+    if call.streams:
+        content[EVENT_STREAM_MEDIA_TYPE] = {"schema": {"type": "string"}}
+    good["content"] = content
+    responses: dict[str, Any] = {str(status): good for status in call.statuses}
+    for status in _problem_statuses(path, call, keyed):
+        codes = ", ".join(f"`{code}`" for code in codes_of_status(status))
+        responses[str(status)] = _problem(f"{_MEANING[status]} Codes: {codes}.")
+    return responses
+
+
+def _problem_statuses(path: str, call: Call, keyed: bool) -> Iterator[int]:
+    if call.takes is not None:
+        yield 400
+    if call.guarded:
+        yield 401
+    if call.scope is not None:
+        yield 403
+    if "{" in path:
+        yield 404
+    if keyed:
+        yield 409
+    if call.guarded:
+        yield 422
+    yield 500
+    yield 503
+
+
+_MEANING: Final = {
+    400: "The request cannot be read.",
+    401: "The token is missing, unknown or revoked.",
+    403: "The token lacks the scope.",
+    404: "There is no such thing.",
+    405: "The path takes another method.",
+    409: "The key was used before with other content; `field` names where it differs.",
+    422: "A field is unknown, missing or wrong, or the ledger refuses.",
+    500: "Something unexpected; the log has it under the request id.",
+    503: "Busy or unavailable: try again, with the same key.",
+}
+_REQUEST_ID: Final = {"X-Request-Id": {"description": "Names this answer in the log.", "schema": {"type": "string"}}}
+
+
+def _problem(description: str) -> dict[str, Any]:
+    content = {wire.PROBLEM_MEDIA_TYPE: {"schema": _reference(Problem)}}
+    return {"description": description, "headers": dict(_REQUEST_ID), "content": content}
+
+
+def codes_of_status(status: int) -> list[str]:
+    """Return the codes that problems with this HTTP status may have in the operator API."""
+    sayable = (errors.Refused, errors.TokenRefused, errors.ScopeMissing, errors.Unavailable)
+    found = [
+        kind.code
+        for kind, row in wire.TABLE.items()
+        if row.status == status and (issubclass(kind, sayable) or kind is errors.SpotledgerError)
+    ]
+    return sorted(set(found) - {errors.LimitExceeded.code})
+
+
+def _reference(kind: type[msgspec.Struct]) -> Schema:
+    return {"$ref": _REFERENCES.format(name=kind.__name__)}
+
+
+def _plain(schema: Mapping[str, Any]) -> Schema:
+    """Return *schema* with its description as Markdown has it."""
+    description = str(schema.get("description", "")).replace("``", "`")
+    return {**schema, "description": " ".join(description.split())} if description else dict(schema)
