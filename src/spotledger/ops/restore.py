@@ -16,6 +16,7 @@ from spotledger.errors import (
     SpotledgerError,
 )
 from spotledger.ops.audit import CLEAN, KnownHead, Progress, Report, audit
+from spotledger.ops.audit_findings import Finding
 from spotledger.ops.embedded import LEDGER_FILE, now_ms
 from spotledger.ops.folder import MASTER_KEY_FILE, MASTER_KEY_VARIABLE, TOKEN_FILE, load_master_key
 from spotledger.security.sealing import Cipher
@@ -28,7 +29,8 @@ from spotledger.storage.whole_file import move, sync
 STAGING_FOLDER: Final = "restoring"
 #: An epoch is shown to readers as a JSON number.
 EPOCH_LIMIT: Final = 2**53
-#: How many findings of an audit are said in a message.
+COPY_BYTES: Final = 1024 * 1024
+#: How many kinds of findings of an audit are said in a message.
 FINDINGS_SAID: Final = 5
 
 
@@ -149,11 +151,15 @@ def _check_master_key(facts: BackupFacts, folder: Path, source: MasterKeySource)
 def _copy(file: Path, copy: Path) -> None:
     """Copy the backup: from now on only the copy is looked at, which nobody else can change."""
     try:
-        copy.touch(mode=0o600, exist_ok=False)
-        shutil.copyfile(file, copy)
+        source = file.open("rb")
     except OSError as problem:
-        if Path(str(problem.filename)) == file:
-            raise InvalidRequest(f"{file} cannot be read: {problem.strerror}", field="file") from problem
+        raise InvalidRequest(f"{file} cannot be read: {problem.strerror}", field="file") from problem
+    try:
+        with source:
+            copy.touch(mode=0o600, exist_ok=False)
+            with copy.open("wb") as target:
+                shutil.copyfileobj(source, target, COPY_BYTES)
+    except OSError as problem:
         raise unusable(copy.parent.parent, problem) from problem
 
 
@@ -170,10 +176,16 @@ def _check_copy(copy: Path, facts: BackupFacts, file: Path) -> None:
 def _check_report(report: Report, file: Path) -> None:
     if report.verdict == CLEAN:
         return
-    found = [f"{finding.code} at entry {finding.seq}, {finding.where}" for finding in report.findings[:FINDINGS_SAID]]
+    first_of_code = {finding.code: finding for finding in reversed(report.findings)}
+    found = [_said(first_of_code[code]) for code in report.counts if code in first_of_code][:FINDINGS_SAID]
     found += report.unexamined[:FINDINGS_SAID]
     raise BackupDamaged(
         f"{file} was not restored: the audit of what is in it says {report.verdict}: {'; '.join(found)}.",
         path=str(file),
         verdict=report.verdict,
     )
+
+
+def _said(finding: Finding) -> str:
+    where = finding.where if finding.seq is None else f"entry {finding.seq}, {finding.where}"
+    return f"{finding.code} ({where})"

@@ -124,7 +124,7 @@ class _Pace:
     def _count_restarts(self, left: int, pages: int) -> None:
         if self._before is not None:
             left_before, pages_before = self._before
-            self._restarts += left - left_before > pages - pages_before
+            self._restarts += left - left_before >= pages - pages_before  # a step that got on leaves less
         self._before = left, pages
         if self._restarts > RESTARTS_LIMIT:
             raise StoreUnavailable(
