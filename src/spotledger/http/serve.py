@@ -200,6 +200,13 @@ async def _stop_listening(servers: list[_Server], running: list[asyncio.Task[Non
     _, late = await asyncio.wait(running, timeout=STOP_SECONDS)
     if late:
         _log.warning("requests that had not come whole within %g seconds of the stop were cut off", STOP_SECONDS)
+        asyncio.get_running_loop().set_exception_handler(_after_the_cut)
+
+
+def _after_the_cut(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Pass over the one thing that the server does late: it tells a worker that was cut off that it may end."""
+    if not isinstance(context.get("exception"), asyncio.InvalidStateError):
+        loop.default_exception_handler(context)
 
 
 async def _flush_used_now_and_then(runtime: Runtime) -> None:
