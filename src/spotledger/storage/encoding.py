@@ -13,9 +13,35 @@ from spotledger.errors import LedgerCorrupt
 DIGEST_BYTES: Final = 16
 _INTEGER_LIMIT: Final = 2**63
 
+
+class Asked(msgspec.Struct, gc=False):
+    """What is derived from a canonical request."""
+
+    reference: str | None = None
+    expires_ms: int | None = None
+    coin: str | None = None
+    scale: int | None = None
+    customer: str | None = None
+    seq: int | None = None
+
+
+class Change(msgspec.Struct, gc=False):
+    """What is derived from an entry: quicker to read than all of it, and nothing in it for the collector to walk."""
+
+    seq: int
+    kind: str
+    key: str
+    booked_ms: int
+    request: Asked
+    balances: tuple[tuple[tuple[str, str], str, int, int], ...] = ()
+    holds: tuple[tuple[int, int], ...] = ()
+    refusal: dict[str, Any] | None = None
+
+
 _encode = msgspec.json.Encoder().encode
 # Not strict: the units stand in the journal as decimal text.
 _decode = msgspec.json.Decoder(Entry, strict=False).decode
+_decode_change = msgspec.json.Decoder(Change, strict=False).decode
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -48,6 +74,19 @@ def decode_entry(body: bytes | str) -> Entry:
     """
     try:
         return _decode(body)
+    except msgspec.DecodeError as error:
+        raise LedgerCorrupt(f"an entry of the journal cannot be read: {error}") from error
+
+
+def decode_change(body: bytes | str) -> Change:
+    """
+    Read of the bytes of an entry what is derived from it.
+
+    Raises:
+        LedgerCorrupt: They are none.
+    """
+    try:
+        return _decode_change(body)
     except msgspec.DecodeError as error:
         raise LedgerCorrupt(f"an entry of the journal cannot be read: {error}") from error
 

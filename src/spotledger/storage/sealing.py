@@ -3,7 +3,7 @@ Sealing: writing what follows from one full segment of the journal to its tables
 
 The steps run inside the commits of the entries that come after. All of it is read from the journal again, never from
 memory, and every row replaces its like, so a sealing that was cut off is simply begun anew. The last step moves
-``sealed_to``. Rows go in sorted by their primary keys: runs of a few hundred are sorted as they come and merged while
+``sealed_to``. Rows go in sorted by their primary keys: runs of a thousand are sorted as they come and merged while
 they are written, so that no step sorts much at once.
 """
 
@@ -13,17 +13,48 @@ import heapq
 import sqlite3
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
-from spotledger.domain.accounts import Account
-from spotledger.domain.journal import Entry, Hold, opened_hold
-from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
-from spotledger.storage.encoding import column, decode_entry, key_digest
+from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
+from spotledger.storage.encoding import Change, column, decode_change, key_digest
 from spotledger.storage.key_filter import KeyFilter
 
 _READ_ENTRIES: Final = 128
 _WRITE_ROWS: Final = 400
 _RUN: Final = 1024
+#: Which part of the work is reading; the rest is shared out by the number of the other steps.
+_READING: Final = 0.4
+
+_NAMING: Final = frozenset({ListCoin.kind, RegisterCustomer.kind, Reverse.kind})
+
+T = TypeVar("T")
+
+
+class _Runs(Generic[T]):
+    """Values that are sorted in runs as they come, and merged, and let go of, when they are asked for."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._run: list[T] = []
+        self._runs: list[list[T]] = [self._run]
+
+    def add(self, value: T) -> None:
+        self._run.append(value)
+
+    def end_run(self) -> None:
+        self._run.sort(reverse=True)
+        self.count += len(self._run)
+        self._run = []
+        self._runs.append(self._run)
+
+    def merged(self) -> Iterator[T]:
+        return heapq.merge(*map(_taken, self._runs))  # type: ignore[type-var]
+
+
+def _taken(values: list[T]) -> Iterator[T]:
+    """Take *values* out of their list, from its end: what is let go of at once holds everything up."""
+    while values:
+        yield values.pop()
 
 
 class Sealing:
@@ -36,15 +67,19 @@ class Sealing:
         self.segment = segment
         self.first_seq = segment * segment_entries + 1
         self.last_seq = (segment + 1) * segment_entries
-        #: How much is done, from 0 to 1, by a rough measure.
+        #: How much is done, from 0 to 1.
         self.progress = 0.0
         self.finished = False
         self._connection = connection
         self._filter = key_filter
-        self._digests: list[bytes] = []
-        self._key_runs: list[list[tuple[bytes, int]]] = []
+        self._digests: list[list[bytes]] = [[]]
+        self._keys: _Runs[tuple[bytes, int]] = _Runs()
+        self._names: _Runs[tuple[str, str, str]] = _Runs()
+        self._owners: _Runs[tuple[str, int]] = _Runs()
+        self._used_before: _Runs[int] = _Runs()
         self._history: dict[tuple[str, str, str], list[tuple[int, int, int]]] = {}
-        self._opened: dict[int, Hold] = {}
+        self._history_rows = 0
+        self._opened: list[tuple[Any, ...]] = []
         self._used: dict[int, tuple[int, int]] = {}
         self._steps = self._run()
 
@@ -57,133 +92,131 @@ class Sealing:
             self.finished = True
 
     def _run(self) -> Iterator[float]:
-        yield from self._read(0.0, 0.4)
-        yield from self._write_keys(0.4, 0.55)
-        yield from self._write_history(0.55, 0.85)
-        for _ in self._write_holds():
-            yield 0.87
-        for start in range(0, len(self._digests), _RUN):
-            self._filter.add(self.segment, self._digests[start : start + _RUN])
-            yield 0.9 + 0.05 * start / len(self._digests)
-        for _ in self._filter.write(self._connection, self.segment):
-            yield 0.97
+        yield from self._read()
+        expected = self._expected_steps()
+        for done, _ in enumerate(self._write(), 1):
+            yield _READING + (1 - _READING) * min(done / expected, 0.999)
         self._connection.execute("UPDATE ledger SET sealed_to = ?", (self.last_seq,))
+
+    def _expected_steps(self) -> float:
+        pairs = len(self._history)
+        rows = self._keys.count + self._history_rows + pairs + len(self._opened) + self._used_before.count
+        return rows / _WRITE_ROWS + self._keys.count / _RUN + 2 * pairs / (_WRITE_ROWS // 2) + 5
+
+    def _write(self) -> Iterator[None]:
+        yield from self._write_keys()
+        yield from self._write_history()
+        yield from self._write_holds()
+        for digests in _taken(self._digests):
+            self._filter.add(self.segment, digests)
+            yield
+        yield from self._filter.write(self._connection, self.segment)
 
     # --- reading the segment ------------------------------------------------------------------------
 
-    def _read(self, begin: float, end: float) -> Iterator[float]:
-        run: list[tuple[bytes, int]] = []
+    def _read(self) -> Iterator[float]:
+        unsorted = 0
         for start in range(self.first_seq, self.last_seq + 1, _READ_ENTRIES):
             rows = self._connection.execute(
                 "SELECT CAST(body AS BLOB) FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq",
                 (start, min(start + _READ_ENTRIES - 1, self.last_seq)),
             ).fetchall()
             for (body,) in rows:
-                entry = decode_entry(body)
-                digest = key_digest(entry.key)
-                run.append((digest, entry.seq))
-                self._digests.append(digest)
-                self._collect(entry)
-            if len(run) >= _RUN or start + _READ_ENTRIES > self.last_seq:
-                run.sort()
-                self._key_runs.append(run)
-                run = []
-            yield begin + (end - begin) * (start - self.first_seq) / (self.last_seq - self.first_seq + 1)
+                change = decode_change(body)
+                digest = key_digest(change.key)
+                self._keys.add((digest, change.seq))
+                self._digests[-1].append(digest)
+                if change.refusal is None:
+                    self._collect(change)
+            unsorted += _READ_ENTRIES
+            if unsorted >= _RUN or start + _READ_ENTRIES > self.last_seq:
+                unsorted = 0
+                self._digests.append([])
+                for runs in (self._keys, self._names, self._owners, self._used_before):
+                    runs.end_run()
+            yield _READING * (start - self.first_seq) / (self.last_seq - self.first_seq + 1)
 
-    def _collect(self, entry: Entry) -> None:
-        if entry.refusal is not None:
-            return
-        seq = entry.seq
-        for (customer, kind), coin, available, freeze in entry.balances:
-            rows = self._history.get((customer, kind, coin))
+    def _collect(self, change: Change) -> None:
+        seq = change.seq
+        for (customer, kind), coin, available, freeze in change.balances:
+            name = (customer, kind, coin)
+            rows = self._history.get(name)
             if rows is None:
-                rows = self._history[customer, kind, coin] = []
+                rows = self._history[name] = []
+                self._names.add(name)
             rows.append((seq, available, freeze))
-        if entry.holds:
-            opened = opened_hold(entry)
-            if opened is not None:
-                self._opened[seq] = opened
-            else:
-                for hold_id, remaining in entry.holds:
-                    self._used[hold_id] = (remaining, seq)
-        elif entry.kind == ListCoin.kind:
-            self._connection.execute(
-                "INSERT OR REPLACE INTO coin VALUES (?, ?, ?)", (entry.request["coin"], entry.request["scale"], seq)
-            )
-        elif entry.kind == RegisterCustomer.kind:
-            self._connection.execute("INSERT OR REPLACE INTO customer VALUES (?, ?)", (entry.request["customer"], seq))
-        elif entry.kind == Reverse.kind:
-            self._connection.execute("INSERT OR REPLACE INTO reversal VALUES (?, ?)", (entry.request["seq"], seq))
+        self._history_rows += len(change.balances)
+        if change.kind == Freeze.kind:
+            self._open_hold(change)
+        elif change.holds:
+            for hold_id, remaining in change.holds:
+                if hold_id < self.first_seq and hold_id not in self._used:
+                    self._used_before.add(hold_id)
+                self._used[hold_id] = (remaining, seq)
+        elif change.kind in _NAMING:
+            self._collect_name(change)
+
+    def _open_hold(self, change: Change) -> None:
+        ((account, coin, _, _),) = change.balances
+        ((hold_id, amount),) = change.holds
+        request = change.request
+        self._opened.append((hold_id, *account, coin, amount, request.reference, request.expires_ms, change.booked_ms))
+        self._owners.add((account[0], hold_id))
+
+    def _collect_name(self, change: Change) -> None:
+        request, seq = change.request, change.seq
+        if change.kind == ListCoin.kind:
+            self._connection.execute("INSERT OR REPLACE INTO coin VALUES (?, ?, ?)", (request.coin, request.scale, seq))
+        elif change.kind == RegisterCustomer.kind:
+            self._connection.execute("INSERT OR REPLACE INTO customer VALUES (?, ?)", (request.customer, seq))
+        else:
+            self._connection.execute("INSERT OR REPLACE INTO reversal VALUES (?, ?)", (request.seq, seq))
 
     # --- writing its tables -------------------------------------------------------------------------
 
-    def _write_keys(self, begin: float, end: float) -> Iterator[float]:
-        rows = ((self.segment, digest, seq) for digest, seq in heapq.merge(*self._key_runs))
-        for written in self._insert("INSERT OR REPLACE INTO key_seq VALUES (?, ?, ?)", rows):
-            yield begin + (end - begin) * written / len(self._digests)
-        self._key_runs.clear()
+    def _write_keys(self) -> Iterator[None]:
+        rows = ((self.segment, digest, seq) for digest, seq in self._keys.merged())
+        yield from self._insert("INSERT OR REPLACE INTO key_seq VALUES (?, ?, ?)", rows)
 
-    def _write_history(self, begin: float, end: float) -> Iterator[float]:
-        names = list(self._history)
-        runs = []
-        for start in range(0, len(names), _RUN):
-            runs.append(sorted(names[start : start + _RUN]))
-            yield begin
-        ordered = heapq.merge(*runs)
-        done = 0
-        while batch := list(islice(ordered, _WRITE_ROWS // 2)):
-            done += len(batch)
+    def _write_history(self) -> Iterator[None]:
+        ordered = self._names.merged()
+        while names := list(islice(ordered, _WRITE_ROWS // 2)):
             rows = (
                 (self.segment, *name, seq, column(available), column(freeze))
-                for name in batch
+                for name in names
                 for seq, available, freeze in self._history[name]
             )
-            progress = begin + (end - begin) * done / len(names)
-            for _ in self._insert("INSERT OR REPLACE INTO history VALUES (?, ?, ?, ?, ?, ?, ?)", rows):
-                yield progress
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO balance VALUES (?, ?, ?, ?, ?, ?)", (self._last(name) for name in batch)
-            )
-            yield progress
+            yield from self._insert("INSERT OR REPLACE INTO history VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            balances = [self._last(name) for name in names]
+            yield from self._insert("INSERT OR REPLACE INTO balance VALUES (?, ?, ?, ?, ?, ?)", balances)
 
     def _last(self, name: tuple[str, str, str]) -> tuple[Any, ...]:
-        seq, available, freeze = self._history[name][-1]
+        seq, available, freeze = self._history.pop(name)[-1]
         return (*name, column(available), column(freeze), seq)
 
-    def _write_holds(self) -> Iterator[int]:
-        opened = (self._hold_row(hold) for hold in self._opened.values())
+    def _write_holds(self) -> Iterator[None]:
+        self._opened.reverse()
+        opened = (self._hold_row(values) for values in _taken(self._opened))
         yield from self._insert("INSERT OR REPLACE INTO hold VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", opened)
-        earlier = sorted((hold_id, after) for hold_id, after in self._used.items() if hold_id not in self._opened)
-        updates = ((column(left), None if left else seq, hold_id) for hold_id, (left, seq) in earlier)
+        updates = (self._hold_update(hold_id) for hold_id in self._used_before.merged())
         yield from self._insert("UPDATE hold SET remaining = ?, closed_seq = ? WHERE hold_id = ?", updates)
-        names = [(hold.account.customer, hold_id) for hold_id, hold in self._opened.items()]
-        runs = [sorted(names[start : start + _RUN]) for start in range(0, len(names), _RUN)]
-        owners = ((self.segment, customer, hold_id) for customer, hold_id in heapq.merge(*runs))
+        owners = ((self.segment, customer, hold_id) for customer, hold_id in self._owners.merged())
         yield from self._insert("INSERT OR REPLACE INTO hold_of VALUES (?, ?, ?)", owners)
 
-    def _hold_row(self, hold: Hold) -> tuple[Any, ...]:
-        used = self._used.get(hold.hold_id)
-        if used is not None:
-            hold = hold.after(*used)
-        account: Account = hold.account
-        return (
-            hold.hold_id,
-            account.customer,
-            account.kind,
-            hold.coin,
-            column(hold.amount),
-            column(hold.remaining),
-            hold.reference,
-            hold.expires_ms,
-            hold.opened_ms,
-            hold.closed_seq,
-        )
+    def _hold_row(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        hold_id, customer, kind, coin, amount, reference, expires_ms, opened_ms = values
+        remaining, seq = self._used.pop(hold_id, (amount, None))
+        closed_seq = None if remaining else seq
+        left = column(remaining)
+        return (hold_id, customer, kind, coin, column(amount), left, reference, expires_ms, opened_ms, closed_seq)
 
-    def _insert(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> Iterator[int]:
-        """Run *statement* for all *rows*, some hundred a step; yields how many are done."""
-        done = 0
+    def _hold_update(self, hold_id: int) -> tuple[Any, ...]:
+        remaining, seq = self._used[hold_id]
+        return (column(remaining), None if remaining else seq, hold_id)
+
+    def _insert(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> Iterator[None]:
+        """Run *statement* for all *rows*, some hundred a step."""
         rows = iter(rows)
         while batch := list(islice(rows, _WRITE_ROWS)):
             self._connection.executemany(statement, batch)
-            done += len(batch)
-            yield done
+            yield
