@@ -200,6 +200,8 @@ def test_clock_that_jumps_back_stands_still(tmp_path: Path) -> None:
         receipt = ledger.deposit("ann", "btc", "1", key="back")
         assert receipt.entry.booked_ms == start + 1_000
         assert ledger.account(spot("ann")).balances["btc"].freeze == 0
+        assert ledger.now_ms == start + 1_000
+        assert ledger.seq_at(start + 1_000) == receipt.seq
     with open_small(tmp_path, clock) as ledger:
         assert ledger.deposit("ann", "btc", "1", key="after").entry.booked_ms == start + 1_000
     check_books(tmp_path)
