@@ -138,9 +138,9 @@ def test_pieces_of_unchanged_coins_are_used_again(public: Service) -> None:
     bodies = BalanceBodies(ledger, "wallet", v1_form("success"))
     ledger.deposit("alice", "btc", "1", account="wallet", key="pieces-1")
     ledger.deposit("alice", "usdt", "1", account="wallet", key="pieces-2")
-    before = dict(bodies.of("alice", ledger.head.seq).pieces)
+    before = dict(zip(ledger.coins, bodies.of("alice", ledger.head.seq).parts, strict=True))
     ledger.deposit("alice", "usdt", "1", account="wallet", key="pieces-3")
-    after = bodies.of("alice", ledger.head.seq).pieces
+    after = dict(zip(ledger.coins, bodies.of("alice", ledger.head.seq).parts, strict=True))
     assert after["btc"] is before["btc"]
     assert after["usdt"] != before["usdt"]
 

@@ -78,13 +78,14 @@ def answered(request: Request, head_seq: int, content: bytes, limits: list[Heade
 def answered_with_body(request: Request, head_seq: int, body: Body, limits: list[Header]) -> Answer:
     """Return a success with a body that is ready, compressed where it is long and the client asks for that."""
     headers = [*_first_headers(request, JSON, head_seq), *limits]
-    if len(body.content) < GZIP_LEAST_BYTES:
-        return Answer(200, headers, body.content)
+    content = body.content
+    if len(content) < GZIP_LEAST_BYTES:
+        return Answer(200, headers, content)
     headers.append(VARY)
     if wants_gzip(request.headers):
         headers.append(GZIP)
         return Answer(200, headers, body.gzipped())
-    return Answer(200, headers, body.content)
+    return Answer(200, headers, content)
 
 
 def refused(

@@ -21,8 +21,11 @@ from spotledger.security.bounded import BoundedDict
 BODIES_BYTES = 64 * 1024 * 1024
 BODIES_ACCOUNTS = 200_000
 _GZIP_LEVEL = 5
+#: A body up to this length is kept whole beside its pieces.
+KEPT_CONTENT_BYTES = 2_048
 _ENTRY_BYTES = 500
 _PIECE_BYTES = 250
+_REFERENCE_BYTES = 8
 
 
 class AccountSight(Protocol):
@@ -67,23 +70,35 @@ class Form(NamedTuple):
     piece: Callable[[str, Balance, int], bytes]
     end: bytes
 
+    def joined(self, parts: list[bytes]) -> bytes:
+        """Return the body made of *parts*."""
+        return self.begin + b",".join(parts) + self.end
+
 
 class Body:
-    """The body for one account, and what it was made from."""
+    """The body for one account: its pieces, and what they were made from."""
 
-    __slots__ = ("account", "changed_seq", "checked_seq", "coins", "content", "pieces", "seen", "weight", "zipped")
+    __slots__ = ("account", "changed_seq", "checked_seq", "coins", "form", "kept", "parts", "seen", "weight", "zipped")
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, form: Form) -> None:
         self.account = account
+        self.form = form
         #: The ledger's head when the body was last known to be true.
         self.checked_seq = -1
         self.changed_seq = -1
         self.coins: Mapping[str, Coin] | None = None
-        self.content = b""
+        #: One piece a listed coin, in their order; those of coins never touched are shared by all accounts.
+        self.parts: list[bytes] = []
+        #: The whole body, where it is short enough to be kept beside its pieces.
+        self.kept: bytes | None = None
         self.zipped: bytes | None = None
-        self.pieces: dict[str, bytes] = {}
         self.seen: dict[str, Balance] = {}
         self.weight = _ENTRY_BYTES
+
+    @property
+    def content(self) -> bytes:
+        """The body; a long one is joined from its pieces each time, which takes less than its memory is worth."""
+        return self.form.joined(self.parts) if self.kept is None else self.kept
 
     def gzipped(self) -> bytes:
         """Return the body compressed; it is compressed once."""
@@ -120,7 +135,8 @@ class BalanceBodies:
         self._weight = 0
         self._bodies: BoundedDict[str, Body] = BoundedDict(max(1, accounts_limit // 2))
         self._coins: Mapping[str, Coin] | None = None
-        self._zero_pieces: dict[str, bytes] = {}
+        self._positions: dict[str, int] = {}
+        self._zero_parts: list[bytes] = []
         self._zero_content = b""
 
     def of(self, customer: str, head_seq: int) -> Body:
@@ -134,7 +150,7 @@ class BalanceBodies:
 
     def _kept(self, customer: str) -> Body:
         bodies = self._bodies
-        body = bodies.older.get(customer) or Body(Account(customer, self._kind))
+        body = bodies.older.get(customer) or Body(Account(customer, self._kind), self._form)
         if self._weight >= self._generation_bytes or len(bodies.younger) >= bodies.generation_limit:
             bodies.turn()
             self._weight = 0
@@ -155,25 +171,35 @@ class BalanceBodies:
     def _remake(self, body: Body, balances: Mapping[str, Balance], coins: Mapping[str, Coin]) -> None:
         if coins is not self._coins:
             self._note_coins(coins)
-        pieces, seen = body.pieces, body.seen
+        if coins is not body.coins:
+            body.parts = self._zero_parts.copy() if balances else self._zero_parts
+            body.seen.clear()
+        elif not body.seen and balances:
+            body.parts = self._zero_parts.copy()
+        parts, seen, positions = body.parts, body.seen, self._positions
         for coin, balance in balances.items():
             if seen.get(coin) is not balance:
-                pieces[coin] = self._form.piece(coin, balance, coins[coin].scale)
+                parts[positions[coin]] = self._form.piece(coin, balance, coins[coin].scale)
                 seen[coin] = balance
         body.zipped = None
-        # The right-hand side of | only replaces values, so that the coins stay in the order of the listing.
-        body.content = self._joined(self._zero_pieces | pieces) if pieces else self._zero_content
-        weight = _ENTRY_BYTES + len(pieces) * _PIECE_BYTES + (2 * len(body.content) if pieces else 0)
+        body.kept = self._kept_content(body)
+        weight = _ENTRY_BYTES + len(seen) * _PIECE_BYTES
+        if seen:
+            weight += len(parts) * _REFERENCE_BYTES + len(body.kept or b"")
         self._weight += weight - body.weight
         body.weight = weight
 
+    def _kept_content(self, body: Body) -> bytes | None:
+        if not body.seen:
+            return self._zero_content
+        content = self._form.joined(body.parts)
+        return content if len(content) <= KEPT_CONTENT_BYTES else None
+
     def _note_coins(self, coins: Mapping[str, Coin]) -> None:
         self._coins = coins
-        self._zero_pieces = {name: self._form.piece(name, ZERO, coin.scale) for name, coin in coins.items()}
-        self._zero_content = self._joined(self._zero_pieces)
-
-    def _joined(self, pieces: dict[str, bytes]) -> bytes:
-        return self._form.begin + b",".join(pieces.values()) + self._form.end
+        self._positions = {name: position for position, name in enumerate(coins)}
+        self._zero_parts = [self._form.piece(name, ZERO, coin.scale) for name, coin in coins.items()]
+        self._zero_content = self._form.joined(self._zero_parts)
 
 
 def v1_form(success_info: str) -> Form:
