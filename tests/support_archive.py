@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 import spotledger
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, ListCoin, RegisterCustomer, Unfreeze
@@ -84,3 +88,18 @@ def damaged_copy(file: Path, target: Path) -> Path:
     """Return a copy of a backup that a test may damage."""
     shutil.copyfile(file, target)
     return target
+
+
+@contextmanager
+def disk_of(place: Path, kib: int) -> Iterator[Path]:
+    """Give a new folder on a file system of *kib* KiB of its own; only root may mount one."""
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(place)]
+    if os.geteuid() or subprocess.call(mount, stderr=subprocess.DEVNULL):
+        if os.environ.get("CI") == "true":
+            pytest.fail("a small file system is needed, and this machine lets nobody mount one")
+        pytest.skip("only root can mount a small file system to fill")
+    try:
+        yield place
+    finally:
+        subprocess.check_call(["umount", "-l", str(place)])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ from spotledger.ops.embedded import now_ms
 from spotledger.ops.restore import MasterKeySource, restore
 from spotledger.security.sealing import Cipher
 from spotledger.storage import sqlite_copy
-from support_archive import MASTER_KEY, Writing, damaged_copy, filled, restored, write_some
+from support_archive import MASTER_KEY, Writing, damaged_copy, disk_of, filled, restored, write_some
 from support_books import check_books
 
 SPOT = Account("c1", "spot")
@@ -407,18 +407,10 @@ def test_killed_restore_leaves_no_ledger_and_can_be_done_again(tmp_path: Path, b
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Path:
-    """A folder on a file system of 512 KiB; only root may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if os.geteuid() or subprocess.call(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(place)], stderr=subprocess.DEVNULL
-    ):
-        if os.environ.get("CI") == "true":
-            pytest.fail("a small file system is needed, and this machine lets nobody mount one")
-        pytest.skip("only root can mount a small file system to fill")
-    yield place
-    subprocess.check_call(["umount", "-l", str(place)])
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of 512 KiB."""
+    with disk_of(tmp_path / "disk", 512) as place:
+        yield place
 
 
 def test_backup_and_restore_on_a_full_disk_say_so_and_leave_nothing(tmp_path: Path, small_disk: Path) -> None:
