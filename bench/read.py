@@ -38,7 +38,7 @@ from bench.harness import (
 from bench.load import CONNECTIONS, Credentials, Round, Target, ask, check_answers, run_round, sign
 
 CUSTOMERS = 10_000
-KEYED_CUSTOMERS = 200
+KEYED_CUSTOMERS = 500
 COIN_COUNTS = (4, 200)
 ROUND_SECONDS = 1 if QUICK else 5
 WARM_UP_SECONDS = 1
