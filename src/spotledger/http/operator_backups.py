@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from msgspec import UNSET, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from spotledger.http.operator_answers import Answer, Seq
 from spotledger.http.operator_bodies import Body, decode
 from spotledger.http.operator_calls import ADMIN, Call, Door, answer, query_of, read_body, route
 from spotledger.ops.backup import Backups
@@ -22,6 +24,15 @@ class BackupBody(Body):
     file: str | None = None
 
 
+class BackupAnswer(Answer):
+    """A backup that is running, or done; then with what it holds."""
+
+    file: str
+    state: str
+    seq: Seq | UnsetType = UNSET
+    bytes: int | UnsetType = UNSET
+
+
 class BackupCalls:
     """The calls about backups. They need no idempotency key: a name that is taken is never written over."""
 
@@ -31,8 +42,12 @@ class BackupCalls:
     def routes(self, door: Door) -> list[Route]:
         """Return the routes."""
         return [
-            route(door, "/v1/backups", POST=Call(ADMIN, self.make)),
-            route(door, "/v1/backups/{file}", GET=Call(ADMIN, self.show)),
+            route(
+                door,
+                "/v1/backups",
+                POST=Call(ADMIN, self.make, takes=BackupBody, gives=BackupAnswer, statuses=(200, 202)),
+            ),
+            route(door, "/v1/backups/{file}", GET=Call(ADMIN, self.show, gives=BackupAnswer, statuses=(200, 202))),
         ]
 
     async def make(self, request: Request) -> Response:

@@ -112,9 +112,9 @@ PARAMETERS: Final[dict[str, Schema]] = {
 #: The parts of paths.
 PATH_PARAMETERS: Final[dict[str, Schema]] = {
     "accesskey": {"type": "string", "minLength": 1},
+    "audit": {"type": "string", "minLength": 1},
     "customer": {"type": "string", "minLength": 1, "examples": ["alice"]},
     "file": {"type": "string", "minLength": 1},
     "hold": HOLD_ID,
-    "id": {"type": "string", "minLength": 1},
     "seq": {"type": "integer", "minimum": 1, "maximum": 10**18 - 1},
 }

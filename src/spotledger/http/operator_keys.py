@@ -128,7 +128,8 @@ class KeyCalls:
         """List access keys, of one customer or of all, a page at a time; never a secret."""
         query = query_of(request, "customer", "after", "limit")
         limit = limit_in(query)
-        found = self._key_ring.list(query.get("customer"), query.get("after", ""), limit)
+        customer = check_customer(query["customer"]) if "customer" in query else None
+        found = self._key_ring.list(customer, query.get("after", ""), limit)
         following = found[-1].accesskey if len(found) == limit else None
         return answer({"keys": [self._key_json(record) for record in found], "next_after": following})
 
