@@ -7,7 +7,7 @@ import os
 import click
 
 from spotledger import __version__
-from spotledger.cli import archive, books, demo, keys, money, service
+from spotledger.cli import archive, audit, books, demo, keys, money, service
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -31,6 +31,7 @@ for _command in (
     books.balances,
     books.holds,
     keys.get_balance,
+    audit.audit,
     archive.backup,
     archive.restore,
     archive.export,

@@ -18,6 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
 from spotledger.http.operator_answers import AliveAnswer, ReadyAnswer
+from spotledger.http.operator_audits import AuditCalls, show_audits
 from spotledger.http.operator_backups import BackupCalls
 from spotledger.http.operator_batches import BatchCalls
 from spotledger.http.operator_calls import Call, Door, answer, problem_answer, route
@@ -64,6 +65,7 @@ class OperatorApp:
         return [
             *batch_calls.routes(self._door),
             *BackupCalls(runtime.backups).routes(self._door),
+            *AuditCalls(runtime.audits).routes(self._door),
             *ledger_calls.routes(self._door),
             *read_calls.routes(self._door),
             *key_calls.routes(self._door),
@@ -79,6 +81,7 @@ class OperatorApp:
         self.metrics.show("waiting_operations", "Operations that wait for the writer.", lambda: writer.waiting)
         self.metrics.show("open_feeds", "Readers of the journal's feed.", lambda: self.feed.open)
         self.metrics.show("can_write", "1 while writes are taken, else 0.", lambda: int(writer.can_write))
+        show_audits(self.metrics, self._runtime.audits)
         public = self._public
         if public is not None:
             replay = public.gate.replay

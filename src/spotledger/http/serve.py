@@ -153,6 +153,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await runtime.start()
+    runtime.audits.keep_on(runtime.settings.audit_entries_per_second)
     public_app = _public_app(runtime)
     operator_app = OperatorApp(runtime, public=public_app)
     servers = [

@@ -16,8 +16,9 @@ from typing import Any
 
 from spotledger.errors import MasterKeyRefused, SpotledgerError
 from spotledger.ledger import Ledger
+from spotledger.ops.audits import Audits
 from spotledger.ops.backup import BACKUPS_FOLDER, Backups
-from spotledger.ops.embedded import now_ms, open_embedded
+from spotledger.ops.embedded import LEDGER_FILE, now_ms, open_embedded
 from spotledger.ops.folder import TOKEN_FILE, Owner, first_token, load_master_key
 from spotledger.ops.key_writes import KeyWrites
 from spotledger.ops.settings import Settings
@@ -41,6 +42,7 @@ class Runtime:
     tokens: Tokens
     key_writes: KeyWrites
     backups: Backups
+    audits: Audits
 
     async def start(self) -> None:
         """Begin to take writes."""
@@ -48,6 +50,7 @@ class Runtime:
 
     async def stop(self) -> None:
         """Finish what is in flight, take no more writes, and store when access keys were last used."""
+        await self.audits.stop()
         await self.backups.stop()
         await self.writer.stop()
         try:
@@ -105,7 +108,8 @@ def _join(settings: Settings, environ: Mapping[str, str], ledger: Ledger, clock_
         tokens.create(SCOPES, TOKEN_FILE, token=first_token(settings.data))
     writer = Writer(ledger, queue_limit=settings.queue_limit, group_limit=settings.group_limit)
     backups = Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms)
-    return Runtime(settings, ledger, writer, key_ring, tokens, KeyWrites(tables, key_ring), backups)
+    audits = Audits(settings.data / LEDGER_FILE)
+    return Runtime(settings, ledger, writer, key_ring, tokens, KeyWrites(tables, key_ring), backups, audits)
 
 
 def _cipher(settings: Settings, environ: Mapping[str, str], tables: Any) -> Cipher:

@@ -179,6 +179,9 @@ class Settings:
         65_536, 8, 65_536, "Entries of a segment; fixed when a ledger is made. Smaller ones are for tests."
     )
     cache_accounts: int = _number(50_000, 1, 100_000_000, "Accounts that are kept in memory.")
+    audit_entries_per_second: int = _number(
+        2_000, 0, 1_000_000, "Entries that the continuous audit reads in a second; 0: there is none."
+    )
     log_level: str = _choice("info", ("debug", "info", "warning", "error"), "What is told on standard error.")
 
 

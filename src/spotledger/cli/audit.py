@@ -1,0 +1,115 @@
+"""The command that audits a ledger file."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from spotledger.cli import show
+from spotledger.cli.options import config_option, json_option
+from spotledger.errors import SpotledgerError
+from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Progress, Report
+from spotledger.ops.audit import audit as audit_file
+from spotledger.ops.embedded import LEDGER_FILE
+from spotledger.ops.settings import load_settings
+
+EXIT_CODES: Final = {CLEAN: 0, DAMAGED: 1, INCOMPLETE: 3}
+_KNOWN_HEAD: Final = re.compile(r"\A([0-9]{1,18}):([0-9a-fA-F]{64})\Z")
+
+
+@click.command()
+@click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
+@click.option("--file", metavar="FILE", help="A ledger file, such as a backup, instead of a data folder's.")
+@click.option(
+    "--known-head",
+    "known_heads",
+    metavar="SEQ:HASH",
+    multiple=True,
+    help="An entry's number and hash as an earlier audit said them; shows a journal cut, or written anew.",
+)
+@click.option("--limit-seconds", type=float, metavar="N", help="Stop, incomplete, after this time.")
+@config_option
+@json_option
+def audit(
+    data: str | None,
+    file: str | None,
+    known_heads: tuple[str, ...],
+    limit_seconds: float | None,
+    config: str | None,
+    as_json: bool,
+) -> None:
+    """
+    Derive everything about money from the journal again, and compare.
+
+    Reads the file only, and may run beside the server. Exits with 0 (clean), 1 (damaged) or 3 (incomplete: something
+    could not be looked at).
+    """
+    heads = [_known_head(text) for text in known_heads]
+    try:
+        path = Path(file) if file else load_settings({"data": data}, os.environ, config).settings.data / LEDGER_FILE
+    except SpotledgerError as error:
+        show.error(show.problem_of(error), as_json=as_json)
+        raise click.exceptions.Exit(EXIT_CODES[INCOMPLETE]) from None
+    gc.disable()  # what an audit makes has no circles, and there is much of it
+    with _progress_bar(quiet=as_json) as progress:
+        report = audit_file(path, progress=progress, known_heads=heads, limit_seconds=limit_seconds)
+    gc.enable()
+    if as_json:
+        show.json_document(report.as_json())
+    else:
+        _print(report)
+    raise click.exceptions.Exit(EXIT_CODES[report.verdict])
+
+
+def _known_head(text: str) -> KnownHead:
+    match = _KNOWN_HEAD.match(text)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is not SEQ:HASH with a hash of 64 hex digits", param_hint="--known-head")
+    return KnownHead(int(match[1]), bytes.fromhex(match[2]))
+
+
+@contextmanager
+def _progress_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
+    """Give what shows the progress on standard error, where that is a terminal."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda _: None
+        return
+    columns = (TextColumn("audit"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("audit", total=None)
+        yield lambda progress: bar.update(task, completed=progress.seq, total=progress.last_seq)
+
+
+def _print(report: Report) -> None:
+    count = sum(report.counts.values())
+    what = {CLEAN: "clean", DAMAGED: f"DAMAGED, {count} findings", INCOMPLETE: "INCOMPLETE"}[report.verdict]
+    show.line(f"{report.path}: {what}")
+    show.line(
+        f"  {report.entries} entries, {report.postings} postings, {report.refusals} kept refusals, {report.customers}"
+        f" customers, {report.coins} coins, {report.balances} balances, {report.open_holds} open holds"
+    )
+    if report.hash is not None:
+        show.line(f"  head {report.audited_to}:{report.hash}")
+    for why in report.unexamined:
+        show.line(f"  not looked at: {why}")
+    if report.findings:
+        columns = ("code", "seq", "where", "found", "expected")
+        show.table(columns, ([getattr(finding, name) for name in columns] for finding in report.findings))
+        _count_others(report.counts, len(report.findings))
+
+
+def _count_others(counts: dict[str, Any], listed: int) -> None:
+    if sum(counts.values()) > listed:
+        by_code = ", ".join(f"{count} {code}" for code, count in counts.items())
+        show.line(f"  {listed} are listed of {sum(counts.values())}: {by_code}")

@@ -1,0 +1,66 @@
+"""The operator API's calls about audits, and what its metrics say of the continuous one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from spotledger.errors import NotFound
+from spotledger.http.operator_answers import Answer
+from spotledger.http.operator_calls import ADMIN, LEDGER_READ, Call, Door, answer, query_of, route
+from spotledger.http.operator_metrics import Metrics
+from spotledger.ops.audits import Audits
+
+
+class AuditAnswer(Answer):
+    """An audit: running, or done with its report, whose ``verdict`` is clean, damaged or incomplete."""
+
+    audit: str
+    state: str
+    began_ms: int
+    seq: int
+    last_seq: int
+    report: dict[str, Any] | None = None
+
+
+class AuditCalls:
+    """The calls about audits. They need no idempotency key: one runs at a time, and it changes nothing."""
+
+    def __init__(self, audits: Audits) -> None:
+        self._audits = audits
+
+    def routes(self, door: Door) -> list[Route]:
+        """Return the routes."""
+        return [
+            route(door, "/v1/audits", POST=Call(ADMIN, self.start, gives=AuditAnswer, statuses=(202,))),
+            route(door, "/v1/audits/{audit}", GET=Call(LEDGER_READ, self.show, gives=AuditAnswer)),
+        ]
+
+    async def start(self, request: Request) -> Response:
+        """Begin an audit of the whole ledger; where one is running, the answer is that one."""
+        query_of(request)
+        response = answer(self._audits.start().as_json())
+        response.status_code = 202
+        return response
+
+    async def show(self, request: Request) -> Response:
+        """Say how far an audit is, or what it found."""
+        query_of(request)
+        found = self._audits.get(request.path_params["audit"])
+        if found is None:
+            raise NotFound("There is no such audit; the last ones since the start of the service are kept.")
+        return answer(found.as_json())
+
+
+def show_audits(metrics: Metrics, audits: Audits) -> None:
+    """Show the position of the continuous audit and the result of its last whole pass."""
+    state = audits.continuous
+    metrics.show("audit_seq", "The entry that the continuous audit has read last.", lambda: state.progress.seq)
+    metrics.show("audit_last_seq", "The last entry that its pass will read.", lambda: state.progress.last_seq)
+    metrics.show("audit_audited_to", "The last entry of its last finished pass.", lambda: state.audited_to)
+    metrics.show("audit_findings", "What its last finished pass found.", lambda: state.findings)
+    metrics.show("audit_ended_seconds", "When that pass ended, in seconds since 1970; 0: none.", lambda: state.ended_s)
+    metrics.tell_by("audit_passes", "Its finished passes.", "verdict", lambda: state.passes)

@@ -1,0 +1,106 @@
+"""
+An audit in a process of its own, so that it takes nothing from the event loop of a service but a line now and then.
+
+The child reads the ledger file like any other audit, at a lower priority, and writes JSON lines on its standard
+output: ``{"seq", "last_seq"}`` as it goes, ``{"report"}`` at its end. It ends when nobody reads them any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from spotledger.ops.audit import INCOMPLETE, Progress, Report, audit
+from spotledger.ops.settings import VARIABLE_PREFIX
+
+#: How much nicer than the service the process is.
+NICENESS: Final = 10
+PROGRESS_SECONDS: Final = 0.5
+_LINE_LIMIT_BYTES: Final = 4 * 1024 * 1024
+
+
+async def audit_in_process(path: Path, entries_per_second: int, progress: Callable[[Progress], None]) -> dict[str, Any]:
+    """
+    Audit the ledger file at *path* in a process of its own and return the report as JSON has it.
+
+    Args:
+        path: The ledger file.
+        entries_per_second: Read no faster than this; 0: as fast as it goes.
+        progress: Called some times a second.
+
+    Cancelled, it ends the process.
+    """
+    # The child needs none of our secrets.
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE_PREFIX)}
+    command = (sys.executable, "-m", __name__, str(path), str(entries_per_second))
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, env=environ,
+            limit=_LINE_LIMIT_BYTES,
+        )  # fmt: skip
+    except OSError as problem:
+        return _not_done(path, f"the audit could not be started: {problem.strerror}")
+    try:
+        assert child.stdout is not None, "it was asked for"  # noqa: S101
+        report: dict[str, Any] | None = None
+        async for line in child.stdout:
+            said = json.loads(line)
+            if "report" in said:
+                report = said["report"]
+            else:
+                progress(Progress(said["seq"], said["last_seq"]))
+        code = await child.wait()
+    except BaseException:
+        with suppress(ProcessLookupError):
+            child.kill()
+        await child.wait()
+        raise
+    return report or _not_done(path, f"the audit's process ended early, with {code}")
+
+
+def _not_done(path: Path, why: str) -> dict[str, Any]:
+    return Report(str(path), INCOMPLETE, unexamined=[why]).as_json()
+
+
+class _Lines:
+    """Writes how far the audit is, not too often."""
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + PROGRESS_SECONDS
+            _say(progress._asdict())
+
+
+def _say(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
+def main(path: str, entries_per_second: str) -> None:
+    """Be the child: audit and say the report."""
+    # What an audit makes has no circles, and there is much of it: looking for some would cost a tenth of the time.
+    gc.disable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service is told, and ends us
+    with suppress(OSError):
+        os.nice(NICENESS)
+    with suppress(BrokenPipeError):
+        _say({"report": audit(path, progress=_Lines(), entries_per_second=int(entries_per_second)).as_json()})
+        return
+    os._exit(1)  # the service is gone; nothing is left to be flushed
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
