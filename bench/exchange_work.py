@@ -205,7 +205,7 @@ class Work:
         buyer, seller = self._name(buy), self._name(sell)
         buy.remaining -= units * price
         sell.remaining -= units
-        release = REST if buy.remaining and chance.random() < 0.1 else None
+        release = self._released(buy.remaining)
         if buy.remaining >= price and release is None:
             buys.append(buy)
         if sell.remaining:
@@ -221,8 +221,47 @@ class Work:
             reference=f"fill-{self.seq}",
         )
 
+    def _released(self, left: int) -> str | None:
+        """Say that the rest of a buy is freed, one time in ten: its price was better than expected."""
+        return REST if left and self._chance.random() < 0.1 else None
+
     def _name(self, order: Order) -> HoldName:
         return HoldKey(order.key) if order.seq >= self._group_first else str(order.seq)
+
+
+class AnyOrderWork(Work):
+    """The same mix for many connections at once: every operation can be done before or after any other."""
+
+    def __init__(self, seed: int, first_seq: int, customers: int) -> None:
+        """Begin like :class:`Work`; the orders that :meth:`prepare` opens are filled or cancelled, never both."""
+        super().__init__(seed, first_seq, customers)
+        self._to_cancel: list[int] = []
+
+    def prepare(self, count: int) -> list[Operation]:
+        """Make the freezes that *count* operations need before them; their ids are known, so this comes first."""
+        cancels = int(count * SHARES["unfreeze"] / 100 * 1.2) + 100
+        self._to_cancel += range(self.seq, self.seq + cancels)
+        plain = [self._booked(self._freeze_only()) for _ in range(cancels)]
+        return plain + self.orders(count // 4 + 2_000, 20)
+
+    def operations(self, count: int) -> list[Operation]:
+        """Make *count* operations."""
+        self._group_first = self.seq + 1
+        return [self._next() for _ in range(count)]
+
+    def _freeze_only(self) -> Operation:
+        key = new_key()
+        return Freeze(key, self._customer(), self._coin(), self._amount(), reference=f"order-{key}")
+
+    def _freeze(self, fills: int, market: int | None = None, buys: bool | None = None) -> Operation:
+        opening = fills > 2
+        return super()._freeze(fills, market, buys) if opening else self._freeze_only()
+
+    def _unfreeze(self) -> Operation:
+        return Unfreeze(new_key(), str(self._to_cancel.pop()))
+
+    def _released(self, left: int) -> str | None:
+        return None
 
 
 def taken(orders: list[Order], chance: random.Random) -> Order:

@@ -1,0 +1,270 @@
+"""How many writes a second the server takes over HTTP, and how long one takes; server and load on a core each."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import spotledger
+from bench import books
+from bench.exchange_work import AnyOrderWork, opening
+from bench.harness import (
+    QUICK,
+    ROUNDS,
+    SPARE_ROUNDS,
+    Aim,
+    Cores,
+    Quiet,
+    Report,
+    Table,
+    busy_seconds,
+    conditions,
+    free_port,
+    pinned,
+    processor_seconds,
+    running,
+    said_by,
+    tell,
+    wait_until_ready,
+)
+from bench.load import sign
+from bench.read import OPEN_LIMITS
+from spotledger.domain.operations import CoinAmount, Freeze, HoldKey, HoldName, Operation, Settle, SettleSide, Unfreeze
+
+CUSTOMERS: Final = 1_000 if QUICK else 10_000
+CONNECTIONS: Final = 64
+BATCH: Final = 100
+BATCH_CONNECTIONS: Final = 8
+SECONDS: Final = 2.0 if QUICK else 5.0
+#: Requests made ready for a round: more than are answered in it, because none may be sent twice.
+SINGLES: Final = int(SECONDS * 14_000)
+BATCHES: Final = int(SECONDS * 400)
+READS_PER_SECOND: Final = 500.0
+READERS: Final = 100
+SINGLE_AIM: Final = 8_000
+BATCH_AIM: Final = 22_000
+WRITE_P99_MS_AIM: Final = 15.0
+READ_P99_MS_AIM: Final = 10.0
+
+Request = tuple[str, str, dict[str, str], str]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round came to: figures of each stream, and how busy both cores were."""
+
+    streams: dict[str, dict[str, Any]]
+    load_core_share: float
+    server_core_share: float
+    others_cores: float
+
+
+# --- operations as requests ---------------------------------------------------------------------------------
+
+
+def hold_name(hold: HoldName) -> Any:
+    """Say which hold, as the API wants it."""
+    return {"key": hold.key} if isinstance(hold, HoldKey) else hold
+
+
+def side_of(side: SettleSide) -> dict[str, Any]:
+    """Say one side of a fill."""
+    fee: CoinAmount | None = side.fee
+    said: dict[str, Any] = {"hold": hold_name(side.hold)}
+    if fee is not None:
+        said["fee"] = {"coin": fee.coin, "amount": fee.amount}
+    return said
+
+
+def body_of(operation: Operation) -> dict[str, Any]:
+    """Say what *operation* is, without its key."""
+    if isinstance(operation, Settle):
+        return {
+            "base": operation.base,
+            "quote": operation.quote,
+            "base_amount": operation.base_amount,
+            "quote_amount": operation.quote_amount,
+            "buyer": side_of(operation.buyer),
+            "seller": side_of(operation.seller),
+            "reference": operation.reference,
+        }
+    if isinstance(operation, Unfreeze):
+        return {"hold": hold_name(operation.hold)}
+    said: Any = operation
+    return {"customer": said.customer, "coin": said.coin, "amount": said.amount, "reference": said.reference}
+
+
+def single(operation: Operation, token: str) -> Request:
+    """Make the request of one operation."""
+    body = body_of(operation)
+    if isinstance(operation, Unfreeze):
+        path = f"/v1/holds/{body.pop('hold')}/release"
+    else:
+        paths = {Freeze.kind: "holds", Settle.kind: "settlements", "deposit": "deposits", "withdraw": "withdrawals"}
+        path = f"/v1/{paths[operation.kind]}"
+    headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": operation.key}
+    return ("POST", path, headers, json.dumps(body) if body else "{}")
+
+
+def batch(operations: Sequence[Operation], token: str) -> Request:
+    """Make the request of many operations."""
+    said = [{"op": each.kind, "key": each.key, **body_of(each)} for each in operations]
+    return ("POST", "/v1/batches", {"Authorization": f"Bearer {token}"}, json.dumps({"operations": said}))
+
+
+# --- rounds ---------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """One ledger whose server is started anew for each kind of round, because the holds are opened before."""
+
+    def __init__(self, folder: Path, cores: Cores) -> None:
+        """Fill the ledger."""
+        self.folder = folder
+        self.cores = cores
+        self.data = folder / "data"
+        self.seed = 10
+        with spotledger.open(self.data) as ledger:
+            books.book(ledger, opening(CUSTOMERS))
+
+    def make(self, count: int) -> list[Operation]:
+        """Open the holds that *count* operations need, and make these."""
+        self.seed += 1
+        with spotledger.open(self.data) as ledger:
+            work = AnyOrderWork(self.seed, ledger.head.seq + 1, CUSTOMERS)
+            books.book(ledger, work.prepare(count))
+        return work.operations(count)
+
+    def round(self, kind: str, pace: float | None = None) -> Round:
+        """Take one round: ``single`` or ``batch`` writes as fast as can be, or ``paced`` ones with reads beside."""
+        operations = self.make(BATCHES * BATCH if kind == "batch" else SINGLES)
+        public, operator = free_port(), free_port()
+        command = [str(Path(sys.executable).with_name("spotledger")), "serve", "--data", str(self.data)]
+        command += ["--listen", f"127.0.0.1:{public}", "--operator-listen", f"127.0.0.1:{operator}"]
+        with running(command, self.cores.server, self.folder, OPEN_LIMITS) as process:
+            wait_until_ready(process, f"http://127.0.0.1:{public}/readyz")
+            token = (self.data / "operator.token").read_text().strip()
+            streams = [self.writes(kind, operations, token, operator, pace)]
+            if kind == "paced":
+                streams.append(self.reads(public, operator))
+            return self.load(streams, process.pid)
+
+    def writes(
+        self, kind: str, operations: Sequence[Operation], token: str, port: int, pace: float | None
+    ) -> dict[str, Any]:
+        """Plan the stream of writes."""
+        if kind == "batch":
+            groups = [operations[start : start + BATCH] for start in range(0, len(operations), BATCH)]
+            requests = [batch(group, token) for group in groups]
+        else:
+            requests = [single(operation, token) for operation in operations]
+        connections = BATCH_CONNECTIONS if kind == "batch" else CONNECTIONS
+        return {"name": "writes", "port": port, "connections": connections, "requests": requests, "pace": pace}
+
+    def reads(self, public: int, operator: int) -> dict[str, Any]:
+        """Plan the stream of signed getBalance calls."""
+        customers = [f"customer-{number:06}" for number in range(READERS)]
+        credentials = books.make_keys(operator, self.data, customers)
+        lines = sign(credentials, int(READS_PER_SECOND * (SECONDS + 1)))
+        requests: list[Request] = [("GET", line, {}, "") for line in lines]
+        return {"name": "reads", "port": public, "connections": 8, "requests": requests, "pace": READS_PER_SECOND}
+
+    def load(self, streams: list[dict[str, Any]], server: int) -> Round:
+        """Run the load on its core and read what it says."""
+        plan = self.folder / "plan.json"
+        plan.write_text(json.dumps({"seconds": SECONDS, "streams": streams}))
+        busy, own = busy_seconds(), processor_seconds(server)
+        said = said_by(*pinned([sys.executable, "-m", "bench.http_load", str(plan)], self.cores.load))
+        own = processor_seconds(server) - own
+        if not said.startswith("{"):
+            raise RuntimeError(f"the load said: {said}")
+        found = json.loads(said)
+        for stream in found["streams"].values():
+            if set(stream["statuses"]) - {"200", "201", "422"} or stream["exhausted"]:
+                raise RuntimeError(f"not the answers that were expected: {stream}")
+        seconds = found["seconds"]
+        others = busy_seconds() - busy - own - found["load_core_share"] * seconds
+        return Round(found["streams"], found["load_core_share"], own / seconds, max(0.0, others / seconds - 0.2))
+
+
+def run() -> Report:
+    """Measure everything and put the report together."""
+    cores = Cores.choose()
+    with tempfile.TemporaryDirectory(prefix="spotledger-bench-") as name:
+        folder = Path(name)
+        report = Report("http_writes", __doc__.strip() if __doc__ else "", conditions(folder, cores))
+        tell(f"  fill a ledger with {CUSTOMERS:,} customers of 20 coins")
+        bench = Bench(folder, cores)
+        quiet = Quiet(0 if QUICK else SPARE_ROUNDS // 4)
+        rounds: dict[str, list[Round]] = {"single": [], "batch": [], "paced": []}
+        for number in range(1 if QUICK else ROUNDS):
+            tell(f"  round {number + 1}")
+            for kind in ("single", "batch"):
+                rounds[kind].append(quiet.round(partial(bench.round, kind)))
+            half = min(SINGLE_AIM, median(rounds["single"], "writes", "per_second")) / 2
+            rounds["paced"].append(quiet.round(partial(bench.round, "paced", half)))
+    summarise(report, rounds)
+    quiet.report(report)
+    return report
+
+
+def median(rounds: Sequence[Round], stream: str, figure: str) -> float:
+    """Return the median of one figure of one stream."""
+    return float(statistics.median(each.streams[stream][figure] for each in rounds))
+
+
+def summarise(report: Report, rounds: dict[str, list[Round]]) -> None:
+    """Put tables and aims into *report*."""
+    columns = ["", "a second", "p50 ms", "p99 ms", "longest ms", "server core", "load core"]
+    table = Table("Writes over HTTP", columns)
+    titles = {
+        ("single", "writes"): (f"single operations, {CONNECTIONS} connections", 1),
+        ("batch", "writes"): (f"batches of {BATCH}, {BATCH_CONNECTIONS} connections: operations", BATCH),
+        ("paced", "writes"): ("single operations, half the rate, evenly", 1),
+        ("paced", "reads"): ("signed getBalance beside those", 1),
+    }
+    for (kind, stream), (title, each) in titles.items():
+        taken = rounds[kind]
+        table.rows.append(
+            [
+                title,
+                round(median(taken, stream, "per_second") * each),
+                *(round(median(taken, stream, name), 2) for name in ("p50_ms", "p99_ms", "longest_ms")),
+                round(statistics.median(one.server_core_share for one in taken), 2),
+                round(statistics.median(one.load_core_share for one in taken), 2),
+            ]
+        )
+    report.tables.append(table)
+    report.aims = [
+        Aim("single operations/s", round(median(rounds["single"], "writes", "per_second")), SINGLE_AIM),
+        Aim(
+            "operations/s in batches of 100", round(median(rounds["batch"], "writes", "per_second") * BATCH), BATCH_AIM
+        ),
+        Aim(
+            "p99 of a write at half the rate, ms",
+            round(median(rounds["paced"], "writes", "p99_ms"), 2),
+            WRITE_P99_MS_AIM,
+            at_most=True,
+        ),
+        Aim(
+            "p99 of a getBalance beside, ms",
+            round(median(rounds["paced"], "reads", "p99_ms"), 2),
+            READ_P99_MS_AIM,
+            at_most=True,
+        ),
+    ]
+    report.notes += [
+        f"Medians of {len(rounds['single'])} rounds of {SECONDS:g} s, each on a server started anew. {CUSTOMERS:,} "
+        "customers, 20 coins; the mix of the exchange bench, with holds that were opened before the round, so that "
+        "no operation waits for another.",
+        "At a pace, a time counts from when the request was due. A load core near 1 says that the load, not the "
+        "server, was the limit. Half the rate is half of what was reached, at most half of the aim.",
+    ]
+    report.raw = {kind: [asdict(each) for each in taken] for kind, taken in rounds.items()}
