@@ -108,13 +108,14 @@ def audit(
         with AuditFile(Path(path)) as file:
             run.examine(file)
     except Unreadable as error:
-        report.unexamined.append(str(error))
+        run.findings.leave_out(str(error))
     except KeyboardInterrupt:
-        report.unexamined.append("the rest: the audit was interrupted")
+        run.findings.leave_out("the rest: the audit was interrupted")
     except MemoryError:
-        report.unexamined.append("the rest: there is no memory left")
+        run.findings.leave_out("the rest: there is no memory left")
     report.seconds = round(time.monotonic() - began, 3)
     report.findings, report.counts = run.findings.listed, dict(run.findings.counts)
+    report.unexamined = run.findings.unexamined
     if run.findings:
         report.verdict = DAMAGED
     else:
@@ -143,18 +144,18 @@ class _Run:
         """Read all there is in *file*."""
         facts = file.facts()
         if facts.missing_tables:
-            self._report.unexamined.append(f"the tables that are missing: {', '.join(facts.missing_tables)}")
+            self.findings.leave_out(f"the tables that are missing: {', '.join(facts.missing_tables)}")
             return
         for name in facts.changed_triggers:
             self.findings.add("trigger_changed", None, name, "missing or another", "the trigger of the schema")
         if facts.ledger is None:
             self.findings.add("ledger_row_missing", None, "ledger", "no row", "one row")
-            self._report.unexamined.append("the entries: which ledger it is, is not known")
+            self.findings.leave_out("the entries: which ledger it is, is not known")
             return
         self._note_facts(facts)
         ledger_id, _, segment_entries, sealed_to = facts.ledger
         if segment_entries < 1:
-            self._report.unexamined.append(f"the entries: a segment has {segment_entries} of them")
+            self.findings.leave_out(f"the entries: a segment has {segment_entries} of them")
             return
         journal = JournalPass(self.findings, genesis_hash(ledger_id), lambda seq: _body(file, seq))
         spool = KeySpool()
@@ -166,7 +167,7 @@ class _Run:
             WholeTables(file, journal, self.findings, segment_entries).compare()
             self._check_keys(file, journal, spool)
         except OSError as error:
-            self._report.unexamined.append(f"keys that stand twice: the temporary file failed: {error.strerror}")
+            self.findings.leave_out(f"keys that stand twice: the temporary file failed: {error.strerror}")
         finally:
             spool.close()
             self._count(journal)

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 #: Findings that a report lists, altogether and of one code; the others are counted.
 FINDINGS_LIMIT: Final = 200
 FINDINGS_OF_A_CODE: Final = 20
+UNEXAMINED_LIMIT: Final = 20
 _TEXT_LIMIT: Final = 200
 
 #: Every code and what it says. Programs may rely on the codes; new ones may be added.
@@ -93,6 +94,8 @@ class Findings:
     def __init__(self) -> None:
         self.listed: list[Finding] = []
         self.counts: Counter[str] = Counter()
+        #: What could not be looked at, and why.
+        self.unexamined: list[str] = []
 
     def add(self, code: str, seq: int | None, where: str, found: Any, expected: Any) -> None:
         """
@@ -108,6 +111,11 @@ class Findings:
         self.counts[code] += 1
         if self.counts[code] <= FINDINGS_OF_A_CODE and len(self.listed) < FINDINGS_LIMIT:
             self.listed.append(Finding(code, seq, where, _shown(found), _shown(expected)))
+
+    def leave_out(self, why: str) -> None:
+        """Note that something could not be looked at; a report with such a note is never clean."""
+        if why not in self.unexamined and len(self.unexamined) <= UNEXAMINED_LIMIT:
+            self.unexamined.append(why if len(self.unexamined) < UNEXAMINED_LIMIT else "and more")
 
     def __len__(self) -> int:
         """Return how many there are, listed or not."""

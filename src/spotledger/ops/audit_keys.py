@@ -17,7 +17,7 @@ from typing import Final
 
 from spotledger.ops.audit_findings import Findings
 from spotledger.storage.key_filter import PAGE_WORDS, level_checksum, level_extent, page_checksum
-from spotledger.storage.sqlite_audit import AuditFile
+from spotledger.storage.sqlite_audit import AuditFile, Unreadable
 
 _DIGEST_BYTES: Final = 16
 _BORDERS: Final = [bytes([first]) for first in range(1, 256)]
@@ -80,7 +80,12 @@ class FilterCheck:
         self._words: array[int] | None = None
         self._number = -1
         self._covered: dict[int, int] = {}
-        for number, covered_to, checksum in file.filter_levels():
+        try:
+            levels = file.filter_levels()
+        except Unreadable as error:
+            findings.leave_out(str(error))
+            levels = []
+        for number, covered_to, checksum in levels:
             sound = 0 <= number < 64 and checksum == level_checksum(number, covered_to)
             first, last, _ = level_extent(number, segment_entries) if sound else (0, -1, 0)
             if sound and first <= covered_to <= min(last, last_segment):

@@ -7,13 +7,14 @@ while others are written. First everything is compared as a whole; only where th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from spotledger.ops.audit_books import Line
 from spotledger.ops.audit_findings import Findings
 from spotledger.ops.audit_journal import JournalPass
 from spotledger.ops.audit_keys import FilterCheck, KeySpool
-from spotledger.storage.sqlite_audit import AuditFile
+from spotledger.storage.sqlite_audit import AuditFile, Unreadable
 
 
 class SegmentTables:
@@ -26,21 +27,33 @@ class SegmentTables:
         self._file = file
         self._journal = journal
         self._note = findings.add
+        self._leave_out = findings.leave_out
         self._spool = spool
         self._filter = key_filter
 
     def compare(self, segment: int, first: int, last: int) -> None:
         """Compare the tables of *segment*, the entries *first* to *last*, all of which were just read."""
-        self._compare_keys(segment)
-        self._compare_history(segment)
-        self._compare_holds(first, last)
-        self._compare_owners(segment)
+        comparisons: tuple[Callable[[], None], ...] = (
+            lambda: self._compare_keys(segment),
+            lambda: self._compare_history(segment),
+            lambda: self._compare_holds(first, last),
+            lambda: self._compare_owners(segment),
+        )
+        for compare in comparisons:
+            try:
+                compare()
+            except Unreadable as error:
+                self._leave_out(f"{error} (segment {segment})")
 
     # --- keys -----------------------------------------------------------------------------------------
 
     def _compare_keys(self, segment: int) -> None:
         expected = self._journal.keys
-        rows = self._file.keys_of(segment)
+        try:
+            rows = self._file.keys_of(segment)
+        except Unreadable:
+            self._spool.put(sorted(expected))
+            raise
         if len(rows) != len(expected) or dict(rows) != expected:
             found = set(rows)
             for digest, seq in sorted(expected.items() - found, key=lambda row: row[1]):

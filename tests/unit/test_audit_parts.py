@@ -1,0 +1,84 @@
+"""The parts of the audit that can be tried on their own: the spool of keys, and the list of findings."""
+
+from __future__ import annotations
+
+import ast
+import random
+from hashlib import blake2b
+from pathlib import Path
+
+from spotledger.ops import audit_findings
+from spotledger.ops.audit_findings import CODES, FINDINGS_OF_A_CODE, UNEXAMINED_LIMIT, Findings
+from spotledger.ops.audit_keys import KeySpool
+
+OPS = Path(audit_findings.__file__).parent
+
+
+def digests(numbers: range) -> list[bytes]:
+    """Return sorted digests of *numbers*."""
+    return sorted(blake2b(str(number).encode(), digest_size=16).digest() for number in numbers)
+
+
+def test_spool_of_keys_without_a_repetition_finds_none() -> None:
+    """Many segments of different keys have none in common."""
+    spool = KeySpool()
+    for segment in range(10):
+        spool.put(digests(range(segment * 1000, segment * 1000 + 1000)))
+    spool.put([])
+    assert list(spool.repeated()) == []
+    spool.close()
+
+
+def test_spool_of_keys_finds_each_repetition_once() -> None:
+    """A key that stands in several segments is found, wherever its digest falls."""
+    spool = KeySpool()
+    chance = random.Random(7)
+    everything = digests(range(5000))
+    twice = set(chance.sample(everything, 50))
+    spool.put(everything)
+    spool.put(sorted(twice))
+    spool.put(sorted(twice)[:10])
+    found = list(spool.repeated())
+    assert len(found) == len(twice)
+    assert set(found) == twice
+    spool.close()
+
+
+def test_spool_of_keys_with_the_same_beginning_tells_them_apart() -> None:
+    """Two digests that share their first half are two keys."""
+    spool = KeySpool()
+    spool.put([b"a" * 16])
+    spool.put([b"a" * 8 + b"b" * 8])
+    assert list(spool.repeated()) == []
+    spool.close()
+
+
+def test_findings_of_one_code_are_capped_and_counted() -> None:
+    """The list has the first of each code, the count all of them."""
+    findings = Findings()
+    for number in range(100):
+        findings.add("chain_broken", number, "hash", b"\x00" * 500, "x" * 500)
+    findings.add("time_falls", 1, "booked_ms", 1, 2)
+    assert len(findings) == 101
+    assert [finding.code for finding in findings.listed] == ["chain_broken"] * FINDINGS_OF_A_CODE + ["time_falls"]
+    assert all(len(finding.found) <= 200 for finding in findings.listed)
+    for number in range(100):
+        findings.leave_out(f"table {number}")
+        findings.leave_out(f"table {number}")
+    assert len(findings.unexamined) == UNEXAMINED_LIMIT + 1
+
+
+def test_finding_codes_in_the_source_are_all_documented_and_all_used() -> None:
+    """Each code that the audit can give has its line in CODES and in the how-to, and no other is there."""
+    texts = set()
+    for path in OPS.glob("audit*.py"):
+        if path.name != "audit_findings.py":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            texts |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    by_table = {
+        f"{table}_row_{what}" for table in ("coin", "customer", "reversal") for what in ("missing", "extra", "differs")
+    }
+    assert set(CODES) - by_table <= texts
+    page = (OPS.parents[2] / "docs" / "how-to" / "audit.md").read_text(encoding="utf-8")
+    for code, meaning in CODES.items():
+        assert f"| `{code}` | {meaning} |" in page
