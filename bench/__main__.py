@@ -1,4 +1,4 @@
-"""Run the benches that are named, or all of them: ``python -m bench [read] [start] [library]``."""
+"""Run the benches that are named, or all of them: ``python -m bench [NAME …]``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 from bench.harness import QUICK, ROOT, tell
 
-BENCHES = ("library", "start", "read")
+BENCHES = ("library", "exchange", "http_writes", "growth", "start", "read")
 
 
 def main() -> None:
