@@ -46,10 +46,8 @@ class OperatorClient:
         Raises:
             ValueError: *base_url* is not an http or https address, or *token* is not printable ASCII.
         """
-        if not token or not token.isascii() or not token.isprintable() or " " in token:
-            raise ValueError("token must be printable ASCII without blanks")
+        self._token = check_token(token)
         self._base_url = check_base_url(base_url)
-        self._token = token
         self._http = httpx2.AsyncClient(transport=transport, timeout=timeouts(OPERATOR_READ_TIMEOUT_S))
 
     def __repr__(self) -> str:
@@ -95,35 +93,50 @@ class OperatorClient:
             ProtocolError: An answer came that is not of the documented form.
             ValueError: *path* has no ``/`` at its start, or holds a query or a fragment.
         """
-        outgoing = self._outgoing(method, path, body, key, params)
-        answer = await send_async(self._http, outgoing, OPERATOR_BODY_LIMIT_BYTES)
+        send = outgoing(self._base_url, self._token, method, path, body, key, params)
+        answer = await send_async(self._http, send, OPERATOR_BODY_LIMIT_BYTES)
         if isinstance(answer, Failure):
             raise TransportError(f"{method} {self._base_url}: {answer.reason}")
-        return _read(answer)
-
-    def _outgoing(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None,
-        key: str | None,
-        params: Mapping[str, str | int | None] | None,
-    ) -> Send:
-        parts = urlsplit(path)
-        if not path.startswith("/") or path.startswith("//") or parts.query or parts.fragment:
-            raise ValueError("path must begin with one / and hold neither a query nor a fragment")
-        headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
-        if key is not None:
-            headers["Idempotency-Key"] = key
-        content = None
-        if body is not None:
-            headers["Content-Type"] = "application/json"
-            content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-        pairs = tuple((name, str(value)) for name, value in (params or {}).items() if value is not None)
-        return Send(method, self._base_url + path, pairs, headers, content)
+        return read_reply(answer)
 
 
-def _read(answer: Answer) -> Reply:
+def outgoing(
+    base_url: str,
+    token: str,
+    method: str,
+    path: str,
+    body: Mapping[str, Any] | None = None,
+    key: str | None = None,
+    params: Mapping[str, str | int | None] | None = None,
+) -> Send:
+    """
+    Return the request of one call; see :meth:`OperatorClient.call` for the arguments.
+
+    Raises:
+        ValueError: *path* has no ``/`` at its start, or holds a query or a fragment.
+    """
+    parts = urlsplit(path)
+    if not path.startswith("/") or path.startswith("//") or parts.query or parts.fragment:
+        raise ValueError("path must begin with one / and hold neither a query nor a fragment")
+    headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+    if key is not None:
+        headers["Idempotency-Key"] = key
+    content = None
+    if body is not None:
+        headers["Content-Type"] = "application/json"
+        content = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    pairs = tuple((name, str(value)) for name, value in (params or {}).items() if value is not None)
+    return Send(method, base_url + path, pairs, headers, content)
+
+
+def check_token(token: str) -> str:
+    """Return *token*, or raise a ValueError that does not repeat it if it can be none."""
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError("token must be printable ASCII without blanks")
+    return token
+
+
+def read_reply(answer: Answer) -> Reply:
     """Give what a success says, or raise what a problem document names."""
     if answer.status in _SUCCESSES:
         return answer.status, answer.headers, read_object(answer.body) if answer.body != b"" else {}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import cast
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from typing import NamedTuple, cast
 from urllib.parse import quote, urlsplit
 
 import httpx2
 
 from spotledger.client.quiet import quiet
 from spotledger.client.steps import Answer, Failure, Result, Send, Sleep, Steps
+from spotledger.errors import TransportError
 
 URL_VARIABLE = "SPOTLEDGER_URL"
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -98,7 +100,62 @@ async def send_async(
         return reader.answer()
 
 
-def drive(client: httpx2.Client, steps: Steps[Result]) -> Result:
+class Started(NamedTuple):
+    """The head of an answer whose body comes piece by piece."""
+
+    status: int
+    #: Names in lower case.
+    headers: Mapping[str, str]
+
+
+def stream(client: httpx2.Client, outgoing: Send) -> Iterator[Started | bytes]:
+    """
+    Send *outgoing* once; give the head of the answer, then its body as it comes.
+
+    Raises:
+        TransportError: The connection could not be made, or broke.
+    """
+    try:
+        with quiet():
+            response = client.send(_request(client, outgoing), stream=True, follow_redirects=False)
+        try:
+            yield Started(response.status_code, dict(response.headers))
+            pieces = response.iter_raw()
+            while True:
+                with quiet():
+                    piece = next(pieces, None)
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            response.close()
+    except (httpx2.HTTPError, OSError) as error:
+        reason = _failure(error).reason
+    raise TransportError(reason)
+
+
+async def stream_async(client: httpx2.AsyncClient, outgoing: Send) -> AsyncGenerator[Started | bytes, None]:
+    """Do what ``stream`` does, without blocking the event loop."""
+    try:
+        with quiet():
+            response = await client.send(_request(client, outgoing), stream=True, follow_redirects=False)
+        try:
+            yield Started(response.status_code, dict(response.headers))
+            pieces = response.aiter_raw()
+            while True:
+                with quiet():
+                    piece = await anext(pieces, None)
+                if piece is None:
+                    return
+                yield piece
+        finally:
+            await response.aclose()
+    except (httpx2.HTTPError, OSError) as error:
+        reason = _failure(error).reason
+    raise TransportError(reason)
+
+
+def drive(client: httpx2.Client, steps: Steps[Result], body_limit: int = BODY_LIMIT_BYTES) -> Result:
     """Do what *steps* asks for, blocking, and give its result."""
     told: Answer | Failure | None = None
     while True:
@@ -110,10 +167,10 @@ def drive(client: httpx2.Client, steps: Steps[Result]) -> Result:
             time.sleep(step.seconds)
             told = None
         else:
-            told = send(client, step)
+            told = send(client, step, body_limit)
 
 
-async def drive_async(client: httpx2.AsyncClient, steps: Steps[Result]) -> Result:
+async def drive_async(client: httpx2.AsyncClient, steps: Steps[Result], body_limit: int = BODY_LIMIT_BYTES) -> Result:
     """Do what ``drive`` does, without blocking the event loop."""
     told: Answer | Failure | None = None
     while True:
@@ -125,7 +182,7 @@ async def drive_async(client: httpx2.AsyncClient, steps: Steps[Result]) -> Resul
             await asyncio.sleep(step.seconds)
             told = None
         else:
-            told = await send_async(client, step)
+            told = await send_async(client, step, body_limit)
 
 
 class _BodyReader:

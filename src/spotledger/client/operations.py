@@ -1,0 +1,231 @@
+"""
+What can be asked of a ledger over the operator API: one class an operation, with the names that the library has.
+
+Amounts are decimal text or ``Decimal``; a float is refused, because it is no exact amount. Everything else is checked
+by the service, whose refusals name the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from decimal import Decimal
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+from urllib.parse import quote
+
+from spotledger.errors import InvalidAmount
+
+Amount: TypeAlias = str | Decimal
+
+
+class HoldKey(NamedTuple):
+    """Names a hold by the idempotency key that opened it."""
+
+    key: str
+
+
+HoldName: TypeAlias = str | HoldKey
+
+
+class CoinAmount(NamedTuple):
+    """An amount of a named coin."""
+
+    coin: str
+    amount: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class SettleSide:
+    """One side of a fill: the hold that pays, its fee, what else of it is released (``"rest"``: all), and dust."""
+
+    hold: HoldName
+    fee: CoinAmount | None = None
+    release: Amount | None = None
+    dust: CoinAmount | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One write; it happens once, whatever becomes of the answer, under its idempotency key."""
+
+    op: ClassVar[str]
+    path: ClassVar[str]
+    key: str
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON of the request; absent optionals are left out."""
+        return _json_of(self, skip="key")
+
+
+@dataclass(frozen=True, slots=True)
+class ListCoin(Operation):
+    """List a coin with so many decimals. Not in a batch."""
+
+    op = "list_coin"
+    path = "/v1/coins"
+    coin: str
+    scale: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterCustomer(Operation):
+    """Register a customer. Not in a batch."""
+
+    op = "register_customer"
+    path = "/v1/customers"
+    customer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deposit(Operation):
+    """Book what came in from outside."""
+
+    op = "deposit"
+    path = "/v1/deposits"
+    customer: str
+    coin: str
+    amount: Amount
+    account: str = "spot"
+    reference: str | None = None
+    happened_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze(Operation):
+    """Freeze what a customer has available, and open a hold for it."""
+
+    op = "freeze"
+    path = "/v1/holds"
+    customer: str
+    coin: str
+    amount: Amount
+    account: str = "spot"
+    reference: str | None = None
+    expires_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unfreeze(Operation):
+    """Free a part of a hold, or all that remains of it."""
+
+    op = "unfreeze"
+    path = "/v1/releases"
+    hold: HoldName
+    amount: Amount | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Withdraw(Operation):
+    """Book what went outside: out of a hold, or out of what a customer has available."""
+
+    op = "withdraw"
+    path = "/v1/withdrawals"
+    amount: Amount
+    customer: str | None = None
+    coin: str | None = None
+    account: str | None = None
+    hold: HoldName | None = None
+    reference: str | None = None
+    happened_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer(Operation):
+    """Move what is available to another account."""
+
+    op = "transfer"
+    path = "/v1/transfers"
+    from_customer: str
+    to_customer: str
+    coin: str
+    amount: Amount
+    from_account: str = "spot"
+    to_account: str = "spot"
+    reference: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON of the request."""
+        body: dict[str, Any] = {
+            "from": {"customer": self.from_customer, "account": self.from_account},
+            "to": {"customer": self.to_customer, "account": self.to_account},
+            "coin": self.coin,
+            "amount": amount_text(self.amount),
+        }
+        return body if self.reference is None else {**body, "reference": self.reference}
+
+
+@dataclass(frozen=True, slots=True)
+class Settle(Operation):
+    """Book one fill of a trade as one entry."""
+
+    op = "settle"
+    path = "/v1/settlements"
+    base: str
+    quote: str
+    base_amount: Amount
+    quote_amount: Amount
+    buyer: SettleSide
+    seller: SettleSide
+    reference: str | None = None
+    happened_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reverse(Operation):
+    """Undo an earlier deposit, withdrawal, transfer or settlement, with a reason."""
+
+    op = "reverse"
+    path = "/v1/reversals"
+    seq: int
+    reason: str
+
+
+def amount_text(amount: object, field: str = "amount") -> str:
+    """
+    Return *amount* as the decimal text that is sent.
+
+    Raises:
+        InvalidAmount: It is neither text nor a finite ``Decimal``.
+    """
+    if isinstance(amount, str):
+        return amount
+    if isinstance(amount, Decimal) and amount.is_finite():
+        return f"{amount:f}"
+    raise InvalidAmount(f"{field} is a {type(amount).__name__}; decimal text or a Decimal would pass", field=field)
+
+
+def path_part(text: str) -> str:
+    """Return *text* percent-encoded, as one part of a path."""
+    return quote(text, safe="@")
+
+
+def _json_of(value: Any, skip: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field in fields(value):
+        content = getattr(value, field.name)
+        if field.name != skip and not (content is None and field.default is None):
+            found[field.name] = _json(field.name, content)
+    return found
+
+
+def _json(name: str, content: Any) -> Any:
+    if isinstance(content, SettleSide):
+        return _json_of(content)
+    if isinstance(content, HoldKey):
+        return {"key": content.key}
+    if isinstance(content, CoinAmount):
+        return {"coin": content.coin, "amount": amount_text(content.amount, f"{name}.amount")}
+    if name.endswith("amount") or name == "release":
+        return amount_text(content, name)
+    return content
+
+
+def batch_body(operations: Any, chains: Any, atomic: bool) -> Mapping[str, Any]:
+    """Return the body of a batch of *operations*; *chains* has one text or None for each, or is None."""
+    said = []
+    for number, operation in enumerate(operations):
+        body = {"op": operation.op, "key": operation.key, **operation.body()}
+        if chains is not None and chains[number] is not None:
+            body["chain"] = chains[number]
+        said.append(body)
+    return {"operations": said, "atomic": atomic}

@@ -1,0 +1,163 @@
+"""
+The calls of the operator API without I/O: requests, how often they are sent again, and what their answers mean.
+
+A write whose answer was lost is sent again with the same key: it happens once, whatever became of it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from spotledger.client import ledger_answers as answers
+from spotledger.client.ledger_answers import Entry, Written
+from spotledger.client.operations import Operation, batch_body
+from spotledger.client.operator import Reply, check_token, outgoing, read_reply
+from spotledger.client.problems import error_of_problem
+from spotledger.client.reading import read_object
+from spotledger.client.steps import Failure, Send, Sleep, Steps
+from spotledger.client.transport import check_base_url
+from spotledger.errors import ProtocolError, Refused, TransportError, Unavailable
+
+#: How often a call is made that got no answer, or was told to come again.
+ATTEMPTS: Final = 4
+FIRST_PAUSE_S: Final = 0.2
+LONGEST_PAUSE_S: Final = 5.0
+EVENT_LIMIT_BYTES: Final = 4 * 1024 * 1024
+
+T = TypeVar("T")
+Params = Mapping[str, str | int | None]
+
+
+class OperatorCore:
+    """Makes the calls of one service; each is a generator of steps that somebody drives."""
+
+    def __init__(self, base_url: str, token: str, attempts: int = ATTEMPTS) -> None:
+        """Take where the operator listener is, a token, and how often a call is made at the most."""
+        self.token = check_token(token)
+        self.base_url = check_base_url(base_url)
+        if attempts < 1:
+            raise ValueError("attempts must be 1 or more")
+        self.attempts = attempts
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        params: Params | None = None,
+    ) -> Steps[Reply]:
+        """Make one call, again where no answer came or the service asked for it."""
+        send = outgoing(self.base_url, self.token, method, path, body, key, params)
+        for attempt in range(1, self.attempts + 1):
+            answer = yield send
+            problem: TransportError | Unavailable
+            if isinstance(answer, Failure):
+                problem = TransportError(f"{method} {self.base_url}: {answer.reason}")
+            elif answer is None:
+                raise TypeError("a request was driven without an answer")
+            else:
+                try:
+                    return read_reply(answer)
+                except Unavailable as unavailable:
+                    problem = unavailable
+            if attempt == self.attempts or _is_long(problem):
+                raise problem
+            yield Sleep(pause_s(attempt, problem))
+        raise AssertionError("the last attempt returns or raises")
+
+    def get(self, make: Callable[[Any], T], path: str, params: Params | None = None) -> Steps[T]:
+        """Read *path*, and make of the answer what it means."""
+        _, _, answer = yield from self.call("GET", path, params=params)
+        return answers.read(make, answer)
+
+    def do(self, operation: Operation) -> Steps[Written]:
+        """Do one operation."""
+        reply = yield from self.call("POST", operation.path, operation.body(), operation.key)
+        _, headers, answer = reply
+        replayed = headers.get("idempotency-replayed") == "true"
+        return answers.read(lambda said: answers.written(said, replayed), answer)
+
+    def execute(
+        self, operations: Sequence[Operation], chains: Sequence[str | None] | None, atomic: bool
+    ) -> Steps[list[Written | Refused]]:
+        """Do operations in order as one batch; one outcome each."""
+        if chains is not None and len(chains) != len(operations):
+            raise ValueError(f"{len(chains)} chains are given for {len(operations)} operations")
+        _, _, answer = yield from self.call("POST", "/v1/batches", batch_body(operations, chains, atomic))
+        results = answer.get("results")
+        if not isinstance(results, list) or len(results) != len(operations):
+            raise ProtocolError(f"the answer to a batch of {len(operations)} has not so many results")
+        return [outcome(result) for result in results]
+
+
+def outcome(result: Any) -> Written | Refused:
+    """Read one result of a batch: what was written, or the refusal."""
+    if isinstance(result, dict) and isinstance(result.get("code"), str):
+        error = error_of_problem(422, {}, result)
+        if isinstance(error, Refused):
+            return error
+        raise ProtocolError("a result of a batch is neither written nor refused")
+    return answers.read(answers.written, result)
+
+
+def _is_long(problem: Exception) -> bool:
+    """Say whether the service asked to be left alone for longer than a call should take."""
+    return isinstance(problem, Unavailable) and int(problem.details.get("retry_after_s", 0)) > LONGEST_PAUSE_S
+
+
+def pause_s(attempt: int, problem: Exception | None = None) -> float:
+    """Return how long to wait after the *attempt*-th try: longer each time, and never as long as everybody else."""
+    asked = float(problem.details.get("retry_after_s", 0)) if isinstance(problem, Unavailable) else 0.0
+    pause: float = min(FIRST_PAUSE_S * 2.0 ** (attempt - 1), LONGEST_PAUSE_S)
+    return max(asked, pause * random.uniform(0.5, 1))  # noqa: S311 - no secret
+
+
+class FeedCore:
+    """Reads the journal's events: which entry comes next, and where to go on after a break."""
+
+    def __init__(self, core: OperatorCore, after_seq: int) -> None:
+        """Begin after the entry *after_seq*."""
+        self._core = core
+        self.after_seq = after_seq
+        #: How often in a row nothing came.
+        self.failures = 0
+        self._text = b""
+
+    def request(self) -> Send:
+        """Return the request that goes on where the last one ended."""
+        self._text = b""
+        send = outgoing(
+            self._core.base_url, self._core.token, "GET", "/v1/entries", params={"after_seq": self.after_seq}
+        )
+        return Send(send.method, send.url, send.params, {**send.headers, "Accept": "text/event-stream"})
+
+    def check(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Raise what an answer other than 200 says."""
+        problem = None if status == 200 else read_object(body)
+        if problem is not None:
+            raise error_of_problem(status, headers, problem)
+
+    def take(self, piece: bytes) -> Iterator[Entry]:
+        """Give the entries that are whole now that *piece* has come."""
+        self.failures = 0
+        *events, self._text = (self._text + piece).replace(b"\r\n", b"\n").split(b"\n\n")
+        if len(self._text) > EVENT_LIMIT_BYTES:
+            raise ProtocolError("an event of the feed is too long")
+        for event in events:
+            fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if b": " in line and line[:1] != b":")
+            if b"id" in fields and b"data" in fields:
+                found = answers.read(answers.entry, read_object(fields[b"data"]))
+                if found.seq != self.after_seq + 1:
+                    raise ProtocolError(f"entry {found.seq} came after entry {self.after_seq} in the feed")
+                self.after_seq = found.seq
+                yield found
+
+    def failed(self, problem: TransportError | Unavailable) -> float:
+        """Return how long to wait before the feed is asked for again, or raise *problem* after too many failures."""
+        self.failures += 1
+        if self.failures >= self._core.attempts:
+            raise problem
+        return pause_s(self.failures, problem)
