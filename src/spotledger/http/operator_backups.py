@@ -2,34 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from spotledger.http.operator_answers import Answer, Seq
+from spotledger.http.operator_answers import Answer, Epoch, Seq, TimeMs
 from spotledger.http.operator_bodies import Body, decode
-from spotledger.http.operator_calls import ADMIN, Call, Door, answer, query_of, read_body, route
-from spotledger.ops.backup import Backups
+from spotledger.http.operator_calls import ADMIN, Call, Door, Write, answer, query_of, route
+from spotledger.ops.backup import NAME_PATTERN, Backups
 
 #: How long the call that begins a backup waits for its end; a large one goes on after that.
 BACKUP_WAIT_SECONDS: Final = 20.0
+
+FileField = Annotated[
+    str | None,
+    Meta(
+        description="The name of the file in the folder backups of the data folder; one after the time where none.",
+        extra_json_schema={"pattern": f"^{NAME_PATTERN}$", "examples": ["monday.backup"]},
+    ),
+]
 
 
 class BackupBody(Body):
     """``POST /v1/backups``: the name of the file, or none to have one after the time."""
 
-    file: str | None = None
+    file: FileField = None
 
 
 class BackupAnswer(Answer):
-    """A backup that is running, or done; then with what it holds."""
+    """A backup: ``running``, with the pages that are left and those in all, or ``done``, with what it holds."""
 
     file: str
     state: str
+    pages_left: int | UnsetType = UNSET
+    pages: int | UnsetType = UNSET
+    ledger_id: str | UnsetType = UNSET
+    epoch: Epoch | UnsetType = UNSET
     seq: Seq | UnsetType = UNSET
+    hash: str | UnsetType = UNSET
+    booked_ms: TimeMs | UnsetType = UNSET
+    schema_version: int | UnsetType = UNSET
+    master_key_fingerprint: str | UnsetType | None = UNSET
+    made_ms: TimeMs | UnsetType = UNSET
     bytes: int | UnsetType = UNSET
 
 
@@ -45,15 +62,22 @@ class BackupCalls:
             route(
                 door,
                 "/v1/backups",
-                POST=Call(ADMIN, self.make, takes=BackupBody, gives=BackupAnswer, statuses=(200, 202)),
+                POST=Call(
+                    ADMIN,
+                    write=self.make,
+                    needs_key=False,
+                    takes=BackupBody,
+                    gives=BackupAnswer,
+                    statuses=(200, 202),
+                ),
             ),
             route(door, "/v1/backups/{file}", GET=Call(ADMIN, self.show, gives=BackupAnswer, statuses=(200, 202))),
         ]
 
-    async def make(self, request: Request) -> Response:
+    async def make(self, call: Write) -> Response:
         """Make a backup in the data folder; 200 where it is done, 202 where it goes on."""
-        query_of(request)
-        body = decode(await read_body(request) or b"{}", BackupBody)
+        query_of(call.request)
+        body = decode(call.body or b"{}", BackupBody)
         return _said(await self._backups.make(body.file, BACKUP_WAIT_SECONDS))
 
     async def show(self, request: Request) -> Response:
@@ -63,6 +87,6 @@ class BackupCalls:
 
 
 def _said(state: dict[str, Any]) -> Response:
-    response = answer(state)
+    response = answer(BackupAnswer(**state))
     response.status_code = 202 if state["state"] == "running" else 200
     return response

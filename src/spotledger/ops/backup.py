@@ -26,7 +26,8 @@ from spotledger.storage.whole_file import appearing_whole, check_new, move
 
 #: In the data folder: where a server puts backups that it is asked for. May be a link to another disk.
 BACKUPS_FOLDER: Final = "backups"
-_NAME = re.compile(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
+NAME_PATTERN: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+_NAME = re.compile(rf"\A{NAME_PATTERN}\Z")
 
 Progress = Callable[[int, int], None]
 
