@@ -122,6 +122,8 @@ class Writer:
             self._enqueue(operations[start:end], chains[start:end] if chains else None)
             for start, end in _cuts(len(operations), chains, self._group_limit)
         ]
+        if len(requests) == 1:
+            return await requests[0].answer
         answers = await asyncio.gather(*(request.answer for request in requests))
         return [outcome for outcomes in answers for outcome in outcomes]
 

@@ -54,6 +54,8 @@ class OperatorApp:
         self.metrics = Metrics()
         self._show_metrics()
         self.routes = self._routes()
+        #: Most calls go to a path without parameters, which need not be looked for.
+        self._fixed = {route.path: route.endpoint for route in self.routes if "{" not in route.path}
         self._router = Router(self.routes, redirect_slashes=False, default=self._nothing_here)
 
     def _routes(self) -> list[Route]:
@@ -102,7 +104,12 @@ class OperatorApp:
             await send(message)
 
         try:
-            await self._router(scope, receive, send_marked)
+            fixed = self._fixed.get(scope["path"]) if scope["type"] == "http" else None
+            if fixed is not None:
+                scope["endpoint"] = fixed
+                await fixed(scope, receive, send_marked)
+            else:
+                await self._router(scope, receive, send_marked)
         except ClientDisconnect:
             return
         except Exception as error:

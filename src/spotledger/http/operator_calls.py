@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -189,7 +189,12 @@ async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
     size = 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
-            async for piece in request.stream():
+            more = True
+            while more:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                piece, more = message.get("body", b""), message.get("more_body", False)
                 size += len(piece)
                 if size > limit:
                     raise MalformedRequest(f"The body is longer than {limit} bytes; that many would pass.")
