@@ -8,6 +8,7 @@ a kept refusal, or an error that leaves no trace.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -234,6 +235,10 @@ def checked_chains(
     """
     if atomic:
         chains = [True] * len(operations)
+    elif chains is not None and len(chains) != len(operations):
+        raise InvalidRequest(
+            f"chains has {len(chains)} values; one an operation, which is {len(operations)}, would pass", field="chains"
+        )
     for chain, members in groupby(chains or ()):
         count = len(list(members))
         if chain is not None and count > CHAIN_LIMIT:
@@ -321,10 +326,12 @@ def _decide_chain(operations: Sequence[Operation], overlay: _Overlay, group: Gro
     """Decide operations that are done all or not at all."""
     keys = [operation.key for operation in operations]
     known = [overlay.entry_of_key(key) is not None for key in keys]
-    if all(known) and len(set(keys)) == len(keys):
+    if len(set(keys)) != len(keys):
+        return _each_refused(operations, InvalidRequest, _twice_in(keys))
+    if all(known):
         return [_decide_one(operation, overlay, group, now_ms) for operation in operations]
-    if any(known) or len(set(keys)) != len(keys):
-        return [_partly_known(operations, known) for _ in operations]
+    if any(known):
+        return _each_refused(operations, ChainPartlyKnown, _partly_known(keys, known))
     first = len(group.entries)
     outcomes: list[Outcome] = []
     overlay.begin_chain()
@@ -367,15 +374,19 @@ def _subject_or_none(operation: Operation, overlay: _Overlay) -> rules.AnySubjec
         return Subject()
 
 
-def _partly_known(operations: Sequence[Operation], known: Sequence[bool]) -> Refused:
-    twice = [operation.key for operation in operations if sum(o.key == operation.key for o in operations) > 1]
-    if twice:
-        return InvalidRequest(f"key {twice[0]} stands twice in one chain; each operation needs its own", field="key")
-    used = next(operation.key for operation, is_known in zip(operations, known, strict=True) if is_known)
-    return ChainPartlyKnown(
-        f"key {used} of this chain was used before and another was not; send the chain as it was, or with new keys",
-        field="key",
-    )
+def _each_refused(operations: Sequence[Operation], kind: type[Refused], message: str) -> list[Outcome]:
+    return [kind(message, field="key") for _ in operations]
+
+
+def _twice_in(keys: Sequence[str]) -> str:
+    counts = Counter(keys)
+    key = next(key for key in keys if counts[key] > 1)
+    return f"key {key} stands twice in one chain; each operation needs its own"
+
+
+def _partly_known(keys: Sequence[str], known: Sequence[bool]) -> str:
+    used = next(key for key, is_known in zip(keys, known, strict=True) if is_known)
+    return f"key {used} of this chain was used before and another was not; send the chain as it was, or with new keys"
 
 
 def _repeat(kept: Entry, operation: Operation, overlay: _Overlay) -> Outcome:

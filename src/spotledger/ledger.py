@@ -166,7 +166,7 @@ class Ledger(LedgerReads):
             One outcome an operation, in order: a receipt, or the refusal. Outside chains each stands for itself.
 
         Raises:
-            InvalidRequest: A chain, or an atomic group, is longer than 1,000 operations.
+            InvalidRequest: A chain, or an atomic group, is longer than 1,000 operations; *chains* is of another length.
             StoreUnavailable: Nothing could be written; whether it was is known by trying again with the same keys.
             LedgerCorrupt: An invariant does not hold; nothing more is written.
         """

@@ -159,3 +159,40 @@ def test_chain_longer_than_allowed_is_refused_before_anything_is_done(ledger: Le
     with pytest.raises(InvalidRequest, match="1000"):
         ledger.execute(operations, atomic=True)
     assert ledger.entry_of_key("d0") is None
+
+
+class _CountedKey(str):
+    """A key that counts how often it is compared with another."""
+
+    __slots__ = ()
+    compared = 0
+
+    def __eq__(self, other: object) -> bool:
+        _CountedKey.compared += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_longest_chain_of_known_and_new_keys_is_refused_without_comparing_each_with_each(
+    ledger: Ledger, twice: bool
+) -> None:
+    """A wrong chain costs no more than a right one: the work grows with its length, not with the cube of it."""
+    ledger.deposit("ann", "btc", "1", key="key:0")
+    numbers = [*range(999), 998 if twice else 999]
+    operations = [Deposit(_CountedKey(f"key:{number}"), "ann", "btc", "1") for number in numbers]
+    _CountedKey.compared = 0
+    outcomes = ledger.execute(operations, atomic=True)
+    assert set(_kinds(outcomes)) == {InvalidRequest if twice else ChainPartlyKnown}
+    assert _CountedKey.compared < 20_000
+
+
+@pytest.mark.parametrize("chains", [[], ["x"], ["x", "x", "x"]])
+def test_chains_of_another_length_than_the_operations_are_refused(ledger: Ledger, chains: list[str]) -> None:
+    """One value an operation; nothing is done where there are fewer or more."""
+    head = ledger.head.seq
+    with pytest.raises(InvalidRequest, match="which is 2, would pass") as refused:
+        ledger.execute([Deposit("a", "ann", "btc", "1"), Deposit("b", "ann", "btc", "1")], chains=chains)
+    assert refused.value.details["field"] == "chains"
+    assert ledger.head.seq == head
