@@ -267,3 +267,19 @@ def test_audit_of_a_damaged_page_of_a_derived_table_still_reads_the_journal(tmp_
     assert set(report.counts) == {"reversal_row_differs"}
     assert any("the history could not be read" in why for why in report.unexamined)
     assert report.audited_to == report.head_seq
+
+
+def test_audit_of_what_a_killed_process_left_reads_its_log_and_changes_nothing(tmp_path: Path) -> None:
+    """The entries that are only in the write-ahead log count, and the log is not folded into the file."""
+    clock = Clock()
+    left = tmp_path / "left"
+    left.mkdir()
+    with open_small(tmp_path / "ledger", clock) as ledger:
+        every_kind(ledger, clock)
+        for name in ("ledger.db", "ledger.db-wal"):
+            (left / name).write_bytes((tmp_path / "ledger" / name).read_bytes())
+        head = ledger.head.seq
+    before = {file.name: file.read_bytes() for file in left.iterdir()}
+    report = audited(left)
+    assert (report.verdict, report.entries) == ("clean", head)
+    assert {name: (left / name).read_bytes() for name in before} == before
