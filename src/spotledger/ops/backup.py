@@ -125,7 +125,7 @@ class Backups:
             raise StoreBusy("the service is stopping; ask it again once it runs")
         running = self._running
         if running is None:
-            running = self._begin(_checked(name or self._name_of_now()))
+            running = self._begin(self._name_of_now() if name is None else _checked(name))
         elif name != running.name:
             raise StoreBusy(f"the backup {running.name} is being made; one is made at a time, so ask again later")
         await asyncio.wait({running.task}, timeout=wait_seconds)
