@@ -101,6 +101,7 @@ class _Overlay:
         self._store = store
         self._known = known
         self.head_seq = store.head.seq
+        self._listed = store.coins
         self._balances: dict[tuple[Account, str], tuple[int, int]] = {}
         self._holds: dict[int, Hold] = {}
         self._coins: dict[str, Coin] = {}
@@ -111,7 +112,7 @@ class _Overlay:
         self._undo: list[Callable[[], None]] | None = None
 
     def coin(self, name: str) -> Coin | None:
-        return self._store.coins.get(name) or self._coins.get(name)
+        return self._listed.get(name) or self._coins.get(name)
 
     def has_customer(self, customer: str) -> bool:
         return customer in self._customers or self._store.has_customer(customer)
@@ -138,6 +139,10 @@ class _Overlay:
 
     def reversal_of(self, seq: int) -> int | None:
         return self._reversals.get(seq) or self._store.reversal_of(seq)
+
+    def know(self, hold: Hold) -> None:
+        """Remember *hold*, which was looked up before the rules ask for it."""
+        self._holds[hold.hold_id] = hold
 
     def take(self, entry: Entry, holds: Iterable[Hold]) -> None:
         """Take over what *entry* does, so that later operations of the group see it."""
@@ -231,7 +236,7 @@ def checked_chains(
     Return *chains* with all operations in one where the whole is *atomic*.
 
     Raises:
-        InvalidRequest: A chain is longer than 1,000 operations.
+        InvalidRequest: A chain is longer than 1,000 operations, or *chains* is not one value an operation.
     """
     if atomic:
         chains = [True] * len(operations)
@@ -266,6 +271,7 @@ def _load(store: Store, operations: Sequence[Operation]) -> _Overlay:
     for hold_id in hold_ids:
         found = store.hold(hold_id)
         if found is not None:
+            overlay.know(found)
             accounts.add(found.account)
     for operation in operations:
         accounts_of = _ACCOUNTS.get(type(operation))

@@ -138,13 +138,15 @@ def test_sealing_that_finds_damage_stops_writing(ledger: Ledger, tmp_path: Path)
 def test_publishing_that_fails_is_made_good_from_the_journal(ledger: Any) -> None:
     """What is durable is answered with yes even if memory could not take it over; memory is then built again."""
     ledger.freeze("ann", "btc", "1", key="f")
-    group = ledger.prepare([Unfreeze("u", HoldKey("f")), Deposit("d", "bob", "btc", "1")])
+    group = ledger.prepare(
+        [Unfreeze("u", HoldKey("f")), Freeze("g", "ann", "btc", "1"), Deposit("d", "bob", "btc", "1")]
+    )
     ledger.commit(group)
     ledger._store._memory.coins = {}
     outcomes = ledger.finish(group)
-    assert [outcome.replayed for outcome in outcomes] == [False, False]
+    assert [outcome.replayed for outcome in outcomes] == [False, False, False]
     assert list(ledger.coins) == ["btc"]
-    assert ledger.head.seq == outcomes[1].seq
+    assert ledger.head.seq == outcomes[2].seq
     assert ledger.account(spot("bob")).balances["btc"] == Balance(1001 * 10**8, 0)
     assert ledger.unfreeze(HoldKey("f"), key="u").replayed
 

@@ -347,9 +347,8 @@ def _is_zero_text(text: object) -> bool:
 
 def holds_of(operation: Operation) -> tuple[HoldName, ...]:
     """Return the holds that *operation* names."""
-    match operation:
-        case Settle():
-            return (operation.buyer.hold, operation.seller.hold)
-        case Unfreeze() | Expire() | Withdraw(hold=str() | HoldKey()):
-            return (operation.hold,) if operation.hold is not None else ()
+    if isinstance(operation, Settle):
+        return (operation.buyer.hold, operation.seller.hold)
+    if isinstance(operation, Unfreeze | Withdraw | Expire) and operation.hold is not None:
+        return (operation.hold,)
     return ()

@@ -30,11 +30,14 @@ class Probe(NamedTuple):
     bits: int
 
 
+#: Two bits of a word, by the twelve bits of a number that pick them.
+_PAIRS: Final = [1 << (number & 63) | 1 << (number >> 6) for number in range(1 << 12)]
+
+
 def probe_of(digest: bytes) -> Probe:
     """Return where the key with this digest has its bits."""
     h = int.from_bytes(digest[:8], "little")
-    bits = 1 << (h & 63) | 1 << (h >> 6 & 63) | 1 << (h >> 12 & 63) | 1 << (h >> 18 & 63) | 1 << (h >> 24 & 63)
-    return Probe(h >> 30, bits)
+    return Probe(h >> 30, _PAIRS[h & 4095] | _PAIRS[h >> 12 & 4095] | 1 << (h >> 24 & 63))
 
 
 class _Level:

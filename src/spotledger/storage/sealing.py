@@ -181,18 +181,23 @@ class Sealing:
     def _write_history(self) -> Iterator[None]:
         ordered = self._names.merged()
         while names := list(islice(ordered, _WRITE_ROWS // 2)):
-            rows = (
-                (self.segment, *name, seq, column(available), column(freeze))
-                for name in names
-                for seq, available, freeze in self._history[name]
-            )
+            balances: list[tuple[Any, ...]] = []
+            rows = self._history_of(names, balances)
             yield from self._insert("INSERT OR REPLACE INTO history VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            balances = [self._last(name) for name in names]
             yield from self._insert("INSERT OR REPLACE INTO balance VALUES (?, ?, ?, ?, ?, ?)", balances)
 
-    def _last(self, name: tuple[str, str, str]) -> tuple[Any, ...]:
-        seq, available, freeze = self._history.pop(name)[-1]
-        return (*name, column(available), column(freeze), seq)
+    def _history_of(self, names: list[tuple[str, str, str]], balances: list[tuple[Any, ...]]) -> Iterator[Any]:
+        """Give the rows of *names*, letting go of each, and note the last ones as *balances*."""
+        segment = self.segment
+        for name in names:
+            customer, kind, coin = name
+            rows = self._history.pop(name)
+            seq, available, freeze = rows[-1]
+            balances.append((customer, kind, coin, column(available), column(freeze), seq))
+            rows.reverse()
+            while rows:
+                seq, available, freeze = rows.pop()
+                yield (segment, customer, kind, coin, seq, column(available), column(freeze))
 
     def _write_holds(self) -> Iterator[None]:
         self._opened.reverse()

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, product
 
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
-from spotledger.domain.journal import Entry, Hold, opened_hold
-from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
+from spotledger.domain.journal import Entry, Hold
+from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
 
 
@@ -154,28 +154,32 @@ class WorkingSet:
 
     def apply(self, entry: Entry) -> None:
         """Take over what *entry* changed; the one place for it, in service and at the start."""
-        segment = self._segment_of(entry.seq)
-        segment.keys[entry.key] = entry.seq
+        seq = entry.seq
+        segment = self._segment_of(seq)
+        segment.keys[entry.key] = seq
         if entry.refusal is not None:
             return
         for account, coin, available, freeze in entry.balances:
-            state = self.state_of(account)
+            state = self.accounts.get(account) or self.state_of(account)
             state.balances[coin] = Balance(available, freeze)
-            state.changed_seq = entry.seq
+            state.changed_seq = seq
             touches = segment.touched.get((account, coin))
             if touches is None:
                 touches = segment.touched[state.account, coin] = array("Q")
-            touches.append(entry.seq)
-        if entry.holds:
-            self._apply_holds(segment, entry)
-        elif entry.kind == ListCoin.kind:
+            touches.append(seq)
+        kind = entry.kind
+        if kind == Freeze.kind:
+            self._open_hold(segment, entry)
+        elif entry.holds:
+            self._use_holds(segment, entry)
+        elif kind == ListCoin.kind:
             self.list_coin(Coin(entry.request["coin"], entry.request["scale"]))
-        elif entry.kind == RegisterCustomer.kind:
+        elif kind == RegisterCustomer.kind:
             customer = entry.request["customer"]
-            segment.customers[customer] = entry.seq
+            segment.customers[customer] = seq
             self.known_customers[customer] = None
-        elif entry.kind == Reverse.kind:
-            segment.reversals[entry.request["seq"]] = entry.seq
+        elif kind == Reverse.kind:
+            segment.reversals[entry.request["seq"]] = seq
 
     def state_of(self, account: Account) -> AccountState:
         """Return the account's state in memory, a new one where there is none."""
@@ -188,31 +192,32 @@ class WorkingSet:
         """Add *coin*; the mapping is another object afterwards, so that readers see that it changed."""
         self.coins = dict(sorted([*self.coins.items(), (coin.name, coin)]))
 
-    def _apply_holds(self, segment: OpenSegment, entry: Entry) -> None:
-        opened = opened_hold(entry)
-        if opened is not None and opened.expires_ms is not None:
-            heapq.heappush(segment.expiries, (opened.expires_ms, opened.hold_id))
+    def _open_hold(self, segment: OpenSegment, entry: Entry) -> None:
+        account, coin, _, units, _ = entry.postings[1]
+        request = entry.request
+        expires_ms = request.get("expires_ms")
+        if expires_ms is not None:
+            heapq.heappush(segment.expiries, (expires_ms, entry.seq))
+        # Accounts and names of coins are the same in many holds, so they share them.
+        account, coin = self.accounts[account].account, self.coins[coin].name
+        hold = Hold(entry.seq, account, coin, units, units, request.get("reference"), expires_ms, entry.booked_ms)
+        self._put_hold(segment, hold)
+
+    def _use_holds(self, segment: OpenSegment, entry: Entry) -> None:
         for hold_id, remaining in entry.holds:
-            hold = opened or self.hold(hold_id)
+            hold = self.hold(hold_id)
             if hold is None:
                 raise LedgerCorrupt(f"entry {entry.seq} uses hold {hold_id}, which no entry before it opened")
-            hold = self._packed(hold, remaining, entry.seq)
-            segment.holds[hold_id] = hold
-            segment.holds_of.setdefault(hold.account.customer, {})[hold_id] = None
+            self._put_hold(segment, hold.after(remaining, entry.seq))
 
-    def _packed(self, hold: Hold, remaining: int, seq: int) -> Hold:
-        """Return *hold* as the entry *seq* leaves it, sharing with the others what is the same in many."""
-        return Hold(
-            hold.hold_id,
-            self.accounts[hold.account].account,
-            self.coins[hold.coin].name,
-            hold.amount,
-            hold.amount if remaining == hold.amount else remaining,
-            hold.reference,
-            hold.expires_ms,
-            hold.opened_ms,
-            None if remaining else seq,
-        )
+    def _put_hold(self, segment: OpenSegment, hold: Hold) -> None:
+        hold_id, customer = hold.hold_id, hold.account.customer
+        if hold_id not in segment.holds:
+            owned = segment.holds_of.get(customer)
+            if owned is None:
+                owned = segment.holds_of[customer] = {}
+            owned[hold_id] = None
+        segment.holds[hold_id] = hold
 
     def _segment_of(self, seq: int) -> OpenSegment:
         number = (seq - 1) // self._segment_entries
