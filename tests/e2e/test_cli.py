@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -80,16 +81,16 @@ SESSION = [
 
 
 def normal(text: str) -> str:
-    """Take out of an output what differs from run to run: times and request ids."""
+    """Take out of an output what differs from run to run: times, ages and request ids."""
     lines = []
     for line in text.splitlines():
         try:
             found = json.loads(line)
         except ValueError:
-            lines.append(line)
+            lines.append(re.sub(r"\b[0-9]+s\s*\Z", "AGE", line))
             continue
         for part in (found, found.get("entry", {}), *found.get("holds", [])):
-            for name in ("booked_ms", "request_id", "opened_ms"):
+            for name in ("booked_ms", "request_id", "opened_ms", "age_ms"):
                 part.pop(name, None)
         lines.append(json.dumps(found))
     return "\n".join(lines)
