@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from spotledger.cli import show
 from spotledger.cli.connection import Where
-from spotledger.cli.options import account_option, all_pages, ledger_command, natural_key, own_key_option, path_part
+from spotledger.cli.options import (
+    account_option,
+    all_pages,
+    duration_ms,
+    ledger_command,
+    natural_key,
+    own_key_option,
+    path_part,
+    time_ms,
+)
 from spotledger.client.operator import OperatorClient
 
 
@@ -75,27 +86,69 @@ async def customer_list(client: OperatorClient, where: Where) -> None:
 @click.argument("customer")
 @account_option
 @click.option("--all", "with_empty", is_flag=True, help="Show listed coins with nothing in them too.")
+@click.option("--at-seq", type=click.IntRange(min=0), metavar="SEQ", help="As it stood after this entry.")
+@click.option(
+    "--at", metavar="TIME", help="As it stood at this time: 2026-01-31T12:00:00Z, or milliseconds since 1970."
+)
 @ledger_command()
-async def balances(client: OperatorClient, where: Where, customer: str, account: str, with_empty: bool) -> None:
-    """Show what CUSTOMER has: available, freeze, and their total."""
-    params = {"account": None if customer.startswith("@") else account}
+async def balances(
+    client: OperatorClient,
+    where: Where,
+    customer: str,
+    account: str,
+    with_empty: bool,
+    at_seq: int | None,
+    at: str | None,
+) -> None:
+    """Show what CUSTOMER has, now or at any moment of the past: available, freeze, and their total."""
+    params = {
+        "account": None if customer.startswith("@") else account,
+        "at_seq": at_seq,
+        "at_ms": time_ms(at, "--at"),
+    }
     _, _, answer = await client.call("GET", f"/v1/customers/{path_part(customer)}/balances", params=params)
     if where.as_json:
         show.json_document(answer)
-    else:
-        title = f"{answer['customer']}, {answer['account']}, as of entry {answer['seq']}"
-        show.balances_table(answer["balances"], with_empty=with_empty, title=title)
+        return
+    title = f"{answer['customer']}, {answer['account']}, as of entry {answer['seq']}"
+    show.balances_table(answer["balances"], with_empty=with_empty, title=title)
+    for coin, amount in answer.get("owes", {}).items():
+        show.line(f"owes {amount} {coin}; later deposits repay it first")
 
 
 @click.command()
-@click.argument("customer")
+@click.argument("customer", required=False)
 @click.option("--state", type=click.Choice(["open", "closed"]), help="Only these.")
+@click.option("--older-than", metavar="AGE", help="Only those that are at least so old: 45s, 30m, 12h, 7d, 2w.")
 @ledger_command()
-async def holds(client: OperatorClient, where: Where, customer: str, state: str | None) -> None:
-    """Show why something of CUSTOMER's is frozen."""
-    answer = await all_pages(client, f"/v1/customers/{path_part(customer)}/holds", "holds", {"state": state})
+async def holds(
+    client: OperatorClient, where: Where, customer: str | None, state: str | None, older_than: str | None
+) -> None:
+    """Show why something of CUSTOMER's is frozen; without CUSTOMER, everybody's open holds, the oldest first."""
+    params: dict[str, Any] = {"older_than_ms": None if older_than is None else duration_ms(older_than, "--older-than")}
+    if customer is None:
+        if state == "closed":
+            raise click.UsageError("closed holds are shown for one CUSTOMER")
+        answer = await all_pages(client, "/v1/holds", "holds", params)
+    else:
+        path = f"/v1/customers/{path_part(customer)}/holds"
+        answer = await all_pages(client, path, "holds", {**params, "state": state})
     if where.as_json:
         show.json_document(answer)
         return
-    columns = ("hold", "state", "account", "coin", "amount", "remaining", "reference")
-    show.table(columns, ([hold[name] for name in columns] for hold in answer["holds"]))
+    columns = ("hold", "state", "account", "coin", "amount", "remaining", "reference", "key")
+    rows = [[*(hold.get(name) for name in columns), age_text(hold["age_ms"])] for hold in answer["holds"]]
+    if customer is None:
+        rows = [[hold["customer"], *row] for hold, row in zip(answer["holds"], rows, strict=True)]
+    show.table((*(("customer",) if customer is None else ()), *columns, "age"), rows)
+
+
+def age_text(age_ms: int) -> str:
+    """Return a length of time as people say it, by its two largest units."""
+    found: list[str] = []
+    seconds = age_ms // 1000
+    for unit, length in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, seconds = divmod(seconds, length)
+        if count or (unit == "s" and not found):
+            found.append(f"{count}{unit}")
+    return " ".join(found[:2])

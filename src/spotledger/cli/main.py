@@ -7,7 +7,7 @@ import os
 import click
 
 from spotledger import __version__
-from spotledger.cli import archive, audit, books, demo, keys, money, service
+from spotledger.cli import archive, audit, books, demo, history, keys, money, service, trades
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -28,8 +28,14 @@ for _command in (
     money.unfreeze,
     money.withdraw,
     money.transfer,
+    trades.settle,
+    trades.reverse,
+    trades.batch,
     books.balances,
     books.holds,
+    history.history,
+    history.feed,
+    history.trial_balance,
     keys.get_balance,
     audit.audit,
     archive.backup,

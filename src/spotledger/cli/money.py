@@ -13,15 +13,15 @@ from spotledger.cli.options import (
     ACCOUNTS,
     account_option,
     expiry_ms,
+    hold_name,
     key_option,
     ledger_command,
-    path_part,
     reference_option,
 )
 from spotledger.client.operator import OperatorClient
 
 
-async def _write(client: OperatorClient, where: Where, path: str, body: Mapping[str, Any], key: str) -> None:
+async def write(client: OperatorClient, where: Where, path: str, body: Mapping[str, Any], key: str) -> None:
     """Do one write, and show its entry and the balances after it."""
     given = {name: value for name, value in body.items() if value is not None}
     _, headers, answer = await client.call("POST", path, given, key=key)
@@ -47,7 +47,7 @@ async def _write(client: OperatorClient, where: Where, path: str, body: Mapping[
 @ledger_command()
 async def deposit(client: OperatorClient, where: Where, key: str, **body: Any) -> None:
     """Book what came in from outside: AMOUNT of COIN for CUSTOMER."""
-    await _write(client, where, "/v1/deposits", body, key)
+    await write(client, where, "/v1/deposits", body, key)
 
 
 @click.command()
@@ -61,7 +61,7 @@ async def deposit(client: OperatorClient, where: Where, key: str, **body: Any) -
 @ledger_command()
 async def freeze(client: OperatorClient, where: Where, key: str, expires: str | None, **body: Any) -> None:
     """Freeze AMOUNT of COIN that CUSTOMER has available, and open a hold for it."""
-    await _write(client, where, "/v1/holds", {**body, "expires_ms": expiry_ms(expires)}, key)
+    await write(client, where, "/v1/holds", {**body, "expires_ms": expiry_ms(expires)}, key)
 
 
 @click.command()
@@ -70,8 +70,8 @@ async def freeze(client: OperatorClient, where: Where, key: str, expires: str | 
 @key_option
 @ledger_command()
 async def unfreeze(client: OperatorClient, where: Where, hold: str, amount: str | None, key: str) -> None:
-    """Free AMOUNT of HOLD, or all that remains of it."""
-    await _write(client, where, f"/v1/holds/{path_part(hold)}/release", {"amount": amount}, key)
+    """Free AMOUNT of HOLD, or all that remains of it. HOLD is its id, or key:K for the one that the key K opened."""
+    await write(client, where, "/v1/releases", {"hold": hold_name(hold), "amount": amount}, key)
 
 
 @click.command()
@@ -89,8 +89,8 @@ async def withdraw(
     if len(what) != len(names):
         wanted = " ".join(name.upper() for name in names)
         raise click.UsageError(f"withdraw takes {wanted} {'without' if hold is None else 'with'} --hold")
-    body = {**dict(zip(names, what, strict=True)), "hold": hold, **more}
-    await _write(client, where, "/v1/withdrawals", body, key)
+    body = {**dict(zip(names, what, strict=True)), "hold": None if hold is None else hold_name(hold), **more}
+    await write(client, where, "/v1/withdrawals", body, key)
 
 
 @click.command()
@@ -119,4 +119,4 @@ async def transfer(
         "to": {"customer": target, "account": to_account},
         **more,
     }
-    await _write(client, where, "/v1/transfers", body, key)
+    await write(client, where, "/v1/transfers", body, key)

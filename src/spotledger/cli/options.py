@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -108,14 +109,39 @@ def own_key(key: str | None, what: str) -> str:
 
 def expiry_ms(text: str | None) -> int | None:
     """Return the time that lies *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) ahead, in ms since 1970."""
-    if text is None:
-        return None
+    return None if text is None else time.time_ns() // 1_000_000 + duration_ms(text, "--expires")
+
+
+def duration_ms(text: str, option: str) -> int:
+    """Return the length of time *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) of *option* in milliseconds."""
     match = _DURATION.match(text)
     if match is None:
         raise click.BadParameter(
-            f"{text!r} is no length of time; 90d, 12h, 30m, 45s or 2w would pass", param_hint="--expires"
+            f"{text!r} is no length of time; 90d, 12h, 30m, 45s or 2w would pass", param_hint=option
         )
-    return time.time_ns() // 1_000_000 + int(match[1]) * _SECONDS[match[2]] * 1000
+    return int(match[1]) * _SECONDS[match[2]] * 1000
+
+
+def time_ms(text: str | None, option: str) -> int | None:
+    """Return the time *text* of *option*, ISO 8601 (UTC where it names no zone) or milliseconds since 1970."""
+    if text is None:
+        return None
+    if text.isascii() and text.isdecimal() and len(text) <= 15:
+        return int(text)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is no time; 2026-01-31, 2026-01-31T12:00:00Z or milliseconds since 1970 would pass",
+            param_hint=option,
+        ) from None
+    aware = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    return round(aware.timestamp() * 1000)
+
+
+def hold_name(text: str) -> str | dict[str, str]:
+    """Return the hold that *text* names: its id, or ``key:K`` for the one that the idempotency key K opened."""
+    return {"key": text.removeprefix("key:")} if text.startswith("key:") else text
 
 
 async def all_pages(client: OperatorClient, path: str, member: str, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,13 @@ from spotledger.errors import Refused, SpotledgerError
 
 #: Where the output is no terminal, lines are as long as they need to be, up to this.
 PIPE_COLUMNS: Final = 240
-AMOUNT_COLUMNS: Final = frozenset({"available", "freeze", "total", "amount", "remaining", "after", "scale", "seq"})
+AMOUNT_COLUMNS: Final = frozenset(
+    {
+        *("available", "freeze", "total", "amount", "remaining", "after", "scale", "seq", "entry", "age"),
+        *("± available", "± freeze", "customers available", "customers freeze"),
+        *("@external", "@fees", "@dust", "@receivable"),
+    }
+)
 
 
 def json_document(value: object) -> None:

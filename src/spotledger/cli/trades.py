@@ -1,0 +1,131 @@
+"""The commands about trades, reversals and batches."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from itertools import groupby
+from typing import IO, Any, Final
+
+import click
+
+from spotledger.cli import show
+from spotledger.cli.connection import Where
+from spotledger.cli.money import write
+from spotledger.cli.options import hold_name, key_option, ledger_command, reference_option
+from spotledger.client.operator import OperatorClient
+from spotledger.errors import MalformedRequest
+
+#: Operations that are sent at a time; a chain is never cut.
+BATCH_OPERATIONS: Final = 1000
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"), required=False)
+@key_option
+@click.option("--base", metavar="COIN", help="What is traded, such as btc.")
+@click.option("--quote", metavar="COIN", help="What it is paid with, such as usdt.")
+@click.option("--base-amount", metavar="AMOUNT", help="How much of it is traded.")
+@click.option("--quote-amount", metavar="AMOUNT", help="How much is paid for it in all.")
+@click.option("--buyer-hold", metavar="HOLD", help="The hold that pays; its id, or key:K for the one that K opened.")
+@click.option("--buyer-fee", nargs=2, metavar="COIN AMOUNT", help="In either coin of the trade.")
+@click.option("--buyer-release", metavar="AMOUNT|rest", help="How much more of the buyer's hold is freed.")
+@click.option("--seller-hold", metavar="HOLD", help="The hold that delivers.")
+@click.option("--seller-fee", nargs=2, metavar="COIN AMOUNT", help="In either coin of the trade.")
+@click.option("--seller-release", metavar="AMOUNT|rest", help="How much more of the seller's hold is freed.")
+@reference_option
+@ledger_command()
+async def settle(client: OperatorClient, where: Where, file: IO[bytes] | None, key: str, **given: Any) -> None:
+    """Book one fill of a trade: from FILE (JSON as the operator API takes it; - is the input), or from the options."""
+    named = sorted(name for name, value in given.items() if value is not None)
+    if file is not None:
+        if named:
+            raise click.UsageError(f"settle takes FILE or options, not both; {_flag(named[0])} is given beside FILE")
+        await write(client, where, "/v1/settlements", _object(file.read(), "the file"), key)
+        return
+    wanted = ("base", "quote", "base_amount", "quote_amount", "buyer_hold", "seller_hold")
+    missing = [_flag(name) for name in wanted if given[name] is None]
+    if missing:
+        raise click.UsageError(f"settle needs FILE, or {', '.join(missing)} too")
+    body: dict[str, Any] = {name: given[name] for name in (*wanted[:4], "reference")}
+    for side in ("buyer", "seller"):
+        body[side] = {"hold": hold_name(given[f"{side}_hold"])}
+        if given[f"{side}_fee"] is not None:
+            body[side]["fee"] = dict(zip(("coin", "amount"), given[f"{side}_fee"], strict=True))
+        if given[f"{side}_release"] is not None:
+            body[side]["release"] = given[f"{side}_release"]
+    await write(client, where, "/v1/settlements", body, key)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@click.command()
+@click.argument("seq", type=click.IntRange(min=1))
+@click.option("--reason", required=True, metavar="TEXT", help="Why; it stays in the journal.")
+@key_option
+@ledger_command()
+async def reverse(client: OperatorClient, where: Where, seq: int, reason: str, key: str) -> None:
+    """Undo the deposit, withdrawal, transfer or settlement of the entry SEQ, once."""
+    await write(client, where, "/v1/reversals", {"seq": seq, "reason": reason}, key)
+
+
+@click.command()
+@click.argument("file", type=click.File("rb"))
+@click.option("--atomic", is_flag=True, help="Do all of them or none; 1,000 operations at most.")
+@ledger_command()
+async def batch(client: OperatorClient, where: Where, file: IO[bytes], atomic: bool) -> None:
+    """
+    Do the operations of FILE in order: one JSON object a line, each with "op" and "key"; - is the input.
+
+    Running the same file again is safe: what is done already is answered as it was. Ends with 1 if any was refused.
+    """
+    operations = [_object(line, f"line {number}") for number, line in enumerate(file, 1) if line.strip()]
+    results: list[dict[str, Any]] = []
+    for piece in [operations] if atomic else _pieces(operations):
+        body = {"operations": piece, "atomic": atomic}
+        _, _, answer = await client.call("POST", "/v1/batches", body)
+        results += answer["results"]
+    refused = [(operation, result) for operation, result in zip(operations, results, strict=True) if "code" in result]
+    if where.as_json:
+        show.json_document({"results": results})
+    else:
+        again = sum(result.get("replayed", False) for result in results)
+        kinds = Counter(str(operation.get("op")) for operation in operations)
+        show.line(
+            f"{len(results)} operations: {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}"
+        )
+        show.line(f"{len(results) - len(refused)} done, {len(refused)} refused; {again} of them had been before")
+        if refused:
+            show.table(
+                ("key", "op", "refused because"),
+                ((operation.get("key"), operation.get("op"), result["detail"]) for operation, result in refused),
+            )
+    if refused:
+        raise click.exceptions.Exit(1)
+
+
+def _pieces(operations: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Cut *operations* into pieces to be sent, never within a chain."""
+    piece: list[dict[str, Any]] = []
+    for chain, members in groupby(operations, key=lambda operation: operation.get("chain")):
+        together = list(members)
+        for unit in [[member] for member in together] if chain is None else [together]:
+            if piece and len(piece) + len(unit) > BATCH_OPERATIONS:
+                yield piece
+                piece = []
+            piece += unit
+    if piece:
+        yield piece
+
+
+def _object(text: bytes, what: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise MalformedRequest(f"{what} is not a JSON object; one operation would pass")
+    return found
