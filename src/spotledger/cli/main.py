@@ -7,7 +7,7 @@ import os
 import click
 
 from spotledger import __version__
-from spotledger.cli import archive, audit, books, demo, history, keys, money, service, trades
+from spotledger.cli import archive, audit, books, demo, history, keys, money, reference, service, trades
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -43,6 +43,7 @@ for _command in (
     archive.export,
     archive.import_,
     service.settings,
+    reference.reference,
 ):
     program.add_command(_command)
 

@@ -1,0 +1,39 @@
+"""The command that prints the reference pages which are made of the program itself."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from spotledger.http.error_advice import errors_markdown
+from spotledger.http.operator import OperatorApp
+from spotledger.http.operator_openapi import document
+from spotledger.http.operator_reference import operator_markdown
+from spotledger.ops.runtime import claim_folder, open_runtime
+from spotledger.ops.settings import Settings
+
+
+@click.command(hidden=True)
+@click.argument("page", type=click.Choice(["operator-api", "errors", "openapi"]))
+def reference(page: str) -> None:
+    """Print the page of the operator API or of the errors in Markdown, or the OpenAPI document."""
+    if page == "errors":
+        click.echo(errors_markdown(), nl=False)
+    elif page == "operator-api":
+        click.echo(operator_markdown(_described()), nl=False)
+    else:
+        click.echo(json.dumps(_described(), ensure_ascii=False, indent=2))
+
+
+def _described() -> dict[str, Any]:
+    """Return the OpenAPI document, of an API over a ledger that is made for it and thrown away."""
+    with (
+        tempfile.TemporaryDirectory(prefix="spotledger-") as folder,
+        claim_folder(Path(folder)) as lock,
+        open_runtime(Settings(data=Path(folder)), {}, lock) as runtime,
+    ):
+        return document(OperatorApp(runtime).routes)
