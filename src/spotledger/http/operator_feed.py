@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from spotledger.errors import InvalidRequest, LedgerCorrupt, SpotledgerError, Unavailable
 from spotledger.http.operator_answers import entry_answer
@@ -43,11 +44,11 @@ class Feed:
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
         self.open = 0
-        self.stopping = False
+        self.stopped = asyncio.Event()
 
     def stop(self) -> None:
         """Let every stream end, and begin no other."""
-        self.stopping = True
+        self.stopped.set()
 
     def answer(self, request: Request) -> Response:
         """
@@ -67,7 +68,7 @@ class Feed:
                 f"{field} is {after_seq}; the journal ends at {head}. After a restore of a backup, read from the start",
                 field=field,
             )
-        if self.stopping or self.open >= FEEDS_LIMIT:
+        if self.stopped.is_set() or self.open >= FEEDS_LIMIT:
             raise Unavailable("No further feed can be opened now; try again later.")
         return _Stream(self, after_seq)
 
@@ -87,31 +88,36 @@ class _Stream(Response):
         """Send entries until the reader has gone or the service stops."""
         feed = self._feed
         feed.open += 1
-        gone = asyncio.ensure_future(_gone(receive))
+        ends = [asyncio.ensure_future(_gone(receive)), asyncio.ensure_future(feed.stopped.wait())]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             start = {"seq": feed.ledger.head.seq, "epoch": feed.ledger.epoch, "ledger_id": feed.ledger.ledger_id}
-            await _send_piece(send, b"retry: %d\nevent: start\ndata: %b\n\n" % (RECONNECT_MS, _encode(start)))
-            await self._go_on(send, gone)
-            if not gone.done():
+            start_event = b"retry: %d\nevent: start\ndata: %b\n\n" % (RECONNECT_MS, _encode(start))
+            if await _sent(send, start_event, ends) and await self._go_on(send, ends):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError:
             pass  # the reader has gone
         finally:
-            gone.cancel()
+            for end in ends:
+                end.cancel()
             feed.open -= 1
 
-    async def _go_on(self, send: Send, gone: asyncio.Future[None]) -> None:
+    async def _go_on(self, send: Send, ends: Sequence[asyncio.Future[Any]]) -> bool:
+        """Send what comes until one of *ends* has; say whether the reader is there and has taken everything."""
         loop = asyncio.get_running_loop()
         quiet_since = loop.time()
-        while not (gone.done() or self._feed.stopping):
+        while not any(end.done() for end in ends):
             piece = self._next_piece()
             if not piece and loop.time() - quiet_since > HEARTBEAT_SECONDS:
                 piece = b": still here\n\n"
             if piece:
-                await _send_piece(send, piece)
+                if not await _sent(send, piece, ends):
+                    return False
                 quiet_since = loop.time()
-            await asyncio.sleep(0 if piece else FEED_PAUSE_SECONDS)
+                await asyncio.sleep(0)
+            else:
+                await asyncio.wait(ends, timeout=FEED_PAUSE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        return not ends[0].done()
 
     def _next_piece(self) -> bytes:
         """Return the next entries as events; the id of each is its seq."""
@@ -129,8 +135,20 @@ class _Stream(Response):
         return b"".join(said)
 
 
-async def _send_piece(send: Send, piece: bytes) -> None:
-    await send({"type": "http.response.body", "body": piece, "more_body": True})
+async def _sent(send: Send, piece: bytes, ends: Sequence[asyncio.Future[Any]]) -> bool:
+    """Send *piece*, and wait until it is taken or one of *ends* comes; say whether it was taken."""
+    message: Message = {"type": "http.response.body", "body": piece, "more_body": True}
+    sending = asyncio.ensure_future(_send(send, message))
+    try:
+        await asyncio.wait([sending, *ends], return_when=asyncio.FIRST_COMPLETED)
+        return sending.done() and sending.result()
+    finally:
+        sending.cancel()
+
+
+async def _send(send: Send, message: Message) -> bool:
+    await send(message)
+    return True
 
 
 async def _gone(receive: Receive) -> None:
