@@ -210,22 +210,32 @@ async def _read(raw: _RawBatch, body: bytes) -> tuple[list[Operation], list[str 
     """Return the operations of a batch, and their chains where one has any."""
     operations: list[Operation] = []
     chains: list[str | None] = []
-    read: list[BatchOperation] = []
-    for index, text in enumerate(raw.operations):
+    marks = 0
+    for index, raw_text in enumerate(raw.operations):
+        text = bytes(raw_text)
+        marks += text.count(b'"')
         try:
             found = _decoded(text)
+            check_names_once(text, found)
             operations.append(found.operation(found.key))
             chains.append(_chain(found.chain))
         except InvalidRequest as refusal:
             raise _placed(refusal, index) from None
-        read.append(found)
         if index % TURN_OPERATIONS == TURN_OPERATIONS - 1:
             await asyncio.sleep(0)
-    check_names_once(body, BatchBody(read, raw.atomic))
+    _check_own_names(body, body.count(b'"') - marks)
     return operations, chains if any(chains) else None
 
 
-def _decoded(text: Raw) -> BatchOperation:
+def _check_own_names(body: bytes, marks: int) -> None:
+    """Refuse a batch in which one of its own names stands twice; *marks* are its quotation marks beside operations."""
+    only_operations = marks == 2
+    with_atomic = marks == 4 and body.count(b'"operations"') == 1
+    if not (only_operations or with_atomic):
+        check_names_once(body, _RawBatch([]))
+
+
+def _decoded(text: bytes) -> BatchOperation:
     try:
         found: BatchOperation = _decode_operation(text)
     except msgspec.ValidationError as problem:
