@@ -21,7 +21,6 @@ from spotledger.domain.accounts import (
     DUST,
     EXTERNAL,
     FEES,
-    ZERO,
     Account,
     Coin,
     may_be_negative,
@@ -118,7 +117,7 @@ class _Overlay:
         return customer in self._customers or self._store.has_customer(customer)
 
     def balance(self, account: Account, coin: str) -> tuple[int, int]:
-        return self._balances.get((account, coin)) or self._store.account(account).balances.get(coin, ZERO)
+        return self._balances.get((account, coin)) or self._store.account(account).balance(coin)
 
     def hold(self, hold_id: int) -> Hold | None:
         return self._holds.get(hold_id) or self._store.hold(hold_id)

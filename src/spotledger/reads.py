@@ -79,7 +79,11 @@ class LedgerReads:
         return self._store.coins
 
     def account(self, account: Account) -> AccountView:
-        """Return one account as it stands at the head; only coins that were ever touched are in it."""
+        """
+        Return one account as it stands at the head; only coins that were ever touched are in it.
+
+        What comes back is the ledger's own and follows what is booked; its mapping of balances cannot be changed.
+        """
         with self._lock:
             self._refresh()
             return self._store.account(account)

@@ -22,7 +22,7 @@ from spotledger.domain.operations import (
     Unfreeze,
     Withdraw,
 )
-from spotledger.errors import InvalidRequest, Refused
+from spotledger.errors import InsufficientAvailable, InvalidRequest, Refused
 from spotledger.group import decide_group
 from spotledger.ledger import Ledger, Receipt
 from spotledger.storage.base import Store
@@ -289,6 +289,18 @@ def test_account_is_the_same_object_until_it_is_dropped(place: Any) -> None:
         ledger.freeze("ann", "btc", "1", key="f")
         assert btc == Balance(1000 * 10**8, 0), "a balance once given never changes"
         assert view.balances["btc"] == Balance(999 * 10**8, 10**8)
+
+
+def test_what_reads_hand_out_cannot_change_the_books(ledger: Ledger) -> None:
+    """A caller who writes into a mapping he was given gets an error; a copy of balances is his own."""
+    view: Any = ledger.account(spot("ann"))
+    coins: Any = ledger.coins
+    for mapping in (view.balances, coins):
+        with pytest.raises(TypeError):
+            mapping["btc"] = None
+    ledger.balances(spot("ann"))["btc"] = Balance(10**30, 0)
+    with pytest.raises(InsufficientAvailable):
+        ledger.withdraw("1000000", customer="ann", coin="btc", key="too-much")
 
 
 def test_account_dropped_and_loaded_again_says_the_same(ledger: Ledger) -> None:

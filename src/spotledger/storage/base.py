@@ -45,7 +45,10 @@ class AccountView(Protocol):
 
     @property
     def balances(self) -> Mapping[str, Balance]:
-        """Balances in units of the coins that were ever touched; a changed one is another object."""
+        """Balances in units of the coins that were ever touched, read-only; a changed one is another object."""
+
+    def balance(self, coin: str) -> Balance:
+        """Return the balance of *coin* in units; zero on both sides where it was never touched."""
 
 
 class Store(Protocol):

@@ -191,7 +191,7 @@ class SqliteStore:
         for account, coin, balance, seq in sqlite_reads.balances_of(self._read, accounts):
             state = states[account]
             # What an open segment has changed is newer than the table.
-            state.balances.setdefault(coin, balance)
+            state.by_coin.setdefault(coin, balance)
             state.changed_seq = max(state.changed_seq, seq)
         for state in states.values():
             state.complete = True

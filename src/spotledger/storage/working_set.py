@@ -10,8 +10,9 @@ from __future__ import annotations
 import heapq
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, product
+from types import MappingProxyType
 
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
@@ -22,18 +23,25 @@ from spotledger.errors import LedgerCorrupt
 class AccountState:
     """One account at the head of the journal; satisfies :class:`spotledger.storage.base.AccountView`."""
 
-    __slots__ = ("account", "balances", "changed_seq", "complete")
+    __slots__ = ("account", "by_coin", "changed_seq", "complete")
 
     def __init__(self, account: Account) -> None:
         """Start with nothing known of *account*; ``complete`` says that the tables were asked too."""
         self.account = account
-        self.balances: dict[str, Balance] = {}
+        #: For the store alone, which changes it; others read ``balances``.
+        self.by_coin: dict[str, Balance] = {}
         self.changed_seq = 0
         self.complete = False
 
+    @property
+    def balances(self) -> Mapping[str, Balance]:
+        """Balances in units of the coins that were ever touched, to be read and not changed."""
+        # Made when asked for: a proxy kept with each account would cost memory, and the write path needs none.
+        return MappingProxyType(self.by_coin)
+
     def balance(self, coin: str) -> Balance:
         """Return the balance of *coin* in units."""
-        return self.balances.get(coin, ZERO)
+        return self.by_coin.get(coin, ZERO)
 
 
 class OpenSegment:
@@ -70,7 +78,7 @@ class WorkingSet:
         self.accounts: dict[Account, AccountState] = {}
         self.known_customers: dict[str, None] = {}
         self.loaded_holds: dict[int, Hold] = {}
-        self.coins: dict[str, Coin] = {}
+        self.coins: Mapping[str, Coin] = MappingProxyType({})
         self._overdue: list[tuple[int, int]] = []
         self._shrink_at = cache_accounts
 
@@ -161,7 +169,7 @@ class WorkingSet:
             return
         for account, coin, available, freeze in entry.balances:
             state = self.accounts.get(account) or self.state_of(account)
-            state.balances[coin] = Balance(available, freeze)
+            state.by_coin[coin] = Balance(available, freeze)
             state.changed_seq = seq
             touches = segment.touched.get((account, coin))
             if touches is None:
@@ -190,7 +198,7 @@ class WorkingSet:
 
     def list_coin(self, coin: Coin) -> None:
         """Add *coin*; the mapping is another object afterwards, so that readers see that it changed."""
-        self.coins = dict(sorted([*self.coins.items(), (coin.name, coin)]))
+        self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (coin.name, coin)])))
 
     def _open_hold(self, segment: OpenSegment, entry: Entry) -> None:
         account, coin, _, units, _ = entry.postings[1]
