@@ -232,11 +232,16 @@ def checked_chains(
     operations: Sequence[Operation], chains: Sequence[Hashable | None] | None, atomic: bool
 ) -> Sequence[Hashable | None] | None:
     """
-    Return *chains* with all operations in one where the whole is *atomic*.
+    Return *chains* with all operations in one where the whole is *atomic*; check what a caller may ask for at once.
 
     Raises:
-        InvalidRequest: A chain is longer than 1,000 operations, or *chains* is not one value an operation.
+        InvalidRequest: A chain is longer than 1,000 operations, *chains* is not one value an operation, or an operation
+            is the ledger's own.
     """
+    if Expire in map(type, operations):
+        raise InvalidRequest(
+            "expire is what the ledger does by itself; an operation of a caller would pass", field="op"
+        )
     if atomic:
         chains = [True] * len(operations)
     elif chains is not None and len(chains) != len(operations):

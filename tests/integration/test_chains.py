@@ -11,6 +11,7 @@ import support_core
 from spotledger.domain.accounts import Balance
 from spotledger.domain.operations import (
     Deposit,
+    Expire,
     Freeze,
     HoldKey,
     ListCoin,
@@ -196,3 +197,13 @@ def test_chains_of_another_length_than_the_operations_are_refused(ledger: Ledger
         ledger.execute([Deposit("a", "ann", "btc", "1"), Deposit("b", "ann", "btc", "1")], chains=chains)
     assert refused.value.details["field"] == "chains"
     assert ledger.head.seq == head
+
+
+def test_expiry_asked_for_by_a_caller_is_refused(ledger: Ledger) -> None:
+    """It is the ledger's own: under its key a caller could keep a hold from ever expiring, or stop all writing."""
+    hold = ledger.freeze("ann", "btc", "1", key="f", expires_ms=2_000_000_000_000).seq
+    for hold_id in (hold, hold + 1):
+        with pytest.raises(InvalidRequest, match="expire"):
+            ledger.execute([Deposit("d", "ann", "btc", "1"), Expire(str(hold_id))])
+    assert ledger.head.seq == hold
+    assert ledger.deposit("ann", "btc", "1", key="d").seq == hold + 1
