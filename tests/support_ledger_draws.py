@@ -37,6 +37,7 @@ AMOUNTS = st.sampled_from(
     + ["9" * 19 + ".5", "7" * 37, "7" * 38]
 )
 PARTS = st.sampled_from(["1", "1", "1", "0.5", "0.25", "0.00000001", "0", "0.0", "0.000000000", "0.000000000000000001"])
+RICHES = "6" + "0" * 37
 PARTS_FREED = st.sampled_from(["1", "1", "0.5", "0.000000001"])
 ASKED = (
     "list register deposit deposit freeze freeze freeze freeze unfreeze unfreeze withdraw withdraw withdraw transfer"
@@ -198,11 +199,26 @@ class Draws:
         bid, ask, fill = self._fresh_key(), self._fresh_key(), self._fresh_key()
         names = data.draw(st.sampled_from(CUSTOMERS)), data.draw(st.sampled_from(CUSTOMERS))
         amount = data.draw(st.sampled_from(["2", "7", "11", "40"]))
+        wait = data.draw(st.sampled_from([None, None, None, 1, 50]))
         return [
-            Freeze(bid, names[0], quote, amount),
+            Freeze(bid, names[0], quote, amount, expires_ms=None if wait is None else self.clock.now_ms + wait),
             Freeze(ask, names[1], base, amount, data.draw(st.sampled_from(["spot", "fiat"]))),
             self._settle_of(data, fill, base, quote, [HoldKey(bid), HoldKey(ask)]),
         ]
+
+    def riches(self, data: st.DataObject) -> Any:
+        """Draw a movement of so much that a few of its kind reach the bounds of a balance."""
+        names = data.draw(st.permutations(list(CUSTOMERS)))
+        large = [
+            seq for seq, effect in self.model.effects.items() if max(map(abs, effect.values()), default=0) > 10**37
+        ]
+        large = [seq for seq in large if self.model.kinds[seq] == "deposit" and seq not in self.model.reversed]
+        kind = data.draw(st.sampled_from(["deposit", "transfer", "reverse"]))
+        if kind == "reverse" and large:
+            return Reverse(self._fresh_key(), large[-1], "chargeback")
+        if kind == "transfer":
+            return Transfer(self._fresh_key(), names[0], names[1], "whole", RICHES)
+        return Deposit(self._fresh_key(), names[0], "whole", RICHES)
 
     def _plain(self, data: st.DataObject, kind: str, key: str) -> Any:
         name, account = data.draw(st.sampled_from(CUSTOMERS)), data.draw(st.sampled_from(["spot", *KINDS]))

@@ -118,6 +118,11 @@ class LedgerMachine(RuleBasedStateMachine):
         trade = self.draws.trade(data)
         self.run(trade, self.draws.chains(data, len(trade)))
 
+    @rule(data=st.data(), count=st.integers(1, 5))
+    def move_riches(self, data: st.DataObject, count: int) -> None:
+        for _ in range(count):
+            self.run([self.draws.riches(data)], [None])
+
     @precondition(lambda self: self.draws.groups)
     @rule(data=st.data())
     def send_again(self, data: st.DataObject) -> None:
@@ -138,6 +143,12 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(step_ms=st.sampled_from([1, 49, 1_000, 5_000, -1_000, -3_600_000]))
     def move_the_clock(self, step_ms: int) -> None:
         self.clock.now_ms = max(START_MS, self.clock.now_ms + step_ms)
+
+    @rule(data=st.data())
+    def use_a_hold_just_past_its_time(self, data: st.DataObject) -> None:
+        due = [h.expires_ms for h in self.model.holds.values() if h.remaining and h.expires_ms]
+        self.clock.now_ms = max([self.clock.now_ms, *due[-1:]]) + data.draw(st.sampled_from([0, 0, -1, 1]))
+        self.run(*self.draws.group(data, 2))
 
     @rule()
     def let_time_pass_alone(self) -> None:
