@@ -72,6 +72,20 @@ class Draws:
             return [None if how == "none" else True] * count
         return data.draw(st.lists(st.sampled_from([None, "x", "x", "y"]), min_size=count, max_size=count))
 
+    def undone(self, data: st.DataObject, count: int) -> tuple[list[Any], list[Any]]:
+        """Draw a chain that fails at its end, and after it the same once more, and uses of what it would have left."""
+        undone = [self.operation(data) for _ in range(count)]
+        undone = [op for number, op in enumerate(undone) if op.key not in self.model.keys and op not in undone[:number]]
+        too_much = data.draw(st.sampled_from(["9" * 19, "0.0000000001"]), "kept or not")
+        failing = Withdraw(self._fresh_key(), too_much, "ann", "btc")
+        after: list[Any] = [replace(op, key=self._fresh_key()) for op in undone]
+        for _ in range(2):
+            seq = self.model.seq + data.draw(st.integers(1, count + 3))
+            after.append(Reverse(self._fresh_key(), seq, "chargeback"))
+            after.append(Unfreeze(self._fresh_key(), str(seq)))
+        after = data.draw(st.permutations(after))
+        return [*undone, failing, *after], ["x"] * (len(undone) + 1) + [None] * len(after)
+
     def again(self, data: st.DataObject) -> tuple[list[Any], list[Any]]:
         """Draw a group that was sent before: as it was, or with an operation more, less, moved or another in it."""
         operations, chains = (list(part) for part in data.draw(st.sampled_from(self.groups[-8:]), "group"))
@@ -108,7 +122,7 @@ class Draws:
     def _all_of(self, name: Name) -> str | None:
         """Return all that is available there, or None."""
         units = self.model.available(name)
-        return format_amount(units, SCALES[name[2]], 0) if units else None
+        return format_amount(units, self.model.coins[name[2]], 0) if units else None
 
     def reverse(self, data: st.DataObject) -> Reverse:
         return Reverse(self._key(data), self._seq(data), data.draw(st.sampled_from(["chargeback", "错 ✓"])))

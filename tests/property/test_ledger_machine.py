@@ -118,6 +118,10 @@ class LedgerMachine(RuleBasedStateMachine):
         trade = self.draws.trade(data)
         self.run(trade, self.draws.chains(data, len(trade)))
 
+    @rule(data=st.data(), count=st.integers(1, 4))
+    def do_what_was_undone(self, data: st.DataObject, count: int) -> None:
+        self.run(*self.draws.undone(data, count))
+
     @rule(data=st.data(), count=st.integers(1, 5))
     def move_riches(self, data: st.DataObject, count: int) -> None:
         for _ in range(count):
