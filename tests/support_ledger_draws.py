@@ -75,6 +75,8 @@ class Draws:
     def undone(self, data: st.DataObject, count: int) -> tuple[list[Any], list[Any]]:
         """Draw a chain that fails at its end, and after it the same once more, and uses of what it would have left."""
         undone = [self.operation(data) for _ in range(count)]
+        if data.draw(st.integers(0, 5), "a listing") == 4:
+            undone.append(ListCoin(self._fresh_key(), "nix", 2))
         undone = [op for number, op in enumerate(undone) if op.key not in self.model.keys and op not in undone[:number]]
         too_much = data.draw(st.sampled_from(["9" * 19, "0.0000000001"]), "kept or not")
         failing = Withdraw(self._fresh_key(), too_much, "ann", "btc")
@@ -135,6 +137,9 @@ class Draws:
         if amount is None or how == "same" or len(amount) > 15:
             return op
         text = amount + ("0" if "." in amount else ".0")
+        if how == "more" and isinstance(op, Settle) and data.draw(st.booleans(), "a side"):
+            side = data.draw(st.sampled_from(["buyer", "seller"]))
+            return replace(op, **{side: replace(getattr(op, side), release="2")})
         if how == "more":
             text = text[:-1] + "1"
         elif isinstance(op, Settle) and op.buyer.fee is None:
