@@ -34,6 +34,11 @@ NONCE = 1562919832183
 BALANCE = "/trade/api/v1/getBalance"
 FUNDS = "/trade/api/v1/getFunds"
 PEER = "192.0.2.7:40000"
+OTHER_PEER = "198.51.100.1:1"
+ALICE = {
+    "btc": {"freeze": "0.00", "available": "0.00"},
+    "usdt": {"freeze": "3062.17437341", "available": "3867.43650012"},
+}
 MASTER_KEY = bytes(range(32))
 
 

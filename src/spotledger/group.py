@@ -45,7 +45,6 @@ from spotledger.errors import (
     ChainFailed,
     ChainPartlyKnown,
     IdempotencyConflict,
-    InvalidAmount,
     InvalidRequest,
     LedgerCorrupt,
     Refused,
@@ -380,7 +379,7 @@ def _subject_or_none(operation: Operation, overlay: _Overlay) -> rules.AnySubjec
     """Look up what a refused operation names; its amounts stay text where they do not fit the coin."""
     try:
         return rules.subject_of(operation, overlay)
-    except (InvalidAmount, InvalidRequest):
+    except InvalidRequest:
         return Subject()
 
 
@@ -460,7 +459,7 @@ def _check_entries(entries: Iterable[Entry]) -> None:
     Check what is about to be written, apart from the rules that made it.
 
     Raises:
-        LedgerCorrupt: Postings of an entry do not add up to zero for a coin, or a balance is not what they lead to.
+        LedgerCorrupt: Postings of an entry do not add up to zero for a coin, or it takes a balance below zero.
     """
     for entry in entries:
         sums: dict[str, int] = {}

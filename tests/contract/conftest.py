@@ -1,8 +1,8 @@
-"""What the contract tests share: one place to keep a ledger in, for each store that there is."""
+"""What the contract tests share: a place to keep a ledger in, for each store that there is, and a public listener."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import spotledger
 from spotledger.ledger import Ledger
 from support_books import check_books
 from support_core import Clock
+from support_public import Service, service
 
 
 class Place(Protocol):
@@ -50,3 +51,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """Give an empty place of each store in turn."""
     made: Place = PLACES[request.param](tmp_path)
     return made
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Iterator[Service]:
+    """Run a listener without limits, so that a test can ask as often as it likes."""
+    with service(tmp_path, asset_limit_per_second=0, account_limit_per_second=0, address_limit_per_minute=0) as made:
+        yield made

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from support_public import (
+    ALICE,
     BALANCE,
     FUNDS,
     KEY,
@@ -16,23 +14,9 @@ from support_public import (
     document,
     encoded_text,
     raw_text,
-    service,
     sign,
     signed_query,
 )
-
-OTHER_PEER = "198.51.100.1:1"
-ALICE = {
-    "btc": {"freeze": "0.00", "available": "0.00"},
-    "usdt": {"freeze": "3062.17437341", "available": "3867.43650012"},
-}
-
-
-@pytest.fixture
-def public(tmp_path: Path) -> Iterator[Service]:
-    """Run a listener without limits, so that a test can ask as often as it likes."""
-    with service(tmp_path, asset_limit_per_second=0, account_limit_per_second=0, address_limit_per_minute=0) as made:
-        yield made
 
 
 def test_get_balance_answers_as_in_the_documents(public: Service) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from spotledger.errors import AccessKeyRevoked
 from spotledger.security.sealing import Cipher
 from support_public import (
+    ALICE,
     BALANCE,
     KEY,
     NONCE,
@@ -23,19 +23,6 @@ from support_public import (
     service,
     signed_query,
 )
-
-OTHER_PEER = "198.51.100.1:1"
-ALICE = {
-    "btc": {"freeze": "0.00", "available": "0.00"},
-    "usdt": {"freeze": "3062.17437341", "available": "3867.43650012"},
-}
-
-
-@pytest.fixture
-def public(tmp_path: Path) -> Iterator[Service]:
-    """Run a listener without limits, so that a test can ask as often as it likes."""
-    with service(tmp_path, asset_limit_per_second=0, account_limit_per_second=0, address_limit_per_minute=0) as made:
-        yield made
 
 
 def sealed_by_another_master_key(public: Service) -> None:

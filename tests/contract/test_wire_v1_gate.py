@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import pytest
 from support_public import (
     FUNDS,
     NONCE,
+    OTHER_PEER,
     PEER,
     SECRET,
     Service,
@@ -20,19 +20,6 @@ from support_public import (
     service,
     signed_query,
 )
-
-OTHER_PEER = "198.51.100.1:1"
-ALICE = {
-    "btc": {"freeze": "0.00", "available": "0.00"},
-    "usdt": {"freeze": "3062.17437341", "available": "3867.43650012"},
-}
-
-
-@pytest.fixture
-def public(tmp_path: Path) -> Iterator[Service]:
-    """Run a listener without limits, so that a test can ask as often as it likes."""
-    with service(tmp_path, asset_limit_per_second=0, account_limit_per_second=0, address_limit_per_minute=0) as made:
-        yield made
 
 
 def test_r10_refusals_come_in_their_order(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ hold on top. Both holds may be of one customer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from spotledger.domain.accounts import DUST, FEES, Coin
 from spotledger.domain.amounts import normal_amount, units_of
@@ -18,8 +18,6 @@ from spotledger.domain.books import Decision, State, enough_remaining, find_hold
 from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold, Posting
 from spotledger.domain.operations import REST, CoinAmount, HoldKey, HoldName, Settle, SettleSide
 from spotledger.errors import InvalidAmount, InvalidRequest
-
-SIDES: Final = ("buyer", "seller")
 
 
 class Part(NamedTuple):

@@ -22,7 +22,6 @@ from spotledger.storage.sqlite_audit import AuditFile, Unreadable
 _DIGEST_BYTES: Final = 16
 _BORDERS: Final = [bytes([first]) for first in range(1, 256)]
 _TWO_BITS: Final = [1 << (number & 63) | 1 << (number >> 6) for number in range(4096)]
-_WORD_BYTES: Final = 8
 
 
 class KeySpool:

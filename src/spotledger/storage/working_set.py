@@ -15,8 +15,8 @@ from itertools import islice, product
 from types import MappingProxyType
 
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
-from spotledger.domain.journal import Entry, Hold
-from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
+from spotledger.domain.journal import Entry, Hold, opened_hold
+from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
 
 
@@ -175,9 +175,9 @@ class WorkingSet:
             if touches is None:
                 touches = segment.touched[state.account, coin] = array("Q")
             touches.append(seq)
-        kind = entry.kind
-        if kind == Freeze.kind:
-            self._open_hold(segment, entry)
+        kind, opened = entry.kind, opened_hold(entry)
+        if opened is not None:
+            self._open_hold(segment, opened)
         elif entry.holds:
             self._use_holds(segment, entry)
         elif kind == ListCoin.kind:
@@ -200,16 +200,13 @@ class WorkingSet:
         """Add *coin*; the mapping is another object afterwards, so that readers see that it changed."""
         self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (coin.name, coin)])))
 
-    def _open_hold(self, segment: OpenSegment, entry: Entry) -> None:
-        account, coin, _, units, _ = entry.postings[1]
-        request = entry.request
-        expires_ms = request.get("expires_ms")
+    def _open_hold(self, segment: OpenSegment, hold: Hold) -> None:
+        hold_id, account, coin, amount, remaining, reference, expires_ms, opened_ms, _ = hold
         if expires_ms is not None:
-            heapq.heappush(segment.expiries, (expires_ms, entry.seq))
+            heapq.heappush(segment.expiries, (expires_ms, hold_id))
         # Accounts and names of coins are the same in many holds, so they share them.
         account, coin = self.accounts[account].account, self.coins[coin].name
-        hold = Hold(entry.seq, account, coin, units, units, request.get("reference"), expires_ms, entry.booked_ms)
-        self._put_hold(segment, hold)
+        self._put_hold(segment, Hold(hold_id, account, coin, amount, remaining, reference, expires_ms, opened_ms))
 
     def _use_holds(self, segment: OpenSegment, entry: Entry) -> None:
         for hold_id, remaining in entry.holds:
