@@ -50,7 +50,7 @@ from spotledger.errors import (
     Refused,
     refusal_of_code,
 )
-from spotledger.storage.base import Store
+from spotledger.storage.base import Store, Wanted
 
 #: Holds that are let expire in one group; the others follow in the next.
 EXPIRIES_A_GROUP: Final = 500
@@ -196,20 +196,46 @@ def _note_undo(undo: list[Callable[[], None]], values: dict[K, V], name: K) -> N
         undo.append(partial(values.__delitem__, name))
 
 
+def wanted_of(operations: Sequence[Operation]) -> Wanted:
+    """Return what the rules will ask for of *operations*."""
+    keys: list[str] = []
+    hold_keys: list[str] = []
+    holds: set[int] = set()
+    entries: set[int] = set()
+    accounts = {EXTERNAL, FEES, DUST}
+    for operation in operations:
+        keys.append(operation.key)
+        for hold in holds_of(operation):
+            if isinstance(hold, HoldKey):
+                hold_keys.append(hold.key)
+            else:
+                holds.add(int(hold))
+        accounts_of = _ACCOUNTS.get(type(operation))
+        if accounts_of is not None:
+            accounts.update(accounts_of(operation))
+        elif type(operation) is Reverse:
+            entries.add(operation.seq)
+    return Wanted(keys, hold_keys, holds, accounts, entries)
+
+
 def decide_group(
-    store: Store, operations: Sequence[Operation], now_ms: int, chains: Sequence[Hashable | None] | None = None
+    store: Store,
+    operations: Sequence[Operation],
+    now_ms: int,
+    chains: Sequence[Hashable | None] | None = None,
+    wanted: Wanted | None = None,
 ) -> Group:
     """
     Decide *operations* in order, each on the effects of those before it; nothing is written.
 
     Holds whose time has come at *now_ms* are let expire first. Neighbours with the same value in *chains*, which is not
-    None, are one chain: all of them are done or none.
+    None, are one chain: all of them are done or none. *wanted* is what :func:`wanted_of` says of the operations.
 
     Raises:
         LedgerCorrupt: What the rules made breaks an invariant.
     """
     expiries = [Expire(str(hold_id)) for hold_id in store.due_holds(now_ms, EXPIRIES_A_GROUP)]
-    overlay = _load(store, [*expiries, *operations])
+    overlay = _load(store, expiries, wanted_of(operations) if wanted is None else wanted)
     group = Group()
     for expiry in expiries:
         _decide_one(expiry, overlay, group, now_ms)
@@ -257,29 +283,21 @@ def checked_chains(
     return chains
 
 
-def _load(store: Store, operations: Sequence[Operation]) -> _Overlay:
+def _load(store: Store, expiries: Sequence[Expire], wanted: Wanted) -> _Overlay:
     """Bring into memory, in a few queries, what the rules will ask for."""
-    keys, hold_ids, hold_keys = [], set(), []
-    for operation in operations:
-        keys.append(operation.key)
-        for hold in holds_of(operation):
-            if isinstance(hold, HoldKey):
-                hold_keys.append(hold.key)
-            else:
-                hold_ids.add(int(hold))
-    overlay = _Overlay(store, store.find_keys(keys + hold_keys))
-    hold_ids.update(overlay.hold_id_of_key(key) or 0 for key in hold_keys)
+    keys = [*(expiry.key for expiry in expiries), *wanted.keys, *wanted.hold_keys]
+    overlay = _Overlay(store, store.find_keys(keys))
+    hold_ids = {*(int(expiry.hold) for expiry in expiries), *wanted.holds}
+    hold_ids.update(overlay.hold_id_of_key(key) or 0 for key in wanted.hold_keys)
     store.load((), (), hold_ids)
-    accounts = {EXTERNAL, FEES, DUST}
+    accounts = set(wanted.accounts)
     for hold_id in hold_ids:
         found = store.hold(hold_id)
         if found is not None:
             overlay.know(found)
             accounts.add(found.account)
-    for operation in operations:
-        accounts_of = _ACCOUNTS.get(type(operation))
-        if accounts_of is not None:
-            accounts.update(accounts_of(operation, store))
+    for seq in wanted.entries:
+        accounts |= _accounts_of_entry(store.entry(seq))
     customers = {account.customer for account in accounts if not is_house(account)}
     store.load(customers, accounts, ())
     return overlay
@@ -416,35 +434,34 @@ def _repeat(kept: Entry, operation: Operation, overlay: _Overlay) -> Outcome:
     return refusal
 
 
-def _accounts_of_deposit(operation: Deposit, store: Store) -> Iterable[Account]:
+def _accounts_of_deposit(operation: Deposit) -> Iterable[Account]:
     return (Account(operation.customer, operation.account), receivable_of(operation.customer))
 
 
-def _account_of_customer(operation: Freeze | Withdraw, store: Store) -> Iterable[Account]:
+def _account_of_customer(operation: Freeze | Withdraw) -> Iterable[Account]:
     return () if operation.customer is None else (Account(operation.customer, operation.account),)
 
 
-def _accounts_of_transfer(operation: Transfer, store: Store) -> Iterable[Account]:
+def _accounts_of_transfer(operation: Transfer) -> Iterable[Account]:
     return (
         Account(operation.from_customer, operation.from_account),
         Account(operation.to_customer, operation.to_account),
     )
 
 
-def _accounts_of_reverse(operation: Reverse, store: Store) -> Iterable[Account]:
-    entry = store.entry(operation.seq)
+def _accounts_of_entry(entry: Entry | None) -> set[Account]:
+    """Return the accounts that a reversal of *entry* may touch."""
     accounts = {posting.account for posting in entry.postings} if entry is not None else set()
     return accounts | {receivable_of(account.customer) for account in accounts if not is_house(account)}
 
 
 #: Which accounts an operation names, by its class; a settlement's are those of its holds, and the house's own.
-_ACCOUNTS: Final[dict[type[Any], Callable[[Any, Store], Iterable[Account]]]] = {
+_ACCOUNTS: Final[dict[type[Any], Callable[[Any], Iterable[Account]]]] = {
     Deposit: _accounts_of_deposit,
     Freeze: _account_of_customer,
     Withdraw: _account_of_customer,
     Transfer: _accounts_of_transfer,
-    RegisterCustomer: lambda operation, store: (Account(operation.customer, "spot"),),
-    Reverse: _accounts_of_reverse,
+    RegisterCustomer: lambda operation: (Account(operation.customer, "spot"),),
 }
 
 

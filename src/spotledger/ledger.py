@@ -31,7 +31,7 @@ from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
 from spotledger.group import Group as Group
 from spotledger.group import Outcome as Outcome
 from spotledger.group import Receipt as Receipt
-from spotledger.group import checked_chains, decide_group
+from spotledger.group import checked_chains, decide_group, wanted_of
 from spotledger.reads import LedgerReads
 from spotledger.storage.base import CUSTOMERS as CUSTOMERS
 from spotledger.storage.base import TrialBalance as TrialBalance
@@ -170,7 +170,7 @@ class Ledger(LedgerReads):
             StoreUnavailable: Nothing could be written; whether it was is known by trying again with the same keys.
             LedgerCorrupt: An invariant does not hold; nothing more is written.
         """
-        with self._lock:
+        with self._turn:
             operations = list(operations)
             group = self.prepare(operations, checked_chains(operations, chains, atomic))
             if group.entries:
@@ -196,15 +196,19 @@ class Ledger(LedgerReads):
             StoreUnavailable: It could not be written; nothing of the group is left.
             LedgerCorrupt: An invariant does not hold; nothing of the group is left, and nothing more is written.
         """
-        with self._lock:
+        with self._turn:
             if self._prepared:
                 self.abandon()  # a group that its caller has left
             self._check_writable()
             try:
-                now_ms = max(self._clock_ms(), self.head.booked_ms)
-                group = decide_group(self._store, operations, now_ms, chains)
+                wanted = wanted_of(operations)
+                store_ms = self._store.begin(wanted)
+                now_ms = max(self._clock_ms() if store_ms is None else store_ms, self.head.booked_ms)
+                group = decide_group(self._store, operations, now_ms, chains, wanted)
                 if group.entries:
                     self._store.write(group.entries)
+                else:
+                    self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
             except BaseException as error:
                 self._note(error)
                 self.abandon()

@@ -35,6 +35,8 @@ class LedgerReads:
         self._clock_ms = clock_ms
         self._release = release
         self._lock = threading.RLock()
+        #: Held for the length of a group. A store that waits for a server lets reads go on meanwhile.
+        self._turn = threading.RLock() if store.remote else self._lock
         self._stale = False
         self._corrupt: LedgerCorrupt | None = None
         self._unreadable: LedgerCorrupt | None = None

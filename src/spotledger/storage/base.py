@@ -1,14 +1,15 @@
 """
 The port of the store: what the ledger asks of whatever remembers the journal.
 
-A write goes ``load`` → (rules) → ``write`` → ``commit`` → ``publish``, or ``recover`` where a step failed. What was
-written becomes visible to reads at ``publish`` and not before. ``commit`` blocks until the disk has it, and is the one
-step that may run in another thread.
+A write goes ``begin`` → ``load`` → (rules) → ``write`` → ``commit`` → ``publish``. Where the rules leave nothing to
+write it ends with ``leave`` instead, and with ``recover`` where a step failed. What was written becomes visible to
+reads at ``publish`` and not before. ``commit`` blocks until the disk has it, and may run in another thread; so may the
+steps before it where the store is ``remote``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -26,6 +27,19 @@ class Head(NamedTuple):
 
 #: The owner of a sum of the trial balance that stands for all customers.
 CUSTOMERS: Final = "customers"
+
+
+class Wanted(NamedTuple):
+    """What the rules will ask for of a group of operations, so that a store can look it all up at once."""
+
+    #: The idempotency keys of the operations, and those by which holds are named.
+    keys: Sequence[str]
+    hold_keys: Sequence[str]
+    holds: Collection[int]
+    #: The accounts that are named, the house's included; those of the holds come on top.
+    accounts: Collection[Account]
+    #: The entries that are to be reversed.
+    entries: Collection[int]
 
 
 class TrialBalance(NamedTuple):
@@ -58,6 +72,8 @@ class Store(Protocol):
     epoch: int
     #: Access keys and operator tokens, which are not in the journal.
     key_tables: Any
+    #: Whether a write waits for a server: it is then decided in a thread, and the store guards its own memory.
+    remote: bool
 
     @property
     def head(self) -> Head:
@@ -66,6 +82,17 @@ class Store(Protocol):
     @property
     def coins(self) -> Mapping[str, Coin]:
         """The listed coins by name, sorted; another object after each listing."""
+
+    def begin(self, wanted: Wanted) -> int | None:
+        """
+        Take the journal's turn: nobody else writes until it ends, and ``head`` is the last entry there is.
+
+        Returns:
+            The time in milliseconds by the clock that all writers of this journal share; None where there is one.
+        """
+
+    def leave(self, *, repeated: bool) -> None:
+        """Give the turn back with nothing written; *repeated*: kept results are answered, and have to be durable."""
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ``seq`` of the entry of each key that is known."""

@@ -19,7 +19,7 @@ from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import DataFolderUnusable, LedgerCorrupt, StoreUnavailable
 from spotledger.storage import sqlite_copy, sqlite_file, sqlite_reads
-from spotledger.storage.base import Head, TrialBalance
+from spotledger.storage.base import Head, TrialBalance, Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, genesis_hash, key_digest
 from spotledger.storage.key_filter import KeyFilter, probe_of
@@ -38,6 +38,8 @@ _REPLAY_ENTRIES: Final = 1_000
 
 class SqliteStore:
     """The embedded store on one file; satisfies :class:`spotledger.storage.base.Store`."""
+
+    remote = False
 
     def __init__(
         self, path: Path, *, segment_entries: int = SEGMENT_ENTRIES, cache_accounts: int = CACHE_ACCOUNTS
@@ -144,6 +146,12 @@ class SqliteStore:
         return bytes(row[0])
 
     # --- what the rules ask for ---------------------------------------------------------------------
+
+    def begin(self, wanted: Wanted) -> None:
+        """Nothing: this process is the only one that writes, and it has one clock."""
+
+    def leave(self, *, repeated: bool) -> None:
+        """Nothing: what was answered before is on the disk since then, or since the commit of the start."""
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ``seq`` of the entry of each key that is known."""
