@@ -76,13 +76,17 @@ def format_amount(units: int, scale: int, least_decimals: int = 2) -> str:
     No exponent, at least *least_decimals* decimals, and after those no zeros that say nothing: ``"0.00"``,
     ``"1.50"``, ``"3062.17437341"`` (wire rule R15).
     """
-    sign, digits = ("-", str(-units)) if units < 0 else ("", str(units))
-    if scale:
-        digits = digits.rjust(scale + 1, "0")
-        whole, decimals = digits[:-scale], digits[-scale:].rstrip("0").ljust(least_decimals, "0")
-    else:
-        whole, decimals = digits, "0" * least_decimals
-    return f"{sign}{whole}.{decimals}" if decimals else sign + whole
+    if units < 0:
+        return "-" + format_amount(-units, scale, least_decimals)
+    digits = str(units)
+    if not scale:
+        return f"{digits}.{'0' * least_decimals}" if least_decimals else digits
+    if len(digits) <= scale:
+        digits = digits.zfill(scale + 1)
+    decimals = digits[-scale:].rstrip("0")
+    if len(decimals) < least_decimals:
+        decimals = decimals.ljust(least_decimals, "0")
+    return f"{digits[:-scale]}.{decimals}" if decimals else digits[:-scale]
 
 
 def shown(value: object) -> str:

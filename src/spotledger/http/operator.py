@@ -13,8 +13,8 @@ from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
-from starlette.types import Message, Receive, Scope, Send
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
 from spotledger.http.operator_answers import AliveAnswer, ReadyAnswer
@@ -55,8 +55,8 @@ class OperatorApp:
         self._show_metrics()
         self.routes = self._routes()
         #: Most calls go to a path without parameters, which need not be looked for.
-        self._fixed = {route.path: route.endpoint for route in self.routes if "{" not in route.path}
-        self._router = Router(self.routes, redirect_slashes=False, default=self._nothing_here)
+        self._fixed = {route.path: route for route in self.routes if "{" not in route.path}
+        self._named = [route for route in self.routes if "{" in route.path]
 
     def _routes(self) -> list[Route]:
         runtime = self._runtime
@@ -94,33 +94,35 @@ class OperatorApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request_id = secrets.token_hex(REQUEST_ID_BYTES)
-        status = 0
-
-        async def send_marked(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] += [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
-            await send(message)
-
+        path = "other"
+        response: Response
         try:
-            fixed = self._fixed.get(scope["path"]) if scope["type"] == "http" else None
-            if fixed is not None:
-                scope["endpoint"] = fixed
-                await fixed(scope, receive, send_marked)
-            else:
-                await self._router(scope, receive, send_marked)
+            route = self._route(scope)
+            path = route.path
+            response = await route.endpoint(scope, receive)
         except ClientDisconnect:
             return
-        except Exception as error:
-            if status:
-                raise
-            await problem_answer(_sayable(error, request_id), request_id)(scope, receive, send_marked)
+        except Exception as error:  # noqa: BLE001 - whatever happens, an answer in the one shape
+            response = problem_answer(_sayable(error, request_id), request_id)
+        response.raw_headers += [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
+        try:
+            await response(scope, receive, send)
+        except ClientDisconnect:
+            return
         method = scope["method"]
-        path = getattr(scope.get("endpoint"), "path", "other")
-        self.metrics.count(method if method in _METHODS else "other", path, status)
+        self.metrics.count(method if method in _METHODS else "other", path, response.status_code)
 
-    async def _nothing_here(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _route(self, scope: Scope) -> Route:
+        """Return the route to the path of *scope*, in which the values of its parameters are put."""
+        path = scope["path"]
+        fixed = self._fixed.get(path)
+        if fixed is not None:
+            return fixed
+        for named in self._named:
+            match = named.path_regex.match(path)
+            if match is not None:
+                scope["path_params"] = match.groupdict()
+                return named
         self._door.check(scope, None)
         raise NotFound("There is nothing at this path.")
 

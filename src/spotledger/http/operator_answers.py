@@ -7,17 +7,13 @@ Amounts are decimal text that can be sent back as it came.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from spotledger.domain.accounts import Balance, Coin
-from spotledger.domain.amounts import format_amount
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold
-
-#: Amount texts that are remembered: the answer to a write says most of its amounts more than once.
-AMOUNT_TEXTS: Final = 4096
+from spotledger.http.operator_amounts import TEXTS, amount_text
 
 Json = dict[str, Any]
 #: Signed decimal text: two decimals at least, but never more than the coin has.
@@ -264,16 +260,6 @@ class ReadyAnswer(Answer):
     seq: HeadSeq
 
 
-def amount_text(units: int, scale: int) -> str:
-    """Write *units* with two decimals at least, but never more than the coin has."""
-    return _plain_text(units, scale) if units >= 0 else "-" + _plain_text(-units, scale)
-
-
-@lru_cache(maxsize=AMOUNT_TEXTS)
-def _plain_text(units: int, scale: int) -> str:
-    return format_amount(units, scale, 2 if scale > 2 else scale)
-
-
 def balance_answer(balance: Balance, scale: int) -> BalanceAnswer:
     """Return one balance as both of its sides."""
     return BalanceAnswer(amount_text(balance.available, scale), amount_text(balance.freeze, scale))
@@ -283,8 +269,10 @@ def entry_answer(entry: Entry, coins: Mapping[str, Coin]) -> EntryAnswer:
     """Return one entry: what was asked for, its postings with the balance of their side after them, its holds."""
     holds: list[HoldAfterAnswer] | UnsetType = UNSET
     if entry.holds:
-        scales = {posting.hold: coins[posting.coin].scale for posting in entry.postings}
-        holds = [HoldAfterAnswer(str(hold), amount_text(remaining, scales[hold])) for hold, remaining in entry.holds]
+        coin_of = {posting.hold: posting.coin for posting in entry.postings}
+        holds = [
+            HoldAfterAnswer(str(hold), TEXTS[coins[coin_of[hold]].scale][remaining]) for hold, remaining in entry.holds
+        ]
     return EntryAnswer(
         entry.seq,
         entry.kind,
@@ -303,22 +291,14 @@ def _postings(entry: Entry, coins: Mapping[str, Coin]) -> list[PostingAnswer]:
     sides = {(account, coin): [available, freeze] for account, coin, available, freeze in entry.balances}
     answers = []
     for account, coin, side, units, hold in reversed(entry.postings):
-        number = 0 if side == AVAILABLE else 1
+        customer, kind = account
         both = sides[account, coin]
+        number = 0 if side == AVAILABLE else 1
         after = both[number]
         both[number] = after - units
-        scale = coins[coin].scale
-        answers.append(
-            PostingAnswer(
-                account[0],
-                account[1],
-                coin,
-                side,
-                amount_text(units, scale),
-                amount_text(after, scale),
-                UNSET if hold is None else str(hold),
-            )
-        )
+        texts = TEXTS[coins[coin].scale]
+        held = UNSET if hold is None else str(hold)
+        answers.append(PostingAnswer(customer, kind, coin, side, texts[units], texts[after], held))
     answers.reverse()
     return answers
 
@@ -328,12 +308,15 @@ def _request_json(request: Json, coins: Mapping[str, Coin]) -> Json:
     answer: Json = {}
     for name, value in request.items():
         if name == "units":
-            answer["amount"] = amount_text(int(value), coins[request["coin"]].scale)
-        elif name in ("base_units", "quote_units"):
-            coin = request[name.removesuffix("_units")]
-            answer[name.replace("units", "amount")] = amount_text(int(value), coins[coin].scale)
-        elif name in ("buyer", "seller"):
-            answer[name] = _side_json(value, request["quote" if name == "buyer" else "base"], coins)
+            answer["amount"] = TEXTS[coins[request["coin"]].scale][int(value)]
+        elif name == "base_units":
+            answer["base_amount"] = TEXTS[coins[request["base"]].scale][int(value)]
+        elif name == "quote_units":
+            answer["quote_amount"] = TEXTS[coins[request["quote"]].scale][int(value)]
+        elif name == "buyer":
+            answer[name] = _side_json(value, request["quote"], coins)
+        elif name == "seller":
+            answer[name] = _side_json(value, request["base"], coins)
         elif name != "format":
             answer[name] = value
     return answer
@@ -345,7 +328,7 @@ def _side_json(side: Json, paid: str, coins: Mapping[str, Coin]) -> Json:
         if name in ("fee", "dust"):
             answer[name] = _request_json(value, coins)
         elif name == "release_units":
-            answer["release"] = amount_text(int(value), coins[paid].scale)
+            answer["release"] = TEXTS[coins[paid].scale][int(value)]
         else:
             answer["release" if name == "release_amount" else name] = value
     return answer
@@ -354,7 +337,8 @@ def _side_json(side: Json, paid: str, coins: Mapping[str, Coin]) -> Json:
 def after_answer(after: BalanceAfter, scale: int) -> AfterAnswer:
     """Return the balance of one account and coin after an entry."""
     (customer, kind), coin, available, freeze = after
-    return AfterAnswer(customer, kind, coin, amount_text(available, scale), amount_text(freeze, scale))
+    texts = TEXTS[scale]
+    return AfterAnswer(customer, kind, coin, texts[available], texts[freeze])
 
 
 def write_answer(entry: Entry, hold: int | None, coins: Mapping[str, Coin]) -> WriteAnswer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -50,16 +50,41 @@ JSON_MEDIA_TYPE: Final = "application/json"
 KEY_HEADER: Final = "Idempotency-Key"
 REPLAYED_HEADER: Final = "Idempotency-Replayed"
 
+JSON: Final = JSON_MEDIA_TYPE.encode()
+_PROBLEM: Final = wire.PROBLEM_MEDIA_TYPE.encode()
+_REPLAYED: Final = ((REPLAYED_HEADER.lower().encode(), b"true"),)
+
 _SEQ = re.compile(r"\A[0-9]{1,18}\Z")
 _encode = msgspec.json.Encoder().encode
 
+Header = tuple[bytes, bytes]
+
 
 class Write(NamedTuple):
-    """What a call that writes is given: the request, its idempotency key, its body."""
+    """What a call that writes is given: the scope of its request, its idempotency key, its body."""
 
-    request: Request
+    scope: Scope
     key: str
     body: bytes
+
+    @property
+    def request(self) -> Request:
+        """The request, for calls that look at more of it."""
+        return Request(self.scope)
+
+
+class Bytes(Response):
+    """An answer whose bytes are there: like its base, without what that does to find out what it was given."""
+
+    def __init__(self, body: bytes, media_type: bytes, status: int = 200, headers: Iterable[Header] = ()) -> None:
+        self.status_code = status
+        self.body = body
+        self.raw_headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body)), *headers]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,29 +162,26 @@ class Door:
 
 
 class Endpoint:
-    """One path of the operator API, as an ASGI application: a call for each of its methods, behind *door* or open."""
+    """One path of the operator API: a call for each of its methods, behind *door* or open."""
 
     def __init__(self, door: Door | None, path: str, calls: Mapping[str, Call]) -> None:
         self.path = path
         self._door = door
         self.calls = {**calls, "HEAD": calls["GET"]} if "GET" in calls else dict(calls)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check the token, then make the call and send its answer."""
+    async def __call__(self, scope: Scope, receive: Receive) -> Response:
+        """Check the token, then make the call and return its answer."""
         call = self.calls.get(scope["method"])
         if self._door is not None:
             self._door.check(scope, call.scope if call else None)
         if call is None:
             allowed = ", ".join(self.calls)
             raise MethodNotAllowed(f"{scope['method']} is not for this path; {allowed} would pass.", allow=allowed)
-        request = Request(scope, receive)
         if call.write is not None:
-            key = idempotency_key(request) if call.needs_key else ""
-            response = await call.write(Write(request, key, await read_body(request, call.body_limit)))
-        else:
-            assert call.read is not None, "a call reads or writes"  # noqa: S101
-            response = await call.read(request)
-        await response(scope, receive, send)
+            key = idempotency_key(scope) if call.needs_key else ""
+            return await call.write(Write(scope, key, await read_body(receive, call.body_limit)))
+        assert call.read is not None, "a call reads or writes"  # noqa: S101
+        return await call.read(Request(scope, receive))
 
 
 def route(door: Door | None, path: str, **calls: Call) -> Route:
@@ -167,9 +189,9 @@ def route(door: Door | None, path: str, **calls: Call) -> Route:
     return Route(path, Endpoint(door, path, calls), name=path)
 
 
-def idempotency_key(request: Request) -> str:
+def idempotency_key(scope: Scope) -> str:
     """Return the one idempotency key of a write."""
-    found = [value for name, value in request.scope["headers"] if name == b"idempotency-key"]
+    found = [value for name, value in scope["headers"] if name == b"idempotency-key"]
     if len(found) != 1:
         raise InvalidRequest(
             f"{KEY_HEADER} is given {len(found)} times; a write needs it once, as the name of this write for ever",
@@ -178,7 +200,7 @@ def idempotency_key(request: Request) -> str:
     return check_key(found[0].decode("latin-1"), KEY_HEADER)
 
 
-async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
+async def read_body(receive: Receive, limit: int = BODY_LIMIT_BYTES) -> bytes:
     """
     Return the body, at most *limit* bytes of it.
 
@@ -191,7 +213,7 @@ async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
         async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
             more = True
             while more:
-                message = await request.receive()
+                message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
                 piece, more = message.get("body", b""), message.get("more_body", False)
@@ -206,23 +228,22 @@ async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
 
 def answer(body: object, *, replayed: bool = False) -> Response:
     """Return *body* as the answer 200, marked where it is the repeat of an earlier one."""
-    headers = {REPLAYED_HEADER: "true"} if replayed else None
-    return Response(_encode(body), 200, headers, JSON_MEDIA_TYPE)
+    return Bytes(_encode(body), JSON, headers=_REPLAYED if replayed else ())
 
 
 def problem_answer(error: SpotledgerError, request_id: str) -> Response:
     """Return *error* as problem details, with its true status."""
-    headers: dict[str, str] = {}
+    headers: list[Header] = []
     row = wire.row_of(error)
     if isinstance(error, Unavailable):
-        headers["Retry-After"] = str(error.details.get("retry_after_s", RETRY_AFTER_SECONDS))
+        headers.append((b"retry-after", b"%d" % error.details.get("retry_after_s", RETRY_AFTER_SECONDS)))
     if isinstance(error, Refused) and error.replayed:
-        headers[REPLAYED_HEADER] = "true"
+        headers += _REPLAYED
     if isinstance(error, MethodNotAllowed) and "allow" in error.details:
-        headers["Allow"] = error.details["allow"]
+        headers.append((b"allow", error.details["allow"].encode()))
     if row.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    return Response(_encode(wire.problem(error, request_id)), row.status, headers, wire.PROBLEM_MEDIA_TYPE)
+        headers.append((b"www-authenticate", b"Bearer"))
+    return Bytes(_encode(wire.problem(error, request_id)), _PROBLEM, row.status, headers)
 
 
 def query_of(request: Request, *names: str) -> dict[str, str]:

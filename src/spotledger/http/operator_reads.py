@@ -30,6 +30,7 @@ from spotledger.domain.accounts import (
 )
 from spotledger.domain.journal import BalanceAfter, Entry, Hold
 from spotledger.errors import InvalidRequest, NotFound
+from spotledger.http.operator_amounts import amount_text
 from spotledger.http.operator_answers import (
     AfterAnswer,
     BalancesAnswer,
@@ -45,7 +46,6 @@ from spotledger.http.operator_answers import (
     TrialBalanceAnswer,
     TrialCoinAnswer,
     after_answer,
-    amount_text,
     balance_answer,
     entry_answer,
     hold_answer,
