@@ -66,6 +66,11 @@ class LedgerReads:
         return max(self._clock_ms(), self.head.booked_ms)
 
     @property
+    def remote(self) -> bool:
+        """Whether a write waits for a server, and not only for a disk."""
+        return self._store.remote
+
+    @property
     def key_tables(self) -> Any:
         """The tables of access keys and operator tokens, which are not in the journal."""
         return self._store.key_tables

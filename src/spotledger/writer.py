@@ -2,7 +2,7 @@
 The writer: one bounded queue, and group commit.
 
 Whatever waits when the writer comes by becomes one group: decided on the event loop, committed with one sync in a
-thread of its own, then answered. Nothing else writes while it does; access keys take their turn through ``exclusive``.
+thread of its own, then answered. Nothing else writes while it does; access keys take their turn through ``beside``.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class Writer:
         self._failed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._key_writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keys")
 
     @property
     def waiting(self) -> int:
@@ -90,6 +91,7 @@ class Writer:
             await asyncio.gather(run, expire, return_exceptions=True)
         self._refuse(self._queue)
         self._committer.shutdown()
+        self._key_writer.shutdown()
 
     async def submit(
         self, operations: Sequence[Operation], chains: Chains | None = None, *, atomic: bool = False
@@ -138,6 +140,15 @@ class Writer:
         """Run *function*, which writes through the ledger's connection, while no group is being written."""
         async with self._turn:
             return function()
+
+    async def beside(self, function: Callable[[], T]) -> T:
+        """
+        Run *function*, which writes access keys or tokens: between two groups, or, where they wait for a server, in a
+        thread, beside the groups and one after the other.
+        """
+        if self._ledger.remote:
+            return await asyncio.get_running_loop().run_in_executor(self._key_writer, function)
+        return await self.exclusive(function)
 
     async def _run(self) -> None:
         task = asyncio.current_task()

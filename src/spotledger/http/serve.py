@@ -214,6 +214,6 @@ async def _flush_used_now_and_then(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(FLUSH_USED_SECONDS)
         try:
-            await runtime.writer.exclusive(runtime.key_ring.flush_used)
+            await runtime.writer.beside(runtime.key_ring.flush_used)
         except Exception as problem:  # noqa: BLE001 - it is tried again; serving goes on
             _log.warning("when access keys were last used could not be stored: %s", problem)

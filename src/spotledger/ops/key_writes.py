@@ -24,7 +24,7 @@ class KeyWrites:
     Do writes about access keys and tokens once.
 
     What a write makes and what is kept of it are one transaction. No kept answer holds a secret. Call it while no
-    commit of the journal uses the connection (``Writer.exclusive``).
+    commit of the journal uses the connection (``Writer.beside``).
     """
 
     def __init__(self, tables: Any, key_ring: KeyRing) -> None:
