@@ -3,7 +3,7 @@ Keep one server running for as long as somebody holds it; a program of its own, 
 
 Whoever wants the server connects to a socket in its folder and stays connected. When the last one has gone, also
 because it was killed, the server and all that it started are ended and the folder is removed. So nothing is left
-behind, however a test run ends. One argument: a JSON object with the fields of `Told`.
+behind, however a test run ends. One argument: a JSON object, as `servers.kept.start` writes it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _start(told: dict[str, Any]) -> subprocess.Popen[bytes]:
 
     with Path(told["log"]).open("ab") as log:
         return subprocess.Popen(
-            told["command"], cwd=told["folder"], env=told["environment"], stdin=subprocess.DEVNULL, stdout=log,
+            told["command"], cwd=told["folder"], stdin=subprocess.DEVNULL, stdout=log,
             stderr=log, start_new_session=True, preexec_fn=restore, **told["identity"],
         )  # fmt: skip
 

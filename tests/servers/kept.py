@@ -127,12 +127,11 @@ def start(
     log, place = folder / f"{name}.log", f"{name}.{keeper.SOCKET}"
     told = {
         "folder": str(folder), "command": [str(part) for part in command], "log": str(log), "socket": place,
-        "environment": dict(os.environ if environment is None else environment), "identity": dict(identity or {}),
-        "stop_signals": list(stop_signals), "remove": remove,
+        "identity": dict(identity or {}), "stop_signals": list(stop_signals), "remove": remove,
     }  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-I", keeper.__file__, json.dumps(told)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True, env=environment,
     )  # fmt: skip
     assert process.stdout is not None
     with process.stdout as output:
