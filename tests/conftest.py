@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from servers import postgres
+from servers import postgres, redis
 from servers.missing import ServerMissing, skip_or_fail
 
 
@@ -33,3 +33,22 @@ def postgres_url(postgres_server: postgres.PostgresServer) -> Iterator[str]:
     """Give the URL of a fresh, empty database."""
     with postgres_server.database() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[redis.RedisServer]:
+    """Give the Redis server of this process of the test run."""
+    server = redis.RedisServer()
+    try:
+        server.start()
+    except ServerMissing as problem:
+        skip_or_fail(problem)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(redis_server: redis.RedisServer) -> str:
+    """Give the URL of a Redis with nothing in it."""
+    redis_server.empty()
+    return redis_server.url

@@ -6,11 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
+import pytest
+import redis as redis_client
 
-from servers import kept, postgres
+from servers import debian, kept, postgres, redis
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -83,3 +86,40 @@ def test_server_of_a_killed_run_ends_with_all_that_it_started(tmp_path: Path) ->
     assert not is_alive(int(pid))
     if sys.platform == "linux":
         assert not is_alive(int(child))
+
+
+@pytest.fixture
+def only_wheels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Look for servers as on a machine where none is installed and none can be."""
+    for found in (postgres.find_postgres, redis.find_redis):
+        found.cache_clear()
+    monkeypatch.setattr(postgres, "_installed", lambda: None)
+    monkeypatch.setattr(redis, "_installed", lambda: None)
+    monkeypatch.setattr(debian, "install", lambda *_: "nothing may be installed here")
+    yield
+    for found in (postgres.find_postgres, redis.find_redis):
+        found.cache_clear()
+
+
+@pytest.mark.usefixtures("only_wheels")
+def test_postgres_of_the_wheel_starts_where_nothing_is_installed() -> None:
+    """The binaries of the wheel run as an ordinary user and take connections."""
+    cluster = postgres.start_cluster()
+    try:
+        assert "pginstall" in str(cluster.binaries)
+        with psycopg.connect(cluster.url()) as connection:
+            assert connection.info.server_version >= postgres.VERSION_LEAST * 10_000
+    finally:
+        cluster.stop()
+
+
+@pytest.mark.usefixtures("only_wheels")
+def test_redis_of_the_wheel_starts_where_nothing_is_installed() -> None:
+    """The Valkey of the wheel answers, and runs Lua with msgpack as the shared limits need it."""
+    server = redis.RedisServer()
+    server.start()
+    try:
+        with redis_client.Redis.from_url(server.url) as client:
+            assert client.eval("return cmsgpack.unpack(cmsgpack.pack({1, 2}))[2]", 0) == 2
+    finally:
+        server.stop()
