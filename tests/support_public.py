@@ -10,7 +10,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,18 @@ class Clock:
         return self.now_ms
 
 
+def at_once(answering: Coroutine[Any, Any, Answer]) -> Answer:
+    """Return the answer of a listener that waits for nobody, without an event loop."""
+    try:
+        answering.send(None)
+    except StopIteration as ended:
+        answer = ended.value
+        assert isinstance(answer, Answer)
+        return answer
+    answering.close()
+    raise AssertionError("the listener waits for something; it needs an event loop")
+
+
 class Service:
     """One public listener with its ledger, its keys and its clock."""
 
@@ -105,7 +117,7 @@ class Service:
         body: bytes = b"",
     ) -> Answer:
         """Send one request to the listener's function."""
-        return self.app.answer(method, path, query, Headers(*headers), peer, body)
+        return at_once(self.app.answer(method, path, query, Headers(*headers), peer, body))
 
     def code(self, query: str = "", path: str = BALANCE, **how: Any) -> int:
         """Send one request and return the ``code`` of the answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -63,6 +64,9 @@ class Request:
     def forwarded_for(self) -> list[str]:
         """Return the values of all X-Forwarded-For headers."""
         return self.headers.get_all("x-forwarded-for")
+
+
+Call = Callable[[Request], Coroutine[Any, Any, Answer]]
 
 
 def encode(document: Any) -> bytes:
