@@ -241,7 +241,7 @@ class Ledger(LedgerReads):
     @collector_at_rest
     def finish(self, group: Group) -> list[Outcome]:
         """Make the committed *group* visible and return its outcomes."""
-        with self._lock:
+        with self._turn:
             self._prepared = False
             if group.entries:
                 try:
@@ -256,11 +256,16 @@ class Ledger(LedgerReads):
 
     def abandon(self) -> None:
         """Forget the group that is prepared, and build what memory holds from the journal again."""
-        with self._lock:
-            self._stale, self._prepared = True, False
+        with self._turn:
+            self._prepared = False
+            # A store that waits for a server has nothing in memory that is not durable: reads go on from it meanwhile.
+            self._stale = not self._store.remote
             # Where it fails now, it is tried again, or named, before the next answer.
             with suppress(StoreUnavailable, LedgerCorrupt):
-                self._refresh()
+                if self._store.remote:
+                    self._store.recover()
+                else:
+                    self._refresh()
 
     def try_writing(self) -> None:
         """
@@ -269,7 +274,7 @@ class Ledger(LedgerReads):
         Raises:
             StoreUnavailable: It does not.
         """
-        with self._lock:
+        with self._turn:
             self._check_writable()
             self._store.try_writing()
 
@@ -290,7 +295,7 @@ class Ledger(LedgerReads):
 
     def close(self) -> None:
         """Let go of the ledger; a second call does nothing."""
-        with self._lock:
+        with self._turn:
             if not self._closed:
                 self._closed = True
                 try:

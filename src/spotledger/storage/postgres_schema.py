@@ -85,6 +85,12 @@ def migrate(connection: Connection, *, after: bool = False) -> list[str]:
     return applied
 
 
+def has_schema(connection: Connection) -> bool:
+    """Say whether any migration was ever applied."""
+    row = connection.execute("SELECT to_regclass('schema_version') IS NOT NULL").fetchone()
+    return row is not None and bool(row[0])
+
+
 def check_schema(connection: Connection) -> None:
     """
     Check that this program can work with the schema that is there.
@@ -94,8 +100,7 @@ def check_schema(connection: Connection) -> None:
         StoreUnavailable: The server is in the way.
     """
     with translated("opened"):
-        row = connection.execute("SELECT to_regclass('schema_version') IS NOT NULL").fetchone()
-        there = _applied(connection) if row is not None and row[0] else set()
+        there = _applied(connection) if has_schema(connection) else set()
     _refuse_newer(there)
     missing = [m.name for m in migrations() if m.phase == BEFORE and (m.number, m.phase) not in there]
     if missing:
