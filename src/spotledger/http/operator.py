@@ -90,6 +90,8 @@ class OperatorApp:
             self.metrics.tell("public_requests", "Requests of traders that were answered.", lambda: public.requests)
             self.metrics.tell_by("public_refusals", "Those that were refused.", "code", lambda: public.refusals)
             self.metrics.tell("replay_forgotten", "Signed requests forgotten too early.", lambda: replay.forgotten)
+            if isinstance(public.gate, FleetGate):
+                show_shared_counts(self.metrics, public.gate.counts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

@@ -69,6 +69,7 @@ class PublicApp:
         *,
         is_ready: Callable[[], bool] = lambda: True,
         request_prefix: str | None = None,
+        gate: Gate | None = None,
     ) -> None:
         """
         Join a ledger and its access keys to a listener.
@@ -80,9 +81,10 @@ class PublicApp:
             clock_ms: The time in ms since 1970.
             is_ready: Whether the service can write; for ``/readyz``.
             request_prefix: What request ids begin with; random where None.
+            gate: Who lets requests in; one that counts in this process alone where None.
         """
         self.settings = settings or PublicSettings()
-        self.gate = Gate(key_ring, self.settings)
+        self.gate = gate or Gate(key_ring, self.settings)
         #: Requests answered so far, and those of them that were refused, by the code of their error.
         self.requests = 0
         self.refusals: dict[str, int] = {}

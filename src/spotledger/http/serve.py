@@ -32,6 +32,8 @@ from spotledger.ops.embedded import now_ms
 from spotledger.ops.folder import Owner
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import Address, Settings, flag_of
+from spotledger.security.fleet_gate import FleetGate
+from spotledger.security.gate import Gate
 
 #: Connections that wait to be taken, and connections that are open, on each listener.
 BACKLOG: Final = 1024
@@ -207,6 +209,9 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
     runtime.audits.keep_on(runtime.settings.audit_entries_per_second)
     public_app = _public_app(runtime)
     operator_app = OperatorApp(runtime, public=public_app)
+    gate = public_app.gate
+    if isinstance(gate, FleetGate):
+        await gate.counts.start()
     servers = [
         _Server(public_app, Interfaces.RSGI, listeners.public),
         _Server(operator_app, Interfaces.ASGINL, listeners.operator),
@@ -224,13 +229,31 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
             task.cancel()
         operator_app.feed.stop()
         await _stop_listening(servers, running)
+        if isinstance(gate, FleetGate):
+            await gate.counts.stop()
         await runtime.stop()
 
 
 def _public_app(runtime: Runtime) -> PublicApp:
     names = [item.name for item in dataclasses.fields(PublicSettings)]
     settings = PublicSettings(**{name: getattr(runtime.settings, name) for name in names})
-    return PublicApp(runtime.ledger, runtime.key_ring, settings, now_ms, is_ready=lambda: runtime.writer.can_write)
+    gate = _gate(runtime, settings)
+    return PublicApp(
+        runtime.ledger, runtime.key_ring, settings, now_ms, is_ready=lambda: runtime.writer.can_write, gate=gate
+    )
+
+
+def _gate(runtime: Runtime, settings: PublicSettings) -> Gate:
+    told = runtime.settings
+    if told.redis is None:
+        return Gate(runtime.key_ring, settings)
+    return FleetGate(
+        runtime.key_ring,
+        settings,
+        told.redis.secret,
+        when_down="refuse" if told.redis_down == "refuse" else "local",
+        timeout_ms=told.redis_timeout_ms,
+    )
 
 
 async def _until_enough(while_serving: WhileServing, listening: Listening, stop: asyncio.Event) -> None:

@@ -8,7 +8,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from spotledger.errors import SchemaMismatch, SettingInvalid
-from spotledger.ops.settings import DatabaseUrl, Settings, flag_of
+from spotledger.ops.settings import ServerUrl, Settings, flag_of
 from spotledger.storage.postgres_connection import Connection, connect, translated
 from spotledger.storage.postgres_schema import check_schema, make_ledger, migrate
 
@@ -41,7 +41,7 @@ def standby_address_of(settings: Settings) -> str:
     return make_conninfo(_with_times(settings, settings.read_database), **ANY_SERVER)
 
 
-def _with_times(settings: Settings, url: DatabaseUrl) -> str:
+def _with_times(settings: Settings, url: ServerUrl) -> str:
     """Return *url* with the times of *settings*, where it has none of its own."""
     try:
         asked = conninfo_to_dict(url.secret)
@@ -79,6 +79,22 @@ def make_ready(address: str) -> None:
             migrate(connection, after=True)
         check_schema(connection)
         make_ledger(connection)
+
+
+def check_there(settings: Settings) -> None:
+    """
+    Check that there is a ledger in the database of *settings*.
+
+    Raises:
+        SchemaMismatch: There is none, or something else.
+        StoreUnavailable: The database cannot be reached.
+    """
+    with connect(address_of(settings)) as connection:
+        if not _has_schema(connection):
+            raise SchemaMismatch(
+                f"There is no ledger in the database {settings.database}. A new one is made by: spotledger serve, coin"
+                " add, or customer add; an embedded one is brought there by: spotledger copy."
+            )
 
 
 def migrate_database(address: str, *, after: bool) -> list[str]:

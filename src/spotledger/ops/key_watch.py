@@ -50,9 +50,6 @@ class Changes(Protocol):
     def wait(self) -> Heard:
         """Wait for a moment, and say what was revoked; raises StoreUnavailable."""
 
-    def close(self) -> None:
-        """Let go of the database."""
-
 
 class KeyWatch:
     """Drops from *key_ring* and *tokens* what *changes* says was revoked, and stops them where it says nothing."""
@@ -81,8 +78,7 @@ class KeyWatch:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        self._thread.shutdown()
-        self._changes.close()
+        await asyncio.to_thread(self._thread.shutdown)
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
