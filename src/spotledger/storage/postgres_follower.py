@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import Any, Final, Protocol
 
@@ -42,13 +43,18 @@ class Follower:
         self._store = store
         self._poll_seconds = poll_seconds
         self._stopped = threading.Event()
+        self._wakened, self._waker = os.pipe()
         self._thread = threading.Thread(target=self._run, name="follow journal", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """End the thread and its connection."""
         self._stopped.set()
+        os.write(self._waker, b"!")
         self._thread.join(STOP_SECONDS)
+        if not self._thread.is_alive():
+            os.close(self._wakened)
+            os.close(self._waker)
 
     def _run(self) -> None:
         while not self._stopped.is_set():
@@ -69,9 +75,11 @@ class Follower:
             session.collect()
             self._store.follow(session)
             while not self._stopped.is_set():
-                heard = session.heard(self._poll_seconds)
+                heard = session.heard(self._poll_seconds, self._wakened)
                 told = [int(seq) for seq in session.notices()]
                 # What this node wrote itself is told too, and in memory already.
+                if self._stopped.is_set():
+                    return
                 if not heard or any(seq > self._store.head.seq for seq in told):
                     self._store.follow(session)
         finally:

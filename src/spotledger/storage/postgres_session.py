@@ -134,15 +134,21 @@ class Session:
             self.close()
             raise psycopg.OperationalError(f"the server did not answer within {self._patience_seconds} seconds")
 
-    def heard(self, timeout_seconds: float) -> bool:
+    def heard(self, timeout_seconds: float, waker: int) -> bool:
         """
         Wait until the server says something unasked, at most *timeout_seconds*; return whether it did.
+
+        Args:
+            timeout_seconds: How long to wait.
+            waker: A file descriptor that ends the waiting once there is something to read in it.
 
         Raises:
             psycopg.OperationalError: The connection is lost.
         """
-        self._poll.modify(self._pgconn.socket, select.POLLIN)
-        if not self._poll.poll(timeout_seconds * 1000):
+        poll = select.poll()
+        poll.register(self._pgconn.socket, select.POLLIN)
+        poll.register(waker, select.POLLIN)
+        if self._pgconn.socket not in (ready for ready, _ in poll.poll(timeout_seconds * 1000)):
             return False
         self._pgconn.consume_input()
         return True
