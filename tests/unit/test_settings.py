@@ -71,6 +71,8 @@ def test_setting_has_a_flag_a_variable_and_a_line(name: str, tmp_path: Path) -> 
         "read_database": "postgresql://standby/ledger",
         "read_staleness_ms": "2000",
         "workers": "4",
+        "redis": "rediss://:pass@cache:6380/1",
+        "redis_down": "refuse",
     }
     needed = {} if name not in ("read_database", "workers") else {"database": "postgresql:///ledger"}
     text = values.get(name, "1000")
@@ -129,6 +131,33 @@ def test_database_address_of_the_wrong_form_is_refused_without_its_password(text
     with pytest.raises(SettingInvalid, match=r"database \(--database\) is no address") as refusal:
         load_settings({"database": text}, {})
     assert "hid" not in str(refusal.value.message) + repr(refusal.value.details)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "cache:6379", "http://cache", "redis://:hid@den@cache", "redis://", "redis://cache/one", "redis://c a"]
+)
+def test_redis_address_of_the_wrong_form_is_refused_without_its_password(text: str) -> None:
+    """What is no address of a Redis is refused, and not said again either."""
+    with pytest.raises(SettingInvalid, match=r"redis \(--redis\) is no address") as refusal:
+        load_settings({"redis": text}, {})
+    assert "hid" not in str(refusal.value.message) + repr(refusal.value.details)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("redis://cache", "redis://cache"),
+        ("redis://:hidden@cache:6379/0", "redis://:***@cache:6379/0"),
+        ("rediss://name:hidden@[::1]:6379", "rediss://name:***@[::1]:6379"),
+        ("unix:///run/redis.sock?password=hidden", "unix:///run/redis.sock?password=***"),
+    ],
+)
+def test_redis_password_is_in_nothing_that_is_shown(text: str, said: str) -> None:
+    """The address of Redis hides its password like that of the database."""
+    settings = load_settings({"redis": text}, {}).settings
+    assert settings.redis is not None
+    assert (settings.redis.secret, shown(settings.redis)) == (text, said)
+    assert "hidden" not in f"{settings}"
 
 
 @pytest.mark.parametrize(

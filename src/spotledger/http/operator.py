@@ -26,7 +26,7 @@ from spotledger.http.operator_docs import doc_routes
 from spotledger.http.operator_feed import Feed
 from spotledger.http.operator_keys import KeyCalls
 from spotledger.http.operator_ledger import LedgerCalls
-from spotledger.http.operator_metrics import METRICS_MEDIA_TYPE, Metrics
+from spotledger.http.operator_metrics import METRICS_MEDIA_TYPE, Metrics, show_shared_counts
 from spotledger.http.operator_reads import ReadCalls
 from spotledger.http.public import PublicApp
 from spotledger.ops.runtime import Runtime
@@ -90,8 +90,8 @@ class OperatorApp:
             self.metrics.tell("public_requests", "Requests of traders that were answered.", lambda: public.requests)
             self.metrics.tell_by("public_refusals", "Those that were refused.", "code", lambda: public.refusals)
             self.metrics.tell("replay_forgotten", "Signed requests forgotten too early.", lambda: replay.forgotten)
-            if isinstance(public.gate, FleetGate):
-                show_shared_counts(self.metrics, public.gate.counts)
+            if public.gate.shared is not None:
+                show_shared_counts(self.metrics, public.gate.shared)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

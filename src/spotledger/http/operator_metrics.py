@@ -8,7 +8,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, g
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from spotledger.security.shared_counts import SharedCounts
+from spotledger.security.gate import Shared
 
 METRICS_MEDIA_TYPE = CONTENT_TYPE_LATEST
 
@@ -63,7 +63,7 @@ class Metrics(Collector):
         return generate_latest(self._registry)
 
 
-def show_shared_counts(metrics: Metrics, counts: SharedCounts) -> None:
+def show_shared_counts(metrics: Metrics, counts: Shared) -> None:
     """Show how this node gets on with the Redis in which all nodes count."""
     metrics.show("redis_up", "1 while Redis answers, else 0.", lambda: int(counts.is_up))
     metrics.tell("redis_failures", "How often Redis stopped answering.", lambda: counts.failures)

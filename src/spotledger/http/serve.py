@@ -32,7 +32,6 @@ from spotledger.ops.embedded import now_ms
 from spotledger.ops.folder import Owner
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import Address, Settings, flag_of
-from spotledger.security.fleet_gate import FleetGate
 from spotledger.security.gate import Gate
 
 #: Connections that wait to be taken, and connections that are open, on each listener.
@@ -209,9 +208,7 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
     runtime.audits.keep_on(runtime.settings.audit_entries_per_second)
     public_app = _public_app(runtime)
     operator_app = OperatorApp(runtime, public=public_app)
-    gate = public_app.gate
-    if isinstance(gate, FleetGate):
-        await gate.counts.start()
+    await public_app.gate.start()
     servers = [
         _Server(public_app, Interfaces.RSGI, listeners.public),
         _Server(operator_app, Interfaces.ASGINL, listeners.operator),
@@ -229,8 +226,7 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
             task.cancel()
         operator_app.feed.stop()
         await _stop_listening(servers, running)
-        if isinstance(gate, FleetGate):
-            await gate.counts.stop()
+        await public_app.gate.stop()
         await runtime.stop()
 
 
@@ -247,6 +243,8 @@ def _gate(runtime: Runtime, settings: PublicSettings) -> Gate:
     told = runtime.settings
     if told.redis is None:
         return Gate(runtime.key_ring, settings)
+    from spotledger.security.fleet_gate import FleetGate  # with the driver of Redis, which nobody else needs
+
     return FleetGate(
         runtime.key_ring,
         settings,

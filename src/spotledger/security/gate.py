@@ -13,7 +13,7 @@ import hmac
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from spotledger.errors import (
     AccessKeyExpired,
@@ -72,8 +72,20 @@ class SignedRequest(NamedTuple):
     texts: tuple[bytes, ...]
 
 
+class Shared(Protocol):
+    """What is to be seen of counts that several nodes share."""
+
+    is_up: bool
+    #: How often they could not be reached any more, and how many requests were decided without them.
+    failures: int
+    unshared: int
+
+
 class Gate:
     """Let requests in or raise why not. One for all the listeners of a process that traders use."""
+
+    #: The counts shared with other nodes; this gate has none.
+    shared: Shared | None = None
 
     def __init__(self, key_ring: KeyRing, settings: GateSettings) -> None:
         self.key_ring = key_ring
@@ -89,6 +101,12 @@ class Gate:
         self.address_limit = WindowLimit("address", settings.address_limit_per_minute, MINUTE_MS, Locks(lock_ms))
         self.asset_limit = WindowLimit("assets", settings.asset_limit_per_second, SECOND_MS, account_locks)
         self.account_limit = WindowLimit("account", settings.account_limit_per_second, SECOND_MS, account_locks)
+
+    async def start(self) -> None:
+        """Reach for whatever the counts are shared through; the listener starts after this."""
+
+    async def stop(self) -> None:
+        """Let it go."""
 
     def peer(self, connection: str, forwarded_for: Callable[[], Iterable[str]]) -> Peer:
         """Return where a request comes from; *connection* is its ``host:port``."""
