@@ -122,11 +122,15 @@ class FleetGate(Gate):
         # The node remembers it too, for a time when Redis is away or has been started anew.
         if not verdict.passes or not self.replay.passes(request.signature, peer.text, now_ms, strict=changes):
             raise ReplayRefused
-        limit.follow(key.customer, verdict.left, verdict.reset_ms, now_ms)
-        if verdict.left < 0:
-            raise self._account_refused(limit, verdict.left)
+        left = verdict.left
+        if left >= 0:  # a lock that this node gave while Redis was away still holds on this node
+            left = -limit.locks.remaining_ms(key.customer, now_ms) or left
+        if left == verdict.left:
+            limit.follow(key.customer, left, verdict.reset_ms, now_ms)
+        if left < 0:
+            raise self._account_refused(limit, left)
         self.key_ring.used[request.accesskey] = now_ms
-        return key, verdict.left
+        return key, left
 
     def _judge_address(self, verdict: SharedVerdict, peer: Peer, now_ms: int) -> None:
         self.address_limit.follow(peer.text, verdict.address_left, verdict.address_reset_ms, now_ms)
