@@ -172,7 +172,25 @@ class Ledger(LedgerReads):
         """
         with self._turn:
             operations = list(operations)
-            group = self.prepare(operations, checked_chains(operations, chains, atomic))
+            return self.finish(self.book(operations, checked_chains(operations, chains, atomic)))
+
+    # --- the steps of a group -------------------------------------------------------------------------
+
+    @property
+    def waits_for_server(self) -> bool:
+        """Whether deciding a group waits for a server, so that it belongs in a thread beside an event loop."""
+        return self._store.remote
+
+    def book(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Group:
+        """
+        Decide *operations* and make what comes of them durable; :meth:`finish` makes it visible.
+
+        Raises:
+            StoreUnavailable: Nothing could be written; whether it was is known by trying again with the same keys.
+            LedgerCorrupt: An invariant does not hold; nothing more is written.
+        """
+        with self._turn:
+            group = self.prepare(operations, chains)
             if group.entries:
                 try:
                     while self.lagging:
@@ -181,9 +199,7 @@ class Ledger(LedgerReads):
                 except BaseException:
                     self.abandon()
                     raise
-            return self.finish(group)
-
-    # --- the steps of a group -------------------------------------------------------------------------
+            return group
 
     @collector_at_rest
     def prepare(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Group:
