@@ -78,11 +78,18 @@ class OperatorApp:
         ]
 
     def _show_metrics(self) -> None:
-        ledger, writer = self._runtime.ledger, self._runtime.writer
-        self.metrics.show("head_seq", "The last entry of the journal.", lambda: ledger.head.seq)
+        runtime, writer = self._runtime, self._runtime.writer
+        self.metrics.show("head_seq", "The last entry of the journal.", lambda: runtime.head_seq)
         self.metrics.show("waiting_operations", "Operations that wait for the writer.", lambda: writer.waiting)
         self.metrics.show("open_feeds", "Readers of the journal's feed.", lambda: self.feed.open)
         self.metrics.show("can_write", "1 while writes are taken, else 0.", lambda: int(writer.can_write))
+        standby, watch = runtime.standby, runtime.key_watch
+        if standby is not None:
+            self.metrics.show("staleness_ms", "How old what is read may be.", lambda: standby.staleness_ms)
+        if watch is not None:
+            self.metrics.show(
+                "database_silent_seconds", "How long ago the database was heard of.", lambda: watch.silent_seconds
+            )
         show_audits(self.metrics, self._runtime.audits)
         public = self._public
         if public is not None:
@@ -103,6 +110,10 @@ class OperatorApp:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] += [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
+                if self._runtime.standby is not None:
+                    message["headers"].append(
+                        (b"x-ledger-staleness-ms", str(self._runtime.standby.staleness_ms).encode())
+                    )
             await send(message)
 
         try:

@@ -70,6 +70,7 @@ class PublicApp:
         is_ready: Callable[[], bool] = lambda: True,
         request_prefix: str | None = None,
         gate: Gate | None = None,
+        staleness_ms: Callable[[], int] | None = None,
     ) -> None:
         """
         Join a ledger and its access keys to a listener.
@@ -82,6 +83,7 @@ class PublicApp:
             is_ready: Whether the service can write; for ``/readyz``.
             request_prefix: What request ids begin with; random where None.
             gate: Who lets requests in; one that counts in this process alone where None.
+            staleness_ms: How old what *ledger* has may be, on a node that reads from a standby; each answer says it.
         """
         self.settings = settings or PublicSettings()
         self.gate = gate or Gate(key_ring, self.settings)
@@ -89,6 +91,7 @@ class PublicApp:
         self.requests = 0
         self.refusals: dict[str, int] = {}
         self._ledger = ledger
+        self._staleness_ms = staleness_ms
         self._clock_ms = clock_ms
         self._is_ready = is_ready
         self._prefix = os.urandom(6).hex() + "-" if request_prefix is None else request_prefix
@@ -105,6 +108,7 @@ class PublicApp:
             **v4.V4Calls(self._ledger, self.gate).calls,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
+            "/readyz/reads": self._readyz_reads,
         }
         return calls | {f"{path}/": call for path, call in calls.items()}
 
@@ -127,6 +131,20 @@ class PublicApp:
         body: bytes | MalformedRequest = b"",
     ) -> Answer:
         """Answer one request and never raise; the arguments are those of `Request`."""
+        found = await self._answered(method, path, query, headers, connection, body)
+        if self._staleness_ms is not None:
+            found.headers.append(("x-ledger-staleness-ms", str(self._staleness_ms())))
+        return found
+
+    async def _answered(
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: RequestHeaders,
+        connection: str,
+        body: bytes | MalformedRequest,
+    ) -> Answer:
         self.requests += 1
         request_id = f"{self._prefix}{self.requests:x}"
         request = Request(method, path, query, headers, connection, body, self._clock_ms(), request_id)
@@ -190,12 +208,20 @@ class PublicApp:
         return answered(request, self._ledger.head.seq, content, limits)
 
     async def _healthz(self, request: Request) -> Answer:
-        return answered(request, self._ledger.head.seq, b'{"status":"alive"}', [])
+        return answered(request, self._head_seq(), b'{"status":"alive"}', [])
 
     async def _readyz(self, request: Request) -> Answer:
         if self._is_ready():
-            return answered(request, self._ledger.head.seq, b'{"status":"ready"}', [])
-        _, headers, content = answered(request, self._ledger.head.seq, b'{"status":"cannot write"}', [])
+            return answered(request, self._head_seq(), b'{"status":"ready"}', [])
+        _, headers, content = answered(request, self._head_seq(), b'{"status":"cannot write"}', [])
+        return Answer(503, headers, content)
+
+    async def _readyz_reads(self, request: Request) -> Answer:
+        """Say whether signed reads are answered: what is known is fresh enough, and so is who may ask."""
+        seq = self._head_seq()
+        if seq is not None and self.gate.key_ring.distrusted is None:
+            return answered(request, seq, b'{"status":"ready"}', [])
+        _, headers, content = answered(request, seq, b'{"status":"cannot read"}', [])
         return Answer(503, headers, content)
 
     # --- refusals -----------------------------------------------------------------------------------

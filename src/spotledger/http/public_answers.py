@@ -74,7 +74,7 @@ def encode(document: Any) -> bytes:
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def answered(request: Request, head_seq: int, content: bytes, limits: list[Header]) -> Answer:
+def answered(request: Request, head_seq: int | None, content: bytes, limits: list[Header]) -> Answer:
     """Return a success with *content*, which stands for the ledger at *head_seq*."""
     return Answer(200, [*_first_headers(request, JSON, head_seq), *limits], content)
 

@@ -234,8 +234,15 @@ def _public_app(runtime: Runtime) -> PublicApp:
     names = [item.name for item in dataclasses.fields(PublicSettings)]
     settings = PublicSettings(**{name: getattr(runtime.settings, name) for name in names})
     gate = _gate(runtime, settings)
+    standby = runtime.standby
     return PublicApp(
-        runtime.ledger, runtime.key_ring, settings, now_ms, is_ready=lambda: runtime.writer.can_write, gate=gate
+        runtime.ledger,
+        runtime.key_ring,
+        settings,
+        now_ms,
+        is_ready=lambda: runtime.writer.can_write,
+        gate=gate,
+        staleness_ms=None if standby is None else lambda: standby.staleness_ms,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from spotledger.errors import SchemaMismatch, SettingInvalid
+from spotledger.errors import SchemaMismatch, SettingInvalid, SetupError
 from spotledger.ops.settings import ServerUrl, Settings, flag_of
 from spotledger.storage.postgres_connection import Connection, connect, translated
 from spotledger.storage.postgres_schema import check_schema, make_ledger, migrate
@@ -74,11 +74,28 @@ def make_ready(address: str) -> None:
         SchemaMismatch: The database has tables of something else, or an older or newer schema.
         StoreUnavailable: No server that takes writes could be reached.
     """
+    make_schema(address)
+    with connect(address) as connection:
+        make_ledger(connection)
+        _check_no_copy(connection)  # after it: a copy that begins now finds a ledger
+
+
+def make_schema(address: str) -> None:
+    """Make the schema in an empty database, or check the one that is there; raises like :func:`make_ready`."""
     with connect(address) as connection:
         if not _has_schema(connection):
             migrate(connection, after=True)
         check_schema(connection)
-        make_ledger(connection)
+
+
+def _check_no_copy(connection: Connection) -> None:
+    with translated("opened"):
+        going_on = connection.execute("SELECT seq FROM copy_going_on").fetchall()
+    if going_on:
+        raise SetupError(
+            f"An embedded ledger is being copied into this database, up to entry {going_on[0][0]}, and the copy has not"
+            " ended. Where it was broken off, run the same spotledger copy again."
+        )
 
 
 def check_there(settings: Settings) -> None:

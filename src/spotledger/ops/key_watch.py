@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, Protocol
@@ -30,6 +31,10 @@ class Heard(Protocol):
     @property
     def at_s(self) -> float:
         """When it was so."""
+
+    @property
+    def head_seq(self) -> int:
+        """The last entry of the journal then."""
 
     @property
     def accesskeys(self) -> tuple[str, ...]:
@@ -54,7 +59,25 @@ class Changes(Protocol):
 class KeyWatch:
     """Drops from *key_ring* and *tokens* what *changes* says was revoked, and stops them where it says nothing."""
 
-    def __init__(self, changes: Changes, key_ring: KeyRing, tokens: Tokens, trust_seconds: float) -> None:
+    def __init__(
+        self,
+        changes: Changes,
+        key_ring: KeyRing,
+        tokens: Tokens,
+        trust_seconds: float,
+        on_heard: Callable[[float, int], None] = lambda at_s, head_seq: None,
+    ) -> None:
+        """
+        Join what is heard with those who need it.
+
+        Args:
+            changes: What the database says.
+            key_ring: The access keys that this node remembers.
+            tokens: The operator tokens that it remembers.
+            trust_seconds: How long they are let in after the database was last heard of.
+            on_heard: Told, each time, when (monotonic) the journal's last entry was which.
+        """
+        self._on_heard = on_heard
         self._changes = changes
         self._key_ring = key_ring
         self._tokens = tokens
@@ -97,6 +120,7 @@ class KeyWatch:
 
     def _take(self, heard: Heard) -> None:
         self._heard_s = heard.at_s
+        self._on_heard(heard.at_s, heard.head_seq)
         if heard.everything:
             self._key_ring.forget()
         self._key_ring.revoked_elsewhere(heard.accesskeys)

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from spotledger.errors import MasterKeyRefused, SpotledgerError
 from spotledger.ledger import Ledger
@@ -20,7 +20,7 @@ from spotledger.ops.audits import Audits
 from spotledger.ops.backup import BACKUPS_FOLDER, Backups
 from spotledger.ops.embedded import LEDGER_FILE, now_ms, open_embedded
 from spotledger.ops.folder import TOKEN_FILE, Owner, first_token, load_master_key
-from spotledger.ops.key_watch import Changes, KeyWatch
+from spotledger.ops.key_watch import KeyWatch
 from spotledger.ops.key_writes import KeyWrites
 from spotledger.ops.settings import Settings
 from spotledger.security.keys import KeyRing
@@ -29,7 +29,25 @@ from spotledger.security.tokens import SCOPES, Tokens
 from spotledger.storage.folder import FolderLock as FolderLock
 from spotledger.writer import Writer
 
+if TYPE_CHECKING:
+    from spotledger.ops.fleet import Fleet
+
+#: What a node that reads from a standby says to every write.
+ONLY_READS: Final = "This node reads from a standby and takes no writes; ask another one."
+
 _log = logging.getLogger("spotledger.runtime")
+
+
+class Standby(Protocol):
+    """A standby that is read from."""
+
+    @property
+    def staleness_ms(self) -> int:
+        """How old what is answered may be."""
+
+    @property
+    def head_seq(self) -> int:
+        """The last entry that the standby has, however old it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +62,15 @@ class Runtime:
     key_writes: KeyWrites
     backups: Backups
     audits: Audits
+    #: What is known of the standby that this node reads from; None where it takes writes.
+    standby: Standby | None = None
     #: Where other nodes may revoke access keys too; None where this process is the only one.
     key_watch: KeyWatch | None = None
+
+    @property
+    def head_seq(self) -> int:
+        """The last entry that this node knows, said even where it is too old for an answer."""
+        return self.ledger.head.seq if self.standby is None else self.standby.head_seq
 
     async def start(self) -> None:
         """Begin to take writes."""
@@ -103,7 +128,7 @@ def open_runtime(
         from spotledger.ops.fleet import open_fleet  # the driver is loaded where there is a database to drive
 
         with open_fleet(settings) as fleet:
-            yield _join(settings, environ, fleet.ledger, clock_ms, fleet.key_changes)
+            yield _join(settings, environ, fleet.ledger, clock_ms, fleet)
         return
     with open_embedded(
         settings.data,
@@ -120,7 +145,7 @@ def _join(
     environ: Mapping[str, str],
     ledger: Ledger,
     clock_ms: Callable[[], int],
-    key_changes: Changes | None = None,
+    fleet: Fleet | None = None,
 ) -> Runtime:
     tables = ledger.key_tables
     # In one transaction, so that of several first nodes one makes the key's mark and the token, and the others see it.
@@ -129,7 +154,9 @@ def _join(
         tokens = Tokens(tables.tokens, clock_ms)
         if not tokens.list(limit=1):
             tokens.create(SCOPES, TOKEN_FILE, token=first_token(settings.data))
-    writer = Writer(ledger, queue_limit=settings.queue_limit, group_limit=settings.group_limit)
+    standby = None if fleet is None else fleet.standby
+    limits = {"queue_limit": settings.queue_limit, "group_limit": settings.group_limit}
+    writer = Writer(ledger, **limits, refuses=None if standby is None else ONLY_READS)
     return Runtime(
         settings,
         ledger,
@@ -139,8 +166,15 @@ def _join(
         KeyWrites(tables, key_ring),
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
         Audits(settings.data / LEDGER_FILE),
-        None if key_changes is None else KeyWatch(key_changes, key_ring, tokens, settings.keys_trust_seconds),
+        standby,
+        None if fleet is None else _key_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
     )
+
+
+def _key_watch(fleet: Fleet, key_ring: KeyRing, tokens: Tokens, trust_seconds: float) -> KeyWatch:
+    if fleet.standby is None:
+        return KeyWatch(fleet.key_changes, key_ring, tokens, trust_seconds)
+    return KeyWatch(fleet.key_changes, key_ring, tokens, trust_seconds, fleet.standby.note_head)
 
 
 def _cipher(settings: Settings, environ: Mapping[str, str], tables: Any) -> Cipher:

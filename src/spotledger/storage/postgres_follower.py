@@ -37,8 +37,9 @@ class Followed(Protocol):
 class Follower:
     """Listens for new entries, and asks for them every so often even where nothing is heard."""
 
-    def __init__(self, url: str, store: Followed, poll_seconds: float) -> None:
-        """Begin to keep the memory of *store* at the head of the journal at *url*."""
+    def __init__(self, url: str, store: Followed, poll_seconds: float, *, listens: bool = True) -> None:
+        """Begin to keep the memory of *store* at the head of the journal at *url*; *listens*: not only by asking."""
+        self._listens = listens
         self._url = url
         self._store = store
         self._poll_seconds = poll_seconds
@@ -71,8 +72,9 @@ class Follower:
     def _listen(self) -> None:
         session = Session(connect(self._url, application="spotledger follow"), sql.FOLLOWING, PATIENCE_SECONDS)
         try:
-            session.send(sql.LISTEN)
-            session.collect()
+            if self._listens:
+                session.send(sql.LISTEN)
+                session.collect()
             self._store.follow(session)
             while not self._stopped.is_set():
                 heard = session.heard(self._poll_seconds, self._wakened)

@@ -14,9 +14,11 @@ POLL_SECONDS: Final = 0.2
 
 
 class Heard(NamedTuple):
-    """What the database said: the state of the keys as it was at *at_s* (monotonic) or later."""
+    """What the database said: the state of things as it was at *at_s* (monotonic) or later."""
 
     at_s: float
+    #: The last entry of the journal then.
+    head_seq: int
     #: Access keys that were revoked since the last time.
     accesskeys: tuple[str, ...]
     #: Whether an operator token was.
@@ -59,14 +61,16 @@ class KeyChanges:
         for _ in connection.notifies(timeout=0 if seen is None else POLL_SECONDS, stop_after=1):
             pass
         at_s = time.monotonic()
-        version = int(connection.execute("SELECT version FROM key_version").fetchall()[0][0])
+        version, head = connection.execute(
+            "SELECT version, coalesce((SELECT seq FROM head), 0) FROM key_version"
+        ).fetchall()[0]
         # A number that went back: another server took over, and may not have had the last of them.
         if seen is None or version < seen:
-            return version, Heard(at_s, (), tokens=True, everything=True)
+            return version, Heard(at_s, head, (), tokens=True, everything=True)
         if version == seen:
-            return version, Heard(at_s, (), tokens=False, everything=False)
+            return version, Heard(at_s, head, (), tokens=False, everything=False)
         keys = connection.execute("SELECT accesskey FROM access_keys WHERE revoked_change > %s", (seen,)).fetchall()
         tokens = connection.execute(
             "SELECT EXISTS (SELECT FROM operator_tokens WHERE revoked_change > %s)", (seen,)
         ).fetchall()
-        return version, Heard(at_s, tuple(row[0] for row in keys), tokens=tokens[0][0], everything=False)
+        return version, Heard(at_s, head, tuple(row[0] for row in keys), tokens=tokens[0][0], everything=False)

@@ -62,6 +62,8 @@ class PostgresReads:
     """What the store on PostgreSQL answers, and how its memory is kept at the head."""
 
     key_tables: Any = None
+    #: Whether the server takes writes: it can then be told to make a ledger, and to tell of new entries.
+    takes_writes = True
 
     def __init__(
         self,
@@ -93,14 +95,17 @@ class PostgresReads:
         connection = connect(url, application="spotledger read")
         try:
             check_schema(connection)
-            make_ledger(connection)
+            if self.takes_writes:
+                make_ledger(connection)
             with translated("opened"):
                 self._reading = Session(connection, sql.READING, READ_PATIENCE_SECONDS)
                 self._open()
         except BaseException:
             connection.close()
             raise
-        self._follower = None if follow_seconds is None else Follower(url, self, follow_seconds)
+        self._follower = None
+        if follow_seconds is not None:
+            self._follower = Follower(url, self, follow_seconds, listens=self.takes_writes)
 
     def _open(self) -> None:
         """Read what the ledger is, and begin memory at its head."""

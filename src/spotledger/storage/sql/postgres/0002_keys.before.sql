@@ -44,6 +44,13 @@ CREATE TABLE kept_key_requests (
     answer_json     text NOT NULL
 );
 
+-- One row while an embedded ledger is being copied into this database: its last entry. No node starts meanwhile.
+CREATE TABLE copy_going_on (
+    only_row smallint PRIMARY KEY CHECK (only_row = 1),
+    seq      bigint NOT NULL,
+    hash     bytea NOT NULL
+);
+
 -- Which master key the secrets were sealed with: one row, nothing that gives the key away.
 CREATE TABLE master_key_mark (
     id          integer PRIMARY KEY CHECK (id = 1),
