@@ -11,6 +11,7 @@ import importlib.util
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -161,6 +162,12 @@ class Cluster:
         conf = self.data / "postgresql.auto.conf"
         conf.write_text("\n".join(lines) + "\n")
         give(conf, ordinary_identity())
+
+    def reload(self, **settings: str) -> None:
+        """Change settings of the running server, as far as it takes them without a restart."""
+        self.configure(**settings)
+        assert self.kept is not None
+        self.kept.signal(signal.SIGHUP)
 
     def start(self, *, remove: bool = False, wait: bool = True) -> None:
         """Start the server, and wait until it takes connections; *remove* the folder when it has ended."""
