@@ -30,6 +30,8 @@ from bench.harness import (
 from bench.start import start_once
 
 LONG: Final = os.environ.get("BENCH_LONG", "") not in ("", "0")
+#: A folder in which filled ledgers stay and are found again: filling ten million takes longer than all the rest.
+KEPT: Final = os.environ.get("BENCH_LEDGERS", "")
 #: Entries in the ledger before the measurement, and how many customers with 20 coins fit among them.
 SIZES: Final = (
     [(10_000, 400), (100_000, 1_000)]
@@ -116,7 +118,7 @@ def run() -> Report:
         quiet = Quiet(0 if QUICK else SPARE_ROUNDS // 8)
         stages = []
         for entries, customers in SIZES:
-            data = folder / f"data-{customers}"
+            data = Path(KEPT or folder) / f"ledger-{entries}"
             tell(f"  grow a ledger to {entries:,} entries")
             child(cores, "fill", str(data), str(entries), str(customers))
             tell("  measure it")

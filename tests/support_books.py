@@ -38,7 +38,7 @@ def check_books(folder: Path) -> Books:
     connection = sqlite3.connect(folder / "ledger.db")
     try:
         books = _read_journal(connection)
-        _check_holds(books)
+        check_holds(books)
         _check_tables(connection, books)
     finally:
         connection.close()
@@ -61,13 +61,13 @@ def _read_journal(connection: sqlite3.Connection) -> Books:
         booked_ms = entry["booked_ms"]
         assert entry["key"] not in books.keys, f"key {entry['key']} is taken twice"
         books.keys[entry["key"]] = seq
-        _post(books, entry)
+        post(books, entry)
     head = connection.execute("SELECT seq, hash, booked_ms FROM head").fetchone()
     assert head == (books.head, link, booked_ms), "the head is not the last entry"
     return books
 
 
-def _post(books: Books, entry: dict[str, Any]) -> None:
+def post(books: Books, entry: dict[str, Any]) -> None:
     if "refusal" in entry:
         assert not entry.get("postings")
         books.refusals[entry["key"]] = entry["refusal"]["code"]
@@ -112,7 +112,7 @@ def _use_hold(books: Books, entry: dict[str, Any], name: tuple[str, str, str], h
         found["closed_seq"] = entry["seq"]
 
 
-def _check_holds(books: Books) -> None:
+def check_holds(books: Books) -> None:
     frozen: dict[tuple[str, str, str], int] = {}
     for hold in books.holds.values():
         frozen[hold["name"]] = frozen.get(hold["name"], 0) + hold["remaining"]

@@ -10,8 +10,9 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
@@ -24,6 +25,7 @@ import spotledger
 from spotledger.http.public import PublicApp, PublicSettings
 from spotledger.http.public_answers import Answer
 from spotledger.ledger import Ledger
+from spotledger.security.fleet_gate import FleetGate
 from spotledger.security.keys import AccessKeyRecord, KeyRing
 from spotledger.security.sealing import Cipher
 
@@ -68,6 +70,22 @@ class Clock:
         return self.now_ms
 
 
+def at_once(answering: Coroutine[Any, Any, Answer]) -> Answer:
+    """Return the answer of a listener that waits for nobody, without an event loop."""
+    try:
+        answering.send(None)
+    except StopIteration as ended:
+        answer = ended.value
+        assert isinstance(answer, Answer)
+        return answer
+    answering.close()
+    raise AssertionError("the listener waits for something; it needs an event loop")
+
+
+#: The Redis over which the gates of services count; None: each counts by itself.
+REDIS: ContextVar[str | None] = ContextVar("redis", default=None)
+
+
 class Service:
     """One public listener with its ledger, its keys and its clock."""
 
@@ -77,8 +95,29 @@ class Service:
         self.cipher = Cipher(MASTER_KEY)
         self.tables = ledger.key_tables
         self.key_ring = KeyRing(self.tables.access_keys, self.cipher, self.clock)
-        self.app = PublicApp(ledger, self.key_ring, settings, self.clock, request_prefix="test-")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        gate = None
+        if redis := REDIS.get():
+            self._loop = asyncio.new_event_loop()
+            gate = FleetGate(
+                self.key_ring, settings, redis, when_down="refuse", timeout_ms=2_000, shared_clock_ms=self.clock
+            )
+            self._loop.run_until_complete(gate.start())
+        self.app = PublicApp(ledger, self.key_ring, settings, self.clock, request_prefix="test-", gate=gate)
         self.ready = True
+
+    def close(self) -> None:
+        """End the connection to Redis, if there is one."""
+        if self._loop is not None:
+            self._loop.run_until_complete(self.app.gate.stop())
+            self._loop.close()
+
+    async def _settled(self, answering: Coroutine[Any, Any, Answer]) -> Answer:
+        answer = await answering
+        await asyncio.sleep(0)
+        assert isinstance(self.app.gate, FleetGate)
+        await asyncio.gather(*self.app.gate.counts._trips)
+        return answer
 
     def add_key(self, accesskey: str = KEY, secret: str = SECRET, customer: str = "alice", **fields: Any) -> None:
         """Store an access key with a known secret."""
@@ -105,7 +144,8 @@ class Service:
         body: bytes = b"",
     ) -> Answer:
         """Send one request to the listener's function."""
-        return self.app.answer(method, path, query, Headers(*headers), peer, body)
+        answering = self.app.answer(method, path, query, Headers(*headers), peer, body)
+        return self._loop.run_until_complete(self._settled(answering)) if self._loop else at_once(answering)
 
     def code(self, query: str = "", path: str = BALANCE, **how: Any) -> int:
         """Send one request and return the ``code`` of the answer."""
@@ -124,7 +164,10 @@ def service(folder: Path, **settings: Any) -> Iterator[Service]:
         ledger.freeze("alice", "usdt", "3062.17437341", key="freeze-1")
         made = Service(ledger, PublicSettings(**settings))
         made.add_key()
-        yield made
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def sign(text: str, secret: str = SECRET) -> str:

@@ -172,7 +172,25 @@ class Ledger(LedgerReads):
         """
         with self._turn:
             operations = list(operations)
-            group = self.prepare(operations, checked_chains(operations, chains, atomic))
+            return self.finish(self.book(operations, checked_chains(operations, chains, atomic)))
+
+    # --- the steps of a group -------------------------------------------------------------------------
+
+    @property
+    def waits_for_server(self) -> bool:
+        """Whether deciding a group waits for a server, so that it belongs in a thread beside an event loop."""
+        return self._store.remote
+
+    def book(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Group:
+        """
+        Decide *operations* and make what comes of them durable; :meth:`finish` makes it visible.
+
+        Raises:
+            StoreUnavailable: Nothing could be written; whether it was is known by trying again with the same keys.
+            LedgerCorrupt: An invariant does not hold; nothing more is written.
+        """
+        with self._turn:
+            group = self.prepare(operations, chains)
             if group.entries:
                 try:
                     while self.lagging:
@@ -181,9 +199,7 @@ class Ledger(LedgerReads):
                 except BaseException:
                     self.abandon()
                     raise
-            return self.finish(group)
-
-    # --- the steps of a group -------------------------------------------------------------------------
+            return group
 
     @collector_at_rest
     def prepare(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Group:
@@ -241,7 +257,7 @@ class Ledger(LedgerReads):
     @collector_at_rest
     def finish(self, group: Group) -> list[Outcome]:
         """Make the committed *group* visible and return its outcomes."""
-        with self._lock:
+        with self._turn:
             self._prepared = False
             if group.entries:
                 try:
@@ -256,11 +272,16 @@ class Ledger(LedgerReads):
 
     def abandon(self) -> None:
         """Forget the group that is prepared, and build what memory holds from the journal again."""
-        with self._lock:
-            self._stale, self._prepared = True, False
+        with self._turn:
+            self._prepared = False
+            # A store that waits for a server has nothing in memory that is not durable: reads go on from it meanwhile.
+            self._stale = not self._store.remote
             # Where it fails now, it is tried again, or named, before the next answer.
             with suppress(StoreUnavailable, LedgerCorrupt):
-                self._refresh()
+                if self._store.remote:
+                    self._store.recover()
+                else:
+                    self._refresh()
 
     def try_writing(self) -> None:
         """
@@ -269,7 +290,7 @@ class Ledger(LedgerReads):
         Raises:
             StoreUnavailable: It does not.
         """
-        with self._lock:
+        with self._turn:
             self._check_writable()
             self._store.try_writing()
 
@@ -290,7 +311,7 @@ class Ledger(LedgerReads):
 
     def close(self) -> None:
         """Let go of the ledger; a second call does nothing."""
-        with self._lock:
+        with self._turn:
             if not self._closed:
                 self._closed = True
                 try:

@@ -50,7 +50,12 @@ class Overlay:
 
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
-        return customer in self._customers or self._store.has_customer(customer)
+        if customer in self._customers:
+            return True
+        registered = self._store.has_customer(customer)
+        if registered:
+            self._customers[customer] = None
+        return registered
 
     def balance(self, line: Line) -> tuple[int, int]:
         """Return available and freeze of one account's coin."""

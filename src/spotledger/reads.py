@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from spotledger.domain.accounts import Account, Balance, Coin, receivable_of
@@ -17,6 +18,7 @@ from spotledger.storage.base import AccountView, Head, Store, TrialBalance
 
 #: Rows of one page, whatever is asked for.
 PAGE_LIMIT: Final = 1_000_000
+_END_OF_TIME_MS: Final = 2**62
 
 
 class LedgerReads:
@@ -34,9 +36,10 @@ class LedgerReads:
         self._store = store
         self._clock_ms = clock_ms
         self._release = release
-        self._lock = threading.RLock()
-        #: Held for the length of a group. A store that waits for a server lets reads go on meanwhile.
-        self._turn = threading.RLock() if store.remote else self._lock
+        #: Held for the length of a group.
+        self._turn = threading.RLock()
+        #: Held for the length of a read. A store that waits for a server guards its memory itself: reads go on.
+        self._lock: AbstractContextManager[Any] = nullcontext() if store.remote else self._turn
         self._stale = False
         self._corrupt: LedgerCorrupt | None = None
         self._unreadable: LedgerCorrupt | None = None
@@ -49,6 +52,18 @@ class LedgerReads:
     def head(self) -> Head:
         """The last acknowledged entry: what a read made now stands for."""
         return self._store.head
+
+    def to_head(self) -> None:
+        """
+        Bring ``head`` to the last entry that any node has been answered for, or beyond it.
+
+        Waits for the server where there is one, so call it in a thread of its own; does nothing where there is none.
+
+        Raises:
+            StoreUnavailable: The server is away.
+        """
+        if self._store.remote:
+            self._store.seq_at(_END_OF_TIME_MS)  # the last of all entries is looked up by asking for the head
 
     @property
     def ledger_id(self) -> str:
@@ -64,6 +79,11 @@ class LedgerReads:
     def now_ms(self) -> int:
         """The time in milliseconds since 1970 that an entry would be booked at."""
         return max(self._clock_ms(), self.head.booked_ms)
+
+    @property
+    def remote(self) -> bool:
+        """Whether a write waits for a server, and not only for a disk."""
+        return self._store.remote
 
     @property
     def key_tables(self) -> Any:

@@ -2,7 +2,7 @@
 The writer: one bounded queue, and group commit.
 
 Whatever waits when the writer comes by becomes one group: decided on the event loop, committed with one sync in a
-thread of its own, then answered. Nothing else writes while it does; access keys take their turn through ``exclusive``.
+thread of its own, then answered. Nothing else writes while it does; access keys take their turn through ``beside``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
 from spotledger.domain.operations import Operation
@@ -45,7 +46,14 @@ class _Request:
 class Writer:
     """The server's only way to write: many callers, one group at a time."""
 
-    def __init__(self, ledger: Ledger, *, queue_limit: int = QUEUE_LIMIT, group_limit: int = GROUP_LIMIT) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        queue_limit: int = QUEUE_LIMIT,
+        group_limit: int = GROUP_LIMIT,
+        refuses: str | None = None,
+    ) -> None:
         """
         Write to *ledger*.
 
@@ -53,7 +61,9 @@ class Writer:
             ledger: The ledger; nobody else may write to it.
             queue_limit: Operations that may wait, > 0.
             group_limit: Operations in a group, > 0.
+            refuses: Why nothing is ever written, on a node that only reads; None where it is.
         """
+        self._refuses = refuses
         self._ledger = ledger
         self._queue_limit = queue_limit
         self._group_limit = group_limit
@@ -65,6 +75,7 @@ class Writer:
         self._failed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
+        self._key_writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keys")
 
     @property
     def waiting(self) -> int:
@@ -74,10 +85,13 @@ class Writer:
     @property
     def can_write(self) -> bool:
         """Whether the last group could be written, and more can be taken."""
-        return not (self._failed or self._stopping or self._ledger.corrupt) and self._waiting < self._queue_limit
+        stopped = self._refuses or self._failed or self._stopping or self._ledger.corrupt
+        return not stopped and self._waiting < self._queue_limit
 
     async def start(self) -> None:
         """Begin to take requests."""
+        if self._refuses:
+            return
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._expire())]
 
     async def stop(self) -> None:
@@ -90,6 +104,7 @@ class Writer:
             await asyncio.gather(run, expire, return_exceptions=True)
         self._refuse(self._queue)
         self._committer.shutdown()
+        self._key_writer.shutdown()
 
     async def submit(
         self, operations: Sequence[Operation], chains: Chains | None = None, *, atomic: bool = False
@@ -111,6 +126,8 @@ class Writer:
             LedgerCorrupt: An invariant of the ledger does not hold.
         """
         chains = checked_chains(operations, chains, atomic)
+        if self._refuses:
+            raise StoreUnavailable(self._refuses)
         if self._stopping:
             raise StoreBusy("the service is stopping; try again with the same idempotency key")
         if self._waiting + len(operations) > self._queue_limit and self._waiting:
@@ -139,6 +156,15 @@ class Writer:
         async with self._turn:
             return function()
 
+    async def beside(self, function: Callable[[], T]) -> T:
+        """
+        Run *function*, which writes access keys or tokens: between two groups, or, where they wait for a server, in a
+        thread, beside the groups and one after the other.
+        """
+        if self._ledger.remote:
+            return await asyncio.get_running_loop().run_in_executor(self._key_writer, function)
+        return await self.exclusive(function)
+
     async def _run(self) -> None:
         task = asyncio.current_task()
         try:
@@ -165,12 +191,16 @@ class Writer:
 
     async def _expire(self) -> None:
         """Let holds expire on time even if nobody writes: an empty request makes the ledger look."""
+        task = asyncio.current_task()
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
             try:
                 if self._failed:
-                    await self.exclusive(self._ledger.try_writing)
+                    async with self._turn:
+                        await self._in_thread(self._ledger.try_writing)
                     self._failed = False
+                    if task is not None and task.cancelling():
+                        return  # cancelled while the thread was busy
                 waiting = True
                 while waiting:
                     before = self._ledger.head.seq
@@ -219,6 +249,10 @@ class Writer:
                 request.answer.set_exception(error)
 
     async def _commit(self, operations: Sequence[Operation], chains: Chains | None) -> list[Outcome]:
+        if self._ledger.waits_for_server:
+            group = await self._in_thread(partial(self._ledger.book, operations, chains))
+            self._failed = self._failed and not group.entries
+            return self._ledger.finish(group)
         group = self._ledger.prepare(operations, chains)
         if group.entries:
             try:
@@ -233,16 +267,20 @@ class Writer:
         return self._ledger.finish(group)
 
     async def _sync(self, group: Group) -> None:
-        """Commit in the thread, and wait for it even if cancelled meanwhile: the thread has the connection."""
-        commit = asyncio.get_running_loop().run_in_executor(self._committer, self._ledger.commit, group)
-        while not commit.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([commit])
+        """Commit in the thread."""
         try:
-            commit.result()
+            await self._in_thread(partial(self._ledger.commit, group))
         except BaseException:
             self._ledger.abandon()
             raise
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Do *work* in the committer's thread, and wait for it even if cancelled meanwhile: it has the connection."""
+        done = asyncio.get_running_loop().run_in_executor(self._committer, work)
+        while not done.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([done])
+        return done.result()
 
 
 def _cuts(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, int]]:

@@ -12,6 +12,7 @@ import spotledger
 from spotledger.ledger import Ledger
 from support_books import check_books
 from support_core import Clock
+from support_database_books import check_database
 from support_public import Service, service
 
 
@@ -43,14 +44,37 @@ class EmbeddedPlace:
         check_books(self._folder)
 
 
-PLACES: dict[str, Callable[[Path], Place]] = {"embedded": EmbeddedPlace}
+class PostgresPlace:
+    """A database of a PostgreSQL server."""
+
+    def __init__(self, url: str) -> None:
+        self.clock = Clock()
+        self._url = url
+
+    def open(self) -> Ledger:
+        """Open the ledger that is here, with hardly any cache."""
+        return spotledger.open(self._url, cache_accounts=6, clock_ms=self.clock)
+
+    def check(self) -> None:
+        """Let an independent reader check what is kept here."""
+        check_database(self._url)
+
+
+def _embedded(request: pytest.FixtureRequest) -> Place:
+    return EmbeddedPlace(request.getfixturevalue("tmp_path"))
+
+
+def _postgres(request: pytest.FixtureRequest) -> Place:
+    return PostgresPlace(request.getfixturevalue("postgres_url"))
+
+
+PLACES: dict[str, Callable[[pytest.FixtureRequest], Place]] = {"embedded": _embedded, "postgres": _postgres}
 
 
 @pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+def place(request: pytest.FixtureRequest) -> Place:
     """Give an empty place of each store in turn."""
-    made: Place = PLACES[request.param](tmp_path)
-    return made
+    return PLACES[request.param](request)
 
 
 @pytest.fixture

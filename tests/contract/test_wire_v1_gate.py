@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from support_public import (
     NONCE,
     OTHER_PEER,
     PEER,
+    REDIS,
     SECRET,
     Service,
     document,
@@ -20,6 +22,14 @@ from support_public import (
     service,
     signed_query,
 )
+
+
+@pytest.fixture(autouse=True, params=["in process", "redis"])
+def _counts(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Let the gate count by itself, and then over a Redis with nothing in it."""
+    token = REDIS.set(request.getfixturevalue("redis_url") if request.param == "redis" else None)
+    yield
+    REDIS.reset(token)
 
 
 def test_r10_refusals_come_in_their_order(tmp_path: Path) -> None:

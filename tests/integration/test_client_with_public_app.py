@@ -17,6 +17,7 @@ from spotledger.http.public import PublicApp, PublicSettings
 from spotledger.ledger import Ledger
 from spotledger.security.keys import KeyRing
 from spotledger.security.sealing import Cipher
+from support_public import at_once
 
 
 class AskedHeaders:
@@ -56,7 +57,9 @@ class Service(httpx2.BaseTransport):
             self._app = PublicApp(self.ledger, self.key_ring, self.settings, self.clock_ms)
         query = request.url.query.decode()
         headers = AskedHeaders(request.headers)
-        status, sent, body = self._app.answer(request.method, request.url.path, query, headers, f"{self.address}:4711")
+        status, sent, body = at_once(
+            self._app.answer(request.method, request.url.path, query, headers, f"{self.address}:4711")
+        )
         return httpx2.Response(status, headers=sent, stream=httpx2.ByteStream(body))
 
     def spot(self, credentials: tuple[str, str]) -> SpotClient:

@@ -8,7 +8,17 @@ import pytest
 
 from spotledger.errors import SettingInvalid
 from spotledger.http.public import PublicSettings
-from spotledger.ops.settings import RULES, Address, Settings, flag_of, load_settings, markdown, variable_of
+from spotledger.ops.settings import (
+    RULES,
+    Address,
+    Settings,
+    flag_of,
+    load_settings,
+    markdown,
+    plain,
+    shown,
+    variable_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -55,14 +65,23 @@ def test_setting_has_a_flag_a_variable_and_a_line(name: str, tmp_path: Path) -> 
         "replay": "strict",
         "trusted_proxies": "10.0.0.1,10.1.0.0/16",
         "log_level": "debug",
+        "database": "postgresql://spot:pass@db1:5432,db2/ledger?target_session_attrs=read-write",
+        "database_connect_seconds": "7",
+        "database_network_ms": "2000",
+        "read_database": "postgresql://standby/ledger",
+        "read_staleness_ms": "2000",
+        "workers": "4",
+        "redis": "rediss://:pass@cache:6380/1",
+        "redis_down": "refuse",
     }
+    needed = {} if name not in ("read_database", "workers") else {"database": "postgresql:///ledger"}
     text = values.get(name, "1000")
     file = tmp_path / "spotledger.toml"
     file.write_text(f"{name} = {text}\n" if name not in values else f'{name} = "{text}"\n')
-    expected = getattr(load_settings({name: text}, {}).settings, name)
+    expected = getattr(load_settings({name: text, **needed}, {}).settings, name)
     assert expected != getattr(Settings(), name) or name in ("group_limit", "address_limit_per_minute")
-    assert getattr(load_settings({}, {variable_of(name): text}).settings, name) == expected
-    assert getattr(load_settings({}, {}, file).settings, name) == expected
+    assert getattr(load_settings(needed, {variable_of(name): text}).settings, name) == expected
+    assert getattr(load_settings(needed, {}, file).settings, name) == expected
 
 
 @pytest.mark.parametrize(
@@ -90,6 +109,81 @@ def test_setting_out_of_bounds_is_refused_and_says_what_would_pass(name: str, te
     assert refusal.value.message.startswith(f"The setting {name} ({flag_of(name)}) is ")
     assert refusal.value.message.endswith(" would pass.")
     assert RULES[name].passes in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ledger",
+        "host=db password=hidden",
+        "mysql://db/ledger",
+        "postgresql:/db/ledger",
+        "postgresql://spot:hid@den@db/ledger",
+        "postgresql://spot:hid/den@db/ledger",
+        "postgresql://spot:hidden@db/led ger",
+        "postgresql://spot:hidden@db/ledger\n",
+        "postgresql://spot:hidden@db/ledger#x",
+    ],
+)
+def test_database_address_of_the_wrong_form_is_refused_without_its_password(text: str) -> None:
+    """What is no address of a PostgreSQL database is refused, and not said again: there may be a password in it."""
+    with pytest.raises(SettingInvalid, match=r"database \(--database\) is no address") as refusal:
+        load_settings({"database": text}, {})
+    assert "hid" not in str(refusal.value.message) + repr(refusal.value.details)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "cache:6379", "http://cache", "redis://:hid@den@cache", "redis://", "redis://cache/one", "redis://c a"]
+)
+def test_redis_address_of_the_wrong_form_is_refused_without_its_password(text: str) -> None:
+    """What is no address of a Redis is refused, and not said again either."""
+    with pytest.raises(SettingInvalid, match=r"redis \(--redis\) is no address") as refusal:
+        load_settings({"redis": text}, {})
+    assert "hid" not in str(refusal.value.message) + repr(refusal.value.details)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("redis://cache", "redis://cache"),
+        ("redis://:hidden@cache:6379/0", "redis://:***@cache:6379/0"),
+        ("rediss://name:hidden@[::1]:6379", "rediss://name:***@[::1]:6379"),
+        ("unix:///run/redis.sock?password=hidden", "unix:///run/redis.sock?password=***"),
+    ],
+)
+def test_redis_password_is_in_nothing_that_is_shown(text: str, said: str) -> None:
+    """The address of Redis hides its password like that of the database."""
+    settings = load_settings({"redis": text}, {}).settings
+    assert settings.redis is not None
+    assert (settings.redis.secret, shown(settings.redis)) == (text, said)
+    assert "hidden" not in f"{settings}"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("postgresql://spot:hidden@db1:5432,db2/ledger", "postgresql://spot:***@db1:5432,db2/ledger"),
+        ("postgresql://spot@db/ledger?password=hidden&x=1", "postgresql://spot@db/ledger?password=***&x=1"),
+        ("postgres://db/l?sslpassword=hidden", "postgres://db/l?sslpassword=***"),
+        ("postgresql://[::1]:5432/ledger", "postgresql://[::1]:5432/ledger"),
+        ("postgresql:///ledger?host=/run/postgresql", "postgresql:///ledger?host=/run/postgresql"),
+    ],
+)
+def test_database_password_is_in_nothing_that_is_shown(text: str, said: str) -> None:
+    """Every form of the setting hides the password; only what is handed to the driver has it."""
+    settings = load_settings({"database": text}, {}).settings
+    assert settings.database is not None
+    assert settings.database.secret == text
+    assert shown(settings.database) == plain(settings.database) == said
+    assert "hidden" not in f"{settings} {settings.database} {settings.database!r}"
+
+
+@pytest.mark.parametrize(("name", "text"), [("workers", "2"), ("read_database", "postgresql://standby/ledger")])
+def test_setting_of_a_fleet_without_a_database_is_refused(name: str, text: str) -> None:
+    """An embedded ledger has one process and no standby."""
+    with pytest.raises(SettingInvalid, match=f"{name} is given without a database"):
+        load_settings({name: text}, {})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 How a command reaches the ledger: one client for the operator API, whether a server runs or not.
 
 With ``--operator-url`` it calls that server. Else it looks who owns the data folder: a server there is called over the
-network; a folder without an owner is opened in this process, and its operator API called without a network.
+network; where there is none, the ledger (in the folder, or in the database that is set) is opened in this process, and
+its operator API called without a network.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import httpx2
 from spotledger.client.operator import OperatorClient
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid
 from spotledger.http.operator import OperatorApp
+from spotledger.ops.database import check_there
 from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.ops.folder import TOKEN_BYTES, TOKEN_FILE, Owner, read_owner, read_token
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
@@ -41,6 +43,7 @@ class Where:
     operator_url: str | None
     token_file: str | None
     as_json: bool
+    database: str | None = None
 
 
 @contextlib.asynccontextmanager
@@ -62,9 +65,11 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Oper
         async with _client(where.operator_url, read_token(Path(where.token_file))) as client:
             yield client
         return
-    in_force = load_settings({"data": where.data}, os.environ, where.config)
+    in_force = load_settings({"data": where.data, "database": where.database}, os.environ, where.config)
     folder = in_force.settings.data
-    if not may_make and not (folder / LEDGER_FILE).exists():
+    is_embedded = in_force.settings.database is None
+    # The folder of a node of a fleet has no ledger in it; whoever runs there knows where it is.
+    if is_embedded and not may_make and not (folder / LEDGER_FILE).exists() and read_owner(folder) is None:
         raise DataFolderUnusable(
             f"There is no ledger in {folder}; name its folder with --data. "
             "A new one is made by: spotledger serve, coin add, or customer add.",
@@ -77,6 +82,8 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Oper
             async with near_client(str(owner.operator_url), read_token(token_file)) as client:
                 yield client
         else:
+            if not is_embedded and not may_make:
+                check_there(in_force.settings)
             runtime = stack.enter_context(open_runtime(in_force.settings, os.environ, owner))
             async with _within(runtime) as client:
                 yield client

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import os
 import shlex
@@ -46,8 +47,10 @@ class DemoKey(NamedTuple):
 @ending_well
 def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> None:
     """Start the service with demo customers, make a signed getBalance, and keep serving."""
-    # The folder comes from the flag alone: no demo customer gets into the ledger that SPOTLEDGER_DATA names.
+    # The folder comes from the flag alone: no demo customer gets into the ledger that SPOTLEDGER_DATA names,
+    # and none into a database.
     settings = load_settings({**flags, "data": flags["data"] or DEMO_FOLDER}, os.environ, config).settings
+    settings = dataclasses.replace(settings, database=None, read_database=None, workers=1)
     log_to_stderr(settings)
 
     async def perform(listening: Listening) -> bool:

@@ -42,6 +42,7 @@ for _command in (
     archive.restore,
     archive.export,
     archive.import_,
+    service.migrate,
     service.settings,
     reference.reference,
 ):

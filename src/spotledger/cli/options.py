@@ -81,6 +81,7 @@ def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitab
 
     def decorate(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         @click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
+        @click.option("--database", metavar="URL", help="The PostgreSQL database, where no node runs in DIR.")
         @click.option("--operator-url", metavar="URL", help="Call this server instead; needs --token-file.")
         @click.option("--token-file", metavar="FILE", help="Where the operator token is (else DIR/operator.token).")
         @config_option
@@ -88,7 +89,7 @@ def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitab
         @functools.wraps(function)
         @ending_well
         def command(**kwargs: Any) -> None:
-            names = ("data", "config", "operator_url", "token_file")
+            names = ("data", "database", "config", "operator_url", "token_file")
             where = Where(**{name: kwargs.pop(name) for name in names}, as_json=kwargs.pop("as_json"))
 
             async def run() -> None:

@@ -13,6 +13,8 @@ from spotledger.cli import show
 from spotledger.cli.options import config_option, ending_well, json_option, setting_options
 from spotledger.http.serve import Listening
 from spotledger.http.serve import serve as run_service
+from spotledger.http.workers import serve_workers
+from spotledger.ops.database import address_of, migrate_database
 from spotledger.ops.folder import TOKEN_FILE
 from spotledger.ops.settings import Settings, load_settings, markdown, plain, shown
 
@@ -32,17 +34,48 @@ def serve(flags: Mapping[str, str | None], config: str | None, as_json: bool) ->
     settings = load_settings(flags, os.environ, config).settings
     log_to_stderr(settings)
 
-    async def announce(listening: Listening) -> bool:
+    def announce(public_url: str, operator_url: str) -> None:
         if as_json:
-            urls = {"public_url": listening.public_url, "operator_url": listening.operator_url}
-            show.json_document({**urls, "data": str(settings.data), "pid": os.getpid()})
+            urls = {"public_url": public_url, "operator_url": operator_url}
+            show.json_document({**urls, "data": str(settings.data), "pid": os.getpid(), "workers": settings.workers})
         else:
-            show.line(f"spotledger {__version__} serves {settings.data} (process {os.getpid()})")
-            show.line(f"  traders    {listening.public_url}")
-            show.line(f"  operators  {listening.operator_url}   token: {settings.data / TOKEN_FILE}")
+            ledger = settings.data if settings.database is None else settings.database
+            show.line(f"spotledger {__version__} serves {ledger} (process {os.getpid()})")
+            show.line(f"  traders    {public_url}")
+            show.line(f"  operators  {operator_url}   token: {settings.data / TOKEN_FILE}")
+
+    async def announce_one(listening: Listening) -> bool:
+        announce(listening.public_url, listening.operator_url)
         return True
 
-    run_service(settings, os.environ, announce)
+    if settings.workers > 1:
+        serve_workers(settings, os.environ, announce)
+    else:
+        run_service(settings, os.environ, announce_one)
+
+
+@click.command()
+@click.option("--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE).")
+@click.option("--after", is_flag=True, help="Take away, too, what only nodes of the version before need.")
+@config_option
+@json_option
+@ending_well
+def migrate(database: str | None, after: bool, config: str | None, as_json: bool) -> None:
+    """
+    Bring the schema of the database to this version; doing it again changes nothing, and nothing goes back.
+
+    Before the first node of a new version: spotledger migrate. After the last node of the old one has stopped:
+    spotledger migrate --after. In between, nodes of both versions may run.
+    """
+    applied = migrate_database(
+        address_of(load_settings({"database": database}, os.environ, config).settings), after=after
+    )
+    if as_json:
+        show.json_document({"applied": applied})
+    else:
+        for name in applied:
+            show.line(f"applied {name}")
+        show.line("the schema is of this version" if not applied else f"{len(applied)} applied")
 
 
 @click.command()

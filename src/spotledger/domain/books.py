@@ -120,7 +120,7 @@ def registered(customer: str, kind: str, state: State, field: str = "customer") 
     """Return the account *kind* of a registered *customer*, or refuse."""
     if not state.has_customer(customer):
         raise UnknownCustomer(f"customer {customer} is not registered; a registered one would pass", field=field)
-    return Account(customer, kind)
+    return new_tuple(Account, (customer, kind))
 
 
 def enough_available(account: Account, coin: Coin, units: int, state: State) -> None:

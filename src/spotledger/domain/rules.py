@@ -27,7 +27,7 @@ from spotledger.domain.books import (
     registered,
     usable_hold,
 )
-from spotledger.domain.journal import AVAILABLE, FREEZE, Hold, Posting, canonical_request
+from spotledger.domain.journal import AVAILABLE, FREEZE, Hold, Posting, canonical_request, new_tuple
 from spotledger.domain.operations import (
     Deposit,
     Expire,
@@ -66,7 +66,8 @@ def _of_listing(operation: ListCoin, state: State) -> Subject:
 
 def _of_coin(operation: Any, state: State) -> Subject:
     coin = state.coin(operation.coin)
-    return Subject(coin, None if coin is None else units_of(operation.amount, coin.scale))
+    units = None if coin is None else units_of(operation.amount, coin.scale)
+    return new_tuple(Subject, (coin, units, None))
 
 
 def _of_hold(operation: Any, state: State) -> Subject:
@@ -159,9 +160,13 @@ def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms:
             field="expires_ms",
         )
     enough_available(account, coin, units, state)
-    hold = Hold(seq, account, coin.name, units, units, operation.reference, operation.expires_ms, now_ms)
-    lines = [Posting(account, coin.name, AVAILABLE, -units), Posting(account, coin.name, FREEZE, units, seq)]
-    return post(state, lines, (hold,))
+    name = coin.name
+    values = (seq, account, name, units, units, operation.reference, operation.expires_ms, now_ms, None)
+    lines = [
+        new_tuple(Posting, (account, name, AVAILABLE, -units, None)),
+        new_tuple(Posting, (account, name, FREEZE, units, seq)),
+    ]
+    return post(state, lines, (new_tuple(Hold, values),))
 
 
 def _unfreeze(operation: Unfreeze, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:

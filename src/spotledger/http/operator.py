@@ -26,7 +26,7 @@ from spotledger.http.operator_docs import doc_routes
 from spotledger.http.operator_feed import Feed
 from spotledger.http.operator_keys import KeyCalls
 from spotledger.http.operator_ledger import LedgerCalls
-from spotledger.http.operator_metrics import METRICS_MEDIA_TYPE, Metrics
+from spotledger.http.operator_metrics import METRICS_MEDIA_TYPE, Metrics, show_shared_counts
 from spotledger.http.operator_reads import ReadCalls
 from spotledger.http.public import PublicApp
 from spotledger.ops.runtime import Runtime
@@ -78,11 +78,18 @@ class OperatorApp:
         ]
 
     def _show_metrics(self) -> None:
-        ledger, writer = self._runtime.ledger, self._runtime.writer
-        self.metrics.show("head_seq", "The last entry of the journal.", lambda: ledger.head.seq)
+        runtime, writer = self._runtime, self._runtime.writer
+        self.metrics.show("head_seq", "The last entry of the journal.", lambda: runtime.head_seq)
         self.metrics.show("waiting_operations", "Operations that wait for the writer.", lambda: writer.waiting)
         self.metrics.show("open_feeds", "Readers of the journal's feed.", lambda: self.feed.open)
         self.metrics.show("can_write", "1 while writes are taken, else 0.", lambda: int(writer.can_write))
+        standby, watch = runtime.standby, runtime.key_watch
+        if standby is not None:
+            self.metrics.show("staleness_ms", "How old what is read may be.", lambda: standby.staleness_ms)
+        if watch is not None:
+            self.metrics.show(
+                "database_silent_seconds", "How long ago the database was heard of.", lambda: watch.silent_seconds
+            )
         show_audits(self.metrics, self._runtime.audits)
         public = self._public
         if public is not None:
@@ -90,6 +97,8 @@ class OperatorApp:
             self.metrics.tell("public_requests", "Requests of traders that were answered.", lambda: public.requests)
             self.metrics.tell_by("public_refusals", "Those that were refused.", "code", lambda: public.refusals)
             self.metrics.tell("replay_forgotten", "Signed requests forgotten too early.", lambda: replay.forgotten)
+            if public.gate.shared is not None:
+                show_shared_counts(self.metrics, public.gate.shared)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -105,6 +114,8 @@ class OperatorApp:
         except Exception as error:  # noqa: BLE001 - whatever happens, an answer in the one shape
             response = problem_answer(_sayable(error, request_id), request_id)
         response.raw_headers += [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
+        if self._runtime.standby is not None:
+            response.raw_headers.append((b"x-ledger-staleness-ms", b"%d" % self._runtime.standby.staleness_ms))
         try:
             await response(scope, receive, send)
         except ClientDisconnect:

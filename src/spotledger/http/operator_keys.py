@@ -121,7 +121,7 @@ class KeyCalls:
         return await self._once(call.key, request, make)
 
     async def _once(self, key: str, request: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Response:
-        once = await self._writer.exclusive(lambda: self._key_writes.once(key, request, make))
+        once = await self._writer.beside(lambda: self._key_writes.once(key, request, make))
         return answer(once.answer, replayed=once.replayed)
 
     async def keys(self, request: Request) -> Response:
@@ -137,7 +137,7 @@ class KeyCalls:
         """Make an access key stop working, at once and for ever; doing it again changes nothing."""
         accesskey = request.path_params["accesskey"]
         try:
-            await self._writer.exclusive(lambda: self._key_ring.revoke(accesskey))
+            await self._writer.beside(lambda: self._key_ring.revoke(accesskey))
         except AccessKeyUnknown:
             raise _no_key() from None
         return answer(self._key_json(self._record(accesskey)))

@@ -8,6 +8,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, g
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from spotledger.security.gate import Shared
+
 METRICS_MEDIA_TYPE = CONTENT_TYPE_LATEST
 
 
@@ -59,3 +61,10 @@ class Metrics(Collector):
     def text(self) -> bytes:
         """Return all numbers in Prometheus's text form."""
         return generate_latest(self._registry)
+
+
+def show_shared_counts(metrics: Metrics, counts: Shared) -> None:
+    """Show how this node gets on with the Redis in which all nodes count."""
+    metrics.show("redis_up", "1 while Redis answers, else 0.", lambda: int(counts.is_up))
+    metrics.tell("redis_failures", "How often Redis stopped answering.", lambda: counts.failures)
+    metrics.tell("redis_unshared_requests", "Requests of traders decided without Redis.", lambda: counts.unshared)

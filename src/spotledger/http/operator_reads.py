@@ -305,8 +305,11 @@ class ReadCalls:
             amount_text(total, scale),
         )
 
-    def _await_seq(self, query: dict[str, str]) -> Awaitable[None]:
-        return await_seq(lambda: self._ledger.head.seq, query)
+    async def _await_seq(self, query: dict[str, str]) -> None:
+        """Wait until the ledger has the entry ``min_seq``; without one, until it stands at the head of all nodes."""
+        if self._ledger.remote and "min_seq" not in query:
+            await asyncio.to_thread(self._ledger.to_head)
+        await await_seq(lambda: self._ledger.head.seq, query)
 
 
 async def _in_turns(read: Callable[[int, int], list[Entry]], after: int, limit: int) -> list[Entry]:

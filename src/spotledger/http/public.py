@@ -2,8 +2,9 @@
 The public listener: the signed v1 API of traders, and the newer one beside it.
 
 ``getBalance`` is asked for far more often than anything else, so its path is short and owns its
-cost: no framework, the parameters read once, one HMAC, one look-up, a body that is ready.
-`PublicApp.answer` is a function of the request alone, and ``__rsgi__`` a thin shell over it.
+cost: no framework, the parameters read once, one HMAC, one look-up, a body that is ready. The calls are
+coroutines because a gate that shares its counts with other nodes has to wait for them; a gate of one node
+waits for nobody. `PublicApp.answer` depends on the request alone, and ``__rsgi__`` is a thin shell over it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
 from spotledger.errors import MalformedRequest, MethodNotAllowed, NotFound, SpotledgerError
 from spotledger.http import public_answers, v4, wire
-from spotledger.http.public_answers import Answer, Request, RequestHeaders, answered, answered_with_body, encode
+from spotledger.http.public_answers import Answer, Call, Request, RequestHeaders, answered, answered_with_body, encode
 from spotledger.http.public_bodies import BalanceBodies, LedgerSight, v1_form
 from spotledger.http.public_request import QUERY_MAX_BYTES, Read, read_parameters, read_signed, signed_of
 from spotledger.security.gate import Gate, GateSettings
@@ -37,8 +38,6 @@ _ACCOUNTS = [
 ]
 _SIGNED_NAMES = frozenset({"accesskey", "accessKey", "signature"})
 _log = logging.getLogger(__name__)
-
-Call = Callable[[Request], Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +69,8 @@ class PublicApp:
         *,
         is_ready: Callable[[], bool] = lambda: True,
         request_prefix: str | None = None,
+        gate: Gate | None = None,
+        staleness_ms: Callable[[], int] | None = None,
     ) -> None:
         """
         Join a ledger and its access keys to a listener.
@@ -81,13 +82,16 @@ class PublicApp:
             clock_ms: The time in ms since 1970.
             is_ready: Whether the service can write; for ``/readyz``.
             request_prefix: What request ids begin with; random where None.
+            gate: Who lets requests in; one that counts in this process alone where None.
+            staleness_ms: How old what *ledger* has may be, on a node that reads from a standby; each answer says it.
         """
         self.settings = settings or PublicSettings()
-        self.gate = Gate(key_ring, self.settings)
+        self.gate = gate or Gate(key_ring, self.settings)
         #: Requests answered so far, and those of them that were refused, by the code of their error.
         self.requests = 0
         self.refusals: dict[str, int] = {}
         self._ledger = ledger
+        self._staleness_ms = staleness_ms
         self._clock_ms = clock_ms
         self._is_ready = is_ready
         self._prefix = os.urandom(6).hex() + "-" if request_prefix is None else request_prefix
@@ -104,6 +108,7 @@ class PublicApp:
             **v4.V4Calls(self._ledger, self.gate).calls,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
+            "/readyz/reads": self._readyz_reads,
         }
         return calls | {f"{path}/": call for path, call in calls.items()}
 
@@ -113,10 +118,10 @@ class PublicApp:
         body: bytes | MalformedRequest = b""
         if method != "GET" or "content-length" in headers or "transfer-encoding" in headers:
             body = await read_body(headers, protocol)
-        status, sent, content = self.answer(method, scope.path, scope.query_string, headers, scope.client, body)
+        status, sent, content = await self.answer(method, scope.path, scope.query_string, headers, scope.client, body)
         protocol.response_bytes(status, sent, content)
 
-    def answer(
+    async def answer(
         self,
         method: str,
         path: str,
@@ -126,14 +131,31 @@ class PublicApp:
         body: bytes | MalformedRequest = b"",
     ) -> Answer:
         """Answer one request and never raise; the arguments are those of `Request`."""
+        found = await self._answered(method, path, query, headers, connection, body)
+        if self._staleness_ms is not None:
+            found.headers.append(("x-ledger-staleness-ms", str(self._staleness_ms())))
+        return found
+
+    async def _answered(
+        self,
+        method: str,
+        path: str,
+        query: str,
+        headers: RequestHeaders,
+        connection: str,
+        body: bytes | MalformedRequest,
+    ) -> Answer:
         self.requests += 1
         request_id = f"{self._prefix}{self.requests:x}"
         request = Request(method, path, query, headers, connection, body, self._clock_ms(), request_id)
         try:
             call = self._calls.get(path)
             if call is None or method not in METHODS:
-                return self._no_such_call(request, call)
-            return call(request)
+                return await self._no_such_call(request, call)
+            return await call(request)
+        except MalformedRequest as error:  # of whatever shape it is, it counts; the gate has not seen it yet
+            self.gate.count(self.gate.peer(connection, request.forwarded_for), request.now_ms)
+            return self._refusal(request, error)
         except SpotledgerError as error:
             return self._refusal(request, error)
         except Exception as error:  # noqa: BLE001 - rule R17: whatever happens, an answer in the shape
@@ -141,50 +163,43 @@ class PublicApp:
 
     # --- the calls ----------------------------------------------------------------------------------
 
-    def _get_balance(self, request: Request) -> Answer:
+    def _get_balance(self, request: Request) -> Coroutine[Any, Any, Answer]:
         return self._balances(request, in_funds=False)
 
-    def _get_funds(self, request: Request) -> Answer:
+    def _get_funds(self, request: Request) -> Coroutine[Any, Any, Answer]:
         return self._balances(request, in_funds=True)
 
     # Changes nothing, and with parameters that need be no more than accesskey and nonce must not (rule R22).
-    def _balances(self, request: Request, *, in_funds: bool) -> Answer:
+    async def _balances(self, request: Request, *, in_funds: bool) -> Answer:
         gate, now_ms = self.gate, request.now_ms
         peer = gate.peer(request.connection, request.forwarded_for)
-        address_left = gate.count(peer, now_ms)
         read = read_signed(parameters_text(request))
         kind = _kind_of(read) if in_funds else "spot"
-        if address_left < 0:
-            raise gate.address_refusal(address_left)
         limit = gate.asset_limit
-        key, left = gate.admit(read.signed, peer, "read", limit, now_ms)
+        key, left = await gate.admit(read.signed, peer, "read", limit, now_ms)
         seq = self._ledger.head.seq
         limits = [limit.policy_header, ("ratelimit", f'"assets";r={left};t=1')] if limit.limit else []
         return answered_with_body(request, seq, self._bodies[kind].of(key.customer, seq), limits)
 
-    def _get_accounts(self, request: Request) -> Answer:
+    async def _get_accounts(self, request: Request) -> Answer:
         gate, now_ms = self.gate, request.now_ms
         peer = gate.peer(request.connection, request.forwarded_for)
-        address_left = gate.count(peer, now_ms)
         parameters = read_parameters(parameters_text(request))
         read = signed_of(parameters) if _SIGNED_NAMES & parameters.keys() else None
-        if address_left < 0:
-            raise gate.address_refusal(address_left)
         if read is None:
+            await gate.enter(peer, now_ms)
             limits = public_answers.limit_headers(None, gate, peer, now_ms)
         else:
-            key, _ = gate.admit(read.signed, peer, "read", gate.account_limit, now_ms)
+            key, _ = await gate.admit(read.signed, peer, "read", gate.account_limit, now_ms)
             limits = gate.account_limit.headers(key.customer, now_ms)
         return self._v1_answer(request, _ACCOUNTS, limits)
 
     # Takes any parameters, signed or not: a client whose clock is wrong asks here for the right one.
-    def _get_server_time(self, request: Request) -> Answer:
+    async def _get_server_time(self, request: Request) -> Answer:
         gate, now_ms = self.gate, request.now_ms
         peer = gate.peer(request.connection, request.forwarded_for)
-        address_left = gate.count(peer, now_ms)
         parameters_text(request)
-        if address_left < 0:
-            raise gate.address_refusal(address_left)
+        await gate.enter(peer, now_ms)
         limits = public_answers.limit_headers(None, gate, peer, now_ms)
         return self._v1_answer(request, {"serverTime": now_ms}, limits)
 
@@ -192,22 +207,28 @@ class PublicApp:
         content = encode({"code": 200, "data": data, "info": self.settings.success_info})
         return answered(request, self._ledger.head.seq, content, limits)
 
-    def _healthz(self, request: Request) -> Answer:
-        return answered(request, self._ledger.head.seq, b'{"status":"alive"}', [])
+    async def _healthz(self, request: Request) -> Answer:
+        return answered(request, self._head_seq(), b'{"status":"alive"}', [])
 
-    def _readyz(self, request: Request) -> Answer:
+    async def _readyz(self, request: Request) -> Answer:
         if self._is_ready():
-            return answered(request, self._ledger.head.seq, b'{"status":"ready"}', [])
-        _, headers, content = answered(request, self._ledger.head.seq, b'{"status":"cannot write"}', [])
+            return answered(request, self._head_seq(), b'{"status":"ready"}', [])
+        _, headers, content = answered(request, self._head_seq(), b'{"status":"cannot write"}', [])
+        return Answer(503, headers, content)
+
+    async def _readyz_reads(self, request: Request) -> Answer:
+        """Say whether signed reads are answered: what is known is fresh enough, and so is who may ask."""
+        seq = self._head_seq()
+        if seq is not None and self.gate.key_ring.distrusted is None:
+            return answered(request, seq, b'{"status":"ready"}', [])
+        _, headers, content = answered(request, seq, b'{"status":"cannot read"}', [])
         return Answer(503, headers, content)
 
     # --- refusals -----------------------------------------------------------------------------------
 
-    def _no_such_call(self, request: Request, call: Call | None) -> Answer:
+    async def _no_such_call(self, request: Request, call: Call | None) -> Answer:
         gate = self.gate
-        left = gate.count(gate.peer(request.connection, request.forwarded_for), request.now_ms)
-        if left < 0:
-            raise gate.address_refusal(left)
+        await gate.enter(gate.peer(request.connection, request.forwarded_for), request.now_ms)
         if call is None:
             raise NotFound(f"There is nothing at this path; the calls of this API begin with {PREFIX}/.")
         raise MethodNotAllowed("This path takes GET, or POST with a form body.")

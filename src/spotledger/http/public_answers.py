@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -65,12 +66,15 @@ class Request:
         return self.headers.get_all("x-forwarded-for")
 
 
+Call = Callable[[Request], Coroutine[Any, Any, Answer]]
+
+
 def encode(document: Any) -> bytes:
     """Return *document* as compact JSON."""
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def answered(request: Request, head_seq: int, content: bytes, limits: list[Header]) -> Answer:
+def answered(request: Request, head_seq: int | None, content: bytes, limits: list[Header]) -> Answer:
     """Return a success with *content*, which stands for the ledger at *head_seq*."""
     return Answer(200, [*_first_headers(request, JSON, head_seq), *limits], content)
 

@@ -30,8 +30,9 @@ from spotledger.http.operator import OperatorApp
 from spotledger.http.public import PublicApp, PublicSettings
 from spotledger.ops.embedded import now_ms
 from spotledger.ops.folder import Owner
-from spotledger.ops.runtime import Runtime, claim_folder, open_runtime
+from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import Address, Settings, flag_of
+from spotledger.security.gate import Gate
 
 #: Connections that wait to be taken, and connections that are open, on each listener.
 BACKLOG: Final = 1024
@@ -56,6 +57,23 @@ class Listening(NamedTuple):
     runtime: Runtime
 
 
+class Listeners(NamedTuple):
+    """The sockets of both listeners, bound and listening."""
+
+    public: socket.socket
+    operator: socket.socket
+
+    @property
+    def public_url(self) -> str:
+        """Where traders reach the public listener."""
+        return _url_of(self.public)
+
+    @property
+    def operator_url(self) -> str:
+        """Where the exchange's own systems reach the operator listener."""
+        return _url_of(self.operator)
+
+
 WhileServing = Callable[[Listening], Awaitable[bool]]
 
 
@@ -72,18 +90,39 @@ def serve(settings: Settings, environ: Mapping[str, str], while_serving: WhileSe
         SetupError: The service cannot start as it is set up: folder, ports, schema, master key.
         LedgerCorrupt: The journal does not hold together.
     """
-    with contextlib.ExitStack() as stack:
-        lock = stack.enter_context(claim_folder(settings.data))
-        public = stack.enter_context(_bound(settings.listen, "listen"))
-        operator = stack.enter_context(_bound(settings.operator_listen, "operator_listen"))
-        public_url, operator_url = _url_of(public), _url_of(operator)
-        runtime = stack.enter_context(open_runtime(settings, environ, lock))
-        lock.write_note(Owner(os.getpid(), public_url, operator_url).note())
+    with claim_folder(settings.data) as lock, bound_listeners(settings) as listeners:
+        serve_on(listeners, settings, environ, lock, while_serving)
+
+
+def serve_on(
+    listeners: Listeners,
+    settings: Settings,
+    environ: Mapping[str, str],
+    lock: FolderLock,
+    while_serving: WhileServing,
+    *,
+    tell_owner: bool = True,
+) -> None:
+    """
+    Serve on sockets that are bound, like :func:`serve`.
+
+    Args:
+        listeners: The sockets; other processes may serve on them too.
+        settings: The settings in force.
+        environ: The environment, for the master key.
+        lock: The ownership of the data folder.
+        while_serving: As for :func:`serve`.
+        tell_owner: Whether to write into the folder where this process answers.
+    """
+    with open_runtime(settings, environ, lock) as runtime:
+        if tell_owner:
+            lock.write_note(Owner(os.getpid(), listeners.public_url, listeners.operator_url).note())
         gc.collect()
         gc.freeze()
         sys.setswitchinterval(SWITCH_SECONDS)
+        listening = Listening(listeners.public_url, listeners.operator_url, runtime)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(Listening(public_url, operator_url, runtime), public, operator, while_serving))
+            runner.run(_serve(listening, listeners, while_serving))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -92,6 +131,21 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
+
+
+@contextlib.contextmanager
+def bound_listeners(settings: Settings) -> Iterator[Listeners]:
+    """
+    Bind and listen at both addresses of *settings* for the length of a ``with`` block.
+
+    Raises:
+        SettingInvalid: Another process listens at one of them, or it cannot be listened at.
+    """
+    with (
+        _bound(settings.listen, "listen") as public,
+        _bound(settings.operator_listen, "operator_listen") as operator,
+    ):
+        yield Listeners(public, operator)
 
 
 @contextlib.contextmanager
@@ -144,9 +198,7 @@ class _Server(Server):
         self._shd: Any = SocketHolder(descriptor, False, BACKLOG)  # type: ignore[call-arg]
 
 
-async def _serve(
-    listening: Listening, public: socket.socket, operator: socket.socket, while_serving: WhileServing
-) -> None:
+async def _serve(listening: Listening, listeners: Listeners, while_serving: WhileServing) -> None:
     runtime = listening.runtime
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -156,9 +208,10 @@ async def _serve(
     runtime.audits.keep_on(runtime.settings.audit_entries_per_second)
     public_app = _public_app(runtime)
     operator_app = OperatorApp(runtime, public=public_app)
+    await public_app.gate.start()
     servers = [
-        _Server(public_app, Interfaces.RSGI, public),
-        _Server(operator_app, Interfaces.ASGINL, operator),
+        _Server(public_app, Interfaces.RSGI, listeners.public),
+        _Server(operator_app, Interfaces.ASGINL, listeners.operator),
     ]
     running = [asyncio.create_task(server.serve()) for server in servers]
     flushing = asyncio.create_task(_flush_used_now_and_then(runtime))
@@ -173,13 +226,39 @@ async def _serve(
             task.cancel()
         operator_app.feed.stop()
         await _stop_listening(servers, running)
+        await public_app.gate.stop()
         await runtime.stop()
 
 
 def _public_app(runtime: Runtime) -> PublicApp:
     names = [item.name for item in dataclasses.fields(PublicSettings)]
     settings = PublicSettings(**{name: getattr(runtime.settings, name) for name in names})
-    return PublicApp(runtime.ledger, runtime.key_ring, settings, now_ms, is_ready=lambda: runtime.writer.can_write)
+    gate = _gate(runtime, settings)
+    standby = runtime.standby
+    return PublicApp(
+        runtime.ledger,
+        runtime.key_ring,
+        settings,
+        now_ms,
+        is_ready=lambda: runtime.writer.can_write,
+        gate=gate,
+        staleness_ms=None if standby is None else lambda: standby.staleness_ms,
+    )
+
+
+def _gate(runtime: Runtime, settings: PublicSettings) -> Gate:
+    told = runtime.settings
+    if told.redis is None:
+        return Gate(runtime.key_ring, settings)
+    from spotledger.security.fleet_gate import FleetGate  # with the driver of Redis, which nobody else needs
+
+    return FleetGate(
+        runtime.key_ring,
+        settings,
+        told.redis.secret,
+        when_down="refuse" if told.redis_down == "refuse" else "local",
+        timeout_ms=told.redis_timeout_ms,
+    )
 
 
 async def _until_enough(while_serving: WhileServing, listening: Listening, stop: asyncio.Event) -> None:
@@ -214,6 +293,6 @@ async def _flush_used_now_and_then(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(FLUSH_USED_SECONDS)
         try:
-            await runtime.writer.exclusive(runtime.key_ring.flush_used)
+            await runtime.writer.beside(runtime.key_ring.flush_used)
         except Exception as problem:  # noqa: BLE001 - it is tried again; serving goes on
             _log.warning("when access keys were last used could not be stored: %s", problem)

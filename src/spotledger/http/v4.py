@@ -14,7 +14,7 @@ from typing import Any
 from spotledger import errors
 from spotledger.domain.accounts import Balance, Coin
 from spotledger.domain.amounts import format_amount
-from spotledger.http.public_answers import Answer, Request, answered, answered_with_body, encode, limit_headers
+from spotledger.http.public_answers import Answer, Call, Request, answered, answered_with_body, encode, limit_headers
 from spotledger.http.public_bodies import BalanceBodies, Form, LedgerSight
 from spotledger.http.public_request import read_parameters
 from spotledger.security.gate import Gate, SignedRequest
@@ -68,7 +68,7 @@ class V4Calls:
         self._bodies = BalanceBodies(ledger, "spot", Form(_SUCCESS + b'{"assets":[', _asset, b"]}}"))
         self._listed: tuple[Mapping[str, Coin] | None, dict[str, bytes]] = (None, {})
         #: Path → call. None of them changes anything.
-        self.calls: dict[str, Callable[[Request], Answer]] = {
+        self.calls: dict[str, Call] = {
             "/v4/balances": self._balances,
             "/v4/public/time": self._open(self._time),
             "/v4/public/symbol": self._open(self._symbols),
@@ -77,26 +77,21 @@ class V4Calls:
             "/future/market/v1/public/symbol/list": self._open(_no_contracts),
         }
 
-    def _balances(self, request: Request) -> Answer:
+    async def _balances(self, request: Request) -> Answer:
         gate, now_ms = self._gate, request.now_ms
         peer = gate.peer(request.connection, request.forwarded_for)
-        address_left = gate.count(peer, now_ms)
         signed, window_ms = read_headers(request)
-        if address_left < 0:
-            raise gate.address_refusal(address_left)
         limit = gate.asset_limit
-        key, _ = gate.admit(signed, peer, "read", limit, now_ms, past_ms=window_ms)
+        key, _ = await gate.admit(signed, peer, "read", limit, now_ms, past_ms=window_ms)
         seq = self._ledger.head.seq
         body = self._bodies.of(key.customer, seq)
         return answered_with_body(request, seq, body, limit.headers(key.customer, now_ms))
 
-    def _open(self, content: Callable[[Request], bytes]) -> Callable[[Request], Answer]:
-        def call(request: Request) -> Answer:
+    def _open(self, content: Callable[[Request], bytes]) -> Call:
+        async def call(request: Request) -> Answer:
             gate = self._gate
             peer = gate.peer(request.connection, request.forwarded_for)
-            left = gate.count(peer, request.now_ms)
-            if left < 0:
-                raise gate.address_refusal(left)
+            await gate.enter(peer, request.now_ms)
             limits = limit_headers(None, gate, peer, request.now_ms)
             return answered(request, self._ledger.head.seq, content(request), limits)
 

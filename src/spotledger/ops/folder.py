@@ -114,8 +114,8 @@ def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str],
     if not own.exists():
         if not may_make:
             raise MasterKeyRefused(
-                f"{own} is missing, and access keys are sealed with it. Put it back, or give it with "
-                f"{MASTER_KEY_VARIABLE} or --master-key-file."
+                f"{own} is missing, and access keys are sealed with it. Put it back (all nodes of a fleet have "
+                f"the same one), or give it with {MASTER_KEY_VARIABLE} or --master-key-file."
             )
         write_secret_file(own, secrets.token_hex(sealing.MASTER_KEY_BYTES))
     return sealing.load_master_key(own)

@@ -24,7 +24,7 @@ class KeyWrites:
     Do writes about access keys and tokens once.
 
     What a write makes and what is kept of it are one transaction. No kept answer holds a secret. Call it while no
-    commit of the journal uses the connection (``Writer.exclusive``).
+    commit of the journal uses the connection (``Writer.beside``).
     """
 
     def __init__(self, tables: Any, key_ring: KeyRing) -> None:
@@ -43,15 +43,18 @@ class KeyWrites:
         Raises:
             IdempotencyConflict: *key* was used before with another *request*; the message names the field.
         """
-        kept = self._tables.kept_requests.get(key)
-        if kept is not None:
-            _check_same(key, json.loads(kept[0]), request)
-            return Once(json.loads(kept[1]), replayed=True)
         try:
+            # Within the transaction, so that no other node can do the same write between looking and making.
             with self._tables.together():
+                kept = self._tables.kept_requests.get(key)
+                if kept is not None:
+                    _check_same(key, json.loads(kept[0]), request)
+                    return Once(json.loads(kept[1]), replayed=True)
                 answer = make()
                 without_secret = {name: None if name in SECRET_MEMBERS else answer[name] for name in answer}
                 self._tables.kept_requests.keep(key, json.dumps(request), json.dumps(without_secret))
+        except IdempotencyConflict:
+            raise  # nothing was made
         except BaseException:
             self._key_ring.forget()
             raise

@@ -1,7 +1,7 @@
 """
 Join the parts of the service: the folder, the store, the ledger, the writer, access keys and tokens.
 
-Which store it is, :mod:`spotledger.ops.embedded` knows.
+Which store it is, :mod:`spotledger.ops.embedded` and :mod:`spotledger.ops.fleet` know.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from spotledger.errors import MasterKeyRefused, SpotledgerError
 from spotledger.ledger import Ledger
@@ -20,6 +20,7 @@ from spotledger.ops.audits import Audits
 from spotledger.ops.backup import BACKUPS_FOLDER, Backups
 from spotledger.ops.embedded import LEDGER_FILE, now_ms, open_embedded
 from spotledger.ops.folder import TOKEN_FILE, Owner, first_token, load_master_key
+from spotledger.ops.key_watch import KeyWatch
 from spotledger.ops.key_writes import KeyWrites
 from spotledger.ops.settings import Settings
 from spotledger.security.keys import KeyRing
@@ -28,7 +29,25 @@ from spotledger.security.tokens import SCOPES, Tokens
 from spotledger.storage.folder import FolderLock as FolderLock
 from spotledger.writer import Writer
 
+if TYPE_CHECKING:
+    from spotledger.ops.fleet import Fleet
+
+#: What a node that reads from a standby says to every write.
+ONLY_READS: Final = "This node reads from a standby and takes no writes; ask another one."
+
 _log = logging.getLogger("spotledger.runtime")
+
+
+class Standby(Protocol):
+    """A standby that is read from."""
+
+    @property
+    def staleness_ms(self) -> int:
+        """How old what is answered may be."""
+
+    @property
+    def head_seq(self) -> int:
+        """The last entry that the standby has, however old it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +62,29 @@ class Runtime:
     key_writes: KeyWrites
     backups: Backups
     audits: Audits
+    #: What is known of the standby that this node reads from; None where it takes writes.
+    standby: Standby | None = None
+    #: Where other nodes may revoke access keys too; None where this process is the only one.
+    key_watch: KeyWatch | None = None
+
+    @property
+    def head_seq(self) -> int:
+        """The last entry that this node knows, said even where it is too old for an answer."""
+        return self.ledger.head.seq if self.standby is None else self.standby.head_seq
 
     async def start(self) -> None:
         """Begin to take writes."""
         await self.writer.start()
+        if self.key_watch is not None:
+            await self.key_watch.start()
 
     async def stop(self) -> None:
         """Finish what is in flight, take no more writes, and store when access keys were last used."""
         await self.audits.stop()
         await self.backups.stop()
         await self.writer.stop()
+        if self.key_watch is not None:
+            await self.key_watch.stop()
         try:
             self.key_ring.flush_used()
         except SpotledgerError as problem:
@@ -81,15 +113,23 @@ def open_runtime(
     settings: Settings, environ: Mapping[str, str], lock: FolderLock, clock_ms: Callable[[], int] = now_ms
 ) -> Iterator[Runtime]:
     """
-    Open the ledger in the data folder, which this process owns by *lock*, for the length of a ``with`` block.
+    Open the ledger in the data folder, which this process owns by *lock*, or in the database that is set, for the
+    length of a ``with`` block.
 
     The first start makes the ledger, the master key and the first operator token. *clock_ms* gives the time in
     milliseconds since 1970.
 
     Raises:
-        DataFolderUnusable, SchemaMismatch, MasterKeyRefused: It cannot be opened as it is set up.
+        DataFolderUnusable, SchemaMismatch, MasterKeyRefused, SettingInvalid: It cannot be opened as it is set up.
+        StoreUnavailable: The database cannot be reached.
         LedgerCorrupt: The journal does not hold together.
     """
+    if settings.database is not None:
+        from spotledger.ops.fleet import open_fleet  # the driver is loaded where there is a database to drive
+
+        with open_fleet(settings) as fleet:
+            yield _join(settings, environ, fleet.ledger, clock_ms, fleet)
+        return
     with open_embedded(
         settings.data,
         segment_entries=settings.segment_entries,
@@ -100,16 +140,41 @@ def open_runtime(
         yield _join(settings, environ, ledger, clock_ms)
 
 
-def _join(settings: Settings, environ: Mapping[str, str], ledger: Ledger, clock_ms: Callable[[], int]) -> Runtime:
+def _join(
+    settings: Settings,
+    environ: Mapping[str, str],
+    ledger: Ledger,
+    clock_ms: Callable[[], int],
+    fleet: Fleet | None = None,
+) -> Runtime:
     tables = ledger.key_tables
-    key_ring = KeyRing(tables.access_keys, _cipher(settings, environ, tables), clock_ms)
-    tokens = Tokens(tables.tokens, clock_ms)
-    if not tokens.list(limit=1):
-        tokens.create(SCOPES, TOKEN_FILE, token=first_token(settings.data))
-    writer = Writer(ledger, queue_limit=settings.queue_limit, group_limit=settings.group_limit)
-    backups = Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms)
-    audits = Audits(settings.data / LEDGER_FILE)
-    return Runtime(settings, ledger, writer, key_ring, tokens, KeyWrites(tables, key_ring), backups, audits)
+    # In one transaction, so that of several first nodes one makes the key's mark and the token, and the others see it.
+    with tables.together():
+        key_ring = KeyRing(tables.access_keys, _cipher(settings, environ, tables), clock_ms)
+        tokens = Tokens(tables.tokens, clock_ms)
+        if not tokens.list(limit=1):
+            tokens.create(SCOPES, TOKEN_FILE, token=first_token(settings.data))
+    standby = None if fleet is None else fleet.standby
+    limits = {"queue_limit": settings.queue_limit, "group_limit": settings.group_limit}
+    writer = Writer(ledger, **limits, refuses=None if standby is None else ONLY_READS)
+    return Runtime(
+        settings,
+        ledger,
+        writer,
+        key_ring,
+        tokens,
+        KeyWrites(tables, key_ring),
+        Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
+        Audits(settings.data / LEDGER_FILE),
+        standby,
+        None if fleet is None else _key_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
+    )
+
+
+def _key_watch(fleet: Fleet, key_ring: KeyRing, tokens: Tokens, trust_seconds: float) -> KeyWatch:
+    if fleet.standby is None:
+        return KeyWatch(fleet.key_changes, key_ring, tokens, trust_seconds)
+    return KeyWatch(fleet.key_changes, key_ring, tokens, trust_seconds, fleet.standby.note_head)
 
 
 def _cipher(settings: Settings, environ: Mapping[str, str], tables: Any) -> Cipher:
@@ -120,8 +185,9 @@ def _cipher(settings: Settings, environ: Mapping[str, str], tables: Any) -> Ciph
     if known is None:
         tables.master_key_fingerprint = cipher.fingerprint
     elif cipher.fingerprint != known:
+        where = settings.data if settings.database is None else settings.database
         raise MasterKeyRefused(
-            f"This master key has the fingerprint {cipher.fingerprint}; the access keys in {settings.data} were sealed "
+            f"This master key has the fingerprint {cipher.fingerprint}; the access keys in {where} were sealed "
             f"with another one, {known}. Give that one."
         )
     return cipher

@@ -25,6 +25,13 @@ CONFIG_VARIABLE: Final = "SPOTLEDGER_CONFIG"
 TEXT_MAX_CHARACTERS: Final = 64
 
 _NUMBER = re.compile(r"\A-?[0-9]{1,12}\Z")
+_DATABASE = re.compile(
+    r"\Apostgres(?:ql)?://(?P<login>[^:@/?#]*(?::[^:@/?#]*)?@)?[^@/?#]*(?:/[^@/?#]*)?(?:\?(?P<more>[^?#]*))?\Z"
+)
+_REDIS = re.compile(
+    r"\A(?:rediss?://(?:[^:@/?#]*(?::[^:@/?#]*)?@)?(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?(?:/[0-9]*)?"
+    r"|unix://(?:[^:@/?#]*(?::[^:@/?#]*)?@)?/[^@?#]+)(?:\?[^?#]*)?\Z"
+)
 _HOST = re.compile(r"\A[A-Za-z0-9._-]{1,253}\Z")
 
 
@@ -36,6 +43,29 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class ServerUrl:
+    """The address of a PostgreSQL database or a Redis, perhaps with a password: only :attr:`secret` has that."""
+
+    __slots__ = ("secret",)
+
+    def __init__(self, secret: str) -> None:
+        #: The whole address, as the driver takes it. Never show it.
+        self.secret = secret
+
+    def __str__(self) -> str:
+        shown = re.sub(r"\A([a-z]+://[^:@/?#]*):[^@]*@", r"\1:***@", self.secret)
+        return re.sub(r"((?:\A|[?&])[a-z_]*password=)[^&]*", r"\1***", shown)
+
+    def __repr__(self) -> str:
+        return f"ServerUrl({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ServerUrl) and self.secret == other.secret
+
+    def __hash__(self) -> int:
+        return hash(self.secret)
 
 
 class Rule(NamedTuple):
@@ -126,6 +156,30 @@ def _is_host(host: str, bare: str) -> bool:
         return False
 
 
+def _database(meaning: str) -> Any:
+    passes = "postgresql://NAME@HOST:PORT/DATABASE, with several HOST:PORT divided by commas if wished"
+    return _server(_DATABASE, "of a PostgreSQL database", passes, meaning)
+
+
+def _redis(meaning: str) -> Any:
+    return _server(_REDIS, "of a Redis", "redis://HOST:PORT/NUMBER, rediss://… or unix:///PATH", meaning)
+
+
+def _server(pattern: re.Pattern[str], whose: str, passes: str, meaning: str) -> Any:
+    def read(name: str, value: object) -> ServerUrl:
+        # What was given is not said again: there may be a password in it.
+        found = pattern.match(value) if isinstance(value, str) and value.isascii() and value.isprintable() else None
+        if found is None or " " in found[0]:
+            raise SettingInvalid(
+                f"The setting {name} is no address {whose}; {passes} would pass. "
+                "A character of a name or password that has a meaning in addresses is written as %40.",
+                setting=name,
+            )
+        return ServerUrl(found[0])
+
+    return field(default=None, metadata={"rule": Rule(read, meaning, passes, "URL")})
+
+
 def _networks(meaning: str) -> Any:
     passes = "addresses or networks such as 10.0.0.1 or 10.0.0.0/8, divided by commas"
 
@@ -182,6 +236,45 @@ class Settings:
     audit_entries_per_second: int = _number(
         2_000, 0, 1_000_000, "Entries that the continuous audit reads in a second; 0: there is none."
     )
+    database: ServerUrl | None = _database(
+        "The PostgreSQL database that holds the ledger, instead of a file in the data folder. A password in it is "
+        "never shown, but a flag can be seen by all of this machine: use the variable, or `PGPASSFILE`."
+    )
+    database_connect_seconds: int = _number(3, 2, 60, "How long each host of the database may take to answer.")
+    database_lock_ms: int = _number(
+        5_000, 100, 60_000, "How long a group waits for its turn to write; beyond that: 503."
+    )
+    database_idle_ms: int = _number(
+        3_000, 500, 60_000, "How long a node that froze may keep the turn, before the database takes it away."
+    )
+    database_network_ms: int = _number(
+        5_000,
+        1_100,
+        60_000,
+        "How long the network may hold up what was sent to the database, before it counts as lost.",
+    )
+    keys_trust_seconds: int = _number(
+        30,
+        0,
+        86_400,
+        "How long a node that has lost the database goes on to let in those whom it knows; beyond that: 503.",
+    )
+    read_database: ServerUrl | None = _database(
+        "A standby of the database: this node answers from it, and takes no writes."
+    )
+    read_staleness_ms: int = _number(
+        10_000, 1_100, 3_600_000, "How old what a standby has may be; beyond that its node answers 503."
+    )
+    redis: ServerUrl | None = _redis(
+        "The Redis or Valkey in which all nodes count limits and remember signed requests together."
+    )
+    redis_down: str = _choice(
+        "local",
+        ("local", "refuse"),
+        "While Redis does not answer: each node goes by its own counts, or public calls are refused.",
+    )
+    redis_timeout_ms: int = _number(250, 10, 5_000, "How long Redis may take for an answer before it counts as away.")
+    workers: int = _number(1, 1, 64, "Processes that serve the same ports of this machine; several need a database.")
     log_level: str = _choice("info", ("debug", "info", "warning", "error"), "What is told on standard error.")
 
 
@@ -239,6 +332,13 @@ def load_settings(
 
 
 def _check_together(settings: Settings) -> None:
+    if settings.database is None:
+        for name, given in (("workers", settings.workers > 1), ("read_database", settings.read_database is not None)):
+            if given:
+                raise SettingInvalid(
+                    f"{name} is given without a database; name one with {flag_of('database')}, or leave {name} out.",
+                    setting=name,
+                )
     if settings.listen.port and settings.listen == settings.operator_listen:
         raise SettingInvalid(
             f"listen and operator_listen are both {settings.listen}; two different ports would pass.",
@@ -263,7 +363,7 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 def plain(value: object) -> object:
     """Return the value of a setting in a form that JSON has: numbers, texts, lists of texts, or None."""
-    if isinstance(value, Address | Path):
+    if isinstance(value, Address | ServerUrl | Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
 
@@ -318,5 +418,6 @@ Beside the settings, these variables are read:
 | `SPOTLEDGER_CONFIG` | every command | The settings file. |
 | `SPOTLEDGER_MASTER_KEY` | the service | The master key, 64 hex digits, instead of a file. A secret: it has no flag. |
 | `SPOTLEDGER_URL` | the clients, `get-balance` | The public listener; else `http://127.0.0.1:8080`. |
+| `PGPASSFILE` | the service | A file with the database's password, as libpq reads it (`~/.pgpass` where unset). |
 | `SPOTLEDGER_SECRETKEY` | `get-balance` | The secret of the access key. It has no flag either. |
 """

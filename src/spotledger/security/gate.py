@@ -13,7 +13,7 @@ import hmac
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from spotledger.errors import (
     AccessKeyExpired,
@@ -72,8 +72,20 @@ class SignedRequest(NamedTuple):
     texts: tuple[bytes, ...]
 
 
+class Shared(Protocol):
+    """What is to be seen of counts that several nodes share."""
+
+    is_up: bool
+    #: How often they could not be reached any more, and how many requests were decided without them.
+    failures: int
+    unshared: int
+
+
 class Gate:
     """Let requests in or raise why not. One for all the listeners of a process that traders use."""
+
+    #: The counts shared with other nodes; this gate has none.
+    shared: Shared | None = None
 
     def __init__(self, key_ring: KeyRing, settings: GateSettings) -> None:
         self.key_ring = key_ring
@@ -90,6 +102,12 @@ class Gate:
         self.asset_limit = WindowLimit("assets", settings.asset_limit_per_second, SECOND_MS, account_locks)
         self.account_limit = WindowLimit("account", settings.account_limit_per_second, SECOND_MS, account_locks)
 
+    async def start(self) -> None:
+        """Reach for whatever the counts are shared through; the listener starts after this."""
+
+    async def stop(self) -> None:
+        """Let it go."""
+
     def peer(self, connection: str, forwarded_for: Callable[[], Iterable[str]]) -> Peer:
         """Return where a request comes from; *connection* is its ``host:port``."""
         host = connection.rpartition(":")[0]
@@ -103,21 +121,22 @@ class Gate:
             return Peer(address, str(address))
         return peer
 
-    def count(self, peer: Peer, now_ms: int) -> int:
+    def count(self, peer: Peer, now_ms: int) -> None:
+        """Count a request against the limit of its address, not asking whether it may pass: it is refused anyway."""
+        self.address_limit.hit(peer.text, now_ms)
+
+    async def enter(self, peer: Peer, now_ms: int) -> None:
         """
-        Count a request, whatever it is, against the limit of its address.
+        Let in a request that nobody signed: count it against the limit of its address.
 
-        Returns:
-            0 or more if it may pass; otherwise what `address_refusal` turns into the refusal, once the shape
-            of the request was found good.
+        Raises:
+            LimitExceeded: The address sent too many.
         """
-        return self.address_limit.hit(peer.text, now_ms)
+        left = self.address_limit.hit(peer.text, now_ms)
+        if left < 0:
+            raise self._address_refused(left)
 
-    def address_refusal(self, left: int) -> LimitExceeded:
-        """Return the refusal of a request for which `count` gave *left*, which is below 0."""
-        return _limit_exceeded(self.address_limit, "This address", -left)
-
-    def admit(
+    async def admit(
         self,
         request: SignedRequest,
         peer: Peer,
@@ -129,7 +148,7 @@ class Gate:
         changes: bool = False,
     ) -> tuple[ReadyKey, int]:
         """
-        Check everything about a signed request but its shape and the limit of its address.
+        Let in a signed request of the right shape: count it, and check all the rest.
 
         Args:
             request: What was sent.
@@ -144,9 +163,26 @@ class Gate:
             The access key, and how many more requests fit into the limit's window.
 
         Raises:
-            AccessKeyUnknown, AccessKeyRevoked, AccessKeyExpired, AddressNotAllowed, SignatureRefused,
-            PermissionMissing, NonceRefused, ReplayRefused, LimitExceeded: in this order of precedence.
+            LimitExceeded (of the address), AccessKeyUnknown, AccessKeyRevoked, AccessKeyExpired, AddressNotAllowed,
+            SignatureRefused, PermissionMissing, NonceRefused, ReplayRefused, LimitExceeded (of the account): in this
+            order of precedence.
         """
+        left = self.address_limit.hit(peer.text, now_ms)
+        if left < 0:
+            raise self._address_refused(left)
+        key = self.check(request, peer, permission, now_ms, past_ms)
+        if not self.replay.passes(request.signature, peer.text, now_ms, strict=changes):
+            raise ReplayRefused
+        left = limit.hit(key.customer, now_ms)
+        if left < 0:
+            raise self._account_refused(limit, left)
+        self.key_ring.used[request.accesskey] = now_ms
+        return key, left
+
+    def check(
+        self, request: SignedRequest, peer: Peer, permission: str, now_ms: int, past_ms: int | None = None
+    ) -> ReadyKey:
+        """Check what is known without counting: access key, address, signature, permission, nonce; see `admit`."""
         accesskey, stamp_ms, signature, texts = request
         key = self.key_ring.ready(accesskey) if _ISSUED.fullmatch(accesskey) else None
         secret = UNKNOWN_SECRET if key is None else key.secret
@@ -166,13 +202,13 @@ class Gate:
         past = self._past_ms if past_ms is None or past_ms > self._past_ms else past_ms
         if not -self._future_ms <= now_ms - stamp_ms <= past:
             raise self._nonce_refused(stamp_ms, now_ms, past)
-        if not self.replay.passes(signature, peer.text, now_ms, strict=changes):
-            raise ReplayRefused
-        left = limit.hit(key.customer, now_ms)
-        if left < 0:
-            raise _limit_exceeded(limit, "This account", -left)
-        self.key_ring.used[accesskey] = now_ms
-        return key, left
+        return key
+
+    def _address_refused(self, left: int) -> LimitExceeded:
+        return _limit_exceeded(self.address_limit, "This address", -left)
+
+    def _account_refused(self, limit: WindowLimit, left: int) -> LimitExceeded:
+        return _limit_exceeded(limit, "This account", -left)
 
     def _nonce_refused(self, stamp_ms: int, now_ms: int, past_ms: int) -> NonceRefused:
         side = "behind" if stamp_ms < now_ms else "ahead of"

@@ -8,12 +8,13 @@ made; what is kept is sealed with the master key.
 from __future__ import annotations
 
 import secrets
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest
+from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, StoreUnavailable
 from spotledger.security.addresses import IpAddress, IpNetwork, parse_network
 from spotledger.security.bounded import BoundedDict
 from spotledger.security.sealing import Cipher as Cipher
@@ -137,8 +138,9 @@ class KeyRing:
     """
     Make, revoke and look up access keys.
 
-    The keys in use are held ready in bounded memory. Revoking takes effect in this process at once.
-    When keys were last used is collected in memory, until `flush_used` stores it.
+    The keys in use are held ready in bounded memory. Revoking takes effect in this process at once; what another one
+    revoked is told by `revoked_elsewhere`. When keys were last used is collected in memory, until `flush_used` stores
+    it. Writes may be made in another thread than the one that looks keys up.
     """
 
     def __init__(
@@ -153,8 +155,13 @@ class KeyRing:
         self._cipher = cipher
         self._clock_ms = clock_ms
         self._ready: BoundedDict[str, ReadyKey] = BoundedDict(generation_limit)
+        # Held for every change of `_ready`, and from reading a record to holding it ready: so a record that was read
+        # before its key was revoked is never put in after that.
+        self._changing = threading.Lock()
         #: Access key → when it last passed, since the last flush.
         self.used: dict[str, int] = {}
+        #: Why no key may be looked up now, or None: whoever watches for revocations has heard nothing for too long.
+        self.distrusted: str | None = None
 
     def create(
         self,
@@ -245,26 +252,40 @@ class KeyRing:
 
         Raises:
             MasterKeyRefused: Its secret does not open with this master key.
+            StoreUnavailable: It cannot be known now whether the key was revoked.
         """
-        ready = self._ready.get(accesskey)
-        if ready is None:
-            record = self._records.get(accesskey)
-            if record is None:
-                return None
-            ready = self._made_ready(record)
-            self._ready.put(accesskey, ready)
-        return ready
+        if self.distrusted is not None:
+            raise StoreUnavailable(self.distrusted)
+        return self._ready.younger.get(accesskey) or self._ready_after_all(accesskey)
+
+    def _ready_after_all(self, accesskey: str) -> ReadyKey | None:
+        with self._changing:
+            ready = self._ready.get(accesskey)
+            if ready is None:
+                record = self._records.get(accesskey)
+                if record is None:
+                    return None
+                ready = self._made_ready(record)
+                self._ready.put(accesskey, ready)
+            return ready
 
     def forget(self) -> None:
         """Drop all ready keys, so that each is read from the store again."""
-        self._ready.clear()
+        with self._changing:
+            self._ready.clear()
+
+    def revoked_elsewhere(self, accesskeys: Iterable[str]) -> None:
+        """Take over that another process has revoked *accesskeys*: each is read from the store before its next use."""
+        with self._changing:
+            for accesskey in accesskeys:
+                self._ready.drop(accesskey)
 
     def flush_used(self) -> int:
         """Store when keys were last used, all in one write; return how many. What fails is kept for the next time."""
         used, self.used = self.used, {}
         if used:
             try:
-                self._records.note_used(used)
+                self._records.note_used(dict(used))
             except BaseException:
                 self.used = {**used, **self.used}
                 raise
@@ -282,7 +303,8 @@ class KeyRing:
     def _hold_as_revoked(self, record: AccessKeyRecord) -> None:
         # Held as a dead key rather than dropped: a reader that saw the record a moment before the commit
         # can't bring it back to life, because only a missing key is read from the store.
-        self._ready.put(record.accesskey, self._made_ready(replace(record, revoked_ms=self._clock_ms())))
+        with self._changing:
+            self._ready.put(record.accesskey, self._made_ready(replace(record, revoked_ms=self._clock_ms())))
 
 
 def checked_permissions(permissions: Iterable[str]) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class Locks:
 class WindowLimit:
     """At most *limit* requests in each window of *window_ms*, for each name; a limit of 0 is off."""
 
-    __slots__ = ("_locks", "_windows", "limit", "name", "policy_header", "window_ms")
+    __slots__ = ("_windows", "limit", "locks", "name", "policy_header", "window_ms")
 
     def __init__(
         self, name: str, limit: int, window_ms: int, locks: Locks, generation_limit: int = REMEMBERED_GENERATION
@@ -53,7 +53,7 @@ class WindowLimit:
         self.name = name
         self.limit = limit
         self.window_ms = window_ms
-        self._locks = locks
+        self.locks = locks
         self._windows: BoundedDict[str, list[int]] = BoundedDict(generation_limit)
         self.policy_header = ("ratelimit-policy", f'"{name}";q={limit};w={window_ms // 1000}')
 
@@ -65,9 +65,9 @@ class WindowLimit:
             How many more fit into the window, 0 or more, if it may pass (0 too where the limit is off);
             otherwise the ms to wait, as a number below zero.
         """
-        locked = self._locks.until_ms
+        locked = self.locks.until_ms
         if locked.younger or locked.older:
-            locked_ms = self._locks.remaining_ms(who, now_ms)
+            locked_ms = self.locks.remaining_ms(who, now_ms)
             if locked_ms:
                 return -locked_ms
         limit = self.limit
@@ -89,17 +89,33 @@ class WindowLimit:
 
     def _over(self, who: str, window: list[int], now_ms: int) -> int:
         wait_ms = window[0] + self.window_ms - now_ms
-        if self._locks.lock_ms > 0:
-            self._locks.lock(who, now_ms)
+        if self.locks.lock_ms > 0:
+            self.locks.lock(who, now_ms)
             self._windows.drop(who)
-            wait_ms = self._locks.lock_ms
+            wait_ms = self.locks.lock_ms
         return -wait_ms
+
+    def follow(self, who: str, left: int, reset_ms: int, now_ms: int) -> None:
+        """
+        Take over what another counter says of *who*.
+
+        Args:
+            who: Whom it counted.
+            left: How many more fit into the window; below 0: he is over the limit.
+            reset_ms: The ms until the window, or the lock, ends.
+            now_ms: The time.
+        """
+        if left < 0 and self.locks.lock_ms > 0:
+            self.locks.until_ms.put(who, now_ms + reset_ms)
+            self._windows.drop(who)
+        elif self.limit:
+            self._windows.put(who, [now_ms + reset_ms - self.window_ms, self.limit - max(left, -1)])
 
     def headers(self, who: str, now_ms: int) -> list[tuple[str, str]]:
         """Return the headers ``RateLimit-Policy`` and ``RateLimit`` as they stand for *who*; none where it is off."""
         if not self.limit:
             return []
-        locked_ms = self._locks.remaining_ms(who, now_ms)
+        locked_ms = self.locks.remaining_ms(who, now_ms)
         window = self._windows.get(who)
         remaining, reset_ms = self.limit, self.window_ms
         if locked_ms:

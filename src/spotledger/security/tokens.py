@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import threading
 import uuid
 from collections.abc import Callable, Iterable
 
-from spotledger.errors import InvalidRequest, ScopeMissing, TokenRefused
+from spotledger.errors import InvalidRequest, ScopeMissing, StoreUnavailable, TokenRefused
 from spotledger.security.bounded import BoundedDict
 from spotledger.security.keys import TokenRecord, TokenRecords, checked_label
 
@@ -21,12 +22,16 @@ _BEARER = re.compile(r"bearer +([!-~]+)", re.ASCII | re.IGNORECASE)
 
 
 class Tokens:
-    """Make, revoke and check operator tokens. Revoking takes effect in this process at once."""
+    """Make, revoke and check operator tokens. Revoking takes effect here at once; other processes have to `forget`."""
 
     def __init__(self, records: TokenRecords, clock_ms: Callable[[], int]) -> None:
         self._records = records
         self._clock_ms = clock_ms
         self._known: BoundedDict[bytes, TokenRecord] = BoundedDict(TOKENS_GENERATION)
+        # Held from reading a record to keeping it: one that was read before a revocation is not kept after that.
+        self._changing = threading.Lock()
+        #: Why no token may be looked up now, or None, as in `KeyRing.distrusted`.
+        self.distrusted: str | None = None
 
     def create(self, scopes: Iterable[str], label: str = "", *, token: str | None = None) -> tuple[TokenRecord, str]:
         """
@@ -76,15 +81,23 @@ class Tokens:
         return record
 
     def find(self, token: str) -> TokenRecord | None:
-        """Return the record of *token*, revoked or not; None if it is unknown."""
+        """
+        Return the record of *token*, revoked or not; None if it is unknown.
+
+        Raises:
+            StoreUnavailable: It cannot be known now whether the token was revoked.
+        """
+        if self.distrusted is not None:
+            raise StoreUnavailable(self.distrusted)
         # The look-up is by hash: how long it takes says nothing about the token.
         digest = digest_of(token)
-        record = self._known.get(digest)
-        if record is None:
-            record = self._records.by_digest(digest)
-            if record is not None and record.revoked_ms is None:
-                self._known.put(digest, record)
-        return record
+        with self._changing:
+            record = self._known.get(digest)
+            if record is None:
+                record = self._records.by_digest(digest)
+                if record is not None and record.revoked_ms is None:
+                    self._known.put(digest, record)
+            return record
 
     def list(self, after: str = "", limit: int = 1000) -> list[TokenRecord]:
         """Return at most *limit* records beyond the id *after*."""
@@ -93,8 +106,13 @@ class Tokens:
     def revoke(self, token_id: str) -> bool:
         """Make the token stop working, at once and for ever; return whether it was there and alive."""
         was_alive = self._records.revoke(token_id, self._clock_ms())
-        self._known.clear()
+        self.forget()
         return was_alive
+
+    def forget(self) -> None:
+        """Read each token from the store again before its next use: one may have been revoked elsewhere."""
+        with self._changing:
+            self._known.clear()
 
 
 def digest_of(token: str) -> bytes:

@@ -218,9 +218,10 @@ class SqliteStore:
 
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
-        if not self._memory.has_customer(customer):
-            self.load([customer], (), ())
-            self._memory.shrink(self._sealed_to)
+        if self._memory.has_customer(customer):
+            return True
+        self.load([customer], (), ())
+        self._memory.shrink(self._sealed_to)
         return self._memory.has_customer(customer)
 
     def account(self, account: Account) -> AccountState:

@@ -38,7 +38,7 @@ class SqliteKeyTables:
     The tables of access keys and tokens, over two connections in autocommit.
 
     Each write is one synced transaction of its own; those inside ``with together():`` are one in all.
-    The write connection must not be in use by a commit meanwhile (`Writer.exclusive`).
+    The write connection must not be in use by a commit meanwhile (`Writer.beside`).
     """
 
     def __init__(self, write: sqlite3.Connection, read: sqlite3.Connection) -> None:

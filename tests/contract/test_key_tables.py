@@ -1,11 +1,10 @@
-"""Access keys and operator tokens: made, listed, rotated, revoked, and kept in the ledger file."""
+"""Access keys and operator tokens: made, listed, rotated, revoked, and kept, in every store alike."""
 
 from __future__ import annotations
 
 import ipaddress
-import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,68 @@ from spotledger.errors import (
 from spotledger.security.keys import NEVER_MS, KeyRing
 from spotledger.security.sealing import Cipher
 from spotledger.security.tokens import SCOPES, Tokens
+from spotledger.storage.postgres_connection import connect
+from spotledger.storage.postgres_keys import PostgresKeyTables
+from spotledger.storage.postgres_schema import migrate
 from spotledger.storage.sqlite_keys import SqliteKeyTables
 
 NOW = 1_562_919_832_183
+Tables = SqliteKeyTables | PostgresKeyTables
+Open = Callable[[], Tables]
+
+
+def open_embedded(tmp_path: Path) -> Iterator[Open]:
+    """Give what opens the key tables of a ledger file, again and again."""
+    opened: list[Any] = []
+
+    def open_them() -> SqliteKeyTables:
+        for ledger in opened:
+            ledger.close()
+        opened.append(spotledger.open(tmp_path))
+        return opened[-1].key_tables  # type: ignore[no-any-return]
+
+    yield open_them
+    for ledger in opened:
+        ledger.close()
+
+
+def open_postgres(url: str) -> Iterator[Open]:
+    """Give what opens the key tables of a database, again and again."""
+    opened: list[PostgresKeyTables] = []
+    with connect(url) as connection:
+        migrate(connection)
+
+    def open_them() -> PostgresKeyTables:
+        opened.append(PostgresKeyTables(lambda: connect(url)))
+        return opened[-1]
+
+    yield open_them
+    for tables in opened:
+        tables.close()
+
+
+@pytest.fixture(params=["embedded", "postgres"])
+def open_tables(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]:
+    """Give what opens the key tables of a new ledger, in each store in turn."""
+    if request.param == "embedded":
+        yield from open_embedded(tmp_path)
+    else:
+        yield from open_postgres(request.getfixturevalue("postgres_url"))
 
 
 @pytest.fixture
-def tables(tmp_path: Path) -> Iterator[SqliteKeyTables]:
+def tables(open_tables: Open) -> Tables:
     """Open the key tables of a new ledger."""
-    with spotledger.open(tmp_path) as ledger:
-        yield ledger.key_tables
+    return open_tables()
 
 
 @pytest.fixture
-def ring(tables: SqliteKeyTables) -> KeyRing:
+def ring(tables: Tables) -> KeyRing:
     """Make a key ring over the tables, with a clock that stands still."""
     return KeyRing(tables.access_keys, Cipher(bytes(32)), lambda: NOW)
 
 
-def test_create_stores_what_was_asked_and_never_the_secret(ring: KeyRing, tables: SqliteKeyTables) -> None:
+def test_create_stores_what_was_asked_and_never_the_secret(ring: KeyRing, tables: Tables) -> None:
     """The record has every field; the secret is nowhere in the file but sealed."""
     accesskey, secret = ring.create("alice", ["withdraw", "read"], "my bot", ["10.0.0.0/8", "::1"], NOW + 5)
     record = ring.get(accesskey)
@@ -120,7 +162,7 @@ def test_revoke_is_for_ever_and_told_once(ring: KeyRing) -> None:
         ring.revoke(str(uuid.uuid4()))
 
 
-def test_revoked_key_is_not_revived_by_a_reader_that_came_first(ring: KeyRing, tables: SqliteKeyTables) -> None:
+def test_revoked_key_is_not_revived_by_a_reader_that_came_first(ring: KeyRing, tables: Tables) -> None:
     """After revoking, the dead key stays in memory, so that a record read a moment before can't replace it."""
     accesskey, _ = ring.create("alice", ["read"])
     ring.revoke(accesskey)
@@ -152,7 +194,7 @@ def test_rotate_keeps_everything_but_key_and_secret(ring: KeyRing) -> None:
     assert len(ring.list()) == 2
 
 
-def test_ready_keys_are_bounded_and_still_all_usable(tables: SqliteKeyTables) -> None:
+def test_ready_keys_are_bounded_and_still_all_usable(tables: Tables) -> None:
     """More keys than fit into memory work all the same; what was forgotten is read again."""
     ring = KeyRing(tables.access_keys, Cipher(bytes(32)), lambda: NOW, generation_limit=2)
     keys = [ring.create("alice", ["read"])[0] for _ in range(10)]
@@ -174,17 +216,18 @@ def test_flush_used_stores_in_bulk_and_never_goes_back(ring: KeyRing) -> None:
     assert used == {keys[0]: NOW, keys[1]: NOW + 1, keys[2]: None}
 
 
-def test_flush_used_that_fails_loses_nothing(ring: KeyRing, tables: SqliteKeyTables) -> None:
+def test_flush_used_that_fails_loses_nothing(ring: KeyRing, tables: Tables) -> None:
     """What could not be stored is kept for the next time, and newer times win over it."""
     accesskey, _ = ring.create("alice", ["read"])
     ring.used[accesskey] = NOW
-    tables._write.execute("ALTER TABLE access_keys RENAME TO gone")
+    with tables.together() as write:
+        write.execute("ALTER TABLE access_keys RENAME TO gone")
     with pytest.raises(StoreUnavailable):
         ring.flush_used()
     assert ring.used == {accesskey: NOW}
 
 
-def write_twice(ring: KeyRing, tables: SqliteKeyTables) -> None:
+def write_twice(ring: KeyRing, tables: Tables) -> None:
     """Make an access key and keep one request twice, which fails, all in one block."""
     with tables.together():
         ring.create("alice", ["read"])
@@ -192,7 +235,7 @@ def write_twice(ring: KeyRing, tables: SqliteKeyTables) -> None:
         tables.kept_requests.keep("k2", "{}", "{}")
 
 
-def test_together_is_all_or_nothing(ring: KeyRing, tables: SqliteKeyTables) -> None:
+def test_together_is_all_or_nothing(ring: KeyRing, tables: Tables) -> None:
     """Writes inside one block are one transaction, which reads inside it see and an exception undoes."""
     with tables.together():
         accesskey, _ = ring.create("alice", ["read"])
@@ -207,28 +250,20 @@ def test_together_is_all_or_nothing(ring: KeyRing, tables: SqliteKeyTables) -> N
         tables.kept_requests.keep("k1", "{}", "{}")
 
 
-def test_master_key_mark_is_kept_across_a_restart(tmp_path: Path) -> None:
-    """The fingerprint of the master key stays with the ledger file, and so do the keys."""
-    with spotledger.open(tmp_path) as ledger:
-        assert ledger.key_tables.master_key_fingerprint is None
-        ledger.key_tables.master_key_fingerprint = "abc"
-        accesskey, _ = KeyRing(ledger.key_tables.access_keys, Cipher(bytes(32)), lambda: NOW).create("alice", ["read"])
-    with spotledger.open(tmp_path) as ledger:
-        assert ledger.key_tables.master_key_fingerprint == "abc"
-        ring = KeyRing(ledger.key_tables.access_keys, Cipher(bytes(32)), lambda: NOW)
-        assert ring.ready(accesskey) is not None
-
-
-def test_tables_hold_types_strictly(tables: SqliteKeyTables) -> None:
-    """The tables are STRICT and hold JSON where JSON belongs."""
-    with pytest.raises(sqlite3.IntegrityError):
-        tables._write.execute("INSERT INTO access_keys VALUES ('k', 'c', 'read', '', '[]', x'00', 1, NULL, NULL, NULL)")
-    with pytest.raises(sqlite3.IntegrityError):
-        tables._write.execute("INSERT INTO access_keys VALUES ('k', 'c', '[]', '', '[]', x'00', 'a', NULL, NULL, NULL)")
+def test_master_key_mark_is_kept_across_a_restart(open_tables: Open) -> None:
+    """The fingerprint of the master key stays with the ledger, and so do the keys."""
+    tables = open_tables()
+    assert tables.master_key_fingerprint is None
+    tables.master_key_fingerprint = "abc"
+    accesskey, _ = KeyRing(tables.access_keys, Cipher(bytes(32)), lambda: NOW).create("alice", ["read"])
+    again = open_tables()
+    assert again.master_key_fingerprint == "abc"
+    ring = KeyRing(again.access_keys, Cipher(bytes(32)), lambda: NOW)
+    assert ring.ready(accesskey) is not None
 
 
 @pytest.fixture
-def tokens(tables: SqliteKeyTables) -> Tokens:
+def tokens(tables: Tables) -> Tokens:
     """Make the operator tokens over the tables."""
     return Tokens(tables.tokens, lambda: NOW)
 
@@ -255,7 +290,7 @@ def test_token_header_of_another_form_is_refused(tokens: Tokens, header: str | N
         tokens.check(f"Bearer {'0' * 64}", "ledger:read")
 
 
-def test_token_is_kept_as_its_hash_alone(tokens: Tokens, tables: SqliteKeyTables) -> None:
+def test_token_is_kept_as_its_hash_alone(tokens: Tokens, tables: Tables) -> None:
     """The token can't be read back from the file or from its record."""
     record, token = tokens.create(["admin"])
     stored = str(tables.rows("SELECT * FROM operator_tokens"))

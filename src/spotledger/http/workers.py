@@ -1,0 +1,219 @@
+"""
+Several processes behind the same two ports of one machine: a parent binds the ports and keeps the workers going.
+
+The parent answers nobody and opens no ledger, so it can be forked from at any time. A worker that ends is started
+again; the ports stay bound meanwhile, and the others go on taking connections from them. A worker whose parent has
+gone, however it went, ends in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Final, NoReturn
+
+from spotledger.errors import LedgerCorrupt, SetupError, SpotledgerError
+from spotledger.http.serve import STOP_SECONDS, Listeners, Listening, bound_listeners, serve_on
+from spotledger.ops.folder import Owner
+from spotledger.ops.runtime import FolderLock, claim_folder
+from spotledger.ops.settings import Settings
+
+#: How long a worker that ended before it answered anybody stays down before it is started again.
+RESTART_SECONDS: Final = 1.0
+#: How long workers that were told to stop may take; after that they are killed.
+STOP_WORKERS_SECONDS: Final = STOP_SECONDS + 15.0
+_TURN_SECONDS: Final = 0.05
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+
+_log = logging.getLogger("spotledger.workers")
+
+#: Told the addresses of both listeners once all workers answer.
+Announce = Callable[[str, str], None]
+
+
+@dataclasses.dataclass(slots=True)
+class _Worker:
+    """One process: its number, the end of a pipe that says when it answers, and whether it did."""
+
+    number: int
+    pid: int
+    ready: int
+    answers: bool = False
+
+
+def serve_workers(settings: Settings, environ: Mapping[str, str], announce: Announce) -> None:
+    """
+    Serve with ``settings.workers`` processes until SIGTERM or SIGINT comes, then end them in order.
+
+    Args:
+        settings: The settings in force, with a database.
+        environ: The environment, for the master key.
+        announce: Told where it answers, once all do.
+
+    Raises:
+        SetupError: The folder or a port cannot be had, or the first worker could not start; it has said why.
+    """
+    with claim_folder(settings.data) as lock, bound_listeners(settings) as listeners:
+        _Parent(settings, environ, lock, listeners).run(announce)
+
+
+class _Parent:
+    def __init__(self, settings: Settings, environ: Mapping[str, str], lock: FolderLock, listeners: Listeners) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._lock = lock
+        self._listeners = listeners
+        # Nobody ever writes to it: a worker sees by its end that the parent has gone.
+        self._lifeline, self._life = os.pipe()
+        self._workers: dict[int, _Worker] = {}
+        #: When each worker that is down may be started again, by its number.
+        self._down: dict[int, float] = {}
+
+    def run(self, announce: Announce) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            self._run(announce)
+        finally:
+            self._end_workers()
+            os.close(self._life)
+            os.close(self._lifeline)
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _run(self, announce: Announce) -> None:
+        # The first alone: it makes what an empty database lacks, and finds out what is wrong with the settings.
+        self._start(0)
+        if not self._wait_for_answers():
+            return
+        for number in range(1, self._settings.workers):
+            self._start(number)
+        if not self._wait_for_answers():
+            return
+        listeners = self._listeners
+        self._lock.write_note(Owner(os.getpid(), listeners.public_url, listeners.operator_url).note())
+        announce(listeners.public_url, listeners.operator_url)
+        while not self._turn():
+            pass
+
+    def _wait_for_answers(self) -> bool:
+        """Wait until all workers that were started answer; return False where the service was told to stop."""
+        while not (self._workers and all(worker.answers for worker in self._workers.values()) and not self._down):
+            if self._turn():
+                return False
+            if 0 in self._down and not self._workers:
+                raise SetupError("The first worker could not start, so none was; what it said above is the reason.")
+        return True
+
+    def _turn(self) -> bool:
+        """Do what there is to do, waiting for a moment; return whether the service was told to stop."""
+        told = signal.sigtimedwait(_SIGNALS, _TURN_SECONDS if self._is_busy else STOP_SECONDS)
+        if told is not None and told.si_signo != signal.SIGCHLD:
+            return True
+        self._note_answers()
+        self._reap()
+        now_s = time.monotonic()
+        for number in [number for number, at_s in self._down.items() if at_s <= now_s and self._workers]:
+            del self._down[number]
+            self._start(number)
+        return False
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._down) or not all(worker.answers for worker in self._workers.values())
+
+    def _note_answers(self) -> None:
+        waiting = {worker.ready: worker for worker in self._workers.values() if not worker.answers}
+        ready, _, _ = select.select(list(waiting), [], [], 0)
+        for descriptor in ready:
+            waiting[descriptor].answers = os.read(descriptor, 1) != b""
+
+    def _reap(self) -> None:
+        for worker in list(self._workers.values()):
+            pid, status = os.waitpid(worker.pid, os.WNOHANG)
+            if pid == 0:
+                continue
+            del self._workers[pid]
+            os.close(worker.ready)
+            _log.error("worker %d (process %d) ended with %s", worker.number, pid, _said(status))
+            self._down[worker.number] = time.monotonic() + (0 if worker.answers else RESTART_SECONDS)
+
+    def _start(self, number: int) -> None:
+        ready, told = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            os.close(ready)
+            os.close(self._life)
+            for worker in self._workers.values():
+                os.close(worker.ready)
+            self._be_worker(number, told)
+        os.close(told)
+        self._workers[pid] = _Worker(number, pid, ready)
+
+    def _be_worker(self, number: int, told: int) -> NoReturn:
+        """Serve in a process of its own, and end it; nothing of the parent's goes on in it."""
+        code = 1
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            settings = self._settings
+            if number:  # one audit of the database at a time is enough
+                settings = dataclasses.replace(settings, audit_entries_per_second=0)
+            lifeline = self._lifeline
+
+            async def until_orphaned(_: Listening) -> bool:
+                os.write(told, b"1")
+                os.close(told)
+                await _end_of(lifeline)
+                return False
+
+            serve_on(self._listeners, settings, self._environ, self._lock, until_orphaned, tell_owner=False)
+            code = 0
+        except (SpotledgerError, LedgerCorrupt) as problem:
+            sys.stderr.write(f"spotledger: {problem}\n")
+        except BaseException:  # noqa: BLE001 - the process ends here, and must not become a second parent
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+    def _end_workers(self) -> None:
+        self._tell(signal.SIGTERM)
+        until_s = time.monotonic() + STOP_WORKERS_SECONDS
+        while self._workers and time.monotonic() < until_s:
+            signal.sigtimedwait((signal.SIGCHLD,), _TURN_SECONDS)
+            for worker in list(self._workers.values()):
+                if os.waitpid(worker.pid, os.WNOHANG)[0]:
+                    del self._workers[worker.pid]
+        if self._workers:
+            _log.error("%d workers did not end in time and were killed", len(self._workers))
+            self._tell(signal.SIGKILL)
+            for worker in self._workers.values():
+                os.waitpid(worker.pid, 0)
+
+    def _tell(self, number: signal.Signals) -> None:
+        for worker in self._workers.values():
+            os.kill(worker.pid, number)
+
+
+async def _end_of(descriptor: int) -> None:
+    """Wait until everyone who could write to the pipe *descriptor* has gone."""
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    loop.add_reader(descriptor, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _said(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"code {code}" if code >= 0 else signal.Signals(-code).name

@@ -1,0 +1,365 @@
+"""
+The store on PostgreSQL, for many nodes at once: whoever writes holds the row of the journal's head while it does.
+
+A group costs two trips. The first takes the turn and looks up what the rules will ask for and memory does not have; the
+second writes the entries and everything derived from them, and commits. Memory stands at exactly one entry, never an
+older one than this node has acknowledged, and is brought along by whatever this or another node wrote.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import psycopg
+from psycopg.pq.abc import PGresult
+
+from spotledger.domain.journal import Entry, Hold
+from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
+from spotledger.storage import postgres_statements as sql
+from spotledger.storage.base import Head, Wanted
+from spotledger.storage.collector import collector_at_rest
+from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
+from spotledger.storage.postgres_reads import PostgresReads
+from spotledger.storage.postgres_rows import Order, derived_rows, head_of, journal_rows
+from spotledger.storage.postgres_session import Session, number, rows_of
+from spotledger.storage.postgres_turn import Questions, Turn
+
+#: How long a trip of a write may take before the connection counts as lost.
+WRITE_PATIENCE_SECONDS: Final = 15.0
+#: How long a node looks for what became of a commit whose answer was lost, before it says that it does not know.
+LOOK_UP_SECONDS: Final = 15.0
+LOOK_UP_PAUSE_SECONDS: Final = 0.2
+#: How long the holder of the turn may have been silent in the middle of it before a node that waited ends it.
+STUCK_SECONDS: Final = 3.0
+
+_LOCK_NOT_AVAILABLE: Final = "55P03"
+
+
+class PostgresStore(PostgresReads):
+    """The store on one PostgreSQL database; satisfies :class:`spotledger.storage.base.Store`."""
+
+    remote = True
+
+    def __init__(self, url: str, *, clock_ms: Callable[[], int] | None = None, **options: Any) -> None:
+        """
+        Open the ledger in the database at *url*, which has the schema.
+
+        Args:
+            url: A PostgreSQL URL; with several hosts, the one that takes writes is found.
+            clock_ms: For tests: the time in milliseconds instead of the server's clock.
+            **options: ``cache_accounts`` and ``follow_seconds``, as :class:`PostgresReads` takes them.
+
+        Raises:
+            SettingInvalid: *url* is none.
+            StoreUnavailable: The server cannot be reached.
+            SchemaMismatch: The schema is missing, or of another version.
+            LedgerCorrupt: The first rows of the ledger are missing.
+        """
+        self._clock_ms = clock_ms
+        self._writing: Session | None = None
+        self._turn: Turn | None = None
+        self._pending_head: Head | None = None
+        self._warned = False
+        self._orders: list[Order] = []
+        super().__init__(url, **options)
+        #: The last entry that a synced commit of this node covers: what kept results may be answered from at once.
+        self._synced_seq = 0
+
+    # --- the turn -------------------------------------------------------------------------------------
+
+    @collector_at_rest
+    def begin(self, wanted: Wanted) -> int | None:
+        """
+        Take the journal's turn, and look up in the same trip what memory does not have of *wanted*.
+
+        Raises:
+            StoreUnavailable: The server is away, or another node held the turn for too long.
+            LedgerCorrupt: The server's journal lacks what this node has acknowledged.
+        """
+        for again in (True, False):
+            try:
+                return self._begin(wanted)
+            except psycopg.Error as error:
+                self._drop_writing()
+                # Nothing was written. A connection that had been lost while it was idle shows only now.
+                if not (again and is_lost(error)):
+                    self._end_stuck_turns(error)
+                    raise translate(error, "written") from error
+        raise AssertionError("unreachable")
+
+    def _begin(self, wanted: Wanted) -> int | None:
+        session = self._session_to_write()
+        now_ms = None if self._clock_ms is None else self._clock_ms()
+        with self._guard:
+            since = self._memory.head
+            questions = Questions(self._memory, wanted, now_ms)
+        session.send(sql.BEGIN)
+        session.send(sql.TAKE_TURN)
+        session.send(sql.CLOCK)
+        session.send(sql.ENTRIES, number(since.seq), number(self.follow_entries + 1))
+        questions.send(session)
+        _, turn, clock, news, *answers = session.collect()
+        head = head_of(turn)
+        if head is None:
+            raise LedgerCorrupt("the row of the journal's head is missing")
+        if not self._bring_along(since, head, news):
+            self._start_anew(since, self._coins_and_hash(session, since), head)
+            questions = Questions(self._memory, wanted, now_ms)
+            questions.send(session)
+            answers = session.collect()
+        if self._memory.head != head:
+            raise LedgerCorrupt(f"memory stands at entry {self._memory.head.seq}, the locked head is {head.seq}")
+        with self._guard:
+            self._turn = questions.turn(answers, self._memory)
+        return int(rows_of(clock)[0][0]) if now_ms is None else None
+
+    def _coins_and_hash(self, session: Session, since: Head) -> list[PGresult]:
+        session.send(sql.COINS)
+        session.send(sql.HASH, number(since.seq))
+        return session.collect()
+
+    def leave(self, *, repeated: bool) -> None:
+        """
+        Give the turn back with nothing written.
+
+        Raises:
+            StoreUnavailable: A kept result was to be answered and could not be made durable.
+        """
+        session = self._session_to_write()
+        self._turn = None
+        sync = repeated and self._memory.head.seq > self._synced_seq
+        try:
+            if sync:
+                session.send(sql.SYNC)
+            session.send(sql.COMMIT if sync else sql.ROLLBACK)
+            session.collect()
+        except psycopg.Error as error:
+            self._drop_writing()
+            raise translate(error, "written") from error
+        if sync:
+            self._confirm()
+            self._synced_seq = self._memory.head.seq
+
+    # --- what the rules ask for: the turn knows it ------------------------------------------------------
+
+    def _turn_at_head(self) -> Turn | None:
+        """Return what was looked up for the group, as long as it is true; readers in other threads may ask too."""
+        turn = self._turn
+        return turn if turn is not None and turn.head_seq == self._memory.head.seq else None
+
+    def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the ``seq`` of the entry of each key that is known."""
+        turn = self._turn_at_head()
+        if turn is not None and turn.keys_asked.issuperset(keys):
+            return {key: turn.keys[key] for key in keys if key in turn.keys}
+        return super().find_keys(keys)
+
+    def due_holds(self, now_ms: int, limit: int) -> list[int]:
+        """Return ids of open holds whose time has come."""
+        turn = self._turn_at_head()
+        if turn is not None and limit <= sql.DUE_LIMIT:
+            return [hold_id for expires_ms, hold_id in turn.due if expires_ms <= now_ms][:limit]
+        return super().due_holds(now_ms, limit)
+
+    def has_customer(self, customer: str) -> bool:
+        """Say whether *customer* is registered."""
+        turn = self._turn_at_head()
+        if turn is not None and customer in turn.customers_asked:
+            return customer in self._memory.customers
+        return super().has_customer(customer)
+
+    def hold(self, hold_id: int) -> Hold | None:
+        """Return the hold as it stands at the head."""
+        turn = self._turn_at_head()
+        if turn is not None and hold_id in turn.holds_asked:
+            return self._memory.holds.get(hold_id)
+        return super().hold(hold_id)
+
+    def entry(self, seq: int) -> Entry | None:
+        """Return one entry."""
+        turn = self._turn_at_head()
+        found = turn.entries.get(seq) if turn is not None else None
+        return found if found is not None else super().entry(seq)
+
+    def reversal_of(self, seq: int) -> int | None:
+        """Return the entry that reversed the entry *seq*, or None."""
+        turn = self._turn_at_head()
+        if turn is not None and seq in turn.reversals_asked:
+            return turn.reversals.get(seq)
+        return super().reversal_of(seq)
+
+    # --- writing --------------------------------------------------------------------------------------
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Send *entries* and what is derived from them, which follow the head without a gap."""
+        before, session = self._memory.head, self._session_to_write()
+        last = entries[-1]
+        if entries[0].seq != before.seq + 1 or last.seq != before.seq + len(entries):
+            raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow the head, entry {before.seq}")
+        try:
+            self._pending_head, order = journal_rows(entries, before)
+            self._orders = [order]
+            session.send(order.statement, *order.parameters)
+            # The server begins with the entries while the rest is made ready.
+            for order in derived_rows(entries):
+                self._orders.append(order)
+                session.send(order.statement, *order.parameters)
+            seq, kept_hash, booked_ms = self._pending_head
+            session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
+            session.send(sql.TELL, number(seq))
+        except psycopg.Error as error:
+            self._drop_writing()
+            raise translate(error, "written") from error
+
+    @property
+    def lagging(self) -> bool:
+        """Never: what is derived is written with the entries."""
+        return False
+
+    def catch_up(self) -> None:
+        """Nothing: what is derived is written with the entries."""
+
+    def commit(self) -> None:
+        """
+        Commit what was sent. Blocks until the server has synced it.
+
+        Where the answer is lost, it is looked up whether the entries are there, with the head locked; never guessed.
+
+        Raises:
+            StoreUnavailable: Nothing was written, or it could not be found out whether it was.
+            LedgerCorrupt: The server refused what breaks one of its constraints.
+        """
+        session, pending, self._turn = self._writing, self._pending_head, None
+        if session is None or pending is None:
+            raise StoreUnavailable("the turn was lost before the commit; try again with the same idempotency key")
+        try:
+            session.send(sql.COMMIT)
+            results = session.collect()
+        except psycopg.Error as error:
+            self._drop_writing()
+            if not is_lost(error):
+                raise translate(error, "written") from error
+            self._look_up(pending, error)
+        else:
+            self._check_changes(results)
+            self._confirm()
+        self._synced_seq = pending.seq
+
+    def _check_changes(self, results: Sequence[PGresult]) -> None:
+        """Check that each statement changed as many rows as it had to: what is derived was where it should be."""
+        for order, result in zip(self._orders, results, strict=False):
+            if order.changes is not None and result.command_tuples != order.changes:
+                raise LedgerCorrupt(
+                    f"{order.statement.name} changed {result.command_tuples} rows of {order.changes};"
+                    " what is derived from the journal does not fit it"
+                )
+
+    def _confirm(self) -> None:
+        """Commit again where the server warned that the last commit is not yet with its standby."""
+        if self._warned:
+            self.try_writing()
+
+    def _look_up(self, last: Head, lost: psycopg.Error) -> None:
+        """Return if the entry *last*, whose commit was not answered, is in the journal for good; else raise."""
+        until = time.monotonic() + LOOK_UP_SECONDS
+        while True:
+            try:
+                # The old connection may still be committing; the lock is there when it has done so or has not.
+                session = self._session_to_write()
+                session.send(sql.BEGIN)
+                session.send(sql.TAKE_TURN)
+                session.send(sql.HASH, number(last.seq))
+                session.send(sql.SYNC)
+                session.send(sql.COMMIT)
+                _, head, found, _, _ = session.collect()
+                break
+            except (psycopg.Error, StoreUnavailable) as error:
+                self._drop_writing()
+                if time.monotonic() > until:
+                    raise StoreUnavailable(
+                        "the connection was lost at the commit, and the server could not be asked whether it was done;"
+                        " try again with the same idempotency key"
+                    ) from error
+                self._end_stuck_turns(error)
+                time.sleep(LOOK_UP_PAUSE_SECONDS)
+        self._check_acknowledged(head_of(head))
+        if self._hash_in(found) != last.hash:
+            raise translate(lost, "written") from lost
+
+    def _check_acknowledged(self, head: Head | None) -> None:
+        if head is None or head.seq < self._memory.head.seq:
+            raise LedgerCorrupt(
+                f"the server's journal ends at entry {head.seq if head else 'none'}, before entry"
+                f" {self._memory.head.seq}, which was acknowledged"
+            )
+
+    def try_writing(self) -> None:
+        """Write and sync something that means nothing; between groups."""
+        self._warned = False
+        try:
+            session = self._session_to_write()
+            session.send(sql.SYNC)
+            session.collect()
+        except psycopg.Error as error:
+            self._drop_writing()
+            raise translate(error, "written") from error
+        if self._warned:
+            raise StoreUnavailable("the standby did not confirm; try again with the same idempotency key")
+
+    def publish(self, entries: Sequence[Entry]) -> None:
+        """Bring memory along with the committed *entries*, as far as it was not by whoever saw them first."""
+        pending, self._pending_head = self._pending_head, None
+        with self._guard:
+            memory = self._memory
+            new = [entry for entry in entries if entry.seq > memory.head.seq]
+            if not new or pending is None:
+                return
+            try:
+                memory.apply(new, pending)
+                memory.shrink()
+            except BaseException:
+                memory.forget()
+                raise
+
+    def recover(self) -> None:
+        """Give up the turn with all that was sent, and bring memory to the journal's head."""
+        self._drop_writing()
+        self._ask()
+
+    def copy_to(self, target: Path, progress: Callable[[int, int], None]) -> None:
+        """Refuse: a server's own means copy it."""
+        raise InvalidRequest("a ledger on PostgreSQL is backed up by the server's own means, such as pg_basebackup")
+
+    def close(self) -> None:
+        """Let go of the server."""
+        self._drop_writing()
+        super().close()
+
+    # --- the connection -------------------------------------------------------------------------------
+
+    def _session_to_write(self) -> Session:
+        if self._writing is None or not self._writing.is_open:
+            connection = connect(self._url, application="spotledger write")
+            connection.add_notice_handler(self._heed)
+            with translated("written"):
+                self._writing = Session(connection, sql.WRITING, WRITE_PATIENCE_SECONDS)
+        return self._writing
+
+    def _heed(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Note a warning: a commit may have returned without its standby."""
+        self._warned = self._warned or notice.severity_nonlocalized == "WARNING"
+
+    def _drop_writing(self) -> None:
+        session, self._writing, self._turn = self._writing, None, None
+        if session is not None:
+            session.close()
+
+    def _end_stuck_turns(self, error: Exception) -> None:
+        """After a wait for the turn that was too long: end who holds it and froze between two statements."""
+        if isinstance(error, psycopg.Error) and error.sqlstate == _LOCK_NOT_AVAILABLE:
+            with suppress(StoreUnavailable):
+                self._ask((sql.END_STUCK_TURNS, (str(STUCK_SECONDS).encode(),)))

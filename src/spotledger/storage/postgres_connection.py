@@ -1,0 +1,154 @@
+"""
+Connections to PostgreSQL: how they are opened, how long anything may take, and its errors in the words of our tree.
+
+Errors are translated once, by their SQLSTATE or class, never by their message.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, TypeAlias
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import TupleRow
+
+from spotledger.errors import LedgerCorrupt, SettingInvalid, StoreUnavailable
+
+Connection: TypeAlias = psycopg.Connection[TupleRow]
+
+#: How long one server of the URL may take to accept a connection.
+CONNECT_TIMEOUT_SECONDS: Final = 3
+#: How long a node waits for the journal's turn before it answers that the store is not available.
+LOCK_TIMEOUT_MS: Final = 5_000
+#: How long a node may hold the journal's turn without asking for anything, as one does that froze; then it loses it.
+IDLE_IN_TRANSACTION_TIMEOUT_MS: Final = 2_000
+#: How long what was sent may stay unacknowledged by the other machine before the connection counts as lost.
+TCP_USER_TIMEOUT_MS: Final = 4_000
+KEEPALIVE_IDLE_SECONDS: Final = 2
+KEEPALIVE_INTERVAL_SECONDS: Final = 1
+KEEPALIVE_COUNT: Final = 3
+#: The settings that the server has to have for a commit that has returned to be on the disk.
+SYNCHRONOUS: Final = ("on", "remote_apply")
+
+#: What is in the way, by SQLSTATE or the first two characters of it.
+_UNAVAILABLE: Final = {
+    "08": "the connection to it was lost",
+    "25006": "the server is a standby and takes no writes",
+    "25P03": "the server ended a connection that had been idle while it held the journal's turn",
+    "28": "the server did not let the role in",
+    "3D000": "the server has no such database",
+    "40001": "another write came between",
+    "40P01": "the server ended a deadlock",
+    "42501": "the role may not do that",
+    "53": "the server lacks room, memory or connections",
+    "55P03": "another node held the journal's turn for too long",
+    "57014": "the server cancelled the statement",
+    "57P": "the server is stopping or starting",
+    "58": "the server's disk answered with an error",
+}
+#: Errors after which a server has ended the connection, whatever it had still been about to do.
+_FATAL_CLASSES: Final = ("08", "57P", "25P03")
+
+
+def connect(url: str, *, application: str = "spotledger", steady_plans: bool = True) -> Connection:
+    """
+    Open a connection in autocommit to the server at *url* that takes writes.
+
+    Args:
+        url: A PostgreSQL URL or connection string; several hosts may be named, and its own settings win over ours.
+        application: The name by which the server lists the connection.
+        steady_plans: Have every statement planned once and by its indexes, as suits a store whose tables grow.
+
+    Raises:
+        SettingInvalid: *url* is none.
+        StoreUnavailable: No server of it that takes writes could be reached.
+    """
+    try:
+        asked = conninfo_to_dict(url)
+    except psycopg.ProgrammingError as error:
+        raise SettingInvalid("the database is no PostgreSQL URL; postgresql://host/name would pass") from error
+    settings: dict[str, Any] = {
+        "application_name": application,
+        "client_encoding": "UTF8",
+        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+        "keepalives": 1,
+        "keepalives_count": KEEPALIVE_COUNT,
+        "keepalives_idle": KEEPALIVE_IDLE_SECONDS,
+        "keepalives_interval": KEEPALIVE_INTERVAL_SECONDS,
+        "target_session_attrs": "read-write",
+        "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
+        **asked,
+    }
+    settings["options"] = " ".join([*_options(steady_plans), str(asked.get("options") or "")]).strip()
+    with translated("reached"):
+        return psycopg.connect(**settings, autocommit=True, prepare_threshold=0)
+
+
+def _options(steady_plans: bool) -> list[str]:
+    """Return what the server is told at the start of a session, as command line options."""
+    values: dict[str, Any] = {
+        "lock_timeout": LOCK_TIMEOUT_MS,
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT_MS,
+        "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
+        "tcp_keepalives_idle": KEEPALIVE_IDLE_SECONDS,
+        "tcp_keepalives_interval": KEEPALIVE_INTERVAL_SECONDS,
+        "tcp_keepalives_count": KEEPALIVE_COUNT,
+        "default_transaction_isolation": "read\\ committed",
+        "timezone": "UTC",
+        "jit": "off",
+    }
+    if steady_plans:
+        # A plan made while a table was small would read all of it for ever.
+        values |= {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_bitmapscan": "off"}
+        values |= {"enable_hashjoin": "off", "enable_mergejoin": "off", "max_parallel_workers_per_gather": 0}
+    return [f"-c {name}={value}" for name, value in values.items()]
+
+
+class translated:
+    """
+    Run a block of statements, and say an error of the driver in our words.
+
+    Raises:
+        StoreUnavailable: The server, or another node, is in the way; the same request may pass later.
+        LedgerCorrupt: A constraint that our writes keep was broken, or the server found its files damaged.
+    """
+
+    __slots__ = ("_doing",)
+
+    def __init__(self, doing: str) -> None:
+        """Name what is being done, such as ``"written"``, for the message."""
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        """Begin the block."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Translate *error* if it is the driver's."""
+        if isinstance(error, psycopg.Error):
+            raise translate(error, self._doing) from error
+
+
+def translate(error: psycopg.Error, doing: str) -> Exception:
+    """Return the error of our tree for *error*."""
+    reason = reason_of(error)
+    if reason is not None:
+        advice = "; try again with the same idempotency key" if doing == "written" else ""
+        return StoreUnavailable(f"the ledger could not be {doing}: {reason}{advice}")
+    return LedgerCorrupt(f"the ledger could not be {doing}: {error} ({error.sqlstate or 'no SQLSTATE'})")
+
+
+def reason_of(error: psycopg.Error) -> str | None:
+    """Return in words what is in the way where *error* may pass, else None."""
+    state = error.sqlstate
+    if state is None:
+        lost = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+        return "its server could not be reached, or the connection to it was lost" if lost else None
+    return _UNAVAILABLE.get(state) or _UNAVAILABLE.get(state[:3]) or _UNAVAILABLE.get(state[:2])
+
+
+def is_lost(error: psycopg.Error) -> bool:
+    """Say whether the connection ended with *error*, so that what was sent last may have been done or not."""
+    state = error.sqlstate
+    if state is None:
+        return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
+    return state.startswith(_FATAL_CLASSES)

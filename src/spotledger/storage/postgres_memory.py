@@ -1,0 +1,173 @@
+"""
+What a node has in memory of a ledger on PostgreSQL: accounts, open holds and coins as they stand at exactly one entry.
+
+It is brought along entry by entry, by whatever wrote them, in whole commits. What it does not have is not there until
+it is asked for; nothing in it is ever older than its head.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from types import MappingProxyType
+from typing import Final, TypeVar
+
+from spotledger.domain.accounts import ZERO, Account, Balance, Coin
+from spotledger.domain.journal import Entry, Hold, opened_hold
+from spotledger.domain.operations import ListCoin, RegisterCustomer
+from spotledger.storage.base import Head
+
+#: Entries that are kept so that what was read a moment ago can be brought along.
+RECENT_ENTRIES: Final = 4_000
+#: Holds in memory for each account that may be.
+HOLDS_AN_ACCOUNT: Final = 2
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class RemoteAccount:
+    """
+    One account at the head of a node's memory; satisfies :class:`spotledger.storage.base.AccountView`.
+
+    Its balances are one mapping that is exchanged as a whole with each commit, so a reader in another thread sees all
+    of a commit or nothing.
+    """
+
+    __slots__ = ("_now", "account")
+
+    def __init__(self, account: Account, changed_seq: int, by_coin: dict[str, Balance]) -> None:
+        """Keep the balances of *account*, which the entry *changed_seq* changed last."""
+        self.account = account
+        self._now = (changed_seq, by_coin)
+
+    @property
+    def changed_seq(self) -> int:
+        """The last entry that touched the account; 0 where none did."""
+        return self._now[0]
+
+    @property
+    def balances(self) -> Mapping[str, Balance]:
+        """Balances in units of the coins that were ever touched, as they are now and stay in what is returned."""
+        return MappingProxyType(self._now[1])
+
+    def balance(self, coin: str) -> Balance:
+        """Return the balance of *coin* in units."""
+        return self._now[1].get(coin, ZERO)
+
+    def change(self, seq: int, balances: Mapping[str, Balance]) -> None:
+        """Take over what the entries up to *seq* made of some of the balances."""
+        self._now = (seq, {**self._now[1], **balances})
+
+
+class Memory:
+    """All that memory holds. Whoever changes it, or looks at more than one thing, holds the store's guard."""
+
+    def __init__(self, head: Head, coins: Iterable[Coin], cache_accounts: int) -> None:
+        """
+        Start with nothing but the coins as they are at *head*.
+
+        Args:
+            head: The entry that all of it stands for.
+            coins: The coins listed by then.
+            cache_accounts: How many accounts and customers may stay, and for each how many holds.
+        """
+        self.head = head
+        self.coins: Mapping[str, Coin] = MappingProxyType({coin.name: coin for coin in sorted(coins)})
+        self.accounts: dict[Account, RemoteAccount] = {}
+        self.customers: dict[str, None] = {}
+        self.holds: dict[int, Hold] = {}
+        self._recent: deque[Entry] = deque(maxlen=RECENT_ENTRIES)
+        self._cache_accounts = cache_accounts
+
+    def covers(self, seq: int) -> bool:
+        """Say whether what was read as of the entry *seq*, at most the head, can be brought along to the head."""
+        return seq == self.head.seq or bool(self._recent and self._recent[0].seq <= seq + 1)
+
+    def _after(self, seq: int) -> Iterable[Entry]:
+        """Give the entries after *seq*, which :meth:`covers` them."""
+        count = self.head.seq - seq
+        return islice(self._recent, len(self._recent) - count, None) if count else ()
+
+    # --- what was read is taken in ------------------------------------------------------------------
+
+    def take_accounts(self, seq: int, found: Mapping[Account, tuple[int, dict[str, Balance]]]) -> None:
+        """Keep accounts (the last change, and the balances of all coins) as they were read as of the entry *seq*."""
+        newer: dict[Account, tuple[int, dict[str, Balance]]] = {}
+        for entry in self._after(seq):
+            _collect(entry, found, newer)
+        for account, (changed_seq, balances) in found.items():
+            if account not in self.accounts:
+                view = self.accounts[account] = RemoteAccount(account, changed_seq, balances)
+                if account in newer:
+                    view.change(*newer[account])
+
+    def take_holds(self, seq: int, found: Iterable[Hold]) -> None:
+        """Keep holds as they were read as of the entry *seq*."""
+        holds = {hold.hold_id: hold for hold in found if hold.hold_id not in self.holds}
+        for entry in self._after(seq):
+            for hold_id, remaining in entry.holds:
+                if hold_id in holds:
+                    holds[hold_id] = holds[hold_id].after(remaining, entry.seq)
+        self.holds.update(holds)
+
+    # --- entries --------------------------------------------------------------------------------------
+
+    def apply(self, entries: Sequence[Entry], head: Head) -> None:
+        """Take over what *entries*, which follow the head up to the new *head*, changed."""
+        changed: dict[Account, tuple[int, dict[str, Balance]]] = {}
+        for entry in entries:
+            if entry.refusal is None:
+                _collect(entry, self.accounts, changed)
+                self._take_rest(entry)
+        for account, (seq, balances) in changed.items():
+            self.accounts[account].change(seq, balances)
+        self._recent.extend(entries)
+        self.head = head
+
+    def _take_rest(self, entry: Entry) -> None:
+        """Take over what *entry* did to holds, coins and customers."""
+        kind, opened = entry.kind, opened_hold(entry)
+        if opened is not None:
+            self.holds[opened.hold_id] = opened
+        elif entry.holds:
+            for hold_id, remaining in entry.holds:
+                hold = self.holds.get(hold_id)
+                if hold is not None:
+                    self.holds[hold_id] = hold.after(remaining, entry.seq)
+        elif kind == ListCoin.kind:
+            coin = Coin(entry.request["coin"], entry.request["scale"])
+            # Another object, so that readers see that it changed.
+            self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (coin.name, coin)])))
+        elif kind == RegisterCustomer.kind:
+            self.customers[entry.request["customer"]] = None
+
+    def forget(self) -> None:
+        """Let go of all but the coins, after something went wrong with it; the head stays."""
+        for kept in (self.accounts, self.customers, self.holds, self._recent):
+            kept.clear()
+
+    def shrink(self) -> None:
+        """Let go of what was loaded first, beyond the bounds."""
+        _shrink(self.accounts, self._cache_accounts)
+        _shrink(self.customers, self._cache_accounts)
+        _shrink(self.holds, self._cache_accounts * HOLDS_AN_ACCOUNT)
+
+
+def _collect(
+    entry: Entry, watched: Mapping[Account, object], changed: dict[Account, tuple[int, dict[str, Balance]]]
+) -> None:
+    """Add to *changed* what *entry* made of the accounts that are *watched*."""
+    for account, coin, available, freeze in entry.balances:
+        if account in watched:
+            balances = changed[account][1] if account in changed else {}
+            balances[coin] = Balance(available, freeze)
+            changed[account] = (entry.seq, balances)
+
+
+def _shrink(kept: dict[K, V], limit: int) -> None:
+    # An eighth at once, so that the oldest need not be looked for each time.
+    if len(kept) > limit + limit // 8:
+        for name in list(islice(kept, len(kept) - limit)):
+            del kept[name]

@@ -1,0 +1,466 @@
+"""
+The reads of the store on PostgreSQL, on a connection of their own that never waits for a write.
+
+Each question is asked together with the head and the entries that memory does not have yet, in one snapshot: memory is
+brought along first, so what is answered is never newer than the head that the node says it stands at, nor older than
+what the node has acknowledged.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+import psycopg
+from psycopg.pq.abc import PGresult
+
+from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin
+from spotledger.domain.journal import Entry, Hold
+from spotledger.errors import LedgerCorrupt, StoreUnavailable
+from spotledger.storage import postgres_statements as sql
+from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
+from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash, key_digest
+from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
+from spotledger.storage.postgres_follower import Follower
+from spotledger.storage.postgres_memory import Memory, RemoteAccount
+from spotledger.storage.postgres_rows import add_balances, head_of, holds_in
+from spotledger.storage.postgres_schema import check_schema, make_ledger
+from spotledger.storage.postgres_session import (
+    UUID,
+    Parameter,
+    Session,
+    Statement,
+    array,
+    hash_of,
+    number,
+    numbers,
+    rows_of,
+    texts,
+)
+
+CACHE_ACCOUNTS: Final = 50_000
+#: How many entries of other nodes are read to bring memory along; where there are more, it begins anew.
+FOLLOW_ENTRIES: Final = 5_000
+#: How often the journal is asked for entries of other nodes where nothing is heard of them.
+FOLLOW_SECONDS: Final = 0.2
+#: How long one read may take before the connection counts as lost.
+READ_PATIENCE_SECONDS: Final = 3.0
+#: How long no new connection is tried after one failed: who reads meanwhile is told at once.
+AWAY_SECONDS: Final = 0.3
+#: How often a read is made again because memory went on too far meanwhile.
+READ_TRIES: Final = 20
+#: Times of entries that one trip of the search for a moment looks at.
+TIMES_A_TRIP: Final = 100
+
+Question: TypeAlias = tuple[Statement, tuple[Parameter, ...]]
+_BIGINT_LIMIT: Final = 2**63
+
+
+class PostgresReads:
+    """What the store on PostgreSQL answers, and how its memory is kept at the head."""
+
+    key_tables: Any = None
+    #: Whether the server takes writes: it can then be told to make a ledger, and to tell of new entries.
+    takes_writes = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        cache_accounts: int = CACHE_ACCOUNTS,
+        follow_seconds: float | None = FOLLOW_SECONDS,
+        follow_entries: int = FOLLOW_ENTRIES,
+    ) -> None:
+        """
+        Connect, and bring memory to the head of the journal.
+
+        Args:
+            url: A PostgreSQL URL.
+            cache_accounts: How many accounts and customers may stay in memory.
+            follow_seconds: How often the journal is asked for entries of other nodes; None: only when it is read.
+            follow_entries: How many entries of others are read before memory begins anew instead.
+        """
+        self._url = url
+        self._cache_accounts = cache_accounts
+        self.follow_entries = follow_entries
+        #: Guards memory, and is held for moments only.
+        self._guard = threading.RLock()
+        #: Held for the length of one trip on the connection for reads.
+        self._reading_turn = threading.Lock()
+        self._away_until = 0.0
+        self._reading: Session | None = None
+        self._closed = False
+        connection = connect(url, application="spotledger read")
+        try:
+            check_schema(connection)
+            if self.takes_writes:
+                make_ledger(connection)
+            with translated("opened"):
+                self._reading = Session(connection, sql.READING, READ_PATIENCE_SECONDS)
+                self._open()
+        except BaseException:
+            connection.close()
+            raise
+        self._follower = None
+        if follow_seconds is not None:
+            self._follower = Follower(url, self, follow_seconds, listens=self.takes_writes)
+
+    def _open(self) -> None:
+        """Read what the ledger is, and begin memory at its head."""
+        session = self._session_to_read()
+        for statement in (sql.BEGIN_SNAPSHOT, sql.LEDGER, sql.HEAD, sql.COINS, sql.COMMIT):
+            session.send(statement)
+        _, ledger, head, coins, _ = session.collect()
+        found = head_of(head)
+        if ledger.ntuples == 0 or found is None:
+            raise LedgerCorrupt("the database lacks the row of the ledger, or of its head")
+        ledger_id, epoch = rows_of(ledger)[0]
+        self.ledger_id, self.epoch = ledger_id.decode(), int(epoch)
+        self._memory = Memory(found, _coins_in(coins), self._cache_accounts)
+
+    @property
+    def head(self) -> Head:
+        """The entry that memory stands at: the last that this node wrote, or saw of others."""
+        return self._memory.head
+
+    @property
+    def coins(self) -> Mapping[str, Coin]:
+        """The listed coins by name, sorted; another object after each listing."""
+        return self._memory.coins
+
+    # --- asking the server ------------------------------------------------------------------------------
+
+    def _ask(self, *questions: Question) -> tuple[Head, list[PGresult]]:
+        """
+        Ask *questions* in one snapshot, and bring memory to its head at least.
+
+        Returns:
+            The head of the snapshot, and a result for each question.
+
+        Raises:
+            StoreUnavailable: The server is away.
+            LedgerCorrupt: The journal lacks what this node has acknowledged, or does not hold together.
+        """
+        with self._reading_turn:
+            for again in (True, False):
+                try:
+                    return self.follow(self._session_to_read(), *questions)
+                except psycopg.Error as error:
+                    self._drop_reading()
+                    if not (again and is_lost(error)):
+                        self._away_until = time.monotonic() + AWAY_SECONDS
+                        raise translate(error, "read") from error
+        raise AssertionError("unreachable")
+
+    def _session_to_read(self) -> Session:
+        if self._closed:
+            raise StoreUnavailable("the ledger is closed; open it again")
+        if self._reading is None or not self._reading.is_open:
+            if time.monotonic() < self._away_until:
+                raise StoreUnavailable("the ledger could not be read: its server is away")
+            try:
+                self._reading = Session(
+                    connect(self._url, application="spotledger read"), sql.READING, READ_PATIENCE_SECONDS
+                )
+            except StoreUnavailable:
+                self._away_until = time.monotonic() + AWAY_SECONDS
+                raise
+        return self._reading
+
+    def _drop_reading(self) -> None:
+        session, self._reading = self._reading, None
+        if session is not None:
+            session.close()
+
+    def follow(self, session: Session, *questions: Question) -> tuple[Head, list[PGresult]]:
+        """Do what :meth:`_ask` says on *session*, which belongs to the caller; errors are the driver's."""
+        since = self._memory.head
+        session.send(sql.BEGIN_SNAPSHOT)
+        session.send(sql.HEAD)
+        session.send(sql.ENTRIES, number(since.seq), number(self.follow_entries + 1))
+        for statement, parameters in questions:
+            session.send(statement, *parameters)
+        session.send(sql.COMMIT)
+        _, found, news, *answers, _ = session.collect()
+        head = head_of(found)
+        if head is None:
+            raise LedgerCorrupt("the row of the journal's head is missing")
+        if not self._bring_along(since, head, news):
+            head = self._begin_anew(session, since)
+        return head, answers
+
+    def _begin_anew(self, session: Session, since: Head) -> Head:
+        """Read the head and the coins, and begin memory there."""
+        session.send(sql.BEGIN_SNAPSHOT)
+        session.send(sql.HEAD)
+        session.send(sql.COINS)
+        session.send(sql.HASH, number(since.seq))
+        session.send(sql.COMMIT)
+        _, found, coins, kept, _ = session.collect()
+        head = head_of(found)
+        if head is None:
+            raise LedgerCorrupt("the row of the journal's head is missing")
+        self._start_anew(since, [coins, kept], head)
+        return head
+
+    def _start_anew(self, since: Head, coins_and_hash: Sequence[PGresult], head: Head) -> None:
+        """Begin memory at *head*, after the journal was found to still have the entry *since*."""
+        coins, kept = coins_and_hash
+        if since.seq and self._hash_in(kept) != since.hash:
+            raise LedgerCorrupt(f"the journal has not got entry {since.seq} as it was acknowledged")
+        with self._guard:
+            if head.seq > self._memory.head.seq:
+                self._memory = Memory(head, _coins_in(coins), self._cache_accounts)
+
+    def _hash_in(self, result: PGresult) -> bytes | None:
+        return hash_of(rows_of(result)[0][0]) if result.ntuples else None
+
+    def _bring_along(self, since: Head, head: Head, news: PGresult) -> bool:
+        """
+        Bring memory from *since*, where it stood before the question, to *head*, with the entries in *news*.
+
+        Returns:
+            False where there are too many, and memory has to begin anew.
+
+        Raises:
+            LedgerCorrupt: They do not follow *since*, or do not end with *head*.
+        """
+        if head.seq < since.seq or (head.seq == since.seq and head.hash != since.hash):
+            raise LedgerCorrupt(
+                f"the server's journal ends at entry {head.seq}, and lacks entry {since.seq} as it was acknowledged"
+            )
+        if news.ntuples > self.follow_entries:
+            return False
+        previous, entries = since.hash, []
+        for place, (seq, kept, body) in enumerate(rows_of(news), start=since.seq + 1):
+            previous = chain_hash(previous, body)
+            if int(seq) != place or hash_of(kept) != previous:
+                raise LedgerCorrupt(f"the journal's chain is broken at entry {place}")
+            entries.append(decode_entry(body))
+        if previous != head.hash:
+            raise LedgerCorrupt(f"the journal's last entry, {head.seq}, is not the one that its head says")
+        with self._guard:
+            memory = self._memory
+            new = [entry for entry in entries if entry.seq > memory.head.seq]
+            if new:
+                try:
+                    memory.apply(new, head)
+                except BaseException:
+                    memory.forget()
+                    raise
+        return True
+
+    # --- what memory has, or is given ---------------------------------------------------------------------
+
+    def account(self, account: Account) -> RemoteAccount:
+        """Return the account as it stands at the head."""
+        view = self._memory.accounts.get(account)
+        return view if view is not None else self._load_accounts([account])[account]
+
+    def _load_accounts(self, accounts: Sequence[Account]) -> Mapping[Account, RemoteAccount]:
+        """Read *accounts*, and keep them in memory."""
+        asked = [account for account in accounts if _storable(account.customer) and _storable(account.kind)]
+        owners, kinds = [account.customer for account in asked], [account.kind for account in asked]
+        for _ in range(READ_TRIES):
+            head, (rows,) = self._ask((sql.BALANCES, (texts(owners), texts(kinds))))
+            found: dict[Account, tuple[int, dict[str, Balance]]] = {account: (0, {}) for account in accounts}
+            add_balances(rows, found)
+            with self._guard:
+                if self._memory.covers(head.seq):
+                    self._memory.take_accounts(head.seq, found)
+                    views = {account: self._memory.accounts[account] for account in accounts}
+                    self._shrink()
+                    return views
+        raise StoreUnavailable("the ledger could not be read: it changed too fast; try again")
+
+    def _shrink(self) -> None:
+        """Let memory go of what is beyond its bounds."""
+        self._memory.shrink()
+
+    def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
+        """Bring into memory what the rules will ask for and nothing looked up before."""
+        missing = [account for account in accounts if account not in self._memory.accounts]
+        if missing:
+            self._load_accounts(missing)
+        for customer in customers:
+            self.has_customer(customer)
+        self._load_holds(holds)
+
+    def _load_holds(self, holds: Iterable[int]) -> list[Hold]:
+        missing = [hold_id for hold_id in holds if hold_id not in self._memory.holds and 0 < hold_id < _BIGINT_LIMIT]
+        if not missing:
+            return []
+        head, (rows,) = self._ask((sql.HOLDS, (numbers(missing),)))
+        found = holds_in(rows)
+        with self._guard:
+            if self._memory.covers(head.seq):
+                self._memory.take_holds(head.seq, found)
+        return found
+
+    def has_customer(self, customer: str) -> bool:
+        """Say whether *customer* is registered."""
+        if customer in self._memory.customers:
+            return True
+        if not _storable(customer):
+            return False
+        _, (rows,) = self._ask((sql.CUSTOMERS, (texts([customer]),)))
+        if not rows.ntuples:
+            return False
+        with self._guard:
+            self._memory.customers[customer] = None
+            self._shrink()
+        return True
+
+    def hold(self, hold_id: int) -> Hold | None:
+        """Return the hold as it stands at the head."""
+        kept = self._memory.holds.get(hold_id)
+        if kept is not None:
+            return kept
+        found = self._load_holds([hold_id])
+        return found[0] if found else None
+
+    def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the ``seq`` of the entry of each key that is known."""
+        digests = {key_digest(key): key for key in keys}
+        if not digests:
+            return {}
+        _, (rows,) = self._ask((sql.ENTRIES_OF_KEYS, (array(UUID, list(digests)),)))
+        known = {}
+        for digest, seq, body in rows_of(rows):
+            entry = decode_entry(body)
+            if digests[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
+                known[entry.key] = int(seq)
+        return known
+
+    def reversal_of(self, seq: int) -> int | None:
+        """Return the entry that reversed the entry *seq*, or None."""
+        if not 0 < seq < _BIGINT_LIMIT:
+            return None
+        _, (rows,) = self._ask((sql.REVERSALS, (numbers([seq]),)))
+        return int(rows_of(rows)[0][1]) if rows.ntuples else None
+
+    def due_holds(self, now_ms: int, limit: int) -> list[int]:
+        """Return ids of open holds whose time has come."""
+        _, (rows,) = self._ask((sql.DUE, (number(now_ms), number(limit))))
+        return [hold.hold_id for hold in holds_in(rows)]
+
+    # --- other reads ----------------------------------------------------------------------------------------
+
+    def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
+        """Return the balances of the account as they stood after the entry *seq*, at most the head's."""
+        coins = sorted(self.account(account).balances)
+        if not coins or seq < 1:
+            return {}
+        parameters = (texts(coins), account.customer.encode(), account.kind.encode(), number(seq))
+        _, (rows,) = self._ask((sql.LAST_TOUCHES, parameters))
+        found = {}
+        for name, body in rows_of(rows):
+            coin = name.decode()
+            after = next(b for b in decode_entry(body).balances if b.account == account and b.coin == coin)
+            found[coin] = Balance(after.available, after.freeze)
+        return dict(sorted(found.items()))
+
+    def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
+        """Return holds of *customer* with ids above *after*, in order of their ids."""
+        if not _storable(customer):
+            return []
+        parameters = (customer.encode(), number(after), number(limit))
+        if state == "open":
+            question: Question = (sql.OPEN_HOLDS_OF, parameters)
+        else:
+            last = number(max(self.head.seq, after))
+            question = (sql.HOLDS_OF, (*parameters, last, b"true" if state == "closed" else b"false"))
+        _, (rows,) = self._ask(question)
+        return sorted(holds_in(rows))
+
+    def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
+        """Return open holds of anybody that were opened at or before *before_ms*, in order of their ids."""
+        before_ms = max(-1, min(before_ms, _BIGINT_LIMIT - 1))
+        _, (rows,) = self._ask((sql.OLD_HOLDS, (number(after), number(before_ms), number(limit))))
+        return holds_in(rows)
+
+    def customers(self, after: str, limit: int) -> list[str]:
+        """Return customers in the order of their ids."""
+        if not _storable(after):
+            after = "~"  # which no id reaches, as no text that cannot be stored comes before one that can
+        _, (rows,) = self._ask((sql.CUSTOMERS_AFTER, (after.encode(), number(limit))))
+        return [customer.decode() for (customer,) in rows_of(rows)]
+
+    def entry(self, seq: int) -> Entry | None:
+        """Return one entry."""
+        found = self.entries(seq - 1, 1) if seq > 0 else []
+        return found[0] if found else None
+
+    def entries(self, after_seq: int, limit: int) -> list[Entry]:
+        """Return entries in order; none that is not yet durable."""
+        if after_seq >= _BIGINT_LIMIT:
+            return []
+        _, (rows,) = self._ask((sql.ENTRIES, (number(after_seq), number(limit))))
+        return [decode_entry(body) for _, _, body in rows_of(rows)]
+
+    def seq_at(self, time_ms: int) -> int:
+        """Return the last entry booked at or before *time_ms*; 0 where there is none."""
+        head = self._ask()[0]
+        if time_ms >= head.booked_ms:
+            return head.seq
+        below, above = 0, head.seq  # booked by then, or before the first; booked after it
+        while above - below > 1:
+            step = max(1, (above - below) // TIMES_A_TRIP)
+            _, (rows,) = self._ask((sql.TIMES, (numbers(range(below + step, above, step)),)))
+            for seq, booked_ms in rows_of(rows):
+                if int(booked_ms) > time_ms:
+                    above = int(seq)
+                    break
+                below = int(seq)
+        return below
+
+    def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
+        """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
+        asked = [owner for owner in owners if _storable(owner)]
+        if not asked or not _storable(coin or ""):
+            return []
+        last = max(self.head.seq, after_seq)
+        parameters = (texts(asked), None if coin is None else coin.encode(), number(after_seq), number(limit))
+        _, (rows,) = self._ask((sql.TOUCHES, (*parameters, number(last))))
+        return sorted(int(seq) for (seq,) in rows_of(rows))
+
+    def trial_balance(self) -> TrialBalance:
+        """Add up all that is durable, on a connection of its own."""
+        with translated("read"), connect(self._url, application="spotledger sums", steady_plans=False) as connection:
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            row = connection.execute("SELECT seq FROM head").fetchone()
+            rows = connection.execute(
+                "SELECT CASE WHEN account <> %s THEN %s WHEN starts_with(customer, %s) THEN %s ELSE customer END, coin,"
+                ' sum(available)::text, sum("freeze")::text FROM balance GROUP BY 1, 2',
+                (HOUSE_KIND, CUSTOMERS, RECEIVABLE, RECEIVABLE),
+            ).fetchall()
+            connection.execute("COMMIT")
+        if row is None:
+            raise LedgerCorrupt("the row of the journal's head is missing")
+        return TrialBalance(int(row[0]), {(owner, coin): Balance(int(av), int(fr)) for owner, coin, av, fr in rows})
+
+    def genesis(self) -> bytes:
+        """Return the hash that the first entry is chained to."""
+        return genesis_hash(self.ledger_id)
+
+    def close(self) -> None:
+        """Let go of the server."""
+        self._closed = True
+        if self._follower is not None:
+            self._follower.stop()
+        with self._reading_turn:
+            self._drop_reading()
+
+
+def _coins_in(result: PGresult) -> list[Coin]:
+    return [Coin(name.decode(), int(scale)) for name, scale in rows_of(result)]
+
+
+def _storable(text: str) -> bool:
+    """Say whether the server can hold *text* at all."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

@@ -1,0 +1,229 @@
+"""Entries as rows of PostgreSQL: what a group writes, as arrays for a few statements whatever its size; and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from psycopg.pq.abc import PGresult
+
+from spotledger.domain.accounts import Account, Balance
+from spotledger.domain.journal import Entry, Hold, opened_hold
+from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
+from spotledger.storage import postgres_statements as sql
+from spotledger.storage.base import Head
+from spotledger.storage.encoding import chain_hash, encode_entry, key_digest
+from spotledger.storage.postgres_session import (
+    BYTEA,
+    TEXT,
+    UUID,
+    Parameter,
+    Statement,
+    array,
+    hash_of,
+    number,
+    numbers,
+    rows_of,
+    texts,
+)
+
+
+class Order(NamedTuple):
+    """A statement with its parameters, and how many rows it has to change; None where that is no matter."""
+
+    statement: Statement
+    parameters: tuple[Parameter, ...]
+    changes: int | None = None
+
+
+def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
+    """Return the head that *entries* lead to from *before*, and what appends them to the journal."""
+    previous = before.hash
+    bodies, hashes, digests = [], [], []
+    for entry in entries:
+        body = encode_entry(entry)
+        previous = chain_hash(previous, body)
+        bodies.append(body)
+        hashes.append(previous)
+        digests.append(key_digest(entry.key))
+    last = entries[-1]
+    parameters = (number(before.seq), array(TEXT, bodies), array(BYTEA, hashes), array(UUID, digests))
+    return Head(last.seq, previous, last.booked_ms), Order(sql.ADD_ENTRIES, parameters, len(entries))
+
+
+def derived_rows(entries: Sequence[Entry]) -> Iterator[Order]:
+    """Give what brings the tables that are derived from the journal along with *entries*."""
+    balances: dict[tuple[Account, str], tuple[int, int, int]] = {}
+    touched: list[tuple[Account, str, int]] = []
+    opened: dict[int, Hold] = {}
+    changed: dict[int, tuple[int, int | None]] = {}
+    rest: list[Entry] = []
+    for entry in entries:
+        seq = entry.seq
+        for account, coin, available, freeze in entry.balances:
+            balances[account, coin] = (available, freeze, seq)
+            touched.append((account, coin, seq))
+        hold = opened_hold(entry)
+        if hold is not None:
+            opened[hold.hold_id] = hold
+        elif entry.holds:
+            for hold_id, remaining in entry.holds:
+                if hold_id in opened:
+                    opened[hold_id] = opened[hold_id].after(remaining, seq)
+                else:
+                    changed[hold_id] = (remaining, None if remaining else seq)
+        elif not entry.postings or entry.kind == Reverse.kind:
+            rest.append(entry)
+    if touched:
+        yield _history(touched)
+        yield _balances(balances)
+    if opened:
+        yield from _opened(list(opened.values()))
+    if changed:
+        yield from _changed(changed)
+    yield from _rest([entry for entry in rest if entry.refusal is None])
+
+
+def _history(touched: Sequence[tuple[Account, str, int]]) -> Order:
+    # In the order of the index, so that rows that stand together are written together.
+    ordered = sorted(touched)
+    return Order(
+        sql.ADD_HISTORY,
+        (
+            texts([account.customer for account, _, _ in ordered]),
+            texts([account.kind for account, _, _ in ordered]),
+            texts([coin for _, coin, _ in ordered]),
+            numbers([seq for _, _, seq in ordered]),
+        ),
+        len(ordered),
+    )
+
+
+def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Order:
+    values = balances.values()
+    return Order(
+        sql.PUT_BALANCES,
+        (
+            texts([account.customer for account, _ in balances]),
+            texts([account.kind for account, _ in balances]),
+            texts([coin for _, coin in balances]),
+            numbers([available for available, _, _ in values]),
+            numbers([freeze for _, freeze, _ in values]),
+            numbers([seq for _, _, seq in values]),
+        ),
+        len(balances),
+    )
+
+
+def _opened(holds: Sequence[Hold]) -> Iterator[Order]:
+    yield Order(
+        sql.ADD_HOLDS,
+        (
+            numbers([hold.hold_id for hold in holds]),
+            texts([hold.account.customer for hold in holds]),
+            texts([hold.account.kind for hold in holds]),
+            texts([hold.coin for hold in holds]),
+            numbers([hold.amount for hold in holds]),
+            numbers([hold.remaining for hold in holds]),
+            texts([hold.reference for hold in holds]),
+            numbers_or_null([hold.expires_ms for hold in holds]),
+            numbers([hold.opened_ms for hold in holds]),
+            numbers_or_null([hold.closed_seq for hold in holds]),
+        ),
+        len(holds),
+    )
+    still_open = [hold for hold in holds if hold.closed_seq is None]
+    if still_open:
+        yield Order(
+            sql.ADD_OPEN_HOLDS,
+            (
+                numbers([hold.hold_id for hold in still_open]),
+                texts([hold.account.customer for hold in still_open]),
+                numbers_or_null([hold.expires_ms for hold in still_open]),
+            ),
+            len(still_open),
+        )
+
+
+def _changed(changed: dict[int, tuple[int, int | None]]) -> Iterator[Order]:
+    yield Order(
+        sql.CHANGE_HOLDS,
+        (
+            numbers(changed),
+            numbers([remaining for remaining, _ in changed.values()]),
+            numbers_or_null([closed_seq for _, closed_seq in changed.values()]),
+        ),
+        len(changed),
+    )
+    closed = [hold_id for hold_id, (remaining, _) in changed.items() if not remaining]
+    if closed:
+        yield Order(sql.DROP_OPEN_HOLDS, (numbers(closed),), len(closed))
+
+
+def _rest(entries: Sequence[Entry]) -> Iterator[Order]:
+    """Give the rows of listings, registerings and reversals."""
+    coins = [entry for entry in entries if entry.kind == ListCoin.kind]
+    if coins:
+        names, scales = [c.request["coin"] for c in coins], [c.request["scale"] for c in coins]
+        parameters = (texts(names), numbers(scales), numbers([c.seq for c in coins]))
+        yield Order(sql.ADD_COINS, parameters, len(coins))
+    customers = [entry for entry in entries if entry.kind == RegisterCustomer.kind]
+    if customers:
+        names = [customer.request["customer"] for customer in customers]
+        yield Order(sql.ADD_CUSTOMERS, (texts(names), numbers([c.seq for c in customers])), len(customers))
+    reversals = [entry for entry in entries if entry.kind == Reverse.kind]
+    if reversals:
+        undone = [reversal.request["seq"] for reversal in reversals]
+        yield Order(sql.ADD_REVERSALS, (numbers(undone), numbers([r.seq for r in reversals])), len(reversals))
+
+
+def numbers_or_null(items: Sequence[int | None]) -> bytes:
+    """Write an array of whole numbers, of which some may be NULL, as text."""
+    return ("{" + ",".join(["NULL" if item is None else str(item) for item in items]) + "}").encode()
+
+
+# --- rows as values of the domain ---------------------------------------------------------------------
+
+
+def head_of(result: PGresult) -> Head | None:
+    """Return the head in the one row of *result*, or None where there is no row."""
+    if result.ntuples == 0:
+        return None
+    seq, kept_hash, booked_ms = rows_of(result)[0]
+    return Head(int(seq), hash_of(kept_hash), int(booked_ms))
+
+
+def holds_in(result: PGresult) -> list[Hold]:
+    """Return the holds in the rows of *result*."""
+    get, found = result.get_value, []
+    for row in range(result.ntuples):
+        hold_id, amount, remaining, opened_ms = (int(get(row, column) or b"") for column in (0, 4, 5, 8))
+        customer, kind, coin = ((get(row, column) or b"").decode() for column in (1, 2, 3))
+        reference = get(row, 6)
+        found.append(
+            Hold(
+                hold_id,
+                Account(customer, kind),
+                coin,
+                amount,
+                remaining,
+                None if reference is None else reference.decode(),
+                _or_none(int, get(row, 7)),
+                opened_ms,
+                _or_none(int, get(row, 9)),
+            )
+        )
+    return found
+
+
+def _or_none(read: Callable[[bytes], int], value: bytes | None) -> int | None:
+    return None if value is None else read(value)
+
+
+def add_balances(result: PGresult, found: dict[Account, tuple[int, dict[str, Balance]]]) -> None:
+    """Add the balances in the rows of *result* to *found*: the last change of each account, and its coins."""
+    for customer, kind, coin, available, freeze, seq in rows_of(result):
+        account = Account(customer.decode(), kind.decode())
+        changed_seq, balances = found.get(account, (0, {}))
+        balances[coin.decode()] = Balance(int(available), int(freeze))
+        found[account] = (max(changed_seq, int(seq)), balances)

@@ -1,0 +1,205 @@
+"""Every statement that the store on PostgreSQL sends while it runs, with its name on the server."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from spotledger.storage.postgres_session import Statement, statement
+
+SEGMENT_ENTRIES: Final = 65_536
+#: Holds whose time has come that are looked up with each turn.
+DUE_LIMIT: Final = 500
+HOLD_COLUMNS: Final = (
+    "hold.hold_id, hold.customer, hold.account, hold.coin, hold.amount, hold.remaining, hold.reference,"
+    " hold.expires_ms, hold.opened_ms, hold.closed_seq"
+)
+#: The server's clock in milliseconds, as it stood when the statement arrived, which is after the one before it.
+_CLOCK: Final = "floor(extract(epoch FROM statement_timestamp()) * 1000)::bigint"
+
+# --- the beginnings and ends of transactions --------------------------------------------------------
+
+BEGIN: Final = statement("begin", "BEGIN ISOLATION LEVEL READ COMMITTED")
+BEGIN_SNAPSHOT: Final = statement("begin_snapshot", "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+COMMIT: Final = statement("commit", "COMMIT")
+ROLLBACK: Final = statement("rollback", "ROLLBACK")
+LISTEN: Final = statement("listen", "LISTEN spotledger_head")
+
+# --- the head, and what follows it ------------------------------------------------------------------
+
+# A statement of its own: what is read after it is read by a snapshot that was taken when the turn was there.
+TAKE_TURN: Final = statement("take_turn", "SELECT seq, hash, booked_ms FROM head WHERE only_row = 1 FOR UPDATE")
+CLOCK: Final = statement("clock", f"SELECT {_CLOCK}")
+HEAD: Final = statement("head", "SELECT seq, hash, booked_ms FROM head WHERE only_row = 1")
+ENTRIES: Final = statement("entries", "SELECT seq, hash, body FROM entry WHERE seq > $1 ORDER BY seq LIMIT $2::bigint")
+HASH: Final = statement("hash", "SELECT hash FROM entry WHERE seq = $1")
+LEDGER: Final = statement("ledger", "SELECT ledger_id, epoch FROM ledger WHERE only_row = 1")
+COINS: Final = statement("coins", "SELECT coin, scale FROM coin ORDER BY coin")
+
+# --- what a group will ask for ------------------------------------------------------------------------
+
+ENTRIES_OF_KEYS: Final = statement(
+    "entries_of_keys", "SELECT key_digest, seq, body FROM entry WHERE key_digest = ANY ($1::uuid[])", "b"
+)
+ENTRIES_OF_SEQS: Final = statement("entries_of_seqs", "SELECT seq, body FROM entry WHERE seq = ANY ($1::bigint[])")
+HOLDS: Final = statement("holds", f"SELECT {HOLD_COLUMNS} FROM hold WHERE hold_id = ANY ($1::bigint[])")
+HOLDS_OF_KEYS: Final = statement(
+    "holds_of_keys",
+    f"SELECT {HOLD_COLUMNS} FROM entry JOIN hold ON hold.hold_id = entry.seq WHERE entry.key_digest = ANY ($1::uuid[])",
+    "b",
+)
+BALANCES: Final = statement(
+    "balances",
+    'SELECT balance.customer, balance.account, coin, available, "freeze", seq'
+    " FROM unnest($1::text[], $2::text[]) AS wanted (customer, account)"
+    " JOIN balance ON balance.customer = wanted.customer AND balance.account = wanted.account",
+    "bb",
+)
+_OF_HOLDS: Final = (
+    'SELECT balance.customer, balance.account, coin, available, "freeze", seq'
+    " FROM (SELECT DISTINCT customer, account FROM {source}) AS wanted"
+    " JOIN balance ON balance.customer = wanted.customer AND balance.account = wanted.account"
+)
+BALANCES_OF_HOLDS: Final = statement(
+    "balances_of_holds", _OF_HOLDS.format(source="hold WHERE hold_id = ANY ($1::bigint[])")
+)
+BALANCES_OF_KEYS: Final = statement(
+    "balances_of_keys",
+    _OF_HOLDS.format(source="entry JOIN hold ON hold.hold_id = entry.seq WHERE entry.key_digest = ANY ($1::uuid[])"),
+    "b",
+)
+CUSTOMERS: Final = statement("customers", "SELECT customer FROM customer WHERE customer = ANY ($1::text[])", "b")
+REVERSALS: Final = statement("reversals", "SELECT seq, by_seq FROM reversal WHERE seq = ANY ($1::bigint[])")
+DUE: Final = statement(
+    "due",
+    f"SELECT {HOLD_COLUMNS} FROM open_hold AS due JOIN hold USING (hold_id)"
+    f" WHERE due.expires_ms <= coalesce($1::bigint, greatest({_CLOCK}, (SELECT booked_ms FROM head)))"
+    " ORDER BY due.expires_ms, due.hold_id LIMIT $2::bigint",
+)
+
+# --- what a group writes --------------------------------------------------------------------------------
+
+ADD_ENTRIES: Final = statement(
+    "add_entries",
+    "INSERT INTO entry (seq, body, hash, key_digest)"
+    " SELECT $1::bigint + place, body, hash, key_digest"
+    " FROM unnest($2::text[], $3::bytea[], $4::uuid[]) WITH ORDINALITY AS new (body, hash, key_digest, place)",
+    "tbbb",
+)
+ADD_HISTORY: Final = statement(
+    "add_history",
+    "INSERT INTO history (segment, customer, account, coin, seq)"
+    f" SELECT (seq - 1) / {SEGMENT_ENTRIES}, customer, account, coin, seq"
+    " FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS new (customer, account, coin, seq)",
+    "bbbt",
+)
+PUT_BALANCES: Final = statement(
+    "put_balances",
+    'INSERT INTO balance (customer, account, coin, available, "freeze", seq)'
+    " SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::numeric[], $5::numeric[], $6::bigint[])"
+    " ON CONFLICT (customer, account, coin) DO UPDATE"
+    ' SET available = excluded.available, "freeze" = excluded."freeze", seq = excluded.seq',
+    "bbbttt",
+)
+ADD_HOLDS: Final = statement(
+    "add_holds",
+    "INSERT INTO hold (hold_id, customer, account, coin, amount, remaining, reference, expires_ms, opened_ms,"
+    " closed_seq) SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::numeric[],"
+    " $6::numeric[], $7::text[], $8::bigint[], $9::bigint[], $10::bigint[])",
+    "tbbbttbttt",
+)
+CHANGE_HOLDS: Final = statement(
+    "change_holds",
+    "UPDATE hold SET remaining = new.remaining, closed_seq = new.closed_seq"
+    " FROM unnest($1::bigint[], $2::numeric[], $3::bigint[]) AS new (hold_id, remaining, closed_seq)"
+    " WHERE hold.hold_id = new.hold_id",
+)
+ADD_OPEN_HOLDS: Final = statement(
+    "add_open_holds",
+    "INSERT INTO open_hold (hold_id, customer, expires_ms)"
+    " SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[])",
+    "tbt",
+)
+DROP_OPEN_HOLDS: Final = statement("drop_open_holds", "DELETE FROM open_hold WHERE hold_id = ANY ($1::bigint[])")
+ADD_COINS: Final = statement(
+    "add_coins",
+    "INSERT INTO coin (coin, scale, seq) SELECT * FROM unnest($1::text[], $2::smallint[], $3::bigint[])",
+    "btt",
+)
+ADD_CUSTOMERS: Final = statement(
+    "add_customers",
+    "INSERT INTO customer (customer, seq) SELECT * FROM unnest($1::text[], $2::bigint[])",
+    "bt",
+)
+ADD_REVERSALS: Final = statement(
+    "add_reversals", "INSERT INTO reversal (seq, by_seq) SELECT * FROM unnest($1::bigint[], $2::bigint[])"
+)
+MOVE_HEAD: Final = statement("move_head", "UPDATE head SET seq = $1, hash = $2, booked_ms = $3 WHERE only_row = 1")
+TELL: Final = statement("tell", "SELECT pg_notify('spotledger_head', $1)")
+# Means nothing, but makes the commit one that is synced, and with it all that was committed before it.
+SYNC: Final = statement("sync", "UPDATE ledger SET syncs = syncs + 1 WHERE only_row = 1")
+
+#: Ends the turn of a session that has not said anything for $1 seconds in the middle of it: its node froze.
+END_STUCK_TURNS: Final = statement(
+    "end_stuck_turns",
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+    " WHERE pid <> pg_backend_pid() AND usename = current_user AND wait_event = 'ClientRead'"
+    " AND xact_start IS NOT NULL AND state_change < clock_timestamp() - $1::float8 * interval '1 second'"
+    " AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'relation' AND relation = 'head'::regclass"
+    " AND mode = 'RowShareLock' AND granted)",
+)
+
+# --- reads -----------------------------------------------------------------------------------------------
+
+OPEN_HOLDS_OF: Final = statement(
+    "open_holds_of",
+    f"SELECT {HOLD_COLUMNS} FROM open_hold AS open JOIN hold USING (hold_id)"
+    " WHERE open.customer = $1 AND open.hold_id > $2 ORDER BY open.hold_id LIMIT $3::bigint",
+)
+HOLDS_OF: Final = statement(
+    "holds_of",
+    "SELECT hold.* FROM generate_series(($2::bigint) / 65536, $4::bigint / 65536) AS part (segment)"
+    f" CROSS JOIN LATERAL (SELECT {HOLD_COLUMNS} FROM hold"
+    " WHERE (hold_id - 1) / 65536 = part.segment AND customer = $1 AND hold_id > $2"
+    " AND (closed_seq IS NOT NULL OR NOT $5::boolean) ORDER BY hold_id LIMIT $3::bigint) AS hold LIMIT $3::bigint",
+)
+OLD_HOLDS: Final = statement(
+    "old_holds",
+    f"SELECT {HOLD_COLUMNS} FROM open_hold AS open JOIN hold USING (hold_id)"
+    " WHERE open.hold_id > $1 AND hold.opened_ms <= $2 ORDER BY open.hold_id LIMIT $3::bigint",
+)
+CUSTOMERS_AFTER: Final = statement(
+    "customers_after", "SELECT customer FROM customer WHERE customer > $1 ORDER BY customer LIMIT $2::bigint"
+)
+TIMES: Final = statement(
+    "times", "SELECT seq, (body::json ->> 'booked_ms')::bigint FROM entry WHERE seq = ANY ($1::bigint[]) ORDER BY seq"
+)
+TOUCHES: Final = statement(
+    "touches",
+    "SELECT touch.seq FROM generate_series($3::bigint / 65536, $5::bigint / 65536) AS part (segment)"
+    " CROSS JOIN LATERAL (SELECT DISTINCT seq FROM history"
+    " WHERE history.segment = part.segment AND customer = ANY ($1::text[]) AND ($2::text IS NULL OR coin = $2)"
+    " AND seq > $3 ORDER BY seq LIMIT $4::bigint) AS touch LIMIT $4::bigint",
+    "btttt",
+)
+LAST_TOUCHES: Final = statement(
+    "last_touches",
+    "SELECT wanted.coin, entry.body FROM unnest($1::text[]) AS wanted (coin)"
+    " CROSS JOIN LATERAL (SELECT touch.seq FROM generate_series(($4::bigint - 1) / 65536, 0, -1) AS part (segment)"
+    " CROSS JOIN LATERAL (SELECT seq FROM history WHERE history.segment = part.segment AND customer = $2"
+    " AND account = $3 AND coin = wanted.coin AND seq <= $4 ORDER BY seq DESC LIMIT 1) AS touch LIMIT 1) AS last"
+    " JOIN entry ON entry.seq = last.seq",
+    "bttt",
+)
+
+WRITING: Final[tuple[Statement, ...]] = (
+    *(BEGIN, COMMIT, ROLLBACK, TAKE_TURN, CLOCK, ENTRIES, HASH, COINS),
+    *(ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, HOLDS_OF_KEYS, BALANCES, BALANCES_OF_HOLDS, BALANCES_OF_KEYS),
+    *(CUSTOMERS, REVERSALS, DUE, ADD_ENTRIES, ADD_HISTORY, PUT_BALANCES, ADD_HOLDS, CHANGE_HOLDS),
+    *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_HEAD, TELL, SYNC),
+)
+READING: Final[tuple[Statement, ...]] = (
+    *(BEGIN_SNAPSHOT, COMMIT, HEAD, ENTRIES, HASH, LEDGER, COINS, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS),
+    *(BALANCES, CUSTOMERS, REVERSALS, DUE, OPEN_HOLDS_OF, HOLDS_OF, OLD_HOLDS, CUSTOMERS_AFTER, TIMES),
+    *(TOUCHES, LAST_TOUCHES, END_STUCK_TURNS),
+)
+FOLLOWING: Final[tuple[Statement, ...]] = (BEGIN_SNAPSHOT, COMMIT, LISTEN, HEAD, ENTRIES, HASH, COINS)

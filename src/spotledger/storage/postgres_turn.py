@@ -1,0 +1,174 @@
+"""What a store on PostgreSQL looks up for a group while it takes the journal's turn, in the same trip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from psycopg.pq.abc import PGresult
+
+from spotledger.domain.accounts import Account, Balance
+from spotledger.domain.journal import Entry, is_house
+from spotledger.domain.operations import expiry_key
+from spotledger.storage import postgres_statements as sql
+from spotledger.storage.base import Wanted
+from spotledger.storage.encoding import decode_entry, key_digest
+from spotledger.storage.postgres_memory import Memory
+from spotledger.storage.postgres_rows import add_balances, holds_in
+from spotledger.storage.postgres_session import (
+    UUID,
+    Parameter,
+    Session,
+    Statement,
+    array,
+    number,
+    numbers,
+    rows_of,
+    texts,
+)
+
+_BIGINT_LIMIT = 2**63
+Accounts: TypeAlias = dict[Account, tuple[int, dict[str, Balance]]]
+
+
+class Turn:
+    """What was looked up for one group, true as long as the head is the entry *head_seq*."""
+
+    def __init__(self, head_seq: int) -> None:
+        """Begin with nothing looked up."""
+        self.head_seq = head_seq
+        #: By what was asked for, whether it is there or not.
+        self.keys_asked: set[str] = set()
+        self.holds_asked: set[int] = set()
+        self.customers_asked: set[str] = set()
+        self.reversals_asked: set[int] = set()
+        self.keys: dict[str, int] = {}
+        self.entries: dict[int, Entry] = {}
+        self.reversals: dict[int, int] = {}
+        #: When they expire, and which holds, in that order.
+        self.due: list[tuple[int, int]] = []
+
+
+class Questions:
+    """The questions to ask for one group, given what memory has, and how their answers are taken in."""
+
+    def __init__(self, memory: Memory, wanted: Wanted, now_ms: int | None) -> None:
+        """
+        Work out what has to be asked.
+
+        Args:
+            memory: What is there already.
+            wanted: What the rules will ask for.
+            now_ms: The time at which holds are due, or None for the server's.
+        """
+        self._asked: list[tuple[Statement, tuple[Parameter, ...], Callable[[PGresult], None]]] = []
+        self._turn = Turn(0)
+        self._accounts: Accounts = {}
+        self._keys: dict[bytes, str] = {}
+        self._memory = memory
+        self._ask(sql.DUE, None if now_ms is None else number(now_ms), number(sql.DUE_LIMIT), take=self._due)
+        if wanted.keys or wanted.hold_keys:
+            self._ask_for_keys(wanted)
+        self._ask_for_accounts(wanted)
+        if wanted.entries:
+            self._ask_for_entries([seq for seq in wanted.entries if 0 < seq < _BIGINT_LIMIT])
+
+    def _ask(self, statement: Statement, *parameters: Parameter, take: Callable[[PGresult], None]) -> None:
+        self._asked.append((statement, parameters, take))
+
+    def _ask_for_keys(self, wanted: Wanted) -> None:
+        keys = dict.fromkeys([*wanted.keys, *wanted.hold_keys])
+        self._keys = {key_digest(key): key for key in keys}
+        self._turn.keys_asked.update(keys)
+        self._ask(sql.ENTRIES_OF_KEYS, array(UUID, list(self._keys)), take=self._take_keys)
+        # A hold that is named by a key of this very group is most likely opened by it.
+        earlier = [key_digest(key) for key in set(wanted.hold_keys).difference(wanted.keys)]
+        if earlier:
+            digests = array(UUID, earlier)
+            self._ask(sql.HOLDS_OF_KEYS, digests, take=self._take_holds)
+            self._ask(sql.BALANCES_OF_KEYS, digests, take=self._take_balances)
+
+    def _ask_for_accounts(self, wanted: Wanted) -> None:
+        memory = self._memory
+        accounts = set(wanted.accounts)
+        missing = []
+        for hold_id in wanted.holds:
+            hold = memory.holds.get(hold_id)
+            if hold is not None:
+                accounts.add(hold.account)
+            elif hold_id < _BIGINT_LIMIT:
+                missing.append(hold_id)
+        self._turn.holds_asked.update(wanted.holds)
+        if missing:
+            ids = numbers(missing)
+            self._ask(sql.HOLDS, ids, take=self._take_holds)
+            self._ask(sql.BALANCES_OF_HOLDS, ids, take=self._take_balances)
+        unknown = [account for account in accounts if account not in memory.accounts]
+        if unknown:
+            self._accounts = {account: (0, {}) for account in unknown}
+            owners, kinds = zip(*unknown, strict=True)
+            self._ask(sql.BALANCES, texts(owners), texts(kinds), take=self._take_balances)
+        customers = {account.customer for account in accounts if not is_house(account)}
+        self._turn.customers_asked.update(customers)
+        new = [customer for customer in customers if customer not in memory.customers]
+        if new:
+            self._ask(sql.CUSTOMERS, texts(new), take=self._take_customers)
+
+    def _ask_for_entries(self, seqs: Sequence[int]) -> None:
+        self._turn.reversals_asked.update(seqs)
+        self._ask(sql.ENTRIES_OF_SEQS, numbers(seqs), take=self._take_entries)
+        self._ask(sql.REVERSALS, numbers(seqs), take=self._take_reversals)
+
+    def send(self, session: Session) -> None:
+        """Send the questions."""
+        for statement, parameters, _ in self._asked:
+            session.send(statement, *parameters)
+
+    def turn(self, answers: Sequence[PGresult], memory: Memory) -> Turn:
+        """Take *answers* into *memory*, which stands at the locked head, and return what else was found."""
+        self._memory = memory
+        self._turn.head_seq = memory.head.seq
+        for (_, _, take), answer in zip(self._asked, answers, strict=True):
+            take(answer)
+        memory.take_accounts(memory.head.seq, self._accounts)
+        return self._turn
+
+    # --- answers ------------------------------------------------------------------------------------
+
+    def _due(self, result: PGresult) -> None:
+        holds = holds_in(result)
+        self._memory.take_holds(self._memory.head.seq, holds)
+        for hold in holds:
+            if hold.expires_ms is not None:
+                self._turn.due.append((hold.expires_ms, hold.hold_id))
+            self._turn.holds_asked.add(hold.hold_id)
+            # It is open, so it has not expired: the key of its expiry is unknown.
+            self._turn.keys_asked.add(expiry_key(hold.hold_id))
+
+    def _take_keys(self, result: PGresult) -> None:
+        for digest, seq, body in rows_of(result):
+            entry = decode_entry(body)
+            # Another key with the same digest would be as good as impossible; its entry is not taken for this key's.
+            if self._keys[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
+                self._turn.keys[entry.key] = int(seq)
+                self._turn.entries[entry.seq] = entry
+
+    def _take_holds(self, result: PGresult) -> None:
+        holds = holds_in(result)
+        self._turn.holds_asked.update(hold.hold_id for hold in holds)
+        self._memory.take_holds(self._memory.head.seq, holds)
+
+    def _take_balances(self, result: PGresult) -> None:
+        add_balances(result, self._accounts)
+
+    def _take_customers(self, result: PGresult) -> None:
+        for (customer,) in rows_of(result):
+            self._memory.customers[customer.decode()] = None
+
+    def _take_entries(self, result: PGresult) -> None:
+        for seq, body in rows_of(result):
+            self._turn.entries[int(seq)] = decode_entry(body)
+
+    def _take_reversals(self, result: PGresult) -> None:
+        for seq, by_seq in rows_of(result):
+            self._turn.reversals[int(seq)] = int(by_seq)

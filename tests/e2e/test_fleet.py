@@ -1,0 +1,214 @@
+"""Nodes on one PostgreSQL database, as processes: how they start, what they share, and the commands beside them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import psycopg
+import pytest
+
+import support_service
+from spotledger.client import SpotClient
+from spotledger.errors import AccessKeyRefused
+from support_service import Service
+
+StartNode = Callable[..., Service]
+MASTER_KEY = "5a" * 32
+
+
+@pytest.fixture
+def node(tmp_path: Path, postgres_url: str) -> Iterator[StartNode]:
+    """Give what starts a node with a data folder of its own; all are stopped at the end."""
+    started: list[Service] = []
+    key_file = tmp_path / "master.key"
+    key_file.write_text(MASTER_KEY + "\n")
+    key_file.chmod(0o600)
+
+    def start(name: str = "one", **settings: object) -> Service:
+        values = {"database": postgres_url, "master_key_file": key_file, **settings}
+        if values["master_key_file"] is None:
+            del values["master_key_file"]
+        started.append(support_service.start(tmp_path / name, **values))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.stop()
+
+
+def share_token(first: Service, other: Service) -> Service:
+    """Give *other* the operator token that *first* has, as an operator does who deploys a node."""
+    shutil.copy(first.folder / "operator.token", other.folder / "operator.token")
+    return other
+
+
+def test_first_node_makes_schema_ledger_and_token_and_others_join(node: StartNode) -> None:
+    """An empty database is enough; a second node makes nothing, and takes the token of the first."""
+    first = node("one")
+    for url in (first.public_url, first.operator_url):
+        assert httpx2.get(f"{url}/readyz").json()["status"] == "ready"
+    assert (first.folder / "operator.token").exists()
+    other = node("two")
+    assert not (other.folder / "operator.token").exists()
+    assert not (other.folder / "ledger.db").exists()
+    share_token(first, other)
+    first.list_coins(usdt=8)
+    alice = first.trader("alice", {"usdt": ("100.50", "20")})
+    other.write("/v1/deposits", {"customer": "alice", "coin": "usdt", "amount": "1"})
+    answer = first.client().get("/v1/customers/alice/balances").json()
+    assert answer["balances"]["usdt"] == {"available": "101.50", "freeze": "20.00"}
+    with SpotClient(alice.accesskey, alice.secretkey, other.public_url) as client:
+        assert str(client.balances()["usdt"].available) == "101.50"
+
+
+def test_operator_read_on_another_node_stands_for_the_head_of_the_primary(node: StartNode) -> None:
+    """What one node has acknowledged is in every later answer of the operator API of another, without min_seq."""
+    first = node("one")
+    other = share_token(first, node("two"))
+    first.list_coins(usdt=8)
+    first.trader("alice")
+    reader = other.client()
+    for number in range(1, 30):
+        seq = first.write("/v1/deposits", {"customer": "alice", "coin": "usdt", "amount": "1"})["seq"]
+        answer = reader.get("/v1/customers/alice/balances").json()
+        assert answer["balances"]["usdt"]["available"] == f"{number}.00"
+        assert answer["seq"] >= seq
+
+
+def test_node_with_another_master_key_refuses_to_start_and_says_why(node: StartNode, tmp_path: Path) -> None:
+    """The secrets were sealed with one master key, whose mark is in the database."""
+    node("one")
+    wrong = tmp_path / "wrong.key"
+    wrong.write_text("ab" * 32)
+    wrong.chmod(0o600)
+    with pytest.raises(RuntimeError, match=r"has the fingerprint .* sealed with another one"):
+        node("two", master_key_file=wrong)
+    with pytest.raises(RuntimeError, match=r"master\.key is missing, .*all nodes of a fleet have the same one"):
+        node("three", master_key_file=None)
+
+
+def test_node_does_not_tell_the_password_of_its_database(node: StartNode, postgres_url: str) -> None:
+    """Neither the settings nor what a node writes on standard error has the password in it."""
+    password = postgres_url.split(":")[2].split("@")[0]
+    first = node("one", log_level="debug")
+    first.list_coins(usdt=8)
+    assert first.stop() == 0
+    assert password not in first.stderr.read_text()
+    for form in ([], ["--json"]):
+        told = support_service.run("settings", *form, env=support_service.environment(SPOTLEDGER_DATABASE=postgres_url))
+        assert password not in told.stdout + told.stderr
+        assert ":***@" in told.stdout
+
+
+def test_migrate_twice_changes_nothing_the_second_time(postgres_url: str) -> None:
+    """The command makes an empty database ready, and can be run again at any time."""
+    environ = support_service.environment(SPOTLEDGER_DATABASE=postgres_url)
+    first = support_service.run("migrate", "--json", env=environ)
+    assert (first.returncode, first.stderr) == (0, "")
+    assert json.loads(first.stdout)["applied"][:1] == ["0001_journal.before.sql"]
+    for more in ([], ["--after"]):
+        again = support_service.run("migrate", "--json", *more, env=environ)
+        assert (again.returncode, json.loads(again.stdout)) == (0, {"applied": []})
+
+
+def test_node_on_an_older_schema_asks_for_migrate(node: StartNode, postgres_url: str) -> None:
+    """A database of an older version is not changed by a start; the command does it, and then the node starts."""
+    node("one").stop()
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("DELETE FROM schema_version WHERE number = (SELECT max(number) FROM schema_version)")
+    with pytest.raises(RuntimeError, match="spotledger migrate"):
+        node("two")
+
+
+def test_node_on_a_newer_schema_refuses_to_start(node: StartNode, postgres_url: str) -> None:
+    """What a newer version has taken away cannot be done without."""
+    node("one").stop()
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("INSERT INTO schema_version (number, phase, name) VALUES (99, 'after', 'x')")
+    with pytest.raises(RuntimeError, match="has version 99 of the schema"):
+        node("two")
+
+
+def test_node_on_a_database_of_something_else_leaves_it_alone(node: StartNode, postgres_url: str) -> None:
+    """Tables of another program are neither touched nor added to."""
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("CREATE TABLE shop (id integer)")
+    with pytest.raises(RuntimeError, match="tables of something else"):
+        node("one")
+    refused = support_service.run("migrate", env=support_service.environment(SPOTLEDGER_DATABASE=postgres_url))
+    assert refused.returncode == 1
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+                                  ).fetchall() == [(1,)]  # fmt: skip
+
+
+def test_commands_call_the_node_that_runs_and_else_the_database(node: StartNode, postgres_url: str) -> None:
+    """Money and keys: by --data of a running node, and by --database where none runs."""
+    first = node("one")
+    first.list_coins(usdt=8)
+
+    def run(*arguments: str | Path, **more: str) -> dict[str, object]:
+        done = support_service.run(*arguments, "--json", env=support_service.environment(**more))
+        assert (done.returncode, done.stderr) == (0, "")
+        return json.loads(done.stdout)
+
+    run("customer", "add", "alice", "--data", first.folder)
+    run("deposit", "alice", "usdt", "5", "--key", "d1", "--data", first.folder)
+    beside = first.folder.with_name("beside")
+    direct = ("--data", beside, "--database", postgres_url)
+    key = {"SPOTLEDGER_MASTER_KEY": MASTER_KEY}
+    run("deposit", "alice", "usdt", "7", "--key", "d2", *direct, **key)
+    again = run("deposit", "alice", "usdt", "5", "--key", "d1", *direct, **key)
+    assert again["replayed"] is True
+    made = run("key", "create", "--customer", "alice", "--permission", "read", *direct, **key)
+    with SpotClient(str(made["accesskey"]), str(made["secretkey"]), first.public_url) as client:
+        assert str(client.balances()["usdt"].available) == "12.00"
+    assert not (beside / "ledger.db").exists()
+
+
+def test_command_about_a_database_without_a_ledger_makes_none(postgres_url: str, tmp_path: Path) -> None:
+    """A database that is named by mistake stays as it is."""
+    environ = support_service.environment(SPOTLEDGER_DATABASE=postgres_url, SPOTLEDGER_DATA=str(tmp_path / "data"))
+    refused = support_service.run("balances", "alice", env=environ)
+    assert refused.returncode == 1
+    assert "There is no ledger in the database" in refused.stderr
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SELECT to_regclass('entry')").fetchall() == [(None,)]
+
+
+def test_database_that_is_away_is_named_without_its_password(tmp_path: Path) -> None:
+    """A start without a database ends at once and says so in one line."""
+    url = "postgresql://spot:hidden@127.0.0.1:1/none"
+    refused = support_service.run("serve", "--data", tmp_path / "data", "--database", url)
+    assert refused.returncode == 1
+    assert "Traceback" not in refused.stderr
+    assert "server could not be reached" in refused.stderr
+    assert "hidden" not in refused.stderr
+
+
+def test_revocation_over_http_reaches_another_node(node: StartNode) -> None:
+    """A key that works on one node stops working there when another node is asked to revoke it."""
+    first = node("one")
+    other = share_token(first, node("two"))
+    first.list_coins(usdt=8)
+    alice = first.trader("alice")
+    with SpotClient(alice.accesskey, alice.secretkey, other.public_url) as client:
+        client.balances()
+    revoked = first.client().delete(f"/v1/keys/{alice.accesskey}", headers={"Idempotency-Key": str(uuid.uuid4())})
+    assert revoked.status_code == 200
+    refused = None
+    with SpotClient(alice.accesskey, alice.secretkey, other.public_url) as client:
+        for _ in range(200):
+            try:
+                client.balances()
+            except AccessKeyRefused as refusal:
+                refused = refusal
+                break
+            time.sleep(0.05)
+    assert refused is not None

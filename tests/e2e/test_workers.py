@@ -1,0 +1,122 @@
+"""Several workers behind the same two ports: they are started again, told to stop, and never left behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+import support_service
+from spotledger.client import SpotClient
+from support_service import Service
+
+WAIT_SECONDS = 30
+StartWorkers = Callable[..., Service]
+
+
+@pytest.fixture
+def workers(tmp_path: Path, postgres_url: str) -> Iterator[StartWorkers]:
+    """Give what starts a service of two workers; all are stopped at the end."""
+    started: list[Service] = []
+
+    def start(**settings: object) -> Service:
+        started.append(support_service.start(tmp_path / "data", **{"database": postgres_url, "workers": 2, **settings}))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.stop()
+
+
+def children_of(service: Service) -> set[int]:
+    """Return the processes that the service has started and that run."""
+    listed = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text()
+    return {int(pid) for pid in listed.split()}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until *condition* holds."""
+    end = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Say whether the process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_answer_on_the_same_ports_and_know_each_other_s_writes(workers: StartWorkers) -> None:
+    """Whichever worker takes a call, it knows what the others wrote; the folder names the parent as its owner."""
+    service = workers()
+    assert len(children_of(service)) == 2
+    service.list_coins(usdt=8)
+    alice = service.trader("alice", {"usdt": ("100", "0")})
+    for number in range(20):
+        with httpx2.Client(base_url=service.operator_url) as client:
+            body = {"customer": "alice", "coin": "usdt", "amount": "1"}
+            headers = {"Authorization": f"Bearer {service.token}", "Idempotency-Key": f"d{number}"}
+            assert client.post("/v1/deposits", json=body, headers=headers).status_code == 200
+        with httpx2.Client(base_url=service.operator_url, headers=headers) as client:
+            answer = client.get("/v1/customers/alice/balances").json()
+        assert answer["balances"]["usdt"]["available"] == f"{101 + number}.00"
+    with SpotClient(alice.accesskey, alice.secretkey, service.public_url) as client:
+        assert str(client.balances()["usdt"].freeze) == "0.00"
+    done = support_service.run("balances", "alice", "--data", service.folder, "--json")
+    assert done.returncode == 0
+    assert "120.00" in done.stdout
+
+
+def test_worker_that_is_killed_is_started_again_while_the_other_answers(workers: StartWorkers) -> None:
+    """The parent notices, says so, and starts another; the ports take connections all the time."""
+    service = workers()
+    before = children_of(service)
+    killed = min(before)
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: len(children_of(service) - {killed}) == 2)
+    for _ in range(20):
+        assert httpx2.get(f"{service.public_url}/healthz").json() == {"status": "alive"}
+    assert re.search(rf"worker \d \(process {killed}\) ended with SIGKILL", service.stderr.read_text())
+    assert before - {killed} < children_of(service)
+
+
+def test_workers_told_to_stop_end_with_0_and_leave_nothing(workers: StartWorkers) -> None:
+    """SIGTERM to the parent ends all of them in order; the folder can be used again at once."""
+    service = workers()
+    service.list_coins(usdt=8)
+    left = children_of(service)
+    assert service.stop() == 0
+    assert not any(is_running(pid) for pid in left)
+    assert service.stderr.read_text() == ""
+    again = workers()
+    assert len(children_of(again)) == 2
+
+
+def test_workers_whose_parent_was_killed_end_by_themselves(workers: StartWorkers) -> None:
+    """A parent that is killed -9 leaves no worker that would hold the ports and the folder for ever."""
+    service = workers()
+    left = children_of(service)
+    service.process.kill()
+    service.process.wait()
+    until(lambda: not any(is_running(pid) for pid in left))
+    assert len(children_of(workers())) == 2
+
+
+def test_workers_on_a_database_that_is_away_do_not_start(tmp_path: Path) -> None:
+    """What keeps the first worker from starting is said once, and ends the service."""
+    url = "postgresql://spot@127.0.0.1:1/none"
+    refused = support_service.run("serve", "--data", tmp_path / "data", "--database", url, "--workers", "3")
+    assert refused.returncode == 1
+    assert refused.stderr.count("server could not be reached") == 1
+    assert "The first worker could not start" in refused.stderr
+    assert "Traceback" not in refused.stderr

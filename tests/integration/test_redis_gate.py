@@ -1,0 +1,257 @@
+"""Gates of several nodes over one Redis: what they share, and what they do when it is away."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis as redis_client
+
+from servers.redis import RedisServer
+from spotledger.errors import LimitExceeded, ReplayRefused, SettingInvalid, StoreUnavailable
+from spotledger.security.fleet_gate import FleetGate
+from spotledger.security.gate import GateSettings, Peer, SignedRequest
+from support_public import KEY, NONCE, OTHER_PEER, PEER, SECRET, Service, raw_text, service, sign
+
+WAIT_SECONDS = 20
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Iterator[Service]:
+    """Give a ledger with an access key, whose key ring the gates share."""
+    with service(tmp_path) as one:
+        yield one
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """Give a Redis that a test may kill."""
+    server = RedisServer()
+    server.start()
+    yield server
+    server.stop()
+
+
+@asynccontextmanager
+async def gates(made: Service, url: str, number: int, **more: Any) -> AsyncIterator[list[FleetGate]]:
+    """Start as many gates as nodes, over one Redis."""
+    fields = {name: more.pop(name) for name in list(more) if name in GateSettings.__dataclass_fields__}
+    told = {"when_down": "local", "timeout_ms": 2_000, **more}
+    opened = [FleetGate(made.key_ring, GateSettings(**fields), url, **told) for _ in range(number)]
+    for gate in opened:
+        await gate.start()
+    try:
+        yield opened
+    finally:
+        for gate in opened:
+            await gate.stop()
+
+
+def peer_of(gate: FleetGate, connection: str = PEER) -> Peer:
+    """Return where a request comes from."""
+    return gate.peer(connection, list)
+
+
+def signed(number: int = 0) -> SignedRequest:
+    """Return a signed request; each number makes another one."""
+    text = raw_text({"accesskey": KEY, "nonce": str(NONCE - number)})
+    return SignedRequest(KEY, NONCE - number, bytes.fromhex(sign(text, SECRET)), (text.encode(),))
+
+
+async def admit(gate: FleetGate, number: int = 0, connection: str = PEER) -> int:
+    """Let one signed request in; return how many more fit."""
+    _, left = await gate.admit(signed(number), peer_of(gate, connection), "read", gate.asset_limit, NONCE)
+    return left
+
+
+async def until(gate: FleetGate, *, is_up: bool) -> None:
+    """Wait until *gate* has found out that Redis is there, or away."""
+    async with asyncio.timeout(WAIT_SECONDS):
+        while gate.counts.is_up != is_up:
+            await asyncio.sleep(0.02)
+
+
+def test_limit_of_an_account_is_one_for_all_nodes(made: Service, redis_url: str) -> None:
+    """Requests spread over three nodes count together, and the lock holds on all of them."""
+
+    async def run() -> None:
+        async with gates(made, redis_url, 3) as (one, two, three):
+            assert [await admit(one, 1), await admit(two, 2), await admit(three, 3)] == [2, 1, 0]
+            for gate in (two, one, three):
+                with pytest.raises(LimitExceeded) as refusal:
+                    await admit(gate, 4)
+                assert refusal.value.details["limit"] == "assets"
+
+    asyncio.run(run())
+
+
+def test_limit_of_an_address_is_one_for_all_nodes(made: Service, redis_url: str) -> None:
+    """An address that spreads its requests over two nodes has one limit, whatever the requests are."""
+
+    async def run() -> None:
+        async with gates(made, redis_url, 2, address_limit_per_minute=4) as (one, two):
+            peer = peer_of(one)
+            one.count(peer, NONCE)
+            two.count(peer, NONCE)
+            await one.enter(peer, NONCE)
+            await admit(two)
+            for gate in (one, two):
+                with pytest.raises(LimitExceeded) as refusal:
+                    await gate.enter(peer, NONCE)
+                assert refusal.value.details["limit"] == "address"
+            await two.enter(peer_of(two, OTHER_PEER), NONCE)
+
+    asyncio.run(run())
+
+
+def test_replay_on_another_node_is_refused_from_another_address(made: Service, redis_url: str) -> None:
+    """A signature used on one node is bound to its address on the others; the client's own retry passes."""
+
+    async def run() -> None:
+        async with gates(made, redis_url, 2, asset_limit_per_second=0) as (one, two):
+            await admit(one)
+            await admit(two)
+            for gate in (one, two):
+                with pytest.raises(ReplayRefused):
+                    await admit(gate, connection=OTHER_PEER)
+
+    asyncio.run(run())
+
+
+def test_requests_of_one_turn_share_a_trip(made: Service, redis_url: str) -> None:
+    """A thousand requests that are there at once are decided in a few calls, each of them exactly."""
+
+    async def run() -> list[int]:
+        async with gates(made, redis_url, 1, asset_limit_per_second=5_000, address_limit_per_minute=0) as (gate,):
+            return await asyncio.gather(*(admit(gate, number) for number in range(1_000)))
+
+    with redis_client.Redis.from_url(redis_url) as client:
+        client.config_resetstat()
+        left = asyncio.run(run())
+        assert sorted(left, reverse=True) == list(range(4_999, 3_999, -1))
+        stats = client.info("commandstats")
+    calls = sum(stats[name]["calls"] for name in ("cmdstat_evalsha", "cmdstat_eval") if name in stats)
+    assert calls <= 6  # one of them is the probe at the start
+
+
+def test_redis_killed_leaves_each_node_to_its_own_counts_until_it_is_back(
+    made: Service, own_redis: RedisServer
+) -> None:
+    """With ``local`` a node goes on from what it knew, and shares again by itself once Redis answers."""
+
+    async def run() -> None:
+        async with gates(made, own_redis.url, 2) as (one, two):
+            assert await admit(one, 1) == 2
+            assert own_redis.kept is not None
+            own_redis.kept.signal(signal.SIGKILL)
+            assert [await admit(one, 2), await admit(one, 3)] == [1, 0]
+            with pytest.raises(LimitExceeded):
+                await admit(one, 4)
+            assert [await admit(two, 5), await admit(two, 6)] == [2, 1]
+            with pytest.raises(ReplayRefused):
+                await admit(one, 1, OTHER_PEER)
+            assert (one.counts.is_up, one.counts.failures, one.counts.unshared) == (False, 1, 4)
+            await asyncio.to_thread(own_redis.stop)
+            await asyncio.to_thread(own_redis.start)
+            await until(one, is_up=True)
+            await until(two, is_up=True)
+            made.add_key("bob-key", customer="bob")
+            with pytest.raises(LimitExceeded):
+                await admit(one, 7)
+
+    asyncio.run(run())
+
+
+def test_redis_killed_refuses_public_calls_where_that_is_set(made: Service, own_redis: RedisServer) -> None:
+    """With ``refuse`` nobody is let in uncounted: the answer is to try again in a moment."""
+
+    async def run() -> None:
+        async with gates(made, own_redis.url, 1, when_down="refuse") as (gate,):
+            await admit(gate, 1)
+            await asyncio.to_thread(own_redis.stop)
+            for _ in range(3):
+                with pytest.raises(StoreUnavailable):
+                    await admit(gate, 2)
+                with pytest.raises(StoreUnavailable):
+                    await gate.enter(peer_of(gate), NONCE)
+            await asyncio.to_thread(own_redis.start)
+            await until(gate, is_up=True)
+            assert await admit(gate, 3) == 2
+
+    asyncio.run(run())
+
+
+def test_redis_that_hangs_is_given_up_once_for_all_that_wait(made: Service, own_redis: RedisServer) -> None:
+    """Hundreds of requests in front of a Redis that stands still are all decided, after one failure and no pile-up."""
+
+    async def run() -> None:
+        limits = {"asset_limit_per_second": 10_000, "address_limit_per_minute": 0}
+        async with gates(made, own_redis.url, 1, timeout_ms=200, **limits) as (gate,):
+            assert own_redis.kept is not None
+            own_redis.kept.signal(signal.SIGSTOP)
+            left = await asyncio.gather(*(admit(gate, number) for number in range(2_000)))
+            assert sorted(left, reverse=True) == list(range(9_999, 7_999, -1))
+            assert (gate.counts.is_up, gate.counts.failures, gate.counts.unshared) == (False, 1, 2_000)
+            own_redis.kept.signal(signal.SIGCONT)
+            await until(gate, is_up=True)
+            await admit(gate, 2_001)
+            assert gate.counts.unshared == 2_000
+
+    asyncio.run(run())
+
+
+def test_redis_without_memory_counts_as_away(made: Service, own_redis: RedisServer) -> None:
+    """A Redis that refuses to write is no better than none, and is tried again until it writes."""
+
+    async def run() -> None:
+        async with gates(made, own_redis.url, 1) as (gate,):
+            with redis_client.Redis.from_url(own_redis.url) as client:
+                client.config_set("maxmemory", 1)
+                assert await admit(gate, 1) == 2
+                assert not gate.counts.is_up
+                client.config_set("maxmemory", 0)
+            await until(gate, is_up=True)
+
+    asyncio.run(run())
+
+
+def test_redis_that_forgot_the_script_is_given_it_again(made: Service, redis_url: str) -> None:
+    """After a flush of the scripts the next request brings the script along."""
+
+    async def run() -> None:
+        async with gates(made, redis_url, 1) as (gate,):
+            with redis_client.Redis.from_url(redis_url) as client:
+                client.script_flush()
+            assert await admit(gate, 1) == 2
+            assert (gate.counts.failures, gate.counts.unshared) == (0, 0)
+
+    asyncio.run(run())
+
+
+def test_redis_keys_all_end_by_themselves(made: Service, redis_url: str) -> None:
+    """Nothing is left in Redis for ever: windows, locks and signatures have an end each."""
+
+    async def run() -> None:
+        async with gates(made, redis_url, 1) as (gate,):
+            for number in range(3):
+                await admit(gate, number)
+            with pytest.raises(LimitExceeded):
+                await admit(gate, 3)
+
+    asyncio.run(run())
+    with redis_client.Redis.from_url(redis_url) as client:
+        ends = {key: client.pttl(key) for key in client.keys("*")}
+    assert {key.split(b":")[1] for key in ends} == {b"window", b"lock", b"used"}
+    assert all(0 < ms <= 600_000 for ms in ends.values())
+
+
+def test_redis_address_that_cannot_be_read_is_refused_without_its_password(made: Service) -> None:
+    """What is no URL of Redis is a setting to mend; its text is not said again."""
+    with pytest.raises(SettingInvalid) as refusal:
+        FleetGate(made.key_ring, GateSettings(), "http://:hidden@x", when_down="local", timeout_ms=100)
+    assert "hidden" not in str(refusal.value)

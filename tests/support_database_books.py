@@ -1,0 +1,98 @@
+"""
+An independent reading of a ledger on PostgreSQL: plain SQL and JSON, none of our own code.
+
+``check_database`` derives everything about money from the entries again, with the same few lines that read a ledger
+file (:mod:`support_books`), and compares it with every row that the tables have.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import psycopg
+
+from support_books import Books, check_holds, post
+
+SEGMENT = 65_536
+
+
+def check_database(url: str) -> Books:
+    """Read the database at *url*, assert that every promise about the books holds, and return what they say."""
+    with psycopg.connect(url) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        books, entries = _read_journal(connection)
+        check_holds(books)
+        _check_keys_and_history(connection, books)
+        _check_balances(connection, books)
+        _check_hold_tables(connection, books, entries)
+        _check_names(connection, books, entries)
+    return books
+
+
+def _read_journal(connection: psycopg.Connection[Any]) -> tuple[Books, list[dict[str, Any]]]:
+    books, entries = Books(), []
+    ledger_id = connection.execute("SELECT ledger_id FROM ledger").fetchall()[0][0]
+    link = hashlib.sha256(b"spotledger ledger " + ledger_id.encode()).digest()
+    booked_ms = 0
+    for seq, body, kept_hash in connection.execute("SELECT seq, body, hash FROM entry ORDER BY seq"):
+        books.head += 1
+        assert seq == books.head, f"a gap before entry {seq}"
+        link = hashlib.sha256(link + body.encode()).digest()
+        assert kept_hash == link, f"the chain is broken at entry {seq}"
+        entry = json.loads(body)
+        assert entry["seq"] == seq
+        assert entry["booked_ms"] >= booked_ms, f"time falls at entry {seq}"
+        booked_ms = entry["booked_ms"]
+        assert entry["key"] not in books.keys, f"key {entry['key']} is taken twice"
+        books.keys[entry["key"]] = seq
+        post(books, entry)
+        entries.append(entry)
+    assert connection.execute("SELECT seq, hash, booked_ms FROM head").fetchall() == [(books.head, link, booked_ms)]
+    return books, entries
+
+
+def _check_keys_and_history(connection: psycopg.Connection[Any], books: Books) -> None:
+    rows = connection.execute("SELECT key_digest, seq FROM entry").fetchall()
+    digests = {hashlib.blake2b(key.encode(), digest_size=16).digest(): seq for key, seq in books.keys.items()}
+    assert {digest.bytes: seq for digest, seq in rows} == digests
+    rows = connection.execute("SELECT segment, customer, account, coin, seq FROM history").fetchall()
+    expected = [((seq - 1) // SEGMENT, *line[:3], seq) for seq, lines in books.history.items() for line in lines]
+    assert sorted(rows) == sorted(expected)
+
+
+def _check_balances(connection: psycopg.Connection[Any], books: Books) -> None:
+    expected = {}
+    for seq, lines in books.history.items():
+        for *name, available, freeze in lines:
+            expected[tuple(name)] = (available, freeze, seq)
+    found = {}
+    for *name, available, freeze, seq in connection.execute(
+        'SELECT customer, account, coin, available, "freeze", seq FROM balance'
+    ):
+        found[tuple(name)] = (int(available), int(freeze), seq)
+    assert found == expected
+
+
+def _check_hold_tables(connection: psycopg.Connection[Any], books: Books, entries: list[dict[str, Any]]) -> None:
+    expected = []
+    for hold_id, hold in books.holds.items():
+        request = entries[hold_id - 1]["request"]
+        amounts = (hold["amount"], hold["remaining"], request.get("reference"), request.get("expires_ms"))
+        expected.append((hold_id, *hold["name"], *amounts, entries[hold_id - 1]["booked_ms"], hold["closed_seq"]))
+    rows = connection.execute("SELECT * FROM hold ORDER BY hold_id").fetchall()
+    assert [(*row[:4], int(row[4]), int(row[5]), *row[6:]) for row in rows] == expected
+    open_holds = [(row[0], row[1], row[7]) for row in expected if row[9] is None]
+    assert connection.execute("SELECT hold_id, customer, expires_ms FROM open_hold ORDER BY 1").fetchall() == open_holds
+
+
+def _check_names(connection: psycopg.Connection[Any], books: Books, entries: list[dict[str, Any]]) -> None:
+    rows = connection.execute("SELECT customer, seq FROM customer").fetchall()
+    assert dict(rows) == books.customers
+    rows = connection.execute("SELECT coin, scale, seq FROM coin").fetchall()
+    booked = [entry for entry in entries if "refusal" not in entry]
+    listed = [(e["request"]["coin"], e["request"]["scale"], e["seq"]) for e in booked if e["kind"] == "list_coin"]
+    assert sorted(rows) == sorted(listed)
+    rows = connection.execute("SELECT seq, by_seq FROM reversal").fetchall()
+    assert sorted(rows) == sorted((e["request"]["seq"], e["seq"]) for e in booked if e["kind"] == "reverse")
