@@ -135,12 +135,12 @@ class Writer:
                 f"{self._waiting} writes are waiting and {self._queue_limit} may;"
                 " try again with the same idempotency key"
             )
+        if len(operations) <= self._group_limit:
+            return await self._enqueue(operations, chains).answer
         requests = [
             self._enqueue(operations[start:end], chains[start:end] if chains else None)
             for start, end in _cuts(len(operations), chains, self._group_limit)
         ]
-        if len(requests) == 1:
-            return await requests[0].answer
         answers = await asyncio.gather(*(request.answer for request in requests))
         return [outcome for outcomes in answers for outcome in outcomes]
 
