@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,18 +133,31 @@ def _check_tables(connection: sqlite3.Connection, books: Books) -> None:
     rows = connection.execute("SELECT digest, seq, segment FROM key_seq WHERE seq <= ?", (sealed_to,)).fetchall()
     assert {digest: seq for digest, seq, _ in rows} == {d: seq for d, seq in digests.items() if seq <= sealed_to}
     assert all(segment == (seq - 1) // size for _, seq, segment in rows)
-    rows = connection.execute(
-        'SELECT seq, customer, account, coin, available, "freeze" FROM history WHERE seq <= ?', (sealed_to,)
-    )
-    found: dict[int, list[tuple[Any, ...]]] = {}
-    for seq, customer, account, coin, available, freeze in rows:
-        found.setdefault(seq, []).append((customer, account, coin, int(available), int(freeze)))
-    expected = {seq: sorted(lines) for seq, lines in books.history.items() if seq <= sealed_to and lines}
-    assert {seq: sorted(lines) for seq, lines in found.items()} == expected
+    found: dict[int, set[tuple[str, str, str]]] = {}
+    for segment, *name, places in connection.execute("SELECT segment, customer, account, coin, places FROM history"):
+        for seq in _seqs(segment * size + 1, places):
+            if seq <= sealed_to:
+                found.setdefault(seq, set()).add(tuple(name))
+    expected = {seq: {line[:3] for line in lines} for seq, lines in books.history.items() if seq <= sealed_to and lines}
+    assert found == expected
+    owned = {
+        (customer, seq)
+        for segment, customer, places in connection.execute("SELECT segment, customer, places FROM hold_of")
+        for seq in _seqs(segment * size + 1, places)
+        if seq <= sealed_to
+    }
+    assert owned == {(hold["name"][0], seq) for seq, hold in books.holds.items() if seq <= sealed_to}
     sealed = {name for (name,) in connection.execute("SELECT customer FROM customer WHERE seq <= ?", (sealed_to,))}
     assert sealed == {name for name, seq in books.customers.items() if seq <= sealed_to}
     if sealed_to == (books.head // size) * size:
         _check_balances_and_holds(connection, books, sealed_to)
+
+
+def _seqs(first: int, places: bytes) -> list[int]:
+    """Return the entries at *places*, two bytes each and rising, of the segment that begins with *first*."""
+    seqs = [first + place for (place,) in struct.iter_unpack("<H", places)]
+    assert seqs == sorted(set(seqs)), "places do not rise"
+    return seqs
 
 
 def _check_balances_and_holds(connection: sqlite3.Connection, books: Books, sealed_to: int) -> None:

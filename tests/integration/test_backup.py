@@ -140,7 +140,7 @@ def test_backup_is_one_private_file_that_says_what_it_is(backup: Path) -> None:
         assert (facts.ledger_id, facts.epoch) == (ledger.ledger_id, 1)
         assert facts[2:5] == ledger.head
     assert facts.master_key_fingerprint is None
-    assert facts.schema_version == 1
+    assert facts.schema_version == 2
     assert names_in(backup.parent) == ["data", "first.backup"]
 
 
@@ -252,7 +252,7 @@ DAMAGES = {
     "mark": ("DELETE FROM backup", "does not say what it is"),
     "balance": ("UPDATE balance SET available = available + 1 WHERE customer = 'c1'", "audit .* damaged: .*balance"),
     "hold": ("DELETE FROM hold WHERE rowid = (SELECT max(rowid) FROM hold)", "audit .* damaged"),
-    "history": ("UPDATE history SET available = 1 WHERE seq = 20", "audit .* damaged"),
+    "history": ("UPDATE history SET places = x'0000' WHERE segment = 2", "audit .* damaged"),
     "entry": (
         "UPDATE entry SET body = replace(body, '200000000', '200000001') WHERE seq ="
         " (SELECT max(seq) FROM entry WHERE body LIKE '%200000000%')",

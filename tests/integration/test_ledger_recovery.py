@@ -124,8 +124,9 @@ def test_recovery_that_finds_damage_stops_reads_and_writes(ledger: Ledger, tmp_p
 def test_sealing_that_finds_damage_stops_writing(ledger: Ledger, tmp_path: Path) -> None:
     """Damage that comes to light while a segment is sealed is an invariant broken: no write follows it."""
     with raw(tmp_path) as connection:
-        without_triggers(connection)
-        connection.execute("UPDATE entry SET body = '{' WHERE seq = ?", (ledger.head.seq,))
+        connection.execute(
+            "CREATE TRIGGER broken BEFORE INSERT ON key_seq BEGIN SELECT RAISE(ABORT, 'a row that breaks a rule'); END"
+        )
     with pytest.raises(LedgerCorrupt):
         fill(ledger, 30, "until-seen")
     head = ledger.head

@@ -127,7 +127,7 @@ def test_start_with_a_file_of_noise_is_refused(tmp_path: Path) -> None:
     ("pragma", "message"),
     [
         ("application_id = 7", "not a ledger of spotledger"),
-        ("user_version = 2", "schema version 2"),
+        ("user_version = 1", "schema version 1"),
         ("user_version = 0", "schema version 0"),
     ],
 )
@@ -325,11 +325,8 @@ def test_amounts_beyond_64_bits_are_exact_everywhere(tmp_path: Path) -> None:
     with open_small(tmp_path) as ledger:
         look(ledger)
     with raw(tmp_path) as connection:
-        for query in (
-            "SELECT available, \"freeze\" FROM balance WHERE customer = 'ann' AND coin = 'vast'",
-            "SELECT available, \"freeze\" FROM history WHERE customer = 'ann' AND coin = 'vast' AND seq = 6",
-        ):
-            assert connection.execute(query).fetchone() == (1, str(HUGE_UNITS - 1))
+        query = "SELECT available, \"freeze\" FROM balance WHERE customer = 'ann' AND coin = 'vast'"
+        assert connection.execute(query).fetchone() == (1, str(HUGE_UNITS - 1))
         assert connection.execute("SELECT amount, remaining FROM hold").fetchone() == (str(HUGE_UNITS - 1),) * 2
         body = json.loads(connection.execute("SELECT body FROM entry WHERE seq = 5").fetchone()[0])
         assert body["request"]["units"] == str(HUGE_UNITS)

@@ -9,6 +9,7 @@ import pytest
 from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, HoldAfter, Posting
 from spotledger.errors import LedgerCorrupt
+from spotledger.storage.encoding import key_digest
 from spotledger.storage.working_set import WorkingSet
 
 SEGMENT = 8
@@ -68,15 +69,15 @@ def test_apply_takes_over_keys_balances_and_touches(memory: WorkingSet) -> None:
     memory.apply(deposit(2, "ann", 7))
     state = memory.accounts[spot("ann")]
     assert (state.balances["btc"], state.changed_seq) == (Balance(7, 0), 2)
-    assert memory.key_seq("k1") == 1
-    assert memory.key_seq("stranger") is None
+    assert memory.key_seq(key_digest("k1")) == 1
+    assert memory.key_seq(key_digest("stranger")) is None
     assert [memory.last_touch(spot("ann"), "btc", seq) for seq in (0, 1, 2, 99)] == [None, 1, 2, 2]
 
 
 def test_apply_of_a_refusal_takes_over_its_key_alone(memory: WorkingSet) -> None:
     """A kept refusal changes nothing but that its key is known."""
     memory.apply(Entry(1, "register_customer", "k1", 1, {"customer": "ann"}, refusal={"code": "x"}))
-    assert memory.key_seq("k1") == 1
+    assert memory.key_seq(key_digest("k1")) == 1
     assert not memory.has_customer("ann")
     assert memory.accounts == {}
 
@@ -105,9 +106,9 @@ def test_drop_sealed_forgets_whole_segments_only(memory: WorkingSet) -> None:
     for seq in range(1, 18):
         memory.apply(deposit(seq, "ann", seq))
     memory.drop_sealed(8, NEVER)
-    assert [memory.key_seq(f"k{seq}") for seq in (8, 9, 17)] == [None, 9, 17]
+    assert [memory.key_seq(key_digest(f"k{seq}")) for seq in (8, 9, 17)] == [None, 9, 17]
     memory.drop_sealed(8, NEVER)
-    assert memory.key_seq("k9") == 9
+    assert memory.key_seq(key_digest("k9")) == 9
     memory.drop_sealed(16, NEVER)
     assert [segment.number for segment in memory.segments] == [2]
     assert memory.last_touch(spot("ann"), "btc", 16) is None

@@ -121,15 +121,18 @@ class Entry:
         return after
 
 
-def opened_hold(entry: Entry) -> Hold | None:
-    """Return the hold that *entry* opened, as it was then, or None."""
+def opened_hold(entry: Entry, account: Account | None = None, coin: str | None = None) -> Hold | None:
+    """
+    Return the hold that *entry* opened, as it was then, or None.
+
+    Where *account* and *coin* are given, they equal those of the entry: the hold then shares them with many others.
+    """
     if entry.kind != Freeze.kind or not entry.postings:
         return None
-    account, coin, _, units, _ = entry.postings[1]
-    request = entry.request
-    return Hold(
-        entry.seq, account, coin, units, units, request.get("reference"), request.get("expires_ms"), entry.booked_ms
-    )
+    posted_to, posted_coin, _, units, _ = entry.postings[1]
+    account, coin, request = account or posted_to, coin or posted_coin, entry.request
+    reference, expires_ms = request.get("reference"), request.get("expires_ms")
+    return Hold(entry.seq, account, coin, units, units, reference, expires_ms, entry.booked_ms)
 
 
 def is_house(account: Account) -> bool:

@@ -7,14 +7,19 @@ while others are written. First everything is compared as a whole; only where th
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
+from spotledger.errors import LedgerCorrupt
 from spotledger.ops.audit_books import Line
 from spotledger.ops.audit_findings import Findings
 from spotledger.ops.audit_journal import JournalPass
 from spotledger.ops.audit_keys import FilterCheck, KeySpool
+from spotledger.storage.encoding import pack_places, unpack_places
 from spotledger.storage.sqlite_audit import AuditFile, Unreadable
+
+_SHOWN_ENTRIES: Final = 8
 
 
 class SegmentTables:
@@ -35,9 +40,9 @@ class SegmentTables:
         """Compare the tables of *segment*, the entries *first* to *last*, all of which were just read."""
         comparisons: tuple[Callable[[], None], ...] = (
             lambda: self._compare_keys(segment),
-            lambda: self._compare_history(segment),
+            lambda: self._compare_history(segment, first),
             lambda: self._compare_holds(first, last),
-            lambda: self._compare_owners(segment),
+            lambda: self._compare_owners(segment, first),
         )
         for compare in comparisons:
             try:
@@ -67,42 +72,32 @@ class SegmentTables:
 
     # --- history --------------------------------------------------------------------------------------
 
-    def _compare_history(self, segment: int) -> None:
+    def _compare_history(self, segment: int, first: int) -> None:
+        """Compare which entries touched each account and coin; what it has after them, the entries themselves say."""
         lines = self._journal.lines
-        seen = 0
-        names = self._file.history_names(segment)
-        values = self._file.history_values(segment)
-        position = 0
-        for customer, kind, coin, count in names:
-            end = position + 3 * count
+        seen: set[int] = set()
+        for customer, kind, coin, packed in self._file.history_of(segment):
             line = lines.get(((customer, kind), coin))
-            found = values[position:end]
-            position = end
+            where = f"history {segment} {customer} {kind} {coin}"
             if line is None or line.rows is None:
-                where = f"history {segment} {customer} {kind} {coin}"
-                self._note("history_row_extra", int(found[0]), where, f"{count} rows", "none")
+                self._note("history_row_extra", first, where, _shown(packed, first), "no row")
                 continue
-            seen += 1
-            if found != line.rows[3:]:
-                self._compare_line(segment, line, [int(value) for value in found])
-        if seen < len(self._journal.touched):
-            there = {((customer, kind), coin) for customer, kind, coin, _ in names}
-            for line in self._journal.touched:
-                if line.name not in there:
-                    self._compare_line(segment, line, [])
+            seen.add(id(line))
+            if packed != _packed(line, first):
+                self._compare_line(where, packed, line, first)
+        for line in self._journal.touched:
+            if id(line) not in seen:
+                (customer, kind), coin = line.name
+                where = f"history {segment} {customer} {kind} {coin}"
+                self._note("history_row_missing", line.seq, where, "no row", _shown(_packed(line, first), first))
 
-    def _compare_line(self, segment: int, line: Line, found: list[int]) -> None:
-        """Compare the history of one account and coin within a segment, row by row."""
-        where = f"history {segment} {line.name[0][0]} {line.name[0][1]} {line.name[1]}"
-        expected_rows = _triples((line.rows or [])[3:])
-        found_rows = _triples(found)
-        for seq, expected in expected_rows.items():
-            if seq not in found_rows:
-                self._note("history_row_missing", seq, where, "no row", _shown(expected))
-            elif found_rows[seq] != expected:
-                self._note("history_row_differs", seq, where, _shown(found_rows[seq]), _shown(expected))
-        for seq in found_rows.keys() - expected_rows.keys():
-            self._note("history_row_extra", seq, where, _shown(found_rows[seq]), "no row")
+    def _compare_line(self, where: str, packed: bytes, line: Line, first: int) -> None:
+        """Name the first entry in which a row of the history differs."""
+        expected = _packed(line, first)
+        found_seqs, expected_seqs = set(_seqs(packed, first)), set(_seqs(expected, first))
+        differing = sorted(found_seqs ^ expected_seqs) or [first]
+        found, wanted = _shown(packed, first), _shown(expected, first)
+        self._note("history_row_differs", differing[0], where, found, wanted)
 
     # --- holds ----------------------------------------------------------------------------------------
 
@@ -127,9 +122,11 @@ class SegmentTables:
         for hold_id, expected in missing.items():
             self._note("hold_row_missing", hold_id, f"hold {hold_id}", "no row", str(expected))
 
-    def _compare_owners(self, segment: int) -> None:
+    def _compare_owners(self, segment: int, first: int) -> None:
         expected = {(row[1], hold_id) for hold_id, row in self._journal.opened.items()}
-        found = set(self._file.hold_owners(segment))
+        found = {
+            (customer, seq) for customer, packed in self._file.hold_owners(segment) for seq in _seqs(packed, first)
+        }
         if found == expected:
             return
         for customer, hold_id in expected - found:
@@ -138,12 +135,23 @@ class SegmentTables:
             self._note("hold_owner_row_extra", hold_id, f"hold_of {segment} {customer}", f"hold {hold_id}", "no row")
 
 
-def _triples(flat: list[int]) -> dict[int, tuple[int, int]]:
-    return {seq: (available, freeze) for seq, available, freeze in zip(*[iter(flat)] * 3, strict=True)}
+def _packed(line: Line, first: int) -> bytes:
+    """Return the places of the entries that touched *line*, as the tables should have them."""
+    return pack_places(array("H", [seq - first for seq in (line.rows or [])[3::3]]))
 
 
-def _shown(balance: tuple[int, int]) -> str:
-    return f"available {balance[0]}, freeze {balance[1]}"
+def _seqs(packed: bytes, first: int) -> list[int]:
+    """Return the entries that a row names; a row that cannot be read names none."""
+    try:
+        return [first + place for place in unpack_places(packed)]
+    except LedgerCorrupt:
+        return []
+
+
+def _shown(packed: bytes, first: int) -> str:
+    seqs = _seqs(packed, first)
+    more = f" … {seqs[-1]}" if len(seqs) > _SHOWN_ENTRIES else ""
+    return f"{len(seqs)} entries: {', '.join(map(str, seqs[:_SHOWN_ENTRIES]))}{more}"
 
 
 def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:

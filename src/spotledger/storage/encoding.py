@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from array import array
 from hashlib import blake2b, sha256
 from typing import Any, Final
 
@@ -14,34 +16,9 @@ DIGEST_BYTES: Final = 16
 _INTEGER_LIMIT: Final = 2**63
 
 
-class Asked(msgspec.Struct, gc=False):
-    """What is derived from a canonical request."""
-
-    reference: str | None = None
-    expires_ms: int | None = None
-    coin: str | None = None
-    scale: int | None = None
-    customer: str | None = None
-    seq: int | None = None
-
-
-class Change(msgspec.Struct, gc=False):
-    """What is derived from an entry: quicker to read than all of it, and nothing in it for the collector to walk."""
-
-    seq: int
-    kind: str
-    key: str
-    booked_ms: int
-    request: Asked
-    balances: tuple[tuple[tuple[str, str], str, int, int], ...] = ()
-    holds: tuple[tuple[int, int], ...] = ()
-    refusal: dict[str, Any] | None = None
-
-
 _encode = msgspec.json.Encoder().encode
 # Not strict: the units stand in the journal as decimal text.
 _decode = msgspec.json.Decoder(Entry, strict=False).decode
-_decode_change = msgspec.json.Decoder(Change, strict=False).decode
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -78,19 +55,6 @@ def decode_entry(body: bytes | str) -> Entry:
         raise LedgerCorrupt(f"an entry of the journal cannot be read: {error}") from error
 
 
-def decode_change(body: bytes | str) -> Change:
-    """
-    Read of the bytes of an entry what is derived from it.
-
-    Raises:
-        LedgerCorrupt: They are none.
-    """
-    try:
-        return _decode_change(body)
-    except msgspec.DecodeError as error:
-        raise LedgerCorrupt(f"an entry of the journal cannot be read: {error}") from error
-
-
 def chain_hash(previous: bytes, body: bytes) -> bytes:
     """Return the hash of the entry with this *body* that follows the entry with the hash *previous*."""
     return sha256(previous + body).digest()
@@ -109,3 +73,28 @@ def key_digest(key: str) -> bytes:
 def column(units: int) -> int | str:
     """Return *units* as SQLite can hold them: an integer of 64 bits, or decimal text."""
     return units if -_INTEGER_LIMIT <= units < _INTEGER_LIMIT else str(units)
+
+
+def pack_places(places: array[int]) -> bytes:
+    """Return places within a segment, 0 to 65,535, as the tables have them: two bytes each, the low one first."""
+    if sys.byteorder == "big":
+        places = places[:]
+        places.byteswap()
+    return places.tobytes()
+
+
+def unpack_places(packed: bytes) -> array[int]:
+    """
+    Return the places that :func:`pack_places` packed.
+
+    Raises:
+        LedgerCorrupt: They are none.
+    """
+    places = array("H")
+    try:
+        places.frombytes(packed)
+    except (TypeError, ValueError) as error:
+        raise LedgerCorrupt(f"a row of the history cannot be read: {error}") from error
+    if sys.byteorder == "big":
+        places.byteswap()
+    return places

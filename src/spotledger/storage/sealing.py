@@ -1,86 +1,76 @@
 """
 Sealing: writing what follows from one full segment of the journal to its tables, in small steps.
 
-The steps run inside the commits of the entries that come after. All of it is read from the journal again, never from
-memory, and every row replaces its like, so a sealing that was cut off is simply begun anew. The last step moves
-``sealed_to``. Rows go in sorted by their primary keys: runs of a thousand are sorted as they come and merged while
-they are written, so that no step sorts much at once.
+The steps run inside the commits of the entries that come after. What is written is what memory has of the segment; a
+start builds that from the journal by the same code (:meth:`working_set.WorkingSet.apply`). Every row replaces its like,
+so a sealing that was cut off is simply begun anew. The last step moves ``sealed_to``. Rows go in sorted by their
+primary keys: runs of a thousand are sorted, and merged piece by piece, so that no step sorts much at once.
 """
 
 from __future__ import annotations
 
-import heapq
 import sqlite3
+import time
+from array import array
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
-from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
-from spotledger.storage.encoding import Change, column, decode_change, key_digest
+from spotledger.domain.accounts import Account
+from spotledger.domain.journal import Hold
+from spotledger.storage.encoding import column, pack_places
 from spotledger.storage.key_filter import KeyFilter
+from spotledger.storage.working_set import OpenSegment, WorkingSet
 
-_READ_ENTRIES: Final = 128
+#: How long one turn of sealing may hold the caller.
+STEP_SECONDS: Final = 0.003
 _WRITE_ROWS: Final = 400
 _RUN: Final = 1024
-#: Which part of the work is reading; the rest is shared out by the number of the other steps.
-_READING: Final = 0.4
-
-_NAMING: Final = frozenset({ListCoin.kind, RegisterCustomer.kind, Reverse.kind})
 
 T = TypeVar("T")
 
 
-class _Runs(Generic[T]):
-    """Values that are sorted in runs as they come, and merged, and let go of, when they are asked for."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._run: list[T] = []
-        self._runs: list[list[T]] = [self._run]
-
-    def add(self, value: T) -> None:
-        self._run.append(value)
-
-    def end_run(self) -> None:
-        self._run.sort(reverse=True)
-        self.count += len(self._run)
-        self._run = []
-        self._runs.append(self._run)
-
-    def merged(self) -> Iterator[T]:
-        return heapq.merge(*map(_taken, self._runs))  # type: ignore[type-var]
-
-
-def _taken(values: list[T]) -> Iterator[T]:
-    """Take *values* out of their list, from its end: what is let go of at once holds everything up."""
-    while values:
-        yield values.pop()
+def sorted_in_steps(values: Iterable[T]) -> Iterator[list[T]]:
+    """Give *values* in order, in pieces of about a run; an empty piece stands for a step of sorting."""
+    source: Iterator[Any] = iter(values)
+    runs: list[list[Any]] = []
+    while run := list(islice(source, _RUN)):
+        run.sort()
+        runs.append(run)
+        yield []
+    # Marks at which each run is cut: about as many values lie between two of them as a run has.
+    stride = max(1, len(runs))
+    samples = sorted(value for run in runs for value in run[::stride])
+    a_piece = max(1, _RUN // stride)
+    marks = samples[a_piece::a_piece]
+    begins = [0] * len(runs)
+    for mark in [*marks, None]:
+        piece: list[Any] = []
+        for number, run in enumerate(runs):
+            end = len(run) if mark is None else bisect_left(run, mark, begins[number])
+            piece += run[begins[number] : end]
+            begins[number] = end
+        piece.sort()
+        yield piece
 
 
 class Sealing:
     """The sealing of one segment; an iterator of steps of about a millisecond."""
 
     def __init__(
-        self, connection: sqlite3.Connection, key_filter: KeyFilter, segment: int, segment_entries: int
+        self, connection: sqlite3.Connection, key_filter: KeyFilter, opened: OpenSegment, segment_entries: int
     ) -> None:
-        """Prepare to seal *segment*, all of whose entries are in the journal."""
-        self.segment = segment
-        self.first_seq = segment * segment_entries + 1
-        self.last_seq = (segment + 1) * segment_entries
+        """Prepare to seal the segment *opened*, all of whose entries are in it and published."""
+        self.segment = opened.number
+        self.first_seq = opened.number * segment_entries + 1
+        self.last_seq = (opened.number + 1) * segment_entries
         #: How much is done, from 0 to 1.
         self.progress = 0.0
         self.finished = False
         self._connection = connection
         self._filter = key_filter
-        self._digests: list[list[bytes]] = [[]]
-        self._keys: _Runs[tuple[bytes, int]] = _Runs()
-        self._names: _Runs[tuple[str, str, str]] = _Runs()
-        self._owners: _Runs[tuple[str, int]] = _Runs()
-        self._used_before: _Runs[int] = _Runs()
-        self._history: dict[tuple[str, str, str], list[tuple[int, int, int]]] = {}
-        self._history_rows = 0
-        self._opened: list[tuple[Any, ...]] = []
-        self._used: dict[int, tuple[int, int]] = {}
+        self._opened = opened
         self._steps = self._run()
 
     def step(self) -> None:
@@ -92,136 +82,136 @@ class Sealing:
             self.finished = True
 
     def _run(self) -> Iterator[float]:
-        yield from self._read()
         expected = self._expected_steps()
         for done, _ in enumerate(self._write(), 1):
-            yield _READING + (1 - _READING) * min(done / expected, 0.999)
+            yield min(done / expected, 0.999)
         self._connection.execute("UPDATE ledger SET sealed_to = ?", (self.last_seq,))
 
     def _expected_steps(self) -> float:
-        pairs = len(self._history)
-        rows = self._keys.count + self._history_rows + pairs + len(self._opened) + self._used_before.count
-        return rows / _WRITE_ROWS + self._keys.count / _RUN + 2 * pairs / (_WRITE_ROWS // 2) + 5
+        opened = self._opened
+        keys, holds = len(opened.keys), len(opened.holds)
+        lines = sum(map(len, opened.touched.values()))
+        rows = keys + 2 * lines + holds + len(opened.holds_of)
+        sorted_values = keys + lines + holds + len(opened.holds_of)
+        return rows / _WRITE_ROWS + 2 * sorted_values / _RUN + keys / _RUN + 10
 
     def _write(self) -> Iterator[None]:
+        yield from self._write_names()
         yield from self._write_keys()
         yield from self._write_history()
         yield from self._write_holds()
-        for digests in _taken(self._digests):
-            self._filter.add(self.segment, digests)
-            yield
         yield from self._filter.write(self._connection, self.segment)
-
-    # --- reading the segment ------------------------------------------------------------------------
-
-    def _read(self) -> Iterator[float]:
-        unsorted = 0
-        for start in range(self.first_seq, self.last_seq + 1, _READ_ENTRIES):
-            rows = self._connection.execute(
-                "SELECT CAST(body AS BLOB) FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq",
-                (start, min(start + _READ_ENTRIES - 1, self.last_seq)),
-            ).fetchall()
-            for (body,) in rows:
-                change = decode_change(body)
-                digest = key_digest(change.key)
-                self._keys.add((digest, change.seq))
-                self._digests[-1].append(digest)
-                if change.refusal is None:
-                    self._collect(change)
-            unsorted += _READ_ENTRIES
-            if unsorted >= _RUN or start + _READ_ENTRIES > self.last_seq:
-                unsorted = 0
-                self._digests.append([])
-                for runs in (self._keys, self._names, self._owners, self._used_before):
-                    runs.end_run()
-            yield _READING * (start - self.first_seq) / (self.last_seq - self.first_seq + 1)
-
-    def _collect(self, change: Change) -> None:
-        seq = change.seq
-        for (customer, kind), coin, available, freeze in change.balances:
-            name = (customer, kind, coin)
-            rows = self._history.get(name)
-            if rows is None:
-                rows = self._history[name] = []
-                self._names.add(name)
-            rows.append((seq, available, freeze))
-        self._history_rows += len(change.balances)
-        if change.kind == Freeze.kind:
-            self._open_hold(change)
-        elif change.holds:
-            for hold_id, remaining in change.holds:
-                if hold_id < self.first_seq and hold_id not in self._used:
-                    self._used_before.add(hold_id)
-                self._used[hold_id] = (remaining, seq)
-        elif change.kind in _NAMING:
-            self._collect_name(change)
-
-    def _open_hold(self, change: Change) -> None:
-        ((account, coin, _, _),) = change.balances
-        ((hold_id, amount),) = change.holds
-        request = change.request
-        self._opened.append((hold_id, *account, coin, amount, request.reference, request.expires_ms, change.booked_ms))
-        self._owners.add((account[0], hold_id))
-
-    def _collect_name(self, change: Change) -> None:
-        request, seq = change.request, change.seq
-        if change.kind == ListCoin.kind:
-            self._connection.execute("INSERT OR REPLACE INTO coin VALUES (?, ?, ?)", (request.coin, request.scale, seq))
-        elif change.kind == RegisterCustomer.kind:
-            self._connection.execute("INSERT OR REPLACE INTO customer VALUES (?, ?)", (request.customer, seq))
-        else:
-            self._connection.execute("INSERT OR REPLACE INTO reversal VALUES (?, ?)", (request.seq, seq))
 
     # --- writing its tables -------------------------------------------------------------------------
 
+    def _write_names(self) -> Iterator[None]:
+        opened = self._opened
+        yield from self._insert("INSERT OR REPLACE INTO coin VALUES (?, ?, ?)", opened.coins)
+        yield from self._insert("INSERT OR REPLACE INTO customer VALUES (?, ?)", opened.customers.items())
+        yield from self._insert("INSERT OR REPLACE INTO reversal VALUES (?, ?)", opened.reversals.items())
+
     def _write_keys(self) -> Iterator[None]:
-        rows = ((self.segment, digest, seq) for digest, seq in self._keys.merged())
-        yield from self._insert("INSERT OR REPLACE INTO key_seq VALUES (?, ?, ?)", rows)
+        segment = self.segment
+        for piece in sorted_in_steps(self._opened.keys.items()):
+            self._filter.add(segment, (digest for digest, _ in piece))
+            yield
+            rows = ((segment, digest, seq) for digest, seq in piece)
+            yield from self._insert("INSERT OR REPLACE INTO key_seq VALUES (?, ?, ?)", rows)
 
     def _write_history(self) -> Iterator[None]:
-        ordered = self._names.merged()
-        while names := list(islice(ordered, _WRITE_ROWS // 2)):
-            balances: list[tuple[Any, ...]] = []
-            rows = self._history_of(names, balances)
-            yield from self._insert("INSERT OR REPLACE INTO history VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-            yield from self._insert("INSERT OR REPLACE INTO balance VALUES (?, ?, ?, ?, ?, ?)", balances)
+        segment, touched = self.segment, self._opened.touched
+        lines = ((account, coin) for account, coins in touched.items() for coin in coins)
+        for piece in sorted_in_steps(lines):
+            yield
+            for start in range(0, len(piece), _WRITE_ROWS):
+                part = piece[start : start + _WRITE_ROWS]
+                rows = ((segment, *a, coin, pack_places(touched[a][coin].places)) for a, coin in part)
+                yield from self._insert("INSERT OR REPLACE INTO history VALUES (?, ?, ?, ?, ?)", rows)
+                balances = (self._balance_row(account, coin) for account, coin in part)
+                yield from self._insert("INSERT OR REPLACE INTO balance VALUES (?, ?, ?, ?, ?, ?)", balances)
 
-    def _history_of(self, names: list[tuple[str, str, str]], balances: list[tuple[Any, ...]]) -> Iterator[Any]:
-        """Give the rows of *names*, letting go of each, and note the last ones as *balances*."""
-        segment = self.segment
-        for name in names:
-            customer, kind, coin = name
-            rows = self._history.pop(name)
-            seq, available, freeze = rows[-1]
-            balances.append((customer, kind, coin, column(available), column(freeze), seq))
-            rows.reverse()
-            while rows:
-                seq, available, freeze = rows.pop()
-                yield (segment, customer, kind, coin, seq, column(available), column(freeze))
+    def _balance_row(self, account: Account, coin: str) -> tuple[Any, ...]:
+        line = self._opened.touched[account][coin]
+        available, freeze = line.closing
+        return (*account, coin, column(available), column(freeze), self.first_seq + line.places[-1])
 
     def _write_holds(self) -> Iterator[None]:
-        self._opened.reverse()
-        opened = (self._hold_row(values) for values in _taken(self._opened))
-        yield from self._insert("INSERT OR REPLACE INTO hold VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", opened)
-        updates = (self._hold_update(hold_id) for hold_id in self._used_before.merged())
-        yield from self._insert("UPDATE hold SET remaining = ?, closed_seq = ? WHERE hold_id = ?", updates)
-        owners = ((self.segment, customer, hold_id) for customer, hold_id in self._owners.merged())
-        yield from self._insert("INSERT OR REPLACE INTO hold_of VALUES (?, ?, ?)", owners)
+        first_seq, holds = self.first_seq, self._opened.holds
+        # Holds stand in the order of their first change, which is the opening for those of this segment.
+        rows = (_hold_row(hold) for hold_id, hold in holds.items() if hold_id >= first_seq)
+        yield from self._insert("INSERT OR REPLACE INTO hold VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        for piece in sorted_in_steps(hold_id for hold_id in holds if hold_id < first_seq):
+            yield
+            updates = ((column(holds[i].remaining), holds[i].closed_seq, i) for i in piece)
+            yield from self._insert("UPDATE hold SET remaining = ?, closed_seq = ? WHERE hold_id = ?", updates)
+        for owners in sorted_in_steps(self._opened.holds_of):
+            yield
+            yield from self._insert("INSERT OR REPLACE INTO hold_of VALUES (?, ?, ?)", self._owner_rows(owners))
 
-    def _hold_row(self, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        hold_id, customer, kind, coin, amount, reference, expires_ms, opened_ms = values
-        remaining, seq = self._used.pop(hold_id, (amount, None))
-        closed_seq = None if remaining else seq
-        left = column(remaining)
-        return (hold_id, customer, kind, coin, column(amount), left, reference, expires_ms, opened_ms, closed_seq)
+    def _owner_rows(self, customers: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+        first_seq, holds_of = self.first_seq, self._opened.holds_of
+        for customer in customers:
+            places = array("H", [hold_id - first_seq for hold_id in holds_of[customer] if hold_id >= first_seq])
+            if places:
+                yield (self.segment, customer, pack_places(places))
 
-    def _hold_update(self, hold_id: int) -> tuple[Any, ...]:
-        remaining, seq = self._used[hold_id]
-        return (column(remaining), None if remaining else seq, hold_id)
-
-    def _insert(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> Iterator[None]:
+    def _insert(self, statement: str, rows: Iterable[Any]) -> Iterator[None]:
         """Run *statement* for all *rows*, some hundred a step."""
         rows = iter(rows)
         while batch := list(islice(rows, _WRITE_ROWS)):
             self._connection.executemany(statement, batch)
             yield
+
+
+def _hold_row(hold: Hold) -> tuple[Any, ...]:
+    hold_id, (customer, kind), coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq = hold
+    left = column(remaining)
+    return (hold_id, customer, kind, coin, column(amount), left, reference, expires_ms, opened_ms, closed_seq)
+
+
+class Sealer:
+    """Seals one full segment after the other, at the pace at which entries come."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        key_filter: KeyFilter,
+        memory: WorkingSet,
+        segment_entries: int,
+        sealed_to: int,
+    ) -> None:
+        """Go on after the entry *sealed_to*, the last that is sealed."""
+        self._connection = connection
+        self._filter = key_filter
+        self._memory = memory
+        self._segment_entries = segment_entries
+        #: The last entry that is sealed once the commit that is being written returns.
+        self.sealed_to = sealed_to
+        self._sealing: Sealing | None = None
+        self._from, self._span = 0, 1
+
+    def begin(self, head_seq: int, pending_seq: int) -> None:
+        """Begin the next segment if it is full and published, unless one is begun; it ends before the next is full."""
+        segment = self.sealed_to // self._segment_entries
+        full_at = (segment + 1) * self._segment_entries
+        if self._sealing is not None or head_seq < full_at:
+            return
+        opened = next(opened for opened in self._memory.segments if opened.number == segment)
+        self._sealing = Sealing(self._connection, self._filter, opened, self._segment_entries)
+        room = full_at + self._segment_entries - pending_seq
+        self._from = pending_seq if room > 0 else full_at
+        self._span = max(1, min(self._segment_entries // 2, room))
+
+    def is_lagging(self, pending_seq: int) -> bool:
+        """Say whether less is sealed than should be when the journal ends at *pending_seq*."""
+        return self._sealing is not None and self._sealing.progress * self._span < pending_seq - self._from
+
+    def catch_up(self, head_seq: int, pending_seq: int) -> None:
+        """Seal for a few milliseconds, while it lags."""
+        until = time.perf_counter() + STEP_SECONDS
+        while self._sealing is not None and self.is_lagging(pending_seq) and time.perf_counter() < until:
+            self._sealing.step()
+            if self._sealing.finished:
+                self.sealed_to = self._sealing.last_seq
+                self._sealing = None
+                self.begin(head_seq, pending_seq)

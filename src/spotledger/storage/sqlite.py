@@ -8,7 +8,6 @@ not sealed from the journal again.
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -23,7 +22,7 @@ from spotledger.storage.base import Head, TrialBalance, Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, genesis_hash, key_digest
 from spotledger.storage.key_filter import KeyFilter, probe_of
-from spotledger.storage.sealing import Sealing
+from spotledger.storage.sealing import Sealer
 from spotledger.storage.sqlite_errors import translated
 from spotledger.storage.sqlite_keys import SqliteKeyTables
 from spotledger.storage.sqlite_trial import trial_balance
@@ -31,8 +30,6 @@ from spotledger.storage.working_set import AccountState, WorkingSet
 
 SEGMENT_ENTRIES: Final = 65_536
 CACHE_ACCOUNTS: Final = 50_000
-#: How long one turn of work behind the journal may hold the caller.
-STEP_SECONDS: Final = 0.003
 _REPLAY_ENTRIES: Final = 1_000
 
 
@@ -101,9 +98,8 @@ class SqliteStore:
         self.ledger_id, self.epoch, self._segment_entries, self._sealed_to = sqlite_reads.ledger_row(self._read)
         self._head = sqlite_reads.head_row(self._read)
         self._pending_head = self._head
-        self._pending_sealed_to = self._sealed_to
-        self._sealing: Sealing | None = None
-        self._sealing_from, self._sealing_span = 0, 1
+        #: The digests of the keys that were looked for last.
+        self._digests: dict[str, bytes] = {}
         self._memory = WorkingSet(self._segment_entries, self._cache_accounts)
         for coin in sqlite_reads.coin_rows(self._read, self._sealed_to):
             self._memory.list_coin(coin)
@@ -112,7 +108,8 @@ class SqliteStore:
         self._replay()
         self._due_cursor = (0, 0)
         self._next_due_ms = sqlite_reads.next_due_ms(self._read, self._due_cursor)
-        self._begin_sealing()
+        self._sealer = Sealer(self._write, self._filter, self._memory, self._segment_entries, self._sealed_to)
+        self._sealer.begin(self._head.seq, self._head.seq)
 
     @collector_at_rest
     def _replay(self) -> None:
@@ -156,23 +153,32 @@ class SqliteStore:
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ``seq`` of the entry of each key that is known."""
         known = {}
-        for key in keys:
-            seq = self._memory.key_seq(key)
-            if seq is None and not self._filter.is_empty():
-                seq = self._sealed_key(key)
-            if seq is not None:
-                known[key] = seq
+        digests = self._digests = {key: key_digest(key) for key in keys}
+        key_seq, sealed = self._memory.key_seq, not self._filter.is_empty()
+        for key, digest in digests.items():
+            seq = key_seq(digest)
+            if seq is not None or sealed:
+                seq = self._confirmed(key, digest, seq)
+                if seq is not None:
+                    known[key] = seq
         return known
 
-    def _sealed_key(self, key: str) -> int | None:
-        digest = key_digest(key)
-        segments = self._filter.segments_that_may_hold(probe_of(digest))
+    def _confirmed(self, key: str, digest: bytes, open_seq: int | None) -> int | None:
+        """Return the entry that has *key*, out of those whose key has the same *digest*."""
+        if open_seq is not None and self._has_key(open_seq, key):
+            return open_seq
+        segments = list(self._filter.segments_that_may_hold(probe_of(digest)))
+        if not segments:
+            return None
         with translated("read"):
-            for seq in sqlite_reads.seqs_of_digest(self._read, list(segments), digest):
-                entry = self.entry(seq)
-                if entry is not None and entry.key == key:
+            for seq in sqlite_reads.seqs_of_digest(self._read, segments, digest):
+                if self._has_key(seq, key):
                     return seq
         return None
+
+    def _has_key(self, seq: int, key: str) -> bool:
+        entry = self.entry(seq)
+        return entry is not None and entry.key == key
 
     def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
         """Bring into memory what the rules will ask for, in a few queries whatever the number."""
@@ -244,16 +250,25 @@ class SqliteStore:
         with translated("read"):
             for coin in list(wanted):
                 touch = self._memory.last_touch(account, coin, seq)
-                entry = self.entry(touch) if touch else None
-                if entry is not None:
-                    found[coin] = next(Balance(*b[2:]) for b in entry.balances if b[0] == account and b[1] == coin)
+                if touch is not None:
+                    found[coin] = self._balance_after(touch, account, coin)
             last = min(seq, self._sealed_to)
             for segment in range((last - 1) // self._segment_entries, -1, -1):
                 if found.keys() >= wanted:
                     break
-                for coin, balance in sqlite_reads.history_in_segment(self._read, segment, account, seq):
-                    found.setdefault(coin, balance)
+                first = segment * self._segment_entries + 1
+                for coin, place in sqlite_reads.touches_in_segment(self._read, segment, account, seq - first):
+                    if coin not in found:
+                        found[coin] = self._balance_after(first + place, account, coin)
         return {coin: found.get(coin, ZERO) for coin in sorted(wanted) if coin in found}
+
+    def _balance_after(self, seq: int, account: Account, coin: str) -> Balance:
+        """Return what the account has of *coin* after the entry *seq*, which touched it."""
+        entry = self.entry(seq)
+        for after in entry.balances if entry is not None else ():
+            if after.account == account and after.coin == coin:
+                return Balance(after.available, after.freeze)
+        raise LedgerCorrupt(f"entry {seq} does not say what {account.customer} has of {coin} after it")
 
     def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
         """Return holds of *customer* with ids above *after*, in order of their ids."""
@@ -373,7 +388,9 @@ class SqliteStore:
         sealed_segments = self._sealed_to // self._segment_entries
         with translated("read"):
             for segment in range(after_seq // self._segment_entries, sealed_segments):
-                found += sqlite_reads.seqs_in_segment(self._read, segment, owners, coin, after_seq)
+                first = segment * self._segment_entries + 1
+                places = sqlite_reads.places_in_segment(self._read, segment, owners, coin, after_seq - first)
+                found += [first + place for place in places]
                 if len(found) >= limit:
                     return found[:limit]
         return (found + sorted(self._memory.seqs_touching(owners, coin, after_seq)))[:limit]
@@ -401,19 +418,12 @@ class SqliteStore:
     @property
     def lagging(self) -> bool:
         """Whether the sealing is behind its pace and should go on before the commit."""
-        if self._sealing is None:
-            return False
-        return self._sealing.progress * self._sealing_span < self._pending_head.seq - self._sealing_from
+        return self._sealer.is_lagging(self._pending_head.seq)
 
     def catch_up(self) -> None:
         """Do a few milliseconds of sealing, if it lags, within the commit that is being written."""
-        until = time.perf_counter() + STEP_SECONDS
         with translated("written"):
-            while self._sealing is not None and self.lagging and time.perf_counter() < until:
-                self._sealing.step()
-                if self._sealing.finished:
-                    self._pending_sealed_to = self._sealing.last_seq
-                    self._begin_sealing()
+            self._sealer.catch_up(self._head.seq, self._pending_head.seq)
 
     def commit(self) -> None:
         """Make what was written durable. Blocks until it is synced; may run in another thread."""
@@ -429,30 +439,18 @@ class SqliteStore:
     def publish(self, entries: Sequence[Entry]) -> None:
         """Make the committed *entries* visible."""
         memory = self._memory
+        digests = self._digests
         for entry in entries:
-            memory.apply(entry)
+            memory.apply(entry, digests.get(entry.key))
         self._head = self._pending_head
-        if self._sealed_to != self._pending_sealed_to:
-            self._sealed_to = self._pending_sealed_to
+        if self._sealed_to != self._sealer.sealed_to:
+            self._sealed_to = self._sealer.sealed_to
             memory.drop_sealed(self._sealed_to, self._due_cursor)
             with translated("read"):
                 self._next_due_ms = sqlite_reads.next_due_ms(self._read, self._due_cursor)
-        if self._sealing is None:
-            self._begin_sealing()
+        self._sealer.begin(self._head.seq, self._pending_head.seq)
         memory.loaded_holds.clear()
         memory.shrink(self._sealed_to)
-
-    def _begin_sealing(self) -> None:
-        """Begin to seal the next segment if it is full and published; it is to be done before the one after it is."""
-        segment = self._pending_sealed_to // self._segment_entries
-        full_at = (segment + 1) * self._segment_entries
-        self._sealing = None
-        if self._head.seq < full_at:
-            return
-        self._sealing = Sealing(self._write, self._filter, segment, self._segment_entries)
-        room = full_at + self._segment_entries - self._pending_head.seq
-        self._sealing_from = self._pending_head.seq if room > 0 else full_at
-        self._sealing_span = max(1, min(self._segment_entries // 2, room))
 
     def recover(self) -> None:
         """Throw away what was written and all that memory holds, and build it again from the journal."""

@@ -13,7 +13,6 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import resources
-from itertools import chain
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -153,31 +152,19 @@ class AuditFile:
             "the keys", "SELECT digest, seq FROM key_seq WHERE segment = ? ORDER BY digest, seq", (segment,)
         )
 
-    def history_names(self, segment: int) -> list[tuple[str, str, str, int]]:
-        """Return customer, account, coin, and how many rows of the history they have in a segment, in order."""
+    def history_of(self, segment: int) -> list[tuple[str, str, str, bytes]]:
+        """Return customer, account, coin, and the packed places of the entries that touched it, of a segment."""
         return self._rows(
-            "the history",
-            "SELECT customer, account, coin, count(*) FROM history WHERE segment = ? GROUP BY customer, account, coin"
-            " ORDER BY customer, account, coin",
-            (segment,),
+            "the history", "SELECT customer, account, coin, places FROM history WHERE segment = ?", (segment,)
         )
-
-    def history_values(self, segment: int) -> list[int | str]:
-        """Return ``seq``, available and freeze of each row of a segment's history in one flat list, in order."""
-        with self._saying("the history"):
-            rows = self._connection.execute(
-                'SELECT seq, available, "freeze" FROM history WHERE segment = ? ORDER BY customer, account, coin, seq',
-                (segment,),
-            )
-            return list(chain.from_iterable(rows))
 
     def holds_between(self, first: int, last: int) -> list[Row]:
         """Return the rows of holds with ids from *first* to *last*."""
         return self._rows("the holds", f"SELECT {_HOLD} FROM hold WHERE hold_id BETWEEN ? AND ?", (first, last))
 
-    def hold_owners(self, segment: int) -> list[Row]:
-        """Return customer and id of each hold that the table has as opened in a segment."""
-        return self._rows("the holds' owners", "SELECT customer, hold_id FROM hold_of WHERE segment = ?", (segment,))
+    def hold_owners(self, segment: int) -> list[tuple[str, bytes]]:
+        """Return each customer, and the packed places of the entries that opened holds of his in a segment."""
+        return self._rows("the holds' owners", "SELECT customer, places FROM hold_of WHERE segment = ?", (segment,))
 
     # --- what is derived, as a whole --------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import Hold
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
+from spotledger.storage.encoding import unpack_places
 
 _HOLD = "hold_id, customer, account, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq"
 _PAGE: Final = 500
@@ -84,30 +86,34 @@ def balances_of(
         yield Account(customer, kind), coin, Balance(int(available), int(freeze)), seq
 
 
-def history_in_segment(
-    connection: sqlite3.Connection, segment: int, account: Account, seq: int
-) -> Iterator[tuple[str, Balance]]:
-    """Give the last balance of each coin of *account* within one segment, up to the entry *seq*."""
+def touches_in_segment(
+    connection: sqlite3.Connection, segment: int, account: Account, place: int
+) -> Iterator[tuple[str, int]]:
+    """Give the coins of *account* that entries of one segment touched up to *place*, and the place of the last."""
     rows = connection.execute(
-        'SELECT coin, available, "freeze", max(seq) FROM history'
-        " WHERE segment = ? AND customer = ? AND account = ? AND seq <= ? GROUP BY coin",
-        (segment, *account, seq),
+        "SELECT coin, places FROM history WHERE segment = ? AND customer = ? AND account = ?", (segment, *account)
     )
-    for coin, available, freeze, _ in rows:
-        yield coin, Balance(int(available), int(freeze))
+    for coin, packed in rows:
+        places = unpack_places(packed)
+        count = bisect_right(places, place)
+        if count:
+            yield coin, places[count - 1]
 
 
-def seqs_in_segment(
-    connection: sqlite3.Connection, segment: int, owners: Sequence[str], coin: str | None, after_seq: int
+def places_in_segment(
+    connection: sqlite3.Connection, segment: int, owners: Sequence[str], coin: str | None, after: int
 ) -> list[int]:
-    """Return the entries of one segment after *after_seq* that touched accounts of *owners*, in order."""
+    """Return the places beyond *after* of the entries of one segment that touched accounts of *owners*, in order."""
     which = "" if coin is None else " AND coin = ?"
     rows = connection.execute(
-        "SELECT DISTINCT seq FROM history WHERE segment = ? AND customer IN (SELECT value FROM json_each(?))"
-        f" AND seq > ?{which} ORDER BY seq",
-        (segment, json.dumps(owners), after_seq, *([] if coin is None else [coin])),
+        f"SELECT places FROM history WHERE segment = ? AND customer IN (SELECT value FROM json_each(?)){which}",
+        (segment, json.dumps(owners), *([] if coin is None else [coin])),
     )
-    return [seq for (seq,) in rows]
+    found: set[int] = set()
+    for (packed,) in rows:
+        places = unpack_places(packed)
+        found.update(places[bisect_right(places, after) :])
+    return sorted(found)
 
 
 def reversal_of(connection: sqlite3.Connection, seq: int, sealed_to: int) -> int | None:
@@ -141,11 +147,15 @@ def holds_of_customer(
         )
         return [_hold(row) for row in rows]
     for segment in range(after // segment_entries, sealed_to // segment_entries):
-        rows = connection.execute(
-            "SELECT hold_id FROM hold_of WHERE segment = ? AND customer = ? AND hold_id > ? ORDER BY hold_id LIMIT ?",
-            (segment, customer, after, _PAGE),
-        )
-        ids = [hold_id for (hold_id,) in rows]
+        row = connection.execute(
+            "SELECT places FROM hold_of WHERE segment = ? AND customer = ?", (segment, customer)
+        ).fetchone()
+        if row is None:
+            continue
+        first = segment * segment_entries + 1
+        places = unpack_places(row[0])
+        begin = bisect_right(places, after - first)
+        ids = [first + place for place in places[begin : begin + _PAGE]]
         if ids:
             return sorted(holds_of_ids(connection, ids))
     return []

@@ -18,12 +18,16 @@ from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, B
 from spotledger.domain.journal import Entry, Hold, opened_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
+from spotledger.storage.encoding import key_digest
+
+#: Makes a named tuple without the call of its own constructor, which takes twice as long.
+new_tuple = tuple.__new__
 
 
 class AccountState:
     """One account at the head of the journal; satisfies :class:`spotledger.storage.base.AccountView`."""
 
-    __slots__ = ("account", "by_coin", "changed_seq", "complete")
+    __slots__ = ("account", "by_coin", "changed_seq", "complete", "segment", "touched")
 
     def __init__(self, account: Account) -> None:
         """Start with nothing known of *account*; ``complete`` says that the tables were asked too."""
@@ -32,6 +36,9 @@ class AccountState:
         self.by_coin: dict[str, Balance] = {}
         self.changed_seq = 0
         self.complete = False
+        #: The segment that touched the account last, and what it did to it; kept here to be found at once.
+        self.segment: OpenSegment | None = None
+        self.touched: dict[str, TouchedLine] = {}
 
     @property
     def balances(self) -> Mapping[str, Balance]:
@@ -44,20 +51,45 @@ class AccountState:
         return self.by_coin.get(coin, ZERO)
 
 
+class TouchedLine:
+    """What the entries of one segment did to one account's coin: where they are, and what it has after the last."""
+
+    __slots__ = ("closing", "places")
+
+    def __init__(self) -> None:
+        """Start with no entry."""
+        self.closing = ZERO
+        self.places = array("H")
+
+
 class OpenSegment:
     """What the entries of one segment have changed, until it is sealed."""
 
-    __slots__ = ("customers", "expiries", "holds", "holds_of", "keys", "number", "reversals", "touched")
+    __slots__ = (
+        "coins",
+        "customers",
+        "expiries",
+        "first_seq",
+        "holds",
+        "holds_of",
+        "keys",
+        "number",
+        "reversals",
+        "touched",
+    )
 
-    def __init__(self, number: int) -> None:
-        """Start the segment *number* with nothing in it."""
+    def __init__(self, number: int, first_seq: int) -> None:
+        """Start the segment *number*, whose first entry is *first_seq*, with nothing in it."""
         self.number = number
-        self.keys: dict[str, int] = {}
+        self.first_seq = first_seq
+        #: By the digests of the idempotency keys.
+        self.keys: dict[bytes, int] = {}
+        self.coins: list[tuple[str, int, int]] = []
         self.customers: dict[str, int] = {}
         self.holds: dict[int, Hold] = {}
         self.expiries: list[tuple[int, int]] = []
         self.holds_of: dict[str, dict[int, None]] = {}
-        self.touched: dict[tuple[Account, str], array[int]] = {}
+        self.touched: dict[Account, dict[str, TouchedLine]] = {}
         self.reversals: dict[int, int] = {}
 
 
@@ -84,10 +116,10 @@ class WorkingSet:
 
     # --- look-ups ---------------------------------------------------------------------------------
 
-    def key_seq(self, key: str) -> int | None:
-        """Return the entry of *key* in the open segments, or None."""
+    def key_seq(self, digest: bytes) -> int | None:
+        """Return the entry in the open segments whose key has this *digest*, or None."""
         for segment in reversed(self.segments):
-            seq = segment.keys.get(key)
+            seq = segment.keys.get(digest)
             if seq is not None:
                 return seq
         return None
@@ -124,9 +156,11 @@ class WorkingSet:
     def last_touch(self, account: Account, coin: str, seq: int) -> int | None:
         """Return the last entry of the open segments, at most *seq*, that touched the account's coin, or None."""
         for segment in reversed(self.segments):
-            touches = segment.touched.get((account, coin))
-            if touches and touches[0] <= seq:
-                return touches[bisect_right(touches, seq) - 1]
+            line = segment.touched.get(account, {}).get(coin)
+            if line is not None:
+                count = bisect_right(line.places, seq - segment.first_seq)
+                if count:
+                    return segment.first_seq + line.places[count - 1]
         return None
 
     def pop_due(self, now_ms: int) -> int | None:
@@ -151,43 +185,57 @@ class WorkingSet:
     def seqs_touching(self, owners: Sequence[str], coin: str | None, after_seq: int) -> set[int]:
         """Return the entries of the open segments after *after_seq* that touched accounts of any of *owners*."""
         found: set[int] = set()
-        names = [coin] if coin is not None else list(self.coins)
-        for segment, owner, kind, name in product(self.segments, owners, (*ACCOUNT_IDS, HOUSE_KIND), names):
-            touches = segment.touched.get((Account(owner, kind), name))
-            if touches:
-                found.update(touches[bisect_right(touches, after_seq) :])
+        for segment, owner, kind in product(self.segments, owners, (*ACCOUNT_IDS, HOUSE_KIND)):
+            for name, line in segment.touched.get(Account(owner, kind), {}).items():
+                if coin is None or coin == name:
+                    begin = bisect_right(line.places, after_seq - segment.first_seq)
+                    found.update(segment.first_seq + place for place in line.places[begin:])
         return found
 
     # --- changes ----------------------------------------------------------------------------------
 
-    def apply(self, entry: Entry) -> None:
-        """Take over what *entry* changed; the one place for it, in service and at the start."""
+    def apply(self, entry: Entry, digest: bytes | None = None) -> None:
+        """
+        Take over what *entry* changed; the one place for it, in service and at the start.
+
+        *digest* is that of its key, where it is known already.
+        """
         seq = entry.seq
         segment = self._segment_of(seq)
-        segment.keys[entry.key] = seq
+        segment.keys[key_digest(entry.key) if digest is None else digest] = seq
         if entry.refusal is not None:
             return
-        for account, coin, available, freeze in entry.balances:
-            state = self.accounts.get(account) or self.state_of(account)
-            state.by_coin[coin] = Balance(available, freeze)
-            state.changed_seq = seq
-            touches = segment.touched.get((account, coin))
-            if touches is None:
-                touches = segment.touched[state.account, coin] = array("Q")
-            touches.append(seq)
-        kind, opened = entry.kind, opened_hold(entry)
-        if opened is not None:
-            self._open_hold(segment, opened)
-        elif entry.holds:
-            self._use_holds(segment, entry)
-        elif kind == ListCoin.kind:
-            self.list_coin(Coin(entry.request["coin"], entry.request["scale"]))
+        if entry.balances:
+            self._take_balances(segment, entry)
+            if entry.holds:
+                self._take_holds(segment, entry)
+        kind, request = entry.kind, entry.request
+        if kind == ListCoin.kind:
+            coin = Coin(request["coin"], request["scale"])
+            segment.coins.append((*coin, seq))
+            self.list_coin(coin)
         elif kind == RegisterCustomer.kind:
-            customer = entry.request["customer"]
+            customer = request["customer"]
             segment.customers[customer] = seq
             self.known_customers[customer] = None
         elif kind == Reverse.kind:
-            segment.reversals[entry.request["seq"]] = seq
+            segment.reversals[request["seq"]] = seq
+
+    def _take_balances(self, segment: OpenSegment, entry: Entry) -> None:
+        seq, accounts = entry.seq, self.accounts
+        place = seq - segment.first_seq
+        for account, coin, available, freeze in entry.balances:
+            state = accounts.get(account) or self.state_of(account)
+            balance = state.by_coin[coin] = new_tuple(Balance, (available, freeze))
+            state.changed_seq = seq
+            if state.segment is not segment:
+                state.segment = segment
+                state.touched = segment.touched[state.account] = segment.touched.get(account) or {}
+            line = state.touched.get(coin)
+            if line is None:
+                line = state.touched[coin] = TouchedLine()
+            line.closing = balance
+            line.places.append(place)
 
     def state_of(self, account: Account) -> AccountState:
         """Return the account's state in memory, a new one where there is none."""
@@ -200,15 +248,15 @@ class WorkingSet:
         """Add *coin*; the mapping is another object afterwards, so that readers see that it changed."""
         self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (coin.name, coin)])))
 
-    def _open_hold(self, segment: OpenSegment, hold: Hold) -> None:
-        hold_id, account, coin, amount, remaining, reference, expires_ms, opened_ms, _ = hold
-        if expires_ms is not None:
-            heapq.heappush(segment.expiries, (expires_ms, hold_id))
+    def _take_holds(self, segment: OpenSegment, entry: Entry) -> None:
+        account, coin, _, _ = entry.balances[0]
         # Accounts and names of coins are the same in many holds, so they share them.
-        account, coin = self.accounts[account].account, self.coins[coin].name
-        self._put_hold(segment, Hold(hold_id, account, coin, amount, remaining, reference, expires_ms, opened_ms))
-
-    def _use_holds(self, segment: OpenSegment, entry: Entry) -> None:
+        opened = opened_hold(entry, self.accounts[account].account, self.coins[coin].name)
+        if opened is not None:
+            if opened.expires_ms is not None:
+                heapq.heappush(segment.expiries, (opened.expires_ms, opened.hold_id))
+            self._put_hold(segment, opened)
+            return
         for hold_id, remaining in entry.holds:
             hold = self.hold(hold_id)
             if hold is None:
@@ -227,7 +275,7 @@ class WorkingSet:
     def _segment_of(self, seq: int) -> OpenSegment:
         number = (seq - 1) // self._segment_entries
         if not self.segments or self.segments[-1].number < number:
-            self.segments.append(OpenSegment(number))
+            self.segments.append(OpenSegment(number, number * self._segment_entries + 1))
         return self.segments[-1]
 
     def drop_sealed(self, sealed_to: int, due_seen: tuple[int, int]) -> None:

@@ -54,16 +54,14 @@ CREATE TABLE key_seq (
     PRIMARY KEY (segment, digest, seq)
 ) STRICT, WITHOUT ROWID;
 
--- Derived: both sides of each account and coin after each entry that touched them, clustered by segment.
+-- Derived: which entries of a segment touched an account and coin; what it had after each, the entry itself says.
 CREATE TABLE history (
     segment   INTEGER NOT NULL,
     customer  TEXT NOT NULL,
     account   TEXT NOT NULL,
     coin      TEXT NOT NULL,
-    seq       INTEGER NOT NULL,
-    available ANY NOT NULL,
-    "freeze"  ANY NOT NULL,
-    PRIMARY KEY (segment, customer, account, coin, seq)
+    places    BLOB NOT NULL,         -- of the entries within the segment, from 0, rising; two bytes each, low one first
+    PRIMARY KEY (segment, customer, account, coin)
 ) STRICT, WITHOUT ROWID;
 
 -- Derived: the balances as of sealed_to.
@@ -99,8 +97,8 @@ CREATE INDEX hold_due ON hold (expires_ms, hold_id) WHERE closed_seq IS NULL AND
 CREATE TABLE hold_of (
     segment  INTEGER NOT NULL,
     customer TEXT NOT NULL,
-    hold_id  INTEGER NOT NULL,
-    PRIMARY KEY (segment, customer, hold_id)
+    places   BLOB NOT NULL,          -- of the entries that opened them, as in history
+    PRIMARY KEY (segment, customer)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE coin (
