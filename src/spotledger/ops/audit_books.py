@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from spotledger.domain.accounts import ACCOUNT_IDS, DUST, EXTERNAL, FEES, RECEIVABLE
+from spotledger.domain.accounts import ACCOUNT_IDS, DUST, EXTERNAL, FEES, HOUSE_KIND, RECEIVABLE
 from spotledger.ops.audit_entries import EntryRead
 from spotledger.ops.audit_findings import Findings
 
@@ -172,17 +172,22 @@ class BooksRead:
         if used or entry.holds:
             self._close_holds(entry, used)
 
+    def bring_up(self, entry: EntryRead) -> bool:
+        """Learn what has to be known before *entry* is posted, where something has; say whether anything was learnt."""
+        return False
+
+    def owed(self, receivable: str, coin: str) -> int:
+        """Return what stands on a customer's *receivable* after the entry: 0 or less."""
+        line = self.lines.get(((receivable, HOUSE_KIND), coin))
+        return 0 if line is None else line.available
+
     def _new_line(self, name: Name) -> Line:
         line = self.lines[name] = Line(name)
         account, coin = name
         customer, kind = account
         if coin not in self.coins:
             self._note("coin_unknown", self.seq, f"{customer} {coin}", coin, "a coin that was listed before")
-        if kind == "house":
-            known = account in _HOUSE or customer.removeprefix(f"{RECEIVABLE}:") in self.customers
-        else:
-            known = kind in ACCOUNT_IDS and customer in self.customers
-        if not known:
+        if not has_owner(account, self.customers.__contains__):
             self._note("customer_unknown", self.seq, f"{customer} {kind}", customer, "one who was registered before")
         return line
 
@@ -276,6 +281,14 @@ class BooksRead:
                 self.uses[hold_id].append((seq, hold.remaining))
             if hold.remaining <= 0 and hold_id in self.holds:
                 self._close(hold_id, hold)
+
+
+def has_owner(account: tuple[str, str], registered: Callable[[str], bool]) -> bool:
+    """Say whether there can be an *account* like this, with the customers that are *registered*."""
+    customer, kind = account
+    if kind == HOUSE_KIND:
+        return account in _HOUSE or registered(customer.removeprefix(f"{RECEIVABLE}:"))
+    return kind in ACCOUNT_IDS and registered(customer)
 
 
 def _where(line: Line) -> str:

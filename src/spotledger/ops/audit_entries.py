@@ -72,6 +72,18 @@ class EntryRead(msgspec.Struct, gc=False):
     holds: tuple[tuple[int, int], ...] = ()
     refusal: dict[str, Any] | None = None
 
+    def lines(self) -> tuple[PostingRead, ...]:
+        """Return the postings with account and coin of each."""
+        return self.postings
+
 
 #: Not strict: the units stand in the journal as decimal text.
 decode = msgspec.json.Decoder(EntryRead, strict=False).decode
+
+
+def decoded(body: bytes) -> EntryRead | None:
+    """Return the entry that *body* is, or None where it is none."""
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None

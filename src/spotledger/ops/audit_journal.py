@@ -20,7 +20,7 @@ import msgspec
 from spotledger.domain.amounts import MAX_SCALE
 from spotledger.errors import Kept
 from spotledger.ops.audit_books import BooksRead
-from spotledger.ops.audit_entries import EntryRead, decode
+from spotledger.ops.audit_entries import EntryRead, decode, decoded
 from spotledger.ops.audit_findings import Findings
 from spotledger.ops.audit_requests import CHECKS
 
@@ -108,6 +108,7 @@ class JournalPass(BooksRead):
                 self._note("kind_unknown", seq, "kind", kind, f"one of {', '.join(CHECKS)}")
             elif len(entry.holds) == len(entry.balances) == 1 and self.post_one_line(entry, check):
                 return
+            self.bring_up(entry)
             self.post(entry)
             if check is not None and (expected := check(entry, self)) is not None:
                 code = "reversal_wrong" if kind == "reverse" else "request_differs"
@@ -163,10 +164,7 @@ class JournalPass(BooksRead):
     def earlier(self, seq: int) -> EntryRead | None:
         """Return an entry before the one that is being read, or None where it cannot be read."""
         body = self._entry_at(seq) if 0 < seq < self.seq else None
-        try:
-            return None if body is None else decode(body)
-        except msgspec.DecodeError:
-            return None
+        return None if body is None else decoded(body)
 
     def reverse(self, seq: int) -> None:
         """Remember that the entry that is being read reverses the entry *seq*."""

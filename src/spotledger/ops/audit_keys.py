@@ -34,8 +34,11 @@ class KeySpool:
         Raises:
             OSError: The file could not be made.
         """
-        self._file = tempfile.TemporaryFile(buffering=0) if descriptor is None else None  # noqa: SIM115 - closed by close
-        self.descriptor = descriptor if self._file is None else self._file.fileno()
+        self._file = None
+        if descriptor is None:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close
+            descriptor = self._file.fileno()
+        self.descriptor = descriptor
         self._size = 0
         #: Of each sorted run of digests: the file that it is in, where it begins there, and its cuts by first byte.
         self._runs: list[tuple[int, int, list[int]]] = []
@@ -101,7 +104,7 @@ class FilterCheck:
         """
         self._file = file
         self._note = findings.add
-        self._segment_entries = segment_entries
+        self.segment_entries = segment_entries
         self._words: array[int] | None = None
         self._number = -1
         self._covered: dict[int, int] = {}
@@ -125,8 +128,8 @@ class FilterCheck:
         if segment > self._covered.get(number, -1):
             return
         if number != self._number:
-            self._number = number
             self._words = self._read(number)
+            self._number = number
         words = self._words
         if words is None:
             return
@@ -143,7 +146,7 @@ class FilterCheck:
     def _read(self, number: int) -> array[int] | None:
         """Return the words of a level, or None where a page is damaged."""
         words = array("Q")
-        _, _, count = level_extent(number, self._segment_entries)
+        _, _, count = level_extent(number, self.segment_entries)
         pages = -(-count // PAGE_WORDS)
         expected = 0
         sound = True

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from spotledger.ops.audit_books import Line, Name, OpenHold
+from spotledger.ops.audit_books import Line, Name, OpenHold, has_owner
 from spotledger.ops.audit_entries import EntryRead, decoded
 from spotledger.ops.audit_findings import Findings
 from spotledger.ops.audit_journal import JournalPass
@@ -76,9 +76,7 @@ class RangeRead(NamedTuple):
 class RangePass(JournalPass):
     """The pass over one range; it raises :class:`Unsound` where it cannot say that all is as it should be."""
 
-    def __init__(
-        self, first: int, link: bytes, booked_first_ms: int, entry_at: Callable[[int], bytes | None]
-    ) -> None:
+    def __init__(self, first: int, link: bytes, booked_first_ms: int, entry_at: Callable[[int], bytes | None]) -> None:
         """
         Start before the entry *first*.
 
@@ -112,13 +110,13 @@ class RangePass(JournalPass):
                 self._before.append((line, self.seq, line.available, line.freeze))
         for account, coin, _, units, hold_id in entry.lines():
             if hold_id in said and hold_id < self._first and hold_id not in self.holds:
-                line = self.lines.get((account, coin))
-                if line is None or hold_id in self._holds_before:
+                holder = self.lines.get((account, coin))
+                if holder is None or hold_id in self._holds_before:
                     raise Unsound(f"entry {self.seq} uses hold {hold_id} of another line, or after it was used up")
                 found = True
                 remaining = said[hold_id] - units
-                self.holds[hold_id] = OpenHold(line, remaining)
-                self._holds_before[hold_id] = (line, remaining)
+                self.holds[hold_id] = OpenHold(holder, remaining)
+                self._holds_before[hold_id] = (holder, remaining)
         return found
 
     def _work_back(self, entry: EntryRead, line: Line) -> None:
@@ -143,7 +141,8 @@ class RangePass(JournalPass):
         """Return what the range, read to its end and compared with its tables, leads to."""
         if self.link is None:
             raise Unsound(f"entry {self.seq} is missing")
-        lines, places = [], {}
+        lines: list[LineRead] = []
+        places: dict[int, int] = {}
         for line, first_seq, available, freeze in self._before:
             (customer, kind), coin = line.name
             places[id(line)] = len(lines)
@@ -289,10 +288,11 @@ def _line_fits(journal: JournalPass, read: RangeRead, line_read: LineRead) -> bo
     _, listed_seq = journal.coins.get(coin) or read.coins.get(coin) or (0, first_seq)
     if listed_seq >= first_seq:
         return False
-    owner = owner_of((customer, kind))
-    if owner is None:
-        return True
-    return (journal.customers.get(owner) or read.customers.get(owner, first_seq)) < first_seq
+
+    def registered(customer: str) -> bool:
+        return (journal.customers.get(customer) or read.customers.get(customer, first_seq)) < first_seq
+
+    return has_owner((customer, kind), registered)
 
 
 def _hold_fits(journal: JournalPass, read: RangeRead, hold_id: int, place: int, before: int, _: int) -> bool:

@@ -22,18 +22,11 @@ _FREEZE: Final = "freeze"
 _FORM: Final = "what its request, which is malformed, asks for"
 
 
-class Standing(Protocol):
-    """What one account has of one coin after the entry."""
-
-    available: int
-
-
 class Books(Protocol):
     """What the checks ask of the pass."""
 
-    @property
-    def lines(self) -> Mapping[tuple[AccountRead, str], Standing]:
-        """The lines of all accounts and coins."""
+    def owed(self, receivable: str, coin: str) -> int:
+        """Return what stands on a customer's *receivable* after the entry."""
 
     def earlier(self, seq: int) -> EntryRead | None:
         """Return an entry before the one that is being read."""
@@ -106,11 +99,8 @@ def _deposit(entry: EntryRead, books: Books) -> str | None:
         return _FORM
     account = (request.customer, request.account)
     receivable = (f"{RECEIVABLE}:{request.customer}", HOUSE_KIND)
-    repaid = 0
-    owed = books.lines.get((receivable, coin))
-    if owed is not None:
-        posted = sum(posting[3] for posting in entry.postings if posting[0] == receivable)
-        repaid = min(units, posted - owed.available)
+    posted = sum(posting[3] for posting in entry.postings if posting[0] == receivable)
+    repaid = min(units, posted - books.owed(receivable[0], coin))
     lines: tuple[PostingRead, ...] = (
         (_EXTERNAL, coin, _AVAILABLE, -units, None),
         (receivable, coin, _AVAILABLE, repaid, None),

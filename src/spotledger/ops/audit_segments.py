@@ -29,12 +29,22 @@ class SegmentTables:
         self, file: AuditFile, journal: JournalPass, findings: Findings, spool: KeySpool, key_filter: FilterCheck
     ) -> None:
         """Compare what *file* has with what *journal* collects."""
+        self._segment_entries = key_filter.segment_entries
         self._file = file
         self._journal = journal
         self._note = findings.add
         self._leave_out = findings.leave_out
-        self._spool = spool
+        self.spool = spool
         self._filter = key_filter
+        self._sealed = True
+
+    def compare_if_sealed(self, border: int) -> None:
+        """Compare the tables of the segment that ends with the entry *border*, if it and all before it are sealed."""
+        self._sealed = self._sealed and self._file.position().sealed_to >= border
+        if self._sealed:
+            segment = (border - 1) // self._segment_entries
+            self.compare(segment, segment * self._segment_entries + 1, border)
+            self._journal.forget_collected()
 
     def compare(self, segment: int, first: int, last: int) -> None:
         """Compare the tables of *segment*, the entries *first* to *last*, all of which were just read."""
@@ -57,7 +67,7 @@ class SegmentTables:
         try:
             rows = self._file.keys_of(segment)
         except Unreadable:
-            self._spool.put(sorted(expected))
+            self.spool.put(sorted(expected))
             raise
         if len(rows) != len(expected) or dict(rows) != expected:
             found = set(rows)
@@ -67,7 +77,7 @@ class SegmentTables:
                 where = f"key_seq {segment} {digest.hex()}"
                 self._note("key_row_extra", seq, where, f"entry {seq}", "no row for this key and entry")
             rows = sorted(expected.items())
-        self._spool.put([digest for digest, _ in rows])
+        self.spool.put([digest for digest, _ in rows])
         self._filter.check(segment, rows)
 
     # --- history --------------------------------------------------------------------------------------
