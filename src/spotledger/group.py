@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from spotledger.domain import rules
 from spotledger.domain.accounts import (
@@ -22,21 +21,20 @@ from spotledger.domain.accounts import (
     EXTERNAL,
     FEES,
     Account,
-    Coin,
     may_be_negative,
     receivable_of,
 )
 from spotledger.domain.books import Decision, Subject
-from spotledger.domain.journal import Entry, Hold, HoldAfter, is_house
+from spotledger.domain.journal import Entry, HoldAfter, is_house, new_tuple
 from spotledger.domain.operations import (
     Deposit,
     Expire,
     Freeze,
     HoldKey,
-    ListCoin,
     Operation,
     RegisterCustomer,
     Reverse,
+    Settle,
     Transfer,
     Withdraw,
     holds_of,
@@ -50,6 +48,7 @@ from spotledger.errors import (
     Refused,
     refusal_of_code,
 )
+from spotledger.overlay import Overlay, found
 from spotledger.storage.base import Store, Wanted
 
 #: Holds that are let expire in one group; the others follow in the next.
@@ -59,9 +58,8 @@ CHAIN_LIMIT: Final = 1_000
 
 
 NOTHING: Final = Decision()
-
-K = TypeVar("K")
-V = TypeVar("V")
+#: What may say when it happened.
+_TOLD_LATER: Final = (Deposit, Withdraw, Settle)
 
 
 class Receipt(NamedTuple):
@@ -90,110 +88,6 @@ class Group:
 
     outcomes: list[Outcome] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
-
-
-class _Overlay:
-    """The books as a group has changed them so far; nothing of it is visible to reads. Satisfies ``rules.State``."""
-
-    def __init__(self, store: Store, known: dict[str, int]) -> None:
-        self._store = store
-        self._known = known
-        self.head_seq = store.head.seq
-        self._listed = store.coins
-        self._balances: dict[tuple[Account, str], tuple[int, int]] = {}
-        self._holds: dict[int, Hold] = {}
-        self._coins: dict[str, Coin] = {}
-        self._customers: dict[str, None] = {}
-        self._keys: dict[str, Entry] = {}
-        self._entries: dict[int, Entry] = {}
-        self._reversals: dict[int, int] = {}
-        self._undo: list[Callable[[], None]] | None = None
-
-    def coin(self, name: str) -> Coin | None:
-        return self._listed.get(name) or self._coins.get(name)
-
-    def has_customer(self, customer: str) -> bool:
-        return customer in self._customers or self._store.has_customer(customer)
-
-    def balance(self, account: Account, coin: str) -> tuple[int, int]:
-        return self._balances.get((account, coin)) or self._store.account(account).balance(coin)
-
-    def hold(self, hold_id: int) -> Hold | None:
-        return self._holds.get(hold_id) or self._store.hold(hold_id)
-
-    def hold_id_of_key(self, key: str) -> int | None:
-        entry = self.entry_of_key(key)
-        opened = entry is not None and entry.kind == Freeze.kind and entry.refusal is None
-        return entry.seq if entry is not None and opened else None
-
-    def entry_of_key(self, key: str) -> Entry | None:
-        entry = self._keys.get(key)
-        if entry is None and key in self._known:
-            entry = self._keys[key] = _found(self._store.entry(self._known[key]))
-        return entry
-
-    def entry(self, seq: int) -> Entry | None:
-        return self._entries.get(seq) or self._store.entry(seq)
-
-    def reversal_of(self, seq: int) -> int | None:
-        return self._reversals.get(seq) or self._store.reversal_of(seq)
-
-    def know(self, hold: Hold) -> None:
-        """Remember *hold*, which was looked up before the rules ask for it."""
-        self._holds[hold.hold_id] = hold
-
-    def take(self, entry: Entry, holds: Iterable[Hold]) -> None:
-        """Take over what *entry* does, so that later operations of the group see it."""
-        if self._undo is not None:
-            self._remember(self._undo, entry, holds)
-        self._keys[entry.key] = self._entries[entry.seq] = entry
-        for account, coin, available, freeze in entry.balances:
-            self._balances[account, coin] = (available, freeze)
-        for hold in holds:
-            self._holds[hold.hold_id] = hold
-        if entry.refusal is not None:
-            return
-        kind = entry.kind
-        if kind == ListCoin.kind:
-            name = entry.request["coin"]
-            self._coins[name] = Coin(name, entry.request["scale"])
-        elif kind == RegisterCustomer.kind:
-            self._customers[entry.request["customer"]] = None
-        elif kind == Reverse.kind:
-            self._reversals[entry.request["seq"]] = entry.seq
-
-    def begin_chain(self) -> None:
-        """Remember what is taken from now on, so that it can be undone."""
-        self._undo = []
-
-    def end_chain(self, *, undo: bool) -> None:
-        """Keep what was taken since the chain began, or undo it."""
-        steps, self._undo = self._undo or [], None
-        if undo:
-            for step in reversed(steps):
-                step()
-
-    def _remember(self, undo: list[Callable[[], None]], entry: Entry, holds: Iterable[Hold]) -> None:
-        """Note how to undo what :meth:`take` is about to do."""
-        _note_undo(undo, self._keys, entry.key)
-        _note_undo(undo, self._entries, entry.seq)
-        for account, coin, _, _ in entry.balances:
-            _note_undo(undo, self._balances, (account, coin))
-        for hold in holds:
-            _note_undo(undo, self._holds, hold.hold_id)
-        if entry.refusal is None and entry.kind == ListCoin.kind:
-            _note_undo(undo, self._coins, entry.request["coin"])
-        elif entry.refusal is None and entry.kind == RegisterCustomer.kind:
-            _note_undo(undo, self._customers, entry.request["customer"])
-        elif entry.refusal is None and entry.kind == Reverse.kind:
-            _note_undo(undo, self._reversals, entry.request["seq"])
-
-
-def _note_undo(undo: list[Callable[[], None]], values: dict[K, V], name: K) -> None:
-    if name in values:
-        undo.append(partial(values.__setitem__, name, values[name]))
-    else:
-        undo.append(partial(values.__delitem__, name))
 
 
 def wanted_of(operations: Sequence[Operation]) -> Wanted:
@@ -235,8 +129,8 @@ def decide_group(
         LedgerCorrupt: What the rules made breaks an invariant.
     """
     expiries = [Expire(str(hold_id)) for hold_id in store.due_holds(now_ms, EXPIRIES_A_GROUP)]
-    overlay = _load(store, expiries, wanted_of(operations) if wanted is None else wanted)
     group = Group()
+    overlay = _load(store, expiries, wanted_of(operations) if wanted is None else wanted, group.entries)
     for expiry in expiries:
         _decide_one(expiry, overlay, group, now_ms)
     if chains is None:
@@ -283,10 +177,10 @@ def checked_chains(
     return chains
 
 
-def _load(store: Store, expiries: Sequence[Expire], wanted: Wanted) -> _Overlay:
-    """Bring into memory, in a few queries, what the rules will ask for."""
+def _load(store: Store, expiries: Sequence[Expire], wanted: Wanted, entries: list[Entry]) -> Overlay:
+    """Bring into memory, in a few queries, what the rules will ask for; the group will have these *entries*."""
     keys = [*(expiry.key for expiry in expiries), *wanted.keys, *wanted.hold_keys]
-    overlay = _Overlay(store, store.find_keys(keys))
+    overlay = Overlay(store, store.find_keys(keys), entries)
     hold_ids = {*(int(expiry.hold) for expiry in expiries), *wanted.holds}
     hold_ids.update(overlay.hold_id_of_key(key) or 0 for key in wanted.hold_keys)
     store.load((), (), hold_ids)
@@ -303,7 +197,7 @@ def _load(store: Store, expiries: Sequence[Expire], wanted: Wanted) -> _Overlay:
     return overlay
 
 
-def _decide_one(operation: Operation, overlay: _Overlay, group: Group, now_ms: int) -> Outcome:
+def _decide_one(operation: Operation, overlay: Overlay, group: Group, now_ms: int) -> Outcome:
     kept = overlay.entry_of_key(operation.key)
     if kept is not None:
         return _repeat(kept, operation, overlay)
@@ -317,13 +211,13 @@ def _decide_one(operation: Operation, overlay: _Overlay, group: Group, now_ms: i
             _keep(operation, subject, overlay, group, now_ms, refusal=refusal)
         # Its traceback leads to the group that it is an outcome of: a circle that only the collector would free.
         return refusal.with_traceback(None)
-    return Receipt(_keep(operation, subject, overlay, group, now_ms, decision))
+    return new_tuple(Receipt, (_keep(operation, subject, overlay, group, now_ms, decision), False))
 
 
 def _keep(
     operation: Operation,
     subject: rules.AnySubject,
-    overlay: _Overlay,
+    overlay: Overlay,
     group: Group,
     now_ms: int,
     decision: Decision = NOTHING,
@@ -338,18 +232,17 @@ def _keep(
         rules.request_of(operation, subject),
         decision.postings,
         decision.balances,
-        tuple([HoldAfter(hold.hold_id, hold.remaining) for hold in decision.holds]),
-        getattr(operation, "happened_ms", None),
-        _kept_refusal(refusal),
+        tuple([new_tuple(HoldAfter, (hold[0], hold[4])) for hold in decision.holds]),
+        operation.happened_ms if isinstance(operation, _TOLD_LATER) else None,
+        None if refusal is None else _kept_refusal(refusal),
     )
     if refusal is not None:
         refusal.seq = entry.seq
-    overlay.take(entry, decision.holds)
-    group.entries.append(entry)
+    overlay.take(entry, decision)
     return entry
 
 
-def _decide_chain(operations: Sequence[Operation], overlay: _Overlay, group: Group, now_ms: int) -> list[Outcome]:
+def _decide_chain(operations: Sequence[Operation], overlay: Overlay, group: Group, now_ms: int) -> list[Outcome]:
     """Decide operations that are done all or not at all."""
     keys = [operation.key for operation in operations]
     known = [overlay.entry_of_key(key) is not None for key in keys]
@@ -359,7 +252,6 @@ def _decide_chain(operations: Sequence[Operation], overlay: _Overlay, group: Gro
         return [_decide_one(operation, overlay, group, now_ms) for operation in operations]
     if any(known):
         return _each_refused(operations, ChainPartlyKnown, _partly_known(keys, known))
-    first = len(group.entries)
     outcomes: list[Outcome] = []
     overlay.begin_chain()
     for operation in operations:
@@ -370,12 +262,11 @@ def _decide_chain(operations: Sequence[Operation], overlay: _Overlay, group: Gro
     overlay.end_chain(undo=isinstance(failed, Refused))
     if not isinstance(failed, Refused):
         return outcomes
-    del group.entries[first:]
     return _refuse_chain(operations, len(outcomes) - 1, failed, overlay, group, now_ms)
 
 
 def _refuse_chain(
-    operations: Sequence[Operation], position: int, cause: Refused, overlay: _Overlay, group: Group, now_ms: int
+    operations: Sequence[Operation], position: int, cause: Refused, overlay: Overlay, group: Group, now_ms: int
 ) -> list[Outcome]:
     """Refuse a whole chain: the operation at *position* with its *cause*, the others because of it."""
     outcomes: list[Outcome] = []
@@ -393,7 +284,7 @@ def _refuse_chain(
     return outcomes
 
 
-def _subject_or_none(operation: Operation, overlay: _Overlay) -> rules.AnySubject:
+def _subject_or_none(operation: Operation, overlay: Overlay) -> rules.AnySubject:
     """Look up what a refused operation names; its amounts stay text where they do not fit the coin."""
     try:
         return rules.subject_of(operation, overlay)
@@ -416,9 +307,9 @@ def _partly_known(keys: Sequence[str], known: Sequence[bool]) -> str:
     return f"key {used} of this chain was used before and another was not; send the chain as it was, or with new keys"
 
 
-def _repeat(kept: Entry, operation: Operation, overlay: _Overlay) -> Outcome:
+def _repeat(kept: Entry, operation: Operation, overlay: Overlay) -> Outcome:
     """Answer a known key: as the first time, or that the content is another."""
-    name = rules.differing_field(kept.request, operation, lambda coin: _found(overlay.coin(coin)).scale)
+    name = rules.differing_field(kept.request, operation, lambda coin: found(overlay.coin(coin)).scale)
     if name is not None:
         return IdempotencyConflict(
             f"key {operation.key} was used before, by entry {kept.seq}, with another {name};"
@@ -465,9 +356,7 @@ _ACCOUNTS: Final[dict[type[Any], Callable[[Any], Iterable[Account]]]] = {
 }
 
 
-def _kept_refusal(refusal: Refused | None) -> dict[str, Any] | None:
-    if refusal is None:
-        return None
+def _kept_refusal(refusal: Refused) -> dict[str, Any]:
     return {"code": refusal.code, "detail": refusal.message, "details": refusal.details}
 
 
@@ -487,9 +376,3 @@ def _check_entries(entries: Iterable[Entry]) -> None:
         for account, coin, available, freeze in entry.balances:
             if freeze < 0 or (available < 0 and not may_be_negative(account)):
                 raise LedgerCorrupt(f"entry {entry.seq} would take {account.customer} {coin} below zero")
-
-
-def _found(value: Any) -> Any:
-    if value is None:
-        raise LedgerCorrupt("what the journal refers to is not there")
-    return value

@@ -49,8 +49,8 @@ class Books:
     def has_customer(self, customer: str) -> bool:
         return customer in self.registered
 
-    def balance(self, account: Account, coin: str) -> Balance:
-        return self.balances.get((account, coin), ZERO)
+    def balance(self, line: tuple[Account, str]) -> Balance:
+        return self.balances.get(line, ZERO)
 
     def hold(self, hold_id: int) -> Hold | None:
         return self.holds.get(hold_id)
@@ -77,7 +77,7 @@ def decided(operation: Any, books: Books, now_ms: int = NOW_MS - 1) -> Decision:
     assert sum(posting.units for posting in decision.postings) == 0
     after = {}
     for account, coin, side, units, _ in decision.postings:
-        available, freeze = after.get((account, coin), books.balance(account, coin))
+        available, freeze = after.get((account, coin), books.balance((account, coin)))
         after[account, coin] = (available + units, freeze) if side == "available" else (available, freeze + units)
     assert {(b.account, b.coin): (b.available, b.freeze) for b in decision.balances} == after
     return decision

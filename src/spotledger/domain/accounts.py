@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from spotledger.domain.amounts import MAX_SCALE, shown
 from spotledger.errors import InvalidRequest
@@ -28,6 +28,10 @@ class Coin(NamedTuple):
 
     name: str
     scale: int
+
+
+#: One account's coin: what has a balance.
+Line: TypeAlias = tuple[Account, str]
 
 
 class Balance(NamedTuple):

@@ -7,12 +7,13 @@ customer is ever below zero is kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
-from spotledger.domain.accounts import Account, Coin, may_be_negative
+from spotledger.domain.accounts import Account, Coin, Line, may_be_negative
 from spotledger.domain.amounts import UNITS_LIMIT, format_amount
-from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold, Posting
+from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold, Posting, new_tuple
 from spotledger.domain.operations import HoldKey, HoldName
 from spotledger.errors import (
     BalanceTooLarge,
@@ -38,7 +39,7 @@ class State(Protocol):
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
 
-    def balance(self, account: Account, coin: str) -> tuple[int, int]:
+    def balance(self, line: Line) -> tuple[int, int]:
         """Return available and freeze in units; zero on both sides where nothing was ever posted."""
 
     def hold(self, hold_id: int) -> Hold | None:
@@ -68,6 +69,8 @@ class Decision(NamedTuple):
     postings: tuple[Posting, ...] = ()
     balances: tuple[BalanceAfter, ...] = ()
     holds: tuple[Hold, ...] = ()
+    #: The balances once more, by account and coin.
+    after: Mapping[Line, tuple[int, int]] = MappingProxyType({})
 
 
 def post(state: State, lines: Iterable[Posting], holds: tuple[Hold, ...] = ()) -> Decision:
@@ -78,18 +81,24 @@ def post(state: State, lines: Iterable[Posting], holds: tuple[Hold, ...] = ()) -
         BalanceTooLarge: A balance would reach 10**38 units.
         LedgerCorrupt: One that may not would fall below zero; the rules have to refuse that before.
     """
-    postings = tuple([line for line in lines if line.units])
-    after: dict[tuple[Account, str], tuple[int, int]] = {}
+    postings = tuple([posting for posting in lines if posting[3]])
+    after: dict[Line, tuple[int, int]] = {}
+    balance_of = state.balance
     for account, coin, side, units, _ in postings:
-        name = (account, coin)
-        available, freeze = after.get(name) or state.balance(account, coin)
-        after[name] = (available + units, freeze) if side == AVAILABLE else (available, freeze + units)
+        line = (account, coin)
+        available, freeze = after.get(line) or balance_of(line)
+        after[line] = (available + units, freeze) if side == AVAILABLE else (available, freeze + units)
     balances = []
     for (account, coin), (available, freeze) in after.items():
         if available < 0 or freeze < 0 or available + freeze >= UNITS_LIMIT:
             _check_bounds(account, coin, available, freeze)
-        balances.append(BalanceAfter(account, coin, available, freeze))
-    return Decision(postings, tuple(balances), holds)
+        balances.append(new_tuple(BalanceAfter, (account, coin, available, freeze)))
+    return new_tuple(Decision, (postings, tuple(balances), holds, after))
+
+
+def posting(account: Account, coin: str, side: str, units: int, hold: int | None = None) -> Posting:
+    """Make a posting, quicker than its class does."""
+    return new_tuple(Posting, (account, coin, side, units, hold))
 
 
 def _check_bounds(account: Account, coin: str, available: int, freeze: int) -> None:
@@ -116,7 +125,7 @@ def registered(customer: str, kind: str, state: State, field: str = "customer") 
 
 def enough_available(account: Account, coin: Coin, units: int, state: State) -> None:
     """Refuse if *account* has less than *units* of *coin* available."""
-    available, _ = state.balance(account, coin.name)
+    available, _ = state.balance((account, coin.name))
     if available < units:
         raise InsufficientAvailable(
             f"{account.customer} has {amount_text(available, coin)} {coin.name} available in {account.kind};"

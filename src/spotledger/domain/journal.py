@@ -31,6 +31,9 @@ from spotledger.errors import InvalidAmount
 #: Version of the canonical request that entries keep.
 REQUEST_FORMAT: Final = 1
 
+#: Makes a named tuple of a class and a tuple of its values, in half the time that calling the class takes.
+new_tuple = tuple.__new__
+
 AVAILABLE: Final = "available"
 FREEZE: Final = "freeze"
 
@@ -83,13 +86,14 @@ class Hold(NamedTuple):
         """Return this hold as the entry *seq* leaves it, with *remaining* units."""
         hold_id, account, coin, amount, _, reference, expires_ms, opened_ms, _ = self
         closed_seq = None if remaining else seq
-        return Hold(hold_id, account, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq)
+        values = (hold_id, account, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq)
+        return new_tuple(Hold, values)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
     """
-    One immutable record of the journal.
+    One immutable record of the journal. (Not a frozen class: making one would take five times as long.)
 
     ``seq`` counts 1, 2, 3 … without gaps; ``booked_ms`` never falls along it. ``request`` is the canonical request.
     A kept refusal has a ``refusal`` (code, detail, details) and no postings; so has a listing or a registering none.
@@ -149,8 +153,10 @@ def canonical_request(operation: Operation, units: int | None, coin: str | None)
         units: Its amount in units, or None where the coin is unknown; then the amount stays decimal text.
         coin: The coin that the hold is of, for operations that name a hold.
     """
-    request = {"format": REQUEST_FORMAT, "op": operation.kind, **_content(operation)}
-    amount = getattr(operation, "amount", None)
+    kind = type(operation)
+    request: dict[str, Any] = {"format": REQUEST_FORMAT, "op": kind.kind}
+    _add_content(request, operation)
+    amount = operation.amount if kind in _WITH_AMOUNT else None  # type: ignore[union-attr]
     if coin is not None and amount is not None:
         request.setdefault("coin", coin)
     if units is not None:
@@ -171,7 +177,8 @@ def differing_field(kept: dict[str, Any], operation: Operation, scale_of: Callab
     """
     if kept["op"] != operation.kind:
         return "op"
-    content = _content(operation)
+    content: dict[str, Any] = {}
+    _add_content(content, operation)
     for name in (*content, *kept):
         if name not in _AMOUNT_FIELDS and name not in _OWN_FIELDS and content.get(name) != kept.get(name):
             if name == "coin" and "hold" in kept and name not in content:
@@ -196,15 +203,14 @@ def _same_amount(kept: dict[str, Any], amount: str | None, scale_of: Callable[[s
         return False
 
 
-def _content(operation: Operation) -> dict[str, Any]:
-    """Return the fields of a request but its key and its amount; absent optionals are left out."""
+def _add_content(request: dict[str, Any], operation: Operation) -> None:
+    """Add the fields of a request but its key and its amount; absent optionals are left out."""
     kind = type(operation)
-    content: dict[str, Any] = _NAMED[kind](operation)
+    request.update(_NAMED[kind](operation))
     for name in _OPTIONAL.get(kind, ()):
         value = getattr(operation, name)
         if value is not None:
-            content[name] = value
-    return content
+            request[name] = value
 
 
 def _of_customer(operation: Any) -> dict[str, Any]:
@@ -240,6 +246,7 @@ _NAMED: Final[dict[type[Any], Callable[[Any], dict[str, Any]]]] = {
     Reverse: lambda operation: {"seq": operation.seq, "reason": operation.reason},
     Expire: _of_hold,
 }
+_WITH_AMOUNT: Final = frozenset({Deposit, Freeze, Unfreeze, Withdraw, Transfer})
 _OPTIONAL: Final[dict[type[Any], tuple[str, ...]]] = {
     Deposit: ("reference", "happened_ms"),
     Freeze: ("reference", "expires_ms"),

@@ -349,6 +349,9 @@ def holds_of(operation: Operation) -> tuple[HoldName, ...]:
     """Return the holds that *operation* names."""
     if isinstance(operation, Settle):
         return (operation.buyer.hold, operation.seller.hold)
-    if isinstance(operation, Unfreeze | Withdraw | Expire) and operation.hold is not None:
+    if isinstance(operation, _USING_A_HOLD) and operation.hold is not None:
         return (operation.hold,)
     return ()
+
+
+_USING_A_HOLD: Final = (Unfreeze, Withdraw, Expire)

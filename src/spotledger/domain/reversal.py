@@ -69,7 +69,7 @@ def _net(entry: Entry) -> dict[tuple[Account, str], int]:
 def _opposite(account: Account, coin: str, units: int, state: State) -> list[Posting]:
     if units <= 0 or may_be_negative(account):
         return [Posting(account, coin, AVAILABLE, -units)]
-    available, _ = state.balance(account, coin)
+    available, _ = state.balance((account, coin))
     taken = min(units, available)
     if taken == units:
         return [Posting(account, coin, AVAILABLE, -units)]

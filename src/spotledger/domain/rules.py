@@ -140,7 +140,7 @@ def _deposit(operation: Deposit, subject: Subject, state: State, seq: int, now_m
     coin, units = listed(operation.coin, subject.coin).name, known(subject.units, subject.coin)
     account = registered(operation.customer, operation.account, state)
     receivable = receivable_of(operation.customer)
-    owed, _ = state.balance(receivable, coin)
+    owed, _ = state.balance((receivable, coin))
     repaid = min(units, -owed)
     lines = [
         Posting(EXTERNAL, coin, AVAILABLE, -units),

@@ -10,12 +10,12 @@ hold on top. Both holds may be of one customer.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from spotledger.domain.accounts import DUST, FEES, Coin
 from spotledger.domain.amounts import normal_amount, units_of
 from spotledger.domain.books import Decision, State, enough_remaining, find_hold, listed, post, usable_hold
-from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold, Posting
+from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold, Posting, new_tuple
 from spotledger.domain.operations import REST, CoinAmount, HoldKey, HoldName, Settle, SettleSide
 from spotledger.errors import InvalidAmount, InvalidRequest
 
@@ -40,6 +40,28 @@ class Fill(NamedTuple):
     seller: Part | None = None
 
 
+class _Names(NamedTuple):
+    """What the fields of one side are called in messages."""
+
+    side: str
+    hold: str
+    fee: str
+    fee_coin: str
+    fee_amount: str
+    dust_coin: str
+    dust_amount: str
+    release: str
+
+
+def _names_of(side: str) -> _Names:
+    fields = ("hold", "fee", "fee.coin", "fee.amount", "dust.coin", "dust.amount", "release")
+    return _Names(side, *(f"{side}.{field}" for field in fields))
+
+
+_BUYER: Final = _names_of("buyer")
+_SELLER: Final = _names_of("seller")
+
+
 def fill_of(operation: Settle, state: State) -> Fill:
     """
     Look up what a settlement names.
@@ -56,36 +78,32 @@ def fill_of(operation: Settle, state: State) -> Fill:
 
 
 def _amounts(operation: Settle, base: Coin, quote: Coin, buyer: Hold | None, seller: Hold | None) -> Fill:
-    scales = {base.name: base.scale, quote.name: quote.scale}
-    return Fill(
-        base,
-        quote,
-        units_of(operation.base_amount, base.scale, "base_amount"),
-        units_of(operation.quote_amount, quote.scale, "quote_amount"),
-        _part(operation.buyer, "buyer", quote, scales, buyer),
-        _part(operation.seller, "seller", base, scales, seller),
-    )
+    base_units = units_of(operation.base_amount, base.scale, "base_amount")
+    quote_units = units_of(operation.quote_amount, quote.scale, "quote_amount")
+    buyer_part = _part(operation.buyer, _BUYER, quote, base, buyer)
+    seller_part = _part(operation.seller, _SELLER, base, quote, seller)
+    return new_tuple(Fill, (base, quote, base_units, quote_units, buyer_part, seller_part))
 
 
-def _part(side: SettleSide, name: str, paid: Coin, scales: Mapping[str, int], hold: Hold | None) -> Part:
-    released: int | str | None = side.release
-    if released is not None and released != REST:
-        released = units_of(str(released), paid.scale, f"{name}.release")
-    fee = 0 if side.fee is None else _units(side.fee, scales, name, "fee")
-    dust = 0 if side.dust is None else _units(side.dust, scales, name, "dust")
-    return Part(hold, fee, dust, released)
+def _part(side: SettleSide, names: _Names, paid: Coin, received: Coin, hold: Hold | None) -> Part:
+    fee, dust, released = side.fee, side.dust, side.release
+    fee_units = 0 if fee is None else _units(fee, paid, received, names.fee_coin, names.fee_amount)
+    dust_units = 0 if dust is None else _units(dust, paid, received, names.dust_coin, names.dust_amount)
+    freed = released if released is None or released == REST else units_of(released, paid.scale, names.release)
+    return new_tuple(Part, (hold, fee_units, dust_units, freed))
 
 
-def _units(amount: CoinAmount, scales: Mapping[str, int], side: str, what: str) -> int:
+def _units(amount: CoinAmount, paid: Coin, received: Coin, coin_field: str, amount_field: str) -> int:
     coin, text = amount
-    scale = scales.get(coin)
-    if scale is not None:
-        return units_of(text, scale, f"{side}.{what}.amount")
+    if coin == received.name:
+        return units_of(text, received.scale, amount_field)
+    if coin == paid.name:
+        return units_of(text, paid.scale, amount_field)
     if amount.is_zero():
         return 0
     raise InvalidRequest(
-        f"{side}.{what}.coin is {coin}; {' or '.join(scales)}, the coins of the trade, would pass",
-        field=f"{side}.{what}.coin",
+        f"{coin_field} is {coin}; {paid.name} or {received.name}, the coins of the trade, would pass",
+        field=coin_field,
     )
 
 
@@ -97,71 +115,74 @@ def settle(operation: Settle, fill: Fill, state: State, seq: int, now_ms: int) -
         UnknownCoin, UnknownHold, HoldClosed, HoldExpired, HoldShort, BalanceTooLarge: Kept.
         InvalidRequest: A hold is of another coin, or fee and dust are more than a side receives.
     """
-    base = listed(operation.base, fill.base, "base")
-    quote = listed(operation.quote, fill.quote, "quote")
-    assert fill.base_units is not None and fill.quote_units is not None  # noqa: S101, PT018 - both coins are listed
-    assert fill.buyer is not None and fill.seller is not None  # noqa: S101, PT018 - and so the sides were read
-    buyer = _hold(operation.buyer.hold, fill.buyer, quote, now_ms, "buyer")
-    seller = _hold(operation.seller.hold, fill.seller, base, now_ms, "seller")
-    buyer_gives = _gives(operation.buyer, fill.buyer, buyer, quote, fill.quote_units, "buyer")
-    seller_gives = _gives(operation.seller, fill.seller, seller, base, fill.base_units, "seller")
+    base, quote, base_units, quote_units, bought, sold = fill
+    base = listed(operation.base, base, "base")
+    quote = listed(operation.quote, quote, "quote")
+    assert base_units is not None and quote_units is not None  # noqa: S101, PT018 - both coins are listed
+    assert bought is not None and sold is not None  # noqa: S101, PT018 - and so the sides were read
+    buyer, seller = operation.buyer, operation.seller
+    buys = _hold(buyer.hold, bought.hold, quote, now_ms, _BUYER)
+    sells = _hold(seller.hold, sold.hold, base, now_ms, _SELLER)
+    buyer_gives = _gives(buyer, bought, buys, quote, quote_units, _BUYER)
+    seller_gives = _gives(seller, sold, sells, base, base_units, _SELLER)
     lines = [
-        *_lines_of(operation.buyer, fill.buyer, buyer, buyer_gives, base, fill.base_units, "buyer"),
-        *_lines_of(operation.seller, fill.seller, seller, seller_gives, quote, fill.quote_units, "seller"),
+        *_lines_of(buyer, bought, buys, buyer_gives, base.name, base_units, _BUYER),
+        *_lines_of(seller, sold, sells, seller_gives, quote.name, quote_units, _SELLER),
     ]
-    holds = (
-        buyer.after(buyer.remaining - sum(buyer_gives), seq),
-        seller.after(seller.remaining - sum(seller_gives), seq),
-    )
+    holds = (buys.after(buys.remaining - buyer_gives[0], seq), sells.after(sells.remaining - seller_gives[0], seq))
     return post(state, lines, holds)
 
 
-def _hold(name: HoldName, part: Part, coin: Coin, now_ms: int, side: str) -> Hold:
-    hold = usable_hold(name, part.hold, now_ms, f"{side}.hold")
+def _hold(name: HoldName, found: Hold | None, coin: Coin, now_ms: int, names: _Names) -> Hold:
+    hold = usable_hold(name, found, now_ms, names.hold)
     if hold.coin != coin.name:
         raise InvalidRequest(
-            f"{side}.hold is of {hold.coin}; a hold of {coin.name}, which the {side} pays with, would pass",
-            field=f"{side}.hold",
+            f"{names.hold} is of {hold.coin}; a hold of {coin.name}, which the {names.side} pays with, would pass",
+            field=names.hold,
         )
     return hold
 
 
-def _gives(side: SettleSide, part: Part, hold: Hold, paid: Coin, units: int, name: str) -> tuple[int, int, int]:
-    """Return what goes out of a side's hold: the price, a fee on top, and what is released."""
-    fee = part.fee if side.fee is not None and side.fee.coin == paid.name else 0
+def _gives(side: SettleSide, part: Part, hold: Hold, paid: Coin, units: int, names: _Names) -> tuple[int, int, int]:
+    """Return what goes out of a side's hold: all of it, the fee on top in it, and what is released in it."""
+    _, fee, _, freed = part
+    if fee and (side.fee is None or side.fee.coin != paid.name):
+        fee = 0
     needed = units + fee
-    if part.released == REST:
-        enough_remaining(hold, paid, needed, f"{name}.hold")
-        return units, fee, hold.remaining - needed
-    released = int(part.released or 0)
-    enough_remaining(hold, paid, needed + released, f"{name}.hold")
-    return units, fee, released
+    if freed == REST:
+        enough_remaining(hold, paid, needed, names.hold)
+        return hold.remaining, fee, hold.remaining - needed
+    released = int(freed or 0)
+    enough_remaining(hold, paid, needed + released, names.hold)
+    return needed + released, fee, released
 
 
 def _lines_of(
-    side: SettleSide, part: Part, hold: Hold, gives: tuple[int, int, int], received: Coin, units: int, name: str
+    side: SettleSide, part: Part, hold: Hold, gives: tuple[int, int, int], coin: str, units: int, names: _Names
 ) -> list[Posting]:
-    account, paid_coin, coin = hold.account, hold.coin, received.name
-    _, fee_paid, released = gives
-    fee_received = part.fee - fee_paid
-    if part.dust and side.dust is not None and side.dust.coin != coin:
+    """Return the postings of one side, which receives *units* of *coin*."""
+    account, paid_coin = hold.account, hold.coin
+    given, fee_paid, released = gives
+    _, fee, dust, _ = part
+    fee_received = fee - fee_paid
+    if dust and side.dust is not None and side.dust.coin != coin:
         raise InvalidRequest(
-            f"{name}.dust.coin is {side.dust.coin}; {coin}, which the {name} receives, would pass",
-            field=f"{name}.dust.coin",
+            f"{names.dust_coin} is {side.dust.coin}; {coin}, which the {names.side} receives, would pass",
+            field=names.dust_coin,
         )
-    left = units - fee_received - part.dust
+    left = units - fee_received - dust
     if left < 0:
-        raise InvalidRequest(f"fee and dust are more than the {name} receives", field=f"{name}.fee")
-    lines = [Posting(account, paid_coin, FREEZE, -sum(gives), hold.hold_id)]
+        raise InvalidRequest(f"fee and dust are more than the {names.side} receives", field=names.fee)
+    lines = [new_tuple(Posting, (account, paid_coin, FREEZE, -given, hold.hold_id))]
     if released:
-        lines.append(Posting(account, paid_coin, AVAILABLE, released))
+        lines.append(new_tuple(Posting, (account, paid_coin, AVAILABLE, released, None)))
     if fee_paid:
-        lines.append(Posting(FEES, paid_coin, AVAILABLE, fee_paid))
-    lines.append(Posting(account, coin, AVAILABLE, left))
+        lines.append(new_tuple(Posting, (FEES, paid_coin, AVAILABLE, fee_paid, None)))
+    lines.append(new_tuple(Posting, (account, coin, AVAILABLE, left, None)))
     if fee_received:
-        lines.append(Posting(FEES, coin, AVAILABLE, fee_received))
-    if part.dust:
-        lines.append(Posting(DUST, coin, AVAILABLE, part.dust))
+        lines.append(new_tuple(Posting, (FEES, coin, AVAILABLE, fee_received, None)))
+    if dust:
+        lines.append(new_tuple(Posting, (DUST, coin, AVAILABLE, dust, None)))
     return lines
 
 
@@ -191,18 +212,19 @@ def settle_request(operation: Settle, fill: Fill) -> dict[str, Any]:
 
 
 def _side_request(side: SettleSide, part: Part | None) -> dict[str, Any]:
-    hold = side.hold
+    hold, fee, dust, release = side.hold, side.fee, side.dust, side.release
     request: dict[str, Any] = {"hold": {"key": hold.key} if isinstance(hold, HoldKey) else hold}
-    if side.fee is not None and not side.fee.is_zero():
-        request["fee"] = _amount(side.fee, part and part.fee)
-    if side.dust is not None and not side.dust.is_zero():
-        request["dust"] = _amount(side.dust, part and part.dust)
-    if side.release == REST:
+    if fee is not None and not fee.is_zero():
+        request["fee"] = _amount(fee, part and part.fee)
+    if dust is not None and not dust.is_zero():
+        request["dust"] = _amount(dust, part and part.dust)
+    if release == REST:
         request["release"] = REST
-    elif side.release is not None and part is None:
-        request["release_amount"] = normal_amount(side.release)
-    elif part is not None and part.released is not None:
-        request["release_units"] = str(part.released)
+    elif release is not None:
+        if part is None:
+            request["release_amount"] = normal_amount(release)
+        else:
+            request["release_units"] = str(part.released)
     return request
 
 

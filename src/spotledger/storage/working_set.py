@@ -15,13 +15,10 @@ from itertools import islice, product
 from types import MappingProxyType
 
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
-from spotledger.domain.journal import Entry, Hold, opened_hold
+from spotledger.domain.journal import Entry, Hold, new_tuple, opened_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import key_digest
-
-#: Makes a named tuple without the call of its own constructor, which takes twice as long.
-new_tuple = tuple.__new__
 
 
 class AccountState:
