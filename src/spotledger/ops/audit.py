@@ -221,6 +221,7 @@ class _Run:
                 last = min(journal.seq + self._pace.chunk, border, last_seq)
                 rows = file.entries(journal.seq + 1, last)
                 self._check_known_heads(rows)
+                journal.remembers = border > self._report.sealed_to
                 journal.take(rows, last)
                 if last == border:
                     tables.compare_if_sealed(border)

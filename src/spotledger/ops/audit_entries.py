@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+
+AVAILABLE: Final = "available"
+FREEZE: Final = "freeze"
 
 AccountRead = tuple[str, str]
 PostingRead = tuple[AccountRead, str, str, int, int | None]
@@ -87,3 +90,8 @@ def decoded(body: bytes) -> EntryRead | None:
         return decode(body)
     except (msgspec.DecodeError, RecursionError):
         return None
+
+
+def named(name: HoldNameRead, hold_id: int | None) -> bool:
+    """Say whether *name* can name the hold; by its key it can be any."""
+    return isinstance(name, dict) or name == str(hold_id)

@@ -88,6 +88,8 @@ class RangePass(JournalPass):
         """
         super().__init__(_NoFindings(), link, entry_at)
         self.seq = first - 1
+        self.remembers = False
+        self._first_seq = first
         self.booked_ms = booked_first_ms
         self._first = first
         self._booked_first_ms = booked_first_ms
@@ -260,6 +262,7 @@ def join(journal: JournalPass, read: RangeRead) -> bool:
     journal.postings += read.postings
     journal.refusals += read.refusals
     journal.seq, journal.link, journal.booked_ms = read.last, read.link, read.booked_ms
+    journal.forget_collected()
     return True
 
 

@@ -89,21 +89,21 @@ class SegmentTables:
         for customer, kind, coin, packed in self._file.history_of(segment):
             line = lines.get(((customer, kind), coin))
             where = f"history {segment} {customer} {kind} {coin}"
-            if line is None or line.rows is None:
+            if line is None or line.places is None:
                 self._note("history_row_extra", first, where, _shown(packed, first), "no row")
                 continue
             seen.add(id(line))
-            if packed != _packed(line, first):
-                self._compare_line(where, packed, line, first)
+            expected = _packed(line)
+            if packed != expected:
+                self._compare_line(where, packed, expected, first)
         for line in self._journal.touched:
             if id(line) not in seen:
                 (customer, kind), coin = line.name
                 where = f"history {segment} {customer} {kind} {coin}"
-                self._note("history_row_missing", line.seq, where, "no row", _shown(_packed(line, first), first))
+                self._note("history_row_missing", line.seq, where, "no row", _shown(_packed(line), first))
 
-    def _compare_line(self, where: str, packed: bytes, line: Line, first: int) -> None:
+    def _compare_line(self, where: str, packed: bytes, expected: bytes, first: int) -> None:
         """Name the first entry in which a row of the history differs."""
-        expected = _packed(line, first)
         found_seqs, expected_seqs = set(_seqs(packed, first)), set(_seqs(expected, first))
         differing = sorted(found_seqs ^ expected_seqs) or [first]
         found, wanted = _shown(packed, first), _shown(expected, first)
@@ -145,9 +145,9 @@ class SegmentTables:
             self._note("hold_owner_row_extra", hold_id, f"hold_of {segment} {customer}", f"hold {hold_id}", "no row")
 
 
-def _packed(line: Line, first: int) -> bytes:
+def _packed(line: Line) -> bytes:
     """Return the places of the entries that touched *line*, as the tables should have them."""
-    return pack_places(array("H", [seq - first for seq in (line.rows or [])[3::3]]))
+    return pack_places(array("H", line.places or []))
 
 
 def _seqs(packed: bytes, first: int) -> list[int]:
