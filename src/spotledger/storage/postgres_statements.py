@@ -145,7 +145,8 @@ END_STUCK_TURNS: Final = statement(
     " WHERE pid <> pg_backend_pid() AND usename = current_user AND wait_event = 'ClientRead'"
     " AND xact_start IS NOT NULL AND state_change < clock_timestamp() - $1::float8 * interval '1 second'"
     " AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'relation' AND relation = 'head'::regclass"
-    " AND mode = 'RowShareLock' AND granted)",
+    " AND mode = 'RowShareLock' AND granted"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
 )
 
 # --- reads -----------------------------------------------------------------------------------------------
