@@ -212,3 +212,24 @@ def test_revocation_over_http_reaches_another_node(node: StartNode) -> None:
                 break
             time.sleep(0.05)
     assert refused is not None
+
+
+def test_copy_command_moves_an_embedded_ledger_to_nodes(node: StartNode, postgres_url: str, tmp_path: Path) -> None:
+    """What was served from a folder is served from the database: balances, access keys and the operator token."""
+    key = {"master_key_file": tmp_path / "master.key"}
+    embedded = support_service.start(tmp_path / "embedded", **key)
+    embedded.list_coins(usdt=8)
+    alice = embedded.trader("alice", {"usdt": ("100", "20")})
+    where = ("--data", embedded.folder, "--database", postgres_url)
+    in_use = support_service.run("copy", *where)
+    assert (in_use.returncode, "data_folder_in_use" in in_use.stderr) == (1, True)
+    embedded.stop()
+    done = support_service.run("copy", *where, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert (told["audit"], told["access_keys"], told["open_holds"]) == ("clean", 1, 1)
+    first = node("one")
+    (first.folder / "operator.token").write_text(embedded.token)
+    assert first.client().get("/v1/entries", params={"limit": 1}).json()["seq"] == told["seq"]
+    with SpotClient(alice.accesskey, alice.secretkey, first.public_url) as client:
+        assert str(client.balances()["usdt"].freeze) == "20.00"
