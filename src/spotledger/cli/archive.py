@@ -31,7 +31,6 @@ from spotledger.cli.options import (
 from spotledger.client.operator import OperatorClient
 from spotledger.errors import DataFolderUnusable
 from spotledger.ops.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over
-from spotledger.ops.database import address_of
 from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.ops.exports import FORMATS, export_journal
 from spotledger.ops.imports import KEY_PREFIX, OpeningBalance, read_balances
@@ -165,7 +164,8 @@ def copy(data: str | None, database: str | None, config: str | None, as_json: bo
     Entries, hashes, access keys and tokens are the same there. A copy that was broken off goes on with the same
     command; no node starts on half of one. DIR is left as it is: from then on, serve the database and not DIR.
     """
-    from spotledger.ops.copying import copy_ledger  # the driver is loaded where there is a database to drive
+    from spotledger.ops.copying import copy_ledger  # the driver is loaded where it is needed
+    from spotledger.ops.database import address_of
 
     settings = _settings(data, config, database=database)
     address = address_of(settings)
