@@ -14,8 +14,10 @@ import psycopg
 import pytest
 
 import support_service
+from servers import postgres
+from servers.missing import ServerMissing, skip_or_fail
 from spotledger.client import SpotClient
-from spotledger.errors import AccessKeyRefused
+from spotledger.errors import AccessKeyRefused, Unavailable
 from support_service import Service
 
 StartNode = Callable[..., Service]
@@ -233,3 +235,81 @@ def test_copy_command_moves_an_embedded_ledger_to_nodes(node: StartNode, postgre
     assert first.client().get("/v1/entries", params={"limit": 1}).json()["seq"] == told["seq"]
     with SpotClient(alice.accesskey, alice.secretkey, first.public_url) as client:
         assert str(client.balances()["usdt"].freeze) == "20.00"
+
+
+def test_backups_and_audits_of_files_are_refused_with_a_reason(node: StartNode) -> None:
+    """What is made of a ledger file cannot be made of a database, and each says so."""
+    first = node("one")
+    client = first.client()
+    backup = client.post("/v1/backups", json={})
+    assert (backup.status_code, backup.json()["code"]) == (422, "invalid_request")
+    assert "pg_basebackup" in backup.json()["detail"]
+    audit = client.post("/v1/audits")
+    assert (audit.status_code, audit.json()["code"]) == (422, "invalid_request")
+
+
+@pytest.fixture
+def cluster() -> Iterator[postgres.Cluster]:
+    """Give a server of this test alone, which it may stop and start."""
+    try:
+        made = postgres.new_cluster()
+    except ServerMissing as problem:
+        skip_or_fail(problem)
+    made.start()
+    yield made
+    made.stop()
+    shutil.rmtree(made.folder, ignore_errors=True)
+
+
+def test_node_whose_database_stops_goes_on_reading_and_finds_it_again(
+    node: StartNode, cluster: postgres.Cluster
+) -> None:
+    """Writes are refused and readyz says so; known keys read on; both work again by themselves once it is back."""
+    first = node("one", database=cluster.url())
+    first.list_coins(usdt=8)
+    alice = first.trader("alice", {"usdt": ("100", "0")})
+    with SpotClient(alice.accesskey, alice.secretkey, first.public_url) as client:
+        client.balances()
+        cluster.stop()
+        refused = first.client().post(
+            "/v1/deposits",
+            json={"customer": "alice", "coin": "usdt", "amount": "1"},
+            headers={"Idempotency-Key": "during"},
+        )
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        for url in (first.public_url, first.operator_url):
+            assert httpx2.get(f"{url}/readyz").status_code == 503
+        assert httpx2.get(f"{first.public_url}/readyz/reads").status_code == 200
+        assert str(client.balances()["usdt"].available) == "100.00"
+        cluster.start()
+        for _ in range(400):
+            if httpx2.get(f"{first.operator_url}/readyz").status_code == 200:
+                break
+            time.sleep(0.05)
+        body = {"customer": "alice", "coin": "usdt", "amount": "1"}
+        first.write("/v1/deposits", body, "during")
+        assert str(client.balances()["usdt"].available) == "101.00"
+
+
+def test_node_without_trust_lets_in_nobody_while_its_database_is_away(
+    node: StartNode, cluster: postgres.Cluster
+) -> None:
+    """With keys_trust_seconds 0 a known key is refused as unavailable, not as unknown, until the database is back."""
+    first = node("one", database=cluster.url(), keys_trust_seconds=0)
+    first.list_coins(usdt=8)
+    alice = first.trader("alice")
+    with SpotClient(alice.accesskey, alice.secretkey, first.public_url, attempts=1) as client:
+        client.balances()
+        cluster.stop()
+        for _ in range(400):
+            if httpx2.get(f"{first.public_url}/readyz/reads").status_code == 503:
+                break
+            time.sleep(0.05)
+        with pytest.raises(Unavailable):
+            client.balances()
+        cluster.start()
+        for _ in range(400):
+            if httpx2.get(f"{first.public_url}/readyz/reads").status_code == 200:
+                break
+            time.sleep(0.05)
+        client.balances()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from spotledger.errors import InvalidRequest
 from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, Progress
 from spotledger.ops.audit_process import audit_in_process
 
@@ -57,8 +58,8 @@ class Continuous:
 class Audits:
     """Runs audits of one ledger file, one at a time of those that are asked for."""
 
-    def __init__(self, path: Path) -> None:
-        """Audit the ledger file at *path*."""
+    def __init__(self, path: Path | None) -> None:
+        """Audit the ledger file at *path*; None: the ledger is in a database, and there is no file to audit."""
         self._path = path
         self._audits: OrderedDict[str, Audit] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,16 +68,24 @@ class Audits:
         self.continuous = Continuous()
 
     def start(self) -> Audit:
-        """Begin an audit as fast as it goes; where one is running, return that one."""
+        """
+        Begin an audit as fast as it goes; where one is running, return that one.
+
+        Raises:
+            InvalidRequest: The ledger is in a database.
+        """
         if self._running is not None:
             return self._running
+        path = self._path
+        if path is None:
+            raise InvalidRequest("This ledger is in a database; the service audits a ledger file only.")
         self._number += 1
         now_ms = time.time_ns() // 1_000_000
         found = Audit(f"{now_ms}-{self._number}", now_ms)
         self._audits[found.audit_id] = self._running = found
         while len(self._audits) > KEPT_AUDITS:
             self._audits.popitem(last=False)
-        self._spawn(self._run(found))
+        self._spawn(self._run(path, found))
         return found
 
     def get(self, audit_id: str) -> Audit | None:
@@ -85,8 +94,8 @@ class Audits:
 
     def keep_on(self, entries_per_second: int) -> None:
         """Begin the continuous audit, at *entries_per_second*; not at all where that is 0."""
-        if entries_per_second:
-            self._spawn(self._keep_on(entries_per_second))
+        if entries_per_second and self._path is not None:
+            self._spawn(self._keep_on(self._path, entries_per_second))
 
     async def stop(self) -> None:
         """End what is running."""
@@ -100,17 +109,17 @@ class Audits:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, found: Audit) -> None:
+    async def _run(self, path: Path, found: Audit) -> None:
         def note(progress: Progress) -> None:
             found.progress = progress
 
         try:
-            found.report = await audit_in_process(self._path, 0, note)
+            found.report = await audit_in_process(path, 0, note)
             note(Progress(found.report["audited_to"], max(found.report["audited_to"], found.report["head_seq"])))
         finally:
             self._running = None
 
-    async def _keep_on(self, entries_per_second: int) -> None:
+    async def _keep_on(self, path: Path, entries_per_second: int) -> None:
         state = self.continuous
 
         def note(progress: Progress) -> None:
@@ -118,7 +127,7 @@ class Audits:
 
         await asyncio.sleep(FIRST_PASS_SECONDS)
         while True:
-            report = await audit_in_process(self._path, entries_per_second, note)
+            report = await audit_in_process(path, entries_per_second, note)
             state.passes[report["verdict"]] += 1
             state.verdict, state.findings = report["verdict"], sum(report["counts"].values())
             state.audited_to, state.ended_s = report["audited_to"], time.time()
