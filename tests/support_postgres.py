@@ -35,6 +35,9 @@ class Proxy:
         self.cuts = 0
         #: Whether new connections are refused, and with one that is cut all are.
         self.refuses = False
+        #: Whether new connections are taken and never answered, as by a network that drops everything.
+        self.swallows = False
+        self._swallowed: list[socket.socket] = []
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -46,6 +49,9 @@ class Proxy:
                 return
             if self.refuses:
                 client.close()
+                continue
+            if self.swallows:
+                self._swallowed.append(client)
                 continue
             server = socket.create_connection(self._target)
             self._pairs.append((client, server))
@@ -82,6 +88,8 @@ class Proxy:
         """Stop."""
         self._server.close()
         self.cut_all()
+        for client in self._swallowed:
+            client.close()
 
 
 @contextmanager
