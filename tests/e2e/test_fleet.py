@@ -7,6 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -313,3 +314,28 @@ def test_node_without_trust_lets_in_nobody_while_its_database_is_away(
                 break
             time.sleep(0.05)
         client.balances()
+
+
+def test_first_nodes_that_start_together_make_one_ledger_and_one_token(node: StartNode, postgres_url: str) -> None:
+    """Several nodes on an empty database at the same moment: one of them makes it, the others find it made."""
+    with ThreadPoolExecutor(3) as threads:
+        nodes = list(threads.map(node, ("one", "two", "three")))
+    having_token = [each for each in nodes if (each.folder / "operator.token").exists()]
+    assert len(having_token) == 1
+    for each in nodes:
+        if each is not having_token[0]:
+            share_token(having_token[0], each)
+        assert each.client().get("/v1/coins").status_code == 200
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SELECT count(*) FROM operator_tokens").fetchall() == [(1,)]
+
+
+def test_demo_stays_out_of_a_database_that_is_set(postgres_url: str, tmp_path: Path) -> None:
+    """The demo's customers get into its own folder, whatever the environment names."""
+    environ = support_service.environment(SPOTLEDGER_DATABASE=postgres_url)
+    listen = ("--listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0")
+    done = support_service.run("demo", "--once", "--data", tmp_path / "demo", *listen, env=environ)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "demo" / "ledger.db").exists()
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SELECT to_regclass('entry')").fetchall() == [(None,)]
