@@ -53,7 +53,11 @@ class Proxy:
             if self.swallows:
                 self._swallowed.append(client)
                 continue
-            server = socket.create_connection(self._target)
+            try:
+                server = socket.create_connection(self._target)
+            except OSError:
+                client.close()
+                continue
             self._pairs.append((client, server))
             threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
 
@@ -86,6 +90,8 @@ class Proxy:
 
     def close(self) -> None:
         """Stop."""
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # closing alone would not end the waiting in accept
         self._server.close()
         self.cut_all()
         for client in self._swallowed:

@@ -151,6 +151,11 @@ class PostgresStore(PostgresReads):
         turn = self._turn
         return turn if turn is not None and turn.head_seq == self._memory.head.seq else None
 
+    def _shrink(self) -> None:
+        """Let memory go of what is beyond its bounds, but not in the midst of a turn, which would ask for it again."""
+        if self._turn is None:
+            super()._shrink()
+
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ``seq`` of the entry of each key that is known."""
         turn = self._turn_at_head()
@@ -168,15 +173,15 @@ class PostgresStore(PostgresReads):
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
         turn = self._turn_at_head()
-        if turn is not None and customer in turn.customers_asked:
-            return customer in self._memory.customers
+        if turn is not None and customer in turn.customers_absent:
+            return False
         return super().has_customer(customer)
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return the hold as it stands at the head."""
         turn = self._turn_at_head()
-        if turn is not None and hold_id in turn.holds_asked:
-            return self._memory.holds.get(hold_id)
+        if turn is not None and hold_id in turn.holds_absent:
+            return None
         return super().hold(hold_id)
 
     def entry(self, seq: int) -> Entry | None:
