@@ -238,15 +238,33 @@ def test_copy_command_moves_an_embedded_ledger_to_nodes(node: StartNode, postgre
         assert str(client.balances()["usdt"].freeze) == "20.00"
 
 
-def test_backups_and_audits_of_files_are_refused_with_a_reason(node: StartNode) -> None:
-    """What is made of a ledger file cannot be made of a database, and each says so."""
-    first = node("one")
-    client = first.client()
-    backup = client.post("/v1/backups", json={})
+def test_backup_of_a_file_is_refused_with_a_reason(node: StartNode) -> None:
+    """What is made of a ledger file cannot be made of a database, and the answer says what can."""
+    backup = node("one").client().post("/v1/backups", json={})
     assert (backup.status_code, backup.json()["code"]) == (422, "invalid_request")
     assert "pg_basebackup" in backup.json()["detail"]
-    audit = client.post("/v1/audits")
-    assert (audit.status_code, audit.json()["code"]) == (422, "invalid_request")
+
+
+def test_audit_of_the_database_by_command_and_by_call(node: StartNode, postgres_url: str) -> None:
+    """Both read the database beside the node, agree, and tell no password."""
+    first = node("one")
+    first.list_coins(usdt=8)
+    first.trader("alice", {"usdt": ("100", "20")})
+    password = postgres_url.split(":")[2].split("@")[0]
+    done = support_service.run("audit", "--database", postgres_url, "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["verdict"], told["open_holds"]) == (0, "clean", 1)
+    client = first.client()
+    begun = client.post("/v1/audits")
+    assert begun.status_code == 202
+    for _ in range(400):
+        shown = client.get(f"/v1/audits/{begun.json()['audit']}")
+        if shown.json()["state"] == "done":
+            break
+        time.sleep(0.05)
+    report = shown.json()["report"]
+    assert (report["verdict"], report["hash"]) == ("clean", told["hash"])
+    assert password not in done.stdout + done.stderr + shown.text
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from spotledger.errors import InvalidRequest
 from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, Progress
-from spotledger.ops.audit_process import audit_in_process
+from spotledger.ops.audit_process import DatabaseAddress, audit_in_process
 
 #: Reports that are kept for whoever asks.
 KEPT_AUDITS: Final = 20
@@ -58,8 +57,8 @@ class Continuous:
 class Audits:
     """Runs audits of one ledger file, one at a time of those that are asked for."""
 
-    def __init__(self, path: Path | None) -> None:
-        """Audit the ledger file at *path*; None: the ledger is in a database, and there is no file to audit."""
+    def __init__(self, path: Path | DatabaseAddress) -> None:
+        """Audit the ledger file at *path*, or the database; a database is audited when that is asked for only."""
         self._path = path
         self._audits: OrderedDict[str, Audit] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -68,24 +67,16 @@ class Audits:
         self.continuous = Continuous()
 
     def start(self) -> Audit:
-        """
-        Begin an audit as fast as it goes; where one is running, return that one.
-
-        Raises:
-            InvalidRequest: The ledger is in a database.
-        """
+        """Begin an audit as fast as it goes; where one is running, return that one."""
         if self._running is not None:
             return self._running
-        path = self._path
-        if path is None:
-            raise InvalidRequest("This ledger is in a database; the service audits a ledger file only.")
         self._number += 1
         now_ms = time.time_ns() // 1_000_000
         found = Audit(f"{now_ms}-{self._number}", now_ms)
         self._audits[found.audit_id] = self._running = found
         while len(self._audits) > KEPT_AUDITS:
             self._audits.popitem(last=False)
-        self._spawn(self._run(path, found))
+        self._spawn(self._run(found))
         return found
 
     def get(self, audit_id: str) -> Audit | None:
@@ -94,7 +85,7 @@ class Audits:
 
     def keep_on(self, entries_per_second: int) -> None:
         """Begin the continuous audit, at *entries_per_second*; not at all where that is 0."""
-        if entries_per_second and self._path is not None:
+        if entries_per_second and isinstance(self._path, Path):
             self._spawn(self._keep_on(self._path, entries_per_second))
 
     async def stop(self) -> None:
@@ -109,12 +100,12 @@ class Audits:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, path: Path, found: Audit) -> None:
+    async def _run(self, found: Audit) -> None:
         def note(progress: Progress) -> None:
             found.progress = progress
 
         try:
-            found.report = await audit_in_process(path, 0, note)
+            found.report = await audit_in_process(self._path, 0, note)
             note(Progress(found.report["audited_to"], max(found.report["audited_to"], found.report["head_seq"])))
         finally:
             self._running = None

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from spotledger.domain.journal import Entry, opened_hold
 from spotledger.errors import LedgerCorrupt, SchemaMismatch
 from spotledger.ops.audit import CLEAN, KnownHead, Progress, Report, audit
+from spotledger.ops.audit_postgres import audit_database
 from spotledger.ops.database import make_schema
 from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.storage.base import Head, Wanted
@@ -32,6 +33,11 @@ from spotledger.storage.sqlite_keys import SqliteKeyTables
 GROUP_ENTRIES: Final = 2_000
 #: Access keys and tokens that are read at a time.
 PAGE: Final = 1_000
+#: What the reports of both audits have to agree on.
+COMPARED: Final = (
+    *("ledger_id", "epoch", "audited_to", "hash", "head_seq", "entries", "postings", "refusals"),
+    *("coins", "customers", "balances", "open_holds"),
+)
 _NOTHING: Final = Wanted((), (), (), (), ())
 
 #: Told what is being done, how much of it is done, and how much there is.
@@ -134,7 +140,7 @@ def _entry_of(row: JournalRow) -> Entry:
 
 
 def _audit_both(file: Path, address: str, source: JournalReader, tell: Tell) -> Report:
-    """Audit the file, and check the database against what its journal says; return the report of the file."""
+    """Audit the file, compare the database with it, audit that too; return the report, which both agree on."""
 
     def told(progress: Progress) -> None:
         tell("audit of the file", progress.seq, progress.last_seq)
@@ -146,6 +152,16 @@ def _audit_both(file: Path, address: str, source: JournalReader, tell: Tell) -> 
         raise LedgerCorrupt(f"the audit of the file says {report.verdict}: {found}")
     with connect(address, steady_plans=False) as connection, translated("audited"), connection.transaction():
         _check_database(connection, source, tell)
+    theirs = audit_database(address, known_heads=[KnownHead(head.seq, head.hash)] if head.seq else [])
+    if theirs.verdict != CLEAN:
+        found = ", ".join(theirs.counts) or "; ".join(theirs.unexamined)
+        raise LedgerCorrupt(f"the audit of the database says {theirs.verdict}: {found}")
+    for name in COMPARED:
+        if getattr(report, name) != getattr(theirs, name):
+            raise LedgerCorrupt(
+                f"the audits do not agree: {name} is {getattr(report, name)} in the file and {getattr(theirs, name)} in"
+                " the database"
+            )
     return report
 
 

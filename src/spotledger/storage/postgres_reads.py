@@ -20,6 +20,7 @@ from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
+from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash, key_digest
 from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
 from spotledger.storage.postgres_follower import Follower
@@ -194,6 +195,7 @@ class PostgresReads:
     def _hash_in(self, result: PGresult) -> bytes | None:
         return hash_of(rows_of(result)[0][0]) if result.ntuples else None
 
+    @collector_at_rest
     def _bring_along(self, since: Head, head: Head, news: PGresult) -> bool:
         """
         Bring memory from *since*, where it stood before the question, to *head*, with the entries in *news*.
