@@ -94,6 +94,8 @@ def test_copy_that_was_broken_off_keeps_nodes_out_and_goes_on(folder: Path, post
         copy_ledger(folder, postgres_url, break_off)
     with pytest.raises(SetupError, match="run the same spotledger copy again"):
         make_ready(postgres_url)
+    with pytest.raises(SetupError, match="the copy has not ended"):
+        spotledger.open(postgres_url)
     done = copy_ledger(folder, postgres_url)
     assert done.entries == done.head.seq - steps[1] > 0
     make_ready(postgres_url)
