@@ -177,7 +177,7 @@ class Guarded:
 
 
 def primary_lost_with_patroni() -> Report:
-    """Kill the primary and its Patroni with -9: Patroni promotes the standby, the nodes follow, the lost one rejoins."""
+    """Kill the primary and its Patroni with -9: the standby is promoted, the nodes follow, the lost one rejoins."""
     with contextlib.ExitStack() as stack:
         guarded = Guarded()
         stack.callback(guarded.stop)
@@ -189,13 +189,17 @@ def primary_lost_with_patroni() -> Report:
         lost = guarded.primary
         moment = time.monotonic()
         lost.kill()
-        time.sleep(1.0)
-        fleet.wait_for_writes(time.monotonic())
+        other = next(member for member in guarded.members if member is not lost)
+        kept.until(lambda: other.says("primary"), REJOIN_SECONDS, f"nobody was promoted: {guarded.written()}")
+        promoted = time.monotonic() - moment
+        # In the strict mode the new primary waits for a standby too: the lost member comes back.
         lost.stop()
         lost.start()
+        fleet.wait_for_writes(time.monotonic())
         kept.until(lambda: lost.says("replica"), REJOIN_SECONDS, f"the lost member did not rejoin: {guarded.written()}")
         time.sleep(AFTER_SECONDS)
-        return fleet.report("primary_lost_with_patroni", moment, guarded._url(guarded.primary, LEDGER))
+        details = {"promoted_seconds": round(promoted, 2)}
+        return fleet.report("primary_lost_with_patroni", moment, guarded._url(other, LEDGER), **details)
 
 
 DRILLS[primary_lost_with_patroni.__name__] = primary_lost_with_patroni
