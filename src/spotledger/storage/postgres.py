@@ -66,11 +66,17 @@ class PostgresStore(PostgresReads):
         self._warned = False
         self._orders: list[Order] = []
         self._derived: Derived | None = None
+        self._is_writing = False
         super().__init__(url, **options)
         #: The last entry that a synced commit of this node covers: what kept results may be answered from at once.
         self._synced_seq = 0
 
     # --- the turn -------------------------------------------------------------------------------------
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a group is under way, which brings memory along by itself."""
+        return self._is_writing
 
     @collector_at_rest
     def begin(self, wanted: Wanted) -> int | None:
@@ -81,6 +87,7 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: The server is away, or another node held the turn for too long.
             LedgerCorrupt: The server's journal lacks what this node has acknowledged.
         """
+        self._is_writing = True
         for again in (True, False):
             try:
                 return self._begin(wanted)
@@ -131,7 +138,7 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: A kept result was to be answered and could not be made durable.
         """
         session = self._session_to_write()
-        self._turn = None
+        self._turn, self._is_writing = None, False
         sync = repeated and self._memory.head.seq > self._synced_seq
         try:
             if sync:
@@ -319,6 +326,7 @@ class PostgresStore(PostgresReads):
 
     def publish(self, entries: Sequence[Entry]) -> None:
         """Bring memory along with the committed *entries*, as far as it was not by whoever saw them first."""
+        self._is_writing = False
         pending, self._pending_head = self._pending_head, None
         derived, self._derived = self._derived, None
         with self._guard:
@@ -335,6 +343,7 @@ class PostgresStore(PostgresReads):
 
     def recover(self) -> None:
         """Give up the turn with all that was sent, and bring memory to the journal's head."""
+        self._is_writing = False
         self._drop_writing()
         self._ask()
 

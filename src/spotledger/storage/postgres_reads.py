@@ -151,6 +151,12 @@ class PostgresReads:
     def _session_to_read(self) -> Session:
         return Session(connect(self._url, application="spotledger read"), sql.READING, READ_PATIENCE_SECONDS)
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether a group is under way, which brings memory along by itself."""
+        return False
+
+    @collector_at_rest
     def follow(self, session: Session, *questions: Question) -> tuple[Head, list[PGresult]]:
         """Do what :meth:`_ask` says on *session*, which belongs to the caller; errors are the driver's."""
         since = self._memory.head
@@ -212,12 +218,13 @@ class PostgresReads:
             )
         if news.ntuples > self.follow_entries:
             return False
-        previous, entries = since.hash, []
+        previous, entries, there = since.hash, [], self._memory.head.seq
         for place, (seq, kept, body) in enumerate(rows_of(news), start=since.seq + 1):
             previous = chain_hash(previous, body)
             if int(seq) != place or hash_of(kept) != previous:
                 raise LedgerCorrupt(f"the journal's chain is broken at entry {place}")
-            entries.append(decode_entry(body))
+            if place > there:
+                entries.append(decode_entry(body))
         if previous != head.hash:
             raise LedgerCorrupt(f"the journal's last entry, {head.seq}, is not the one that its head says")
         with self._guard:
