@@ -87,7 +87,7 @@ def traded(customers: int, coins: Iterable[str], count: int) -> Iterator[Operati
 
 
 def fill_for_reading(place: str | Path, *, customers: int, keyed: int, coins: int) -> None:
-    """Make a ledger of *customers* at *place*; the first *keyed* of them hold every one of *coins*, a part of it frozen."""
+    """Make a ledger of *customers* at *place*; the first *keyed* hold each of *coins*, a part of it frozen."""
     names = [customer_name(number) for number in range(customers)]
     symbols = coin_names(coins)
     ledger = spotledger.open(place)

@@ -208,7 +208,7 @@ def summarise(
         "PostgreSQL has the second core; one node, and each peer's processes together, the first. Where nodes write at "
         "once, all of them share both cores with the server: a node of a fleet has cores of its own.",
         "Written is what this process wrote to the disk; what PostgreSQL wrote is not in it.",
-        "Four nodes do the same number of operations as one, on holds opened before, so that no node waits for another.",
+        "Four nodes do as many operations as one, on holds opened before, so that no node waits for another.",
     ]
     raw: dict[str, Any] = {
         f"{n}-{row.group}": [asdict(r) for r in row.rounds] for n, rows in one.items() for row in rows

@@ -105,7 +105,7 @@ def summarise(report: Report, rounds: dict[str, list[Round]]) -> None:
     report.tables.append(table)
     report.aims = [Aim("requests/s ÷ embedded", round(rates[POSTGRESQL] / rates[EMBEDDED], 2), HALF)]
     report.notes.append(
-        f"Every request signed, no nonce twice, {KEYED_CUSTOMERS} of {CUSTOMERS:,} customers ask in turn; all checks on. "
+        f"Every request signed, no nonce twice, {KEYED_CUSTOMERS} of {CUSTOMERS:,} customers ask in turn; all checks. "
         "The node has the first core; the load, and PostgreSQL, which hardly anything is asked of, the second."
     )
     report.raw = {name: [asdict(each) for each in taken] for name, taken in rounds.items()}

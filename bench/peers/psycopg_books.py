@@ -161,12 +161,14 @@ def main() -> None:
     prepare(url, first["pairs"], first["units"], first["holds"])
     barrier, results = multiprocessing.Barrier(connections), multiprocessing.Queue()
     workers = [
-        multiprocessing.Process(target=work, args=(url, requests[n::connections], seconds, how, barrier, results))
+        multiprocessing.Process(
+            target=work, daemon=True, args=(url, requests[n::connections], seconds, how, barrier, results)
+        )
         for n in range(connections)
     ]
     for worker in workers:
         worker.start()
-    found = [results.get() for _ in workers]
+    found = [results.get(timeout=seconds + 20) for _ in workers]
     for worker in workers:
         worker.join()
     done = sum(each[0] for each in found)

@@ -40,6 +40,7 @@ END
 $$;
 
 CREATE FUNCTION plain_do(request jsonb) RETURNS bigint LANGUAGE plpgsql AS $$
+#variable_conflict use_variable
 DECLARE
     made bigint;
     op text := request ->> 'op';
