@@ -8,7 +8,18 @@ import time
 
 from bench.harness import QUICK, ROOT, tell
 
-BENCHES = ("library", "exchange", "http_writes", "growth", "start", "read")
+BENCHES = (
+    "library",
+    "exchange",
+    "http_writes",
+    "growth",
+    "start",
+    "read",
+    "postgres",
+    "postgres_callers",
+    "postgres_growth",
+    "postgres_read",
+)
 
 
 def main() -> None:

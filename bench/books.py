@@ -86,11 +86,11 @@ def traded(customers: int, coins: Iterable[str], count: int) -> Iterator[Operati
             yield Deposit(key=f"{key}-more", customer=customer, coin=coin, amount="1.00")
 
 
-def fill_for_reading(folder: Path, *, customers: int, keyed: int, coins: int) -> None:
-    """Make a ledger of *customers*; the first *keyed* of them hold every one of *coins*, a part of it frozen."""
+def fill_for_reading(place: str | Path, *, customers: int, keyed: int, coins: int) -> None:
+    """Make a ledger of *customers* at *place*; the first *keyed* hold each of *coins*, a part of it frozen."""
     names = [customer_name(number) for number in range(customers)]
     symbols = coin_names(coins)
-    ledger = spotledger.open(folder)
+    ledger = spotledger.open(place)
     try:
         book(ledger, listed(symbols))
         book(ledger, registered(names))

@@ -27,6 +27,7 @@ from bench.harness import (
     Table,
     busy_seconds,
     conditions,
+    processor_seconds,
     tell,
 )
 from bench.library import bytes_written
@@ -77,12 +78,16 @@ class Row:
         return float(statistics.median(getattr(each, name) or 0.0 for each in self.rounds))
 
 
-def run_groups(ledger: Ledger, groups: Sequence[Sequence[Operation]]) -> Round:
-    """Execute *groups*, and time each; raise RuntimeError for an outcome that was not meant."""
+def run_groups(ledger: Ledger, groups: Sequence[Sequence[Operation]], servers: Sequence[int] = ()) -> Round:
+    """
+    Execute *groups*, and time each; raise RuntimeError for an outcome that was not meant.
+
+    *servers* are processes that work for the ledger: what they use is no disturbance.
+    """
     gc.collect()
     gc.freeze()  # What was made ahead is the bench's, and no work for the ledger's collector.
     durations, processor = [], 0.0
-    written, busy, own = bytes_written(), busy_seconds(), time.process_time()
+    written, busy, own = bytes_written(), busy_seconds(), time.process_time() + sum(map(processor_seconds, servers))
     begun = time.perf_counter()
     for operations in groups:
         before = time.process_time()
@@ -92,7 +97,7 @@ def run_groups(ledger: Ledger, groups: Sequence[Sequence[Operation]]) -> Round:
         processor += time.process_time() - before
         check(outcomes)
     passed = time.perf_counter() - begun
-    others = busy_seconds() - busy - (time.process_time() - own)
+    others = busy_seconds() - busy - (time.process_time() + sum(map(processor_seconds, servers)) - own)
     after = bytes_written()
     gc.unfreeze()
     done = sum(len(group) for group in groups)

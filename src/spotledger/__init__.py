@@ -15,8 +15,8 @@ def open(path: str | Path, **options: Any) -> Ledger:
     """
     Open the ledger at *path*: a data folder, or the URL of a PostgreSQL database, made where it is not there.
 
-    See :func:`~spotledger.ops.embedded.open_embedded` and :func:`~spotledger.ops.postgres.open_postgres` for *options* and
-    errors. Close it, or use it in a ``with`` block.
+    See :func:`~spotledger.ops.embedded.open_embedded` and :func:`~spotledger.ops.postgres.open_postgres` for *options*
+    and errors. Close it, or use it in a ``with`` block.
     """
     # Imported here so that the client can be used without the server's parts.
     if isinstance(path, str) and path.startswith(("postgresql://", "postgres://")):

@@ -7,6 +7,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx2
@@ -14,8 +15,10 @@ import psycopg
 import pytest
 
 import support_service
+from servers import postgres
+from servers.missing import ServerMissing, skip_or_fail
 from spotledger.client import SpotClient
-from spotledger.errors import AccessKeyRefused
+from spotledger.errors import AccessKeyRefused, Unavailable
 from support_service import Service
 
 StartNode = Callable[..., Service]
@@ -212,3 +215,145 @@ def test_revocation_over_http_reaches_another_node(node: StartNode) -> None:
                 break
             time.sleep(0.05)
     assert refused is not None
+
+
+def test_copy_command_moves_an_embedded_ledger_to_nodes(node: StartNode, postgres_url: str, tmp_path: Path) -> None:
+    """What was served from a folder is served from the database: balances, access keys and the operator token."""
+    key = {"master_key_file": tmp_path / "master.key"}
+    embedded = support_service.start(tmp_path / "embedded", **key)
+    embedded.list_coins(usdt=8)
+    alice = embedded.trader("alice", {"usdt": ("100", "20")})
+    where = ("--data", embedded.folder, "--database", postgres_url)
+    in_use = support_service.run("copy", *where)
+    assert (in_use.returncode, "data_folder_in_use" in in_use.stderr) == (1, True)
+    embedded.stop()
+    done = support_service.run("copy", *where, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert (told["audit"], told["access_keys"], told["open_holds"]) == ("clean", 1, 1)
+    first = node("one")
+    (first.folder / "operator.token").write_text(embedded.token)
+    assert first.client().get("/v1/entries", params={"limit": 1}).json()["seq"] == told["seq"]
+    with SpotClient(alice.accesskey, alice.secretkey, first.public_url) as client:
+        assert str(client.balances()["usdt"].freeze) == "20.00"
+
+
+def test_backup_of_a_file_is_refused_with_a_reason(node: StartNode) -> None:
+    """What is made of a ledger file cannot be made of a database, and the answer says what can."""
+    backup = node("one").client().post("/v1/backups", json={})
+    assert (backup.status_code, backup.json()["code"]) == (422, "invalid_request")
+    assert "pg_basebackup" in backup.json()["detail"]
+
+
+def test_audit_of_the_database_by_command_and_by_call(node: StartNode, postgres_url: str) -> None:
+    """Both read the database beside the node, agree, and tell no password."""
+    first = node("one")
+    first.list_coins(usdt=8)
+    first.trader("alice", {"usdt": ("100", "20")})
+    password = postgres_url.split(":")[2].split("@")[0]
+    done = support_service.run("audit", "--database", postgres_url, "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["verdict"], told["open_holds"]) == (0, "clean", 1)
+    client = first.client()
+    begun = client.post("/v1/audits")
+    assert begun.status_code == 202
+    for _ in range(400):
+        shown = client.get(f"/v1/audits/{begun.json()['audit']}")
+        if shown.json()["state"] == "done":
+            break
+        time.sleep(0.05)
+    report = shown.json()["report"]
+    assert (report["verdict"], report["hash"]) == ("clean", told["hash"])
+    assert password not in done.stdout + done.stderr + shown.text
+
+
+@pytest.fixture
+def cluster() -> Iterator[postgres.Cluster]:
+    """Give a server of this test alone, which it may stop and start."""
+    try:
+        made = postgres.new_cluster()
+    except ServerMissing as problem:
+        skip_or_fail(problem)
+    made.start()
+    yield made
+    made.stop()
+    shutil.rmtree(made.folder, ignore_errors=True)
+
+
+def test_node_whose_database_stops_goes_on_reading_and_finds_it_again(
+    node: StartNode, cluster: postgres.Cluster
+) -> None:
+    """Writes are refused and readyz says so; known keys read on; both work again by themselves once it is back."""
+    first = node("one", database=cluster.url())
+    first.list_coins(usdt=8)
+    alice = first.trader("alice", {"usdt": ("100", "0")})
+    with SpotClient(alice.accesskey, alice.secretkey, first.public_url) as client:
+        client.balances()
+        cluster.stop()
+        refused = first.client().post(
+            "/v1/deposits",
+            json={"customer": "alice", "coin": "usdt", "amount": "1"},
+            headers={"Idempotency-Key": "during"},
+        )
+        assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+        for url in (first.public_url, first.operator_url):
+            assert httpx2.get(f"{url}/readyz").status_code == 503
+        assert httpx2.get(f"{first.public_url}/readyz/reads").status_code == 200
+        assert str(client.balances()["usdt"].available) == "100.00"
+        cluster.start()
+        for _ in range(400):
+            if httpx2.get(f"{first.operator_url}/readyz").status_code == 200:
+                break
+            time.sleep(0.05)
+        body = {"customer": "alice", "coin": "usdt", "amount": "1"}
+        first.write("/v1/deposits", body, "during")
+        assert str(client.balances()["usdt"].available) == "101.00"
+
+
+def test_node_without_trust_lets_in_nobody_while_its_database_is_away(
+    node: StartNode, cluster: postgres.Cluster
+) -> None:
+    """With keys_trust_seconds 0 a known key is refused as unavailable, not as unknown, until the database is back."""
+    first = node("one", database=cluster.url(), keys_trust_seconds=0)
+    first.list_coins(usdt=8)
+    alice = first.trader("alice")
+    with SpotClient(alice.accesskey, alice.secretkey, first.public_url, attempts=1) as client:
+        client.balances()
+        cluster.stop()
+        for _ in range(400):
+            if httpx2.get(f"{first.public_url}/readyz/reads").status_code == 503:
+                break
+            time.sleep(0.05)
+        with pytest.raises(Unavailable):
+            client.balances()
+        cluster.start()
+        for _ in range(400):
+            if httpx2.get(f"{first.public_url}/readyz/reads").status_code == 200:
+                break
+            time.sleep(0.05)
+        client.balances()
+
+
+def test_first_nodes_that_start_together_make_one_ledger_and_one_token(node: StartNode, postgres_url: str) -> None:
+    """Several nodes on an empty database at the same moment: one of them makes it, the others find it made."""
+    with ThreadPoolExecutor(3) as threads:
+        nodes = list(threads.map(node, ("one", "two", "three")))
+    having_token = [each for each in nodes if (each.folder / "operator.token").exists()]
+    assert len(having_token) == 1
+    for each in nodes:
+        if each is not having_token[0]:
+            share_token(having_token[0], each)
+        assert each.client().get("/v1/coins").status_code == 200
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SELECT count(*) FROM operator_tokens").fetchall() == [(1,)]
+
+
+def test_demo_stays_out_of_a_database_that_is_set(postgres_url: str, tmp_path: Path) -> None:
+    """The demo's customers get into its own folder, whatever the environment names."""
+    environ = support_service.environment(SPOTLEDGER_DATABASE=postgres_url)
+    listen = ("--listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0")
+    done = support_service.run("demo", "--once", "--data", tmp_path / "demo", *listen, env=environ)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "demo" / "ledger.db").exists()
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SELECT to_regclass('entry')").fetchall() == [(None,)]

@@ -1,13 +1,16 @@
 """
 Writes to the ledger in a folder without end, and says on standard output what was acknowledged, a line a group.
 
-Started, and killed, by ``test_kill.py``. Run as ``python stream_of_writes.py FOLDER SEED SEGMENT_ENTRIES``.
+Started, and killed, by ``test_kill.py`` and ``test_kill_postgres.py``. Run as ``python stream_of_writes.py FOLDER SEED
+SEGMENT_ENTRIES``, or with the URL of a database as FOLDER. What the store could not do is asked again with its keys.
 """
 
 from __future__ import annotations
 
 import random
 import sys
+import time
+from collections.abc import Sequence
 
 import spotledger
 from spotledger.domain.operations import (
@@ -15,12 +18,14 @@ from spotledger.domain.operations import (
     Freeze,
     HoldKey,
     ListCoin,
+    Operation,
     RegisterCustomer,
     Transfer,
     Unfreeze,
     Withdraw,
 )
-from spotledger.errors import Refused
+from spotledger.errors import Refused, StoreUnavailable
+from spotledger.ledger import Ledger, Outcome
 
 CUSTOMERS = 20
 GROUP_SIZES = (1, 3, 40)
@@ -30,9 +35,10 @@ def main() -> None:
     """Write groups of random operations, each key made of the seed and a counter."""
     folder, seed, segment_entries = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     choose = random.Random(seed)
-    ledger = spotledger.open(folder, segment_entries=segment_entries)
+    options = {} if "://" in folder else {"segment_entries": segment_entries}
+    ledger = spotledger.open(folder, **options)
     setup = [ListCoin("coin", "usdt", 8), *(RegisterCustomer(f"customer-{n}", f"c{n}") for n in range(CUSTOMERS))]
-    ledger.execute(setup)
+    _execute(ledger, setup)
     count = 0
     frozen: list[str] = []
     while True:
@@ -40,10 +46,18 @@ def main() -> None:
         for _ in range(choose.choice(GROUP_SIZES)):
             count += 1
             group.append(_operation(f"{seed}-{count}", choose, frozen))
-        outcomes = ledger.execute(group)
+        outcomes = _execute(ledger, group)
         known = [("refused " if isinstance(o, Refused) else "") + op.key for op, o in zip(group, outcomes, strict=True)]
         sys.stdout.write(",".join(known) + "\n")
         sys.stdout.flush()
+
+
+def _execute(ledger: Ledger, group: Sequence[Operation]) -> list[Outcome]:
+    while True:
+        try:
+            return ledger.execute(group)
+        except StoreUnavailable:
+            time.sleep(0.05)
 
 
 def _operation(key: str, choose: random.Random, frozen: list[str]):  # type: ignore[no-untyped-def]

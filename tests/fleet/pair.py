@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
 
 import psycopg
@@ -20,9 +21,17 @@ ANY_STANDBY = "*"
 class Pair:
     """A primary and its standby; which of the two is which changes on a bad day."""
 
-    def __init__(self, **settings: str) -> None:
-        """Start both; *settings* are PostgreSQL's, and hold for both."""
+    def __init__(self, *, networks: Sequence[str] = (), **settings: str) -> None:
+        """
+        Start both.
+
+        Args:
+            networks: From where else than this machine connections are taken, with the password.
+            settings: PostgreSQL's, for both.
+        """
         self.primary = postgres.new_cluster({**postgres.DURABLE, "wal_keep_size": "256MB", **settings})
+        with (self.primary.data / "pg_hba.conf").open("a") as rules:
+            rules.writelines(f"host all all {network} scram-sha-256\n" for network in networks)
         self.primary.start()
         with psycopg.connect(self.primary.url(), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {LEDGER}")

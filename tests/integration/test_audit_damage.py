@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from spotledger.ops import audit_workers
 from spotledger.ops.audit import KnownHead
 from spotledger.ops.audit_findings import CODES
 from spotledger.storage.key_filter import page_checksum
@@ -22,13 +23,21 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make(tmp_path_factory.mktemp("healthy") / "ledger")
 
 
+@pytest.fixture(autouse=True)
+def _each_segment_is_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an audit that reads ahead cut the ledger wherever it can be cut."""
+    monkeypatch.setattr(audit_workers, "RANGE_ENTRIES", 1)
+
+
 def seen(healthy: Path, tmp_path: Path, *damages: Callable[[Damage], object], **options: Any) -> dict[str, int]:
-    """Do *damages* to a copy, audit it, and return what was found, by code."""
+    """Do *damages* to a copy, audit it, and return what was found, by code: with and without reading ahead the same."""
     folder = copy_of(healthy, tmp_path / "copy")
     with damaging(folder) as damage:
         for do in damages:
             do(damage)
     report = audited(folder, **options)
+    ahead = audited(folder, **options, processes=2)
+    assert {**ahead.as_json(), "seconds": 0} == {**report.as_json(), "seconds": 0}
     assert report.verdict == ("damaged" if report.counts else "clean"), report.unexamined
     assert sum(report.counts.values()) >= len(report.findings) >= bool(report.counts)
     assert {finding.code for finding in report.findings} == set(report.counts) <= set(CODES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from bisect import bisect_right
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from spotledger.domain.journal import Entry
 from spotledger.domain.operations import Deposit, Expire, ListCoin, RegisterCustomer
 from spotledger.errors import StoreUnavailable
 from spotledger.ledger import CUSTOMERS as ALL_CUSTOMERS
-from spotledger.ledger import Receipt
+from spotledger.ledger import Ledger, Receipt
 from support_core import START_MS, Clock, full_disk
 from support_ledger_draws import CUSTOMERS, KINDS, SCALES, Draws
 from support_ledger_model import Model
@@ -35,7 +36,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="ledger-machine-"))
+        self.make_place()
         self.clock = Clock()
         self.model = Model()
         self.draws = Draws(self.model, self.clock)
@@ -45,8 +46,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize(segment=st.sampled_from([1, 3, 8]), seeded=st.sampled_from([True] * 7 + [False]))
     def open(self, segment: int, seeded: bool) -> None:
-        self.options = {"segment_entries": segment, "cache_accounts": 2, "clock_ms": self.clock}
-        self.ledger = spotledger.open(self.folder, **self.options)
+        self.segment = segment
+        self.ledger = self.open_ledger()
         if seeded:
             seeds: list[Any] = [ListCoin(f"list-{coin}", coin, scale) for coin, scale in SCALES.items()]
             seeds += [RegisterCustomer(f"customer-{name}", name) for name in CUSTOMERS]
@@ -58,9 +59,26 @@ class LedgerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "ledger"):
             self.ledger.close()
-            books = support_books.check_books(self.folder)
+            books = self.check_place()
             assert books.head == self.model.seq
             assert {name: tuple(sides) for name, sides in books.balances.items()} == self.model.past[-1]
+        self.remove_place()
+
+    # --- where the ledger is ------------------------------------------------------------------------
+
+    def make_place(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="ledger-machine-"))
+
+    def open_ledger(self) -> Ledger:
+        return spotledger.open(self.folder, segment_entries=self.segment, cache_accounts=2, clock_ms=self.clock)
+
+    def failing(self, data: st.DataObject) -> AbstractContextManager[Any]:
+        return full_disk(self.folder)
+
+    def check_place(self) -> support_books.Books:
+        return support_books.check_books(self.folder)
+
+    def remove_place(self) -> None:
         shutil.rmtree(self.folder)
 
     # --- what is done -------------------------------------------------------------------------------
@@ -137,7 +155,7 @@ class LedgerMachine(RuleBasedStateMachine):
         group, chains = self.draws.group(data, count)
         head = self.ledger.head
         try:
-            with full_disk(self.folder):
+            with self.failing(data):
                 outcomes = self.execute(group, chains)
         except StoreUnavailable:
             assert self.ledger.head == head
@@ -161,7 +179,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.ledger.close()
-        self.ledger = spotledger.open(self.folder, **self.options)
+        self.ledger = self.open_ledger()
 
     # --- what is read -------------------------------------------------------------------------------
 

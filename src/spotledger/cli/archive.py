@@ -1,11 +1,11 @@
-"""The commands that carry a ledger elsewhere and back: backup, restore, export, import."""
+"""The commands that carry a ledger elsewhere and back: backup, restore, copy, export, import."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -29,7 +29,9 @@ from spotledger.cli.options import (
     path_part,
 )
 from spotledger.client.operator import OperatorClient
+from spotledger.errors import DataFolderUnusable
 from spotledger.ops.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over
+from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.ops.exports import FORMATS, export_journal
 from spotledger.ops.imports import KEY_PREFIX, OpeningBalance, read_balances
 from spotledger.ops.restore import MasterKeySource
@@ -144,6 +146,58 @@ def restore(
         show.line("  all access keys are revoked: make new ones with spotledger key create")
     if not found.operator_token:
         show.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
+
+
+# --- copy -------------------------------------------------------------------------------------------
+
+
+@click.command("copy")
+@click.option("--data", metavar="DIR", help="The data folder of the embedded ledger; no server may run in it.")
+@click.option("--database", metavar="URL", help="The empty PostgreSQL database (else SPOTLEDGER_DATABASE).")
+@config_option
+@json_option
+@ending_well
+def copy(data: str | None, database: str | None, config: str | None, as_json: bool) -> None:
+    """
+    Copy the embedded ledger in DIR into an empty PostgreSQL database, and audit both.
+
+    Entries, hashes, access keys and tokens are the same there. A copy that was broken off goes on with the same
+    command; no node starts on half of one. DIR is left as it is: from then on, serve the database and not DIR.
+    """
+    from spotledger.ops.copying import copy_ledger  # the driver is loaded where it is needed
+    from spotledger.ops.database import address_of
+
+    settings = _settings(data, config, database=database)
+    address = address_of(settings)
+    if not (settings.data / LEDGER_FILE).exists():
+        raise DataFolderUnusable(f"There is no ledger in {settings.data}; name its folder with --data.")
+    with claim_folder(settings.data), _bars() as tell:
+        done = copy_ledger(settings.data, address, tell)
+    if as_json:
+        found = done._asdict()
+        del found["head"]
+        show.json_document({**found, "seq": done.head.seq, "hash": done.head.hash.hex(), "audit": "clean"})
+        return
+    show.line(f"{settings.database} has ledger {done.ledger_id}, epoch {done.epoch}, up to entry {done.head.seq}")
+    show.line(f"  hash {done.head.hash.hex()}; both audits are clean and agree")
+    show.line(f"  {done.balances} balances, {done.open_holds} open holds, {done.access_keys} access keys,"
+              f" {done.tokens} operator tokens")  # fmt: skip
+    show.line(f"  serve it with --database, and no more without: what is in {settings.data} stays behind from now on")
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Give what shows several pieces of work on standard error, one after the other, where that is a terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=None)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield tell
 
 
 # --- export and import -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The command that audits a ledger file."""
+"""The command that audits a ledger file, or a ledger in a database."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from spotledger.errors import SpotledgerError
 from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Progress, Report
 from spotledger.ops.audit import audit as audit_file
 from spotledger.ops.embedded import LEDGER_FILE
-from spotledger.ops.settings import load_settings
+from spotledger.ops.settings import Settings, load_settings
 
 EXIT_CODES: Final = {CLEAN: 0, DAMAGED: 1, INCOMPLETE: 3}
 _KNOWN_HEAD: Final = re.compile(r"\A([0-9]{1,18}):([0-9a-fA-F]{64})\Z")
@@ -30,6 +31,9 @@ _KNOWN_HEAD: Final = re.compile(r"\A([0-9]{1,18}):([0-9a-fA-F]{64})\Z")
 @click.command()
 @click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
 @click.option("--file", metavar="FILE", help="A ledger file, such as a backup, instead of a data folder's.")
+@click.option(
+    "--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE), or a standby of it."
+)
 @click.option(
     "--known-head",
     "known_heads",
@@ -43,6 +47,7 @@ _KNOWN_HEAD: Final = re.compile(r"\A([0-9]{1,18}):([0-9a-fA-F]{64})\Z")
 def audit(
     data: str | None,
     file: str | None,
+    database: str | None,
     known_heads: tuple[str, ...],
     limit_seconds: float | None,
     config: str | None,
@@ -51,24 +56,34 @@ def audit(
     """
     Derive everything about money from the journal again, and compare.
 
-    Reads the file only, and may run beside the server. Exits with 0 (clean), 1 (damaged) or 3 (incomplete: something
-    could not be looked at).
+    Reads the file or the database only, and may run beside the servers. Exits with 0 (clean), 1 (damaged) or 3
+    (incomplete: something could not be looked at).
     """
     heads = [_known_head(text) for text in known_heads]
     try:
-        path = Path(file) if file else load_settings({"data": data}, os.environ, config).settings.data / LEDGER_FILE
+        run = _audit_of(file, load_settings({"data": data, "database": database}, os.environ, config).settings)
     except SpotledgerError as error:
         show.error(show.problem_of(error), as_json=as_json)
         raise click.exceptions.Exit(EXIT_CODES[INCOMPLETE]) from None
     gc.disable()  # what an audit makes has no circles, and there is much of it
     with _progress_bar(quiet=as_json) as progress:
-        report = audit_file(path, progress=progress, known_heads=heads, limit_seconds=limit_seconds)
+        report = run(progress=progress, known_heads=heads, limit_seconds=limit_seconds)
     gc.enable()
     if as_json:
         show.json_document(report.as_json())
     else:
         _print(report)
     raise click.exceptions.Exit(EXIT_CODES[report.verdict])
+
+
+def _audit_of(file: str | None, settings: Settings) -> Callable[..., Report]:
+    """Return the audit of *file*, else of the database that is set, else of the ledger in the data folder."""
+    if file is not None or settings.database is None:
+        return partial(audit_file, Path(file) if file else settings.data / LEDGER_FILE)
+    from spotledger.ops.audit_postgres import audit_database  # the driver is loaded where it is needed
+    from spotledger.ops.database import address_of
+
+    return partial(audit_database, address_of(settings))
 
 
 def _known_head(text: str) -> KnownHead:

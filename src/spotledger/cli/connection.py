@@ -22,7 +22,6 @@ import httpx2
 from spotledger.client.operator import OperatorClient
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid
 from spotledger.http.operator import OperatorApp
-from spotledger.ops.database import check_there
 from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.ops.folder import TOKEN_BYTES, TOKEN_FILE, Owner, read_owner, read_token
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
@@ -83,6 +82,8 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Oper
                 yield client
         else:
             if not is_embedded and not may_make:
+                from spotledger.ops.database import check_there  # the driver is loaded where it is needed
+
                 check_there(in_force.settings)
             runtime = stack.enter_context(open_runtime(in_force.settings, os.environ, owner))
             async with _within(runtime) as client:

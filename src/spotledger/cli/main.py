@@ -40,6 +40,7 @@ for _command in (
     audit.audit,
     archive.backup,
     archive.restore,
+    archive.copy,
     archive.export,
     archive.import_,
     service.migrate,

@@ -14,7 +14,6 @@ from spotledger.cli.options import config_option, ending_well, json_option, sett
 from spotledger.http.serve import Listening
 from spotledger.http.serve import serve as run_service
 from spotledger.http.workers import serve_workers
-from spotledger.ops.database import address_of, migrate_database
 from spotledger.ops.folder import TOKEN_FILE
 from spotledger.ops.settings import Settings, load_settings, markdown, plain, shown
 
@@ -67,6 +66,8 @@ def migrate(database: str | None, after: bool, config: str | None, as_json: bool
     Before the first node of a new version: spotledger migrate. After the last node of the old one has stopped:
     spotledger migrate --after. In between, nodes of both versions may run.
     """
+    from spotledger.ops.database import address_of, migrate_database  # the driver is loaded where it is needed
+
     applied = migrate_database(
         address_of(load_settings({"database": database}, os.environ, config).settings), after=after
     )

@@ -160,12 +160,16 @@ class BalanceBodies:
 
     def _refresh(self, body: Body, head_seq: int) -> None:
         # Something happened in the ledger since this body was last seen to be true: perhaps not to this account.
-        coins = self._ledger.coins
         view = self._ledger.account(body.account)
-        if body.changed_seq != view.changed_seq or body.coins is not coins:
-            self._remake(body, view.balances, coins)
+        # In this order: what a thread that follows other nodes changes meanwhile is then seen at the next look, and
+        # every coin that somebody has is among the coins.
+        changed_seq = view.changed_seq
+        balances = view.balances
+        coins = self._ledger.coins
+        if body.changed_seq != changed_seq or body.coins is not coins:
+            self._remake(body, balances, coins)
             body.coins = coins
-            body.changed_seq = view.changed_seq
+            body.changed_seq = changed_seq
         body.checked_seq = head_seq
 
     def _remake(self, body: Body, balances: Mapping[str, Balance], coins: Mapping[str, Coin]) -> None:

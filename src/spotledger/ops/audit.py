@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -16,16 +17,16 @@ from typing import Any, Final, NamedTuple
 from spotledger.ops.audit_findings import Finding, Findings
 from spotledger.ops.audit_journal import JournalPass
 from spotledger.ops.audit_keys import FilterCheck, KeySpool
+from spotledger.ops.audit_ranges import CHUNK_ENTRIES, join
 from spotledger.ops.audit_segments import SegmentTables
 from spotledger.ops.audit_tables import WholeTables
+from spotledger.ops.audit_workers import Ahead, ranges_of
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.sqlite_audit import AuditFile, Facts, Unreadable
 
 CLEAN: Final = "clean"
 DAMAGED: Final = "damaged"
 INCOMPLETE: Final = "incomplete"
-#: Entries that are read in one transaction.
-CHUNK_ENTRIES: Final = 2_000
 #: A paced audit reads so much at once that it rests between.
 PACED_CHUNK_ENTRIES: Final = 250
 
@@ -84,6 +85,7 @@ def audit(
     known_heads: Iterable[KnownHead] = (),
     entries_per_second: int = 0,
     limit_seconds: float | None = None,
+    processes: int = 1,
 ) -> Report:
     """
     Audit the ledger file at *path*.
@@ -97,12 +99,15 @@ def audit(
         known_heads: What was noted of earlier heads.
         entries_per_second: Read no faster than this; 0: as fast as it goes.
         limit_seconds: Stop, incomplete, after this time.
+        processes: How many processes read sealed segments ahead, where there are enough of them; with 1, and with a
+            pace, none but this one does. The report is the same.
 
     Returns:
         The report; no state of the file makes it raise.
     """
     report = Report(str(path))
-    run = _Run(report, progress or (lambda _: None), tuple(known_heads), entries_per_second, limit_seconds)
+    pace = _Pace(entries_per_second, limit_seconds)
+    run = _Run(report, progress or (lambda _: None), tuple(known_heads), pace, 1 if entries_per_second else processes)
     began = time.monotonic()
     try:
         with AuditFile(Path(path)) as file:
@@ -131,14 +136,15 @@ class _Run:
         report: Report,
         progress: Callable[[Progress], None],
         known_heads: tuple[KnownHead, ...],
-        entries_per_second: int,
-        limit_seconds: float | None,
+        pace: _Pace,
+        processes: int,
     ) -> None:
         self.findings = Findings()
         self._report = report
         self._progress = progress
         self._known_heads = {known.seq: known.hash for known in known_heads}
-        self._pace = _Pace(entries_per_second, limit_seconds)
+        self._pace = pace
+        self._processes = processes
 
     def examine(self, file: AuditFile) -> None:
         """Read all there is in *file*."""
@@ -157,19 +163,18 @@ class _Run:
         if segment_entries < 1:
             self.findings.leave_out(f"the entries: a segment has {segment_entries} of them")
             return
-        journal = JournalPass(self.findings, genesis_hash(ledger_id), lambda seq: _body(file, seq))
-        spool = KeySpool()
+        journal = JournalPass(self.findings, genesis_hash(ledger_id), file.body)
         try:
-            key_filter = FilterCheck(file, self.findings, segment_entries, sealed_to // segment_entries)
-            tables = SegmentTables(file, journal, self.findings, spool, key_filter)
-            self._read_journal(file, facts, journal, tables, segment_entries)
-            self._check_head(facts, journal)
-            WholeTables(file, journal, self.findings, segment_entries).compare()
-            self._check_keys(file, journal, spool)
+            with closing(KeySpool()) as spool, self._ahead(facts, segment_entries) as ahead:
+                key_filter = FilterCheck(file, self.findings, segment_entries, sealed_to // segment_entries)
+                tables = SegmentTables(file, journal, self.findings, spool, key_filter)
+                self._read_journal(file, facts.last_seq, journal, tables, segment_entries, ahead)
+                self._check_head(facts, journal)
+                WholeTables(file, journal, self.findings, segment_entries).compare()
+                self._check_keys(journal, spool)
         except OSError as error:
             self.findings.leave_out(f"keys that stand twice: the temporary file failed: {error.strerror}")
         finally:
-            spool.close()
             self._count(journal)
 
     def _note_facts(self, facts: Facts) -> None:
@@ -192,26 +197,51 @@ class _Run:
         if not 0 <= report.sealed_to <= last_sealed or report.sealed_to % max(1, segment_entries):
             add("sealed_to_wrong", None, "ledger", report.sealed_to, f"whole segments, up to entry {last_sealed}")
 
+    def _ahead(self, facts: Facts, segment_entries: int) -> AbstractContextManager[Ahead | None]:
+        """Have the sealed segments read ahead, where that is wanted and there are enough of them."""
+        ranges = ranges_of(min(facts.last_seq, self._report.sealed_to), segment_entries)
+        processes = min(self._processes, len(ranges))
+        if processes > 1:
+            with suppress(OSError):  # without them it takes longer
+                return closing(Ahead(Path(self._report.path), processes, ranges, segment_entries))
+        return nullcontext()
+
     def _read_journal(
-        self, file: AuditFile, facts: Facts, journal: JournalPass, tables: SegmentTables, segment_entries: int
+        self,
+        file: AuditFile,
+        last_seq: int,
+        journal: JournalPass,
+        tables: SegmentTables,
+        segment_entries: int,
+        ahead: Ahead | None,
     ) -> None:
-        last_seq = facts.last_seq
-        sealed = True
         while journal.seq < last_seq:
-            segment = journal.seq // segment_entries
-            first = segment * segment_entries + 1
-            border = first + segment_entries - 1
-            last = min(journal.seq + self._pace.chunk, border, last_seq)
-            rows = file.entries(journal.seq + 1, last)
-            self._check_known_heads(rows)
-            journal.take(rows, last)
-            sealed = sealed and (last < border or file.position().sealed_to >= border)
-            if sealed and last == border:
-                tables.compare(segment, first, border)
-                journal.forget_collected()
+            if ahead is None or not ahead.begins_after(journal.seq) or not self._join(file, journal, tables, ahead):
+                border = journal.seq - journal.seq % segment_entries + segment_entries
+                last = min(journal.seq + self._pace.chunk, border, last_seq)
+                rows = file.entries(journal.seq + 1, last)
+                self._check_known_heads(rows)
+                journal.remembers = border > self._report.sealed_to
+                journal.take(rows, last)
+                if last == border:
+                    tables.compare_if_sealed(border)
             self._report.audited_to = journal.seq
             self._progress(Progress(journal.seq, last_seq))
             self._pace.rest(journal.seq)
+
+    def _join(self, file: AuditFile, journal: JournalPass, tables: SegmentTables, ahead: Ahead) -> bool:
+        """Go on with the range that was read ahead, if it is sound and fits; say whether it did."""
+        for found in ahead.next_range():
+            if found is None:
+                self._pace.rest(journal.seq)
+                continue
+            read, descriptor = found
+            if join(journal, read):
+                tables.spool.adopt(descriptor, read.key_runs)
+                for seq in [seq for seq in self._known_heads if read.first <= seq <= read.last]:
+                    self._check_known_heads(file.entries(seq, seq))
+                return True
+        return False
 
     def _check_known_heads(self, rows: list[tuple[int, bytes, bytes]]) -> None:
         if self._known_heads:
@@ -235,7 +265,7 @@ class _Run:
             expected = f"{journal.link.hex()}, booked {journal.booked_ms}"
             self.findings.add("head_differs", journal.seq, "head", found, expected)
 
-    def _check_keys(self, file: AuditFile, journal: JournalPass, spool: KeySpool) -> None:
+    def _check_keys(self, journal: JournalPass, spool: KeySpool) -> None:
         """Look for keys that stand in two segments; those within one were found on the way."""
         spool.put(sorted(journal.keys))
         for digest in spool.repeated():
@@ -266,8 +296,3 @@ class _Pace:
             raise Unreadable(f"the entries after {done} could not be read within {self._limit:g} seconds")
         if self._rate:
             time.sleep(max(0.0, done / self._rate - elapsed))
-
-
-def _body(file: AuditFile, seq: int) -> bytes | None:
-    rows = file.entries(seq, seq)
-    return rows[0][1] if rows else None

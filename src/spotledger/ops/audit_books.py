@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from spotledger.domain.accounts import ACCOUNT_IDS, DUST, EXTERNAL, FEES, RECEIVABLE
+from spotledger.domain.accounts import ACCOUNT_IDS, DUST, EXTERNAL, FEES, HOUSE_KIND, RECEIVABLE
 from spotledger.ops.audit_entries import EntryRead
 from spotledger.ops.audit_findings import Findings
 
@@ -22,14 +22,18 @@ _HOUSE: Final = frozenset({tuple(EXTERNAL), tuple(FEES), tuple(DUST)})
 class Line:
     """What one account has of one coin after the entry ``seq``, the last that touched it."""
 
-    __slots__ = ("available", "freeze", "may_be_negative", "name", "rows", "seq")
+    __slots__ = ("account", "available", "coin", "freeze", "may_be_negative", "name", "places", "rows", "seq")
 
     def __init__(self, name: Name) -> None:
         self.name = name
+        self.account, self.coin = name
         self.available = self.freeze = self.seq = 0
         customer, kind = name[0]
         self.may_be_negative = kind == "house" and (customer == EXTERNAL.customer or customer.startswith(RECEIVABLE))
-        #: ``seq``, available, freeze, over and over: as it was before the entries that are collected, then after each.
+        #: The places of the entries that are collected, from the first of them on.
+        self.places: list[int] | None = None
+        #: ``seq``, available, freeze, over and over: as it was before the entries that are collected, then after each;
+        #: only while what stood is remembered.
         self.rows: list[int] | None = None
 
 
@@ -52,6 +56,10 @@ class BooksRead:
         """Start with nothing; faults go to *findings*."""
         self._note = findings.add
         self.seq = 0
+        #: Whether what stood after each entry is remembered, for tables that stand for an earlier one; not needed of
+        #: segments that are surely compared.
+        self.remembers = True
+        self._first_seq = 1
         self.lines: dict[Name, Line] = {}
         self.holds: dict[int, OpenHold] = {}
         self.coins: dict[str, tuple[int, int]] = {}
@@ -67,65 +75,45 @@ class BooksRead:
     def forget_collected(self) -> None:
         """Forget what was collected of the entries: their tables are compared."""
         for line in self.touched:
-            line.rows = None
+            line.places = line.rows = None
         self.touched.clear()
         self.opened.clear()
         self.closed.clear()
         self.uses.clear()
+        self._first_seq = self.seq + 1
 
-    def post_one_line(self, entry: EntryRead, check: Callable[[EntryRead, Any], str | None]) -> bool:
-        """
-        Take an entry that moves between the two sides of one line, if all of it is as it should be.
-
-        More than half of all entries open a hold or free one; this says the same of them as :meth:`post` in less time.
-        """
-        if len(entry.postings) != 2:
-            return False
-        seq = self.seq
-        hold: OpenHold | None = None
-        ((hold_id, remaining),) = entry.holds
-        ((account, coin, available, freeze),) = entry.balances
-        if entry.kind == "freeze":
-            line = self.lines.get((account, coin))
-            units = entry.postings[1][3]
-            sound = line is not None and hold_id == seq and remaining == units and units > 0 and seq not in self.holds
-        elif entry.kind == "unfreeze":
-            hold = self.holds.get(hold_id)
-            if hold is None:
-                return False
-            line, units = hold.line, entry.postings[0][3]
-            sound = units < 0 and remaining == hold.remaining + units >= 0 and line.name == (account, coin)
-            sound = sound and entry.postings[0][0] == account and entry.postings[0][4] == hold_id
-        else:
-            return False
-        if (
-            not sound
-            or line is None
-            or available != line.available - units
-            or freeze != line.freeze + units
-            or available < 0
-            or freeze < 0
-            or entry.postings[0][0] != account
-            or entry.postings[0][1] != coin
-            or check(entry, self) is not None
-        ):
-            return False
-        line.available, line.freeze = available, freeze
-        if line.rows is None:
-            line.rows = [line.seq, available + units, freeze - units]
+    def touch(self, line: Line) -> None:
+        """Collect that the entry that is being read touches *line*, before it changes what the line has."""
+        place = self.seq - self._first_seq
+        if line.places is None:
+            line.places = [place]
             self.touched.append(line)
-        line.seq = seq
-        line.rows += (seq, available, freeze)
-        if hold is None:
-            self._open(entry, line, units)
         else:
-            self._use(hold_id, hold, units)
-            if not remaining:
-                self._close(hold_id, hold)
-            self.uses[hold_id].append((seq, remaining))
-        return True
+            line.places.append(place)
+        if self.remembers and line.rows is None:
+            line.rows = [line.seq, line.available, line.freeze]
+        line.seq = self.seq
 
-    def _open(self, entry: EntryRead, line: Line, units: int) -> OpenHold:
+    def take_over(self, entry: EntryRead, lines: tuple[Line, ...]) -> None:
+        """Take over the balances after *entry*, which were found to be right, into the *lines* that they are of."""
+        seq = self.seq
+        if self.remembers:
+            for line, (_, _, available, freeze) in zip(lines, entry.balances, strict=True):
+                self.touch(line)
+                line.available, line.freeze = available, freeze
+                line.rows += (seq, available, freeze)  # type: ignore[operator]
+            return
+        place = seq - self._first_seq
+        for line, (_, _, available, freeze) in zip(lines, entry.balances, strict=True):
+            if line.places is None:
+                line.places = [place]
+                self.touched.append(line)
+            else:
+                line.places.append(place)
+            line.available, line.freeze, line.seq = available, freeze, seq
+
+    def open_hold(self, entry: EntryRead, line: Line, units: int) -> OpenHold:
+        """Open the hold of a freeze."""
         seq, request = self.seq, entry.request
         hold = self.holds[seq] = OpenHold(line, units)
         (customer, kind), coin = line.name
@@ -134,17 +122,25 @@ class BooksRead:
         )  # fmt: skip
         return hold
 
-    def _use(self, hold_id: int, hold: OpenHold, units: int) -> None:
-        if hold_id not in self.uses:
-            self.uses[hold_id] = [(0, hold.remaining)]
-        hold.remaining += units
+    def use_hold(self, hold_id: int, hold: OpenHold, remaining: int) -> None:
+        """Let *remaining* units remain of a hold, and close it where they are none."""
+        self._remember_use(hold_id, hold)
+        hold.remaining = remaining
+        self._close_if_used_up(hold_id, hold)
 
-    def _close(self, hold_id: int, hold: OpenHold) -> None:
-        self.holds.pop(hold_id, None)
-        if hold_id in self.opened:
-            self.closed[hold_id] = self.seq
-        elif hold.row_closed_seq != self.seq:
-            self.closed_otherwise[hold_id] = self.seq
+    def _remember_use(self, hold_id: int, hold: OpenHold) -> None:
+        if self.remembers and hold_id not in self.uses:
+            self.uses[hold_id] = [(0, hold.remaining)]
+
+    def _close_if_used_up(self, hold_id: int, hold: OpenHold) -> None:
+        if hold_id in self.uses:
+            self.uses[hold_id].append((self.seq, hold.remaining))
+        if hold.remaining <= 0 and hold_id in self.holds:
+            del self.holds[hold_id]
+            if hold_id in self.opened:
+                self.closed[hold_id] = self.seq
+            elif hold.row_closed_seq != self.seq:
+                self.closed_otherwise[hold_id] = self.seq
 
     def post(self, entry: EntryRead) -> None:
         """Take the postings of an entry, and compare the balances and holds after it with where they lead."""
@@ -156,10 +152,7 @@ class BooksRead:
             name = (account, coin)
             line = lines.get(name) or self._new_line(name)
             if line.seq != seq:
-                if line.rows is None:
-                    line.rows = [line.seq, line.available, line.freeze]
-                    self.touched.append(line)
-                line.seq = seq
+                self.touch(line)
                 touched.append(line)
             if hold_id is None and side == "available":
                 line.available += units
@@ -172,17 +165,27 @@ class BooksRead:
         if used or entry.holds:
             self._close_holds(entry, used)
 
+    def bring_up(self, entry: EntryRead) -> bool:
+        """Learn what has to be known before *entry* is posted, where something has; say whether anything was learnt."""
+        new = False
+        for account, coin, *_ in entry.lines():
+            if (account, coin) not in self.lines:
+                self._new_line((account, coin))
+                new = True
+        return new
+
+    def owed(self, receivable: str, coin: str) -> int:
+        """Return what stands on a customer's *receivable* after the entry: 0 or less."""
+        line = self.lines.get(((receivable, HOUSE_KIND), coin))
+        return 0 if line is None else line.available
+
     def _new_line(self, name: Name) -> Line:
         line = self.lines[name] = Line(name)
         account, coin = name
         customer, kind = account
         if coin not in self.coins:
             self._note("coin_unknown", self.seq, f"{customer} {coin}", coin, "a coin that was listed before")
-        if kind == "house":
-            known = account in _HOUSE or customer.removeprefix(f"{RECEIVABLE}:") in self.customers
-        else:
-            known = kind in ACCOUNT_IDS and customer in self.customers
-        if not known:
+        if not has_owner(account, self.customers.__contains__):
             self._note("customer_unknown", self.seq, f"{customer} {kind}", customer, "one who was registered before")
         return line
 
@@ -209,7 +212,7 @@ class BooksRead:
                 self._note(
                     "hold_misused", seq, f"hold {hold_id}", f"{entry.kind} of {units}", "opened once, by a freeze"
                 )
-            hold = self._open(entry, line, units)
+            hold = self.open_hold(entry, line, units)
         elif hold is None:
             self._note("hold_unknown", seq, f"hold {hold_id}", "used", "a hold that is open")
             return
@@ -218,7 +221,8 @@ class BooksRead:
                 self._note(
                     "hold_misused", seq, f"hold {hold_id}", f"{units} of {line.name}", f"taken from {hold.line.name}"
                 )
-            self._use(hold_id, hold, units)
+            self._remember_use(hold_id, hold)
+            hold.remaining += units
             if hold.remaining < 0:
                 self._note("hold_overdrawn", seq, f"hold {hold_id}", units, f"at most {hold.remaining - units}")
         used.append((hold_id, hold))
@@ -236,7 +240,8 @@ class BooksRead:
                     or (available < 0 and not line.may_be_negative)
                 ):
                     break
-                line.rows += (seq, available, freeze)  # type: ignore[operator]
+                if line.rows is not None:
+                    line.rows += (seq, available, freeze)
             else:
                 return
         self._name_balances(entry, touched)
@@ -258,8 +263,8 @@ class BooksRead:
                 line.available, line.freeze = available, freeze
             if freeze < 0 or (available < 0 and not line.may_be_negative):
                 self._note("below_zero", seq, _where(line), found, "0 or more")
-            rows = line.rows or []
-            if rows[-3] != seq:
+            rows = line.rows
+            if rows is not None and rows[-3] != seq:
                 rows += (seq, available, freeze)
 
     def _close_holds(self, entry: EntryRead, used: list[tuple[int, OpenHold]]) -> None:
@@ -272,10 +277,15 @@ class BooksRead:
             for hold_id, hold in used:
                 hold.remaining = said.get(hold_id, hold.remaining)
         for hold_id, hold in used:
-            if hold_id in self.uses:
-                self.uses[hold_id].append((seq, hold.remaining))
-            if hold.remaining <= 0 and hold_id in self.holds:
-                self._close(hold_id, hold)
+            self._close_if_used_up(hold_id, hold)
+
+
+def has_owner(account: tuple[str, str], registered: Callable[[str], bool]) -> bool:
+    """Say whether there can be an *account* like this, with the customers that are *registered*."""
+    customer, kind = account
+    if kind == HOUSE_KIND:
+        return account in _HOUSE or registered(customer.removeprefix(f"{RECEIVABLE}:"))
+    return kind in ACCOUNT_IDS and registered(customer)
 
 
 def _where(line: Line) -> str:

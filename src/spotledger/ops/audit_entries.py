@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
+
+AVAILABLE: Final = "available"
+FREEZE: Final = "freeze"
 
 AccountRead = tuple[str, str]
 PostingRead = tuple[AccountRead, str, str, int, int | None]
@@ -72,6 +75,23 @@ class EntryRead(msgspec.Struct, gc=False):
     holds: tuple[tuple[int, int], ...] = ()
     refusal: dict[str, Any] | None = None
 
+    def lines(self) -> tuple[PostingRead, ...]:
+        """Return the postings with account and coin of each."""
+        return self.postings
+
 
 #: Not strict: the units stand in the journal as decimal text.
 decode = msgspec.json.Decoder(EntryRead, strict=False).decode
+
+
+def decoded(body: bytes) -> EntryRead | None:
+    """Return the entry that *body* is, or None where it is none."""
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+def named(name: HoldNameRead, hold_id: int | None) -> bool:
+    """Say whether *name* can name the hold; by its key it can be any."""
+    return isinstance(name, dict) or name == str(hold_id)

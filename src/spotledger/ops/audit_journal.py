@@ -20,11 +20,13 @@ import msgspec
 from spotledger.domain.amounts import MAX_SCALE
 from spotledger.errors import Kept
 from spotledger.ops.audit_books import BooksRead
-from spotledger.ops.audit_entries import EntryRead, decode
+from spotledger.ops.audit_entries import EntryRead, decode, decoded
 from spotledger.ops.audit_findings import Findings
+from spotledger.ops.audit_quick import QUICK
 from spotledger.ops.audit_requests import CHECKS
 
 _DIGEST_BYTES: Final = 16
+_KEY_LENGTH: Final = 64
 _WITHOUT_POSTINGS: Final = frozenset({"list_coin", "register_customer"})
 
 
@@ -59,6 +61,61 @@ class JournalPass(BooksRead):
 
     def take(self, rows: list[tuple[int, bytes, bytes]], last: int) -> None:
         """Take the entries in *rows*, which are all that there are up to *last*, in order."""
+        entries = self._sound(rows, last)
+        if entries is None:
+            self._take_each(rows, last)
+            return
+        for entry in entries:
+            self.seq += 1
+            self._book(entry)
+
+    def _sound(self, rows: list[tuple[int, bytes, bytes]], last: int) -> list[EntryRead] | None:
+        """
+        Return the entries in *rows* where none is missing, and their chain, times and keys are as they should be.
+
+        All of them are compared as wholes; None where anything differs.
+        """
+        first = self.seq + 1
+        if self.link is None or len(rows) != last - self.seq or not rows or rows[-1][0] != last:
+            return None
+        seqs, bodies, hashes = zip(*rows, strict=True)
+        links = (self.link, *hashes[:-1])
+        if [sha256(link + body).digest() for link, body in zip(links, bodies, strict=True)] != list(hashes):
+            return None
+        try:
+            entries = [decode(body) for body in bodies]
+        except (msgspec.DecodeError, RecursionError):
+            return None
+        times = [entry.booked_ms for entry in entries]
+        if (
+            seqs != tuple(range(first, last + 1))
+            or seqs != tuple([entry.seq for entry in entries])
+            or times != sorted(times)
+            or times[0] < self.booked_ms
+            or any(entry.request.op != entry.kind for entry in entries)
+            or not self._take_keys(entries, seqs)
+        ):
+            return None
+        self.booked_ms, self.link = times[-1], hashes[-1]
+        return entries
+
+    def _take_keys(self, entries: list[EntryRead], seqs: tuple[int, ...]) -> bool:
+        """Take the keys of all *entries*, if each is well-formed and new to the segment; else none of them."""
+        keys = [entry.key for entry in entries]
+        together = "".join(keys)
+        if not together.isascii() or not together.isprintable() or len(max(keys, key=len)) > _KEY_LENGTH or "" in keys:
+            return False
+        if " " in together and any((" " in entry.key) != (entry.kind == "expire") for entry in entries):
+            return False
+        digests = [blake2b(key, digest_size=_DIGEST_BYTES).digest() for key in map(str.encode, keys)]
+        new = dict(zip(digests, seqs, strict=True))
+        if len(new) < len(keys) or not self.keys.keys().isdisjoint(digests):
+            return False
+        self.keys.update(new)
+        return True
+
+    def _take_each(self, rows: list[tuple[int, bytes, bytes]], last: int) -> None:
+        """Take the entries in *rows* one by one, and name what is wrong."""
         seq, link = self.seq, self.link
         for row_seq, body, kept_hash in rows:
             seq += 1
@@ -95,25 +152,39 @@ class JournalPass(BooksRead):
         if digest in self.keys:
             self._note("key_repeated", seq, "key", key, f"a key that entry {self.keys[digest]} has not")
         self.keys[digest] = seq
-        if (" " in key) != (kind == "expire") or not (0 < len(key) <= 64 and key.isascii() and key.isprintable()):
+        if (" " in key) != (kind == "expire") or not (
+            0 < len(key) <= _KEY_LENGTH and key.isascii() and key.isprintable()
+        ):
             self._note("key_malformed", seq, "key", key, "1 to 64 printable ASCII characters without blanks")
         if entry.request.op != kind:
             self._note("request_differs", seq, "request", entry.request.op, kind)
+        self._book(entry)
+
+    def _book(self, entry: EntryRead) -> None:
+        """Take what an entry says of money, coins and customers."""
         if entry.refusal is not None:
             self._refusal(entry, entry.refusal)
         elif entry.postings:
             self.postings += len(entry.postings)
-            check = CHECKS.get(kind)
-            if check is None:
-                self._note("kind_unknown", seq, "kind", kind, f"one of {', '.join(CHECKS)}")
-            elif len(entry.holds) == len(entry.balances) == 1 and self.post_one_line(entry, check):
-                return
-            self.post(entry)
-            if check is not None and (expected := check(entry, self)) is not None:
-                code = "reversal_wrong" if kind == "reverse" else "request_differs"
-                self._note(code, seq, "postings", str(entry.postings), expected)
+            quick = QUICK.get(entry.kind)
+            if quick is not None:
+                lines = quick(self, entry) or (self.bring_up(entry) and quick(self, entry))
+                if lines:
+                    self.take_over(entry, lines)
+                    return
+            self._post(entry)
         else:
             self._without_postings(entry)
+
+    def _post(self, entry: EntryRead) -> None:
+        check = CHECKS.get(entry.kind)
+        if check is None:
+            self._note("kind_unknown", self.seq, "kind", entry.kind, f"one of {', '.join(CHECKS)}")
+        self.bring_up(entry)
+        self.post(entry)
+        if check is not None and (expected := check(entry, self)) is not None:
+            code = "reversal_wrong" if entry.kind == "reverse" else "request_differs"
+            self._note(code, self.seq, "postings", str(entry.postings), expected)
 
     # --- entries without ----------------------------------------------------------------------------------
 
@@ -163,10 +234,7 @@ class JournalPass(BooksRead):
     def earlier(self, seq: int) -> EntryRead | None:
         """Return an entry before the one that is being read, or None where it cannot be read."""
         body = self._entry_at(seq) if 0 < seq < self.seq else None
-        try:
-            return None if body is None else decode(body)
-        except msgspec.DecodeError:
-            return None
+        return None if body is None else decoded(body)
 
     def reverse(self, seq: int) -> None:
         """Remember that the entry that is being read reverses the entry *seq*."""

@@ -12,7 +12,7 @@ import tempfile
 from array import array
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from spotledger.ops.audit_findings import Findings
@@ -27,28 +27,56 @@ _TWO_BITS: Final = [1 << (number & 63) | 1 << (number >> 6) for number in range(
 class KeySpool:
     """The digests of all keys, put aside until the end."""
 
-    def __init__(self) -> None:
-        """Make the temporary file; raises OSError where that cannot be done."""
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close
+    def __init__(self, descriptor: int | None = None) -> None:
+        """
+        Make the temporary file, or go on writing to that of *descriptor*, an open file that is somebody else's.
+
+        Raises:
+            OSError: The file could not be made.
+        """
+        self._file = None
+        if descriptor is None:
+            self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close
+            descriptor = self._file.fileno()
+        self.descriptor = descriptor
         self._size = 0
-        self._runs: list[tuple[int, list[int]]] = []
+        #: Of each sorted run of digests: the file that it is in, where it begins there, and its cuts by first byte.
+        self._runs: list[tuple[int, int, list[int]]] = []
 
     def put(self, digests: Sequence[bytes]) -> None:
         """Put aside sorted *digests*; raises OSError where the disk is full."""
         data = b"".join(digests)
         view = memoryview(data)
         while view:
-            view = view[os.pwrite(self._file.fileno(), view, self._size + len(data) - len(view)) :]
+            view = view[os.pwrite(self.descriptor, view, self._size + len(data) - len(view)) :]
         cuts = [0, *(bisect_left(digests, border) * _DIGEST_BYTES for border in _BORDERS), len(data)]
-        self._runs.append((self._size, cuts))
+        self._runs.append((self.descriptor, self._size, cuts))
         self._size += len(data)
+
+    def run_count(self) -> int:
+        """Return how many sorted runs there are."""
+        return len(self._runs)
+
+    def runs_from(self, count: int) -> list[tuple[int, list[int]]]:
+        """Return the runs after the first *count*: where each begins, and its cuts."""
+        return [(start, cuts) for _, start, cuts in self._runs[count:]]
+
+    def forget_from(self, count: int) -> None:
+        """Forget the runs after the first *count*; their place in the file is used again."""
+        if count < len(self._runs):
+            self._size = self._runs[count][1]
+            del self._runs[count:]
+
+    def adopt(self, descriptor: int, runs: Iterable[tuple[int, list[int]]]) -> None:
+        """Count the *runs* that another spool has put into the file of *descriptor* among these."""
+        self._runs += [(descriptor, start, cuts) for start, cuts in runs]
 
     def repeated(self) -> Iterator[bytes]:
         """Give each digest that was put aside more than once."""
         for first in range(256):
             part = b"".join(
-                os.pread(self._file.fileno(), cuts[first + 1] - cuts[first], start + cuts[first])
-                for start, cuts in self._runs
+                os.pread(descriptor, cuts[first + 1] - cuts[first], start + cuts[first])
+                for descriptor, start, cuts in self._runs
             )
             heads = array("Q", part)[::2]
             if len(set(heads)) < len(heads):
@@ -56,8 +84,9 @@ class KeySpool:
                 yield from (digest for digest, count in Counter(digests).items() if count > 1)
 
     def close(self) -> None:
-        """Throw the file away."""
-        self._file.close()
+        """Throw the file away, if it is its own."""
+        if self._file is not None:
+            self._file.close()
 
 
 class FilterCheck:
@@ -75,7 +104,7 @@ class FilterCheck:
         """
         self._file = file
         self._note = findings.add
-        self._segment_entries = segment_entries
+        self.segment_entries = segment_entries
         self._words: array[int] | None = None
         self._number = -1
         self._covered: dict[int, int] = {}
@@ -99,8 +128,8 @@ class FilterCheck:
         if segment > self._covered.get(number, -1):
             return
         if number != self._number:
-            self._number = number
             self._words = self._read(number)
+            self._number = number
         words = self._words
         if words is None:
             return
@@ -117,7 +146,7 @@ class FilterCheck:
     def _read(self, number: int) -> array[int] | None:
         """Return the words of a level, or None where a page is damaged."""
         words = array("Q")
-        _, _, count = level_extent(number, self._segment_entries)
+        _, _, count = level_extent(number, self.segment_entries)
         pages = -(-count // PAGE_WORDS)
         expected = 0
         sound = True

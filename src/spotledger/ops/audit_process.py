@@ -17,30 +17,49 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from spotledger.ops.audit import INCOMPLETE, Progress, Report, audit
 from spotledger.ops.settings import VARIABLE_PREFIX
 
 #: How much nicer than the service the process is.
 NICENESS: Final = 10
+#: How the child is told the address of a database.
+ADDRESS_VARIABLE: Final = f"{VARIABLE_PREFIX}AUDIT_ADDRESS"
 PROGRESS_SECONDS: Final = 0.5
 _LINE_LIMIT_BYTES: Final = 4 * 1024 * 1024
 
 
-async def audit_in_process(path: Path, entries_per_second: int, progress: Callable[[Progress], None]) -> dict[str, Any]:
+class DatabaseAddress(NamedTuple):
+    """Where a database is: as it is shown, and as the driver takes it, perhaps with a password."""
+
+    shown: str
+    secret: str
+
+    def __str__(self) -> str:
+        return self.shown
+
+    def __repr__(self) -> str:
+        return f"DatabaseAddress({self.shown!r})"
+
+
+async def audit_in_process(
+    path: Path | DatabaseAddress, entries_per_second: int, progress: Callable[[Progress], None]
+) -> dict[str, Any]:
     """
-    Audit the ledger file at *path* in a process of its own and return the report as JSON has it.
+    Audit the ledger at *path* in a process of its own and return the report as JSON has it.
 
     Args:
-        path: The ledger file.
-        entries_per_second: Read no faster than this; 0: as fast as it goes.
+        path: The ledger file, or the address of the database.
+        entries_per_second: Read no faster than this; 0: as fast as it goes. A database is always read so.
         progress: Called some times a second.
 
     Cancelled, it ends the process.
     """
     # The child needs none of our secrets.
     environ = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE_PREFIX)}
+    if isinstance(path, DatabaseAddress):
+        environ[ADDRESS_VARIABLE] = path.secret  # a command line can be seen by all of the machine
     command = (sys.executable, "-m", __name__, str(path), str(entries_per_second))
     try:
         child = await asyncio.create_subprocess_exec(
@@ -67,7 +86,7 @@ async def audit_in_process(path: Path, entries_per_second: int, progress: Callab
     return report or _not_done(path, f"the audit's process ended early, with {code}")
 
 
-def _not_done(path: Path, why: str) -> dict[str, Any]:
+def _not_done(path: Path | DatabaseAddress, why: str) -> dict[str, Any]:
     return Report(str(path), INCOMPLETE, unexamined=[why]).as_json()
 
 
@@ -96,9 +115,18 @@ def main(path: str, entries_per_second: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the service is told, and ends us
     _step_back(for_all=entries_per_second != "0")
     with suppress(BrokenPipeError):
-        _say({"report": audit(path, progress=_Lines(), entries_per_second=int(entries_per_second)).as_json()})
+        _say({"report": _report(path, int(entries_per_second)).as_json()})
         return
     os._exit(1)  # the service is gone; nothing is left to be flushed
+
+
+def _report(path: str, entries_per_second: int) -> Report:
+    address = os.environ.pop(ADDRESS_VARIABLE, None)
+    if address is None:
+        return audit(path, progress=_Lines(), entries_per_second=entries_per_second)
+    from spotledger.ops.audit_postgres import audit_database  # the driver is loaded where it is needed
+
+    return audit_database(address, progress=_Lines())
 
 
 def _step_back(*, for_all: bool) -> None:

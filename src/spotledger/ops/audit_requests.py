@@ -12,39 +12,25 @@ from typing import Final, Protocol
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, HOUSE_KIND, RECEIVABLE
 from spotledger.domain.operations import REST
 from spotledger.domain.reversal import REVERSIBLE
-from spotledger.ops.audit_entries import AccountRead, EntryRead, HoldNameRead, PostingRead, SideRead
+from spotledger.ops.audit_entries import AVAILABLE, FREEZE, AccountRead, EntryRead, PostingRead, SideRead, named
 
 _EXTERNAL: Final[AccountRead] = (EXTERNAL.customer, EXTERNAL.kind)
 _FEES: Final[AccountRead] = (FEES.customer, FEES.kind)
 _DUST: Final[AccountRead] = (DUST.customer, DUST.kind)
-_AVAILABLE: Final = "available"
-_FREEZE: Final = "freeze"
 _FORM: Final = "what its request, which is malformed, asks for"
-
-
-class Standing(Protocol):
-    """What one account has of one coin after the entry."""
-
-    available: int
 
 
 class Books(Protocol):
     """What the checks ask of the pass."""
 
-    @property
-    def lines(self) -> Mapping[tuple[AccountRead, str], Standing]:
-        """The lines of all accounts and coins."""
+    def owed(self, receivable: str, coin: str) -> int:
+        """Return what stands on a customer's *receivable* after the entry."""
 
     def earlier(self, seq: int) -> EntryRead | None:
         """Return an entry before the one that is being read."""
 
     def reverse(self, seq: int) -> None:
         """Remember that the entry that is being read reverses the entry *seq*."""
-
-
-def _names(name: HoldNameRead, hold_id: int | None) -> bool:
-    """Say whether *name* can name the hold; by its key it can be any."""
-    return isinstance(name, dict) or name == str(hold_id)
 
 
 def _differing(postings: tuple[PostingRead, ...], expected: tuple[PostingRead, ...]) -> str | None:
@@ -58,8 +44,8 @@ def _freeze(entry: EntryRead, books: Books) -> str | None:
         return _FORM
     account = (request.customer, request.account)
     expected: tuple[PostingRead, ...] = (
-        (account, coin, _AVAILABLE, -units, None),
-        (account, coin, _FREEZE, units, entry.seq),
+        (account, coin, AVAILABLE, -units, None),
+        (account, coin, FREEZE, units, entry.seq),
     )
     return None if entry.postings == expected else str(expected)
 
@@ -68,7 +54,7 @@ def _from_hold(entry: EntryRead, target: AccountRead | None) -> str | None:
     """Check what goes from a hold to *target*, or back to where it came from; all that remains where no units are."""
     request = entry.request
     account, coin, side, units, hold_id = entry.postings[0]
-    if side != _FREEZE or not _names(request.hold, hold_id) or request.coin not in (coin, None):
+    if side != FREEZE or not named(request.hold, hold_id) or request.coin not in (coin, None):
         return f"a posting from hold {request.hold}"
     if request.units is None:
         if entry.holds != ((hold_id, 0),):
@@ -76,8 +62,8 @@ def _from_hold(entry: EntryRead, target: AccountRead | None) -> str | None:
     elif units != -request.units:
         return f"{request.units} units of hold {hold_id}"
     expected: tuple[PostingRead, ...] = (
-        (account, coin, _FREEZE, units, hold_id),
-        (target or account, coin, _AVAILABLE, -units, None),
+        (account, coin, FREEZE, units, hold_id),
+        (target or account, coin, AVAILABLE, -units, None),
     )
     return None if entry.postings == expected else str(expected)
 
@@ -94,7 +80,7 @@ def _withdraw(entry: EntryRead, books: Books) -> str | None:
     if coin is None or units is None or request.customer is None or request.account is None:
         return _FORM
     account = (request.customer, request.account)
-    expected = ((account, coin, _AVAILABLE, -units, None), (_EXTERNAL, coin, _AVAILABLE, units, None))
+    expected = ((account, coin, AVAILABLE, -units, None), (_EXTERNAL, coin, AVAILABLE, units, None))
     return _differing(entry.postings, expected)
 
 
@@ -106,15 +92,12 @@ def _deposit(entry: EntryRead, books: Books) -> str | None:
         return _FORM
     account = (request.customer, request.account)
     receivable = (f"{RECEIVABLE}:{request.customer}", HOUSE_KIND)
-    repaid = 0
-    owed = books.lines.get((receivable, coin))
-    if owed is not None:
-        posted = sum(posting[3] for posting in entry.postings if posting[0] == receivable)
-        repaid = min(units, posted - owed.available)
+    posted = sum(posting[3] for posting in entry.postings if posting[0] == receivable)
+    repaid = min(units, posted - books.owed(receivable[0], coin))
     lines: tuple[PostingRead, ...] = (
-        (_EXTERNAL, coin, _AVAILABLE, -units, None),
-        (receivable, coin, _AVAILABLE, repaid, None),
-        (account, coin, _AVAILABLE, units - repaid, None),
+        (_EXTERNAL, coin, AVAILABLE, -units, None),
+        (receivable, coin, AVAILABLE, repaid, None),
+        (account, coin, AVAILABLE, units - repaid, None),
     )
     return _differing(entry.postings, tuple([line for line in lines if line[3]]))
 
@@ -125,8 +108,8 @@ def _transfer(entry: EntryRead, books: Books) -> str | None:
     if coin is None or units is None or source is None or target is None:
         return _FORM
     expected = (
-        ((source.customer, source.account), coin, _AVAILABLE, -units, None),
-        ((target.customer, target.account), coin, _AVAILABLE, units, None),
+        ((source.customer, source.account), coin, AVAILABLE, -units, None),
+        ((target.customer, target.account), coin, AVAILABLE, units, None),
     )
     return _differing(entry.postings, expected)
 
@@ -145,7 +128,7 @@ def _settle(entry: EntryRead, books: Books) -> str | None:
         if side is None or position >= len(entry.postings):
             return f"postings for both sides: {expected} and more"
         said = entry.postings[position]
-        if said[2] != _FREEZE or not _names(side.hold, said[4]):
+        if said[2] != FREEZE or not named(side.hold, said[4]):
             return f"a posting from hold {side.hold}"
         expected += _side(entry, side, said, paid, units, coin, received)
     return _differing(entry.postings, tuple(expected))
@@ -166,17 +149,17 @@ def _side(
     released = side.release_units or 0
     if side.release == REST and (hold_id, 0) in entry.holds:
         released = -taken - units - fee_paid
-    lines: list[PostingRead] = [(account, paid, _FREEZE, -(units + fee_paid + released), hold_id)]
+    lines: list[PostingRead] = [(account, paid, FREEZE, -(units + fee_paid + released), hold_id)]
     if released:
-        lines.append((account, paid, _AVAILABLE, released, None))
+        lines.append((account, paid, AVAILABLE, released, None))
     if fee_paid:
-        lines.append((_FEES, paid, _AVAILABLE, fee_paid, None))
+        lines.append((_FEES, paid, AVAILABLE, fee_paid, None))
     if received != fee_received + dust:
-        lines.append((account, coin, _AVAILABLE, received - fee_received - dust, None))
+        lines.append((account, coin, AVAILABLE, received - fee_received - dust, None))
     if fee_received:
-        lines.append((_FEES, coin, _AVAILABLE, fee_received, None))
+        lines.append((_FEES, coin, AVAILABLE, fee_received, None))
     if dust:
-        lines.append((_DUST, coin, _AVAILABLE, dust, None))
+        lines.append((_DUST, coin, AVAILABLE, dust, None))
     return lines
 
 
@@ -187,7 +170,7 @@ def _reverse(entry: EntryRead, books: Books) -> str | None:
     if target is None or target.kind not in REVERSIBLE or target.refusal is not None:
         return f"an earlier deposit, withdraw, transfer or settle, not entry {seq}"
     books.reverse(seq)
-    if entry.holds or any(posting[2] != _AVAILABLE for posting in entry.postings):
+    if entry.holds or any(posting[2] != AVAILABLE for posting in entry.postings):
         return "no freeze and no hold in a reversal"
     done, undone = _net(target), _net(entry)
     for (account, coin), units in done.items():

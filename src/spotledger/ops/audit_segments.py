@@ -29,12 +29,22 @@ class SegmentTables:
         self, file: AuditFile, journal: JournalPass, findings: Findings, spool: KeySpool, key_filter: FilterCheck
     ) -> None:
         """Compare what *file* has with what *journal* collects."""
+        self._segment_entries = key_filter.segment_entries
         self._file = file
         self._journal = journal
         self._note = findings.add
         self._leave_out = findings.leave_out
-        self._spool = spool
+        self.spool = spool
         self._filter = key_filter
+        self._sealed = True
+
+    def compare_if_sealed(self, border: int) -> None:
+        """Compare the tables of the segment that ends with the entry *border*, if it and all before it are sealed."""
+        self._sealed = self._sealed and self._file.position().sealed_to >= border
+        if self._sealed:
+            segment = (border - 1) // self._segment_entries
+            self.compare(segment, segment * self._segment_entries + 1, border)
+            self._journal.forget_collected()
 
     def compare(self, segment: int, first: int, last: int) -> None:
         """Compare the tables of *segment*, the entries *first* to *last*, all of which were just read."""
@@ -57,7 +67,7 @@ class SegmentTables:
         try:
             rows = self._file.keys_of(segment)
         except Unreadable:
-            self._spool.put(sorted(expected))
+            self.spool.put(sorted(expected))
             raise
         if len(rows) != len(expected) or dict(rows) != expected:
             found = set(rows)
@@ -67,7 +77,7 @@ class SegmentTables:
                 where = f"key_seq {segment} {digest.hex()}"
                 self._note("key_row_extra", seq, where, f"entry {seq}", "no row for this key and entry")
             rows = sorted(expected.items())
-        self._spool.put([digest for digest, _ in rows])
+        self.spool.put([digest for digest, _ in rows])
         self._filter.check(segment, rows)
 
     # --- history --------------------------------------------------------------------------------------
@@ -79,21 +89,21 @@ class SegmentTables:
         for customer, kind, coin, packed in self._file.history_of(segment):
             line = lines.get(((customer, kind), coin))
             where = f"history {segment} {customer} {kind} {coin}"
-            if line is None or line.rows is None:
+            if line is None or line.places is None:
                 self._note("history_row_extra", first, where, _shown(packed, first), "no row")
                 continue
             seen.add(id(line))
-            if packed != _packed(line, first):
-                self._compare_line(where, packed, line, first)
+            expected = _packed(line)
+            if packed != expected:
+                self._compare_line(where, packed, expected, first)
         for line in self._journal.touched:
             if id(line) not in seen:
                 (customer, kind), coin = line.name
                 where = f"history {segment} {customer} {kind} {coin}"
-                self._note("history_row_missing", line.seq, where, "no row", _shown(_packed(line, first), first))
+                self._note("history_row_missing", line.seq, where, "no row", _shown(_packed(line), first))
 
-    def _compare_line(self, where: str, packed: bytes, line: Line, first: int) -> None:
+    def _compare_line(self, where: str, packed: bytes, expected: bytes, first: int) -> None:
         """Name the first entry in which a row of the history differs."""
-        expected = _packed(line, first)
         found_seqs, expected_seqs = set(_seqs(packed, first)), set(_seqs(expected, first))
         differing = sorted(found_seqs ^ expected_seqs) or [first]
         found, wanted = _shown(packed, first), _shown(expected, first)
@@ -135,9 +145,9 @@ class SegmentTables:
             self._note("hold_owner_row_extra", hold_id, f"hold_of {segment} {customer}", f"hold {hold_id}", "no row")
 
 
-def _packed(line: Line, first: int) -> bytes:
+def _packed(line: Line) -> bytes:
     """Return the places of the entries that touched *line*, as the tables should have them."""
-    return pack_places(array("H", [seq - first for seq in (line.rows or [])[3::3]]))
+    return pack_places(array("H", line.places or []))
 
 
 def _seqs(packed: bytes, first: int) -> list[int]:

@@ -28,14 +28,15 @@ class WholeTables:
         """Compare what *file* has with what *journal* led to."""
         self._file = file
         self._journal = journal
+        self._findings = findings
         self._note = findings.add
         self._leave_out = findings.leave_out
         self._segment_entries = segment_entries
 
     def compare(self) -> None:
         """Compare all of them."""
-        self._compare_with_itself()
         journal = self._journal
+        compare_with_itself(journal, self._findings)
         coins = {coin: (seq, scale) for coin, (scale, seq) in journal.coins.items()}
         customers = {customer: (seq,) for customer, seq in journal.customers.items()}
         reversals = {seq: (by_seq,) for seq, by_seq in journal.reversals.items()}
@@ -51,23 +52,6 @@ class WholeTables:
                 compare()
             except Unreadable as error:
                 self._leave_out(str(error))
-
-    def _compare_with_itself(self) -> None:
-        """Check that freeze is what remains of the open holds, and that each coin adds up to zero."""
-        explained: dict[int, int] = {}
-        for hold in self._journal.holds.values():
-            explained[id(hold.line)] = explained.get(id(hold.line), 0) + hold.remaining
-        sums: dict[str, int] = {}
-        for line in self._journal.lines.values():
-            coin = line.name[1]
-            sums[coin] = sums.get(coin, 0) + line.available + line.freeze
-            remaining = explained.get(id(line), 0)
-            if line.freeze != remaining:
-                found = f"freeze {line.freeze}"
-                self._note("freeze_unexplained", line.seq, _where(line), found, f"open holds of {remaining}")
-        for coin, total in sums.items():
-            if total:
-                self._note("coin_not_balanced", None, coin, f"a sum of {total} units", "0")
 
     def _compare_extremes(self) -> None:
         position, extremes = self._file.extremes()
@@ -171,6 +155,24 @@ class WholeTables:
         for name, values in expected.items():
             if name not in seen and values[0] <= (sealed_to or 0):
                 self._note(f"{table}_row_missing", values[0], f"{table} {name}", "no row", f"entry, …: {values}")
+
+
+def compare_with_itself(journal: JournalPass, findings: Findings) -> None:
+    """Check that freeze is what remains of the open holds, and that each coin adds up to zero."""
+    explained: dict[int, int] = {}
+    for hold in journal.holds.values():
+        explained[id(hold.line)] = explained.get(id(hold.line), 0) + hold.remaining
+    sums: dict[str, int] = {}
+    for line in journal.lines.values():
+        coin = line.name[1]
+        sums[coin] = sums.get(coin, 0) + line.available + line.freeze
+        remaining = explained.get(id(line), 0)
+        if line.freeze != remaining:
+            found = f"freeze {line.freeze}"
+            findings.add("freeze_unexplained", line.seq, _where(line), found, f"open holds of {remaining}")
+    for coin, total in sums.items():
+        if total:
+            findings.add("coin_not_balanced", None, coin, f"a sum of {total} units", "0")
 
 
 def _states(line: Line) -> list[tuple[int, int, int]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, Progress
-from spotledger.ops.audit_process import audit_in_process
+from spotledger.ops.audit_process import DatabaseAddress, audit_in_process
 
 #: Reports that are kept for whoever asks.
 KEPT_AUDITS: Final = 20
@@ -57,8 +57,8 @@ class Continuous:
 class Audits:
     """Runs audits of one ledger file, one at a time of those that are asked for."""
 
-    def __init__(self, path: Path) -> None:
-        """Audit the ledger file at *path*."""
+    def __init__(self, path: Path | DatabaseAddress) -> None:
+        """Audit the ledger file at *path*, or the database; a database is audited when that is asked for only."""
         self._path = path
         self._audits: OrderedDict[str, Audit] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -85,8 +85,8 @@ class Audits:
 
     def keep_on(self, entries_per_second: int) -> None:
         """Begin the continuous audit, at *entries_per_second*; not at all where that is 0."""
-        if entries_per_second:
-            self._spawn(self._keep_on(entries_per_second))
+        if entries_per_second and isinstance(self._path, Path):
+            self._spawn(self._keep_on(self._path, entries_per_second))
 
     async def stop(self) -> None:
         """End what is running."""
@@ -110,7 +110,7 @@ class Audits:
         finally:
             self._running = None
 
-    async def _keep_on(self, entries_per_second: int) -> None:
+    async def _keep_on(self, path: Path, entries_per_second: int) -> None:
         state = self.continuous
 
         def note(progress: Progress) -> None:
@@ -118,7 +118,7 @@ class Audits:
 
         await asyncio.sleep(FIRST_PASS_SECONDS)
         while True:
-            report = await audit_in_process(self._path, entries_per_second, note)
+            report = await audit_in_process(path, entries_per_second, note)
             state.passes[report["verdict"]] += 1
             state.verdict, state.findings = report["verdict"], sum(report["counts"].values())
             state.audited_to, state.ended_s = report["audited_to"], time.time()

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from spotledger.errors import SetupError
 from spotledger.ledger import Ledger
+from spotledger.ops.audit_process import DatabaseAddress
 from spotledger.ops.database import address_of, make_ready, standby_address_of
 from spotledger.ops.embedded import now_ms
 from spotledger.ops.settings import Settings
@@ -28,6 +29,8 @@ class Fleet(NamedTuple):
 
     ledger: Ledger
     key_changes: KeyChanges
+    #: What is audited: the standby, where there is one.
+    audited: DatabaseAddress
     standby: StandbyStore | None = None
 
 
@@ -56,7 +59,13 @@ def open_fleet(settings: Settings) -> Iterator[Fleet]:
         ledger = stack.enter_context(Ledger(store, now_ms))
         key_changes = KeyChanges(lambda: connect(address, application="spotledger key changes"))
         stack.callback(key_changes.close)
-        yield Fleet(ledger, key_changes, standby)
+        yield Fleet(ledger, key_changes, _audited(settings), standby)
+
+
+def _audited(settings: Settings) -> DatabaseAddress:
+    if settings.read_database is None:
+        return DatabaseAddress(str(settings.database), address_of(settings))
+    return DatabaseAddress(str(settings.read_database), standby_address_of(settings))
 
 
 def _standby(settings: Settings, key_tables: PostgresKeyTables) -> StandbyStore:

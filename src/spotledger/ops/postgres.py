@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from spotledger.ledger import Ledger
+from spotledger.ops.database import make_ready
 from spotledger.ops.embedded import now_ms
 from spotledger.storage.postgres import PostgresStore
-from spotledger.storage.postgres_connection import connect, translated
-from spotledger.storage.postgres_schema import has_schema, migrate
 
 #: What the URL of a PostgreSQL database begins with.
 URL_SCHEMES: Final = ("postgresql://", "postgres://")
@@ -35,12 +34,9 @@ def open_postgres(url: str, *, clock_ms: Callable[[], int] | None = None, **opti
     Raises:
         SettingInvalid: *url* is none.
         StoreUnavailable: The server cannot be reached.
-        SchemaMismatch: The schema is of an older or a newer version.
+        SchemaMismatch: The schema is of an older or a newer version, or the database has something else in it.
+        SetupError: An embedded ledger is being copied into it.
         LedgerCorrupt: The database is no whole ledger.
     """
-    with connect(url, application="spotledger migrate") as connection:
-        with translated("opened"):
-            is_new = not has_schema(connection)
-        if is_new:
-            migrate(connection, after=True)
+    make_ready(url)
     return Ledger(PostgresStore(url, clock_ms=clock_ms, **options), clock_ms or now_ms)

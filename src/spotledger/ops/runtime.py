@@ -165,7 +165,7 @@ def _join(
         tokens,
         KeyWrites(tables, key_ring),
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
-        Audits(settings.data / LEDGER_FILE),
+        Audits(settings.data / LEDGER_FILE if fleet is None else fleet.audited),
         standby,
         None if fleet is None else _key_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
     )

@@ -24,7 +24,7 @@ from spotledger.storage.base import Head, Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
 from spotledger.storage.postgres_reads import PostgresReads
-from spotledger.storage.postgres_rows import Order, derived_rows, head_of, journal_rows
+from spotledger.storage.postgres_rows import Derived, Order, head_of, journal_rows
 from spotledger.storage.postgres_session import Session, number, rows_of
 from spotledger.storage.postgres_turn import Questions, Turn
 
@@ -65,11 +65,18 @@ class PostgresStore(PostgresReads):
         self._pending_head: Head | None = None
         self._warned = False
         self._orders: list[Order] = []
+        self._derived: Derived | None = None
+        self._is_writing = False
         super().__init__(url, **options)
         #: The last entry that a synced commit of this node covers: what kept results may be answered from at once.
         self._synced_seq = 0
 
     # --- the turn -------------------------------------------------------------------------------------
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a group is under way, which brings memory along by itself."""
+        return self._is_writing
 
     @collector_at_rest
     def begin(self, wanted: Wanted) -> int | None:
@@ -80,6 +87,7 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: The server is away, or another node held the turn for too long.
             LedgerCorrupt: The server's journal lacks what this node has acknowledged.
         """
+        self._is_writing = True
         for again in (True, False):
             try:
                 return self._begin(wanted)
@@ -130,7 +138,7 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: A kept result was to be answered and could not be made durable.
         """
         session = self._session_to_write()
-        self._turn = None
+        self._turn, self._is_writing = None, False
         sync = repeated and self._memory.head.seq > self._synced_seq
         try:
             if sync:
@@ -151,6 +159,11 @@ class PostgresStore(PostgresReads):
         turn = self._turn
         return turn if turn is not None and turn.head_seq == self._memory.head.seq else None
 
+    def _shrink(self) -> None:
+        """Let memory go of what is beyond its bounds, but not in the midst of a turn, which would ask for it again."""
+        if self._turn is None:
+            super()._shrink()
+
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ``seq`` of the entry of each key that is known."""
         turn = self._turn_at_head()
@@ -168,15 +181,15 @@ class PostgresStore(PostgresReads):
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
         turn = self._turn_at_head()
-        if turn is not None and customer in turn.customers_asked:
-            return customer in self._memory.customers
+        if turn is not None and customer in turn.customers_absent:
+            return False
         return super().has_customer(customer)
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return the hold as it stands at the head."""
         turn = self._turn_at_head()
-        if turn is not None and hold_id in turn.holds_asked:
-            return self._memory.holds.get(hold_id)
+        if turn is not None and hold_id in turn.holds_absent:
+            return None
         return super().hold(hold_id)
 
     def entry(self, seq: int) -> Entry | None:
@@ -205,7 +218,8 @@ class PostgresStore(PostgresReads):
             self._orders = [order]
             session.send(order.statement, *order.parameters)
             # The server begins with the entries while the rest is made ready.
-            for order in derived_rows(entries):
+            self._derived = Derived(entries)
+            for order in self._derived.rows():
                 self._orders.append(order)
                 session.send(order.statement, *order.parameters)
             seq, kept_hash, booked_ms = self._pending_head
@@ -312,14 +326,16 @@ class PostgresStore(PostgresReads):
 
     def publish(self, entries: Sequence[Entry]) -> None:
         """Bring memory along with the committed *entries*, as far as it was not by whoever saw them first."""
+        self._is_writing = False
         pending, self._pending_head = self._pending_head, None
+        derived, self._derived = self._derived, None
         with self._guard:
             memory = self._memory
             new = [entry for entry in entries if entry.seq > memory.head.seq]
             if not new or pending is None:
                 return
             try:
-                memory.apply(new, pending)
+                memory.apply(new, pending, derived if len(new) == len(entries) else None)
                 memory.shrink()
             except BaseException:
                 memory.forget()
@@ -327,6 +343,7 @@ class PostgresStore(PostgresReads):
 
     def recover(self) -> None:
         """Give up the turn with all that was sent, and bring memory to the journal's head."""
+        self._is_writing = False
         self._drop_writing()
         self._ask()
 

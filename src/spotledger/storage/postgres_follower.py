@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
+from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 import psycopg
@@ -29,6 +31,10 @@ class Followed(Protocol):
     @property
     def head(self) -> Head:
         """Where memory stands."""
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a group is under way, which brings memory along by itself."""
 
     def follow(self, session: Session) -> Any:
         """Bring memory to the head of the journal."""
@@ -69,6 +75,10 @@ class Follower:
                 _log.warning("the journal could not be followed: %s", error)
                 self._stopped.wait(PAUSE_SECONDS)
 
+    def _is_news(self, told: Sequence[bytes]) -> bool:
+        """Say whether what was *told* is worth a question: while this node writes, it reads the news in any case."""
+        return not self._store.is_writing and any(int(seq) > self._store.head.seq for seq in told)
+
     def _listen(self) -> None:
         session = Session(connect(self._url, application="spotledger follow"), sql.FOLLOWING, PATIENCE_SECONDS)
         try:
@@ -76,13 +86,17 @@ class Follower:
                 session.send(sql.LISTEN)
                 session.collect()
             self._store.follow(session)
+            followed = time.monotonic()
             while not self._stopped.is_set():
-                heard = session.heard(self._poll_seconds, self._wakened)
-                told = [int(seq) for seq in session.notices()]
-                # What this node wrote itself is told too, and in memory already.
+                told = session.notices()
+                if not told and session.heard(
+                    max(0.0, followed + self._poll_seconds - time.monotonic()), self._wakened
+                ):
+                    told = session.notices()
                 if self._stopped.is_set():
                     return
-                if not heard or any(seq > self._store.head.seq for seq in told):
+                if time.monotonic() >= followed + self._poll_seconds or self._is_news(told):
                     self._store.follow(session)
+                    followed = time.monotonic()
         finally:
             session.close()

@@ -14,9 +14,10 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin
-from spotledger.domain.journal import Entry, Hold, opened_hold
+from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer
 from spotledger.storage.base import Head
+from spotledger.storage.postgres_rows import Derived
 
 #: Entries that are kept so that what was read a moment ago can be brought along.
 RECENT_ENTRIES: Final = 4_000
@@ -114,33 +115,36 @@ class Memory:
 
     # --- entries --------------------------------------------------------------------------------------
 
-    def apply(self, entries: Sequence[Entry], head: Head) -> None:
-        """Take over what *entries*, which follow the head up to the new *head*, changed."""
+    def apply(self, entries: Sequence[Entry], head: Head, derived: Derived | None = None) -> None:
+        """Take over what *entries*, which follow the head up to the new *head*, changed; *derived*: what they leave."""
+        derived = Derived(entries) if derived is None else derived
         changed: dict[Account, tuple[int, dict[str, Balance]]] = {}
-        for entry in entries:
-            if entry.refusal is None:
-                _collect(entry, self.accounts, changed)
-                self._take_rest(entry)
+        watched = self.accounts
+        for (account, coin), (available, freeze, seq) in derived.balances.items():
+            if account in watched:
+                last, balances = changed.get(account) or (0, {})
+                balances[coin] = Balance(available, freeze)
+                changed[account] = (max(last, seq), balances)
+        holds = self.holds
+        holds.update(derived.opened)
+        for hold_id, (remaining, closed_seq) in derived.changed.items():
+            hold = holds.get(hold_id)
+            if hold is not None:
+                holds[hold_id] = hold.after(remaining, closed_seq or 0)
+        for entry in derived.rest:
+            self._take_rest(entry)
         for account, (seq, balances) in changed.items():
-            self.accounts[account].change(seq, balances)
+            watched[account].change(seq, balances)
         self._recent.extend(entries)
         self.head = head
 
     def _take_rest(self, entry: Entry) -> None:
-        """Take over what *entry* did to holds, coins and customers."""
-        kind, opened = entry.kind, opened_hold(entry)
-        if opened is not None:
-            self.holds[opened.hold_id] = opened
-        elif entry.holds:
-            for hold_id, remaining in entry.holds:
-                hold = self.holds.get(hold_id)
-                if hold is not None:
-                    self.holds[hold_id] = hold.after(remaining, entry.seq)
-        elif kind == ListCoin.kind:
+        """Take over a listing or a registering."""
+        if entry.kind == ListCoin.kind:
             coin = Coin(entry.request["coin"], entry.request["scale"])
             # Another object, so that readers see that it changed.
             self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (coin.name, coin)])))
-        elif kind == RegisterCustomer.kind:
+        elif entry.kind == RegisterCustomer.kind:
             self.customers[entry.request["customer"]] = None
 
     def forget(self) -> None:

@@ -9,7 +9,6 @@ what the node has acknowledged.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -21,10 +20,12 @@ from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
+from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash, key_digest
 from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
 from spotledger.storage.postgres_follower import Follower
 from spotledger.storage.postgres_memory import Memory, RemoteAccount
+from spotledger.storage.postgres_reading import Reading
 from spotledger.storage.postgres_rows import add_balances, head_of, holds_in
 from spotledger.storage.postgres_schema import check_schema, make_ledger
 from spotledger.storage.postgres_session import (
@@ -47,8 +48,6 @@ FOLLOW_ENTRIES: Final = 5_000
 FOLLOW_SECONDS: Final = 0.2
 #: How long one read may take before the connection counts as lost.
 READ_PATIENCE_SECONDS: Final = 3.0
-#: How long no new connection is tried after one failed: who reads meanwhile is told at once.
-AWAY_SECONDS: Final = 0.3
 #: How often a read is made again because memory went on too far meanwhile.
 READ_TRIES: Final = 20
 #: Times of entries that one trip of the search for a moment looks at.
@@ -87,29 +86,24 @@ class PostgresReads:
         self.follow_entries = follow_entries
         #: Guards memory, and is held for moments only.
         self._guard = threading.RLock()
-        #: Held for the length of one trip on the connection for reads.
-        self._reading_turn = threading.Lock()
-        self._away_until = 0.0
-        self._reading: Session | None = None
-        self._closed = False
         connection = connect(url, application="spotledger read")
         try:
             check_schema(connection)
             if self.takes_writes:
                 make_ledger(connection)
             with translated("opened"):
-                self._reading = Session(connection, sql.READING, READ_PATIENCE_SECONDS)
-                self._open()
+                session = Session(connection, sql.READING, READ_PATIENCE_SECONDS)
+                self._open(session)
         except BaseException:
             connection.close()
             raise
+        self._reading = Reading(session, self._session_to_read)
         self._follower = None
         if follow_seconds is not None:
             self._follower = Follower(url, self, follow_seconds, listens=self.takes_writes)
 
-    def _open(self) -> None:
+    def _open(self, session: Session) -> None:
         """Read what the ledger is, and begin memory at its head."""
-        session = self._session_to_read()
         for statement in (sql.BEGIN_SNAPSHOT, sql.LEDGER, sql.HEAD, sql.COINS, sql.COMMIT):
             session.send(statement)
         _, ledger, head, coins, _ = session.collect()
@@ -143,37 +137,26 @@ class PostgresReads:
             StoreUnavailable: The server is away.
             LedgerCorrupt: The journal lacks what this node has acknowledged, or does not hold together.
         """
-        with self._reading_turn:
-            for again in (True, False):
+        for again in (True, False):
+            self._reading.ready()
+            with self._reading.turn:
                 try:
-                    return self.follow(self._session_to_read(), *questions)
+                    return self.follow(self._reading.session(), *questions)
                 except psycopg.Error as error:
-                    self._drop_reading()
+                    self._reading.drop()
                     if not (again and is_lost(error)):
-                        self._away_until = time.monotonic() + AWAY_SECONDS
                         raise translate(error, "read") from error
         raise AssertionError("unreachable")
 
     def _session_to_read(self) -> Session:
-        if self._closed:
-            raise StoreUnavailable("the ledger is closed; open it again")
-        if self._reading is None or not self._reading.is_open:
-            if time.monotonic() < self._away_until:
-                raise StoreUnavailable("the ledger could not be read: its server is away")
-            try:
-                self._reading = Session(
-                    connect(self._url, application="spotledger read"), sql.READING, READ_PATIENCE_SECONDS
-                )
-            except StoreUnavailable:
-                self._away_until = time.monotonic() + AWAY_SECONDS
-                raise
-        return self._reading
+        return Session(connect(self._url, application="spotledger read"), sql.READING, READ_PATIENCE_SECONDS)
 
-    def _drop_reading(self) -> None:
-        session, self._reading = self._reading, None
-        if session is not None:
-            session.close()
+    @property
+    def is_writing(self) -> bool:
+        """Whether a group is under way, which brings memory along by itself."""
+        return False
 
+    @collector_at_rest
     def follow(self, session: Session, *questions: Question) -> tuple[Head, list[PGresult]]:
         """Do what :meth:`_ask` says on *session*, which belongs to the caller; errors are the driver's."""
         since = self._memory.head
@@ -189,6 +172,7 @@ class PostgresReads:
             raise LedgerCorrupt("the row of the journal's head is missing")
         if not self._bring_along(since, head, news):
             head = self._begin_anew(session, since)
+        self._reading.is_back()
         return head, answers
 
     def _begin_anew(self, session: Session, since: Head) -> Head:
@@ -217,6 +201,7 @@ class PostgresReads:
     def _hash_in(self, result: PGresult) -> bytes | None:
         return hash_of(rows_of(result)[0][0]) if result.ntuples else None
 
+    @collector_at_rest
     def _bring_along(self, since: Head, head: Head, news: PGresult) -> bool:
         """
         Bring memory from *since*, where it stood before the question, to *head*, with the entries in *news*.
@@ -233,12 +218,13 @@ class PostgresReads:
             )
         if news.ntuples > self.follow_entries:
             return False
-        previous, entries = since.hash, []
+        previous, entries, there = since.hash, [], self._memory.head.seq
         for place, (seq, kept, body) in enumerate(rows_of(news), start=since.seq + 1):
             previous = chain_hash(previous, body)
             if int(seq) != place or hash_of(kept) != previous:
                 raise LedgerCorrupt(f"the journal's chain is broken at entry {place}")
-            entries.append(decode_entry(body))
+            if place > there:
+                entries.append(decode_entry(body))
         if previous != head.hash:
             raise LedgerCorrupt(f"the journal's last entry, {head.seq}, is not the one that its head says")
         with self._guard:
@@ -447,11 +433,9 @@ class PostgresReads:
 
     def close(self) -> None:
         """Let go of the server."""
-        self._closed = True
         if self._follower is not None:
             self._follower.stop()
-        with self._reading_turn:
-            self._drop_reading()
+        self._reading.close()
 
 
 def _coins_in(result: PGresult) -> list[Coin]:

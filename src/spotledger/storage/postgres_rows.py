@@ -23,6 +23,7 @@ from spotledger.storage.postgres_session import (
     hash_of,
     number,
     numbers,
+    plain_texts,
     rows_of,
     texts,
 )
@@ -51,84 +52,81 @@ def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
     return Head(last.seq, previous, last.booked_ms), Order(sql.ADD_ENTRIES, parameters, len(entries))
 
 
-def derived_rows(entries: Sequence[Entry]) -> Iterator[Order]:
-    """Give what brings the tables that are derived from the journal along with *entries*."""
-    balances: dict[tuple[Account, str], tuple[int, int, int]] = {}
-    touched: list[tuple[Account, str, int]] = []
-    opened: dict[int, Hold] = {}
-    changed: dict[int, tuple[int, int | None]] = {}
-    rest: list[Entry] = []
-    for entry in entries:
-        seq = entry.seq
+class Derived:
+    """What a group of entries leaves of the accounts and holds it touches; worked out once, for tables and memory."""
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        """Go through *entries* in order."""
+        #: Available, freeze and the last entry, by account and coin; and the entries that touched each.
+        self.balances: dict[tuple[Account, str], tuple[int, int, int]] = {}
+        self.touches: dict[tuple[Account, str], list[int]] = {}
+        #: Holds as they are left: opened by these entries; and what remains of others, and which entry closed them.
+        self.opened: dict[int, Hold] = {}
+        self.changed: dict[int, tuple[int, int | None]] = {}
+        #: Listings, registerings and reversals.
+        self.rest: list[Entry] = []
+        for entry in entries:
+            if entry.refusal is None:
+                self._take(entry)
+
+    def _take(self, entry: Entry) -> None:
+        seq, touches = entry.seq, self.touches
         for account, coin, available, freeze in entry.balances:
-            balances[account, coin] = (available, freeze, seq)
-            touched.append((account, coin, seq))
+            line = (account, coin)
+            self.balances[line] = (available, freeze, seq)
+            if line in touches:
+                touches[line].append(seq)
+            else:
+                touches[line] = [seq]
+        if not entry.holds:
+            if not entry.postings or entry.kind == Reverse.kind:
+                self.rest.append(entry)
+            return
         hold = opened_hold(entry)
         if hold is not None:
-            opened[hold.hold_id] = hold
-        elif entry.holds:
-            for hold_id, remaining in entry.holds:
-                if hold_id in opened:
-                    opened[hold_id] = opened[hold_id].after(remaining, seq)
-                else:
-                    changed[hold_id] = (remaining, None if remaining else seq)
-        elif not entry.postings or entry.kind == Reverse.kind:
-            rest.append(entry)
-    if touched:
-        yield _history(touched)
-        yield _balances(balances)
-    if opened:
-        yield from _opened(list(opened.values()))
-    if changed:
-        yield from _changed(changed)
-    yield from _rest([entry for entry in rest if entry.refusal is None])
+            self.opened[seq] = hold
+            return
+        for hold_id, remaining in entry.holds:
+            if hold_id in self.opened:
+                self.opened[hold_id] = self.opened[hold_id].after(remaining, seq)
+            else:
+                self.changed[hold_id] = (remaining, None if remaining else seq)
+
+    def rows(self) -> Iterator[Order]:
+        """Give what brings the tables that are derived from the journal along."""
+        if self.balances:
+            yield from _balances(self.balances, self.touches)
+        if self.opened:
+            yield from _opened(list(self.opened.values()))
+        if self.changed:
+            yield from _changed(self.changed)
+        yield from _rest(self.rest)
 
 
-def _history(touched: Sequence[tuple[Account, str, int]]) -> Order:
-    # In the order of the index, so that rows that stand together are written together.
-    ordered = sorted(touched)
-    return Order(
-        sql.ADD_HISTORY,
-        (
-            texts([account.customer for account, _, _ in ordered]),
-            texts([account.kind for account, _, _ in ordered]),
-            texts([coin for _, coin, _ in ordered]),
-            numbers([seq for _, _, seq in ordered]),
-        ),
-        len(ordered),
-    )
-
-
-def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Order:
-    values = balances.values()
-    return Order(
-        sql.PUT_BALANCES,
-        (
-            texts([account.customer for account, _ in balances]),
-            texts([account.kind for account, _ in balances]),
-            texts([coin for _, coin in balances]),
-            numbers([available for available, _, _ in values]),
-            numbers([freeze for _, freeze, _ in values]),
-            numbers([seq for _, _, seq in values]),
-        ),
-        len(balances),
-    )
+def _balances(
+    balances: dict[tuple[Account, str], tuple[int, int, int]], touches: dict[tuple[Account, str], list[int]]
+) -> Iterator[Order]:
+    # In the order of the indexes, so that rows that stand together are written together.
+    lines = sorted(balances)
+    accounts, coins = zip(*lines, strict=True)
+    owners, kinds = zip(*accounts, strict=True)
+    available, freeze, seqs = zip(*[balances[line] for line in lines], strict=True)
+    names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
+    touching = [touches[line] for line in lines]
+    listed = plain_texts(["{" + ",".join(map(str, seqs)) + "}" for seqs in touching])
+    yield Order(sql.ADD_HISTORY, (*names, listed), sum(map(len, touching)))
+    yield Order(sql.PUT_BALANCES, (*names, numbers(available), numbers(freeze), numbers(seqs)), len(lines))
 
 
 def _opened(holds: Sequence[Hold]) -> Iterator[Order]:
+    ids, accounts, coins, amounts, remaining, references, expiries, opened_ms, closed = zip(*holds, strict=True)
+    owners, kinds = zip(*accounts, strict=True)
     yield Order(
         sql.ADD_HOLDS,
         (
-            numbers([hold.hold_id for hold in holds]),
-            texts([hold.account.customer for hold in holds]),
-            texts([hold.account.kind for hold in holds]),
-            texts([hold.coin for hold in holds]),
-            numbers([hold.amount for hold in holds]),
-            numbers([hold.remaining for hold in holds]),
-            texts([hold.reference for hold in holds]),
-            numbers_or_null([hold.expires_ms for hold in holds]),
-            numbers([hold.opened_ms for hold in holds]),
-            numbers_or_null([hold.closed_seq for hold in holds]),
+            *(numbers(ids), plain_texts(owners), plain_texts(kinds), plain_texts(coins)),
+            *(numbers(amounts), numbers(remaining), texts(references)),
+            *(numbers_or_null(expiries), numbers(opened_ms), numbers_or_null(closed)),
         ),
         len(holds),
     )
@@ -138,7 +136,7 @@ def _opened(holds: Sequence[Hold]) -> Iterator[Order]:
             sql.ADD_OPEN_HOLDS,
             (
                 numbers([hold.hold_id for hold in still_open]),
-                texts([hold.account.customer for hold in still_open]),
+                plain_texts([hold.account.customer for hold in still_open]),
                 numbers_or_null([hold.expires_ms for hold in still_open]),
             ),
             len(still_open),
@@ -146,16 +144,9 @@ def _opened(holds: Sequence[Hold]) -> Iterator[Order]:
 
 
 def _changed(changed: dict[int, tuple[int, int | None]]) -> Iterator[Order]:
-    yield Order(
-        sql.CHANGE_HOLDS,
-        (
-            numbers(changed),
-            numbers([remaining for remaining, _ in changed.values()]),
-            numbers_or_null([closed_seq for _, closed_seq in changed.values()]),
-        ),
-        len(changed),
-    )
-    closed = [hold_id for hold_id, (remaining, _) in changed.items() if not remaining]
+    remaining, closed_seqs = zip(*changed.values(), strict=True)
+    yield Order(sql.CHANGE_HOLDS, (numbers(changed), numbers(remaining), numbers_or_null(closed_seqs)), len(changed))
+    closed = [hold_id for hold_id, (left, _) in changed.items() if not left]
     if closed:
         yield Order(sql.DROP_OPEN_HOLDS, (numbers(closed),), len(closed))
 

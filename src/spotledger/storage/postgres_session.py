@@ -203,6 +203,11 @@ def texts(items: Iterable[str | None]) -> bytes:
     return b"".join(parts)
 
 
+def plain_texts(items: Iterable[str]) -> bytes:
+    """Write an array of texts without quotes and backslashes, as names of ours are, as text, which is quicker."""
+    return ('{"' + '","'.join(items) + '"}').encode()
+
+
 def numbers(items: Iterable[int]) -> bytes:
     """Write an array of whole numbers of any size as text."""
     return ("{" + ",".join(map(str, items)) + "}").encode()

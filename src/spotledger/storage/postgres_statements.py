@@ -88,9 +88,9 @@ ADD_ENTRIES: Final = statement(
 ADD_HISTORY: Final = statement(
     "add_history",
     "INSERT INTO history (segment, customer, account, coin, seq)"
-    f" SELECT (seq - 1) / {SEGMENT_ENTRIES}, customer, account, coin, seq"
-    " FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) AS new (customer, account, coin, seq)",
-    "bbbt",
+    f" SELECT (touch.seq - 1) / {SEGMENT_ENTRIES}, customer, account, coin, touch.seq"
+    " FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS line (customer, account, coin, seqs)"
+    " CROSS JOIN LATERAL unnest(line.seqs::bigint[]) AS touch (seq)",
 )
 PUT_BALANCES: Final = statement(
     "put_balances",
@@ -98,14 +98,13 @@ PUT_BALANCES: Final = statement(
     " SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::numeric[], $5::numeric[], $6::bigint[])"
     " ON CONFLICT (customer, account, coin) DO UPDATE"
     ' SET available = excluded.available, "freeze" = excluded."freeze", seq = excluded.seq',
-    "bbbttt",
 )
 ADD_HOLDS: Final = statement(
     "add_holds",
     "INSERT INTO hold (hold_id, customer, account, coin, amount, remaining, reference, expires_ms, opened_ms,"
     " closed_seq) SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::numeric[],"
     " $6::numeric[], $7::text[], $8::bigint[], $9::bigint[], $10::bigint[])",
-    "tbbbttbttt",
+    "ttttttbttt",
 )
 CHANGE_HOLDS: Final = statement(
     "change_holds",
@@ -117,7 +116,6 @@ ADD_OPEN_HOLDS: Final = statement(
     "add_open_holds",
     "INSERT INTO open_hold (hold_id, customer, expires_ms)"
     " SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[])",
-    "tbt",
 )
 DROP_OPEN_HOLDS: Final = statement("drop_open_holds", "DELETE FROM open_hold WHERE hold_id = ANY ($1::bigint[])")
 ADD_COINS: Final = statement(
@@ -145,7 +143,8 @@ END_STUCK_TURNS: Final = statement(
     " WHERE pid <> pg_backend_pid() AND usename = current_user AND wait_event = 'ClientRead'"
     " AND xact_start IS NOT NULL AND state_change < clock_timestamp() - $1::float8 * interval '1 second'"
     " AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'relation' AND relation = 'head'::regclass"
-    " AND mode = 'RowShareLock' AND granted)",
+    " AND mode = 'RowShareLock' AND granted"
+    " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
 )
 
 # --- reads -----------------------------------------------------------------------------------------------

@@ -37,11 +37,12 @@ class Turn:
     def __init__(self, head_seq: int) -> None:
         """Begin with nothing looked up."""
         self.head_seq = head_seq
-        #: By what was asked for, whether it is there or not.
+        #: What was asked for, whether it is there or not.
         self.keys_asked: set[str] = set()
-        self.holds_asked: set[int] = set()
-        self.customers_asked: set[str] = set()
         self.reversals_asked: set[int] = set()
+        #: What was asked for and is not there. What is there is in memory, unless a read of others made it go.
+        self.holds_absent: set[int] = set()
+        self.customers_absent: set[str] = set()
         self.keys: dict[str, int] = {}
         self.entries: dict[int, Entry] = {}
         self.reversals: dict[int, int] = {}
@@ -98,8 +99,8 @@ class Questions:
                 accounts.add(hold.account)
             elif hold_id < _BIGINT_LIMIT:
                 missing.append(hold_id)
-        self._turn.holds_asked.update(wanted.holds)
         if missing:
+            self._turn.holds_absent.update(missing)
             ids = numbers(missing)
             self._ask(sql.HOLDS, ids, take=self._take_holds)
             self._ask(sql.BALANCES_OF_HOLDS, ids, take=self._take_balances)
@@ -109,9 +110,9 @@ class Questions:
             owners, kinds = zip(*unknown, strict=True)
             self._ask(sql.BALANCES, texts(owners), texts(kinds), take=self._take_balances)
         customers = {account.customer for account in accounts if not is_house(account)}
-        self._turn.customers_asked.update(customers)
         new = [customer for customer in customers if customer not in memory.customers]
         if new:
+            self._turn.customers_absent.update(new)
             self._ask(sql.CUSTOMERS, texts(new), take=self._take_customers)
 
     def _ask_for_entries(self, seqs: Sequence[int]) -> None:
@@ -141,7 +142,6 @@ class Questions:
         for hold in holds:
             if hold.expires_ms is not None:
                 self._turn.due.append((hold.expires_ms, hold.hold_id))
-            self._turn.holds_asked.add(hold.hold_id)
             # It is open, so it has not expired: the key of its expiry is unknown.
             self._turn.keys_asked.add(expiry_key(hold.hold_id))
 
@@ -155,7 +155,7 @@ class Questions:
 
     def _take_holds(self, result: PGresult) -> None:
         holds = holds_in(result)
-        self._turn.holds_asked.update(hold.hold_id for hold in holds)
+        self._turn.holds_absent.difference_update(hold.hold_id for hold in holds)
         self._memory.take_holds(self._memory.head.seq, holds)
 
     def _take_balances(self, result: PGresult) -> None:
@@ -163,6 +163,7 @@ class Questions:
 
     def _take_customers(self, result: PGresult) -> None:
         for (customer,) in rows_of(result):
+            self._turn.customers_absent.discard(customer.decode())
             self._memory.customers[customer.decode()] = None
 
     def _take_entries(self, result: PGresult) -> None:

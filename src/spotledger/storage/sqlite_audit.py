@@ -144,6 +144,11 @@ class AuditFile:
             finally:
                 self._connection.text_factory = str
 
+    def body(self, seq: int) -> bytes | None:
+        """Return the body of one entry, or None where it is not there."""
+        rows = self.entries(seq, seq)
+        return rows[0][1] if rows else None
+
     # --- what is derived, by segment --------------------------------------------------------------------
 
     def keys_of(self, segment: int) -> list[tuple[bytes, int]]:

@@ -1,0 +1,306 @@
+"""
+Ranges of segments that are read on their own, without knowing what stood before them, and joined in order.
+
+An entry carries the balances after it and what remains of its holds, so what stood before the first entry of a range
+that touches a line or a hold can be worked back from that entry. A range that is sound on these terms says what it
+took for granted and where it leads (:class:`RangeRead`), and :func:`join` compares the former with what the ranges
+before it led to. What is joined is exactly what reading the same entries in order would have led to, without a finding.
+
+A range that is not sound, or does not fit, says nothing: its entries are read in order like any others, and what is
+wrong is found and named there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+
+from spotledger.ops.audit_books import Line, Name, OpenHold, has_owner
+from spotledger.ops.audit_entries import EntryRead, decoded
+from spotledger.ops.audit_findings import Findings
+from spotledger.ops.audit_journal import JournalPass
+from spotledger.ops.audit_keys import FilterCheck, KeySpool
+from spotledger.ops.audit_segments import SegmentTables
+from spotledger.storage.encoding import genesis_hash
+from spotledger.storage.sqlite_audit import AuditFile, Facts
+
+#: Entries that are read in one transaction.
+CHUNK_ENTRIES: Final = 2_000
+
+
+class Unsound(Exception):
+    """Something of a range is not as it should be, or cannot be told without knowing what stood before it."""
+
+
+class _NoFindings(Findings):
+    """Ends the reading of a range with the first finding."""
+
+    def add(self, code: str, seq: int | None, where: str, found: Any, expected: Any) -> None:
+        raise Unsound(f"{code} in entry {seq}: {where} is {found}, expected {expected}")
+
+    def leave_out(self, why: str) -> None:
+        raise Unsound(why)
+
+
+#: One account and coin within a range: customer, kind of account, coin; the entry that touched it first, available and
+#: freeze before that; the entry that touched it last, available and freeze after that.
+LineRead = tuple[str, str, str, int, int, int, int, int, int]
+
+
+class RangeRead(NamedTuple):
+    """A sound range: what it takes for granted of what stood before it, and where it leads. Only plain values."""
+
+    first: int
+    last: int
+    link_before: bytes
+    link: bytes
+    booked_first_ms: int
+    booked_ms: int
+    postings: int
+    refusals: int
+    coins: dict[str, tuple[int, int]]
+    customers: dict[str, int]
+    lines: list[LineRead]
+    #: What customers did not owe before: the receivable account and the coin.
+    not_owed: set[tuple[str, str]]
+    #: Holds from before: id, place of the line in ``lines``, what remained before and what remains.
+    used: list[tuple[int, int, int, int]]
+    #: Holds that the range opened and left open: id, place of the line, what remains, what their row says of closing.
+    opened: list[tuple[int, int, int, int | None]]
+    #: Holds by the entry that closed them, where no row of the range's tables says so.
+    closed_otherwise: dict[int, int]
+    reversals: dict[int, int]
+    key_runs: list[tuple[int, list[int]]]
+
+
+class RangePass(JournalPass):
+    """The pass over one range; it raises :class:`Unsound` where it cannot say that all is as it should be."""
+
+    def __init__(self, first: int, link: bytes, booked_first_ms: int, entry_at: Callable[[int], bytes | None]) -> None:
+        """
+        Start before the entry *first*.
+
+        Args:
+            first: The first entry of the range.
+            link: The hash that is kept of the entry before it; that of the ledger before entry 1.
+            booked_first_ms: When the first entry was booked; the one before it is taken to be no later.
+            entry_at: Returns the body of an entry that is before the one being read.
+        """
+        super().__init__(_NoFindings(), link, entry_at)
+        self.seq = first - 1
+        self.remembers = False
+        self._first_seq = first
+        self.booked_ms = booked_first_ms
+        self._first = first
+        self._booked_first_ms = booked_first_ms
+        self._link_before = link
+        self._before: list[tuple[Line, int, int, int]] = []
+        self._holds_before: dict[int, tuple[Line, int]] = {}
+        self._not_owed: set[tuple[str, str]] = set()
+
+    def bring_up(self, entry: EntryRead) -> bool:
+        """Work back what stood before *entry* of the lines and holds that the range has not seen yet."""
+        said = dict(entry.holds)
+        found = False
+        for account, coin, available, freeze in entry.balances:
+            name = (account, coin)
+            if name not in self.lines:
+                found = True
+                line = self.lines[name] = Line(name)
+                line.available, line.freeze = available, freeze
+                self._work_back(entry, line)
+                self._before.append((line, self.seq, line.available, line.freeze))
+        for account, coin, _, units, hold_id in entry.lines():
+            if hold_id in said and hold_id < self._first and hold_id not in self.holds:
+                holder = self.lines.get((account, coin))
+                if holder is None or hold_id in self._holds_before:
+                    raise Unsound(f"entry {self.seq} uses hold {hold_id} of another line, or after it was used up")
+                found = True
+                remaining = said[hold_id] - units
+                self.holds[hold_id] = OpenHold(holder, remaining)
+                self._holds_before[hold_id] = (holder, remaining)
+        return found
+
+    def _work_back(self, entry: EntryRead, line: Line) -> None:
+        for account, coin, side, units, _ in entry.lines():
+            if (account, coin) == line.name:
+                if side == "available":
+                    line.available -= units
+                else:
+                    line.freeze -= units
+
+    def _new_line(self, name: Name) -> Line:
+        raise Unsound(f"entry {self.seq} posts to {name}, but does not say what is there after it")
+
+    def owed(self, receivable: str, coin: str) -> int:
+        """Return what a customer's receivable has after the entry; take for granted that one not seen yet has none."""
+        name = ((receivable, "house"), coin)
+        if name not in self.lines:
+            self._not_owed.add((receivable, coin))
+        return super().owed(receivable, coin)
+
+    def said(self, key_runs: list[tuple[int, list[int]]]) -> RangeRead:
+        """Return what the range, read to its end and compared with its tables, leads to."""
+        if self.link is None:
+            raise Unsound(f"entry {self.seq} is missing")
+        lines: list[LineRead] = []
+        places: dict[int, int] = {}
+        for line, first_seq, available, freeze in self._before:
+            (customer, kind), coin = line.name
+            places[id(line)] = len(lines)
+            lines.append((customer, kind, coin, first_seq, available, freeze, line.seq, line.available, line.freeze))
+        used = []
+        for hold_id, (line, remaining) in self._holds_before.items():
+            hold = self.holds.get(hold_id)
+            used.append((hold_id, places[id(line)], remaining, 0 if hold is None else hold.remaining))
+        opened = [
+            (hold_id, places[id(hold.line)], hold.remaining, hold.row_closed_seq)
+            for hold_id, hold in self.holds.items()
+            if hold_id not in self._holds_before
+        ]
+        return RangeRead(
+            self._first, self.seq, self._link_before, self.link, self._booked_first_ms, self.booked_ms,
+            self.postings, self.refusals, self.coins, self.customers, lines, self._not_owed, used, opened,
+            self.closed_otherwise, self.reversals, key_runs,
+        )  # fmt: skip
+
+
+class RangeReader:
+    """Reads ranges of one ledger file, one after the other."""
+
+    def __init__(self, file: AuditFile, facts: Facts, spool: KeySpool) -> None:
+        """
+        Read ranges of *file*.
+
+        Args:
+            file: The ledger file.
+            facts: What it says of itself.
+            spool: Where the digests of the keys are put.
+
+        Raises:
+            Unsound: It says too little, or the filter of known keys is damaged.
+            Unreadable: It could not be read.
+        """
+        if facts.ledger is None or facts.ledger[2] < 1:
+            raise Unsound("which ledger it is, is not known")
+        ledger_id, _, self._segment_entries, sealed_to = facts.ledger
+        self._file = file
+        self._spool = spool
+        self._genesis = genesis_hash(ledger_id)
+        self._findings = _NoFindings()
+        self._filter = FilterCheck(file, self._findings, self._segment_entries, sealed_to // self._segment_entries)
+
+    def read(self, segments: range) -> RangeRead:
+        """
+        Read the entries of whole sealed *segments*, one after the other, and compare their tables with them.
+
+        Raises:
+            Unsound: Something is not as it should be; nothing is left in the spool.
+            Unreadable: The file could not be read.
+            OSError: The digests could not be put aside.
+        """
+        runs = self._spool.run_count()
+        try:
+            journal = self._start(segments[0] * self._segment_entries + 1)
+            self._read(journal, segments)
+            return journal.said(self._spool.runs_from(runs))
+        except BaseException:
+            self._spool.forget_from(runs)
+            raise
+
+    def _start(self, first: int) -> RangePass:
+        """Begin before the entry *first*, at the hash and with the time that the file has there."""
+        before = [(0, b"", self._genesis)] if first == 1 else self._file.entries(first - 1, first - 1)
+        rows = self._file.entries(first, first)
+        entry = decoded(rows[0][1]) if rows else None
+        if not before or entry is None:
+            raise Unsound(f"entry {first} or the one before it is missing or cannot be read")
+        return RangePass(first, before[0][2], entry.booked_ms, self._file.body)
+
+    def _read(self, journal: RangePass, segments: range) -> None:
+        size = self._segment_entries
+        tables = SegmentTables(self._file, journal, self._findings, self._spool, self._filter)
+        for segment in segments:
+            border = (segment + 1) * size
+            while journal.seq < border:
+                last = min(journal.seq + CHUNK_ENTRIES, border)
+                journal.take(self._file.entries(journal.seq + 1, last), last)
+            tables.compare(segment, border - size + 1, border)
+            journal.forget_collected()
+
+
+def join(journal: JournalPass, read: RangeRead) -> bool:
+    """
+    Go on in *journal* with a range that was *read* on its own, if it fits where the journal is; say whether it did.
+
+    Where it does not, nothing is changed.
+    """
+    if not _fits(journal, read):
+        return False
+    journal.coins.update(read.coins)
+    journal.customers.update(read.customers)
+    lines = []
+    for line_read in read.lines:
+        customer, kind, coin = line_read[:3]
+        name = ((customer, kind), coin)
+        line = journal.lines.get(name)
+        if line is None:
+            line = journal.lines[name] = Line(name)
+        line.seq, line.available, line.freeze = line_read[6:]
+        lines.append(line)
+    for hold_id, _, _, remaining in read.used:
+        if remaining:
+            journal.holds[hold_id].remaining = remaining
+    for hold_id, closed_seq in read.closed_otherwise.items():
+        hold = journal.holds.pop(hold_id, None)
+        if hold is None or hold.row_closed_seq != closed_seq:
+            journal.closed_otherwise[hold_id] = closed_seq
+    for hold_id, place, remaining, row_closed_seq in read.opened:
+        hold = journal.holds[hold_id] = OpenHold(lines[place], remaining)
+        hold.row_closed_seq = row_closed_seq
+    journal.reversals.update(read.reversals)
+    journal.postings += read.postings
+    journal.refusals += read.refusals
+    journal.seq, journal.link, journal.booked_ms = read.last, read.link, read.booked_ms
+    journal.forget_collected()
+    return True
+
+
+def _fits(journal: JournalPass, read: RangeRead) -> bool:
+    """Say whether all that the range takes for granted is so."""
+    return (
+        read.first == journal.seq + 1
+        and read.link_before == journal.link
+        and read.booked_first_ms >= journal.booked_ms
+        and journal.coins.keys().isdisjoint(read.coins)
+        and journal.customers.keys().isdisjoint(read.customers)
+        and journal.reversals.keys().isdisjoint(read.reversals)
+        and all(_line_fits(journal, read, line_read) for line_read in read.lines)
+        and all(_hold_fits(journal, read, *used) for used in read.used)
+        and not any(journal.owed(receivable, coin) for receivable, coin in read.not_owed)
+    )
+
+
+def _line_fits(journal: JournalPass, read: RangeRead, line_read: LineRead) -> bool:
+    customer, kind, coin, first_seq, available, freeze, *_ = line_read
+    line = journal.lines.get(((customer, kind), coin))
+    if line is not None:
+        return line.available == available and line.freeze == freeze
+    if available or freeze:
+        return False
+    _, listed_seq = journal.coins.get(coin) or read.coins.get(coin) or (0, first_seq)
+    if listed_seq >= first_seq:
+        return False
+
+    def registered(customer: str) -> bool:
+        return (journal.customers.get(customer) or read.customers.get(customer, first_seq)) < first_seq
+
+    return has_owner((customer, kind), registered)
+
+
+def _hold_fits(journal: JournalPass, read: RangeRead, hold_id: int, place: int, before: int, _: int) -> bool:
+    hold = journal.holds.get(hold_id)
+    if hold is None or hold.remaining != before:
+        return False
+    customer, kind, coin = read.lines[place][:3]
+    return hold.line.name == ((customer, kind), coin)

@@ -1,0 +1,206 @@
+"""Nodes and servers that are killed, stopped or restarted while several nodes write to one PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+import spotledger
+from servers.missing import ServerMissing, skip_or_fail
+from servers.postgres import DURABLE, Cluster, new_cluster
+from spotledger.ledger import Receipt
+from support_core import seed
+from support_database_books import check_database
+
+STREAM = Path(__file__).with_name("stream_of_writes.py")
+NODE = Path(__file__).with_name("postgres_node.py")
+START_SECONDS = 30
+ROUNDS = 5
+
+
+class Stream:
+    """A process that writes without end, and what it said it was acknowledged."""
+
+    def __init__(self, url: str, number: int) -> None:
+        arguments = [sys.executable, str(STREAM), url, str(number), "0"]
+        self.process = subprocess.Popen(arguments, stdout=subprocess.PIPE)
+        self._said = b""
+
+    def wait_for_answer(self) -> None:
+        """Wait until something was acknowledged that was not before."""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], START_SECONDS)
+        assert ready, "the writer acknowledged nothing"
+        self._said += os.read(self.process.stdout.fileno(), 1 << 20)
+
+    def kill(self) -> dict[str, bool]:
+        """Kill it; return by acknowledged key whether it was refused."""
+        assert self.process.stdout is not None
+        self.process.kill()
+        self._said += self.process.communicate()[0]
+        assert self.process.returncode == -signal.SIGKILL
+        whole_lines = self._said.decode().split("\n")[:-1]
+        names = [name for line in whole_lines for name in line.split(",")]
+        return {name.removeprefix("refused "): name.startswith("refused ") for name in names}
+
+
+@pytest.fixture
+def start_stream() -> Iterator[Callable[[str, int], Stream]]:
+    """Give what starts a stream; none outlives the test."""
+    started: list[Stream] = []
+
+    def start(url: str, number: int) -> Stream:
+        started.append(Stream(url, number))
+        return started[-1]
+
+    yield start
+    for stream in started:
+        if stream.process.returncode is None:
+            stream.kill()
+
+
+def check_acknowledged(url: str, acknowledged: dict[str, bool]) -> None:
+    """Check the books, and that each acknowledged key is in them as it was said."""
+    books = check_database(url)
+    for key, refused in acknowledged.items():
+        assert key in books.keys, f"the acknowledged {key} is lost"
+        assert (key in books.refusals) == refused
+
+
+def test_killed_writers_beside_others_lose_and_double_nothing(
+    postgres_url: str, start_stream: Callable[[str, int], Stream]
+) -> None:
+    """Three nodes write at once; one after the other is killed with -9, and the others go on at once."""
+    choose = random.Random(1)
+    spotledger.open(postgres_url).close()
+    acknowledged: dict[str, bool] = {}
+    streams = [start_stream(postgres_url, number) for number in range(3)]
+    for number in range(3, 3 + ROUNDS):
+        for stream in streams:
+            stream.wait_for_answer()
+        time.sleep(choose.uniform(0.02, 0.4))
+        acknowledged |= streams.pop(0).kill()
+        streams.append(start_stream(postgres_url, number))
+    for stream in streams:
+        stream.wait_for_answer()
+        acknowledged |= stream.kill()
+    check_acknowledged(postgres_url, acknowledged)
+    assert len(acknowledged) > 50
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[Cluster]:
+    """Give a server that a test may kill."""
+    try:
+        cluster = new_cluster(DURABLE)
+    except ServerMissing as problem:
+        skip_or_fail(problem)
+    cluster.start()
+    yield cluster
+    cluster.stop()
+    shutil.rmtree(cluster.folder)
+
+
+def test_killed_server_loses_nothing_acknowledged_and_nodes_go_on(
+    own_cluster: Cluster, start_stream: Callable[[str, int], Stream]
+) -> None:
+    """The server and all its sessions are killed with -9 again and again; the same node processes write on."""
+    url = own_cluster.url()
+    spotledger.open(url).close()
+    streams = [start_stream(url, number) for number in range(2)]
+    for _ in range(3):
+        for stream in streams:
+            stream.wait_for_answer()
+        _kill_server(own_cluster)
+        for stream in streams:
+            _drain(stream)
+        own_cluster.start()
+        for stream in streams:
+            stream.wait_for_answer()
+    acknowledged = {key: refused for stream in streams for key, refused in stream.kill().items()}
+    check_acknowledged(url, acknowledged)
+
+
+def _kill_server(cluster: Cluster) -> None:
+    """Kill the postmaster and everything it started, as a power cut would."""
+    postmaster = int((cluster.data / "postmaster.pid").read_text().split()[0])
+    children = [int(pid) for pid in Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()]
+    for pid in (postmaster, *children):
+        os.kill(pid, signal.SIGKILL)
+    cluster.stop()
+    (cluster.data / "postmaster.pid").unlink()
+
+
+def _drain(stream: Stream) -> None:
+    """Take what was said before the server was gone."""
+    assert stream.process.stdout is not None
+    while select.select([stream.process.stdout], [], [], 0.2)[0]:
+        stream._said += os.read(stream.process.stdout.fileno(), 1 << 20)
+
+
+class Node:
+    """A node in a process of its own that does one step at a time."""
+
+    def __init__(self, url: str, name: str) -> None:
+        arguments = [sys.executable, str(NODE), url, name]
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        assert self.heard() == "ready"
+
+    def say(self, step: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(step + "\n")
+        self.process.stdin.flush()
+
+    def heard(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+@contextmanager
+def node_at(url: str, name: str) -> Iterator[Node]:
+    """Run a node, and end it."""
+    node = Node(url, name)
+    try:
+        yield node
+    finally:
+        node.process.kill()
+        node.process.communicate()
+
+
+@pytest.mark.parametrize("count", [1, 2_000])
+def test_node_stopped_while_it_holds_the_turn_stops_nobody_for_long(postgres_url: str, count: int) -> None:
+    """SIGSTOP of a node that holds the head's row, idle or in the midst of sending: others go on; it wakes harmless."""
+    with spotledger.open(postgres_url) as ledger, node_at(postgres_url, "stopped") as node:
+        seed(ledger)
+        node.say(f"prepare {count}")
+        assert node.heard() == "prepared"
+        os.kill(node.process.pid, signal.SIGSTOP)
+        receipts = [_persistently(ledger, f"other-{number}") for number in range(3)]
+        assert [receipt.replayed for receipt in receipts] == [False] * 3
+        os.kill(node.process.pid, signal.SIGCONT)
+        node.say("commit")
+        assert node.heard() == "unavailable"
+        node.say(f"execute {count}")
+        assert node.heard() == f"new {count}"
+        assert check_database(postgres_url).head == 5 + 3 + count
+
+
+def _persistently(ledger: spotledger.ledger.Ledger, key: str) -> Receipt:
+    """Deposit under *key*, asking again as a caller does who is told that the store is not available."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return ledger.deposit("ann", "btc", "1", key=key)
+        except spotledger.errors.StoreUnavailable:
+            assert time.monotonic() < deadline, "the others are stopped for good"
