@@ -156,6 +156,17 @@ def test_fill_that_a_hold_is_too_short_for_is_refused_whole_and_kept(
         ({"seller": {"dust": CoinAmount("btc", "0.1")}}, InvalidRequest, "seller.dust.coin"),
         ({"seller": {"fee": CoinAmount("usdt", "0.123456789")}}, InvalidAmount, "seller.fee.amount"),
         ({"buyer": {"release": "0.000000001"}}, InvalidAmount, "buyer.release"),
+        # Of two faults the first in order is named: release, fee, dust, and the buyer's before the seller's.
+        (
+            {"buyer": {"release": "0.000000001", "fee": CoinAmount("eth", "1"), "dust": CoinAmount("eth", "1")}},
+            InvalidAmount,
+            "buyer.release",
+        ),
+        (
+            {"buyer": {"dust": CoinAmount("eth", "1")}, "seller": {"release": "0.000000001"}},
+            InvalidRequest,
+            "buyer.dust.coin",
+        ),
     ],
 )
 def test_fill_that_is_wrong_in_itself_is_refused_and_leaves_no_trace(

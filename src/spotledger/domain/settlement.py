@@ -87,9 +87,9 @@ def _amounts(operation: Settle, base: Coin, quote: Coin, buyer: Hold | None, sel
 
 def _part(side: SettleSide, names: _Names, paid: Coin, received: Coin, hold: Hold | None) -> Part:
     fee, dust, released = side.fee, side.dust, side.release
+    freed = released if released is None or released == REST else units_of(released, paid.scale, names.release)
     fee_units = 0 if fee is None else _units(fee, paid, received, names.fee_coin, names.fee_amount)
     dust_units = 0 if dust is None else _units(dust, paid, received, names.dust_coin, names.dust_amount)
-    freed = released if released is None or released == REST else units_of(released, paid.scale, names.release)
     return new_tuple(Part, (hold, fee_units, dust_units, freed))
 
 
