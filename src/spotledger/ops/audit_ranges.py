@@ -25,7 +25,7 @@ from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.sqlite_audit import AuditFile, Facts
 
 #: Entries that are read in one transaction.
-CHUNK_ENTRIES: Final = 2_000
+CHUNK_ENTRIES: Final = 200
 
 
 class Unsound(Exception):
