@@ -24,6 +24,8 @@ from spotledger.ops.audit import audit as audit_file
 from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.ops.settings import Settings, load_settings
 
+#: Processes that may read a file at once; the one that joins what they read is kept busy by fewer.
+PROCESSES_LIMIT: Final = 8
 EXIT_CODES: Final = {CLEAN: 0, DAMAGED: 1, INCOMPLETE: 3}
 _KNOWN_HEAD: Final = re.compile(r"\A([0-9]{1,18}):([0-9a-fA-F]{64})\Z")
 
@@ -42,6 +44,12 @@ _KNOWN_HEAD: Final = re.compile(r"\A([0-9]{1,18}):([0-9a-fA-F]{64})\Z")
     help="An entry's number and hash as an earlier audit said them; shows a journal cut, or written anew.",
 )
 @click.option("--limit-seconds", type=float, metavar="N", help="Stop, incomplete, after this time.")
+@click.option(
+    "--processes",
+    type=click.IntRange(1, PROCESSES_LIMIT),
+    metavar="N",
+    help=f"How many read a file at once, 1 to {PROCESSES_LIMIT} (else one for each processor that this may use).",
+)
 @config_option
 @json_option
 def audit(
@@ -50,6 +58,7 @@ def audit(
     database: str | None,
     known_heads: tuple[str, ...],
     limit_seconds: float | None,
+    processes: int | None,
     config: str | None,
     as_json: bool,
 ) -> None:
@@ -61,7 +70,8 @@ def audit(
     """
     heads = [_known_head(text) for text in known_heads]
     try:
-        run = _audit_of(file, load_settings({"data": data, "database": database}, os.environ, config).settings)
+        settings = load_settings({"data": data, "database": database}, os.environ, config).settings
+        run = _audit_of(file, settings, processes or min(PROCESSES_LIMIT, _processors()))
     except SpotledgerError as error:
         show.error(show.problem_of(error), as_json=as_json)
         raise click.exceptions.Exit(EXIT_CODES[INCOMPLETE]) from None
@@ -76,14 +86,19 @@ def audit(
     raise click.exceptions.Exit(EXIT_CODES[report.verdict])
 
 
-def _audit_of(file: str | None, settings: Settings) -> Callable[..., Report]:
+def _audit_of(file: str | None, settings: Settings, processes: int) -> Callable[..., Report]:
     """Return the audit of *file*, else of the database that is set, else of the ledger in the data folder."""
     if file is not None or settings.database is None:
-        return partial(audit_file, Path(file) if file else settings.data / LEDGER_FILE)
+        return partial(audit_file, Path(file) if file else settings.data / LEDGER_FILE, processes=processes)
     from spotledger.ops.audit_postgres import audit_database  # the driver is loaded where it is needed
     from spotledger.ops.database import address_of
 
     return partial(audit_database, address_of(settings))
+
+
+def _processors() -> int:
+    """Return how many processors this process may use, where the system says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _known_head(text: str) -> KnownHead:

@@ -159,14 +159,14 @@ class _Run:
             self.findings.leave_out("the entries: which ledger it is, is not known")
             return
         self._note_facts(facts)
-        ledger_id, _, segment_entries, sealed_to = facts.ledger
+        ledger_id, _, segment_entries, _ = facts.ledger
         if segment_entries < 1:
             self.findings.leave_out(f"the entries: a segment has {segment_entries} of them")
             return
         journal = JournalPass(self.findings, genesis_hash(ledger_id), file.body)
         try:
             with closing(KeySpool()) as spool, self._ahead(facts, segment_entries) as ahead:
-                key_filter = FilterCheck(file, self.findings, segment_entries, sealed_to // segment_entries)
+                key_filter = FilterCheck(file, self.findings, segment_entries)
                 tables = SegmentTables(file, journal, self.findings, spool, key_filter)
                 self._read_journal(file, facts.last_seq, journal, tables, segment_entries, ahead)
                 self._check_head(facts, journal)

@@ -17,7 +17,7 @@ from typing import Final
 
 from spotledger.ops.audit_findings import Findings
 from spotledger.storage.key_filter import PAGE_WORDS, level_checksum, level_extent, page_checksum
-from spotledger.storage.sqlite_audit import AuditFile, Unreadable
+from spotledger.storage.sqlite_audit import AuditFile, Row, Unreadable
 
 _DIGEST_BYTES: Final = 16
 _BORDERS: Final = [bytes([first]) for first in range(1, 256)]
@@ -92,7 +92,7 @@ class KeySpool:
 class FilterCheck:
     """The levels of the filter as they are in the file, asked for each key that they should know."""
 
-    def __init__(self, file: AuditFile, findings: Findings, segment_entries: int, last_segment: int) -> None:
+    def __init__(self, file: AuditFile, findings: Findings, segment_entries: int) -> None:
         """
         Read which levels are written.
 
@@ -100,7 +100,6 @@ class FilterCheck:
             file: The ledger file.
             findings: Where faults are noted.
             segment_entries: Entries of a segment.
-            last_segment: The last segment that the filter can cover: sealed, or being sealed.
         """
         self._file = file
         self._note = findings.add
@@ -108,11 +107,14 @@ class FilterCheck:
         self._words: array[int] | None = None
         self._number = -1
         self._covered: dict[int, int] = {}
+        levels: list[Row] = []
+        last_segment = -1
         try:
-            levels = file.filter_levels()
+            # The last segment that a level can cover is sealed, or being sealed, at the instant of this look.
+            position, levels = file.filter_levels()
+            last_segment = position.sealed_to // segment_entries
         except Unreadable as error:
             findings.leave_out(str(error))
-            levels = []
         for number, covered_to, checksum in levels:
             sound = 0 <= number < 64 and checksum == level_checksum(number, covered_to)
             first, last, _ = level_extent(number, segment_entries) if sound else (0, -1, 0)

@@ -183,12 +183,12 @@ class RangeReader:
         """
         if facts.ledger is None or facts.ledger[2] < 1:
             raise Unsound("which ledger it is, is not known")
-        ledger_id, _, self._segment_entries, sealed_to = facts.ledger
+        ledger_id, _, self._segment_entries, _ = facts.ledger
         self._file = file
         self._spool = spool
         self._genesis = genesis_hash(ledger_id)
         self._findings = _NoFindings()
-        self._filter = FilterCheck(file, self._findings, self._segment_entries, sealed_to // self._segment_entries)
+        self._filter = FilterCheck(file, self._findings, self._segment_entries)
 
     def read(self, segments: range) -> RangeRead:
         """

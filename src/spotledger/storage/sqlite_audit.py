@@ -226,9 +226,11 @@ class AuditFile:
 
     # --- the filter of known keys -------------------------------------------------------------------------
 
-    def filter_levels(self) -> list[Row]:
-        """Return number, last covered segment and checksum of each level that is written."""
-        return self._rows("the filter", "SELECT level, covered_to, checksum FROM key_filter ORDER BY level", ())
+    def filter_levels(self) -> tuple[Position, list[Row]]:
+        """Return number, last covered segment and checksum of each level that is written, and the position then."""
+        with self._one_instant("the filter") as ask:
+            rows = ask("SELECT level, covered_to, checksum FROM key_filter ORDER BY level").fetchall()
+            return _position(ask), rows
 
     def filter_pages(self, level: int) -> Iterator[Row]:
         """Give number, bits and checksum of each page of a level, in order."""

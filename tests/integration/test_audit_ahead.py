@@ -1,0 +1,106 @@
+"""An audit whose segments are read ahead by processes of their own: what they read is used, and their end is named."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spotledger.domain.operations import Deposit
+from spotledger.ops import audit as auditing
+from spotledger.ops import audit_workers
+from spotledger.ops.audit import Progress
+from support_audit import audited, every_kind, make
+from support_core import Clock, open_small
+
+
+@pytest.fixture(autouse=True)
+def _each_segment_is_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_workers, "RANGE_ENTRIES", 1)
+
+
+def children() -> list[int]:
+    """Return the processes that this one has begun."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        found += [int(number) for number in (task / "children").read_text().split()]
+    return found
+
+
+def doing_once(work: Callable[[], Any]) -> Callable[[Progress], None]:
+    """Return what does *work* at the first progress."""
+    left = [work]
+    return lambda _: left.pop()() if left else None
+
+
+def test_audit_of_a_whole_ledger_joins_every_sealed_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that was read ahead has to be read again where nothing is wrong."""
+    fits: list[bool] = []
+    join = auditing.join
+    monkeypatch.setattr(auditing, "join", lambda *values: fits.append(join(*values)) or fits[-1])
+    report = audited(make(tmp_path / "ledger"), processes=2)
+    assert (report.verdict, report.counts) == ("clean", {})
+    assert fits == [True] * (report.sealed_to // 8)
+    assert len(fits) > 5
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for its children in /proc")
+def test_audit_whose_processes_are_killed_is_incomplete(tmp_path: Path) -> None:
+    """What a process that died should have read is named, and the verdict is never clean."""
+
+    def kill() -> None:
+        for child in children():
+            os.kill(child, signal.SIGKILL)
+
+    report = audited(make(tmp_path / "ledger"), processes=2, progress=doing_once(kill))
+    assert report.verdict == "incomplete"
+    assert any("the process that read them ended early" in why for why in report.unexamined)
+    assert children() == []
+
+
+def test_audit_that_is_interrupted_ends_its_processes(tmp_path: Path) -> None:
+    """An interrupt leaves an incomplete report and no process."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    report = audited(make(tmp_path / "ledger"), processes=2, progress=doing_once(interrupt))
+    assert report.verdict == "incomplete"
+    assert report.unexamined == ["the rest: the audit was interrupted"]
+    assert children() == []
+
+
+def test_audit_with_processes_that_runs_out_of_time_is_incomplete(tmp_path: Path) -> None:
+    """The time limit holds for what is read ahead too."""
+    report = audited(make(tmp_path / "ledger"), processes=2, limit_seconds=0.0)
+    assert report.verdict == "incomplete"
+    assert report.audited_to < report.head_seq
+
+
+def test_audit_with_processes_beside_a_writer_is_clean(tmp_path: Path) -> None:
+    """Segments that are sealed while the audit reads are no damage."""
+    clock = Clock()
+    with open_small(tmp_path, clock) as ledger:
+        every_kind(ledger, clock)
+        stop = threading.Event()
+
+        def write() -> None:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                ledger.execute([Deposit(f"w{number}-{n}", "ann", "btc", "1") for n in range(5)])
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            reports = [audited(tmp_path, processes=2) for _ in range(5)]
+        finally:
+            stop.set()
+            writer.join()
+    assert [(report.verdict, report.counts) for report in reports] == [("clean", {})] * 5
+    assert reports[-1].head_seq > reports[0].head_seq
