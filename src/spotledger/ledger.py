@@ -176,11 +176,6 @@ class Ledger(LedgerReads):
 
     # --- the steps of a group -------------------------------------------------------------------------
 
-    @property
-    def waits_for_server(self) -> bool:
-        """Whether deciding a group waits for a server, so that it belongs in a thread beside an event loop."""
-        return self._store.remote
-
     def book(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Group:
         """
         Decide *operations* and make what comes of them durable; :meth:`finish` makes it visible.

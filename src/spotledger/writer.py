@@ -249,7 +249,7 @@ class Writer:
                 request.answer.set_exception(error)
 
     async def _commit(self, operations: Sequence[Operation], chains: Chains | None) -> list[Outcome]:
-        if self._ledger.waits_for_server:
+        if self._ledger.remote:
             group = await self._in_thread(partial(self._ledger.book, operations, chains))
             self._failed = self._failed and not group.entries
             return self._ledger.finish(group)
