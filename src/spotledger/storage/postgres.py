@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from spotledger.storage.postgres_reads import PostgresReads
 from spotledger.storage.postgres_rows import Derived, Order, head_of, journal_rows
 from spotledger.storage.postgres_session import Session, number, rows_of
 from spotledger.storage.postgres_turn import Questions, Turn
+from spotledger.storage.steps import Steps, drive
 
 #: How long a trip of a write may take before the connection counts as lost.
 WRITE_PATIENCE_SECONDS: Final = 15.0
@@ -37,6 +39,7 @@ LOOK_UP_PAUSE_SECONDS: Final = 0.2
 STUCK_SECONDS: Final = 3.0
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+_TURN_LOST: Final = "the turn was lost before the commit; try again with the same idempotency key"
 
 
 class PostgresStore(PostgresReads):
@@ -78,8 +81,7 @@ class PostgresStore(PostgresReads):
         """Whether a group is under way, which brings memory along by itself."""
         return self._is_writing
 
-    @collector_at_rest
-    def begin(self, wanted: Wanted) -> int | None:
+    def begin(self, wanted: Wanted) -> Steps[int | None]:
         """
         Take the journal's turn, and look up in the same trip what memory does not have of *wanted*.
 
@@ -90,66 +92,71 @@ class PostgresStore(PostgresReads):
         self._is_writing = True
         for again in (True, False):
             try:
-                return self._begin(wanted)
+                return (yield from self._begin(wanted))
             except psycopg.Error as error:
                 self._drop_writing()
                 # Nothing was written. A connection that had been lost while it was idle shows only now.
                 if not (again and is_lost(error)):
-                    self._end_stuck_turns(error)
+                    yield partial(self._end_stuck_turns, error)
                     raise translate(error, "written") from error
         raise AssertionError("unreachable")
 
-    def _begin(self, wanted: Wanted) -> int | None:
-        session = self._session_to_write()
+    def _begin(self, wanted: Wanted) -> Steps[int | None]:
+        session = yield from self._session_to_write()
         now_ms = None if self._clock_ms is None else self._clock_ms()
-        with self._guard:
-            since = self._memory.head
-            questions = Questions(self._memory, wanted, now_ms)
+        since, questions = self._questions(wanted, now_ms)
         session.send(sql.BEGIN)
         session.send(sql.TAKE_TURN)
         session.send(sql.CLOCK)
         session.send(sql.ENTRIES, number(since.seq), number(self.follow_entries + 1))
         questions.send(session)
-        _, turn, clock, news, *answers = session.collect()
+        _, turn, clock, news, *answers = yield from session.answers()
         head = head_of(turn)
         if head is None:
             raise LedgerCorrupt("the row of the journal's head is missing")
         if not self._bring_along(since, head, news):
-            self._start_anew(since, self._coins_and_hash(session, since), head)
-            questions = Questions(self._memory, wanted, now_ms)
+            session.send(sql.COINS)
+            session.send(sql.HASH, number(since.seq))
+            self._start_anew(since, (yield from session.answers()), head)
+            _, questions = self._questions(wanted, now_ms)
             questions.send(session)
-            answers = session.collect()
+            answers = yield from session.answers()
         if self._memory.head != head:
             raise LedgerCorrupt(f"memory stands at entry {self._memory.head.seq}, the locked head is {head.seq}")
-        with self._guard:
-            self._turn = questions.turn(answers, self._memory)
+        self._take_turn(questions, answers)
         return int(rows_of(clock)[0][0]) if now_ms is None else None
 
-    def _coins_and_hash(self, session: Session, since: Head) -> list[PGresult]:
-        session.send(sql.COINS)
-        session.send(sql.HASH, number(since.seq))
-        return session.collect()
+    @collector_at_rest
+    def _questions(self, wanted: Wanted, now_ms: int | None) -> tuple[Head, Questions]:
+        """Return where memory stands, and what it has to ask there for *wanted*."""
+        with self._guard:
+            return self._memory.head, Questions(self._memory, wanted, now_ms)
 
-    def leave(self, *, repeated: bool) -> None:
+    @collector_at_rest
+    def _take_turn(self, questions: Questions, answers: Sequence[PGresult]) -> None:
+        with self._guard:
+            self._turn = questions.turn(answers, self._memory)
+
+    def leave(self, *, repeated: bool) -> Steps[None]:
         """
         Give the turn back with nothing written.
 
         Raises:
             StoreUnavailable: A kept result was to be answered and could not be made durable.
         """
-        session = self._session_to_write()
+        session = self._session_of_turn()
         self._turn, self._is_writing = None, False
         sync = repeated and self._memory.head.seq > self._synced_seq
         try:
             if sync:
                 session.send(sql.SYNC)
             session.send(sql.COMMIT if sync else sql.ROLLBACK)
-            session.collect()
+            yield from session.answers()
         except psycopg.Error as error:
             self._drop_writing()
             raise translate(error, "written") from error
         if sync:
-            self._confirm()
+            yield from self._confirm()
             self._synced_seq = self._memory.head.seq
 
     # --- what the rules ask for: the turn knows it ------------------------------------------------------
@@ -209,7 +216,7 @@ class PostgresStore(PostgresReads):
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Send *entries* and what is derived from them, which follow the head without a gap."""
-        before, session = self._memory.head, self._session_to_write()
+        before, session = self._memory.head, self._session_of_turn()
         last = entries[-1]
         if entries[0].seq != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow the head, entry {before.seq}")
@@ -218,10 +225,12 @@ class PostgresStore(PostgresReads):
             self._orders = [order]
             session.send(order.statement, *order.parameters)
             # The server begins with the entries while the rest is made ready.
+            session.push()
             self._derived = Derived(entries)
             for order in self._derived.rows():
                 self._orders.append(order)
                 session.send(order.statement, *order.parameters)
+                session.push()
             seq, kept_hash, booked_ms = self._pending_head
             session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
             session.send(sql.TELL, number(seq))
@@ -237,9 +246,9 @@ class PostgresStore(PostgresReads):
     def catch_up(self) -> None:
         """Nothing: what is derived is written with the entries."""
 
-    def commit(self) -> None:
+    def commit(self) -> Steps[None]:
         """
-        Commit what was sent. Blocks until the server has synced it.
+        Commit what was sent, and wait until the server has synced it.
 
         Where the answer is lost, it is looked up whether the entries are there, with the head locked; never guessed.
 
@@ -247,20 +256,20 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: Nothing was written, or it could not be found out whether it was.
             LedgerCorrupt: The server refused what breaks one of its constraints.
         """
-        session, pending, self._turn = self._writing, self._pending_head, None
-        if session is None or pending is None:
-            raise StoreUnavailable("the turn was lost before the commit; try again with the same idempotency key")
+        session, pending, self._turn = self._session_of_turn(), self._pending_head, None
+        if pending is None:
+            raise StoreUnavailable(_TURN_LOST)
         try:
             session.send(sql.COMMIT)
-            results = session.collect()
+            results = yield from session.answers()
         except psycopg.Error as error:
             self._drop_writing()
             if not is_lost(error):
                 raise translate(error, "written") from error
-            self._look_up(pending, error)
+            yield partial(self._look_up, pending, error)
         else:
             self._check_changes(results)
-            self._confirm()
+            yield from self._confirm()
         self._synced_seq = pending.seq
 
     def _check_changes(self, results: Sequence[PGresult]) -> None:
@@ -272,10 +281,10 @@ class PostgresStore(PostgresReads):
                     " what is derived from the journal does not fit it"
                 )
 
-    def _confirm(self) -> None:
+    def _confirm(self) -> Steps[None]:
         """Commit again where the server warned that the last commit is not yet with its standby."""
         if self._warned:
-            self.try_writing()
+            yield self.try_writing
 
     def _look_up(self, last: Head, lost: psycopg.Error) -> None:
         """Return if the entry *last*, whose commit was not answered, is in the journal for good; else raise."""
@@ -283,7 +292,7 @@ class PostgresStore(PostgresReads):
         while True:
             try:
                 # The old connection may still be committing; the lock is there when it has done so or has not.
-                session = self._session_to_write()
+                session = drive(self._session_to_write())
                 session.send(sql.BEGIN)
                 session.send(sql.TAKE_TURN)
                 session.send(sql.HASH, number(last.seq))
@@ -315,7 +324,7 @@ class PostgresStore(PostgresReads):
         """Write and sync something that means nothing; between groups."""
         self._warned = False
         try:
-            session = self._session_to_write()
+            session = drive(self._session_to_write())
             session.send(sql.SYNC)
             session.collect()
         except psycopg.Error as error:
@@ -358,12 +367,21 @@ class PostgresStore(PostgresReads):
 
     # --- the connection -------------------------------------------------------------------------------
 
-    def _session_to_write(self) -> Session:
+    def _session_to_write(self) -> Steps[Session]:
         if self._writing is None or not self._writing.is_open:
-            connection = connect(self._url, application="spotledger write")
-            connection.add_notice_handler(self._heed)
-            with translated("written"):
-                self._writing = Session(connection, sql.WRITING, WRITE_PATIENCE_SECONDS)
+            self._writing = yield self._connected
+        return self._writing
+
+    def _connected(self) -> Session:
+        connection = connect(self._url, application="spotledger write")
+        connection.add_notice_handler(self._heed)
+        with translated("written"):
+            return Session(connection, sql.WRITING, WRITE_PATIENCE_SECONDS)
+
+    def _session_of_turn(self) -> Session:
+        """Return the session that has the turn; another one has not."""
+        if self._writing is None:
+            raise StoreUnavailable(_TURN_LOST)
         return self._writing
 
     def _heed(self, notice: psycopg.errors.Diagnostic) -> None:

@@ -18,6 +18,7 @@ from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGresult
 
 from spotledger.storage.postgres_connection import Connection
+from spotledger.storage.steps import Readiness, Steps, drive
 
 #: Types of the elements of arrays, by the numbers that every PostgreSQL gives them.
 BYTEA: Final = 17
@@ -71,8 +72,6 @@ class Session:
         self.connection = connection
         self._pgconn = connection.pgconn
         self._patience_seconds = patience_seconds
-        self._poll = select.poll()
-        self._poll.register(self._pgconn.socket, select.POLLIN)
         self._pgconn.nonblocking = 1
         self._pgconn.enter_pipeline_mode()
         for each in statements:
@@ -85,10 +84,18 @@ class Session:
         return self._pgconn.status == ConnStatus.OK
 
     def send(self, statement: Statement, *parameters: Parameter) -> None:
-        """Send *statement*; its result comes with :meth:`collect`."""
+        """Send *statement*; its result comes with :meth:`answers`."""
         self._pgconn.send_query_prepared(statement.name.encode(), parameters or None, statement.binary)
 
+    def push(self) -> None:
+        """Let the server have, and begin with, all that was sent so far, as much of it as it takes now."""
+        self._pgconn.flush()
+
     def collect(self) -> list[PGresult]:
+        """Do what :meth:`answers` says, and block where it waits."""
+        return drive(self.answers())
+
+    def answers(self) -> Steps[list[PGresult]]:
         """
         Wait for the results of all that was sent since the last time, one a statement, in order.
 
@@ -115,7 +122,11 @@ class Session:
                         failed = result
                     else:
                         results.append(result)
-                self._wait(until, bool(unsent))
+                if not (yield Readiness(pgconn.socket, bool(unsent), until)):
+                    self.close()
+                    raise psycopg.OperationalError(
+                        f"the server did not answer within {self._patience_seconds} seconds"
+                    )
                 pgconn.consume_input()
         except psycopg.OperationalError:
             if failed is not None:
@@ -125,14 +136,6 @@ class Session:
     def _check_open(self) -> None:
         if not self.is_open:
             raise psycopg.OperationalError("the connection was lost")
-
-    def _wait(self, until: float, unsent: bool) -> None:
-        """Wait until the server says something, or takes more where something is *unsent*."""
-        self._poll.modify(self._pgconn.socket, select.POLLIN | (select.POLLOUT if unsent else 0))
-        left = until - time.monotonic()
-        if left <= 0 or not self._poll.poll(left * 1000):
-            self.close()
-            raise psycopg.OperationalError(f"the server did not answer within {self._patience_seconds} seconds")
 
     def heard(self, timeout_seconds: float, waker: int) -> bool:
         """
