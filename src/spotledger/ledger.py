@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from spotledger.domain.operations import (
     Deposit,
@@ -29,16 +29,19 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
+from spotledger.group import Deciding, checked_chains, wanted_of
 from spotledger.group import Group as Group
 from spotledger.group import Outcome as Outcome
 from spotledger.group import Receipt as Receipt
-from spotledger.group import checked_chains, decide_group, wanted_of
 from spotledger.reads import LedgerReads
 from spotledger.storage.base import CUSTOMERS as CUSTOMERS
 from spotledger.storage.base import TrialBalance as TrialBalance
 from spotledger.storage.base import Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.steps import Steps, drive
+
+#: Operations of a group that are decided before what came of them goes to a server, which begins with it at once.
+PIECE_OPERATIONS: Final = 100
 
 
 class Ledger(LedgerReads):
@@ -225,7 +228,7 @@ class Ledger(LedgerReads):
         try:
             wanted = wanted_of(operations)
             store_ms = yield from self._store.begin(wanted)
-            group = self._decide(operations, chains, wanted, store_ms)
+            group = yield from self._deciding(operations, chains, wanted, store_ms)
             if not group.entries:
                 yield from self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
         except BaseException as error:
@@ -234,20 +237,40 @@ class Ledger(LedgerReads):
         self._prepared = bool(group.entries)
         return group
 
-    @collector_at_rest
-    def _decide(
+    def _deciding(
         self,
         operations: Sequence[Operation],
         chains: Sequence[Hashable | None] | None,
         wanted: Wanted,
         store_ms: int | None,
-    ) -> Group:
+    ) -> Steps[Group]:
+        """Decide a group in pieces, and hand each to the store: a server is busy with it while the next is decided."""
+        deciding = self._begin_deciding(operations, chains, wanted, store_ms)
+        piece = PIECE_OPERATIONS if self._store.remote else len(operations)
+        self._decide(deciding, piece)
+        while not deciding.is_done:
+            yield None
+            self._decide(deciding, piece)
+        return deciding.group
+
+    @collector_at_rest
+    def _begin_deciding(
+        self,
+        operations: Sequence[Operation],
+        chains: Sequence[Hashable | None] | None,
+        wanted: Wanted,
+        store_ms: int | None,
+    ) -> Deciding:
         with self._turn:
             now_ms = max(self._clock_ms() if store_ms is None else store_ms, self.head.booked_ms)
-            group = decide_group(self._store, operations, now_ms, chains, wanted)
-            if group.entries:
-                self._store.write(group.entries)
-            return group
+            return Deciding(self._store, operations, now_ms, chains, wanted)
+
+    @collector_at_rest
+    def _decide(self, deciding: Deciding, piece: int) -> None:
+        with self._turn:
+            entries = deciding.go_on(piece)
+            if entries:
+                self._store.write(entries)
 
     def _giving_up(self, error: BaseException) -> Steps[None]:
         """Abandon what *error* ended; where that waits for a server, and somebody drives on, in a step."""

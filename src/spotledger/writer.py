@@ -2,8 +2,8 @@
 The writer: one bounded queue, and group commit.
 
 Whatever waits when the writer comes by becomes one group: decided on the event loop, committed with one sync, then
-answered. A disk is waited for in a thread of its own, a server on the loop, without one: the thread would fight with the
-loop for the interpreter at each answer. Nothing else writes meanwhile; access keys take their turn through ``beside``.
+answered. A disk is waited for in a thread of its own, a server on the loop, as a thread would fight with the loop for the
+interpreter at each of its answers. Nothing else writes meanwhile; access keys take their turn through ``beside``.
 
 Callers that were answered together mostly come back together, a little after one another. So a group that follows one
 of several requests waits a moment until as many are there; after a lone request the next one never waits.
@@ -21,7 +21,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
-from spotledger.group import EXPIRIES_A_GROUP, checked_chains
+from spotledger.group import EXPIRIES_A_GROUP, checked_chains, end_of_cut
 from spotledger.ledger import Ledger, Outcome
 from spotledger.storage.steps import call_in, drive_on_loop
 
@@ -286,13 +286,9 @@ class Writer:
 def _cuts(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, int]]:
     """Give where a request of *count* operations is cut into groups of about *limit*, never within a chain."""
     start = 0
-    while start < count or start == 0:
-        end = min(start + limit, count)
-        while chains and 0 < end < count and chains[end] is not None and chains[end] == chains[end - 1]:
-            end += 1
+    while start < count:
+        end = end_of_cut(start, count, chains, limit)
         yield start, end
-        if end >= count:
-            return
         start = end
 
 

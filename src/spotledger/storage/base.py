@@ -144,7 +144,11 @@ class Store(Protocol):
         """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Append *entries*, which follow the head without a gap; nothing is visible yet."""
+        """
+        Append *entries*, which follow the head, or what was written since, without a gap; nothing is visible yet.
+
+        A store that is ``remote`` takes a group in several pieces, and is busy with one while the next is decided.
+        """
 
     @property
     def lagging(self) -> bool:

@@ -25,7 +25,7 @@ from spotledger.storage.base import Head, Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
 from spotledger.storage.postgres_reads import PostgresReads
-from spotledger.storage.postgres_rows import Derived, Order, head_of, journal_rows
+from spotledger.storage.postgres_rows import Derived, Order, head_of, history_rows, journal_rows
 from spotledger.storage.postgres_session import Session, number, rows_of
 from spotledger.storage.postgres_turn import Questions, Turn
 from spotledger.storage.steps import Steps, drive
@@ -68,6 +68,8 @@ class PostgresStore(PostgresReads):
         self._pending_head: Head | None = None
         self._warned = False
         self._orders: list[Order] = []
+        #: The entries that were written since the turn was taken.
+        self._written: list[Entry] = []
         self._derived: Derived | None = None
         self._is_writing = False
         super().__init__(url, **options)
@@ -89,7 +91,8 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: The server is away, or another node held the turn for too long.
             LedgerCorrupt: The server's journal lacks what this node has acknowledged.
         """
-        self._is_writing = True
+        self._is_writing, self._pending_head = True, None
+        self._written, self._orders = [], []
         for again in (True, False):
             try:
                 return (yield from self._begin(wanted))
@@ -215,28 +218,36 @@ class PostgresStore(PostgresReads):
     # --- writing --------------------------------------------------------------------------------------
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Send *entries* and what is derived from them, which follow the head without a gap."""
-        before, session = self._memory.head, self._session_of_turn()
+        """Send *entries*, which follow what the turn began with or has written since; the server begins with them."""
+        before, session = self._pending_head or self._memory.head, self._session_of_turn()
         last = entries[-1]
         if entries[0].seq != before.seq + 1 or last.seq != before.seq + len(entries):
-            raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow the head, entry {before.seq}")
+            raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow entry {before.seq}")
         try:
             self._pending_head, order = journal_rows(entries, before)
-            self._orders = [order]
-            session.send(order.statement, *order.parameters)
-            # The server begins with the entries while the rest is made ready.
-            session.push()
-            self._derived = Derived(entries)
-            for order in self._derived.rows():
-                self._orders.append(order)
-                session.send(order.statement, *order.parameters)
-                session.push()
-            seq, kept_hash, booked_ms = self._pending_head
-            session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
-            session.send(sql.TELL, number(seq))
+            self._order(session, order)
+            for order in history_rows(entries):
+                self._order(session, order)
         except psycopg.Error as error:
             self._drop_writing()
             raise translate(error, "written") from error
+        self._written += entries
+
+    def _order(self, session: Session, order: Order) -> None:
+        self._orders.append(order)
+        session.send(order.statement, *order.parameters)
+        session.push()
+
+    @collector_at_rest
+    def _send_rest(self, session: Session, pending: Head) -> None:
+        """Send what is derived from the entries that were written and stands for the head; and the head, *pending*."""
+        self._derived = Derived(self._written)
+        for order in self._derived.rows():
+            self._order(session, order)
+        seq, kept_hash, booked_ms = pending
+        session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
+        session.send(sql.TELL, number(seq))
+        session.send(sql.COMMIT)
 
     @property
     def lagging(self) -> bool:
@@ -248,7 +259,7 @@ class PostgresStore(PostgresReads):
 
     def commit(self) -> Steps[None]:
         """
-        Commit what was sent, and wait until the server has synced it.
+        Send the rest, commit, and wait until the server has synced it.
 
         Where the answer is lost, it is looked up whether the entries are there, with the head locked; never guessed.
 
@@ -260,7 +271,7 @@ class PostgresStore(PostgresReads):
         if pending is None:
             raise StoreUnavailable(_TURN_LOST)
         try:
-            session.send(sql.COMMIT)
+            self._send_rest(session, pending)
             results = yield from session.answers()
         except psycopg.Error as error:
             self._drop_writing()

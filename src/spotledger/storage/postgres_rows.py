@@ -57,9 +57,8 @@ class Derived:
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         """Go through *entries* in order."""
-        #: Available, freeze and the last entry, by account and coin; and the entries that touched each.
+        #: Available, freeze and the last entry, by account and coin.
         self.balances: dict[tuple[Account, str], tuple[int, int, int]] = {}
-        self.touches: dict[tuple[Account, str], list[int]] = {}
         #: Holds as they are left: opened by these entries; and what remains of others, and which entry closed them.
         self.opened: dict[int, Hold] = {}
         self.changed: dict[int, tuple[int, int | None]] = {}
@@ -70,14 +69,9 @@ class Derived:
                 self._take(entry)
 
     def _take(self, entry: Entry) -> None:
-        seq, touches = entry.seq, self.touches
+        seq, balances = entry.seq, self.balances
         for account, coin, available, freeze in entry.balances:
-            line = (account, coin)
-            self.balances[line] = (available, freeze, seq)
-            if line in touches:
-                touches[line].append(seq)
-            else:
-                touches[line] = [seq]
+            balances[account, coin] = (available, freeze, seq)
         if not entry.holds:
             if not entry.postings or entry.kind == Reverse.kind:
                 self.rest.append(entry)
@@ -93,9 +87,9 @@ class Derived:
                 self.changed[hold_id] = (remaining, None if remaining else seq)
 
     def rows(self) -> Iterator[Order]:
-        """Give what brings the tables that are derived from the journal along."""
+        """Give what brings the tables along that are derived from the journal and stand for its head."""
         if self.balances:
-            yield from _balances(self.balances, self.touches)
+            yield from _balances(self.balances)
         if self.opened:
             yield from _opened(list(self.opened.values()))
         if self.changed:
@@ -103,18 +97,30 @@ class Derived:
         yield from _rest(self.rest)
 
 
-def _balances(
-    balances: dict[tuple[Account, str], tuple[int, int, int]], touches: dict[tuple[Account, str], list[int]]
-) -> Iterator[Order]:
+def history_rows(entries: Sequence[Entry]) -> Iterator[Order]:
+    """Give what adds to the history which accounts and coins *entries* touched."""
+    touches: dict[tuple[Account, str], list[str]] = {}
+    for entry in entries:
+        if entry.refusal is None:
+            seq = str(entry.seq)
+            for account, coin, _, _ in entry.balances:
+                touches.setdefault((account, coin), []).append(seq)
+    if touches:
+        lines = sorted(touches)
+        accounts, coins = zip(*lines, strict=True)
+        owners, kinds = zip(*accounts, strict=True)
+        listed = plain_texts(["{" + ",".join(touches[line]) + "}" for line in lines])
+        names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
+        yield Order(sql.ADD_HISTORY, (*names, listed), sum(map(len, touches.values())))
+
+
+def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Iterator[Order]:
     # In the order of the indexes, so that rows that stand together are written together.
     lines = sorted(balances)
     accounts, coins = zip(*lines, strict=True)
     owners, kinds = zip(*accounts, strict=True)
     available, freeze, seqs = zip(*[balances[line] for line in lines], strict=True)
     names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
-    touching = [touches[line] for line in lines]
-    listed = plain_texts(["{" + ",".join(map(str, seqs)) + "}" for seqs in touching])
-    yield Order(sql.ADD_HISTORY, (*names, listed), sum(map(len, touching)))
     yield Order(sql.PUT_BALANCES, (*names, numbers(available), numbers(freeze), numbers(seqs)), len(lines))
 
 

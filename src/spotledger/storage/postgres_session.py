@@ -124,9 +124,7 @@ class Session:
                         results.append(result)
                 if not (yield Readiness(pgconn.socket, bool(unsent), until)):
                     self.close()
-                    raise psycopg.OperationalError(
-                        f"the server did not answer within {self._patience_seconds} seconds"
-                    )
+                    raise psycopg.OperationalError(f"the server did not answer within {self._patience_seconds} seconds")
                 pgconn.consume_input()
         except psycopg.OperationalError:
             if failed is not None:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Readiness(NamedTuple):
-    """A wait until a socket has something to read, or takes more where that is asked for; answered False if too late."""
+    """A wait until a socket has something to read, or takes more where asked for; answered with False if too late."""
 
     socket: int
     or_writable: bool
@@ -85,7 +85,7 @@ async def drive_on_loop(steps: Steps[T], executor: Executor) -> T:
             elif step is not None:
                 answer = await call_in(executor, step)
             else:
-                await asyncio.sleep(0)
+                await _next_turn()
         except BaseException as error:  # noqa: BLE001 - the steps are told, whatever it is
             failed = error
 
@@ -93,6 +93,13 @@ async def drive_on_loop(steps: Steps[T], executor: Executor) -> T:
 async def call_in(executor: Executor, call: Callable[[], T]) -> T:
     """Do *call* in *executor*, and wait for it even if cancelled meanwhile."""
     return await _awaited(asyncio.get_running_loop().run_in_executor(executor, call))
+
+
+async def _next_turn() -> None:
+    loop = asyncio.get_running_loop()
+    turn: asyncio.Future[bool] = loop.create_future()
+    loop.call_soon(_settle, turn, True)
+    await _awaited(turn)
 
 
 async def _is_ready_on_loop(wait: Readiness) -> bool:
@@ -120,5 +127,5 @@ async def _awaited(future: asyncio.Future[T]) -> T:
     """Wait for *future* even if cancelled meanwhile; the task still knows that it was."""
     while not future.done():
         with suppress(asyncio.CancelledError):
-            await asyncio.wait([future])
+            await asyncio.shield(future)
     return future.result()
