@@ -2,8 +2,8 @@
 The writer: one bounded queue, and group commit.
 
 Whatever waits when the writer comes by becomes one group: decided on the event loop, committed with one sync, then
-answered. A disk is waited for in a thread of its own, a server on the loop, as a thread would fight with the loop for the
-interpreter at each of its answers. Nothing else writes meanwhile; access keys take their turn through ``beside``.
+answered. A disk is waited for in a thread of its own; a server on the loop, for a thread would fight with the loop for
+the interpreter at each of its answers. Nothing else writes meanwhile; access keys take their turn through ``beside``.
 
 Callers that were answered together mostly come back together, a little after one another. So a group that follows one
 of several requests waits a moment until as many are there; after a lone request the next one never waits.

@@ -122,14 +122,18 @@ class Session:
                         failed = result
                     else:
                         results.append(result)
-                if not (yield Readiness(pgconn.socket, bool(unsent), until)):
-                    self.close()
-                    raise psycopg.OperationalError(f"the server did not answer within {self._patience_seconds} seconds")
+                in_time = yield Readiness(pgconn.socket, bool(unsent), until)
+                self._check_in_time(in_time)
                 pgconn.consume_input()
         except psycopg.OperationalError:
             if failed is not None:
                 raise error_from_result(failed) from None
             raise
+
+    def _check_in_time(self, in_time: bool) -> None:
+        if not in_time:
+            self.close()
+            raise psycopg.OperationalError(f"the server did not answer within {self._patience_seconds} seconds")
 
     def _check_open(self) -> None:
         if not self.is_open:
