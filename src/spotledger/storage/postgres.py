@@ -68,8 +68,7 @@ class PostgresStore(PostgresReads):
         self._pending_head: Head | None = None
         self._warned = False
         self._orders: list[Order] = []
-        #: The entries that were written since the turn was taken.
-        self._written: list[Entry] = []
+        #: What was written since the turn was taken leaves.
         self._derived: Derived | None = None
         self._is_writing = False
         super().__init__(url, **options)
@@ -92,7 +91,7 @@ class PostgresStore(PostgresReads):
             LedgerCorrupt: The server's journal lacks what this node has acknowledged.
         """
         self._is_writing, self._pending_head = True, None
-        self._written, self._orders = [], []
+        self._derived, self._orders = None, []
         for again in (True, False):
             try:
                 return (yield from self._begin(wanted))
@@ -226,23 +225,27 @@ class PostgresStore(PostgresReads):
         try:
             self._pending_head, order = journal_rows(entries, before)
             self._order(session, order)
-            for order in history_rows(entries):
+            session.push()
+            derived = Derived(entries)
+            for order in (*history_rows(entries), *derived.rows()):
                 self._order(session, order)
+            session.push()
         except psycopg.Error as error:
             self._drop_writing()
             raise translate(error, "written") from error
-        self._written += entries
+        if self._derived is None:
+            self._derived = derived
+        else:
+            self._derived.add(derived)
 
     def _order(self, session: Session, order: Order) -> None:
         self._orders.append(order)
         session.send(order.statement, *order.parameters)
-        session.push()
 
     @collector_at_rest
-    def _send_rest(self, session: Session, pending: Head) -> None:
-        """Send what is derived from the entries that were written and stands for the head; and the head, *pending*."""
-        self._derived = Derived(self._written)
-        for order in self._derived.rows():
+    def _send_rest(self, session: Session, pending: Head, derived: Derived) -> None:
+        """Send the balances as the group leaves them, the head that it leads to, *pending*, and the commit."""
+        for order in derived.balance_rows():
             self._order(session, order)
         seq, kept_hash, booked_ms = pending
         session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
@@ -267,11 +270,11 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: Nothing was written, or it could not be found out whether it was.
             LedgerCorrupt: The server refused what breaks one of its constraints.
         """
-        session, pending, self._turn = self._session_of_turn(), self._pending_head, None
-        if pending is None:
+        session, pending, derived, self._turn = self._session_of_turn(), self._pending_head, self._derived, None
+        if pending is None or derived is None:
             raise StoreUnavailable(_TURN_LOST)
         try:
-            self._send_rest(session, pending)
+            self._send_rest(session, pending, derived)
             results = yield from session.answers()
         except psycopg.Error as error:
             self._drop_writing()

@@ -53,7 +53,7 @@ def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
 
 
 class Derived:
-    """What a group of entries leaves of the accounts and holds it touches; worked out once, for tables and memory."""
+    """What entries of a group leave of the accounts and holds they touch; worked out once, for tables and memory."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         """Go through *entries* in order."""
@@ -86,15 +86,29 @@ class Derived:
             else:
                 self.changed[hold_id] = (remaining, None if remaining else seq)
 
+    def add(self, later: Derived) -> None:
+        """Take over what the entries after these leave."""
+        self.balances.update(later.balances)
+        for hold_id, (remaining, closed_seq) in later.changed.items():
+            if hold_id in self.opened:
+                self.opened[hold_id] = self.opened[hold_id].after(remaining, closed_seq or 0)
+            else:
+                self.changed[hold_id] = (remaining, closed_seq)
+        self.opened.update(later.opened)
+        self.rest += later.rest
+
     def rows(self) -> Iterator[Order]:
-        """Give what brings the tables along that are derived from the journal and stand for its head."""
-        if self.balances:
-            yield from _balances(self.balances)
+        """Give what brings the tables of holds along, and of coins, customers and reversals."""
         if self.opened:
             yield from _opened(list(self.opened.values()))
         if self.changed:
             yield from _changed(self.changed)
         yield from _rest(self.rest)
+
+    def balance_rows(self) -> Iterator[Order]:
+        """Give what brings the balances along, which many entries of a group change: once for all of them."""
+        if self.balances:
+            yield _balances(self.balances)
 
 
 def history_rows(entries: Sequence[Entry]) -> Iterator[Order]:
@@ -114,14 +128,14 @@ def history_rows(entries: Sequence[Entry]) -> Iterator[Order]:
         yield Order(sql.ADD_HISTORY, (*names, listed), sum(map(len, touches.values())))
 
 
-def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Iterator[Order]:
+def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Order:
     # In the order of the indexes, so that rows that stand together are written together.
     lines = sorted(balances)
     accounts, coins = zip(*lines, strict=True)
     owners, kinds = zip(*accounts, strict=True)
     available, freeze, seqs = zip(*[balances[line] for line in lines], strict=True)
     names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
-    yield Order(sql.PUT_BALANCES, (*names, numbers(available), numbers(freeze), numbers(seqs)), len(lines))
+    return Order(sql.PUT_BALANCES, (*names, numbers(available), numbers(freeze), numbers(seqs)), len(lines))
 
 
 def _opened(holds: Sequence[Hold]) -> Iterator[Order]:
