@@ -275,7 +275,8 @@ class PostgresStore(PostgresReads):
             raise StoreUnavailable(_TURN_LOST)
         try:
             self._send_rest(session, pending, derived)
-            results = yield from session.answers()
+            # What publishing needs is worked out while the server syncs.
+            results = yield from session.answers(meanwhile=derived.by_account)
         except psycopg.Error as error:
             self._drop_writing()
             if not is_lost(error):

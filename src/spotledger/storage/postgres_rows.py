@@ -8,7 +8,7 @@ from typing import NamedTuple
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import Account, Balance
-from spotledger.domain.journal import Entry, Hold, opened_hold
+from spotledger.domain.journal import Entry, Hold, new_tuple, opened_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import Head
@@ -64,6 +64,7 @@ class Derived:
         self.changed: dict[int, tuple[int, int | None]] = {}
         #: Listings, registerings and reversals.
         self.rest: list[Entry] = []
+        self._by_account: dict[Account, tuple[int, dict[str, Balance]]] | None = None
         for entry in entries:
             if entry.refusal is None:
                 self._take(entry)
@@ -88,6 +89,7 @@ class Derived:
 
     def add(self, later: Derived) -> None:
         """Take over what the entries after these leave."""
+        self._by_account = None
         self.balances.update(later.balances)
         for hold_id, (remaining, closed_seq) in later.changed.items():
             if hold_id in self.opened:
@@ -96,6 +98,18 @@ class Derived:
                 self.changed[hold_id] = (remaining, closed_seq)
         self.opened.update(later.opened)
         self.rest += later.rest
+
+    def by_account(self) -> dict[Account, tuple[int, dict[str, Balance]]]:
+        """Return the last entry that touched each account, and the balances that changed; worked out once."""
+        if self._by_account is None:
+            found: dict[Account, tuple[int, dict[str, Balance]]] = {}
+            for (account, coin), (available, freeze, seq) in self.balances.items():
+                last, balances = found.get(account) or (0, {})
+                balances[coin] = new_tuple(Balance, (available, freeze))
+                if seq > last:
+                    found[account] = (seq, balances)
+            self._by_account = found
+        return self._by_account
 
     def rows(self) -> Iterator[Order]:
         """Give what brings the tables of holds along, and of coins, customers and reversals."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg.errors import error_from_result
@@ -95,9 +95,12 @@ class Session:
         """Do what :meth:`answers` says, and block where it waits."""
         return drive(self.answers())
 
-    def answers(self) -> Steps[list[PGresult]]:
+    def answers(self, meanwhile: Callable[[], Any] | None = None) -> Steps[list[PGresult]]:
         """
         Wait for the results of all that was sent since the last time, one a statement, in order.
+
+        Args:
+            meanwhile: Called once the server has got it all and is busy.
 
         Raises:
             psycopg.Error: A statement failed, and those after it were passed over, or the connection is lost.
@@ -108,6 +111,9 @@ class Session:
         results: list[PGresult] = []
         failed: PGresult | None = None
         try:
+            if meanwhile is not None:
+                self.push()
+                meanwhile()
             while True:
                 unsent = pgconn.flush()
                 while not pgconn.is_busy():
