@@ -275,8 +275,7 @@ class PostgresStore(PostgresReads):
             raise StoreUnavailable(_TURN_LOST)
         try:
             self._send_rest(session, pending, derived)
-            # What publishing needs is worked out while the server syncs.
-            results = yield from session.answers(meanwhile=derived.by_account)
+            results = yield from session.answers(meanwhile=partial(self._make_ready, pending, derived))
         except psycopg.Error as error:
             self._drop_writing()
             if not is_lost(error):
@@ -286,6 +285,12 @@ class PostgresStore(PostgresReads):
             self._check_changes(results)
             yield from self._confirm()
         self._synced_seq = pending.seq
+
+    def _make_ready(self, pending: Head, derived: Derived) -> None:
+        """Do what publishing needs and shows nobody anything yet, while the server syncs."""
+        derived.by_account()
+        with self._guard:
+            self._memory.make_room(pending.seq - self._memory.head.seq)
 
     def _check_changes(self, results: Sequence[PGresult]) -> None:
         """Check that each statement changed as many rows as it had to: what is derived was where it should be."""

@@ -143,6 +143,12 @@ class Memory:
         elif entry.kind == RegisterCustomer.kind:
             self.customers[entry.request["customer"]] = None
 
+    def make_room(self, count: int) -> None:
+        """Let go, while there is time, of the entries that the next *count* will push out."""
+        recent = self._recent
+        for _ in range(min(len(recent), len(recent) + count - RECENT_ENTRIES)):
+            recent.popleft()
+
     def forget(self) -> None:
         """Let go of all but the coins, after something went wrong with it; the head stays."""
         for kept in (self.accounts, self.customers, self.holds, self._recent):
