@@ -108,7 +108,7 @@ class PostgresStore(PostgresReads):
         session.send(sql.BEGIN)
         session.send(sql.TAKE_TURN)
         session.send(sql.CLOCK)
-        session.send(sql.ENTRIES, number(since.seq), number(self.follow_entries + 1))
+        session.send(sql.NEWS, number(since.seq), number(self.follow_entries + 1))
         questions.send(session)
         _, turn, clock, news, *answers = session.collect()
         head = head_of(turn)

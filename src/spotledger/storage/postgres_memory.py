@@ -17,6 +17,7 @@ from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer
 from spotledger.storage.base import Head
+from spotledger.storage.postgres_news import Change
 from spotledger.storage.postgres_rows import Derived
 
 #: Entries that are kept so that what was read a moment ago can be brought along.
@@ -79,14 +80,14 @@ class Memory:
         self.accounts: dict[Account, RemoteAccount] = {}
         self.customers: dict[str, None] = {}
         self.holds: dict[int, Hold] = {}
-        self._recent: deque[Entry] = deque(maxlen=RECENT_ENTRIES)
+        self._recent: deque[Entry | Change] = deque(maxlen=RECENT_ENTRIES)
         self._cache_accounts = cache_accounts
 
     def covers(self, seq: int) -> bool:
         """Say whether what was read as of the entry *seq*, at most the head, can be brought along to the head."""
         return seq == self.head.seq or bool(self._recent and self._recent[0].seq <= seq + 1)
 
-    def _after(self, seq: int) -> Iterable[Entry]:
+    def _after(self, seq: int) -> Iterable[Entry | Change]:
         """Give the entries after *seq*, which :meth:`covers` them."""
         count = self.head.seq - seq
         return islice(self._recent, len(self._recent) - count, None) if count else ()
@@ -115,6 +116,31 @@ class Memory:
 
     # --- entries --------------------------------------------------------------------------------------
 
+    def follow(self, changes: Sequence[Change], head: Head) -> None:
+        """Take over *changes* of other nodes, which follow the head up to the new *head*."""
+        changed: dict[Account, tuple[int, dict[str, Balance]]] = {}
+        watched = self.accounts
+        for change in changes:
+            if change.holds:
+                self._follow_holds(change)
+            elif not change.balances and change.refusal is None:
+                self._take_rest(change.kind, change.request.coin, change.request.scale, change.request.customer)
+            _collect(change, watched, changed)
+        for account, (seq, balances) in changed.items():
+            watched[account].change(seq, balances)
+        self._recent.extend(changes)
+        self.head = head
+
+    def _follow_holds(self, change: Change) -> None:
+        opened = change.opened_hold()
+        if opened is not None:
+            self.holds[opened.hold_id] = opened
+            return
+        for hold_id, remaining in change.holds:
+            hold = self.holds.get(hold_id)
+            if hold is not None:
+                self.holds[hold_id] = hold.after(remaining, change.seq)
+
     def apply(self, entries: Sequence[Entry], head: Head, derived: Derived | None = None) -> None:
         """Take over what *entries*, which follow the head up to the new *head*, changed; *derived*: what they leave."""
         derived = Derived(entries) if derived is None else derived
@@ -132,20 +158,20 @@ class Memory:
             if hold is not None:
                 holds[hold_id] = hold.after(remaining, closed_seq or 0)
         for entry in derived.rest:
-            self._take_rest(entry)
+            asked = entry.request
+            self._take_rest(entry.kind, asked.get("coin"), asked.get("scale"), asked.get("customer"))
         for account, (seq, balances) in changed.items():
             watched[account].change(seq, balances)
         self._recent.extend(entries)
         self.head = head
 
-    def _take_rest(self, entry: Entry) -> None:
+    def _take_rest(self, kind: str, coin: str | None, scale: int | None, customer: str | None) -> None:
         """Take over a listing or a registering."""
-        if entry.kind == ListCoin.kind:
-            coin = Coin(entry.request["coin"], entry.request["scale"])
+        if kind == ListCoin.kind and coin is not None and scale is not None:
             # Another object, so that readers see that it changed.
-            self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (coin.name, coin)])))
-        elif entry.kind == RegisterCustomer.kind:
-            self.customers[entry.request["customer"]] = None
+            self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (coin, Coin(coin, scale))])))
+        elif kind == RegisterCustomer.kind and customer is not None:
+            self.customers[customer] = None
 
     def forget(self) -> None:
         """Let go of all but the coins, after something went wrong with it; the head stays."""
@@ -160,14 +186,16 @@ class Memory:
 
 
 def _collect(
-    entry: Entry, watched: Mapping[Account, object], changed: dict[Account, tuple[int, dict[str, Balance]]]
+    entry: Entry | Change,
+    watched: Mapping[Account, object],
+    changed: dict[Account, tuple[int, dict[str, Balance]]],
 ) -> None:
     """Add to *changed* what *entry* made of the accounts that are *watched*."""
     for account, coin, available, freeze in entry.balances:
         if account in watched:
             balances = changed[account][1] if account in changed else {}
             balances[coin] = Balance(available, freeze)
-            changed[account] = (entry.seq, balances)
+            changed[account] = (entry.seq, balances)  # type: ignore[index]
 
 
 def _shrink(kept: dict[K, V], limit: int) -> None:
