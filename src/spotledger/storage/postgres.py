@@ -35,6 +35,9 @@ LOOK_UP_SECONDS: Final = 15.0
 LOOK_UP_PAUSE_SECONDS: Final = 0.2
 #: How long the holder of the turn may have been silent in the middle of it before a node that waited ends it.
 STUCK_SECONDS: Final = 3.0
+#: From how many entries of others between two turns a node waits for the turn alone, and is brought along meanwhile:
+#: from there on reading them within the turn costs more than a trip.
+CROWD_ENTRIES: Final = 100
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 
@@ -66,7 +69,9 @@ class PostgresStore(PostgresReads):
         self._warned = False
         self._orders: list[Order] = []
         self._derived: Derived | None = None
-        self._is_writing = False
+        self._is_writing = self._is_waiting = self._is_crowded = False
+        #: The last entry when this node had its last turn.
+        self._left_seq = 0
         super().__init__(url, **options)
         #: The last entry that a synced commit of this node covers: what kept results may be answered from at once.
         self._synced_seq = 0
@@ -77,6 +82,11 @@ class PostgresStore(PostgresReads):
     def is_writing(self) -> bool:
         """Whether a group is under way, which brings memory along by itself."""
         return self._is_writing
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a group waits for its turn, and for memory to be brought along meanwhile."""
+        return self._is_waiting
 
     @collector_at_rest
     def begin(self, wanted: Wanted) -> int | None:
@@ -102,15 +112,16 @@ class PostgresStore(PostgresReads):
     def _begin(self, wanted: Wanted) -> int | None:
         session = self._session_to_write()
         now_ms = None if self._clock_ms is None else self._clock_ms()
+        session.send(sql.BEGIN)
+        session.send(sql.TAKE_TURN)
+        waited = self._wait(session) if self._is_crowded else []
         with self._guard:
             since = self._memory.head
             questions = Questions(self._memory, wanted, now_ms)
-        session.send(sql.BEGIN)
-        session.send(sql.TAKE_TURN)
         session.send(sql.CLOCK)
         session.send(sql.NEWS, number(since.seq), number(self.follow_entries + 1))
         questions.send(session)
-        _, turn, clock, news, *answers = session.collect()
+        _, turn, clock, news, *answers = waited + session.collect()
         head = head_of(turn)
         if head is None:
             raise LedgerCorrupt("the row of the journal's head is missing")
@@ -119,11 +130,20 @@ class PostgresStore(PostgresReads):
             questions = Questions(self._memory, wanted, now_ms)
             questions.send(session)
             answers = session.collect()
+        self._is_crowded = head.seq - self._left_seq > CROWD_ENTRIES
         if self._memory.head != head:
             raise LedgerCorrupt(f"memory stands at entry {self._memory.head.seq}, the locked head is {head.seq}")
         with self._guard:
             self._turn = questions.turn(answers, self._memory)
         return int(rows_of(clock)[0][0]) if now_ms is None else None
+
+    def _wait(self, session: Session) -> list[PGresult]:
+        """Wait for the turn alone, while the follower brings memory along with what others write before it comes."""
+        self._is_waiting = True
+        try:
+            return session.collect()
+        finally:
+            self._is_waiting = False
 
     def _coins_and_hash(self, session: Session, since: Head) -> list[PGresult]:
         session.send(sql.COINS)
@@ -138,7 +158,7 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: A kept result was to be answered and could not be made durable.
         """
         session = self._session_to_write()
-        self._turn, self._is_writing = None, False
+        self._turn, self._is_writing, self._left_seq = None, False, self._memory.head.seq
         sync = repeated and self._memory.head.seq > self._synced_seq
         try:
             if sync:
@@ -261,7 +281,7 @@ class PostgresStore(PostgresReads):
         else:
             self._check_changes(results)
             self._confirm()
-        self._synced_seq = pending.seq
+        self._synced_seq = self._left_seq = pending.seq
 
     def _check_changes(self, results: Sequence[PGresult]) -> None:
         """Check that each statement changed as many rows as it had to: what is derived was where it should be."""

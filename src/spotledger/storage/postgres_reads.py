@@ -157,6 +157,11 @@ class PostgresReads:
         """Whether a group is under way, which brings memory along by itself."""
         return False
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a group waits for its turn, and for memory to be brought along meanwhile."""
+        return False
+
     @collector_at_rest
     def follow(self, session: Session, *questions: Question) -> tuple[Head, list[PGresult]]:
         """Do what :meth:`_ask` says on *session*, which belongs to the caller; errors are the driver's."""
