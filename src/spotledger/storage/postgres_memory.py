@@ -11,10 +11,10 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin
-from spotledger.domain.journal import Entry, Hold
+from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple
 from spotledger.domain.operations import ListCoin, RegisterCustomer
 from spotledger.storage.base import Head
 from spotledger.storage.postgres_news import Change
@@ -25,6 +25,8 @@ RECENT_ENTRIES: Final = 4_000
 #: Holds in memory for each account that may be.
 HOLDS_AN_ACCOUNT: Final = 2
 
+#: Account, coin, available and freeze after an entry, as the domain or a change has it.
+Line: TypeAlias = BalanceAfter | tuple[tuple[str, str], str, int, int]
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -96,14 +98,15 @@ class Memory:
 
     def take_accounts(self, seq: int, found: Mapping[Account, tuple[int, dict[str, Balance]]]) -> None:
         """Keep accounts (the last change, and the balances of all coins) as they were read as of the entry *seq*."""
-        newer: dict[Account, tuple[int, dict[str, Balance]]] = {}
+        newer: dict[Account, tuple[int, dict[str, Line]]] = {}
         for entry in self._after(seq):
             _collect(entry, found, newer)
         for account, (changed_seq, balances) in found.items():
             if account not in self.accounts:
                 view = self.accounts[account] = RemoteAccount(account, changed_seq, balances)
                 if account in newer:
-                    view.change(*newer[account])
+                    seq_after, lines = newer[account]
+                    view.change(seq_after, _balances(lines))
 
     def take_holds(self, seq: int, found: Iterable[Hold]) -> None:
         """Keep holds as they were read as of the entry *seq*."""
@@ -118,16 +121,15 @@ class Memory:
 
     def follow(self, changes: Sequence[Change], head: Head) -> None:
         """Take over *changes* of other nodes, which follow the head up to the new *head*."""
-        changed: dict[Account, tuple[int, dict[str, Balance]]] = {}
-        watched = self.accounts
+        changed: dict[Account, tuple[int, dict[str, Line]]] = {}
         for change in changes:
             if change.holds:
                 self._follow_holds(change)
             elif not change.balances and change.refusal is None:
                 self._take_rest(change.kind, change.request.coin, change.request.scale, change.request.customer)
-            _collect(change, watched, changed)
-        for account, (seq, balances) in changed.items():
-            watched[account].change(seq, balances)
+            _collect(change, self.accounts, changed)
+        for account, (seq, lines) in changed.items():
+            self.accounts[account].change(seq, _balances(lines))
         self._recent.extend(changes)
         self.head = head
 
@@ -186,16 +188,25 @@ class Memory:
 
 
 def _collect(
-    entry: Entry | Change,
-    watched: Mapping[Account, object],
-    changed: dict[Account, tuple[int, dict[str, Balance]]],
+    entry: Entry | Change, watched: Mapping[Account, object], changed: dict[Account, tuple[int, dict[str, Line]]]
 ) -> None:
-    """Add to *changed* what *entry* made of the accounts that are *watched*."""
-    for account, coin, available, freeze in entry.balances:
-        if account in watched:
-            balances = changed[account][1] if account in changed else {}
-            balances[coin] = Balance(available, freeze)
-            changed[account] = (entry.seq, balances)  # type: ignore[index]
+    """Add to *changed* what *entry* made of the accounts that are *watched*, by their coins."""
+    seq = entry.seq
+    for line in entry.balances:
+        account: Account = line[0]  # type: ignore[assignment]  # or a plain tuple, which equals it
+        if account in changed:
+            lines = changed[account][1]
+        elif account in watched:
+            lines = {}
+        else:
+            continue
+        lines[line[1]] = line
+        changed[account] = (seq, lines)
+
+
+def _balances(lines: Mapping[str, Line]) -> dict[str, Balance]:
+    """Return the balances, by coin, that *lines* leave."""
+    return {coin: new_tuple(Balance, line[2:]) for coin, line in lines.items()}
 
 
 def _shrink(kept: dict[K, V], limit: int) -> None:

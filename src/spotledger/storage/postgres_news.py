@@ -15,7 +15,7 @@ import msgspec
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import Account
-from spotledger.domain.journal import Hold
+from spotledger.domain.journal import Hold, new_tuple
 from spotledger.domain.operations import Freeze
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
@@ -55,9 +55,9 @@ class Change(msgspec.Struct, gc=False):
             return None
         units, asked = self.holds[0][1], self.request
         account, coin, _, _ = self.balances[0]
-        return Hold(
-            self.seq, Account(*account), coin, units, units, asked.reference, asked.expires_ms, self.booked_ms, None
-        )
+        owner = new_tuple(Account, account)
+        values = (self.seq, owner, coin, units, units, asked.reference, asked.expires_ms, self.booked_ms, None)
+        return new_tuple(Hold, values)
 
 
 # Not strict: the units stand in the journal as decimal text.
