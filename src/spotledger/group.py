@@ -58,6 +58,8 @@ CHAIN_LIMIT: Final = 1_000
 
 
 NOTHING: Final = Decision()
+#: Operations that are decided before their entries are written ahead of the others.
+PART_OPERATIONS: Final = 200
 #: What may say when it happened.
 _TOLD_LATER: Final = (Deposit, Withdraw, Settle)
 
@@ -88,6 +90,8 @@ class Group:
 
     outcomes: list[Outcome] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
+    #: How many of the entries were checked.
+    checked: int = 0
 
 
 def wanted_of(operations: Sequence[Operation]) -> Wanted:
@@ -118,12 +122,14 @@ def decide_group(
     now_ms: int,
     chains: Sequence[Hashable | None] | None = None,
     wanted: Wanted | None = None,
+    write_ahead: Callable[[Sequence[Entry]], None] | None = None,
 ) -> Group:
     """
     Decide *operations* in order, each on the effects of those before it; nothing is written.
 
     Holds whose time has come at *now_ms* are let expire first. Neighbours with the same value in *chains*, which is not
     None, are one chain: all of them are done or none. *wanted* is what :func:`wanted_of` says of the operations.
+    *write_ahead* is given the entries in parts, as soon as they are final, but for those of the last part.
 
     Raises:
         LedgerCorrupt: What the rules made breaks an invariant.
@@ -134,8 +140,10 @@ def decide_group(
     for expiry in expiries:
         _decide_one(expiry, overlay, group, now_ms)
     if chains is None:
-        for operation in operations:
-            group.outcomes.append(_decide_one(operation, overlay, group, now_ms))
+        for start in range(0, len(operations), PART_OPERATIONS):
+            for operation in operations[start : start + PART_OPERATIONS]:
+                group.outcomes.append(_decide_one(operation, overlay, group, now_ms))
+            _check_part(group, write_ahead if start + PART_OPERATIONS < len(operations) else None)
     else:
         for chain, members in groupby(zip(operations, chains, strict=True), key=itemgetter(1)):
             chained = [operation for operation, _ in members]
@@ -143,7 +151,7 @@ def decide_group(
                 group.outcomes += [_decide_one(operation, overlay, group, now_ms) for operation in chained]
             else:
                 group.outcomes += _decide_chain(chained, overlay, group, now_ms)
-    _check_entries(group.entries)
+    _check_part(group)
     return group
 
 
@@ -358,6 +366,15 @@ _ACCOUNTS: Final[dict[type[Any], Callable[[Any], Iterable[Account]]]] = {
 
 def _kept_refusal(refusal: Refused) -> dict[str, Any]:
     return {"code": refusal.code, "detail": refusal.message, "details": refusal.details}
+
+
+def _check_part(group: Group, write_ahead: Callable[[Sequence[Entry]], None] | None = None) -> None:
+    """Check the entries that were not yet, and have them written ahead."""
+    part = group.entries[group.checked :]
+    _check_entries(part)
+    group.checked += len(part)
+    if part and write_ahead is not None:
+        write_ahead(part)
 
 
 def _check_entries(entries: Iterable[Entry]) -> None:

@@ -215,7 +215,7 @@ class Ledger(LedgerReads):
                 wanted = wanted_of(operations)
                 store_ms = self._store.begin(wanted)
                 now_ms = max(self._clock_ms() if store_ms is None else store_ms, self.head.booked_ms)
-                group = decide_group(self._store, operations, now_ms, chains, wanted)
+                group = decide_group(self._store, operations, now_ms, chains, wanted, self._store.write_ahead)
                 if group.entries:
                     self._store.write(group.entries)
                 else:

@@ -142,6 +142,9 @@ class Store(Protocol):
     def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
         """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
 
+    def write_ahead(self, entries: Sequence[Entry]) -> None:
+        """Take the next *entries* of a group of which more is being decided; :meth:`write` is given all of them."""
+
     def write(self, entries: Sequence[Entry]) -> None:
         """Append *entries*, which follow the head without a gap; nothing is visible yet."""
 

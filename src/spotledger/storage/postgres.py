@@ -68,7 +68,7 @@ class PostgresStore(PostgresReads):
         self._pending_head: Head | None = None
         self._warned = False
         self._orders: list[Order] = []
-        self._derived: Derived | None = None
+        self._derived = Derived()
         self._is_writing = self._is_waiting = self._is_crowded = False
         #: The last entry when this node had its last turn.
         self._left_seq = 0
@@ -98,6 +98,7 @@ class PostgresStore(PostgresReads):
             LedgerCorrupt: The server's journal lacks what this node has acknowledged.
         """
         self._is_writing = True
+        self._pending_head, self._orders, self._derived = None, [], Derived()
         for again in (True, False):
             try:
                 return self._begin(wanted)
@@ -227,27 +228,45 @@ class PostgresStore(PostgresReads):
 
     # --- writing --------------------------------------------------------------------------------------
 
-    def write(self, entries: Sequence[Entry]) -> None:
-        """Send *entries* and what is derived from them, which follow the head without a gap."""
-        before, session = self._memory.head, self._session_to_write()
+    def write_ahead(self, entries: Sequence[Entry]) -> None:
+        """Send *entries*, the next of a group that is still being decided: the server works on them meanwhile."""
+        before, session = self._pending_head or self._memory.head, self._session_to_write()
         last = entries[-1]
         if entries[0].seq != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow the head, entry {before.seq}")
         try:
             self._pending_head, order = journal_rows(entries, before)
-            self._orders = [order]
-            session.send(order.statement, *order.parameters)
+            self._send(session, order)
             # The server begins with the entries while the rest is made ready.
-            self._derived = Derived(entries)
+            self._derived.take(entries)
+            for order in self._derived.history_rows():
+                self._send(session, order)
+            session.flush()
+        except psycopg.Error as error:
+            self._drop_writing()
+            raise translate(error, "written") from error
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Send *entries* and what is derived from them, which follow the head without a gap."""
+        ahead = 0 if self._pending_head is None else self._pending_head.seq - self._memory.head.seq
+        if ahead < len(entries):
+            self.write_ahead(entries[ahead:])
+        session = self._session_to_write()
+        if self._pending_head is None or self._pending_head.seq != entries[-1].seq:
+            raise LedgerCorrupt(f"{ahead} entries were sent of a group that has {len(entries)}")
+        try:
             for order in self._derived.rows():
-                self._orders.append(order)
-                session.send(order.statement, *order.parameters)
+                self._send(session, order)
             seq, kept_hash, booked_ms = self._pending_head
             session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
             session.send(sql.TELL, number(seq))
         except psycopg.Error as error:
             self._drop_writing()
             raise translate(error, "written") from error
+
+    def _send(self, session: Session, order: Order) -> None:
+        self._orders.append(order)
+        session.send(order.statement, *order.parameters)
 
     @property
     def lagging(self) -> bool:
@@ -348,7 +367,7 @@ class PostgresStore(PostgresReads):
         """Bring memory along with the committed *entries*, as far as it was not by whoever saw them first."""
         self._is_writing = False
         pending, self._pending_head = self._pending_head, None
-        derived, self._derived = self._derived, None
+        derived, self._derived = self._derived, Derived()
         with self._guard:
             memory = self._memory
             new = [entry for entry in entries if entry.seq > memory.head.seq]

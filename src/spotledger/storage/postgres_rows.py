@@ -55,9 +55,9 @@ def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
 class Derived:
     """What a group of entries leaves of the accounts and holds it touches; worked out once, for tables and memory."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
+    def __init__(self, entries: Sequence[Entry] = ()) -> None:
         """Go through *entries* in order."""
-        #: Available, freeze and the last entry, by account and coin; and the entries that touched each.
+        #: Available, freeze and the last entry, by account and coin; and the entries that touched each of late.
         self.balances: dict[tuple[Account, str], tuple[int, int, int]] = {}
         self.touches: dict[tuple[Account, str], list[int]] = {}
         #: Holds as they are left: opened by these entries; and what remains of others, and which entry closed them.
@@ -65,6 +65,10 @@ class Derived:
         self.changed: dict[int, tuple[int, int | None]] = {}
         #: Listings, registerings and reversals.
         self.rest: list[Entry] = []
+        self.take(entries)
+
+    def take(self, entries: Sequence[Entry]) -> None:
+        """Go through more *entries*, which follow those before."""
         for entry in entries:
             if entry.refusal is None:
                 self._take(entry)
@@ -92,10 +96,20 @@ class Derived:
             else:
                 self.changed[hold_id] = (remaining, None if remaining else seq)
 
+    def history_rows(self) -> Iterator[Order]:
+        """Give what notes which accounts were touched since it was asked for the last time."""
+        touches, self.touches = self.touches, {}
+        if touches:
+            # In the order of the index, so that rows that stand together are written together.
+            lines = sorted(touches)
+            touching = [touches[line] for line in lines]
+            listed = plain_texts(["{" + ",".join(map(str, seqs)) + "}" for seqs in touching])
+            yield Order(sql.ADD_HISTORY, (*_names(lines), listed), sum(map(len, touching)))
+
     def rows(self) -> Iterator[Order]:
-        """Give what brings the tables that are derived from the journal along."""
+        """Give what brings the other tables that are derived from the journal along."""
         if self.balances:
-            yield from _balances(self.balances, self.touches)
+            yield _balances(self.balances)
         if self.opened:
             yield from _opened(list(self.opened.values()))
         if self.changed:
@@ -103,19 +117,16 @@ class Derived:
         yield from _rest(self.rest)
 
 
-def _balances(
-    balances: dict[tuple[Account, str], tuple[int, int, int]], touches: dict[tuple[Account, str], list[int]]
-) -> Iterator[Order]:
-    # In the order of the indexes, so that rows that stand together are written together.
-    lines = sorted(balances)
+def _names(lines: Sequence[tuple[Account, str]]) -> tuple[bytes, bytes, bytes]:
     accounts, coins = zip(*lines, strict=True)
     owners, kinds = zip(*accounts, strict=True)
+    return plain_texts(owners), plain_texts(kinds), plain_texts(coins)
+
+
+def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Order:
+    lines = sorted(balances)
     available, freeze, seqs = zip(*[balances[line] for line in lines], strict=True)
-    names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
-    touching = [touches[line] for line in lines]
-    listed = plain_texts(["{" + ",".join(map(str, seqs)) + "}" for seqs in touching])
-    yield Order(sql.ADD_HISTORY, (*names, listed), sum(map(len, touching)))
-    yield Order(sql.PUT_BALANCES, (*names, numbers(available), numbers(freeze), numbers(seqs)), len(lines))
+    return Order(sql.PUT_BALANCES, (*_names(lines), numbers(available), numbers(freeze), numbers(seqs)), len(lines))
 
 
 def _opened(holds: Sequence[Hold]) -> Iterator[Order]:

@@ -92,6 +92,10 @@ class Session:
             statement.name.encode(), parameters or None, statement.binary, statement.row_format
         )
 
+    def flush(self) -> None:
+        """Have the server begin with what was sent, as far as the connection takes it without a wait."""
+        self._pgconn.flush()
+
     def collect(self) -> list[PGresult]:
         """
         Wait for the results of all that was sent since the last time, one a statement, in order.

@@ -94,6 +94,10 @@ class StandbyStore(PostgresReads):
     def leave(self, *, repeated: bool) -> None:
         """Nothing: there is no turn to give back."""
 
+    def write_ahead(self, entries: Sequence[Entry]) -> NoReturn:
+        """Refuse, like :meth:`begin`."""
+        raise StoreUnavailable("This node reads from a standby and takes no writes; ask another one.")
+
     def write(self, entries: Sequence[Entry]) -> NoReturn:
         """Refuse, like :meth:`begin`."""
         raise StoreUnavailable("This node reads from a standby and takes no writes; ask another one.")

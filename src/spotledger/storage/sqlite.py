@@ -398,6 +398,9 @@ class SqliteStore:
 
     # --- writing ------------------------------------------------------------------------------------
 
+    def write_ahead(self, entries: Sequence[Entry]) -> None:
+        """Nothing: there is nobody who could begin with them."""
+
     def write(self, entries: Sequence[Entry]) -> None:
         """Append *entries*, which follow the head without a gap; nothing is visible yet."""
         previous = self._head.hash
