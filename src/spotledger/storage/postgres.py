@@ -239,7 +239,7 @@ class PostgresStore(PostgresReads):
             self._send(session, order)
             # The server begins with the entries while the rest is made ready.
             self._derived.take(entries)
-            for order in self._derived.history_rows():
+            for order in self._derived.new_rows():
                 self._send(session, order)
             session.flush()
         except psycopg.Error as error:

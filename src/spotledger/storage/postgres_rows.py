@@ -65,6 +65,8 @@ class Derived:
         self.changed: dict[int, tuple[int, int | None]] = {}
         #: Listings, registerings and reversals.
         self.rest: list[Entry] = []
+        #: The last hold of these that has its row.
+        self._last_row = 0
         self.take(entries)
 
     def take(self, entries: Sequence[Entry]) -> None:
@@ -91,13 +93,14 @@ class Derived:
             self.opened[seq] = hold
             return
         for hold_id, remaining in entry.holds:
-            if hold_id in self.opened:
-                self.opened[hold_id] = self.opened[hold_id].after(remaining, seq)
-            else:
+            opened = self.opened.get(hold_id)
+            if opened is not None:
+                self.opened[hold_id] = opened.after(remaining, seq)
+            if opened is None or hold_id <= self._last_row:
                 self.changed[hold_id] = (remaining, None if remaining else seq)
 
-    def history_rows(self) -> Iterator[Order]:
-        """Give what notes which accounts were touched since it was asked for the last time."""
+    def new_rows(self) -> Iterator[Order]:
+        """Give the rows that are made once, of what came since it was asked for the last time."""
         touches, self.touches = self.touches, {}
         if touches:
             # In the order of the index, so that rows that stand together are written together.
@@ -105,13 +108,15 @@ class Derived:
             touching = [touches[line] for line in lines]
             listed = plain_texts(["{" + ",".join(map(str, seqs)) + "}" for seqs in touching])
             yield Order(sql.ADD_HISTORY, (*_names(lines), listed), sum(map(len, touching)))
+        opened = [hold for hold_id, hold in self.opened.items() if hold_id > self._last_row]
+        if opened:
+            self._last_row = opened[-1].hold_id
+            yield from _opened(opened)
 
     def rows(self) -> Iterator[Order]:
-        """Give what brings the other tables that are derived from the journal along."""
+        """Give the rows that change with each touch, as all entries leave them; :meth:`new_rows` come first."""
         if self.balances:
             yield _balances(self.balances)
-        if self.opened:
-            yield from _opened(list(self.opened.values()))
         if self.changed:
             yield from _changed(self.changed)
         yield from _rest(self.rest)
