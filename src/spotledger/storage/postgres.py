@@ -230,8 +230,30 @@ class PostgresStore(PostgresReads):
 
     def write_ahead(self, entries: Sequence[Entry]) -> None:
         """Send *entries*, the next of a group that is still being decided: the server works on them meanwhile."""
-        before, session = self._pending_head or self._memory.head, self._session_to_write()
-        last = entries[-1]
+        self._send_entries(self._session_to_write(), entries)
+        self._session_to_write().flush()
+
+    def write(self, entries: Sequence[Entry]) -> None:
+        """Send *entries* but for those that were sent ahead, and what is derived from all of them."""
+        session = self._session_to_write()
+        ahead = 0 if self._pending_head is None else self._pending_head.seq - self._memory.head.seq
+        if ahead < len(entries):
+            self._send_entries(session, entries[ahead:])
+        if self._pending_head is None or self._pending_head.seq != entries[-1].seq:
+            raise LedgerCorrupt(f"{ahead} entries were sent of a group that has {len(entries)}")
+        try:
+            for order in self._derived.rows():
+                self._send(session, order)
+            seq, kept_hash, booked_ms = self._pending_head
+            session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
+            session.send(sql.TELL, number(seq))
+        except psycopg.Error as error:
+            self._drop_writing()
+            raise translate(error, "written") from error
+
+    def _send_entries(self, session: Session, entries: Sequence[Entry]) -> None:
+        """Send *entries*, which follow what was sent before, or the head, without a gap; and rows made once of them."""
+        before, last = self._pending_head or self._memory.head, entries[-1]
         if entries[0].seq != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow the head, entry {before.seq}")
         try:
@@ -241,25 +263,6 @@ class PostgresStore(PostgresReads):
             self._derived.take(entries)
             for order in self._derived.new_rows():
                 self._send(session, order)
-            session.flush()
-        except psycopg.Error as error:
-            self._drop_writing()
-            raise translate(error, "written") from error
-
-    def write(self, entries: Sequence[Entry]) -> None:
-        """Send *entries* and what is derived from them, which follow the head without a gap."""
-        ahead = 0 if self._pending_head is None else self._pending_head.seq - self._memory.head.seq
-        if ahead < len(entries):
-            self.write_ahead(entries[ahead:])
-        session = self._session_to_write()
-        if self._pending_head is None or self._pending_head.seq != entries[-1].seq:
-            raise LedgerCorrupt(f"{ahead} entries were sent of a group that has {len(entries)}")
-        try:
-            for order in self._derived.rows():
-                self._send(session, order)
-            seq, kept_hash, booked_ms = self._pending_head
-            session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
-            session.send(sql.TELL, number(seq))
         except psycopg.Error as error:
             self._drop_writing()
             raise translate(error, "written") from error

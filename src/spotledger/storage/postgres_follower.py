@@ -24,6 +24,8 @@ PAUSE_SECONDS: Final = 0.3
 WRITING_POLLS: Final = 5
 #: How long a node that is told of news while it waits for its turn leaves them: the turn may be its own now.
 GRACE_SECONDS: Final = 0.001
+#: How long nothing is listened to after what was told was no news: a node that writes is told of each of its groups.
+DEAF_SECONDS: Final = 0.01
 STOP_SECONDS: Final = 10.0
 
 _log = logging.getLogger(__name__)
@@ -115,5 +117,7 @@ class Follower:
                 if self._is_time(followed) or self._is_news(told):
                     self._store.follow(session)
                     followed = time.monotonic()
+                elif told:
+                    self._stopped.wait(DEAF_SECONDS)
         finally:
             session.close()
