@@ -58,8 +58,8 @@ CHAIN_LIMIT: Final = 1_000
 
 
 NOTHING: Final = Decision()
-#: Operations that are decided before their entries are written ahead of the others.
-PART_OPERATIONS: Final = 200
+#: About how many entries are written ahead at once, while the rest of their group is decided.
+PART_ENTRIES: Final = 200
 #: What may say when it happened.
 _TOLD_LATER: Final = (Deposit, Withdraw, Settle)
 
@@ -129,7 +129,7 @@ def decide_group(
 
     Holds whose time has come at *now_ms* are let expire first. Neighbours with the same value in *chains*, which is not
     None, are one chain: all of them are done or none. *wanted* is what :func:`wanted_of` says of the operations.
-    *write_ahead* is given the entries in parts, as soon as they are final, but for those of the last part.
+    *write_ahead* is given the entries in parts as soon as these are final, but for the last ones.
 
     Raises:
         LedgerCorrupt: What the rules made breaks an invariant.
@@ -140,10 +140,11 @@ def decide_group(
     for expiry in expiries:
         _decide_one(expiry, overlay, group, now_ms)
     if chains is None:
-        for start in range(0, len(operations), PART_OPERATIONS):
-            for operation in operations[start : start + PART_OPERATIONS]:
+        for start in range(0, len(operations), PART_ENTRIES):
+            for operation in operations[start : start + PART_ENTRIES]:
                 group.outcomes.append(_decide_one(operation, overlay, group, now_ms))
-            _check_part(group, write_ahead if start + PART_OPERATIONS < len(operations) else None)
+            if start + PART_ENTRIES < len(operations):
+                _check_part(group, write_ahead)
     else:
         for chain, members in groupby(zip(operations, chains, strict=True), key=itemgetter(1)):
             chained = [operation for operation, _ in members]
@@ -151,7 +152,8 @@ def decide_group(
                 group.outcomes += [_decide_one(operation, overlay, group, now_ms) for operation in chained]
             else:
                 group.outcomes += _decide_chain(chained, overlay, group, now_ms)
-    _check_part(group)
+            _check_part(group, write_ahead)
+    _check_entries(group.entries[group.checked :])
     return group
 
 
@@ -368,13 +370,15 @@ def _kept_refusal(refusal: Refused) -> dict[str, Any]:
     return {"code": refusal.code, "detail": refusal.message, "details": refusal.details}
 
 
-def _check_part(group: Group, write_ahead: Callable[[Sequence[Entry]], None] | None = None) -> None:
-    """Check the entries that were not yet, and have them written ahead."""
-    part = group.entries[group.checked :]
-    _check_entries(part)
-    group.checked += len(part)
-    if part and write_ahead is not None:
-        write_ahead(part)
+def _check_part(group: Group, write_ahead: Callable[[Sequence[Entry]], None] | None) -> None:
+    """Check the entries that were not yet, and have them written ahead, once they are enough."""
+    # Some of so many operations are repeats, which have no entries.
+    if len(group.entries) - group.checked > PART_ENTRIES // 2:
+        part = group.entries[group.checked :]
+        _check_entries(part)
+        group.checked += len(part)
+        if write_ahead is not None:
+            write_ahead(part)
 
 
 def _check_entries(entries: Iterable[Entry]) -> None:
