@@ -368,20 +368,23 @@ class PostgresStore(PostgresReads):
 
     def publish(self, entries: Sequence[Entry]) -> None:
         """Bring memory along with the committed *entries*, as far as it was not by whoever saw them first."""
-        self._is_writing = False
         pending, self._pending_head = self._pending_head, None
         derived, self._derived = self._derived, Derived()
-        with self._guard:
-            memory = self._memory
-            new = [entry for entry in entries if entry.seq > memory.head.seq]
-            if not new or pending is None:
-                return
-            try:
-                memory.apply(new, pending, derived if len(new) == len(entries) else None)
-                memory.shrink()
-            except BaseException:
-                memory.forget()
-                raise
+        try:
+            with self._guard:
+                memory = self._memory
+                new = [entry for entry in entries if entry.seq > memory.head.seq]
+                if not new or pending is None:
+                    return
+                try:
+                    memory.apply(new, pending, derived if len(new) == len(entries) else None)
+                    memory.shrink()
+                except BaseException:
+                    memory.forget()
+                    raise
+        finally:
+            # Not before: the follower would read the entries of this group.
+            self._is_writing = False
 
     def recover(self) -> None:
         """Give up the turn with all that was sent, and bring memory to the journal's head."""
