@@ -1,8 +1,12 @@
 """
 The writer: one bounded queue, and group commit.
 
-Whatever waits when the writer comes by becomes one group: decided on the event loop, committed with one sync in a
-thread of its own, then answered. Nothing else writes while it does; access keys take their turn through ``beside``.
+Whatever waits when the writer comes by becomes one group: decided on the event loop, committed with one sync, then
+answered. A disk is waited for in a thread of its own; a server on the loop, for a thread would fight with the loop for
+the interpreter at each of its answers. Nothing else writes meanwhile; access keys take their turn through ``beside``.
+
+Callers that were answered together mostly come back together, a little after one another. So a group that follows one
+of several requests waits a moment until as many are there; after a lone request the next one never waits.
 """
 
 from __future__ import annotations
@@ -12,20 +16,21 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
-from spotledger.group import EXPIRIES_A_GROUP, checked_chains
-from spotledger.ledger import Group, Ledger, Outcome
+from spotledger.group import EXPIRIES_A_GROUP, checked_chains, end_of_cut
+from spotledger.ledger import Ledger, Outcome
+from spotledger.storage.steps import call_in, drive_on_loop
 
 #: Operations that may wait; a request beyond it is refused at once.
 QUEUE_LIMIT: Final = 10_000
 #: Operations in a group; a request with more is a group of its own.
 GROUP_LIMIT: Final = 1_000
+#: How long a group waits, at the most, until it has as many requests as the one before it.
+GATHER_SECONDS: Final = 0.001
 #: How often the ledger is asked for holds whose time has come while nobody writes.
 EXPIRY_SECONDS: Final = 1.0
 
@@ -53,6 +58,7 @@ class Writer:
         queue_limit: int = QUEUE_LIMIT,
         group_limit: int = GROUP_LIMIT,
         refuses: str | None = None,
+        gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         """
         Write to *ledger*.
@@ -62,11 +68,15 @@ class Writer:
             queue_limit: Operations that may wait, > 0.
             group_limit: Operations in a group, > 0.
             refuses: Why nothing is ever written, on a node that only reads; None where it is.
+            gather_seconds: How long a group waits for as many requests as the one before it had, >= 0.
         """
         self._refuses = refuses
         self._ledger = ledger
         self._queue_limit = queue_limit
         self._group_limit = group_limit
+        self._gather_seconds = gather_seconds
+        #: How many requests wake the writer.
+        self._enough = 1
         self._queue: deque[_Request] = deque()
         self._waiting = 0
         self._wake = asyncio.Event()
@@ -148,7 +158,8 @@ class Writer:
         request = _Request(operations, chains, asyncio.get_running_loop().create_future())
         self._queue.append(request)
         self._waiting += len(operations)
-        self._wake.set()
+        if len(self._queue) >= self._enough or self._waiting >= self._group_limit:
+            self._wake.set()
         return request
 
     async def exclusive(self, function: Callable[[], T]) -> T:
@@ -167,19 +178,37 @@ class Writer:
 
     async def _run(self) -> None:
         task = asyncio.current_task()
+        before = 1
         try:
             while not (self._stopping and not self._queue):
                 if not self._queue:
-                    self._wake.clear()
-                    await self._wake.wait()
+                    await self._woken()
                     continue
+                if len(self._queue) < before and self._waiting < self._group_limit and not self._stopping:
+                    await self._gather(before)
                 async with self._turn:
-                    await self._write(self._take())
+                    requests = self._take()
+                    before = len(requests)
+                    await self._write(requests)
                 if task is not None and task.cancelling():
                     return  # cancelled while the disk was busy
         finally:
             self._stopping = True
             self._refuse(self._queue)
+
+    async def _woken(self) -> None:
+        self._wake.clear()
+        await self._wake.wait()
+
+    async def _gather(self, enough: int) -> None:
+        """Wait until so many requests are there, or a group is full, or some time has passed."""
+        timer = asyncio.get_running_loop().call_later(self._gather_seconds, self._wake.set)
+        self._enough = enough
+        try:
+            await self._woken()
+        finally:
+            self._enough = 1
+            timer.cancel()
 
     def _refuse(self, requests: Iterable[_Request]) -> None:
         """Tell callers that nobody will do what they wait for."""
@@ -197,7 +226,7 @@ class Writer:
             try:
                 if self._failed:
                     async with self._turn:
-                        await self._in_thread(self._ledger.try_writing)
+                        await call_in(self._committer, self._ledger.try_writing)
                     self._failed = False
                     if task is not None and task.cancelling():
                         return  # cancelled while the thread was busy
@@ -249,50 +278,17 @@ class Writer:
                 request.answer.set_exception(error)
 
     async def _commit(self, operations: Sequence[Operation], chains: Chains | None) -> list[Outcome]:
-        if self._ledger.remote:
-            group = await self._in_thread(partial(self._ledger.book, operations, chains))
-            self._failed = self._failed and not group.entries
-            return self._ledger.finish(group)
-        group = self._ledger.prepare(operations, chains)
-        if group.entries:
-            try:
-                while self._ledger.lagging:
-                    self._ledger.catch_up()
-                    await asyncio.sleep(0)
-            except BaseException:
-                self._ledger.abandon()
-                raise
-            await self._sync(group)
-            self._failed = False
+        group = await drive_on_loop(self._ledger.booking(operations, chains), self._committer)
+        self._failed = self._failed and not group.entries
         return self._ledger.finish(group)
-
-    async def _sync(self, group: Group) -> None:
-        """Commit in the thread."""
-        try:
-            await self._in_thread(partial(self._ledger.commit, group))
-        except BaseException:
-            self._ledger.abandon()
-            raise
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Do *work* in the committer's thread, and wait for it even if cancelled meanwhile: it has the connection."""
-        done = asyncio.get_running_loop().run_in_executor(self._committer, work)
-        while not done.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([done])
-        return done.result()
 
 
 def _cuts(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, int]]:
     """Give where a request of *count* operations is cut into groups of about *limit*, never within a chain."""
     start = 0
-    while start < count or start == 0:
-        end = min(start + limit, count)
-        while chains and 0 < end < count and chains[end] is not None and chains[end] == chains[end - 1]:
-            end += 1
+    while start < count:
+        end = end_of_cut(start, count, chains, limit)
         yield start, end
-        if end >= count:
-            return
         start = end
 
 

@@ -106,6 +106,6 @@ class TestLedgerMachineOnPostgres(PostgresMachine.TestCase):  # type: ignore[mis
     @pytest.fixture(autouse=True)
     def _server(self, postgres_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         PostgresMachine.server = postgres_server
-        # Groups are small here: have them written in parts all the same, and nodes wait for the turn alone.
-        monkeypatch.setattr("spotledger.group.PART_ENTRIES", 2)
+        # Groups are small here: have them decided in pieces all the same, and nodes wait for the turn alone.
+        monkeypatch.setattr("spotledger.ledger.PIECE_OPERATIONS", 2)
         monkeypatch.setattr("spotledger.storage.postgres.CROWD_ENTRIES", 1)

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
-import gc
 import logging
 import os
 import signal
@@ -28,6 +27,7 @@ from granian.server.embed import Server
 from spotledger.errors import SettingInvalid, SetupError
 from spotledger.http.operator import OperatorApp
 from spotledger.http.public import PublicApp, PublicSettings
+from spotledger.ops.collector import collect_seldom
 from spotledger.ops.embedded import now_ms
 from spotledger.ops.folder import Owner
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
@@ -117,8 +117,7 @@ def serve_on(
     with open_runtime(settings, environ, lock) as runtime:
         if tell_owner:
             lock.write_note(Owner(os.getpid(), listeners.public_url, listeners.operator_url).note())
-        gc.collect()
-        gc.freeze()
+        collect_seldom()
         sys.setswitchinterval(SWITCH_SECONDS)
         listening = Listening(listeners.public_url, listeners.operator_url, runtime)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

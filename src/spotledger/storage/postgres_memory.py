@@ -146,13 +146,6 @@ class Memory:
     def apply(self, entries: Sequence[Entry], head: Head, derived: Derived | None = None) -> None:
         """Take over what *entries*, which follow the head up to the new *head*, changed; *derived*: what they leave."""
         derived = Derived(entries) if derived is None else derived
-        changed: dict[Account, tuple[int, dict[str, Balance]]] = {}
-        watched = self.accounts
-        for (account, coin), (available, freeze, seq) in derived.balances.items():
-            if account in watched:
-                last, balances = changed.get(account) or (0, {})
-                balances[coin] = Balance(available, freeze)
-                changed[account] = (max(last, seq), balances)
         holds = self.holds
         holds.update(derived.opened)
         for hold_id, (remaining, closed_seq) in derived.changed.items():
@@ -162,8 +155,11 @@ class Memory:
         for entry in derived.rest:
             asked = entry.request
             self._take_rest(entry.kind, asked.get("coin"), asked.get("scale"), asked.get("customer"))
-        for account, (seq, balances) in changed.items():
-            watched[account].change(seq, balances)
+        watched = self.accounts
+        for account, (seq, balances) in derived.by_account().items():
+            view = watched.get(account)
+            if view is not None:
+                view.change(seq, balances)
         self._recent.extend(entries)
         self.head = head
 
