@@ -153,12 +153,13 @@ def test_node_far_behind_with_little_room_decides_as_others_would(open_node: Ope
         assert again[0].code == "hold_closed"
 
 
+@pytest.mark.parametrize("follow_entries", [5, 20_000])
 def test_nodes_that_wait_for_their_turn_are_brought_along_meanwhile(
-    open_node: Open, monkeypatch: pytest.MonkeyPatch
+    open_node: Open, monkeypatch: pytest.MonkeyPatch, follow_entries: int
 ) -> None:
     """Four nodes that write much at once, each waiting for the others, end with the same memory and lose nothing."""
     monkeypatch.setattr("spotledger.storage.postgres.CROWD_ENTRIES", 3)
-    nodes = [open_node() for _ in range(4)]
+    nodes = [open_node(follow_entries=follow_entries) for _ in range(4)]
     begin(nodes[0])
 
     def work(number: int) -> int:

@@ -24,6 +24,7 @@ from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import Head, Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
+from spotledger.storage.postgres_memory import Memory
 from spotledger.storage.postgres_reads import PostgresReads
 from spotledger.storage.postgres_rows import Derived, Order, head_of, history_rows, journal_rows
 from spotledger.storage.postgres_session import Session, number, rows_of
@@ -116,10 +117,14 @@ class PostgresStore(PostgresReads):
     def _begin(self, wanted: Wanted) -> Steps[int | None]:
         session = yield from self._session_to_write()
         now_ms = None if self._clock_ms is None else self._clock_ms()
+        memory, questions = self._questions(wanted, now_ms)
         session.send(sql.BEGIN)
         session.send(sql.TAKE_TURN)
         waited = (yield from self._wait(session)) if self._is_crowded else []
-        since, questions = self._questions(wanted, now_ms)
+        if memory is not self._memory:
+            # It was far behind, and began anew meanwhile.
+            memory, questions = self._questions(wanted, now_ms)
+        since = memory.head
         session.send(sql.CLOCK)
         session.send(sql.NEWS, number(since.seq), number(self.follow_entries + 1))
         questions.send(session)
@@ -149,10 +154,10 @@ class PostgresStore(PostgresReads):
             self._is_waiting = False
 
     @collector_at_rest
-    def _questions(self, wanted: Wanted, now_ms: int | None) -> tuple[Head, Questions]:
-        """Return where memory stands, and what it has to ask there for *wanted*."""
+    def _questions(self, wanted: Wanted, now_ms: int | None) -> tuple[Memory, Questions]:
+        """Return memory, and what has to be asked for *wanted* that it has not got."""
         with self._guard:
-            return self._memory.head, Questions(self._memory, wanted, now_ms)
+            return self._memory, Questions(self._memory, wanted, now_ms)
 
     @collector_at_rest
     def _take_turn(self, questions: Questions, answers: Sequence[PGresult]) -> None:
