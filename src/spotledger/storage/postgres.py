@@ -24,6 +24,7 @@ from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import Head, Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
+from spotledger.storage.postgres_memory import Memory
 from spotledger.storage.postgres_reads import PostgresReads
 from spotledger.storage.postgres_rows import Derived, Order, head_of, history_rows, journal_rows
 from spotledger.storage.postgres_session import Session, number, rows_of
@@ -37,6 +38,9 @@ LOOK_UP_SECONDS: Final = 15.0
 LOOK_UP_PAUSE_SECONDS: Final = 0.2
 #: How long the holder of the turn may have been silent in the middle of it before a node that waited ends it.
 STUCK_SECONDS: Final = 3.0
+#: From how many entries of others between two turns a node waits for the turn alone, and is brought along meanwhile:
+#: from there on reading them within the turn costs more than a trip.
+CROWD_ENTRIES: Final = 100
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _TURN_LOST: Final = "the turn was lost before the commit; try again with the same idempotency key"
@@ -70,7 +74,9 @@ class PostgresStore(PostgresReads):
         self._orders: list[Order] = []
         #: What was written since the turn was taken leaves.
         self._derived: Derived | None = None
-        self._is_writing = False
+        self._is_writing = self._is_waiting = self._is_crowded = False
+        #: The last entry when this node had its last turn.
+        self._left_seq = 0
         super().__init__(url, **options)
         #: The last entry that a synced commit of this node covers: what kept results may be answered from at once.
         self._synced_seq = 0
@@ -81,6 +87,11 @@ class PostgresStore(PostgresReads):
     def is_writing(self) -> bool:
         """Whether a group is under way, which brings memory along by itself."""
         return self._is_writing
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a group waits for its turn, and for memory to be brought along meanwhile."""
+        return self._is_waiting
 
     def begin(self, wanted: Wanted) -> Steps[int | None]:
         """
@@ -106,13 +117,18 @@ class PostgresStore(PostgresReads):
     def _begin(self, wanted: Wanted) -> Steps[int | None]:
         session = yield from self._session_to_write()
         now_ms = None if self._clock_ms is None else self._clock_ms()
-        since, questions = self._questions(wanted, now_ms)
+        memory, questions = self._questions(wanted, now_ms)
         session.send(sql.BEGIN)
         session.send(sql.TAKE_TURN)
+        waited = (yield from self._wait(session)) if self._is_crowded else []
+        if memory is not self._memory:
+            # It was far behind, and began anew meanwhile.
+            memory, questions = self._questions(wanted, now_ms)
+        since = memory.head
         session.send(sql.CLOCK)
-        session.send(sql.ENTRIES, number(since.seq), number(self.follow_entries + 1))
+        session.send(sql.NEWS, number(since.seq), number(self.follow_entries + 1))
         questions.send(session)
-        _, turn, clock, news, *answers = yield from session.answers()
+        _, turn, clock, news, *answers = waited + (yield from session.answers())
         head = head_of(turn)
         if head is None:
             raise LedgerCorrupt("the row of the journal's head is missing")
@@ -123,16 +139,25 @@ class PostgresStore(PostgresReads):
             _, questions = self._questions(wanted, now_ms)
             questions.send(session)
             answers = yield from session.answers()
+        self._is_crowded = head.seq - self._left_seq > CROWD_ENTRIES
         if self._memory.head != head:
             raise LedgerCorrupt(f"memory stands at entry {self._memory.head.seq}, the locked head is {head.seq}")
         self._take_turn(questions, answers)
         return int(rows_of(clock)[0][0]) if now_ms is None else None
 
+    def _wait(self, session: Session) -> Steps[list[PGresult]]:
+        """Wait for the turn alone, while the follower brings memory along with what others write before it comes."""
+        self._is_waiting = True
+        try:
+            return (yield from session.answers())
+        finally:
+            self._is_waiting = False
+
     @collector_at_rest
-    def _questions(self, wanted: Wanted, now_ms: int | None) -> tuple[Head, Questions]:
-        """Return where memory stands, and what it has to ask there for *wanted*."""
+    def _questions(self, wanted: Wanted, now_ms: int | None) -> tuple[Memory, Questions]:
+        """Return memory, and what has to be asked for *wanted* that it has not got."""
         with self._guard:
-            return self._memory.head, Questions(self._memory, wanted, now_ms)
+            return self._memory, Questions(self._memory, wanted, now_ms)
 
     @collector_at_rest
     def _take_turn(self, questions: Questions, answers: Sequence[PGresult]) -> None:
@@ -147,7 +172,7 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: A kept result was to be answered and could not be made durable.
         """
         session = self._session_of_turn()
-        self._turn, self._is_writing = None, False
+        self._turn, self._is_writing, self._left_seq = None, False, self._memory.head.seq
         sync = repeated and self._memory.head.seq > self._synced_seq
         try:
             if sync:
@@ -284,7 +309,7 @@ class PostgresStore(PostgresReads):
         else:
             self._check_changes(results)
             yield from self._confirm()
-        self._synced_seq = pending.seq
+        self._synced_seq = self._left_seq = pending.seq
 
     def _make_ready(self, pending: Head, derived: Derived) -> None:
         """Do what publishing needs and shows nobody anything yet, while the server syncs."""
@@ -355,20 +380,23 @@ class PostgresStore(PostgresReads):
 
     def publish(self, entries: Sequence[Entry]) -> None:
         """Bring memory along with the committed *entries*, as far as it was not by whoever saw them first."""
-        self._is_writing = False
         pending, self._pending_head = self._pending_head, None
         derived, self._derived = self._derived, None
-        with self._guard:
-            memory = self._memory
-            new = [entry for entry in entries if entry.seq > memory.head.seq]
-            if not new or pending is None:
-                return
-            try:
-                memory.apply(new, pending, derived if len(new) == len(entries) else None)
-                memory.shrink()
-            except BaseException:
-                memory.forget()
-                raise
+        try:
+            with self._guard:
+                memory = self._memory
+                new = [entry for entry in entries if entry.seq > memory.head.seq]
+                if not new or pending is None:
+                    return
+                try:
+                    memory.apply(new, pending, derived if len(new) == len(entries) else None)
+                    memory.shrink()
+                except BaseException:
+                    memory.forget()
+                    raise
+        finally:
+            # Not before: the follower would read the entries of this group.
+            self._is_writing = False
 
     def recover(self) -> None:
         """Give up the turn with all that was sent, and bring memory to the journal's head."""

@@ -35,14 +35,15 @@ _NULL: Final = _length(-1)
 
 
 class Statement(NamedTuple):
-    """A statement with its name on the server, and which of its parameters are sent as binary arrays."""
+    """A statement with its name on the server, which of its parameters are binary arrays, and whether its rows are."""
 
     name: str
     text: str
     binary: tuple[int, ...] | None = None
+    row_format: int = 0
 
 
-def statement(name: str, text: str, arrays: str = "") -> Statement:
+def statement(name: str, text: str, arrays: str = "", *, binary_rows: bool = False) -> Statement:
     """
     Make a statement.
 
@@ -50,8 +51,9 @@ def statement(name: str, text: str, arrays: str = "") -> Statement:
         name: Its name on the server.
         text: Its text, with parameters ``$1`` and so on.
         arrays: A letter a parameter, ``b`` where it is an array in binary form, ``t`` where it is text.
+        binary_rows: Whether the values in its rows come in binary form, not as text.
     """
-    return Statement(name, text, tuple(int(letter == "b") for letter in arrays) or None)
+    return Statement(name, text, tuple(int(letter == "b") for letter in arrays) or None, int(binary_rows))
 
 
 class Session:
@@ -85,7 +87,9 @@ class Session:
 
     def send(self, statement: Statement, *parameters: Parameter) -> None:
         """Send *statement*; its result comes with :meth:`answers`."""
-        self._pgconn.send_query_prepared(statement.name.encode(), parameters or None, statement.binary)
+        self._pgconn.send_query_prepared(
+            statement.name.encode(), parameters or None, statement.binary, statement.row_format
+        )
 
     def push(self) -> None:
         """Let the server have, and begin with, all that was sent so far, as much of it as it takes now."""
