@@ -179,8 +179,12 @@ def summarise(report: Report, rounds: dict[tuple[str, int], list[Round]]) -> Non
             Aim(f"p99 ms, {count:,} callers", p99, P99_MS_AIM, at_most=True),
             Aim(f"with a standby ÷ alone, {count:,} callers", round(rates[STANDBY] / rates[ALONE], 2), STANDBY_AIM),
         ]
-    report.notes.append(
+    report.notes += [
         "The node and its callers, tasks of one event loop, have the first core; PostgreSQL, the standby too, has the "
-        "second. Both clusters write to the same disk. With a standby a commit is answered when both have synced it."
-    )
+        "second. Both clusters write to the same disk. With a standby a commit is answered when both have synced it.",
+        "The callers' own part, with the writer's queue and the answers, is about 3 µs of processor an operation: a "
+        "writer whose groups cost nothing answers 300,000 a second.",
+        f"Nobody asks twice at once, so callers ÷ rate is what each waits on average: 1,000 callers are all answered "
+        f"within {P99_MS_AIM:.0f} ms only by a node that does {1_000 * 1_000 / P99_MS_AIM:,.0f} a second.",
+    ]
     report.raw = {f"{name}-{count}": [asdict(each) for each in taken] for (name, count), taken in rounds.items()}
