@@ -116,6 +116,7 @@ def serve_on(
     """
     with open_runtime(settings, environ, lock) as runtime:
         if tell_owner:
+            runtime.check_token_file()
             lock.write_note(Owner(os.getpid(), listeners.public_url, listeners.operator_url).note())
         gc.collect()
         gc.freeze()

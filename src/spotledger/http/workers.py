@@ -168,7 +168,9 @@ class _Parent:
                 settings = dataclasses.replace(settings, audit_entries_per_second=0)
             lifeline = self._lifeline
 
-            async def until_orphaned(_: Listening) -> bool:
+            async def until_orphaned(listening: Listening) -> bool:
+                if not number:
+                    listening.runtime.check_token_file()
                 os.write(told, b"1")
                 os.close(told)
                 await _end_of(lifeline)

@@ -19,7 +19,7 @@ from spotledger.ledger import Ledger
 from spotledger.ops.audits import Audits
 from spotledger.ops.backup import BACKUPS_FOLDER, Backups
 from spotledger.ops.embedded import LEDGER_FILE, now_ms, open_embedded
-from spotledger.ops.folder import TOKEN_FILE, Owner, first_token, load_master_key
+from spotledger.ops.folder import TOKEN_FILE, Owner, first_token, load_master_key, read_token
 from spotledger.ops.key_watch import KeyWatch
 from spotledger.ops.key_writes import KeyWrites
 from spotledger.ops.settings import Settings
@@ -71,6 +71,22 @@ class Runtime:
     def head_seq(self) -> int:
         """The last entry that this node knows, said even where it is too old for an answer."""
         return self.ledger.head.seq if self.standby is None else self.standby.head_seq
+
+    def check_token_file(self) -> None:
+        """Say in the log where the token in the folder's ``operator.token`` lets nobody in; it is left as it is."""
+        file = self.settings.data / TOKEN_FILE
+        if not file.exists():
+            return
+        try:
+            record = self.tokens.find(read_token(file))
+        except SpotledgerError as problem:
+            _log.warning("%s", problem)
+            return
+        if record is None or record.revoked_ms is not None:
+            found = "is not one of this ledger" if record is None else "was revoked"
+            _log.warning(
+                "the token in %s %s; put one in use there, for commands with --data, or delete it", file, found
+            )
 
     async def start(self) -> None:
         """Begin to take writes."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final
 
 import psycopg
@@ -229,6 +229,17 @@ class PostgresTokens:
     def __init__(self, tables: PostgresKeyTables) -> None:
         self._tables = tables
 
+    def together(self) -> AbstractContextManager[Connection]:
+        """Make what is read and written inside one transaction, which no other write comes between."""
+        return self._tables.together()
+
+    def get(self, token_id: str) -> TokenRecord | None:
+        """Return the record of the token with this id."""
+        if "\0" in token_id or not token_id.isascii():
+            return None  # none ever was
+        rows = self._tables.rows(f"SELECT {_COLUMNS_OF_TOKENS} FROM operator_tokens WHERE token_id = %s", (token_id,))
+        return _token(rows[0]) if rows else None
+
     def by_digest(self, digest: bytes) -> TokenRecord | None:
         """Return the record of the token whose SHA-256 is *digest*."""
         rows = self._tables.rows(f"SELECT {_COLUMNS_OF_TOKENS} FROM operator_tokens WHERE digest = %s", (digest,))
@@ -253,7 +264,7 @@ class PostgresTokens:
         """Return at most *limit* records beyond the id *after*, in order."""
         rows = self._tables.rows(
             f"SELECT {_COLUMNS_OF_TOKENS} FROM operator_tokens WHERE token_id > %s ORDER BY token_id LIMIT %s",
-            (after, limit),
+            (after.replace("\0", "\1"), limit),
         )
         return [_token(row) for row in rows]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from spotledger.errors import StoreBusy, StoreUnavailable
@@ -159,6 +159,15 @@ class SqliteTokens:
 
     def __init__(self, tables: SqliteKeyTables) -> None:
         self._tables = tables
+
+    def together(self) -> AbstractContextManager[sqlite3.Connection]:
+        """Make what is read and written inside one transaction, which no other write comes between."""
+        return self._tables.together()
+
+    def get(self, token_id: str) -> TokenRecord | None:
+        """Return the record of the token with this id."""
+        rows = self._tables.rows(f"SELECT {_COLUMNS_OF_TOKENS} FROM operator_tokens WHERE token_id = ?", (token_id,))
+        return _token(rows[0]) if rows else None
 
     def by_digest(self, digest: bytes) -> TokenRecord | None:
         """Return the record of the token whose SHA-256 is *digest*."""
