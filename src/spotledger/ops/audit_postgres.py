@@ -21,6 +21,7 @@ from spotledger.ops.audit_findings import Findings
 from spotledger.ops.audit_journal import JournalPass
 from spotledger.ops.audit_keys import KeySpool
 from spotledger.ops.audit_tables import compare_with_itself
+from spotledger.ops.database import any_server
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.postgres_connection import Connection, connect, translated
 from spotledger.storage.postgres_statements import SEGMENT_ENTRIES
@@ -62,8 +63,7 @@ def audit_database(
     began = time.monotonic()
     spool = KeySpool()
     try:
-        address = url if "target_session_attrs" in conninfo_to_dict(url) else _any_server(url)
-        with connect(address, application="spotledger audit") as connection, translated("audited"):
+        with connect(any_server(url), application="spotledger audit") as connection, translated("audited"):
             run.examine(connection, spool)
     except StoreUnavailable as error:
         run.findings.leave_out(f"the rest: {error.message}")
@@ -88,13 +88,6 @@ def _shown_address(url: str) -> str:
     """Return where the database is, without its password."""
     parts = conninfo_to_dict(url)
     return f"postgresql://{parts.get('host', '')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
-
-
-def _any_server(url: str) -> str:
-    """Return *url* such that a standby will do: an audit only reads."""
-    from psycopg.conninfo import make_conninfo
-
-    return make_conninfo(url, target_session_attrs="any")
 
 
 class _Run:
