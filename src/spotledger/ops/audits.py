@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, Progress
 from spotledger.ops.audit_process import DatabaseAddress, audit_in_process
+from spotledger.ops.siblings import Siblings
 
 #: Reports that are kept for whoever asks.
 KEPT_AUDITS: Final = 20
@@ -29,6 +30,11 @@ class Audit:
     began_ms: int
     progress: Progress = _NOTHING_READ
     report: dict[str, Any] | None = None
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> Audit:
+        """Return the audit whose state is *said*."""
+        return cls(said["audit"], said["began_ms"], Progress(said["seq"], said["last_seq"]), said["report"])
 
     def as_json(self) -> dict[str, Any]:
         """Return its state as the operator API says it."""
@@ -57,9 +63,16 @@ class Continuous:
 class Audits:
     """Runs audits of one ledger file, one at a time of those that are asked for."""
 
-    def __init__(self, path: Path | DatabaseAddress) -> None:
-        """Audit the ledger file at *path*, or the database; a database is audited when that is asked for only."""
+    def __init__(self, path: Path | DatabaseAddress, siblings: Siblings | None = None) -> None:
+        """
+        Audit the ledger file at *path*, or the database; a database is audited when that is asked for only.
+
+        Args:
+            path: What is audited.
+            siblings: The workers that this process is one of; whichever is asked knows the audits of all.
+        """
         self._path = path
+        self._siblings = siblings
         self._audits: OrderedDict[str, Audit] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: Audit | None = None
@@ -68,20 +81,31 @@ class Audits:
 
     def start(self) -> Audit:
         """Begin an audit as fast as it goes; where one is running, return that one."""
-        if self._running is not None:
-            return self._running
+        running = self._running or next((it for it in self._of_siblings() if it.report is None), None)
+        if running is not None:
+            return running
         self._number += 1
         now_ms = time.time_ns() // 1_000_000
-        found = Audit(f"{now_ms}-{self._number}", now_ms)
+        worker = "" if self._siblings is None else f"{self._siblings.number}-"
+        found = Audit(f"{now_ms}-{worker}{self._number}", now_ms)
         self._audits[found.audit_id] = self._running = found
         while len(self._audits) > KEPT_AUDITS:
             self._audits.popitem(last=False)
+        self._tell_siblings()
         self._spawn(self._run(found))
         return found
 
     def get(self, audit_id: str) -> Audit | None:
         """Return an audit that was asked for since the start of the service, if it is one of the last."""
-        return self._audits.get(audit_id)
+        found = self._audits.get(audit_id)
+        return found or next((it for it in self._of_siblings() if it.audit_id == audit_id), None)
+
+    def _of_siblings(self) -> list[Audit]:
+        return [] if self._siblings is None else [Audit.from_json(said) for said in self._siblings.audits()]
+
+    def _tell_siblings(self) -> None:
+        if self._siblings is not None:
+            self._siblings.tell_audits([audit.as_json() for audit in self._audits.values()])
 
     def keep_on(self, entries_per_second: int) -> None:
         """Begin the continuous audit, at *entries_per_second*; not at all where that is 0."""
@@ -103,6 +127,7 @@ class Audits:
     async def _run(self, found: Audit) -> None:
         def note(progress: Progress) -> None:
             found.progress = progress
+            self._tell_siblings()
 
         try:
             found.report = await audit_in_process(self._path, 0, note)
