@@ -90,7 +90,7 @@ class Siblings:
         self._audits[number].clear()
 
     def tell_by(self, tells: Callable[[], Any]) -> None:
-        """Tell the others what *tells* returns, now and time and again: how this worker is, as numbers for Prometheus."""
+        """Tell the others what *tells* returns, now and then: how this worker is, as numbers for Prometheus."""
         self._tells = tells
         self._tell()
 
