@@ -193,11 +193,17 @@ def _join(
         tokens,
         KeyWrites(tables, key_ring),
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
-        Audits(settings.data / LEDGER_FILE if fleet is None else fleet.audited, siblings),
+        _audits(settings, fleet, siblings),
         standby,
         None if fleet is None else _key_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
         siblings,
     )
+
+
+def _audits(settings: Settings, fleet: Fleet | None, siblings: Siblings | None) -> Audits:
+    if fleet is None:
+        return Audits(settings.data / LEDGER_FILE, siblings)
+    return Audits(fleet.audited, siblings, fleet.audit_claim)
 
 
 def _key_watch(fleet: Fleet, key_ring: KeyRing, tokens: Tokens, trust_seconds: float) -> KeyWatch:
