@@ -144,6 +144,8 @@ def restore(
     show.line(f"  the audit is clean; epoch {found.epoch} begins with the next entry")
     if not found.access_keys:
         show.line("  all access keys are revoked: make new ones with spotledger key create")
+    what = "access keys and operator tokens" if found.access_keys else "operator tokens"
+    show.line(f"  {what} that were revoked since the backup work again: revoke them again")
     if not found.operator_token:
         show.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
 
