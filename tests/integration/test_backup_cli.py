@@ -109,7 +109,7 @@ def test_restored_server_takes_the_old_tokens_and_access_keys(tmp_path: Path) ->
 
 
 def test_restore_says_that_what_was_revoked_since_works_again(tmp_path: Path) -> None:
-    """A revocation after the backup is not in it: restore tells so, and it can be made again before anybody is let in."""
+    """A revocation after the backup is not in it: restore tells so, and it can be made again before anybody calls."""
     data, new = tmp_path / "data", tmp_path / "new"
     prepared(data)
     token_id = told(data, "token", "create", "--scope", "ledger:read")["token_id"]
