@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -146,8 +147,7 @@ def test_audits_of_a_worker_are_known_to_the_others_until_it_begins_anew(monkeyp
     told = [audit["audit"] for audit in first.audits()]
     assert told == [f"a{number}" for number in range(20 - len(told), 20)]
     assert len(told) > 3
-    audits = Audits.__new__(Audits)
-    audits._siblings, audits._audits = first, {}  # type: ignore[assignment]
+    audits = Audits(Path("a ledger"), first)
     found = audits.get("a19")
     assert found is not None
     assert found.as_json() == state(19)
