@@ -51,7 +51,7 @@ class OperatorApp:
         self._public = public
         self._door = Door(runtime.tokens, local_token)
         self.feed = Feed(runtime.ledger)
-        self.metrics = Metrics()
+        self.metrics = Metrics(runtime.siblings)
         self._show_metrics()
         self.routes = self._routes()
         #: Most calls go to a path without parameters, which need not be looked for.
