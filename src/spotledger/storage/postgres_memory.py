@@ -17,7 +17,7 @@ from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple
 from spotledger.domain.operations import ListCoin, RegisterCustomer
 from spotledger.storage.base import Head
-from spotledger.storage.postgres_news import Change
+from spotledger.storage.postgres_news import Change, News, change_in
 from spotledger.storage.postgres_rows import Derived
 
 #: Entries that are kept so that what was read a moment ago can be brought along.
@@ -82,17 +82,18 @@ class Memory:
         self.accounts: dict[Account, RemoteAccount] = {}
         self.customers: dict[str, None] = {}
         self.holds: dict[int, Hold] = {}
-        self._recent: deque[Entry | Change] = deque(maxlen=RECENT_ENTRIES)
+        #: The last entries up to the head; those of others as they stand in the journal, which are seldom asked for.
+        self._recent: deque[Entry | bytes] = deque(maxlen=RECENT_ENTRIES)
         self._cache_accounts = cache_accounts
 
     def covers(self, seq: int) -> bool:
         """Say whether what was read as of the entry *seq*, at most the head, can be brought along to the head."""
-        return seq == self.head.seq or bool(self._recent and self._recent[0].seq <= seq + 1)
+        return self.head.seq - seq <= len(self._recent)
 
     def _after(self, seq: int) -> Iterable[Entry | Change]:
         """Give the entries after *seq*, which :meth:`covers` them."""
-        count = self.head.seq - seq
-        return islice(self._recent, len(self._recent) - count, None) if count else ()
+        entries = islice(self._recent, len(self._recent) - (self.head.seq - seq), None)
+        return (change_in(entry) if isinstance(entry, bytes) else entry for entry in entries)
 
     # --- what was read is taken in ------------------------------------------------------------------
 
@@ -119,10 +120,10 @@ class Memory:
 
     # --- entries --------------------------------------------------------------------------------------
 
-    def follow(self, changes: Sequence[Change], head: Head) -> None:
-        """Take over *changes* of other nodes, which follow the head up to the new *head*."""
+    def follow(self, news: News, head: Head) -> None:
+        """Take over *news* of other nodes, which follow the head up to the new *head*."""
         changed: dict[Account, tuple[int, dict[str, Line]]] = {}
-        for change in changes:
+        for change in news.changes:
             if change.holds:
                 self._follow_holds(change)
             elif not change.balances and change.refusal is None:
@@ -130,7 +131,7 @@ class Memory:
             _collect(change, self.accounts, changed)
         for account, (seq, lines) in changed.items():
             self.accounts[account].change(seq, _balances(lines))
-        self._recent.extend(changes)
+        self._recent.extend(news.bodies)
         self.head = head
 
     def _follow_holds(self, change: Change) -> None:

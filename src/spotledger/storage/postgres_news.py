@@ -7,9 +7,10 @@ reading a whole entry does: what memory has no use for is passed over without be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from psycopg.pq.abc import PGresult
@@ -64,12 +65,26 @@ class Change(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(Change, strict=False).decode
 
 
-def changes_in(news: PGresult, since: Head, head: Head, known_seq: int) -> list[Change]:
+class News(NamedTuple):
+    """Entries that follow one another: what each changed, and as it stands in the journal."""
+
+    changes: Sequence[Change]
+    bodies: Sequence[bytes]
+
+    def after(self, seq: int) -> News:
+        """Return those after the entry *seq*."""
+        if not self.changes or self.changes[0].seq > seq:
+            return self
+        known = seq + 1 - self.changes[0].seq
+        return News(self.changes[known:], self.bodies[known:])
+
+
+def read_news(rows: PGresult, since: Head, head: Head, known_seq: int) -> News:
     """
-    Return what the entries in *news*, the answer to the statement of that name, changed.
+    Read the answer to the statement that asks for news.
 
     Args:
-        news: All entries after *since* up to *head*.
+        rows: All entries after *since* up to *head*.
         since: The entry that they have to follow.
         head: The entry that they have to end with.
         known_seq: Those up to this one are checked like all others, and left out of what is returned.
@@ -77,25 +92,33 @@ def changes_in(news: PGresult, since: Head, head: Head, known_seq: int) -> list[
     Raises:
         LedgerCorrupt: Their numbers or hashes do not lead from *since* to *head*, or one cannot be read.
     """
-    get, changes, previous, seq = news.get_value, [], since.hash, since.seq
-    for row in range(news.ntuples):
+    get, previous, seq = rows.get_value, since.hash, since.seq
+    changes, bodies = [], []
+    for row in range(rows.ntuples):
         body = get(row, 2) or b""
         previous = sha256(previous + body).digest()
         seq += 1
         if get(row, 1) != previous or get(row, 0) != _seq_column(seq):
             raise LedgerCorrupt(f"the journal's chain is broken at entry {seq}")
         if seq > known_seq:
-            changes.append(_change_in(body, seq))
+            change = change_in(body)
+            if change.seq != seq:
+                raise LedgerCorrupt(f"entry {seq} of the journal says that it is entry {change.seq}")
+            changes.append(change)
+            bodies.append(body)
     if previous != head.hash:
         raise LedgerCorrupt(f"the journal's last entry, {head.seq}, is not the one that its head says")
-    return changes
+    return News(changes, bodies)
 
 
-def _change_in(body: bytes, seq: int) -> Change:
+def change_in(body: bytes) -> Change:
+    """
+    Read what an entry changed in its bytes.
+
+    Raises:
+        LedgerCorrupt: They are none.
+    """
     try:
-        change = _decode(body)
+        return _decode(body)
     except msgspec.DecodeError as error:
-        raise LedgerCorrupt(f"entry {seq} of the journal cannot be read: {error}") from error
-    if change.seq != seq:
-        raise LedgerCorrupt(f"entry {seq} of the journal says that it is entry {change.seq}")
-    return change
+        raise LedgerCorrupt(f"an entry of the journal cannot be read: {error}") from error

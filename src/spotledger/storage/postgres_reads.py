@@ -25,7 +25,7 @@ from spotledger.storage.encoding import decode_entry, genesis_hash, key_digest
 from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
 from spotledger.storage.postgres_follower import Follower
 from spotledger.storage.postgres_memory import Memory, RemoteAccount
-from spotledger.storage.postgres_news import changes_in
+from spotledger.storage.postgres_news import read_news
 from spotledger.storage.postgres_reading import Reading
 from spotledger.storage.postgres_rows import add_balances, head_of, holds_in
 from spotledger.storage.postgres_schema import check_schema, make_ledger
@@ -224,11 +224,11 @@ class PostgresReads:
             )
         if news.ntuples > self.follow_entries:
             return False
-        changes = changes_in(news, since, head, self._memory.head.seq)
+        read = read_news(news, since, head, self._memory.head.seq)
         with self._guard:
             memory = self._memory
-            new = [change for change in changes if change.seq > memory.head.seq]
-            if new:
+            new = read.after(memory.head.seq)
+            if new.changes:
                 try:
                     memory.follow(new, head)
                 except BaseException:
