@@ -41,7 +41,7 @@ from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.steps import Steps, drive
 
 #: Operations of a group that are decided before what came of them goes to a server, which begins with it at once.
-PIECE_OPERATIONS: Final = 100
+PIECE_OPERATIONS: Final = 64
 
 
 class Ledger(LedgerReads):
