@@ -13,6 +13,7 @@ from typing import Any
 import httpx2
 
 from spotledger.http.operator import OperatorApp
+from spotledger.http.operator_transport import OperatorTransport
 from spotledger.ops.embedded import now_ms
 from spotledger.ops.folder import TOKEN_FILE
 from spotledger.ops.runtime import Runtime, claim_folder, open_runtime
@@ -40,7 +41,7 @@ class Api:
         self.run = runner.run
         self.token = (runtime.settings.data / TOKEN_FILE).read_text().strip()
         self.app = OperatorApp(runtime)
-        transport = httpx2.ASGITransport(app=self.app)
+        transport = OperatorTransport(self.app)
         self.http = httpx2.AsyncClient(base_url="http://operator", transport=transport)
 
     def request(self, method: str, path: str, **options: Any) -> httpx2.Response:

@@ -8,13 +8,11 @@ malformed operation refuses the whole: nothing of it is done, and the refusal na
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
-from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, MalformedRequest, Refused
@@ -31,8 +29,9 @@ from spotledger.http.operator_bodies import (
     decode,
     refusal_of,
 )
-from spotledger.http.operator_calls import JSON_MEDIA_TYPE, LEDGER_WRITE, Call, Door, Write, route
+from spotledger.http.operator_calls import LEDGER_WRITE, Call, Door, Endpoint, Write, json_answer, route
 from spotledger.http.operator_fields import ChainField, KeyField
+from spotledger.http.operator_request import Reply
 from spotledger.http.operator_trades import ReversalBody, SettlementBody
 from spotledger.ledger import Ledger, Outcome
 from spotledger.writer import Writer
@@ -168,7 +167,7 @@ class BatchCalls:
         self._ledger = ledger
         self._writer = writer
 
-    def routes(self, door: Door) -> list[Route]:
+    def routes(self, door: Door) -> list[Endpoint]:
         """Return the routes."""
         batch = Call(
             LEDGER_WRITE,
@@ -180,7 +179,7 @@ class BatchCalls:
         )
         return [route(door, "/v1/batches", POST=batch)]
 
-    async def batch(self, call: Write) -> Response:
+    async def batch(self, call: Write) -> Reply:
         """Do operations in order, alone, in chains, or all or nothing, and say what came of each."""
         raw = decode(call.body, _RawBatch, names_once=False)
         if len(raw.operations) > BATCH_LIMIT:
@@ -189,21 +188,18 @@ class BatchCalls:
             )
         operations, chains = await _read(raw, call.body)
         outcomes = await self._writer.submit(operations, chains, atomic=raw.atomic) if operations else []
-        if len(outcomes) <= TURN_OPERATIONS:
-            return Response(self._piece(outcomes, b'{"results":[') + b"]}", 200, None, JSON_MEDIA_TYPE)
-        return StreamingResponse(self._stream(outcomes), 200, None, JSON_MEDIA_TYPE)
+        return json_answer(await self._written(outcomes))
 
-    def _piece(self, outcomes: Sequence[Outcome], before: bytes) -> bytes:
+    async def _written(self, outcomes: Sequence[Outcome]) -> bytes:
+        """Write the results, with a turn for other work between pieces of them."""
         coins = self._ledger.coins
-        return before + _encode([_result(outcome, coins) for outcome in outcomes])[1:-1]
-
-    async def _stream(self, outcomes: Sequence[Outcome]) -> AsyncIterator[bytes]:
-        before = b'{"results":['
+        pieces = []
         for start in range(0, len(outcomes), TURN_OPERATIONS):
-            yield self._piece(outcomes[start : start + TURN_OPERATIONS], before)
-            before = b","
-            await asyncio.sleep(0)
-        yield b"]}"
+            if start:
+                await asyncio.sleep(0)
+            results = [_result(outcome, coins) for outcome in outcomes[start : start + TURN_OPERATIONS]]
+            pieces.append(_encode(results)[1:-1])
+        return b'{"results":[' + b",".join(pieces) + b"]}"
 
 
 async def _read(raw: _RawBatch, body: bytes) -> tuple[list[Operation], list[str | None] | None]:
