@@ -3,6 +3,9 @@ The writer: one bounded queue, and group commit.
 
 Whatever waits when the writer comes by becomes one group: decided on the event loop, committed with one sync in a
 thread of its own, then answered. Nothing else writes while it does; access keys take their turn through ``beside``.
+
+Callers that were answered together mostly come back together, a little after one another. So a group that follows one
+of several requests waits a moment until as many are there; after a lone request the next one never waits.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from spotledger.ledger import Group, Ledger, Outcome
 QUEUE_LIMIT: Final = 10_000
 #: Operations in a group; a request with more is a group of its own.
 GROUP_LIMIT: Final = 1_000
+#: How long a group waits, at the most, until it has as many requests as the one before it.
+GATHER_SECONDS: Final = 0.001
 #: How often the ledger is asked for holds whose time has come while nobody writes.
 EXPIRY_SECONDS: Final = 1.0
 
@@ -53,6 +58,7 @@ class Writer:
         queue_limit: int = QUEUE_LIMIT,
         group_limit: int = GROUP_LIMIT,
         refuses: str | None = None,
+        gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         """
         Write to *ledger*.
@@ -62,11 +68,15 @@ class Writer:
             queue_limit: Operations that may wait, > 0.
             group_limit: Operations in a group, > 0.
             refuses: Why nothing is ever written, on a node that only reads; None where it is.
+            gather_seconds: How long a group waits for as many requests as the one before it had, >= 0.
         """
         self._refuses = refuses
         self._ledger = ledger
         self._queue_limit = queue_limit
         self._group_limit = group_limit
+        self._gather_seconds = gather_seconds
+        #: How many requests wake the writer.
+        self._enough = 1
         self._queue: deque[_Request] = deque()
         self._waiting = 0
         self._wake = asyncio.Event()
@@ -148,7 +158,8 @@ class Writer:
         request = _Request(operations, chains, asyncio.get_running_loop().create_future())
         self._queue.append(request)
         self._waiting += len(operations)
-        self._wake.set()
+        if len(self._queue) >= self._enough or self._waiting >= self._group_limit:
+            self._wake.set()
         return request
 
     async def exclusive(self, function: Callable[[], T]) -> T:
@@ -167,19 +178,37 @@ class Writer:
 
     async def _run(self) -> None:
         task = asyncio.current_task()
+        before = 1
         try:
             while not (self._stopping and not self._queue):
                 if not self._queue:
-                    self._wake.clear()
-                    await self._wake.wait()
+                    await self._woken()
                     continue
+                if len(self._queue) < before and self._waiting < self._group_limit and not self._stopping:
+                    await self._gather(before)
                 async with self._turn:
-                    await self._write(self._take())
+                    requests = self._take()
+                    before = len(requests)
+                    await self._write(requests)
                 if task is not None and task.cancelling():
                     return  # cancelled while the disk was busy
         finally:
             self._stopping = True
             self._refuse(self._queue)
+
+    async def _woken(self) -> None:
+        self._wake.clear()
+        await self._wake.wait()
+
+    async def _gather(self, enough: int) -> None:
+        """Wait until so many requests are there, or a group is full, or some time has passed."""
+        timer = asyncio.get_running_loop().call_later(self._gather_seconds, self._wake.set)
+        self._enough = enough
+        try:
+            await self._woken()
+        finally:
+            self._enough = 1
+            timer.cancel()
 
     def _refuse(self, requests: Iterable[_Request]) -> None:
         """Tell callers that nobody will do what they wait for."""

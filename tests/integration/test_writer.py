@@ -117,6 +117,71 @@ def test_same_key_with_another_amount_at_the_same_instant_is_a_conflict(ledger: 
     run(test())
 
 
+def test_callers_who_come_back_one_after_another_share_a_group_again(ledger: Ledger) -> None:
+    """Who was answered together and asks again some turns of the loop later is in one group with the others."""
+
+    async def test() -> None:
+        writer = Writer(ledger, gather_seconds=PATIENCE_SECONDS)
+        await writer.start()
+
+        async def caller(number: int) -> None:
+            await writer.submit(deposit(f"first-{number}"))
+            for _ in range(number):
+                await asyncio.sleep(0)
+            await writer.submit(deposit(f"second-{number}"))
+
+        with gate_of(ledger) as gate:
+            gate.opened.set()
+            await asyncio.gather(*(caller(number) for number in range(20)))
+            assert gate.commits == 2
+        await writer.stop()
+
+    run(test())
+
+
+def test_lone_caller_is_never_made_to_wait_for_others(ledger: Ledger) -> None:
+    """After a group of one request the next one is written at once, however long a group might wait."""
+
+    async def test() -> None:
+        writer = Writer(ledger, gather_seconds=1000 * PATIENCE_SECONDS)
+        await writer.start()
+        for number in range(3):
+            await asyncio.wait_for(writer.submit(deposit(f"k{number}")), PATIENCE_SECONDS)
+        await writer.stop()
+
+    run(test())
+
+
+def test_caller_whose_companions_stay_away_is_answered_after_the_wait(ledger: Ledger) -> None:
+    """Where nobody else comes any more, the one who did is written when the time is over, and then at once again."""
+
+    async def test() -> None:
+        writer = Writer(ledger)
+        await writer.start()
+        await asyncio.gather(*(writer.submit(deposit(f"k{number}")) for number in range(5)))
+        again = await asyncio.wait_for(writer.submit(deposit("again")), PATIENCE_SECONDS)
+        assert isinstance(again[0], Receipt)
+        await writer.stop()
+
+    run(test())
+
+
+def test_stop_while_a_group_is_gathered_writes_what_is_there(ledger: Ledger) -> None:
+    """A stop does not wait for companions that stay away, and loses nobody who came."""
+
+    async def test() -> None:
+        writer = Writer(ledger, gather_seconds=1000 * PATIENCE_SECONDS)
+        await writer.start()
+        await asyncio.gather(*(writer.submit(deposit(f"k{number}")) for number in range(5)))
+        waiting = asyncio.create_task(writer.submit(deposit("again")))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await asyncio.wait_for(writer.stop(), PATIENCE_SECONDS)
+        assert isinstance((await waiting)[0], Receipt)
+
+    run(test())
+
+
 def test_commit_in_flight_gathers_those_who_wait_into_one_group(ledger: Ledger) -> None:
     """Whoever comes while a commit is under way shares the next one, up to the limit of a group."""
 
