@@ -83,9 +83,11 @@ def format_amount(units: int, scale: int, least_decimals: int = 2) -> str:
         return f"{digits}.{'0' * least_decimals}" if least_decimals else digits
     if len(digits) <= scale:
         digits = digits.zfill(scale + 1)
-    decimals = digits[-scale:].rstrip("0")
-    if len(decimals) < least_decimals:
-        decimals = decimals.ljust(least_decimals, "0")
+    if least_decimals < scale:
+        kept = least_decimals - scale
+        decimals = digits[-scale:kept] + digits[kept:].rstrip("0")
+    else:
+        decimals = digits[-scale:] + "0" * (least_decimals - scale)
     return f"{digits[:-scale]}.{decimals}" if decimals else digits[:-scale]
 
 

@@ -17,6 +17,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, MalformedRequest, Refused
 from spotledger.group import CHAIN_LIMIT
+from spotledger.http.operator_amounts import CoinTexts
 from spotledger.http.operator_answers import Answer, Seq, WriteAnswer, write_answer
 from spotledger.http.operator_bodies import (
     Body,
@@ -164,7 +165,7 @@ class BatchCalls:
     """The call for many operations at once."""
 
     def __init__(self, ledger: Ledger, writer: Writer) -> None:
-        self._ledger = ledger
+        self._texts = CoinTexts(lambda: ledger.coins)
         self._writer = writer
 
     def routes(self, door: Door) -> list[Endpoint]:
@@ -192,12 +193,11 @@ class BatchCalls:
 
     async def _written(self, outcomes: Sequence[Outcome]) -> bytes:
         """Write the results, with a turn for other work between pieces of them."""
-        coins = self._ledger.coins
         pieces = []
         for start in range(0, len(outcomes), TURN_OPERATIONS):
             if start:
                 await asyncio.sleep(0)
-            results = [_result(outcome, coins) for outcome in outcomes[start : start + TURN_OPERATIONS]]
+            results = [_result(outcome, self._texts) for outcome in outcomes[start : start + TURN_OPERATIONS]]
             pieces.append(_encode(results)[1:-1])
         return b'{"results":[' + b",".join(pieces) + b"]}"
 
@@ -265,7 +265,7 @@ def _placed(refusal: InvalidRequest, index: int) -> InvalidRequest:
     return type(refusal)(f"operations[{index}]: {refusal.message}", **details)
 
 
-def _result(outcome: Outcome, coins: Any) -> WriteAnswer | dict[str, Any]:
+def _result(outcome: Outcome, texts: CoinTexts) -> WriteAnswer | dict[str, Any]:
     if isinstance(outcome, Refused):
         result = {**outcome.details, "code": outcome.code, "detail": outcome.message}
         if outcome.seq is not None:
@@ -273,7 +273,7 @@ def _result(outcome: Outcome, coins: Any) -> WriteAnswer | dict[str, Any]:
         if outcome.replayed:
             result["replayed"] = True
         return result
-    answer = write_answer(outcome.entry, outcome.hold, coins)
+    answer = write_answer(outcome.entry, outcome.hold, texts)
     if outcome.replayed:
         answer.replayed = True
     return answer

@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from spotledger.errors import InvalidRequest, LedgerCorrupt, SpotledgerError, Unavailable
+from spotledger.http.operator_amounts import CoinTexts
 from spotledger.http.operator_answers import entry_answer
 from spotledger.http.operator_calls import number_in, query_of
 from spotledger.http.operator_request import Outlet, Reply, Request
@@ -42,6 +43,7 @@ class Feed:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
+        self.texts = CoinTexts(lambda: ledger.coins)
         self.open = 0
         self.stopped = asyncio.Event()
 
@@ -123,8 +125,8 @@ class _Stream:
         except (SpotledgerError, LedgerCorrupt) as error:
             _log.warning("a feed ended: %s", error)
             raise OSError("the journal cannot be read") from error
-        coins = ledger.coins
-        said = [b"id: %d\ndata: %b\n\n" % (entry.seq, _encode(entry_answer(entry, coins))) for entry in entries]
+        texts = self._feed.texts
+        said = [b"id: %d\ndata: %b\n\n" % (entry.seq, _encode(entry_answer(entry, texts))) for entry in entries]
         self._after = entries[-1].seq if entries else self._after
         return b"".join(said)
 

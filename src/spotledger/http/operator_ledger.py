@@ -6,6 +6,7 @@ from typing import Final
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import Refused
+from spotledger.http.operator_amounts import CoinTexts
 from spotledger.http.operator_answers import (
     CoinsAnswer,
     CustomersAnswer,
@@ -64,7 +65,7 @@ class LedgerCalls:
     """The calls about single operations, and the reads of the paths that they share."""
 
     def __init__(self, ledger: Ledger, writer: Writer, reads: ReadCalls) -> None:
-        self._ledger = ledger
+        self._texts = CoinTexts(lambda: ledger.coins)
         self._writer = writer
         self._reads = reads
 
@@ -104,5 +105,5 @@ class LedgerCalls:
         result = (await self._writer.submit((operation,)))[0]
         if isinstance(result, Refused):
             raise result
-        body = write_answer(result.entry, result.hold, self._ledger.coins)
+        body = write_answer(result.entry, result.hold, self._texts)
         return answer(body, replayed=result.replayed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -18,13 +18,7 @@ class Metrics(Collector):
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "spotledger_operator_requests",
-            "Calls of the operator API that were answered.",
-            ("method", "path", "status"),
-            registry=self._registry,
-        )
-        self._counts: dict[tuple[str, str, int], Callable[[], None]] = {}
+        self._counts: dict[tuple[str, str, int], int] = {}
         self._told: list[Callable[[], Metric]] = []
         self._registry.register(self)
 
@@ -49,14 +43,22 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Return the numbers that are shown and told, as they are now."""
-        return [family() for family in self._told]
+        return [self._requests(), *(family() for family in self._told)]
 
     def count(self, method: str, path: str, status: int) -> None:
         """Count one answered call; *path* is a path of the API with its parameters' names, never a caller's text."""
-        found = self._counts.get((method, path, status))
-        if found is None:
-            found = self._counts[method, path, status] = self._requests.labels(method, path, str(status)).inc
-        found()
+        counted = (method, path, status)
+        self._counts[counted] = self._counts.get(counted, 0) + 1
+
+    def _requests(self) -> Metric:
+        found = CounterMetricFamily(
+            "spotledger_operator_requests",
+            "Calls of the operator API that were answered.",
+            labels=["method", "path", "status"],
+        )
+        for (method, path, status), count in self._counts.items():
+            found.add_metric([method, path, str(status)], count)
+        return found
 
     def text(self) -> bytes:
         """Return all numbers in Prometheus's text form."""

@@ -27,7 +27,7 @@ from spotledger.domain.accounts import (
 )
 from spotledger.domain.journal import BalanceAfter, Entry, Hold
 from spotledger.errors import InvalidRequest, NotFound
-from spotledger.http.operator_amounts import amount_text
+from spotledger.http.operator_amounts import CoinTexts, amount_text
 from spotledger.http.operator_answers import (
     AfterAnswer,
     BalancesAnswer,
@@ -79,6 +79,7 @@ class ReadCalls:
         self._ledger = ledger
         self._feed = feed
         self._adding_up = asyncio.Lock()
+        self._texts = CoinTexts(lambda: ledger.coins)
 
     def routes(self, door: Door) -> list[Endpoint]:
         """Return the routes, those that are called most first; those of paths that also take writes are elsewhere."""
@@ -231,10 +232,10 @@ class ReadCalls:
         query = query_of(request, "after_seq", "limit", "min_seq")
         after_seq, limit = number_in(query, "after_seq", 0), limit_in(query)
         await self._await_seq(query)
-        seq, coins = self._ledger.head.seq, self._ledger.coins
+        seq = self._ledger.head.seq
         found = await _in_turns(self._ledger.entries, after_seq, limit)
         seq = max(seq, found[-1].seq if found else 0)
-        said = [entry_answer(entry, coins) for entry in found]
+        said = [entry_answer(entry, self._texts) for entry in found]
         return answer(EntriesAnswer(seq, self._ledger.epoch, said, found[-1].seq if found else after_seq))
 
     async def entry(self, request: Request) -> Reply:
@@ -245,7 +246,7 @@ class ReadCalls:
         if entry is None:
             raise NotFound("There is no such entry.")
         reversed_by = self._ledger.reversal_of(seq)
-        said = entry_answer(entry, self._ledger.coins)
+        said = entry_answer(entry, self._texts)
         return answer(EntryReadAnswer(self._ledger.head.seq, self._ledger.epoch, said, reversed_by))
 
     async def statement(self, request: Request) -> Reply:
@@ -257,7 +258,7 @@ class ReadCalls:
         await self._await_seq(query)
         customer = request.parameters["customer"]
         self._check_there(Account(customer, "spot"))
-        seq, coins = self._ledger.head.seq, self._ledger.coins
+        seq = self._ledger.head.seq
 
         def read(after: int, limit: int) -> list[Entry]:
             return self._ledger.statement(customer, coin, after, limit)
@@ -269,16 +270,15 @@ class ReadCalls:
             self._ledger.epoch,
             customer,
             self._after_answers(opening),
-            [entry_answer(entry, coins) for entry in found],
+            [entry_answer(entry, self._texts) for entry in found],
             self._after_answers(closing),
             found[-1].seq if found else after_seq,
         )
         return answer(body)
 
     def _after_answers(self, balances: dict[tuple[Account, str], Balance]) -> list[AfterAnswer]:
-        coins = self._ledger.coins
         return [
-            after_answer(BalanceAfter(account, coin, *balance), coins[coin].scale)
+            after_answer(BalanceAfter(account, coin, *balance), self._texts)
             for (account, coin), balance in balances.items()
         ]
 

@@ -45,6 +45,9 @@ STOP_SECONDS: Final = 5.0
 FLUSH_USED_SECONDS: Final = 30.0
 #: The commit runs in a thread beside a busy loop; at the usual 5 ms it would wait that long for its turn.
 SWITCH_SECONDS: Final = 0.0005
+#: The collector looks at what is new when so many objects more are there. A group's operations and their requests, all
+#: alive at once, are far more than the usual 700: it would look at them again and again, and find nothing.
+YOUNG_OBJECTS: Final = 20_000
 
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to reach it, not where to bind
 _log = logging.getLogger("spotledger.serve")
@@ -120,6 +123,7 @@ def serve_on(
             lock.write_note(Owner(os.getpid(), listeners.public_url, listeners.operator_url).note())
         gc.collect()
         gc.freeze()
+        gc.set_threshold(YOUNG_OBJECTS)
         sys.setswitchinterval(SWITCH_SECONDS)
         listening = Listening(listeners.public_url, listeners.operator_url, runtime)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
