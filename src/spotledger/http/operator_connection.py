@@ -31,6 +31,7 @@ BODY_AHEAD_BYTES: Final = 64 * 1024
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES: Final = 16 * 1024 * 1024
 
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
@@ -149,6 +150,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers: list[Header] = []
         self._in_head = True
+        self._is_offer = False
         self._head_bytes = 0
         self._since = hub.now
         self._lingers = False
@@ -203,9 +205,8 @@ class Connection(asyncio.Protocol):
                 self._parser.feed_data(data)
                 data = b""
             except httptools.HttpParserUpgrade as upgrade:
-                # To change over to another protocol is offered, not asked for: the next request follows.
                 data = data[upgrade.args[0] :]
-                self._parser = httptools.HttpRequestParser(self)
+                self._decline()
             except httptools.HttpParserError:
                 self._break("The request cannot be read as HTTP/1.1; one in its form would pass.")
         if not self._in_head:
@@ -245,6 +246,7 @@ class Connection(asyncio.Protocol):
         self._reading = asked
         if method == "CONNECT":
             asked.keeps = False  # what follows would be for somebody else
+        self._is_offer = parser.should_upgrade()
         if self._task is None:
             self._task = self._loop.create_task(self._answer(asked))
         else:
@@ -258,8 +260,23 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Take note that the request is whole."""
-        if self._reading is not None:
+        if self._reading is not None and not self._is_offer:
             self._reading.end()
+
+    def _decline(self) -> None:
+        """
+        Go on in HTTP/1.1 after an offer to change over to another protocol.
+
+        The parser takes the offer as accepted, and what follows, the request's body too, for the other protocol. So
+        another parser goes on, which is told how long the body is.
+        """
+        asked = self._reading
+        self._is_offer = False
+        self._parser = httptools.HttpRequestParser(_AfterOffer(self))
+        framing = [] if asked is None else [header for header in asked.headers if header[0] in _FRAMING]
+        self._parser.feed_data(
+            b"POST / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % header for header in framing) + b"\r\n"
+        )
 
     def _is_head_too_large(self) -> bool:
         return len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers) > HEAD_LIMIT_BYTES
@@ -418,6 +435,38 @@ class Connection(asyncio.Protocol):
         if self._task is not None:
             self._task.cancel()
         self._transport.abort()
+
+
+class _AfterOffer:
+    """What a parser that goes on within a request tells its connection: nothing of the head it was given first."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._is_within = True
+        self.on_body = connection.on_body
+        self.on_message_complete = connection.on_message_complete
+
+    def on_message_begin(self) -> None:
+        """Pass it on."""
+        if not self._is_within:
+            self._connection.on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """Pass it on."""
+        if not self._is_within:
+            self._connection.on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Pass it on."""
+        if not self._is_within:
+            self._connection.on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """Pass it on, from the second on."""
+        if self._is_within:
+            self._is_within = False
+        else:
+            self._connection.on_headers_complete()
 
 
 def _head_too_large() -> str:
