@@ -269,7 +269,7 @@ def entry_answer(entry: Entry, texts: CoinTexts) -> EntryAnswer:
     holds: list[HoldAfterAnswer] | UnsetType = UNSET
     if entry.holds:
         coin_of = {posting.hold: posting.coin for posting in entry.postings}
-        holds = [HoldAfterAnswer(str(hold), texts[coin_of[hold]][remaining]) for hold, remaining in entry.holds]
+        holds = [HoldAfterAnswer(str(hold), texts[coin_of[hold]](remaining)) for hold, remaining in entry.holds]
     return EntryAnswer(
         entry.seq,
         entry.kind,
@@ -288,13 +288,14 @@ def _postings(entry: Entry, texts: CoinTexts) -> list[PostingAnswer]:
     sides = {(account, coin): [available, freeze] for account, coin, available, freeze in entry.balances}
     answers = []
     for account, coin, side, units, hold in reversed(entry.postings):
+        customer, kind = account
         both = sides[account, coin]
         number = 0 if side == AVAILABLE else 1
         after = both[number]
         both[number] = after - units
-        of_coin = texts[coin]
+        text = texts[coin]
         held = UNSET if hold is None else str(hold)
-        answers.append(PostingAnswer(*account, coin, side, of_coin[units], of_coin[after], held))
+        answers.append(PostingAnswer(customer, kind, coin, side, text(units), text(after), held))
     answers.reverse()
     return answers
 
@@ -315,7 +316,7 @@ def _request_json(request: Json, texts: CoinTexts) -> Json:
     for name, value in request.items():
         if name in _UNITS:
             said, coin = _UNITS[name]
-            answer[said] = texts[request[coin]][int(value)]
+            answer[said] = texts[request[coin]](int(value))
         elif name in _SIDES:
             answer[name] = _side_json(value, request[_SIDES[name]], texts)
         elif name != "format":
@@ -329,7 +330,7 @@ def _side_json(side: Json, paid: str, texts: CoinTexts) -> Json:
         if name in ("fee", "dust"):
             answer[name] = _request_json(value, texts)
         elif name == "release_units":
-            answer["release"] = texts[paid][int(value)]
+            answer["release"] = texts[paid](int(value))
         else:
             answer["release" if name == "release_amount" else name] = value
     return answer
@@ -337,9 +338,9 @@ def _side_json(side: Json, paid: str, texts: CoinTexts) -> Json:
 
 def after_answer(after: BalanceAfter, texts: CoinTexts) -> AfterAnswer:
     """Return the balance of one account and coin after an entry."""
-    account, coin, available, freeze = after
-    of_coin = texts[coin]
-    return AfterAnswer(*account, coin, of_coin[available], of_coin[freeze])
+    (customer, kind), coin, available, freeze = after
+    text = texts[coin]
+    return AfterAnswer(customer, kind, coin, text(available), text(freeze))
 
 
 def write_answer(entry: Entry, hold: int | None, texts: CoinTexts) -> WriteAnswer:
