@@ -84,7 +84,7 @@ class _Asked(Request):
         self._problem: Exception | None = None
         #: Whether the connection goes on after it.
         self.keeps = keeps
-        #: Whether it is of HTTP/1.0.
+        #: Whether it is of a version before HTTP/1.1.
         self.is_old = is_old
         self.is_whole = False
 
@@ -93,7 +93,7 @@ class _Asked(Request):
         announced = self.header(b"content-length")
         if announced is not None and int(announced) > limit:
             raise too_long(limit)
-        if self.header(b"expect") is not None and not self.is_old and not self._size:
+        if (self.header(b"expect") or b"").lower() == b"100-continue" and not self.is_old and not self._size:
             self._connection.write(_CONTINUE)
         while not self.is_whole:
             if self._problem is not None:
@@ -151,7 +151,9 @@ class Connection(asyncio.Protocol):
         self._headers: list[Header] = []
         self._in_head = True
         self._is_offer = False
+        #: How much came of the head, or of what frames a body, since something came of it.
         self._head_bytes = 0
+        self._is_further = False
         self._since = hub.now
         self._lingers = False
         self._linger_bytes = 0
@@ -203,13 +205,15 @@ class Connection(asyncio.Protocol):
         while data and self._broken is None:
             try:
                 self._parser.feed_data(data)
-                data = b""
+                break
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
                 self._decline()
             except httptools.HttpParserError:
                 self._break("The request cannot be read as HTTP/1.1; one in its form would pass.")
-        if not self._in_head:
+                break
+        if self._is_further:
+            self._is_further = False
             self._head_bytes = 0
         elif self._head_bytes > HEAD_LIMIT_BYTES and self._broken is None:
             self._break(_head_too_large())
@@ -228,12 +232,14 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header."""
-        self._headers.append((name.lower(), value.strip(b" \t")))
+        """Take one header; those that follow a body in chunks are passed over."""
+        if self._in_head:
+            self._headers.append((name.lower(), value.strip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Begin to answer, or let the request wait for its turn."""
         self._in_head = False
+        self._is_further = True
         headers, parser = self._headers, self._parser
         if len(headers) > HEADERS_LIMIT or (self._head_bytes > HEAD_LIMIT_BYTES and self._is_head_too_large()):
             self._break(_head_too_large())
@@ -241,7 +247,7 @@ class Connection(asyncio.Protocol):
             return
         name = parser.get_method()
         method = _METHODS.get(name) or name.decode("latin-1")
-        is_old = parser.get_http_version() == "1.0"
+        is_old = parser.get_http_version() != "1.1"
         asked = _Asked(self, method, _target(self._url), headers, parser.should_keep_alive(), is_old)
         self._reading = asked
         if method == "CONNECT":
@@ -255,6 +261,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
+        self._is_further = True
         if self._reading is not None and self._reading.take(body):
             self._pause()
 
@@ -371,7 +378,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(b"".join(parts))
         is_whole = await reply.stream(self)
         if is_whole and self._chunked:
-            self._transport.write(b"0\r\n\r\n")
+            self.write(b"0\r\n\r\n")
         return is_whole and self._chunked and keeps and not self._hub.stopping
 
     async def send(self, piece: bytes) -> None:
