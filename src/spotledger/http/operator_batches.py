@@ -8,7 +8,7 @@ malformed operation refuses the whole: nothing of it is done, and the refusal na
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
@@ -28,6 +28,7 @@ from spotledger.http.operator_bodies import (
     WithdrawalBody,
     check_names_once,
     decode,
+    has_names_once,
     refusal_of,
 )
 from spotledger.http.operator_calls import LEDGER_WRITE, Call, Door, Endpoint, Write, json_answer, route
@@ -117,6 +118,7 @@ _OPERATIONS: Final = {
     )
 }
 _decode_operation = msgspec.json.Decoder(BatchOperation).decode
+_decode_operations = msgspec.json.Decoder(list[BatchOperation]).decode
 
 
 class _RawBatch(Body):
@@ -207,20 +209,42 @@ async def _read(raw: _RawBatch, body: bytes) -> tuple[list[Operation], list[str 
     operations: list[Operation] = []
     chains: list[str | None] = []
     marks = 0
-    for index, raw_text in enumerate(raw.operations):
-        text = bytes(raw_text)
+    for start in range(0, len(raw.operations), TURN_OPERATIONS):
+        if start:
+            await asyncio.sleep(0)
+        piece = raw.operations[start : start + TURN_OPERATIONS]
+        text = b"[" + b",".join(piece) + b"]"
         marks += text.count(b'"')
+        found = _sound(text)
+        for index, operation in enumerate(_one_by_one(piece, start) if found is None else found, start):
+            try:
+                operations.append(operation.operation(operation.key))
+                chains.append(None if operation.chain is None else _chain(operation.chain))
+            except InvalidRequest as refusal:
+                raise _placed(refusal, index) from None
+    _check_own_names(body, body.count(b'"') - marks)
+    return operations, chains if any(chains) else None
+
+
+def _sound(text: bytes) -> list[BatchOperation] | None:
+    """Return the operations of a piece read at once, or None where one may have something wrong with it."""
+    try:
+        found = _decode_operations(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return found if has_names_once(text, found) else None
+
+
+def _one_by_one(piece: Sequence[Raw], start: int) -> Iterator[BatchOperation]:
+    """Give the operations of a piece, each read alone; what is wrong with one is said with its place."""
+    for index, raw_text in enumerate(piece, start):
+        text = bytes(raw_text)
         try:
             found = _decoded(text)
             check_names_once(text, found)
-            operations.append(found.operation(found.key))
-            chains.append(_chain(found.chain))
         except InvalidRequest as refusal:
             raise _placed(refusal, index) from None
-        if index % TURN_OPERATIONS == TURN_OPERATIONS - 1:
-            await asyncio.sleep(0)
-    _check_own_names(body, body.count(b'"') - marks)
-    return operations, chains if any(chains) else None
+        yield found
 
 
 def _check_own_names(body: bytes, marks: int) -> None:
