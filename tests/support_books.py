@@ -11,6 +11,7 @@ import hashlib
 import json
 import sqlite3
 import struct
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,23 @@ def check_books(folder: Path) -> Books:
 
 
 def _read_journal(connection: sqlite3.Connection) -> Books:
-    books = Books()
     ledger_id = connection.execute("SELECT ledger_id FROM ledger").fetchone()[0]
+    rows = connection.execute("SELECT seq, body, hash FROM entry ORDER BY seq")
+    head = connection.execute("SELECT seq, hash, booked_ms FROM head").fetchone()
+    return read_journal(ledger_id, rows, head)
+
+
+def read_journal(
+    ledger_id: str,
+    rows: Iterable[tuple[int, str, bytes]],
+    head: tuple[int, bytes, int],
+    each: Callable[[dict[str, Any]], None] = lambda entry: None,
+) -> Books:
+    """Read entries in order, assert what is promised of each and of the last, and return what they add up to."""
+    books = Books()
     link = hashlib.sha256(b"spotledger ledger " + ledger_id.encode()).digest()
     booked_ms = 0
-    for seq, body, kept_hash in connection.execute("SELECT seq, body, hash FROM entry ORDER BY seq"):
+    for seq, body, kept_hash in rows:
         books.head += 1
         assert seq == books.head, f"a gap before entry {seq}"
         link = hashlib.sha256(link + body.encode()).digest()
@@ -61,13 +74,13 @@ def _read_journal(connection: sqlite3.Connection) -> Books:
         booked_ms = entry["booked_ms"]
         assert entry["key"] not in books.keys, f"key {entry['key']} is taken twice"
         books.keys[entry["key"]] = seq
-        post(books, entry)
-    head = connection.execute("SELECT seq, hash, booked_ms FROM head").fetchone()
+        _post(books, entry)
+        each(entry)
     assert head == (books.head, link, booked_ms), "the head is not the last entry"
     return books
 
 
-def post(books: Books, entry: dict[str, Any]) -> None:
+def _post(books: Books, entry: dict[str, Any]) -> None:
     if "refusal" in entry:
         assert not entry.get("postings")
         books.refusals[entry["key"]] = entry["refusal"]["code"]

@@ -8,12 +8,11 @@ file (:mod:`support_books`), and compares it with every row that the tables have
 from __future__ import annotations
 
 import hashlib
-import json
 from typing import Any
 
 import psycopg
 
-from support_books import Books, check_holds, post
+from support_books import Books, check_holds, read_journal
 
 SEGMENT = 65_536
 
@@ -32,25 +31,11 @@ def check_database(url: str) -> Books:
 
 
 def _read_journal(connection: psycopg.Connection[Any]) -> tuple[Books, list[dict[str, Any]]]:
-    books, entries = Books(), []
-    ledger_id = connection.execute("SELECT ledger_id FROM ledger").fetchall()[0][0]
-    link = hashlib.sha256(b"spotledger ledger " + ledger_id.encode()).digest()
-    booked_ms = 0
-    for seq, body, kept_hash in connection.execute("SELECT seq, body, hash FROM entry ORDER BY seq"):
-        books.head += 1
-        assert seq == books.head, f"a gap before entry {seq}"
-        link = hashlib.sha256(link + body.encode()).digest()
-        assert kept_hash == link, f"the chain is broken at entry {seq}"
-        entry = json.loads(body)
-        assert entry["seq"] == seq
-        assert entry["booked_ms"] >= booked_ms, f"time falls at entry {seq}"
-        booked_ms = entry["booked_ms"]
-        assert entry["key"] not in books.keys, f"key {entry['key']} is taken twice"
-        books.keys[entry["key"]] = seq
-        post(books, entry)
-        entries.append(entry)
-    assert connection.execute("SELECT seq, hash, booked_ms FROM head").fetchall() == [(books.head, link, booked_ms)]
-    return books, entries
+    entries: list[dict[str, Any]] = []
+    [(ledger_id,)] = connection.execute("SELECT ledger_id FROM ledger").fetchall()
+    rows = connection.execute("SELECT seq, body, hash FROM entry ORDER BY seq").fetchall()
+    [head] = connection.execute("SELECT seq, hash, booked_ms FROM head").fetchall()
+    return read_journal(ledger_id, rows, head, entries.append), entries
 
 
 def _check_keys_and_history(connection: psycopg.Connection[Any], books: Books) -> None:

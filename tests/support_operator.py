@@ -39,7 +39,8 @@ class Api:
         self.runtime = runtime
         self.clock = clock
         self.run = runner.run
-        self.token = (runtime.settings.data / TOKEN_FILE).read_text().strip()
+        token_file = runtime.settings.data / TOKEN_FILE
+        self.token = token_file.read_text().strip() if token_file.exists() else "none"
         self.app = OperatorApp(runtime)
         transport = OperatorTransport(self.app)
         self.http = httpx2.AsyncClient(base_url="http://operator", transport=transport)
@@ -62,6 +63,10 @@ class Api:
         headers = self.headers(key or str(uuid.uuid4()), token)
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return self.request("POST", path, content=content, headers=headers)
+
+    def delete(self, path: str, token: str | None = None) -> httpx2.Response:
+        """Take away."""
+        return self.request("DELETE", path, headers=self.headers(None, token))
 
     def must(self, path: str, body: Mapping[str, Any], key: str | None = None) -> dict[str, Any]:
         """Do a write that must succeed, and return its answer."""

@@ -10,6 +10,7 @@ Every error of spotledger, in one tree, cut by what the caller must do.
     │   ├── CoinAlreadyListed
     │   ├── CustomerAlreadyRegistered
     │   ├── AlreadyReversed
+    │   ├── LastAdminToken          nobody could make tokens any more
     │   ├── ChainPartlyKnown        some keys of a chain are known and some are new
     │   ├── NotFound                no such thing to read
     │   ├── MethodNotAllowed        the path is there, but not with this method
@@ -134,6 +135,12 @@ class AlreadyReversed(Refused):
     """The entry was reversed before; an entry is reversed at most once."""
 
     code = "already_reversed"
+
+
+class LastAdminToken(Refused):
+    """This is the last token in use with the scope admin; make another one first, then revoke this one."""
+
+    code = "last_admin_token"
 
 
 class ChainPartlyKnown(Refused):

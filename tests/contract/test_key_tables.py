@@ -15,6 +15,8 @@ from spotledger.errors import (
     AccessKeyRevoked,
     AccessKeyUnknown,
     InvalidRequest,
+    LastAdminToken,
+    NotFound,
     ScopeMissing,
     StoreUnavailable,
     TokenRefused,
@@ -301,13 +303,39 @@ def test_token_is_kept_as_its_hash_alone(tokens: Tokens, tables: Tables) -> None
 
 def test_revoked_token_is_refused_at_once(tokens: Tokens) -> None:
     """A token that was in use a moment ago is refused from its revocation on."""
-    record, token = tokens.create(["admin"])
-    tokens.check(f"Bearer {token}", "admin")
-    assert tokens.revoke(record.token_id)
-    assert not tokens.revoke(record.token_id)
+    record, token = tokens.create(["ledger:read"])
+    tokens.check(f"Bearer {token}", "ledger:read")
+    revoked = tokens.revoke(record.token_id)
+    assert (revoked.token_id, revoked.revoked_ms) == (record.token_id, NOW)
+    assert tokens.revoke(record.token_id) == revoked
     with pytest.raises(TokenRefused):
-        tokens.check(f"Bearer {token}", "admin")
-    assert [listed.revoked_ms for listed in tokens.list()] == [NOW]
+        tokens.check(f"Bearer {token}", "ledger:read")
+    assert tokens.list() == [revoked]
+
+
+@pytest.mark.parametrize("token_id", ["", "nobody", "x\0y", "é", "00000000-0000-0000-0000-000000000000"])
+def test_token_that_is_not_there_cannot_be_revoked(tokens: Tokens, token_id: str) -> None:
+    """An id that names no token is said to be none, whatever is in it, and nothing is revoked."""
+    tokens.create(["admin"])
+    with pytest.raises(NotFound):
+        tokens.revoke(token_id)
+    assert [listed.revoked_ms for listed in tokens.list()] == [None]
+
+
+def test_last_admin_token_cannot_be_revoked(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that may make tokens stays: others count only if they are in use and may do it too, on whatever page."""
+    monkeypatch.setattr("spotledger.security.tokens.TOKENS_PAGE", 1)
+    last, token = tokens.create(["admin", "ledger:read"])
+    for _ in range(3):
+        tokens.create(["ledger:read", "ledger:write", "keys:write"])
+        tokens.revoke(tokens.create(["admin"])[0].token_id)
+    with pytest.raises(LastAdminToken):
+        tokens.revoke(last.token_id)
+    assert tokens.check(f"Bearer {token}", "admin") == last
+    following, _ = tokens.create(["admin"])
+    assert tokens.revoke(last.token_id).revoked_ms == NOW
+    with pytest.raises(LastAdminToken):
+        tokens.revoke(following.token_id)
 
 
 def test_token_that_is_there_already_can_be_taken_over(tokens: Tokens) -> None:

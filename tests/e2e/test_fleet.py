@@ -217,6 +217,31 @@ def test_revocation_over_http_reaches_another_node(node: StartNode) -> None:
     assert refused is not None
 
 
+def test_token_revoked_on_one_node_is_refused_by_another(node: StartNode, tmp_path: Path) -> None:
+    """A leaked token that another node knows stops working there, and says so; a new one works everywhere at once."""
+    first = node("one")
+    leaked = tmp_path / "leaked"
+    shutil.copy(first.folder / "operator.token", leaked)
+    other = share_token(first, node("two"))
+    old, new = f"Bearer {other.token}", tmp_path / "new"
+    assert httpx2.get(f"{other.operator_url}/v1/tokens", headers={"Authorization": old}).status_code == 200
+    made = support_service.run("token", "create", "--scope", "admin", "--data", first.folder, "--write", new)
+    assert made.returncode == 0, made.stderr
+    new.replace(first.folder / "operator.token")
+    share_token(first, other)
+    tokens = first.client().get("/v1/tokens").json()["tokens"]
+    (token_id,) = (found["token_id"] for found in tokens if found["label"] == "operator.token")
+    assert support_service.run("token", "revoke", token_id, "--data", first.folder).returncode == 0
+    until_s = time.monotonic() + 10
+    while httpx2.get(f"{other.operator_url}/v1/coins", headers={"Authorization": old}).status_code != 401:
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+    assert other.client().get("/v1/coins").status_code == 200
+    refused = support_service.run("coin", "list", "--operator-url", other.operator_url, "--token-file", leaked)
+    assert refused.returncode == 1
+    assert "is revoked, or not one of this ledger" in refused.stderr
+
+
 def test_copy_command_moves_an_embedded_ledger_to_nodes(node: StartNode, postgres_url: str, tmp_path: Path) -> None:
     """What was served from a folder is served from the database: balances, access keys and the operator token."""
     key = {"master_key_file": tmp_path / "master.key"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -96,6 +97,42 @@ def test_migration_that_fails_changes_nothing(new_version: NewVersion, postgres_
         failed = new_version.run("migrate", url=postgres_url)
         assert failed.returncode == 1
         assert "Traceback" not in failed.stderr
+        assert f"{NEXT:04}_notes.before.sql could not be applied: division by zero (SQLSTATE 22012)" in failed.stderr
+        assert "Nothing was changed" in failed.stderr
+        assert "damaged" not in failed.stderr
         ledger.list_coin("btc", 8, key="k1")
     columns = "SELECT column_name FROM information_schema.columns WHERE table_name = 'coin' AND column_name = 'note'"
     assert rows(postgres_url, columns) == []
+
+
+def test_migration_onto_what_was_changed_by_hand_says_what_to_do(new_version: NewVersion, postgres_url: str) -> None:
+    """A table that is in the way is named; once it is gone the same command does it."""
+    spotledger.open(postgres_url).close()
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("CREATE TABLE old_thing (id integer)")
+    failed = new_version.run("migrate", "--json", url=postgres_url)
+    assert failed.returncode == 1
+    problem = json.loads(failed.stderr)
+    assert problem["code"] == "setup_error"
+    assert 'relation "old_thing" already exists (SQLSTATE 42P07)' in problem["detail"]
+    assert "take it back, and give the same command again" in problem["detail"]
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("DROP TABLE old_thing")
+    assert new_version.applied(url=postgres_url) == [f"{NEXT:04}_notes.before.sql"]
+
+
+def test_migration_by_a_role_that_may_not_says_who_may(new_version: NewVersion, postgres_url: str) -> None:
+    """Neither a new database nor an older schema is changed by it, and the right that is lacking is named."""
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("REVOKE CREATE ON SCHEMA public FROM public")
+        connection.execute("DROP ROLE IF EXISTS visitor")
+        connection.execute("CREATE ROLE visitor LOGIN PASSWORD 'visiting'")
+    try:
+        refused = new_version.run("migrate", url=re.sub("//.*@", "//visitor:visiting@", postgres_url))
+        assert refused.returncode == 1
+        assert "permission denied for schema public (SQLSTATE 42501)" in refused.stderr
+        assert "GRANT CREATE ON SCHEMA public TO visitor" in refused.stderr
+        assert "visiting" not in refused.stderr
+    finally:
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute("DROP ROLE visitor")

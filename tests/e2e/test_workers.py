@@ -77,6 +77,61 @@ def test_workers_answer_on_the_same_ports_and_know_each_other_s_writes(workers: 
     assert "120.00" in done.stdout
 
 
+def numbers(service: Service) -> dict[str, dict[str, float]]:
+    """Return the metrics that one worker shows, by name and labels but the worker, and by the worker."""
+    with httpx2.Client(base_url=service.operator_url) as client:
+        text = client.get("/metrics", headers={"Authorization": f"Bearer {service.token}"}).text
+    found: dict[str, dict[str, float]] = {}
+    for line in text.splitlines():
+        name = re.fullmatch(r'(\w+){(?:(.*),)?worker="(\d)"} (\S+)', line)
+        if name:
+            found.setdefault(f"{name[1]} {name[2] or ''}".strip(), {})[name[3]] = float(name[4])
+        else:
+            assert line.startswith("#")
+    return found
+
+
+def test_worker_that_is_asked_shows_the_numbers_of_all(workers: StartWorkers) -> None:
+    """What both answered adds up in the metrics of either, and it is seen that one is down."""
+    service = workers()
+    for number in range(30):
+        service.list_coins(**{f"coin{number}": 8})
+        with httpx2.Client(base_url=service.operator_url) as client:
+            assert client.get("/v1/coins", headers={"Authorization": f"Bearer {service.token}"}).status_code == 200
+    counted = 'spotledger_operator_requests_total method="GET",path="/v1/coins",status="200"'
+    until(lambda: sum(numbers(service).get(counted, {}).values()) == 30)
+    for _ in range(10):
+        shown = numbers(service)
+        assert shown["spotledger_worker_up"] == {"0": 1, "1": 1}
+        assert shown["spotledger_head_seq"].keys() == {"0", "1"}
+    os.kill(max(children_of(service)), signal.SIGSTOP)
+    until(lambda: any(0 in numbers(service)["spotledger_worker_up"].values() for _ in range(3)))
+    os.kill(max(children_of(service)), signal.SIGCONT)
+    until(lambda: numbers(service)["spotledger_worker_up"] == {"0": 1, "1": 1})
+
+
+def test_audit_that_one_worker_runs_is_known_to_the_other(workers: StartWorkers) -> None:
+    """Whichever worker is asked says how far the audit is, and what it found; and no second one is begun beside it."""
+    service = workers()
+    service.list_coins(usdt=8)
+    headers = {"Authorization": f"Bearer {service.token}"}
+
+    def ask(method: str, path: str) -> dict[str, object]:
+        with httpx2.Client(base_url=service.operator_url, headers=headers) as client:
+            answer = client.request(method, path)
+        assert answer.status_code in (200, 202), answer.text
+        return dict(answer.json())
+
+    began = last = ask("POST", "/v1/audits")
+    for _ in range(6):
+        before, last = last, ask("POST", "/v1/audits")
+        assert last["audit"] == before["audit"] or ask("GET", f"/v1/audits/{before['audit']}")["state"] == "done"
+    path = f"/v1/audits/{began['audit']}"
+    until(lambda: ask("GET", path)["state"] == "done")
+    until(lambda: {ask("GET", path)["state"] for _ in range(8)} == {"done"})
+    assert {str(ask("GET", path)["report"]) for _ in range(8)} == {str(ask("GET", path)["report"])}
+
+
 def test_worker_that_is_killed_is_started_again_while_the_other_answers(workers: StartWorkers) -> None:
     """The parent notices, says so, and starts another; the ports take connections all the time."""
     service = workers()

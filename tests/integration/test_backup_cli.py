@@ -108,6 +108,23 @@ def test_restored_server_takes_the_old_tokens_and_access_keys(tmp_path: Path) ->
         service.stop()
 
 
+def test_restore_says_that_what_was_revoked_since_works_again(tmp_path: Path) -> None:
+    """A revocation after the backup is not in it: restore tells so, and it can be made again before anybody calls."""
+    data, new = tmp_path / "data", tmp_path / "new"
+    prepared(data)
+    token_id = told(data, "token", "create", "--scope", "ledger:read")["token_id"]
+    told(data, "backup", tmp_path / "b")
+    told(data, "token", "revoke", token_id)
+    done = run(new, "restore", tmp_path / "b", "--data", new, "--master-key-file", data / "master.key")
+    assert done.exit_code == 0, done.output
+    assert "access keys and operator tokens that were revoked since the backup work again" in done.stdout
+    (new / "master.key").write_bytes((data / "master.key").read_bytes())
+    (new / "master.key").chmod(0o600)
+    states = {found["token_id"]: found["revoked_ms"] for found in told(new, "token", "list")["tokens"]}
+    assert states[token_id] is None
+    assert told(new, "token", "revoke", token_id)["revoked_ms"] is not None
+
+
 def test_restored_ledger_without_its_master_key_serves_with_a_new_one(tmp_path: Path) -> None:
     """Where the master key is lost, the old access keys are revoked and new ones can be made."""
     data, new = tmp_path / "data", tmp_path / "new"

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -303,6 +304,37 @@ def test_client_feed_with_a_gap_or_a_repeat_is_refused(body: bytes) -> None:
     with OperatorLedger("http://x", "t", transport=transport) as ledger, pytest.raises(ProtocolError):
         for _ in ledger.feed():
             pass
+
+
+def test_client_makes_lists_and_revokes_tokens(service: Service, names: tuple[str, str]) -> None:
+    """Tokens are typed answers, of which only the first has the token, and no ``repr`` shows it."""
+    with OperatorLedger(service.operator_url, service.token) as ledger:
+        made = ledger.create_token(["ledger:read"], "reader", key=f"k:{names[0]}")
+        assert made.token is not None
+        assert made.token not in repr(made)
+        assert ledger.create_token(["ledger:read"], "reader", key=f"k:{names[0]}") == replace(made, token=None)
+        assert made.token_id in {found.token_id for found in ledger.tokens().tokens}
+        assert ledger.tokens(limit=1).next_after == ledger.tokens(limit=1).tokens[0].token_id
+        with OperatorLedger(service.operator_url, made.token) as reader:
+            assert reader.trial_balance().balanced
+            revoked = ledger.revoke_token(made.token_id)
+            assert revoked.revoked_ms is not None
+            assert ledger.revoke_token(made.token_id) == revoked
+            with pytest.raises(TokenRefused):
+                reader.trial_balance()
+        with pytest.raises(NotFound):
+            ledger.revoke_token("nobody")
+
+    async def work() -> None:
+        async with AsyncOperatorLedger(service.operator_url, service.token) as ledger:
+            other = await ledger.create_token(["admin"], key=f"l:{names[0]}")
+            async with AsyncOperatorLedger(service.operator_url, str(other.token)) as itself:
+                assert other.token_id in {found.token_id for found in (await itself.tokens()).tokens}
+                assert (await itself.revoke_token(other.token_id)).scopes == ("admin",)
+                with pytest.raises(TokenRefused):
+                    await itself.tokens()
+
+    asyncio.run(work())
 
 
 def test_client_feed_of_nobody_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:

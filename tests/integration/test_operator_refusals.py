@@ -80,6 +80,9 @@ PROVOKED: dict[type[errors.SpotledgerError], Callable[[Api], httpx2.Response]] =
     errors.HoldClosed: used_up_hold,
     errors.HoldExpired: expired_hold,
     errors.AlreadyReversed: reversed_twice,
+    errors.LastAdminToken: lambda api: api.delete(
+        f"/v1/tokens/{api.get('/v1/tokens').json()['tokens'][0]['token_id']}"
+    ),
     errors.UnknownEntry: lambda api: api.post("/v1/reversals", {"seq": 9999, "reason": "oops"}, "provoked"),
     errors.TokenRefused: lambda api: api.request("GET", "/v1/coins"),
     errors.ScopeMissing: lambda api: api.post("/v1/deposits", DEPOSIT, "provoked", token_of(api, "ledger:read")),
@@ -313,6 +316,8 @@ def test_idempotency_key_missing_or_twice_is_named(api: Api, count: int) -> None
         ("/v1/customers/@external/balances", "account=spot", "account"),
         ("/v1/customers/alice/holds", "state=all", "state"),
         ("/v1/keys", "min_seq=1", "min_seq"),
+        ("/v1/tokens", "customer=alice", "customer"),
+        ("/v1/tokens", "limit=0", "limit"),
     ],
 )
 def test_query_that_is_not_understood_is_refused_not_passed_over(api: Api, path: str, query: str, field: str) -> None:
@@ -325,10 +330,11 @@ ROUTES = [
     *(("POST", f"/v1/{name}") for name in ("coins", "customers", "keys", "tokens", "deposits", "holds")),
     *(("POST", f"/v1/{name}") for name in ("settlements", "reversals", "releases", "batches")),
     *(("POST", f"/v1/{name}") for name in ("withdrawals", "transfers", "holds/1/release", "keys/x/rotate")),
-    *(("GET", f"/v1/{name}") for name in ("coins", "customers", "keys", "entries", "entries/1")),
+    *(("GET", f"/v1/{name}") for name in ("coins", "customers", "keys", "tokens", "entries", "entries/1")),
     *(("GET", f"/v1/{name}") for name in ("holds", "holds/1", "trial-balance", "customers/alice/entries")),
     *(("GET", f"/v1/customers/alice/{name}") for name in ("balances", "holds")),
     ("DELETE", "/v1/keys/x"),
+    ("DELETE", "/v1/tokens/x"),
     ("GET", "/metrics"),
     ("GET", "/v1/nothing"),
     ("PUT", "/v1/deposits"),
@@ -359,7 +365,7 @@ NEEDED = {
     "ledger:read": [("GET", "/v1/coins"), ("GET", "/v1/entries"), ("GET", "/v1/customers/alice/balances")],
     "ledger:write": [("POST", "/v1/deposits"), ("POST", "/v1/coins"), ("POST", "/v1/holds/1/release")],
     "keys:write": [("GET", "/v1/keys"), ("POST", "/v1/keys"), ("DELETE", "/v1/keys/x"), ("POST", "/v1/keys/x/rotate")],
-    "admin": [("POST", "/v1/tokens")],
+    "admin": [("GET", "/v1/tokens"), ("POST", "/v1/tokens"), ("DELETE", "/v1/tokens/x")],
 }
 
 

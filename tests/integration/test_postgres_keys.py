@@ -16,7 +16,7 @@ import pytest
 
 from servers import postgres
 from servers.missing import ServerMissing, skip_or_fail
-from spotledger.errors import AccessKeyRevoked, IdempotencyConflict, StoreUnavailable, TokenRefused
+from spotledger.errors import AccessKeyRevoked, IdempotencyConflict, LastAdminToken, StoreUnavailable, TokenRefused
 from spotledger.ops.key_watch import KeyWatch
 from spotledger.ops.key_writes import KeyWrites
 from spotledger.security.keys import KeyRing
@@ -101,9 +101,9 @@ def test_revocation_on_one_node_reaches_the_others(url: str) -> None:
         async with Node(url) as one, Node(url) as other:
             accesskey, _ = await asyncio.to_thread(one.ring.create, "alice", ["read"])
             kept, _ = await asyncio.to_thread(one.ring.create, "alice", ["read"])
-            record, token = await asyncio.to_thread(one.tokens.create, ["admin"])
+            record, token = await asyncio.to_thread(one.tokens.create, ["ledger:read"])
             assert other.lets_in(accesskey)
-            assert other.tokens.check(f"Bearer {token}", "admin").token_id == record.token_id
+            assert other.tokens.check(f"Bearer {token}", "ledger:read").token_id == record.token_id
             still = other.ring.ready(kept)
             await asyncio.to_thread(one.ring.revoke, accesskey)
             await until(lambda: not other.lets_in(accesskey))
@@ -111,9 +111,33 @@ def test_revocation_on_one_node_reaches_the_others(url: str) -> None:
             await asyncio.to_thread(one.tokens.revoke, record.token_id)
             await until(lambda: not other.tokens._known)
             with pytest.raises(TokenRefused):
-                other.tokens.check(f"Bearer {token}", "admin")
+                other.tokens.check(f"Bearer {token}", "ledger:read")
 
     asyncio.run(scenario())
+
+
+def test_last_two_admin_tokens_revoked_at_once_leave_one(url: str) -> None:
+    """Two nodes that are told to revoke one each at the same moment do not leave nobody who may make tokens."""
+    nodes = [Node(url) for _ in range(2)]
+    together = threading.Barrier(len(nodes))
+    admins = [nodes[0].tokens.create(["admin"])[0].token_id for _ in nodes]
+
+    def revoke(node: Node, token_id: str) -> bool:
+        together.wait()
+        try:
+            node.tokens.revoke(token_id)
+        except LastAdminToken:
+            return False
+        return True
+
+    try:
+        with ThreadPoolExecutor(len(nodes)) as threads:
+            assert sorted(threads.map(revoke, nodes, admins)) == [False, True]
+        assert sorted(listed.revoked_ms is None for listed in nodes[0].tokens.list()) == [False, True]
+    finally:
+        for node in nodes:
+            node.watch._changes.close()
+            node.tables.close()
 
 
 def test_revocation_without_a_notice_is_found_by_looking(url: str) -> None:

@@ -144,6 +144,8 @@ def restore(
     show.line(f"  the audit is clean; epoch {found.epoch} begins with the next entry")
     if not found.access_keys:
         show.line("  all access keys are revoked: make new ones with spotledger key create")
+    what = "access keys and operator tokens" if found.access_keys else "operator tokens"
+    show.line(f"  {what} that were revoked since the backup work again: revoke them again")
     if not found.operator_token:
         show.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
 
@@ -213,15 +215,31 @@ def export() -> None:
 @click.option("--format", "file_format", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True)
 @click.option("--after-seq", type=click.IntRange(0), default=0, metavar="N", help="Begin after this entry.")
 @click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
+@click.option(
+    "--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE), or a standby of it."
+)
 @config_option
 @json_option
 @ending_well
 def export_journal_command(
-    file: Path, file_format: str, after_seq: int, data: str | None, config: str | None, as_json: bool
+    file: Path,
+    file_format: str,
+    after_seq: int,
+    data: str | None,
+    database: str | None,
+    config: str | None,
+    as_json: bool,
 ) -> None:
     """Write the journal to FILE: one JSON line an entry, or a Parquet file with one row a posting."""
+    settings = _settings(data, config, database=database)
     with _bar("export") as bar:
-        done = export_journal(_settings(data, config).data, file, file_format, after_seq, bar)
+        if settings.database is None:
+            done = export_journal(settings.data, file, file_format, after_seq, bar)
+        else:
+            from spotledger.ops.database import address_of  # the driver is loaded where it is needed
+            from spotledger.ops.exports_postgres import export_database
+
+            done = export_database(address_of(settings), file, file_format, after_seq, bar)
     if as_json:
         show.json_document({"file": str(file), "format": file_format, **done._asdict(), "hash": done.hash.hex()})
     else:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,7 @@ from typing import Final
 import httpx2
 
 from spotledger.client.operator import OperatorClient
-from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid
+from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid, TokenRefused
 from spotledger.http.operator import OperatorApp
 from spotledger.http.operator_transport import OperatorTransport
 from spotledger.ops.embedded import LEDGER_FILE
@@ -62,8 +62,10 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Oper
     if where.operator_url is not None:
         if where.token_file is None:
             raise SettingInvalid("--operator-url needs --token-file with an operator token of that server.")
-        async with _client(where.operator_url, read_token(Path(where.token_file))) as client:
-            yield client
+        token_file = Path(where.token_file)
+        async with _client(where.operator_url, read_token(token_file)) as client:
+            with _told_of_its_token(token_file):
+                yield client
         return
     in_force = load_settings({"data": where.data, "database": where.database}, os.environ, where.config)
     folder = in_force.settings.data
@@ -80,7 +82,8 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Oper
         if isinstance(owner, Owner):
             token_file = Path(where.token_file) if where.token_file else folder / TOKEN_FILE
             async with near_client(str(owner.operator_url), read_token(token_file)) as client:
-                yield client
+                with _told_of_its_token(token_file):
+                    yield client
         else:
             if not is_embedded and not may_make:
                 from spotledger.ops.database import check_there  # the driver is loaded where it is needed
@@ -89,6 +92,18 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Oper
             runtime = stack.enter_context(open_runtime(in_force.settings, os.environ, owner))
             async with _within(runtime) as client:
                 yield client
+
+
+@contextlib.contextmanager
+def _told_of_its_token(token_file: Path) -> Iterator[None]:
+    """Name the file whose token a server does not let in."""
+    try:
+        yield
+    except TokenRefused:
+        raise TokenRefused(
+            f"The operator token in {token_file} is revoked, or not one of this ledger; name a file with one in use "
+            "with --token-file. Where there is none, `spotledger token create` makes one without a server."
+        ) from None
 
 
 async def _claim_or_find_owner(folder: Path, stack: contextlib.ExitStack) -> Owner | FolderLock:

@@ -10,6 +10,7 @@ import click
 
 from spotledger.cli import show
 from spotledger.cli.connection import Where
+from spotledger.cli.history import time_text
 from spotledger.cli.options import (
     ACCOUNTS,
     all_pages,
@@ -32,6 +33,7 @@ from spotledger.errors import (
     TransportError,
     Unavailable,
 )
+from spotledger.ops.folder import write_secret_file
 from spotledger.security.keys import PERMISSIONS
 from spotledger.security.tokens import SCOPES
 
@@ -125,22 +127,69 @@ async def key_rotate(client: OperatorClient, where: Where, accesskey: str, key: 
 
 @click.group()
 def token() -> None:
-    """Make tokens for the operator API."""
+    """Make, see and revoke tokens for the operator API."""
 
 
 @token.command("create")
 @click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES))
 @click.option("--label", default="", help="What it is for.")
+@click.option("--write", "file", metavar="FILE", help="Write it to this new file, mode 0600, and do not show it.")
 @own_key_option
 @ledger_command(may_make=True)
-async def token_create(client: OperatorClient, where: Where, key: str | None, **body: Any) -> None:
+async def token_create(client: OperatorClient, where: Where, key: str | None, file: str | None, **body: Any) -> None:
     """Make an operator token. It is shown this once."""
+    if file is not None and (Path(file).exists() or not Path(file).parent.is_dir()):
+        found = "is there already, and is left as it is" if Path(file).exists() else "is in no folder that is there"
+        raise SettingInvalid(f"{file} {found}; name a new file with --write.")
     _, _, answer = await client.call("POST", "/v1/tokens", body, key=own_key(key, "token-create"))
+    shown = answer["token"] or "was shown when it was made, and is not kept"
+    if file is not None:
+        if answer["token"] is None:
+            raise SettingInvalid(
+                f"The token under {key} was shown when it was made, and is not kept; use another --key."
+            )
+        write_secret_file(Path(file), answer["token"])
+        answer, shown = {**answer, "token": None, "file": file}, f"is in {file}"
     if where.as_json:
         show.json_document(answer)
     else:
-        show.line(f"token   {answer['token'] or 'was shown when it was made, and is not kept'}")
-        show.line(f"scopes  {', '.join(answer['scopes'])}")
+        show.line(f"token_id  {answer['token_id']}")
+        show.line(f"token     {shown}")
+        show.line(f"scopes    {', '.join(answer['scopes'])}")
+
+
+@token.command("list")
+@ledger_command()
+async def token_list(client: OperatorClient, where: Where) -> None:
+    """Show operator tokens; the fingerprint is the beginning of a token's SHA-256."""
+    answer = await all_pages(client, "/v1/tokens", "tokens", {})
+    if where.as_json:
+        show.json_document(answer)
+        return
+    rows = [
+        (
+            found["token_id"],
+            found["fingerprint"],
+            ", ".join(found["scopes"]),
+            "revoked" if found["revoked_ms"] is not None else "in use",
+            time_text(found["created_ms"]),
+            found["label"],
+        )
+        for found in answer["tokens"]
+    ]
+    show.table(("token_id", "fingerprint", "scopes", "state", "made", "label"), rows)
+
+
+@token.command("revoke")
+@click.argument("token_id")
+@ledger_command()
+async def token_revoke(client: OperatorClient, where: Where, token_id: str) -> None:
+    """Make the token TOKEN_ID stop working, at once and for ever."""
+    _, _, answer = await client.call("DELETE", f"/v1/tokens/{path_part(token_id)}")
+    if where.as_json:
+        show.json_document(answer)
+    else:
+        show.line(f"token {token_id} is revoked")
 
 
 @click.command("get-balance")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple, TypeVar
 
@@ -152,6 +152,37 @@ class TrialBalance:
     coins: Mapping[str, TrialCoin]
 
 
+@dataclass(frozen=True, slots=True)
+class MadeToken:
+    """An operator token that was made; ``token`` is None in the repeat of an earlier answer."""
+
+    token_id: str
+    token: str | None = field(repr=False)
+    scopes: tuple[str, ...]
+    label: str
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorToken:
+    """An operator token, without itself: ``fingerprint`` is the first 16 hex digits of its SHA-256."""
+
+    token_id: str
+    fingerprint: str
+    scopes: tuple[str, ...]
+    label: str
+    created_ms: int
+    revoked_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPage:
+    """A page of operator tokens; ``next_after`` is where the next one begins, None where there is none."""
+
+    tokens: tuple[OperatorToken, ...]
+    next_after: str | None
+
+
 def read(make: Callable[[Json], T], answer: Json) -> T:
     """
     Return what *make* reads in *answer*.
@@ -247,6 +278,30 @@ def statement(answer: Json) -> Statement:
         _afters(answer["closing"]),
         answer["next_after_seq"],
     )
+
+
+def token_made(answer: Json) -> MadeToken:
+    """Read the answer to the making of a token."""
+    return MadeToken(
+        answer["token_id"], answer["token"], tuple(answer["scopes"]), answer["label"], int(answer["created_ms"])
+    )
+
+
+def operator_token(said: Json) -> OperatorToken:
+    """Read one operator token."""
+    return OperatorToken(
+        said["token_id"],
+        said["fingerprint"],
+        tuple(said["scopes"]),
+        said["label"],
+        int(said["created_ms"]),
+        said["revoked_ms"],
+    )
+
+
+def token_page(answer: Json) -> TokenPage:
+    """Read a page of operator tokens."""
+    return TokenPage(tuple(map(operator_token, answer["tokens"])), answer["next_after"])
 
 
 def trial_balance(answer: Json) -> TrialBalance:

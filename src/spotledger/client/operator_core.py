@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from spotledger.client import ledger_answers as answers
-from spotledger.client.ledger_answers import Entry, Written
-from spotledger.client.operations import Operation, batch_body
+from spotledger.client.ledger_answers import Entry, MadeToken, OperatorToken, Written
+from spotledger.client.operations import Operation, batch_body, path_part
 from spotledger.client.operator import Reply, check_token, outgoing, read_reply
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
@@ -72,6 +72,16 @@ class OperatorCore:
         """Read *path*, and make of the answer what it means."""
         _, _, answer = yield from self.call("GET", path, params=params)
         return answers.read(make, answer)
+
+    def create_token(self, scopes: Sequence[str], label: str, key: str) -> Steps[MadeToken]:
+        """Make an operator token."""
+        _, _, answer = yield from self.call("POST", "/v1/tokens", {"scopes": list(scopes), "label": label}, key)
+        return answers.read(answers.token_made, answer)
+
+    def revoke_token(self, token_id: str) -> Steps[OperatorToken]:
+        """Revoke an operator token."""
+        _, _, answer = yield from self.call("DELETE", f"/v1/tokens/{path_part(token_id)}")
+        return answers.read(answers.operator_token, answer)
 
     def do(self, operation: Operation) -> Steps[Written]:
         """Do one operation."""

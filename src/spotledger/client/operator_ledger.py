@@ -21,7 +21,10 @@ from spotledger.client.ledger_answers import (
     Hold,
     HoldPage,
     LedgerBalances,
+    MadeToken,
+    OperatorToken,
     Statement,
+    TokenPage,
     TrialBalance,
     Written,
 )
@@ -238,6 +241,28 @@ class OperatorLedger:
     def trial_balance(self) -> TrialBalance:
         """Return what all customers and each house account have of each coin."""
         return self._drive(self._core.get(answers.trial_balance, "/v1/trial-balance"))
+
+    # --- operator tokens ----------------------------------------------------------------------------
+
+    def tokens(self, after: str | None = None, limit: int | None = None) -> TokenPage:
+        """Return a page of the operator tokens, revoked ones too."""
+        return self._drive(self._core.get(answers.token_page, "/v1/tokens", {"after": after, "limit": limit}))
+
+    def create_token(self, scopes: Sequence[str], label: str = "", *, key: str) -> MadeToken:
+        """Make an operator token with *scopes*. A repeat under the same *key* says all of it but the token."""
+        return self._drive(self._core.create_token(scopes, label, key))
+
+    def revoke_token(self, token_id: str) -> OperatorToken:
+        """
+        Make a token stop working, at once and for ever; it may be the one that this client has.
+
+        Raises:
+            NotFound: There is no such token.
+            LastAdminToken: No other token in use has the scope ``admin``.
+        """
+        return self._drive(self._core.revoke_token(token_id))
+
+    # --- the feed -----------------------------------------------------------------------------------
 
     def feed(self, after_seq: int = 0) -> Iterator[Entry]:
         """

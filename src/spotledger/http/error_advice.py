@@ -19,6 +19,7 @@ ADVICE: Final[dict[str, str]] = {
     "coin_already_listed": "Nothing needs to be done, or choose another symbol: a listing never changes.",
     "customer_already_registered": "Nothing needs to be done.",
     "already_reversed": "Nothing needs to be done: `by` is the entry that reversed it.",
+    "last_admin_token": "Make another token with the scope `admin`, then revoke this one with it.",
     "chain_partly_known": "Send the chain exactly as it was sent, or with new keys throughout.",
     "not_found": "Look at the path and the id in it.",
     "method_not_allowed": "Use one of the methods in the `Allow` header.",

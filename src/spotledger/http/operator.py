@@ -47,7 +47,7 @@ class OperatorApp:
         self._public = public
         self._door = Door(runtime.tokens, local_token)
         self.feed = Feed(runtime.ledger)
-        self.metrics = Metrics()
+        self.metrics = Metrics(runtime.siblings)
         self._show_metrics()
         self._prefix = os.urandom(6).hex()
         self._asked = 0

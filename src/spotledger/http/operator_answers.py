@@ -246,6 +246,24 @@ class TokenMadeAnswer(Answer):
     created_ms: TimeMs
 
 
+class TokenAnswer(Answer):
+    """An operator token, without itself."""
+
+    token_id: str
+    fingerprint: Annotated[str, Meta(description="The first 16 hex digits of the token's SHA-256.")]
+    scopes: list[str]
+    label: str
+    created_ms: TimeMs
+    revoked_ms: TimeMs | None
+
+
+class TokensAnswer(Answer):
+    """A page of operator tokens."""
+
+    tokens: list[TokenAnswer]
+    next_after: NextAfter
+
+
 class AliveAnswer(Answer):
     """The service runs."""
 

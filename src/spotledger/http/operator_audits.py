@@ -53,6 +53,7 @@ class AuditCalls:
 def show_audits(metrics: Metrics, audits: Audits) -> None:
     """Show the position of the continuous audit and the result of its last whole pass."""
     state = audits.continuous
+    metrics.show("audit_here", "1 where this process runs the continuous audit.", lambda: int(state.is_here))
     metrics.show("audit_seq", "The entry that the continuous audit has read last.", lambda: state.progress.seq)
     metrics.show("audit_last_seq", "The last entry that its pass will read.", lambda: state.progress.last_seq)
     metrics.show("audit_audited_to", "The last entry of its last finished pass.", lambda: state.audited_to)

@@ -117,4 +117,5 @@ PATH_PARAMETERS: Final[dict[str, Schema]] = {
     "file": {"type": "string", "minLength": 1},
     "hold": HOLD_ID,
     "seq": {"type": "integer", "minimum": 1, "maximum": 10**18 - 1},
+    "token_id": {"type": "string", "minLength": 1},
 }

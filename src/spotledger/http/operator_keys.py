@@ -7,7 +7,14 @@ from typing import Any
 
 from spotledger.domain.accounts import check_customer
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, NotFound, UnknownCustomer
-from spotledger.http.operator_answers import KeyAnswer, KeyMadeAnswer, KeysAnswer, TokenMadeAnswer
+from spotledger.http.operator_answers import (
+    KeyAnswer,
+    KeyMadeAnswer,
+    KeysAnswer,
+    TokenAnswer,
+    TokenMadeAnswer,
+    TokensAnswer,
+)
 from spotledger.http.operator_bodies import KeyBody, RotateBody, TokenBody, decode
 from spotledger.http.operator_calls import (
     ADMIN,
@@ -27,11 +34,12 @@ from spotledger.ops.key_writes import KeyWrites
 from spotledger.security.keys import (
     AccessKeyRecord,
     KeyRing,
+    TokenRecord,
     checked_addresses,
     checked_label,
     checked_permissions,
 )
-from spotledger.security.tokens import Tokens, checked_scopes
+from spotledger.security.tokens import Tokens, checked_scopes, fingerprint_of
 from spotledger.writer import Writer
 
 
@@ -50,12 +58,14 @@ class KeyCalls:
         keys = Call(KEYS_WRITE, self.keys, gives=KeysAnswer, query=("customer", "after", "limit"))
         create = Call(KEYS_WRITE, write=self.create, takes=KeyBody, gives=KeyMadeAnswer)
         rotate = Call(KEYS_WRITE, write=self.rotate, takes=RotateBody, gives=KeyMadeAnswer)
+        tokens = Call(ADMIN, self.tokens, gives=TokensAnswer, query=("after", "limit"))
         create_token = Call(ADMIN, write=self.create_token, takes=TokenBody, gives=TokenMadeAnswer)
         return [
             route(door, "/v1/keys", GET=keys, POST=create),
             route(door, "/v1/keys/{accesskey}", DELETE=Call(KEYS_WRITE, self.revoke, gives=KeyAnswer)),
             route(door, "/v1/keys/{accesskey}/rotate", POST=rotate),
-            route(door, "/v1/tokens", POST=create_token),
+            route(door, "/v1/tokens", GET=tokens, POST=create_token),
+            route(door, "/v1/tokens/{token_id}", DELETE=Call(ADMIN, self.revoke_token, gives=TokenAnswer)),
         ]
 
     async def create(self, call: Write) -> Reply:
@@ -140,6 +150,23 @@ class KeyCalls:
             raise _no_key() from None
         return answer(self._key_json(self._record(accesskey)))
 
+    async def tokens(self, request: Request) -> Reply:
+        """List operator tokens, revoked ones too, a page at a time; never a token itself."""
+        query = query_of(request, "after", "limit")
+        limit = limit_in(query)
+        found = self._tokens.list(query.get("after", ""), limit)
+        following = found[-1].token_id if len(found) == limit else None
+        return answer({"tokens": [_token_json(record) for record in found], "next_after": following})
+
+    async def revoke_token(self, request: Request) -> Reply:
+        """
+        Make an operator token stop working, at once and for ever; doing it again changes nothing.
+
+        It may be the one that this call is made with, but not the last in use with the scope ``admin``.
+        """
+        token_id = request.parameters["token_id"]
+        return answer(_token_json(await self._writer.beside(lambda: self._tokens.revoke(token_id))))
+
     def _record(self, accesskey: str) -> AccessKeyRecord:
         record = self._key_ring.get(accesskey)
         if record is None:
@@ -162,6 +189,17 @@ class KeyCalls:
             "revoked_ms": record.revoked_ms,
             "last_used_ms": used_ms,
         }
+
+
+def _token_json(record: TokenRecord) -> dict[str, Any]:
+    return {
+        "token_id": record.token_id,
+        "fingerprint": fingerprint_of(record),
+        "scopes": list(record.scopes),
+        "label": record.label,
+        "created_ms": record.created_ms,
+        "revoked_ms": record.revoked_ms,
+    }
 
 
 def _no_key() -> NotFound:

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from spotledger.ops.siblings import Siblings
 from spotledger.security.gate import Shared
 
 METRICS_MEDIA_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics(Collector):
-    """The numbers of one running service, in a registry of their own."""
+    """
+    The numbers of one running service, in a registry of their own.
 
-    def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+    Args:
+        siblings: The workers that this process is one of. Then the numbers of each are shown, labelled ``worker``.
+    """
+
+    def __init__(self, siblings: Siblings | None = None) -> None:
+        self._registry = self._shown = CollectorRegistry()
         self._counts: dict[tuple[str, str, int], int] = {}
         self._told: list[Callable[[], Metric]] = []
         self._registry.register(self)
+        if siblings is not None:
+            self._shown = CollectorRegistry()
+            self._shown.register(_OfAllWorkers(siblings, self._said))
+            siblings.tell_by(self._said)
 
     def show(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Show the number that *value* returns whenever it is asked for, as ``spotledger_<name>``."""
@@ -62,7 +73,42 @@ class Metrics(Collector):
 
     def text(self) -> bytes:
         """Return all numbers in Prometheus's text form."""
-        return generate_latest(self._registry)
+        return generate_latest(self._shown)
+
+    def _said(self) -> list[Any]:
+        """Return all numbers of this process in a form that JSON has."""
+        return [
+            [family.name, family.documentation, family.type, [sample[:3] for sample in family.samples]]
+            for family in self._registry.collect()
+        ]
+
+
+class _OfAllWorkers(Collector):
+    """The numbers of all workers, each with the number of its worker as a label."""
+
+    def __init__(self, siblings: Siblings, own: Callable[[], list[Any]]) -> None:
+        self._siblings = siblings
+        self._own = own
+
+    def describe(self) -> Iterable[Metric]:
+        """Return nothing: what there is to show is known when it is asked for."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Return the numbers of this worker as they are, and those of the others as they last said them."""
+        said = {**self._siblings.metrics(), self._siblings.number: self._own()}
+        joined: dict[str, Metric] = {}
+        for number in sorted(said):
+            for name, meaning, kind, samples in said[number]:
+                family = joined.setdefault(name, Metric(name, meaning, kind))
+                for sample, labels, value in samples:
+                    family.add_sample(sample, {**labels, "worker": str(number)}, value)
+        yield from joined.values()
+        meaning = "1 where the worker said how it is within the last seconds, else 0."
+        up = GaugeMetricFamily("spotledger_worker_up", meaning, labels=["worker"])
+        for number in range(self._siblings.workers):
+            up.add_metric([str(number)], int(number in said))
+        yield up
 
 
 def show_shared_counts(metrics: Metrics, counts: Shared) -> None:

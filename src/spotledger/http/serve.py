@@ -33,6 +33,7 @@ from spotledger.ops.embedded import now_ms
 from spotledger.ops.folder import Owner
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import Address, Settings, flag_of
+from spotledger.ops.siblings import Siblings
 from spotledger.security.gate import Gate
 
 #: Connections that wait to be taken, and connections that are open, on each listener.
@@ -106,6 +107,7 @@ def serve_on(
     while_serving: WhileServing,
     *,
     tell_owner: bool = True,
+    siblings: Siblings | None = None,
 ) -> None:
     """
     Serve on sockets that are bound, like :func:`serve`.
@@ -117,9 +119,11 @@ def serve_on(
         lock: The ownership of the data folder.
         while_serving: As for :func:`serve`.
         tell_owner: Whether to write into the folder where this process answers.
+        siblings: The workers that this process is one of.
     """
-    with open_runtime(settings, environ, lock) as runtime:
+    with open_runtime(settings, environ, lock, siblings=siblings) as runtime:
         if tell_owner:
+            runtime.check_token_file()
             lock.write_note(Owner(os.getpid(), listeners.public_url, listeners.operator_url).note())
         gc.collect()
         gc.freeze()

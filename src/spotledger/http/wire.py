@@ -35,6 +35,7 @@ TABLE: dict[type[errors.SpotledgerError], Row] = {
     errors.CustomerAlreadyRegistered: Row(422, 404, "Customer already registered"),
     errors.BalanceTooLarge: Row(422, 404, "Balance too large"),
     errors.AlreadyReversed: Row(422, 404, "Already reversed"),
+    errors.LastAdminToken: Row(422, 404, "Last admin token"),
     errors.ChainPartlyKnown: Row(422, 404, "Chain partly known"),
     errors.NotFound: Row(404, 404, "Not found"),
     errors.MethodNotAllowed: Row(405, 404, "Method not allowed"),

@@ -25,6 +25,7 @@ from spotledger.http.serve import STOP_SECONDS, Listeners, Listening, bound_list
 from spotledger.ops.folder import Owner
 from spotledger.ops.runtime import FolderLock, claim_folder
 from spotledger.ops.settings import Settings
+from spotledger.ops.siblings import Siblings
 
 #: How long a worker that ended before it answered anybody stays down before it is started again.
 RESTART_SECONDS: Final = 1.0
@@ -71,6 +72,7 @@ class _Parent:
         self._environ = environ
         self._lock = lock
         self._listeners = listeners
+        self._siblings = Siblings(settings.workers)
         # Nobody ever writes to it: a worker sees by its end that the parent has gone.
         self._lifeline, self._life = os.pipe()
         self._workers: dict[int, _Worker] = {}
@@ -166,15 +168,19 @@ class _Parent:
             settings = self._settings
             if number:  # one audit of the database at a time is enough
                 settings = dataclasses.replace(settings, audit_entries_per_second=0)
-            lifeline = self._lifeline
+            lifeline, siblings = self._lifeline, self._siblings
+            siblings.be(number)
 
-            async def until_orphaned(_: Listening) -> bool:
+            async def until_orphaned(listening: Listening) -> bool:
+                if not number:
+                    listening.runtime.check_token_file()
                 os.write(told, b"1")
                 os.close(told)
                 await _end_of(lifeline)
                 return False
 
-            serve_on(self._listeners, settings, self._environ, self._lock, until_orphaned, tell_owner=False)
+            parts = (self._listeners, settings, self._environ, self._lock, until_orphaned)
+            serve_on(*parts, tell_owner=False, siblings=siblings)
             code = 0
         except (SpotledgerError, LedgerCorrupt) as problem:
             sys.stderr.write(f"spotledger: {problem}\n")

@@ -106,7 +106,7 @@ def audit(
         The report; no state of the file makes it raise.
     """
     report = Report(str(path))
-    pace = _Pace(entries_per_second, limit_seconds)
+    pace = Pace(entries_per_second, limit_seconds)
     run = _Run(report, progress or (lambda _: None), tuple(known_heads), pace, 1 if entries_per_second else processes)
     began = time.monotonic()
     try:
@@ -136,7 +136,7 @@ class _Run:
         report: Report,
         progress: Callable[[Progress], None],
         known_heads: tuple[KnownHead, ...],
-        pace: _Pace,
+        pace: Pace,
         processes: int,
     ) -> None:
         self.findings = Findings()
@@ -278,7 +278,7 @@ class _Run:
         report.balances, report.open_holds = len(journal.lines), len(journal.holds)
 
 
-class _Pace:
+class Pace:
     """Keeps an audit from reading faster, or for longer, than it may."""
 
     def __init__(self, entries_per_second: int, limit_seconds: float | None) -> None:
@@ -286,8 +286,13 @@ class _Pace:
         self._limit = limit_seconds
         self._began = time.monotonic()
         self.chunk = CHUNK_ENTRIES
-        if entries_per_second:
+        if self.is_set:
             self.chunk = max(1, min(CHUNK_ENTRIES, PACED_CHUNK_ENTRIES, entries_per_second))
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is anything to keep to but the time."""
+        return self._rate > 0
 
     def rest(self, done: int) -> None:
         """Wait as long as it takes to have read *done* entries; raises Unreadable where the time is over."""

@@ -3,7 +3,8 @@ The audit of a ledger on PostgreSQL: derive everything about money from the jour
 
 The journal is read in short transactions, a segment at a time, and what is final of it (keys, history, closed holds)
 is compared as it is read. At the end the rest of the journal, and what changes with it (balances, open holds), is read
-in one snapshot. So an audit runs beside the nodes that write, and holds nobody up.
+in one snapshot. So an audit runs beside the nodes that write, and holds nobody up. One with a pace reads on until
+little is left for the snapshot, which is then no longer than without.
 """
 
 from __future__ import annotations
@@ -15,18 +16,23 @@ from typing import Any, Final
 from psycopg.conninfo import conninfo_to_dict
 
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
-from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Progress, Report
+from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Pace, Progress, Report
 from spotledger.ops.audit_books import Line
 from spotledger.ops.audit_findings import Findings
 from spotledger.ops.audit_journal import JournalPass
 from spotledger.ops.audit_keys import KeySpool
 from spotledger.ops.audit_tables import compare_with_itself
+from spotledger.ops.database import any_server
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.postgres_connection import Connection, connect, translated
 from spotledger.storage.postgres_statements import SEGMENT_ENTRIES
 
 #: Entries that are read at once.
 PAGE_ENTRIES: Final = 2_000
+#: As many entries are left for the snapshot by an audit with a pace.
+SNAPSHOT_ENTRIES: Final = 10_000
+#: It gives up where as much of what it has to read is new again after it was read: it would never come to an end.
+OUTGROWN_SHARE: Final = 0.8
 #: What keeps the journal as it is: triggers that are to be enabled, and indexes that are to be unique and valid.
 _TRIGGERS: Final = ("entry_is_never_changed", "head_is_never_deleted", "head_never_goes_back")
 _TABLES: Final = ["entry", "head", "ledger", "history", "balance", "hold", "open_hold", "coin", "customer", "reversal"]
@@ -40,6 +46,7 @@ def audit_database(
     *,
     progress: Callable[[Progress], None] = lambda _: None,
     known_heads: Iterable[KnownHead] = (),
+    entries_per_second: int = 0,
     limit_seconds: float | None = None,
 ) -> Report:
     """
@@ -52,18 +59,20 @@ def audit_database(
         url: A PostgreSQL URL, of a standby too.
         progress: Called after each page of entries.
         known_heads: What was noted of earlier heads.
+        entries_per_second: Read entries no faster than this; 0: as fast as it goes. The tables of what changes with the
+            journal are read at once, at the end. Incomplete where the ledger grows nearly as fast.
         limit_seconds: Stop, incomplete, after this time.
 
     Returns:
         The report; no state of the database makes it raise.
     """
     report = Report(_shown_address(url))
-    run = _Run(report, progress, {known.seq: known.hash for known in known_heads}, limit_seconds)
+    pace = Pace(entries_per_second, None)
+    run = _Run(report, progress, {known.seq: known.hash for known in known_heads}, pace, limit_seconds)
     began = time.monotonic()
     spool = KeySpool()
     try:
-        address = url if "target_session_attrs" in conninfo_to_dict(url) else _any_server(url)
-        with connect(address, application="spotledger audit") as connection, translated("audited"):
+        with connect(any_server(url), application="spotledger audit") as connection, translated("audited"):
             run.examine(connection, spool)
     except StoreUnavailable as error:
         run.findings.leave_out(f"the rest: {error.message}")
@@ -90,13 +99,6 @@ def _shown_address(url: str) -> str:
     return f"postgresql://{parts.get('host', '')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
 
 
-def _any_server(url: str) -> str:
-    """Return *url* such that a standby will do: an audit only reads."""
-    from psycopg.conninfo import make_conninfo
-
-    return make_conninfo(url, target_session_attrs="any")
-
-
 class _Run:
     """One audit of one database."""
 
@@ -105,6 +107,7 @@ class _Run:
         report: Report,
         progress: Callable[[Progress], None],
         known_heads: dict[int, bytes],
+        pace: Pace,
         limit_seconds: float | None,
     ) -> None:
         self.findings = Findings()
@@ -112,6 +115,7 @@ class _Run:
         self._report = report
         self._progress = progress
         self._known_heads = known_heads
+        self._pace = pace
         self._until = None if limit_seconds is None else time.monotonic() + limit_seconds
         self._digests: dict[bytes, int] = {}
         self._first = 1
@@ -137,11 +141,14 @@ class _Run:
         last_seq = self._last_seq()
         try:
             # Whole segments only: the last one is read in the snapshot, with what changes while it is written.
-            self._read_to((last_seq // SEGMENT_ENTRIES) * SEGMENT_ENTRIES, last_seq, spool)
+            if self._pace.is_set:
+                self._catch_up(spool)
+            else:
+                self._read_to((last_seq // SEGMENT_ENTRIES) * SEGMENT_ENTRIES, last_seq, spool)
             with connection.transaction():
                 connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 last_seq = self._last_seq()
-                self._read_to(last_seq, last_seq, spool)
+                self._read_to(last_seq, last_seq, spool, in_snapshot=True)
                 self._check_head(last_seq)
                 self._compare_whole_tables()
             for digest in spool.repeated():
@@ -175,19 +182,36 @@ class _Run:
 
     # --- the journal ------------------------------------------------------------------------------------
 
-    def _read_to(self, last: int, last_seq: int, spool: KeySpool) -> None:
-        """Read the entries up to *last*, and compare what is final of each segment."""
+    def _catch_up(self, spool: KeySpool) -> None:
+        """Read at the pace that is set until little is left to be read in the snapshot."""
+        before: int | None = None
+        while (left := (last_seq := self._last_seq()) - self._journal.seq) > SNAPSHOT_ENTRIES:
+            if before is not None and left > before * OUTGROWN_SHARE:
+                raise StoreUnavailable(
+                    f"{before} entries were read at the pace that is set, and {left} came meanwhile;"
+                    " it would come to an end with a higher audit_entries_per_second"
+                )
+            before = left
+            self._read_to(last_seq, last_seq, spool)
+
+    def _read_to(self, last: int, last_seq: int, spool: KeySpool, *, in_snapshot: bool = False) -> None:
+        """Read the entries up to *last*, and compare what is final of each segment; *in_snapshot*: of the rest too."""
         journal = self._journal
+        page = self._pace.chunk if self._pace.is_set and not in_snapshot else PAGE_ENTRIES
+        if in_snapshot and journal.seq == last > self._first - 1:
+            self._compare_segment(spool)
         while journal.seq < last:
             border = (journal.seq // SEGMENT_ENTRIES + 1) * SEGMENT_ENTRIES
-            to = min(journal.seq + PAGE_ENTRIES, border, last)
+            to = min(journal.seq + page, border, last)
             self._take_page(journal.seq + 1, to)
             self._report.audited_to = journal.seq
             self._progress(Progress(journal.seq, last_seq))
             if self._until is not None and time.monotonic() > self._until:
                 raise StoreUnavailable(f"the entries after {journal.seq} could not be read in the time that was given")
-            if journal.seq in (border, last):
+            if journal.seq == border or (in_snapshot and journal.seq == last):
                 self._compare_segment(spool)
+            if not in_snapshot:
+                self._pace.rest(journal.seq)
 
     def _take_page(self, first: int, last: int) -> None:
         rows = []

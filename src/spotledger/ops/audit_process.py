@@ -51,7 +51,7 @@ async def audit_in_process(
 
     Args:
         path: The ledger file, or the address of the database.
-        entries_per_second: Read no faster than this; 0: as fast as it goes. A database is always read so.
+        entries_per_second: Read no faster than this; 0: as fast as it goes.
         progress: Called some times a second.
 
     Cancelled, it ends the process.
@@ -126,7 +126,7 @@ def _report(path: str, entries_per_second: int) -> Report:
         return audit(path, progress=_Lines(), entries_per_second=entries_per_second)
     from spotledger.ops.audit_postgres import audit_database  # the driver is loaded where it is needed
 
-    return audit_database(address, progress=_Lines())
+    return audit_database(address, progress=_Lines(), entries_per_second=entries_per_second)
 
 
 def _step_back(*, for_all: bool) -> None:

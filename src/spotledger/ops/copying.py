@@ -21,12 +21,13 @@ from spotledger.ops.database import make_schema
 from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.storage.base import Head, Wanted
 from spotledger.storage.encoding import decode_entry, encode_entry
+from spotledger.storage.journal_reader import JournalReader, JournalRow
 from spotledger.storage.postgres import PostgresStore
 from spotledger.storage.postgres_connection import Connection, connect, translated
 from spotledger.storage.postgres_keys import PostgresKeyTables
 from spotledger.storage.postgres_schema import make_ledger
 from spotledger.storage.sqlite_file import open_to_read
-from spotledger.storage.sqlite_journal import JournalReader, JournalRow
+from spotledger.storage.sqlite_journal import SqliteJournal
 from spotledger.storage.sqlite_keys import SqliteKeyTables
 
 #: Entries that are written in one transaction.
@@ -73,7 +74,7 @@ def copy_ledger(folder: Path, address: str, tell: Tell = lambda what, done, tota
         StoreUnavailable: The file or the database is in the way; the same command goes on from there.
     """
     make_schema(address)
-    with JournalReader(folder / LEDGER_FILE) as source:
+    with SqliteJournal(folder / LEDGER_FILE) as source:
         with connect(address) as connection:
             _mark(connection, source)
         entries = _copy_entries(source, address, tell)

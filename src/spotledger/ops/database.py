@@ -114,6 +114,26 @@ def check_there(settings: Settings) -> None:
             )
 
 
+def check_ledger(connection: Connection) -> None:
+    """
+    Check that the database has a ledger of a version that this program reads, whole.
+
+    Raises:
+        SchemaMismatch: It has none, or one of another version.
+        SetupError: An embedded ledger is being copied into it.
+        StoreUnavailable: The server is in the way.
+    """
+    if not _has_schema(connection):
+        raise SchemaMismatch("There is no ledger in the database; name the one that the nodes serve.")
+    check_schema(connection)
+    _check_no_copy(connection)
+
+
+def any_server(address: str) -> str:
+    """Return *address* such that a standby will do, for what only reads; what it says of that itself counts."""
+    return address if "target_session_attrs" in conninfo_to_dict(address) else make_conninfo(address, **ANY_SERVER)
+
+
 def migrate_database(address: str, *, after: bool) -> list[str]:
     """
     Bring the schema of the database to the version of this program; return the names of what was applied.

@@ -1,8 +1,9 @@
 """
 The journal as files for other programs: JSON lines, and Parquet.
 
-Both are read from the ledger file itself, beside whoever owns it, in short transactions and bounded memory, up to the
-head as it was at the beginning. The chain of hashes is checked on the way, so a damaged journal is not passed on.
+Both are read from the ledger file itself, beside whoever owns it, or from the database of a fleet
+(:mod:`spotledger.ops.exports_postgres`), in short transactions and bounded memory, up to the head as it was at the
+beginning. The chain of hashes is checked on the way, so a damaged journal is not passed on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from spotledger.domain.operations import ListCoin
 from spotledger.errors import DataFolderUnusable, SettingInvalid
 from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.storage.encoding import decode_entry
-from spotledger.storage.sqlite_journal import JournalReader, JournalRow
+from spotledger.storage.journal_reader import JournalReader, JournalRow
+from spotledger.storage.sqlite_journal import SqliteJournal
 from spotledger.storage.whole_file import appearing_whole
 
 JSONL: Final = "jsonl"
@@ -68,11 +70,22 @@ def export_journal(
         LedgerCorrupt: The journal's chain is broken; no file is left.
         StoreUnavailable: The disk is full, or answers with an error.
     """
+
+    def opened() -> JournalReader:
+        path = folder / LEDGER_FILE
+        if not path.is_file():
+            raise DataFolderUnusable(f"There is no ledger in {folder}; name its folder with --data.", path=str(folder))
+        return SqliteJournal(path)
+
+    return export_from(opened, file, file_format, after_seq, progress)
+
+
+def export_from(
+    open_journal: Callable[[], JournalReader], file: Path, file_format: str, after_seq: int, progress: Progress
+) -> Exported:
+    """Write the entries after *after_seq* of the journal that *open_journal* gives, like :func:`export_journal`."""
     writer = _write_jsonl if file_format == JSONL else _parquet_writer()
-    path = folder / LEDGER_FILE
-    if not path.is_file():
-        raise DataFolderUnusable(f"There is no ledger in {folder}; name its folder with --data.", path=str(folder))
-    with JournalReader(path) as journal, appearing_whole(file, "export") as partial:
+    with open_journal() as journal, appearing_whole(file, "export") as partial:
         head = journal.head
         writer(journal, _told(journal.rows(after_seq), head.seq - after_seq, progress), after_seq, partial)
     return Exported(journal.ledger_id, journal.epoch, head.seq - after_seq, after_seq, head.seq, head.hash)

@@ -18,6 +18,7 @@ from spotledger.ops.database import address_of, make_ready, standby_address_of
 from spotledger.ops.embedded import now_ms
 from spotledger.ops.settings import Settings
 from spotledger.storage.postgres import PostgresStore
+from spotledger.storage.postgres_claim import Claim
 from spotledger.storage.postgres_connection import connect
 from spotledger.storage.postgres_key_changes import KeyChanges
 from spotledger.storage.postgres_keys import PostgresKeyTables
@@ -31,6 +32,8 @@ class Fleet(NamedTuple):
     key_changes: KeyChanges
     #: What is audited: the standby, where there is one.
     audited: DatabaseAddress
+    #: Taken by the one node that audits all the time.
+    audit_claim: Claim
     standby: StandbyStore | None = None
 
 
@@ -59,7 +62,8 @@ def open_fleet(settings: Settings) -> Iterator[Fleet]:
         ledger = stack.enter_context(Ledger(store, now_ms))
         key_changes = KeyChanges(lambda: connect(address, application="spotledger key changes"))
         stack.callback(key_changes.close)
-        yield Fleet(ledger, key_changes, _audited(settings), standby)
+        audit_claim = Claim(lambda: connect(address, application="spotledger audit claim"))
+        yield Fleet(ledger, key_changes, _audited(settings), audit_claim, standby)
 
 
 def _audited(settings: Settings) -> DatabaseAddress:

@@ -22,7 +22,7 @@ from spotledger.ops.folder import MASTER_KEY_FILE, MASTER_KEY_VARIABLE, TOKEN_FI
 from spotledger.security.sealing import Cipher
 from spotledger.storage.folder import make_folder, unusable
 from spotledger.storage.sqlite_copy import BackupFacts, check_structure, make_ledger_again, read_facts
-from spotledger.storage.sqlite_journal import JournalReader
+from spotledger.storage.sqlite_journal import SqliteJournal
 from spotledger.storage.whole_file import move, sync
 
 #: Within the data folder, while a restore is at work; what a killed one left is removed by the next.
@@ -112,7 +112,7 @@ def _check_empty(folder: Path) -> None:
 def _named(file: Path) -> str:
     """Say which ledger *file* is, as far as it can be read."""
     try:
-        with JournalReader(file) as journal:
+        with SqliteJournal(file) as journal:
             return f"{file.name} is ledger {journal.ledger_id}, epoch {journal.epoch}, at entry {journal.head.seq}"
     except (SpotledgerError, LedgerCorrupt):
         return f"{file.name} is there"

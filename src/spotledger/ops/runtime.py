@@ -19,10 +19,11 @@ from spotledger.ledger import Ledger
 from spotledger.ops.audits import Audits
 from spotledger.ops.backup import BACKUPS_FOLDER, Backups
 from spotledger.ops.embedded import LEDGER_FILE, now_ms, open_embedded
-from spotledger.ops.folder import TOKEN_FILE, Owner, first_token, load_master_key
+from spotledger.ops.folder import TOKEN_FILE, Owner, first_token, load_master_key, read_token
 from spotledger.ops.key_watch import KeyWatch
 from spotledger.ops.key_writes import KeyWrites
 from spotledger.ops.settings import Settings
+from spotledger.ops.siblings import Siblings
 from spotledger.security.keys import KeyRing
 from spotledger.security.sealing import Cipher
 from spotledger.security.tokens import SCOPES, Tokens
@@ -66,21 +67,43 @@ class Runtime:
     standby: Standby | None = None
     #: Where other nodes may revoke access keys too; None where this process is the only one.
     key_watch: KeyWatch | None = None
+    #: The workers that this process is one of; None where it is alone.
+    siblings: Siblings | None = None
 
     @property
     def head_seq(self) -> int:
         """The last entry that this node knows, said even where it is too old for an answer."""
         return self.ledger.head.seq if self.standby is None else self.standby.head_seq
 
+    def check_token_file(self) -> None:
+        """Say in the log where the token in the folder's ``operator.token`` lets nobody in; it is left as it is."""
+        file = self.settings.data / TOKEN_FILE
+        if not file.exists():
+            return
+        try:
+            record = self.tokens.find(read_token(file))
+        except SpotledgerError as problem:
+            _log.warning("%s", problem)
+            return
+        if record is None or record.revoked_ms is not None:
+            found = "is not one of this ledger" if record is None else "was revoked"
+            _log.warning(
+                "the token in %s %s; put one in use there, for commands with --data, or delete it", file, found
+            )
+
     async def start(self) -> None:
         """Begin to take writes."""
         await self.writer.start()
         if self.key_watch is not None:
             await self.key_watch.start()
+        if self.siblings is not None:
+            await self.siblings.start()
 
     async def stop(self) -> None:
         """Finish what is in flight, take no more writes, and store when access keys were last used."""
         await self.audits.stop()
+        if self.siblings is not None:
+            await self.siblings.stop()
         await self.backups.stop()
         await self.writer.stop()
         if self.key_watch is not None:
@@ -110,14 +133,18 @@ def claim_folder(folder: Path) -> Iterator[FolderLock]:
 
 @contextlib.contextmanager
 def open_runtime(
-    settings: Settings, environ: Mapping[str, str], lock: FolderLock, clock_ms: Callable[[], int] = now_ms
+    settings: Settings,
+    environ: Mapping[str, str],
+    lock: FolderLock,
+    clock_ms: Callable[[], int] = now_ms,
+    siblings: Siblings | None = None,
 ) -> Iterator[Runtime]:
     """
     Open the ledger in the data folder, which this process owns by *lock*, or in the database that is set, for the
     length of a ``with`` block.
 
     The first start makes the ledger, the master key and the first operator token. *clock_ms* gives the time in
-    milliseconds since 1970.
+    milliseconds since 1970; *siblings* are the workers that this process is one of.
 
     Raises:
         DataFolderUnusable, SchemaMismatch, MasterKeyRefused, SettingInvalid: It cannot be opened as it is set up.
@@ -128,7 +155,7 @@ def open_runtime(
         from spotledger.ops.fleet import open_fleet  # the driver is loaded where there is a database to drive
 
         with open_fleet(settings) as fleet:
-            yield _join(settings, environ, fleet.ledger, clock_ms, fleet)
+            yield _join(settings, environ, fleet.ledger, clock_ms, fleet, siblings)
         return
     with open_embedded(
         settings.data,
@@ -146,6 +173,7 @@ def _join(
     ledger: Ledger,
     clock_ms: Callable[[], int],
     fleet: Fleet | None = None,
+    siblings: Siblings | None = None,
 ) -> Runtime:
     tables = ledger.key_tables
     # In one transaction, so that of several first nodes one makes the key's mark and the token, and the others see it.
@@ -165,10 +193,17 @@ def _join(
         tokens,
         KeyWrites(tables, key_ring),
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
-        Audits(settings.data / LEDGER_FILE if fleet is None else fleet.audited),
+        _audits(settings, fleet, siblings),
         standby,
         None if fleet is None else _key_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
+        siblings,
     )
+
+
+def _audits(settings: Settings, fleet: Fleet | None, siblings: Siblings | None) -> Audits:
+    if fleet is None:
+        return Audits(settings.data / LEDGER_FILE, siblings)
+    return Audits(fleet.audited, siblings, fleet.audit_claim)
 
 
 def _key_watch(fleet: Fleet, key_ring: KeyRing, tokens: Tokens, trust_seconds: float) -> KeyWatch:

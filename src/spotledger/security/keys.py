@@ -11,6 +11,7 @@ import secrets
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -81,6 +82,12 @@ class TokenRecord:
 
 class TokenRecords(Protocol):
     """Where operator tokens are stored."""
+
+    def together(self) -> AbstractContextManager[object]:
+        """Make what is read and written inside one transaction, which no other write comes between."""
+
+    def get(self, token_id: str) -> TokenRecord | None:
+        """Return the record of the token with this id."""
 
     def by_digest(self, digest: bytes) -> TokenRecord | None:
         """Return the record of the token whose SHA-256 is *digest*."""

@@ -8,14 +8,18 @@ import secrets
 import threading
 import uuid
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from spotledger.errors import InvalidRequest, ScopeMissing, StoreUnavailable, TokenRefused
+from spotledger.errors import InvalidRequest, LastAdminToken, NotFound, ScopeMissing, StoreUnavailable, TokenRefused
 from spotledger.security.bounded import BoundedDict
 from spotledger.security.keys import TokenRecord, TokenRecords, checked_label
 
 SCOPES = ("ledger:read", "ledger:write", "keys:write", "admin")
 TOKEN_BYTES = 32
+FINGERPRINT_DIGITS = 16
 TOKENS_GENERATION = 1_000
+#: Tokens that are read at a time.
+TOKENS_PAGE = 1_000
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 _BEARER = re.compile(r"bearer +([!-~]+)", re.ASCII | re.IGNORECASE)
@@ -103,11 +107,38 @@ class Tokens:
         """Return at most *limit* records beyond the id *after*."""
         return self._records.list(after, limit)
 
-    def revoke(self, token_id: str) -> bool:
-        """Make the token stop working, at once and for ever; return whether it was there and alive."""
-        was_alive = self._records.revoke(token_id, self._clock_ms())
-        self.forget()
-        return was_alive
+    def revoke(self, token_id: str) -> TokenRecord:
+        """
+        Make the token stop working, at once and for ever, and return its record; doing it again changes nothing.
+
+        Raises:
+            NotFound: There is no such token.
+            LastAdminToken: No other token in use has the scope ``admin``.
+        """
+        try:
+            # Within one transaction, so that of the last two neither goes while the other is counted on.
+            with self._records.together():
+                record = self._records.get(token_id)
+                if record is None:
+                    raise NotFound("There is no such operator token; list them to see those that are.")
+                if record.revoked_ms is None:
+                    if "admin" in record.scopes and not self._is_other_admin(token_id):
+                        raise LastAdminToken
+                    now_ms = self._clock_ms()
+                    self._records.revoke(token_id, now_ms)
+                    record = replace(record, revoked_ms=now_ms)
+        finally:
+            self.forget()
+        return record
+
+    def _is_other_admin(self, token_id: str) -> bool:
+        """Say whether another token than *token_id* is in use and has the scope ``admin``."""
+        page = self.list(limit=TOKENS_PAGE)
+        while page:
+            if any("admin" in it.scopes and it.revoked_ms is None and it.token_id != token_id for it in page):
+                return True
+            page = self.list(page[-1].token_id, TOKENS_PAGE)
+        return False
 
     def forget(self) -> None:
         """Read each token from the store again before its next use: one may have been revoked elsewhere."""
@@ -126,6 +157,11 @@ def _bearer_token(header: str) -> str | None:
 def digest_of(token: str) -> bytes:
     """Return what is kept of *token*. Its 256 random bits need no slow hash."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+
+
+def fingerprint_of(record: TokenRecord) -> str:
+    """Return the first 16 hex digits of the token's SHA-256: enough to tell which one a text is."""
+    return record.digest.hex()[:FINGERPRINT_DIGITS]
 
 
 def checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:

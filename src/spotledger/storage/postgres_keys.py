@@ -9,33 +9,26 @@ before it did. Every revocation has the next number there, and wakes up whoever 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import psycopg
 
 from spotledger.errors import StoreUnavailable
-from spotledger.security.keys import AccessKeyRecord, TokenRecord
+from spotledger.storage.key_rows import KeyTables
 from spotledger.storage.postgres_connection import Connection
 from spotledger.storage.postgres_lane import Connect, Lane, translated
 
 CHANGES_CHANNEL: Final = "spotledger_keys"
 
-_COLUMNS_OF_KEYS = (
-    "accesskey, customer, permissions, label, addresses, sealed_secret, "
-    "created_ms, expires_ms, revoked_ms, last_used_ms"
-)
-_COLUMNS_OF_TOKENS = "token_id, digest, scopes, label, created_ms, revoked_ms"
 
-
-class PostgresKeyTables:
+class PostgresKeyTables(KeyTables):
     """
-    The tables of access keys and tokens, with the interface of the embedded store's.
+    The tables of access keys and tokens.
 
     Reads may be made by any thread, the event loop's too: they hold it up for a moment only. Writes wait for the
-    server; make them in a thread beside the loop. Each is one synced transaction; those inside ``with together():`` are
-    one in all.
+    server; make them in a thread beside the loop.
     """
 
     def __init__(self, connect: Connect) -> None:
@@ -45,15 +38,13 @@ class PostgresKeyTables:
         Args:
             connect: Makes a connection in autocommit to the server that takes writes, or raises StoreUnavailable.
         """
+        super().__init__()
         self._connect = connect
         self._lane = Lane(connect, "keys")
         self._write: Connection | None = None
         self._lock = threading.RLock()
         self._depth = 0
         self._writing_thread: int | None = None
-        self.access_keys = PostgresAccessKeys(self)
-        self.tokens = PostgresTokens(self)
-        self.kept_requests = PostgresKeptRequests(self)
 
     def close(self) -> None:
         """Let go of the connections."""
@@ -118,11 +109,11 @@ class PostgresKeyTables:
             self._write.close()
             self._write = None
 
-    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query; inside ``together`` it sees what was written there."""
 
         def read(connection: Connection) -> list[tuple[Any, ...]]:
-            return connection.execute(sql, values, binary=True).fetchall()
+            return connection.execute(_statement(sql), values, binary=True).fetchall()
 
         if self._writing_thread == threading.get_ident():
             with translated():
@@ -136,167 +127,35 @@ class PostgresKeyTables:
             bumped = "UPDATE key_version SET version = version + 1 WHERE id = 1 RETURNING version"
             return int(write.execute(bumped).fetchall()[0][0])
 
-    @property
-    def master_key_fingerprint(self) -> str | None:
-        """The mark of the master key that the secrets were sealed with; None before the first start."""
-        rows = self.rows("SELECT fingerprint FROM master_key_mark")
-        return None if not rows else str(rows[0][0])
-
-    @master_key_fingerprint.setter
-    def master_key_fingerprint(self, fingerprint: str) -> None:
+    def write(self, sql: str, values: tuple[Any, ...]) -> int:
+        """Do one write; return how many rows it touched."""
         with self.together() as write:
-            write.execute(
-                "INSERT INTO master_key_mark (id, fingerprint) VALUES (1, %s)"
-                " ON CONFLICT (id) DO UPDATE SET fingerprint = excluded.fingerprint",
-                (fingerprint,),
-            )
+            return write.execute(_statement(sql), values).rowcount
 
-
-class PostgresAccessKeys:
-    """`AccessKeyRecords` in PostgreSQL."""
-
-    def __init__(self, tables: PostgresKeyTables) -> None:
-        self._tables = tables
-
-    def get(self, accesskey: str) -> AccessKeyRecord | None:
-        """Return the record of *accesskey*."""
-        if "\0" in accesskey or not accesskey.isascii():
-            return None  # none ever was
-        rows = self._tables.rows(f"SELECT {_COLUMNS_OF_KEYS} FROM access_keys WHERE accesskey = %s", (accesskey,))
-        return _access_key(rows[0]) if rows else None
-
-    def insert(self, record: AccessKeyRecord) -> None:
-        """Store a new record."""
-        with self._tables.together() as write:
-            write.execute(
-                f"INSERT INTO access_keys ({_COLUMNS_OF_KEYS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-                (
-                    record.accesskey,
-                    record.customer,
-                    list(record.permissions),
-                    record.label,
-                    list(record.addresses),
-                    record.sealed_secret,
-                    record.created_ms,
-                    record.expires_ms,
-                    record.revoked_ms,
-                    record.last_used_ms,
-                ),
-            )
-
-    def list(self, customer: str | None, after: str, limit: int) -> list[AccessKeyRecord]:
-        """Return at most *limit* records beyond the access key *after*, of *customer* or of all, in order."""
-        where, values = ("", ()) if customer is None else ("customer = %s AND ", (customer,))
-        rows = self._tables.rows(
-            f"SELECT {_COLUMNS_OF_KEYS} FROM access_keys WHERE {where}accesskey > %s ORDER BY accesskey LIMIT %s",
-            (*values, after.replace("\0", "\1"), limit),
-        )
-        return [_access_key(row) for row in rows]
-
-    def revoke(self, accesskey: str, now_ms: int) -> bool:
-        """Mark *accesskey* as revoked at *now_ms*; return whether it was there and not yet revoked."""
-        with self._tables.together() as write:
-            return bool(
-                write.execute(
-                    "UPDATE access_keys SET revoked_ms = %s, revoked_change = %s"
-                    " WHERE accesskey = %s AND revoked_ms IS NULL",
-                    (now_ms, self._tables.change(), accesskey),
-                ).rowcount
-            )
-
-    def replace(self, accesskey: str, record: AccessKeyRecord, now_ms: int) -> bool:
-        """Revoke *accesskey* and store *record*, both or neither; return whether that was done."""
-        with self._tables.together():
-            if not self.revoke(accesskey, now_ms):
-                return False
-            self.insert(record)
-            return True
+    def revoke(self, table: str, column: str, name: str, now_ms: int) -> bool:
+        """Mark the row of *table* whose *column* is *name* as revoked; return whether it was there, and was not yet."""
+        statement = f"UPDATE {table} SET revoked_ms = ?, revoked_change = ? WHERE {column} = ? AND revoked_ms IS NULL"
+        with self.together():
+            return bool(self.write(statement, (now_ms, self.change(), name)))
 
     def note_used(self, used: Mapping[str, int]) -> None:
         """Store when access keys were last used, in one transaction; a time earlier than the stored one is ignored."""
-        with self._tables.together() as write:
-            write.execute(
-                "UPDATE access_keys SET last_used_ms = greatest(coalesce(last_used_ms, 0), noted.used_ms)"
-                " FROM unnest(%s::text[], %s::bigint[]) AS noted (accesskey, used_ms)"
-                " WHERE access_keys.accesskey = noted.accesskey",
-                (list(used), list(used.values())),
-            )
-
-
-class PostgresTokens:
-    """`TokenRecords` in PostgreSQL."""
-
-    def __init__(self, tables: PostgresKeyTables) -> None:
-        self._tables = tables
-
-    def by_digest(self, digest: bytes) -> TokenRecord | None:
-        """Return the record of the token whose SHA-256 is *digest*."""
-        rows = self._tables.rows(f"SELECT {_COLUMNS_OF_TOKENS} FROM operator_tokens WHERE digest = %s", (digest,))
-        return _token(rows[0]) if rows else None
-
-    def insert(self, record: TokenRecord) -> None:
-        """Store a new record."""
-        with self._tables.together() as write:
-            write.execute(
-                f"INSERT INTO operator_tokens ({_COLUMNS_OF_TOKENS}) VALUES (%s, %s, %s, %s, %s, %s)",
-                (
-                    record.token_id,
-                    record.digest,
-                    list(record.scopes),
-                    record.label,
-                    record.created_ms,
-                    record.revoked_ms,
-                ),
-            )
-
-    def list(self, after: str, limit: int) -> list[TokenRecord]:
-        """Return at most *limit* records beyond the id *after*, in order."""
-        rows = self._tables.rows(
-            f"SELECT {_COLUMNS_OF_TOKENS} FROM operator_tokens WHERE token_id > %s ORDER BY token_id LIMIT %s",
-            (after, limit),
+        self.write(
+            "UPDATE access_keys SET last_used_ms = greatest(coalesce(last_used_ms, 0), noted.used_ms)"
+            " FROM unnest(?::text[], ?::bigint[]) AS noted (accesskey, used_ms)"
+            " WHERE access_keys.accesskey = noted.accesskey",
+            (list(used), list(used.values())),
         )
-        return [_token(row) for row in rows]
 
-    def revoke(self, token_id: str, now_ms: int) -> bool:
-        """Mark the token as revoked at *now_ms*; return whether it was there and not yet revoked."""
-        with self._tables.together() as write:
-            return bool(
-                write.execute(
-                    "UPDATE operator_tokens SET revoked_ms = %s, revoked_change = %s"
-                    " WHERE token_id = %s AND revoked_ms IS NULL",
-                    (now_ms, self._tables.change(), token_id),
-                ).rowcount
-            )
+    def packed(self, texts: tuple[str, ...]) -> list[str]:
+        """Return *texts* as one value of a row: an array."""
+        return list(texts)
+
+    def unpacked(self, value: list[str]) -> tuple[str, ...]:
+        """Return the texts that *value* of a row is."""
+        return tuple(value)
 
 
-class PostgresKeptRequests:
-    """`KeptRequests` in PostgreSQL."""
-
-    def __init__(self, tables: PostgresKeyTables) -> None:
-        self._tables = tables
-
-    def get(self, idempotency_key: str) -> tuple[str, str] | None:
-        """Return request and answer kept under *idempotency_key*, both as JSON text."""
-        rows = self._tables.rows(
-            "SELECT request_json, answer_json FROM kept_key_requests WHERE idempotency_key = %s",
-            (idempotency_key,),
-        )
-        return (str(rows[0][0]), str(rows[0][1])) if rows else None
-
-    def keep(self, idempotency_key: str, request_json: str, answer_json: str) -> None:
-        """Keep request and answer; the answer holds no secret."""
-        with self._tables.together() as write:
-            write.execute(
-                "INSERT INTO kept_key_requests (idempotency_key, request_json, answer_json) VALUES (%s, %s, %s)",
-                (idempotency_key, request_json, answer_json),
-            )
-
-
-def _access_key(row: tuple[Any, ...]) -> AccessKeyRecord:
-    accesskey, customer, permissions, label, addresses, *rest = row
-    return AccessKeyRecord(accesskey, customer, tuple(permissions), label, tuple(addresses), *rest)
-
-
-def _token(row: tuple[Any, ...]) -> TokenRecord:
-    token_id, digest, scopes, label, created_ms, revoked_ms = row
-    return TokenRecord(token_id, digest, tuple(scopes), label, created_ms, revoked_ms)
+def _statement(sql: str) -> str:
+    """Return *sql* with the driver's own mark where a value stands."""
+    return sql.replace("?", "%s")

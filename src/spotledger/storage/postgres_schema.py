@@ -13,14 +13,18 @@ import uuid
 from importlib import resources
 from typing import Final, NamedTuple
 
-from spotledger.errors import SchemaMismatch
+import psycopg
+
+from spotledger.errors import SchemaMismatch, SetupError, SpotledgerError, StoreUnavailable
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.postgres_connection import Connection, translated
+from spotledger.storage.postgres_connection import Connection, reason_of, translated
 
 #: What a server may be asked to lock so that only one migrates, "SpoL" as a number.
 MIGRATION_LOCK: Final = 0x53706F4C
 BEFORE: Final = "before"
 AFTER: Final = "after"
+#: The SQLSTATE of what a role may not do.
+_MAY_NOT: Final = "42501"
 
 _FILE = re.compile(r"\A(\d{4})_([a-z0-9_]+)\.(before|after)\.sql\Z")
 
@@ -62,10 +66,19 @@ def migrate(connection: Connection, *, after: bool = False) -> list[str]:
 
     Raises:
         SchemaMismatch: The schema is of a newer version.
-        StoreUnavailable: The server is in the way; nothing was changed.
+        SetupError: The role may not do it, or the database is not as a migration expects it; nothing was changed.
+        StoreUnavailable: The server is in the way.
     """
-    applied = []
-    with translated("migrated"), connection.transaction():
+    applied: list[str] = []
+    try:
+        _migrate(connection, applied, after=after)
+    except psycopg.Error as error:
+        raise _failure(error, connection) from error
+    return applied
+
+
+def _migrate(connection: Connection, applied: list[str], *, after: bool) -> None:
+    with connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_version ("
@@ -77,12 +90,38 @@ def migrate(connection: Connection, *, after: bool = False) -> list[str]:
         for migration in migrations():
             wanted = migration.phase == BEFORE or after
             if wanted and (migration.number, migration.phase) not in there:
-                connection.execute(migration.statements.encode(), prepare=False)
+                try:
+                    connection.execute(migration.statements.encode(), prepare=False)
+                except psycopg.Error as error:
+                    error.add_note(migration.name)
+                    raise
                 connection.execute(
                     "INSERT INTO schema_version (number, phase, name) VALUES (%s, %s, %s)", migration[:3]
                 )
                 applied.append(migration.name)
-    return applied
+
+
+def _failure(error: psycopg.Error, connection: Connection) -> SpotledgerError:
+    """Return the error of our tree for a migration that failed: what was found, and what an operator can do."""
+    files = getattr(error, "__notes__", None)
+    at = f"{files[0]} could not be applied" if files else "The table schema_version could not be made or read"
+    found = f"{at}: {error.diag.message_primary or error} (SQLSTATE {error.sqlstate})."
+    if error.sqlstate == _MAY_NOT:
+        return SetupError(
+            f"{found} Nothing was changed. Let the role that owns the ledger's tables run spotledger migrate; in a new"
+            f" database: GRANT CREATE ON SCHEMA public TO {connection.info.user}"
+        )
+    reason = reason_of(error)
+    if reason is not None:
+        return StoreUnavailable(
+            f"the ledger could not be migrated: {reason}. A migration is done whole or not at all: the same command"
+            " again goes on from there"
+        )
+    return SetupError(
+        f"{found} Nothing was changed, and nodes that run go on as before. So the tables are not as this migration"
+        " expects them: look for what was made or changed there by hand, take it back, and give the same command again."
+        " If nothing was, keep the database as it is, and report this message."
+    )
 
 
 def has_schema(connection: Connection) -> bool:

@@ -1,0 +1,45 @@
+"""The journal of a ledger on PostgreSQL as a file for other programs, the same bytes as of an embedded ledger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from spotledger.ops.database import any_server, check_ledger
+from spotledger.ops.exports import Exported, Progress, export_from
+from spotledger.storage.journal_reader import JournalReader
+from spotledger.storage.postgres_connection import connect
+from spotledger.storage.postgres_journal import PostgresJournal
+
+
+def export_database(
+    address: str,
+    file: Path,
+    file_format: str,
+    after_seq: int = 0,
+    progress: Progress = lambda done, entries: None,
+) -> Exported:
+    """
+    Write the entries after *after_seq* of the ledger in the database at *address* to the new file *file*.
+
+    The arguments, what is returned and what is raised are those of
+    :func:`spotledger.ops.exports.export_journal`; and:
+
+    Args:
+        address: Where the database is; a standby of it will do.
+
+    Raises:
+        SchemaMismatch: The database has no ledger, or of another version.
+        SetupError: An embedded ledger is being copied into it.
+        StoreUnavailable: It cannot be reached, or was lost on the way; no file is left.
+    """
+
+    def opened() -> JournalReader:
+        connection = connect(any_server(address), application="spotledger export")
+        try:
+            check_ledger(connection)
+            return PostgresJournal(connection)
+        except BaseException:
+            connection.close()
+            raise
+
+    return export_from(opened, file, file_format, after_seq, progress)

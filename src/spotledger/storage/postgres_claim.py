@@ -1,0 +1,77 @@
+"""What only one of all nodes does at a time: a lock in the database that lasts as long as the session that took it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from spotledger.errors import StoreUnavailable
+from spotledger.storage.postgres_connection import Connection
+from spotledger.storage.postgres_lane import Connect, Lane
+
+#: What the node that audits all the time has locked, "SpoA" as a number.
+AUDIT_LOCK: Final = 0x53706F41
+#: How long the server may take to answer before it counts as away.
+PATIENCE_SECONDS: Final = 3.0
+#: A holder that asks for nothing so long has frozen; the server ends its session, and another node may take it.
+IDLE_SECONDS: Final = 30
+
+
+class Claim:
+    """
+    One lock of the server that takes writes; to be used by one thread at a time, which it holds up for some seconds.
+
+    It is given up with the session: by a node that ends, however it ends, that is cut off, or that froze. A server that
+    takes over after a failover knows nothing of it, and whoever asks first has it there.
+    """
+
+    def __init__(self, connect: Connect, lock: int = AUDIT_LOCK) -> None:
+        """Take what makes a connection in autocommit, as for the key tables; nothing is connected yet."""
+        self._connect = connect
+        self._lock = lock
+        self._lane: Lane | None = None
+        self._session: int | None = None
+
+    def take(self) -> bool:
+        """
+        Try to take the lock; return whether this node has it now. A node that has not keeps no connection.
+
+        Raises:
+            StoreUnavailable: The database is away.
+        """
+        if self.is_held():
+            return True
+        self._lane = Lane(self._connect, "claim", PATIENCE_SECONDS)
+        try:
+            self._session = self._lane.ask(self._try)
+        finally:
+            if self._session is None:
+                self.release()
+        return self._session is not None
+
+    def _try(self, connection: Connection) -> int | None:
+        """Return the session that has the lock now, or None where another node's has it."""
+        connection.execute(f"SET idle_session_timeout = '{IDLE_SECONDS}s'")
+        has_it, session = connection.execute(
+            "SELECT pg_try_advisory_lock(%s), pg_backend_pid()", (self._lock,)
+        ).fetchall()[0]
+        return int(session) if has_it else None
+
+    def is_held(self) -> bool:
+        """Say whether this node still has the lock; what was lost is given up."""
+        if self._lane is None:
+            return False
+        try:
+            session = self._lane.ask(lambda connection: connection.execute("SELECT pg_backend_pid()").fetchall()[0][0])
+        except StoreUnavailable:
+            session = None
+        # Another session is one that was made after the first had been lost, and the lock with it.
+        if session is None or session != self._session:
+            self.release()
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give it up, if this node has it."""
+        lane, self._lane, self._session = self._lane, None, None
+        if lane is not None:
+            lane.close()

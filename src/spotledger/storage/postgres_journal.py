@@ -1,0 +1,55 @@
+"""Reading the journal of a ledger on PostgreSQL in order, beside the nodes that write to it."""
+
+from __future__ import annotations
+
+from spotledger.errors import LedgerCorrupt
+from spotledger.storage.base import Head
+from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
+from spotledger.storage.postgres_connection import Connection, translated
+
+
+class PostgresJournal(JournalReader):
+    """The journal in a database; each page is a statement and a transaction of its own, so no snapshot is held long."""
+
+    def __init__(self, connection: Connection) -> None:
+        """
+        Take over *connection*, which is in autocommit and to a database with a ledger; a standby's will do.
+
+        Raises:
+            LedgerCorrupt: It has not got the one row that says which ledger it is, or no head.
+            StoreUnavailable: It cannot be read.
+        """
+        self._connection = connection
+        with translated("read"):
+            found = connection.execute(
+                "SELECT ledger_id, epoch, seq, hash, booked_ms FROM ledger JOIN head USING (only_row)"
+            ).fetchall()
+        if not found:
+            raise LedgerCorrupt("the row of the ledger, or of the head of its journal, is missing")
+        self.ledger_id, self.epoch, seq, link, booked_ms = found[0]
+        self.head = Head(seq, bytes(link), booked_ms)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _listings(self, up_to_seq: int) -> list[bytes]:
+        with translated("read"):
+            found = self._connection.execute(
+                "SELECT body FROM coin JOIN entry USING (seq) WHERE coin.seq <= %s", (up_to_seq,)
+            ).fetchall()
+        return [body.encode() for (body,) in found]
+
+    def _read_page(self, after_seq: int) -> list[JournalRow]:
+        with translated("read"):
+            found = self._connection.execute(
+                "SELECT seq, body, hash FROM entry WHERE seq > %s AND seq <= %s ORDER BY seq LIMIT %s",
+                (after_seq, self.head.seq, PAGE_ENTRIES),
+                binary=True,
+            ).fetchall()
+        return [JournalRow(seq, body.encode(), bytes(link)) for seq, body, link in found]
+
+    def _read_hash(self, seq: int) -> bytes | None:
+        with translated("read"):
+            found = self._connection.execute("SELECT hash FROM entry WHERE seq = %s", (seq,)).fetchall()
+        return bytes(found[0][0]) if found else None
