@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +165,41 @@ def test_connections_beyond_the_limit_are_turned_away(listener: Listener, monkey
         assert (await third.answer()).status == 200
 
     assert listener.run(talk)
+
+
+@pytest.mark.parametrize("header", ["Connection: close", "Connection: keep-alive"])
+def test_long_answer_reaches_a_slow_reader_whole(listener: Listener, header: str) -> None:
+    """An answer larger than all buffers is kept until it was taken, also where the connection ends with it."""
+
+    async def talk(listener: Listener) -> None:
+        operations = [
+            {"op": "deposit", "key": f"w{number}", "customer": "alice", "coin": "usdt", "amount": "1"}
+            for number in range(6000)
+        ]
+        body = json.dumps({"operations": operations}).encode()
+        wire = await listener.connect(limit=1024)
+        head = listener.head("POST", "/v1/batches", f"Content-Length: {len(body)}", header)
+        await wire.send(head + body + listener.head("GET", "/v1/coins"))
+        await asyncio.sleep(0.5)
+        said = await wire.answer()
+        assert len(said.json["results"]) == 6000
+        if header.endswith("close"):
+            assert await wire.ended() == b""
+        else:
+            assert (await wire.answer()).status == 200
+
+    assert listener.run(talk)
+
+
+def test_answer_that_is_not_taken_is_given_up_at_the_end(listener: Listener) -> None:
+    """A reader who takes nothing of his answer holds up the end of the service no longer than it says."""
+
+    async def talk(listener: Listener) -> None:
+        wire = await listener.connect(limit=1)
+        await wire.send(listener.head("GET", "/openapi.json") * 400)
+        await asyncio.sleep(0.5)
+
+    assert not listener.run(talk)
 
 
 def test_feed_to_a_reader_who_does_not_read_is_held_back(listener: Listener) -> None:

@@ -379,6 +379,8 @@ class Connection(asyncio.Protocol):
         is_whole = await reply.stream(self)
         if is_whole and self._chunked:
             self.write(b"0\r\n\r\n")
+        elif not is_whole and self._room is not None:
+            self._transport.abort()  # who has not taken what was sent so far is not waited for
         return is_whole and self._chunked and keeps and not self._hub.stopping
 
     async def send(self, piece: bytes) -> None:
@@ -404,13 +406,11 @@ class Connection(asyncio.Protocol):
 
     def _end(self, *, is_whole: bool) -> None:
         """
-        Close, after what was sent is on its way; for a reader who takes nothing, at once.
+        Close, after what was sent is on its way.
 
         Who has not sent everything is read from for a moment: to close on him would take the answer from him too.
         """
-        if self._room is not None:
-            self._transport.abort()
-        elif is_whole or self._hub.stopping:
+        if is_whole or self._hub.stopping:
             self._transport.close()
         else:
             self._lingers = True
@@ -426,7 +426,10 @@ class Connection(asyncio.Protocol):
         if self._task is not None:
             return
         silent = self._hub.now - self._since
-        if self._lingers:
+        if self._transport.is_closing():
+            if silent > IDLE_SECONDS:
+                self._transport.abort()  # he does not take his answer
+        elif self._lingers:
             if silent > LINGER_SECONDS:
                 self._transport.close()
         elif silent > (HEAD_TIMEOUT_SECONDS if self._in_head else IDLE_SECONDS):
