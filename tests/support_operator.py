@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,13 +108,15 @@ class Api:
 
 
 @contextlib.contextmanager
-def operator_api(folder: Path, **settings: Any) -> Iterator[Api]:
-    """Give the operator API over the ledger in *folder*, with *settings* by name."""
+def operator_api(
+    folder: Path, *, loop: Callable[[], asyncio.AbstractEventLoop] | None = None, **settings: Any
+) -> Iterator[Api]:
+    """Give the operator API over the ledger in *folder*, with *settings* by name, in an event loop of *loop*."""
     clock = Clock()
     with (
         claim_folder(folder) as lock,
         open_runtime(Settings(data=folder, **settings), MASTER_KEY, lock, clock) as runtime,
-        asyncio.Runner() as runner,
+        asyncio.Runner(loop_factory=loop) as runner,
     ):
         runner.run(runtime.start())
         api = Api(runtime, runner, clock)

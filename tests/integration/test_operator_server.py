@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from spotledger.http import operator_connection
 from support_listener import DEPOSIT, Listener
 from support_operator import operator_api
 
 
-@pytest.fixture
-def listener(tmp_path: Path) -> Iterator[Listener]:
-    """A listener over a ledger with some coins and customers."""
-    with operator_api(tmp_path / "data") as api, socket.create_server(("127.0.0.1", 0)) as bound:
+@pytest.fixture(params=[None, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def listener(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Listener]:
+    """A listener over a ledger with some coins and customers, in either event loop."""
+    with operator_api(tmp_path / "data", loop=request.param) as api, socket.create_server(("127.0.0.1", 0)) as bound:
         api.set_up()
         yield Listener(api, bound)
 
