@@ -191,6 +191,26 @@ def test_connection_is_kept_as_the_caller_asks(listener: Listener, version: str,
     assert listener.run(talk)
 
 
+def test_requests_are_counted_by_path_and_status(listener: Listener) -> None:
+    """What was answered, and what could not be read at all, is in the metrics; no caller's text is."""
+
+    async def talk(listener: Listener) -> None:
+        wire = await listener.connect()
+        paths = ("/v1/coins", "/v1/coins", "/v1/entries/1", "/v1/secret")
+        await wire.send(b"".join(listener.head("GET", path) for path in paths) + listener.head("GET", "/metrics"))
+        *_, metrics = [await wire.answer() for _ in range(5)]
+        text = metrics.body.decode()
+        for path, status, count in (("/v1/coins", 200, 2), ("/v1/entries/{seq}", 200, 1), ("other", 404, 1)):
+            line = f'spotledger_operator_requests_total{{method="GET",path="{path}",status="{status}"}} {count}.0'
+            assert line in text.splitlines()
+        assert "secret" not in text
+        await wire.send(b"\x00\r\n\r\n")
+        assert (await wire.answer()).status == 400
+        assert 'method="other",path="other",status="400"' in listener.api.app.metrics.text().decode()
+
+    listener.run(talk)
+
+
 def test_what_follows_the_last_request_is_passed_over(listener: Listener) -> None:
     """Who says that he will close, and sends more, is answered what he asked; no more of it is read, or done."""
 
