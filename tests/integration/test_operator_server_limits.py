@@ -149,6 +149,32 @@ def test_silent_connections_are_closed(listener: Listener, monkeypatch: pytest.M
     assert listener.run(talk)
 
 
+def test_reader_who_takes_nothing_of_his_answers_is_cut_off(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks for much and reads nothing of it does not keep his connection, nor what is ready for him."""
+    monkeypatch.setattr(operator_connection, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(operator_server, "LOOK_SECONDS", 0.02)
+
+    async def talk(listener: Listener) -> None:
+        api = listener.api
+        operations = [
+            {"op": "deposit", "key": f"w{number}", "customer": "alice", "coin": "usdt", "amount": "1"}
+            for number in range(1000)
+        ]
+        said = await api.http.post("/v1/batches", json={"operations": operations}, headers=api.headers())
+        assert said.status_code == 200
+        wire = await listener.connect(limit=1)
+        await wire.send(listener.head("GET", "/v1/entries") * 100)
+        async with asyncio.timeout(20):
+            while not listener.server._hub.connections:
+                await asyncio.sleep(0.01)
+            while listener.server._hub.connections:
+                await asyncio.sleep(0.01)
+
+    listener.run(talk)
+
+
 def test_connections_beyond_the_limit_are_turned_away(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many may be open and no more; one that ends makes room."""
     monkeypatch.setattr(operator_server, "OPEN_CONNECTIONS", 1)

@@ -23,7 +23,7 @@ from spotledger.http.operator_request import Header, Reply, Request, RequestGone
 HEAD_LIMIT_BYTES: Final = 64 * 1024
 HEADERS_LIMIT: Final = 100
 HEAD_TIMEOUT_SECONDS: Final = 10.0
-#: How long a connection is kept without a request.
+#: How long a connection is kept without a request, or for a reader who takes nothing of what was sent.
 IDLE_SECONDS: Final = 75.0
 #: How much of a body is taken before the call that it belongs to reads it.
 BODY_AHEAD_BYTES: Final = 64 * 1024
@@ -162,6 +162,7 @@ class Connection(asyncio.Protocol):
         self._chunked = False
         #: Done when the reader has taken enough; done when he has gone.
         self._room: asyncio.Future[None] | None = None
+        self._full_since = 0.0
         self._left: asyncio.Future[None] | None = None
 
     # --- the transport's side --------------------------------------------------------------------------
@@ -187,6 +188,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The reader does not take what was sent."""
         self._room = self._loop.create_future()
+        self._full_since = self._hub.now
 
     def resume_writing(self) -> None:
         """The reader took it."""
@@ -423,6 +425,8 @@ class Connection(asyncio.Protocol):
 
     def look(self) -> None:
         """Close a connection that was silent for too long."""
+        if self._room is not None and self._hub.now - self._full_since > IDLE_SECONDS:
+            self.cut()
         if self._task is not None:
             return
         silent = self._hub.now - self._since
