@@ -1,4 +1,4 @@
-"""A reader of server-sent events over the operator's ASGI application, who reads as slowly as a test wants."""
+"""A reader of server-sent events over the operator's application, who reads as slowly as a test wants."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import Any
 
+from spotledger.http.operator_request import Request
 from support_operator import Api
 
 
@@ -24,40 +25,33 @@ class FeedReader:
         self._gone = asyncio.Event()
         self._text = b""
         named = {**api.headers(), "Accept": "text/event-stream", **(headers or {})}
-        self._scope = {
-            "type": "http",
-            "asgi": {"version": "3.0"},
-            "http_version": "1.1",
-            "method": "GET",
-            "scheme": "http",
-            "path": "/v1/entries",
-            "raw_path": b"/v1/entries",
-            "root_path": "",
-            "query_string": query.encode(),
-            "headers": [(name.lower().encode(), value.encode()) for name, value in named.items()],
-            "client": ("127.0.0.1", 1),
-            "server": ("operator", 80),
-        }
-        self._task = asyncio.ensure_future(api.app(self._scope, self._receive, self._send))
+        request = Request(
+            "GET", "/v1/entries", query, [(name.lower().encode(), value.encode()) for name, value in named.items()]
+        )
+        self._task = asyncio.ensure_future(self._run(api, request))
 
-    async def _receive(self) -> dict[str, Any]:
-        await self._gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: Any) -> None:
-        await self._gate.wait()
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            self.media_type = dict(message["headers"])[b"content-type"].decode()
+    async def _run(self, api: Api, request: Request) -> None:
+        reply = await api.app.answer(request)
+        self.status = reply.status
+        self.media_type = dict(reply.headers)[b"content-type"].decode()
+        if reply.stream is None:
             return
+        self.ended = await reply.stream(self)
+        if self.ended:
+            self._events.put_nowait(None)
+
+    async def gone(self) -> None:
+        """Return when this reader has left."""
+        await self._gone.wait()
+
+    async def send(self, piece: bytes) -> None:
+        """Take a piece, unless this reader takes nothing."""
+        await self._gate.wait()
         self.sent += 1
-        self._text += message.get("body", b"")
+        self._text += piece
         *events, self._text = self._text.split(b"\n\n")
         for event in events:
             self._take(event.decode())
-        if not message.get("more_body"):
-            self.ended = True
-            self._events.put_nowait(None)
 
     def _take(self, event: str) -> None:
         if event.startswith(":"):

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx2
 
 from spotledger.http.operator import OperatorApp
+from spotledger.http.operator_transport import OperatorTransport
 from spotledger.ops.embedded import now_ms
 from spotledger.ops.folder import TOKEN_FILE
 from spotledger.ops.runtime import Runtime, claim_folder, open_runtime
@@ -41,7 +42,7 @@ class Api:
         token_file = runtime.settings.data / TOKEN_FILE
         self.token = token_file.read_text().strip() if token_file.exists() else "none"
         self.app = OperatorApp(runtime)
-        transport = httpx2.ASGITransport(app=self.app)
+        transport = OperatorTransport(self.app)
         self.http = httpx2.AsyncClient(base_url="http://operator", transport=transport)
 
     def request(self, method: str, path: str, **options: Any) -> httpx2.Response:
@@ -107,13 +108,15 @@ class Api:
 
 
 @contextlib.contextmanager
-def operator_api(folder: Path, **settings: Any) -> Iterator[Api]:
-    """Give the operator API over the ledger in *folder*, with *settings* by name."""
+def operator_api(
+    folder: Path, *, loop: Callable[[], asyncio.AbstractEventLoop] | None = None, **settings: Any
+) -> Iterator[Api]:
+    """Give the operator API over the ledger in *folder*, with *settings* by name, in an event loop of *loop*."""
     clock = Clock()
     with (
         claim_folder(folder) as lock,
         open_runtime(Settings(data=folder, **settings), MASTER_KEY, lock, clock) as runtime,
-        asyncio.Runner() as runner,
+        asyncio.Runner(loop_factory=loop) as runner,
     ):
         runner.run(runtime.start())
         api = Api(runtime, runner, clock)

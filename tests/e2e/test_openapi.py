@@ -18,7 +18,6 @@ import pytest
 
 from spotledger import errors
 from spotledger.http import wire
-from spotledger.http.operator_calls import Endpoint
 from spotledger.http.operator_examples import EXAMPLES
 from spotledger.http.operator_openapi import codes_of_status
 from support_operator import operator_api
@@ -65,8 +64,8 @@ def test_document_has_every_route_and_method(described: dict[str, Any], tmp_path
         there = {
             (route.path, method.lower())
             for route in api.app.routes
-            for method, call in route.endpoint.calls.items()
-            if isinstance(route.endpoint, Endpoint) and method != "HEAD" and not call.page
+            for method, call in route.calls.items()
+            if method != "HEAD" and not call.page
         }
     assert {(path, method) for path, method, _ in operations(described)} == there
 

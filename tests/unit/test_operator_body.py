@@ -3,41 +3,48 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any
 
 import pytest
 
 from spotledger.errors import MalformedRequest
 from spotledger.http import operator_calls
 from spotledger.http.operator_calls import read_body
+from spotledger.http.operator_request import BodySource, Request, RequestGone, path_pattern
 
 
-class Sender:
-    """Gives the pieces of a body, and then nothing more where the last of them is not the end."""
+class Source:
+    """A body that comes later, not at all, or not whole."""
 
-    def __init__(self, pieces: Iterable[bytes], *, ends: bool = True) -> None:
-        self.pieces = list(pieces)
-        self.ends = ends
+    def __init__(self, body: bytes | None = None, problem: Exception | None = None) -> None:
+        self.body = body
+        self.problem = problem
 
-    async def __call__(self) -> dict[str, Any]:
-        if not self.pieces:
+    async def read(self, limit: int) -> bytes:
+        """Return what is to come."""
+        await asyncio.sleep(0)
+        if self.problem is not None:
+            raise self.problem
+        if self.body is None:
             await asyncio.Event().wait()
-        piece = self.pieces.pop(0)
-        return {"type": "http.request", "body": piece, "more_body": bool(self.pieces) or not self.ends}
+        return self.body or b""
 
 
-def test_body_in_pieces_is_read_whole() -> None:
-    """Pieces are put together in their order."""
-    assert asyncio.run(read_body(Sender([b"ab", b"", b"c"]))) == b"abc"
-    assert asyncio.run(read_body(Sender([b""]))) == b""
+def request(body: bytes | BodySource) -> Request:
+    return Request("POST", "/v1/deposits", "", [], body)
 
 
-def test_body_over_the_limit_is_refused() -> None:
+def test_body_that_is_there_or_comes_is_read_whole() -> None:
+    """It makes no difference whether it came with the head."""
+    assert asyncio.run(read_body(request(b"abc"))) == b"abc"
+    assert asyncio.run(read_body(request(Source(b"abc")))) == b"abc"
+
+
+@pytest.mark.parametrize("body", [b"abcde", Source(b"abcde")], ids=["there", "to come"])
+def test_body_over_the_limit_is_refused(body: bytes | BodySource) -> None:
     """As many bytes as the limit says pass, and one more does not."""
-    assert asyncio.run(read_body(Sender([b"ab", b"cd"]), 4)) == b"abcd"
+    assert asyncio.run(read_body(request(body), 5)) == b"abcde"
     with pytest.raises(MalformedRequest, match="longer than 4 bytes"):
-        asyncio.run(read_body(Sender([b"ab", b"cde"], ends=False), 4))
+        asyncio.run(read_body(request(body), 4))
 
 
 def test_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +53,7 @@ def test_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
 
     async def read() -> int:
         with pytest.raises(MalformedRequest, match="did not come whole"):
-            await read_body(Sender([b"ab"], ends=False))
+            await read_body(request(Source()))
         await asyncio.sleep(0)
         task = asyncio.current_task()
         assert task is not None
@@ -55,14 +62,45 @@ def test_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     assert asyncio.run(read()) == 0
 
 
+def test_body_of_a_caller_who_went_is_not_answered() -> None:
+    """That he went is passed on as it is."""
+    with pytest.raises(RequestGone):
+        asyncio.run(read_body(request(Source(problem=RequestGone()))))
+
+
 def test_cancelling_from_elsewhere_is_passed_on() -> None:
     """A task that somebody else cancels while it reads ends as cancelled, and its timer with it."""
 
     async def read() -> bool:
-        task = asyncio.create_task(read_body(Sender([b"ab"], ends=False)))
+        task = asyncio.create_task(read_body(request(Source())))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.wait([task])
         return task.cancelled()
 
     assert asyncio.run(read())
+
+
+def test_header_asked_for_once_is_none_where_it_is_given_twice() -> None:
+    """Which of two is meant is never guessed; another header's name is another header."""
+    found = Request("GET", "/", "", [(b"a", b"1"), (b"b", b"2"), (b"a", b"3")])
+    assert (found.header_once(b"a"), found.header_once(b"b"), found.header_once(b"c")) == (None, b"2", None)
+    assert (found.header(b"a"), found.header(b"c")) == (b"1", None)
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [
+        ("/v1/holds/7/release", {"hold": "7"}),
+        ("/v1/holds/a b%/release", {"hold": "a b%"}),
+        ("/v1/holds//release", None),
+        ("/v1/holds/7/8/release", None),
+        ("/v1/holds/7/release/", None),
+        ("/v1/holds/7/release\n", None),
+        ("/v1xholds/7/release", None),
+    ],
+)
+def test_path_with_a_parameter_matches_one_part(path: str, parameters: dict[str, str] | None) -> None:
+    """A parameter is one part of a path, whatever is in it but a stroke, and never empty."""
+    match = path_pattern("/v1/holds/{hold}/release").match(path)
+    assert (match and match.groupdict()) == parameters

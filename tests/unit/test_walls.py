@@ -89,4 +89,4 @@ def test_client_import_loads_no_server_module() -> None:
     loaded = set(result.stdout.split())
     server = {"ledger", "writer", "storage", "domain", "security", "http", "ops", "cli"}
     assert not {f"spotledger.{name}" for name in server} & loaded
-    assert not {"sqlite3", "granian", "starlette"} & loaded
+    assert not {"sqlite3", "granian", "httptools"} & loaded

@@ -22,6 +22,7 @@ import httpx2
 from spotledger.client.operator import OperatorClient
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid, TokenRefused
 from spotledger.http.operator import OperatorApp
+from spotledger.http.operator_transport import OperatorTransport
 from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.ops.folder import TOKEN_BYTES, TOKEN_FILE, Owner, read_owner, read_token
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
@@ -127,7 +128,7 @@ async def _within(runtime: Runtime) -> AsyncIterator[OperatorClient]:
     token = secrets.token_hex(TOKEN_BYTES)
     await runtime.start()
     try:
-        transport = httpx2.ASGITransport(app=OperatorApp(runtime, token))
+        transport = OperatorTransport(OperatorApp(runtime, token))
         async with OperatorClient(_OWN_ADDRESS, token, transport) as client:
             yield client
     finally:

@@ -1,4 +1,4 @@
-"""The operator API, called from Python: over the network, or in one process through an ASGI transport."""
+"""The operator API, called from Python: over the network, or in one process through another transport."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class OperatorClient:
         Args:
             base_url: Such as ``http://127.0.0.1:8081``; with *transport*, any host name will do.
             token: An operator token. It is shown by no message, ``repr`` or log line of this client.
-            transport: Used in place of the network, such as ``httpx2.ASGITransport(app=…)``.
+            transport: Used in place of the network, such as one to the API in the same process.
 
         Raises:
             ValueError: *base_url* is not an http or https address, or *token* is not printable ASCII.

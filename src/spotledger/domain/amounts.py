@@ -8,6 +8,8 @@ float, and never through ``Decimal``, which would take ``NaN`` and ``1e5``.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cache
 
 from spotledger.errors import InvalidAmount
 
@@ -76,17 +78,44 @@ def format_amount(units: int, scale: int, least_decimals: int = 2) -> str:
     No exponent, at least *least_decimals* decimals, and after those no zeros that say nothing: ``"0.00"``,
     ``"1.50"``, ``"3062.17437341"`` (wire rule R15).
     """
-    if units < 0:
-        return "-" + format_amount(-units, scale, least_decimals)
-    digits = str(units)
-    if not scale:
-        return f"{digits}.{'0' * least_decimals}" if least_decimals else digits
-    if len(digits) <= scale:
-        digits = digits.zfill(scale + 1)
-    decimals = digits[-scale:].rstrip("0")
-    if len(decimals) < least_decimals:
-        decimals = decimals.ljust(least_decimals, "0")
-    return f"{digits[:-scale]}.{decimals}" if decimals else digits[:-scale]
+    return formatter(scale, least_decimals)(units)
+
+
+@cache
+def formatter(scale: int, least_decimals: int = 2) -> Callable[[int], str]:
+    """Return what writes units as :func:`format_amount` does, for one *scale*."""
+    if scale <= least_decimals:
+        return _formatter_of_all(scale, least_decimals)
+    width, point, kept = scale + 1, -scale, least_decimals - scale
+    nothing = "0" * -kept
+    dot = "." if least_decimals else ""
+
+    def write(units: int) -> str:
+        if units < 0:
+            return "-" + write(-units)
+        digits = str(units)
+        if len(digits) < width:
+            digits = digits.zfill(width)
+        if digits[kept:] == nothing:
+            return f"{digits[:point]}{dot}{digits[point:kept]}"
+        return f"{digits[:point]}.{digits[point:]}".rstrip("0")
+
+    return write
+
+
+def _formatter_of_all(scale: int, least_decimals: int) -> Callable[[int], str]:
+    """Return what writes units where all *scale* decimals are shown, and as many zeros after them as are wanted."""
+    more = "0" * (least_decimals - scale)
+    dot = "." if least_decimals else ""
+
+    def write(units: int) -> str:
+        if units < 0:
+            return "-" + write(-units)
+        digits = str(units).zfill(scale + 1)
+        whole = len(digits) - scale
+        return f"{digits[:whole]}{dot}{digits[whole:]}{more}"
+
+    return write
 
 
 def shown(value: object) -> str:

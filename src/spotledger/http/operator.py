@@ -1,5 +1,5 @@
 """
-The operator API as an ASGI application: the routes, and the one shape in which every error is said.
+The operator API as an application: the routes, and the one shape in which every error is said.
 
 Every answer has a request id and may not be stored by anyone on its way; every error, expected or not, is problem
 details (RFC 9457) out of the table in ``http/wire.py``.
@@ -8,37 +8,33 @@ details (RFC 9457) out of the table in ``http/wire.py``.
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 from typing import Final
-
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
 from spotledger.http.operator_answers import AliveAnswer, ReadyAnswer
 from spotledger.http.operator_audits import AuditCalls, show_audits
 from spotledger.http.operator_backups import BackupCalls
 from spotledger.http.operator_batches import BatchCalls
-from spotledger.http.operator_calls import Call, Door, answer, problem_answer, route
+from spotledger.http.operator_calls import Call, Door, Endpoint, answer, problem_answer, route
 from spotledger.http.operator_docs import doc_routes
 from spotledger.http.operator_feed import Feed
 from spotledger.http.operator_keys import KeyCalls
 from spotledger.http.operator_ledger import LedgerCalls
 from spotledger.http.operator_metrics import METRICS_MEDIA_TYPE, Metrics, show_shared_counts
 from spotledger.http.operator_reads import ReadCalls
+from spotledger.http.operator_request import Reply, Request, RequestGone
 from spotledger.http.public import PublicApp
 from spotledger.ops.runtime import Runtime
 
-REQUEST_ID_BYTES: Final = 8
+_NO_STORE: Final = (b"cache-control", b"no-store")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _log = logging.getLogger("spotledger.operator")
 
 
 class OperatorApp:
     """
-    Answer the operator API over *runtime*.
+    Reply the operator API over *runtime*.
 
     Args:
         runtime: The joined parts, started.
@@ -53,12 +49,14 @@ class OperatorApp:
         self.feed = Feed(runtime.ledger)
         self.metrics = Metrics(runtime.siblings)
         self._show_metrics()
+        self._prefix = os.urandom(6).hex()
+        self._asked = 0
         self.routes = self._routes()
         #: Most calls go to a path without parameters, which need not be looked for.
-        self._fixed = {route.path: route for route in self.routes if "{" not in route.path}
-        self._named = [route for route in self.routes if "{" in route.path]
+        self._fixed = {endpoint.path: endpoint for endpoint in self.routes if endpoint.pattern is None}
+        self._named = [(endpoint.pattern, endpoint) for endpoint in self.routes if endpoint.pattern is not None]
 
-    def _routes(self) -> list[Route]:
+    def _routes(self) -> list[Endpoint]:
         runtime = self._runtime
         read_calls = ReadCalls(runtime.ledger, self.feed)
         ledger_calls = LedgerCalls(runtime.ledger, runtime.writer, read_calls)
@@ -100,56 +98,71 @@ class OperatorApp:
             if public.gate.shared is not None:
                 show_shared_counts(self.metrics, public.gate.shared)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        request_id = secrets.token_hex(REQUEST_ID_BYTES)
-        path = "other"
-        response: Response
-        try:
-            route = self._route(scope)
-            path = route.path
-            response = await route.endpoint(scope, receive)
-        except ClientDisconnect:
-            return
-        except Exception as error:  # noqa: BLE001 - whatever happens, an answer in the one shape
-            response = problem_answer(_sayable(error, request_id), request_id)
-        response.raw_headers += [(b"x-request-id", request_id.encode()), (b"cache-control", b"no-store")]
-        if self._runtime.standby is not None:
-            response.raw_headers.append((b"x-ledger-staleness-ms", b"%d" % self._runtime.standby.staleness_ms))
-        try:
-            await response(scope, receive, send)
-        except ClientDisconnect:
-            return
-        method = scope["method"]
-        self.metrics.count(method if method in _METHODS else "other", path, response.status_code)
+    async def answer(self, request: Request) -> Reply:
+        """
+        Reply one request, whatever it is.
 
-    def _route(self, scope: Scope) -> Route:
-        """Return the route to the path of *scope*, in which the values of its parameters are put."""
-        path = scope["path"]
+        Raises:
+            RequestGone: The caller went before it had come whole.
+        """
+        self._asked += 1
+        request_id = f"{self._prefix}-{self._asked:x}"
+        path = "other"
+        try:
+            endpoint = self._endpoint(request)
+            path = endpoint.path
+            said = await endpoint.answer(request)
+        except RequestGone:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever happens, an answer in the one shape
+            said = problem_answer(_sayable(error, request_id), request_id)
+        self._mark(said, request_id)
+        method = request.method
+        self.metrics.count(method if method in _METHODS else "other", path, said.status)
+        return said
+
+    def refusal(self, error: SpotledgerError) -> Reply:
+        """Return the answer to what could not be read as a request, and count it."""
+        self._asked += 1
+        request_id = f"{self._prefix}-{self._asked:x}"
+        said = problem_answer(error, request_id)
+        self._mark(said, request_id)
+        self.metrics.count("other", "other", said.status)
+        return said
+
+    def _mark(self, said: Reply, request_id: str) -> None:
+        """Put into an answer what all have."""
+        said.headers += [(b"x-request-id", request_id.encode()), _NO_STORE]
+        if self._runtime.standby is not None:
+            said.headers.append((b"x-ledger-staleness-ms", b"%d" % self._runtime.standby.staleness_ms))
+
+    def _endpoint(self, request: Request) -> Endpoint:
+        """Return what answers the path of *request*, in which the values of its parameters are put."""
+        path = request.path
         fixed = self._fixed.get(path)
         if fixed is not None:
             return fixed
-        for named in self._named:
-            match = named.path_regex.match(path)
+        for pattern, endpoint in self._named:
+            match = pattern.match(path)
             if match is not None:
-                scope["path_params"] = match.groupdict()
-                return named
-        self._door.check(scope, None)
+                request.parameters = match.groupdict()
+                return endpoint
+        self._door.check(request, None)
         raise NotFound("There is nothing at this path.")
 
-    async def _alive(self, request: Request) -> Response:
+    async def _alive(self, request: Request) -> Reply:
         """Say that the service runs."""
         return answer({"status": "alive"})
 
-    async def _ready(self, request: Request) -> Response:
+    async def _ready(self, request: Request) -> Reply:
         """Say whether the service takes writes."""
         if not self._runtime.writer.can_write:
             raise StoreUnavailable("The ledger takes no writes now.")
         return answer({"status": "ready", "seq": self._runtime.ledger.head.seq})
 
-    async def _metrics(self, request: Request) -> Response:
+    async def _metrics(self, request: Request) -> Reply:
         """Give numbers about the service, for Prometheus."""
-        return Response(self.metrics.text(), media_type=METRICS_MEDIA_TYPE)
+        return Reply(200, self.metrics.text(), [(b"content-type", METRICS_MEDIA_TYPE.encode())])
 
 
 def _sayable(error: Exception, request_id: str) -> SpotledgerError:

@@ -6,14 +6,13 @@ Amounts are decimal text that can be sent back as it came.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from spotledger.domain.accounts import Balance, Coin
+from spotledger.domain.accounts import Balance
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold
-from spotledger.http.operator_amounts import TEXTS, amount_text
+from spotledger.http.operator_amounts import CoinTexts, amount_text
 
 Json = dict[str, Any]
 #: Signed decimal text: two decimals at least, but never more than the coin has.
@@ -283,28 +282,26 @@ def balance_answer(balance: Balance, scale: int) -> BalanceAnswer:
     return BalanceAnswer(amount_text(balance.available, scale), amount_text(balance.freeze, scale))
 
 
-def entry_answer(entry: Entry, coins: Mapping[str, Coin]) -> EntryAnswer:
+def entry_answer(entry: Entry, texts: CoinTexts) -> EntryAnswer:
     """Return one entry: what was asked for, its postings with the balance of their side after them, its holds."""
     holds: list[HoldAfterAnswer] | UnsetType = UNSET
     if entry.holds:
         coin_of = {posting.hold: posting.coin for posting in entry.postings}
-        holds = [
-            HoldAfterAnswer(str(hold), TEXTS[coins[coin_of[hold]].scale][remaining]) for hold, remaining in entry.holds
-        ]
+        holds = [HoldAfterAnswer(str(hold), texts[coin_of[hold]](remaining)) for hold, remaining in entry.holds]
     return EntryAnswer(
         entry.seq,
         entry.kind,
         entry.key,
         entry.booked_ms,
-        _request_json(entry.request, coins),
-        _postings(entry, coins),
+        _request_json(entry.request, texts),
+        _postings(entry, texts),
         UNSET if entry.happened_ms is None else entry.happened_ms,
         holds,
         UNSET if entry.refusal is None else entry.refusal,
     )
 
 
-def _postings(entry: Entry, coins: Mapping[str, Coin]) -> list[PostingAnswer]:
+def _postings(entry: Entry, texts: CoinTexts) -> list[PostingAnswer]:
     """Return the postings; the balance after each is worked back from the balances after the entry."""
     sides = {(account, coin): [available, freeze] for account, coin, available, freeze in entry.balances}
     answers = []
@@ -314,57 +311,62 @@ def _postings(entry: Entry, coins: Mapping[str, Coin]) -> list[PostingAnswer]:
         number = 0 if side == AVAILABLE else 1
         after = both[number]
         both[number] = after - units
-        texts = TEXTS[coins[coin].scale]
+        text = texts[coin]
         held = UNSET if hold is None else str(hold)
-        answers.append(PostingAnswer(customer, kind, coin, side, texts[units], texts[after], held))
+        answers.append(PostingAnswer(customer, kind, coin, side, text(units), text(after), held))
     answers.reverse()
     return answers
 
 
-def _request_json(request: Json, coins: Mapping[str, Coin]) -> Json:
+#: The names of a kept request that a caller's fields have not: what they are called there, and what names the coin.
+_UNITS: Final = {
+    "units": ("amount", "coin"),
+    "base_units": ("base_amount", "base"),
+    "quote_units": ("quote_amount", "quote"),
+}
+#: The sides of a settlement, and what names the coin that each pays.
+_SIDES: Final = {"buyer": "quote", "seller": "base"}
+
+
+def _request_json(request: Json, texts: CoinTexts) -> Json:
     """Return a kept request with its units as decimal amounts, under the names that the caller's fields have."""
     answer: Json = {}
     for name, value in request.items():
-        if name == "units":
-            answer["amount"] = TEXTS[coins[request["coin"]].scale][int(value)]
-        elif name == "base_units":
-            answer["base_amount"] = TEXTS[coins[request["base"]].scale][int(value)]
-        elif name == "quote_units":
-            answer["quote_amount"] = TEXTS[coins[request["quote"]].scale][int(value)]
-        elif name == "buyer":
-            answer[name] = _side_json(value, request["quote"], coins)
-        elif name == "seller":
-            answer[name] = _side_json(value, request["base"], coins)
+        if name in _UNITS:
+            said, coin = _UNITS[name]
+            answer[said] = texts[request[coin]](int(value))
+        elif name in _SIDES:
+            answer[name] = _side_json(value, request[_SIDES[name]], texts)
         elif name != "format":
             answer[name] = value
     return answer
 
 
-def _side_json(side: Json, paid: str, coins: Mapping[str, Coin]) -> Json:
+def _side_json(side: Json, paid: str, texts: CoinTexts) -> Json:
     answer: Json = {}
     for name, value in side.items():
         if name in ("fee", "dust"):
-            answer[name] = _request_json(value, coins)
+            answer[name] = _request_json(value, texts)
         elif name == "release_units":
-            answer["release"] = TEXTS[coins[paid].scale][int(value)]
+            answer["release"] = texts[paid](int(value))
         else:
             answer["release" if name == "release_amount" else name] = value
     return answer
 
 
-def after_answer(after: BalanceAfter, scale: int) -> AfterAnswer:
+def after_answer(after: BalanceAfter, texts: CoinTexts) -> AfterAnswer:
     """Return the balance of one account and coin after an entry."""
     (customer, kind), coin, available, freeze = after
-    texts = TEXTS[scale]
-    return AfterAnswer(customer, kind, coin, texts[available], texts[freeze])
+    text = texts[coin]
+    return AfterAnswer(customer, kind, coin, text(available), text(freeze))
 
 
-def write_answer(entry: Entry, hold: int | None, coins: Mapping[str, Coin]) -> WriteAnswer:
+def write_answer(entry: Entry, hold: int | None, texts: CoinTexts) -> WriteAnswer:
     """Return the answer to a write: where it stands in the journal, its entry, the balances after it, its hold."""
     return WriteAnswer(
         entry.seq,
-        entry_answer(entry, coins),
-        [after_answer(after, coins[after.coin].scale) for after in entry.balances],
+        entry_answer(entry, texts),
+        [after_answer(after, texts) for after in entry.balances],
         UNSET if hold is None else str(hold),
     )
 

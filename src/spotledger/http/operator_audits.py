@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-
 from spotledger.errors import NotFound
 from spotledger.http.operator_answers import Answer
-from spotledger.http.operator_calls import ADMIN, LEDGER_READ, Call, Door, answer, query_of, route
+from spotledger.http.operator_calls import ADMIN, LEDGER_READ, Call, Door, Endpoint, answer, query_of, route
 from spotledger.http.operator_metrics import Metrics
+from spotledger.http.operator_request import Reply, Request
 from spotledger.ops.audits import Audits
 
 
@@ -32,24 +29,22 @@ class AuditCalls:
     def __init__(self, audits: Audits) -> None:
         self._audits = audits
 
-    def routes(self, door: Door) -> list[Route]:
+    def routes(self, door: Door) -> list[Endpoint]:
         """Return the routes."""
         return [
             route(door, "/v1/audits", POST=Call(ADMIN, self.start, gives=AuditAnswer, statuses=(202,))),
             route(door, "/v1/audits/{audit}", GET=Call(LEDGER_READ, self.show, gives=AuditAnswer)),
         ]
 
-    async def start(self, request: Request) -> Response:
+    async def start(self, request: Request) -> Reply:
         """Begin an audit of the whole ledger; where one is running, the answer is that one."""
         query_of(request)
-        response = answer(self._audits.start().as_json())
-        response.status_code = 202
-        return response
+        return answer(self._audits.start().as_json(), 202)
 
-    async def show(self, request: Request) -> Response:
+    async def show(self, request: Request) -> Reply:
         """Say how far an audit is, or what it found."""
         query_of(request)
-        found = self._audits.get(request.path_params["audit"])
+        found = self._audits.get(request.parameters["audit"])
         if found is None:
             raise NotFound("There is no such audit; the last ones since the start of the service are kept.")
         return answer(found.as_json())

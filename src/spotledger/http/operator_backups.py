@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, UnsetType
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from spotledger.http.operator_answers import Answer, Epoch, Seq, TimeMs
 from spotledger.http.operator_bodies import Body, decode
-from spotledger.http.operator_calls import ADMIN, Call, Door, Write, answer, query_of, route
+from spotledger.http.operator_calls import ADMIN, Call, Door, Endpoint, Write, answer, query_of, route
+from spotledger.http.operator_request import Reply, Request
 from spotledger.ops.backup import NAME_PATTERN, Backups
 
 #: How long the call that begins a backup waits for its end; a large one goes on after that.
@@ -56,7 +54,7 @@ class BackupCalls:
     def __init__(self, backups: Backups) -> None:
         self._backups = backups
 
-    def routes(self, door: Door) -> list[Route]:
+    def routes(self, door: Door) -> list[Endpoint]:
         """Return the routes."""
         return [
             route(
@@ -74,19 +72,17 @@ class BackupCalls:
             route(door, "/v1/backups/{file}", GET=Call(ADMIN, self.show, gives=BackupAnswer, statuses=(200, 202))),
         ]
 
-    async def make(self, call: Write) -> Response:
+    async def make(self, call: Write) -> Reply:
         """Make a backup in the data folder; 200 where it is done, 202 where it goes on."""
         query_of(call.request)
         body = decode(call.body or b"{}", BackupBody)
         return _said(await self._backups.make(body.file, BACKUP_WAIT_SECONDS))
 
-    async def show(self, request: Request) -> Response:
+    async def show(self, request: Request) -> Reply:
         """Say how far a backup is, or what it holds."""
         query_of(request)
-        return _said(self._backups.state(request.path_params["file"]))
+        return _said(self._backups.state(request.parameters["file"]))
 
 
-def _said(state: dict[str, Any]) -> Response:
-    response = answer(BackupAnswer(**state))
-    response.status_code = 202 if state["state"] == "running" else 200
-    return response
+def _said(state: dict[str, Any]) -> Reply:
+    return answer(BackupAnswer(**state), 202 if state["state"] == "running" else 200)

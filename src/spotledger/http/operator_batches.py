@@ -8,17 +8,16 @@ malformed operation refuses the whole: nothing of it is done, and the refusal na
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Final, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
-from starlette.responses import Response, StreamingResponse
-from starlette.routing import Route
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, MalformedRequest, Refused
 from spotledger.group import CHAIN_LIMIT
+from spotledger.http.operator_amounts import CoinTexts
 from spotledger.http.operator_answers import Answer, Seq, WriteAnswer, write_answer
 from spotledger.http.operator_bodies import (
     Body,
@@ -29,10 +28,12 @@ from spotledger.http.operator_bodies import (
     WithdrawalBody,
     check_names_once,
     decode,
+    has_names_once,
     refusal_of,
 )
-from spotledger.http.operator_calls import JSON_MEDIA_TYPE, LEDGER_WRITE, Call, Door, Write, route
+from spotledger.http.operator_calls import LEDGER_WRITE, Call, Door, Endpoint, Write, json_answer, route
 from spotledger.http.operator_fields import ChainField, KeyField
+from spotledger.http.operator_request import Reply
 from spotledger.http.operator_trades import ReversalBody, SettlementBody
 from spotledger.ledger import Ledger, Outcome
 from spotledger.writer import Writer
@@ -117,6 +118,7 @@ _OPERATIONS: Final = {
     )
 }
 _decode_operation = msgspec.json.Decoder(BatchOperation).decode
+_decode_operations = msgspec.json.Decoder(list[BatchOperation]).decode
 
 
 class _RawBatch(Body):
@@ -165,10 +167,10 @@ class BatchCalls:
     """The call for many operations at once."""
 
     def __init__(self, ledger: Ledger, writer: Writer) -> None:
-        self._ledger = ledger
+        self._texts = CoinTexts(lambda: ledger.coins)
         self._writer = writer
 
-    def routes(self, door: Door) -> list[Route]:
+    def routes(self, door: Door) -> list[Endpoint]:
         """Return the routes."""
         batch = Call(
             LEDGER_WRITE,
@@ -180,7 +182,7 @@ class BatchCalls:
         )
         return [route(door, "/v1/batches", POST=batch)]
 
-    async def batch(self, call: Write) -> Response:
+    async def batch(self, call: Write) -> Reply:
         """Do operations in order, alone, in chains, or all or nothing, and say what came of each."""
         raw = decode(call.body, _RawBatch, names_once=False)
         if len(raw.operations) > BATCH_LIMIT:
@@ -189,21 +191,17 @@ class BatchCalls:
             )
         operations, chains = await _read(raw, call.body)
         outcomes = await self._writer.submit(operations, chains, atomic=raw.atomic) if operations else []
-        if len(outcomes) <= TURN_OPERATIONS:
-            return Response(self._piece(outcomes, b'{"results":[') + b"]}", 200, None, JSON_MEDIA_TYPE)
-        return StreamingResponse(self._stream(outcomes), 200, None, JSON_MEDIA_TYPE)
+        return json_answer(await self._written(outcomes))
 
-    def _piece(self, outcomes: Sequence[Outcome], before: bytes) -> bytes:
-        coins = self._ledger.coins
-        return before + _encode([_result(outcome, coins) for outcome in outcomes])[1:-1]
-
-    async def _stream(self, outcomes: Sequence[Outcome]) -> AsyncIterator[bytes]:
-        before = b'{"results":['
+    async def _written(self, outcomes: Sequence[Outcome]) -> bytes:
+        """Write the results, with a turn for other work between pieces of them."""
+        pieces = []
         for start in range(0, len(outcomes), TURN_OPERATIONS):
-            yield self._piece(outcomes[start : start + TURN_OPERATIONS], before)
-            before = b","
-            await asyncio.sleep(0)
-        yield b"]}"
+            if start:
+                await asyncio.sleep(0)
+            results = [_result(outcome, self._texts) for outcome in outcomes[start : start + TURN_OPERATIONS]]
+            pieces.append(_encode(results)[1:-1])
+        return b'{"results":[' + b",".join(pieces) + b"]}"
 
 
 async def _read(raw: _RawBatch, body: bytes) -> tuple[list[Operation], list[str | None] | None]:
@@ -211,20 +209,42 @@ async def _read(raw: _RawBatch, body: bytes) -> tuple[list[Operation], list[str 
     operations: list[Operation] = []
     chains: list[str | None] = []
     marks = 0
-    for index, raw_text in enumerate(raw.operations):
-        text = bytes(raw_text)
+    for start in range(0, len(raw.operations), TURN_OPERATIONS):
+        if start:
+            await asyncio.sleep(0)
+        piece = raw.operations[start : start + TURN_OPERATIONS]
+        text = b"[" + b",".join(piece) + b"]"
         marks += text.count(b'"')
+        found = _sound(text)
+        for index, operation in enumerate(_one_by_one(piece, start) if found is None else found, start):
+            try:
+                operations.append(operation.operation(operation.key))
+                chains.append(None if operation.chain is None else _chain(operation.chain))
+            except InvalidRequest as refusal:
+                raise _placed(refusal, index) from None
+    _check_own_names(body, body.count(b'"') - marks)
+    return operations, chains if any(chains) else None
+
+
+def _sound(text: bytes) -> list[BatchOperation] | None:
+    """Return the operations of a piece read at once, or None where one may have something wrong with it."""
+    try:
+        found = _decode_operations(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    return found if has_names_once(text, found) else None
+
+
+def _one_by_one(piece: Sequence[Raw], start: int) -> Iterator[BatchOperation]:
+    """Give the operations of a piece, each read alone; what is wrong with one is said with its place."""
+    for index, raw_text in enumerate(piece, start):
+        text = bytes(raw_text)
         try:
             found = _decoded(text)
             check_names_once(text, found)
-            operations.append(found.operation(found.key))
-            chains.append(_chain(found.chain))
         except InvalidRequest as refusal:
             raise _placed(refusal, index) from None
-        if index % TURN_OPERATIONS == TURN_OPERATIONS - 1:
-            await asyncio.sleep(0)
-    _check_own_names(body, body.count(b'"') - marks)
-    return operations, chains if any(chains) else None
+        yield found
 
 
 def _check_own_names(body: bytes, marks: int) -> None:
@@ -269,7 +289,7 @@ def _placed(refusal: InvalidRequest, index: int) -> InvalidRequest:
     return type(refusal)(f"operations[{index}]: {refusal.message}", **details)
 
 
-def _result(outcome: Outcome, coins: Any) -> WriteAnswer | dict[str, Any]:
+def _result(outcome: Outcome, texts: CoinTexts) -> WriteAnswer | dict[str, Any]:
     if isinstance(outcome, Refused):
         result = {**outcome.details, "code": outcome.code, "detail": outcome.message}
         if outcome.seq is not None:
@@ -277,7 +297,7 @@ def _result(outcome: Outcome, coins: Any) -> WriteAnswer | dict[str, Any]:
         if outcome.replayed:
             result["replayed"] = True
         return result
-    answer = write_answer(outcome.entry, outcome.hold, coins)
+    answer = write_answer(outcome.entry, outcome.hold, texts)
     if outcome.replayed:
         answer.replayed = True
     return answer

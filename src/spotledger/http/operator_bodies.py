@@ -239,17 +239,22 @@ def decode(body: bytes, kind: type[B], *, names_once: bool = True) -> B:
 
 
 def check_names_once(body: bytes, found: object) -> None:
-    """
-    Refuse a *body* in which an object has a name twice: what it means would depend on who reads it.
-
-    What was *found* in it, written again, has as many quotation marks unless a name was lost (or a default was sent,
-    or something is escaped); only then is the body looked at name by name.
-    """
-    if b"\\" in body or _encode(found).count(b'"') != body.count(b'"'):
+    """Refuse a *body* in which an object has a name twice: what it means would depend on who reads it."""
+    if not has_names_once(body, found):
         try:
             json.loads(body, object_pairs_hook=_names_once)
         except (ValueError, RecursionError):
             raise MalformedRequest("The body is not JSON; one JSON object in UTF-8 would pass.") from None
+
+
+def has_names_once(body: bytes, found: object) -> bool:
+    """
+    Say whether each name surely stands once in each object of *body*, in which *found* was read.
+
+    What was found, written again, has as many quotation marks unless a name was lost (or a default was sent, or
+    something is escaped); only then does the body have to be looked at name by name.
+    """
+    return b"\\" not in body and _encode(found).count(b'"') == body.count(b'"')
 
 
 def _names_once(pairs: list[tuple[str, Any]]) -> None:

@@ -10,15 +10,12 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
+from urllib.parse import parse_qsl
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from spotledger.domain.operations import check_key
 from spotledger.errors import (
@@ -31,6 +28,7 @@ from spotledger.errors import (
     Unavailable,
 )
 from spotledger.http import wire
+from spotledger.http.operator_request import Header, Reply, Request, path_pattern
 from spotledger.security.tokens import Tokens
 
 LEDGER_READ: Final = "ledger:read"
@@ -50,43 +48,20 @@ JSON_MEDIA_TYPE: Final = "application/json"
 KEY_HEADER: Final = "Idempotency-Key"
 REPLAYED_HEADER: Final = "Idempotency-Replayed"
 
-JSON: Final = JSON_MEDIA_TYPE.encode()
-_PROBLEM: Final = wire.PROBLEM_MEDIA_TYPE.encode()
-_REPLAYED: Final = ((REPLAYED_HEADER.lower().encode(), b"true"),)
-
-_TOO_LATE: Final = "the body did not come in time"
+_JSON: Final = (b"content-type", JSON_MEDIA_TYPE.encode())
+_PROBLEM: Final = (b"content-type", wire.PROBLEM_MEDIA_TYPE.encode())
+_REPLAYED: Final = (REPLAYED_HEADER.lower().encode(), b"true")
 
 _SEQ = re.compile(r"\A[0-9]{1,18}\Z")
 _encode = msgspec.json.Encoder().encode
 
-Header = tuple[bytes, bytes]
-
 
 class Write(NamedTuple):
-    """What a call that writes is given: the scope of its request, its idempotency key, its body."""
+    """What a call that writes is given: its request, its idempotency key, its body."""
 
-    scope: Scope
+    request: Request
     key: str
     body: bytes
-
-    @property
-    def request(self) -> Request:
-        """The request, for calls that look at more of it."""
-        return Request(self.scope)
-
-
-class Bytes(Response):
-    """An answer whose bytes are there: like its base, without what that does to find out what it was given."""
-
-    def __init__(self, body: bytes, media_type: bytes, status: int = 200, headers: Iterable[Header] = ()) -> None:
-        self.status_code = status
-        self.body = body
-        self.raw_headers = [(b"content-type", media_type), (b"content-length", b"%d" % len(body)), *headers]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": self.body})
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +87,8 @@ class Call:
     """
 
     scope: str | None
-    read: Callable[[Request], Awaitable[Response]] | None = None
-    write: Callable[[Write], Awaitable[Response]] | None = None
+    read: Callable[[Request], Awaitable[Reply]] | None = None
+    write: Callable[[Write], Awaitable[Reply]] | None = None
     needs_key: bool = True
     body_limit: int = BODY_LIMIT_BYTES
     takes: type[msgspec.Struct] | None = None
@@ -140,15 +115,15 @@ class Door:
         self._tokens = tokens
         self._local = None if local_token is None else f"Bearer {local_token}".encode()
 
-    def check(self, scope: Scope, needed: str | None) -> None:
+    def check(self, request: Request, needed: str | None) -> None:
         """
-        Check the token of a request.
+        Check the token of *request*.
 
         Raises:
             TokenRefused: There is none, or it is unknown or revoked.
             ScopeMissing: It lacks the scope *needed*.
         """
-        header = _header_once(scope, b"authorization")
+        header = request.header_once(b"authorization")
         if header is not None and self._local is not None and secrets.compare_digest(header, self._local):
             return
         try:
@@ -160,50 +135,42 @@ class Door:
                 raise
 
 
-def _header_once(scope: Scope, wanted: bytes) -> bytes | None:
-    """Return the value of a header, or None where there is none or more than one."""
-    found: bytes | None = None
-    for name, value in scope["headers"]:
-        if name == wanted:
-            if found is not None:
-                return None
-            found = value
-    return found
-
-
 class Endpoint:
     """One path of the operator API: a call for each of its methods, behind *door* or open."""
 
     def __init__(self, door: Door | None, path: str, calls: Mapping[str, Call]) -> None:
         self.path = path
+        #: Of a path with parameters, what it matches.
+        self.pattern = path_pattern(path) if "{" in path else None
         self._door = door
         self.calls = {**calls, "HEAD": calls["GET"]} if "GET" in calls else dict(calls)
 
-    async def __call__(self, scope: Scope, receive: Receive) -> Response:
+    async def answer(self, request: Request) -> Reply:
         """Check the token, then make the call and return its answer."""
-        call = self.calls.get(scope["method"])
+        method = request.method
+        call = self.calls.get(method)
         if self._door is not None:
-            self._door.check(scope, call.scope if call else None)
+            self._door.check(request, call.scope if call else None)
         if call is None:
             allowed = ", ".join(self.calls)
-            raise MethodNotAllowed(f"{scope['method']} is not for this path; {allowed} would pass.", allow=allowed)
+            raise MethodNotAllowed(f"{method} is not for this path; {allowed} would pass.", allow=allowed)
         if call.write is not None:
-            key = idempotency_key(scope) if call.needs_key else ""
-            return await call.write(Write(scope, key, await read_body(receive, call.body_limit)))
+            key = idempotency_key(request) if call.needs_key else ""
+            return await call.write(Write(request, key, await read_body(request, call.body_limit)))
         assert call.read is not None, "a call reads or writes"  # noqa: S101
-        return await call.read(Request(scope, receive))
+        return await call.read(request)
 
 
-def route(door: Door | None, path: str, **calls: Call) -> Route:
-    """Return the route of *path*; *calls* by method, such as ``GET=Call(…)``. Without a door it is open to all."""
-    return Route(path, Endpoint(door, path, calls), name=path)
+def route(door: Door | None, path: str, **calls: Call) -> Endpoint:
+    """Return the endpoint of *path*; *calls* by method, such as ``GET=Call(…)``. Without a door it is open to all."""
+    return Endpoint(door, path, calls)
 
 
-def idempotency_key(scope: Scope) -> str:
+def idempotency_key(request: Request) -> str:
     """Return the one idempotency key of a write."""
-    found = _header_once(scope, b"idempotency-key")
+    found = request.header_once(b"idempotency-key")
     if found is None:
-        count = sum(name == b"idempotency-key" for name, _ in scope["headers"])
+        count = sum(name == b"idempotency-key" for name, _ in request.headers)
         raise InvalidRequest(
             f"{KEY_HEADER} is given {count} times; a write needs it once, as the name of this write for ever",
             field=KEY_HEADER,
@@ -211,57 +178,54 @@ def idempotency_key(scope: Scope) -> str:
     return check_key(found.decode("latin-1"), KEY_HEADER)
 
 
-async def read_body(receive: Receive, limit: int = BODY_LIMIT_BYTES) -> bytes:
+async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
     """
-    Return the body, at most *limit* bytes of it.
+    Return the body, at most *limit* bytes of it. Most are there already; the others are waited for.
 
     Raises:
-        MalformedRequest: It is longer, or did not come whole in time.
+        MalformedRequest: It is longer, cannot be read, or did not come whole in time.
+        RequestGone: The caller went.
     """
-    task = asyncio.current_task()
-    assert task is not None, "requests are answered in tasks"  # noqa: S101
-    # What asyncio.timeout does, for less than half of its cost: most bodies are there already.
-    timer = asyncio.get_running_loop().call_later(BODY_TIMEOUT_SECONDS, task.cancel, _TOO_LATE)
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        more = True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise ClientDisconnect
-            piece, more = message.get("body", b""), message.get("more_body", False)
-            size += len(piece)
-            if size > limit:
-                raise MalformedRequest(f"The body is longer than {limit} bytes; that many would pass.")
-            pieces.append(piece)
-    except asyncio.CancelledError as cancelled:
-        if cancelled.args != (_TOO_LATE,) or task.uncancel():
-            raise
-        raise MalformedRequest(f"The body did not come whole within {BODY_TIMEOUT_SECONDS:g} seconds.") from None
-    finally:
-        timer.cancel()
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    body = request.body
+    if not isinstance(body, bytes):
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+                body = await body.read(limit)
+        except TimeoutError:
+            raise MalformedRequest(f"The body did not come whole within {BODY_TIMEOUT_SECONDS:g} seconds.") from None
+    if len(body) > limit:
+        raise too_long(limit)
+    return body
 
 
-def answer(body: object, *, replayed: bool = False) -> Response:
-    """Return *body* as the answer 200, marked where it is the repeat of an earlier one."""
-    return Bytes(_encode(body), JSON, headers=_REPLAYED if replayed else ())
+def too_long(limit: int) -> MalformedRequest:
+    """Return the refusal of a body of more than *limit* bytes."""
+    return MalformedRequest(f"The body is longer than {limit} bytes; that many would pass.")
 
 
-def problem_answer(error: SpotledgerError, request_id: str) -> Response:
+def answer(body: object, status: int = 200, *, replayed: bool = False) -> Reply:
+    """Return *body* as an answer, marked where it is the repeat of an earlier one."""
+    return json_answer(_encode(body), status, replayed=replayed)
+
+
+def json_answer(body: bytes, status: int = 200, *, replayed: bool = False) -> Reply:
+    """Return JSON that is written already as an answer, marked where it is the repeat of an earlier one."""
+    return Reply(status, body, (_JSON, _REPLAYED) if replayed else (_JSON,))
+
+
+def problem_answer(error: SpotledgerError, request_id: str) -> Reply:
     """Return *error* as problem details, with its true status."""
-    headers: list[Header] = []
+    headers: list[Header] = [_PROBLEM]
     row = wire.row_of(error)
     if isinstance(error, Unavailable):
         headers.append((b"retry-after", b"%d" % error.details.get("retry_after_s", RETRY_AFTER_SECONDS)))
     if isinstance(error, Refused) and error.replayed:
-        headers += _REPLAYED
+        headers.append(_REPLAYED)
     if isinstance(error, MethodNotAllowed) and "allow" in error.details:
         headers.append((b"allow", error.details["allow"].encode()))
     if row.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    return Bytes(_encode(wire.problem(error, request_id)), _PROBLEM, row.status, headers)
+    return Reply(row.status, _encode(wire.problem(error, request_id)), headers)
 
 
 def query_of(request: Request, *names: str) -> dict[str, str]:
@@ -272,7 +236,7 @@ def query_of(request: Request, *names: str) -> dict[str, str]:
         InvalidRequest: Another name is in it, or one twice: what is not understood is never passed over.
     """
     found: dict[str, str] = {}
-    for name, value in request.query_params.multi_items():
+    for name, value in parse_qsl(request.query, keep_blank_values=True):
         if name not in names or name in found:
             known = ", ".join(names) or "none"
             reason = "is given twice" if name in found else "is not a parameter of this call"

@@ -9,33 +9,34 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-
-from spotledger.http.operator_calls import Call, query_of, route
+from spotledger.http.operator_calls import Call, Endpoint, answer, query_of, route
 from spotledger.http.operator_openapi import document
+from spotledger.http.operator_request import Reply, Request
 
 #: The page has no script, and nothing on it comes from elsewhere.
 PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
+_PAGE_HEADERS: Final = (
+    (b"content-type", b"text/html; charset=utf-8"),
+    (b"content-security-policy", PAGE_POLICY.encode()),
+    (b"x-content-type-options", b"nosniff"),
+)
 
-def doc_routes(routes: Callable[[], Sequence[Route]]) -> list[Route]:
+
+def doc_routes(routes: Callable[[], Sequence[Endpoint]]) -> list[Endpoint]:
     """Return the routes of the description of *routes*, which is made when it is first asked for."""
 
     @functools.cache
     def described() -> dict[str, Any]:
         return document(routes())
 
-    async def as_json(request: Request) -> Response:
+    async def as_json(request: Request) -> Reply:
         query_of(request)
-        return Response(msgspec.json.encode(described()), media_type="application/json")
+        return answer(described())
 
-    async def as_page(request: Request) -> Response:
+    async def as_page(request: Request) -> Reply:
         query_of(request)
-        headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
-        return Response(page(described()), 200, headers, "text/html")
+        return Reply(200, page(described()).encode(), _PAGE_HEADERS)
 
     return [
         route(None, "/openapi.json", GET=Call(None, as_json, page=True)),

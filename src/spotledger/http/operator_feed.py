@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
 
 from spotledger.errors import InvalidRequest, LedgerCorrupt, SpotledgerError, Unavailable
+from spotledger.http.operator_amounts import CoinTexts
 from spotledger.http.operator_answers import entry_answer
 from spotledger.http.operator_calls import number_in, query_of
+from spotledger.http.operator_request import Outlet, Reply, Request
 from spotledger.ledger import Ledger
 
 EVENT_STREAM_MEDIA_TYPE: Final = "text/event-stream"
@@ -34,6 +33,7 @@ FEEDS_LIMIT: Final = 100
 #: How long a reader is asked to wait before it connects again.
 RECONNECT_MS: Final = 1000
 
+_EVENT_STREAM: Final = (b"content-type", f"{EVENT_STREAM_MEDIA_TYPE}; charset=utf-8".encode())
 _encode = msgspec.json.Encoder().encode
 _log = logging.getLogger("spotledger.feed")
 
@@ -43,6 +43,7 @@ class Feed:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
+        self.texts = CoinTexts(lambda: ledger.coins)
         self.open = 0
         self.stopped = asyncio.Event()
 
@@ -50,7 +51,7 @@ class Feed:
         """Let every stream end, and begin no other."""
         self.stopped.set()
 
-    def answer(self, request: Request) -> Response:
+    def answer(self, request: Request) -> Reply:
         """
         Return the stream that *request* asks for: after its ``Last-Event-ID``, else its ``after_seq``, else all.
 
@@ -59,7 +60,8 @@ class Feed:
             Unavailable: Too many streams are open, or the service is stopping.
         """
         query = query_of(request, "after_seq")
-        last = request.headers.get("last-event-id")
+        header = request.header(b"last-event-id")
+        last = None if header is None else header.decode("latin-1")
         field = "after_seq" if last is None else "Last-Event-ID"
         after_seq = number_in(query if last is None else {field: last}, field, 0)
         head = self.ledger.head.seq
@@ -70,39 +72,33 @@ class Feed:
             )
         if self.stopped.is_set() or self.open >= FEEDS_LIMIT:
             raise Unavailable("No further feed can be opened now; try again later.")
-        return _Stream(self, after_seq)
+        return Reply(200, b"", [_EVENT_STREAM], _Stream(self, after_seq))
 
 
-class _Stream(Response):
+class _Stream:
     """One open stream."""
 
-    media_type = EVENT_STREAM_MEDIA_TYPE
-
     def __init__(self, feed: Feed, after_seq: int) -> None:
-        super().__init__(b"", 200)
-        del self.headers["content-length"]
         self._feed = feed
         self._after = after_seq
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send entries until the reader has gone or the service stops."""
+    async def __call__(self, outlet: Outlet) -> bool:
+        """Send entries until the reader has gone or the service stops; say whether all was sent whole."""
         feed = self._feed
         feed.open += 1
-        ends = [asyncio.ensure_future(_gone(receive)), asyncio.ensure_future(feed.stopped.wait())]
+        ends = [asyncio.ensure_future(outlet.gone()), asyncio.ensure_future(feed.stopped.wait())]
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             start = {"seq": feed.ledger.head.seq, "epoch": feed.ledger.epoch, "ledger_id": feed.ledger.ledger_id}
             start_event = b"retry: %d\nevent: start\ndata: %b\n\n" % (RECONNECT_MS, _encode(start))
-            if await _sent(send, start_event, ends) and await self._go_on(send, ends):
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return await _sent(outlet, start_event, ends) and await self._go_on(outlet, ends)
         except OSError:
-            pass  # the reader has gone
+            return False  # the reader has gone, or the journal cannot be read
         finally:
             for end in ends:
                 end.cancel()
             feed.open -= 1
 
-    async def _go_on(self, send: Send, ends: Sequence[asyncio.Future[Any]]) -> bool:
+    async def _go_on(self, outlet: Outlet, ends: Sequence[asyncio.Future[Any]]) -> bool:
         """Send what comes until one of *ends* has; say whether the reader is there and has taken everything."""
         loop = asyncio.get_running_loop()
         quiet_since = loop.time()
@@ -111,7 +107,7 @@ class _Stream(Response):
             if not piece and loop.time() - quiet_since > HEARTBEAT_SECONDS:
                 piece = b": still here\n\n"
             if piece:
-                if not await _sent(send, piece, ends):
+                if not await _sent(outlet, piece, ends):
                     return False
                 quiet_since = loop.time()
                 await asyncio.sleep(0)
@@ -129,30 +125,20 @@ class _Stream(Response):
         except (SpotledgerError, LedgerCorrupt) as error:
             _log.warning("a feed ended: %s", error)
             raise OSError("the journal cannot be read") from error
-        coins = ledger.coins
-        said = [b"id: %d\ndata: %b\n\n" % (entry.seq, _encode(entry_answer(entry, coins))) for entry in entries]
+        texts = self._feed.texts
+        said = [b"id: %d\ndata: %b\n\n" % (entry.seq, _encode(entry_answer(entry, texts))) for entry in entries]
         self._after = entries[-1].seq if entries else self._after
         return b"".join(said)
 
 
-async def _sent(send: Send, piece: bytes, ends: Sequence[asyncio.Future[Any]]) -> bool:
+async def _sent(outlet: Outlet, piece: bytes, ends: Sequence[asyncio.Future[Any]]) -> bool:
     """Send *piece*, and wait until it is taken or one of *ends* comes; say whether it was taken."""
-    message: Message = {"type": "http.response.body", "body": piece, "more_body": True}
-    sending = asyncio.ensure_future(_send(send, message))
+    sending = asyncio.ensure_future(outlet.send(piece))
     try:
         await asyncio.wait([sending, *ends], return_when=asyncio.FIRST_COMPLETED)
-        return sending.done() and sending.result()
+        if not sending.done():
+            return False
+        sending.result()
+        return True
     finally:
         sending.cancel()
-
-
-async def _send(send: Send, message: Message) -> bool:
-    await send(message)
-    return True
-
-
-async def _gone(receive: Receive) -> None:
-    """Return when the reader has gone."""
-    message: Any = await receive()
-    while message["type"] != "http.disconnect":
-        message = await receive()

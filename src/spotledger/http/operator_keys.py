@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
-
 from spotledger.domain.accounts import check_customer
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, NotFound, UnknownCustomer
 from spotledger.http.operator_answers import (
@@ -25,12 +21,14 @@ from spotledger.http.operator_calls import (
     KEYS_WRITE,
     Call,
     Door,
+    Endpoint,
     Write,
     answer,
     limit_in,
     query_of,
     route,
 )
+from spotledger.http.operator_request import Reply, Request
 from spotledger.ledger import Ledger
 from spotledger.ops.key_writes import KeyWrites
 from spotledger.security.keys import (
@@ -55,7 +53,7 @@ class KeyCalls:
         self._tokens = tokens
         self._key_writes = key_writes
 
-    def routes(self, door: Door) -> list[Route]:
+    def routes(self, door: Door) -> list[Endpoint]:
         """Return the routes."""
         keys = Call(KEYS_WRITE, self.keys, gives=KeysAnswer, query=("customer", "after", "limit"))
         create = Call(KEYS_WRITE, write=self.create, takes=KeyBody, gives=KeyMadeAnswer)
@@ -70,7 +68,7 @@ class KeyCalls:
             route(door, "/v1/tokens/{token_id}", DELETE=Call(ADMIN, self.revoke_token, gives=TokenAnswer)),
         ]
 
-    async def create(self, call: Write) -> Response:
+    async def create(self, call: Write) -> Reply:
         """Make an access key for a customer."""
         body = decode(call.body, KeyBody)
         customer = check_customer(body.customer)
@@ -91,10 +89,10 @@ class KeyCalls:
 
         return await self._once(call.key, request, make)
 
-    async def rotate(self, call: Write) -> Response:
+    async def rotate(self, call: Write) -> Reply:
         """Revoke an access key and make another like it."""
         decode(call.body or b"{}", RotateBody)
-        accesskey = call.request.path_params["accesskey"]
+        accesskey = call.request.parameters["accesskey"]
 
         def make() -> dict[str, Any]:
             try:
@@ -109,7 +107,7 @@ class KeyCalls:
 
         return await self._once(call.key, {"op": "rotate_key", "accesskey": accesskey}, make)
 
-    async def create_token(self, call: Write) -> Response:
+    async def create_token(self, call: Write) -> Reply:
         """Make an operator token."""
         body = decode(call.body, TokenBody)
         request = {
@@ -130,11 +128,11 @@ class KeyCalls:
 
         return await self._once(call.key, request, make)
 
-    async def _once(self, key: str, request: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Response:
+    async def _once(self, key: str, request: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Reply:
         once = await self._writer.beside(lambda: self._key_writes.once(key, request, make))
         return answer(once.answer, replayed=once.replayed)
 
-    async def keys(self, request: Request) -> Response:
+    async def keys(self, request: Request) -> Reply:
         """List access keys, of one customer or of all, a page at a time; never a secret."""
         query = query_of(request, "customer", "after", "limit")
         limit = limit_in(query)
@@ -143,16 +141,16 @@ class KeyCalls:
         following = found[-1].accesskey if len(found) == limit else None
         return answer({"keys": [self._key_json(record) for record in found], "next_after": following})
 
-    async def revoke(self, request: Request) -> Response:
+    async def revoke(self, request: Request) -> Reply:
         """Make an access key stop working, at once and for ever; doing it again changes nothing."""
-        accesskey = request.path_params["accesskey"]
+        accesskey = request.parameters["accesskey"]
         try:
             await self._writer.beside(lambda: self._key_ring.revoke(accesskey))
         except AccessKeyUnknown:
             raise _no_key() from None
         return answer(self._key_json(self._record(accesskey)))
 
-    async def tokens(self, request: Request) -> Response:
+    async def tokens(self, request: Request) -> Reply:
         """List operator tokens, revoked ones too, a page at a time; never a token itself."""
         query = query_of(request, "after", "limit")
         limit = limit_in(query)
@@ -160,13 +158,13 @@ class KeyCalls:
         following = found[-1].token_id if len(found) == limit else None
         return answer({"tokens": [_token_json(record) for record in found], "next_after": following})
 
-    async def revoke_token(self, request: Request) -> Response:
+    async def revoke_token(self, request: Request) -> Reply:
         """
         Make an operator token stop working, at once and for ever; doing it again changes nothing.
 
         It may be the one that this call is made with, but not the last in use with the scope ``admin``.
         """
-        token_id = request.path_params["token_id"]
+        token_id = request.parameters["token_id"]
         return answer(_token_json(await self._writer.beside(lambda: self._tokens.revoke(token_id))))
 
     def _record(self, accesskey: str) -> AccessKeyRecord:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from starlette.responses import Response
-from starlette.routing import Route
-
 from spotledger.domain.operations import Operation
 from spotledger.errors import Refused
+from spotledger.http.operator_amounts import CoinTexts
 from spotledger.http.operator_answers import (
     CoinsAnswer,
     CustomersAnswer,
@@ -27,8 +25,9 @@ from spotledger.http.operator_bodies import (
     WithdrawalBody,
     decode,
 )
-from spotledger.http.operator_calls import LEDGER_READ, LEDGER_WRITE, Call, Door, Write, answer, route
+from spotledger.http.operator_calls import LEDGER_READ, LEDGER_WRITE, Call, Door, Endpoint, Write, answer, route
 from spotledger.http.operator_reads import ReadCalls
+from spotledger.http.operator_request import Reply
 from spotledger.http.operator_trades import ReversalBody, SettlementBody
 from spotledger.ledger import Ledger
 from spotledger.writer import Writer
@@ -66,11 +65,11 @@ class LedgerCalls:
     """The calls about single operations, and the reads of the paths that they share."""
 
     def __init__(self, ledger: Ledger, writer: Writer, reads: ReadCalls) -> None:
-        self._ledger = ledger
+        self._texts = CoinTexts(lambda: ledger.coins)
         self._writer = writer
         self._reads = reads
 
-    def routes(self, door: Door) -> list[Route]:
+    def routes(self, door: Door) -> list[Endpoint]:
         """Return the routes, those that are called most first."""
         reads = self._reads
         coins = Call(LEDGER_READ, reads.coins, gives=CoinsAnswer, query=("min_seq",))
@@ -92,19 +91,19 @@ class LedgerCalls:
         ]
 
     def _writes(self, kind: type[OperationBody]) -> Call:
-        async def write(call: Write) -> Response:
+        async def write(call: Write) -> Reply:
             return await self._submit(decode(call.body, kind).operation(call.key))
 
         return Call(LEDGER_WRITE, write=write, takes=kind, gives=WriteAnswer, about=_ABOUT[kind])
 
-    async def release(self, call: Write) -> Response:
+    async def release(self, call: Write) -> Reply:
         """Free all of a hold, or a part of it."""
         body = decode(call.body or b"{}", ReleaseBody)
-        return await self._submit(body.release(call.key, call.request.path_params["hold"]))
+        return await self._submit(body.release(call.key, call.request.parameters["hold"]))
 
-    async def _submit(self, operation: Operation) -> Response:
+    async def _submit(self, operation: Operation) -> Reply:
         result = (await self._writer.submit((operation,)))[0]
         if isinstance(result, Refused):
             raise result
-        body = write_answer(result.entry, result.hold, self._ledger.coins)
+        body = write_answer(result.entry, result.hold, self._texts)
         return answer(body, replayed=result.replayed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -25,13 +25,7 @@ class Metrics(Collector):
 
     def __init__(self, siblings: Siblings | None = None) -> None:
         self._registry = self._shown = CollectorRegistry()
-        self._requests = Counter(
-            "spotledger_operator_requests",
-            "Calls of the operator API that were answered.",
-            ("method", "path", "status"),
-            registry=self._registry,
-        )
-        self._counts: dict[tuple[str, str, int], Callable[[], None]] = {}
+        self._counts: dict[tuple[str, str, int], int] = {}
         self._told: list[Callable[[], Metric]] = []
         self._registry.register(self)
         if siblings is not None:
@@ -60,14 +54,22 @@ class Metrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Return the numbers that are shown and told, as they are now."""
-        return [family() for family in self._told]
+        return [self._requests(), *(family() for family in self._told)]
 
     def count(self, method: str, path: str, status: int) -> None:
         """Count one answered call; *path* is a path of the API with its parameters' names, never a caller's text."""
-        found = self._counts.get((method, path, status))
-        if found is None:
-            found = self._counts[method, path, status] = self._requests.labels(method, path, str(status)).inc
-        found()
+        counted = (method, path, status)
+        self._counts[counted] = self._counts.get(counted, 0) + 1
+
+    def _requests(self) -> Metric:
+        found = CounterMetricFamily(
+            "spotledger_operator_requests",
+            "Calls of the operator API that were answered.",
+            labels=["method", "path", "status"],
+        )
+        for (method, path, status), count in self._counts.items():
+            found.add_metric([method, path, str(status)], count)
+        return found
 
     def text(self) -> bytes:
         """Return all numbers in Prometheus's text form."""

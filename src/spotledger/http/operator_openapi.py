@@ -14,7 +14,6 @@ from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
-from starlette.routing import Route
 
 from spotledger import __version__, errors
 from spotledger.http import wire
@@ -72,7 +71,7 @@ class Problem(Answer):
     seq: Seq | msgspec.UnsetType = msgspec.UNSET
 
 
-def document(routes: Iterable[Route]) -> dict[str, Any]:
+def document(routes: Iterable[Endpoint]) -> dict[str, Any]:
     """Return the OpenAPI document of *routes*."""
     found = [(route.path, method, call) for route, method, call in _calls(routes)]
     structs = {kind for _, _, call in found for kind in (call.takes, call.gives) if kind is not None}
@@ -102,13 +101,11 @@ _SECURITY: Final[Schema] = {
 }
 
 
-def _calls(routes: Iterable[Route]) -> Iterator[tuple[Route, str, Call]]:
+def _calls(routes: Iterable[Endpoint]) -> Iterator[tuple[Endpoint, str, Call]]:
     for route in routes:
-        endpoint = route.endpoint
-        if isinstance(endpoint, Endpoint):
-            for method, call in endpoint.calls.items():
-                if method != "HEAD" and not call.page:
-                    yield route, method, call
+        for method, call in route.calls.items():
+            if method != "HEAD" and not call.page:
+                yield route, method, call
 
 
 def _operation(path: str, method: str, call: Call) -> dict[str, Any]:

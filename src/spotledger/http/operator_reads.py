@@ -12,9 +12,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from msgspec import UNSET
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from spotledger.domain.accounts import (
     DUST,
@@ -30,7 +27,7 @@ from spotledger.domain.accounts import (
 )
 from spotledger.domain.journal import BalanceAfter, Entry, Hold
 from spotledger.errors import InvalidRequest, NotFound
-from spotledger.http.operator_amounts import amount_text
+from spotledger.http.operator_amounts import CoinTexts, amount_text
 from spotledger.http.operator_answers import (
     AfterAnswer,
     BalancesAnswer,
@@ -54,6 +51,7 @@ from spotledger.http.operator_calls import (
     LEDGER_READ,
     Call,
     Door,
+    Endpoint,
     answer,
     await_seq,
     limit_in,
@@ -62,6 +60,7 @@ from spotledger.http.operator_calls import (
     route,
 )
 from spotledger.http.operator_feed import EVENT_STREAM_MEDIA_TYPE, Feed
+from spotledger.http.operator_request import Reply, Request
 from spotledger.ledger import CUSTOMERS, Ledger, TrialBalance
 
 HOLD_STATES: Final = ("open", "closed")
@@ -69,6 +68,8 @@ HOLD_STATES: Final = ("open", "closed")
 HOUSE_ACCOUNTS: Final = {account.customer: account for account in (EXTERNAL, FEES, DUST)}
 #: Rows that are read before other work has its turn.
 TURN_ROWS: Final = 100
+
+_EVENT_STREAM: Final = EVENT_STREAM_MEDIA_TYPE.encode()
 
 
 class ReadCalls:
@@ -78,8 +79,9 @@ class ReadCalls:
         self._ledger = ledger
         self._feed = feed
         self._adding_up = asyncio.Lock()
+        self._texts = CoinTexts(lambda: ledger.coins)
 
-    def routes(self, door: Door) -> list[Route]:
+    def routes(self, door: Door) -> list[Endpoint]:
         """Return the routes, those that are called most first; those of paths that also take writes are elsewhere."""
         holds = ("state", "older_than_ms", "hold:after", "limit", "min_seq")
         pages = ("after_seq", "limit", "min_seq")
@@ -98,19 +100,19 @@ class ReadCalls:
     STATEMENT: Final = ("coin", "after_seq", "limit", "min_seq")
 
     def _route(
-        self, door: Door, path: str, read: Callable[[Request], Awaitable[Response]], gives: type, *query: str
-    ) -> Route:
+        self, door: Door, path: str, read: Callable[[Request], Awaitable[Reply]], gives: type, *query: str
+    ) -> Endpoint:
         return route(door, path, GET=Call(LEDGER_READ, read, gives=gives, query=query))
 
     # --- coins and customers ----------------------------------------------------------------------
 
-    async def coins(self, request: Request) -> Response:
+    async def coins(self, request: Request) -> Reply:
         """List the coins with their scales."""
         await self._await_seq(query_of(request, "min_seq"))
         coins = [CoinAnswer(coin.name, coin.scale) for coin in self._ledger.coins.values()]
         return answer(CoinsAnswer(self._ledger.head.seq, self._ledger.epoch, coins))
 
-    async def customers(self, request: Request) -> Response:
+    async def customers(self, request: Request) -> Reply:
         """List the customers in the order of their ids, a page at a time."""
         query = query_of(request, "after", "limit", "min_seq")
         limit = limit_in(query)
@@ -121,10 +123,10 @@ class ReadCalls:
 
     # --- balances -----------------------------------------------------------------------------------
 
-    async def balances(self, request: Request) -> Response:
+    async def balances(self, request: Request) -> Reply:
         """Give every listed coin's balance in one account, now or at any moment of the past, and what is owed."""
         query = query_of(request, *self.BALANCES)
-        account = self._account(request.path_params["customer"], query.get("account"))
+        account = self._account(request.parameters["customer"], query.get("account"))
         if "at_seq" in query and "at_ms" in query:
             raise InvalidRequest("at_seq is given beside at_ms; one of them would pass", field="at_seq")
         await self._await_seq(query)
@@ -165,7 +167,7 @@ class ReadCalls:
 
     # --- holds ----------------------------------------------------------------------------------------
 
-    async def holds(self, request: Request) -> Response:
+    async def holds(self, request: Request) -> Reply:
         """List a customer's holds in the order in which they were opened, a page at a time."""
         query = query_of(request, "state", "older_than_ms", "after", "limit", "min_seq")
         state, limit = query.get("state"), limit_in(query)
@@ -174,7 +176,7 @@ class ReadCalls:
         if state is not None and state not in HOLD_STATES:
             raise InvalidRequest(f"state is {state[:64]!r}; open or closed would pass", field="state")
         await self._await_seq(query)
-        customer = request.path_params["customer"]
+        customer = request.parameters["customer"]
         self._check_there(Account(customer, "spot"))
 
         def read(after: int, limit: int) -> list[Hold]:
@@ -183,7 +185,7 @@ class ReadCalls:
 
         return await self._holds_page(read, after, limit)
 
-    async def old_holds(self, request: Request) -> Response:
+    async def old_holds(self, request: Request) -> Reply:
         """List everybody's open holds that are older than an age, the oldest first, a page at a time."""
         query = query_of(request, "older_than_ms", "after", "limit", "min_seq")
         limit, after = limit_in(query), number_in(query, "after", 0)
@@ -198,7 +200,7 @@ class ReadCalls:
             return None
         return self._ledger.now_ms - number_in(query, "older_than_ms", 0)
 
-    async def _holds_page(self, read: Callable[[int, int], list[Hold]], after: int, limit: int) -> Response:
+    async def _holds_page(self, read: Callable[[int, int], list[Hold]], after: int, limit: int) -> Reply:
         seq = self._ledger.head.seq
         found = read(after, limit)
         following = str(found[-1].hold_id) if len(found) == limit else None
@@ -213,50 +215,50 @@ class ReadCalls:
         key = UNSET if opened_by is None else opened_by.key
         return hold_answer(hold, self._ledger.coins[hold.coin].scale, key, self._ledger.now_ms)
 
-    async def hold(self, request: Request) -> Response:
+    async def hold(self, request: Request) -> Reply:
         """Give one hold, open or closed."""
         await self._await_seq(query_of(request, "min_seq"))
-        hold = self._ledger.hold(_position(request.path_params["hold"]))
+        hold = self._ledger.hold(_position(request.parameters["hold"]))
         if hold is None:
             raise NotFound("There is no such hold.")
         return answer(HoldReadAnswer(self._ledger.head.seq, self._ledger.epoch, self._hold_answer(hold)))
 
     # --- entries --------------------------------------------------------------------------------------
 
-    async def entries(self, request: Request) -> Response:
+    async def entries(self, request: Request) -> Reply:
         """Give the journal as a numbered feed without gaps: a page, or all that comes as server-sent events."""
-        if request.method == "GET" and EVENT_STREAM_MEDIA_TYPE in request.headers.get("accept", ""):
+        if request.method == "GET" and _EVENT_STREAM in (request.header(b"accept") or b""):
             return self._feed.answer(request)
         query = query_of(request, "after_seq", "limit", "min_seq")
         after_seq, limit = number_in(query, "after_seq", 0), limit_in(query)
         await self._await_seq(query)
-        seq, coins = self._ledger.head.seq, self._ledger.coins
+        seq = self._ledger.head.seq
         found = await _in_turns(self._ledger.entries, after_seq, limit)
         seq = max(seq, found[-1].seq if found else 0)
-        said = [entry_answer(entry, coins) for entry in found]
+        said = [entry_answer(entry, self._texts) for entry in found]
         return answer(EntriesAnswer(seq, self._ledger.epoch, said, found[-1].seq if found else after_seq))
 
-    async def entry(self, request: Request) -> Response:
+    async def entry(self, request: Request) -> Reply:
         """Give one entry of the journal, and by which one it was reversed."""
         await self._await_seq(query_of(request, "min_seq"))
-        seq = _position(request.path_params["seq"])
+        seq = _position(request.parameters["seq"])
         entry = self._ledger.entry(seq)
         if entry is None:
             raise NotFound("There is no such entry.")
         reversed_by = self._ledger.reversal_of(seq)
-        said = entry_answer(entry, self._ledger.coins)
+        said = entry_answer(entry, self._texts)
         return answer(EntryReadAnswer(self._ledger.head.seq, self._ledger.epoch, said, reversed_by))
 
-    async def statement(self, request: Request) -> Response:
+    async def statement(self, request: Request) -> Reply:
         """Give the entries about a customer as a statement: with the balances before and after the page."""
         query = query_of(request, *self.STATEMENT)
         after_seq, limit, coin = number_in(query, "after_seq", 0), limit_in(query), query.get("coin")
         if coin is not None:
             check_coin(coin)
         await self._await_seq(query)
-        customer = request.path_params["customer"]
+        customer = request.parameters["customer"]
         self._check_there(Account(customer, "spot"))
-        seq, coins = self._ledger.head.seq, self._ledger.coins
+        seq = self._ledger.head.seq
 
         def read(after: int, limit: int) -> list[Entry]:
             return self._ledger.statement(customer, coin, after, limit)
@@ -268,22 +270,21 @@ class ReadCalls:
             self._ledger.epoch,
             customer,
             self._after_answers(opening),
-            [entry_answer(entry, coins) for entry in found],
+            [entry_answer(entry, self._texts) for entry in found],
             self._after_answers(closing),
             found[-1].seq if found else after_seq,
         )
         return answer(body)
 
     def _after_answers(self, balances: dict[tuple[Account, str], Balance]) -> list[AfterAnswer]:
-        coins = self._ledger.coins
         return [
-            after_answer(BalanceAfter(account, coin, *balance), coins[coin].scale)
+            after_answer(BalanceAfter(account, coin, *balance), self._texts)
             for (account, coin), balance in balances.items()
         ]
 
     # --- the trial balance ----------------------------------------------------------------------------
 
-    async def trial_balance(self, request: Request) -> Response:
+    async def trial_balance(self, request: Request) -> Reply:
         """Add up what all customers and each house account have of each coin; in all it is nothing."""
         await self._await_seq(query_of(request, "min_seq"))
         async with self._adding_up:

@@ -26,6 +26,7 @@ from granian.server.embed import Server
 
 from spotledger.errors import SettingInvalid, SetupError
 from spotledger.http.operator import OperatorApp
+from spotledger.http.operator_server import OperatorServer
 from spotledger.http.public import PublicApp, PublicSettings
 from spotledger.ops.collector import collect_seldom
 from spotledger.ops.embedded import now_ms
@@ -181,10 +182,10 @@ def _url_of(listener: socket.socket) -> str:
 class _Server(Server):
     """Granian's embedded server, on a socket that is bound already."""
 
-    def __init__(self, target: Any, interface: Interfaces, listener: socket.socket) -> None:
+    def __init__(self, target: PublicApp, listener: socket.socket) -> None:
         super().__init__(
             target,
-            interface=interface,
+            interface=Interfaces.RSGI,
             http=HTTPModes.http1,
             http1_settings=HTTP1Settings(
                 header_read_timeout=REQUEST_HEAD_TIMEOUT_MS, max_buffer_size=REQUEST_HEAD_LIMIT_BYTES
@@ -212,15 +213,14 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
     public_app = _public_app(runtime)
     operator_app = OperatorApp(runtime, public=public_app)
     await public_app.gate.start()
-    servers = [
-        _Server(public_app, Interfaces.RSGI, listeners.public),
-        _Server(operator_app, Interfaces.ASGINL, listeners.operator),
-    ]
-    running = [asyncio.create_task(server.serve()) for server in servers]
+    operator_server = OperatorServer(operator_app, listeners.operator)
+    await operator_server.start()
+    public_server = _Server(public_app, listeners.public)
+    running = asyncio.create_task(public_server.serve())
     flushing = asyncio.create_task(_flush_used_now_and_then(runtime))
     working = asyncio.create_task(_until_enough(while_serving, listening, stop))
     try:
-        await asyncio.wait([working, *running], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([working, running], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise SetupError("A listener ended by itself, so the service stopped; start it again.")
         working.result()
@@ -228,7 +228,7 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
         for task in (working, flushing):
             task.cancel()
         operator_app.feed.stop()
-        await _stop_listening(servers, running)
+        await _stop_listening(operator_server, public_server, running)
         await public_app.gate.stop()
         await runtime.stop()
 
@@ -277,13 +277,15 @@ async def _until_enough(while_serving: WhileServing, listening: Listening, stop:
         doing.cancel()
 
 
-async def _stop_listening(servers: list[_Server], running: list[asyncio.Task[None]]) -> None:
-    for server in servers:
-        server.signal_handler_interrupt()  # type: ignore[no-untyped-call]
-    _, late = await asyncio.wait(running, timeout=STOP_SECONDS)
+async def _stop_listening(operator: OperatorServer, public: _Server, running: asyncio.Task[None]) -> None:
+    public.signal_handler_interrupt()  # type: ignore[no-untyped-call]
+    all_answered, (_, late) = await asyncio.gather(
+        operator.stop(STOP_SECONDS), asyncio.wait([running], timeout=STOP_SECONDS)
+    )
     if late:
-        _log.warning("requests that had not come whole within %g seconds of the stop were cut off", STOP_SECONDS)
         asyncio.get_running_loop().set_exception_handler(_after_the_cut)
+    if late or not all_answered:
+        _log.warning("requests that had not come whole within %g seconds of the stop were cut off", STOP_SECONDS)
 
 
 def _after_the_cut(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -76,8 +76,8 @@ class Tokens:
             TokenRefused: No bearer token, an unknown or a revoked one.
             ScopeMissing: The token has neither *scope* nor ``admin``.
         """
-        match = _BEARER.fullmatch((header or "").strip())
-        record = None if match is None else self.find(match[1])
+        token = _bearer_token(header or "")
+        record = None if token is None else self.find(token)
         if record is None or record.revoked_ms is not None:
             raise TokenRefused
         if scope not in record.scopes and "admin" not in record.scopes:
@@ -144,6 +144,14 @@ class Tokens:
         """Read each token from the store again before its next use: one may have been revoked elsewhere."""
         with self._changing:
             self._known.clear()
+
+
+def _bearer_token(header: str) -> str | None:
+    """Return the token in the value of ``Authorization``, or None where that has another form."""
+    if header.startswith("Bearer ") and header[7:].isalnum():  # as almost every client sends it
+        return header[7:]
+    match = _BEARER.fullmatch(header.strip())
+    return None if match is None else match[1]
 
 
 def digest_of(token: str) -> bytes:
