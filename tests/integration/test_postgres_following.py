@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +120,22 @@ def test_node_that_follows_has_all_that_others_changed(open_node: Open) -> None:
     assert any(hold.reference == "NULL" for hold in store._memory.holds.values())  # type: ignore[attr-defined]
 
 
+def test_node_that_only_follows_keeps_no_more_than_it_may(open_node: Open) -> None:
+    """What others open and register does not heap up in a node that writes nothing, and is there when asked for."""
+    writer, reader = open_node(), open_node(cache_accounts=4, follow_seconds=None)
+    begin(writer)
+    for step in range(5):
+        writer.execute([Freeze(f"f{step}-{n}", "ann", "btc", "0.1") for n in range(20)])
+        writer.execute([RegisterCustomer(f"r{step}-{n}", f"more-{step}-{n}") for n in range(20)])
+        assert len(reader.holds("ann", limit=100)) == 20 * (step + 1)
+    memory = reader._store._memory  # type: ignore[attr-defined]
+    assert len(memory.holds) <= 9
+    assert len(memory.customers) <= 4
+    oldest = writer.holds("ann", limit=1)[0]
+    assert reader.hold(oldest.hold_id) == oldest
+    assert_same(reader, open_node(follow_seconds=None))
+
+
 @pytest.mark.parametrize("follow_entries", [10, 20_000])
 def test_node_far_behind_with_little_room_decides_as_others_would(open_node: Open, follow_entries: int) -> None:
     """Nodes with room for two accounts, one of which never follows, use each other's holds, coins and customers."""
@@ -190,28 +205,34 @@ def test_node_that_waits_for_its_turn_goes_on_following(
     second.deposit("ann", "btc", "1", key="s0")
     first.deposit("bob", "btc", "1", key="f0")
     second.deposit("ann", "btc", "1", key="s1")  # finds an entry of another: from now on it waits alone
+    # Whom of those that wait the server lets in first is its own choice: again, until it is not the node at once.
+    assert any(_is_seen_while_waiting(first, second, postgres_url, attempt) for attempt in range(50))
+
+
+def _is_seen_while_waiting(first: Ledger, second: Ledger, url: str, attempt: int) -> bool:
+    """Let *first* write while *second* waits; return whether *second* has it in memory before it has its turn."""
     lock = "SELECT seq FROM head FOR UPDATE"
-    with psycopg.connect(postgres_url) as holder, ThreadPoolExecutor(2) as pool:
+    with psycopg.connect(url) as holder, psycopg.connect(url) as between, ThreadPoolExecutor(3) as pool:
         holder.execute(lock)
-        deposit = pool.submit(first.deposit, "bob", "btc", "1", key="f1")
-        _wait_for_waiters(postgres_url, 1)
-        with psycopg.connect(postgres_url) as between:
-            behind = threading.Thread(target=between.execute, args=(lock,))
-            behind.start()
-            _wait_for_waiters(postgres_url, 2)
-            waiting = pool.submit(second.deposit, "ann", "btc", "1", key="s2")
-            _wait_for_waiters(postgres_url, 3)
-            holder.rollback()
-            booked = deposit.result(20)
-            deadline = time.monotonic() + 20
-            while second.head.seq < booked.seq:
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-            assert not waiting.done()
-            assert second.account(spot("bob")).balance("btc") == Balance(1002 * 10**8, 0)
-            behind.join(20)
-            between.rollback()
-            assert waiting.result(20).seq == booked.seq + 1
+        deposit = pool.submit(first.deposit, "bob", "btc", "1", key=f"f-{attempt}")
+        _wait_for_waiters(url, 1)
+        behind = pool.submit(between.execute, lock)
+        _wait_for_waiters(url, 2)
+        waiting = pool.submit(second.deposit, "ann", "btc", "1", key=f"s-{attempt}")
+        _wait_for_waiters(url, 3)
+        holder.rollback()
+        booked = deposit.result(20)
+        deadline = time.monotonic() + 20
+        while second.head.seq < booked.seq:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        changed_seq = second.account(spot("bob")).changed_seq
+        is_waiting = behind.done() and not waiting.done()
+        behind.result(20)
+        between.rollback()
+        assert waiting.result(20).seq == booked.seq + 1
+        assert not is_waiting or changed_seq == booked.seq
+        return is_waiting
 
 
 def _wait_for_waiters(url: str, count: int) -> None:

@@ -178,6 +178,10 @@ class PostgresReads:
             raise LedgerCorrupt("the row of the journal's head is missing")
         if not self._bring_along(since, head, news):
             head = self._begin_anew(session, since)
+        elif not self.is_writing:
+            # What others open comes in with what they write. A group that is under way has looked what is there.
+            with self._guard:
+                self._shrink()
         self._reading.is_back()
         return head, answers
 
