@@ -37,7 +37,8 @@ from bench.harness import (
 )
 from bench.postgres_server import Server, alone, with_standby
 from spotledger.domain.operations import Operation
-from spotledger.ledger import Ledger, Outcome
+from spotledger.ledger import Ledger
+from spotledger.ops.collector import collect_seldom
 from spotledger.writer import Writer
 
 CUSTOMERS: Final = 1_000 if QUICK else 10_000
@@ -57,6 +58,7 @@ class Round:
 
     operations_per_second: float
     p50_ms: float
+    p90_ms: float
     p99_ms: float
     longest_ms: float
     node_core_share: float
@@ -82,31 +84,26 @@ class Node:
     def round(self, callers: int) -> Round:
         """Take one round with so many *callers*."""
         operations = self.make(int(MOST_A_SECOND * SECONDS))
-        gc.collect()
-        gc.freeze()
+        collect_seldom()
         busy, own, server = busy_seconds(), time.process_time(), sum(map(processor_seconds, self.servers))
-        outcomes, durations, passed = uvloop.run(call(self.ledger, iter(operations), callers))
+        durations, passed = uvloop.run(call(self.ledger, iter(operations), callers))
         own = time.process_time() - own
         server = sum(map(processor_seconds, self.servers)) - server
         others = busy_seconds() - busy - own - server
         gc.unfreeze()
-        check(outcomes)
         if len(durations) == len(operations):
             raise RuntimeError(f"{len(operations)} operations were too few for a round")
         durations.sort()
-        p50, p99 = (durations[int(len(durations) * share)] * 1000 for share in (0.5, 0.99))
+        p50, p90, p99 = (durations[int(len(durations) * share)] * 1000 for share in (0.5, 0.9, 0.99))
         rate = len(durations) / passed
         shares = (own / passed, server / passed)
-        return Round(rate, p50, p99, durations[-1] * 1000, *shares, max(0.0, others / passed))
+        return Round(rate, p50, p90, p99, durations[-1] * 1000, *shares, max(0.0, others / passed))
 
 
-async def call(
-    ledger: Ledger, operations: Iterator[Operation], callers: int
-) -> tuple[list[Outcome], list[float], float]:
+async def call(ledger: Ledger, operations: Iterator[Operation], callers: int) -> tuple[list[float], float]:
     """Have *callers* ask for one operation after the other until the time is over; nobody asks twice at once."""
     writer = Writer(ledger)
     await writer.start()
-    outcomes: list[Outcome] = []
     durations: list[float] = []
     begun = time.perf_counter()
 
@@ -115,13 +112,14 @@ async def call(
             started = time.perf_counter()
             if started - begun > SECONDS:
                 return
-            outcomes.extend(await writer.submit([operation]))
+            outcomes = await writer.submit([operation])
             durations.append(time.perf_counter() - started)
+            check(outcomes)
 
     await asyncio.gather(*(caller() for _ in range(callers)))
     passed = time.perf_counter() - begun
     await writer.stop()
-    return outcomes, durations, passed
+    return durations, passed
 
 
 def run() -> Report:
@@ -165,10 +163,11 @@ def median(rounds: Sequence[Round], figure: str) -> float:
 
 def summarise(report: Report, rounds: dict[tuple[str, int], list[Round]]) -> None:
     """Put table, aims and raw figures into *report*."""
-    columns = ["callers", "the server is", "operations/s", "p50 ms", "p99 ms", "longest ms", "node's core", "servers"]
+    columns = ["callers", "the server is", "operations/s", "p50 ms", "p90 ms", "p99 ms", "longest ms"]
+    columns += ["node's core", "servers"]
     table = Table("Single operations, gathered into groups as they come", columns)
     for (name, count), taken in rounds.items():
-        figures = [round(median(taken, figure), 1) for figure in ("p50_ms", "p99_ms", "longest_ms")]
+        figures = [round(median(taken, figure), 1) for figure in ("p50_ms", "p90_ms", "p99_ms", "longest_ms")]
         shares = [round(median(taken, figure), 2) for figure in ("node_core_share", "server_core_share")]
         table.rows.append([count, name, round(median(taken, "operations_per_second")), *figures, *shares])
     report.tables.append(table)
@@ -180,8 +179,12 @@ def summarise(report: Report, rounds: dict[tuple[str, int], list[Round]]) -> Non
             Aim(f"p99 ms, {count:,} callers", p99, P99_MS_AIM, at_most=True),
             Aim(f"with a standby ÷ alone, {count:,} callers", round(rates[STANDBY] / rates[ALONE], 2), STANDBY_AIM),
         ]
-    report.notes.append(
+    report.notes += [
         "The node and its callers, tasks of one event loop, have the first core; PostgreSQL, the standby too, has the "
-        "second. Both clusters write to the same disk. With a standby a commit is answered when both have synced it."
-    )
+        "second. Both clusters write to the same disk. With a standby a commit is answered when both have synced it.",
+        "The callers' own part, with the writer's queue and the answers, is about 3 µs of processor an operation: a "
+        "writer whose groups cost nothing answers 300,000 a second.",
+        f"Nobody asks twice at once, so callers ÷ rate is what each waits on average: 1,000 callers are all answered "
+        f"within {P99_MS_AIM:.0f} ms only by a node that does {1_000 * 1_000 / P99_MS_AIM:,.0f} a second.",
+    ]
     report.raw = {f"{name}-{count}": [asdict(each) for each in taken] for (name, count), taken in rounds.items()}

@@ -81,18 +81,25 @@ def change(connection, entry, request):
 
 
 def settle(connection, entry, request):
-    """Settle one fill; the rows of the fees, which everybody wants, come last."""
+    """
+    Settle one fill: balances in one order for all, so that no two settlements wait for each other, which costs both of
+    them a second; the rows of the fees, which everybody wants, come last.
+    """
     base, quote, base_fee, quote_fee = (request[n] for n in ("base_units", "quote_units", "base_fee", "quote_fee"))
     buyer, buyer_coin, _ = hold(connection, request["buyer"])
     seller, seller_coin, _ = hold(connection, request["seller"])
     for key, units in ((request["buyer"], quote), (request["seller"], base)):
         connection.execute("UPDATE plain_hold SET remaining = remaining - %s WHERE key = %s", [units, key])
-    post(connection, entry, buyer, buyer_coin, "frozen", -quote)
-    post(connection, entry, seller, seller_coin, "frozen", -base)
-    post(connection, entry, buyer, seller_coin, "available", base - base_fee)
-    post(connection, entry, seller, buyer_coin, "available", quote - quote_fee)
-    post(connection, entry, "@fees", seller_coin, "available", base_fee)
-    post(connection, entry, "@fees", buyer_coin, "available", quote_fee)
+    lines = [
+        (buyer, buyer_coin, "frozen", -quote),
+        (seller, seller_coin, "frozen", -base),
+        (buyer, seller_coin, "available", base - base_fee),
+        (seller, buyer_coin, "available", quote - quote_fee),
+        ("@fees", seller_coin, "available", base_fee),
+        ("@fees", buyer_coin, "available", quote_fee),
+    ]
+    for line in sorted(lines, key=lambda line: (line[0].startswith("@"), line)):
+        post(connection, entry, *line)
 
 
 def hold(connection, key):

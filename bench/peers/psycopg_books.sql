@@ -52,6 +52,7 @@ DECLARE
     quote_units numeric := request ->> 'quote_units';
     base_fee numeric := request ->> 'base_fee';
     quote_fee numeric := request ->> 'quote_fee';
+    line record;
 BEGIN
     INSERT INTO plain_entry (key, request) VALUES (request ->> 'key', request)
     ON CONFLICT (key) DO NOTHING RETURNING id INTO made;
@@ -74,13 +75,21 @@ BEGIN
             SELECT * INTO sell FROM plain_hold WHERE key = request ->> 'seller' FOR UPDATE;
             UPDATE plain_hold SET remaining = remaining - quote_units WHERE key = buy.key;
             UPDATE plain_hold SET remaining = remaining - base_units WHERE key = sell.key;
-            PERFORM plain_post(made, buy.customer, buy.coin, 'frozen', -quote_units);
-            PERFORM plain_post(made, sell.customer, sell.coin, 'frozen', -base_units);
-            PERFORM plain_post(made, buy.customer, sell.coin, 'available', base_units - base_fee);
-            PERFORM plain_post(made, sell.customer, buy.coin, 'available', quote_units - quote_fee);
-            -- The rows that everybody wants come last, so that they are held for the shortest time.
-            PERFORM plain_post(made, '@fees', sell.coin, 'available', base_fee);
-            PERFORM plain_post(made, '@fees', buy.coin, 'available', quote_fee);
+            -- In one order for all, so that no two wait for each other: a deadlock costs both a second. The rows that
+            -- everybody wants come last, so that they are held for the shortest time.
+            FOR line IN
+                SELECT * FROM (VALUES
+                    (buy.customer, buy.coin, 'frozen', -quote_units),
+                    (sell.customer, sell.coin, 'frozen', -base_units),
+                    (buy.customer, sell.coin, 'available', base_units - base_fee),
+                    (sell.customer, buy.coin, 'available', quote_units - quote_fee),
+                    ('@fees', sell.coin, 'available', base_fee),
+                    ('@fees', buy.coin, 'available', quote_fee)
+                ) AS lines (who, what, side, units)
+                ORDER BY starts_with(who, '@'), who, what
+            LOOP
+                PERFORM plain_post(made, line.who, line.what, line.side, line.units);
+            END LOOP;
         ELSE
             IF op = 'withdraw' THEN
                 units := -units;

@@ -122,29 +122,81 @@ def decide_group(
     """
     Decide *operations* in order, each on the effects of those before it; nothing is written.
 
-    Holds whose time has come at *now_ms* are let expire first. Neighbours with the same value in *chains*, which is not
-    None, are one chain: all of them are done or none. *wanted* is what :func:`wanted_of` says of the operations.
-
-    Raises:
-        LedgerCorrupt: What the rules made breaks an invariant.
+    Arguments and errors are those of :class:`Deciding`.
     """
-    expiries = [Expire(str(hold_id)) for hold_id in store.due_holds(now_ms, EXPIRIES_A_GROUP)]
-    group = Group()
-    overlay = _load(store, expiries, wanted_of(operations) if wanted is None else wanted, group.entries)
-    for expiry in expiries:
-        _decide_one(expiry, overlay, group, now_ms)
-    if chains is None:
-        for operation in operations:
-            group.outcomes.append(_decide_one(operation, overlay, group, now_ms))
-    else:
-        for chain, members in groupby(zip(operations, chains, strict=True), key=itemgetter(1)):
-            chained = [operation for operation, _ in members]
-            if chain is None:
-                group.outcomes += [_decide_one(operation, overlay, group, now_ms) for operation in chained]
-            else:
-                group.outcomes += _decide_chain(chained, overlay, group, now_ms)
-    _check_entries(group.entries)
-    return group
+    deciding = Deciding(store, operations, now_ms, chains, wanted)
+    while not deciding.is_done:
+        deciding.go_on(len(operations))
+    return deciding.group
+
+
+class Deciding:
+    """A group that is being decided, a piece after the other."""
+
+    def __init__(
+        self,
+        store: Store,
+        operations: Sequence[Operation],
+        now_ms: int,
+        chains: Sequence[Hashable | None] | None = None,
+        wanted: Wanted | None = None,
+    ) -> None:
+        """
+        Begin at the head of *store*, with the holds whose time has come at *now_ms*: they are let expire first.
+
+        Args:
+            store: What is known so far.
+            operations: What is asked for.
+            now_ms: The time that all entries are booked at.
+            chains: One value an operation: neighbours with the same one, not None, are done all or not at all.
+            wanted: What :func:`wanted_of` says of the operations.
+        """
+        self.group = Group()
+        self.is_done = False
+        self._operations = operations
+        self._chains = chains
+        self._now_ms = now_ms
+        self._next = 0
+        expiries = [Expire(str(hold_id)) for hold_id in store.due_holds(now_ms, EXPIRIES_A_GROUP)]
+        wanted = wanted_of(operations) if wanted is None else wanted
+        self._overlay = _load(store, expiries, wanted, self.group.entries)
+        for expiry in expiries:
+            _decide_one(expiry, self._overlay, self.group, now_ms)
+        self._taken = 0
+
+    def go_on(self, count: int) -> list[Entry]:
+        """
+        Decide about *count* more operations, never a part of a chain; return the entries that came of the group since.
+
+        Raises:
+            LedgerCorrupt: What the rules made breaks an invariant.
+        """
+        operations, group, overlay, now_ms = self._operations, self.group, self._overlay, self._now_ms
+        start, self._next = self._next, end_of_cut(self._next, len(operations), self._chains, count)
+        if self._chains is None:
+            for operation in operations[start : self._next]:
+                group.outcomes.append(_decide_one(operation, overlay, group, now_ms))
+        else:
+            piece = zip(operations[start : self._next], self._chains[start : self._next], strict=True)
+            for chain, members in groupby(piece, key=itemgetter(1)):
+                chained = [operation for operation, _ in members]
+                if chain is None:
+                    group.outcomes += [_decide_one(operation, overlay, group, now_ms) for operation in chained]
+                else:
+                    group.outcomes += _decide_chain(chained, overlay, group, now_ms)
+        self.is_done = self._next >= len(operations)
+        entries = group.entries[self._taken :]
+        self._taken += len(entries)
+        _check_entries(entries)
+        return entries
+
+
+def end_of_cut(start: int, count: int, chains: Sequence[Hashable | None] | None, limit: int) -> int:
+    """Return where about *limit* of *count* operations end that begin with *start*; never within a chain."""
+    end = min(start + limit, count)
+    while chains and 0 < end < count and chains[end] is not None and chains[end] == chains[end - 1]:
+        end += 1
+    return end
 
 
 def checked_chains(

@@ -1,9 +1,10 @@
 """
 The ledger: one method an operation, and groups that are committed at once; its reads stand in :mod:`spotledger.reads`.
 
-Writes go through :meth:`Ledger.execute`, or, in a server, through the writer (:mod:`spotledger.writer`), which calls
-the same four steps: ``prepare`` decides a group of operations on an overlay, ``commit`` makes it durable, ``finish``
-makes it visible and returns the outcomes, ``abandon`` undoes all of it.
+Writes go through :meth:`Ledger.execute`, or, in a server, through the writer (:mod:`spotledger.writer`). Both do the
+same: ``prepare`` decides a group of operations on an overlay, ``commit`` makes it durable, ``finish`` makes it visible
+and returns the outcomes, ``abandon`` undoes all of it. What waits for a disk or a server is ``booking``, in steps that
+the writer drives on its event loop (:mod:`spotledger.storage.steps`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from spotledger.domain.operations import (
     Deposit,
@@ -28,14 +29,19 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
+from spotledger.group import Deciding, checked_chains, wanted_of
 from spotledger.group import Group as Group
 from spotledger.group import Outcome as Outcome
 from spotledger.group import Receipt as Receipt
-from spotledger.group import checked_chains, decide_group, wanted_of
 from spotledger.reads import LedgerReads
 from spotledger.storage.base import CUSTOMERS as CUSTOMERS
 from spotledger.storage.base import TrialBalance as TrialBalance
+from spotledger.storage.base import Wanted
 from spotledger.storage.collector import collector_at_rest
+from spotledger.storage.steps import Steps, drive
+
+#: Operations of a group that are decided before what came of them goes to a server, which begins with it at once.
+PIECE_OPERATIONS: Final = 64
 
 
 class Ledger(LedgerReads):
@@ -185,18 +191,22 @@ class Ledger(LedgerReads):
             LedgerCorrupt: An invariant does not hold; nothing more is written.
         """
         with self._turn:
-            group = self.prepare(operations, chains)
-            if group.entries:
-                try:
-                    while self.lagging:
-                        self.catch_up()
-                    self.commit(group)
-                except BaseException:
-                    self.abandon()
-                    raise
-            return group
+            return drive(self.booking(operations, chains))
 
-    @collector_at_rest
+    def booking(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Steps[Group]:
+        """Do what :meth:`book` says in steps; nobody else writes to the ledger until they have ended."""
+        group = yield from self._preparing(operations, chains)
+        if group.entries:
+            try:
+                while self._store.lagging:
+                    self.catch_up()
+                    yield None
+                yield from self._store.commit()
+            except BaseException as error:
+                yield from self._giving_up(error)
+                raise
+        return group
+
     def prepare(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Group:
         """
         Decide *operations* and append what comes of them to the journal; nothing of it is visible or durable yet.
@@ -208,24 +218,67 @@ class Ledger(LedgerReads):
             LedgerCorrupt: An invariant does not hold; nothing of the group is left, and nothing more is written.
         """
         with self._turn:
+            return drive(self._preparing(operations, chains))
+
+    def _preparing(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None) -> Steps[Group]:
+        with self._turn:
             if self._prepared:
                 self.abandon()  # a group that its caller has left
             self._check_writable()
-            try:
-                wanted = wanted_of(operations)
-                store_ms = self._store.begin(wanted)
-                now_ms = max(self._clock_ms() if store_ms is None else store_ms, self.head.booked_ms)
-                group = decide_group(self._store, operations, now_ms, chains, wanted)
-                if group.entries:
-                    self._store.write(group.entries)
-                else:
-                    self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
-            except BaseException as error:
-                self._note(error)
-                self.abandon()
-                raise
-            self._prepared = bool(group.entries)
-            return group
+        try:
+            wanted = wanted_of(operations)
+            store_ms = yield from self._store.begin(wanted)
+            group = yield from self._deciding(operations, chains, wanted, store_ms)
+            if not group.entries:
+                yield from self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
+        except BaseException as error:
+            yield from self._giving_up(error)
+            raise
+        self._prepared = bool(group.entries)
+        return group
+
+    def _deciding(
+        self,
+        operations: Sequence[Operation],
+        chains: Sequence[Hashable | None] | None,
+        wanted: Wanted,
+        store_ms: int | None,
+    ) -> Steps[Group]:
+        """Decide a group in pieces, and hand each to the store: a server is busy with it while the next is decided."""
+        deciding = self._begin_deciding(operations, chains, wanted, store_ms)
+        piece = PIECE_OPERATIONS if self._store.remote else len(operations)
+        self._decide(deciding, piece)
+        while not deciding.is_done:
+            yield None
+            self._decide(deciding, piece)
+        return deciding.group
+
+    @collector_at_rest
+    def _begin_deciding(
+        self,
+        operations: Sequence[Operation],
+        chains: Sequence[Hashable | None] | None,
+        wanted: Wanted,
+        store_ms: int | None,
+    ) -> Deciding:
+        with self._turn:
+            now_ms = max(self._clock_ms() if store_ms is None else store_ms, self.head.booked_ms)
+            return Deciding(self._store, operations, now_ms, chains, wanted)
+
+    @collector_at_rest
+    def _decide(self, deciding: Deciding, piece: int) -> None:
+        with self._turn:
+            entries = deciding.go_on(piece)
+            if entries:
+                self._store.write(entries)
+
+    def _giving_up(self, error: BaseException) -> Steps[None]:
+        """Abandon what *error* ended; where that waits for a server, and somebody drives on, in a step."""
+        self._note(error)
+        if self._store.remote and isinstance(error, Exception):
+            yield self.abandon
+        else:
+            self.abandon()
 
     @property
     def lagging(self) -> bool:
@@ -244,7 +297,7 @@ class Ledger(LedgerReads):
     def commit(self, group: Group) -> None:
         """Make *group* durable. Blocks until the disk has it; may run in another thread."""
         try:
-            self._store.commit()
+            drive(self._store.commit())
         except LedgerCorrupt as corrupt:
             self._note(corrupt)
             raise

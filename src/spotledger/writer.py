@@ -1,8 +1,9 @@
 """
 The writer: one bounded queue, and group commit.
 
-Whatever waits when the writer comes by becomes one group: decided on the event loop, committed with one sync in a
-thread of its own, then answered. Nothing else writes while it does; access keys take their turn through ``beside``.
+Whatever waits when the writer comes by becomes one group: decided on the event loop, committed with one sync, then
+answered. A disk is waited for in a thread of its own; a server on the loop, for a thread would fight with the loop for
+the interpreter at each of its answers. Nothing else writes meanwhile; access keys take their turn through ``beside``.
 
 Callers that were answered together mostly come back together, a little after one another. So a group that follows one
 of several requests waits a moment until as many are there; after a lone request the next one never waits.
@@ -15,15 +16,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
-from spotledger.group import EXPIRIES_A_GROUP, checked_chains
-from spotledger.ledger import Group, Ledger, Outcome
+from spotledger.group import EXPIRIES_A_GROUP, checked_chains, end_of_cut
+from spotledger.ledger import Ledger, Outcome
+from spotledger.storage.steps import call_in, drive_on_loop
 
 #: Operations that may wait; a request beyond it is refused at once.
 QUEUE_LIMIT: Final = 10_000
@@ -226,7 +226,7 @@ class Writer:
             try:
                 if self._failed:
                     async with self._turn:
-                        await self._in_thread(self._ledger.try_writing)
+                        await call_in(self._committer, self._ledger.try_writing)
                     self._failed = False
                     if task is not None and task.cancelling():
                         return  # cancelled while the thread was busy
@@ -278,50 +278,17 @@ class Writer:
                 request.answer.set_exception(error)
 
     async def _commit(self, operations: Sequence[Operation], chains: Chains | None) -> list[Outcome]:
-        if self._ledger.remote:
-            group = await self._in_thread(partial(self._ledger.book, operations, chains))
-            self._failed = self._failed and not group.entries
-            return self._ledger.finish(group)
-        group = self._ledger.prepare(operations, chains)
-        if group.entries:
-            try:
-                while self._ledger.lagging:
-                    self._ledger.catch_up()
-                    await asyncio.sleep(0)
-            except BaseException:
-                self._ledger.abandon()
-                raise
-            await self._sync(group)
-            self._failed = False
+        group = await drive_on_loop(self._ledger.booking(operations, chains), self._committer)
+        self._failed = self._failed and not group.entries
         return self._ledger.finish(group)
-
-    async def _sync(self, group: Group) -> None:
-        """Commit in the thread."""
-        try:
-            await self._in_thread(partial(self._ledger.commit, group))
-        except BaseException:
-            self._ledger.abandon()
-            raise
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        """Do *work* in the committer's thread, and wait for it even if cancelled meanwhile: it has the connection."""
-        done = asyncio.get_running_loop().run_in_executor(self._committer, work)
-        while not done.done():
-            with suppress(asyncio.CancelledError):
-                await asyncio.wait([done])
-        return done.result()
 
 
 def _cuts(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, int]]:
     """Give where a request of *count* operations is cut into groups of about *limit*, never within a chain."""
     start = 0
-    while start < count or start == 0:
-        end = min(start + limit, count)
-        while chains and 0 < end < count and chains[end] is not None and chains[end] == chains[end - 1]:
-            end += 1
+    while start < count:
+        end = end_of_cut(start, count, chains, limit)
         yield start, end
-        if end >= count:
-            return
         start = end
 
 

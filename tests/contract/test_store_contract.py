@@ -26,6 +26,7 @@ from spotledger.errors import InsufficientAvailable, InvalidRequest, Refused
 from spotledger.group import decide_group, wanted_of
 from spotledger.ledger import Ledger, Receipt
 from spotledger.storage.base import Store
+from spotledger.storage.steps import drive
 from support_core import fill, seed, spot
 
 UNIT = "0.00000001"
@@ -64,7 +65,7 @@ def decided(ledger: Ledger) -> list[Entry]:
     """Take the turn and decide a wide group; return its entries, which are not written yet."""
     store, operations = store_of(ledger), wide_group(ledger.head.seq)
     wanted = wanted_of(operations)
-    store.begin(wanted)
+    drive(store.begin(wanted))
     return decide_group(store, operations, ledger.head.booked_ms, wanted=wanted).entries
 
 
@@ -103,7 +104,7 @@ def test_group_before_publish_is_invisible(ledger: Ledger, filled: int) -> None:
     while store.lagging:
         store.catch_up()
     assert picture(ledger) == before
-    store.commit()
+    drive(store.commit())
     # What is durable on a server, other nodes see at once, and so may a read here.
     assert store.remote or picture(ledger) == before
     store.publish(entries)
@@ -134,7 +135,7 @@ def test_recover_after_commit_shows_what_is_durable(ledger: Ledger) -> None:
     store = store_of(ledger)
     entries = decided(ledger)
     store.write(entries)
-    store.commit()
+    drive(store.commit())
     store.recover()
     assert ledger.head.seq == entries[-1].seq
     outcomes = ledger.execute(wide_group(0))

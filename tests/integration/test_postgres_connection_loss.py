@@ -11,6 +11,7 @@ from spotledger.domain.accounts import Balance
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Unfreeze, Withdraw
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.ledger import Ledger, Receipt
+from spotledger.storage.steps import drive
 from support_core import seed, spot
 from support_database_books import check_database
 from support_postgres import COMMIT_ASKED, COMMITTED, Proxy, end_sessions, proxy_to
@@ -110,10 +111,10 @@ def test_session_ended_by_the_server_at_each_step_leaves_all_or_nothing(ledger: 
         ledger.commit(prepared)
     ledger.abandon()
     assert ledger.head == before
-    store.begin(_nothing())
+    drive(store.begin(_nothing()))
     assert end_sessions(postgres_url) == 1
     with pytest.raises(StoreUnavailable):
-        store.leave(repeated=True)
+        drive(store.leave(repeated=True))
     assert_all_new(ledger.execute(group(1)))
     end_sessions(postgres_url)
     assert_all_new(ledger.execute(group(2)))

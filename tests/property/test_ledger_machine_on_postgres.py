@@ -104,5 +104,8 @@ class TestLedgerMachineOnPostgres(PostgresMachine.TestCase):  # type: ignore[mis
     """Whatever is asked in whatever order of whichever node, the ledger answers and keeps what the model does."""
 
     @pytest.fixture(autouse=True)
-    def _server(self, postgres_server: Any) -> None:
+    def _server(self, postgres_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         PostgresMachine.server = postgres_server
+        # Groups are small here: have them decided in pieces all the same, and nodes wait for the turn alone.
+        monkeypatch.setattr("spotledger.ledger.PIECE_OPERATIONS", 2)
+        monkeypatch.setattr("spotledger.storage.postgres.CROWD_ENTRIES", 1)

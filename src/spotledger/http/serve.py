@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
-import gc
 import logging
 import os
 import signal
@@ -29,6 +28,7 @@ from spotledger.errors import SettingInvalid, SetupError
 from spotledger.http.operator import OperatorApp
 from spotledger.http.operator_server import OperatorServer
 from spotledger.http.public import PublicApp, PublicSettings
+from spotledger.ops.collector import collect_seldom
 from spotledger.ops.embedded import now_ms
 from spotledger.ops.folder import Owner
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
@@ -46,9 +46,6 @@ STOP_SECONDS: Final = 5.0
 FLUSH_USED_SECONDS: Final = 30.0
 #: The commit runs in a thread beside a busy loop; at the usual 5 ms it would wait that long for its turn.
 SWITCH_SECONDS: Final = 0.0005
-#: The collector looks at what is new when so many objects more are there. A group's operations and their requests, all
-#: alive at once, are far more than the usual 700: it would look at them again and again, and find nothing.
-YOUNG_OBJECTS: Final = 20_000
 
 _WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to reach it, not where to bind
 _log = logging.getLogger("spotledger.serve")
@@ -125,9 +122,7 @@ def serve_on(
         if tell_owner:
             runtime.check_token_file()
             lock.write_note(Owner(os.getpid(), listeners.public_url, listeners.operator_url).note())
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(YOUNG_OBJECTS)
+        collect_seldom()
         sys.setswitchinterval(SWITCH_SECONDS)
         listening = Listening(listeners.public_url, listeners.operator_url, runtime)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -29,6 +29,7 @@ from spotledger.storage.postgres_schema import make_ledger
 from spotledger.storage.sqlite_file import open_to_read
 from spotledger.storage.sqlite_journal import SqliteJournal
 from spotledger.storage.sqlite_keys import SqliteKeyTables
+from spotledger.storage.steps import drive
 
 #: Entries that are written in one transaction.
 GROUP_ENTRIES: Final = 2_000
@@ -115,10 +116,10 @@ def _copy_entries(source: JournalReader, address: str, tell: Tell) -> int:
         if start.seq and next(source.rows(start.seq - 1)).hash != start.hash:
             raise LedgerCorrupt(f"the database has another entry {start.seq} than the ledger that is copied")
         for group in _groups(rows):
-            store.begin(_NOTHING)
+            drive(store.begin(_NOTHING))
             entries = [_entry_of(row) for row in group]
             store.write(entries)
-            store.commit()
+            drive(store.commit())
             store.publish(entries)
             if store.head.hash != group[-1].hash:
                 raise LedgerCorrupt(f"entry {store.head.seq} has another hash in the database")

@@ -3,8 +3,8 @@ The port of the store: what the ledger asks of whatever remembers the journal.
 
 A write goes ``begin`` → ``load`` → (rules) → ``write`` → ``commit`` → ``publish``. Where the rules leave nothing to
 write it ends with ``leave`` instead, and with ``recover`` where a step failed. What was written becomes visible to
-reads at ``publish`` and not before. ``commit`` blocks until the disk has it, and may run in another thread; so may the
-steps before it where the store is ``remote``.
+reads at ``publish`` and not before. ``begin``, ``leave`` and ``commit`` wait for a disk or a server: they are steps
+(:mod:`spotledger.storage.steps`), which the library drives by blocking and the writer on the event loop.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
+from spotledger.storage.steps import Steps
 
 
 class Head(NamedTuple):
@@ -72,7 +73,7 @@ class Store(Protocol):
     epoch: int
     #: Access keys and operator tokens, which are not in the journal.
     key_tables: Any
-    #: Whether a write waits for a server: it is then decided in a thread, and the store guards its own memory.
+    #: Whether a write waits for a server: reads go on beside it then, and the store guards its own memory.
     remote: bool
 
     @property
@@ -83,7 +84,7 @@ class Store(Protocol):
     def coins(self) -> Mapping[str, Coin]:
         """The listed coins by name, sorted; another object after each listing."""
 
-    def begin(self, wanted: Wanted) -> int | None:
+    def begin(self, wanted: Wanted) -> Steps[int | None]:
         """
         Take the journal's turn: nobody else writes until it ends, and ``head`` is the last entry there is.
 
@@ -91,7 +92,7 @@ class Store(Protocol):
             The time in milliseconds by the clock that all writers of this journal share; None where there is one.
         """
 
-    def leave(self, *, repeated: bool) -> None:
+    def leave(self, *, repeated: bool) -> Steps[None]:
         """Give the turn back with nothing written; *repeated*: kept results are answered, and have to be durable."""
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
@@ -143,7 +144,11 @@ class Store(Protocol):
         """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Append *entries*, which follow the head without a gap; nothing is visible yet."""
+        """
+        Append *entries*, which follow the head, or what was written since, without a gap; nothing is visible yet.
+
+        A store that is ``remote`` takes a group in several pieces, and is busy with one while the next is decided.
+        """
 
     @property
     def lagging(self) -> bool:
@@ -152,8 +157,8 @@ class Store(Protocol):
     def catch_up(self) -> None:
         """Do a few milliseconds of the work behind the journal, within the commit that is being written."""
 
-    def commit(self) -> None:
-        """Make what was written durable. Blocks; may run in another thread."""
+    def commit(self) -> Steps[None]:
+        """Make what was written durable."""
 
     def try_writing(self) -> None:
         """Write and sync something that means nothing; raises StoreUnavailable where that fails."""

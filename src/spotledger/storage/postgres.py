@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,10 +24,12 @@ from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import Head, Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
+from spotledger.storage.postgres_memory import Memory
 from spotledger.storage.postgres_reads import PostgresReads
-from spotledger.storage.postgres_rows import Derived, Order, head_of, journal_rows
+from spotledger.storage.postgres_rows import Derived, Order, head_of, history_rows, journal_rows
 from spotledger.storage.postgres_session import Session, number, rows_of
 from spotledger.storage.postgres_turn import Questions, Turn
+from spotledger.storage.steps import Steps, drive
 
 #: How long a trip of a write may take before the connection counts as lost.
 WRITE_PATIENCE_SECONDS: Final = 15.0
@@ -35,8 +38,12 @@ LOOK_UP_SECONDS: Final = 15.0
 LOOK_UP_PAUSE_SECONDS: Final = 0.2
 #: How long the holder of the turn may have been silent in the middle of it before a node that waited ends it.
 STUCK_SECONDS: Final = 3.0
+#: From how many entries of others between two turns a node waits for the turn alone, and is brought along meanwhile:
+#: from there on reading them within the turn costs more than a trip.
+CROWD_ENTRIES: Final = 100
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+_TURN_LOST: Final = "the turn was lost before the commit; try again with the same idempotency key"
 
 
 class PostgresStore(PostgresReads):
@@ -65,8 +72,11 @@ class PostgresStore(PostgresReads):
         self._pending_head: Head | None = None
         self._warned = False
         self._orders: list[Order] = []
+        #: What was written since the turn was taken leaves.
         self._derived: Derived | None = None
-        self._is_writing = False
+        self._is_writing = self._is_waiting = self._is_crowded = False
+        #: The last entry when this node had its last turn.
+        self._left_seq = 0
         super().__init__(url, **options)
         #: The last entry that a synced commit of this node covers: what kept results may be answered from at once.
         self._synced_seq = 0
@@ -78,8 +88,12 @@ class PostgresStore(PostgresReads):
         """Whether a group is under way, which brings memory along by itself."""
         return self._is_writing
 
-    @collector_at_rest
-    def begin(self, wanted: Wanted) -> int | None:
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a group waits for its turn, and for memory to be brought along meanwhile."""
+        return self._is_waiting
+
+    def begin(self, wanted: Wanted) -> Steps[int | None]:
         """
         Take the journal's turn, and look up in the same trip what memory does not have of *wanted*.
 
@@ -87,69 +101,89 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: The server is away, or another node held the turn for too long.
             LedgerCorrupt: The server's journal lacks what this node has acknowledged.
         """
-        self._is_writing = True
+        self._is_writing, self._pending_head = True, None
+        self._derived, self._orders = None, []
         for again in (True, False):
             try:
-                return self._begin(wanted)
+                return (yield from self._begin(wanted))
             except psycopg.Error as error:
                 self._drop_writing()
                 # Nothing was written. A connection that had been lost while it was idle shows only now.
                 if not (again and is_lost(error)):
-                    self._end_stuck_turns(error)
+                    yield partial(self._end_stuck_turns, error)
                     raise translate(error, "written") from error
         raise AssertionError("unreachable")
 
-    def _begin(self, wanted: Wanted) -> int | None:
-        session = self._session_to_write()
+    def _begin(self, wanted: Wanted) -> Steps[int | None]:
+        session = yield from self._session_to_write()
         now_ms = None if self._clock_ms is None else self._clock_ms()
-        with self._guard:
-            since = self._memory.head
-            questions = Questions(self._memory, wanted, now_ms)
+        memory, questions = self._questions(wanted, now_ms)
         session.send(sql.BEGIN)
         session.send(sql.TAKE_TURN)
+        waited = (yield from self._wait(session)) if self._is_crowded else []
+        if memory is not self._memory:
+            # It was far behind, and began anew meanwhile.
+            memory, questions = self._questions(wanted, now_ms)
+        since = memory.head
         session.send(sql.CLOCK)
-        session.send(sql.ENTRIES, number(since.seq), number(self.follow_entries + 1))
+        session.send(sql.NEWS, number(since.seq), number(self.follow_entries + 1))
         questions.send(session)
-        _, turn, clock, news, *answers = session.collect()
+        _, turn, clock, news, *answers = waited + (yield from session.answers())
         head = head_of(turn)
         if head is None:
             raise LedgerCorrupt("the row of the journal's head is missing")
         if not self._bring_along(since, head, news):
-            self._start_anew(since, self._coins_and_hash(session, since), head)
-            questions = Questions(self._memory, wanted, now_ms)
+            session.send(sql.COINS)
+            session.send(sql.HASH, number(since.seq))
+            self._start_anew(since, (yield from session.answers()), head)
+            _, questions = self._questions(wanted, now_ms)
             questions.send(session)
-            answers = session.collect()
+            answers = yield from session.answers()
+        self._is_crowded = head.seq - self._left_seq > CROWD_ENTRIES
         if self._memory.head != head:
             raise LedgerCorrupt(f"memory stands at entry {self._memory.head.seq}, the locked head is {head.seq}")
-        with self._guard:
-            self._turn = questions.turn(answers, self._memory)
+        self._take_turn(questions, answers)
         return int(rows_of(clock)[0][0]) if now_ms is None else None
 
-    def _coins_and_hash(self, session: Session, since: Head) -> list[PGresult]:
-        session.send(sql.COINS)
-        session.send(sql.HASH, number(since.seq))
-        return session.collect()
+    def _wait(self, session: Session) -> Steps[list[PGresult]]:
+        """Wait for the turn alone, while the follower brings memory along with what others write before it comes."""
+        self._is_waiting = True
+        try:
+            return (yield from session.answers())
+        finally:
+            self._is_waiting = False
 
-    def leave(self, *, repeated: bool) -> None:
+    @collector_at_rest
+    def _questions(self, wanted: Wanted, now_ms: int | None) -> tuple[Memory, Questions]:
+        """Return memory, and what has to be asked for *wanted* that it has not got."""
+        with self._guard:
+            return self._memory, Questions(self._memory, wanted, now_ms)
+
+    @collector_at_rest
+    def _take_turn(self, questions: Questions, answers: Sequence[PGresult]) -> None:
+        with self._guard:
+            self._turn = questions.turn(answers, self._memory)
+
+    def leave(self, *, repeated: bool) -> Steps[None]:
         """
         Give the turn back with nothing written.
 
         Raises:
             StoreUnavailable: A kept result was to be answered and could not be made durable.
         """
-        session = self._session_to_write()
-        self._turn, self._is_writing = None, False
+        session = self._session_of_turn()
+        self._turn, self._is_writing, self._left_seq = None, False, self._memory.head.seq
         sync = repeated and self._memory.head.seq > self._synced_seq
         try:
             if sync:
                 session.send(sql.SYNC)
             session.send(sql.COMMIT if sync else sql.ROLLBACK)
-            session.collect()
+            yield from session.answers()
         except psycopg.Error as error:
             self._drop_writing()
             raise translate(error, "written") from error
         if sync:
-            self._confirm()
+            yield from self._confirm()
             self._synced_seq = self._memory.head.seq
 
     # --- what the rules ask for: the turn knows it ------------------------------------------------------
@@ -208,26 +242,40 @@ class PostgresStore(PostgresReads):
     # --- writing --------------------------------------------------------------------------------------
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Send *entries* and what is derived from them, which follow the head without a gap."""
-        before, session = self._memory.head, self._session_to_write()
+        """Send *entries*, which follow what the turn began with or has written since; the server begins with them."""
+        before, session = self._pending_head or self._memory.head, self._session_of_turn()
         last = entries[-1]
         if entries[0].seq != before.seq + 1 or last.seq != before.seq + len(entries):
-            raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow the head, entry {before.seq}")
+            raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow entry {before.seq}")
         try:
             self._pending_head, order = journal_rows(entries, before)
-            self._orders = [order]
-            session.send(order.statement, *order.parameters)
-            # The server begins with the entries while the rest is made ready.
-            self._derived = Derived(entries)
-            for order in self._derived.rows():
-                self._orders.append(order)
-                session.send(order.statement, *order.parameters)
-            seq, kept_hash, booked_ms = self._pending_head
-            session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
-            session.send(sql.TELL, number(seq))
+            self._order(session, order)
+            session.push()
+            derived = Derived(entries)
+            for order in (*history_rows(entries), *derived.rows()):
+                self._order(session, order)
+            session.push()
         except psycopg.Error as error:
             self._drop_writing()
             raise translate(error, "written") from error
+        if self._derived is None:
+            self._derived = derived
+        else:
+            self._derived.add(derived)
+
+    def _order(self, session: Session, order: Order) -> None:
+        self._orders.append(order)
+        session.send(order.statement, *order.parameters)
+
+    @collector_at_rest
+    def _send_rest(self, session: Session, pending: Head, derived: Derived) -> None:
+        """Send the balances as the group leaves them, the head that it leads to, *pending*, and the commit."""
+        for order in derived.balance_rows():
+            self._order(session, order)
+        seq, kept_hash, booked_ms = pending
+        session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
+        session.send(sql.TELL, number(seq))
+        session.send(sql.COMMIT)
 
     @property
     def lagging(self) -> bool:
@@ -237,9 +285,9 @@ class PostgresStore(PostgresReads):
     def catch_up(self) -> None:
         """Nothing: what is derived is written with the entries."""
 
-    def commit(self) -> None:
+    def commit(self) -> Steps[None]:
         """
-        Commit what was sent. Blocks until the server has synced it.
+        Send the rest, commit, and wait until the server has synced it.
 
         Where the answer is lost, it is looked up whether the entries are there, with the head locked; never guessed.
 
@@ -247,21 +295,27 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: Nothing was written, or it could not be found out whether it was.
             LedgerCorrupt: The server refused what breaks one of its constraints.
         """
-        session, pending, self._turn = self._writing, self._pending_head, None
-        if session is None or pending is None:
-            raise StoreUnavailable("the turn was lost before the commit; try again with the same idempotency key")
+        session, pending, derived, self._turn = self._session_of_turn(), self._pending_head, self._derived, None
+        if pending is None or derived is None:
+            raise StoreUnavailable(_TURN_LOST)
         try:
-            session.send(sql.COMMIT)
-            results = session.collect()
+            self._send_rest(session, pending, derived)
+            results = yield from session.answers(meanwhile=partial(self._make_ready, pending, derived))
         except psycopg.Error as error:
             self._drop_writing()
             if not is_lost(error):
                 raise translate(error, "written") from error
-            self._look_up(pending, error)
+            yield partial(self._look_up, pending, error)
         else:
             self._check_changes(results)
-            self._confirm()
-        self._synced_seq = pending.seq
+            yield from self._confirm()
+        self._synced_seq = self._left_seq = pending.seq
+
+    def _make_ready(self, pending: Head, derived: Derived) -> None:
+        """Do what publishing needs and shows nobody anything yet, while the server syncs."""
+        derived.by_account()
+        with self._guard:
+            self._memory.make_room(pending.seq - self._memory.head.seq)
 
     def _check_changes(self, results: Sequence[PGresult]) -> None:
         """Check that each statement changed as many rows as it had to: what is derived was where it should be."""
@@ -272,10 +326,10 @@ class PostgresStore(PostgresReads):
                     " what is derived from the journal does not fit it"
                 )
 
-    def _confirm(self) -> None:
+    def _confirm(self) -> Steps[None]:
         """Commit again where the server warned that the last commit is not yet with its standby."""
         if self._warned:
-            self.try_writing()
+            yield self.try_writing
 
     def _look_up(self, last: Head, lost: psycopg.Error) -> None:
         """Return if the entry *last*, whose commit was not answered, is in the journal for good; else raise."""
@@ -283,7 +337,7 @@ class PostgresStore(PostgresReads):
         while True:
             try:
                 # The old connection may still be committing; the lock is there when it has done so or has not.
-                session = self._session_to_write()
+                session = drive(self._session_to_write())
                 session.send(sql.BEGIN)
                 session.send(sql.TAKE_TURN)
                 session.send(sql.HASH, number(last.seq))
@@ -315,7 +369,7 @@ class PostgresStore(PostgresReads):
         """Write and sync something that means nothing; between groups."""
         self._warned = False
         try:
-            session = self._session_to_write()
+            session = drive(self._session_to_write())
             session.send(sql.SYNC)
             session.collect()
         except psycopg.Error as error:
@@ -326,20 +380,23 @@ class PostgresStore(PostgresReads):
 
     def publish(self, entries: Sequence[Entry]) -> None:
         """Bring memory along with the committed *entries*, as far as it was not by whoever saw them first."""
-        self._is_writing = False
         pending, self._pending_head = self._pending_head, None
         derived, self._derived = self._derived, None
-        with self._guard:
-            memory = self._memory
-            new = [entry for entry in entries if entry.seq > memory.head.seq]
-            if not new or pending is None:
-                return
-            try:
-                memory.apply(new, pending, derived if len(new) == len(entries) else None)
-                memory.shrink()
-            except BaseException:
-                memory.forget()
-                raise
+        try:
+            with self._guard:
+                memory = self._memory
+                new = [entry for entry in entries if entry.seq > memory.head.seq]
+                if not new or pending is None:
+                    return
+                try:
+                    memory.apply(new, pending, derived if len(new) == len(entries) else None)
+                    memory.shrink()
+                except BaseException:
+                    memory.forget()
+                    raise
+        finally:
+            # Not before: the follower would read the entries of this group.
+            self._is_writing = False
 
     def recover(self) -> None:
         """Give up the turn with all that was sent, and bring memory to the journal's head."""
@@ -358,12 +415,21 @@ class PostgresStore(PostgresReads):
 
     # --- the connection -------------------------------------------------------------------------------
 
-    def _session_to_write(self) -> Session:
+    def _session_to_write(self) -> Steps[Session]:
         if self._writing is None or not self._writing.is_open:
-            connection = connect(self._url, application="spotledger write")
-            connection.add_notice_handler(self._heed)
-            with translated("written"):
-                self._writing = Session(connection, sql.WRITING, WRITE_PATIENCE_SECONDS)
+            self._writing = yield self._connected
+        return self._writing
+
+    def _connected(self) -> Session:
+        connection = connect(self._url, application="spotledger write")
+        connection.add_notice_handler(self._heed)
+        with translated("written"):
+            return Session(connection, sql.WRITING, WRITE_PATIENCE_SECONDS)
+
+    def _session_of_turn(self) -> Session:
+        """Return the session that has the turn; another one has not."""
+        if self._writing is None:
+            raise StoreUnavailable(_TURN_LOST)
         return self._writing
 
     def _heed(self, notice: psycopg.errors.Diagnostic) -> None:

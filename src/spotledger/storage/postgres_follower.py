@@ -20,6 +20,12 @@ from spotledger.storage.postgres_session import Session
 PATIENCE_SECONDS: Final = 5.0
 #: How long nothing is tried after the connection was lost.
 PAUSE_SECONDS: Final = 0.3
+#: How many times longer than else nothing is asked unless it is told of, while a group is under way.
+WRITING_POLLS: Final = 5
+#: How long a node that is told of news while it waits for its turn leaves them: the turn may be its own now.
+GRACE_SECONDS: Final = 0.001
+#: How long nothing is listened to after what was told was no news: a node that writes is told of each of its groups.
+DEAF_SECONDS: Final = 0.01
 STOP_SECONDS: Final = 10.0
 
 _log = logging.getLogger(__name__)
@@ -35,6 +41,10 @@ class Followed(Protocol):
     @property
     def is_writing(self) -> bool:
         """Whether a group is under way, which brings memory along by itself."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a group waits for its turn, and for memory to be brought along meanwhile."""
 
     def follow(self, session: Session) -> Any:
         """Bring memory to the head of the journal."""
@@ -76,8 +86,18 @@ class Follower:
                 self._stopped.wait(PAUSE_SECONDS)
 
     def _is_news(self, told: Sequence[bytes]) -> bool:
-        """Say whether what was *told* is worth a question: while this node writes, it reads the news in any case."""
-        return not self._store.is_writing and any(int(seq) > self._store.head.seq for seq in told)
+        """Say whether what was *told* is worth a question: a group that has its turn reads the news in any case."""
+        store = self._store
+        if not any(int(seq) > store.head.seq for seq in told):
+            return False
+        if store.is_waiting:
+            self._stopped.wait(GRACE_SECONDS)
+        return store.is_waiting or not store.is_writing
+
+    def _is_time(self, followed: float) -> bool:
+        """Say whether to ask even though nothing was heard; *followed*: when it was asked for the last time."""
+        polls = WRITING_POLLS if self._store.is_writing else 1
+        return time.monotonic() >= followed + self._poll_seconds * polls
 
     def _listen(self) -> None:
         session = Session(connect(self._url, application="spotledger follow"), sql.FOLLOWING, PATIENCE_SECONDS)
@@ -89,14 +109,15 @@ class Follower:
             followed = time.monotonic()
             while not self._stopped.is_set():
                 told = session.notices()
-                if not told and session.heard(
-                    max(0.0, followed + self._poll_seconds - time.monotonic()), self._wakened
-                ):
+                left = followed + self._poll_seconds - time.monotonic()
+                if not told and session.heard(left if left > 0 else self._poll_seconds, self._wakened):
                     told = session.notices()
                 if self._stopped.is_set():
                     return
-                if time.monotonic() >= followed + self._poll_seconds or self._is_news(told):
+                if self._is_time(followed) or self._is_news(told):
                     self._store.follow(session)
                     followed = time.monotonic()
+                elif told:
+                    self._stopped.wait(DEAF_SECONDS)
         finally:
             session.close()

@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin
-from spotledger.domain.journal import Entry, Hold
+from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple
 from spotledger.domain.operations import ListCoin, RegisterCustomer
 from spotledger.storage.base import Head
+from spotledger.storage.postgres_news import Change, News, change_in
 from spotledger.storage.postgres_rows import Derived
 
 #: Entries that are kept so that what was read a moment ago can be brought along.
@@ -24,6 +25,8 @@ RECENT_ENTRIES: Final = 4_000
 #: Holds in memory for each account that may be.
 HOLDS_AN_ACCOUNT: Final = 2
 
+#: Account, coin, available and freeze after an entry, as the domain or a change has it.
+Line: TypeAlias = BalanceAfter | tuple[tuple[str, str], str, int, int]
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -79,30 +82,32 @@ class Memory:
         self.accounts: dict[Account, RemoteAccount] = {}
         self.customers: dict[str, None] = {}
         self.holds: dict[int, Hold] = {}
-        self._recent: deque[Entry] = deque(maxlen=RECENT_ENTRIES)
+        #: The last entries up to the head; those of others as they stand in the journal, which are seldom asked for.
+        self._recent: deque[Entry | bytes] = deque(maxlen=RECENT_ENTRIES)
         self._cache_accounts = cache_accounts
 
     def covers(self, seq: int) -> bool:
         """Say whether what was read as of the entry *seq*, at most the head, can be brought along to the head."""
-        return seq == self.head.seq or bool(self._recent and self._recent[0].seq <= seq + 1)
+        return self.head.seq - seq <= len(self._recent)
 
-    def _after(self, seq: int) -> Iterable[Entry]:
+    def _after(self, seq: int) -> Iterable[Entry | Change]:
         """Give the entries after *seq*, which :meth:`covers` them."""
-        count = self.head.seq - seq
-        return islice(self._recent, len(self._recent) - count, None) if count else ()
+        entries = islice(self._recent, len(self._recent) - (self.head.seq - seq), None)
+        return (change_in(entry) if isinstance(entry, bytes) else entry for entry in entries)
 
     # --- what was read is taken in ------------------------------------------------------------------
 
     def take_accounts(self, seq: int, found: Mapping[Account, tuple[int, dict[str, Balance]]]) -> None:
         """Keep accounts (the last change, and the balances of all coins) as they were read as of the entry *seq*."""
-        newer: dict[Account, tuple[int, dict[str, Balance]]] = {}
+        newer: dict[Account, tuple[int, dict[str, Line]]] = {}
         for entry in self._after(seq):
             _collect(entry, found, newer)
         for account, (changed_seq, balances) in found.items():
             if account not in self.accounts:
                 view = self.accounts[account] = RemoteAccount(account, changed_seq, balances)
                 if account in newer:
-                    view.change(*newer[account])
+                    seq_after, lines = newer[account]
+                    view.change(seq_after, _balances(lines))
 
     def take_holds(self, seq: int, found: Iterable[Hold]) -> None:
         """Keep holds as they were read as of the entry *seq*."""
@@ -115,16 +120,33 @@ class Memory:
 
     # --- entries --------------------------------------------------------------------------------------
 
+    def follow(self, news: News, head: Head) -> None:
+        """Take over *news* of other nodes, which follow the head up to the new *head*."""
+        changed: dict[Account, tuple[int, dict[str, Line]]] = {}
+        for change in news.changes:
+            if change.holds:
+                self._follow_holds(change)
+            elif not change.balances and change.refusal is None:
+                self._take_rest(change.kind, change.request.coin, change.request.scale, change.request.customer)
+            _collect(change, self.accounts, changed)
+        for account, (seq, lines) in changed.items():
+            self.accounts[account].change(seq, _balances(lines))
+        self._recent.extend(news.bodies)
+        self.head = head
+
+    def _follow_holds(self, change: Change) -> None:
+        opened = change.opened_hold()
+        if opened is not None:
+            self.holds[opened.hold_id] = opened
+            return
+        for hold_id, remaining in change.holds:
+            hold = self.holds.get(hold_id)
+            if hold is not None:
+                self.holds[hold_id] = hold.after(remaining, change.seq)
+
     def apply(self, entries: Sequence[Entry], head: Head, derived: Derived | None = None) -> None:
         """Take over what *entries*, which follow the head up to the new *head*, changed; *derived*: what they leave."""
         derived = Derived(entries) if derived is None else derived
-        changed: dict[Account, tuple[int, dict[str, Balance]]] = {}
-        watched = self.accounts
-        for (account, coin), (available, freeze, seq) in derived.balances.items():
-            if account in watched:
-                last, balances = changed.get(account) or (0, {})
-                balances[coin] = Balance(available, freeze)
-                changed[account] = (max(last, seq), balances)
         holds = self.holds
         holds.update(derived.opened)
         for hold_id, (remaining, closed_seq) in derived.changed.items():
@@ -132,20 +154,29 @@ class Memory:
             if hold is not None:
                 holds[hold_id] = hold.after(remaining, closed_seq or 0)
         for entry in derived.rest:
-            self._take_rest(entry)
-        for account, (seq, balances) in changed.items():
-            watched[account].change(seq, balances)
+            asked = entry.request
+            self._take_rest(entry.kind, asked.get("coin"), asked.get("scale"), asked.get("customer"))
+        watched = self.accounts
+        for account, (seq, balances) in derived.by_account().items():
+            view = watched.get(account)
+            if view is not None:
+                view.change(seq, balances)
         self._recent.extend(entries)
         self.head = head
 
-    def _take_rest(self, entry: Entry) -> None:
+    def _take_rest(self, kind: str, coin: str | None, scale: int | None, customer: str | None) -> None:
         """Take over a listing or a registering."""
-        if entry.kind == ListCoin.kind:
-            coin = Coin(entry.request["coin"], entry.request["scale"])
+        if kind == ListCoin.kind and coin is not None and scale is not None:
             # Another object, so that readers see that it changed.
-            self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (coin.name, coin)])))
-        elif entry.kind == RegisterCustomer.kind:
-            self.customers[entry.request["customer"]] = None
+            self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (coin, Coin(coin, scale))])))
+        elif kind == RegisterCustomer.kind and customer is not None:
+            self.customers[customer] = None
+
+    def make_room(self, count: int) -> None:
+        """Let go, while there is time, of the entries that the next *count* will push out."""
+        recent = self._recent
+        for _ in range(min(len(recent), len(recent) + count - RECENT_ENTRIES)):
+            recent.popleft()
 
     def forget(self) -> None:
         """Let go of all but the coins, after something went wrong with it; the head stays."""
@@ -160,14 +191,25 @@ class Memory:
 
 
 def _collect(
-    entry: Entry, watched: Mapping[Account, object], changed: dict[Account, tuple[int, dict[str, Balance]]]
+    entry: Entry | Change, watched: Mapping[Account, object], changed: dict[Account, tuple[int, dict[str, Line]]]
 ) -> None:
-    """Add to *changed* what *entry* made of the accounts that are *watched*."""
-    for account, coin, available, freeze in entry.balances:
-        if account in watched:
-            balances = changed[account][1] if account in changed else {}
-            balances[coin] = Balance(available, freeze)
-            changed[account] = (entry.seq, balances)
+    """Add to *changed* what *entry* made of the accounts that are *watched*, by their coins."""
+    seq = entry.seq
+    for line in entry.balances:
+        account: Account = line[0]  # type: ignore[assignment]  # or a plain tuple, which equals it
+        if account in changed:
+            lines = changed[account][1]
+        elif account in watched:
+            lines = {}
+        else:
+            continue
+        lines[line[1]] = line
+        changed[account] = (seq, lines)
+
+
+def _balances(lines: Mapping[str, Line]) -> dict[str, Balance]:
+    """Return the balances, by coin, that *lines* leave."""
+    return {coin: new_tuple(Balance, line[2:]) for coin, line in lines.items()}
 
 
 def _shrink(kept: dict[K, V], limit: int) -> None:

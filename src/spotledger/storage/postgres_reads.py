@@ -21,10 +21,11 @@ from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
 from spotledger.storage.collector import collector_at_rest
-from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash, key_digest
+from spotledger.storage.encoding import decode_entry, genesis_hash, key_digest
 from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
 from spotledger.storage.postgres_follower import Follower
 from spotledger.storage.postgres_memory import Memory, RemoteAccount
+from spotledger.storage.postgres_news import read_news
 from spotledger.storage.postgres_reading import Reading
 from spotledger.storage.postgres_rows import add_balances, head_of, holds_in
 from spotledger.storage.postgres_schema import check_schema, make_ledger
@@ -43,7 +44,7 @@ from spotledger.storage.postgres_session import (
 
 CACHE_ACCOUNTS: Final = 50_000
 #: How many entries of other nodes are read to bring memory along; where there are more, it begins anew.
-FOLLOW_ENTRIES: Final = 5_000
+FOLLOW_ENTRIES: Final = 20_000
 #: How often the journal is asked for entries of other nodes where nothing is heard of them.
 FOLLOW_SECONDS: Final = 0.2
 #: How long one read may take before the connection counts as lost.
@@ -156,13 +157,18 @@ class PostgresReads:
         """Whether a group is under way, which brings memory along by itself."""
         return False
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a group waits for its turn, and for memory to be brought along meanwhile."""
+        return False
+
     @collector_at_rest
     def follow(self, session: Session, *questions: Question) -> tuple[Head, list[PGresult]]:
         """Do what :meth:`_ask` says on *session*, which belongs to the caller; errors are the driver's."""
         since = self._memory.head
         session.send(sql.BEGIN_SNAPSHOT)
         session.send(sql.HEAD)
-        session.send(sql.ENTRIES, number(since.seq), number(self.follow_entries + 1))
+        session.send(sql.NEWS, number(since.seq), number(self.follow_entries + 1))
         for statement, parameters in questions:
             session.send(statement, *parameters)
         session.send(sql.COMMIT)
@@ -172,6 +178,10 @@ class PostgresReads:
             raise LedgerCorrupt("the row of the journal's head is missing")
         if not self._bring_along(since, head, news):
             head = self._begin_anew(session, since)
+        elif not self.is_writing:
+            # What others open comes in with what they write. A group that is under way has looked what is there.
+            with self._guard:
+                self._shrink()
         self._reading.is_back()
         return head, answers
 
@@ -218,21 +228,13 @@ class PostgresReads:
             )
         if news.ntuples > self.follow_entries:
             return False
-        previous, entries, there = since.hash, [], self._memory.head.seq
-        for place, (seq, kept, body) in enumerate(rows_of(news), start=since.seq + 1):
-            previous = chain_hash(previous, body)
-            if int(seq) != place or hash_of(kept) != previous:
-                raise LedgerCorrupt(f"the journal's chain is broken at entry {place}")
-            if place > there:
-                entries.append(decode_entry(body))
-        if previous != head.hash:
-            raise LedgerCorrupt(f"the journal's last entry, {head.seq}, is not the one that its head says")
+        read = read_news(news, since, head, self._memory.head.seq)
         with self._guard:
             memory = self._memory
-            new = [entry for entry in entries if entry.seq > memory.head.seq]
-            if new:
+            new = read.after(memory.head.seq)
+            if new.changes:
                 try:
-                    memory.apply(new, head)
+                    memory.follow(new, head)
                 except BaseException:
                     memory.forget()
                     raise
@@ -384,7 +386,7 @@ class PostgresReads:
         if after_seq >= _BIGINT_LIMIT:
             return []
         _, (rows,) = self._ask((sql.ENTRIES, (number(after_seq), number(limit))))
-        return [decode_entry(body) for _, _, body in rows_of(rows)]
+        return [decode_entry(body) for (body,) in rows_of(rows)]
 
     def seq_at(self, time_ms: int) -> int:
         """Return the last entry booked at or before *time_ms*; 0 where there is none."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import Account, Balance
-from spotledger.domain.journal import Entry, Hold, opened_hold
+from spotledger.domain.journal import Entry, Hold, new_tuple, opened_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import Head
@@ -53,31 +53,26 @@ def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
 
 
 class Derived:
-    """What a group of entries leaves of the accounts and holds it touches; worked out once, for tables and memory."""
+    """What entries of a group leave of the accounts and holds they touch; worked out once, for tables and memory."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         """Go through *entries* in order."""
-        #: Available, freeze and the last entry, by account and coin; and the entries that touched each.
+        #: Available, freeze and the last entry, by account and coin.
         self.balances: dict[tuple[Account, str], tuple[int, int, int]] = {}
-        self.touches: dict[tuple[Account, str], list[int]] = {}
         #: Holds as they are left: opened by these entries; and what remains of others, and which entry closed them.
         self.opened: dict[int, Hold] = {}
         self.changed: dict[int, tuple[int, int | None]] = {}
         #: Listings, registerings and reversals.
         self.rest: list[Entry] = []
+        self._by_account: dict[Account, tuple[int, dict[str, Balance]]] | None = None
         for entry in entries:
             if entry.refusal is None:
                 self._take(entry)
 
     def _take(self, entry: Entry) -> None:
-        seq, touches = entry.seq, self.touches
+        seq, balances = entry.seq, self.balances
         for account, coin, available, freeze in entry.balances:
-            line = (account, coin)
-            self.balances[line] = (available, freeze, seq)
-            if line in touches:
-                touches[line].append(seq)
-            else:
-                touches[line] = [seq]
+            balances[account, coin] = (available, freeze, seq)
         if not entry.holds:
             if not entry.postings or entry.kind == Reverse.kind:
                 self.rest.append(entry)
@@ -92,30 +87,69 @@ class Derived:
             else:
                 self.changed[hold_id] = (remaining, None if remaining else seq)
 
+    def add(self, later: Derived) -> None:
+        """Take over what the entries after these leave."""
+        self._by_account = None
+        self.balances.update(later.balances)
+        for hold_id, (remaining, closed_seq) in later.changed.items():
+            if hold_id in self.opened:
+                self.opened[hold_id] = self.opened[hold_id].after(remaining, closed_seq or 0)
+            else:
+                self.changed[hold_id] = (remaining, closed_seq)
+        self.opened.update(later.opened)
+        self.rest += later.rest
+
+    def by_account(self) -> dict[Account, tuple[int, dict[str, Balance]]]:
+        """Return the last entry that touched each account, and the balances that changed; worked out once."""
+        if self._by_account is None:
+            found: dict[Account, tuple[int, dict[str, Balance]]] = {}
+            for (account, coin), (available, freeze, seq) in self.balances.items():
+                last, balances = found.get(account) or (0, {})
+                balances[coin] = new_tuple(Balance, (available, freeze))
+                if seq > last:
+                    found[account] = (seq, balances)
+            self._by_account = found
+        return self._by_account
+
     def rows(self) -> Iterator[Order]:
-        """Give what brings the tables that are derived from the journal along."""
-        if self.balances:
-            yield from _balances(self.balances, self.touches)
+        """Give what brings the tables of holds along, and of coins, customers and reversals."""
         if self.opened:
             yield from _opened(list(self.opened.values()))
         if self.changed:
             yield from _changed(self.changed)
         yield from _rest(self.rest)
 
+    def balance_rows(self) -> Iterator[Order]:
+        """Give what brings the balances along, which many entries of a group change: once for all of them."""
+        if self.balances:
+            yield _balances(self.balances)
 
-def _balances(
-    balances: dict[tuple[Account, str], tuple[int, int, int]], touches: dict[tuple[Account, str], list[int]]
-) -> Iterator[Order]:
+
+def history_rows(entries: Sequence[Entry]) -> Iterator[Order]:
+    """Give what adds to the history which accounts and coins *entries* touched."""
+    touches: dict[tuple[Account, str], list[str]] = {}
+    for entry in entries:
+        if entry.refusal is None:
+            seq = str(entry.seq)
+            for account, coin, _, _ in entry.balances:
+                touches.setdefault((account, coin), []).append(seq)
+    if touches:
+        lines = sorted(touches)
+        accounts, coins = zip(*lines, strict=True)
+        owners, kinds = zip(*accounts, strict=True)
+        listed = plain_texts(["{" + ",".join(touches[line]) + "}" for line in lines])
+        names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
+        yield Order(sql.ADD_HISTORY, (*names, listed), sum(map(len, touches.values())))
+
+
+def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Order:
     # In the order of the indexes, so that rows that stand together are written together.
     lines = sorted(balances)
     accounts, coins = zip(*lines, strict=True)
     owners, kinds = zip(*accounts, strict=True)
     available, freeze, seqs = zip(*[balances[line] for line in lines], strict=True)
     names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
-    touching = [touches[line] for line in lines]
-    listed = plain_texts(["{" + ",".join(map(str, seqs)) + "}" for seqs in touching])
-    yield Order(sql.ADD_HISTORY, (*names, listed), sum(map(len, touching)))
-    yield Order(sql.PUT_BALANCES, (*names, numbers(available), numbers(freeze), numbers(seqs)), len(lines))
+    return Order(sql.PUT_BALANCES, (*names, numbers(available), numbers(freeze), numbers(seqs)), len(lines))
 
 
 def _opened(holds: Sequence[Hold]) -> Iterator[Order]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import select
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg.errors import error_from_result
@@ -18,6 +18,7 @@ from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGresult
 
 from spotledger.storage.postgres_connection import Connection
+from spotledger.storage.steps import Readiness, Steps, drive
 
 #: Types of the elements of arrays, by the numbers that every PostgreSQL gives them.
 BYTEA: Final = 17
@@ -34,14 +35,15 @@ _NULL: Final = _length(-1)
 
 
 class Statement(NamedTuple):
-    """A statement with its name on the server, and which of its parameters are sent as binary arrays."""
+    """A statement with its name on the server, which of its parameters are binary arrays, and whether its rows are."""
 
     name: str
     text: str
     binary: tuple[int, ...] | None = None
+    row_format: int = 0
 
 
-def statement(name: str, text: str, arrays: str = "") -> Statement:
+def statement(name: str, text: str, arrays: str = "", *, binary_rows: bool = False) -> Statement:
     """
     Make a statement.
 
@@ -49,8 +51,9 @@ def statement(name: str, text: str, arrays: str = "") -> Statement:
         name: Its name on the server.
         text: Its text, with parameters ``$1`` and so on.
         arrays: A letter a parameter, ``b`` where it is an array in binary form, ``t`` where it is text.
+        binary_rows: Whether the values in its rows come in binary form, not as text.
     """
-    return Statement(name, text, tuple(int(letter == "b") for letter in arrays) or None)
+    return Statement(name, text, tuple(int(letter == "b") for letter in arrays) or None, int(binary_rows))
 
 
 class Session:
@@ -71,8 +74,6 @@ class Session:
         self.connection = connection
         self._pgconn = connection.pgconn
         self._patience_seconds = patience_seconds
-        self._poll = select.poll()
-        self._poll.register(self._pgconn.socket, select.POLLIN)
         self._pgconn.nonblocking = 1
         self._pgconn.enter_pipeline_mode()
         for each in statements:
@@ -85,12 +86,25 @@ class Session:
         return self._pgconn.status == ConnStatus.OK
 
     def send(self, statement: Statement, *parameters: Parameter) -> None:
-        """Send *statement*; its result comes with :meth:`collect`."""
-        self._pgconn.send_query_prepared(statement.name.encode(), parameters or None, statement.binary)
+        """Send *statement*; its result comes with :meth:`answers`."""
+        self._pgconn.send_query_prepared(
+            statement.name.encode(), parameters or None, statement.binary, statement.row_format
+        )
+
+    def push(self) -> None:
+        """Let the server have, and begin with, all that was sent so far, as much of it as it takes now."""
+        self._pgconn.flush()
 
     def collect(self) -> list[PGresult]:
+        """Do what :meth:`answers` says, and block where it waits."""
+        return drive(self.answers())
+
+    def answers(self, meanwhile: Callable[[], Any] | None = None) -> Steps[list[PGresult]]:
         """
         Wait for the results of all that was sent since the last time, one a statement, in order.
+
+        Args:
+            meanwhile: Called once the server has got it all and is busy.
 
         Raises:
             psycopg.Error: A statement failed, and those after it were passed over, or the connection is lost.
@@ -101,6 +115,9 @@ class Session:
         results: list[PGresult] = []
         failed: PGresult | None = None
         try:
+            if meanwhile is not None:
+                self.push()
+                meanwhile()
             while True:
                 unsent = pgconn.flush()
                 while not pgconn.is_busy():
@@ -115,24 +132,22 @@ class Session:
                         failed = result
                     else:
                         results.append(result)
-                self._wait(until, bool(unsent))
+                in_time = yield Readiness(pgconn.socket, bool(unsent), until)
+                self._check_in_time(in_time)
                 pgconn.consume_input()
         except psycopg.OperationalError:
             if failed is not None:
                 raise error_from_result(failed) from None
             raise
 
+    def _check_in_time(self, in_time: bool) -> None:
+        if not in_time:
+            self.close()
+            raise psycopg.OperationalError(f"the server did not answer within {self._patience_seconds} seconds")
+
     def _check_open(self) -> None:
         if not self.is_open:
             raise psycopg.OperationalError("the connection was lost")
-
-    def _wait(self, until: float, unsent: bool) -> None:
-        """Wait until the server says something, or takes more where something is *unsent*."""
-        self._poll.modify(self._pgconn.socket, select.POLLIN | (select.POLLOUT if unsent else 0))
-        left = until - time.monotonic()
-        if left <= 0 or not self._poll.poll(left * 1000):
-            self.close()
-            raise psycopg.OperationalError(f"the server did not answer within {self._patience_seconds} seconds")
 
     def heard(self, timeout_seconds: float, waker: int) -> bool:
         """

@@ -19,6 +19,7 @@ from spotledger.domain.journal import Entry
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.base import Head, Wanted
 from spotledger.storage.postgres_reads import PostgresReads
+from spotledger.storage.steps import Steps, at_once
 
 #: Moments whose entry the standby has not got yet; at five a second more than an hour, and beyond any bound.
 MOMENTS: Final = 20_000
@@ -91,8 +92,9 @@ class StandbyStore(PostgresReads):
         """Refuse: a standby takes no writes."""
         raise StoreUnavailable("This node reads from a standby and takes no writes; ask another one.")
 
-    def leave(self, *, repeated: bool) -> None:
+    def leave(self, *, repeated: bool) -> Steps[None]:
         """Nothing: there is no turn to give back."""
+        return at_once(None)
 
     def write(self, entries: Sequence[Entry]) -> NoReturn:
         """Refuse, like :meth:`begin`."""
@@ -106,8 +108,9 @@ class StandbyStore(PostgresReads):
     def catch_up(self) -> None:
         """Nothing: nothing is written."""
 
-    def commit(self) -> None:
+    def commit(self) -> Steps[None]:
         """Nothing: nothing was written."""
+        return at_once(None)
 
     def try_writing(self) -> NoReturn:
         """Refuse, like :meth:`begin`."""

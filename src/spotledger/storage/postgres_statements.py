@@ -30,7 +30,9 @@ LISTEN: Final = statement("listen", "LISTEN spotledger_head")
 TAKE_TURN: Final = statement("take_turn", "SELECT seq, hash, booked_ms FROM head WHERE only_row = 1 FOR UPDATE")
 CLOCK: Final = statement("clock", f"SELECT {_CLOCK}")
 HEAD: Final = statement("head", "SELECT seq, hash, booked_ms FROM head WHERE only_row = 1")
-ENTRIES: Final = statement("entries", "SELECT seq, hash, body FROM entry WHERE seq > $1 ORDER BY seq LIMIT $2::bigint")
+_ENTRIES: Final = "SELECT {columns} FROM entry WHERE seq > $1 ORDER BY seq LIMIT $2::bigint"
+ENTRIES: Final = statement("entries", _ENTRIES.format(columns="body"))
+NEWS: Final = statement("news", _ENTRIES.format(columns="seq, hash, body"), binary_rows=True)
 HASH: Final = statement("hash", "SELECT hash FROM entry WHERE seq = $1")
 LEDGER: Final = statement("ledger", "SELECT ledger_id, epoch FROM ledger WHERE only_row = 1")
 COINS: Final = statement("coins", "SELECT coin, scale FROM coin ORDER BY coin")
@@ -191,14 +193,14 @@ LAST_TOUCHES: Final = statement(
 )
 
 WRITING: Final[tuple[Statement, ...]] = (
-    *(BEGIN, COMMIT, ROLLBACK, TAKE_TURN, CLOCK, ENTRIES, HASH, COINS),
+    *(BEGIN, COMMIT, ROLLBACK, TAKE_TURN, CLOCK, NEWS, HASH, COINS),
     *(ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, HOLDS_OF_KEYS, BALANCES, BALANCES_OF_HOLDS, BALANCES_OF_KEYS),
     *(CUSTOMERS, REVERSALS, DUE, ADD_ENTRIES, ADD_HISTORY, PUT_BALANCES, ADD_HOLDS, CHANGE_HOLDS),
     *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_HEAD, TELL, SYNC),
 )
 READING: Final[tuple[Statement, ...]] = (
-    *(BEGIN_SNAPSHOT, COMMIT, HEAD, ENTRIES, HASH, LEDGER, COINS, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS),
+    *(BEGIN_SNAPSHOT, COMMIT, HEAD, ENTRIES, NEWS, HASH, LEDGER, COINS, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS),
     *(BALANCES, CUSTOMERS, REVERSALS, DUE, OPEN_HOLDS_OF, HOLDS_OF, OLD_HOLDS, CUSTOMERS_AFTER, TIMES),
     *(TOUCHES, LAST_TOUCHES, END_STUCK_TURNS),
 )
-FOLLOWING: Final[tuple[Statement, ...]] = (BEGIN_SNAPSHOT, COMMIT, LISTEN, HEAD, ENTRIES, HASH, COINS)
+FOLLOWING: Final[tuple[Statement, ...]] = (BEGIN_SNAPSHOT, COMMIT, LISTEN, HEAD, NEWS, HASH, COINS)

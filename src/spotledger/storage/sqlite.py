@@ -26,6 +26,7 @@ from spotledger.storage.sealing import Sealer
 from spotledger.storage.sqlite_errors import translated
 from spotledger.storage.sqlite_keys import SqliteKeyTables
 from spotledger.storage.sqlite_trial import trial_balance
+from spotledger.storage.steps import Steps, at_once
 from spotledger.storage.working_set import AccountState, WorkingSet
 
 SEGMENT_ENTRIES: Final = 65_536
@@ -144,11 +145,13 @@ class SqliteStore:
 
     # --- what the rules ask for ---------------------------------------------------------------------
 
-    def begin(self, wanted: Wanted) -> None:
+    def begin(self, wanted: Wanted) -> Steps[None]:
         """Nothing: this process is the only one that writes, and it has one clock."""
+        return at_once(None)
 
-    def leave(self, *, repeated: bool) -> None:
+    def leave(self, *, repeated: bool) -> Steps[None]:
         """Nothing: what was answered before is on the disk since then, or since the commit of the start."""
+        return at_once(None)
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ``seq`` of the entry of each key that is known."""
@@ -426,8 +429,11 @@ class SqliteStore:
         with translated("written"):
             self._sealer.catch_up(self._head.seq, self._pending_head.seq)
 
-    def commit(self) -> None:
-        """Make what was written durable. Blocks until it is synced; may run in another thread."""
+    def commit(self) -> Steps[None]:
+        """Make what was written durable: one step, which blocks until it is synced."""
+        yield self._sync
+
+    def _sync(self) -> None:
         with translated("written"):
             self._write.execute("COMMIT")
 
