@@ -52,13 +52,17 @@ def test_cancelled_wait_for_the_standby_is_no_yes(own_cluster: Cluster, monkeypa
     with spotledger.open(url) as ledger, ThreadPoolExecutor(1) as pool:
         seed(ledger)
         set_standby(url, "nobody")
-        answer = pool.submit(ledger.deposit, "ann", "btc", "1", key="d")
+        number = 0
+        answer = pool.submit(ledger.deposit, "ann", "btc", "1", key="d0")
         deadline = time.monotonic() + 20
         while not cancel_wait_for_standby(url):
             assert time.monotonic() < deadline, "no commit waits for the standby"
+            if answer.done():  # before the server heeded its setting
+                number += 1
+                answer = pool.submit(ledger.deposit, "ann", "btc", "1", key=f"d{number}")
             time.sleep(0.02)
         with pytest.raises(StoreUnavailable, match="same idempotency key"):
             answer.result()
         set_standby(url, "")
-        assert ledger.deposit("ann", "btc", "1", key="d").replayed
-    assert check_database(url).keys["d"] == 6
+        assert ledger.deposit("ann", "btc", "1", key=f"d{number}").replayed
+    assert check_database(url).keys[f"d{number}"] == 6 + number
