@@ -1,8 +1,9 @@
 """
 A lean load for HTTP: raw requests over kept connections, as fast as answers come or at an even pace.
 
-Run in a process of its own, on a core of its own: ``python -m bench.http_load PLAN.json``; prints one line of JSON. At
-a pace, the time of a request counts from when it was due, so a server that stalls is not spared the waiting.
+Run in a process of its own, on a core of its own: ``python -m bench.http_load PLAN.json``; prints one line of JSON.
+What is answered in the first seconds is not counted: a server that has just started reads accounts from its file
+first. At a pace, the time of a request counts from when it was due, so a server that stalls is not spared the waiting.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ class Stream:
             connection.send(self.requests.popleft(), self.overdue.popleft())
         else:
             self.idle.append(connection)
+
+    def count_anew(self) -> None:
+        """Forget what was counted so far."""
+        self.statuses.clear()
+        self.seconds.clear()
 
     def due(self, moment: float) -> None:
         """Send a request that is due at *moment*, now or when a connection is free."""
@@ -115,25 +121,30 @@ def raw_request(method: str, path: str, headers: dict[str, str], body: str) -> b
     return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
 
 
-async def run(streams: list[Stream], seconds: float) -> float:
-    """Run all *streams* for so many seconds; return how long it took."""
+async def run(streams: list[Stream], warm_up: float, seconds: float) -> tuple[float, float]:
+    """Run all *streams* and count what is answered after *warm_up*, for *seconds*; return both, as they came to be."""
     loop = asyncio.get_running_loop()
     for stream in streams:
         for _ in range(stream.connections):
             await loop.create_connection(lambda stream=stream: Connection(stream), "127.0.0.1", stream.port)  # type: ignore[misc]
     started = time.perf_counter()
     paced = {stream.name: (stream, 1 / stream.pace, started) for stream in streams if stream.pace}
-    while (now := time.perf_counter()) < started + seconds and any(stream.requests for stream in streams):
+    counted: float | None = None
+    while (now := time.perf_counter()) < started + warm_up + seconds and any(stream.requests for stream in streams):
+        if counted is None and now >= started + warm_up:
+            counted = now
+            for stream in streams:
+                stream.count_anew()
         for name, (stream, apart, moment) in paced.items():
             while moment <= now:
                 stream.due(moment)
                 moment += apart
             paced[name] = (stream, apart, moment)
         await asyncio.sleep(TICK_SECONDS if paced else 0.01)
-    passed = time.perf_counter() - started
+    ended = time.perf_counter()
     for stream in streams:
         stream.running = False
-    return passed
+    return (counted or started) - started, ended - (counted or started)
 
 
 def figures(stream: Stream, passed: float) -> dict[str, Any]:
@@ -163,10 +174,11 @@ def main() -> None:
     gc.freeze()
     gc.disable()
     processor = time.process_time()
-    passed = uvloop.run(run(streams, plan["seconds"]))
+    warm_up, passed = uvloop.run(run(streams, plan["warm_up"], plan["seconds"]))
     processor = time.process_time() - processor
     found = {stream.name: figures(stream, passed) for stream in streams}
-    print(json.dumps({"seconds": passed, "load_core_share": processor / passed, "streams": found}))
+    whole = warm_up + passed
+    print(json.dumps({"seconds": whole, "load_core_share": processor / whole, "streams": found}))
 
 
 if __name__ == "__main__":

@@ -43,9 +43,10 @@ CONNECTIONS: Final = 64
 BATCH: Final = 100
 BATCH_CONNECTIONS: Final = 8
 SECONDS: Final = 2.0 if QUICK else 5.0
+WARM_UP_SECONDS: Final = 1.0 if QUICK else 3.0
 #: Requests made ready for a round: more than are answered in it, because none may be sent twice.
-SINGLES: Final = int(SECONDS * 14_000)
-BATCHES: Final = int(SECONDS * 400)
+SINGLES: Final = int((WARM_UP_SECONDS + SECONDS) * 12_000)
+BATCHES: Final = int((WARM_UP_SECONDS + SECONDS) * 300)
 READS_PER_SECOND: Final = 500.0
 READERS: Final = 100
 SINGLE_AIM: Final = 8_000
@@ -174,14 +175,14 @@ class Bench:
         customers = [f"customer-{number:06}" for number in range(READERS)]
         # Made once: asked for again under the same key, an access key comes without its secret.
         self.credentials = self.credentials or list(books.make_keys(operator, self.data, customers))
-        lines = sign(self.credentials, int(READS_PER_SECOND * (SECONDS + 1)))
+        lines = sign(self.credentials, int(READS_PER_SECOND * (WARM_UP_SECONDS + SECONDS + 1)))
         requests: list[Request] = [("GET", line, {}, "") for line in lines]
         return {"name": "reads", "port": public, "connections": 8, "requests": requests, "pace": READS_PER_SECOND}
 
     def load(self, streams: list[dict[str, Any]], server: int) -> Round:
         """Run the load on its core and read what it says."""
         plan = self.folder / "plan.json"
-        plan.write_text(json.dumps({"seconds": SECONDS, "streams": streams}))
+        plan.write_text(json.dumps({"warm_up": WARM_UP_SECONDS, "seconds": SECONDS, "streams": streams}))
         busy, own = busy_seconds(), processor_seconds(server)
         said = said_by(*pinned([sys.executable, "-m", "bench.http_load", str(plan)], self.cores.load))
         own = processor_seconds(server) - own
@@ -263,9 +264,9 @@ def summarise(report: Report, rounds: dict[str, list[Round]]) -> None:
         ),
     ]
     report.notes += [
-        f"Medians of {len(rounds['single'])} rounds of {SECONDS:g} s, each on a server started anew. {CUSTOMERS:,} "
-        "customers, 20 coins; the mix of the exchange bench, with holds that were opened before the round, so that "
-        "no operation waits for another.",
+        f"Medians of {len(rounds['single'])} rounds of {SECONDS:g} s, each on a server started anew, after "
+        f"{WARM_UP_SECONDS:g} s that do not count. {CUSTOMERS:,} customers, 20 coins; the mix of the exchange bench, "
+        "with holds that were opened before the round, so that no operation waits for another.",
         "At a pace, a time counts from when the request was due. A load core near 1 says that the load, not the "
         "server, was the limit. Half the rate is half of what was reached, at most half of the aim.",
     ]
