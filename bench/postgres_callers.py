@@ -38,7 +38,7 @@ from bench.harness import (
 from bench.postgres_server import Server, alone, with_standby
 from spotledger.domain.operations import Operation
 from spotledger.ledger import Ledger
-from spotledger.ops.collector import collect_seldom
+from spotledger.ops.collector import look_once
 from spotledger.writer import Writer
 
 CUSTOMERS: Final = 1_000 if QUICK else 10_000
@@ -84,7 +84,7 @@ class Node:
     def round(self, callers: int) -> Round:
         """Take one round with so many *callers*."""
         operations = self.make(int(MOST_A_SECOND * SECONDS))
-        collect_seldom()
+        look_once()
         busy, own, server = busy_seconds(), time.process_time(), sum(map(processor_seconds, self.servers))
         durations, passed = uvloop.run(call(self.ledger, iter(operations), callers))
         own = time.process_time() - own

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
 
 import pytest
 
-from spotledger.ops.collector import COLLECTOR_THRESHOLDS, collect_seldom
+from spotledger.ops import collector
+from spotledger.ops.collector import YOUNG_OBJECTS, look_at_all, look_at_all_now_and_then, look_once
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +18,7 @@ def kept_collector() -> Iterator[None]:
     """Set the collector back to how it was."""
     thresholds = gc.get_threshold()
     yield
+    gc.callbacks.remove(collector._exempt)
     gc.set_threshold(*thresholds)
     gc.unfreeze()
 
@@ -27,12 +30,57 @@ class Circle:
         self.itself = self
 
 
-def test_collector_of_a_node_is_on_and_spares_what_was_there() -> None:
-    """What is there when a node begins is exempt, garbage of before is gone, and the collector still comes by."""
+def test_what_is_there_at_first_is_looked_at_and_exempt() -> None:
+    """Garbage of before is gone, what lives is exempt, and the collector is on."""
     gc.unfreeze()
     garbage = weakref.ref(Circle())
-    collect_seldom()
+    look_once()
     assert garbage() is None
     assert gc.isenabled()
-    assert gc.get_threshold() == COLLECTOR_THRESHOLDS
+    assert gc.get_threshold()[0] == YOUNG_OBJECTS
     assert gc.get_freeze_count() > 0
+
+
+def test_young_garbage_is_found_and_what_lives_is_looked_at_once() -> None:
+    """A circle that is let go of before its look is gone after it; whatever survives the look is exempt from others."""
+    look_once()
+    garbage = weakref.ref(Circle())
+    kept = [[number] for number in range(3 * YOUNG_OBJECTS)]
+    assert garbage() is None
+    before = gc.get_freeze_count()
+    gc.collect(0)
+    assert gc.get_freeze_count() > before
+    assert not any(kept is found for found in gc.get_objects())
+    assert all(gc.get_count()[generation] == 0 for generation in (1, 2))
+
+
+def test_garbage_of_what_was_exempt_is_found_when_everything_is_looked_at() -> None:
+    """A circle that outlived its look stays until then, and everything is exempt again afterwards."""
+    look_once()
+    circle: Circle | None = Circle()
+    garbage = weakref.ref(circle)
+    gc.collect(0)
+    circle = None
+    gc.collect()
+    assert garbage() is not None
+    assert look_at_all() > 0
+    assert garbage() is None
+    assert gc.get_freeze_count() > 0
+
+
+def test_everything_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as the service runs, and no longer."""
+    monkeypatch.setattr(collector, "LOOK_SECONDS", 0.01)
+    look_once()
+
+    async def serve() -> None:
+        looking = asyncio.create_task(look_at_all_now_and_then())
+        for _ in range(2):
+            garbage = weakref.ref(Circle())
+            gc.freeze()
+            async with asyncio.timeout(20):
+                while garbage() is not None:
+                    await asyncio.sleep(0.01)
+        looking.cancel()
+
+    asyncio.run(serve())

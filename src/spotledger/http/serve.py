@@ -28,7 +28,7 @@ from spotledger.errors import SettingInvalid, SetupError
 from spotledger.http.operator import OperatorApp
 from spotledger.http.operator_server import OperatorServer
 from spotledger.http.public import PublicApp, PublicSettings
-from spotledger.ops.collector import collect_seldom
+from spotledger.ops.collector import look_at_all_now_and_then, look_once
 from spotledger.ops.embedded import now_ms
 from spotledger.ops.folder import Owner
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
@@ -122,7 +122,7 @@ def serve_on(
         if tell_owner:
             runtime.check_token_file()
             lock.write_note(Owner(os.getpid(), listeners.public_url, listeners.operator_url).note())
-        collect_seldom()
+        look_once()
         sys.setswitchinterval(SWITCH_SECONDS)
         listening = Listening(listeners.public_url, listeners.operator_url, runtime)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -217,7 +217,7 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
     await operator_server.start()
     public_server = _Server(public_app, listeners.public)
     running = asyncio.create_task(public_server.serve())
-    flushing = asyncio.create_task(_flush_used_now_and_then(runtime))
+    beside = [asyncio.create_task(work) for work in (_flush_used_now_and_then(runtime), look_at_all_now_and_then())]
     working = asyncio.create_task(_until_enough(while_serving, listening, stop))
     try:
         await asyncio.wait([working, running], return_when=asyncio.FIRST_COMPLETED)
@@ -225,7 +225,7 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
             raise SetupError("A listener ended by itself, so the service stopped; start it again.")
         working.result()
     finally:
-        for task in (working, flushing):
+        for task in (working, *beside):
             task.cancel()
         operator_app.feed.stop()
         await _stop_listening(operator_server, public_server, running)
