@@ -40,7 +40,8 @@ from spotledger.storage.base import Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.steps import Steps, drive
 
-#: Operations of a group that are decided before what came of them goes to a server, which begins with it at once.
+#: Operations that are decided before what came of them is written: few enough that all about them is still in the
+#: processor's cache, and that neither a server nor the other tasks of an event loop wait long.
 PIECE_OPERATIONS: Final = 64
 
 
@@ -244,13 +245,12 @@ class Ledger(LedgerReads):
         wanted: Wanted,
         store_ms: int | None,
     ) -> Steps[Group]:
-        """Decide a group in pieces, and hand each to the store: a server is busy with it while the next is decided."""
+        """Decide a group in pieces, and hand each to the store; between two of them, others may have their turn."""
         deciding = self._begin_deciding(operations, chains, wanted, store_ms)
-        piece = PIECE_OPERATIONS if self._store.remote else len(operations)
-        self._decide(deciding, piece)
+        self._decide(deciding, PIECE_OPERATIONS)
         while not deciding.is_done:
             yield None
-            self._decide(deciding, piece)
+            self._decide(deciding, PIECE_OPERATIONS)
         return deciding.group
 
     @collector_at_rest

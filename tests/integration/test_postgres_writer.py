@@ -13,8 +13,8 @@ import pytest
 import spotledger
 from spotledger import ledger as ledger_module
 from spotledger.domain.accounts import Balance
-from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Unfreeze, Withdraw
-from spotledger.errors import ChainFailed, Refused, StoreUnavailable
+from spotledger.domain.operations import Deposit
+from spotledger.errors import StoreUnavailable
 from spotledger.ledger import Ledger, Outcome, Receipt
 from spotledger.writer import Writer
 from support_core import seed, spot
@@ -84,36 +84,6 @@ def test_callers_at_once_are_each_answered_for_their_own(ledger: Ledger) -> None
         await writer.stop()
 
     run(test())
-
-
-def test_hold_that_pieces_of_one_group_open_use_and_close_is_right(ledger: Ledger) -> None:
-    """What one piece opens the next ones use and close; the tables, memory and another node agree."""
-    far = ledger_module.PIECE_OPERATIONS
-    group: list[Operation] = [Freeze("f", "ann", "btc", "3"), Freeze("open", "ann", "btc", "5")]
-    group += [Deposit(f"a{number}", "ann", "btc", "1") for number in range(far)]
-    group += [Unfreeze("u", HoldKey("f"), "1"), Unfreeze("part", HoldKey("open"), "2")]
-    group += [Deposit(f"b{number}", "ann", "btc", "1") for number in range(far)]
-    group += [Withdraw("w", "2", hold=HoldKey("f")), Unfreeze("late", HoldKey("f"))]
-    outcomes = ledger.execute(group)
-    assert is_booked(outcomes[:-1])
-    assert isinstance(outcomes[-1], Refused)
-    opened = outcomes[1].seq or 0
-    found = [ledger.hold(outcomes[0].seq or 0), ledger.hold(opened)]
-    assert [hold.remaining for hold in found if hold is not None] == [0, 3 * 10**8]
-    assert [hold.hold_id for hold in ledger.holds("ann", "open")] == [opened]
-    assert ledger.account(spot("ann")).balance("btc") == Balance((1000 + 2 * far - 2 - 3) * 10**8, 3 * 10**8)
-
-
-def test_chain_across_a_cut_of_pieces_is_kept_whole(ledger: Ledger) -> None:
-    """A chain that begins at the end of one piece and fails in what would be the next one leaves nothing behind."""
-    size = ledger_module.PIECE_OPERATIONS
-    group: list[Operation] = [Deposit(f"k{number}", "ann", "btc", "1") for number in range(2 * size)]
-    group[size + 5] = Withdraw("too-much", "999999", "bob", "btc")
-    chains = ["one" if size - 5 <= number <= size + 5 else None for number in range(2 * size)]
-    outcomes = ledger.execute(group, chains=chains)
-    assert sum(isinstance(outcome, ChainFailed) for outcome in outcomes) == 10
-    assert sum(isinstance(outcome, Receipt) for outcome in outcomes) == 2 * size - 11
-    assert ledger.account(spot("ann")).balance("btc").available == (1000 + 2 * size - 11) * 10**8
 
 
 def test_loop_goes_on_and_reads_are_answered_while_a_group_waits(ledger: Ledger, postgres_url: str) -> None:

@@ -147,7 +147,7 @@ class Store(Protocol):
         """
         Append *entries*, which follow the head, or what was written since, without a gap; nothing is visible yet.
 
-        A store that is ``remote`` takes a group in several pieces, and is busy with one while the next is decided.
+        A group comes in several pieces; a store that is ``remote`` is busy with one while the next is decided.
         """
 
     @property

@@ -402,21 +402,22 @@ class SqliteStore:
     # --- writing ------------------------------------------------------------------------------------
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Append *entries*, which follow the head without a gap; nothing is visible yet."""
-        previous = self._head.hash
+        """Append *entries*, which follow what was written before without a gap; nothing is visible yet."""
+        before = self._pending_head
+        previous = before.hash
         rows = []
         for entry in entries:
             body = encode_entry(entry)
             previous = chain_hash(previous, body)
             rows.append((entry.seq, body.decode(), previous))
         last = entries[-1]
-        if rows[0][0] != self._head.seq + 1 or last.seq != self._head.seq + len(entries):
-            raise LedgerCorrupt(f"entries {rows[0][0]} to {last.seq} do not follow the head, entry {self._head.seq}")
+        if rows[0][0] != before.seq + 1 or last.seq != before.seq + len(entries):
+            raise LedgerCorrupt(f"entries {rows[0][0]} to {last.seq} do not follow entry {before.seq}")
         self._pending_head = Head(last.seq, previous, last.booked_ms)
         with translated("written"):
-            self._write.execute("BEGIN IMMEDIATE")
+            if not self._write.in_transaction:
+                self._write.execute("BEGIN IMMEDIATE")
             self._write.executemany("INSERT INTO entry (seq, body, hash) VALUES (?, ?, ?)", rows)
-            self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
         self.catch_up()
 
     @property
@@ -431,6 +432,8 @@ class SqliteStore:
 
     def commit(self) -> Steps[None]:
         """Make what was written durable: one step, which blocks until it is synced."""
+        with translated("written"):
+            self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
         yield self._sync
 
     def _sync(self) -> None:
