@@ -133,11 +133,11 @@ def children(pid: int) -> list[int]:
 
 
 def processor_seconds(pid: int) -> float:
-    """Return the processor time that *pid* and its children have used, in seconds."""
+    """Return the processor time that *pid* and its children, ended ones too, have used, in seconds."""
     ticks = 0
     for each in [pid, *children(pid)]:
         fields = Path(f"/proc/{each}/stat").read_text().rsplit(")", 1)[1].split()
-        ticks += int(fields[11]) + int(fields[12])
+        ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
