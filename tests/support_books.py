@@ -91,8 +91,10 @@ def _post(books: Books, entry: dict[str, Any]) -> None:
         books.customers[entry["request"]["customer"]] = entry["seq"]
     sums: dict[str, int] = {}
     touched = {}
-    for (customer, account), coin, side, units_text, hold in entry.get("postings", ()):
-        units = int(units_text)
+    for place, side, units_text, *rest in entry.get("postings", ()):
+        assert place >= 0
+        (customer, account), coin = entry["balances"][place][:2]
+        units, hold = int(units_text), rest[0] if rest else None
         sums[coin] = sums.get(coin, 0) + units
         name = (customer, account, coin)
         balance = books.balances.setdefault(name, [0, 0])

@@ -52,14 +52,14 @@ def more_amount(d: Damage) -> None:
     """Let a deposit, both its postings, be of another amount."""
 
     def change(entry: dict[str, Any]) -> None:
-        entry["postings"][0][3], entry["postings"][1][3] = "-100000000001", "100000000001"
+        entry["postings"][0][2], entry["postings"][1][2] = "-100000000001", "100000000001"
 
     d.change(d.seq_of("d1"), change)
 
 
 def one_amount(d: Damage) -> None:
     """Let one posting of a settlement be of another amount."""
-    d.change(d.seq_of("s1"), lambda entry: entry["postings"][1].__setitem__(3, "98999999"))
+    d.change(d.seq_of("s1"), lambda entry: entry["postings"][1].__setitem__(2, "98999999"))
 
 
 def swap(d: Damage) -> None:
@@ -164,7 +164,7 @@ def freeze_from_nowhere(d: Damage) -> None:
     """Let the last freeze open no hold, and say so throughout."""
 
     def change(entry: dict[str, Any]) -> None:
-        entry["postings"][1][4] = None
+        entry["postings"][1][3] = None
         del entry["holds"]
 
     in_entry("again:f4", change)(d)
@@ -181,7 +181,7 @@ def all_consistent_but_request(d: Damage) -> None:
     seq = d.seq_of("again:f4")
     entry = d.entry(seq)
     before = int(entry["balances"][0][2]) + 200000000
-    entry["postings"][0][3], entry["postings"][1][3] = "-100000000", "100000000"
+    entry["postings"][0][2], entry["postings"][1][2] = "-100000000", "100000000"
     entry["balances"][0][2] = str(before - 100000000)
     entry["balances"][0][3] = str(int(entry["balances"][0][3]) - 100000000)
     entry["holds"] = [[seq, "100000000"]]
@@ -214,13 +214,13 @@ SEMANTIC = [
     pytest.param(in_entry("u1", drop("holds")), {"hold_after_differs"}, id="holds after left out"),
     pytest.param(hold_without_entry, {"hold_unknown", "balance_after_differs"}, id="a hold without entry"),
     pytest.param(
-        in_entry("u1", lambda e: [p.__setitem__(4, 999) for p in e["postings"][:1]]),
+        in_entry("u1", lambda e: [p.__setitem__(3, 999) for p in e["postings"][:1]]),
         {"hold_unknown"},
         id="no such hold",
     ),
     pytest.param(freeze_from_nowhere, {"hold_misused", "freeze_unexplained"}, id="a freeze not explained by holds"),
     pytest.param(
-        in_entry("f2", lambda e: e["postings"][1].__setitem__(4, 3)), {"hold_unknown"}, id="a freeze that opens no hold"
+        in_entry("f2", lambda e: e["postings"][1].__setitem__(3, 3)), {"hold_unknown"}, id="a freeze that opens no hold"
     ),
     pytest.param(in_entry("d2", put("booked_ms", value=5)), {"time_falls"}, id="a time that falls"),
     pytest.param(in_entry("d2", put("seq", value=5)), {"entry_out_of_place"}, id="another seq in the body"),
@@ -278,9 +278,28 @@ SEMANTIC = [
     pytest.param(lambda d: d.remove(d.seq_of("f2")), {"hold_unknown"}, id="an entry removed, the others renumbered"),
     pytest.param(all_consistent_but_request, {"request_differs"}, id="an amount changed wherever it stands but one"),
     pytest.param(
-        in_entry("d2", lambda e: [line.__setitem__(1, "eth") for line in (*e["postings"], *e["balances"])]),
+        in_entry("d2", lambda e: [line.__setitem__(1, "eth") for line in e["balances"]]),
         {"coin_unknown", "request_differs"},
         id="another coin",
+    ),
+    *(
+        pytest.param(
+            in_entry(key, lambda e, place=place: e["postings"][1].__setitem__(0, place)),
+            {"entry_unreadable"},
+            id=f"a posting of {key} about a balance that is not there: {place}",
+        )
+        for key in ("d2", "f2", "s1", "v1")
+        for place in (-1, 99)
+    ),
+    pytest.param(
+        in_entry("t2", lambda e: [p.__setitem__(0, 1 - p[0]) for p in e["postings"]]),
+        {"request_differs", "balance_after_differs"},
+        id="postings of two accounts exchanged",
+    ),
+    pytest.param(
+        in_entry("d2", lambda e: e["balances"].append(e["balances"][1])),
+        {"balance_after_differs"},
+        id="a balance after twice",
     ),
 ]
 

@@ -140,7 +140,7 @@ def test_backup_is_one_private_file_that_says_what_it_is(backup: Path) -> None:
         assert (facts.ledger_id, facts.epoch) == (ledger.ledger_id, 1)
         assert facts[2:5] == ledger.head
     assert facts.master_key_fingerprint is None
-    assert facts.schema_version == 2
+    assert facts.schema_version == 3
     assert names_in(backup.parent) == ["data", "first.backup"]
 
 

@@ -47,9 +47,11 @@ def postings(folder: Path, after_seq: int = 0) -> list[tuple[Any, ...]]:
         if entry["kind"] == "list_coin":
             scales[entry["request"]["coin"]] = entry["request"]["scale"]
         lines = entry.get("postings", []) if seq > after_seq else []
-        for line, ((customer, account), coin, side, units, hold) in enumerate(lines):
+        for line, (place, side, units, *hold) in enumerate(lines):
+            (customer, account), coin = entry["balances"][place][:2]
             name = (customer, account, coin, scales[coin], side)
-            found.append((seq, line, entry["kind"], entry["key"], entry["booked_ms"], *name, int(units), hold))
+            rest = (int(units), hold[0] if hold else None)
+            found.append((seq, line, entry["kind"], entry["key"], entry["booked_ms"], *name, *rest))
     return found
 
 

@@ -37,8 +37,10 @@ def test_postgres_of_the_tests_gives_an_empty_database_to_each_test(postgres_ser
             version = connection.info.server_version
         assert first != second
     assert version >= postgres.VERSION_LEAST * 10_000
+    names = [psycopg.conninfo.conninfo_to_dict(url)["dbname"] for url in (first, second)]
     with psycopg.connect(postgres_server.url()) as connection:
-        assert connection.execute("SELECT count(*) FROM pg_database WHERE datname LIKE 'test_%'").fetchone() == (0,)
+        left = connection.execute("SELECT datname FROM pg_database WHERE datname = ANY(%s)", (names,)).fetchall()
+    assert left == []
 
 
 def test_postgres_of_the_tests_answers_over_its_unix_socket(postgres_server: postgres.PostgresServer) -> None:

@@ -41,6 +41,8 @@ def entry(**changes: Any) -> Entry:
     return Entry(**values)
 
 
+#: What is no place among the two balances of the entry.
+PLACES = (b"2", b"-1", b"1.5", b"null", b'["ann","spot"]', b"99999999999999999999")
 REFUSED: dict[str, Any] = {
     "refusal": {"code": "hold_short", "detail": "so", "details": {"remaining": "1", "n": 3}},
     "postings": (),
@@ -73,7 +75,7 @@ def test_entry_written_and_read_again_is_the_same(changes: dict[str, Any]) -> No
 def test_entry_is_json_with_units_as_text() -> None:
     """Whoever reads it with other tools loses no digit: no amount is a JSON number."""
     document = json.loads(encode_entry(entry()))
-    assert document["postings"][0] == [["ann", "spot"], "btc", "available", str(-HUGE), None]
+    assert document["postings"] == [[0, "available", str(-HUGE)], [0, "freeze", str(HUGE), 7]]
     assert document["balances"][1] == [["@external", "house"], "btc", str(-HUGE), "0"]
     assert document["holds"] == [[7, str(HUGE)]]
     assert "引用".encode() in encode_entry(entry())
@@ -87,6 +89,8 @@ def test_entry_is_json_with_units_as_text() -> None:
         *(b"", b"{", b"null", b"[]", b"7", b'"x"', b"{}", b"\xff", b'{"seq":1}'),
         encode_entry(entry()).replace(b'"seq":7', b'"seq":"x"'),
         encode_entry(entry()).replace(b'["ann","spot"]', b'["ann"]'),
+        *(encode_entry(entry()).replace(b'[0,"freeze"', b'[%s,"freeze"' % place) for place in PLACES),
+        encode_entry(entry()).replace(b'"balances":[[["ann","spot"]', b'"other":[[["ann","spot"]'),
         encode_entry(entry()).replace(str(-HUGE).encode(), b"1.5"),
         encode_entry(entry()).replace(str(-HUGE).encode(), b"many"),
         encode_entry(entry())[:-1],
@@ -96,6 +100,12 @@ def test_bytes_that_are_no_entry_are_named(body: bytes) -> None:
     """Anything but an entry is LedgerCorrupt, and no other error."""
     with pytest.raises(LedgerCorrupt):
         decode_entry(body)
+
+
+def test_entry_that_does_not_say_a_balance_after_is_not_written() -> None:
+    """A posting whose balance the entry leaves out has nowhere to point: that is damage, and named as such."""
+    with pytest.raises(LedgerCorrupt, match="does not say"):
+        encode_entry(entry(balances=(BalanceAfter(EXTERNAL, "btc", -HUGE, 0),)))
 
 
 def test_chain_is_sha256_over_hash_and_body() -> None:

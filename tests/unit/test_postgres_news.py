@@ -51,7 +51,11 @@ def test_freeze_read_for_its_changes_opens_the_same_hold(more: dict[str, Any]) -
             "request": {"buyer": {"hold": "3", "fee": {"coin": "btc", "units": "1"}}, "seller": [1, {}]},
         },
         {"kind": "withdraw", "request": {"hold": {"key": "k"}}, "happened_ms": 5, "holds": (HoldAfter(3, 0),)},
-        {"kind": "deposit", "holds": (), "balances": (BalanceAfter(EXTERNAL, "usdt", -HUGE, 0),)},
+        {
+            "kind": "deposit",
+            "holds": (),
+            "balances": (BalanceAfter(EXTERNAL, "usdt", -HUGE, 0), BalanceAfter(ANN, "btc", HUGE, 0)),
+        },
     ],
 )
 def test_movement_read_for_its_changes_leaves_the_same_balances_and_holds(changes: dict[str, Any]) -> None:

@@ -148,7 +148,7 @@ class BooksRead:
         sums: dict[str, int] = {}
         touched: list[Line] = []
         used: list[tuple[int, OpenHold]] = []
-        for account, coin, side, units, hold_id in entry.postings:
+        for account, coin, side, units, hold_id in entry.lines():
             name = (account, coin)
             line = lines.get(name) or self._new_line(name)
             if line.seq != seq:

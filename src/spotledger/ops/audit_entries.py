@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -13,6 +13,15 @@ AccountRead = tuple[str, str]
 PostingRead = tuple[AccountRead, str, str, int, int | None]
 BalanceRead = tuple[AccountRead, str, int, int]
 HoldNameRead = str | dict[str, str] | None
+
+
+class PlacedRead(NamedTuple):
+    """A posting as its bytes say it: which of the entry's balances it is about, from 0; side, units and hold."""
+
+    place: int
+    side: str
+    units: int
+    hold: int | None = None
 
 
 class AmountRead(msgspec.Struct, gc=False):
@@ -70,14 +79,20 @@ class EntryRead(msgspec.Struct, gc=False):
     key: str
     booked_ms: int
     request: RequestRead
-    postings: tuple[PostingRead, ...] = ()
+    postings: tuple[PlacedRead, ...] = ()
     balances: tuple[BalanceRead, ...] = ()
     holds: tuple[tuple[int, int], ...] = ()
     refusal: dict[str, Any] | None = None
 
     def lines(self) -> tuple[PostingRead, ...]:
-        """Return the postings with account and coin of each."""
-        return self.postings
+        """Return the postings with account and coin of each; of an entry that :meth:`is_placed`."""
+        balances = self.balances
+        return tuple([(*balances[place][:2], side, units, hold) for place, side, units, hold in self.postings])
+
+    def is_placed(self) -> bool:
+        """Say whether each posting is about a balance that the entry has."""
+        count = len(self.balances)
+        return all(0 <= posting[0] < count for posting in self.postings)
 
 
 #: Not strict: the units stand in the journal as decimal text.
@@ -87,9 +102,10 @@ decode = msgspec.json.Decoder(EntryRead, strict=False).decode
 def decoded(body: bytes) -> EntryRead | None:
     """Return the entry that *body* is, or None where it is none."""
     try:
-        return decode(body)
+        entry = decode(body)
     except (msgspec.DecodeError, RecursionError):
         return None
+    return entry if entry.is_placed() else None
 
 
 def named(name: HoldNameRead, hold_id: int | None) -> bool:

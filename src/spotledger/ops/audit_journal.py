@@ -168,11 +168,15 @@ class JournalPass(BooksRead):
             self.postings += len(entry.postings)
             quick = QUICK.get(entry.kind)
             if quick is not None:
-                lines = quick(self, entry) or (self.bring_up(entry) and quick(self, entry))
+                lines = quick(self, entry) or (entry.is_placed() and self.bring_up(entry) and quick(self, entry))
                 if lines:
                     self.take_over(entry, lines)
                     return
-            self._post(entry)
+            if entry.is_placed():
+                self._post(entry)
+            else:
+                found = "a posting about a balance that is not there"
+                self._note("entry_unreadable", self.seq, "postings", found, "one of the balances of the entry")
         else:
             self._without_postings(entry)
 
@@ -184,7 +188,7 @@ class JournalPass(BooksRead):
         self.post(entry)
         if check is not None and (expected := check(entry, self)) is not None:
             code = "reversal_wrong" if entry.kind == "reverse" else "request_differs"
-            self._note(code, self.seq, "postings", str(entry.postings), expected)
+            self._note(code, self.seq, "postings", str(entry.lines()), expected)
 
     # --- entries without ----------------------------------------------------------------------------------
 

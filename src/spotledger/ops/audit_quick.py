@@ -10,7 +10,7 @@ look at it piece by piece. What passes here passes there too.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from spotledger.domain.accounts import EXTERNAL, FEES, RECEIVABLE
 from spotledger.domain.operations import REST
@@ -21,7 +21,7 @@ from spotledger.ops.audit_entries import (
     AccountRead,
     BalanceRead,
     EntryRead,
-    PostingRead,
+    PlacedRead,
     SideRead,
     named,
 )
@@ -41,7 +41,7 @@ def _freeze(books: BooksRead, entry: EntryRead) -> Touched:
     if (
         available < 0
         or freeze < 0
-        or entry.postings != ((account, coin, AVAILABLE, -units, None), (account, coin, FREEZE, units, seq))
+        or entry.postings != ((0, AVAILABLE, -units, None), (0, FREEZE, units, seq))
         or entry.balances != ((account, coin, available, freeze),)
         or entry.holds != ((seq, units),)
         or seq in books.holds
@@ -68,7 +68,7 @@ def _unfreeze(books: BooksRead, entry: EntryRead) -> Touched:
         or not named(request.hold, hold_id)
         or (remaining if request.units is None else request.units != units)
         or request.coin not in (coin, None)
-        or entry.postings != ((account, coin, FREEZE, -units, hold_id), (account, coin, AVAILABLE, units, None))
+        or entry.postings != ((0, FREEZE, -units, hold_id), (0, AVAILABLE, units, None))
         or entry.balances != ((account, coin, available, freeze),)
     ):
         return None
@@ -114,7 +114,7 @@ def _moved(books: BooksRead, entry: EntryRead, source: AccountRead, target: Acco
         or (taken < 0 and not taker.may_be_negative)
         or giver.freeze < 0
         or taker.freeze < 0
-        or entry.postings != ((source, coin, AVAILABLE, -units, None), (target, coin, AVAILABLE, units, None))
+        or entry.postings != ((0, AVAILABLE, -units, None), (1, AVAILABLE, units, None))
         or entry.balances != ((source, coin, given, giver.freeze), (target, coin, taken, taker.freeze))
         or entry.holds
     ):
@@ -136,10 +136,10 @@ def _settle(books: BooksRead, entry: EntryRead) -> Touched:
     buy, sell = books.holds.get(buy_id), books.holds.get(sell_id)
     if buy is None or sell is None or buy.line.account == sell.line.account:
         return None
-    bought = _side(books, buyer, buy_id, buy, buy_left, quote, quote_units, base, base_units)
+    bought = _side(books, buyer, buy_id, buy, buy_left, quote, quote_units, base, base_units, 0)
     if bought is None:
         return None
-    sold = _side(books, seller, sell_id, sell, sell_left, base, base_units, quote, quote_units)
+    sold = _side(books, seller, sell_id, sell, sell_left, base, base_units, quote, quote_units, 3)
     if sold is None:
         return None
     if entry.postings != bought[0] + sold[0] or entry.balances != bought[1] + sold[1]:
@@ -159,8 +159,9 @@ def _side(
     units: int,
     coin: str,
     received: int,
-) -> tuple[tuple[PostingRead, ...], tuple[BalanceRead, ...], tuple[Line, Line, Line]] | None:
-    """Return the postings, balances and lines of one side, or None where it is not of the usual form."""
+    place: int,
+) -> tuple[tuple[PlacedRead, ...], tuple[BalanceRead, ...], tuple[Line, Line, Line]] | None:
+    """Return postings, balances (from *place* on) and lines of one side, or None where it is not of the usual form."""
     fee, line = side.fee, hold.line
     account = line.account
     if (
@@ -180,12 +181,12 @@ def _side(
     into_available, fees_available = into.available + got, fees.available + fee_units
     if available < 0 or freeze < 0 or into_available < 0 or into.freeze < 0 or fees_available < 0 or fees.freeze < 0:
         return None
-    freed: tuple[PostingRead, ...] = ((account, paid, AVAILABLE, released, None),) if released else ()
-    postings = (
-        (account, paid, FREEZE, -taken, hold_id),
+    freed = ((place, AVAILABLE, released, None),) if released else ()
+    postings: Any = (
+        (place, FREEZE, -taken, hold_id),
         *freed,
-        (account, coin, AVAILABLE, got, None),
-        (_FEES, coin, AVAILABLE, fee_units, None),
+        (place + 1, AVAILABLE, got, None),
+        (place + 2, AVAILABLE, fee_units, None),
     )
     balances = (
         (account, paid, available, freeze),

@@ -47,13 +47,13 @@ def _freeze(entry: EntryRead, books: Books) -> str | None:
         (account, coin, AVAILABLE, -units, None),
         (account, coin, FREEZE, units, entry.seq),
     )
-    return None if entry.postings == expected else str(expected)
+    return None if entry.lines() == expected else str(expected)
 
 
 def _from_hold(entry: EntryRead, target: AccountRead | None) -> str | None:
     """Check what goes from a hold to *target*, or back to where it came from; all that remains where no units are."""
     request = entry.request
-    account, coin, side, units, hold_id = entry.postings[0]
+    account, coin, side, units, hold_id = entry.lines()[0]
     if side != FREEZE or not named(request.hold, hold_id) or request.coin not in (coin, None):
         return f"a posting from hold {request.hold}"
     if request.units is None:
@@ -65,7 +65,7 @@ def _from_hold(entry: EntryRead, target: AccountRead | None) -> str | None:
         (account, coin, FREEZE, units, hold_id),
         (target or account, coin, AVAILABLE, -units, None),
     )
-    return None if entry.postings == expected else str(expected)
+    return None if entry.lines() == expected else str(expected)
 
 
 def _unfreeze(entry: EntryRead, books: Books) -> str | None:
@@ -81,7 +81,7 @@ def _withdraw(entry: EntryRead, books: Books) -> str | None:
         return _FORM
     account = (request.customer, request.account)
     expected = ((account, coin, AVAILABLE, -units, None), (_EXTERNAL, coin, AVAILABLE, units, None))
-    return _differing(entry.postings, expected)
+    return _differing(entry.lines(), expected)
 
 
 def _deposit(entry: EntryRead, books: Books) -> str | None:
@@ -92,14 +92,14 @@ def _deposit(entry: EntryRead, books: Books) -> str | None:
         return _FORM
     account = (request.customer, request.account)
     receivable = (f"{RECEIVABLE}:{request.customer}", HOUSE_KIND)
-    posted = sum(posting[3] for posting in entry.postings if posting[0] == receivable)
+    posted = sum(posting[3] for posting in entry.lines() if posting[0] == receivable)
     repaid = min(units, posted - books.owed(receivable[0], coin))
     lines: tuple[PostingRead, ...] = (
         (_EXTERNAL, coin, AVAILABLE, -units, None),
         (receivable, coin, AVAILABLE, repaid, None),
         (account, coin, AVAILABLE, units - repaid, None),
     )
-    return _differing(entry.postings, tuple([line for line in lines if line[3]]))
+    return _differing(entry.lines(), tuple([line for line in lines if line[3]]))
 
 
 def _transfer(entry: EntryRead, books: Books) -> str | None:
@@ -111,7 +111,7 @@ def _transfer(entry: EntryRead, books: Books) -> str | None:
         ((source.customer, source.account), coin, AVAILABLE, -units, None),
         ((target.customer, target.account), coin, AVAILABLE, units, None),
     )
-    return _differing(entry.postings, expected)
+    return _differing(entry.lines(), expected)
 
 
 def _settle(entry: EntryRead, books: Books) -> str | None:
@@ -125,13 +125,13 @@ def _settle(entry: EntryRead, books: Books) -> str | None:
         (request.seller, base, base_units, quote, quote_units),
     ):
         position = len(expected)
-        if side is None or position >= len(entry.postings):
+        if side is None or position >= len(entry.lines()):
             return f"postings for both sides: {expected} and more"
-        said = entry.postings[position]
+        said = entry.lines()[position]
         if said[2] != FREEZE or not named(side.hold, said[4]):
             return f"a posting from hold {side.hold}"
         expected += _side(entry, side, said, paid, units, coin, received)
-    return _differing(entry.postings, tuple(expected))
+    return _differing(entry.lines(), tuple(expected))
 
 
 def _side(
@@ -170,7 +170,7 @@ def _reverse(entry: EntryRead, books: Books) -> str | None:
     if target is None or target.kind not in REVERSIBLE or target.refusal is not None:
         return f"an earlier deposit, withdraw, transfer or settle, not entry {seq}"
     books.reverse(seq)
-    if entry.holds or any(posting[2] != AVAILABLE for posting in entry.postings):
+    if entry.holds or any(posting[2] != AVAILABLE for posting in entry.lines()):
         return "no freeze and no hold in a reversal"
     done, undone = _net(target), _net(entry)
     for (account, coin), units in done.items():
@@ -187,7 +187,7 @@ def _reverse(entry: EntryRead, books: Books) -> str | None:
 
 def _net(entry: EntryRead) -> dict[tuple[AccountRead, str], int]:
     net: dict[tuple[AccountRead, str], int] = {}
-    for account, coin, _, units, _ in entry.postings:
+    for account, coin, _, units, _ in entry.lines():
         net[account, coin] = net.get((account, coin), 0) + units
     return net
 

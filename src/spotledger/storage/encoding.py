@@ -1,28 +1,63 @@
-"""Entries as bytes: JSON with units as decimal text, and the hash that chains each entry to the one before it."""
+"""
+Entries as bytes: JSON with units as decimal text, and the hash that chains each entry to the one before it.
+
+A posting says by its place which of the entry's balances it is about: account and coin stand there, once.
+"""
 
 from __future__ import annotations
 
 import sys
 from array import array
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b, sha256
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from spotledger.domain.journal import Entry
+from spotledger.domain.accounts import Account
+from spotledger.domain.journal import BalanceAfter, Entry, HoldAfter, Posting, new_tuple
 from spotledger.errors import LedgerCorrupt
 
 DIGEST_BYTES: Final = 16
 _INTEGER_LIMIT: Final = 2**63
 
 
+class StoredPosting(NamedTuple):
+    """A posting as it is stored: which of the entry's balances, from 0; the hold is left out where there is none."""
+
+    place: int
+    side: str
+    units: int
+    hold: int | None = None
+
+
+class _Stored(msgspec.Struct, gc=False):
+    """An entry as it is stored."""
+
+    seq: int
+    kind: str
+    key: str
+    booked_ms: int
+    request: dict[str, Any]
+    happened_ms: int | None = None
+    balances: tuple[BalanceAfter, ...] = ()
+    postings: tuple[StoredPosting, ...] = ()
+    holds: tuple[HoldAfter, ...] = ()
+    refusal: dict[str, Any] | None = None
+
+
 _encode = msgspec.json.Encoder().encode
 # Not strict: the units stand in the journal as decimal text.
-_decode = msgspec.json.Decoder(Entry, strict=False).decode
+_decode = msgspec.json.Decoder(_Stored, strict=False).decode
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """Write *entry* as JSON; these bytes are stored and hashed, the same in every store."""
+    """
+    Write *entry* as JSON; these bytes are stored and hashed, the same in every store.
+
+    Raises:
+        LedgerCorrupt: A posting is about a balance that the entry does not have.
+    """
     document: dict[str, Any] = {
         "seq": entry.seq,
         "kind": entry.kind,
@@ -33,8 +68,19 @@ def encode_entry(entry: Entry) -> bytes:
         document["happened_ms"] = entry.happened_ms
     document["request"] = entry.request
     if entry.postings:
-        document["postings"] = [(a, coin, side, str(units), hold) for a, coin, side, units, hold in entry.postings]
-        document["balances"] = [(a, coin, str(av), str(fr)) for a, coin, av, fr in entry.balances]
+        balances: list[Any] = []
+        places: dict[tuple[Account, str], int] = {}
+        for account, coin, available, freeze in entry.balances:
+            places[account, coin] = len(balances)
+            balances.append((account, coin, str(available), str(freeze)))
+        document["balances"] = balances
+        try:
+            document["postings"] = [
+                (places[a, coin], side, str(units)) if hold is None else (places[a, coin], side, str(units), hold)
+                for a, coin, side, units, hold in entry.postings
+            ]
+        except KeyError as error:
+            raise LedgerCorrupt(f"entry {entry.seq} does not say what {error.args[0]} has after it") from error
     if entry.holds:
         document["holds"] = [(hold, str(remaining)) for hold, remaining in entry.holds]
     if entry.refusal is not None:
@@ -50,9 +96,39 @@ def decode_entry(body: bytes | str) -> Entry:
         LedgerCorrupt: They are none.
     """
     try:
-        return _decode(body)
+        stored = _decode(body)
     except msgspec.DecodeError as error:
         raise LedgerCorrupt(f"an entry of the journal cannot be read: {error}") from error
+    balances = stored.balances
+    return Entry(
+        stored.seq,
+        stored.kind,
+        stored.key,
+        stored.booked_ms,
+        stored.request,
+        postings_of(stored.postings, balances),
+        balances,
+        stored.holds,
+        stored.happened_ms,
+        stored.refusal,
+    )
+
+
+def postings_of(stored: Iterable[StoredPosting], balances: Sequence[BalanceAfter]) -> tuple[Posting, ...]:
+    """
+    Return the postings of an entry with account and coin of each, from what is *stored* and the *balances* after it.
+
+    Raises:
+        LedgerCorrupt: One is about a balance that the entry does not have.
+    """
+    postings = []
+    count = len(balances)
+    for place, side, units, hold in stored:
+        if not 0 <= place < count:
+            raise LedgerCorrupt(f"an entry of the journal cannot be read: a posting onto line {place} of {count}")
+        account, coin, _, _ = balances[place]
+        postings.append(new_tuple(Posting, (account, coin, side, units, hold)))
+    return tuple(postings)
 
 
 def chain_hash(previous: bytes, body: bytes) -> bytes:

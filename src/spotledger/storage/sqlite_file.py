@@ -19,7 +19,7 @@ from spotledger.storage.sqlite_errors import translated
 APPLICATION_ID: Final = 0x53706F4C
 #: "SpoB": a backup, which only a restore makes a ledger again, so that each restore begins a new epoch.
 BACKUP_ID: Final = 0x53706F42
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 BUSY_TIMEOUT_MS: Final = 2_000
 PAGE_CACHE_KIB: Final = 16_384
 #: Pages in the write-ahead log before they are moved to the file.

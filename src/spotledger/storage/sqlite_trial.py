@@ -17,9 +17,10 @@ from typing import Any, Final
 import msgspec
 
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, ZERO, Balance
-from spotledger.domain.journal import AVAILABLE, Posting
+from spotledger.domain.journal import AVAILABLE, BalanceAfter, Posting
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import CUSTOMERS, TrialBalance
+from spotledger.storage.encoding import StoredPosting, postings_of
 from spotledger.storage.sqlite_errors import translated
 
 _ROWS: Final = 500
@@ -32,7 +33,8 @@ _Name = tuple[str, str, str]
 class _Moved(msgspec.Struct, gc=False):
     """What an entry moved; its other members are passed over."""
 
-    postings: tuple[Posting, ...] = ()
+    balances: tuple[BalanceAfter, ...] = ()
+    postings: tuple[StoredPosting, ...] = ()
 
 
 _decode: Final = msgspec.json.Decoder(_Moved, strict=False).decode
@@ -80,7 +82,7 @@ def _postings(body: bytes) -> tuple[Posting, ...]:
         moved: _Moved = _decode(body)
     except msgspec.DecodeError as error:
         raise LedgerCorrupt(f"an entry of the journal cannot be read: {error}") from error
-    return moved.postings
+    return postings_of(moved.postings, moved.balances)
 
 
 def _owner(customer: str, account: str) -> str:

@@ -137,12 +137,15 @@ CREATE TABLE key_filter_page (
 CREATE VIEW posting AS
 SELECT entry.seq                            AS seq,
        entry.body ->> '$.kind'              AS kind,
-       line.value ->> '$[0][0]'             AS customer,
-       line.value ->> '$[0][1]'             AS account,
-       line.value ->> '$[1]'                AS coin,
-       line.value ->> '$[2]'                AS side,
-       line.value ->> '$[3]'                AS units,
-       line.value ->> '$[4]'                AS hold,
+       balance.value ->> '$[0][0]'          AS customer,
+       balance.value ->> '$[0][1]'          AS account,
+       balance.value ->> '$[1]'             AS coin,
+       line.value ->> '$[1]'                AS side,
+       line.value ->> '$[2]'                AS units,
+       line.value ->> '$[3]'                AS hold,
        entry.body ->> '$.key'               AS "key",
        datetime((entry.body ->> '$.booked_ms') / 1000, 'unixepoch') AS booked
-FROM entry, json_each(entry.body, '$.postings') AS line;
+FROM entry, json_each(entry.body, '$.postings') AS line,
+     -- A posting begins with the place, from 0, of the balance that it is about.
+     json_each(entry.body, '$.balances') AS balance ON balance.key = line.value ->> '$[0]'
+ORDER BY entry.seq, line.key;
