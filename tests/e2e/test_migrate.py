@@ -15,8 +15,8 @@ import pytest
 
 import spotledger
 import support_service
-from spotledger.errors import SchemaMismatch
-from spotledger.storage.postgres_schema import known_version
+from spotledger.errors import SchemaMismatch, SetupError
+from spotledger.storage.postgres_schema import known_version, migrate, migrations
 
 PACKAGE = Path(spotledger.__file__).parent
 NEXT = known_version() + 1
@@ -136,3 +136,30 @@ def test_migration_by_a_role_that_may_not_says_who_may(new_version: NewVersion, 
     finally:
         with psycopg.connect(postgres_url, autocommit=True) as connection:
             connection.execute("DROP ROLE visitor")
+
+
+def test_entries_of_the_form_before_are_refused_and_left(postgres_url: str) -> None:
+    """A journal whose postings name account and coin is not taken for one that this program reads."""
+    with psycopg.connect(postgres_url) as connection:
+        migrate_to(connection, 2)
+        connection.execute(
+            "INSERT INTO entry (seq, body, hash, key_digest) VALUES (1, '{\"postings\": []}', '\\x00', gen_random_uuid())"
+        )
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        with pytest.raises(SetupError, match="entries of the form before version 3"):
+            migrate(connection)
+        assert connection.execute("SELECT max(number) FROM schema_version").fetchone() == (2,)
+    assert rows(postgres_url, "SELECT count(*) FROM entry") == [(1,)]
+    with pytest.raises(SchemaMismatch, match="has not got 0003_lines"):
+        spotledger.open(postgres_url)
+
+
+def migrate_to(connection: psycopg.Connection[Any], number: int) -> None:
+    """Make the schema as it was in version *number*."""
+    connection.execute(
+        "CREATE TABLE schema_version (number integer, phase text, name text, applied timestamptz DEFAULT now())"
+    )
+    for migration in migrations():
+        if migration.number <= number:
+            connection.execute(migration.statements.encode(), prepare=False)
+            connection.execute("INSERT INTO schema_version (number, phase, name) VALUES (%s, %s, %s)", migration[:3])

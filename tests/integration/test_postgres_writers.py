@@ -279,3 +279,25 @@ def test_damaged_derived_row_stops_the_write_that_needs_it(open_node: Open, post
     with pytest.raises(LedgerCorrupt):
         ledger.deposit("ann", "btc", "1", key="d")
     assert kept[0] == hold
+
+
+# --- what people read ------------------------------------------------------------------------------
+
+
+def test_posting_view_shows_the_journal_one_line_a_row(open_node: Open, postgres_url: str) -> None:
+    """Anyone with an SQL shell reads the journal as postings in their order, and they add up to zero."""
+    node = open_node()
+    seed(node, "ann")
+    hold = node.freeze("ann", "btc", "1.5", key="freeze").hold
+    node.withdraw("0.5", key="out", hold=hold)
+    with psycopg.connect(postgres_url) as connection:
+        columns = "seq, kind, customer, account, coin, side, units, hold, key"
+        rows = connection.execute(f"SELECT {columns} FROM posting WHERE seq > 3").fetchall()
+        total = connection.execute("SELECT sum(units) FROM posting").fetchone()
+    assert rows == [
+        (4, "freeze", "ann", "spot", "btc", "available", -150_000_000, None, "freeze"),
+        (4, "freeze", "ann", "spot", "btc", "freeze", 150_000_000, 4, "freeze"),
+        (5, "withdraw", "ann", "spot", "btc", "freeze", -50_000_000, 4, "out"),
+        (5, "withdraw", "@external", "house", "btc", "available", 50_000_000, None, "out"),
+    ]
+    assert total == (0,)
