@@ -143,7 +143,7 @@ def test_entries_of_the_form_before_are_refused_and_left(postgres_url: str) -> N
     with psycopg.connect(postgres_url) as connection:
         migrate_to(connection, 2)
         connection.execute(
-            "INSERT INTO entry (seq, body, hash, key_digest) VALUES (1, '{\"postings\": []}', '\\x00', gen_random_uuid())"
+            "INSERT INTO entry (seq, body, hash, key_digest) VALUES (1, '{}', '\\x00', gen_random_uuid())"
         )
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         with pytest.raises(SetupError, match="entries of the form before version 3"):
