@@ -230,6 +230,9 @@ SEMANTIC = [
     pytest.param(in_entry("d2", put("key", value="")), {"key_malformed"}, id="an empty key"),
     pytest.param(in_entry("d2", put("key", value="käse")), {"key_malformed"}, id="a key beyond ASCII"),
     pytest.param(in_entry("d2", put("kind", value="gift")), {"kind_unknown"}, id="an unknown kind"),
+    pytest.param(in_entry("d2", put("kind", value="withdraw")), {"request_differs"}, id="another kind"),
+    pytest.param(in_entry("d2", put("request", "format", value=2)), {"request_differs"}, id="a request of no format"),
+    pytest.param(in_entry("r1", put("request", "op", value="deposit")), {"request_differs"}, id="a request's own op"),
     pytest.param(in_entry("d2", drop("postings", "balances")), {"request_differs"}, id="a deposit without postings"),
     pytest.param(
         in_entry("d2", put("request", "customer", value="ann")), {"request_differs"}, id="another customer asked for"

@@ -25,19 +25,20 @@ HUGE = 10**38 - 1
 
 
 def entry(**changes: Any) -> Entry:
-    """Return a freeze of a huge amount, with a request in another script."""
+    """Return a freeze of a huge amount, with a request in another script, which has its format and operation."""
     values: dict[str, Any] = {
         "seq": 7,
         "kind": "freeze",
         "key": 'k"\\',
         "booked_ms": 1_700_000_000_000,
         "happened_ms": 5,
-        "request": {"format": 1, "op": "freeze", "reference": "引用 ✓", "units": str(HUGE), "deep": {"key": "a"}},
+        "request": {"reference": "引用 ✓", "units": str(HUGE), "deep": {"key": "a"}},
         "postings": (Posting(ANN, "btc", "available", -HUGE), Posting(ANN, "btc", "freeze", HUGE, 7)),
         "balances": (BalanceAfter(ANN, "btc", 0, HUGE), BalanceAfter(EXTERNAL, "btc", -HUGE, 0)),
         "holds": (HoldAfter(7, HUGE),),
         **changes,
     }
+    values["request"] = {"format": 1, "op": values["kind"], **values["request"]}
     return Entry(**values)
 
 
@@ -78,6 +79,7 @@ def test_entry_is_json_with_units_as_text() -> None:
     assert document["postings"] == [[0, "available", str(-HUGE)], [0, "freeze", str(HUGE), 7]]
     assert document["balances"][1] == [["@external", "house"], "btc", str(-HUGE), "0"]
     assert document["holds"] == [[7, str(HUGE)]]
+    assert document["request"] == {"reference": "引用 ✓", "units": str(HUGE), "deep": {"key": "a"}}
     assert "引用".encode() in encode_entry(entry())
     assert "refusal" not in document
     assert {"postings", "balances", "holds", "happened_ms"}.isdisjoint(json.loads(encode_entry(entry(**REFUSED))))
@@ -91,6 +93,8 @@ def test_entry_is_json_with_units_as_text() -> None:
         encode_entry(entry()).replace(b'["ann","spot"]', b'["ann"]'),
         *(encode_entry(entry()).replace(b'[0,"freeze"', b'[%s,"freeze"' % place) for place in PLACES),
         encode_entry(entry()).replace(b'"balances":[[["ann","spot"]', b'"other":[[["ann","spot"]'),
+        encode_entry(entry()).replace(b'"request":{', b'"request":{"format":2,'),
+        encode_entry(entry()).replace(b'"request":{', b'"request":{"op":"freeze",'),
         encode_entry(entry()).replace(str(-HUGE).encode(), b"1.5"),
         encode_entry(entry()).replace(str(-HUGE).encode(), b"many"),
         encode_entry(entry())[:-1],
@@ -106,6 +110,13 @@ def test_entry_that_does_not_say_a_balance_after_is_not_written() -> None:
     """A posting whose balance the entry leaves out has nowhere to point: that is damage, and named as such."""
     with pytest.raises(LedgerCorrupt, match="does not say"):
         encode_entry(entry(balances=(BalanceAfter(EXTERNAL, "btc", -HUGE, 0),)))
+
+
+@pytest.mark.parametrize("request_", [{"op": "deposit"}, {"format": 2}])
+def test_entry_whose_request_is_of_another_kind_is_not_written(request_: dict[str, Any]) -> None:
+    """What is left out has to be what a reader will put in again."""
+    with pytest.raises(LedgerCorrupt, match="is not a freeze of format 1"):
+        encode_entry(entry(request=request_))
 
 
 def test_chain_is_sha256_over_hash_and_body() -> None:

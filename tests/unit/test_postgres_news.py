@@ -30,6 +30,7 @@ def entry(**changes: Any) -> Entry:
         "holds": (HoldAfter(7, HUGE),),
         **changes,
     }
+    values["request"] = {**values["request"], "format": 1, "op": values["kind"]}
     return Entry(**values)
 
 

@@ -49,9 +49,11 @@ class SideRead(msgspec.Struct, gc=False):
 
 
 class RequestRead(msgspec.Struct, gc=False):
-    """A canonical request: what any operation's may hold."""
+    """A canonical request: what any operation's may hold. Its operation is the entry's kind."""
 
-    op: str
+    #: Neither stands in a request of the only format that there is.
+    format: Any = None
+    op: Any = None
     coin: str | None = None
     scale: int | None = None
     customer: str | None = None
@@ -69,6 +71,10 @@ class RequestRead(msgspec.Struct, gc=False):
     quote_units: int | None = None
     buyer: SideRead | None = None
     seller: SideRead | None = None
+
+    def is_of_the_format(self) -> bool:
+        """Say whether the request is of the only format that there is."""
+        return self.op is None and self.format is None
 
 
 class EntryRead(msgspec.Struct, gc=False):

@@ -92,7 +92,7 @@ class JournalPass(BooksRead):
             or seqs != tuple([entry.seq for entry in entries])
             or times != sorted(times)
             or times[0] < self.booked_ms
-            or any(entry.request.op != entry.kind for entry in entries)
+            or not all(entry.request.is_of_the_format() for entry in entries)
             or not self._take_keys(entries, seqs)
         ):
             return None
@@ -156,8 +156,9 @@ class JournalPass(BooksRead):
             0 < len(key) <= _KEY_LENGTH and key.isascii() and key.isprintable()
         ):
             self._note("key_malformed", seq, "key", key, "1 to 64 printable ASCII characters without blanks")
-        if entry.request.op != kind:
-            self._note("request_differs", seq, "request", entry.request.op, kind)
+        request = entry.request
+        if not request.is_of_the_format():
+            self._note("request_differs", seq, "request", f"{request.format}, {request.op}", "neither format nor op")
         self._book(entry)
 
     def _book(self, entry: EntryRead) -> None:

@@ -1,7 +1,8 @@
 """
 Entries as bytes: JSON with units as decimal text, and the hash that chains each entry to the one before it.
 
-A posting says by its place which of the entry's balances it is about: account and coin stand there, once.
+Nothing stands there twice. A posting says by its place which of the entry's balances it is about, where account and coin
+are. The operation of a request is the entry's kind; its format is written from the second one on, and there is one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from spotledger.domain.accounts import Account
-from spotledger.domain.journal import BalanceAfter, Entry, HoldAfter, Posting, new_tuple
+from spotledger.domain.journal import REQUEST_FORMAT, BalanceAfter, Entry, HoldAfter, Posting, new_tuple
 from spotledger.errors import LedgerCorrupt
 
 DIGEST_BYTES: Final = 16
@@ -56,7 +57,7 @@ def encode_entry(entry: Entry) -> bytes:
     Write *entry* as JSON; these bytes are stored and hashed, the same in every store.
 
     Raises:
-        LedgerCorrupt: A posting is about a balance that the entry does not have.
+        LedgerCorrupt: A posting is about a balance that the entry does not have, or its request is of another kind.
     """
     document: dict[str, Any] = {
         "seq": entry.seq,
@@ -66,7 +67,9 @@ def encode_entry(entry: Entry) -> bytes:
     }
     if entry.happened_ms is not None:
         document["happened_ms"] = entry.happened_ms
-    document["request"] = entry.request
+    document["request"] = request = entry.request.copy()
+    if (request.pop("format", None), request.pop("op", None)) != (REQUEST_FORMAT, entry.kind):
+        raise LedgerCorrupt(f"the request of entry {entry.seq} is not a {entry.kind} of format {REQUEST_FORMAT}")
     if entry.postings:
         balances: list[Any] = []
         places: dict[tuple[Account, str], int] = {}
@@ -99,13 +102,15 @@ def decode_entry(body: bytes | str) -> Entry:
         stored = _decode(body)
     except msgspec.DecodeError as error:
         raise LedgerCorrupt(f"an entry of the journal cannot be read: {error}") from error
-    balances = stored.balances
+    kind, request, balances = stored.kind, stored.request, stored.balances
+    if "format" in request or "op" in request:
+        raise LedgerCorrupt(f"entry {stored.seq} has a request of a format that this version does not read")
     return Entry(
         stored.seq,
-        stored.kind,
+        kind,
         stored.key,
         stored.booked_ms,
-        stored.request,
+        {"format": REQUEST_FORMAT, "op": kind, **request},
         postings_of(stored.postings, balances),
         balances,
         stored.holds,
