@@ -1,8 +1,8 @@
 """
 Entries as bytes: JSON with units as decimal text, and the hash that chains each entry to the one before it.
 
-Nothing stands there twice. A posting says by its place which of the entry's balances it is about, where account and coin
-are. The operation of a request is the entry's kind; its format is written from the second one on, and there is one.
+Nothing stands there twice. A posting says by its place which of the entry's balances it is about: account and coin are
+there. The operation of a request is the entry's kind; its format is written from the second one on, and there is one.
 """
 
 from __future__ import annotations
