@@ -42,11 +42,12 @@ CUSTOMERS: Final = 1_000 if QUICK else 10_000
 CONNECTIONS: Final = 64
 BATCH: Final = 100
 BATCH_CONNECTIONS: Final = 8
-SECONDS: Final = 2.0 if QUICK else 5.0
+#: Long enough for a whole segment of entries: half of the time its like is being sealed, and half of it not.
+SECONDS: Final = 2.0 if QUICK else 13.0
 WARM_UP_SECONDS: Final = 1.0 if QUICK else 3.0
 #: Requests made ready for a round: more than are answered in it, because none may be sent twice.
-SINGLES: Final = int((WARM_UP_SECONDS + SECONDS) * 12_000)
-BATCHES: Final = int((WARM_UP_SECONDS + SECONDS) * 300)
+SINGLES: Final = int((WARM_UP_SECONDS + SECONDS) * 9_000)
+BATCHES: Final = int((WARM_UP_SECONDS + SECONDS) * 170)
 READS_PER_SECOND: Final = 500.0
 READERS: Final = 100
 SINGLE_AIM: Final = 8_000

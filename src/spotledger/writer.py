@@ -6,7 +6,8 @@ answered. A disk is waited for in a thread of its own; a server on the loop, for
 the interpreter at each of its answers. Nothing else writes meanwhile; access keys take their turn through ``beside``.
 
 Callers that were answered together mostly come back together, a little after one another. So a group that follows one
-of several requests waits a moment until as many are there; after a lone request the next one never waits.
+of several requests waits a moment until as many are there; and where a few came while the group before was written, for
+as many more: otherwise two callers would go on taking turns. After a lone request the next one never waits.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from spotledger.storage.steps import call_in, drive_on_loop
 QUEUE_LIMIT: Final = 10_000
 #: Operations in a group; a request with more is a group of its own.
 GROUP_LIMIT: Final = 1_000
-#: How long a group waits, at the most, until it has as many requests as the one before it.
+#: How long a group waits, at the most, for the requests that are expected.
 GATHER_SECONDS: Final = 0.001
+#: From so many waiting requests on, a group is large enough not to wait for those that were answered just now.
+FEW_REQUESTS: Final = 16
 #: How often the ledger is asked for holds whose time has come while nobody writes.
 EXPIRY_SECONDS: Final = 1.0
 
@@ -68,7 +71,7 @@ class Writer:
             queue_limit: Operations that may wait, > 0.
             group_limit: Operations in a group, > 0.
             refuses: Why nothing is ever written, on a node that only reads; None where it is.
-            gather_seconds: How long a group waits for as many requests as the one before it had, >= 0.
+            gather_seconds: How long a group waits for those who are expected, >= 0.
         """
         self._refuses = refuses
         self._ledger = ledger
@@ -178,18 +181,20 @@ class Writer:
 
     async def _run(self) -> None:
         task = asyncio.current_task()
-        before = 1
+        expected = 1
         try:
             while not (self._stopping and not self._queue):
                 if not self._queue:
                     await self._woken()
                     continue
-                if len(self._queue) < before and self._waiting < self._group_limit and not self._stopping:
-                    await self._gather(before)
+                if len(self._queue) < expected and self._waiting < self._group_limit and not self._stopping:
+                    await self._gather(expected)
                 async with self._turn:
                     requests = self._take()
-                    before = len(requests)
                     await self._write(requests)
+                expected, came = len(requests), len(self._queue)
+                if 0 < came < FEW_REQUESTS:
+                    expected = max(expected, min(expected + came, FEW_REQUESTS))
                 if task is not None and task.cancelling():
                     return  # cancelled while the disk was busy
         finally:

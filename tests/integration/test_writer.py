@@ -139,6 +139,30 @@ def test_callers_who_come_back_one_after_another_share_a_group_again(ledger: Led
     run(test())
 
 
+def test_two_callers_who_took_turns_share_a_group(ledger: Ledger) -> None:
+    """Who asks while another's group is written waits for him to come back, so that both are in the next one."""
+
+    async def test() -> None:
+        writer = Writer(ledger, gather_seconds=PATIENCE_SECONDS)
+        await writer.start()
+        with gate_of(ledger) as gate:
+            first = asyncio.create_task(writer.submit(deposit("first")))
+            await gate.wait()
+            second = asyncio.create_task(writer.submit(deposit("second")))
+            await asyncio.sleep(0)
+            gate.opened.set()
+            await first
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not second.done()
+            again = await asyncio.wait_for(writer.submit(deposit("again")), PATIENCE_SECONDS)
+            assert gate.commits == 2
+        assert again[0].seq == (await second)[0].seq + 1
+        await writer.stop()
+
+    run(test())
+
+
 def test_lone_caller_is_never_made_to_wait_for_others(ledger: Ledger) -> None:
     """After a group of one request the next one is written at once, however long a group might wait."""
 
