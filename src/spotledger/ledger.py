@@ -270,6 +270,7 @@ class Ledger(LedgerReads):
         with self._turn:
             entries = deciding.go_on(piece)
             if entries:
+                self._prepared = True
                 self._store.write(entries)
 
     def _giving_up(self, error: BaseException) -> Steps[None]:

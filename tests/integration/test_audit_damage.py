@@ -300,6 +300,17 @@ SEMANTIC = [
         id="postings of two accounts exchanged",
     ),
     pytest.param(
+        in_entry("d2", lambda e: [p.__setitem__(2, "9" * 4300) for p in e["postings"]]),
+        {"not_zero_sum"},
+        id="units too long to write",
+    ),
+    pytest.param(
+        in_entry("r1", lambda e: e["refusal"].__setitem__("code", [])),
+        {"refusal_malformed"},
+        id="a code that is a list",
+    ),
+    pytest.param(in_entry("d2", put("happened_ms", value="soon")), {"entry_unreadable"}, id="a time that is none"),
+    pytest.param(
         in_entry("d2", lambda e: e["balances"].append(e["balances"][1])),
         {"balance_after_differs"},
         id="a balance after twice",

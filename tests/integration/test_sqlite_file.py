@@ -10,7 +10,7 @@ import pytest
 
 from spotledger.domain.accounts import EXTERNAL, Balance
 from spotledger.domain.operations import Deposit, Freeze, Operation
-from spotledger.errors import DataFolderInUse, LedgerCorrupt, SchemaMismatch
+from spotledger.errors import DataFolderInUse, LedgerCorrupt, SchemaMismatch, StoreUnavailable
 from spotledger.ledger import Ledger, Receipt
 from support_books import check_books
 from support_core import fill, open_small, raw, seed, spot, without_triggers
@@ -277,6 +277,38 @@ def test_last_start_says_what_it_mended(tmp_path: Path) -> None:
         assert ["level 0" in text for text in ledger._store.mended] == [True]  # type: ignore[attr-defined]
 
 
+# --- groups that did not come to their end ----------------------------------------------------------
+
+
+def test_group_left_between_two_pieces_is_given_up_by_the_next(tmp_path: Path) -> None:
+    """Whoever begins a group and never goes on with it holds up nobody, and nothing of it is booked."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger, "ann")
+        head = ledger.head.seq
+        left = ledger.booking([Deposit(f"left{number}", "ann", "btc", "1") for number in range(200)])
+        assert next(left) is None
+        assert ledger.deposit("ann", "btc", "1", key="next").seq == head + 1
+        assert ledger.entry_of_key("left0") is None
+    check_books(tmp_path)
+
+
+def test_commit_that_failed_cannot_be_repeated_without_its_entries(tmp_path: Path) -> None:
+    """After the disk failed, another commit of the same group moves no head; the file opens with what was durable."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger, "ann")
+        head = ledger.head
+        group = ledger.prepare([Deposit(f"k{number}", "ann", "btc", "1") for number in range(200)])
+        ledger._store._write.execute("ROLLBACK")  # type: ignore[attr-defined]  # as SQLite does it by itself
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                ledger.commit(group)
+        ledger.abandon()
+        assert ledger.head == head
+    with open_small(tmp_path) as ledger:
+        assert ledger.head == head
+    check_books(tmp_path)
+
+
 # --- what people read ------------------------------------------------------------------------------
 
 
@@ -293,6 +325,7 @@ def test_posting_view_shows_the_journal_one_line_a_row(tmp_path: Path) -> None:
         )
         rows = [row[:8] for row in cursor.fetchall()]
         total = connection.execute("SELECT sum(units) FROM posting").fetchone()[0]
+        plan = str(connection.execute("EXPLAIN QUERY PLAN SELECT * FROM posting LIMIT 20").fetchall())
     assert rows == [
         (4, "freeze", "ann", "spot", "btc", "available", "-150000000", None),
         (4, "freeze", "ann", "spot", "btc", "freeze", "150000000", 4),
@@ -300,6 +333,7 @@ def test_posting_view_shows_the_journal_one_line_a_row(tmp_path: Path) -> None:
         (5, "withdraw", "@external", "house", "btc", "available", "50000000", None),
     ]
     assert total == 0
+    assert "TEMP B-TREE" not in plan, "a first page of the journal reads all of it"
 
 
 def test_amounts_beyond_64_bits_are_exact_everywhere(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ class EntryRead(msgspec.Struct, gc=False):
     balances: tuple[BalanceRead, ...] = ()
     holds: tuple[tuple[int, int], ...] = ()
     refusal: dict[str, Any] | None = None
+    happened_ms: int | None = None
 
     def lines(self) -> tuple[PostingRead, ...]:
         """Return the postings with account and coin of each; of an entry that :meth:`is_placed`."""

@@ -123,5 +123,8 @@ class Findings:
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else value.hex() if isinstance(value, bytes) else repr(value)
+    try:
+        text = value if isinstance(value, str) else value.hex() if isinstance(value, bytes) else repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number too long to write"
     return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 3] + "..."

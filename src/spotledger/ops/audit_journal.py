@@ -174,7 +174,10 @@ class JournalPass(BooksRead):
                     self.take_over(entry, lines)
                     return
             if entry.is_placed():
-                self._post(entry)
+                try:
+                    self._post(entry)
+                except ValueError:  # Python writes no number of more than 4,300 digits
+                    self._note("entry_unreadable", self.seq, "units", "numbers too long to write", "less than 10^38")
             else:
                 found = "a posting about a balance that is not there"
                 self._note("entry_unreadable", self.seq, "postings", found, "one of the balances of the entry")
@@ -200,7 +203,8 @@ class JournalPass(BooksRead):
         if entry.kind not in CHECKS and entry.kind not in _WITHOUT_POSTINGS:
             self._note("kind_unknown", self.seq, "kind", entry.kind, f"one of {', '.join(CHECKS)}")
         formed = (
-            refusal.get("code") in _KEPT_CODES
+            isinstance(refusal.get("code"), str)
+            and refusal["code"] in _KEPT_CODES
             and isinstance(refusal.get("detail"), str)
             and isinstance(refusal.get("details"), dict)
         )

@@ -415,8 +415,9 @@ class SqliteStore:
             raise LedgerCorrupt(f"entries {rows[0][0]} to {last.seq} do not follow entry {before.seq}")
         self._pending_head = Head(last.seq, previous, last.booked_ms)
         with translated("written"):
-            if not self._write.in_transaction:
+            if before.seq == self._head.seq:
                 self._write.execute("BEGIN IMMEDIATE")
+            self._check_writing()
             self._write.executemany("INSERT INTO entry (seq, body, hash) VALUES (?, ?, ?)", rows)
         self.catch_up()
 
@@ -432,9 +433,15 @@ class SqliteStore:
 
     def commit(self) -> Steps[None]:
         """Make what was written durable: one step, which blocks until it is synced."""
+        self._check_writing()
         with translated("written"):
             self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
         yield self._sync
+
+    def _check_writing(self) -> None:
+        # SQLite ends a transaction by itself when the disk fails; what comes after must not be written without it.
+        if not self._write.in_transaction:
+            raise StoreUnavailable("the ledger could not be written: what was written before of the group is lost")
 
     def _sync(self) -> None:
         with translated("written"):

@@ -145,7 +145,6 @@ SELECT entry.seq                            AS seq,
        line.value ->> '$[3]'                AS hold,
        entry.body ->> '$.key'               AS "key",
        datetime((entry.body ->> '$.booked_ms') / 1000, 'unixepoch') AS booked
-FROM entry, json_each(entry.body, '$.postings') AS line,
-     -- A posting begins with the place, from 0, of the balance that it is about.
-     json_each(entry.body, '$.balances') AS balance ON balance.key = line.value ->> '$[0]'
-ORDER BY entry.seq, line.key;
+FROM entry, json_each(entry.body, '$.postings') AS line
+-- A posting begins with the place, from 0, of the balance that it is about.
+LEFT JOIN json_each(entry.body, '$.balances') AS balance ON balance.key = line.value ->> '$[0]';

@@ -9,6 +9,9 @@ BEGIN
 END
 $$;
 
+-- A node of the version before would go on writing entries of its form: it is refused from now on.
+INSERT INTO schema_version (number, phase, name) VALUES (3, 'after', '0003_lines.before.sql');
+
 DROP VIEW posting;
 
 CREATE VIEW posting AS
