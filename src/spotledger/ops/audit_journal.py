@@ -168,19 +168,20 @@ class JournalPass(BooksRead):
         elif entry.postings:
             self.postings += len(entry.postings)
             quick = QUICK.get(entry.kind)
-            if quick is not None:
-                lines = quick(self, entry) or (entry.is_placed() and self.bring_up(entry) and quick(self, entry))
-                if lines:
-                    self.take_over(entry, lines)
-                    return
-            if entry.is_placed():
-                try:
-                    self._post(entry)
-                except ValueError:  # Python writes no number of more than 4,300 digits
-                    self._note("entry_unreadable", self.seq, "units", "numbers too long to write", "less than 10^38")
-            else:
+            lines = quick(self, entry) if quick is not None else None
+            if not lines and not entry.is_placed():
                 found = "a posting about a balance that is not there"
                 self._note("entry_unreadable", self.seq, "postings", found, "one of the balances of the entry")
+                return
+            if quick is not None and not lines and self.bring_up(entry):
+                lines = quick(self, entry)
+            if lines:
+                self.take_over(entry, lines)
+                return
+            try:
+                self._post(entry)
+            except ValueError:  # Python writes no number of more than 4,300 digits
+                self._note("entry_unreadable", self.seq, "units", "numbers too long to write", "less than 10^38")
         else:
             self._without_postings(entry)
 
