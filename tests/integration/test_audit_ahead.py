@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,18 @@ def _each_segment_is_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def readers() -> list[int]:
-    """Return the processes that read ahead for this one; a test run has others too, which are none of our business."""
+    """Return the processes that read ahead for this one; a test run has others too, which are none of our business.
+
+    Threads and processes end while this looks; what is gone by then reads nothing any more.
+    """
     found = []
     for task in Path("/proc/self/task").iterdir():
-        for number in (task / "children").read_text().split():
-            command = Path("/proc", number, "cmdline").read_bytes()
-            if audit_workers.__name__.encode() in command.split(b"\0"):
-                found.append(int(number))
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for number in (task / "children").read_text().split():
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    command = Path("/proc", number, "cmdline").read_bytes()
+                    if audit_workers.__name__.encode() in command.split(b"\0"):
+                        found.append(int(number))
     return found
 
 
