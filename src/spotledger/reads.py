@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from spotledger.domain.accounts import Account, Balance, Coin, receivable_of
+from spotledger.domain.amounts import shown
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import AccountView, Head, Store, TrialBalance
@@ -105,7 +106,11 @@ class LedgerReads:
         Return one account as it stands at the head; only coins that were ever touched are in it.
 
         What comes back is the ledger's own and follows what is booked; its mapping of balances cannot be changed.
+
+        Raises:
+            InvalidRequest: *account* is no :class:`Account`.
         """
+        _check_account(account)
         with self._lock:
             self._refresh()
             return self._store.account(account)
@@ -115,8 +120,9 @@ class LedgerReads:
         Return the balances of one account in units, now or as they stood after the entry *at_seq*.
 
         Raises:
-            InvalidRequest: *at_seq* is above the head.
+            InvalidRequest: *at_seq* is above the head, or *account* is no :class:`Account`.
         """
+        _check_account(account)
         with self._lock:
             self._refresh()
             if at_seq is None:
@@ -258,3 +264,8 @@ class LedgerReads:
     def _note(self, error: BaseException) -> None:
         if isinstance(error, LedgerCorrupt) and self._corrupt is None:
             self._corrupt = error
+
+
+def _check_account(account: object) -> None:
+    if not isinstance(account, Account):
+        raise InvalidRequest(f"account is {shown(account)}; an Account(customer, kind) would pass", field="account")

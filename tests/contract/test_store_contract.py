@@ -301,6 +301,14 @@ def test_account_is_the_same_object_until_it_is_dropped(place: Any) -> None:
         assert view.balances["btc"] == Balance(999 * 10**8, 10**8)
 
 
+@pytest.mark.parametrize("account", ["ann", ("ann", "spot"), None])
+def test_what_is_no_account_is_told_what_would_pass(ledger: Ledger, account: Any) -> None:
+    """A customer's name alone, which everybody tries first, does not say which of the accounts is meant."""
+    for read in (ledger.balances, ledger.account):
+        with pytest.raises(InvalidRequest, match=r"an Account\(customer, kind\) would pass"):
+            read(account)
+
+
 def test_what_reads_hand_out_cannot_change_the_books(ledger: Ledger) -> None:
     """A caller who writes into a mapping he was given gets an error; a copy of balances is his own."""
     view: Any = ledger.account(spot("ann"))
