@@ -15,7 +15,6 @@ from typing import Any, Self
 
 import httpx2
 
-from spotledger.client import ledger_answers as answers
 from spotledger.client.ledger_answers import (
     Entry,
     EntryPage,
@@ -43,7 +42,6 @@ from spotledger.client.operations import (
     Transfer,
     Unfreeze,
     Withdraw,
-    path_part,
 )
 from spotledger.client.operator import OPERATOR_BODY_LIMIT_BYTES, OPERATOR_READ_TIMEOUT_S
 from spotledger.client.operator_core import ATTEMPTS, FeedCore, OperatorCore
@@ -187,14 +185,12 @@ class AsyncOperatorLedger:
         min_seq: int | None = None,
     ) -> LedgerBalances:
         """Return what *customer* has, now, or after the entry *at_seq*, or at the time *at_ms*."""
-        params = {"account": account, "at_seq": at_seq, "at_ms": at_ms, "min_seq": min_seq}
-        path = f"/v1/customers/{path_part(customer)}/balances"
-        return await self._drive(self._core.get(answers.balances, path, params))
+        query = {"account": account, "at_seq": at_seq, "at_ms": at_ms, "min_seq": min_seq}
+        return await self._drive(self._core.balances(customer, **query))
 
     async def hold(self, hold: str, *, min_seq: int | None = None) -> Hold:
         """Return one hold by its id, open or closed."""
-        path = f"/v1/holds/{path_part(hold)}"
-        return await self._drive(self._core.get(answers.hold_read, path, {"min_seq": min_seq}))
+        return await self._drive(self._core.hold(hold, min_seq=min_seq))
 
     async def holds(
         self,
@@ -207,14 +203,12 @@ class AsyncOperatorLedger:
         min_seq: int | None = None,
     ) -> HoldPage:
         """Return a page of the holds of *customer*: ``open``, ``closed``, or both."""
-        params = {"state": state, "after": after, "limit": limit, "older_than_ms": older_than_ms, "min_seq": min_seq}
-        path = f"/v1/customers/{path_part(customer)}/holds"
-        return await self._drive(self._core.get(answers.hold_page, path, params))
+        query = {"state": state, "after": after, "limit": limit, "older_than_ms": older_than_ms, "min_seq": min_seq}
+        return await self._drive(self._core.holds(customer, **query))
 
     async def old_holds(self, older_than_ms: int, after: str | None = None, limit: int | None = None) -> HoldPage:
         """Return a page of everybody's open holds that are at least so old, the oldest first."""
-        params = {"older_than_ms": older_than_ms, "after": after, "limit": limit}
-        return await self._drive(self._core.get(answers.hold_page, "/v1/holds", params))
+        return await self._drive(self._core.old_holds(older_than_ms=older_than_ms, after=after, limit=limit))
 
     async def statement(
         self,
@@ -226,28 +220,26 @@ class AsyncOperatorLedger:
         min_seq: int | None = None,
     ) -> Statement:
         """Return a page of the entries about *customer* (and *coin*), with the balances before and after it."""
-        params = {"coin": coin, "after_seq": after_seq, "limit": limit, "min_seq": min_seq}
-        path = f"/v1/customers/{path_part(customer)}/entries"
-        return await self._drive(self._core.get(answers.statement, path, params))
+        query = {"coin": coin, "after_seq": after_seq, "limit": limit, "min_seq": min_seq}
+        return await self._drive(self._core.statement(customer, **query))
 
     async def entry(self, seq: int) -> Entry:
         """Return the entry *seq*."""
-        return await self._drive(self._core.get(answers.entry_read, f"/v1/entries/{seq}"))
+        return await self._drive(self._core.entry(seq))
 
     async def entries(self, after_seq: int = 0, limit: int | None = None, *, min_seq: int | None = None) -> EntryPage:
         """Return a page of the journal, in order and without gaps."""
-        params = {"after_seq": after_seq, "limit": limit, "min_seq": min_seq}
-        return await self._drive(self._core.get(answers.entry_page, "/v1/entries", params))
+        return await self._drive(self._core.entries(after_seq=after_seq, limit=limit, min_seq=min_seq))
 
     async def trial_balance(self) -> TrialBalance:
         """Return what all customers and each house account have of each coin."""
-        return await self._drive(self._core.get(answers.trial_balance, "/v1/trial-balance"))
+        return await self._drive(self._core.trial_balance())
 
     # --- operator tokens ----------------------------------------------------------------------------
 
     async def tokens(self, after: str | None = None, limit: int | None = None) -> TokenPage:
         """Return a page of the operator tokens, revoked ones too."""
-        return await self._drive(self._core.get(answers.token_page, "/v1/tokens", {"after": after, "limit": limit}))
+        return await self._drive(self._core.tokens(after=after, limit=limit))
 
     async def create_token(self, scopes: Sequence[str], label: str = "", *, key: str) -> MadeToken:
         """Make an operator token with *scopes*. A repeat under the same *key* says all of it but the token."""

@@ -11,7 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from spotledger.client import ledger_answers as answers
-from spotledger.client.ledger_answers import Entry, MadeToken, OperatorToken, Written
+from spotledger.client.ledger_answers import (
+    Entry,
+    EntryPage,
+    Hold,
+    HoldPage,
+    LedgerBalances,
+    MadeToken,
+    OperatorToken,
+    Statement,
+    TokenPage,
+    TrialBalance,
+    Written,
+)
 from spotledger.client.operations import Operation, batch_body, path_part
 from spotledger.client.operator import Reply, check_token, outgoing, read_reply
 from spotledger.client.problems import error_of_problem
@@ -27,7 +39,9 @@ LONGEST_PAUSE_S: Final = 5.0
 EVENT_LIMIT_BYTES: Final = 4 * 1024 * 1024
 
 T = TypeVar("T")
-Params = Mapping[str, str | int | None]
+#: Of a parameter of a query; one that is None is left out.
+Value = str | int | None
+Params = Mapping[str, Value]
 
 
 class OperatorCore:
@@ -68,20 +82,72 @@ class OperatorCore:
             yield Sleep(pause_s(attempt, problem))
         raise AssertionError("the last attempt returns or raises")
 
-    def get(self, make: Callable[[Any], T], path: str, params: Params | None = None) -> Steps[T]:
-        """Read *path*, and make of the answer what it means."""
-        _, _, answer = yield from self.call("GET", path, params=params)
+    def ask(
+        self,
+        make: Callable[[Any], T],
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        params: Params | None = None,
+    ) -> Steps[T]:
+        """Make one call, and make of the answer what it means."""
+        _, _, answer = yield from self.call(method, path, body, key, params)
         return answers.read(make, answer)
+
+    def get(self, make: Callable[[Any], T], path: str, params: Params) -> Steps[T]:
+        """Read *path*, and make of the answer what it means."""
+        return self.ask(make, "GET", path, params=params)
+
+    # --- reads: the query has the names that the API has ----------------------------------------------
+
+    def balances(self, customer: str, **query: Value) -> Steps[LedgerBalances]:
+        """Read what a customer has."""
+        return self.get(answers.balances, f"/v1/customers/{path_part(customer)}/balances", query)
+
+    def hold(self, hold: str, **query: Value) -> Steps[Hold]:
+        """Read one hold."""
+        return self.get(answers.hold_read, f"/v1/holds/{path_part(hold)}", query)
+
+    def holds(self, customer: str, **query: Value) -> Steps[HoldPage]:
+        """Read a page of the holds of a customer."""
+        return self.get(answers.hold_page, f"/v1/customers/{path_part(customer)}/holds", query)
+
+    def old_holds(self, **query: Value) -> Steps[HoldPage]:
+        """Read a page of everybody's old open holds."""
+        return self.get(answers.hold_page, "/v1/holds", query)
+
+    def statement(self, customer: str, **query: Value) -> Steps[Statement]:
+        """Read a page of the entries about a customer."""
+        return self.get(answers.statement, f"/v1/customers/{path_part(customer)}/entries", query)
+
+    def entry(self, seq: int, **query: Value) -> Steps[Entry]:
+        """Read one entry."""
+        return self.get(answers.entry_read, f"/v1/entries/{seq}", query)
+
+    def entries(self, **query: Value) -> Steps[EntryPage]:
+        """Read a page of the journal."""
+        return self.get(answers.entry_page, "/v1/entries", query)
+
+    def trial_balance(self, **query: Value) -> Steps[TrialBalance]:
+        """Read the trial balance."""
+        return self.get(answers.trial_balance, "/v1/trial-balance", query)
+
+    # --- operator tokens ------------------------------------------------------------------------------
+
+    def tokens(self, **query: Value) -> Steps[TokenPage]:
+        """Read a page of the operator tokens."""
+        return self.get(answers.token_page, "/v1/tokens", query)
 
     def create_token(self, scopes: Sequence[str], label: str, key: str) -> Steps[MadeToken]:
         """Make an operator token."""
-        _, _, answer = yield from self.call("POST", "/v1/tokens", {"scopes": list(scopes), "label": label}, key)
-        return answers.read(answers.token_made, answer)
+        return self.ask(answers.token_made, "POST", "/v1/tokens", {"scopes": list(scopes), "label": label}, key)
 
     def revoke_token(self, token_id: str) -> Steps[OperatorToken]:
         """Revoke an operator token."""
-        _, _, answer = yield from self.call("DELETE", f"/v1/tokens/{path_part(token_id)}")
-        return answers.read(answers.operator_token, answer)
+        return self.ask(answers.operator_token, "DELETE", f"/v1/tokens/{path_part(token_id)}")
+
+    # --- operations -----------------------------------------------------------------------------------
 
     def do(self, operation: Operation) -> Steps[Written]:
         """Do one operation."""

@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import httpx2
 
-from spotledger.client import ledger_answers as answers
 from spotledger.client.ledger_answers import (
     Entry,
     EntryPage,
@@ -42,7 +41,6 @@ from spotledger.client.operations import (
     Transfer,
     Unfreeze,
     Withdraw,
-    path_part,
 )
 from spotledger.client.operator import OPERATOR_BODY_LIMIT_BYTES, OPERATOR_READ_TIMEOUT_S
 from spotledger.client.operator_core import ATTEMPTS, FeedCore, OperatorCore
@@ -186,14 +184,12 @@ class OperatorLedger:
         min_seq: int | None = None,
     ) -> LedgerBalances:
         """Return what *customer* has, now, or after the entry *at_seq*, or at the time *at_ms*."""
-        params = {"account": account, "at_seq": at_seq, "at_ms": at_ms, "min_seq": min_seq}
-        path = f"/v1/customers/{path_part(customer)}/balances"
-        return self._drive(self._core.get(answers.balances, path, params))
+        query = {"account": account, "at_seq": at_seq, "at_ms": at_ms, "min_seq": min_seq}
+        return self._drive(self._core.balances(customer, **query))
 
     def hold(self, hold: str, *, min_seq: int | None = None) -> Hold:
         """Return one hold by its id, open or closed."""
-        path = f"/v1/holds/{path_part(hold)}"
-        return self._drive(self._core.get(answers.hold_read, path, {"min_seq": min_seq}))
+        return self._drive(self._core.hold(hold, min_seq=min_seq))
 
     def holds(
         self,
@@ -206,14 +202,12 @@ class OperatorLedger:
         min_seq: int | None = None,
     ) -> HoldPage:
         """Return a page of the holds of *customer*: ``open``, ``closed``, or both."""
-        params = {"state": state, "after": after, "limit": limit, "older_than_ms": older_than_ms, "min_seq": min_seq}
-        path = f"/v1/customers/{path_part(customer)}/holds"
-        return self._drive(self._core.get(answers.hold_page, path, params))
+        query = {"state": state, "after": after, "limit": limit, "older_than_ms": older_than_ms, "min_seq": min_seq}
+        return self._drive(self._core.holds(customer, **query))
 
     def old_holds(self, older_than_ms: int, after: str | None = None, limit: int | None = None) -> HoldPage:
         """Return a page of everybody's open holds that are at least so old, the oldest first."""
-        params = {"older_than_ms": older_than_ms, "after": after, "limit": limit}
-        return self._drive(self._core.get(answers.hold_page, "/v1/holds", params))
+        return self._drive(self._core.old_holds(older_than_ms=older_than_ms, after=after, limit=limit))
 
     def statement(
         self,
@@ -225,28 +219,26 @@ class OperatorLedger:
         min_seq: int | None = None,
     ) -> Statement:
         """Return a page of the entries about *customer* (and *coin*), with the balances before and after it."""
-        params = {"coin": coin, "after_seq": after_seq, "limit": limit, "min_seq": min_seq}
-        path = f"/v1/customers/{path_part(customer)}/entries"
-        return self._drive(self._core.get(answers.statement, path, params))
+        query = {"coin": coin, "after_seq": after_seq, "limit": limit, "min_seq": min_seq}
+        return self._drive(self._core.statement(customer, **query))
 
     def entry(self, seq: int) -> Entry:
         """Return the entry *seq*."""
-        return self._drive(self._core.get(answers.entry_read, f"/v1/entries/{seq}"))
+        return self._drive(self._core.entry(seq))
 
     def entries(self, after_seq: int = 0, limit: int | None = None, *, min_seq: int | None = None) -> EntryPage:
         """Return a page of the journal, in order and without gaps."""
-        params = {"after_seq": after_seq, "limit": limit, "min_seq": min_seq}
-        return self._drive(self._core.get(answers.entry_page, "/v1/entries", params))
+        return self._drive(self._core.entries(after_seq=after_seq, limit=limit, min_seq=min_seq))
 
     def trial_balance(self) -> TrialBalance:
         """Return what all customers and each house account have of each coin."""
-        return self._drive(self._core.get(answers.trial_balance, "/v1/trial-balance"))
+        return self._drive(self._core.trial_balance())
 
     # --- operator tokens ----------------------------------------------------------------------------
 
     def tokens(self, after: str | None = None, limit: int | None = None) -> TokenPage:
         """Return a page of the operator tokens, revoked ones too."""
-        return self._drive(self._core.get(answers.token_page, "/v1/tokens", {"after": after, "limit": limit}))
+        return self._drive(self._core.tokens(after=after, limit=limit))
 
     def create_token(self, scopes: Sequence[str], label: str = "", *, key: str) -> MadeToken:
         """Make an operator token with *scopes*. A repeat under the same *key* says all of it but the token."""
