@@ -117,6 +117,16 @@ def test_client_raises_the_errors_of_the_tree(ledger: OperatorLedger, names: tup
             ledger.deposit(a, "usdt", amount, key="never sent")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_client_with_an_id_that_would_change_the_path_sends_nothing(name: str) -> None:
+    """``..`` as a customer would be another path, with everybody's holds; no such id is sent."""
+    transport = httpx2.MockTransport(lambda request: pytest.fail(f"{request.url} was asked for"))
+    with OperatorLedger("http://x", "t", transport=transport) as ledger:
+        for call in (ledger.holds, ledger.balances, ledger.statement, ledger.hold, ledger.revoke_token):
+            with pytest.raises(InvalidRequest):
+                call(name)
+
+
 def test_client_without_a_good_token_is_denied(service: Service) -> None:
     """A token that is none is refused, and shown by nothing."""
     with OperatorLedger(service.operator_url, "0" * 64) as nobody:
