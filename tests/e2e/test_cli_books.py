@@ -154,6 +154,15 @@ def test_balances_show_what_is_owed(data: Path) -> None:
     assert "owes 90.00 usdt" in spotledger(data, "balances", "alice").stdout
 
 
+@pytest.mark.parametrize("customer", ["", ".", ".."])
+def test_holds_of_nobody_are_refused(data: Path, customer: str) -> None:
+    """A customer ``..`` is not taken for the path above, which has everybody's holds."""
+    done = spotledger(data, "holds", customer)
+    assert done.returncode == 1
+    assert "is the id of nothing" in done.stderr
+    assert done.stdout == ""
+
+
 def test_holds_of_all_customers_are_shown_by_age(data: Path) -> None:
     """Without a customer: everybody's open holds, with whose, why, the key and the age."""
     done = spotledger(data, "holds")

@@ -29,6 +29,7 @@ from spotledger.errors import (
     TransportError,
     UnknownCoin,
 )
+from support_operator_ledger import LosesAnswers, streamed
 from support_service import Service, start
 
 
@@ -117,6 +118,16 @@ def test_client_raises_the_errors_of_the_tree(ledger: OperatorLedger, names: tup
             ledger.deposit(a, "usdt", amount, key="never sent")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_client_with_an_id_that_would_change_the_path_sends_nothing(name: str) -> None:
+    """``..`` as a customer would be another path, with everybody's holds; no such id is sent."""
+    transport = httpx2.MockTransport(lambda request: pytest.fail(f"{request.url} was asked for"))
+    with OperatorLedger("http://x", "t", transport=transport) as ledger:
+        for call in (ledger.holds, ledger.balances, ledger.statement, ledger.hold, ledger.revoke_token):
+            with pytest.raises(InvalidRequest):
+                call(name)
+
+
 def test_client_without_a_good_token_is_denied(service: Service) -> None:
     """A token that is none is refused, and shown by nothing."""
     with OperatorLedger(service.operator_url, "0" * 64) as nobody:
@@ -150,40 +161,13 @@ def test_client_batch_gives_one_outcome_an_operation(ledger: OperatorLedger, nam
     assert ledger.execute([]) == []
 
 
-def streamed(status: int, body: bytes, **headers: str) -> httpx2.Response:
-    """Return an answer that comes as one from the network does: piece by piece."""
-    return httpx2.Response(status, content=iter([body]), headers=headers)
-
-
-class _LosesAnswers(httpx2.BaseTransport):
-    """Passes requests on, and loses the first answers to each of them."""
-
-    def __init__(self, lost: int) -> None:
-        self.lost = lost
-        self.sent: list[tuple[str, str | None]] = []
-        self._under = httpx2.HTTPTransport()
-
-    def close(self) -> None:
-        self._under.close()
-
-    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        response = self._under.handle_request(request)
-        self.sent.append((request.method, request.headers.get("idempotency-key")))
-        if len(self.sent) <= self.lost:
-            for _ in response.stream:  # type: ignore[union-attr]
-                pass
-            response.close()
-            raise httpx2.ReadTimeout("lost", request=request)
-        return response
-
-
 def test_client_sends_a_write_again_whose_answer_was_lost(
     service: Service, names: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same key goes out again until an answer comes: the write is done once, and the answer says that it was."""
     monkeypatch.setattr(operator_core, "FIRST_PAUSE_S", 0.001)
     a, _ = names
-    losing = _LosesAnswers(3)
+    losing = LosesAnswers(3)
     with OperatorLedger(service.operator_url, service.token, transport=losing) as ledger:
         written = ledger.deposit(a, "usdt", "1", key=f"lost:{a}")
         assert written.replayed
@@ -197,7 +181,7 @@ def test_client_gives_up_after_so_many_attempts(
     """No answer for long: a TransportError, which says that the outcome is unknown."""
     monkeypatch.setattr(operator_core, "FIRST_PAUSE_S", 0.001)
     a, _ = names
-    losing = _LosesAnswers(100)
+    losing = LosesAnswers(100)
     with (
         OperatorLedger(service.operator_url, service.token, attempts=2, transport=losing) as ledger,
         pytest.raises(TransportError),

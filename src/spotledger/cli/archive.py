@@ -26,8 +26,8 @@ from spotledger.cli.options import (
     json_option,
     ledger_command,
     natural_key,
-    path_part,
 )
+from spotledger.client.operations import path_part
 from spotledger.client.operator import OperatorClient
 from spotledger.errors import DataFolderUnusable
 from spotledger.ops.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over

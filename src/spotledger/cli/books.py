@@ -15,9 +15,9 @@ from spotledger.cli.options import (
     ledger_command,
     natural_key,
     own_key_option,
-    path_part,
     time_ms,
 )
+from spotledger.client.operations import path_part
 from spotledger.client.operator import OperatorClient
 
 

@@ -13,7 +13,8 @@ import click
 
 from spotledger.cli import show
 from spotledger.cli.connection import Where
-from spotledger.cli.options import ledger_command, path_part
+from spotledger.cli.options import ledger_command
+from spotledger.client.operations import path_part
 from spotledger.client.operator import OperatorClient
 
 FOLLOW_PAUSE_SECONDS: Final = 0.25

@@ -20,8 +20,8 @@ from spotledger.cli.options import (
     ledger_command,
     own_key,
     own_key_option,
-    path_part,
 )
+from spotledger.client.operations import path_part
 from spotledger.client.operator import OperatorClient
 from spotledger.client.signed import SignedRequestAPI
 from spotledger.errors import (

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
-from urllib.parse import quote
 
 import click
 
@@ -159,8 +158,3 @@ def natural_key(what: str, name: str) -> str:
     """Return the idempotency key that *what* done to *name* has by nature, such as ``customer-add-alice``."""
     key = f"{what}-{name}"
     return key if len(key) <= KEY_MAX_CHARACTERS else f"{what}-{hashlib.sha256(name.encode()).hexdigest()[:40]}"
-
-
-def path_part(text: str) -> str:
-    """Return *text* percent-encoded, as one part of a path."""
-    return quote(text, safe="@")

@@ -15,17 +15,16 @@ from typing import Any, Self
 
 import httpx2
 
-from spotledger.client import ledger_answers as answers
+from spotledger.client.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.ledger_answers import (
+    Coins,
+    CustomerPage,
     Entry,
     EntryPage,
     Hold,
     HoldPage,
     LedgerBalances,
-    MadeToken,
-    OperatorToken,
     Statement,
-    TokenPage,
     TrialBalance,
     Written,
 )
@@ -43,10 +42,10 @@ from spotledger.client.operations import (
     Transfer,
     Unfreeze,
     Withdraw,
-    path_part,
 )
 from spotledger.client.operator import OPERATOR_BODY_LIMIT_BYTES, OPERATOR_READ_TIMEOUT_S
 from spotledger.client.operator_core import ATTEMPTS, FeedCore, OperatorCore
+from spotledger.client.service_answers import Audit, Backup, Ready
 from spotledger.client.steps import Result, Steps
 from spotledger.client.transport import Started, drive_async, stream_async, timeouts
 from spotledger.errors import Refused, TransportError, Unavailable
@@ -177,6 +176,16 @@ class AsyncOperatorLedger:
 
     # --- reads --------------------------------------------------------------------------------------
 
+    async def coins(self, *, min_seq: int | None = None) -> Coins:
+        """Return the listed coins with their scales."""
+        return await self._drive(self._core.coins(min_seq=min_seq))
+
+    async def customers(
+        self, after: str | None = None, limit: int | None = None, *, min_seq: int | None = None
+    ) -> CustomerPage:
+        """Return a page of the customers in the order of their ids."""
+        return await self._drive(self._core.customers(after=after, limit=limit, min_seq=min_seq))
+
     async def balances(
         self,
         customer: str,
@@ -187,14 +196,12 @@ class AsyncOperatorLedger:
         min_seq: int | None = None,
     ) -> LedgerBalances:
         """Return what *customer* has, now, or after the entry *at_seq*, or at the time *at_ms*."""
-        params = {"account": account, "at_seq": at_seq, "at_ms": at_ms, "min_seq": min_seq}
-        path = f"/v1/customers/{path_part(customer)}/balances"
-        return await self._drive(self._core.get(answers.balances, path, params))
+        query = {"account": account, "at_seq": at_seq, "at_ms": at_ms, "min_seq": min_seq}
+        return await self._drive(self._core.balances(customer, **query))
 
     async def hold(self, hold: str, *, min_seq: int | None = None) -> Hold:
         """Return one hold by its id, open or closed."""
-        path = f"/v1/holds/{path_part(hold)}"
-        return await self._drive(self._core.get(answers.hold_read, path, {"min_seq": min_seq}))
+        return await self._drive(self._core.hold(hold, min_seq=min_seq))
 
     async def holds(
         self,
@@ -207,14 +214,15 @@ class AsyncOperatorLedger:
         min_seq: int | None = None,
     ) -> HoldPage:
         """Return a page of the holds of *customer*: ``open``, ``closed``, or both."""
-        params = {"state": state, "after": after, "limit": limit, "older_than_ms": older_than_ms, "min_seq": min_seq}
-        path = f"/v1/customers/{path_part(customer)}/holds"
-        return await self._drive(self._core.get(answers.hold_page, path, params))
+        query = {"state": state, "after": after, "limit": limit, "older_than_ms": older_than_ms, "min_seq": min_seq}
+        return await self._drive(self._core.holds(customer, **query))
 
-    async def old_holds(self, older_than_ms: int, after: str | None = None, limit: int | None = None) -> HoldPage:
+    async def old_holds(
+        self, older_than_ms: int, after: str | None = None, limit: int | None = None, *, min_seq: int | None = None
+    ) -> HoldPage:
         """Return a page of everybody's open holds that are at least so old, the oldest first."""
-        params = {"older_than_ms": older_than_ms, "after": after, "limit": limit}
-        return await self._drive(self._core.get(answers.hold_page, "/v1/holds", params))
+        query = {"older_than_ms": older_than_ms, "after": after, "limit": limit, "min_seq": min_seq}
+        return await self._drive(self._core.old_holds(**query))
 
     async def statement(
         self,
@@ -226,28 +234,88 @@ class AsyncOperatorLedger:
         min_seq: int | None = None,
     ) -> Statement:
         """Return a page of the entries about *customer* (and *coin*), with the balances before and after it."""
-        params = {"coin": coin, "after_seq": after_seq, "limit": limit, "min_seq": min_seq}
-        path = f"/v1/customers/{path_part(customer)}/entries"
-        return await self._drive(self._core.get(answers.statement, path, params))
+        query = {"coin": coin, "after_seq": after_seq, "limit": limit, "min_seq": min_seq}
+        return await self._drive(self._core.statement(customer, **query))
 
-    async def entry(self, seq: int) -> Entry:
+    async def entry(self, seq: int, *, min_seq: int | None = None) -> Entry:
         """Return the entry *seq*."""
-        return await self._drive(self._core.get(answers.entry_read, f"/v1/entries/{seq}"))
+        return await self._drive(self._core.entry(seq, min_seq=min_seq))
+
+    async def reversal_of(self, seq: int, *, min_seq: int | None = None) -> int | None:
+        """Return the entry that reversed the entry *seq*, or None."""
+        return await self._drive(self._core.reversal_of(seq, min_seq=min_seq))
 
     async def entries(self, after_seq: int = 0, limit: int | None = None, *, min_seq: int | None = None) -> EntryPage:
         """Return a page of the journal, in order and without gaps."""
-        params = {"after_seq": after_seq, "limit": limit, "min_seq": min_seq}
-        return await self._drive(self._core.get(answers.entry_page, "/v1/entries", params))
+        return await self._drive(self._core.entries(after_seq=after_seq, limit=limit, min_seq=min_seq))
 
-    async def trial_balance(self) -> TrialBalance:
+    async def trial_balance(self, *, min_seq: int | None = None) -> TrialBalance:
         """Return what all customers and each house account have of each coin."""
-        return await self._drive(self._core.get(answers.trial_balance, "/v1/trial-balance"))
+        return await self._drive(self._core.trial_balance(min_seq=min_seq))
+
+    # --- access keys --------------------------------------------------------------------------------
+
+    async def keys(self, customer: str | None = None, after: str | None = None, limit: int | None = None) -> KeyPage:
+        """Return a page of the access keys, of *customer* or of all, revoked ones too; never a secret."""
+        return await self._drive(self._core.keys(customer=customer, after=after, limit=limit))
+
+    async def create_key(
+        self,
+        customer: str,
+        permissions: Sequence[str],
+        label: str = "",
+        addresses: Sequence[str] = (),
+        expires_ms: int | None = None,
+        *,
+        key: str,
+    ) -> MadeKey:
+        """
+        Make an access key for *customer*.
+
+        Args:
+            customer: Who is registered.
+            permissions: Of ``read``, ``trade``, ``withdraw``; at least one.
+            label: At most 100 printable characters.
+            addresses: Addresses or networks (``10.1.0.0/16``) it may be used from; none for anywhere.
+            expires_ms: When it stops working, ms since 1970, later than now; None for never.
+            key: The idempotency key of this write, no access key.
+
+        Returns:
+            The access key with its secret. A repeat under the same *key* says all of it but the secret; so does a call
+            that is made again because its first answer was lost. Rotate such an access key to have one with a secret.
+
+        Raises:
+            UnknownCustomer: *customer* is not registered.
+            InvalidRequest: One of the arguments is not as above; ``field`` in its details names it.
+        """
+        return await self._drive(self._core.create_key(customer, permissions, label, addresses, expires_ms, key))
+
+    async def rotate_key(self, accesskey: str, *, key: str) -> MadeKey:
+        """
+        Revoke *accesskey* and make another with the same customer, permissions, label, addresses and expiry.
+
+        A repeat under the same *key* says all of it but the secret.
+
+        Raises:
+            NotFound: There is no such access key.
+            InvalidRequest: It is revoked already; nothing is made.
+        """
+        return await self._drive(self._core.rotate_key(accesskey, key))
+
+    async def revoke_key(self, accesskey: str) -> AccessKey:
+        """
+        Make *accesskey* stop working, at once and for ever; doing it again changes nothing.
+
+        Raises:
+            NotFound: There is no such access key.
+        """
+        return await self._drive(self._core.revoke_key(accesskey))
 
     # --- operator tokens ----------------------------------------------------------------------------
 
     async def tokens(self, after: str | None = None, limit: int | None = None) -> TokenPage:
         """Return a page of the operator tokens, revoked ones too."""
-        return await self._drive(self._core.get(answers.token_page, "/v1/tokens", {"after": after, "limit": limit}))
+        return await self._drive(self._core.tokens(after=after, limit=limit))
 
     async def create_token(self, scopes: Sequence[str], label: str = "", *, key: str) -> MadeToken:
         """Make an operator token with *scopes*. A repeat under the same *key* says all of it but the token."""
@@ -262,6 +330,55 @@ class AsyncOperatorLedger:
             LastAdminToken: No other token in use has the scope ``admin``.
         """
         return await self._drive(self._core.revoke_token(token_id))
+
+    # --- the service --------------------------------------------------------------------------------
+
+    async def ready(self) -> Ready:
+        """
+        Return that the service takes writes, and the head of its journal; asked once, and no token is needed.
+
+        Raises:
+            Unavailable: It takes none now.
+            TransportError: No answer came.
+        """
+        return await self._drive(self._core.ready())
+
+    async def start_audit(self) -> Audit:
+        """Begin an audit of the whole ledger; where one is running, return that one."""
+        return await self._drive(self._core.start_audit())
+
+    async def audit(self, audit: str) -> Audit:
+        """Return how far an audit is, or what it found; the last 20 since the start of the service are kept."""
+        return await self._drive(self._core.audit(audit))
+
+    async def make_backup(self, file: str | None = None) -> Backup:
+        """
+        Make a backup in the folder ``backups`` of the service's data folder.
+
+        Asked for once, as no key names it: after a TransportError, ask :meth:`backup` for the name that was given.
+
+        Args:
+            file: A name that is not taken; None for one after the time.
+
+        Returns:
+            What it holds, or, after some seconds, that it is ``running``: then ask :meth:`backup` until it is ``done``.
+
+        Raises:
+            InvalidRequest: *file* cannot be the name of a backup, or is taken.
+            StoreBusy: Another backup is being made.
+            StoreUnavailable: It could not be written.
+        """
+        return await self._drive(self._core.make_backup(file))
+
+    async def backup(self, file: str) -> Backup:
+        """
+        Return how far the backup *file* is, or what it holds.
+
+        Raises:
+            NotFound: There is none of this name.
+            StoreUnavailable: It could not be written.
+        """
+        return await self._drive(self._core.backup(file))
 
     # --- the feed -----------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple, TypeVar
 
@@ -153,33 +153,33 @@ class TrialBalance:
 
 
 @dataclass(frozen=True, slots=True)
-class MadeToken:
-    """An operator token that was made; ``token`` is None in the repeat of an earlier answer."""
+class Coin:
+    """A listed coin: ``scale`` decimals, so 10**scale units are one coin."""
 
-    token_id: str
-    token: str | None = field(repr=False)
-    scopes: tuple[str, ...]
-    label: str
-    created_ms: int
+    coin: str
+    scale: int
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorToken:
-    """An operator token, without itself: ``fingerprint`` is the first 16 hex digits of its SHA-256."""
+class Coins:
+    """The listed coins by name."""
 
-    token_id: str
-    fingerprint: str
-    scopes: tuple[str, ...]
-    label: str
-    created_ms: int
-    revoked_ms: int | None
+    seq: int
+    epoch: int
+    coins: Mapping[str, Coin]
+
+    def __getitem__(self, coin: str) -> Coin:
+        """Return the listing of *coin*."""
+        return self.coins[coin]
 
 
 @dataclass(frozen=True, slots=True)
-class TokenPage:
-    """A page of operator tokens; ``next_after`` is where the next one begins, None where there is none."""
+class CustomerPage:
+    """A page of the customers' ids; ``next_after`` is where the next one begins, None where there is none."""
 
-    tokens: tuple[OperatorToken, ...]
+    seq: int
+    epoch: int
+    customers: tuple[str, ...]
     next_after: str | None
 
 
@@ -248,6 +248,12 @@ def entry_read(answer: Json) -> Entry:
     return entry(answer["entry"])
 
 
+def reversed_by(answer: Json) -> int | None:
+    """Read which entry reversed the one that the answer is."""
+    found = answer["reversed_by"]
+    return None if found is None else int(found)
+
+
 def balances(answer: Json) -> LedgerBalances:
     """Read balances."""
     return LedgerBalances(
@@ -280,28 +286,15 @@ def statement(answer: Json) -> Statement:
     )
 
 
-def token_made(answer: Json) -> MadeToken:
-    """Read the answer to the making of a token."""
-    return MadeToken(
-        answer["token_id"], answer["token"], tuple(answer["scopes"]), answer["label"], int(answer["created_ms"])
-    )
+def coins(answer: Json) -> Coins:
+    """Read the listed coins."""
+    listed = (Coin(str(said["coin"]), int(said["scale"])) for said in answer["coins"])
+    return Coins(answer["seq"], answer["epoch"], {coin.coin: coin for coin in listed})
 
 
-def operator_token(said: Json) -> OperatorToken:
-    """Read one operator token."""
-    return OperatorToken(
-        said["token_id"],
-        said["fingerprint"],
-        tuple(said["scopes"]),
-        said["label"],
-        int(said["created_ms"]),
-        said["revoked_ms"],
-    )
-
-
-def token_page(answer: Json) -> TokenPage:
-    """Read a page of operator tokens."""
-    return TokenPage(tuple(map(operator_token, answer["tokens"])), answer["next_after"])
+def customer_page(answer: Json) -> CustomerPage:
+    """Read a page of customers."""
+    return CustomerPage(answer["seq"], answer["epoch"], tuple(map(str, answer["customers"])), answer["next_after"])
 
 
 def trial_balance(answer: Json) -> TrialBalance:

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 from urllib.parse import quote
 
-from spotledger.errors import InvalidAmount
+from spotledger.errors import InvalidAmount, InvalidRequest
 
 Amount: TypeAlias = str | Decimal
 
@@ -195,7 +195,15 @@ def amount_text(amount: object, field: str = "amount") -> str:
 
 
 def path_part(text: str) -> str:
-    """Return *text* percent-encoded, as one part of a path."""
+    """
+    Return *text* percent-encoded, as one part of a path.
+
+    Raises:
+        InvalidRequest: It is empty, ``.`` or ``..``. Nothing has such an id, and the path would be another one: that of
+            the holds of a customer ``..`` is that of everybody's.
+    """
+    if text in ("", ".", ".."):
+        raise InvalidRequest(f"{text!r} is the id of nothing; another text would pass")
     return quote(text, safe="@")
 
 

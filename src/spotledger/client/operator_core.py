@@ -10,12 +10,26 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from spotledger.client import key_answers, service_answers
 from spotledger.client import ledger_answers as answers
-from spotledger.client.ledger_answers import Entry, MadeToken, OperatorToken, Written
+from spotledger.client.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
+from spotledger.client.ledger_answers import (
+    Coins,
+    CustomerPage,
+    Entry,
+    EntryPage,
+    Hold,
+    HoldPage,
+    LedgerBalances,
+    Statement,
+    TrialBalance,
+    Written,
+)
 from spotledger.client.operations import Operation, batch_body, path_part
 from spotledger.client.operator import Reply, check_token, outgoing, read_reply
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
+from spotledger.client.service_answers import Audit, Backup, Ready
 from spotledger.client.steps import Failure, Send, Sleep, Steps
 from spotledger.client.transport import check_base_url
 from spotledger.errors import ProtocolError, Refused, TransportError, Unavailable
@@ -27,7 +41,9 @@ LONGEST_PAUSE_S: Final = 5.0
 EVENT_LIMIT_BYTES: Final = 4 * 1024 * 1024
 
 T = TypeVar("T")
-Params = Mapping[str, str | int | None]
+#: Of a parameter of a query; one that is None is left out.
+Value = str | int | None
+Params = Mapping[str, Value]
 
 
 class OperatorCore:
@@ -48,10 +64,12 @@ class OperatorCore:
         body: Mapping[str, Any] | None = None,
         key: str | None = None,
         params: Params | None = None,
+        attempts: int | None = None,
     ) -> Steps[Reply]:
-        """Make one call, again where no answer came or the service asked for it."""
+        """Make one call, again where no answer came or the service asked for it, but not more than *attempts* times."""
         send = outgoing(self.base_url, self.token, method, path, body, key, params)
-        for attempt in range(1, self.attempts + 1):
+        attempts = attempts or self.attempts
+        for attempt in range(1, attempts + 1):
             answer = yield send
             problem: TransportError | Unavailable
             if isinstance(answer, Failure):
@@ -63,25 +81,151 @@ class OperatorCore:
                     return read_reply(answer)
                 except Unavailable as unavailable:
                     problem = unavailable
-            if attempt == self.attempts or _is_long(problem):
+            if attempt == attempts or _is_long(problem):
                 raise problem
             yield Sleep(pause_s(attempt, problem))
         raise AssertionError("the last attempt returns or raises")
 
-    def get(self, make: Callable[[Any], T], path: str, params: Params | None = None) -> Steps[T]:
-        """Read *path*, and make of the answer what it means."""
-        _, _, answer = yield from self.call("GET", path, params=params)
+    def ask(
+        self,
+        make: Callable[[Any], T],
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        params: Params | None = None,
+        attempts: int | None = None,
+    ) -> Steps[T]:
+        """Make one call, and make of the answer what it means."""
+        _, _, answer = yield from self.call(method, path, body, key, params, attempts)
         return answers.read(make, answer)
+
+    def get(self, make: Callable[[Any], T], path: str, params: Params) -> Steps[T]:
+        """Read *path*, and make of the answer what it means."""
+        return self.ask(make, "GET", path, params=params)
+
+    # --- reads: the query has the names that the API has ----------------------------------------------
+
+    def coins(self, **query: Value) -> Steps[Coins]:
+        """Read the listed coins."""
+        return self.get(answers.coins, "/v1/coins", query)
+
+    def customers(self, **query: Value) -> Steps[CustomerPage]:
+        """Read a page of the customers."""
+        return self.get(answers.customer_page, "/v1/customers", query)
+
+    def balances(self, customer: str, **query: Value) -> Steps[LedgerBalances]:
+        """Read what a customer has."""
+        return self.get(answers.balances, f"/v1/customers/{path_part(customer)}/balances", query)
+
+    def hold(self, hold: str, **query: Value) -> Steps[Hold]:
+        """Read one hold."""
+        return self.get(answers.hold_read, f"/v1/holds/{path_part(hold)}", query)
+
+    def holds(self, customer: str, **query: Value) -> Steps[HoldPage]:
+        """Read a page of the holds of a customer."""
+        return self.get(answers.hold_page, f"/v1/customers/{path_part(customer)}/holds", query)
+
+    def old_holds(self, **query: Value) -> Steps[HoldPage]:
+        """Read a page of everybody's old open holds."""
+        return self.get(answers.hold_page, "/v1/holds", query)
+
+    def statement(self, customer: str, **query: Value) -> Steps[Statement]:
+        """Read a page of the entries about a customer."""
+        return self.get(answers.statement, f"/v1/customers/{path_part(customer)}/entries", query)
+
+    def entry(self, seq: int, **query: Value) -> Steps[Entry]:
+        """Read one entry."""
+        return self.get(answers.entry_read, f"/v1/entries/{seq}", query)
+
+    def reversal_of(self, seq: int, **query: Value) -> Steps[int | None]:
+        """Read which entry reversed another."""
+        return self.get(answers.reversed_by, f"/v1/entries/{seq}", query)
+
+    def entries(self, **query: Value) -> Steps[EntryPage]:
+        """Read a page of the journal."""
+        return self.get(answers.entry_page, "/v1/entries", query)
+
+    def trial_balance(self, **query: Value) -> Steps[TrialBalance]:
+        """Read the trial balance."""
+        return self.get(answers.trial_balance, "/v1/trial-balance", query)
+
+    # --- access keys ----------------------------------------------------------------------------------
+
+    def keys(self, **query: Value) -> Steps[KeyPage]:
+        """Read a page of the access keys."""
+        return self.get(key_answers.key_page, "/v1/keys", query)
+
+    def create_key(
+        self,
+        customer: str,
+        permissions: Sequence[str],
+        label: str,
+        addresses: Sequence[str],
+        expires_ms: int | None,
+        key: str,
+    ) -> Steps[MadeKey]:
+        """Make an access key."""
+        body = {
+            "customer": customer,
+            "permissions": list(permissions),
+            "label": label,
+            "addresses": list(addresses),
+            "expires_ms": expires_ms,
+        }
+        return self.ask(key_answers.key_made, "POST", "/v1/keys", body, key)
+
+    def rotate_key(self, accesskey: str, key: str) -> Steps[MadeKey]:
+        """Revoke an access key and make another like it."""
+        return self.ask(key_answers.key_made, "POST", f"/v1/keys/{path_part(accesskey)}/rotate", {}, key)
+
+    def revoke_key(self, accesskey: str) -> Steps[AccessKey]:
+        """Revoke an access key."""
+        return self.ask(key_answers.access_key, "DELETE", f"/v1/keys/{path_part(accesskey)}")
+
+    # --- operator tokens ------------------------------------------------------------------------------
+
+    def tokens(self, **query: Value) -> Steps[TokenPage]:
+        """Read a page of the operator tokens."""
+        return self.get(key_answers.token_page, "/v1/tokens", query)
 
     def create_token(self, scopes: Sequence[str], label: str, key: str) -> Steps[MadeToken]:
         """Make an operator token."""
-        _, _, answer = yield from self.call("POST", "/v1/tokens", {"scopes": list(scopes), "label": label}, key)
-        return answers.read(answers.token_made, answer)
+        body = {"scopes": list(scopes), "label": label}
+        return self.ask(key_answers.token_made, "POST", "/v1/tokens", body, key)
 
     def revoke_token(self, token_id: str) -> Steps[OperatorToken]:
         """Revoke an operator token."""
-        _, _, answer = yield from self.call("DELETE", f"/v1/tokens/{path_part(token_id)}")
-        return answers.read(answers.operator_token, answer)
+        return self.ask(key_answers.operator_token, "DELETE", f"/v1/tokens/{path_part(token_id)}")
+
+    # --- the service ----------------------------------------------------------------------------------
+
+    def ready(self) -> Steps[Ready]:
+        """Ask once whether the service takes writes: what it will be after a pause is another question."""
+        return self.ask(service_answers.ready, "GET", "/readyz", attempts=1)
+
+    def start_audit(self) -> Steps[Audit]:
+        """Begin an audit, or join the one that is running."""
+        return self.ask(service_answers.audit, "POST", "/v1/audits")
+
+    def audit(self, audit: str) -> Steps[Audit]:
+        """Read how far an audit is."""
+        return self.ask(service_answers.audit, "GET", f"/v1/audits/{path_part(audit)}")
+
+    def make_backup(self, file: str | None) -> Steps[Backup]:
+        """
+        Begin a backup, and ask for it once.
+
+        No key names it. Asked for again after a lost answer, a name would be refused as taken, by this backup or by an
+        older one, and without a name there would be a second backup.
+        """
+        return self.ask(service_answers.backup, "POST", "/v1/backups", {"file": file}, attempts=1)
+
+    def backup(self, file: str) -> Steps[Backup]:
+        """Read how far a backup is."""
+        return self.ask(service_answers.backup, "GET", f"/v1/backups/{path_part(file)}")
+
+    # --- operations -----------------------------------------------------------------------------------
 
     def do(self, operation: Operation) -> Steps[Written]:
         """Do one operation."""

@@ -1,0 +1,300 @@
+"""The typed clients of the operator API can make every call of it, with all that a call takes and says."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+import pytest
+
+from spotledger.client import AsyncOperatorLedger, OperatorLedger, key_answers, ledger_answers, service_answers
+from spotledger.client.operations import (
+    CoinAmount,
+    Deposit,
+    Freeze,
+    HoldKey,
+    Operation,
+    Reverse,
+    Settle,
+    SettleSide,
+    Transfer,
+    Unfreeze,
+    Withdraw,
+)
+from spotledger.errors import ProtocolError, TransportError
+from spotledger.http.operator_openapi import document
+from spotledger.ops.audit import Report
+from spotledger.ops.audit_findings import Finding
+from support_operator import operator_api
+
+#: Routes that no method calls, and why.
+APART = {
+    ("GET", "/healthz"): "for who supervises the process",
+    ("GET", "/metrics"): "for Prometheus, in its own form",
+    ("POST", "/v1/holds/{hold}/release"): "POST /v1/releases does the same, and takes holds by their keys too",
+}
+
+SIDE = SettleSide(HoldKey("h"), CoinAmount("btc", "1"), "rest", CoinAmount("btc", "1"))
+SETTLE = {"base": "btc", "quote": "usdt", "base_amount": "1", "quote_amount": "1", "buyer": SIDE, "seller": SIDE}
+MORE = {"reference": "r", "happened_ms": 1}
+PAGE = {"after": "x", "limit": 1}
+OPERATIONS: list[Operation] = [
+    Deposit("k", "a", "usdt", "1", "spot", "r", 1),
+    Freeze("k", "a", "usdt", "1", "spot", "r", 1),
+    Unfreeze("k", HoldKey("h"), "1"),
+    Withdraw("k", "1", "a", "usdt", "spot", HoldKey("h"), "r", 1),
+    Transfer("k", "a", "b", "usdt", "1", "spot", "spot", "r"),
+    Settle("k", **SETTLE, **MORE),
+    Reverse("k", 1, "why"),
+]
+#: Each method of the clients, with all the arguments that it takes.
+CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+    "do": ((OPERATIONS[0],), {}),
+    "list_coin": (("btc", 8), {"key": "k"}),
+    "register_customer": (("a",), {"key": "k"}),
+    "deposit": (("a", "usdt", "1"), {"key": "k", "account": "spot", **MORE}),
+    "freeze": (("a", "usdt", "1"), {"key": "k", "account": "spot", "reference": "r", "expires_ms": 1}),
+    "unfreeze": ((HoldKey("h"), "1"), {"key": "k"}),
+    "withdraw": (
+        ("1",),
+        {"key": "k", "customer": "a", "coin": "usdt", "account": "spot", "hold": HoldKey("h"), **MORE},
+    ),
+    "transfer": (
+        ("a", "b", "usdt", "1"),
+        {"key": "k", "from_account": "spot", "to_account": "spot", "reference": "r"},
+    ),
+    "settle": ((), {**SETTLE, **MORE, "key": "k"}),
+    "reverse": ((1, "why"), {"key": "k"}),
+    "execute": ((OPERATIONS,), {"chains": ["c"] * len(OPERATIONS), "atomic": True}),
+    "coins": ((), {"min_seq": 1}),
+    "customers": ((), {**PAGE, "min_seq": 1}),
+    "balances": (("a", "spot"), {"at_seq": 1, "at_ms": 1, "min_seq": 1}),
+    "hold": (("1",), {"min_seq": 1}),
+    "holds": (("a", "open"), {**PAGE, "older_than_ms": 1, "min_seq": 1}),
+    "old_holds": ((1,), {**PAGE, "min_seq": 1}),
+    "statement": (("a", "usdt", 1, 1), {"min_seq": 1}),
+    "entry": ((1,), {"min_seq": 1}),
+    "reversal_of": ((1,), {"min_seq": 1}),
+    "entries": ((1, 1), {"min_seq": 1}),
+    "trial_balance": ((), {"min_seq": 1}),
+    "keys": (("a",), PAGE),
+    "create_key": (("a", ["read"], "bot", ["192.0.2.0/24"], 1), {"key": "k"}),
+    "rotate_key": (("x",), {"key": "k"}),
+    "revoke_key": (("x",), {}),
+    "tokens": ((), PAGE),
+    "create_token": ((["admin"], "engine"), {"key": "k"}),
+    "revoke_token": (("x",), {}),
+    "ready": ((), {}),
+    "start_audit": ((), {}),
+    "audit": (("x",), {}),
+    "make_backup": (("x",), {}),
+    "backup": (("x",), {}),
+    "feed": ((1,), {}),
+}
+
+#: The type that the clients give for each answer of the document, and what of the answer the caller has said himself.
+TYPES: dict[str, tuple[type, set[str]]] = {
+    "AfterAnswer": (ledger_answers.BalanceAfter, set()),
+    "AuditAnswer": (service_answers.Audit, set()),
+    "BackupAnswer": (service_answers.Backup, set()),
+    "BalanceAnswer": (ledger_answers.SideBalance, set()),
+    "BalancesAnswer": (ledger_answers.LedgerBalances, {"customer", "account"}),
+    "CoinAnswer": (ledger_answers.Coin, set()),
+    "CoinsAnswer": (ledger_answers.Coins, set()),
+    "CustomersAnswer": (ledger_answers.CustomerPage, set()),
+    "EntriesAnswer": (ledger_answers.EntryPage, set()),
+    "EntryAnswer": (ledger_answers.Entry, set()),
+    "HoldAnswer": (ledger_answers.Hold, set()),
+    "HoldsAnswer": (ledger_answers.HoldPage, set()),
+    "KeyAnswer": (key_answers.AccessKey, set()),
+    "KeyMadeAnswer": (key_answers.MadeKey, set()),
+    "KeysAnswer": (key_answers.KeyPage, set()),
+    "PostingAnswer": (ledger_answers.Posting, set()),
+    "ReadyAnswer": (service_answers.Ready, {"status"}),
+    "StatementAnswer": (ledger_answers.Statement, {"customer"}),
+    "TokenAnswer": (key_answers.OperatorToken, set()),
+    "TokenMadeAnswer": (key_answers.MadeToken, set()),
+    "TokensAnswer": (key_answers.TokenPage, set()),
+    "TrialBalanceAnswer": (ledger_answers.TrialBalance, set()),
+    "TrialCoinAnswer": (ledger_answers.TrialCoin, set()),
+    "WriteAnswer": (ledger_answers.Written, set()),
+}
+#: Answers that are no type of their own: AliveAnswer is of a route apart, the others wrap what is in TYPES.
+WRAPPERS = {"AliveAnswer", "BatchAnswer", "EntryReadAnswer", "HoldAfterAnswer", "HoldReadAnswer"}
+
+
+class Sent(NamedTuple):
+    """What a client asked for."""
+
+    method: str
+    path: str
+    query: frozenset[str]
+    body: frozenset[str]
+    has_key: bool
+
+
+class Recorder(httpx2.MockTransport):
+    """Notes every request, and answers what no call can be content with."""
+
+    def __init__(self) -> None:
+        super().__init__(self._note)
+        self.sent: list[Sent] = []
+
+    def _note(self, request: httpx2.Request) -> httpx2.Response:
+        body = names_in(json.loads(request.content)) if request.content else set()
+        key = "idempotency-key" in request.headers
+        query = frozenset(request.url.params.keys())
+        self.sent.append(Sent(request.method, request.url.path, query, frozenset(body), key))
+        return httpx2.Response(200, stream=_Pieces())
+
+
+class _Pieces(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    """A body that both kinds of client can read."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"{}"
+
+    async def __aiter__(self) -> Any:
+        yield b"{}"
+
+
+def names_in(said: Any) -> set[str]:
+    """Return the names of all fields in a body, those of inner objects after the name of theirs and a dot."""
+    if isinstance(said, list):
+        return set().union(*map(names_in, said))
+    if not isinstance(said, dict):
+        return set()
+    return set(said).union(*({f"{name}.{inner}" for inner in names_in(part)} for name, part in said.items()))
+
+
+def names_of(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> set[str]:
+    """Return the names of all fields that a body of this schema may have, in the same form."""
+    if "$ref" in schema:
+        return names_of(schemas[schema["$ref"].rpartition("/")[2]], schemas)
+    found = set().union(*(names_of(part, schemas) for part in (*schema.get("anyOf", ()), *schema.get("oneOf", ()))))
+    if "items" in schema:
+        found |= names_of(schema["items"], schemas)
+    for name, part in schema.get("properties", {}).items():
+        found |= {name, *(f"{name}.{inner}" for inner in names_of(part, schemas))}
+    return found
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The OpenAPI document."""
+    with operator_api(tmp_path_factory.mktemp("calls") / "data") as api:
+        return document(api.app.routes)
+
+
+@pytest.fixture(scope="module")
+def sent() -> list[Sent]:
+    """What the blocking client asks for when each of its methods is called."""
+    recorder = Recorder()
+    with OperatorLedger("http://x", "t", attempts=1, transport=recorder) as ledger:
+        for name, (arguments, named) in CALLS.items():
+            before = len(recorder.sent)
+            with suppress(ProtocolError, TransportError):
+                found = getattr(ledger, name)(*arguments, **named)
+                list(found)  # the feed asks when it is read
+            assert len(recorder.sent) == before + 1, name
+    return recorder.sent
+
+
+def by_route(described: dict[str, Any], sent: list[Sent]) -> dict[tuple[str, str], list[Sent]]:
+    """Return what was sent by method and path of the document; each path is one of it."""
+    found: dict[tuple[str, str], list[Sent]] = {
+        (method.upper(), path): [] for path, calls in described["paths"].items() for method in calls
+    }
+    patterns = {path: re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))) for path in described["paths"]}
+    for one in sent:
+        (path,) = (path for path, pattern in patterns.items() if pattern.fullmatch(one.path))
+        found[one.method, path].append(one)
+    return found
+
+
+def test_every_method_of_the_client_is_looked_at_here() -> None:
+    """A method that is added to the client is added to the table, with every argument that it takes."""
+    methods = {name: method for name, method in vars(OperatorLedger).items() if not name.startswith("_")}
+    assert methods.keys() - {"close"} == CALLS.keys()
+    for name, (arguments, named) in CALLS.items():
+        bound = inspect.signature(methods[name]).bind(None, *arguments, **named).arguments
+        assert bound.keys() == inspect.signature(methods[name]).parameters.keys(), name
+
+
+def test_every_route_has_a_method_of_the_client(described: dict[str, Any], sent: list[Sent]) -> None:
+    """Whatever the OpenAPI document describes can be asked for, but for what is apart, which is there and not asked."""
+    asked = by_route(described, sent)
+    assert {route for route, found in asked.items() if not found} == APART.keys()
+
+
+def test_every_parameter_and_field_of_a_route_can_be_sent(described: dict[str, Any], sent: list[Sent]) -> None:
+    """A method sends each parameter of the query and each field of the body, and the key of what needs one."""
+    schemas = described["components"]["schemas"]
+    for (method, path), found in by_route(described, sent).items():
+        if (method, path) in APART:
+            continue
+        said = described["paths"][path][method.lower()]
+        place = f"{method} {path}"
+        names = {part["name"] for part in said["parameters"] if part["in"] == "query"}
+        assert set().union(*(one.query for one in found)) == names, place
+        content = said.get("requestBody", {}).get("content", {"application/json": {"schema": {}}})
+        names = names_of(content["application/json"]["schema"], schemas)
+        assert set().union(*(one.body for one in found)) == names, place
+        needs_key = any(part["name"] == "Idempotency-Key" for part in said["parameters"])
+        assert {one.has_key for one in found} == {needs_key}, place
+
+
+def test_every_field_of_an_answer_is_given(described: dict[str, Any]) -> None:
+    """The types have the fields of the document's answers, under the same names."""
+    schemas = described["components"]["schemas"]
+    assert {name for name in schemas if name.endswith("Answer")} - WRAPPERS == TYPES.keys()
+    for name, (kind, known) in TYPES.items():
+        given = {part.name for part in fields(kind)} if is_dataclass(kind) else set(getattr(kind, "_fields", ()))
+        assert given | known == schemas[name]["properties"].keys(), name
+
+
+def test_report_of_an_audit_is_given_whole() -> None:
+    """What an audit says is no part of the document; the client's types have all that the report has."""
+    report = {part.name for part in fields(service_answers.AuditReport)}
+    assert report == {part.name for part in fields(Report)}
+    assert service_answers.Finding._fields == Finding._fields
+
+
+def test_async_client_asks_for_the_same(sent: list[Sent]) -> None:
+    """Method by method, both clients send the same."""
+    recorder = Recorder()
+
+    async def work() -> None:
+        async with AsyncOperatorLedger("http://x", "t", attempts=1, transport=recorder) as ledger:
+            for name, (arguments, named) in CALLS.items():
+                with suppress(ProtocolError, TransportError):
+                    found = getattr(ledger, name)(*arguments, **named)
+                    if name == "feed":
+                        await anext(found)
+                    else:
+                        await found
+
+    asyncio.run(work())
+    assert recorder.sent == sent
+
+
+def test_signatures_of_both_clients_are_the_same() -> None:
+    """Whatever one method takes, the other takes, with the same defaults."""
+    for name in CALLS:
+        one, other = (inspect.signature(getattr(kind, name)) for kind in (OperatorLedger, AsyncOperatorLedger))
+        assert one.parameters == other.parameters, name
+
+
+def test_reference_page_names_every_method() -> None:
+    """The page of the clients has a row for each method, and none for what is not there."""
+    page = Path(__file__).parents[2] / "docs" / "reference" / "operator-client.md"
+    rows = re.findall(r"^\| `(\w+)\(", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(rows) == sorted(CALLS)
