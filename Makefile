@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Most tests wait for processes that they started, so several at once are done sooner. One after the other: PROCESSES=
+PROCESSES ?= --numprocesses=logical --maxprocesses=4 --dist=loadgroup
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,6 +23,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  ARGS=…        is passed on to demo, test and bench:  make test ARGS='-k nonce -x'"
+	@echo "  PROCESSES=    runs the tests one after the other, as a debugger needs it"
 	@echo "  PYTHON=…      names the Python that .venv is made with:  make setup PYTHON=python3.12"
 
 setup: $(VENV)/.base-stamp ## Make .venv with what the service needs; leaves .venv/bin/spotledger
@@ -31,7 +34,7 @@ demo: setup ## Start the service with demo accounts and show a signed getBalance
 	$(BIN)/spotledger demo $(ARGS)
 
 test: dev ## Run all tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(PROCESSES) $(ARGS)
 
 lint: dev ## Check style and formatting (make format mends what it can)
 	$(BIN)/ruff check .
