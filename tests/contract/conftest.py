@@ -1,4 +1,4 @@
-"""What the contract tests share: a place to keep a ledger in, for each store that there is, and a public listener."""
+"""What the contract tests share: for each store a place to keep a ledger in, and a seeded ledger; a public listener."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import spotledger
 from spotledger.ledger import Ledger
 from support_books import check_books
-from support_core import Clock
+from support_core import Clock, seed
 from support_database_books import check_database
 from support_public import Service, service
 
@@ -75,6 +75,15 @@ PLACES: dict[str, Callable[[pytest.FixtureRequest], Place]] = {"embedded": _embe
 def place(request: pytest.FixtureRequest) -> Place:
     """Give an empty place of each store in turn."""
     return PLACES[request.param](request)
+
+
+@pytest.fixture
+def ledger(place: Place) -> Iterator[Ledger]:
+    """Give a seeded ledger of each store; its books are checked at the end."""
+    with place.open() as opened:
+        seed(opened)
+        yield opened
+    place.check()
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -14,18 +13,9 @@ from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Un
 from spotledger.errors import ChainFailed, Refused, StoreUnavailable
 from spotledger.ledger import Group, Ledger, Receipt
 from spotledger.storage.steps import Steps, drive
-from support_core import seed, spot
+from support_core import spot
 
 SIZE = ledger_module.PIECE_OPERATIONS
-
-
-@pytest.fixture
-def ledger(place: Any) -> Iterator[Ledger]:
-    """Give a seeded ledger of each store; its books are checked at the end."""
-    with place.open() as opened:
-        seed(opened)
-        yield opened
-    place.check()
 
 
 def deposits(name: str, count: int) -> list[Operation]:

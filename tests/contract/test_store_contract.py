@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from threading import Thread
 from typing import Any
@@ -30,15 +29,6 @@ from spotledger.storage.steps import drive
 from support_core import fill, seed, spot
 
 UNIT = "0.00000001"
-
-
-@pytest.fixture
-def ledger(place: Any) -> Iterator[Ledger]:
-    """Give a seeded ledger of each store; its books are checked at the end."""
-    with place.open() as opened:
-        seed(opened)
-        yield opened
-    place.check()
 
 
 def store_of(ledger: Ledger) -> Store:

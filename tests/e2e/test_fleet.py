@@ -23,6 +23,8 @@ from support_service import Service
 
 StartNode = Callable[..., Service]
 MASTER_KEY = "5a" * 32
+#: Beyond this a wait has failed.
+WAIT_SECONDS = 60
 
 
 @pytest.fixture
@@ -290,6 +292,67 @@ def test_audit_of_the_database_by_command_and_by_call(node: StartNode, postgres_
     report = shown.json()["report"]
     assert (report["verdict"], report["hash"]) == ("clean", told["hash"])
     assert password not in done.stdout + done.stderr + shown.text
+
+
+def metrics(service: Service) -> dict[str, float]:
+    """Return what a node says of its audit, by name and labels."""
+    lines = service.client().get("/metrics").text.splitlines()
+    pairs = (line.removeprefix("spotledger_audit_").rpartition(" ") for line in lines if "spotledger_audit_" in line)
+    return {name: float(value) for name, _, value in pairs if not name.startswith("#")}
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until *condition* holds; nothing is said of how long it takes."""
+    end = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.1)
+
+
+def test_one_node_audits_all_the_time_and_the_other_takes_over_and_tells_of_damage(
+    node: StartNode, postgres_url: str
+) -> None:
+    """One of two nodes is at it; when that is killed, the other is, and it says what was done to the journal."""
+    nodes = [node(name, audit_pause_seconds=1) for name in ("one", "two")]
+    share_token(*nodes)
+    nodes[0].list_coins(usdt=8)
+    nodes[0].trader("alice", {"usdt": ("100", "20")})
+    seq = nodes[0].client().get("/readyz").json()["seq"]
+
+    def passes(verdict: str) -> float:
+        """Return the most passes that a node has finished; never are two of them at it."""
+        found = [metrics(each) for each in nodes]
+        assert sum(numbers["here"] for numbers in found) <= 1
+        return max(numbers[f'passes_total{{verdict="{verdict}"}}'] for numbers in found)
+
+    # Meanwhile the other one asks more than once whether it may.
+    until(lambda: passes("clean") >= 3 and max(metrics(each)["audited_to"] for each in nodes) == seq)
+    (holder,) = (each for each in nodes if metrics(each)["here"])
+    told = metrics(holder)
+    assert told["seq"] == told["last_seq"] == told["audited_to"] == seq
+    assert (told["findings"], told["ended_seconds"] > 0) == (0, True)
+    nodes.remove(holder)
+    (other,) = nodes
+    idle = metrics(other)
+    assert [idle[name] for name in ("here", "seq", "audited_to", "ended_seconds")] == [0, 0, 0, 0]
+    holder.process.kill()
+    holder.process.wait()
+    until(lambda: passes("clean") >= 1)
+    told = metrics(other)
+    assert [told[name] for name in ("here", "seq", "audited_to", "findings")] == [1, seq, seq, 0]
+
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")  # the journal's triggers refuse it otherwise
+        connection.execute("UPDATE entry SET body = replace(body, '\"100', '\"900') WHERE body LIKE '%deposit%100%'")
+    until(lambda: passes("damaged") >= 1)
+    command = support_service.run("audit", "--database", postgres_url, "--json")
+    counts = json.loads(command.stdout)["counts"]
+    assert (command.returncode, "chain_broken" in counts) == (1, True)
+    assert metrics(other)["findings"] == sum(counts.values())
+    log = other.stderr.read_text()
+    assert f"CRITICAL spotledger.audits: the continuous audit found damage: {counts}; run: spotledger audit" in log
+    for url in (other.public_url, other.operator_url):
+        assert httpx2.get(f"{url}/readyz").status_code == 200
 
 
 @pytest.fixture

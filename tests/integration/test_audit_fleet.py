@@ -213,16 +213,16 @@ def test_claim_of_a_node_that_is_killed_goes_to_another(postgres_url: str, claim
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let passes follow one another, and nodes take over, without waiting long."""
-    for name in ("FIRST_PASS_SECONDS", "NEXT_PASS_SECONDS", "CLAIM_SECONDS", "HELD_SECONDS"):
+    for name in ("FIRST_PASS_SECONDS", "CLAIM_SECONDS", "HELD_SECONDS"):
         monkeypatch.setattr(audits, name, 0.05)
 
 
 @contextlib.asynccontextmanager
-async def auditing(url: str, claims: list[Claim]) -> AsyncIterator[list[Audits]]:
+async def auditing(url: str, claims: list[Claim], pause_seconds: float = 0.05) -> AsyncIterator[list[Audits]]:
     """Give the continuous audits of as many nodes as there are claims."""
     nodes = [Audits(DatabaseAddress("a database", url), None, claim) for claim in claims]
     for node in nodes:
-        node.keep_on(100_000)
+        node.keep_on(100_000, pause_seconds)
     try:
         yield nodes
     finally:
@@ -264,16 +264,13 @@ def test_one_node_audits_and_another_goes_on_when_it_stops(books: str, claim_of:
 
 
 @pytest.mark.usefixtures("soon")
-def test_node_that_lost_its_session_ends_its_pass(
-    books: str, claim_of: Callable[[], Claim], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_node_that_lost_its_session_ends_its_pass(books: str, claim_of: Callable[[], Claim]) -> None:
     """A pass under way ends with the claim, so two never go on beside each other; then one of them begins anew."""
 
     async def scenario() -> None:
-        async with auditing(books, [claim_of(), claim_of()]) as nodes:
+        async with auditing(books, [claim_of(), claim_of()], 3600) as nodes:
             await became(lambda: any(it.continuous.passes[CLEAN] for it in nodes))
             (holder,) = (it for it in nodes if it.continuous.is_here)
-            monkeypatch.setattr(audits, "NEXT_PASS_SECONDS", 3600.0)
             assert end_sessions(books, "claim of a test") >= 1
             await became(lambda: not holder.continuous.is_here)
             await became(lambda: sum(it.continuous.is_here for it in nodes) == 1)
@@ -292,7 +289,7 @@ def test_damage_in_the_database_is_in_the_log_and_in_the_metrics(
         shown = "0.0"
 
         async def keep_on() -> None:
-            api.runtime.audits.keep_on(100_000)
+            api.runtime.audits.keep_on(100_000, 0.05)
 
         api.run(keep_on())
 

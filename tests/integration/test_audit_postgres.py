@@ -62,6 +62,14 @@ DAMAGES = {
         'UPDATE entry SET body = replace(body, \'"units":"100000000000"\', \'"units":"100000000001"\')',
         {"chain_broken", "request_differs"},
     ),
+    "a posting about another balance": (
+        "UPDATE entry SET body = replace(body, '\"postings\":[[0,', '\"postings\":[[1,') WHERE seq = 6",
+        {"chain_broken", "balance_after_differs", "request_differs"},
+    ),
+    "a posting about a balance that is not there": (
+        "UPDATE entry SET body = replace(body, '\"postings\":[[0,', '\"postings\":[[-1,') WHERE seq = 6",
+        {"chain_broken", "entry_unreadable"},
+    ),
     "an entry removed": ("DELETE FROM entry WHERE seq = 9", {"entry_missing", "history_row_extra"}),
     "the last entries cut off": (
         "DELETE FROM entry WHERE seq > (SELECT seq - 3 FROM head)",

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from spotledger.ops import audits
 from spotledger.ops.audit_process import audit_in_process
+from support_archive import filled
 from support_audit import damaging
 from support_operator import Api, operator_api
 
@@ -68,18 +68,15 @@ def test_audit_over_http_needs_its_scopes_and_an_id_that_is_there(tmp_path: Path
         assert api.request("POST", "/v1/audits?x=1", headers=api.headers()).status_code == 422
 
 
-def test_continuous_audit_shows_its_position_and_result_in_the_metrics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_continuous_audit_shows_its_position_and_result_in_the_metrics(tmp_path: Path) -> None:
     """Pass after pass is counted by verdict, with how far it read and what it found."""
-    monkeypatch.setattr(audits, "FIRST_PASS_SECONDS", 0.0)
-    monkeypatch.setattr(audits, "NEXT_PASS_SECONDS", 0.05)
+    # A pass reads it in several pieces, quicker than its process says how far it is.
+    filled(tmp_path, 600).close()
     with operator_api(tmp_path) as api:
-        api.set_up()
         assert metrics(api)["spotledger_audit_ended_seconds"] == 0
 
         async def keep_on() -> None:
-            api.runtime.audits.keep_on(1_000)
+            api.runtime.audits.keep_on(100_000, 0.05)
 
         api.run(keep_on())
         wait_for(api, 'spotledger_audit_passes_total{verdict="clean"}')
@@ -109,7 +106,7 @@ def wait_for(api: Api, name: str) -> None:
 def test_continuous_audit_with_a_pace_of_zero_is_off(tmp_path: Path) -> None:
     """With 0 entries a second nothing is begun."""
     with operator_api(tmp_path) as api:
-        api.runtime.audits.keep_on(0)
+        api.runtime.audits.keep_on(0, 0.05)
         api.run(api.runtime.audits.stop())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -16,7 +17,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from spotledger.http.operator_metrics import Metrics
 from spotledger.ops import siblings
 from spotledger.ops.audits import Audits
-from spotledger.ops.siblings import Page, Siblings
+from spotledger.ops.siblings import Page, Siblings, Turn
+
+#: How often two workers are asked at the same moment.
+ROUNDS = 50
 
 
 @contextmanager
@@ -33,6 +37,13 @@ def forked(work: Callable[[], None]) -> Iterator[int]:
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until *condition* holds."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
 
 
 def test_page_is_read_whole_while_another_process_writes_it() -> None:
@@ -78,6 +89,24 @@ def test_page_whose_writer_ended_in_the_middle_is_not_read() -> None:
     page.write("a document")
     page._memory[siblings._HEAD.size + 3] = ord("X")
     assert page.read() is None
+
+
+def test_turn_is_had_by_one_process_and_given_up_by_one_that_is_killed() -> None:
+    """Nobody else has it meanwhile; whatever ends a process, it does not keep the turn for ever."""
+    turn, told = Turn(), Page()
+
+    def take_and_stay() -> None:
+        told.write(turn.take())
+        signal.pause()
+
+    with forked(take_and_stay):
+        until(lambda: told.read() is not None)
+        assert not turn.take()
+        turn.give_up()  # it is not ours to give
+        assert not turn.take()
+    assert turn.take()
+    with forked(lambda: told.write([turn.take()])):
+        until(lambda: (told.read() or (0, 0))[1] == [False])
 
 
 def other(workers: int = 2) -> tuple[Siblings, Siblings]:
@@ -154,3 +183,51 @@ def test_audits_of_a_worker_are_known_to_the_others_until_it_begins_anew(monkeyp
     assert audits.get("a0") is None
     second.be(1)
     assert first.audits() == []
+
+
+def test_audits_that_two_workers_are_asked_for_at_the_same_moment_are_one() -> None:
+    """Whichever comes first begins one, and the other answers with that; neither looks before the other has told."""
+    shared, at, found = Siblings(2), [Page(), Page()], [Page(), Page()]
+
+    def step_together(number: int, step: int) -> None:
+        at[number].write(step)
+        until(lambda: (at[1 - number].read() or (0, 0))[1] >= step)
+
+    async def begun(audits: Audits) -> str:
+        found = await audits.start()
+        await audits.stop()  # before anything was read
+        return found.audit_id
+
+    def be(number: int) -> None:
+        ids = []
+        for step in range(1, 2 * ROUNDS, 2):
+            shared.be(number)
+            shared.tell_by(list)
+            audits = Audits(Path("a ledger"), shared)
+            step_together(number, step)
+            ids.append(asyncio.run(begun(audits)))
+            step_together(number, step + 1)
+        found[number].write(ids)
+        signal.pause()
+
+    with forked(lambda: be(0)), forked(lambda: be(1)):
+        until(lambda: None not in (found[0].read(), found[1].read()))
+    (_, first), (_, second) = (page.read() or (0, []) for page in found)
+    assert (len(first), first) == (ROUNDS, second)
+
+
+def test_worker_that_stands_still_in_its_turn_does_not_hold_up_the_others_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is waited for, and then what is asked for is done all the same."""
+    shared, told = Siblings(2), Page()
+    monkeypatch.setattr(siblings, "FRESH_SECONDS", 0.05)
+
+    def stand_still() -> None:
+        told.write(shared._turn.take())
+        signal.pause()
+
+    with forked(stand_still):
+        until(lambda: told.read() is not None)
+        assert not shared._turn.take()
+        assert asyncio.run(shared.alone(lambda: "done")) == "done"

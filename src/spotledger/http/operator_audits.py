@@ -39,7 +39,7 @@ class AuditCalls:
     async def start(self, request: Request) -> Reply:
         """Begin an audit of the whole ledger; where one is running, the answer is that one."""
         query_of(request)
-        return answer(self._audits.start().as_json(), 202)
+        return answer((await self._audits.start()).as_json(), 202)
 
     async def show(self, request: Request) -> Reply:
         """Say how far an audit is, or what it found."""

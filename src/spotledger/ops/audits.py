@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 #: Reports that are kept for whoever asks.
 KEPT_AUDITS: Final = 20
-#: How long after a start, and after each pass, the next pass of the continuous audit begins.
+#: How long after a start the continuous audit begins; sooner where the pause between its passes is shorter.
 FIRST_PASS_SECONDS: Final = 60.0
-NEXT_PASS_SECONDS: Final = 600.0
-#: How often a node asks whether the one that audits has gone, and how often that one looks whether it still may.
+#: How often a node asks whether the one that audits has gone (more often where that pause is shorter), and how often
+#: that one looks whether it still may.
 CLAIM_SECONDS: Final = 10.0
 HELD_SECONDS: Final = 1.0
 
@@ -109,8 +109,11 @@ class Audits:
         self._number = 0
         self.continuous = Continuous()
 
-    def start(self) -> Audit:
+    async def start(self) -> Audit:
         """Begin an audit as fast as it goes; where one is running, return that one."""
+        return self._start() if self._siblings is None else await self._siblings.alone(self._start)
+
+    def _start(self) -> Audit:
         running = self._running or next((it for it in self._of_siblings() if it.report is None), None)
         if running is not None:
             return running
@@ -137,10 +140,10 @@ class Audits:
         if self._siblings is not None:
             self._siblings.tell_audits([audit.as_json() for audit in self._audits.values()])
 
-    def keep_on(self, entries_per_second: int) -> None:
-        """Begin the continuous audit, at *entries_per_second*; not at all where that is 0."""
+    def keep_on(self, entries_per_second: int, pause_seconds: float) -> None:
+        """Begin the continuous audit, at *entries_per_second* (0: not at all), with *pause_seconds* after each pass."""
         if entries_per_second:
-            self._spawn(self._keep_on(entries_per_second))
+            self._spawn(self._keep_on(entries_per_second, pause_seconds))
 
     async def stop(self) -> None:
         """End what is running."""
@@ -164,31 +167,31 @@ class Audits:
 
         try:
             found.report = await audit_in_process(self._path, 0, note)
-            note(Progress(found.report["audited_to"], max(found.report["audited_to"], found.report["head_seq"])))
+            note(_end_of(found.report))
         finally:
             self._running = None
 
-    async def _keep_on(self, entries_per_second: int) -> None:
-        await asyncio.sleep(FIRST_PASS_SECONDS)
+    async def _keep_on(self, entries_per_second: int, pause_seconds: float) -> None:
+        await asyncio.sleep(min(FIRST_PASS_SECONDS, pause_seconds))
         while True:
             try:
                 if self._claim is None:
-                    await self._passes(entries_per_second)
+                    await self._passes(entries_per_second, pause_seconds)
                 elif await self._in_thread(self._claim.take):
-                    await self._passes_while_held(self._claim, entries_per_second)
+                    await self._passes_while_held(self._claim, entries_per_second, pause_seconds)
             except StoreUnavailable as problem:
                 _log.debug("whether another node audits could not be asked: %s", problem)
             except Exception as problem:  # noqa: BLE001 - whatever it is, it must not end in silence
                 _log.error("the continuous audit ended: %s; it begins again", problem)
-            await asyncio.sleep(CLAIM_SECONDS)
+            await asyncio.sleep(min(CLAIM_SECONDS, pause_seconds))
 
     async def _in_thread(self, ask: Callable[[], T]) -> T:
         """Do what may take seconds; one thing after the other, so that what is given up last is given up."""
         return await asyncio.get_running_loop().run_in_executor(self._claiming, ask)
 
-    async def _passes_while_held(self, claim: Claim, entries_per_second: int) -> None:
+    async def _passes_while_held(self, claim: Claim, entries_per_second: int, pause_seconds: float) -> None:
         """Audit, pass after pass, until another node may do so."""
-        passes = asyncio.create_task(self._passes(entries_per_second))
+        passes = asyncio.create_task(self._passes(entries_per_second, pause_seconds))
         try:
             while await self._in_thread(claim.is_held):
                 if (await asyncio.wait([passes], timeout=HELD_SECONDS))[0]:
@@ -198,7 +201,7 @@ class Audits:
             await asyncio.gather(passes, return_exceptions=True)
             await self._in_thread(claim.release)
 
-    async def _passes(self, entries_per_second: int) -> None:
+    async def _passes(self, entries_per_second: int, pause_seconds: float) -> None:
         state = self.continuous
 
         def note(progress: Progress) -> None:
@@ -208,13 +211,14 @@ class Audits:
         try:
             while True:
                 self._note(await audit_in_process(self._path, entries_per_second, note))
-                await asyncio.sleep(NEXT_PASS_SECONDS)
+                await asyncio.sleep(pause_seconds)
         finally:
             state.is_here = False
 
     def _note(self, report: dict[str, Any]) -> None:
         """Keep the result of a pass of the continuous audit, and say in the log what is not well."""
         state = self.continuous
+        state.progress = _end_of(report)
         state.passes[report["verdict"]] += 1
         state.verdict, state.findings = report["verdict"], sum(report["counts"].values())
         state.audited_to, state.ended_s = report["audited_to"], time.time()
@@ -222,3 +226,8 @@ class Audits:
             _log.critical("the continuous audit found damage: %s; run: spotledger audit", report["counts"])
         elif report["verdict"] == INCOMPLETE:
             _log.warning("the continuous audit was incomplete: %s", "; ".join(report["unexamined"]))
+
+
+def _end_of(report: dict[str, Any]) -> Progress:
+    """Return how far an audit came; its process says so only now and then, and not at its end."""
+    return Progress(report["audited_to"], max(report["audited_to"], report["head_seq"]))

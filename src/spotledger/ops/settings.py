@@ -236,6 +236,9 @@ class Settings:
     audit_entries_per_second: int = _number(
         2_000, 0, 1_000_000, "Entries that the continuous audit reads in a second; 0: there is none."
     )
+    audit_pause_seconds: int = _number(
+        600, 1, 604_800, "How long the continuous audit rests after a pass; its first begins after a minute at most."
+    )
     database: ServerUrl | None = _database(
         "The PostgreSQL database that holds the ledger, instead of a file in the data folder. A password in it is "
         "never shown, but a flag can be seen by all of this machine: use the variable, or `PGPASSFILE`."

@@ -2,21 +2,26 @@
 What the workers of one machine let each other know: memory that their parent shares with all that it forks.
 
 A worker writes its own pages and reads those of the others, so whichever is asked can answer for all: with the numbers
-of each, and for an audit that another one began. Nothing goes over a network or to a disk.
+of each, and for an audit that another one began. What only one of them may do at a time is done by who has their turn.
+Nothing goes over a network or to a disk.
 """
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import logging
 import mmap
 import struct
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 #: Room for one document; memory is taken only as far as it is written.
 PAGE_BYTES: Final = 4 * 1024 * 1024
@@ -25,6 +30,8 @@ TELL_SECONDS: Final = 1.0
 FRESH_SECONDS: Final = 5.0
 #: How often a document is read again that was written just then.
 READ_ATTEMPTS: Final = 100
+#: How often a worker looks again whether another one's turn is over.
+TURN_PAUSE_SECONDS: Final = 0.001
 
 #: When it was written, by the clock that all processes of a machine share; its length and its checksum.
 _HEAD: Final = struct.Struct("=dII")
@@ -63,6 +70,31 @@ class Page:
         return None  # its writer was killed in the middle of it
 
 
+class Turn:
+    """
+    What one process has at a time, of those that were forked after it was made.
+
+    The system takes it back from a process that ends, however it ends.
+    """
+
+    def __init__(self) -> None:
+        """Make it; nobody has it."""
+        # A lock of the usual kind in shared memory would stay taken by a process that was killed.
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it is open as long as this is there
+
+    def take(self) -> bool:
+        """Try to have it; return whether this process has it now."""
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):  # a system says one or the other where another process has it
+            return False
+        return True
+
+    def give_up(self) -> None:
+        """Let another process have it; where this one has not got it, nothing happens."""
+        fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+
 def _checksum(written_s: float, body: bytes) -> int:
     return zlib.crc32(body, zlib.crc32(struct.pack("=d", written_s)))
 
@@ -81,6 +113,7 @@ class Siblings:
         self._tells: Callable[[], Any] | None = None
         self._metrics = [Page() for _ in range(workers)]
         self._audits = [Page() for _ in range(workers)]
+        self._turn = Turn()
         self._task: asyncio.Task[None] | None = None
 
     def be(self, number: int) -> None:
@@ -131,3 +164,18 @@ class Siblings:
         """Return the audits of the other workers that are alive."""
         read = [self._audits[number].read() for number in self.metrics()]
         return [audit for said in read if said is not None for audit in said[1]]
+
+    async def alone(self, do: Callable[[], T]) -> T:
+        """
+        Return what *do* does, while no other worker does anything of that kind; it has to be short.
+
+        A worker that stands still in the middle of it is waited for until it counts as down, and not longer.
+        """
+        until_s = time.monotonic() + FRESH_SECONDS
+        while not self._turn.take() and time.monotonic() < until_s:
+            await asyncio.sleep(TURN_PAUSE_SECONDS)
+        # Without waiting: the turn is the process's, and would not keep another task of it out.
+        try:
+            return do()
+        finally:
+            self._turn.give_up()
