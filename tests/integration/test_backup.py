@@ -430,7 +430,7 @@ def test_backup_and_restore_on_a_full_disk_say_so_and_leave_nothing(tmp_path: Pa
 
 def test_backup_of_a_growing_ledger_keeps_the_log_small(tmp_path: Path) -> None:
     """No snapshot is held while the copying goes on, so the write-ahead log is folded into the file as always."""
-    from spotledger.storage.sqlite_checkpoint import DUE_PAGES
+    from spotledger.storage.sqlite_file import CHECKPOINT_PAGES
 
     largest = 0
     log = tmp_path / "data" / "ledger.db-wal"
@@ -440,8 +440,8 @@ def test_backup_of_a_growing_ledger_keeps_the_log_small(tmp_path: Path) -> None:
         def between(left: int, pages: int) -> None:
             nonlocal largest
             largest = max(largest, log.stat().st_size)
-            if pages < pages_before + 3 * DUE_PAGES:
+            if pages < pages_before + 3 * CHECKPOINT_PAGES:
                 write_some(ledger, f"p{pages}-{left}-{time.monotonic_ns()}", 0, 400)
 
         back_up(ledger, tmp_path / "x.backup", now_ms, between)
-        assert largest < 2 * DUE_PAGES * 4096
+        assert largest < 2 * CHECKPOINT_PAGES * 4096

@@ -23,7 +23,6 @@ from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, genesis_hash, key_digest
 from spotledger.storage.key_filter import KeyFilter, probe_of
 from spotledger.storage.sealing import Sealer
-from spotledger.storage.sqlite_checkpoint import Checkpointer
 from spotledger.storage.sqlite_errors import translated
 from spotledger.storage.sqlite_keys import SqliteKeyTables
 from spotledger.storage.sqlite_trial import trial_balance
@@ -59,8 +58,7 @@ class SqliteStore:
         self._path = path
         self._cache_accounts = cache_accounts
         try:
-            self._write, self._read, beside = sqlite_file.open_file(path, segment_entries)
-            self._checkpointer = Checkpointer(self._write, beside)
+            self._write, self._read = sqlite_file.open_file(path, segment_entries)
             try:
                 self.key_tables = SqliteKeyTables(self._write, self._read)
                 with translated("opened"):
@@ -68,7 +66,6 @@ class SqliteStore:
                     self._write.execute("UPDATE ledger SET starts = starts + 1")
                     self._build()
             except BaseException:
-                self._checkpointer.close()
                 self._write.close()
                 self._read.close()
                 raise
@@ -449,7 +446,6 @@ class SqliteStore:
     def _sync(self) -> None:
         with translated("written"):
             self._write.execute("COMMIT")
-        self._checkpointer.committed(self._pending_head.seq - self._head.seq)
 
     def try_writing(self) -> None:
         """Write and sync something that means nothing, between groups."""
@@ -495,6 +491,5 @@ class SqliteStore:
         with translated("closed"):
             if self._write.in_transaction:
                 self._write.execute("ROLLBACK")
-            self._checkpointer.close()
             self._read.close()
             self._write.close()

@@ -8,7 +8,7 @@ import sqlite3
 import uuid
 from importlib import resources
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import quote
 
 from spotledger.errors import SchemaMismatch
@@ -22,22 +22,13 @@ BACKUP_ID: Final = 0x53706F42
 SCHEMA_VERSION: Final = 3
 BUSY_TIMEOUT_MS: Final = 2_000
 PAGE_CACHE_KIB: Final = 16_384
-#: Pages in the write-ahead log before a commit moves them to the file, where nobody did it beside the commits.
-CHECKPOINT_PAGES: Final = 10_000
+#: Pages in the write-ahead log before they are moved to the file.
+CHECKPOINT_PAGES: Final = 2_000
 
 
-class Connections(NamedTuple):
-    """The connections to a ledger file of the process that owns it."""
-
-    write: sqlite3.Connection
-    read: sqlite3.Connection
-    #: For what is done in a thread beside the commits.
-    beside: sqlite3.Connection
-
-
-def open_file(path: Path, segment_entries: int) -> Connections:
+def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sqlite3.Connection]:
     """
-    Open the ledger at *path*, or make it.
+    Open the ledger at *path*, or make it; return the connection that writes and the one that reads.
 
     Raises:
         StoreUnavailable: The disk or another process is in the way.
@@ -58,12 +49,10 @@ def open_file(path: Path, segment_entries: int) -> Connections:
             read = _connect(path)
             _tune(read)
             read.execute("PRAGMA query_only = ON")
-            beside = _connect(path)
-            beside.execute("PRAGMA synchronous = FULL")
         except BaseException:
             write.close()
             raise
-    return Connections(write, read, beside)
+    return write, read
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
