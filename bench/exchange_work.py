@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -179,7 +180,7 @@ class Work:
         coin = BASES[market]
         if buys:
             units, coin = units * PRICES[market], QUOTE
-        (self._buys if buys else self._sells)[market].append(Order(key, self.seq, units))
+        self._rest((self._buys if buys else self._sells)[market], Order(key, self.seq, units))
         return Freeze(key, self._customer(), coin, decimal(units), reference=f"order-{key}")
 
     def _unfreeze(self) -> Operation:
@@ -207,9 +208,9 @@ class Work:
         sell.remaining -= units
         release = self._released(buy.remaining)
         if buy.remaining >= price and release is None:
-            buys.append(buy)
+            self._rest(buys, buy)
         if sell.remaining:
-            sells.append(sell)
+            self._rest(sells, sell)
         return Settle(
             new_key(),
             BASES[market],
@@ -221,6 +222,10 @@ class Work:
             reference=f"fill-{self.seq}",
         )
 
+    def _rest(self, side: list[Order], order: Order) -> None:
+        """Put *order* on its side of the market, where it waits to be filled or cancelled."""
+        side.append(order)
+
     def _released(self, left: int) -> str | None:
         """Say that the rest of a buy is freed, one time in ten: its price was better than expected."""
         return REST if left and self._chance.random() < 0.1 else None
@@ -229,8 +234,44 @@ class Work:
         return HoldKey(order.key) if order.seq >= self._group_first else str(order.seq)
 
 
+class InterleavedWork(Work):
+    """
+    The same mix for many connections at once: holds are named by the keys of their orders, and what an operation
+    needs was asked for long before it.
+    """
+
+    def __init__(self, seed: int, first_seq: int, customers: int, apart: int) -> None:
+        """Begin like :class:`Work`; no order is used by two of *apart* operations that follow one another."""
+        super().__init__(seed, first_seq, customers)
+        self._apart = apart
+        self._made = 0
+        #: Orders that were used a short while ago, with the operation from which on they may be used again.
+        self._resting: deque[tuple[int, list[Order], Order]] = deque()
+
+    def operations(self, count: int) -> list[Operation]:
+        """Make *count* operations."""
+        return [self._next() for _ in range(count)]
+
+    def _next(self) -> Operation:
+        self._made += 1
+        while self._resting and self._resting[0][0] <= self._made:
+            _, side, order = self._resting.popleft()
+            side.append(order)
+        return super()._next()
+
+    def _rest(self, side: list[Order], order: Order) -> None:
+        self._resting.append((self._made + self._apart, side, order))
+
+    def _freeze(self, fills: int, market: int | None = None, buys: bool | None = None) -> Operation:
+        # Which side has fewer is not known of those that rest.
+        return super()._freeze(fills, market, self._chance.random() < 0.5 if buys is None else buys)
+
+    def _name(self, order: Order) -> HoldName:
+        return HoldKey(order.key)
+
+
 class AnyOrderWork(Work):
-    """The same mix for many connections at once: every operation can be done before or after any other."""
+    """The same mix for nodes that know nothing of one another: each operation can be done before or after any other."""
 
     def __init__(self, seed: int, first_seq: int, customers: int) -> None:
         """Begin like :class:`Work`; the orders that :meth:`prepare` opens are filled or cancelled, never both."""

@@ -232,9 +232,10 @@ def checked_chains(
 def _load(store: Store, expiries: Sequence[Expire], wanted: Wanted, entries: list[Entry]) -> Overlay:
     """Bring into memory, in a few queries, what the rules will ask for; the group will have these *entries*."""
     keys = [*(expiry.key for expiry in expiries), *wanted.keys, *wanted.hold_keys]
-    overlay = Overlay(store, store.find_keys(keys), entries)
+    known = store.find_keys(keys)
+    overlay = Overlay(store, known, entries)
     hold_ids = {*(int(expiry.hold) for expiry in expiries), *wanted.holds}
-    hold_ids.update(overlay.hold_id_of_key(key) or 0 for key in wanted.hold_keys)
+    hold_ids.update(known[key] for key in wanted.hold_keys if key in known)
     store.load((), (), hold_ids)
     accounts = set(wanted.accounts)
     for hold_id in hold_ids:

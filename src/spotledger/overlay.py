@@ -74,9 +74,12 @@ class Overlay:
 
     def hold_id_of_key(self, key: str) -> int | None:
         """Return the hold that was opened under *key*, or None."""
-        entry = self.entry_of_key(key)
-        opened = entry is not None and entry.kind == Freeze.kind and entry.refusal is None
-        return entry.seq if entry is not None and opened else None
+        entry = self._keys.get(key)
+        if entry is not None:
+            return entry.seq if entry.kind == Freeze.kind and entry.refusal is None else None
+        # A hold has the number of the entry that opened it, so that this entry need not be read.
+        seq = self._known.get(key)
+        return seq if seq is not None and self.hold(seq) is not None else None
 
     def entry_of_key(self, key: str) -> Entry | None:
         """Return the entry that has *key*, or None."""

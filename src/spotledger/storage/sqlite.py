@@ -156,14 +156,18 @@ class SqliteStore:
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ``seq`` of the entry of each key that is known."""
         known = {}
-        digests = self._digests = {key: key_digest(key) for key in keys}
-        key_seq, sealed = self._memory.key_seq, not self._filter.is_empty()
-        for key, digest in digests.items():
-            seq = key_seq(digest)
-            if seq is not None or sealed:
-                seq = self._confirmed(key, digest, seq)
-                if seq is not None:
-                    known[key] = seq
+        digests: dict[str, bytes] = {}
+        self._digests = digests
+        memory, sealed = self._memory, not self._filter.is_empty()
+        for key in keys:
+            seq = memory.opened_by(key)
+            if seq is None:
+                digest = digests[key] = key_digest(key)
+                seq = memory.key_seq(digest)
+                if seq is not None or sealed:
+                    seq = self._confirmed(key, digest, seq)
+            if seq is not None:
+                known[key] = seq
         return known
 
     def _confirmed(self, key: str, digest: bytes, open_seq: int | None) -> int | None:

@@ -71,6 +71,7 @@ class OpenSegment:
         "holds_of",
         "keys",
         "number",
+        "opened",
         "reversals",
         "touched",
     )
@@ -84,6 +85,8 @@ class OpenSegment:
         self.coins: list[tuple[str, int, int]] = []
         self.customers: dict[str, int] = {}
         self.holds: dict[int, Hold] = {}
+        #: The holds that it opened, by the idempotency keys themselves: most are named by them a short while later.
+        self.opened: dict[str, int] = {}
         self.expiries: list[tuple[int, int]] = []
         self.holds_of: dict[str, dict[int, None]] = {}
         self.touched: dict[Account, dict[str, TouchedLine]] = {}
@@ -119,6 +122,14 @@ class WorkingSet:
             seq = segment.keys.get(digest)
             if seq is not None:
                 return seq
+        return None
+
+    def opened_by(self, key: str) -> int | None:
+        """Return the hold that an open segment opened under *key*, or None."""
+        for segment in reversed(self.segments):
+            hold_id = segment.opened.get(key)
+            if hold_id is not None:
+                return hold_id
         return None
 
     def has_customer(self, customer: str) -> bool:
@@ -252,6 +263,7 @@ class WorkingSet:
         if opened is not None:
             if opened.expires_ms is not None:
                 heapq.heappush(segment.expiries, (opened.expires_ms, opened.hold_id))
+            segment.opened[entry.key] = opened.hold_id
             self._put_hold(segment, opened)
             return
         for hold_id, remaining in entry.holds:
