@@ -118,6 +118,12 @@ def check(outcomes: Sequence[Receipt | Refused]) -> None:
             raise RuntimeError(f"an operation was refused that should not be: {outcome.code}, {outcome.message}")
 
 
+def trade(ledger: Ledger, operations: Sequence[Operation]) -> None:
+    """Do *operations* of the mix before a round, in groups of a thousand."""
+    for start in range(0, len(operations), books.GROUP):
+        check(ledger.execute(operations[start : start + books.GROUP]))
+
+
 def mixed_round(ledger: Ledger, work: Work, row: Row) -> Round:
     """Do a round of the whole mix."""
     result = run_groups(ledger, [work.group(row.group) for _ in range(row.operations // row.group)])

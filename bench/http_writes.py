@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import spotledger
 from bench import books
-from bench.exchange import check
-from bench.exchange_work import InterleavedWork, opening
+from bench.exchange import trade
+from bench.exchange_work import APART, InterleavedWork, opening
 from bench.harness import (
     QUICK,
     ROUNDS,
@@ -51,9 +51,8 @@ SINGLES: Final = int((WARM_UP_SECONDS + SECONDS) * 9_000)
 BATCHES: Final = int((WARM_UP_SECONDS + SECONDS) * 170)
 READS_PER_SECOND: Final = 500.0
 READERS: Final = 100
-#: Operations before a round, and so many times as many as may be under way between two of one order.
+#: Operations before a round.
 BEFORE: Final = 2_000 if QUICK else 20_000
-APART: Final = 5
 PATHS: Final = {
     "freeze": "holds",
     "settle": "settlements",
@@ -151,9 +150,7 @@ class Bench:
         self.seed += 1
         with spotledger.open(self.data) as ledger:
             work = InterleavedWork(self.seed, ledger.head.seq + 1, CUSTOMERS, APART * at_once)
-            before = work.operations(BEFORE + 2 * APART * at_once)
-            for start in range(0, len(before), books.GROUP):
-                check(ledger.execute(before[start : start + books.GROUP]))
+            trade(ledger, work.operations(BEFORE + 2 * APART * at_once))
             self.checked_seq = ledger.head.seq
         return work.operations(count)
 

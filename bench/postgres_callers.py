@@ -19,8 +19,8 @@ import uvloop
 
 import spotledger
 from bench import books
-from bench.exchange import check
-from bench.exchange_work import AnyOrderWork, opening
+from bench.exchange import check, trade
+from bench.exchange_work import APART, InterleavedWork, opening
 from bench.harness import (
     QUICK,
     ROUNDS,
@@ -43,6 +43,8 @@ from spotledger.writer import Writer
 
 CUSTOMERS: Final = 1_000 if QUICK else 10_000
 CALLERS: Final = {256: 12_000, 1_000: 15_000}
+#: Operations before a round.
+BEFORE: Final = 2_000 if QUICK else 20_000
 SECONDS: Final = 1.5 if QUICK else 4.0
 #: Operations made ready for a round: more than are done in it.
 MOST_A_SECOND: Final = 25_000
@@ -74,16 +76,16 @@ class Node:
     servers: Sequence[int]
     seed: int = 50
 
-    def make(self, count: int) -> list[Operation]:
-        """Open the holds that *count* operations need, and make these."""
+    def make(self, count: int, at_once: int) -> list[Operation]:
+        """Make *count* operations of which *at_once* may be under way, on a market that is open for a while."""
         self.seed += 1
-        work = AnyOrderWork(self.seed, self.ledger.head.seq + 1, CUSTOMERS)
-        books.book(self.ledger, work.prepare(count))
+        work = InterleavedWork(self.seed, self.ledger.head.seq + 1, CUSTOMERS, APART * at_once)
+        trade(self.ledger, work.operations(BEFORE + 2 * APART * at_once))
         return work.operations(count)
 
     def round(self, callers: int) -> Round:
         """Take one round with so many *callers*."""
-        operations = self.make(int(MOST_A_SECOND * SECONDS))
+        operations = self.make(int(MOST_A_SECOND * SECONDS), callers)
         look_once()
         busy, own, server = busy_seconds(), time.process_time(), sum(map(processor_seconds, self.servers))
         durations, passed = uvloop.run(call(self.ledger, iter(operations), callers))

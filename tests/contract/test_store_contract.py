@@ -291,6 +291,36 @@ def test_account_is_the_same_object_until_it_is_dropped(place: Any) -> None:
         assert view.balances["btc"] == Balance(999 * 10**8, 10**8)
 
 
+@pytest.mark.parametrize("apart", [0, 3, 30])
+@pytest.mark.parametrize("again", [False, True])
+def test_hold_is_found_by_its_key_wherever_it_is(place: Any, apart: int, again: bool) -> None:
+    """In the group before, in a segment that is sealed, after a start; and what opened no hold is none by its key."""
+    nothing = ["list:btc", "seed:ann", "register:ann", "short", "unfrozen", "nobody's"]
+    with place.open() as ledger:
+        seed(ledger)
+        ledger.execute([Freeze("short", "ann", "btc", "9999"), Freeze("f", "ann", "btc", "2")])
+        ledger.execute([Freeze("g", "ann", "btc", "1"), Unfreeze("unfrozen", HoldKey("g"))])
+        fill(ledger, apart)
+        if not again:
+            check_holds_by_key(ledger, nothing)
+    if again:
+        with place.open() as ledger:
+            check_holds_by_key(ledger, nothing)
+    place.check()
+
+
+def check_holds_by_key(ledger: Ledger, nothing: list[str]) -> None:
+    """Use the holds of the keys f and g, and each of those that name *nothing*."""
+    asked: list[Operation] = [Unfreeze(f"none-{number}", HoldKey(key)) for number, key in enumerate(nothing)]
+    asked += [Unfreeze("part", HoldKey("f"), "0.5"), Unfreeze("closed", HoldKey("g")), Freeze("f", "ann", "btc", "2")]
+    asked += [Withdraw("rest", "1.5", hold=HoldKey("f")), Freeze("f2", "ann", "btc", "1"), Unfreeze("u", HoldKey("f2"))]
+    outcomes = ledger.execute(asked)
+    codes = [outcome.code if isinstance(outcome, Refused) else "done" for outcome in outcomes]
+    assert codes == ["unknown_hold"] * len(nothing) + ["done", "hold_closed", "done", "done", "done", "done"]
+    assert [outcome.replayed for outcome in outcomes].index(True) == len(nothing) + 2, "the repeat, and nothing else"
+    assert ledger.holds("ann", "open") == []
+
+
 @pytest.mark.parametrize("account", ["ann", ("ann", "spot"), None])
 def test_what_is_no_account_is_told_what_would_pass(ledger: Ledger, account: Any) -> None:
     """A customer's name alone, which everybody tries first, does not say which of the accounts is meant."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from spotledger.ops import audit_process
 from spotledger.ops.audit_process import audit_in_process
 from support_archive import filled
 from support_audit import damaging
@@ -123,6 +124,22 @@ def test_audit_in_process_that_is_cancelled_ends_its_process(tmp_path: Path) -> 
                 await work
 
         api.run(cancelled())
+
+
+@pytest.mark.parametrize("said", ["no JSON", "[" * 5_000_000])
+def test_audit_whose_process_says_what_cannot_be_read_is_incomplete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """It ends with a report that names it, and not as one that seems to run for ever."""
+    path = tmp_path / "said"
+    path.write_text(said + "\n")
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\nexec cat '{path}'\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(audit_process.sys, "executable", str(program))
+    report = asyncio.run(audit_in_process(tmp_path / "ledger.db", 0, lambda _: None))
+    assert report["verdict"] == "incomplete"
+    assert "could not be read" in report["unexamined"][0]
 
 
 def test_audit_in_process_of_a_missing_file_is_incomplete(tmp_path: Path) -> None:

@@ -16,8 +16,10 @@ from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Reverse, Transfer, Unfreeze, Withdraw
 from spotledger.errors import LedgerCorrupt, Refused, SchemaMismatch, SettingInvalid, StoreUnavailable
 from spotledger.ledger import Ledger, Receipt
+from spotledger.storage.base import Wanted
 from spotledger.storage.postgres_connection import connect
 from spotledger.storage.postgres_schema import check_schema, make_ledger, migrate
+from spotledger.storage.postgres_turn import Questions
 from support_core import Clock, seed, spot
 from support_database_books import check_database
 
@@ -181,6 +183,35 @@ def test_holds_and_reversals_of_another_node_are_found(open_node: Open) -> None:
     again = first.execute([Reverse("r2", deposit.seq, "again"), Withdraw("w2", "1.5", hold=HoldKey("f"))])
     assert [outcome.code for outcome in again if isinstance(outcome, Refused)] == ["already_reversed", "hold_short"]
     assert first.reversal_of(deposit.seq) == second.reversal_of(deposit.seq) == outcomes[2].seq
+
+
+def test_holds_named_by_keys_are_asked_for_only_where_memory_has_not_got_them(
+    open_node: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that this node opened, and those of others that it followed, cost no question and no entry that is read."""
+    asked: list[int] = []
+    ask = Questions._ask_for_keys
+
+    def counted(self: Questions, wanted: Wanted) -> None:
+        ask(self, wanted)
+        asked.append(len(self._keys))
+
+    monkeypatch.setattr(Questions, "_ask_for_keys", counted)
+    first, second = open_node(), open_node(follow_seconds=None)
+    seed(first)
+    second.deposit("bob", "btc", "1", key="here")
+    first.execute([Freeze(f"f{n}", "ann", "btc", "1") for n in range(4)])
+
+    def use(node: Ledger, number: int) -> None:
+        assert isinstance(node.execute([Unfreeze(f"u{number}", HoldKey(f"f{number}"))])[0], Receipt)
+
+    asked.clear()
+    use(first, 0)
+    use(second, 1)
+    use(second, 2)
+    use(open_node(), 3)
+    assert asked == [1, 2, 1, 2], "the key of the operation, and that of a hold which memory does not know yet"
+    assert first.holds("ann", "open") == second.holds("ann", "open") == []
 
 
 def test_holds_expire_once_whoever_writes_next(open_node: Open) -> None:

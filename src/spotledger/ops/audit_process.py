@@ -78,12 +78,19 @@ async def audit_in_process(
             else:
                 progress(Progress(said["seq"], said["last_seq"]))
         code = await child.wait()
+    except ValueError as problem:
+        await _end(child)
+        return _not_done(path, f"what the audit's process said could not be read: {problem}")
     except BaseException:
-        with suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
+        await _end(child)
         raise
     return report or _not_done(path, f"the audit's process ended early, with {code}")
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        child.kill()
+    await child.wait()
 
 
 def _not_done(path: Path | DatabaseAddress, why: str) -> dict[str, Any]:

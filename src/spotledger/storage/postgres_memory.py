@@ -82,6 +82,8 @@ class Memory:
         self.accounts: dict[Account, RemoteAccount] = {}
         self.customers: dict[str, None] = {}
         self.holds: dict[int, Hold] = {}
+        #: Which holds were opened under which keys; most are named by them a short while later.
+        self.opened: dict[str, int] = {}
         #: The last entries up to the head; those of others as they stand in the journal, which are seldom asked for.
         self._recent: deque[Entry | bytes] = deque(maxlen=RECENT_ENTRIES)
         self._cache_accounts = cache_accounts
@@ -89,6 +91,11 @@ class Memory:
     def covers(self, seq: int) -> bool:
         """Say whether what was read as of the entry *seq*, at most the head, can be brought along to the head."""
         return self.head.seq - seq <= len(self._recent)
+
+    def hold_of_key(self, key: str) -> Hold | None:
+        """Return the hold that was opened under *key*, as it stands, or None where that is not known here."""
+        hold_id = self.opened.get(key)
+        return None if hold_id is None else self.holds.get(hold_id)
 
     def _after(self, seq: int) -> Iterable[Entry | Change]:
         """Give the entries after *seq*, which :meth:`covers` them."""
@@ -138,6 +145,7 @@ class Memory:
         opened = change.opened_hold()
         if opened is not None:
             self.holds[opened.hold_id] = opened
+            self.opened[change.key] = opened.hold_id
             return
         for hold_id, remaining in change.holds:
             hold = self.holds.get(hold_id)
@@ -149,6 +157,7 @@ class Memory:
         derived = Derived(entries) if derived is None else derived
         holds = self.holds
         holds.update(derived.opened)
+        self.opened.update((entry.key, entry.seq) for entry in entries if entry.seq in derived.opened)
         for hold_id, (remaining, closed_seq) in derived.changed.items():
             hold = holds.get(hold_id)
             if hold is not None:
@@ -180,7 +189,7 @@ class Memory:
 
     def forget(self) -> None:
         """Let go of all but the coins, after something went wrong with it; the head stays."""
-        for kept in (self.accounts, self.customers, self.holds, self._recent):
+        for kept in (self.accounts, self.customers, self.holds, self.opened, self._recent):
             kept.clear()
 
     def shrink(self) -> None:
@@ -188,6 +197,7 @@ class Memory:
         _shrink(self.accounts, self._cache_accounts)
         _shrink(self.customers, self._cache_accounts)
         _shrink(self.holds, self._cache_accounts * HOLDS_AN_ACCOUNT)
+        _shrink(self.opened, self._cache_accounts * HOLDS_AN_ACCOUNT)
 
 
 def _collect(

@@ -43,6 +43,7 @@ class Change(msgspec.Struct, gc=False):
 
     seq: int
     kind: str
+    key: str
     booked_ms: int
     request: Asked
     #: Accounts here are plain tuples, which equal those of the domain.

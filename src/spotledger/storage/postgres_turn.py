@@ -66,6 +66,8 @@ class Questions:
         self._turn = Turn(0)
         self._accounts: Accounts = {}
         self._keys: dict[bytes, str] = {}
+        #: Of the holds that are named by keys which memory knows.
+        self._named: set[Account] = set()
         self._memory = memory
         self._ask(sql.DUE, None if now_ms is None else number(now_ms), number(sql.DUE_LIMIT), take=self._due)
         if wanted.keys or wanted.hold_keys:
@@ -78,20 +80,30 @@ class Questions:
         self._asked.append((statement, parameters, take))
 
     def _ask_for_keys(self, wanted: Wanted) -> None:
-        keys = dict.fromkeys([*wanted.keys, *wanted.hold_keys])
-        self._keys = {key_digest(key): key for key in keys}
-        self._turn.keys_asked.update(keys)
-        self._ask(sql.ENTRIES_OF_KEYS, array(UUID, list(self._keys)), take=self._take_keys)
+        memory, turn = self._memory, self._turn
+        keys = dict.fromkeys(wanted.keys)
         # A hold that is named by a key of this very group is most likely opened by it.
-        earlier = [key_digest(key) for key in set(wanted.hold_keys).difference(wanted.keys)]
+        earlier = []
+        for key in set(wanted.hold_keys).difference(keys):
+            hold = memory.hold_of_key(key)
+            if hold is None:
+                earlier.append(key)
+            else:
+                turn.keys[key] = hold.hold_id
+                turn.keys_asked.add(key)
+                self._named.add(hold.account)
+        keys.update(dict.fromkeys(earlier))
+        self._keys = {key_digest(key): key for key in keys}
+        turn.keys_asked.update(keys)
+        self._ask(sql.ENTRIES_OF_KEYS, array(UUID, list(self._keys)), take=self._take_keys)
         if earlier:
-            digests = array(UUID, earlier)
+            digests = array(UUID, list(map(key_digest, earlier)))
             self._ask(sql.HOLDS_OF_KEYS, digests, take=self._take_holds)
             self._ask(sql.BALANCES_OF_KEYS, digests, take=self._take_balances)
 
     def _ask_for_accounts(self, wanted: Wanted) -> None:
         memory = self._memory
-        accounts = set(wanted.accounts)
+        accounts = {*wanted.accounts, *self._named}
         missing = []
         for hold_id in wanted.holds:
             hold = memory.holds.get(hold_id)
