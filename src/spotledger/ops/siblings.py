@@ -13,8 +13,8 @@ import fcntl
 import json
 import logging
 import mmap
+import os
 import struct
-import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -80,7 +80,10 @@ class Turn:
     def __init__(self) -> None:
         """Make it; nobody has it."""
         # A lock of the usual kind in shared memory would stay taken by a process that was killed.
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it is open as long as this is there
+        self._file = os.memfd_create("turn")
+
+    def __del__(self) -> None:
+        os.close(self._file)
 
     def take(self) -> bool:
         """Try to have it; return whether this process has it now."""
