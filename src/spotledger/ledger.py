@@ -268,7 +268,12 @@ class Ledger(LedgerReads):
     @collector_at_rest
     def _decide(self, deciding: Deciding, piece: int) -> None:
         with self._turn:
-            entries = deciding.go_on(piece)
+            try:
+                entries = deciding.go_on(piece)
+            except LedgerCorrupt:
+                # Decided half on what was and half on what others have made of it, nothing needs to fit.
+                self._store.check_turn()
+                raise
             if entries:
                 self._prepared = True
                 self._store.write(entries)

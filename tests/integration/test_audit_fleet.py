@@ -166,7 +166,10 @@ def test_claim_is_had_by_one_node_and_without_it_no_connection_is_kept(
     assert not second.take()
     assert not second.is_held()
     with psycopg.connect(postgres_url) as connection:
-        count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'claim of a test'"
+        count = (
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'claim of a test'"
+            " AND datname = current_database()"
+        )
         until(lambda: connection.execute(count).fetchall() == [(1,)])
     first.release()
     until(second.take)

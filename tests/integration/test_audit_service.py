@@ -126,7 +126,9 @@ def test_audit_in_process_that_is_cancelled_ends_its_process(tmp_path: Path) -> 
         api.run(cancelled())
 
 
-@pytest.mark.parametrize("said", ["no JSON", "[" * 5_000_000])
+@pytest.mark.parametrize(
+    "said", ["no JSON", "[1]", "5", "null", '"x"', '{"seq":1}', '{"report":null}', "[" * 100_000, "[" * 5_000_000]
+)
 def test_audit_whose_process_says_what_cannot_be_read_is_incomplete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:

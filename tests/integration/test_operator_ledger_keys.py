@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +105,18 @@ def test_access_key_that_is_made_opens_and_revoked_does_not(
     with pytest.raises(AccessKeyRevoked):
         usdt_of(service, made)
     assert ledger.keys(customer).keys == (revoked,)
+
+
+def test_one_text_in_place_of_a_list_is_told_what_would_pass(ledger: OperatorLedger) -> None:
+    """It would be sent as the list of its characters, and refused for what nobody wrote."""
+    asked: list[tuple[str, Callable[[], object]]] = [
+        ("permissions", lambda: ledger.create_key("ann", "read", key="k")),
+        ("addresses", lambda: ledger.create_key("ann", ["read"], addresses="10.0.0.0/8", key="k")),
+        ("scopes", lambda: ledger.create_token("audit", key="k")),
+    ]
+    for field, ask in asked:
+        with pytest.raises(InvalidRequest, match=f"^{field} is the text .*; a list of texts would pass$"):
+            ask()
 
 
 def test_access_key_that_is_rotated_is_replaced_by_one_like_it(

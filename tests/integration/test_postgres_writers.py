@@ -13,15 +13,19 @@ import pytest
 
 import spotledger
 from spotledger.domain.accounts import Account, Balance
+from spotledger.domain.journal import Entry
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Reverse, Transfer, Unfreeze, Withdraw
 from spotledger.errors import LedgerCorrupt, Refused, SchemaMismatch, SettingInvalid, StoreUnavailable
+from spotledger.group import Deciding
 from spotledger.ledger import Ledger, Receipt
 from spotledger.storage.base import Wanted
 from spotledger.storage.postgres_connection import connect
+from spotledger.storage.postgres_reads import PostgresReads
 from spotledger.storage.postgres_schema import check_schema, make_ledger, migrate
 from spotledger.storage.postgres_turn import Questions
 from support_core import Clock, seed, spot
 from support_database_books import check_database
+from support_postgres import end_sessions
 
 NODES = 4
 Open = Callable[..., Ledger]
@@ -212,6 +216,52 @@ def test_holds_named_by_keys_are_asked_for_only_where_memory_has_not_got_them(
     use(open_node(), 3)
     assert asked == [1, 2, 1, 2], "the key of the operation, and that of a hold which memory does not know yet"
     assert first.holds("ann", "open") == second.holds("ann", "open") == []
+
+
+def test_keys_that_opened_no_hold_are_not_asked_about_again(open_node: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To cancel what was refused is no more than one trip, however often it is asked for in a group."""
+    node = open_node()
+    seed(node)
+    node.execute([Freeze(f"no{n}", "ann", "btc", "99999999") for n in range(20)])
+    asked: list[Any] = []
+    ask = PostgresReads._ask
+    monkeypatch.setattr(
+        PostgresReads, "_ask", lambda self, *questions: asked.append(questions) or ask(self, *questions)
+    )
+    names = [*(f"no{n}" for n in range(20)), *["no1"] * 20, *["seed:ann"] * 20, *["never"] * 20]
+    outcomes = node.execute([Unfreeze(f"u{n}", HoldKey(name)) for n, name in enumerate(names)])
+    outcomes += node.execute([Unfreeze(f"by-id{n}", "3") for n in range(20)])
+    assert {outcome.code for outcome in outcomes if isinstance(outcome, Refused)} == {"unknown_hold"}
+    assert len(outcomes) == 100
+    assert asked == []
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_turn_that_was_lost_while_the_node_decided_is_unavailable_and_no_damage(
+    open_node: Open, postgres_url: str, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    """Another node wrote meanwhile, and memory knows: nothing of the group is written, and the node goes on."""
+    node, other = open_node(), open_node()
+    seed(node)
+    go_on = Deciding.go_on
+
+    def lose_turn(self: Deciding, count: int) -> list[Entry]:
+        monkeypatch.undo()
+        end_sessions(postgres_url)
+        other.deposit("ann", "btc", "1", key="between", reference="another node")
+        until(lambda: node.account(spot("ann")).balance("btc").available == 1001 * 10**8)
+        if broken:
+            raise LedgerCorrupt("what was decided does not fit")
+        return go_on(self, count)
+
+    monkeypatch.setattr(Deciding, "go_on", lose_turn)
+    group = [Deposit("d", "ann", "btc", "1"), Freeze("f", "ann", "btc", "2")]
+    with pytest.raises(StoreUnavailable, match="the turn was lost"):
+        node.execute(group)
+    assert node.corrupt is None
+    outcomes = node.execute(group)
+    assert all(isinstance(outcome, Receipt) and not outcome.replayed for outcome in outcomes)
+    until(lambda: other.head == node.head)
 
 
 def test_holds_expire_once_whoever_writes_next(open_node: Open) -> None:

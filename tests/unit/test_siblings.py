@@ -44,6 +44,7 @@ def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end, "it did not come about"
+        time.sleep(0)
 
 
 def test_page_is_read_whole_while_another_process_writes_it() -> None:

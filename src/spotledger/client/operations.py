@@ -7,7 +7,7 @@ by the service, whose refusals name the field.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any, ClassVar, NamedTuple, TypeAlias
@@ -237,3 +237,15 @@ def batch_body(operations: Any, chains: Any, atomic: bool) -> Mapping[str, Any]:
             body["chain"] = chains[number]
         said.append(body)
     return {"operations": said, "atomic": atomic}
+
+
+def texts_of(texts: Sequence[str], field: str) -> list[str]:
+    """
+    Return *texts* as a list.
+
+    Raises:
+        InvalidRequest: It is one text, which would be taken for the list of its characters.
+    """
+    if isinstance(texts, str):
+        raise InvalidRequest(f"{field} is the text {texts!r}; a list of texts would pass", field=field)
+    return list(texts)

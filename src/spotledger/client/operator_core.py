@@ -25,7 +25,7 @@ from spotledger.client.ledger_answers import (
     TrialBalance,
     Written,
 )
-from spotledger.client.operations import Operation, batch_body, path_part
+from spotledger.client.operations import Operation, batch_body, path_part, texts_of
 from spotledger.client.operator import Reply, check_token, outgoing, read_reply
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
@@ -168,9 +168,9 @@ class OperatorCore:
         """Make an access key."""
         body = {
             "customer": customer,
-            "permissions": list(permissions),
+            "permissions": texts_of(permissions, "permissions"),
             "label": label,
-            "addresses": list(addresses),
+            "addresses": texts_of(addresses, "addresses"),
             "expires_ms": expires_ms,
         }
         return self.ask(key_answers.key_made, "POST", "/v1/keys", body, key)
@@ -191,7 +191,7 @@ class OperatorCore:
 
     def create_token(self, scopes: Sequence[str], label: str, key: str) -> Steps[MadeToken]:
         """Make an operator token."""
-        body = {"scopes": list(scopes), "label": label}
+        body = {"scopes": texts_of(scopes, "scopes"), "label": label}
         return self.ask(key_answers.token_made, "POST", "/v1/tokens", body, key)
 
     def revoke_token(self, token_id: str) -> Steps[OperatorToken]:

@@ -72,11 +72,11 @@ async def audit_in_process(
         assert child.stdout is not None, "it was asked for"  # noqa: S101
         report: dict[str, Any] | None = None
         async for line in child.stdout:
-            said = json.loads(line)
-            if "report" in said:
-                report = said["report"]
+            said = _said(line)
+            if isinstance(said, Progress):
+                progress(said)
             else:
-                progress(Progress(said["seq"], said["last_seq"]))
+                report = said
         code = await child.wait()
     except ValueError as problem:
         await _end(child)
@@ -85,6 +85,23 @@ async def audit_in_process(
         await _end(child)
         raise
     return report or _not_done(path, f"the audit's process ended early, with {code}")
+
+
+def _said(line: bytes) -> Progress | dict[str, Any]:
+    """
+    Return how far the child is, or its report.
+
+    Raises:
+        ValueError: *line* says neither.
+    """
+    try:
+        said = json.loads(line)
+        if "report" in said:
+            report: dict[str, Any] = said["report"]
+            return report | {}
+        return Progress(int(said["seq"]), int(said["last_seq"]))
+    except (TypeError, KeyError, RecursionError) as problem:
+        raise ValueError(f"{type(problem).__name__}: {problem}") from problem
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

@@ -143,6 +143,14 @@ class Store(Protocol):
     def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
         """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
 
+    def check_turn(self) -> None:
+        """
+        Make sure that what was looked up since :meth:`begin` is true still.
+
+        Raises:
+            StoreUnavailable: Others have written since; what was decided on it means nothing.
+        """
+
     def write(self, entries: Sequence[Entry]) -> None:
         """
         Append *entries*, which follow the head, or what was written since, without a gap; nothing is visible yet.

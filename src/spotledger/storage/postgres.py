@@ -9,7 +9,7 @@ older one than this node has acknowledged, and is brought along by whatever this
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.pq.abc import PGresult
 
+from spotledger.domain.accounts import Account
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
 from spotledger.storage import postgres_statements as sql
@@ -205,6 +206,13 @@ class PostgresStore(PostgresReads):
             return {key: turn.keys[key] for key in keys if key in turn.keys}
         return super().find_keys(keys)
 
+    def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
+        """Bring into memory what the rules will ask for and the turn did not look up."""
+        turn = self._turn_at_head()
+        if turn is not None:
+            holds = [hold_id for hold_id in holds if hold_id not in turn.holds_absent]
+        super().load(customers, accounts, holds)
+
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
         """Return ids of open holds whose time has come."""
         turn = self._turn_at_head()
@@ -241,10 +249,28 @@ class PostgresStore(PostgresReads):
 
     # --- writing --------------------------------------------------------------------------------------
 
+    def check_turn(self) -> None:
+        """
+        Make sure that memory stands where the turn began: the server takes a turn back from a node that is silent.
+
+        Raises:
+            StoreUnavailable: Memory was brought along by what others wrote, so the turn is theirs.
+        """
+        if self._turn_at_head() is None:
+            self._drop_writing()
+            raise StoreUnavailable(_TURN_LOST)
+
     def write(self, entries: Sequence[Entry]) -> None:
-        """Send *entries*, which follow what the turn began with or has written since; the server begins with them."""
-        before, session = self._pending_head or self._memory.head, self._session_of_turn()
-        last = entries[-1]
+        """
+        Send *entries*, which follow what the turn began with or has written since; the server begins with them.
+
+        Raises:
+            StoreUnavailable: The turn is lost.
+            LedgerCorrupt: *entries* do not follow.
+        """
+        self.check_turn()
+        session = self._session_of_turn()
+        before, last = self._pending_head or self._memory.head, entries[-1]
         if entries[0].seq != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow entry {before.seq}")
         try:

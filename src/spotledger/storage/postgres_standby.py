@@ -96,6 +96,9 @@ class StandbyStore(PostgresReads):
         """Nothing: there is no turn to give back."""
         return at_once(None)
 
+    def check_turn(self) -> None:
+        """Nothing: there is no turn."""
+
     def write(self, entries: Sequence[Entry]) -> NoReturn:
         """Refuse, like :meth:`begin`."""
         raise StoreUnavailable("This node reads from a standby and takes no writes; ask another one.")

@@ -9,7 +9,7 @@ from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.journal import Entry, is_house
-from spotledger.domain.operations import expiry_key
+from spotledger.domain.operations import Freeze, expiry_key
 from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import Wanted
 from spotledger.storage.encoding import decode_entry, key_digest
@@ -164,6 +164,8 @@ class Questions:
             if self._keys[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
                 self._turn.keys[entry.key] = int(seq)
                 self._turn.entries[entry.seq] = entry
+                if entry.kind != Freeze.kind or entry.refusal is not None:
+                    self._turn.holds_absent.add(entry.seq)
 
     def _take_holds(self, result: PGresult) -> None:
         holds = holds_in(result)

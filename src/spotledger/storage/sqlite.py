@@ -405,6 +405,9 @@ class SqliteStore:
 
     # --- writing ------------------------------------------------------------------------------------
 
+    def check_turn(self) -> None:
+        """Nothing: nobody else writes."""
+
     def write(self, entries: Sequence[Entry]) -> None:
         """Append *entries*, which follow what was written before without a gap; nothing is visible yet."""
         before = self._pending_head
