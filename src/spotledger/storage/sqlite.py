@@ -117,8 +117,7 @@ class SqliteStore:
         last_seq = self._read.execute("SELECT coalesce(max(seq), 0) FROM entry").fetchone()[0]
         if last_seq != self._head.seq:
             raise LedgerCorrupt(f"the journal is cut: its head is entry {self._head.seq}, its last entry {last_seq}")
-        seq = self._sealed_to
-        previous = self._hash_of(seq)
+        seq, previous = self._sealed_to, self._hash_of(self._sealed_to)
         rows = self._read.execute("SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq > ? ORDER BY seq", (seq,))
         while batch := rows.fetchmany(_REPLAY_ENTRIES):
             entries = []
@@ -155,9 +154,8 @@ class SqliteStore:
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ``seq`` of the entry of each key that is known."""
-        known = {}
-        digests: dict[str, bytes] = {}
-        self._digests = digests
+        known, digests = {}, self._digests
+        digests.clear()
         memory, sealed = self._memory, not self._filter.is_empty()
         for key in keys:
             seq = memory.opened_by(key)
@@ -462,8 +460,7 @@ class SqliteStore:
 
     def publish(self, entries: Sequence[Entry]) -> None:
         """Make the committed *entries* visible."""
-        memory = self._memory
-        digests = self._digests
+        memory, digests = self._memory, self._digests
         for entry in entries:
             memory.apply(entry, digests.get(entry.key))
         self._head = self._pending_head
