@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx2
@@ -15,7 +16,7 @@ import psycopg
 import pytest
 
 import support_service
-from servers import postgres
+from servers import kept, postgres
 from servers.missing import ServerMissing, skip_or_fail
 from spotledger.client import SpotClient
 from spotledger.errors import AccessKeyRefused, Unavailable
@@ -25,6 +26,7 @@ StartNode = Callable[..., Service]
 MASTER_KEY = "5a" * 32
 #: Beyond this a wait has failed.
 WAIT_SECONDS = 60
+until = partial(kept.until, seconds=WAIT_SECONDS)
 
 
 @pytest.fixture
@@ -299,14 +301,6 @@ def metrics(service: Service) -> dict[str, float]:
     lines = service.client().get("/metrics").text.splitlines()
     pairs = (line.removeprefix("spotledger_audit_").rpartition(" ") for line in lines if "spotledger_audit_" in line)
     return {name: float(value) for name, _, value in pairs if not name.startswith("#")}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until *condition* holds; nothing is said of how long it takes."""
-    end = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.1)
 
 
 def test_one_node_audits_all_the_time_and_the_other_takes_over_and_tells_of_damage(

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +13,12 @@ import pytest
 
 import support_service
 from fleet.pair import Pair
+from servers.kept import until
 from servers.missing import ServerMissing, skip_or_fail
 from spotledger.client import SpotClient
 from spotledger.errors import AccessKeyRefused
 from support_service import Service, Trader
 
-WAIT_SECONDS = 30
 STALENESS = "x-ledger-staleness-ms"
 
 
@@ -75,14 +74,6 @@ def site(tmp_path: Path) -> Iterator[Site]:
         for service in services:
             service.stop()
         pair.stop()
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until *condition* holds."""
-    end = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.05)
 
 
 def test_standby_node_answers_reads_and_says_how_old_they_may_be(site: Site) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import httpx2
 import pytest
 
 import support_service
+from servers.kept import until
 from spotledger.client import SpotClient
 from support_service import Service
 
-WAIT_SECONDS = 30
 StartWorkers = Callable[..., Service]
 
 
@@ -38,14 +37,6 @@ def children_of(service: Service) -> set[int]:
     """Return the processes that the service has started and that run."""
     listed = Path(f"/proc/{service.process.pid}/task/{service.process.pid}/children").read_text()
     return {int(pid) for pid in listed.split()}
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until *condition* holds."""
-    end = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.05)
 
 
 def is_running(pid: int) -> bool:

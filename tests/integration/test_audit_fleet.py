@@ -9,7 +9,6 @@ import logging
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import psycopg
 import pytest
 
 import spotledger
+from servers.kept import until
 from spotledger.ops import audit_postgres, audits
 from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, PACED_CHUNK_ENTRIES
 from spotledger.ops.audit_postgres import audit_database
@@ -28,6 +28,7 @@ from spotledger.storage.postgres_claim import Claim
 from spotledger.storage.postgres_connection import connect
 from support_archive import Writing, write_some
 from support_operator import operator_api
+from support_postgres import end_sessions
 
 #: Beyond this a wait has failed; nothing is said of how long it takes.
 WAIT_SECONDS = 30
@@ -132,26 +133,6 @@ def test_audit_of_a_ledger_that_grows_as_fast_is_incomplete_and_says_so(
 
 
 # --- one node at a time -----------------------------------------------------------------------------
-
-
-def end_sessions(url: str, application: str) -> int:
-    """Let the server end the sessions of *application*; return how many there were."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        return len(
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s"
-                " AND datname = current_database()",
-                (application,),
-            ).fetchall()
-        )
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until *condition* holds."""
-    end = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.05)
 
 
 def test_claim_is_had_by_one_node_and_without_it_no_connection_is_kept(

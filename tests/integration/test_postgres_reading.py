@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 import spotledger
+from servers.kept import until
 from spotledger.errors import StoreUnavailable
 from spotledger.ledger import Ledger
 from support_core import seed, spot
 from support_postgres import Proxy, proxy_to
-
-WAIT_SECONDS = 30
 
 
 @pytest.fixture
@@ -32,14 +30,6 @@ def ledger(proxy: Proxy) -> Iterator[Ledger]:
     with spotledger.open(proxy.url) as opened:
         opened.account(spot("ann"))
         yield opened
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until *condition* holds."""
-    end = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.05)
 
 
 def can_read(ledger: Ledger, customer: str) -> bool:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
 
 import spotledger
+from servers import kept
 from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.journal import Entry
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Reverse, Transfer, Unfreeze, Withdraw
@@ -28,6 +29,8 @@ from support_database_books import check_database
 from support_postgres import end_sessions
 
 NODES = 4
+#: What other nodes do is seen a moment later.
+until = partial(kept.until, seconds=20, step=0.005)
 Open = Callable[..., Ledger]
 
 
@@ -37,14 +40,6 @@ def open_node(postgres_url: str) -> Iterator[Open]:
     with ExitStack() as nodes:
         yield lambda **options: nodes.enter_context(spotledger.open(postgres_url, **options))
     check_database(postgres_url)
-
-
-def until(is_so: Callable[[], bool]) -> None:
-    """Wait until *is_so*, as what other nodes do is seen a moment later."""
-    deadline = time.monotonic() + 20
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def at_once(work: Callable[[int], Any], count: int = NODES) -> list[Any]:

@@ -164,7 +164,9 @@ def hold(folder: Path, name: str = "server") -> Kept | None:
     return Kept(int(told), folder, folder / f"{name}.log", channel)
 
 
-def until(is_so: Callable[[], bool], seconds: float, otherwise: str, step: float = 0.02) -> None:
+def until(
+    is_so: Callable[[], bool], seconds: float = 30, otherwise: str = "it did not come about", step: float = 0.02
+) -> None:
     """Wait until *is_so*; raise TimeoutError with *otherwise* if it is not within *seconds*."""
     deadline = time.monotonic() + seconds
     while not is_so():

@@ -8,12 +8,14 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from servers import kept
 from spotledger.http.operator_metrics import Metrics
 from spotledger.ops import siblings
 from spotledger.ops.audits import Audits
@@ -21,6 +23,7 @@ from spotledger.ops.siblings import Page, Siblings, Turn
 
 #: How often two workers are asked at the same moment.
 ROUNDS = 50
+until = partial(kept.until, step=0)
 
 
 @contextmanager
@@ -37,14 +40,6 @@ def forked(work: Callable[[], None]) -> Iterator[int]:
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until *condition* holds."""
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0)
 
 
 def test_page_is_read_whole_while_another_process_writes_it() -> None:
