@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar
 
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin, Line
 from spotledger.domain.books import Decision
-from spotledger.domain.journal import Entry, Hold
-from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
+from spotledger.domain.journal import Entry, Hold, opens_hold
+from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Store
 
@@ -76,7 +76,7 @@ class Overlay:
         """Return the hold that was opened under *key*, or None."""
         entry = self._keys.get(key)
         if entry is not None:
-            return entry.seq if entry.kind == Freeze.kind and entry.refusal is None else None
+            return entry.seq if opens_hold(entry) else None
         # A hold has the number of the entry that opened it, so that this entry need not be read.
         seq = self._known.get(key)
         return seq if seq is not None and self.hold(seq) is not None else None

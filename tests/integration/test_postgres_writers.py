@@ -191,9 +191,10 @@ def test_holds_named_by_keys_are_asked_for_only_where_memory_has_not_got_them(
     asked: list[int] = []
     ask = Questions._ask_for_keys
 
-    def counted(self: Questions, wanted: Wanted) -> None:
-        ask(self, wanted)
+    def counted(self: Questions, wanted: Wanted) -> set[Account]:
+        named = ask(self, wanted)
         asked.append(len(self._keys))
+        return named
 
     monkeypatch.setattr(Questions, "_ask_for_keys", counted)
     first, second = open_node(), open_node(follow_seconds=None)

@@ -125,13 +125,18 @@ class Entry:
         return after
 
 
+def opens_hold(entry: Entry) -> bool:
+    """Say whether *entry* opened a hold, which then has its number; a refused freeze has no postings and opens none."""
+    return entry.kind == Freeze.kind and bool(entry.postings)
+
+
 def opened_hold(entry: Entry, account: Account | None = None, coin: str | None = None) -> Hold | None:
     """
     Return the hold that *entry* opened, as it was then, or None.
 
     Where *account* and *coin* are given, they equal those of the entry: the hold then shares them with many others.
     """
-    if entry.kind != Freeze.kind or not entry.postings:
+    if not opens_hold(entry):
         return None
     posted_to, posted_coin, _, units, _ = entry.postings[1]
     account, coin, request = account or posted_to, coin or posted_coin, entry.request

@@ -96,11 +96,10 @@ def _said(line: bytes) -> Progress | dict[str, Any]:
     """
     try:
         said = json.loads(line)
-        if "report" in said:
-            report: dict[str, Any] = said["report"]
-            return report | {}
+        if isinstance(report := said.get("report"), dict):
+            return report
         return Progress(int(said["seq"]), int(said["last_seq"]))
-    except (TypeError, KeyError, RecursionError) as problem:
+    except (AttributeError, TypeError, KeyError, RecursionError) as problem:
         raise ValueError(f"{type(problem).__name__}: {problem}") from problem
 
 

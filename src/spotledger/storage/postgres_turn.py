@@ -8,8 +8,8 @@ from typing import TypeAlias
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import Account, Balance
-from spotledger.domain.journal import Entry, is_house
-from spotledger.domain.operations import Freeze, expiry_key
+from spotledger.domain.journal import Entry, is_house, opens_hold
+from spotledger.domain.operations import expiry_key
 from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import Wanted
 from spotledger.storage.encoding import decode_entry, key_digest
@@ -66,44 +66,41 @@ class Questions:
         self._turn = Turn(0)
         self._accounts: Accounts = {}
         self._keys: dict[bytes, str] = {}
-        #: Of the holds that are named by keys which memory knows.
-        self._named: set[Account] = set()
         self._memory = memory
         self._ask(sql.DUE, None if now_ms is None else number(now_ms), number(sql.DUE_LIMIT), take=self._due)
-        if wanted.keys or wanted.hold_keys:
-            self._ask_for_keys(wanted)
-        self._ask_for_accounts(wanted)
+        named = self._ask_for_keys(wanted) if wanted.keys or wanted.hold_keys else set()
+        self._ask_for_accounts(wanted, named)
         if wanted.entries:
             self._ask_for_entries([seq for seq in wanted.entries if 0 < seq < _BIGINT_LIMIT])
 
     def _ask(self, statement: Statement, *parameters: Parameter, take: Callable[[PGresult], None]) -> None:
         self._asked.append((statement, parameters, take))
 
-    def _ask_for_keys(self, wanted: Wanted) -> None:
-        memory, turn = self._memory, self._turn
-        keys = dict.fromkeys(wanted.keys)
-        # A hold that is named by a key of this very group is most likely opened by it.
+    def _ask_for_keys(self, wanted: Wanted) -> set[Account]:
+        """Ask for what has the keys, but for those of holds that memory has; return the accounts of these."""
+        turn, own = self._turn, dict.fromkeys(wanted.keys)
+        turn.keys_asked.update(own, wanted.hold_keys)
+        named: set[Account] = set()
         earlier = []
-        for key in set(wanted.hold_keys).difference(keys):
-            hold = memory.hold_of_key(key)
+        # A hold that is named by a key of this very group is most likely opened by it.
+        for key in set(wanted.hold_keys).difference(own):
+            hold = self._memory.hold_of_key(key)
             if hold is None:
-                earlier.append(key)
+                earlier.append((key_digest(key), key))
             else:
                 turn.keys[key] = hold.hold_id
-                turn.keys_asked.add(key)
-                self._named.add(hold.account)
-        keys.update(dict.fromkeys(earlier))
-        self._keys = {key_digest(key): key for key in keys}
-        turn.keys_asked.update(keys)
+                named.add(hold.account)
+        self._keys = {key_digest(key): key for key in own} | dict(earlier)
         self._ask(sql.ENTRIES_OF_KEYS, array(UUID, list(self._keys)), take=self._take_keys)
         if earlier:
-            digests = array(UUID, list(map(key_digest, earlier)))
+            digests = array(UUID, [digest for digest, _ in earlier])
             self._ask(sql.HOLDS_OF_KEYS, digests, take=self._take_holds)
             self._ask(sql.BALANCES_OF_KEYS, digests, take=self._take_balances)
+        return named
 
-    def _ask_for_accounts(self, wanted: Wanted) -> None:
+    def _ask_for_accounts(self, wanted: Wanted, named: set[Account]) -> None:
         memory = self._memory
-        accounts = {*wanted.accounts, *self._named}
+        accounts = named.union(wanted.accounts)
         missing = []
         for hold_id in wanted.holds:
             hold = memory.holds.get(hold_id)
@@ -164,7 +161,7 @@ class Questions:
             if self._keys[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
                 self._turn.keys[entry.key] = int(seq)
                 self._turn.entries[entry.seq] = entry
-                if entry.kind != Freeze.kind or entry.refusal is not None:
+                if not opens_hold(entry):
                     self._turn.holds_absent.add(entry.seq)
 
     def _take_holds(self, result: PGresult) -> None:

@@ -157,7 +157,7 @@ class SqliteStore:
         known, digests = {}, self._digests
         digests.clear()
         memory, sealed = self._memory, not self._filter.is_empty()
-        for key in keys:
+        for key in dict.fromkeys(keys):
             seq = memory.opened_by(key)
             if seq is None:
                 digest = digests[key] = key_digest(key)
