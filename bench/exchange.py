@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import spotledger
 from bench import books
-from bench.exchange_work import Work, opening, shares_of
+from bench.exchange_work import InterleavedWork, Work, opening, shares_of
 from bench.harness import (
     QUICK,
     ROUNDS,
@@ -33,10 +33,13 @@ from bench.harness import (
 from bench.library import bytes_written
 from bench.peers import books_rows
 from spotledger.domain.operations import Operation
-from spotledger.errors import Refused
+from spotledger.errors import InsufficientAvailable, Refused
 from spotledger.ledger import Ledger, Receipt
 
 CUSTOMERS: Final = 1_000 if QUICK else 10_000
+#: Operations of a market before a round, and so many times as many as may be under way between two of one order.
+BEFORE: Final = 2_000 if QUICK else 20_000
+APART: Final = 5
 #: Operations in a round by size of the group; at 1,000 two segments, so that all that is sealed behind counts.
 COUNTS: Final = (
     {1: 1_000, 10: 5_000, 100: 20_000, 1_000: 66_000} if QUICK else {1: 10_000, 10: 40_000, 100: 66_000, 1_000: 132_000}
@@ -114,14 +117,24 @@ def run_groups(ledger: Ledger, groups: Sequence[Sequence[Operation]], servers: S
 def check(outcomes: Sequence[Receipt | Refused]) -> None:
     """Raise RuntimeError unless every operation was booked, or refused because too little was available."""
     for outcome in outcomes:
-        if isinstance(outcome, Refused) and outcome.code != "insufficient_available":
-            raise RuntimeError(f"an operation was refused that should not be: {outcome.code}, {outcome.message}")
+        if isinstance(outcome, Refused):
+            check_refusal(outcome.code, outcome.message)
 
 
-def trade(ledger: Ledger, operations: Sequence[Operation]) -> None:
-    """Do *operations* of the mix before a round, in groups of a thousand."""
+def check_refusal(code: str, message: str) -> None:
+    """Raise RuntimeError unless *code* is that of what is meant to be refused."""
+    if code != InsufficientAvailable.code:
+        raise RuntimeError(f"an operation was refused that should not be: {code}, {message}")
+
+
+def open_market(ledger: Ledger, seed: int, at_once: int) -> InterleavedWork:
+    """Trade for a while, and return what makes more of the same, of which *at_once* operations may be under way."""
+    apart = APART * at_once
+    work = InterleavedWork(seed, ledger.head.seq + 1, CUSTOMERS, apart)
+    operations = work.operations(BEFORE + 2 * apart)
     for start in range(0, len(operations), books.GROUP):
         check(ledger.execute(operations[start : start + books.GROUP]))
+    return work
 
 
 def mixed_round(ledger: Ledger, work: Work, row: Row) -> Round:

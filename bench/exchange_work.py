@@ -48,9 +48,6 @@ PRICES: Final = tuple(max(1, 60_000 // (rank + 1) ** 3) for rank in range(len(BA
 REPEATABLE: Final = 20_000
 SHARES: Final = {"freeze": 45, "settle": 35, "unfreeze": 15, "deposit": 2.5, "withdraw": 2.5}
 
-#: Between two operations about one order lie so many times as many as may be under way at once.
-APART: Final = 5
-
 
 def customer_name(number: int) -> str:
     """Name the customer with this *number*."""

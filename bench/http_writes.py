@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import spotledger
 from bench import books
-from bench.exchange import trade
-from bench.exchange_work import APART, InterleavedWork, opening
+from bench.exchange import CUSTOMERS, check_refusal, open_market
+from bench.exchange_work import opening
 from bench.harness import (
     QUICK,
     ROUNDS,
@@ -37,9 +37,9 @@ from bench.harness import (
 )
 from bench.load import Credentials, sign
 from bench.read import OPEN_LIMITS
+from spotledger.client import operations as calls
 from spotledger.domain.operations import CoinAmount, HoldKey, HoldName, Operation, Settle, SettleSide, Unfreeze
 
-CUSTOMERS: Final = 1_000 if QUICK else 10_000
 CONNECTIONS: Final = 64
 BATCH: Final = 100
 BATCH_CONNECTIONS: Final = 8
@@ -51,14 +51,8 @@ SINGLES: Final = int((WARM_UP_SECONDS + SECONDS) * 9_000)
 BATCHES: Final = int((WARM_UP_SECONDS + SECONDS) * 170)
 READS_PER_SECOND: Final = 500.0
 READERS: Final = 100
-#: Operations before a round.
-BEFORE: Final = 2_000 if QUICK else 20_000
 PATHS: Final = {
-    "freeze": "holds",
-    "settle": "settlements",
-    "unfreeze": "releases",
-    "deposit": "deposits",
-    "withdraw": "withdrawals",
+    kind.op: kind.path for kind in (calls.Deposit, calls.Freeze, calls.Unfreeze, calls.Withdraw, calls.Settle)
 }
 SINGLE_AIM: Final = 8_000
 BATCH_AIM: Final = 22_000
@@ -119,7 +113,7 @@ def single(operation: Operation, token: str) -> Request:
     """Make the request of one operation."""
     body = body_of(operation)
     headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": operation.key}
-    return ("POST", f"/v1/{PATHS[operation.kind]}", headers, json.dumps(body))
+    return ("POST", PATHS[operation.kind], headers, json.dumps(body))
 
 
 def batch(operations: Sequence[Operation], token: str) -> Request:
@@ -149,8 +143,7 @@ class Bench:
         """Make *count* operations of which *at_once* may be under way, on a market that is open for a while."""
         self.seed += 1
         with spotledger.open(self.data) as ledger:
-            work = InterleavedWork(self.seed, ledger.head.seq + 1, CUSTOMERS, APART * at_once)
-            trade(ledger, work.operations(BEFORE + 2 * APART * at_once))
+            work = open_market(ledger, self.seed, at_once)
             self.checked_seq = ledger.head.seq
         return work.operations(count)
 
@@ -159,17 +152,14 @@ class Bench:
         with spotledger.open(self.data) as ledger:
             while entries := ledger.entries(self.checked_seq, books.GROUP):
                 for entry in entries:
-                    if entry.refusal is not None and entry.refusal["code"] != "insufficient_available":
-                        raise RuntimeError(f"an operation was refused that should not be: {entry.refusal}")
+                    if entry.refusal is not None:
+                        check_refusal(entry.refusal["code"], entry.refusal["detail"])
                 self.checked_seq = entries[-1].seq
 
     def round(self, kind: str, pace: float | None = None) -> Round:
         """Take one round: ``single`` or ``batch`` writes as fast as can be, or ``paced`` ones with reads beside."""
-        operations = (
-            self.make(BATCHES * BATCH, BATCH_CONNECTIONS * BATCH)
-            if kind == "batch"
-            else self.make(SINGLES, CONNECTIONS)
-        )
+        batches = (BATCHES * BATCH, BATCH_CONNECTIONS * BATCH)
+        operations = self.make(*batches if kind == "batch" else (SINGLES, CONNECTIONS))
         public, operator = free_port(), free_port()
         command = [str(Path(sys.executable).with_name("spotledger")), "serve", "--data", str(self.data)]
         command += ["--listen", f"127.0.0.1:{public}", "--operator-listen", f"127.0.0.1:{operator}"]

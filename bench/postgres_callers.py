@@ -19,8 +19,8 @@ import uvloop
 
 import spotledger
 from bench import books
-from bench.exchange import check, trade
-from bench.exchange_work import APART, InterleavedWork, opening
+from bench.exchange import CUSTOMERS, check, open_market
+from bench.exchange_work import opening
 from bench.harness import (
     QUICK,
     ROUNDS,
@@ -41,10 +41,7 @@ from spotledger.ledger import Ledger
 from spotledger.ops.collector import look_once
 from spotledger.writer import Writer
 
-CUSTOMERS: Final = 1_000 if QUICK else 10_000
 CALLERS: Final = {256: 12_000, 1_000: 15_000}
-#: Operations before a round.
-BEFORE: Final = 2_000 if QUICK else 20_000
 SECONDS: Final = 1.5 if QUICK else 4.0
 #: Operations made ready for a round: more than are done in it.
 MOST_A_SECOND: Final = 25_000
@@ -79,9 +76,7 @@ class Node:
     def make(self, count: int, at_once: int) -> list[Operation]:
         """Make *count* operations of which *at_once* may be under way, on a market that is open for a while."""
         self.seed += 1
-        work = InterleavedWork(self.seed, self.ledger.head.seq + 1, CUSTOMERS, APART * at_once)
-        trade(self.ledger, work.operations(BEFORE + 2 * APART * at_once))
-        return work.operations(count)
+        return open_market(self.ledger, self.seed, at_once).operations(count)
 
     def round(self, callers: int) -> Round:
         """Take one round with so many *callers*."""
