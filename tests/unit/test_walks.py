@@ -19,8 +19,6 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
-import pytest
-
 import spotledger
 from spotledger.http.public import PublicApp
 from spotledger.security.gate import Gate
