@@ -12,7 +12,7 @@ import spotledger
 from bench.load import Credentials
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, ListCoin, Operation, RegisterCustomer, Unfreeze
 from spotledger.errors import Refused
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 
 GROUP = 1_000
 FIRST_COINS = ("btc", "eth", "ltc", "usdt")

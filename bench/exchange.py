@@ -34,7 +34,7 @@ from bench.library import bytes_written
 from bench.peers import books_rows
 from spotledger.domain.operations import Operation
 from spotledger.errors import InsufficientAvailable, Refused
-from spotledger.ledger import Ledger, Receipt
+from spotledger.ledger.ledger import Ledger, Receipt
 
 CUSTOMERS: Final = 1_000 if QUICK else 10_000
 #: Operations of a market before a round, and so many times as many as may be under way between two of one order.

@@ -22,7 +22,7 @@ from bench.exchange import run_groups
 from bench.exchange_work import Work, customer_name, opening
 from bench.harness import resident_mib
 from spotledger.domain.accounts import Account
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 
 GROUP: Final = 1_000
 WARM_UP_GROUPS: Final = 10

@@ -17,7 +17,7 @@ from bench import books
 from bench.harness import QUICK, ROUNDS, SPARE_ROUNDS, Cores, Quiet, Report, Table, busy_seconds, conditions, tell
 from spotledger.domain.operations import Freeze
 from spotledger.errors import Refused
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 
 GROUPS = (1, 100, 1_000)
 CUSTOMERS = 10_000

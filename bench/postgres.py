@@ -37,7 +37,7 @@ from bench.harness import (
 )
 from bench.peers import postgres_rows
 from bench.postgres_server import Server, alone
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 
 CUSTOMERS: Final = 1_000 if QUICK else 10_000
 COUNTS: Final = {10: 5_000, 100: 10_000, 1_000: 20_000} if QUICK else {10: 20_000, 100: 40_000, 1_000: 66_000}

@@ -37,9 +37,9 @@ from bench.harness import (
 )
 from bench.postgres_server import Server, alone, with_standby
 from spotledger.domain.operations import Operation
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
+from spotledger.ledger.writer import Writer
 from spotledger.ops.collector import look_once
-from spotledger.writer import Writer
 
 CALLERS: Final = {256: 12_000, 1_000: 15_000}
 SECONDS: Final = 1.5 if QUICK else 4.0

@@ -19,7 +19,7 @@ from bench.exchange_work import Work, opening
 from bench.growth import LONG
 from bench.harness import QUICK, SPARE_ROUNDS, Aim, Cores, Quiet, Report, Table, conditions, tell
 from bench.postgres_server import Server, alone
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 
 CUSTOMERS: Final = 1_000 if QUICK else 10_000
 #: Entries in the ledger before each measurement.

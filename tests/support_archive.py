@@ -14,7 +14,7 @@ import pytest
 
 import spotledger
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, ListCoin, RegisterCustomer, Unfreeze
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from spotledger.ops.restore import Restored, restore
 
 MASTER_KEY = "5a" * 32

@@ -13,7 +13,7 @@ from typing import Any
 
 from spotledger.domain.operations import CoinAmount, HoldKey, SettleSide, Withdraw
 from spotledger.errors import Refused
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from spotledger.ops.audit import Report, audit
 from support_core import Clock, open_small, without_triggers
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import spotledger
 from spotledger.domain.accounts import Account
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 
 START_MS = 1_700_000_000_000
 

@@ -24,7 +24,7 @@ from granian.server.embed import Server
 import spotledger
 from spotledger.http.public import PublicApp, PublicSettings
 from spotledger.http.public_answers import Answer
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from spotledger.security.fleet_gate import FleetGate
 from spotledger.security.keys import AccessKeyRecord, KeyRing
 from spotledger.security.sealing import Cipher

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from spotledger.ledger import Ledger
+    from spotledger.ledger.ledger import Ledger
 
 __version__ = "0.1.0"
 

@@ -9,7 +9,7 @@ from typing import Protocol
 import pytest
 
 import spotledger
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from support_books import check_books
 from support_core import Clock, seed
 from support_database_books import check_database

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from spotledger import ledger as ledger_module
 from spotledger.domain.accounts import Balance
 from spotledger.domain.journal import Entry
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Unfreeze, Withdraw
 from spotledger.errors import ChainFailed, Refused, StoreUnavailable
-from spotledger.ledger import Group, Ledger, Receipt
+from spotledger.ledger import ledger as ledger_module
+from spotledger.ledger.ledger import Group, Ledger, Receipt
 from spotledger.storage.steps import Steps, drive
 from support_core import spot
 

@@ -22,8 +22,8 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import InsufficientAvailable, InvalidRequest, Refused
-from spotledger.group import decide_group, wanted_of
-from spotledger.ledger import Ledger, Receipt
+from spotledger.ledger.group import decide_group, wanted_of
+from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.base import Store
 from spotledger.storage.steps import drive
 from support_core import fill, seed, spot

@@ -12,7 +12,7 @@ import sys
 import spotledger
 from spotledger.domain.operations import Deposit
 from spotledger.errors import StoreUnavailable
-from spotledger.ledger import Receipt
+from spotledger.ledger.ledger import Receipt
 
 
 def main() -> None:

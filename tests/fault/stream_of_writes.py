@@ -25,7 +25,7 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import Refused, StoreUnavailable
-from spotledger.ledger import Ledger, Outcome
+from spotledger.ledger.ledger import Ledger, Outcome
 
 CUSTOMERS = 20
 GROUP_SIZES = (1, 3, 40)

@@ -14,7 +14,7 @@ import spotledger
 from spotledger.domain.accounts import Account
 from spotledger.domain.operations import Deposit
 from spotledger.errors import DataFolderUnusable, StoreUnavailable
-from spotledger.ledger import Ledger, Receipt
+from spotledger.ledger.ledger import Ledger, Receipt
 from support_books import check_books
 
 DISK_KIB = 16_384

@@ -13,7 +13,7 @@ import pytest
 
 import spotledger
 from spotledger.domain.operations import Deposit
-from spotledger.ledger import Receipt
+from spotledger.ledger.ledger import Receipt
 from support_books import check_books
 
 SCRIPT = Path(__file__).with_name("stream_of_writes.py")

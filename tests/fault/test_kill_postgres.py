@@ -19,7 +19,7 @@ import pytest
 import spotledger
 from servers.missing import ServerMissing, skip_or_fail
 from servers.postgres import DURABLE, Cluster, new_cluster
-from spotledger.ledger import Receipt
+from spotledger.ledger.ledger import Receipt
 from support_core import seed
 from support_database_books import check_database
 
@@ -197,7 +197,7 @@ def test_node_stopped_while_it_holds_the_turn_stops_nobody_for_long(postgres_url
         assert check_database(postgres_url).head == 5 + 3 + count
 
 
-def _persistently(ledger: spotledger.ledger.Ledger, key: str) -> Receipt:
+def _persistently(ledger: spotledger.ledger.ledger.Ledger, key: str) -> Receipt:
     """Deposit under *key*, asking again as a caller does who is told that the store is not available."""
     deadline = time.monotonic() + START_SECONDS
     while True:

@@ -29,7 +29,7 @@ from spotledger.errors import (
     Refused,
     UnknownHold,
 )
-from spotledger.ledger import Ledger, Outcome, Receipt
+from spotledger.ledger.ledger import Ledger, Outcome, Receipt
 from support_books import check_books
 
 COIN = 10**8

@@ -14,7 +14,7 @@ import spotledger
 from spotledger import errors
 from spotledger.client import SignedRequestAPI, SpotClient
 from spotledger.http.public import PublicApp, PublicSettings
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from spotledger.security.keys import KeyRing
 from spotledger.security.sealing import Cipher
 from support_public import at_once

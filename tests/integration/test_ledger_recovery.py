@@ -12,7 +12,7 @@ import pytest
 from spotledger.domain.accounts import Balance
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, ListCoin, RegisterCustomer, Unfreeze
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from support_books import check_books
 from support_core import Clock, fill, full_disk, open_small, raw, seed, spot, without_triggers
 

@@ -10,7 +10,7 @@ import spotledger
 from spotledger.domain.accounts import Balance
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Unfreeze, Withdraw
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
-from spotledger.ledger import Ledger, Receipt
+from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.steps import drive
 from support_core import seed, spot
 from support_database_books import check_database
@@ -121,7 +121,7 @@ def test_session_ended_by_the_server_at_each_step_leaves_all_or_nothing(ledger: 
 
 
 def _nothing():  # type: ignore[no-untyped-def]
-    from spotledger.group import wanted_of
+    from spotledger.ledger.group import wanted_of
 
     return wanted_of([])
 

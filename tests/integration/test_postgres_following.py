@@ -31,7 +31,7 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
-from spotledger.ledger import Ledger, Receipt
+from spotledger.ledger.ledger import Ledger, Receipt
 from support_core import Clock, seed, spot
 from support_database_books import check_database
 from support_postgres import proxy_to

@@ -10,7 +10,7 @@ import pytest
 import spotledger
 from servers.kept import until
 from spotledger.errors import StoreUnavailable
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from support_core import seed, spot
 from support_postgres import Proxy, proxy_to
 

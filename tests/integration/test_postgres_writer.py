@@ -11,12 +11,12 @@ import psycopg
 import pytest
 
 import spotledger
-from spotledger import ledger as ledger_module
 from spotledger.domain.accounts import Balance
 from spotledger.domain.operations import Deposit
 from spotledger.errors import StoreUnavailable
-from spotledger.ledger import Ledger, Outcome, Receipt
-from spotledger.writer import Writer
+from spotledger.ledger import ledger as ledger_module
+from spotledger.ledger.ledger import Ledger, Outcome, Receipt
+from spotledger.ledger.writer import Writer
 from support_core import seed, spot
 from support_database_books import check_database
 from support_postgres import COMMIT_ASKED, COMMITTED, Proxy, proxy_to
@@ -175,7 +175,7 @@ def test_server_that_goes_away_and_comes_back_is_found_again(
     ledger: Ledger, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it is away callers are told so and the loop goes on; once it is back the writer finds out by itself."""
-    monkeypatch.setattr("spotledger.writer.EXPIRY_SECONDS", 0.05)
+    monkeypatch.setattr("spotledger.ledger.writer.EXPIRY_SECONDS", 0.05)
 
     async def test() -> None:
         writer = Writer(ledger)

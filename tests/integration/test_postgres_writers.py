@@ -17,8 +17,8 @@ from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.journal import Entry
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Reverse, Transfer, Unfreeze, Withdraw
 from spotledger.errors import LedgerCorrupt, Refused, SchemaMismatch, SettingInvalid, StoreUnavailable
-from spotledger.group import Deciding
-from spotledger.ledger import Ledger, Receipt
+from spotledger.ledger.group import Deciding
+from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.base import Wanted
 from spotledger.storage.postgres_connection import connect
 from spotledger.storage.postgres_reads import PostgresReads

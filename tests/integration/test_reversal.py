@@ -15,7 +15,7 @@ from spotledger.domain.books import State
 from spotledger.domain.journal import Entry
 from spotledger.domain.operations import CoinAmount, HoldKey, Reverse, SettleSide
 from spotledger.errors import AlreadyReversed, HouseShort, IdempotencyConflict, InvalidRequest, UnknownEntry
-from spotledger.ledger import Ledger, Receipt
+from spotledger.ledger.ledger import Ledger, Receipt
 from support_books import check_books
 
 COIN = 10**8

@@ -22,7 +22,7 @@ from spotledger.errors import (
     UnknownCoin,
     UnknownHold,
 )
-from spotledger.ledger import Ledger, Receipt
+from spotledger.ledger.ledger import Ledger, Receipt
 from support_books import check_books
 
 COIN = 10**8

@@ -11,7 +11,7 @@ import pytest
 from spotledger.domain.accounts import EXTERNAL, Balance
 from spotledger.domain.operations import Deposit, Freeze, Operation
 from spotledger.errors import DataFolderInUse, LedgerCorrupt, SchemaMismatch, StoreUnavailable
-from spotledger.ledger import Ledger, Receipt
+from spotledger.ledger.ledger import Ledger, Receipt
 from support_books import check_books
 from support_core import fill, open_small, raw, seed, spot, without_triggers
 

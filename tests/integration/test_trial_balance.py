@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spotledger.domain.journal import Hold
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from spotledger.storage.base import CUSTOMERS
 from support_core import START_MS, Clock, open_small, seed
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from spotledger import writer as writer_module
 from spotledger.domain.accounts import Balance
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Unfreeze
 from spotledger.errors import IdempotencyConflict, LedgerCorrupt, StoreBusy, StoreUnavailable
-from spotledger.ledger import Ledger, Receipt
-from spotledger.writer import Writer
+from spotledger.ledger import writer as writer_module
+from spotledger.ledger.ledger import Ledger, Receipt
+from spotledger.ledger.writer import Writer
 from support_books import check_books
 from support_core import Clock, full_disk, open_small, seed, spot
 

@@ -19,8 +19,8 @@ from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.journal import Entry
 from spotledger.domain.operations import Deposit, Expire, ListCoin, RegisterCustomer
 from spotledger.errors import StoreUnavailable
-from spotledger.ledger import CUSTOMERS as ALL_CUSTOMERS
-from spotledger.ledger import Ledger, Receipt
+from spotledger.ledger.ledger import CUSTOMERS as ALL_CUSTOMERS
+from spotledger.ledger.ledger import Ledger, Receipt
 from support_core import START_MS, Clock, full_disk
 from support_ledger_draws import CUSTOMERS, KINDS, SCALES, Draws
 from support_ledger_model import Model

@@ -16,7 +16,7 @@ from hypothesis.stateful import precondition, rule
 
 import spotledger
 from servers.postgres import PostgresServer
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from support_books import Books
 from support_database_books import check_database
 from support_postgres import COMMIT_ASKED, COMMITTED, Proxy
@@ -107,5 +107,5 @@ class TestLedgerMachineOnPostgres(PostgresMachine.TestCase):  # type: ignore[mis
     def _server(self, postgres_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         PostgresMachine.server = postgres_server
         # Groups are small here: have them decided in pieces all the same, and nodes wait for the turn alone.
-        monkeypatch.setattr("spotledger.ledger.PIECE_OPERATIONS", 2)
+        monkeypatch.setattr("spotledger.ledger.ledger.PIECE_OPERATIONS", 2)
         monkeypatch.setattr("spotledger.storage.postgres.CROWD_ENTRIES", 1)

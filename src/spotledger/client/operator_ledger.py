@@ -1,8 +1,8 @@
 """
 The ledger of a running service, called from Python, blocking.
 
-The methods have the names of the library (:class:`spotledger.ledger.Ledger`). A call whose answer was lost, or that the
-service could not take now, is made again with the same key, a bounded number of times.
+The methods have the names of the library (:class:`spotledger.ledger.ledger.Ledger`). A call whose answer was lost, or
+that the service could not take now, is made again with the same key, a bounded number of times.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, MalformedRequest, Refused
-from spotledger.group import CHAIN_LIMIT
 from spotledger.http.operator_amounts import CoinTexts
 from spotledger.http.operator_answers import Answer, Seq, WriteAnswer, write_answer
 from spotledger.http.operator_bodies import (
@@ -35,8 +34,9 @@ from spotledger.http.operator_calls import LEDGER_WRITE, Call, Door, Endpoint, W
 from spotledger.http.operator_fields import ChainField, KeyField
 from spotledger.http.operator_request import Reply
 from spotledger.http.operator_trades import ReversalBody, SettlementBody
-from spotledger.ledger import Ledger, Outcome
-from spotledger.writer import Writer
+from spotledger.ledger.group import CHAIN_LIMIT
+from spotledger.ledger.ledger import Ledger, Outcome
+from spotledger.ledger.writer import Writer
 
 BATCH_LIMIT: Final = 10_000
 BATCH_BODY_LIMIT_BYTES: Final = 8 * 1024 * 1024

@@ -19,7 +19,7 @@ from spotledger.http.operator_amounts import CoinTexts
 from spotledger.http.operator_answers import entry_answer
 from spotledger.http.operator_calls import number_in, query_of
 from spotledger.http.operator_request import Outlet, Reply, Request
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 
 EVENT_STREAM_MEDIA_TYPE: Final = "text/event-stream"
 #: Entries that are read and sent at a time.

@@ -29,7 +29,8 @@ from spotledger.http.operator_calls import (
     route,
 )
 from spotledger.http.operator_request import Reply, Request
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
+from spotledger.ledger.writer import Writer
 from spotledger.ops.key_writes import KeyWrites
 from spotledger.security.keys import (
     AccessKeyRecord,
@@ -40,7 +41,6 @@ from spotledger.security.keys import (
     checked_permissions,
 )
 from spotledger.security.tokens import Tokens, checked_scopes, fingerprint_of
-from spotledger.writer import Writer
 
 
 class KeyCalls:

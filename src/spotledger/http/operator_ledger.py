@@ -29,8 +29,8 @@ from spotledger.http.operator_calls import LEDGER_READ, LEDGER_WRITE, Call, Door
 from spotledger.http.operator_reads import ReadCalls
 from spotledger.http.operator_request import Reply
 from spotledger.http.operator_trades import ReversalBody, SettlementBody
-from spotledger.ledger import Ledger
-from spotledger.writer import Writer
+from spotledger.ledger.ledger import Ledger
+from spotledger.ledger.writer import Writer
 
 OperationBody = (
     CoinBody

@@ -61,7 +61,7 @@ from spotledger.http.operator_calls import (
 )
 from spotledger.http.operator_feed import EVENT_STREAM_MEDIA_TYPE, Feed
 from spotledger.http.operator_request import Reply, Request
-from spotledger.ledger import CUSTOMERS, Ledger, TrialBalance
+from spotledger.ledger.ledger import CUSTOMERS, Ledger, TrialBalance
 
 HOLD_STATES: Final = ("open", "closed")
 #: The house's accounts that are one each, whoever they deal with.

@@ -19,7 +19,7 @@ from spotledger.errors import (
     StoreBusy,
     StoreUnavailable,
 )
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from spotledger.storage.folder import make_folder
 from spotledger.storage.sqlite_copy import BackupFacts, mark_as_backup, read_facts
 from spotledger.storage.whole_file import appearing_whole, check_new, move

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from spotledger.storage.folder import FolderLock
 from spotledger.storage.sqlite import CACHE_ACCOUNTS, SEGMENT_ENTRIES, SqliteStore
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from spotledger.errors import SetupError
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from spotledger.ops.audit_process import DatabaseAddress
 from spotledger.ops.database import address_of, make_ready, standby_address_of
 from spotledger.ops.embedded import now_ms

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
 from spotledger.ops.database import make_ready
 from spotledger.ops.embedded import now_ms
 from spotledger.storage.postgres import PostgresStore

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from spotledger.errors import MasterKeyRefused, SpotledgerError
-from spotledger.ledger import Ledger
+from spotledger.ledger.ledger import Ledger
+from spotledger.ledger.writer import Writer
 from spotledger.ops.audits import Audits
 from spotledger.ops.backup import BACKUPS_FOLDER, Backups
 from spotledger.ops.embedded import LEDGER_FILE, now_ms, open_embedded
@@ -28,7 +29,6 @@ from spotledger.security.keys import KeyRing
 from spotledger.security.sealing import Cipher
 from spotledger.security.tokens import SCOPES, Tokens
 from spotledger.storage.folder import FolderLock as FolderLock
-from spotledger.writer import Writer
 
 if TYPE_CHECKING:
     from spotledger.ops.fleet import Fleet

@@ -48,7 +48,7 @@ from spotledger.errors import (
     Refused,
     refusal_of_code,
 )
-from spotledger.overlay import Overlay, found
+from spotledger.ledger.overlay import Overlay, found
 from spotledger.storage.base import Store, Wanted
 
 #: Holds that are let expire in one group; the others follow in the next.

@@ -1,10 +1,11 @@
 """
-The ledger: one method an operation, and groups that are committed at once; its reads stand in :mod:`spotledger.reads`.
+The ledger: one method an operation, and groups that are committed at once; its reads stand in
+:mod:`spotledger.ledger.reads`.
 
-Writes go through :meth:`Ledger.execute`, or, in a server, through the writer (:mod:`spotledger.writer`). Both do the
-same: ``prepare`` decides a group of operations on an overlay, ``commit`` makes it durable, ``finish`` makes it visible
-and returns the outcomes, ``abandon`` undoes all of it. What waits for a disk or a server is ``booking``, in steps that
-the writer drives on its event loop (:mod:`spotledger.storage.steps`).
+Writes go through :meth:`Ledger.execute`, or, in a server, through the writer (:mod:`spotledger.ledger.writer`). Both do
+the same: ``prepare`` decides a group of operations on an overlay, ``commit`` makes it durable, ``finish`` makes it
+visible and returns the outcomes, ``abandon`` undoes all of it. What waits for a disk or a server is ``booking``, in
+steps that the writer drives on its event loop (:mod:`spotledger.storage.steps`).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
-from spotledger.group import Deciding, checked_chains, wanted_of
-from spotledger.group import Group as Group
-from spotledger.group import Outcome as Outcome
-from spotledger.group import Receipt as Receipt
-from spotledger.reads import LedgerReads
+from spotledger.ledger.group import Deciding, checked_chains, wanted_of
+from spotledger.ledger.group import Group as Group
+from spotledger.ledger.group import Outcome as Outcome
+from spotledger.ledger.group import Receipt as Receipt
+from spotledger.ledger.reads import LedgerReads
 from spotledger.storage.base import CUSTOMERS as CUSTOMERS
 from spotledger.storage.base import TrialBalance as TrialBalance
 from spotledger.storage.base import Wanted

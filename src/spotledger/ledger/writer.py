@@ -22,8 +22,8 @@ from typing import Final, TypeAlias, TypeVar
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
-from spotledger.group import EXPIRIES_A_GROUP, checked_chains, end_of_cut
-from spotledger.ledger import Ledger, Outcome
+from spotledger.ledger.group import EXPIRIES_A_GROUP, checked_chains, end_of_cut
+from spotledger.ledger.ledger import Ledger, Outcome
 from spotledger.storage.steps import call_in, drive_on_loop
 
 #: Operations that may wait; a request beyond it is refused at once.

@@ -23,7 +23,7 @@ _END_OF_TIME_MS: Final = 2**62
 
 
 class LedgerReads:
-    """What can be asked of the books; :class:`spotledger.ledger.Ledger` adds what can be done to them."""
+    """What can be asked of the books; :class:`spotledger.ledger.ledger.Ledger` adds what can be done to them."""
 
     def __init__(self, store: Store, clock_ms: Callable[[], int], release: Callable[[], None] = lambda: None) -> None:
         """
