@@ -27,7 +27,7 @@ from spotledger.security.tokens import SCOPES, Tokens
 from spotledger.storage.postgres_connection import connect
 from spotledger.storage.postgres_keys import PostgresKeyTables
 from spotledger.storage.postgres_schema import migrate
-from spotledger.storage.sqlite_keys import SqliteKeyTables
+from spotledger.storage.sqlite.keys import SqliteKeyTables
 
 NOW = 1_562_919_832_183
 Tables = SqliteKeyTables | PostgresKeyTables

@@ -14,7 +14,7 @@ import pytest
 from spotledger.domain.operations import Deposit
 from spotledger.ops import audit_journal
 from spotledger.ops.audit import Progress, audit
-from spotledger.storage.sqlite_audit import TABLES
+from spotledger.storage.sqlite.audit import TABLES
 from support_audit import audited, copy_of, damaging, every_kind, make
 from support_core import Clock, open_small, raw, seed
 from support_service import run

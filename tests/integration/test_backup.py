@@ -29,7 +29,7 @@ from spotledger.ops.backup import back_up
 from spotledger.ops.embedded import now_ms
 from spotledger.ops.restore import MasterKeySource, restore
 from spotledger.security.sealing import Cipher
-from spotledger.storage import sqlite_copy
+from spotledger.storage.sqlite import copy as sqlite_copy
 from support_archive import MASTER_KEY, Writing, damaged_copy, disk_of, filled, restored, write_some
 from support_books import check_books
 
@@ -351,7 +351,7 @@ import sys, time
 from pathlib import Path
 import spotledger
 from spotledger.ops.backup import back_up
-from spotledger.storage import sqlite_copy
+from spotledger.storage.sqlite import copy as sqlite_copy
 sqlite_copy.STEP_PAGES = 4
 folder = Path(sys.argv[1])
 def between(left, pages):
@@ -430,7 +430,7 @@ def test_backup_and_restore_on_a_full_disk_say_so_and_leave_nothing(tmp_path: Pa
 
 def test_backup_of_a_growing_ledger_keeps_the_log_small(tmp_path: Path) -> None:
     """No snapshot is held while the copying goes on, so the write-ahead log is folded into the file as always."""
-    from spotledger.storage.sqlite_file import CHECKPOINT_PAGES
+    from spotledger.storage.sqlite.file import CHECKPOINT_PAGES
 
     largest = 0
     log = tmp_path / "data" / "ledger.db-wal"

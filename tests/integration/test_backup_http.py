@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 
 from spotledger.http import operator_backups
-from spotledger.storage import sqlite_copy
+from spotledger.storage.sqlite import copy as sqlite_copy
 from support_archive import restored
 from support_books import check_books
 from support_operator import Api, operator_api

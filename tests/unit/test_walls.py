@@ -19,7 +19,7 @@ BREACHES = [
     pytest.param("client/__init__.py", "import spotledger.domain", "The client carries no server code", id="client"),
     pytest.param(
         "ledger/ledger.py",
-        "import spotledger.storage.sqlite",
+        "import spotledger.storage.sqlite.store",
         "Only ops.runtime and ops.embedded name a concrete store",
         id="store",
     ),

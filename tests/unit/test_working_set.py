@@ -10,7 +10,7 @@ from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, HoldAfter, Posting
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import key_digest
-from spotledger.storage.working_set import WorkingSet
+from spotledger.storage.sqlite.working_set import WorkingSet
 
 SEGMENT = 8
 NEVER = (0, 0)

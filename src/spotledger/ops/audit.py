@@ -22,7 +22,7 @@ from spotledger.ops.audit_segments import SegmentTables
 from spotledger.ops.audit_tables import WholeTables
 from spotledger.ops.audit_workers import Ahead, ranges_of
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.sqlite_audit import AuditFile, Facts, Unreadable
+from spotledger.storage.sqlite.audit import AuditFile, Facts, Unreadable
 
 CLEAN: Final = "clean"
 DAMAGED: Final = "damaged"

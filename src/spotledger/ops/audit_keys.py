@@ -17,7 +17,7 @@ from typing import Final
 
 from spotledger.ops.audit_findings import Findings
 from spotledger.storage.key_filter import PAGE_WORDS, level_checksum, level_extent, page_checksum
-from spotledger.storage.sqlite_audit import AuditFile, Row, Unreadable
+from spotledger.storage.sqlite.audit import AuditFile, Row, Unreadable
 
 _DIGEST_BYTES: Final = 16
 _BORDERS: Final = [bytes([first]) for first in range(1, 256)]

@@ -22,7 +22,7 @@ from spotledger.ops.audit_journal import JournalPass
 from spotledger.ops.audit_keys import FilterCheck, KeySpool
 from spotledger.ops.audit_segments import SegmentTables
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.sqlite_audit import AuditFile, Facts
+from spotledger.storage.sqlite.audit import AuditFile, Facts
 
 #: Entries that are read in one transaction.
 CHUNK_ENTRIES: Final = 200

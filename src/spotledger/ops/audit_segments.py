@@ -17,7 +17,7 @@ from spotledger.ops.audit_findings import Findings
 from spotledger.ops.audit_journal import JournalPass
 from spotledger.ops.audit_keys import FilterCheck, KeySpool
 from spotledger.storage.encoding import pack_places, unpack_places
-from spotledger.storage.sqlite_audit import AuditFile, Unreadable
+from spotledger.storage.sqlite.audit import AuditFile, Unreadable
 
 _SHOWN_ENTRIES: Final = 8
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from spotledger.ops.audit_books import Line
 from spotledger.ops.audit_findings import Findings
 from spotledger.ops.audit_journal import JournalPass
-from spotledger.storage.sqlite_audit import AuditFile, Position, Unreadable
+from spotledger.storage.sqlite.audit import AuditFile, Position, Unreadable
 
 _HOLDS_A_PAGE: Final = 2_000
 

@@ -25,7 +25,7 @@ from typing import Final
 from spotledger.ops.audit_keys import KeySpool
 from spotledger.ops.audit_ranges import RangeRead, RangeReader, Unsound
 from spotledger.ops.settings import VARIABLE_PREFIX
-from spotledger.storage.sqlite_audit import AuditFile, Unreadable
+from spotledger.storage.sqlite.audit import AuditFile, Unreadable
 
 #: A range is as many whole segments as fit into so many entries, and at least one.
 RANGE_ENTRIES: Final = 65_536

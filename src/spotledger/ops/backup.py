@@ -21,7 +21,7 @@ from spotledger.errors import (
 )
 from spotledger.ledger.ledger import Ledger
 from spotledger.storage.folder import make_folder
-from spotledger.storage.sqlite_copy import BackupFacts, mark_as_backup, read_facts
+from spotledger.storage.sqlite.copy import BackupFacts, mark_as_backup, read_facts
 from spotledger.storage.whole_file import appearing_whole, check_new, move
 
 #: In the data folder: where a server puts backups that it is asked for. May be a link to another disk.

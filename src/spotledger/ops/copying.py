@@ -26,9 +26,9 @@ from spotledger.storage.postgres import PostgresStore
 from spotledger.storage.postgres_connection import Connection, connect, translated
 from spotledger.storage.postgres_keys import PostgresKeyTables
 from spotledger.storage.postgres_schema import make_ledger
-from spotledger.storage.sqlite_file import open_to_read
-from spotledger.storage.sqlite_journal import SqliteJournal
-from spotledger.storage.sqlite_keys import SqliteKeyTables
+from spotledger.storage.sqlite.file import open_to_read
+from spotledger.storage.sqlite.journal import SqliteJournal
+from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.steps import drive
 
 #: Entries that are written in one transaction.

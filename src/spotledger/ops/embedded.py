@@ -9,7 +9,7 @@ from typing import Final
 
 from spotledger.ledger.ledger import Ledger
 from spotledger.storage.folder import FolderLock
-from spotledger.storage.sqlite import CACHE_ACCOUNTS, SEGMENT_ENTRIES, SqliteStore
+from spotledger.storage.sqlite.store import CACHE_ACCOUNTS, SEGMENT_ENTRIES, SqliteStore
 
 LEDGER_FILE: Final = "ledger.db"
 

@@ -20,7 +20,7 @@ from spotledger.errors import DataFolderUnusable, SettingInvalid
 from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.storage.encoding import decode_entry
 from spotledger.storage.journal_reader import JournalReader, JournalRow
-from spotledger.storage.sqlite_journal import SqliteJournal
+from spotledger.storage.sqlite.journal import SqliteJournal
 from spotledger.storage.whole_file import appearing_whole
 
 JSONL: Final = "jsonl"

@@ -21,8 +21,8 @@ from spotledger.ops.embedded import LEDGER_FILE, now_ms
 from spotledger.ops.folder import MASTER_KEY_FILE, MASTER_KEY_VARIABLE, TOKEN_FILE, load_master_key
 from spotledger.security.sealing import Cipher
 from spotledger.storage.folder import make_folder, unusable
-from spotledger.storage.sqlite_copy import BackupFacts, check_structure, make_ledger_again, read_facts
-from spotledger.storage.sqlite_journal import SqliteJournal
+from spotledger.storage.sqlite.copy import BackupFacts, check_structure, make_ledger_again, read_facts
+from spotledger.storage.sqlite.journal import SqliteJournal
 from spotledger.storage.whole_file import move, sync
 
 #: Within the data folder, while a restore is at work; what a killed one left is removed by the next.

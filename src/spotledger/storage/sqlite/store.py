@@ -17,17 +17,19 @@ from typing import Final
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import DataFolderUnusable, LedgerCorrupt, StoreUnavailable
-from spotledger.storage import sqlite_copy, sqlite_file, sqlite_reads
 from spotledger.storage.base import Head, TrialBalance, Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, genesis_hash, key_digest
 from spotledger.storage.key_filter import KeyFilter, probe_of
-from spotledger.storage.sealing import Sealer
-from spotledger.storage.sqlite_errors import translated
-from spotledger.storage.sqlite_keys import SqliteKeyTables
-from spotledger.storage.sqlite_trial import trial_balance
+from spotledger.storage.sqlite import copy as sqlite_copy
+from spotledger.storage.sqlite import file as sqlite_file
+from spotledger.storage.sqlite import reads as sqlite_reads
+from spotledger.storage.sqlite.errors import translated
+from spotledger.storage.sqlite.keys import SqliteKeyTables
+from spotledger.storage.sqlite.sealing import Sealer
+from spotledger.storage.sqlite.trial import trial_balance
+from spotledger.storage.sqlite.working_set import AccountState, WorkingSet
 from spotledger.storage.steps import Steps, at_once
-from spotledger.storage.working_set import AccountState, WorkingSet
 
 SEGMENT_ENTRIES: Final = 65_536
 CACHE_ACCOUNTS: Final = 50_000

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from spotledger.errors import SchemaMismatch
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.sqlite_errors import translated
+from spotledger.storage.sqlite.errors import translated
 
 #: "SpoL": says of an SQLite file that it is a ledger of ours.
 APPLICATION_ID: Final = 0x53706F4C
@@ -128,7 +128,7 @@ def _make(connection: sqlite3.Connection, segment_entries: int) -> None:
     connection.execute("BEGIN IMMEDIATE")
     try:
         for name in ("journal.sql", "keys.sql"):
-            _run_script(connection, resources.files("spotledger.storage").joinpath("sql", name).read_text())
+            _run_script(connection, resources.files("spotledger.storage.sqlite").joinpath("sql", name).read_text())
         connection.execute(
             "INSERT INTO ledger VALUES (1, ?, 1, ?, 0, 0)",
             (ledger_id, segment_entries),

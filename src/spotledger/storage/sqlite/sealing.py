@@ -21,7 +21,7 @@ from spotledger.domain.accounts import Account
 from spotledger.domain.journal import Hold
 from spotledger.storage.encoding import column, pack_places
 from spotledger.storage.key_filter import KeyFilter
-from spotledger.storage.working_set import OpenSegment, WorkingSet
+from spotledger.storage.sqlite.working_set import OpenSegment, WorkingSet
 
 #: How long one turn of sealing may hold the caller.
 STEP_SECONDS: Final = 0.003

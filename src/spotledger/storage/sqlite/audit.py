@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from spotledger.storage import sqlite_file
+from spotledger.storage.sqlite import file as sqlite_file
 
 #: Rows of a table that are read in one transaction.
 PAGE_ROWS: Final = 5_000
@@ -283,7 +283,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _triggers() -> dict[str, str]:
     """Return the triggers that protect the journal, as SQLite keeps their text."""
-    script = resources.files("spotledger.storage").joinpath("sql", "journal.sql").read_text()
+    script = resources.files("spotledger.storage.sqlite").joinpath("sql", "journal.sql").read_text()
     connection = sqlite3.connect(":memory:")
     try:
         connection.executescript(script)

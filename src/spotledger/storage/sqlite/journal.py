@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
-from spotledger.storage.sqlite_errors import translated
-from spotledger.storage.sqlite_file import open_to_read
-from spotledger.storage.sqlite_reads import head_row, ledger_row
+from spotledger.storage.sqlite.errors import translated
+from spotledger.storage.sqlite.file import open_to_read
+from spotledger.storage.sqlite.reads import head_row, ledger_row
 
 
 class SqliteJournal(JournalReader):
