@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from spotledger.security.limits import Locks, WindowLimit
 from spotledger.security.replay import ReplayMemory

@@ -24,9 +24,9 @@ from spotledger.errors import (
 from spotledger.security.keys import NEVER_MS, KeyRing
 from spotledger.security.sealing import Cipher
 from spotledger.security.tokens import SCOPES, Tokens
-from spotledger.storage.postgres_connection import connect
-from spotledger.storage.postgres_keys import PostgresKeyTables
-from spotledger.storage.postgres_schema import migrate
+from spotledger.storage.postgres.connection import connect
+from spotledger.storage.postgres.keys import PostgresKeyTables
+from spotledger.storage.postgres.schema import migrate
 from spotledger.storage.sqlite.keys import SqliteKeyTables
 
 NOW = 1_562_919_832_183

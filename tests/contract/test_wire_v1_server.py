@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from spotledger.http import public as public_module
 from support_public import BALANCE, KEY, NONCE, SECRET, Listening, parsed, service, signed_query

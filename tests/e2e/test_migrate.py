@@ -16,7 +16,7 @@ import pytest
 import spotledger
 import support_service
 from spotledger.errors import SchemaMismatch, SetupError
-from spotledger.storage.postgres_schema import known_version, migrate, migrations
+from spotledger.storage.postgres.schema import known_version, migrate, migrations
 
 PACKAGE = Path(spotledger.__file__).parent
 NEXT = known_version() + 1

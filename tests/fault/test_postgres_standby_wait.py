@@ -46,8 +46,8 @@ def cancel_wait_for_standby(url: str) -> bool:
 
 def test_cancelled_wait_for_the_standby_is_no_yes(own_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server committed without its standby and said so: the caller is told to ask again, and then gets a repeat."""
-    monkeypatch.setattr("spotledger.storage.postgres.WRITE_PATIENCE_SECONDS", 2.0)
-    monkeypatch.setattr("spotledger.storage.postgres.LOOK_UP_SECONDS", 1.0)
+    monkeypatch.setattr("spotledger.storage.postgres.store.WRITE_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr("spotledger.storage.postgres.store.LOOK_UP_SECONDS", 1.0)
     url = own_cluster.url()
     with spotledger.open(url) as ledger, ThreadPoolExecutor(1) as pool:
         seed(ledger)

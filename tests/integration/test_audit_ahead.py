@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from spotledger.domain.operations import Deposit
-from spotledger.ops import audit as auditing
-from spotledger.ops import audit_workers
+from spotledger.ops import audit as auditing, audit_workers
 from spotledger.ops.audit import Progress
 from support_audit import audited, every_kind, make
 from support_core import Clock, open_small

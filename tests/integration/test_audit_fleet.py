@@ -23,9 +23,9 @@ from spotledger.ops.audit_postgres import audit_database
 from spotledger.ops.audit_process import DatabaseAddress
 from spotledger.ops.audits import Audits
 from spotledger.ops.settings import ServerUrl
-from spotledger.storage import postgres_claim
-from spotledger.storage.postgres_claim import Claim
-from spotledger.storage.postgres_connection import connect
+from spotledger.storage.postgres import claim as postgres_claim
+from spotledger.storage.postgres.claim import Claim
+from spotledger.storage.postgres.connection import connect
 from support_archive import Writing, write_some
 from support_operator import operator_api
 from support_postgres import end_sessions
@@ -34,8 +34,8 @@ from support_postgres import end_sessions
 WAIT_SECONDS = 30
 HOLDER = """
 import sys
-from spotledger.storage.postgres_claim import Claim
-from spotledger.storage.postgres_connection import connect
+from spotledger.storage.postgres.claim import Claim
+from spotledger.storage.postgres.connection import connect
 claim = Claim(lambda: connect(sys.argv[1]))
 print(claim.take(), flush=True)
 sys.stdin.read()

@@ -44,7 +44,7 @@ def test_jsonl_of_a_copy_is_that_of_the_file_byte_for_byte(
     tmp_path: Path, books: Path, postgres_url: str, after_seq: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever store holds the journal, its lines are the same, from wherever they begin, on a standby too."""
-    monkeypatch.setattr("spotledger.storage.postgres_journal.PAGE_ENTRIES", 128)
+    monkeypatch.setattr("spotledger.storage.postgres.journal.PAGE_ENTRIES", 128)
     ours = export_journal(books, tmp_path / "file", "jsonl", after_seq)
     theirs = export_database(read_only(postgres_url), tmp_path / "database", "jsonl", after_seq)
     assert theirs == ours

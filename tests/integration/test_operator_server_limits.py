@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import uvloop
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from spotledger.http import operator_calls, operator_connection, operator_server
 from support_listener import DEPOSIT, Listener

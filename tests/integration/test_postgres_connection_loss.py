@@ -76,7 +76,7 @@ def test_outcome_that_cannot_be_looked_up_is_unknown_until_the_server_is_back(
     ledger: Ledger, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the server is away nobody says yes or no; reads go on; the same keys later give what was booked."""
-    monkeypatch.setattr("spotledger.storage.postgres.LOOK_UP_SECONDS", 0.5)
+    monkeypatch.setattr("spotledger.storage.postgres.store.LOOK_UP_SECONDS", 0.5)
     proxy.cut_server_at, proxy.refuses = COMMITTED, True
     before = ledger.head
     with pytest.raises(StoreUnavailable, match="could not be asked"):

@@ -173,7 +173,7 @@ def test_nodes_that_wait_for_their_turn_are_brought_along_meanwhile(
     open_node: Open, monkeypatch: pytest.MonkeyPatch, follow_entries: int
 ) -> None:
     """Four nodes that write much at once, each waiting for the others, end with the same memory and lose nothing."""
-    monkeypatch.setattr("spotledger.storage.postgres.CROWD_ENTRIES", 3)
+    monkeypatch.setattr("spotledger.storage.postgres.store.CROWD_ENTRIES", 3)
     nodes = [open_node(follow_entries=follow_entries) for _ in range(4)]
     begin(nodes[0])
 
@@ -199,7 +199,7 @@ def test_node_that_waits_for_its_turn_goes_on_following(
     open_node: Open, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a group waits behind others, what these commit is seen by reads of the node, before it has its turn."""
-    monkeypatch.setattr("spotledger.storage.postgres.CROWD_ENTRIES", 0)
+    monkeypatch.setattr("spotledger.storage.postgres.store.CROWD_ENTRIES", 0)
     first, second = open_node(), open_node(follow_seconds=0.02)
     begin(first)
     second.deposit("ann", "btc", "1", key="s0")

@@ -22,10 +22,10 @@ from spotledger.ops.key_writes import KeyWrites
 from spotledger.security.keys import KeyRing
 from spotledger.security.sealing import Cipher
 from spotledger.security.tokens import Tokens
-from spotledger.storage.postgres_connection import connect
-from spotledger.storage.postgres_key_changes import KeyChanges
-from spotledger.storage.postgres_keys import PostgresKeyTables
-from spotledger.storage.postgres_schema import migrate
+from spotledger.storage.postgres.connection import connect
+from spotledger.storage.postgres.key_changes import KeyChanges
+from spotledger.storage.postgres.keys import PostgresKeyTables
+from spotledger.storage.postgres.schema import migrate
 
 NOW = 1_562_919_832_183
 #: Beyond this a wait has failed; nothing is said of how long it takes.

@@ -6,8 +6,7 @@ import re
 from decimal import Decimal, localcontext
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from spotledger.domain.amounts import MAX_SCALE, UNITS_LIMIT, format_amount, normal_amount, parse_amount
 from spotledger.errors import InvalidAmount

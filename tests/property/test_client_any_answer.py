@@ -7,8 +7,7 @@ import json
 from decimal import Decimal
 from typing import Any
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 import support_client as support
 from spotledger.client.answers import Outcome, read_accounts, read_balances, read_server_time

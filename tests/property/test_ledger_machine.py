@@ -9,8 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import spotledger
@@ -19,8 +18,7 @@ from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.journal import Entry
 from spotledger.domain.operations import Deposit, Expire, ListCoin, RegisterCustomer
 from spotledger.errors import StoreUnavailable
-from spotledger.ledger.ledger import CUSTOMERS as ALL_CUSTOMERS
-from spotledger.ledger.ledger import Ledger, Receipt
+from spotledger.ledger.ledger import CUSTOMERS as ALL_CUSTOMERS, Ledger, Receipt
 from support_core import START_MS, Clock, full_disk
 from support_ledger_draws import CUSTOMERS, KINDS, SCALES, Draws
 from support_ledger_model import Model

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import precondition, rule
 
 import spotledger
@@ -108,4 +107,4 @@ class TestLedgerMachineOnPostgres(PostgresMachine.TestCase):  # type: ignore[mis
         PostgresMachine.server = postgres_server
         # Groups are small here: have them decided in pieces all the same, and nodes wait for the turn alone.
         monkeypatch.setattr("spotledger.ledger.ledger.PIECE_OPERATIONS", 2)
-        monkeypatch.setattr("spotledger.storage.postgres.CROWD_ENTRIES", 1)
+        monkeypatch.setattr("spotledger.storage.postgres.store.CROWD_ENTRIES", 1)

@@ -10,7 +10,7 @@ from spotledger.domain.accounts import EXTERNAL, Account
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, HoldAfter, Posting, opened_hold
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import encode_entry
-from spotledger.storage.postgres_news import News, change_in
+from spotledger.storage.postgres.news import News, change_in
 
 ANN = Account("ann", "spot")
 HUGE = 10**38 - 1

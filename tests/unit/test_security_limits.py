@@ -5,8 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from spotledger.errors import SettingInvalid
 from spotledger.security.addresses import NO_ADDRESS, AddressResolver, parse_address

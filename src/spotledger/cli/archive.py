@@ -34,8 +34,7 @@ from spotledger.ops.backup import BACKUPS_FOLDER, check_place, facts_json, hand_
 from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.ops.exports import FORMATS, export_journal
 from spotledger.ops.imports import KEY_PREFIX, OpeningBalance, read_balances
-from spotledger.ops.restore import MasterKeySource
-from spotledger.ops.restore import restore as restore_backup
+from spotledger.ops.restore import MasterKeySource, restore as restore_backup
 from spotledger.ops.runtime import claim_folder
 from spotledger.ops.settings import Settings, load_settings
 

@@ -13,14 +13,12 @@ from typing import Any, Final
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
 
 from spotledger.cli import show
 from spotledger.cli.options import config_option, json_option
 from spotledger.errors import SpotledgerError
-from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Progress, Report
-from spotledger.ops.audit import audit as audit_file
+from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Progress, Report, audit as audit_file
 from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.ops.settings import Settings, load_settings
 

@@ -11,8 +11,7 @@ import click
 from spotledger import __version__
 from spotledger.cli import show
 from spotledger.cli.options import config_option, ending_well, json_option, setting_options
-from spotledger.http.serve import Listening
-from spotledger.http.serve import serve as run_service
+from spotledger.http.serve import Listening, serve as run_service
 from spotledger.http.workers import serve_workers
 from spotledger.ops.folder import TOKEN_FILE
 from spotledger.ops.settings import Settings, load_settings, markdown, plain, shown

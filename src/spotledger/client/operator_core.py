@@ -10,8 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
-from spotledger.client import key_answers, service_answers
-from spotledger.client import ledger_answers as answers
+from spotledger.client import key_answers, ledger_answers as answers, service_answers
 from spotledger.client.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.ledger_answers import (
     Coins,

@@ -30,14 +30,16 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
-from spotledger.ledger.group import Deciding, checked_chains, wanted_of
-from spotledger.ledger.group import Group as Group
-from spotledger.ledger.group import Outcome as Outcome
-from spotledger.ledger.group import Receipt as Receipt
+from spotledger.ledger.group import (
+    Deciding,
+    Group as Group,
+    Outcome as Outcome,
+    Receipt as Receipt,
+    checked_chains,
+    wanted_of,
+)
 from spotledger.ledger.reads import LedgerReads
-from spotledger.storage.base import CUSTOMERS as CUSTOMERS
-from spotledger.storage.base import TrialBalance as TrialBalance
-from spotledger.storage.base import Wanted
+from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance, Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.steps import Steps, drive
 

@@ -24,8 +24,8 @@ from spotledger.ops.audit_keys import KeySpool
 from spotledger.ops.audit_tables import compare_with_itself
 from spotledger.ops.database import any_server
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.postgres_connection import Connection, connect, translated
-from spotledger.storage.postgres_statements import SEGMENT_ENTRIES
+from spotledger.storage.postgres.connection import Connection, connect, translated
+from spotledger.storage.postgres.statements import SEGMENT_ENTRIES
 
 #: Entries that are read at once.
 PAGE_ENTRIES: Final = 2_000

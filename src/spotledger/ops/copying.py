@@ -22,10 +22,10 @@ from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.storage.base import Head, Wanted
 from spotledger.storage.encoding import decode_entry, encode_entry
 from spotledger.storage.journal_reader import JournalReader, JournalRow
-from spotledger.storage.postgres import PostgresStore
-from spotledger.storage.postgres_connection import Connection, connect, translated
-from spotledger.storage.postgres_keys import PostgresKeyTables
-from spotledger.storage.postgres_schema import make_ledger
+from spotledger.storage.postgres.connection import Connection, connect, translated
+from spotledger.storage.postgres.keys import PostgresKeyTables
+from spotledger.storage.postgres.schema import make_ledger
+from spotledger.storage.postgres.store import PostgresStore
 from spotledger.storage.sqlite.file import open_to_read
 from spotledger.storage.sqlite.journal import SqliteJournal
 from spotledger.storage.sqlite.keys import SqliteKeyTables

@@ -9,8 +9,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from spotledger.errors import SchemaMismatch, SettingInvalid, SetupError
 from spotledger.ops.settings import ServerUrl, Settings, flag_of
-from spotledger.storage.postgres_connection import Connection, connect, translated
-from spotledger.storage.postgres_schema import check_schema, make_ledger, migrate
+from spotledger.storage.postgres.connection import Connection, connect, translated
+from spotledger.storage.postgres.schema import check_schema, make_ledger, migrate
 
 #: The name by which the server lists the connections of a node.
 APPLICATION: Final = "spotledger"

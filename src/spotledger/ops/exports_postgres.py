@@ -7,8 +7,8 @@ from pathlib import Path
 from spotledger.ops.database import any_server, check_ledger
 from spotledger.ops.exports import Exported, Progress, export_from
 from spotledger.storage.journal_reader import JournalReader
-from spotledger.storage.postgres_connection import connect
-from spotledger.storage.postgres_journal import PostgresJournal
+from spotledger.storage.postgres.connection import connect
+from spotledger.storage.postgres.journal import PostgresJournal
 
 
 def export_database(

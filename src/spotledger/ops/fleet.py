@@ -17,12 +17,12 @@ from spotledger.ops.audit_process import DatabaseAddress
 from spotledger.ops.database import address_of, make_ready, standby_address_of
 from spotledger.ops.embedded import now_ms
 from spotledger.ops.settings import Settings
-from spotledger.storage.postgres import PostgresStore
-from spotledger.storage.postgres_claim import Claim
-from spotledger.storage.postgres_connection import connect
-from spotledger.storage.postgres_key_changes import KeyChanges
-from spotledger.storage.postgres_keys import PostgresKeyTables
-from spotledger.storage.postgres_standby import StandbyStore
+from spotledger.storage.postgres.claim import Claim
+from spotledger.storage.postgres.connection import connect
+from spotledger.storage.postgres.key_changes import KeyChanges
+from spotledger.storage.postgres.keys import PostgresKeyTables
+from spotledger.storage.postgres.standby import StandbyStore
+from spotledger.storage.postgres.store import PostgresStore
 
 
 class Fleet(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any, Final
 from spotledger.ledger.ledger import Ledger
 from spotledger.ops.database import make_ready
 from spotledger.ops.embedded import now_ms
-from spotledger.storage.postgres import PostgresStore
+from spotledger.storage.postgres.store import PostgresStore
 
 #: What the URL of a PostgreSQL database begins with.
 URL_SCHEMES: Final = ("postgresql://", "postgres://")

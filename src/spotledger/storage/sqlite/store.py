@@ -21,9 +21,7 @@ from spotledger.storage.base import Head, TrialBalance, Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, genesis_hash, key_digest
 from spotledger.storage.key_filter import KeyFilter, probe_of
-from spotledger.storage.sqlite import copy as sqlite_copy
-from spotledger.storage.sqlite import file as sqlite_file
-from spotledger.storage.sqlite import reads as sqlite_reads
+from spotledger.storage.sqlite import copy as sqlite_copy, file as sqlite_file, reads as sqlite_reads
 from spotledger.storage.sqlite.errors import translated
 from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.sqlite.sealing import Sealer

@@ -18,7 +18,7 @@ from psycopg.pq.abc import PGresult
 from spotledger.domain.journal import Entry
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.base import Head, Wanted
-from spotledger.storage.postgres_reads import PostgresReads
+from spotledger.storage.postgres.reads import PostgresReads
 from spotledger.storage.steps import Steps, at_once
 
 #: Moments whose entry the standby has not got yet; at five a second more than an hour, and beyond any bound.

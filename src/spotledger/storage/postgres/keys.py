@@ -3,7 +3,7 @@ Access keys, operator tokens and the idempotency keys of their writes, in Postgr
 
 A write locks the row of ``key_version`` first, so the writes of all nodes follow one another, and each sees what those
 before it did. Every revocation has the next number there, and wakes up whoever listens
-(:mod:`spotledger.storage.postgres_key_changes`).
+(:mod:`spotledger.storage.postgres.key_changes`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import psycopg
 
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.key_rows import KeyTables
-from spotledger.storage.postgres_connection import Connection
-from spotledger.storage.postgres_lane import Connect, Lane, translated
+from spotledger.storage.postgres.connection import Connection
+from spotledger.storage.postgres.lane import Connect, Lane, translated
 
 CHANGES_CHANNEL: Final = "spotledger_keys"
 

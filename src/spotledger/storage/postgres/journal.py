@@ -5,7 +5,7 @@ from __future__ import annotations
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
 from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
-from spotledger.storage.postgres_connection import Connection, translated
+from spotledger.storage.postgres.connection import Connection, translated
 
 
 class PostgresJournal(JournalReader):

@@ -12,10 +12,10 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from spotledger.errors import LedgerCorrupt, SpotledgerError
-from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import Head
-from spotledger.storage.postgres_connection import connect
-from spotledger.storage.postgres_session import Session
+from spotledger.storage.postgres import statements as sql
+from spotledger.storage.postgres.connection import connect
+from spotledger.storage.postgres.session import Session
 
 PATIENCE_SECONDS: Final = 5.0
 #: How long nothing is tried after the connection was lost.

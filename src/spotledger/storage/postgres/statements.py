@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from spotledger.storage.postgres_session import Statement, statement
+from spotledger.storage.postgres.session import Statement, statement
 
 SEGMENT_ENTRIES: Final = 65_536
 #: Holds whose time has come that are looked up with each turn.

@@ -10,10 +10,10 @@ from psycopg.pq.abc import PGresult
 from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.journal import Entry, Hold, new_tuple, opened_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
-from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import Head
 from spotledger.storage.encoding import chain_hash, encode_entry, key_digest
-from spotledger.storage.postgres_session import (
+from spotledger.storage.postgres import statements as sql
+from spotledger.storage.postgres.session import (
     BYTEA,
     TEXT,
     UUID,

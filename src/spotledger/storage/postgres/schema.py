@@ -17,7 +17,7 @@ import psycopg
 
 from spotledger.errors import SchemaMismatch, SetupError, SpotledgerError, StoreUnavailable
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.postgres_connection import Connection, reason_of, translated
+from spotledger.storage.postgres.connection import Connection, reason_of, translated
 
 #: What a server may be asked to lock so that only one migrates, "SpoL" as a number.
 MIGRATION_LOCK: Final = 0x53706F4C
@@ -41,7 +41,7 @@ class Migration(NamedTuple):
 def migrations() -> list[Migration]:
     """Return all migrations in the order of their numbers, ``before`` ahead of ``after``."""
     found = []
-    for file in resources.files("spotledger.storage").joinpath("sql", "postgres").iterdir():
+    for file in resources.files("spotledger.storage.postgres").joinpath("sql").iterdir():
         match = _FILE.match(file.name)
         if match:
             found.append(Migration(int(match[1]), match[3], file.name, file.read_text("utf-8")))

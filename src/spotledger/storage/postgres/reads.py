@@ -18,18 +18,18 @@ from psycopg.pq.abc import PGresult
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
-from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.encoding import decode_entry, genesis_hash, key_digest
-from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
-from spotledger.storage.postgres_follower import Follower
-from spotledger.storage.postgres_memory import Memory, RemoteAccount
-from spotledger.storage.postgres_news import read_news
-from spotledger.storage.postgres_reading import Reading
-from spotledger.storage.postgres_rows import add_balances, head_of, holds_in
-from spotledger.storage.postgres_schema import check_schema, make_ledger
-from spotledger.storage.postgres_session import (
+from spotledger.storage.postgres import statements as sql
+from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
+from spotledger.storage.postgres.follower import Follower
+from spotledger.storage.postgres.memory import Memory, RemoteAccount
+from spotledger.storage.postgres.news import read_news
+from spotledger.storage.postgres.reading import Reading
+from spotledger.storage.postgres.rows import add_balances, head_of, holds_in
+from spotledger.storage.postgres.schema import check_schema, make_ledger
+from spotledger.storage.postgres.session import (
     UUID,
     Parameter,
     Session,

@@ -17,7 +17,7 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, ExecStatus
 from psycopg.pq.abc import PGresult
 
-from spotledger.storage.postgres_connection import Connection
+from spotledger.storage.postgres.connection import Connection
 from spotledger.storage.steps import Readiness, Steps, drive
 
 #: Types of the elements of arrays, by the numbers that every PostgreSQL gives them.

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 import psycopg
 
 from spotledger.errors import SpotledgerError, StoreBusy, StoreUnavailable
-from spotledger.storage.postgres_connection import Connection, reason_of
+from spotledger.storage.postgres.connection import Connection, reason_of
 
 T = TypeVar("T")
 Connect: TypeAlias = Callable[[], Connection]

@@ -14,7 +14,7 @@ from typing import Final
 import psycopg
 
 from spotledger.errors import SpotledgerError, StoreUnavailable
-from spotledger.storage.postgres_session import Session
+from spotledger.storage.postgres.session import Session
 
 #: How long one who asks waits for a new connection, when the one that was there has just been lost.
 CONNECT_WAIT_SECONDS: Final = 1.0

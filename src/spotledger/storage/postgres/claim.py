@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from spotledger.errors import StoreUnavailable
-from spotledger.storage.postgres_connection import Connection
-from spotledger.storage.postgres_lane import Connect, Lane
+from spotledger.storage.postgres.connection import Connection
+from spotledger.storage.postgres.lane import Connect, Lane
 
 #: What the node that audits all the time has locked, "SpoA" as a number.
 AUDIT_LOCK: Final = 0x53706F41

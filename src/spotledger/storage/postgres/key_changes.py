@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Final, NamedTuple
 
-from spotledger.storage.postgres_connection import Connection
-from spotledger.storage.postgres_keys import CHANGES_CHANNEL
-from spotledger.storage.postgres_lane import PATIENCE_SECONDS, Connect, Lane
+from spotledger.storage.postgres.connection import Connection
+from spotledger.storage.postgres.keys import CHANGES_CHANNEL
+from spotledger.storage.postgres.lane import PATIENCE_SECONDS, Connect, Lane
 
 #: How long is waited for a notice before it is looked without one.
 POLL_SECONDS: Final = 0.2

@@ -21,15 +21,15 @@ from psycopg.pq.abc import PGresult
 from spotledger.domain.accounts import Account
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
-from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import Head, Wanted
 from spotledger.storage.collector import collector_at_rest
-from spotledger.storage.postgres_connection import connect, is_lost, translate, translated
-from spotledger.storage.postgres_memory import Memory
-from spotledger.storage.postgres_reads import PostgresReads
-from spotledger.storage.postgres_rows import Derived, Order, head_of, history_rows, journal_rows
-from spotledger.storage.postgres_session import Session, number, rows_of
-from spotledger.storage.postgres_turn import Questions, Turn
+from spotledger.storage.postgres import statements as sql
+from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
+from spotledger.storage.postgres.memory import Memory
+from spotledger.storage.postgres.reads import PostgresReads
+from spotledger.storage.postgres.rows import Derived, Order, head_of, history_rows, journal_rows
+from spotledger.storage.postgres.session import Session, number, rows_of
+from spotledger.storage.postgres.turn import Questions, Turn
 from spotledger.storage.steps import Steps, drive
 
 #: How long a trip of a write may take before the connection counts as lost.

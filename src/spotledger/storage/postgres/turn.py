@@ -10,12 +10,12 @@ from psycopg.pq.abc import PGresult
 from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.journal import Entry, is_house, opens_hold
 from spotledger.domain.operations import expiry_key
-from spotledger.storage import postgres_statements as sql
 from spotledger.storage.base import Wanted
 from spotledger.storage.encoding import decode_entry, key_digest
-from spotledger.storage.postgres_memory import Memory
-from spotledger.storage.postgres_rows import add_balances, holds_in
-from spotledger.storage.postgres_session import (
+from spotledger.storage.postgres import statements as sql
+from spotledger.storage.postgres.memory import Memory
+from spotledger.storage.postgres.rows import add_balances, holds_in
+from spotledger.storage.postgres.session import (
     UUID,
     Parameter,
     Session,

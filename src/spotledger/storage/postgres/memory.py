@@ -17,8 +17,8 @@ from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple
 from spotledger.domain.operations import ListCoin, RegisterCustomer
 from spotledger.storage.base import Head
-from spotledger.storage.postgres_news import Change, News, change_in
-from spotledger.storage.postgres_rows import Derived
+from spotledger.storage.postgres.news import Change, News, change_in
+from spotledger.storage.postgres.rows import Derived
 
 #: Entries that are kept so that what was read a moment ago can be brought along.
 RECENT_ENTRIES: Final = 4_000
