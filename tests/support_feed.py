@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from spotledger.http.operator_request import Request
+from spotledger.http.h1.request import Request
 from support_operator import Api
 
 

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from spotledger.http.operator_server import OperatorServer
+from spotledger.http.h1.server import OperatorServer
 from support_operator import Api
 
 DEPOSIT = json.dumps({"customer": "alice", "coin": "usdt", "amount": "1"}).encode()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from spotledger.http import operator_connection
+from spotledger.http.h1 import connection as operator_connection
 from support_listener import DEPOSIT, Listener
 from support_operator import operator_api
 

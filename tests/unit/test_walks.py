@@ -27,7 +27,7 @@ from support_public import document, service, signed_query
 
 PACKAGE = Path(spotledger.__file__).parent
 #: The HTTP server and its stand-in within a process are not part of a walk.
-SERVER = {"http/operator_connection.py", "http/operator_server.py", "http/operator_transport.py"}
+SERVER = {"http/h1/connection.py", "http/h1/server.py", "http/h1/transport.py"}
 
 
 class Bound(NamedTuple):

@@ -12,6 +12,7 @@ import os
 from typing import Final
 
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
+from spotledger.http.h1.request import Reply, Request, RequestGone
 from spotledger.http.operator_answers import AliveAnswer, ReadyAnswer
 from spotledger.http.operator_audits import AuditCalls, show_audits
 from spotledger.http.operator_backups import BackupCalls
@@ -23,7 +24,6 @@ from spotledger.http.operator_keys import KeyCalls
 from spotledger.http.operator_ledger import LedgerCalls
 from spotledger.http.operator_metrics import METRICS_MEDIA_TYPE, Metrics, show_shared_counts
 from spotledger.http.operator_reads import ReadCalls
-from spotledger.http.operator_request import Reply, Request, RequestGone
 from spotledger.http.public import PublicApp
 from spotledger.ops.runtime import Runtime
 

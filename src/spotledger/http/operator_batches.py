@@ -16,6 +16,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, MalformedRequest, Refused
+from spotledger.http.h1.request import Reply
 from spotledger.http.operator_amounts import CoinTexts
 from spotledger.http.operator_answers import Answer, Seq, WriteAnswer, write_answer
 from spotledger.http.operator_bodies import (
@@ -32,7 +33,6 @@ from spotledger.http.operator_bodies import (
 )
 from spotledger.http.operator_calls import LEDGER_WRITE, Call, Door, Endpoint, Write, json_answer, route
 from spotledger.http.operator_fields import ChainField, KeyField
-from spotledger.http.operator_request import Reply
 from spotledger.http.operator_trades import ReversalBody, SettlementBody
 from spotledger.ledger.group import CHAIN_LIMIT
 from spotledger.ledger.ledger import Ledger, Outcome

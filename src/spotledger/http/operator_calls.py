@@ -28,7 +28,7 @@ from spotledger.errors import (
     Unavailable,
 )
 from spotledger.http import wire
-from spotledger.http.operator_request import Header, Reply, Request, path_pattern
+from spotledger.http.h1.request import Header, Reply, Request, path_pattern
 from spotledger.security.tokens import Tokens
 
 LEDGER_READ: Final = "ledger:read"

@@ -7,6 +7,7 @@ from typing import Any
 
 from spotledger.domain.accounts import check_customer
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, NotFound, UnknownCustomer
+from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator_answers import (
     KeyAnswer,
     KeyMadeAnswer,
@@ -28,7 +29,6 @@ from spotledger.http.operator_calls import (
     query_of,
     route,
 )
-from spotledger.http.operator_request import Reply, Request
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 from spotledger.ops.key_writes import KeyWrites

@@ -6,6 +6,7 @@ from typing import Final
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import Refused
+from spotledger.http.h1.request import Reply
 from spotledger.http.operator_amounts import CoinTexts
 from spotledger.http.operator_answers import (
     CoinsAnswer,
@@ -27,7 +28,6 @@ from spotledger.http.operator_bodies import (
 )
 from spotledger.http.operator_calls import LEDGER_READ, LEDGER_WRITE, Call, Door, Endpoint, Write, answer, route
 from spotledger.http.operator_reads import ReadCalls
-from spotledger.http.operator_request import Reply
 from spotledger.http.operator_trades import ReversalBody, SettlementBody
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer

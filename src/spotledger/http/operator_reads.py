@@ -27,6 +27,7 @@ from spotledger.domain.accounts import (
 )
 from spotledger.domain.journal import BalanceAfter, Entry, Hold
 from spotledger.errors import InvalidRequest, NotFound
+from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator_amounts import CoinTexts, amount_text
 from spotledger.http.operator_answers import (
     AfterAnswer,
@@ -60,7 +61,6 @@ from spotledger.http.operator_calls import (
     route,
 )
 from spotledger.http.operator_feed import EVENT_STREAM_MEDIA_TYPE, Feed
-from spotledger.http.operator_request import Reply, Request
 from spotledger.ledger.ledger import CUSTOMERS, Ledger, TrialBalance
 
 HOLD_STATES: Final = ("open", "closed")

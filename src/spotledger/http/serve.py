@@ -25,8 +25,8 @@ from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server
 
 from spotledger.errors import SettingInvalid, SetupError
+from spotledger.http.h1.server import OperatorServer
 from spotledger.http.operator import OperatorApp
-from spotledger.http.operator_server import OperatorServer
 from spotledger.http.public import PublicApp, PublicSettings
 from spotledger.ops.collector import look_at_all_now_and_then, look_once
 from spotledger.ops.embedded import now_ms
