@@ -22,8 +22,8 @@ from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
 import spotledger
-from spotledger.http.public import PublicApp, PublicSettings
-from spotledger.http.public_answers import Answer
+from spotledger.http.public.answers import Answer
+from spotledger.http.public.app import PublicApp, PublicSettings
 from spotledger.ledger.ledger import Ledger
 from spotledger.security.fleet_gate import FleetGate
 from spotledger.security.keys import AccessKeyRecord, KeyRing

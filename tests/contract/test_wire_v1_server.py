@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from spotledger.http import public as public_module
+from spotledger.http.public import app as public_module
 from support_public import BALANCE, KEY, NONCE, SECRET, Listening, parsed, service, signed_query
 
 HOST = b"Host: localhost\r\n"

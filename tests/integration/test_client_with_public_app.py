@@ -13,7 +13,7 @@ import pytest
 import spotledger
 from spotledger import errors
 from spotledger.client import SignedRequestAPI, SpotClient
-from spotledger.http.public import PublicApp, PublicSettings
+from spotledger.http.public.app import PublicApp, PublicSettings
 from spotledger.ledger.ledger import Ledger
 from spotledger.security.keys import KeyRing
 from spotledger.security.sealing import Cipher

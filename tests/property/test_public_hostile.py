@@ -12,8 +12,8 @@ import pytest
 from hypothesis import assume, example, given, settings, strategies as st
 
 from spotledger.errors import MalformedRequest
-from spotledger.http.public_answers import Answer
-from spotledger.http.public_request import Read, read_parameters, read_signed, signed_of
+from spotledger.http.public.answers import Answer
+from spotledger.http.public.request import Read, read_parameters, read_signed, signed_of
 from spotledger.security.addresses import parse_address
 from spotledger.security.signing import PreparedSecret, texts_to_sign
 from support_public import (

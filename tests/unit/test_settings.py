@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spotledger.errors import SettingInvalid
-from spotledger.http.public import PublicSettings
+from spotledger.http.public.app import PublicSettings
 from spotledger.ops.settings import (
     RULES,
     Address,

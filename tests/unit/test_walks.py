@@ -20,7 +20,7 @@ from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import spotledger
-from spotledger.http.public import PublicApp
+from spotledger.http.public.app import PublicApp
 from spotledger.security.gate import Gate
 from support_operator import operator_api
 from support_public import document, service, signed_query
@@ -151,7 +151,7 @@ def test_walk_of_a_deposit_stays_within_its_bound(tmp_path: Path) -> None:
 
 def test_walk_counts_moves_returns_and_lines() -> None:
     """From one file to another and back are two moves and one return; a function entered twice has its lines once."""
-    system = ("http/public.py", PublicApp.answer.__code__)
+    system = ("http/public/app.py", PublicApp.answer.__code__)
     other = ("security/gate.py", Gate.peer.__code__)
     walk = Walk(entered=[system, other, system])
     assert (walk.moves, walk.returns, len(walk.files), walk.functions) == (2, 1, 2, 2)

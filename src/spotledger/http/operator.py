@@ -24,7 +24,7 @@ from spotledger.http.operator_keys import KeyCalls
 from spotledger.http.operator_ledger import LedgerCalls
 from spotledger.http.operator_metrics import METRICS_MEDIA_TYPE, Metrics, show_shared_counts
 from spotledger.http.operator_reads import ReadCalls
-from spotledger.http.public import PublicApp
+from spotledger.http.public.app import PublicApp
 from spotledger.ops.runtime import Runtime
 
 _NO_STORE: Final = (b"cache-control", b"no-store")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 from spotledger.errors import LimitExceeded, MalformedRequest, SpotledgerError, Unavailable
 from spotledger.http import wire
-from spotledger.http.public_bodies import Body
+from spotledger.http.public.bodies import Body
 from spotledger.security.gate import Gate, Peer
 
 Header = tuple[str, str]

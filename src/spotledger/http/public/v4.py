@@ -14,9 +14,9 @@ from typing import Any
 from spotledger import errors
 from spotledger.domain.accounts import Balance, Coin
 from spotledger.domain.amounts import format_amount
-from spotledger.http.public_answers import Answer, Call, Request, answered, answered_with_body, encode, limit_headers
-from spotledger.http.public_bodies import BalanceBodies, Form, LedgerSight
-from spotledger.http.public_request import read_parameters
+from spotledger.http.public.answers import Answer, Call, Request, answered, answered_with_body, encode, limit_headers
+from spotledger.http.public.bodies import BalanceBodies, Form, LedgerSight
+from spotledger.http.public.request import read_parameters
 from spotledger.security.gate import Gate, SignedRequest
 from spotledger.security.signing import SIGNATURE_PATTERN
 

@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from spotledger.errors import MalformedRequest, MethodNotAllowed, NotFound, SpotledgerError
-from spotledger.http import public_answers, v4, wire
-from spotledger.http.public_answers import Answer, Call, Request, RequestHeaders, answered, answered_with_body, encode
-from spotledger.http.public_bodies import BalanceBodies, LedgerSight, v1_form
-from spotledger.http.public_request import QUERY_MAX_BYTES, Read, read_parameters, read_signed, signed_of
+from spotledger.http import wire
+from spotledger.http.public import answers as public_answers, v4
+from spotledger.http.public.answers import Answer, Call, Request, RequestHeaders, answered, answered_with_body, encode
+from spotledger.http.public.bodies import BalanceBodies, LedgerSight, v1_form
+from spotledger.http.public.request import QUERY_MAX_BYTES, Read, read_parameters, read_signed, signed_of
 from spotledger.security.gate import Gate, GateSettings
 from spotledger.security.keys import KeyRing
 
