@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from spotledger.http.h1.transport import OperatorTransport
-from spotledger.http.operator import OperatorApp
+from spotledger.http.operator.app import OperatorApp
 from spotledger.ops.embedded import now_ms
 from spotledger.ops.folder import TOKEN_FILE
 from spotledger.ops.runtime import Runtime, claim_folder, open_runtime

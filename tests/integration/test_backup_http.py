@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from spotledger.http import operator_backups
+from spotledger.http.operator import backups as operator_backups
 from spotledger.storage.sqlite import copy as sqlite_copy
 from support_archive import restored
 from support_books import check_books

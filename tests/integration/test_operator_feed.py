@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from spotledger.http import operator_feed
+from spotledger.http.operator import feed as operator_feed
 from support_feed import FeedReader
 from support_operator import Api, operator_api
 

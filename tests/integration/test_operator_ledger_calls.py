@@ -30,7 +30,7 @@ from spotledger.client.operations import (
     Withdraw,
 )
 from spotledger.errors import ProtocolError, TransportError
-from spotledger.http.operator_openapi import document
+from spotledger.http.operator.openapi import document
 from spotledger.ops.audit import Report
 from spotledger.ops.audit_findings import Finding
 from support_operator import operator_api

@@ -408,7 +408,7 @@ def test_full_queue_is_busy_with_retry_after(tmp_path: Path) -> None:
 
 def test_min_seq_that_does_not_come_is_unavailable(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """A read for an entry that is not there waits a bounded time and then says so."""
-    monkeypatch.setattr("spotledger.http.operator_calls.MIN_SEQ_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("spotledger.http.operator.calls.MIN_SEQ_WAIT_SECONDS", 0.05)
     answer = api.get("/v1/customers/alice/balances", min_seq=api.seq + 1)
     check_problem(answer, errors.Unavailable)
     assert answer.headers["retry-after"] == "1"

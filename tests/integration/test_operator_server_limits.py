@@ -12,8 +12,8 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from spotledger.http import operator_calls
 from spotledger.http.h1 import connection as operator_connection, server as operator_server
+from spotledger.http.operator import calls as operator_calls
 from support_listener import DEPOSIT, Listener
 from support_operator import operator_api
 

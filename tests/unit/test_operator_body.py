@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from spotledger.errors import MalformedRequest
-from spotledger.http import operator_calls
 from spotledger.http.h1.request import BodySource, Request, RequestGone, path_pattern
-from spotledger.http.operator_calls import read_body
+from spotledger.http.operator import calls as operator_calls
+from spotledger.http.operator.calls import read_body
 
 
 class Source:

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from servers import kept
-from spotledger.http.operator_metrics import Metrics
+from spotledger.http.operator.metrics import Metrics
 from spotledger.ops import siblings
 from spotledger.ops.audits import Audits
 from spotledger.ops.siblings import Page, Siblings, Turn

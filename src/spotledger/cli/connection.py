@@ -22,7 +22,7 @@ import httpx2
 from spotledger.client.operator import OperatorClient
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid, TokenRefused
 from spotledger.http.h1.transport import OperatorTransport
-from spotledger.http.operator import OperatorApp
+from spotledger.http.operator.app import OperatorApp
 from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.ops.folder import TOKEN_BYTES, TOKEN_FILE, Owner, read_owner, read_token
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime

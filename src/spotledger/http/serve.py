@@ -26,7 +26,7 @@ from granian.server.embed import Server
 
 from spotledger.errors import SettingInvalid, SetupError
 from spotledger.http.h1.server import OperatorServer
-from spotledger.http.operator import OperatorApp
+from spotledger.http.operator.app import OperatorApp
 from spotledger.http.public.app import PublicApp, PublicSettings
 from spotledger.ops.collector import look_at_all_now_and_then, look_once
 from spotledger.ops.embedded import now_ms

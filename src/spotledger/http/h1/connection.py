@@ -18,7 +18,7 @@ import httptools
 
 from spotledger.errors import MalformedRequest, SpotledgerError
 from spotledger.http.h1.request import Header, Reply, Request, RequestGone
-from spotledger.http.operator_calls import too_long
+from spotledger.http.operator.calls import too_long
 
 HEAD_LIMIT_BYTES: Final = 64 * 1024
 HEADERS_LIMIT: Final = 100

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import httpx2
 
 from spotledger.http.h1.request import Outlet, Request, Stream
-from spotledger.http.operator import OperatorApp
+from spotledger.http.operator.app import OperatorApp
 
 
 class OperatorTransport(httpx2.AsyncBaseTransport):

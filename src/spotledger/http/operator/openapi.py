@@ -17,12 +17,12 @@ from msgspec import Meta
 
 from spotledger import __version__, errors
 from spotledger.http import wire
-from spotledger.http.operator_answers import Answer, Seq
-from spotledger.http.operator_batches import RefusedResult
-from spotledger.http.operator_calls import JSON_MEDIA_TYPE, KEY_HEADER, REPLAYED_HEADER, Call, Endpoint
-from spotledger.http.operator_examples import EXAMPLES
-from spotledger.http.operator_feed import EVENT_STREAM_MEDIA_TYPE
-from spotledger.http.operator_fields import KEY, PARAMETERS, PATH_PARAMETERS, Schema
+from spotledger.http.operator.answers import Answer, Seq
+from spotledger.http.operator.batches import RefusedResult
+from spotledger.http.operator.calls import JSON_MEDIA_TYPE, KEY_HEADER, REPLAYED_HEADER, Call, Endpoint
+from spotledger.http.operator.examples import EXAMPLES
+from spotledger.http.operator.feed import EVENT_STREAM_MEDIA_TYPE
+from spotledger.http.operator.fields import KEY, PARAMETERS, PATH_PARAMETERS, Schema
 
 _REFERENCES: Final = "#/components/schemas/{name}"
 _SECTIONS: Final = {

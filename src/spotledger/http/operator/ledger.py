@@ -7,15 +7,15 @@ from typing import Final
 from spotledger.domain.operations import Operation
 from spotledger.errors import Refused
 from spotledger.http.h1.request import Reply
-from spotledger.http.operator_amounts import CoinTexts
-from spotledger.http.operator_answers import (
+from spotledger.http.operator.amounts import CoinTexts
+from spotledger.http.operator.answers import (
     CoinsAnswer,
     CustomersAnswer,
     HoldsAnswer,
     WriteAnswer,
     write_answer,
 )
-from spotledger.http.operator_bodies import (
+from spotledger.http.operator.bodies import (
     CoinBody,
     CustomerBody,
     DepositBody,
@@ -26,9 +26,9 @@ from spotledger.http.operator_bodies import (
     WithdrawalBody,
     decode,
 )
-from spotledger.http.operator_calls import LEDGER_READ, LEDGER_WRITE, Call, Door, Endpoint, Write, answer, route
-from spotledger.http.operator_reads import ReadCalls
-from spotledger.http.operator_trades import ReversalBody, SettlementBody
+from spotledger.http.operator.calls import LEDGER_READ, LEDGER_WRITE, Call, Door, Endpoint, Write, answer, route
+from spotledger.http.operator.reads import ReadCalls
+from spotledger.http.operator.trades import ReversalBody, SettlementBody
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 

@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from spotledger.domain.accounts import Balance
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold
-from spotledger.http.operator_amounts import CoinTexts, amount_text
+from spotledger.http.operator.amounts import CoinTexts, amount_text
 
 Json = dict[str, Any]
 #: Signed decimal text: two decimals at least, but never more than the coin has.

@@ -8,7 +8,7 @@ from typing import Any
 from spotledger.domain.accounts import check_customer
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, NotFound, UnknownCustomer
 from spotledger.http.h1.request import Reply, Request
-from spotledger.http.operator_answers import (
+from spotledger.http.operator.answers import (
     KeyAnswer,
     KeyMadeAnswer,
     KeysAnswer,
@@ -16,8 +16,8 @@ from spotledger.http.operator_answers import (
     TokenMadeAnswer,
     TokensAnswer,
 )
-from spotledger.http.operator_bodies import KeyBody, RotateBody, TokenBody, decode
-from spotledger.http.operator_calls import (
+from spotledger.http.operator.bodies import KeyBody, RotateBody, TokenBody, decode
+from spotledger.http.operator.calls import (
     ADMIN,
     KEYS_WRITE,
     Call,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from spotledger.http.operator_docs import by_section, type_text
+from spotledger.http.operator.docs import by_section, type_text
 
 
 def operator_markdown(described: Mapping[str, Any]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from spotledger.domain.operations import CoinAmount, Operation, Reverse, Settle, SettleSide
-from spotledger.http.operator_bodies import Body, hold_name
-from spotledger.http.operator_fields import (
+from spotledger.http.operator.bodies import Body, hold_name
+from spotledger.http.operator.fields import (
     AmountField,
     CoinField,
     HoldField,

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
-from spotledger.http.operator_batches import BatchBody
-from spotledger.http.operator_bodies import (
+from spotledger.http.operator.batches import BatchBody
+from spotledger.http.operator.bodies import (
     CoinBody,
     CustomerBody,
     DepositBody,
@@ -19,7 +19,7 @@ from spotledger.http.operator_bodies import (
     UnfreezeBody,
     WithdrawalBody,
 )
-from spotledger.http.operator_trades import ReversalBody, SettlementBody
+from spotledger.http.operator.trades import ReversalBody, SettlementBody
 
 _FILL: Final[dict[str, Any]] = {
     "base": "btc",

@@ -28,8 +28,8 @@ from spotledger.domain.accounts import (
 from spotledger.domain.journal import BalanceAfter, Entry, Hold
 from spotledger.errors import InvalidRequest, NotFound
 from spotledger.http.h1.request import Reply, Request
-from spotledger.http.operator_amounts import CoinTexts, amount_text
-from spotledger.http.operator_answers import (
+from spotledger.http.operator.amounts import CoinTexts, amount_text
+from spotledger.http.operator.answers import (
     AfterAnswer,
     BalancesAnswer,
     CoinAnswer,
@@ -48,7 +48,7 @@ from spotledger.http.operator_answers import (
     entry_answer,
     hold_answer,
 )
-from spotledger.http.operator_calls import (
+from spotledger.http.operator.calls import (
     LEDGER_READ,
     Call,
     Door,
@@ -60,7 +60,7 @@ from spotledger.http.operator_calls import (
     query_of,
     route,
 )
-from spotledger.http.operator_feed import EVENT_STREAM_MEDIA_TYPE, Feed
+from spotledger.http.operator.feed import EVENT_STREAM_MEDIA_TYPE, Feed
 from spotledger.ledger.ledger import CUSTOMERS, Ledger, TrialBalance
 
 HOLD_STATES: Final = ("open", "closed")

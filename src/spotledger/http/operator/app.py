@@ -13,17 +13,17 @@ from typing import Final
 
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
 from spotledger.http.h1.request import Reply, Request, RequestGone
-from spotledger.http.operator_answers import AliveAnswer, ReadyAnswer
-from spotledger.http.operator_audits import AuditCalls, show_audits
-from spotledger.http.operator_backups import BackupCalls
-from spotledger.http.operator_batches import BatchCalls
-from spotledger.http.operator_calls import Call, Door, Endpoint, answer, problem_answer, route
-from spotledger.http.operator_docs import doc_routes
-from spotledger.http.operator_feed import Feed
-from spotledger.http.operator_keys import KeyCalls
-from spotledger.http.operator_ledger import LedgerCalls
-from spotledger.http.operator_metrics import METRICS_MEDIA_TYPE, Metrics, show_shared_counts
-from spotledger.http.operator_reads import ReadCalls
+from spotledger.http.operator.answers import AliveAnswer, ReadyAnswer
+from spotledger.http.operator.audits import AuditCalls, show_audits
+from spotledger.http.operator.backups import BackupCalls
+from spotledger.http.operator.batches import BatchCalls
+from spotledger.http.operator.calls import Call, Door, Endpoint, answer, problem_answer, route
+from spotledger.http.operator.docs import doc_routes
+from spotledger.http.operator.feed import Feed
+from spotledger.http.operator.keys import KeyCalls
+from spotledger.http.operator.ledger import LedgerCalls
+from spotledger.http.operator.metrics import METRICS_MEDIA_TYPE, Metrics, show_shared_counts
+from spotledger.http.operator.reads import ReadCalls
 from spotledger.http.public.app import PublicApp
 from spotledger.ops.runtime import Runtime
 

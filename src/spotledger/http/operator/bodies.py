@@ -26,7 +26,7 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import InvalidRequest, MalformedRequest
-from spotledger.http.operator_fields import (
+from spotledger.http.operator.fields import (
     AccountField,
     AccountOrNone,
     AmountField,

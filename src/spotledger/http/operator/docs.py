@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from spotledger.http.h1.request import Reply, Request
-from spotledger.http.operator_calls import Call, Endpoint, answer, query_of, route
-from spotledger.http.operator_openapi import document
+from spotledger.http.operator.calls import Call, Endpoint, answer, query_of, route
+from spotledger.http.operator.openapi import document
 
 #: The page has no script, and nothing on it comes from elsewhere.
 PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

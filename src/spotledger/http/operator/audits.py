@@ -6,9 +6,9 @@ from typing import Any
 
 from spotledger.errors import NotFound
 from spotledger.http.h1.request import Reply, Request
-from spotledger.http.operator_answers import Answer
-from spotledger.http.operator_calls import ADMIN, LEDGER_READ, Call, Door, Endpoint, answer, query_of, route
-from spotledger.http.operator_metrics import Metrics
+from spotledger.http.operator.answers import Answer
+from spotledger.http.operator.calls import ADMIN, LEDGER_READ, Call, Door, Endpoint, answer, query_of, route
+from spotledger.http.operator.metrics import Metrics
 from spotledger.ops.audits import Audits
 
 

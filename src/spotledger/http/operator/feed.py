@@ -16,9 +16,9 @@ import msgspec
 
 from spotledger.errors import InvalidRequest, LedgerCorrupt, SpotledgerError, Unavailable
 from spotledger.http.h1.request import Outlet, Reply, Request
-from spotledger.http.operator_amounts import CoinTexts
-from spotledger.http.operator_answers import entry_answer
-from spotledger.http.operator_calls import number_in, query_of
+from spotledger.http.operator.amounts import CoinTexts
+from spotledger.http.operator.answers import entry_answer
+from spotledger.http.operator.calls import number_in, query_of
 from spotledger.ledger.ledger import Ledger
 
 EVENT_STREAM_MEDIA_TYPE: Final = "text/event-stream"
