@@ -11,14 +11,13 @@ import asyncio
 import logging
 from collections import deque
 from http import HTTPStatus
-from typing import Final, Protocol, cast
+from typing import Final, cast
 from urllib.parse import unquote, urlsplit
 
 import httptools
 
 from spotledger.errors import MalformedRequest, SpotledgerError
-from spotledger.http.h1.request import Header, Reply, Request, RequestGone
-from spotledger.http.operator.calls import too_long
+from spotledger.http.h1.request import Answers, Header, Reply, Request, RequestGone, too_long
 
 HEAD_LIMIT_BYTES: Final = 64 * 1024
 HEADERS_LIMIT: Final = 100
@@ -38,16 +37,6 @@ _STATUS_LINES: Final = {
 }
 _METHODS: Final = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
 _log = logging.getLogger("spotledger.operator")
-
-
-class Answers(Protocol):
-    """What answers requests."""
-
-    async def answer(self, request: Request) -> Reply:
-        """Answer one request; raise RequestGone where the caller went."""
-
-    def refusal(self, error: SpotledgerError) -> Reply:
-        """Return the answer to what could not be read as a request."""
 
 
 class Hub:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol, TypeAlias
 
+from spotledger.errors import MalformedRequest, SpotledgerError
+
 Header = tuple[bytes, bytes]
 
 
@@ -105,6 +107,21 @@ class Reply:
         self.body = body
         self.headers = [*headers]
         self.stream = stream
+
+
+class Answers(Protocol):
+    """What answers requests."""
+
+    async def answer(self, request: Request) -> Reply:
+        """Answer one request; raise RequestGone where the caller went."""
+
+    def refusal(self, error: SpotledgerError) -> Reply:
+        """Return the answer to what could not be read as a request."""
+
+
+def too_long(limit: int) -> MalformedRequest:
+    """Return the refusal of a body of more than *limit* bytes."""
+    return MalformedRequest(f"The body is longer than {limit} bytes; that many would pass.")
 
 
 _PARAMETER = re.compile(r"{(\w+)}")

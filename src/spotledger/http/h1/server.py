@@ -13,7 +13,8 @@ import socket
 from email.utils import formatdate
 from typing import Final
 
-from spotledger.http.h1.connection import Answers, Connection, Hub
+from spotledger.http.h1.connection import Connection, Hub
+from spotledger.http.h1.request import Answers
 
 #: Connections that wait to be taken, and connections that are open.
 BACKLOG: Final = 1024

@@ -7,14 +7,13 @@ from collections.abc import AsyncIterator
 
 import httpx2
 
-from spotledger.http.h1.request import Outlet, Request, Stream
-from spotledger.http.operator.app import OperatorApp
+from spotledger.http.h1.request import Answers, Outlet, Request, Stream
 
 
 class OperatorTransport(httpx2.AsyncBaseTransport):
     """Carry requests to *app* and its answers back."""
 
-    def __init__(self, app: OperatorApp) -> None:
+    def __init__(self, app: Answers) -> None:
         self._app = app
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:

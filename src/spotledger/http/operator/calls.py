@@ -28,7 +28,7 @@ from spotledger.errors import (
     Unavailable,
 )
 from spotledger.http import wire
-from spotledger.http.h1.request import Header, Reply, Request, path_pattern
+from spotledger.http.h1.request import Header, Reply, Request, path_pattern, too_long
 from spotledger.security.tokens import Tokens
 
 LEDGER_READ: Final = "ledger:read"
@@ -196,11 +196,6 @@ async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
     if len(body) > limit:
         raise too_long(limit)
     return body
-
-
-def too_long(limit: int) -> MalformedRequest:
-    """Return the refusal of a body of more than *limit* bytes."""
-    return MalformedRequest(f"The body is longer than {limit} bytes; that many would pass.")
 
 
 def answer(body: object, status: int = 200, *, replayed: bool = False) -> Reply:
