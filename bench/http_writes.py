@@ -37,7 +37,7 @@ from bench.harness import (
 )
 from bench.load import Credentials, sign
 from bench.read import OPEN_LIMITS
-from spotledger.client import operations as calls
+from spotledger.client.operator import operations as calls
 from spotledger.domain.operations import CoinAmount, HoldKey, HoldName, Operation, Settle, SettleSide, Unfreeze
 
 CONNECTIONS: Final = 64

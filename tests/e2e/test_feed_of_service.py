@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx2
 
 from spotledger.client import OperatorLedger
-from spotledger.client.operations import Deposit
+from spotledger.client.operator.operations import Deposit
 from support_service import start
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import httpx2
 import pytest
 
-from spotledger.client import AsyncOperatorLedger, OperatorLedger, operator_core
-from spotledger.client.ledger_answers import SideBalance, Written
-from spotledger.client.operations import CoinAmount, Deposit, Freeze, HoldKey, Settle, SettleSide, Unfreeze
+from spotledger.client import AsyncOperatorLedger, OperatorLedger
+from spotledger.client.operator import core as operator_core
+from spotledger.client.operator.ledger_answers import SideBalance, Written
+from spotledger.client.operator.operations import CoinAmount, Deposit, Freeze, HoldKey, Settle, SettleSide, Unfreeze
 from spotledger.errors import (
     ChainFailed,
     IdempotencyConflict,

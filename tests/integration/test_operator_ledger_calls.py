@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 
-from spotledger.client import AsyncOperatorLedger, OperatorLedger, key_answers, ledger_answers, service_answers
-from spotledger.client.operations import (
+from spotledger.client import AsyncOperatorLedger, OperatorLedger
+from spotledger.client.operator import key_answers, ledger_answers, service_answers
+from spotledger.client.operator.operations import (
     CoinAmount,
     Deposit,
     Freeze,

@@ -15,10 +15,11 @@ from typing import Any
 import httpx2
 import pytest
 
-from spotledger.client import AsyncOperatorLedger, OperatorLedger, SpotClient, operator_core
-from spotledger.client.key_answers import MadeKey
-from spotledger.client.ledger_answers import Coin
-from spotledger.client.service_answers import Audit, Finding
+from spotledger.client import AsyncOperatorLedger, OperatorLedger, SpotClient
+from spotledger.client.operator import core as operator_core
+from spotledger.client.operator.key_answers import MadeKey
+from spotledger.client.operator.ledger_answers import Coin
+from spotledger.client.operator.service_answers import Audit, Finding
 from spotledger.errors import (
     AccessKeyRevoked,
     IdempotencyConflict,

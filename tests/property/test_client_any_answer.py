@@ -10,10 +10,10 @@ from typing import Any
 from hypothesis import given, strategies as st
 
 import support_client as support
-from spotledger.client.answers import Outcome, read_accounts, read_balances, read_server_time
-from spotledger.client.core import Core
-from spotledger.client.signing import Credentials, signature
 from spotledger.client.steps import Answer
+from spotledger.client.trader.answers import Outcome, read_accounts, read_balances, read_server_time
+from spotledger.client.trader.core import Core
+from spotledger.client.trader.signing import Credentials, signature
 from spotledger.errors import SpotledgerError
 
 JSON = st.recursive(

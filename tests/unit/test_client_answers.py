@@ -9,7 +9,8 @@ import pytest
 
 import support_client as support
 from spotledger import errors
-from spotledger.client.answers import (
+from spotledger.client.steps import Answer
+from spotledger.client.trader.answers import (
     Balance,
     Balances,
     Outcome,
@@ -18,7 +19,6 @@ from spotledger.client.answers import (
     read_outcome,
     read_server_time,
 )
-from spotledger.client.steps import Answer
 
 
 def outcome(body: object, status: int = 200, **headers: str) -> Outcome:

@@ -10,10 +10,10 @@ import pytest
 
 import support_client as support
 from spotledger import errors
-from spotledger.client.answers import Outcome
-from spotledger.client.core import ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S, Core
-from spotledger.client.signing import Credentials
 from spotledger.client.steps import Answer, Failure, Send, Sleep, Steps
+from spotledger.client.trader.answers import Outcome
+from spotledger.client.trader.core import ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S, Core
+from spotledger.client.trader.signing import Credentials
 
 NOW_MS = 1562919832183
 BROKEN = Failure("the connection broke")

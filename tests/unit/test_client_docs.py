@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from spotledger import errors
-from spotledger.client import core
+from spotledger.client.trader import core
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ["get-balance.md", "get-balance.zh-CN.md"]

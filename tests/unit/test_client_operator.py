@@ -13,7 +13,7 @@ import httpx2
 import pytest
 
 from spotledger import errors
-from spotledger.client.operator import OperatorClient, Reply
+from spotledger.client.operator.api import OperatorClient, Reply
 from spotledger.client.problems import ERROR_OF_CODE
 
 TOKEN = "token-0123456789abcdef"

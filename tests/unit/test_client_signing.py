@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import support_client as support
-from spotledger.client.signing import Credentials, NonceClock, clean_params, signature, signed_params
+from spotledger.client.trader.signing import Credentials, NonceClock, clean_params, signature, signed_params
 
 
 @pytest.mark.parametrize(

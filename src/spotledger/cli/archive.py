@@ -27,8 +27,8 @@ from spotledger.cli.options import (
     ledger_command,
     natural_key,
 )
-from spotledger.client.operations import path_part
-from spotledger.client.operator import OperatorClient
+from spotledger.client.operator.api import OperatorClient
+from spotledger.client.operator.operations import path_part
 from spotledger.errors import DataFolderUnusable
 from spotledger.ops.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over
 from spotledger.ops.embedded import LEDGER_FILE

@@ -17,8 +17,8 @@ from spotledger.cli.options import (
     own_key_option,
     time_ms,
 )
-from spotledger.client.operations import path_part
-from spotledger.client.operator import OperatorClient
+from spotledger.client.operator.api import OperatorClient
+from spotledger.client.operator.operations import path_part
 
 
 @click.group()

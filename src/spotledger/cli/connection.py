@@ -19,7 +19,7 @@ from typing import Final
 
 import httpx2
 
-from spotledger.client.operator import OperatorClient
+from spotledger.client.operator.api import OperatorClient
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid, TokenRefused
 from spotledger.http.h1.transport import OperatorTransport
 from spotledger.http.operator.app import OperatorApp

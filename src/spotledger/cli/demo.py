@@ -22,8 +22,8 @@ from spotledger.cli.connection import near_client
 from spotledger.cli.keys import read_balance
 from spotledger.cli.options import config_option, ending_well, setting_options
 from spotledger.cli.service import log_to_stderr
-from spotledger.client.operator import OperatorClient
-from spotledger.client.signed import SignedRequestAPI
+from spotledger.client.operator.api import OperatorClient
+from spotledger.client.trader.signed import SignedRequestAPI
 from spotledger.errors import DataFolderUnusable
 from spotledger.http.serve import Listening, serve
 from spotledger.ops.folder import TOKEN_FILE, read_token, write_secret_file

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from spotledger.client.operator import OperatorClient
+from spotledger.client.operator.api import OperatorClient
 
 CUSTOMER: Final = "alice"
 COINS: Final = {"btc": 8, "eth": 18, "forth": 8, "ltc": 8, "shib": 18, "usdt": 8}

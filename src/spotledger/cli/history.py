@@ -14,8 +14,8 @@ import click
 from spotledger.cli import show
 from spotledger.cli.connection import Where
 from spotledger.cli.options import ledger_command
-from spotledger.client.operations import path_part
-from spotledger.client.operator import OperatorClient
+from spotledger.client.operator.api import OperatorClient
+from spotledger.client.operator.operations import path_part
 
 FOLLOW_PAUSE_SECONDS: Final = 0.25
 _HOUSE: Final = ("@external", "@fees", "@dust", "@receivable")

@@ -21,9 +21,9 @@ from spotledger.cli.options import (
     own_key,
     own_key_option,
 )
-from spotledger.client.operations import path_part
-from spotledger.client.operator import OperatorClient
-from spotledger.client.signed import SignedRequestAPI
+from spotledger.client.operator.api import OperatorClient
+from spotledger.client.operator.operations import path_part
+from spotledger.client.trader.signed import SignedRequestAPI
 from spotledger.errors import (
     AccessKeyRefused,
     InvalidRequest,

@@ -18,7 +18,7 @@ from spotledger.cli.options import (
     ledger_command,
     reference_option,
 )
-from spotledger.client.operator import OperatorClient
+from spotledger.client.operator.api import OperatorClient
 
 
 async def write(client: OperatorClient, where: Where, path: str, body: Mapping[str, Any], key: str) -> None:

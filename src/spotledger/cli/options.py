@@ -16,7 +16,7 @@ import click
 
 from spotledger.cli import show
 from spotledger.cli.connection import Where, connect
-from spotledger.client.operator import OperatorClient
+from spotledger.client.operator.api import OperatorClient
 from spotledger.domain.operations import KEY_MAX_CHARACTERS
 from spotledger.errors import LedgerCorrupt, SpotledgerError
 from spotledger.ops.settings import RULES, flag_of

@@ -14,7 +14,7 @@ from spotledger.cli import show
 from spotledger.cli.connection import Where
 from spotledger.cli.money import write
 from spotledger.cli.options import hold_name, key_option, ledger_command, reference_option
-from spotledger.client.operator import OperatorClient
+from spotledger.client.operator.api import OperatorClient
 from spotledger.errors import MalformedRequest
 
 #: Operations that are sent at a time; a chain is never cut.

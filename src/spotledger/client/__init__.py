@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from spotledger.client.answers import Balance, Balances
-from spotledger.client.async_operator_ledger import AsyncOperatorLedger
-from spotledger.client.operator import OperatorClient
-from spotledger.client.operator_ledger import OperatorLedger
-from spotledger.client.signed import SignedRequestAPI
-from spotledger.client.spot import AsyncSpotClient, SpotClient
+from spotledger.client.operator.api import OperatorClient
+from spotledger.client.operator.async_ledger import AsyncOperatorLedger
+from spotledger.client.operator.ledger import OperatorLedger
+from spotledger.client.trader.answers import Balance, Balances
+from spotledger.client.trader.signed import SignedRequestAPI
+from spotledger.client.trader.spot import AsyncSpotClient, SpotClient
 
 __all__ = [
     "AsyncOperatorLedger",

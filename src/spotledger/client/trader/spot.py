@@ -8,9 +8,9 @@ from typing import Self
 
 import httpx2
 
-from spotledger.client.answers import Balances
-from spotledger.client.core import ACCEPT_PROBLEMS, ATTEMPTS, Core
-from spotledger.client.signing import Credentials
+from spotledger.client.trader.answers import Balances
+from spotledger.client.trader.core import ACCEPT_PROBLEMS, ATTEMPTS, Core
+from spotledger.client.trader.signing import Credentials
 from spotledger.client.transport import READ_TIMEOUT_S, choose_base_url, drive, drive_async, timeouts
 
 

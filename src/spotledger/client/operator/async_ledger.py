@@ -15,8 +15,10 @@ from typing import Any, Self
 
 import httpx2
 
-from spotledger.client.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
-from spotledger.client.ledger_answers import (
+from spotledger.client.operator.api import OPERATOR_BODY_LIMIT_BYTES, OPERATOR_READ_TIMEOUT_S
+from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore
+from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
+from spotledger.client.operator.ledger_answers import (
     Coins,
     CustomerPage,
     Entry,
@@ -28,7 +30,7 @@ from spotledger.client.ledger_answers import (
     TrialBalance,
     Written,
 )
-from spotledger.client.operations import (
+from spotledger.client.operator.operations import (
     Amount,
     Deposit,
     Freeze,
@@ -43,9 +45,7 @@ from spotledger.client.operations import (
     Unfreeze,
     Withdraw,
 )
-from spotledger.client.operator import OPERATOR_BODY_LIMIT_BYTES, OPERATOR_READ_TIMEOUT_S
-from spotledger.client.operator_core import ATTEMPTS, FeedCore, OperatorCore
-from spotledger.client.service_answers import Audit, Backup, Ready
+from spotledger.client.operator.service_answers import Audit, Backup, Ready
 from spotledger.client.steps import Result, Steps
 from spotledger.client.transport import Started, drive_async, stream_async, timeouts
 from spotledger.errors import Refused, TransportError, Unavailable

@@ -9,10 +9,10 @@ from typing import Any, Self
 
 import httpx2
 
-from spotledger.client.answers import Outcome
-from spotledger.client.core import ACCEPT_V1, ATTEMPTS, Core
-from spotledger.client.signing import Credentials
 from spotledger.client.steps import Answer, Steps
+from spotledger.client.trader.answers import Outcome
+from spotledger.client.trader.core import ACCEPT_V1, ATTEMPTS, Core
+from spotledger.client.trader.signing import Credentials
 from spotledger.client.transport import READ_TIMEOUT_S, choose_base_url, drive, timeouts
 
 #: ``status``, ``data``, ``response``.
@@ -30,7 +30,7 @@ class SignedRequestAPI:
     No call raises for what the network or the server did: programs written for the documents' class look at
     ``status`` and expect no exception. ``SpotClient`` is for who prefers exceptions.
 
-    Calls that only read are sent again after a failure, see ``spotledger.client.core``. Several threads may use
+    Calls that only read are sent again after a failure, see ``spotledger.client.trader.core``. Several threads may use
     one object. ``close`` frees its connections; so does forgetting it.
     """
 

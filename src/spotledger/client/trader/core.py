@@ -20,7 +20,8 @@ import random
 import time
 from collections.abc import Callable, Mapping
 
-from spotledger.client.answers import (
+from spotledger.client.steps import Answer, Failure, Send, Sleep, Steps
+from spotledger.client.trader.answers import (
     Balances,
     Outcome,
     read_accounts,
@@ -28,8 +29,7 @@ from spotledger.client.answers import (
     read_outcome,
     read_server_time,
 )
-from spotledger.client.signing import Credentials, NonceClock, clean_params, signed_params
-from spotledger.client.steps import Answer, Failure, Send, Sleep, Steps
+from spotledger.client.trader.signing import Credentials, NonceClock, clean_params, signed_params
 from spotledger.errors import (
     LimitExceeded,
     NonceRefused,
