@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import spotledger
+from spotledger.archive.restore import Restored, restore
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, ListCoin, RegisterCustomer, Unfreeze
 from spotledger.ledger.ledger import Ledger
-from spotledger.ops.restore import Restored, restore
 
 MASTER_KEY = "5a" * 32
 

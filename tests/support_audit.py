@@ -11,10 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from spotledger.audit.embedded import Report, audit
 from spotledger.domain.operations import CoinAmount, HoldKey, SettleSide, Withdraw
 from spotledger.errors import Refused
 from spotledger.ledger.ledger import Ledger
-from spotledger.ops.audit import Report, audit
 from support_core import Clock, open_small, without_triggers
 
 

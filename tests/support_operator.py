@@ -12,12 +12,12 @@ from typing import Any
 
 import httpx2
 
+from spotledger.clock import now_ms
 from spotledger.http.h1.transport import OperatorTransport
 from spotledger.http.operator.app import OperatorApp
-from spotledger.ops.embedded import now_ms
-from spotledger.ops.folder import TOKEN_FILE
 from spotledger.ops.runtime import Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import Settings
+from spotledger.storage.folder import TOKEN_FILE
 
 MASTER_KEY = {"SPOTLEDGER_MASTER_KEY": "5a" * 32}
 

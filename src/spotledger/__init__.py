@@ -15,14 +15,14 @@ def open(path: str | Path, **options: Any) -> Ledger:
     """
     Open the ledger at *path*: a data folder, or the URL of a PostgreSQL database, made where it is not there.
 
-    See :func:`~spotledger.ops.embedded.open_embedded` and :func:`~spotledger.ops.postgres.open_postgres` for *options*
+    See :func:`~spotledger.ops.opening.open_embedded` and :func:`~spotledger.ops.fleet.open_postgres` for *options*
     and errors. Close it, or use it in a ``with`` block.
     """
     # Imported here so that the client can be used without the server's parts.
     if isinstance(path, str) and path.startswith(("postgresql://", "postgres://")):
-        from spotledger.ops.postgres import open_postgres
+        from spotledger.ops.fleet import open_postgres
 
         return open_postgres(path, **options)
-    from spotledger.ops.embedded import open_embedded
+    from spotledger.ops.opening import open_embedded
 
     return open_embedded(path, **options)

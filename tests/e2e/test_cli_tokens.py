@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import support_service
-from spotledger.ops.folder import read_owner
+from spotledger.storage.folder import read_owner
 from support_service import Service
 
 Told = subprocess.CompletedProcess[str]

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from spotledger.audit import journal as audit_journal
+from spotledger.audit.embedded import Progress, audit
 from spotledger.domain.operations import Deposit
-from spotledger.ops import audit_journal
-from spotledger.ops.audit import Progress, audit
 from spotledger.storage.sqlite.audit import TABLES
 from support_audit import audited, copy_of, damaging, every_kind, make
 from support_core import Clock, open_small, raw, seed

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from spotledger.ops import audit_workers
-from spotledger.ops.audit import KnownHead
-from spotledger.ops.audit_findings import CODES
+from spotledger.audit import workers as audit_workers
+from spotledger.audit.embedded import KnownHead
+from spotledger.audit.findings import CODES
 from spotledger.storage.key_filter import page_checksum
 from support_audit import Damage, audited, copy_of, damaging, make
 

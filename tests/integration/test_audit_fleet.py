@@ -17,10 +17,11 @@ import pytest
 
 import spotledger
 from servers.kept import until
-from spotledger.ops import audit_postgres, audits
-from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, PACED_CHUNK_ENTRIES
-from spotledger.ops.audit_postgres import audit_database
-from spotledger.ops.audit_process import DatabaseAddress
+from spotledger.audit import postgres as audit_postgres
+from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, PACED_CHUNK_ENTRIES
+from spotledger.audit.postgres import audit_database
+from spotledger.audit.process import DatabaseAddress
+from spotledger.ops import audits
 from spotledger.ops.audits import Audits
 from spotledger.ops.settings import ServerUrl
 from spotledger.storage.postgres import claim as postgres_claim

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from spotledger.ops import audit_process
-from spotledger.ops.audit_process import audit_in_process
+from spotledger.audit import process as audit_process
+from spotledger.audit.process import audit_in_process
 from support_archive import filled
 from support_audit import damaging
 from support_operator import Api, operator_api

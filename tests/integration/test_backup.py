@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 import spotledger
+from spotledger.archive.backup import back_up
+from spotledger.archive.restore import MasterKeySource, restore
+from spotledger.clock import now_ms
 from spotledger.domain.accounts import Account
 from spotledger.domain.operations import Deposit
 from spotledger.errors import (
@@ -25,9 +28,6 @@ from spotledger.errors import (
     SchemaMismatch,
     StoreUnavailable,
 )
-from spotledger.ops.backup import back_up
-from spotledger.ops.embedded import now_ms
-from spotledger.ops.restore import MasterKeySource, restore
 from spotledger.security.sealing import Cipher
 from spotledger.storage.sqlite import copy as sqlite_copy
 from support_archive import MASTER_KEY, Writing, damaged_copy, disk_of, filled, restored, write_some
@@ -350,7 +350,7 @@ _BACKING_UP = """
 import sys, time
 from pathlib import Path
 import spotledger
-from spotledger.ops.backup import back_up
+from spotledger.archive.backup import back_up
 from spotledger.storage.sqlite import copy as sqlite_copy
 sqlite_copy.STEP_PAGES = 4
 folder = Path(sys.argv[1])
@@ -382,7 +382,7 @@ def test_killed_backup_leaves_nothing_under_its_name(tmp_path: Path) -> None:
 _RESTORING = """
 import sys, time
 from pathlib import Path
-from spotledger.ops import restore
+from spotledger.archive import restore
 real = restore.check_structure
 def slow(path):
     print("copied", flush=True)

@@ -10,13 +10,13 @@ import psycopg
 import pytest
 
 import spotledger
+from spotledger.archive.copying import copy_ledger
 from spotledger.domain.operations import Deposit
 from spotledger.errors import LedgerCorrupt, SchemaMismatch, SetupError
-from spotledger.ops.copying import copy_ledger
-from spotledger.ops.database import make_ready
 from spotledger.ops.runtime import claim_folder, open_runtime
 from spotledger.ops.settings import ServerUrl, Settings
 from spotledger.storage.encoding import decode_entry
+from spotledger.storage.postgres.schema import make_ready
 from support_archive import MASTER_KEY, filled, write_some
 
 ENVIRON = {"SPOTLEDGER_MASTER_KEY": MASTER_KEY}

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import spotledger
+from spotledger.archive import exports
+from spotledger.archive.exports import export_journal
 from spotledger.domain.accounts import Account
 from spotledger.errors import DataFolderUnusable, InvalidRequest, LedgerCorrupt, SettingInvalid, StoreUnavailable
-from spotledger.ops import exports
-from spotledger.ops.exports import export_journal
 from support_archive import Writing, disk_of, filled, write_some
 
 parquet = importlib.import_module("pyarrow.parquet")

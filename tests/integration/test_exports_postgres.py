@@ -13,12 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 import spotledger
+from spotledger.archive import exports
+from spotledger.archive.copying import copy_ledger
+from spotledger.archive.exports import export_journal
+from spotledger.archive.exports_postgres import export_database
 from spotledger.cli.main import program
 from spotledger.errors import InvalidRequest, LedgerCorrupt, SchemaMismatch, SetupError, StoreUnavailable
-from spotledger.ops import exports
-from spotledger.ops.copying import copy_ledger
-from spotledger.ops.exports import export_journal
-from spotledger.ops.exports_postgres import export_database
 from support_archive import Writing, filled, write_some
 
 parquet = importlib.import_module("pyarrow.parquet")

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import httpx2
 import pytest
 
+from spotledger.audit.embedded import Report
+from spotledger.audit.findings import Finding
 from spotledger.client import AsyncOperatorLedger, OperatorLedger
 from spotledger.client.operator import key_answers, ledger_answers, service_answers
 from spotledger.client.operator.operations import (
@@ -32,8 +34,6 @@ from spotledger.client.operator.operations import (
 )
 from spotledger.errors import ProtocolError, TransportError
 from spotledger.http.operator.openapi import document
-from spotledger.ops.audit import Report
-from spotledger.ops.audit_findings import Finding
 from support_operator import operator_api
 
 #: Routes that no method calls, and why.

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from spotledger.ops.folder import TOKEN_FILE
 from spotledger.ops.settings import ServerUrl
+from spotledger.storage.folder import TOKEN_FILE
 from support_operator import Api, operator_api
 
 Open = Callable[[], AbstractContextManager[Api]]

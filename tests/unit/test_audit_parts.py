@@ -7,11 +7,11 @@ import random
 from hashlib import blake2b
 from pathlib import Path
 
-from spotledger.ops import audit_findings
-from spotledger.ops.audit_findings import CODES, FINDINGS_OF_A_CODE, UNEXAMINED_LIMIT, Findings
-from spotledger.ops.audit_keys import KeySpool
+from spotledger.audit import findings as audit_findings
+from spotledger.audit.findings import CODES, FINDINGS_OF_A_CODE, UNEXAMINED_LIMIT, Findings
+from spotledger.audit.keys import KeySpool
 
-OPS = Path(audit_findings.__file__).parent
+AUDIT = Path(audit_findings.__file__).parent
 
 
 def digests(numbers: range) -> list[bytes]:
@@ -71,14 +71,14 @@ def test_findings_of_one_code_are_capped_and_counted() -> None:
 def test_finding_codes_in_the_source_are_all_documented_and_all_used() -> None:
     """Each code that the audit can give has its line in CODES and in the how-to, and no other is there."""
     texts = set()
-    for path in OPS.glob("audit*.py"):
-        if path.name != "audit_findings.py":
+    for path in AUDIT.glob("*.py"):
+        if path.name != "findings.py":
             tree = ast.parse(path.read_text(encoding="utf-8"))
             texts |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     by_table = {
         f"{table}_row_{what}" for table in ("coin", "customer", "reversal") for what in ("missing", "extra", "differs")
     }
     assert set(CODES) - by_table <= texts
-    page = (OPS.parents[2] / "docs" / "how-to" / "audit.md").read_text(encoding="utf-8")
+    page = (AUDIT.parents[2] / "docs" / "how-to" / "audit.md").read_text(encoding="utf-8")
     for code, meaning in CODES.items():
         assert f"| `{code}` | {meaning} |" in page

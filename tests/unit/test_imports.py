@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from spotledger.archive import imports
+from spotledger.archive.imports import Plan, read_balances
 from spotledger.domain.operations import Deposit
 from spotledger.errors import InvalidRequest
-from spotledger.ops import imports
-from spotledger.ops.imports import Plan, read_balances
 
 COINS = {"btc": 8, "usdt": 8, "whole": 0, "shib": 18}
 CUSTOMERS = {"alice", "bob"}

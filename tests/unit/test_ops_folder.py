@@ -12,8 +12,16 @@ from pathlib import Path
 import pytest
 
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, MasterKeyRefused
-from spotledger.ops.folder import Owner, first_token, load_master_key, read_owner, read_token, write_secret_file
-from spotledger.storage.folder import FolderLock, read_note
+from spotledger.storage.folder import (
+    FolderLock,
+    Owner,
+    first_token,
+    load_master_key,
+    read_note,
+    read_owner,
+    read_token,
+    write_secret_file,
+)
 
 HOLD_AND_WAIT = """
 import sys

@@ -15,18 +15,32 @@ PACKAGE = ROOT / "src" / "spotledger"
 
 BREACHES = [
     pytest.param("domain/accounts.py", "import spotledger.ledger.ledger", "Imports go downwards only", id="upwards"),
+    pytest.param("ledger/reads.py", "import spotledger.audit.books", "Imports go downwards only", id="audit beside"),
+    pytest.param("ledger/reads.py", "import spotledger.ledger.writer", "Within the ledger, too", id="ledger"),
+    pytest.param("http/h1/server.py", "import spotledger.http.wire", "The listeners know nothing", id="server"),
+    pytest.param("http/operator/app.py", "import spotledger.http.public.app", "The listeners know", id="listeners"),
+    pytest.param("client/trader/core.py", "import spotledger.client.operator.core", "The two clients", id="clients"),
+    pytest.param(
+        "storage/sqlite/store.py", "import spotledger.storage.postgres.rows", "The two stores know", id="stores"
+    ),
     pytest.param("domain/accounts.py", "import msgspec", "The domain runs on the standard library alone", id="domain"),
     pytest.param("client/__init__.py", "import spotledger.domain", "The client carries no server code", id="client"),
     pytest.param(
         "ledger/ledger.py",
         "import spotledger.storage.sqlite.store",
-        "Only ops.runtime and ops.embedded name a concrete store",
+        "Only ops.opening, ops.fleet, the archive and the audit reach a concrete store",
         id="store",
     ),
+    pytest.param("storage/sqlite/store.py", "import spotledger.storage.sqlite.audit", "Only the audit reads", id="raw"),
     pytest.param(
-        "cli/main.py", "import spotledger.storage.base", "The doors ask the ledger, never the store", id="doors"
+        "cli/main.py",
+        "import spotledger.storage.base",
+        "The listeners and the command line ask the ledger, never the store",
+        id="doors",
     ),
+    pytest.param("clock.py", "import spotledger.errors", "Imports go downwards only", id="siblings of a layer"),
     pytest.param("extra.py", "", "Imports go downwards only", id="a module outside the layers"),
+    pytest.param("http/extra.py", "", "The listeners know nothing", id="a module outside the layers of a package"),
 ]
 
 
@@ -87,6 +101,6 @@ def test_client_import_loads_no_server_module() -> None:
     program = "import sys, spotledger.client; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     loaded = set(result.stdout.split())
-    server = {"ledger", "writer", "storage", "domain", "security", "http", "ops", "cli"}
+    server = {"ledger", "storage", "domain", "security", "http", "ops", "cli", "audit", "archive"}
     assert not {f"spotledger.{name}" for name in server} & loaded
     assert not {"sqlite3", "granian", "httptools"} & loaded

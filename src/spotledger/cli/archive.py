@@ -17,6 +17,10 @@ import click
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from spotledger.archive.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over
+from spotledger.archive.exports import FORMATS, export_journal
+from spotledger.archive.imports import KEY_PREFIX, OpeningBalance, read_balances
+from spotledger.archive.restore import MasterKeySource, restore as restore_backup
 from spotledger.cli import show
 from spotledger.cli.connection import Where
 from spotledger.cli.options import (
@@ -30,13 +34,9 @@ from spotledger.cli.options import (
 from spotledger.client.operator.api import OperatorClient
 from spotledger.client.operator.operations import path_part
 from spotledger.errors import DataFolderUnusable
-from spotledger.ops.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over
-from spotledger.ops.embedded import LEDGER_FILE
-from spotledger.ops.exports import FORMATS, export_journal
-from spotledger.ops.imports import KEY_PREFIX, OpeningBalance, read_balances
-from spotledger.ops.restore import MasterKeySource, restore as restore_backup
 from spotledger.ops.runtime import claim_folder
 from spotledger.ops.settings import Settings, load_settings
+from spotledger.storage.folder import LEDGER_FILE
 
 #: How often the command asks how far a backup is.
 BACKUP_PAUSE_SECONDS: Final = 0.3
@@ -165,8 +165,8 @@ def copy(data: str | None, database: str | None, config: str | None, as_json: bo
     Entries, hashes, access keys and tokens are the same there. A copy that was broken off goes on with the same
     command; no node starts on half of one. DIR is left as it is: from then on, serve the database and not DIR.
     """
-    from spotledger.ops.copying import copy_ledger  # the driver is loaded where it is needed
-    from spotledger.ops.database import address_of
+    from spotledger.archive.copying import copy_ledger  # the driver is loaded where it is needed
+    from spotledger.ops.fleet import address_of
 
     settings = _settings(data, config, database=database)
     address = address_of(settings)
@@ -235,8 +235,8 @@ def export_journal_command(
         if settings.database is None:
             done = export_journal(settings.data, file, file_format, after_seq, bar)
         else:
-            from spotledger.ops.database import address_of  # the driver is loaded where it is needed
-            from spotledger.ops.exports_postgres import export_database
+            from spotledger.archive.exports_postgres import export_database
+            from spotledger.ops.fleet import address_of  # the driver is loaded where it is needed
 
             done = export_database(address_of(settings), file, file_format, after_seq, bar)
     if as_json:

@@ -15,12 +15,12 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
 
+from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Progress, Report, audit as audit_file
 from spotledger.cli import show
 from spotledger.cli.options import config_option, json_option
 from spotledger.errors import SpotledgerError
-from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Progress, Report, audit as audit_file
-from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.ops.settings import Settings, load_settings
+from spotledger.storage.folder import LEDGER_FILE
 
 #: Processes that may read a file at once; the one that joins what they read is kept busy by fewer.
 PROCESSES_LIMIT: Final = 8
@@ -88,8 +88,8 @@ def _audit_of(file: str | None, settings: Settings, processes: int) -> Callable[
     """Return the audit of *file*, else of the database that is set, else of the ledger in the data folder."""
     if file is not None or settings.database is None:
         return partial(audit_file, Path(file) if file else settings.data / LEDGER_FILE, processes=processes)
-    from spotledger.ops.audit_postgres import audit_database  # the driver is loaded where it is needed
-    from spotledger.ops.database import address_of
+    from spotledger.audit.postgres import audit_database  # the driver is loaded where it is needed
+    from spotledger.ops.fleet import address_of
 
     return partial(audit_database, address_of(settings))
 

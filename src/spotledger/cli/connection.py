@@ -23,10 +23,10 @@ from spotledger.client.operator.api import OperatorClient
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid, TokenRefused
 from spotledger.http.h1.transport import OperatorTransport
 from spotledger.http.operator.app import OperatorApp
-from spotledger.ops.embedded import LEDGER_FILE
-from spotledger.ops.folder import TOKEN_BYTES, TOKEN_FILE, Owner, read_owner, read_token
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import load_settings
+from spotledger.security.tokens import TOKEN_BYTES
+from spotledger.storage.folder import LEDGER_FILE, TOKEN_FILE, Owner, read_owner, read_token
 
 #: Another command, or a server that is starting, may own the folder for a moment.
 OWNER_PATIENCE_SECONDS: Final = 5.0
@@ -86,7 +86,7 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Oper
                     yield client
         else:
             if not is_embedded and not may_make:
-                from spotledger.ops.database import check_there  # the driver is loaded where it is needed
+                from spotledger.ops.fleet import check_there  # the driver is loaded where it is needed
 
                 check_there(in_force.settings)
             runtime = stack.enter_context(open_runtime(in_force.settings, os.environ, owner))

@@ -26,8 +26,8 @@ from spotledger.client.operator.api import OperatorClient
 from spotledger.client.trader.signed import SignedRequestAPI
 from spotledger.errors import DataFolderUnusable
 from spotledger.http.serve import Listening, serve
-from spotledger.ops.folder import TOKEN_FILE, read_token, write_secret_file
 from spotledger.ops.settings import load_settings
+from spotledger.storage.folder import TOKEN_FILE, read_token, write_secret_file
 
 DEMO_FOLDER: Final = "data/demo"
 DEMO_KEY_FILE: Final = "demo.key"

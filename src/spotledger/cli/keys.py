@@ -33,9 +33,9 @@ from spotledger.errors import (
     TransportError,
     Unavailable,
 )
-from spotledger.ops.folder import write_secret_file
 from spotledger.security.keys import PERMISSIONS
 from spotledger.security.tokens import SCOPES
+from spotledger.storage.folder import write_secret_file
 
 SECRET_VARIABLE: Final = "SPOTLEDGER_SECRETKEY"  # noqa: S105 - a name, no secret
 _ACCOUNT_NUMBERS: Final = {name: number for number, name in enumerate(ACCOUNTS, start=1)}

@@ -13,8 +13,8 @@ from spotledger.cli import show
 from spotledger.cli.options import config_option, ending_well, json_option, setting_options
 from spotledger.http.serve import Listening, serve as run_service
 from spotledger.http.workers import serve_workers
-from spotledger.ops.folder import TOKEN_FILE
 from spotledger.ops.settings import Settings, load_settings, markdown, plain, shown
+from spotledger.storage.folder import TOKEN_FILE
 
 
 def log_to_stderr(settings: Settings) -> None:
@@ -65,11 +65,9 @@ def migrate(database: str | None, after: bool, config: str | None, as_json: bool
     Before the first node of a new version: spotledger migrate. After the last node of the old one has stopped:
     spotledger migrate --after. In between, nodes of both versions may run.
     """
-    from spotledger.ops.database import address_of, migrate_database  # the driver is loaded where it is needed
+    from spotledger.ops.fleet import migrate_database  # the driver is loaded where it is needed
 
-    applied = migrate_database(
-        address_of(load_settings({"database": database}, os.environ, config).settings), after=after
-    )
+    applied = migrate_database(load_settings({"database": database}, os.environ, config).settings, after=after)
     if as_json:
         show.json_document({"applied": applied})
     else:

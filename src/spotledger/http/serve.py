@@ -24,17 +24,18 @@ from granian.http import HTTP1Settings
 from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server
 
+from spotledger.clock import now_ms
 from spotledger.errors import SettingInvalid, SetupError
 from spotledger.http.h1.server import OperatorServer
 from spotledger.http.operator.app import OperatorApp
+from spotledger.http.operator.metrics import Metrics, show_shared_counts
 from spotledger.http.public.app import PublicApp, PublicSettings
 from spotledger.ops.collector import look_at_all_now_and_then, look_once
-from spotledger.ops.embedded import now_ms
-from spotledger.ops.folder import Owner
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import Address, Settings, flag_of
 from spotledger.ops.siblings import Siblings
 from spotledger.security.gate import Gate
+from spotledger.storage.folder import Owner
 
 #: Connections that wait to be taken, and connections that are open, on each listener.
 BACKLOG: Final = 1024
@@ -211,7 +212,8 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
     await runtime.start()
     runtime.audits.keep_on(runtime.settings.audit_entries_per_second, runtime.settings.audit_pause_seconds)
     public_app = _public_app(runtime)
-    operator_app = OperatorApp(runtime, public=public_app)
+    operator_app = OperatorApp(runtime)
+    _show_public(operator_app.metrics, public_app)
     await public_app.gate.start()
     operator_server = OperatorServer(operator_app, listeners.operator)
     await operator_server.start()
@@ -231,6 +233,16 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
         await _stop_listening(operator_server, public_server, running)
         await public_app.gate.stop()
         await runtime.stop()
+
+
+def _show_public(metrics: Metrics, public: PublicApp) -> None:
+    """Show in *metrics* what the public listener counts."""
+    replay = public.gate.replay
+    metrics.tell("public_requests", "Requests of traders that were answered.", lambda: public.requests)
+    metrics.tell_by("public_refusals", "Those that were refused.", "code", lambda: public.refusals)
+    metrics.tell("replay_forgotten", "Signed requests forgotten too early.", lambda: replay.forgotten)
+    if public.gate.shared is not None:
+        show_shared_counts(metrics, public.gate.shared)
 
 
 def _public_app(runtime: Runtime) -> PublicApp:

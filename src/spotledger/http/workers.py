@@ -22,10 +22,10 @@ from typing import Final, NoReturn
 
 from spotledger.errors import LedgerCorrupt, SetupError, SpotledgerError
 from spotledger.http.serve import STOP_SECONDS, Listeners, Listening, bound_listeners, serve_on
-from spotledger.ops.folder import Owner
 from spotledger.ops.runtime import FolderLock, claim_folder
 from spotledger.ops.settings import Settings
 from spotledger.ops.siblings import Siblings
+from spotledger.storage.folder import Owner
 
 #: How long a worker that ended before it answered anybody stays down before it is started again.
 RESTART_SECONDS: Final = 1.0

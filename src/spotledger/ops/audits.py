@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
+from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, Progress
+from spotledger.audit.process import DatabaseAddress, audit_in_process
 from spotledger.errors import StoreUnavailable
-from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, Progress
-from spotledger.ops.audit_process import DatabaseAddress, audit_in_process
 from spotledger.ops.siblings import Siblings
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
 """
 Join the parts of the service: the folder, the store, the ledger, the writer, access keys and tokens.
 
-Which store it is, :mod:`spotledger.ops.embedded` and :mod:`spotledger.ops.fleet` know.
+Which store it is, :mod:`spotledger.ops.opening` and :mod:`spotledger.ops.fleet` know.
 """
 
 from __future__ import annotations
@@ -14,21 +14,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from spotledger.archive.backup import BACKUPS_FOLDER, Backups
+from spotledger.clock import now_ms
 from spotledger.errors import MasterKeyRefused, SpotledgerError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 from spotledger.ops.audits import Audits
-from spotledger.ops.backup import BACKUPS_FOLDER, Backups
-from spotledger.ops.embedded import LEDGER_FILE, now_ms, open_embedded
-from spotledger.ops.folder import TOKEN_FILE, Owner, first_token, load_master_key, read_token
 from spotledger.ops.key_watch import KeyWatch
 from spotledger.ops.key_writes import KeyWrites
+from spotledger.ops.opening import open_embedded
 from spotledger.ops.settings import Settings
 from spotledger.ops.siblings import Siblings
 from spotledger.security.keys import KeyRing
 from spotledger.security.sealing import Cipher
 from spotledger.security.tokens import SCOPES, Tokens
-from spotledger.storage.folder import FolderLock as FolderLock
+from spotledger.storage.folder import (
+    LEDGER_FILE,
+    TOKEN_FILE,
+    FolderLock as FolderLock,
+    Owner,
+    first_token,
+    load_master_key,
+    read_token,
+)
 
 if TYPE_CHECKING:
     from spotledger.ops.fleet import Fleet

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from spotledger.errors import SettingInvalid
+from spotledger.storage.folder import VARIABLE_PREFIX
 
-VARIABLE_PREFIX: Final = "SPOTLEDGER_"
 CONFIG_VARIABLE: Final = "SPOTLEDGER_CONFIG"
 TEXT_MAX_CHARACTERS: Final = 64
 

@@ -22,9 +22,8 @@ from spotledger.http.operator.docs import doc_routes
 from spotledger.http.operator.feed import Feed
 from spotledger.http.operator.keys import KeyCalls
 from spotledger.http.operator.ledger import LedgerCalls
-from spotledger.http.operator.metrics import METRICS_MEDIA_TYPE, Metrics, show_shared_counts
+from spotledger.http.operator.metrics import METRICS_MEDIA_TYPE, Metrics
 from spotledger.http.operator.reads import ReadCalls
-from spotledger.http.public.app import PublicApp
 from spotledger.ops.runtime import Runtime
 
 _NO_STORE: Final = (b"cache-control", b"no-store")
@@ -39,12 +38,10 @@ class OperatorApp:
     Args:
         runtime: The joined parts, started.
         local_token: One more token that is let in, with every scope: for the process itself.
-        public: The public listener's application, where there is one, for the metrics.
     """
 
-    def __init__(self, runtime: Runtime, local_token: str | None = None, public: PublicApp | None = None) -> None:
+    def __init__(self, runtime: Runtime, local_token: str | None = None) -> None:
         self._runtime = runtime
-        self._public = public
         self._door = Door(runtime.tokens, local_token)
         self.feed = Feed(runtime.ledger)
         self.metrics = Metrics(runtime.siblings)
@@ -89,14 +86,6 @@ class OperatorApp:
                 "database_silent_seconds", "How long ago the database was heard of.", lambda: watch.silent_seconds
             )
         show_audits(self.metrics, self._runtime.audits)
-        public = self._public
-        if public is not None:
-            replay = public.gate.replay
-            self.metrics.tell("public_requests", "Requests of traders that were answered.", lambda: public.requests)
-            self.metrics.tell_by("public_refusals", "Those that were refused.", "code", lambda: public.refusals)
-            self.metrics.tell("replay_forgotten", "Signed requests forgotten too early.", lambda: replay.forgotten)
-            if public.gate.shared is not None:
-                show_shared_counts(self.metrics, public.gate.shared)
 
     async def answer(self, request: Request) -> Reply:
         """

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, UnsetType
 
+from spotledger.archive.backup import NAME_PATTERN, Backups
 from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.answers import Answer, Epoch, Seq, TimeMs
 from spotledger.http.operator.bodies import Body, decode
 from spotledger.http.operator.calls import ADMIN, Call, Door, Endpoint, Write, answer, query_of, route
-from spotledger.ops.backup import NAME_PATTERN, Backups
 
 #: How long the call that begins a backup waits for its end; a large one goes on after that.
 BACKUP_WAIT_SECONDS: Final = 20.0

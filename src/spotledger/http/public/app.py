@@ -12,12 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 import traceback
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from spotledger.clock import now_ms
 from spotledger.errors import MalformedRequest, MethodNotAllowed, NotFound, SpotledgerError
 from spotledger.http import wire
 from spotledger.http.public import answers as public_answers, v4
@@ -48,11 +48,6 @@ class PublicSettings(GateSettings):
     success_info: str = "success"
 
 
-def system_clock_ms() -> int:
-    """Return the time in ms since 1970."""
-    return time.time_ns() // 1_000_000
-
-
 class PublicApp:
     """
     Answer the requests of traders, as an RSGI application.
@@ -66,7 +61,7 @@ class PublicApp:
         ledger: LedgerSight,
         key_ring: KeyRing,
         settings: PublicSettings | None = None,
-        clock_ms: Callable[[], int] = system_clock_ms,
+        clock_ms: Callable[[], int] = now_ms,
         *,
         is_ready: Callable[[], bool] = lambda: True,
         request_prefix: str | None = None,

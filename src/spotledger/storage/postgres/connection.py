@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, Final, TypeAlias
 
 import psycopg
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
 from spotledger.errors import LedgerCorrupt, SettingInvalid, StoreUnavailable
@@ -29,6 +29,9 @@ KEEPALIVE_INTERVAL_SECONDS: Final = 1
 KEEPALIVE_COUNT: Final = 3
 #: The settings that the server has to have for a commit that has returned to be on the disk.
 SYNCHRONOUS: Final = ("on", "remote_apply")
+
+#: Connect to any server, a standby too; every other connection looks for the server that takes writes.
+ANY_SERVER: Final = {"target_session_attrs": "any"}
 
 #: What is in the way, by SQLSTATE or the first two characters of it.
 _UNAVAILABLE: Final = {
@@ -152,3 +155,8 @@ def is_lost(error: psycopg.Error) -> bool:
     if state is None:
         return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
     return state.startswith(_FATAL_CLASSES)
+
+
+def any_server(address: str) -> str:
+    """Return *address* such that a standby will do, for what only reads; what it says of that itself counts."""
+    return address if "target_session_attrs" in conninfo_to_dict(address) else make_conninfo(address, **ANY_SERVER)

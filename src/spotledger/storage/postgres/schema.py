@@ -17,7 +17,7 @@ import psycopg
 
 from spotledger.errors import SchemaMismatch, SetupError, SpotledgerError, StoreUnavailable
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.postgres.connection import Connection, reason_of, translated
+from spotledger.storage.postgres.connection import Connection, connect, reason_of, translated
 
 #: What a server may be asked to lock so that only one migrates, "SpoL" as a number.
 MIGRATION_LOCK: Final = 0x53706F4C
@@ -187,3 +187,66 @@ def make_ledger(connection: Connection, ledger_id: str | None = None, epoch: int
                 "INSERT INTO head (only_row, seq, hash, booked_ms) VALUES (1, 0, %s, 0)", (genesis_hash(ledger_id),)
             )
     return bool(made)
+
+
+def make_ready(address: str) -> None:
+    """
+    Make the schema and the ledger in an empty database; where there is a ledger, check that this program knows it.
+
+    Several nodes may do so at once: one makes it, the others find it made.
+
+    Raises:
+        SchemaMismatch: The database has tables of something else, or an older or newer schema.
+        StoreUnavailable: No server that takes writes could be reached.
+    """
+    make_schema(address)
+    with connect(address) as connection:
+        make_ledger(connection)
+        _check_no_copy(connection)  # after it: a copy that begins now finds a ledger
+
+
+def make_schema(address: str) -> None:
+    """Make the schema in an empty database, or check the one that is there; raises like :func:`make_ready`."""
+    with connect(address) as connection:
+        if not has_ledger_schema(connection):
+            migrate(connection, after=True)
+        check_schema(connection)
+
+
+def _check_no_copy(connection: Connection) -> None:
+    with translated("opened"):
+        going_on = connection.execute("SELECT seq FROM copy_going_on").fetchall()
+    if going_on:
+        raise SetupError(
+            f"An embedded ledger is being copied into this database, up to entry {going_on[0][0]}, and the copy has not"
+            " ended. Where it was broken off, run the same spotledger copy again."
+        )
+
+
+def check_ledger(connection: Connection) -> None:
+    """
+    Check that the database has a ledger of a version that this program reads, whole.
+
+    Raises:
+        SchemaMismatch: It has none, or one of another version.
+        SetupError: An embedded ledger is being copied into it.
+        StoreUnavailable: The server is in the way.
+    """
+    if not has_ledger_schema(connection):
+        raise SchemaMismatch("There is no ledger in the database; name the one that the nodes serve.")
+    check_schema(connection)
+    _check_no_copy(connection)
+
+
+def has_ledger_schema(connection: Connection) -> bool:
+    """Say whether the database has a schema of ours; refuse one that has tables of something else."""
+    with translated("opened"):
+        ours, others = connection.execute(
+            "SELECT to_regclass('schema_version') IS NOT NULL, (SELECT count(*) FROM pg_class"
+            " WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p'))"
+        ).fetchall()[0]
+    if not ours and others:
+        raise SchemaMismatch(
+            f"The database has {others} tables of something else, and no ledger; an empty database would pass."
+        )
+    return bool(ours)

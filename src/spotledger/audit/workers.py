@@ -22,9 +22,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from spotledger.ops.audit_keys import KeySpool
-from spotledger.ops.audit_ranges import RangeRead, RangeReader, Unsound
-from spotledger.ops.settings import VARIABLE_PREFIX
+from spotledger.audit.keys import KeySpool
+from spotledger.audit.ranges import RangeRead, RangeReader, Unsound
+from spotledger.storage.folder import VARIABLE_PREFIX
 from spotledger.storage.sqlite.audit import AuditFile, Unreadable
 
 #: A range is as many whole segments as fit into so many entries, and at least one.

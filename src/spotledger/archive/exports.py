@@ -2,7 +2,7 @@
 The journal as files for other programs: JSON lines, and Parquet.
 
 Both are read from the ledger file itself, beside whoever owns it, or from the database of a fleet
-(:mod:`spotledger.ops.exports_postgres`), in short transactions and bounded memory, up to the head as it was at the
+(:mod:`spotledger.archive.exports_postgres`), in short transactions and bounded memory, up to the head as it was at the
 beginning. The chain of hashes is checked on the way, so a damaged journal is not passed on.
 """
 
@@ -17,8 +17,8 @@ from typing import Any, Final, NamedTuple
 from spotledger.domain.journal import Entry, Posting
 from spotledger.domain.operations import ListCoin
 from spotledger.errors import DataFolderUnusable, SettingInvalid
-from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.storage.encoding import decode_entry
+from spotledger.storage.folder import LEDGER_FILE
 from spotledger.storage.journal_reader import JournalReader, JournalRow
 from spotledger.storage.sqlite.journal import SqliteJournal
 from spotledger.storage.whole_file import appearing_whole

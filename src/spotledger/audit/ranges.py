@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from spotledger.ops.audit_books import Line, Name, OpenHold, has_owner
-from spotledger.ops.audit_entries import EntryRead, decoded
-from spotledger.ops.audit_findings import Findings
-from spotledger.ops.audit_journal import JournalPass
-from spotledger.ops.audit_keys import FilterCheck, KeySpool
-from spotledger.ops.audit_segments import SegmentTables
+from spotledger.audit.books import Line, Name, OpenHold, has_owner
+from spotledger.audit.entries import EntryRead, decoded
+from spotledger.audit.findings import Findings
+from spotledger.audit.journal import JournalPass
+from spotledger.audit.keys import FilterCheck, KeySpool
+from spotledger.audit.segments import SegmentTables
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.sqlite.audit import AuditFile, Facts
 

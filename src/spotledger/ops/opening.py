@@ -1,22 +1,18 @@
-"""Opening the embedded ledger of a data folder: the place that names the concrete store."""
+"""
+Open the embedded ledger of a data folder.
+
+This module and :mod:`spotledger.ops.fleet`, which needs the driver of PostgreSQL, are the only ones that open a store.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
+from spotledger.clock import now_ms
 from spotledger.ledger.ledger import Ledger
-from spotledger.storage.folder import FolderLock
+from spotledger.storage.folder import LEDGER_FILE, FolderLock
 from spotledger.storage.sqlite.store import CACHE_ACCOUNTS, SEGMENT_ENTRIES, SqliteStore
-
-LEDGER_FILE: Final = "ledger.db"
-
-
-def now_ms() -> int:
-    """Return the time in milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
 
 
 def open_embedded(

@@ -13,18 +13,17 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from spotledger.audit.embedded import CLEAN, KnownHead, Progress, Report, audit
+from spotledger.audit.postgres import audit_database
 from spotledger.domain.journal import Entry, opened_hold
 from spotledger.errors import LedgerCorrupt, SchemaMismatch
-from spotledger.ops.audit import CLEAN, KnownHead, Progress, Report, audit
-from spotledger.ops.audit_postgres import audit_database
-from spotledger.ops.database import make_schema
-from spotledger.ops.embedded import LEDGER_FILE
 from spotledger.storage.base import Head, Wanted
 from spotledger.storage.encoding import decode_entry, encode_entry
+from spotledger.storage.folder import LEDGER_FILE
 from spotledger.storage.journal_reader import JournalReader, JournalRow
 from spotledger.storage.postgres.connection import Connection, connect, translated
 from spotledger.storage.postgres.keys import PostgresKeyTables
-from spotledger.storage.postgres.schema import make_ledger
+from spotledger.storage.postgres.schema import make_ledger, make_schema
 from spotledger.storage.postgres.store import PostgresStore
 from spotledger.storage.sqlite.file import open_to_read
 from spotledger.storage.sqlite.journal import SqliteJournal

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from spotledger.ops.audit_findings import Findings
+from spotledger.audit.findings import Findings
 from spotledger.storage.key_filter import PAGE_WORDS, level_checksum, level_extent, page_checksum
 from spotledger.storage.sqlite.audit import AuditFile, Row, Unreadable
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
+from spotledger.audit.entries import AVAILABLE, FREEZE, AccountRead, EntryRead, PostingRead, SideRead, named
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, HOUSE_KIND, RECEIVABLE
 from spotledger.domain.operations import REST
 from spotledger.domain.reversal import REVERSIBLE
-from spotledger.ops.audit_entries import AVAILABLE, FREEZE, AccountRead, EntryRead, PostingRead, SideRead, named
 
 _EXTERNAL: Final[AccountRead] = (EXTERNAL.customer, EXTERNAL.kind)
 _FEES: Final[AccountRead] = (FEES.customer, FEES.kind)

@@ -19,8 +19,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from spotledger.ops.audit import INCOMPLETE, Progress, Report, audit
-from spotledger.ops.settings import VARIABLE_PREFIX
+from spotledger.audit.embedded import INCOMPLETE, Progress, Report, audit
+from spotledger.storage.folder import VARIABLE_PREFIX
 
 #: How much nicer than the service the process is.
 NICENESS: Final = 10
@@ -147,7 +147,7 @@ def _report(path: str, entries_per_second: int) -> Report:
     address = os.environ.pop(ADDRESS_VARIABLE, None)
     if address is None:
         return audit(path, progress=_Lines(), entries_per_second=entries_per_second)
-    from spotledger.ops.audit_postgres import audit_database  # the driver is loaded where it is needed
+    from spotledger.audit.postgres import audit_database  # the driver is loaded where it is needed
 
     return audit_database(address, progress=_Lines(), entries_per_second=entries_per_second)
 

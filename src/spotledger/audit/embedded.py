@@ -14,13 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from spotledger.ops.audit_findings import Finding, Findings
-from spotledger.ops.audit_journal import JournalPass
-from spotledger.ops.audit_keys import FilterCheck, KeySpool
-from spotledger.ops.audit_ranges import CHUNK_ENTRIES, join
-from spotledger.ops.audit_segments import SegmentTables
-from spotledger.ops.audit_tables import WholeTables
-from spotledger.ops.audit_workers import Ahead, ranges_of
+from spotledger.audit.findings import Finding, Findings
+from spotledger.audit.journal import JournalPass
+from spotledger.audit.keys import FilterCheck, KeySpool
+from spotledger.audit.ranges import CHUNK_ENTRIES, join
+from spotledger.audit.segments import SegmentTables
+from spotledger.audit.tables import WholeTables
+from spotledger.audit.workers import Ahead, ranges_of
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.sqlite.audit import AuditFile, Facts, Unreadable
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spotledger.ops.database import any_server, check_ledger
-from spotledger.ops.exports import Exported, Progress, export_from
+from spotledger.archive.exports import Exported, Progress, export_from
 from spotledger.storage.journal_reader import JournalReader
-from spotledger.storage.postgres.connection import connect
+from spotledger.storage.postgres.connection import any_server, connect
 from spotledger.storage.postgres.journal import PostgresJournal
+from spotledger.storage.postgres.schema import check_ledger
 
 
 def export_database(
@@ -22,7 +22,7 @@ def export_database(
     Write the entries after *after_seq* of the ledger in the database at *address* to the new file *file*.
 
     The arguments, what is returned and what is raised are those of
-    :func:`spotledger.ops.exports.export_journal`; and:
+    :func:`spotledger.archive.exports.export_journal`; and:
 
     Args:
         address: Where the database is; a standby of it will do.

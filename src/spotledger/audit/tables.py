@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
-from spotledger.ops.audit_books import Line
-from spotledger.ops.audit_findings import Findings
-from spotledger.ops.audit_journal import JournalPass
+from spotledger.audit.books import Line
+from spotledger.audit.findings import Findings
+from spotledger.audit.journal import JournalPass
 from spotledger.storage.sqlite.audit import AuditFile, Position, Unreadable
 
 _HOLDS_A_PAGE: Final = 2_000

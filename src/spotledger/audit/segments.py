@@ -11,11 +11,11 @@ from array import array
 from collections.abc import Callable
 from typing import Any, Final
 
+from spotledger.audit.books import Line
+from spotledger.audit.findings import Findings
+from spotledger.audit.journal import JournalPass
+from spotledger.audit.keys import FilterCheck, KeySpool
 from spotledger.errors import LedgerCorrupt
-from spotledger.ops.audit_books import Line
-from spotledger.ops.audit_findings import Findings
-from spotledger.ops.audit_journal import JournalPass
-from spotledger.ops.audit_keys import FilterCheck, KeySpool
 from spotledger.storage.encoding import pack_places, unpack_places
 from spotledger.storage.sqlite.audit import AuditFile, Unreadable
 

@@ -15,16 +15,15 @@ from typing import Any, Final
 
 from psycopg.conninfo import conninfo_to_dict
 
+from spotledger.audit.books import Line
+from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Pace, Progress, Report
+from spotledger.audit.findings import Findings
+from spotledger.audit.journal import JournalPass
+from spotledger.audit.keys import KeySpool
+from spotledger.audit.tables import compare_with_itself
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
-from spotledger.ops.audit import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Pace, Progress, Report
-from spotledger.ops.audit_books import Line
-from spotledger.ops.audit_findings import Findings
-from spotledger.ops.audit_journal import JournalPass
-from spotledger.ops.audit_keys import KeySpool
-from spotledger.ops.audit_tables import compare_with_itself
-from spotledger.ops.database import any_server
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.postgres.connection import Connection, connect, translated
+from spotledger.storage.postgres.connection import Connection, any_server, connect, translated
 from spotledger.storage.postgres.statements import SEGMENT_ENTRIES
 
 #: Entries that are read at once.

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from spotledger.audit.embedded import CLEAN, KnownHead, Progress, Report, audit
+from spotledger.audit.findings import Finding
+from spotledger.clock import now_ms
 from spotledger.errors import (
     BackupDamaged,
     DataFolderUnusable,
@@ -15,12 +18,16 @@ from spotledger.errors import (
     MasterKeyRefused,
     SpotledgerError,
 )
-from spotledger.ops.audit import CLEAN, KnownHead, Progress, Report, audit
-from spotledger.ops.audit_findings import Finding
-from spotledger.ops.embedded import LEDGER_FILE, now_ms
-from spotledger.ops.folder import MASTER_KEY_FILE, MASTER_KEY_VARIABLE, TOKEN_FILE, load_master_key
 from spotledger.security.sealing import Cipher
-from spotledger.storage.folder import make_folder, unusable
+from spotledger.storage.folder import (
+    LEDGER_FILE,
+    MASTER_KEY_FILE,
+    MASTER_KEY_VARIABLE,
+    TOKEN_FILE,
+    load_master_key,
+    make_folder,
+    unusable,
+)
 from spotledger.storage.sqlite.copy import BackupFacts, check_structure, make_ledger_again, read_facts
 from spotledger.storage.sqlite.journal import SqliteJournal
 from spotledger.storage.whole_file import move, sync

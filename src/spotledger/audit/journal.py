@@ -17,13 +17,13 @@ from typing import Any, Final
 
 import msgspec
 
+from spotledger.audit.books import BooksRead
+from spotledger.audit.entries import EntryRead, decode, decoded
+from spotledger.audit.findings import Findings
+from spotledger.audit.quick import QUICK
+from spotledger.audit.requests import CHECKS
 from spotledger.domain.amounts import MAX_SCALE
 from spotledger.errors import Kept
-from spotledger.ops.audit_books import BooksRead
-from spotledger.ops.audit_entries import EntryRead, decode, decoded
-from spotledger.ops.audit_findings import Findings
-from spotledger.ops.audit_quick import QUICK
-from spotledger.ops.audit_requests import CHECKS
 
 _DIGEST_BYTES: Final = 16
 _KEY_LENGTH: Final = 64

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from spotledger.audit.entries import EntryRead
+from spotledger.audit.findings import Findings
 from spotledger.domain.accounts import ACCOUNT_IDS, DUST, EXTERNAL, FEES, HOUSE_KIND, RECEIVABLE
-from spotledger.ops.audit_entries import EntryRead
-from spotledger.ops.audit_findings import Findings
 
 Name = tuple[tuple[str, str], str]  # ((customer, kind of account), coin)
 _HOUSE: Final = frozenset({tuple(EXTERNAL), tuple(FEES), tuple(DUST)})

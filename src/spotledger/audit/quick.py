@@ -12,10 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from spotledger.domain.accounts import EXTERNAL, FEES, RECEIVABLE
-from spotledger.domain.operations import REST
-from spotledger.ops.audit_books import BooksRead, Line, OpenHold
-from spotledger.ops.audit_entries import (
+from spotledger.audit.books import BooksRead, Line, OpenHold
+from spotledger.audit.entries import (
     AVAILABLE,
     FREEZE,
     AccountRead,
@@ -25,6 +23,8 @@ from spotledger.ops.audit_entries import (
     SideRead,
     named,
 )
+from spotledger.domain.accounts import EXTERNAL, FEES, RECEIVABLE
+from spotledger.domain.operations import REST
 
 _EXTERNAL: Final[AccountRead] = (EXTERNAL.customer, EXTERNAL.kind)
 _FEES: Final[AccountRead] = (FEES.customer, FEES.kind)
