@@ -11,7 +11,8 @@ from spotledger.domain.accounts import Balance
 from spotledger.domain.journal import Entry
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Unfreeze, Withdraw
 from spotledger.errors import ChainFailed, Refused, StoreUnavailable
-from spotledger.ledger import Group, Ledger, Receipt
+from spotledger.group import Group
+from spotledger.ledger import Ledger, Receipt
 from spotledger.storage.steps import Steps, drive
 from support_core import spot
 
