@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from spotledger.ledger import Ledger
 from spotledger.ops.database import make_ready
 from spotledger.ops.embedded import now_ms
 from spotledger.storage.postgres import PostgresStore
-
-#: What the URL of a PostgreSQL database begins with.
-URL_SCHEMES: Final = ("postgresql://", "postgres://")
-
-
-def is_database_url(text: object) -> bool:
-    """Say whether *text* is the URL of a PostgreSQL database, and not a folder."""
-    return isinstance(text, str) and text.startswith(URL_SCHEMES)
 
 
 def open_postgres(url: str, *, clock_ms: Callable[[], int] | None = None, **options: Any) -> Ledger:
