@@ -100,8 +100,6 @@ class Work:
             customers: How many there are.
         """
         self.seq = first_seq
-        self.repeats = 0
-        self.refused = 0
         self._chance = random.Random(seed)
         self._customers = Zipf(customers)
         self._markets = Zipf(len(BASES))
@@ -130,10 +128,8 @@ class Work:
     def _next(self) -> Operation:
         chance = self._chance
         if self._earlier and chance.random() < 0.01:
-            self.repeats += 1
             return chance.choice(self._earlier)
         if chance.random() < 0.01:
-            self.refused += 1
             return self._booked(Freeze(new_key(), self._customer(), self._coin(), TOO_MUCH, reference=new_key()))
         kind = chance.choices(self._kinds, cum_weights=self._shares)[0]
         operation = self._booked(self._of_kind(kind))

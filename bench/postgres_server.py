@@ -46,11 +46,6 @@ class Server:
         with psycopg.connect(self.cluster.url(), autocommit=True) as connection:
             return {name: ask(connection, f"SHOW {name}") or "(none)" for name in SHOWN}
 
-    def wal_bytes(self) -> int:
-        """Return how much write-ahead log the server has written so far."""
-        with psycopg.connect(self.cluster.url(), autocommit=True) as connection:
-            return int(ask(connection, "SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')"))
-
     def checkpoint(self) -> None:
         """Write out what is dirty, so that no round pays for what came before it."""
         with psycopg.connect(self.cluster.url(), autocommit=True) as connection:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import resource
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import spotledger
 from spotledger.domain.accounts import Account
+from spotledger.domain.operations import Operation
+from spotledger.ledger.group import Group
 from spotledger.ledger.ledger import Ledger
+from spotledger.storage.steps import Steps, drive
 
 START_MS = 1_700_000_000_000
 
@@ -49,6 +52,33 @@ def fill(ledger: Ledger, count: int, prefix: str = "fill") -> None:
     """Book *count* small deposits, one a group, so that segments fill and are sealed."""
     for number in range(count):
         ledger.deposit("ann", "btc", "0.00000001", key=f"{prefix}:{number}")
+
+
+def booked_up_to_commit(ledger: Ledger, operations: Sequence[Operation]) -> Steps[Group]:
+    """
+    Book *operations* until the commit is the next thing to do: they are decided and written, and not durable.
+
+    Returns the other steps. Driving them commits the group, closing them gives it up; keep them to leave it as it is.
+    """
+    store: Any = ledger._store
+    commit, stop = store.commit, object()
+
+    def stopping() -> Any:
+        yield stop
+        yield from commit()
+
+    def until_stop() -> Steps[None]:
+        step = next(steps)
+        while step is not stop:
+            step = steps.send((yield step))
+
+    steps = ledger.booking(operations)
+    store.commit = stopping
+    try:
+        drive(until_stop())
+    finally:
+        del store.commit
+    return steps
 
 
 @contextmanager

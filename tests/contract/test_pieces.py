@@ -11,7 +11,8 @@ from spotledger.domain.journal import Entry
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Unfreeze, Withdraw
 from spotledger.errors import ChainFailed, Refused, StoreUnavailable
 from spotledger.ledger import ledger as ledger_module
-from spotledger.ledger.ledger import Group, Ledger, Receipt
+from spotledger.ledger.group import Group
+from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.steps import Steps, drive
 from support_core import spot
 

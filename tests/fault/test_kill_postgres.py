@@ -23,6 +23,7 @@ from spotledger.ledger.ledger import Receipt
 from support_core import seed
 from support_database_books import check_database
 
+TESTS = Path(__file__).parents[1]
 STREAM = Path(__file__).with_name("stream_of_writes.py")
 NODE = Path(__file__).with_name("postgres_node.py")
 START_SECONDS = 30
@@ -155,7 +156,14 @@ class Node:
 
     def __init__(self, url: str, name: str) -> None:
         arguments = [sys.executable, str(NODE), url, name]
-        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            env={**os.environ, "PYTHONPATH": str(TESTS)},
+        )
         assert self.heard() == "ready"
 
     def say(self, step: str) -> None:
@@ -184,8 +192,8 @@ def test_node_stopped_while_it_holds_the_turn_stops_nobody_for_long(postgres_url
     """SIGSTOP of a node that holds the head's row, idle or in the midst of sending: others go on; it wakes harmless."""
     with spotledger.open(postgres_url) as ledger, node_at(postgres_url, "stopped") as node:
         seed(ledger)
-        node.say(f"prepare {count}")
-        assert node.heard() == "prepared"
+        node.say(f"begin {count}")
+        assert node.heard() == "begun"
         os.kill(node.process.pid, signal.SIGSTOP)
         receipts = [_persistently(ledger, f"other-{number}") for number in range(3)]
         assert [receipt.replayed for receipt in receipts] == [False] * 3

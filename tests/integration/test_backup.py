@@ -32,6 +32,7 @@ from spotledger.security.sealing import Cipher
 from spotledger.storage.sqlite import copy as sqlite_copy
 from support_archive import MASTER_KEY, Writing, damaged_copy, disk_of, filled, restored, write_some
 from support_books import check_books
+from support_core import booked_up_to_commit
 
 SPOT = Account("c1", "spot")
 
@@ -86,8 +87,7 @@ def test_backup_goes_on_where_a_commit_failed_meanwhile(tmp_path: Path, monkeypa
             nonlocal steps
             steps += 1
             if steps == 5:
-                ledger.prepare([Deposit(f"lost-{n}", "c1", "usdt", "1") for n in range(50)])
-                ledger.abandon()
+                booked_up_to_commit(ledger, [Deposit(f"lost-{n}", "c1", "usdt", "1") for n in range(50)]).close()
                 write_some(ledger, "kept", 0, 40)
 
         facts = back_up(ledger, tmp_path / "x.backup", now_ms, between)
@@ -103,10 +103,10 @@ def test_backup_waits_for_a_group_that_is_being_written(tmp_path: Path, monkeypa
     """While a group is written and not committed nothing is copied, and where that never ends it is said."""
     monkeypatch.setattr(sqlite_copy, "STALL_SECONDS", 0.2)
     with filled(tmp_path / "data") as ledger:
-        ledger.prepare([Deposit("waiting", "c1", "usdt", "1")])
+        waiting = booked_up_to_commit(ledger, [Deposit("waiting", "c1", "usdt", "1")])
         with pytest.raises(StoreUnavailable, match="nothing could be copied"):
             back_up(ledger, tmp_path / "x.backup", now_ms)
-        ledger.abandon()
+        waiting.close()
         back_up(ledger, tmp_path / "x.backup", now_ms)
     assert names_in(tmp_path) == ["data", "x.backup"]
 

@@ -14,7 +14,17 @@ from spotledger.domain.operations import Deposit, Freeze, HoldKey, ListCoin, Reg
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.ledger.ledger import Ledger
 from support_books import check_books
-from support_core import Clock, fill, full_disk, open_small, raw, seed, spot, without_triggers
+from support_core import (
+    Clock,
+    booked_up_to_commit,
+    fill,
+    full_disk,
+    open_small,
+    raw,
+    seed,
+    spot,
+    without_triggers,
+)
 
 UNIT = "0.00000001"
 
@@ -139,10 +149,7 @@ def test_sealing_that_finds_damage_stops_writing(ledger: Ledger, tmp_path: Path)
 def test_publishing_that_fails_is_made_good_from_the_journal(ledger: Any) -> None:
     """What is durable is answered with yes even if memory could not take it over; memory is then built again."""
     ledger.freeze("ann", "btc", "1", key="f")
-    group = ledger.prepare(
-        [Unfreeze("u", HoldKey("f")), Freeze("g", "ann", "btc", "1"), Deposit("d", "bob", "btc", "1")]
-    )
-    ledger.commit(group)
+    group = ledger.book([Unfreeze("u", HoldKey("f")), Freeze("g", "ann", "btc", "1"), Deposit("d", "bob", "btc", "1")])
     ledger._store._memory.coins = {}
     outcomes = ledger.finish(group)
     assert [outcome.replayed for outcome in outcomes] == [False, False, False]
@@ -152,14 +159,14 @@ def test_publishing_that_fails_is_made_good_from_the_journal(ledger: Any) -> Non
     assert ledger.unfreeze(HoldKey("f"), key="u").replayed
 
 
-def test_group_left_prepared_does_not_stop_the_next(ledger: Ledger) -> None:
+def test_group_left_before_its_commit_does_not_stop_the_next(ledger: Ledger) -> None:
     """A group that its caller never committed is forgotten by the next; no transaction stays open."""
     head = ledger.head
-    ledger.prepare([Deposit("d", "bob", "btc", "1")])
+    left = [booked_up_to_commit(ledger, [Deposit("d", "bob", "btc", "1")])]
     receipt = ledger.deposit("bob", "btc", "1", key="d")
     assert (receipt.seq, receipt.replayed) == (head.seq + 1, False)
     for number in range(60):
-        ledger.prepare([Deposit(f"left-{number}", "bob", "btc", "1")])
+        left.append(booked_up_to_commit(ledger, [Deposit(f"left-{number}", "bob", "btc", "1")]))
         ledger.deposit("bob", "btc", "1", key=f"done-{number}")
 
 

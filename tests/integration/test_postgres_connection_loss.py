@@ -12,7 +12,7 @@ from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Un
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.steps import drive
-from support_core import seed, spot
+from support_core import booked_up_to_commit, seed, spot
 from support_database_books import check_database
 from support_postgres import COMMIT_ASKED, COMMITTED, Proxy, end_sessions, proxy_to
 
@@ -104,12 +104,10 @@ def test_session_ended_by_the_server_at_each_step_leaves_all_or_nothing(ledger: 
     """pg_terminate_backend after the turn was taken, after the entries were sent, and between two writes."""
     store = ledger._store
     before = ledger.head
-    prepared = ledger.prepare(group(1))
-    assert prepared.entries
+    before_commit = booked_up_to_commit(ledger, group(1))
     assert end_sessions(postgres_url) == 1
     with pytest.raises(StoreUnavailable):
-        ledger.commit(prepared)
-    ledger.abandon()
+        drive(before_commit)
     assert ledger.head == before
     drive(store.begin(_nothing()))
     assert end_sessions(postgres_url) == 1

@@ -12,8 +12,9 @@ from spotledger.domain.accounts import EXTERNAL, Balance
 from spotledger.domain.operations import Deposit, Freeze, Operation
 from spotledger.errors import DataFolderInUse, LedgerCorrupt, SchemaMismatch, StoreUnavailable
 from spotledger.ledger.ledger import Ledger, Receipt
+from spotledger.storage.steps import drive
 from support_books import check_books
-from support_core import fill, open_small, raw, seed, spot, without_triggers
+from support_core import booked_up_to_commit, fill, open_small, raw, seed, spot, without_triggers
 
 HUGE = "99999999999999999999.999999999999999999"
 HUGE_UNITS = 10**38 - 1
@@ -297,12 +298,11 @@ def test_commit_that_failed_cannot_be_repeated_without_its_entries(tmp_path: Pat
     with open_small(tmp_path) as ledger:
         seed(ledger, "ann")
         head = ledger.head
-        group = ledger.prepare([Deposit(f"k{number}", "ann", "btc", "1") for number in range(200)])
+        group = booked_up_to_commit(ledger, [Deposit(f"k{number}", "ann", "btc", "1") for number in range(200)])
         ledger._store._write.execute("ROLLBACK")  # type: ignore[attr-defined]  # as SQLite does it by itself
-        for _ in range(2):
+        for commit in (ledger._store.commit(), group):
             with pytest.raises(StoreUnavailable):
-                ledger.commit(group)
-        ledger.abandon()
+                drive(commit)
         assert ledger.head == head
     with open_small(tmp_path) as ledger:
         assert ledger.head == head

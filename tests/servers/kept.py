@@ -37,11 +37,6 @@ def ordinary_identity() -> dict[str, Any]:
     return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
 
 
-def own_identity() -> dict[str, Any]:
-    """Return what ``subprocess`` takes to run as whoever runs the tests."""
-    return {}
-
-
 def make_folder(identity: Mapping[str, Any]) -> Path:
     """Make a temporary folder for a server that runs as *identity*; its path is short enough for a socket in it."""
     folder = Path(tempfile.mkdtemp(prefix="spotledger-"))

@@ -24,7 +24,7 @@ from spotledger.domain.operations import (
 from spotledger.domain.rules import decide, subject_of
 from spotledger.errors import InvalidAmount, LedgerCorrupt, Refused
 
-ANN, BOB = Account("ann", "spot"), Account("bob", "spot")
+ANN = Account("ann", "spot")
 NOW_MS = 1_000_000
 SEQ = 50
 

@@ -112,24 +112,6 @@ def wanted_of(operations: Sequence[Operation]) -> Wanted:
     return Wanted(keys, hold_keys, holds, accounts, entries)
 
 
-def decide_group(
-    store: Store,
-    operations: Sequence[Operation],
-    now_ms: int,
-    chains: Sequence[Hashable | None] | None = None,
-    wanted: Wanted | None = None,
-) -> Group:
-    """
-    Decide *operations* in order, each on the effects of those before it; nothing is written.
-
-    Arguments and errors are those of :class:`Deciding`.
-    """
-    deciding = Deciding(store, operations, now_ms, chains, wanted)
-    while not deciding.is_done:
-        deciding.go_on(len(operations))
-    return deciding.group
-
-
 class Deciding:
     """A group that is being decided, a piece after the other."""
 
@@ -138,8 +120,8 @@ class Deciding:
         store: Store,
         operations: Sequence[Operation],
         now_ms: int,
-        chains: Sequence[Hashable | None] | None = None,
-        wanted: Wanted | None = None,
+        chains: Sequence[Hashable | None] | None,
+        wanted: Wanted,
     ) -> None:
         """
         Begin at the head of *store*, with the holds whose time has come at *now_ms*: they are let expire first.
@@ -158,7 +140,6 @@ class Deciding:
         self._now_ms = now_ms
         self._next = 0
         expiries = [Expire(str(hold_id)) for hold_id in store.due_holds(now_ms, EXPIRIES_A_GROUP)]
-        wanted = wanted_of(operations) if wanted is None else wanted
         self._overlay = _load(store, expiries, wanted, self.group.entries)
         for expiry in expiries:
             _decide_one(expiry, self._overlay, self.group, now_ms)

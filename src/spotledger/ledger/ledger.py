@@ -3,9 +3,9 @@ The ledger: one method an operation, and groups that are committed at once; its 
 :mod:`spotledger.ledger.reads`.
 
 Writes go through :meth:`Ledger.execute`, or, in a server, through the writer (:mod:`spotledger.ledger.writer`). Both do
-the same: ``prepare`` decides a group of operations on an overlay, ``commit`` makes it durable, ``finish`` makes it
-visible and returns the outcomes, ``abandon`` undoes all of it. What waits for a disk or a server is ``booking``, in
-steps that the writer drives on its event loop (:mod:`spotledger.storage.steps`).
+the same: ``booking`` decides a group of operations on an overlay and makes it durable, or undoes all of it; ``finish``
+makes it visible and returns the outcomes. What waits for a disk or a server is a step of ``booking``, which the writer
+drives on its event loop (:mod:`spotledger.storage.steps`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,7 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
-from spotledger.ledger.group import (
-    Deciding,
-    Group as Group,
-    Outcome as Outcome,
-    Receipt as Receipt,
-    checked_chains,
-    wanted_of,
-)
+from spotledger.ledger.group import Deciding, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
 from spotledger.ledger.reads import LedgerReads
 from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance, Wanted
 from spotledger.storage.collector import collector_at_rest
@@ -198,63 +191,35 @@ class Ledger(LedgerReads):
             return drive(self.booking(operations, chains))
 
     def booking(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Steps[Group]:
-        """Do what :meth:`book` says in steps; nobody else writes to the ledger until they have ended."""
-        group = yield from self._preparing(operations, chains)
-        if group.entries:
-            try:
-                while self._store.lagging:
-                    self.catch_up()
-                    yield None
-                yield from self._store.commit()
-            except BaseException as error:
-                yield from self._giving_up(error)
-                raise
-        return group
-
-    def prepare(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Group:
         """
-        Decide *operations* and append what comes of them to the journal; nothing of it is visible or durable yet.
+        Do what :meth:`book` says in steps; nobody else writes to the ledger until they have ended.
 
-        Holds whose time has come are let expire first. A group without entries needs no commit.
-
-        Raises:
-            StoreUnavailable: It could not be written; nothing of the group is left.
-            LedgerCorrupt: An invariant does not hold; nothing of the group is left, and nothing more is written.
+        Holds whose time has come are let expire first. The group is decided in pieces, and each is handed to the store;
+        between two of them, others may have their turn. A group without entries needs no commit.
         """
         with self._turn:
-            return drive(self._preparing(operations, chains))
-
-    def _preparing(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None) -> Steps[Group]:
-        with self._turn:
-            if self._prepared:
+            if self._unfinished:
                 self.abandon()  # a group that its caller has left
             self._check_writable()
         try:
             wanted = wanted_of(operations)
             store_ms = yield from self._store.begin(wanted)
-            group = yield from self._deciding(operations, chains, wanted, store_ms)
-            if not group.entries:
+            deciding = self._begin_deciding(operations, chains, wanted, store_ms)
+            while not deciding.is_done:
+                yield None
+                self._go_on_deciding(deciding)
+            group = deciding.group
+            if group.entries:
+                while self._store.lagging:
+                    self._catch_up()
+                    yield None
+                yield from self._store.commit()
+            else:
                 yield from self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
         except BaseException as error:
             yield from self._giving_up(error)
             raise
-        self._prepared = bool(group.entries)
         return group
-
-    def _deciding(
-        self,
-        operations: Sequence[Operation],
-        chains: Sequence[Hashable | None] | None,
-        wanted: Wanted,
-        store_ms: int | None,
-    ) -> Steps[Group]:
-        """Decide a group in pieces, and hand each to the store; between two of them, others may have their turn."""
-        deciding = self._begin_deciding(operations, chains, wanted, store_ms)
-        self._decide(deciding, PIECE_OPERATIONS)
-        while not deciding.is_done:
-            yield None
-            self._decide(deciding, PIECE_OPERATIONS)
-        return deciding.group
 
     @collector_at_rest
     def _begin_deciding(
@@ -264,22 +229,32 @@ class Ledger(LedgerReads):
         wanted: Wanted,
         store_ms: int | None,
     ) -> Deciding:
+        """Begin a group, and decide its first piece."""
         with self._turn:
             now_ms = max(self._clock_ms() if store_ms is None else store_ms, self.head.booked_ms)
-            return Deciding(self._store, operations, now_ms, chains, wanted)
+            deciding = Deciding(self._store, operations, now_ms, chains, wanted)
+            self._decide_piece(deciding)
+            return deciding
 
     @collector_at_rest
-    def _decide(self, deciding: Deciding, piece: int) -> None:
+    def _go_on_deciding(self, deciding: Deciding) -> None:
         with self._turn:
-            try:
-                entries = deciding.go_on(piece)
-            except LedgerCorrupt:
-                # Decided half on what was and half on what others have made of it, nothing needs to fit.
-                self._store.check_turn()
-                raise
-            if entries:
-                self._prepared = True
-                self._store.write(entries)
+            self._decide_piece(deciding)
+
+    def _decide_piece(self, deciding: Deciding) -> None:
+        try:
+            entries = deciding.go_on(PIECE_OPERATIONS)
+        except LedgerCorrupt:
+            # Decided half on what was and half on what others have made of it, nothing needs to fit.
+            self._store.check_turn()
+            raise
+        if entries:
+            self._unfinished = True
+            self._store.write(entries)
+
+    @collector_at_rest
+    def _catch_up(self) -> None:
+        self._store.catch_up()
 
     def _giving_up(self, error: BaseException) -> Steps[None]:
         """Abandon what *error* ended; where that waits for a server, and somebody drives on, in a step."""
@@ -289,33 +264,11 @@ class Ledger(LedgerReads):
         else:
             self.abandon()
 
-    @property
-    def lagging(self) -> bool:
-        """Whether work behind the journal should go on before the commit of the group that is prepared."""
-        return self._store.lagging
-
-    @collector_at_rest
-    def catch_up(self) -> None:
-        """Do a few milliseconds of that work."""
-        try:
-            self._store.catch_up()
-        except LedgerCorrupt as corrupt:
-            self._note(corrupt)
-            raise
-
-    def commit(self, group: Group) -> None:
-        """Make *group* durable. Blocks until the disk has it; may run in another thread."""
-        try:
-            drive(self._store.commit())
-        except LedgerCorrupt as corrupt:
-            self._note(corrupt)
-            raise
-
     @collector_at_rest
     def finish(self, group: Group) -> list[Outcome]:
         """Make the committed *group* visible and return its outcomes."""
         with self._turn:
-            self._prepared = False
+            self._unfinished = False
             if group.entries:
                 try:
                     self._store.publish(group.entries)
@@ -328,9 +281,9 @@ class Ledger(LedgerReads):
             return group.outcomes
 
     def abandon(self) -> None:
-        """Forget the group that is prepared, and build what memory holds from the journal again."""
+        """Forget the group under way, and build what memory holds from the journal again."""
         with self._turn:
-            self._prepared = False
+            self._unfinished = False
             # A store that waits for a server has nothing in memory that is not durable: reads go on from it meanwhile.
             self._stale = not self._store.remote
             # Where it fails now, it is tried again, or named, before the next answer.
@@ -342,7 +295,7 @@ class Ledger(LedgerReads):
 
     def try_writing(self) -> None:
         """
-        Find out whether the disk takes anything, after it did not and while no group is prepared.
+        Find out whether the disk takes anything, after it did not and while no group is under way.
 
         Raises:
             StoreUnavailable: It does not.

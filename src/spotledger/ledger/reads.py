@@ -44,7 +44,8 @@ class LedgerReads:
         self._stale = False
         self._corrupt: LedgerCorrupt | None = None
         self._unreadable: LedgerCorrupt | None = None
-        self._prepared = False
+        #: Whether entries of a group were written that are neither visible nor abandoned.
+        self._unfinished = False
         self._closed = False
 
     # --- reads --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Protocol
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, StoreUnavailable
 from spotledger.security.addresses import IpAddress, IpNetwork, parse_network
 from spotledger.security.bounded import BoundedDict
-from spotledger.security.sealing import Cipher as Cipher
+from spotledger.security.sealing import Cipher
 from spotledger.security.signing import UNKNOWN_SECRET, PreparedSecret
 
 PERMISSIONS = ("read", "trade", "withdraw")
@@ -100,16 +100,6 @@ class TokenRecords(Protocol):
 
     def revoke(self, token_id: str, now_ms: int) -> bool:
         """Mark the token as revoked at *now_ms*; return whether it was there and not yet revoked."""
-
-
-class KeptRequests(Protocol):
-    """The idempotency keys of writes that are not in the journal: those about access keys and tokens."""
-
-    def get(self, idempotency_key: str) -> tuple[str, str] | None:
-        """Return request and answer kept under *idempotency_key*, both as JSON text."""
-
-    def keep(self, idempotency_key: str, request_json: str, answer_json: str) -> None:
-        """Keep request and answer; the answer holds no secret."""
 
 
 class ReadyKey:

@@ -88,14 +88,10 @@ class KeyFilter:
         return not self._levels
 
     def add(self, segment: int, digests: Iterable[bytes]) -> None:
-        """Add keys of *segment*; call :meth:`cover` when all of them are in."""
+        """Add keys of *segment*; none of it counts as covered until :meth:`write` is called."""
         level = self._level_of(segment)
         for digest in digests:
             level.add(probe_of(digest))
-
-    def cover(self, segment: int) -> None:
-        """Say that all keys of *segment*, and of those before it, are in."""
-        self._level_of(segment).covered_to = segment
 
     def write(self, connection: sqlite3.Connection, segment: int) -> Iterator[None]:
         """Write the level of *segment*, whose keys are all in, page by page if it is time to; yields between pages."""

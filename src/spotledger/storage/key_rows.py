@@ -196,7 +196,7 @@ class TokenRows:
 
 
 class KeptRequestRows:
-    """`KeptRequests` in a store."""
+    """The idempotency keys of writes that are not in the journal: those about access keys and tokens."""
 
     def __init__(self, tables: KeyTables) -> None:
         self._tables = tables

@@ -27,8 +27,6 @@ TCP_USER_TIMEOUT_MS: Final = 4_000
 KEEPALIVE_IDLE_SECONDS: Final = 2
 KEEPALIVE_INTERVAL_SECONDS: Final = 1
 KEEPALIVE_COUNT: Final = 3
-#: The settings that the server has to have for a commit that has returned to be on the disk.
-SYNCHRONOUS: Final = ("on", "remote_apply")
 
 #: Connect to any server, a standby too; every other connection looks for the server that takes writes.
 ANY_SERVER: Final = {"target_session_attrs": "any"}
