@@ -17,7 +17,7 @@ from spotledger.http.operator.answers import AliveAnswer, ReadyAnswer
 from spotledger.http.operator.audits import AuditCalls, show_audits
 from spotledger.http.operator.backups import BackupCalls
 from spotledger.http.operator.batches import BatchCalls
-from spotledger.http.operator.calls import Call, Door, Endpoint, answer, problem_answer, route
+from spotledger.http.operator.calls import Call, Endpoint, TokenCheck, answer, problem_answer, route
 from spotledger.http.operator.docs import doc_routes
 from spotledger.http.operator.feed import Feed
 from spotledger.http.operator.keys import KeyCalls
@@ -42,7 +42,7 @@ class OperatorApp:
 
     def __init__(self, runtime: Runtime, local_token: str | None = None) -> None:
         self._runtime = runtime
-        self._door = Door(runtime.tokens, local_token)
+        self._token_check = TokenCheck(runtime.tokens, local_token)
         self.feed = Feed(runtime.ledger)
         self.metrics = Metrics(runtime.siblings)
         self._show_metrics()
@@ -60,14 +60,14 @@ class OperatorApp:
         key_calls = KeyCalls(runtime.ledger, runtime.writer, runtime.key_ring, runtime.tokens, runtime.key_writes)
         batch_calls = BatchCalls(runtime.ledger, runtime.writer)
         return [
-            *batch_calls.routes(self._door),
-            *BackupCalls(runtime.backups).routes(self._door),
-            *AuditCalls(runtime.audits).routes(self._door),
-            *ledger_calls.routes(self._door),
-            *read_calls.routes(self._door),
-            *key_calls.routes(self._door),
+            *batch_calls.routes(self._token_check),
+            *BackupCalls(runtime.backups).routes(self._token_check),
+            *AuditCalls(runtime.audits).routes(self._token_check),
+            *ledger_calls.routes(self._token_check),
+            *read_calls.routes(self._token_check),
+            *key_calls.routes(self._token_check),
             *doc_routes(lambda: self.routes),
-            route(self._door, "/metrics", GET=Call(None, self._metrics, media_type="text/plain")),
+            route(self._token_check, "/metrics", GET=Call(None, self._metrics, media_type="text/plain")),
             route(None, "/healthz", GET=Call(None, self._alive, gives=AliveAnswer, guarded=False)),
             route(None, "/readyz", GET=Call(None, self._ready, gives=ReadyAnswer, guarded=False)),
         ]
@@ -136,7 +136,7 @@ class OperatorApp:
             if match is not None:
                 request.parameters = match.groupdict()
                 return endpoint
-        self._door.check(request, None)
+        self._token_check.check(request, None)
         raise NotFound("There is nothing at this path.")
 
     async def _alive(self, request: Request) -> Reply:

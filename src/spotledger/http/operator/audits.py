@@ -7,7 +7,7 @@ from typing import Any
 from spotledger.errors import NotFound
 from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.answers import Answer
-from spotledger.http.operator.calls import ADMIN, LEDGER_READ, Call, Door, Endpoint, answer, query_of, route
+from spotledger.http.operator.calls import ADMIN, LEDGER_READ, Call, Endpoint, TokenCheck, answer, query_of, route
 from spotledger.http.operator.metrics import Metrics
 from spotledger.ops.audits import Audits
 
@@ -29,11 +29,11 @@ class AuditCalls:
     def __init__(self, audits: Audits) -> None:
         self._audits = audits
 
-    def routes(self, door: Door) -> list[Endpoint]:
+    def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes."""
         return [
-            route(door, "/v1/audits", POST=Call(ADMIN, self.start, gives=AuditAnswer, statuses=(202,))),
-            route(door, "/v1/audits/{audit}", GET=Call(LEDGER_READ, self.show, gives=AuditAnswer)),
+            route(token_check, "/v1/audits", POST=Call(ADMIN, self.start, gives=AuditAnswer, statuses=(202,))),
+            route(token_check, "/v1/audits/{audit}", GET=Call(LEDGER_READ, self.show, gives=AuditAnswer)),
         ]
 
     async def start(self, request: Request) -> Reply:

@@ -10,7 +10,7 @@ from spotledger.archive.backup import NAME_PATTERN, Backups
 from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.answers import Answer, Epoch, Seq, TimeMs
 from spotledger.http.operator.bodies import Body, decode
-from spotledger.http.operator.calls import ADMIN, Call, Door, Endpoint, Write, answer, query_of, route
+from spotledger.http.operator.calls import ADMIN, Call, Endpoint, TokenCheck, Write, answer, query_of, route
 
 #: How long the call that begins a backup waits for its end; a large one goes on after that.
 BACKUP_WAIT_SECONDS: Final = 20.0
@@ -54,11 +54,11 @@ class BackupCalls:
     def __init__(self, backups: Backups) -> None:
         self._backups = backups
 
-    def routes(self, door: Door) -> list[Endpoint]:
+    def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes."""
         return [
             route(
-                door,
+                token_check,
                 "/v1/backups",
                 POST=Call(
                     ADMIN,
@@ -69,7 +69,9 @@ class BackupCalls:
                     statuses=(200, 202),
                 ),
             ),
-            route(door, "/v1/backups/{file}", GET=Call(ADMIN, self.show, gives=BackupAnswer, statuses=(200, 202))),
+            route(
+                token_check, "/v1/backups/{file}", GET=Call(ADMIN, self.show, gives=BackupAnswer, statuses=(200, 202))
+            ),
         ]
 
     async def make(self, call: Write) -> Reply:

@@ -31,7 +31,7 @@ from spotledger.http.operator.bodies import (
     has_names_once,
     refusal_of,
 )
-from spotledger.http.operator.calls import LEDGER_WRITE, Call, Door, Endpoint, Write, json_answer, route
+from spotledger.http.operator.calls import LEDGER_WRITE, Call, Endpoint, TokenCheck, Write, json_answer, route
 from spotledger.http.operator.fields import ChainField, KeyField
 from spotledger.http.operator.trades import ReversalBody, SettlementBody
 from spotledger.ledger.group import CHAIN_LIMIT
@@ -170,7 +170,7 @@ class BatchCalls:
         self._texts = CoinTexts(lambda: ledger.coins)
         self._writer = writer
 
-    def routes(self, door: Door) -> list[Endpoint]:
+    def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes."""
         batch = Call(
             LEDGER_WRITE,
@@ -180,7 +180,7 @@ class BatchCalls:
             takes=BatchBody,
             gives=BatchAnswer,
         )
-        return [route(door, "/v1/batches", POST=batch)]
+        return [route(token_check, "/v1/batches", POST=batch)]
 
     async def batch(self, call: Write) -> Reply:
         """Do operations in order, alone, in chains, or all or nothing, and say what came of each."""

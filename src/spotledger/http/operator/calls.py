@@ -102,7 +102,7 @@ class Call:
     page: bool = False
 
 
-class Door:
+class TokenCheck:
     """
     Let in who has a token.
 
@@ -138,19 +138,19 @@ class Door:
 class Endpoint:
     """One path of the operator API: a call for each of its methods, behind *door* or open."""
 
-    def __init__(self, door: Door | None, path: str, calls: Mapping[str, Call]) -> None:
+    def __init__(self, token_check: TokenCheck | None, path: str, calls: Mapping[str, Call]) -> None:
         self.path = path
         #: Of a path with parameters, what it matches.
         self.pattern = path_pattern(path) if "{" in path else None
-        self._door = door
+        self._token_check = door
         self.calls = {**calls, "HEAD": calls["GET"]} if "GET" in calls else dict(calls)
 
     async def answer(self, request: Request) -> Reply:
         """Check the token, then make the call and return its answer."""
         method = request.method
         call = self.calls.get(method)
-        if self._door is not None:
-            self._door.check(request, call.scope if call else None)
+        if self._token_check is not None:
+            self._token_check.check(request, call.scope if call else None)
         if call is None:
             allowed = ", ".join(self.calls)
             raise MethodNotAllowed(f"{method} is not for this path; {allowed} would pass.", allow=allowed)
@@ -161,9 +161,9 @@ class Endpoint:
         return await call.read(request)
 
 
-def route(door: Door | None, path: str, **calls: Call) -> Endpoint:
+def route(token_check: TokenCheck | None, path: str, **calls: Call) -> Endpoint:
     """Return the endpoint of *path*; *calls* by method, such as ``GET=Call(…)``. Without a door it is open to all."""
-    return Endpoint(door, path, calls)
+    return Endpoint(token_check, path, calls)
 
 
 def idempotency_key(request: Request) -> str:

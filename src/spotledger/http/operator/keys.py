@@ -21,8 +21,8 @@ from spotledger.http.operator.calls import (
     ADMIN,
     KEYS_WRITE,
     Call,
-    Door,
     Endpoint,
+    TokenCheck,
     Write,
     answer,
     limit_in,
@@ -53,7 +53,7 @@ class KeyCalls:
         self._tokens = tokens
         self._key_writes = key_writes
 
-    def routes(self, door: Door) -> list[Endpoint]:
+    def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes."""
         keys = Call(KEYS_WRITE, self.keys, gives=KeysAnswer, query=("customer", "after", "limit"))
         create = Call(KEYS_WRITE, write=self.create, takes=KeyBody, gives=KeyMadeAnswer)
@@ -61,11 +61,11 @@ class KeyCalls:
         tokens = Call(ADMIN, self.tokens, gives=TokensAnswer, query=("after", "limit"))
         create_token = Call(ADMIN, write=self.create_token, takes=TokenBody, gives=TokenMadeAnswer)
         return [
-            route(door, "/v1/keys", GET=keys, POST=create),
-            route(door, "/v1/keys/{accesskey}", DELETE=Call(KEYS_WRITE, self.revoke, gives=KeyAnswer)),
-            route(door, "/v1/keys/{accesskey}/rotate", POST=rotate),
-            route(door, "/v1/tokens", GET=tokens, POST=create_token),
-            route(door, "/v1/tokens/{token_id}", DELETE=Call(ADMIN, self.revoke_token, gives=TokenAnswer)),
+            route(token_check, "/v1/keys", GET=keys, POST=create),
+            route(token_check, "/v1/keys/{accesskey}", DELETE=Call(KEYS_WRITE, self.revoke, gives=KeyAnswer)),
+            route(token_check, "/v1/keys/{accesskey}/rotate", POST=rotate),
+            route(token_check, "/v1/tokens", GET=tokens, POST=create_token),
+            route(token_check, "/v1/tokens/{token_id}", DELETE=Call(ADMIN, self.revoke_token, gives=TokenAnswer)),
         ]
 
     async def create(self, call: Write) -> Reply:

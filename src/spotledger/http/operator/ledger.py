@@ -26,7 +26,7 @@ from spotledger.http.operator.bodies import (
     WithdrawalBody,
     decode,
 )
-from spotledger.http.operator.calls import LEDGER_READ, LEDGER_WRITE, Call, Door, Endpoint, Write, answer, route
+from spotledger.http.operator.calls import LEDGER_READ, LEDGER_WRITE, Call, Endpoint, TokenCheck, Write, answer, route
 from spotledger.http.operator.reads import ReadCalls
 from spotledger.http.operator.trades import ReversalBody, SettlementBody
 from spotledger.ledger.ledger import Ledger
@@ -69,7 +69,7 @@ class LedgerCalls:
         self._writer = writer
         self._reads = reads
 
-    def routes(self, door: Door) -> list[Endpoint]:
+    def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes, those that are called most first."""
         reads = self._reads
         coins = Call(LEDGER_READ, reads.coins, gives=CoinsAnswer, query=("min_seq",))
@@ -78,16 +78,16 @@ class LedgerCalls:
         old_holds = Call(LEDGER_READ, reads.old_holds, gives=HoldsAnswer, query=old)
         release = Call(LEDGER_WRITE, write=self.release, takes=ReleaseBody, gives=WriteAnswer)
         return [
-            route(door, "/v1/settlements", POST=self._writes(SettlementBody)),
-            route(door, "/v1/holds", POST=self._writes(HoldBody), GET=old_holds),
-            route(door, "/v1/releases", POST=self._writes(UnfreezeBody)),
-            route(door, "/v1/holds/{hold}/release", POST=release),
-            route(door, "/v1/deposits", POST=self._writes(DepositBody)),
-            route(door, "/v1/withdrawals", POST=self._writes(WithdrawalBody)),
-            route(door, "/v1/transfers", POST=self._writes(TransferBody)),
-            route(door, "/v1/reversals", POST=self._writes(ReversalBody)),
-            route(door, "/v1/coins", GET=coins, POST=self._writes(CoinBody)),
-            route(door, "/v1/customers", GET=customers, POST=self._writes(CustomerBody)),
+            route(token_check, "/v1/settlements", POST=self._writes(SettlementBody)),
+            route(token_check, "/v1/holds", POST=self._writes(HoldBody), GET=old_holds),
+            route(token_check, "/v1/releases", POST=self._writes(UnfreezeBody)),
+            route(token_check, "/v1/holds/{hold}/release", POST=release),
+            route(token_check, "/v1/deposits", POST=self._writes(DepositBody)),
+            route(token_check, "/v1/withdrawals", POST=self._writes(WithdrawalBody)),
+            route(token_check, "/v1/transfers", POST=self._writes(TransferBody)),
+            route(token_check, "/v1/reversals", POST=self._writes(ReversalBody)),
+            route(token_check, "/v1/coins", GET=coins, POST=self._writes(CoinBody)),
+            route(token_check, "/v1/customers", GET=customers, POST=self._writes(CustomerBody)),
         ]
 
     def _writes(self, kind: type[OperationBody]) -> Call:

@@ -51,8 +51,8 @@ from spotledger.http.operator.answers import (
 from spotledger.http.operator.calls import (
     LEDGER_READ,
     Call,
-    Door,
     Endpoint,
+    TokenCheck,
     answer,
     await_seq,
     limit_in,
@@ -81,28 +81,32 @@ class ReadCalls:
         self._adding_up = asyncio.Lock()
         self._texts = CoinTexts(lambda: ledger.coins)
 
-    def routes(self, door: Door) -> list[Endpoint]:
+    def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes, those that are called most first; those of paths that also take writes are elsewhere."""
         holds = ("state", "older_than_ms", "hold:after", "limit", "min_seq")
         pages = ("after_seq", "limit", "min_seq")
         entries = Call(LEDGER_READ, self.entries, gives=EntriesAnswer, query=pages, streams=True)
         return [
-            self._route(door, "/v1/customers/{customer}/balances", self.balances, BalancesAnswer, *self.BALANCES),
-            self._route(door, "/v1/customers/{customer}/holds", self.holds, HoldsAnswer, *holds),
-            self._route(door, "/v1/customers/{customer}/entries", self.statement, StatementAnswer, *self.STATEMENT),
-            self._route(door, "/v1/holds/{hold}", self.hold, HoldReadAnswer, "min_seq"),
-            route(door, "/v1/entries", GET=entries),
-            self._route(door, "/v1/entries/{seq}", self.entry, EntryReadAnswer, "min_seq"),
-            self._route(door, "/v1/trial-balance", self.trial_balance, TrialBalanceAnswer, "min_seq"),
+            self._route(
+                token_check, "/v1/customers/{customer}/balances", self.balances, BalancesAnswer, *self.BALANCES
+            ),
+            self._route(token_check, "/v1/customers/{customer}/holds", self.holds, HoldsAnswer, *holds),
+            self._route(
+                token_check, "/v1/customers/{customer}/entries", self.statement, StatementAnswer, *self.STATEMENT
+            ),
+            self._route(token_check, "/v1/holds/{hold}", self.hold, HoldReadAnswer, "min_seq"),
+            route(token_check, "/v1/entries", GET=entries),
+            self._route(token_check, "/v1/entries/{seq}", self.entry, EntryReadAnswer, "min_seq"),
+            self._route(token_check, "/v1/trial-balance", self.trial_balance, TrialBalanceAnswer, "min_seq"),
         ]
 
     BALANCES: Final = ("account", "at_seq", "at_ms", "min_seq")
     STATEMENT: Final = ("coin", "after_seq", "limit", "min_seq")
 
     def _route(
-        self, door: Door, path: str, read: Callable[[Request], Awaitable[Reply]], gives: type, *query: str
+        self, token_check: TokenCheck, path: str, read: Callable[[Request], Awaitable[Reply]], gives: type, *query: str
     ) -> Endpoint:
-        return route(door, path, GET=Call(LEDGER_READ, read, gives=gives, query=query))
+        return route(token_check, path, GET=Call(LEDGER_READ, read, gives=gives, query=query))
 
     # --- coins and customers ----------------------------------------------------------------------
 
