@@ -167,9 +167,9 @@ def test_reader_who_takes_nothing_of_his_answers_is_cut_off(
         wire = await listener.connect(limit=1)
         await wire.send(listener.head("GET", "/v1/entries") * 100)
         async with asyncio.timeout(20):
-            while not listener.server._hub.connections:
+            while not listener.server._state.connections:
                 await asyncio.sleep(0.01)
-            while listener.server._hub.connections:
+            while listener.server._state.connections:
                 await asyncio.sleep(0.01)
 
     listener.run(talk)
@@ -251,7 +251,9 @@ def test_feed_to_a_reader_who_does_not_read_is_held_back(listener: Listener) -> 
                 async with asyncio.timeout(20):
                     count += (await quick.reader.readuntil(b"\n\n")).count(b"id: ")
         assert api.app.feed.open == 2
-        buffered = max(connection._transport.get_write_buffer_size() for connection in listener.server._hub.connections)
+        buffered = max(
+            connection._transport.get_write_buffer_size() for connection in listener.server._state.connections
+        )
         assert buffered < 2**20
 
     listener.run(talk)

@@ -39,7 +39,7 @@ _METHODS: Final = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT"
 _log = logging.getLogger("spotledger.operator")
 
 
-class Hub:
+class ListenerState:
     """What the connections of one listener share."""
 
     def __init__(self, app: Answers) -> None:
@@ -125,8 +125,8 @@ class _Asked(Request):
 class Connection(asyncio.Protocol):
     """One connection; it is also the outlet of a streamed answer."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, state: ListenerState) -> None:
+        self._state = state
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport
         self._loop = asyncio.get_running_loop()
@@ -143,7 +143,7 @@ class Connection(asyncio.Protocol):
         #: How much came of the head, or of what frames a body, since something came of it.
         self._head_bytes = 0
         self._is_further = False
-        self._since = hub.now
+        self._since = state.now
         self._lingers = False
         self._linger_bytes = 0
         self._is_paused = False
@@ -159,12 +159,12 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = cast("asyncio.Transport", transport)
-        self._hub.connections.add(self)
+        self._state.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever reads or writes here."""
         self._is_gone = True
-        self._hub.connections.discard(self)
+        self._state.connections.discard(self)
         self._waiting.clear()
         if self._reading is not None and not self._reading.is_whole:
             self._reading.fail(RequestGone())
@@ -177,7 +177,7 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The reader does not take what was sent."""
         self._room = self._loop.create_future()
-        self._full_since = self._hub.now
+        self._full_since = self._state.now
 
     def resume_writing(self) -> None:
         """The reader took it."""
@@ -216,7 +216,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._headers = []
         self._in_head = True
-        self._since = self._hub.now
+        self._since = self._state.now
 
     def on_url(self, url: bytes) -> None:
         """Take what is asked for, or a part of it."""
@@ -307,7 +307,7 @@ class Connection(asyncio.Protocol):
         """Answer *asked*, then what waits, then what could not be read."""
         try:
             while asked is not None:
-                reply = await self._hub.app.answer(asked)
+                reply = await self._state.app.answer(asked)
                 if self._is_gone:
                     return
                 if not await self._sent(asked, reply):
@@ -317,7 +317,7 @@ class Connection(asyncio.Protocol):
                     await self._room
                 asked = self._waiting.popleft() if self._waiting else None
             if self._broken is not None and not self._is_gone:
-                self._write("GET", self._hub.app.refusal(self._broken), keeps=False)
+                self._write("GET", self._state.app.refusal(self._broken), keeps=False)
                 self._end(is_whole=False)
         except RequestGone:
             return
@@ -329,14 +329,14 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
         finally:
             self._task = None
-            self._since = self._hub.now
-        if self._hub.stopping:
+            self._since = self._state.now
+        if self._state.stopping:
             self._transport.close()
         self.read_on()
 
     async def _sent(self, asked: _Asked, reply: Reply) -> bool:
         """Send *reply* to *asked*; say whether the connection goes on."""
-        keeps = asked.keeps and asked.is_whole and not self._hub.stopping
+        keeps = asked.keeps and asked.is_whole and not self._state.stopping
         if reply.stream is not None:
             return await self._streamed(asked, reply, keeps)
         self._write(asked.method, reply, keeps=keeps, is_old=asked.is_old)
@@ -351,7 +351,7 @@ class Connection(asyncio.Protocol):
             parts.append(b"connection: close\r\n")
         elif is_old:
             parts.append(b"connection: keep-alive\r\n")
-        parts.append(self._hub.head_end)
+        parts.append(self._state.head_end)
         if method != "HEAD":
             parts.append(body)
         self._transport.write(b"".join(parts))
@@ -365,14 +365,14 @@ class Connection(asyncio.Protocol):
             parts.append(b"transfer-encoding: chunked\r\n")
         if not keeps or not self._chunked:
             parts.append(b"connection: close\r\n")
-        parts.append(self._hub.head_end)
+        parts.append(self._state.head_end)
         self._transport.write(b"".join(parts))
         is_whole = await reply.stream(self)
         if is_whole and self._chunked:
             self.write(b"0\r\n\r\n")
         elif not is_whole and self._room is not None:
             self._transport.abort()  # who has not taken what was sent so far is not waited for
-        return is_whole and self._chunked and keeps and not self._hub.stopping
+        return is_whole and self._chunked and keeps and not self._state.stopping
 
     async def send(self, piece: bytes) -> None:
         """Send a piece of a streamed answer, and wait for a reader who does not take it."""
@@ -401,7 +401,7 @@ class Connection(asyncio.Protocol):
 
         Who has not sent everything is read from for a moment: to close on him would take the answer from him too.
         """
-        if is_whole or self._hub.stopping:
+        if is_whole or self._state.stopping:
             self._transport.close()
         else:
             self._lingers = True
@@ -414,11 +414,11 @@ class Connection(asyncio.Protocol):
 
     def look(self) -> None:
         """Close a connection that was silent for too long."""
-        if self._room is not None and self._hub.now - self._full_since > IDLE_SECONDS:
+        if self._room is not None and self._state.now - self._full_since > IDLE_SECONDS:
             self.cut()
         if self._task is not None:
             return
-        silent = self._hub.now - self._since
+        silent = self._state.now - self._since
         if self._transport.is_closing():
             if silent > IDLE_SECONDS:
                 self._transport.abort()  # he does not take his answer

@@ -13,7 +13,7 @@ import socket
 from email.utils import formatdate
 from typing import Final
 
-from spotledger.http.h1.connection import Connection, Hub
+from spotledger.http.h1.connection import Connection, ListenerState
 from spotledger.http.h1.request import Answers
 
 #: Connections that wait to be taken, and connections that are open.
@@ -35,7 +35,7 @@ class OperatorServer:
     """
 
     def __init__(self, app: Answers, listener: socket.socket) -> None:
-        self._hub = Hub(app)
+        self._state = ListenerState(app)
         self._listener = listener
         self._server: asyncio.Server | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -59,15 +59,15 @@ class OperatorServer:
         """
         assert self._server is not None  # noqa: S101
         assert self._looking is not None  # noqa: S101
-        self._hub.stopping = True
+        self._state.stopping = True
         self._server.close()
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
-        for connection in [*self._hub.connections]:
+        for connection in [*self._state.connections]:
             connection.stop()
-        while self._hub.connections and loop.time() < until:
+        while self._state.connections and loop.time() < until:
             await asyncio.sleep(_STOP_LOOK_SECONDS)
-        late = [*self._hub.connections]
+        late = [*self._state.connections]
         for connection in late:
             connection.cut()
         self._looking.cancel()
@@ -75,21 +75,21 @@ class OperatorServer:
         return not late
 
     def _connection(self) -> asyncio.Protocol:
-        if len(self._hub.connections) >= OPEN_CONNECTIONS or self._hub.stopping:
+        if len(self._state.connections) >= OPEN_CONNECTIONS or self._state.stopping:
             return _TurnedAway()
-        return Connection(self._hub)
+        return Connection(self._state)
 
     async def _look(self) -> None:
         """Keep the time, and close connections that were silent for too long."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             self._tell_time()
-            for connection in [*self._hub.connections]:
+            for connection in [*self._state.connections]:
                 connection.look()
 
     def _tell_time(self) -> None:
-        self._hub.now = asyncio.get_running_loop().time()
-        self._hub.head_end = b"date: %b\r\n\r\n" % formatdate(usegmt=True).encode()
+        self._state.now = asyncio.get_running_loop().time()
+        self._state.head_end = b"date: %b\r\n\r\n" % formatdate(usegmt=True).encode()
 
 
 class _TurnedAway(asyncio.Protocol):
