@@ -123,7 +123,7 @@ class _Asked(Request):
 
 
 class Connection(asyncio.Protocol):
-    """One connection; it is also the outlet of a streamed answer."""
+    """One connection; it is also the writer of a streamed answer."""
 
     def __init__(self, state: ListenerState) -> None:
         self._state = state

@@ -32,7 +32,7 @@ class BodySource(Protocol):
         """
 
 
-class Outlet(Protocol):
+class StreamWriter(Protocol):
     """Where a streamed answer is sent."""
 
     async def send(self, piece: bytes) -> None:
@@ -43,7 +43,7 @@ class Outlet(Protocol):
 
 
 #: Sends a streamed answer to its end; returns whether it was sent whole.
-Stream: TypeAlias = Callable[[Outlet], Awaitable[bool]]
+Stream: TypeAlias = Callable[[StreamWriter], Awaitable[bool]]
 
 
 class Request:

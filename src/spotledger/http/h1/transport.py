@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import httpx2
 
-from spotledger.http.h1.request import Answers, Outlet, Request, Stream
+from spotledger.http.h1.request import Answers, Request, Stream, StreamWriter
 
 
 class OperatorTransport(httpx2.AsyncBaseTransport):
@@ -29,7 +29,7 @@ class OperatorTransport(httpx2.AsyncBaseTransport):
         return httpx2.Response(reply.status, headers=[*reply.headers, length], stream=httpx2.ByteStream(body))
 
 
-class _Streamed(httpx2.AsyncByteStream, Outlet):
+class _Streamed(httpx2.AsyncByteStream, StreamWriter):
     """A streamed answer, of which one piece at a time is on its way."""
 
     def __init__(self, stream: Stream) -> None:

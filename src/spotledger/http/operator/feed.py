@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from spotledger.errors import InvalidRequest, LedgerCorrupt, SpotledgerError, Unavailable
-from spotledger.http.h1.request import Outlet, Reply, Request
+from spotledger.http.h1.request import Reply, Request, StreamWriter
 from spotledger.http.operator.amounts import CoinTexts
 from spotledger.http.operator.answers import entry_answer
 from spotledger.http.operator.calls import number_in, query_of
@@ -82,15 +82,15 @@ class _Stream:
         self._feed = feed
         self._after = after_seq
 
-    async def __call__(self, outlet: Outlet) -> bool:
+    async def __call__(self, writer: StreamWriter) -> bool:
         """Send entries until the reader has gone or the service stops; say whether all was sent whole."""
         feed = self._feed
         feed.open += 1
-        ends = [asyncio.ensure_future(outlet.gone()), asyncio.ensure_future(feed.stopped.wait())]
+        ends = [asyncio.ensure_future(writer.gone()), asyncio.ensure_future(feed.stopped.wait())]
         try:
             start = {"seq": feed.ledger.head.seq, "epoch": feed.ledger.epoch, "ledger_id": feed.ledger.ledger_id}
             start_event = b"retry: %d\nevent: start\ndata: %b\n\n" % (RECONNECT_MS, _encode(start))
-            return await _sent(outlet, start_event, ends) and await self._go_on(outlet, ends)
+            return await _sent(writer, start_event, ends) and await self._go_on(writer, ends)
         except OSError:
             return False  # the reader has gone, or the journal cannot be read
         finally:
@@ -98,7 +98,7 @@ class _Stream:
                 end.cancel()
             feed.open -= 1
 
-    async def _go_on(self, outlet: Outlet, ends: Sequence[asyncio.Future[Any]]) -> bool:
+    async def _go_on(self, writer: StreamWriter, ends: Sequence[asyncio.Future[Any]]) -> bool:
         """Send what comes until one of *ends* has; say whether the reader is there and has taken everything."""
         loop = asyncio.get_running_loop()
         quiet_since = loop.time()
@@ -107,7 +107,7 @@ class _Stream:
             if not piece and loop.time() - quiet_since > HEARTBEAT_SECONDS:
                 piece = b": still here\n\n"
             if piece:
-                if not await _sent(outlet, piece, ends):
+                if not await _sent(writer, piece, ends):
                     return False
                 quiet_since = loop.time()
                 await asyncio.sleep(0)
@@ -131,9 +131,9 @@ class _Stream:
         return b"".join(said)
 
 
-async def _sent(outlet: Outlet, piece: bytes, ends: Sequence[asyncio.Future[Any]]) -> bool:
+async def _sent(writer: StreamWriter, piece: bytes, ends: Sequence[asyncio.Future[Any]]) -> bool:
     """Send *piece*, and wait until it is taken or one of *ends* comes; say whether it was taken."""
-    sending = asyncio.ensure_future(outlet.send(piece))
+    sending = asyncio.ensure_future(writer.send(piece))
     try:
         await asyncio.wait([sending, *ends], return_when=asyncio.FIRST_COMPLETED)
         if not sending.done():
