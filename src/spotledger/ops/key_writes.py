@@ -12,7 +12,7 @@ from spotledger.security.keys import KeyRing
 SECRET_MEMBERS = ("secretkey", "token")
 
 
-class Once(NamedTuple):
+class KeptAnswer(NamedTuple):
     """The answer to such a write, and whether it is the repeat of an earlier one (then without its secret)."""
 
     answer: dict[str, Any]
@@ -31,7 +31,7 @@ class KeyWrites:
         self._tables = tables
         self._key_ring = key_ring
 
-    def once(self, key: str, request: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> Once:
+    def once(self, key: str, request: Mapping[str, Any], make: Callable[[], dict[str, Any]]) -> KeptAnswer:
         """
         Return what *make* returns, or what was kept of it when *key* was used before.
 
@@ -49,7 +49,7 @@ class KeyWrites:
                 kept = self._tables.kept_requests.get(key)
                 if kept is not None:
                     _check_same(key, json.loads(kept[0]), request)
-                    return Once(json.loads(kept[1]), replayed=True)
+                    return KeptAnswer(json.loads(kept[1]), replayed=True)
                 answer = make()
                 without_secret = {name: None if name in SECRET_MEMBERS else answer[name] for name in answer}
                 self._tables.kept_requests.keep(key, json.dumps(request), json.dumps(without_secret))
@@ -58,7 +58,7 @@ class KeyWrites:
         except BaseException:
             self._key_ring.forget()
             raise
-        return Once(answer, replayed=False)
+        return KeptAnswer(answer, replayed=False)
 
 
 def _check_same(key: str, kept: Mapping[str, Any], request: Mapping[str, Any]) -> None:

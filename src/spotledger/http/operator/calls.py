@@ -136,13 +136,13 @@ class TokenCheck:
 
 
 class Endpoint:
-    """One path of the operator API: a call for each of its methods, behind *door* or open."""
+    """One path of the operator API: a call for each of its methods, guarded by *token_check* or open."""
 
     def __init__(self, token_check: TokenCheck | None, path: str, calls: Mapping[str, Call]) -> None:
         self.path = path
         #: Of a path with parameters, what it matches.
         self.pattern = path_pattern(path) if "{" in path else None
-        self._token_check = door
+        self._token_check = token_check
         self.calls = {**calls, "HEAD": calls["GET"]} if "GET" in calls else dict(calls)
 
     async def answer(self, request: Request) -> Reply:
@@ -162,7 +162,7 @@ class Endpoint:
 
 
 def route(token_check: TokenCheck | None, path: str, **calls: Call) -> Endpoint:
-    """Return the endpoint of *path*; *calls* by method, such as ``GET=Call(…)``. Without a door it is open to all."""
+    """Return the endpoint of *path*; *calls* by method, such as ``GET=Call(…)``. With None it is open to all."""
     return Endpoint(token_check, path, calls)
 
 
