@@ -13,7 +13,7 @@ import pytest
 from spotledger.audit import workers as audit_workers
 from spotledger.audit.embedded import KnownHead
 from spotledger.audit.findings import CODES
-from spotledger.storage.key_filter import page_checksum
+from spotledger.storage.idempotency_filter import page_checksum
 from support_audit import Damage, audited, copy_of, damaging, make
 
 
@@ -411,8 +411,8 @@ DERIVED = [
     ("INSERT INTO reversal VALUES (7, 8)", {"reversal_row_extra"}),
     ("UPDATE ledger SET sealed_to = 1000", {"sealed_to_wrong"}),
     ("UPDATE ledger SET sealed_to = 13", {"sealed_to_wrong"}),
-    ("UPDATE key_filter SET covered_to = 5 WHERE level = 0", {"filter_level_damaged"}),
-    ("UPDATE key_filter SET checksum = zeroblob(8) WHERE level = 0", {"filter_level_damaged"}),
+    ("UPDATE idempotency_filter SET covered_to = 5 WHERE level = 0", {"filter_level_damaged"}),
+    ("UPDATE idempotency_filter SET checksum = zeroblob(8) WHERE level = 0", {"filter_level_damaged"}),
     ("UPDATE key_filter_page SET checksum = zeroblob(8) WHERE level = 0", {"filter_page_damaged"}),
     ("UPDATE key_filter_page SET bits = zeroblob(32) WHERE level = 0", {"filter_page_damaged"}),
     ("DELETE FROM key_filter_page WHERE level = 1", {"filter_page_damaged"}),

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from spotledger.storage.encoding import key_digest
-from spotledger.storage.key_filter import KeyFilter, probe_of
+from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
 
 SEGMENT_ENTRIES = 64
 TABLES = """
-CREATE TABLE key_filter (level INTEGER PRIMARY KEY, covered_to INTEGER NOT NULL, checksum BLOB NOT NULL) STRICT;
+CREATE TABLE idempotency_filter (level INTEGER PRIMARY KEY, covered_to INTEGER NOT NULL, checksum BLOB NOT NULL) STRICT;
 CREATE TABLE key_filter_page (level INTEGER NOT NULL, page INTEGER NOT NULL, bits BLOB NOT NULL, checksum BLOB NOT NULL,
     PRIMARY KEY (level, page)) STRICT;
 CREATE TABLE key_seq (segment INTEGER NOT NULL, digest BLOB NOT NULL, seq INTEGER NOT NULL,
@@ -34,35 +34,35 @@ def digests(segment: int) -> list[bytes]:
     return [key_digest(f"{segment}-{n}") for n in range(SEGMENT_ENTRIES)]
 
 
-def seal(connection: sqlite3.Connection, key_filter: KeyFilter, segment: int) -> None:
+def seal(connection: sqlite3.Connection, idempotency_filter: IdempotencyFilter, segment: int) -> None:
     """Add a segment as a sealing does."""
     rows = [(segment, digest, n) for n, digest in enumerate(digests(segment))]
     connection.executemany("INSERT INTO key_seq VALUES (?, ?, ?)", rows)
-    key_filter.add(segment, digests(segment))
-    for _ in key_filter.write(connection, segment):
+    idempotency_filter.add(segment, digests(segment))
+    for _ in idempotency_filter.write(connection, segment):
         pass
 
 
-def may_hold(key_filter: KeyFilter, digest: bytes) -> list[int]:
+def may_hold(idempotency_filter: IdempotencyFilter, digest: bytes) -> list[int]:
     """Return the segments in which the filter cannot rule the key out."""
-    return list(key_filter.segments_that_may_hold(probe_of(digest)))
+    return list(idempotency_filter.segments_that_may_hold(probe_of(digest)))
 
 
 @pytest.mark.parametrize("segments", [1, 2, 3, 6, 7, 14, 15, 40])
 def test_filter_never_denies_a_key_that_it_was_given(connection: sqlite3.Connection, segments: int) -> None:
     """Over all levels, as it grows and after it was loaded again, each key's own segment is among the candidates."""
-    grown = KeyFilter(SEGMENT_ENTRIES)
+    grown = IdempotencyFilter(SEGMENT_ENTRIES)
     assert grown.is_empty()
     for segment in range(segments):
         seal(connection, grown, segment)
-    loaded = KeyFilter(SEGMENT_ENTRIES)
+    loaded = IdempotencyFilter(SEGMENT_ENTRIES)
     loaded.load(connection, segments)
     assert loaded.mended == []
-    for key_filter in (grown, loaded):
-        assert not key_filter.is_empty()
+    for idempotency_filter in (grown, loaded):
+        assert not idempotency_filter.is_empty()
         for segment in range(segments):
             for digest in digests(segment):
-                found = may_hold(key_filter, digest)
+                found = may_hold(idempotency_filter, digest)
                 assert segment in found
                 assert found == sorted(found, reverse=True)
                 assert max(found) < segments
@@ -70,30 +70,30 @@ def test_filter_never_denies_a_key_that_it_was_given(connection: sqlite3.Connect
 
 def test_filter_says_of_most_strangers_that_they_are_new(connection: sqlite3.Connection) -> None:
     """Of keys that were never used nearly all need no look-up, at every size."""
-    key_filter = KeyFilter(SEGMENT_ENTRIES)
+    idempotency_filter = IdempotencyFilter(SEGMENT_ENTRIES)
     for segment in range(31):
-        seal(connection, key_filter, segment)
+        seal(connection, idempotency_filter, segment)
     strangers = [key_digest(f"stranger {n}") for n in range(4_000)]
-    assert sum(bool(may_hold(key_filter, digest)) for digest in strangers) < 200
+    assert sum(bool(may_hold(idempotency_filter, digest)) for digest in strangers) < 200
 
 
 def test_filter_with_more_keys_than_planned_still_denies_none(connection: sqlite3.Connection) -> None:
     """A level that is fuller than it was made for is wrong more often about strangers, and never about its own."""
-    key_filter = KeyFilter(SEGMENT_ENTRIES)
+    idempotency_filter = IdempotencyFilter(SEGMENT_ENTRIES)
     crowd = [key_digest(f"crowd {n}") for n in range(20 * SEGMENT_ENTRIES)]
-    key_filter.add(0, crowd)
-    for _ in key_filter.write(connection, 0):
+    idempotency_filter.add(0, crowd)
+    for _ in idempotency_filter.write(connection, 0):
         pass
-    assert all(may_hold(key_filter, digest) == [0] for digest in crowd)
+    assert all(may_hold(idempotency_filter, digest) == [0] for digest in crowd)
 
 
 def test_filter_before_the_segment_is_covered_names_it_not(connection: sqlite3.Connection) -> None:
     """Keys of a segment that is being sealed are found elsewhere; the filter speaks of whole segments only."""
-    key_filter = KeyFilter(SEGMENT_ENTRIES)
-    seal(connection, key_filter, 0)
-    key_filter.add(1, digests(1)[:10])
-    assert may_hold(key_filter, digests(1)[0]) in ([], [0])
-    assert 0 in may_hold(key_filter, digests(0)[0])
+    idempotency_filter = IdempotencyFilter(SEGMENT_ENTRIES)
+    seal(connection, idempotency_filter, 0)
+    idempotency_filter.add(1, digests(1)[:10])
+    assert may_hold(idempotency_filter, digests(1)[0]) in ([], [0])
+    assert 0 in may_hold(idempotency_filter, digests(0)[0])
 
 
 def test_filter_loaded_from_nothing_is_made_from_the_keys(connection: sqlite3.Connection) -> None:
@@ -101,30 +101,30 @@ def test_filter_loaded_from_nothing_is_made_from_the_keys(connection: sqlite3.Co
     for segment in range(7):
         rows = [(segment, digest, n) for n, digest in enumerate(digests(segment))]
         connection.executemany("INSERT INTO key_seq VALUES (?, ?, ?)", rows)
-    key_filter = KeyFilter(SEGMENT_ENTRIES)
-    key_filter.load(connection, 7)
-    assert key_filter.mended == []
-    assert all(segment in may_hold(key_filter, digest) for segment in range(7) for digest in digests(segment))
+    idempotency_filter = IdempotencyFilter(SEGMENT_ENTRIES)
+    idempotency_filter.load(connection, 7)
+    assert idempotency_filter.mended == []
+    assert all(segment in may_hold(idempotency_filter, digest) for segment in range(7) for digest in digests(segment))
 
 
 def test_empty_filter_loads_and_denies_everything(connection: sqlite3.Connection) -> None:
     """A new ledger has no sealed segment, and no key is known."""
-    key_filter = KeyFilter(SEGMENT_ENTRIES)
-    key_filter.load(connection, 0)
-    assert key_filter.is_empty()
-    assert may_hold(key_filter, key_digest("k")) == []
+    idempotency_filter = IdempotencyFilter(SEGMENT_ENTRIES)
+    idempotency_filter.load(connection, 0)
+    assert idempotency_filter.is_empty()
+    assert may_hold(idempotency_filter, key_digest("k")) == []
 
 
 @pytest.mark.parametrize("bit", [0, 7, 1_000])
 def test_filter_with_one_bit_turned_is_noticed(connection: sqlite3.Connection, bit: int) -> None:
     """One bit lost on the disk would let a key through twice: it is noticed, named and made good."""
-    grown = KeyFilter(SEGMENT_ENTRIES)
+    grown = IdempotencyFilter(SEGMENT_ENTRIES)
     for segment in range(6):
         seal(connection, grown, segment)
     bits = bytearray(connection.execute("SELECT bits FROM key_filter_page WHERE level = 1").fetchone()[0])
     bits[bit // 8 % len(bits)] ^= 1 << bit % 8
     connection.execute("UPDATE key_filter_page SET bits = ? WHERE level = 1", (bytes(bits),))
-    loaded = KeyFilter(SEGMENT_ENTRIES)
+    loaded = IdempotencyFilter(SEGMENT_ENTRIES)
     loaded.load(connection, 6)
     assert len(loaded.mended) == 1
     assert "level 1" in loaded.mended[0]
@@ -133,10 +133,10 @@ def test_filter_with_one_bit_turned_is_noticed(connection: sqlite3.Connection, b
 
 def test_filter_ahead_of_the_journal_is_made_again(connection: sqlite3.Connection) -> None:
     """A filter that covers segments which are not sealed, all its checksums right, is not believed."""
-    grown = KeyFilter(SEGMENT_ENTRIES)
+    grown = IdempotencyFilter(SEGMENT_ENTRIES)
     for segment in range(2):
         seal(connection, grown, segment)
-    loaded = KeyFilter(SEGMENT_ENTRIES)
+    loaded = IdempotencyFilter(SEGMENT_ENTRIES)
     loaded.load(connection, 1)
     assert ["level 0" in text for text in loaded.mended] == [True]
     assert all(may_hold(loaded, digest) == [0] for digest in digests(0))

@@ -166,8 +166,8 @@ class _Run:
         journal = JournalPass(self.findings, genesis_hash(ledger_id), file.body)
         try:
             with closing(KeySpool()) as spool, self._ahead(facts, segment_entries) as ahead:
-                key_filter = FilterCheck(file, self.findings, segment_entries)
-                tables = SegmentTables(file, journal, self.findings, spool, key_filter)
+                idempotency_filter = FilterCheck(file, self.findings, segment_entries)
+                tables = SegmentTables(file, journal, self.findings, spool, idempotency_filter)
                 self._read_journal(file, facts.last_seq, journal, tables, segment_entries, ahead)
                 self._check_head(facts, journal)
                 WholeTables(file, journal, self.findings, segment_entries).compare()

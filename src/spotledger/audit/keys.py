@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from spotledger.audit.findings import Findings
-from spotledger.storage.key_filter import PAGE_WORDS, level_checksum, level_extent, page_checksum
+from spotledger.storage.idempotency_filter import PAGE_WORDS, level_checksum, level_extent, page_checksum
 from spotledger.storage.sqlite.audit import AuditFile, Row, Unreadable
 
 _DIGEST_BYTES: Final = 16
@@ -122,7 +122,9 @@ class FilterCheck:
                 self._covered[number] = covered_to
             else:
                 expected = f"up to one of the segments {first} to {min(last, last_segment)}, with its checksum"
-                self._note("filter_level_damaged", None, f"key_filter {number}", f"covers to {covered_to}", expected)
+                self._note(
+                    "filter_level_damaged", None, f"idempotency_filter {number}", f"covers to {covered_to}", expected
+                )
 
     def check(self, segment: int, rows: Sequence[tuple[bytes, int]]) -> None:
         """Check that the filter knows the keys of *segment*, given as sorted digests with their ``seq``."""
@@ -142,7 +144,7 @@ class FilterCheck:
             bits = two_bits[h & 4095] | two_bits[h >> 12 & 4095] | 1 << (h >> 24 & 63)
             if words[(h >> 30) % count] & bits != bits:
                 digest, seq = rows[position]
-                where = f"key_filter level {number}"
+                where = f"idempotency_filter level {number}"
                 self._note("filter_key_missing", seq, where, "not known", f"the key with the digest {digest.hex()}")
 
     def _read(self, number: int) -> array[int] | None:

@@ -26,16 +26,21 @@ class SegmentTables:
     """The tables of one segment after the other: keys, history, holds and whose they are."""
 
     def __init__(
-        self, file: AuditFile, journal: JournalPass, findings: Findings, spool: KeySpool, key_filter: FilterCheck
+        self,
+        file: AuditFile,
+        journal: JournalPass,
+        findings: Findings,
+        spool: KeySpool,
+        idempotency_filter: FilterCheck,
     ) -> None:
         """Compare what *file* has with what *journal* collects."""
-        self._segment_entries = key_filter.segment_entries
+        self._segment_entries = idempotency_filter.segment_entries
         self._file = file
         self._journal = journal
         self._note = findings.add
         self._leave_out = findings.leave_out
         self.spool = spool
-        self._filter = key_filter
+        self._filter = idempotency_filter
         self._sealed = True
 
     def compare_if_sealed(self, border: int) -> None:

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 from spotledger.domain.accounts import Account
 from spotledger.domain.journal import Hold
 from spotledger.storage.encoding import column, pack_places
-from spotledger.storage.key_filter import KeyFilter
+from spotledger.storage.idempotency_filter import IdempotencyFilter
 from spotledger.storage.sqlite.working_set import OpenSegment, WorkingSet
 
 #: How long one turn of sealing may hold the caller.
@@ -59,7 +59,11 @@ class Sealing:
     """The sealing of one segment; an iterator of steps of about a millisecond."""
 
     def __init__(
-        self, connection: sqlite3.Connection, key_filter: KeyFilter, opened: OpenSegment, segment_entries: int
+        self,
+        connection: sqlite3.Connection,
+        idempotency_filter: IdempotencyFilter,
+        opened: OpenSegment,
+        segment_entries: int,
     ) -> None:
         """Prepare to seal the segment *opened*, all of whose entries are in it and published."""
         self.segment = opened.number
@@ -69,7 +73,7 @@ class Sealing:
         self.progress = 0.0
         self.finished = False
         self._connection = connection
-        self._filter = key_filter
+        self._filter = idempotency_filter
         self._opened = opened
         self._steps = self._run()
 
@@ -175,14 +179,14 @@ class Sealer:
     def __init__(
         self,
         connection: sqlite3.Connection,
-        key_filter: KeyFilter,
+        idempotency_filter: IdempotencyFilter,
         memory: WorkingSet,
         segment_entries: int,
         sealed_to: int,
     ) -> None:
         """Go on after the entry *sealed_to*, the last that is sealed."""
         self._connection = connection
-        self._filter = key_filter
+        self._filter = idempotency_filter
         self._memory = memory
         self._segment_entries = segment_entries
         #: The last entry that is sealed once the commit that is being written returns.

@@ -20,7 +20,7 @@ from spotledger.errors import DataFolderUnusable, LedgerCorrupt, StoreUnavailabl
 from spotledger.storage.base import Head, TrialBalance, Wanted
 from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, genesis_hash, key_digest
-from spotledger.storage.key_filter import KeyFilter, probe_of
+from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
 from spotledger.storage.sqlite import copy as sqlite_copy, file as sqlite_file, reads as sqlite_reads
 from spotledger.storage.sqlite.errors import translated
 from spotledger.storage.sqlite.keys import SqliteKeyTables
@@ -104,7 +104,7 @@ class SqliteStore:
         self._memory = WorkingSet(self._segment_entries, self._cache_accounts)
         for coin in sqlite_reads.coin_rows(self._read, self._sealed_to):
             self._memory.list_coin(coin)
-        self._filter = KeyFilter(self._segment_entries)
+        self._filter = IdempotencyFilter(self._segment_entries)
         self._filter.load(self._read, self._sealed_to // self._segment_entries)
         self._replay()
         self._due_cursor = (0, 0)
