@@ -16,7 +16,7 @@ from typing import Any, Final
 import psycopg
 
 from spotledger.errors import StoreUnavailable
-from spotledger.storage.key_rows import KeyTables
+from spotledger.storage.access_key_rows import KeyTables
 from spotledger.storage.postgres.connection import Connection
 from spotledger.storage.postgres.lane import Connect, Lane, translated
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from spotledger.errors import StoreBusy, StoreUnavailable
-from spotledger.storage.key_rows import KeyTables
+from spotledger.storage.access_key_rows import KeyTables
 
 _BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
