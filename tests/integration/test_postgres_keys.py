@@ -17,8 +17,8 @@ import pytest
 from servers import postgres
 from servers.missing import ServerMissing, skip_or_fail
 from spotledger.errors import AccessKeyRevoked, IdempotencyConflict, LastAdminToken, StoreUnavailable, TokenRefused
-from spotledger.ops.key_watch import KeyWatch
 from spotledger.ops.key_writes import KeyWrites
+from spotledger.ops.revocation_watch import RevocationWatch
 from spotledger.security.keys import KeyRing
 from spotledger.security.sealing import Cipher
 from spotledger.security.tokens import Tokens
@@ -45,7 +45,7 @@ class Node:
         self.ring = KeyRing(self.tables.access_keys, Cipher(bytes(32)), lambda: NOW)
         self.tokens = Tokens(self.tables.tokens, lambda: NOW)
         changes = KeyChanges(lambda: connect(self.url))
-        self.watch = KeyWatch(changes, self.ring, self.tokens, self.trust_seconds)
+        self.watch = RevocationWatch(changes, self.ring, self.tokens, self.trust_seconds)
         self.writes = KeyWrites(self.tables, self.ring)
 
     async def __aenter__(self) -> Node:

@@ -20,9 +20,9 @@ from spotledger.errors import MasterKeyRefused, SpotledgerError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 from spotledger.ops.audits import Audits
-from spotledger.ops.key_watch import KeyWatch
 from spotledger.ops.key_writes import KeyWrites
 from spotledger.ops.opening import open_embedded
+from spotledger.ops.revocation_watch import RevocationWatch
 from spotledger.ops.settings import Settings
 from spotledger.ops.siblings import Siblings
 from spotledger.security.keys import KeyRing
@@ -74,7 +74,7 @@ class Runtime:
     #: What is known of the standby that this node reads from; None where it takes writes.
     standby: Standby | None = None
     #: Where other nodes may revoke access keys too; None where this process is the only one.
-    key_watch: KeyWatch | None = None
+    revocation_watch: RevocationWatch | None = None
     #: The workers that this process is one of; None where it is alone.
     siblings: Siblings | None = None
 
@@ -102,8 +102,8 @@ class Runtime:
     async def start(self) -> None:
         """Begin to take writes."""
         await self.writer.start()
-        if self.key_watch is not None:
-            await self.key_watch.start()
+        if self.revocation_watch is not None:
+            await self.revocation_watch.start()
         if self.siblings is not None:
             await self.siblings.start()
 
@@ -114,8 +114,8 @@ class Runtime:
             await self.siblings.stop()
         await self.backups.stop()
         await self.writer.stop()
-        if self.key_watch is not None:
-            await self.key_watch.stop()
+        if self.revocation_watch is not None:
+            await self.revocation_watch.stop()
         try:
             self.key_ring.flush_used()
         except SpotledgerError as problem:
@@ -203,7 +203,7 @@ def _join(
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
         _audits(settings, fleet, siblings),
         standby,
-        None if fleet is None else _key_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
+        None if fleet is None else _revocation_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
         siblings,
     )
 
@@ -214,10 +214,10 @@ def _audits(settings: Settings, fleet: Fleet | None, siblings: Siblings | None) 
     return Audits(fleet.audited, siblings, fleet.audit_claim)
 
 
-def _key_watch(fleet: Fleet, key_ring: KeyRing, tokens: Tokens, trust_seconds: float) -> KeyWatch:
+def _revocation_watch(fleet: Fleet, key_ring: KeyRing, tokens: Tokens, trust_seconds: float) -> RevocationWatch:
     if fleet.standby is None:
-        return KeyWatch(fleet.key_changes, key_ring, tokens, trust_seconds)
-    return KeyWatch(fleet.key_changes, key_ring, tokens, trust_seconds, fleet.standby.note_head)
+        return RevocationWatch(fleet.key_changes, key_ring, tokens, trust_seconds)
+    return RevocationWatch(fleet.key_changes, key_ring, tokens, trust_seconds, fleet.standby.note_head)
 
 
 def _cipher(settings: Settings, environ: Mapping[str, str], tables: Any) -> Cipher:

@@ -78,7 +78,7 @@ class OperatorApp:
         self.metrics.show("waiting_operations", "Operations that wait for the writer.", lambda: writer.waiting)
         self.metrics.show("open_feeds", "Readers of the journal's feed.", lambda: self.feed.open)
         self.metrics.show("can_write", "1 while writes are taken, else 0.", lambda: int(writer.can_write))
-        standby, watch = runtime.standby, runtime.key_watch
+        standby, watch = runtime.standby, runtime.revocation_watch
         if standby is not None:
             self.metrics.show("staleness_ms", "How old what is read may be.", lambda: standby.staleness_ms)
         if watch is not None:

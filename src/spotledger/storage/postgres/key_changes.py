@@ -13,7 +13,7 @@ from spotledger.storage.postgres.lane import PATIENCE_SECONDS, Connect, Lane
 POLL_SECONDS: Final = 0.2
 
 
-class Heard(NamedTuple):
+class Revocations(NamedTuple):
     """What the database said: the state of things as it was at *at_s* (monotonic) or later."""
 
     at_s: float
@@ -41,7 +41,7 @@ class KeyChanges:
         self._lane = Lane(listening, "key-changes", PATIENCE_SECONDS + POLL_SECONDS)
         self._seen: int | None = None
 
-    def wait(self) -> Heard:
+    def wait(self) -> Revocations:
         """
         Wait for a notice, for a fraction of a second at most, then look; say what has changed since the last time.
 
@@ -56,7 +56,7 @@ class KeyChanges:
         """Let go of the connection."""
         self._lane.close()
 
-    def _look(self, connection: Connection) -> tuple[int, Heard]:
+    def _look(self, connection: Connection) -> tuple[int, Revocations]:
         seen = self._seen
         for _ in connection.notifies(timeout=0 if seen is None else POLL_SECONDS, stop_after=1):
             pass
@@ -66,11 +66,11 @@ class KeyChanges:
         ).fetchall()[0]
         # A number that went back: another server took over, and may not have had the last of them.
         if seen is None or version < seen:
-            return version, Heard(at_s, head, (), tokens=True, everything=True)
+            return version, Revocations(at_s, head, (), tokens=True, everything=True)
         if version == seen:
-            return version, Heard(at_s, head, (), tokens=False, everything=False)
+            return version, Revocations(at_s, head, (), tokens=False, everything=False)
         keys = connection.execute("SELECT accesskey FROM access_keys WHERE revoked_change > %s", (seen,)).fetchall()
         tokens = connection.execute(
             "SELECT EXISTS (SELECT FROM operator_tokens WHERE revoked_change > %s)", (seen,)
         ).fetchall()
-        return version, Heard(at_s, head, tuple(row[0] for row in keys), tokens=tokens[0][0], everything=False)
+        return version, Revocations(at_s, head, tuple(row[0] for row in keys), tokens=tokens[0][0], everything=False)

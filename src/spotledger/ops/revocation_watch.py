@@ -25,7 +25,7 @@ RETRY_SECONDS: Final = 0.2
 _log = logging.getLogger("spotledger.keys")
 
 
-class Heard(Protocol):
+class Revocations(Protocol):
     """What was heard of the keys, as it was at *at_s* (monotonic) or later."""
 
     @property
@@ -52,11 +52,11 @@ class Heard(Protocol):
 class Changes(Protocol):
     """Follows what all nodes revoke."""
 
-    def wait(self) -> Heard:
+    def wait(self) -> Revocations:
         """Wait for a moment, and say what was revoked; raises StoreUnavailable."""
 
 
-class KeyWatch:
+class RevocationWatch:
     """Drops from *key_ring* and *tokens* what *changes* says was revoked, and stops them where it says nothing."""
 
     def __init__(
@@ -109,16 +109,16 @@ class KeyWatch:
             try:
                 heard = await loop.run_in_executor(self._thread, self._changes.wait)
             except StoreUnavailable:
-                self._judge()
+                self._distrust_if_silent()
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception as problem:  # noqa: BLE001 - whatever it is, it must not end the watch in silence
                 _log.error("revocations could not be followed: %s; it is tried again", problem)
-                self._judge()
+                self._distrust_if_silent()
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 self._take(heard)
 
-    def _take(self, heard: Heard) -> None:
+    def _take(self, heard: Revocations) -> None:
         self._heard_s = heard.at_s
         self._on_heard(heard.at_s, heard.head_seq)
         if heard.everything:
@@ -130,7 +130,7 @@ class KeyWatch:
             _log.warning("the database is back: access keys and tokens let in again")
         self._key_ring.distrusted = self._tokens.distrusted = None
 
-    def _judge(self) -> None:
+    def _distrust_if_silent(self) -> None:
         if self.silent_seconds <= self._trust_seconds or self._key_ring.distrusted is not None:
             return
         _log.error(
