@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from spotledger.errors import AccessKeyRevoked
-from spotledger.security.sealing import Cipher
+from spotledger.security.cipher import Cipher
 from support_public import (
     ALICE,
     BALANCE,

@@ -28,7 +28,7 @@ from spotledger.errors import (
     SchemaMismatch,
     StoreUnavailable,
 )
-from spotledger.security.sealing import Cipher
+from spotledger.security.cipher import Cipher
 from spotledger.storage.sqlite import copy as sqlite_copy
 from support_archive import MASTER_KEY, Writing, damaged_copy, disk_of, filled, restored, write_some
 from support_books import check_books

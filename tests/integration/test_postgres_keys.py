@@ -19,8 +19,8 @@ from servers.missing import ServerMissing, skip_or_fail
 from spotledger.errors import AccessKeyRevoked, IdempotencyConflict, LastAdminToken, StoreUnavailable, TokenRefused
 from spotledger.ops.key_writes import KeyWrites
 from spotledger.ops.revocation_watch import RevocationWatch
+from spotledger.security.cipher import Cipher
 from spotledger.security.keys import KeyRing
-from spotledger.security.sealing import Cipher
 from spotledger.security.tokens import Tokens
 from spotledger.storage.postgres.connection import connect
 from spotledger.storage.postgres.key_changes import KeyChanges

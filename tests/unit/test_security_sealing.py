@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spotledger.errors import MasterKeyRefused
-from spotledger.security.sealing import Cipher, load_master_key, parse_master_key
+from spotledger.security.cipher import Cipher, load_master_key, parse_master_key
 
 KEY = bytes(range(32))
 

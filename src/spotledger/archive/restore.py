@@ -18,7 +18,7 @@ from spotledger.errors import (
     MasterKeyRefused,
     SpotledgerError,
 )
-from spotledger.security.sealing import Cipher
+from spotledger.security.cipher import Cipher
 from spotledger.storage.folder import (
     LEDGER_FILE,
     MASTER_KEY_FILE,

@@ -25,8 +25,8 @@ from spotledger.ops.opening import open_embedded
 from spotledger.ops.revocation_watch import RevocationWatch
 from spotledger.ops.settings import Settings
 from spotledger.ops.siblings import Siblings
+from spotledger.security.cipher import Cipher
 from spotledger.security.keys import KeyRing
-from spotledger.security.sealing import Cipher
 from spotledger.security.tokens import SCOPES, Tokens
 from spotledger.storage.folder import (
     LEDGER_FILE,

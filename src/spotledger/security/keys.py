@@ -18,7 +18,7 @@ from typing import Protocol
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, StoreUnavailable
 from spotledger.security.addresses import IpAddress, IpNetwork, parse_network
 from spotledger.security.bounded import BoundedDict
-from spotledger.security.sealing import Cipher
+from spotledger.security.cipher import Cipher
 from spotledger.security.signing import UNKNOWN_SECRET, PreparedSecret
 
 PERMISSIONS = ("read", "trade", "withdraw")

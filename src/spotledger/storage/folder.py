@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, MasterKeyRefused
-from spotledger.security import sealing
+from spotledger.security import cipher as sealing
 from spotledger.security.tokens import TOKEN_BYTES
 
 #: What the name of every environment variable of the service begins with.
