@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given, strategies as st
 
 import support_client as support
-from spotledger.client.steps import Answer
+from spotledger.client.exchange import Answer
 from spotledger.client.trader.answers import Outcome, read_accounts, read_balances, read_server_time
 from spotledger.client.trader.core import Core
 from spotledger.client.trader.signing import Credentials, signature

@@ -9,7 +9,7 @@ import pytest
 
 import support_client as support
 from spotledger import errors
-from spotledger.client.steps import Answer
+from spotledger.client.exchange import Answer
 from spotledger.client.trader.answers import (
     Balance,
     Balances,

@@ -10,7 +10,7 @@ import pytest
 
 import support_client as support
 from spotledger import errors
-from spotledger.client.steps import Answer, Failure, Send, Sleep, Steps
+from spotledger.client.exchange import Answer, Failure, Send, Sleep, Steps
 from spotledger.client.trader.answers import Outcome
 from spotledger.client.trader.core import ATTEMPTS, FIRST_WAIT_S, LONGEST_WAIT_S, Core
 from spotledger.client.trader.signing import Credentials

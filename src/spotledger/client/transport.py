@@ -11,8 +11,8 @@ from urllib.parse import quote, urlsplit
 
 import httpx2
 
+from spotledger.client.exchange import Answer, Failure, Result, Send, Sleep, Steps
 from spotledger.client.quiet import quiet
-from spotledger.client.steps import Answer, Failure, Result, Send, Sleep, Steps
 from spotledger.errors import TransportError
 
 URL_VARIABLE = "SPOTLEDGER_URL"

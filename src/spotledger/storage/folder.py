@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, MasterKeyRefused
-from spotledger.security import cipher as sealing
+from spotledger.security import cipher
 from spotledger.security.tokens import TOKEN_BYTES
 
 #: What the name of every environment variable of the service begins with.
@@ -277,9 +277,9 @@ def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str],
         DataFolderUnusable: A new key cannot be written.
     """
     if MASTER_KEY_VARIABLE in environ:
-        return sealing.parse_master_key(environ[MASTER_KEY_VARIABLE])
+        return cipher.parse_master_key(environ[MASTER_KEY_VARIABLE])
     if file is not None:
-        return sealing.load_master_key(file)
+        return cipher.load_master_key(file)
     own = folder / MASTER_KEY_FILE
     if not own.exists():
         if not may_make:
@@ -287,8 +287,8 @@ def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str],
                 f"{own} is missing, and access keys are sealed with it. Put it back (all nodes of a fleet have "
                 f"the same one), or give it with {MASTER_KEY_VARIABLE} or --master-key-file."
             )
-        write_secret_file(own, secrets.token_hex(sealing.MASTER_KEY_BYTES))
-    return sealing.load_master_key(own)
+        write_secret_file(own, secrets.token_hex(cipher.MASTER_KEY_BYTES))
+    return cipher.load_master_key(own)
 
 
 def read_token(file: Path) -> str:

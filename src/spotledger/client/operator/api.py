@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from spotledger.client.exchange import Answer, Failure, Send
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
-from spotledger.client.steps import Answer, Failure, Send
 from spotledger.client.transport import check_base_url, send_async, timeouts
 from spotledger.errors import ProtocolError, TransportError
 

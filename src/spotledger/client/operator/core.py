@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from spotledger.client.exchange import Failure, Send, Sleep, Steps
 from spotledger.client.operator import key_answers, ledger_answers as answers, service_answers
 from spotledger.client.operator.api import Reply, check_token, outgoing, read_reply
 from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
@@ -29,7 +30,6 @@ from spotledger.client.operator.operations import Operation, batch_body, path_pa
 from spotledger.client.operator.service_answers import Audit, Backup, Ready
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
-from spotledger.client.steps import Failure, Send, Sleep, Steps
 from spotledger.client.transport import check_base_url
 from spotledger.errors import ProtocolError, Refused, TransportError, Unavailable
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import Any
 
+from spotledger.client.exchange import Answer, Failure
 from spotledger.client.problems import error_of_problem, is_problem, retry_after_s
 from spotledger.client.reading import read_object
-from spotledger.client.steps import Answer, Failure
 from spotledger.errors import (
     AccessKeyRefused,
     InvalidRequest,

@@ -20,7 +20,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 
-from spotledger.client.steps import Answer, Failure, Send, Sleep, Steps
+from spotledger.client.exchange import Answer, Failure, Send, Sleep, Steps
 from spotledger.client.trader.answers import (
     Balances,
     Outcome,

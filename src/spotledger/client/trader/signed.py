@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import httpx2
 
-from spotledger.client.steps import Answer, Steps
+from spotledger.client.exchange import Answer, Steps
 from spotledger.client.trader.answers import Outcome
 from spotledger.client.trader.core import ACCEPT_V1, ATTEMPTS, Core
 from spotledger.client.trader.signing import Credentials
