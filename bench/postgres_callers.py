@@ -39,7 +39,7 @@ from bench.postgres_server import Server, alone, with_standby
 from spotledger.domain.operations import Operation
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
-from spotledger.ops.collector import look_once
+from spotledger.ops.gc_freeze import freeze_survivors
 
 CALLERS: Final = {256: 12_000, 1_000: 15_000}
 SECONDS: Final = 1.5 if QUICK else 4.0
@@ -81,7 +81,7 @@ class Node:
     def round(self, callers: int) -> Round:
         """Take one round with so many *callers*."""
         operations = self.make(int(MOST_A_SECOND * SECONDS), callers)
-        look_once()
+        freeze_survivors()
         busy, own, server = busy_seconds(), time.process_time(), sum(map(processor_seconds, self.servers))
         durations, passed = uvloop.run(call(self.ledger, iter(operations), callers))
         own = time.process_time() - own

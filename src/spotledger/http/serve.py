@@ -30,7 +30,7 @@ from spotledger.http.h1.server import OperatorServer
 from spotledger.http.operator.app import OperatorApp
 from spotledger.http.operator.metrics import Metrics, show_shared_counts
 from spotledger.http.public.app import PublicApp, PublicSettings
-from spotledger.ops.collector import look_at_all_now_and_then, look_once
+from spotledger.ops.gc_freeze import collect_all_hourly, freeze_survivors
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import Address, Settings, flag_of
 from spotledger.ops.siblings import Siblings
@@ -123,7 +123,7 @@ def serve_on(
         if tell_owner:
             runtime.check_token_file()
             lock.write_note(Owner(os.getpid(), listeners.public_url, listeners.operator_url).note())
-        look_once()
+        freeze_survivors()
         sys.setswitchinterval(SWITCH_SECONDS)
         listening = Listening(listeners.public_url, listeners.operator_url, runtime)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -219,7 +219,7 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
     await operator_server.start()
     public_server = _Server(public_app, listeners.public)
     running = asyncio.create_task(public_server.serve())
-    beside = [asyncio.create_task(work) for work in (_flush_used_now_and_then(runtime), look_at_all_now_and_then())]
+    beside = [asyncio.create_task(work) for work in (_flush_used_now_and_then(runtime), collect_all_hourly())]
     working = asyncio.create_task(_until_enough(while_serving, listening, stop))
     try:
         await asyncio.wait([working, running], return_when=asyncio.FIRST_COMPLETED)

@@ -33,7 +33,7 @@ from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
 from spotledger.ledger.group import Deciding, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
 from spotledger.ledger.reads import LedgerReads
 from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance, Wanted
-from spotledger.storage.collector import collector_at_rest
+from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.steps import Steps, drive
 
 #: Operations that are decided before what came of them is written: few enough that all about them is still in the
@@ -149,7 +149,7 @@ class Ledger(LedgerReads):
             raise outcome
         return outcome
 
-    @collector_at_rest
+    @gc_paused
     def execute(
         self,
         operations: Sequence[Operation],
@@ -221,7 +221,7 @@ class Ledger(LedgerReads):
             raise
         return group
 
-    @collector_at_rest
+    @gc_paused
     def _begin_deciding(
         self,
         operations: Sequence[Operation],
@@ -236,7 +236,7 @@ class Ledger(LedgerReads):
             self._decide_piece(deciding)
             return deciding
 
-    @collector_at_rest
+    @gc_paused
     def _go_on_deciding(self, deciding: Deciding) -> None:
         with self._turn:
             self._decide_piece(deciding)
@@ -252,7 +252,7 @@ class Ledger(LedgerReads):
             self._unfinished = True
             self._store.write(entries)
 
-    @collector_at_rest
+    @gc_paused
     def _catch_up(self) -> None:
         self._store.catch_up()
 
@@ -264,7 +264,7 @@ class Ledger(LedgerReads):
         else:
             self.abandon()
 
-    @collector_at_rest
+    @gc_paused
     def finish(self, group: Group) -> list[Outcome]:
         """Make the committed *group* visible and return its outcomes."""
         with self._turn:

@@ -19,8 +19,8 @@ from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance,
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
-from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.encoding import decode_entry, genesis_hash, key_digest
+from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
 from spotledger.storage.postgres.follower import Follower
@@ -162,7 +162,7 @@ class PostgresReads:
         """Whether a group waits for its turn, and for memory to be brought along meanwhile."""
         return False
 
-    @collector_at_rest
+    @gc_paused
     def follow(self, session: Session, *questions: Question) -> tuple[Head, list[PGresult]]:
         """Do what :meth:`_ask` says on *session*, which belongs to the caller; errors are the driver's."""
         since = self._memory.head
@@ -211,7 +211,7 @@ class PostgresReads:
     def _hash_in(self, result: PGresult) -> bytes | None:
         return hash_of(rows_of(result)[0][0]) if result.ntuples else None
 
-    @collector_at_rest
+    @gc_paused
     def _bring_along(self, since: Head, head: Head, news: PGresult) -> bool:
         """
         Bring memory from *since*, where it stood before the question, to *head*, with the entries in *news*.

@@ -22,7 +22,7 @@ from spotledger.domain.accounts import Account
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head, Wanted
-from spotledger.storage.collector import collector_at_rest
+from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
 from spotledger.storage.postgres.memory import Memory
@@ -154,13 +154,13 @@ class PostgresStore(PostgresReads):
         finally:
             self._is_waiting = False
 
-    @collector_at_rest
+    @gc_paused
     def _questions(self, wanted: Wanted, now_ms: int | None) -> tuple[Memory, Questions]:
         """Return memory, and what has to be asked for *wanted* that it has not got."""
         with self._guard:
             return self._memory, Questions(self._memory, wanted, now_ms)
 
-    @collector_at_rest
+    @gc_paused
     def _take_turn(self, questions: Questions, answers: Sequence[PGresult]) -> None:
         with self._guard:
             self._turn = questions.turn(answers, self._memory)
@@ -293,7 +293,7 @@ class PostgresStore(PostgresReads):
         self._orders.append(order)
         session.send(order.statement, *order.parameters)
 
-    @collector_at_rest
+    @gc_paused
     def _send_rest(self, session: Session, pending: Head, derived: Derived) -> None:
         """Send the balances as the group leaves them, the head that it leads to, *pending*, and the commit."""
         for order in derived.balance_rows():

@@ -18,8 +18,8 @@ from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import DataFolderUnusable, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head, TrialBalance, Wanted
-from spotledger.storage.collector import collector_at_rest
 from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, genesis_hash, key_digest
+from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
 from spotledger.storage.sqlite import copy as sqlite_copy, file as sqlite_file, reads as sqlite_reads
 from spotledger.storage.sqlite.errors import translated
@@ -112,7 +112,7 @@ class SqliteStore:
         self._sealer = Sealer(self._write, self._filter, self._memory, self._segment_entries, self._sealed_to)
         self._sealer.begin(self._head.seq, self._head.seq)
 
-    @collector_at_rest
+    @gc_paused
     def _replay(self) -> None:
         last_seq = self._read.execute("SELECT coalesce(max(seq), 0) FROM entry").fetchone()[0]
         if last_seq != self._head.seq:

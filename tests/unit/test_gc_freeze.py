@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from spotledger.ops import collector
-from spotledger.ops.collector import YOUNG_OBJECTS, look_at_all, look_at_all_now_and_then, look_once
+from spotledger.ops import gc_freeze
+from spotledger.ops.gc_freeze import YOUNG_OBJECTS, collect_all, collect_all_hourly, freeze_survivors
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +18,7 @@ def kept_collector() -> Iterator[None]:
     """Set the collector back to how it was."""
     thresholds = gc.get_threshold()
     yield
-    gc.callbacks.remove(collector._exempt)
+    gc.callbacks.remove(gc_freeze._exempt)
     gc.set_threshold(*thresholds)
     gc.unfreeze()
 
@@ -34,7 +34,7 @@ def test_what_is_there_at_first_is_looked_at_and_exempt() -> None:
     """Garbage of before is gone, what lives is exempt, and the collector is on."""
     gc.unfreeze()
     garbage = weakref.ref(Circle())
-    look_once()
+    freeze_survivors()
     assert garbage() is None
     assert gc.isenabled()
     assert gc.get_threshold()[0] == YOUNG_OBJECTS
@@ -43,7 +43,7 @@ def test_what_is_there_at_first_is_looked_at_and_exempt() -> None:
 
 def test_young_garbage_is_found_and_what_lives_is_looked_at_once() -> None:
     """A circle that is let go of before its look is gone after it; whatever survives the look is exempt from others."""
-    look_once()
+    freeze_survivors()
     garbage = weakref.ref(Circle())
     kept = [[number] for number in range(3 * YOUNG_OBJECTS)]
     assert garbage() is None
@@ -56,14 +56,14 @@ def test_young_garbage_is_found_and_what_lives_is_looked_at_once() -> None:
 
 def test_garbage_of_what_was_exempt_is_found_when_everything_is_looked_at() -> None:
     """A circle that outlived its look stays until then, and everything is exempt again afterwards."""
-    look_once()
+    freeze_survivors()
     circle: Circle | None = Circle()
     garbage = weakref.ref(circle)
     gc.collect(0)
     circle = None
     gc.collect()
     assert garbage() is not None
-    assert look_at_all() > 0
+    assert collect_all() > 0
     assert garbage() is None
     assert gc.get_freeze_count() > 0
 
@@ -71,10 +71,10 @@ def test_garbage_of_what_was_exempt_is_found_when_everything_is_looked_at() -> N
 def test_everything_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """For as long as the service runs, and no longer."""
     monkeypatch.setattr(collector, "LOOK_SECONDS", 0.01)
-    look_once()
+    freeze_survivors()
 
     async def serve() -> None:
-        looking = asyncio.create_task(look_at_all_now_and_then())
+        looking = asyncio.create_task(collect_all_hourly())
         for _ in range(2):
             garbage = weakref.ref(Circle())
             gc.freeze()
