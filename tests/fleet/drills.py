@@ -92,8 +92,8 @@ class Fleet:
         url = f"http://{self.nodes[0].operator}"
         load = Load(self.proxy.operator_url, self.token, LANES)
         post(url, self.token, "/v1/coins", {"coin": "usdt", "scale": 8}, "coin-usdt")
-        for lane in load.lanes:
-            post(url, self.token, "/v1/customers", {"customer": lane.name}, f"customer-{lane.name}")
+        for reader in load.lanes:
+            post(url, self.token, "/v1/customers", {"customer": reader.name}, f"customer-{reader.name}")
         made = post(url, self.token, "/v1/keys", {"customer": "lane0", "permissions": ["read"]}, "key-lane0")
         load.add_reader(self.proxy.public_url, made["accesskey"], made["secretkey"])
         return load
@@ -117,7 +117,7 @@ class Fleet:
         return Report(
             drill,
             len(done),
-            sum(lane.tries_in_vain for lane in self.load.lanes),
+            sum(reader.tries_in_vain for reader in self.load.lanes),
             sum(one.repeated for one in done),
             len(reader.answered),
             reader.failed,

@@ -35,7 +35,7 @@ class Acknowledged(NamedTuple):
 
 
 @dataclass
-class Lane:
+class BoundedReader:
     """One caller: it sends one request after the other, each until it is answered, always with the same keys."""
 
     name: str
@@ -43,7 +43,7 @@ class Lane:
     token: str
     stop: threading.Event
     acknowledged: list[Acknowledged] = field(default_factory=list)
-    #: What the customer of this lane has in units, available and freeze.
+    #: What the customer of this reader has in units, available and freeze.
     available: int = 0
     freeze: int = 0
     tries_in_vain: int = 0
@@ -149,7 +149,7 @@ class Load:
 
     def __init__(self, url: str, token: str, lanes: int) -> None:
         self.stop_told = threading.Event()
-        self.lanes = [Lane(f"lane{number}", url, token, self.stop_told) for number in range(lanes)]
+        self.lanes = [BoundedReader(f"lane{number}", url, token, self.stop_told) for number in range(lanes)]
         self.reader: Reader | None = None
         self._threads: list[threading.Thread] = []
 
@@ -174,7 +174,7 @@ class Load:
     @property
     def acknowledged(self) -> list[Acknowledged]:
         """All writes that were answered yes so far."""
-        return [one for lane in self.lanes for one in list(lane.acknowledged)]
+        return [one for reader in self.lanes for one in list(reader.acknowledged)]
 
     def since(self, moment: float) -> int:
         """Return how many were acknowledged after *moment*."""
@@ -182,12 +182,12 @@ class Load:
 
     def check(self, books: Books) -> None:
         """Assert that *books*, read independently, hold everything that was acknowledged, once, and nothing else."""
-        problems = [problem for lane in self.lanes for problem in lane.problems]
+        problems = [problem for reader in self.lanes for problem in reader.problems]
         assert problems == []
         lost = [one for one in self.acknowledged if books.keys.get(one.key) != one.seq]
         assert lost == [], f"{len(lost)} acknowledged writes are not in the journal as they were acknowledged"
         ours = {key for key in books.keys if key.startswith("lane")}
         assert ours == {one.key for one in self.acknowledged}
         balances: Mapping[tuple[str, str, str], Any] = books.balances
-        found = {lane.name: list(balances[lane.name, "spot", "usdt"]) for lane in self.lanes}
-        assert found == {lane.name: [lane.available, lane.freeze] for lane in self.lanes}
+        found = {reader.name: list(balances[reader.name, "spot", "usdt"]) for reader in self.lanes}
+        assert found == {reader.name: [reader.available, reader.freeze] for reader in self.lanes}

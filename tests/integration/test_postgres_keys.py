@@ -225,14 +225,14 @@ def test_server_that_froze_holds_up_a_look_up_for_a_moment_only(url: str) -> Non
     """Who looks a key up on a connection whose other end has frozen is told so, and the next one gets an answer."""
     tables = PostgresKeyTables(lambda: connect(url))
     try:
-        backend = tables._lane.ask(lambda connection: connection.info.backend_pid)
+        backend = tables._reader.ask(lambda connection: connection.info.backend_pid)
         os.kill(backend, signal.SIGSTOP)
         try:
             with pytest.raises(StoreUnavailable, match="in time"):
                 tables.access_keys.get("any")
 
             async def again() -> None:
-                await until(lambda: tables._lane.is_up)
+                await until(lambda: tables._reader.is_up)
 
             asyncio.run(again())
             assert tables.access_keys.get("any") is None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from spotledger.errors import StoreUnavailable
+from spotledger.storage.postgres.bounded_reader import BoundedReader, Connect
 from spotledger.storage.postgres.connection import Connection
-from spotledger.storage.postgres.lane import Connect, Lane
 
 #: What the node that audits all the time has locked, "SpoA" as a number.
 AUDIT_LOCK: Final = 0x53706F41
@@ -28,7 +28,7 @@ class Claim:
         """Take what makes a connection in autocommit, as for the key tables; nothing is connected yet."""
         self._connect = connect
         self._lock = lock
-        self._lane: Lane | None = None
+        self._reader: BoundedReader | None = None
         self._session: int | None = None
 
     def take(self) -> bool:
@@ -40,9 +40,9 @@ class Claim:
         """
         if self.is_held():
             return True
-        self._lane = Lane(self._connect, "claim", PATIENCE_SECONDS)
+        self._reader = BoundedReader(self._connect, "claim", PATIENCE_SECONDS)
         try:
-            self._session = self._lane.ask(self._try)
+            self._session = self._reader.ask(self._try)
         finally:
             if self._session is None:
                 self.release()
@@ -58,10 +58,12 @@ class Claim:
 
     def is_held(self) -> bool:
         """Say whether this node still has the lock; what was lost is given up."""
-        if self._lane is None:
+        if self._reader is None:
             return False
         try:
-            session = self._lane.ask(lambda connection: connection.execute("SELECT pg_backend_pid()").fetchall()[0][0])
+            session = self._reader.ask(
+                lambda connection: connection.execute("SELECT pg_backend_pid()").fetchall()[0][0]
+            )
         except StoreUnavailable:
             session = None
         # Another session is one that was made after the first had been lost, and the lock with it.
@@ -72,6 +74,6 @@ class Claim:
 
     def release(self) -> None:
         """Give it up, if this node has it."""
-        lane, self._lane, self._session = self._lane, None, None
-        if lane is not None:
-            lane.close()
+        reader, self._reader, self._session = self._reader, None, None
+        if reader is not None:
+            reader.close()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Final, NamedTuple
 
+from spotledger.storage.postgres.bounded_reader import PATIENCE_SECONDS, BoundedReader, Connect
 from spotledger.storage.postgres.connection import Connection
 from spotledger.storage.postgres.keys import CHANGES_CHANNEL
-from spotledger.storage.postgres.lane import PATIENCE_SECONDS, Connect, Lane
 
 #: How long is waited for a notice before it is looked without one.
 POLL_SECONDS: Final = 0.2
@@ -38,7 +38,7 @@ class KeyChanges:
             connection.execute(f"LISTEN {CHANGES_CHANNEL}")
             return connection
 
-        self._lane = Lane(listening, "key-changes", PATIENCE_SECONDS + POLL_SECONDS)
+        self._reader = BoundedReader(listening, "key-changes", PATIENCE_SECONDS + POLL_SECONDS)
         self._seen: int | None = None
 
     def wait(self) -> Revocations:
@@ -48,13 +48,13 @@ class KeyChanges:
         Raises:
             StoreUnavailable: The database is away.
         """
-        version, heard = self._lane.ask(self._look)
+        version, heard = self._reader.ask(self._look)
         self._seen = version
         return heard
 
     def close(self) -> None:
         """Let go of the connection."""
-        self._lane.close()
+        self._reader.close()
 
     def _look(self, connection: Connection) -> tuple[int, Revocations]:
         seen = self._seen

@@ -17,8 +17,8 @@ import psycopg
 
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.access_key_rows import KeyTables
+from spotledger.storage.postgres.bounded_reader import BoundedReader, Connect, translated
 from spotledger.storage.postgres.connection import Connection
-from spotledger.storage.postgres.lane import Connect, Lane, translated
 
 CHANGES_CHANNEL: Final = "spotledger_keys"
 
@@ -40,7 +40,7 @@ class PostgresKeyTables(KeyTables):
         """
         super().__init__()
         self._connect = connect
-        self._lane = Lane(connect, "keys")
+        self._reader = BoundedReader(connect, "keys")
         self._write: Connection | None = None
         self._lock = threading.RLock()
         self._depth = 0
@@ -48,7 +48,7 @@ class PostgresKeyTables(KeyTables):
 
     def close(self) -> None:
         """Let go of the connections."""
-        self._lane.close()
+        self._reader.close()
         with self._lock:
             self._drop()
 
@@ -118,7 +118,7 @@ class PostgresKeyTables(KeyTables):
         if self._writing_thread == threading.get_ident():
             with translated():
                 return read(self._connected())
-        return self._lane.ask(read)
+        return self._reader.ask(read)
 
     def change(self) -> int:
         """Return the number of a revocation that is being written, and have it told to all nodes when it is done."""

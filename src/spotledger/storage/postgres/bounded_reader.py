@@ -44,7 +44,7 @@ def translated() -> Iterator[None]:
         raise StoreUnavailable(f"The database did not do it: {reason}; try again with the same key.") from error
 
 
-class Lane:
+class BoundedReader:
     """
     Reads from a server that may go away; to be used by any thread.
 
