@@ -87,7 +87,7 @@ def mix(seed_number: int, count: int) -> list[Operation]:
 
 def assert_same(node: Ledger, fresh: Ledger) -> None:
     """Check all that *node* has in memory against a node that has read everything from the tables."""
-    memory = node._store._memory  # type: ignore[attr-defined]
+    memory = node._store._head_cache  # type: ignore[attr-defined]
     assert node.head == fresh.head
     assert dict(node.coins) == dict(fresh.coins)
     for account in list(memory.accounts):
@@ -115,9 +115,9 @@ def test_node_that_follows_has_all_that_others_changed(open_node: Open) -> None:
         reader.execute([])
         assert_same(reader, open_node(follow_seconds=None))
     store = reader._store
-    assert len(store._memory.holds) > 100  # type: ignore[attr-defined]
+    assert len(store._head_cache.holds) > 100  # type: ignore[attr-defined]
     assert reader.account(EXTERNAL).balance("usdt").available == -5 * int(HUGE) * 10**18
-    assert any(hold.reference == "NULL" for hold in store._memory.holds.values())  # type: ignore[attr-defined]
+    assert any(hold.reference == "NULL" for hold in store._head_cache.holds.values())  # type: ignore[attr-defined]
 
 
 def test_node_that_only_follows_keeps_no_more_than_it_may(open_node: Open) -> None:
@@ -128,7 +128,7 @@ def test_node_that_only_follows_keeps_no_more_than_it_may(open_node: Open) -> No
         writer.execute([Freeze(f"f{step}-{n}", "ann", "btc", "0.1") for n in range(20)])
         writer.execute([RegisterCustomer(f"r{step}-{n}", f"more-{step}-{n}") for n in range(20)])
         assert len(reader.holds("ann", limit=100)) == 20 * (step + 1)
-    memory = reader._store._memory  # type: ignore[attr-defined]
+    memory = reader._store._head_cache  # type: ignore[attr-defined]
     assert len(memory.holds) <= 9
     assert len(memory.customers) <= 4
     oldest = writer.holds("ann", limit=1)[0]

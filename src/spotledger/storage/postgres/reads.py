@@ -24,7 +24,7 @@ from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
 from spotledger.storage.postgres.follower import Follower
-from spotledger.storage.postgres.memory import Memory, RemoteAccount
+from spotledger.storage.postgres.head_cache import HeadCache, RemoteAccount
 from spotledger.storage.postgres.news import read_news
 from spotledger.storage.postgres.reading import Reading
 from spotledger.storage.postgres.rows import add_balances, head_of, holds_in
@@ -113,17 +113,17 @@ class PostgresReads:
             raise LedgerCorrupt("the database lacks the row of the ledger, or of its head")
         ledger_id, epoch = rows_of(ledger)[0]
         self.ledger_id, self.epoch = ledger_id.decode(), int(epoch)
-        self._memory = Memory(found, _coins_in(coins), self._cache_accounts)
+        self._head_cache = HeadCache(found, _coins_in(coins), self._cache_accounts)
 
     @property
     def head(self) -> Head:
         """The entry that memory stands at: the last that this node wrote, or saw of others."""
-        return self._memory.head
+        return self._head_cache.head
 
     @property
     def coins(self) -> Mapping[str, Coin]:
         """The listed coins by name, sorted; another object after each listing."""
-        return self._memory.coins
+        return self._head_cache.coins
 
     # --- asking the server ------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class PostgresReads:
     @gc_paused
     def follow(self, session: Session, *questions: Question) -> tuple[Head, list[PGresult]]:
         """Do what :meth:`_ask` says on *session*, which belongs to the caller; errors are the driver's."""
-        since = self._memory.head
+        since = self._head_cache.head
         session.send(sql.BEGIN_SNAPSHOT)
         session.send(sql.HEAD)
         session.send(sql.NEWS, number(since.seq), number(self.follow_entries + 1))
@@ -205,8 +205,8 @@ class PostgresReads:
         if since.seq and self._hash_in(kept) != since.hash:
             raise LedgerCorrupt(f"the journal has not got entry {since.seq} as it was acknowledged")
         with self._guard:
-            if head.seq > self._memory.head.seq:
-                self._memory = Memory(head, _coins_in(coins), self._cache_accounts)
+            if head.seq > self._head_cache.head.seq:
+                self._head_cache = HeadCache(head, _coins_in(coins), self._cache_accounts)
 
     def _hash_in(self, result: PGresult) -> bytes | None:
         return hash_of(rows_of(result)[0][0]) if result.ntuples else None
@@ -228,9 +228,9 @@ class PostgresReads:
             )
         if news.ntuples > self.follow_entries:
             return False
-        read = read_news(news, since, head, self._memory.head.seq)
+        read = read_news(news, since, head, self._head_cache.head.seq)
         with self._guard:
-            memory = self._memory
+            memory = self._head_cache
             new = read.after(memory.head.seq)
             if new.changes:
                 try:
@@ -244,7 +244,7 @@ class PostgresReads:
 
     def account(self, account: Account) -> RemoteAccount:
         """Return the account as it stands at the head."""
-        view = self._memory.accounts.get(account)
+        view = self._head_cache.accounts.get(account)
         return view if view is not None else self._load_accounts([account])[account]
 
     def _load_accounts(self, accounts: Sequence[Account]) -> Mapping[Account, RemoteAccount]:
@@ -256,20 +256,20 @@ class PostgresReads:
             found: dict[Account, tuple[int, dict[str, Balance]]] = {account: (0, {}) for account in accounts}
             add_balances(rows, found)
             with self._guard:
-                if self._memory.covers(head.seq):
-                    self._memory.take_accounts(head.seq, found)
-                    views = {account: self._memory.accounts[account] for account in accounts}
+                if self._head_cache.covers(head.seq):
+                    self._head_cache.take_accounts(head.seq, found)
+                    views = {account: self._head_cache.accounts[account] for account in accounts}
                     self._shrink()
                     return views
         raise StoreUnavailable("the ledger could not be read: it changed too fast; try again")
 
     def _shrink(self) -> None:
         """Let memory go of what is beyond its bounds."""
-        self._memory.shrink()
+        self._head_cache.shrink()
 
     def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
         """Bring into memory what the rules will ask for and nothing looked up before."""
-        missing = [account for account in accounts if account not in self._memory.accounts]
+        missing = [account for account in accounts if account not in self._head_cache.accounts]
         if missing:
             self._load_accounts(missing)
         for customer in customers:
@@ -277,19 +277,21 @@ class PostgresReads:
         self._load_holds(holds)
 
     def _load_holds(self, holds: Iterable[int]) -> list[Hold]:
-        missing = [hold_id for hold_id in holds if hold_id not in self._memory.holds and 0 < hold_id < _BIGINT_LIMIT]
+        missing = [
+            hold_id for hold_id in holds if hold_id not in self._head_cache.holds and 0 < hold_id < _BIGINT_LIMIT
+        ]
         if not missing:
             return []
         head, (rows,) = self._ask((sql.HOLDS, (numbers(missing),)))
         found = holds_in(rows)
         with self._guard:
-            if self._memory.covers(head.seq):
-                self._memory.take_holds(head.seq, found)
+            if self._head_cache.covers(head.seq):
+                self._head_cache.take_holds(head.seq, found)
         return found
 
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
-        if customer in self._memory.customers:
+        if customer in self._head_cache.customers:
             return True
         if not _storable(customer):
             return False
@@ -297,13 +299,13 @@ class PostgresReads:
         if not rows.ntuples:
             return False
         with self._guard:
-            self._memory.customers[customer] = None
+            self._head_cache.customers[customer] = None
             self._shrink()
         return True
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return the hold as it stands at the head."""
-        kept = self._memory.holds.get(hold_id)
+        kept = self._head_cache.holds.get(hold_id)
         if kept is not None:
             return kept
         found = self._load_holds([hold_id])

@@ -61,12 +61,12 @@ class StandbyStore(PostgresReads):
             raise StoreUnavailable(
                 f"What the standby has may be more than {self._limit_ms} ms old; ask another node, or try again later."
             )
-        return self._memory.head
+        return self._head_cache.head
 
     @property
     def head_seq(self) -> int:
         """The entry that memory stands at, however old it is."""
-        return self._memory.head.seq
+        return self._head_cache.head.seq
 
     @property
     def staleness_ms(self) -> int:
@@ -76,7 +76,7 @@ class StandbyStore(PostgresReads):
     def note_head(self, at_s: float, seq: int) -> None:
         """Take over that *seq* was the last entry of the server that takes writes at the time *at_s* (monotonic)."""
         self._moments.append((at_s, seq))
-        here = self._memory.head.seq
+        here = self._head_cache.head.seq
         while self._moments and self._moments[0][1] <= here:
             self._as_of_s = self._moments.popleft()[0]
 

@@ -2,8 +2,8 @@
 The store on PostgreSQL, for many nodes at once: whoever writes holds the row of the journal's head while it does.
 
 A group costs two trips. The first takes the turn and looks up what the rules will ask for and memory does not have; the
-second writes the entries and everything derived from them, and commits. Memory stands at exactly one entry, never an
-older one than this node has acknowledged, and is brought along by whatever this or another node wrote.
+second writes the entries and everything derived from them, and commits. The head cache stands at exactly one entry,
+never an older one than this node has acknowledged, and is brought along by whatever this or another node wrote.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from spotledger.storage.base import Head, Wanted
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
-from spotledger.storage.postgres.memory import Memory
+from spotledger.storage.postgres.head_cache import HeadCache
 from spotledger.storage.postgres.reads import PostgresReads
 from spotledger.storage.postgres.rows import Derived, Order, head_of, history_rows, journal_rows
 from spotledger.storage.postgres.session import Session, number, rows_of
@@ -122,7 +122,7 @@ class PostgresStore(PostgresReads):
         session.send(sql.BEGIN)
         session.send(sql.TAKE_TURN)
         waited = (yield from self._wait(session)) if self._is_crowded else []
-        if memory is not self._memory:
+        if memory is not self._head_cache:
             # It was far behind, and began anew meanwhile.
             memory, questions = self._questions(wanted, now_ms)
         since = memory.head
@@ -141,8 +141,8 @@ class PostgresStore(PostgresReads):
             questions.send(session)
             answers = yield from session.answers()
         self._is_crowded = head.seq - self._left_seq > CROWD_ENTRIES
-        if self._memory.head != head:
-            raise LedgerCorrupt(f"memory stands at entry {self._memory.head.seq}, the locked head is {head.seq}")
+        if self._head_cache.head != head:
+            raise LedgerCorrupt(f"memory stands at entry {self._head_cache.head.seq}, the locked head is {head.seq}")
         self._take_turn(questions, answers)
         return int(rows_of(clock)[0][0]) if now_ms is None else None
 
@@ -155,15 +155,15 @@ class PostgresStore(PostgresReads):
             self._is_waiting = False
 
     @gc_paused
-    def _questions(self, wanted: Wanted, now_ms: int | None) -> tuple[Memory, Questions]:
+    def _questions(self, wanted: Wanted, now_ms: int | None) -> tuple[HeadCache, Questions]:
         """Return memory, and what has to be asked for *wanted* that it has not got."""
         with self._guard:
-            return self._memory, Questions(self._memory, wanted, now_ms)
+            return self._head_cache, Questions(self._head_cache, wanted, now_ms)
 
     @gc_paused
     def _take_turn(self, questions: Questions, answers: Sequence[PGresult]) -> None:
         with self._guard:
-            self._turn = questions.turn(answers, self._memory)
+            self._turn = questions.turn(answers, self._head_cache)
 
     def leave(self, *, repeated: bool) -> Steps[None]:
         """
@@ -173,8 +173,8 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: A kept result was to be answered and could not be made durable.
         """
         session = self._session_of_turn()
-        self._turn, self._is_writing, self._left_seq = None, False, self._memory.head.seq
-        sync = repeated and self._memory.head.seq > self._synced_seq
+        self._turn, self._is_writing, self._left_seq = None, False, self._head_cache.head.seq
+        sync = repeated and self._head_cache.head.seq > self._synced_seq
         try:
             if sync:
                 session.send(sql.SYNC)
@@ -185,14 +185,14 @@ class PostgresStore(PostgresReads):
             raise translate(error, "written") from error
         if sync:
             yield from self._confirm()
-            self._synced_seq = self._memory.head.seq
+            self._synced_seq = self._head_cache.head.seq
 
     # --- what the rules ask for: the turn knows it ------------------------------------------------------
 
     def _turn_at_head(self) -> Turn | None:
         """Return what was looked up for the group, as long as it is true; readers in other threads may ask too."""
         turn = self._turn
-        return turn if turn is not None and turn.head_seq == self._memory.head.seq else None
+        return turn if turn is not None and turn.head_seq == self._head_cache.head.seq else None
 
     def _shrink(self) -> None:
         """Let memory go of what is beyond its bounds, but not in the midst of a turn, which would ask for it again."""
@@ -254,7 +254,7 @@ class PostgresStore(PostgresReads):
         Make sure that memory stands where the turn began: the server takes a turn back from a node that is silent.
 
         Raises:
-            StoreUnavailable: Memory was brought along by what others wrote, so the turn is theirs.
+            StoreUnavailable: HeadCache was brought along by what others wrote, so the turn is theirs.
         """
         if self._turn_at_head() is None:
             self._drop_writing()
@@ -270,7 +270,7 @@ class PostgresStore(PostgresReads):
         """
         self.check_turn()
         session = self._session_of_turn()
-        before, last = self._pending_head or self._memory.head, entries[-1]
+        before, last = self._pending_head or self._head_cache.head, entries[-1]
         if entries[0].seq != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow entry {before.seq}")
         try:
@@ -341,7 +341,7 @@ class PostgresStore(PostgresReads):
         """Do what publishing needs and shows nobody anything yet, while the server syncs."""
         derived.by_account()
         with self._guard:
-            self._memory.make_room(pending.seq - self._memory.head.seq)
+            self._head_cache.make_room(pending.seq - self._head_cache.head.seq)
 
     def _check_changes(self, results: Sequence[PGresult]) -> None:
         """Check that each statement changed as many rows as it had to: what is derived was where it should be."""
@@ -385,10 +385,10 @@ class PostgresStore(PostgresReads):
             raise translate(lost, "written") from lost
 
     def _check_acknowledged(self, head: Head | None) -> None:
-        if head is None or head.seq < self._memory.head.seq:
+        if head is None or head.seq < self._head_cache.head.seq:
             raise LedgerCorrupt(
                 f"the server's journal ends at entry {head.seq if head else 'none'}, before entry"
-                f" {self._memory.head.seq}, which was acknowledged"
+                f" {self._head_cache.head.seq}, which was acknowledged"
             )
 
     def try_writing(self) -> None:
@@ -410,7 +410,7 @@ class PostgresStore(PostgresReads):
         derived, self._derived = self._derived, None
         try:
             with self._guard:
-                memory = self._memory
+                memory = self._head_cache
                 new = [entry for entry in entries if entry.seq > memory.head.seq]
                 if not new or pending is None:
                     return

@@ -13,7 +13,7 @@ from spotledger.domain.operations import expiry_key
 from spotledger.storage.base import Wanted
 from spotledger.storage.encoding import decode_entry, key_digest
 from spotledger.storage.postgres import statements as sql
-from spotledger.storage.postgres.memory import Memory
+from spotledger.storage.postgres.head_cache import HeadCache
 from spotledger.storage.postgres.rows import add_balances, holds_in
 from spotledger.storage.postgres.session import (
     UUID,
@@ -53,7 +53,7 @@ class Turn:
 class Questions:
     """The questions to ask for one group, given what memory has, and how their answers are taken in."""
 
-    def __init__(self, memory: Memory, wanted: Wanted, now_ms: int | None) -> None:
+    def __init__(self, memory: HeadCache, wanted: Wanted, now_ms: int | None) -> None:
         """
         Work out what has to be asked.
 
@@ -66,7 +66,7 @@ class Questions:
         self._turn = Turn(0)
         self._accounts: Accounts = {}
         self._keys: dict[bytes, str] = {}
-        self._memory = memory
+        self._head_cache = memory
         self._ask(sql.DUE, None if now_ms is None else number(now_ms), number(sql.DUE_LIMIT), take=self._due)
         named = self._ask_for_keys(wanted) if wanted.keys or wanted.hold_keys else set()
         self._ask_for_accounts(wanted, named)
@@ -84,7 +84,7 @@ class Questions:
         earlier = []
         # A hold that is named by a key of this very group is most likely opened by it.
         for key in set(wanted.hold_keys).difference(own):
-            hold = self._memory.hold_of_key(key)
+            hold = self._head_cache.hold_of_key(key)
             if hold is None:
                 earlier.append((key_digest(key), key))
             else:
@@ -99,7 +99,7 @@ class Questions:
         return named
 
     def _ask_for_accounts(self, wanted: Wanted, named: set[Account]) -> None:
-        memory = self._memory
+        memory = self._head_cache
         accounts = named.union(wanted.accounts)
         missing = []
         for hold_id in wanted.holds:
@@ -134,9 +134,9 @@ class Questions:
         for statement, parameters, _ in self._asked:
             session.send(statement, *parameters)
 
-    def turn(self, answers: Sequence[PGresult], memory: Memory) -> Turn:
+    def turn(self, answers: Sequence[PGresult], memory: HeadCache) -> Turn:
         """Take *answers* into *memory*, which stands at the locked head, and return what else was found."""
-        self._memory = memory
+        self._head_cache = memory
         self._turn.head_seq = memory.head.seq
         for (_, _, take), answer in zip(self._asked, answers, strict=True):
             take(answer)
@@ -147,7 +147,7 @@ class Questions:
 
     def _due(self, result: PGresult) -> None:
         holds = holds_in(result)
-        self._memory.take_holds(self._memory.head.seq, holds)
+        self._head_cache.take_holds(self._head_cache.head.seq, holds)
         for hold in holds:
             if hold.expires_ms is not None:
                 self._turn.due.append((hold.expires_ms, hold.hold_id))
@@ -167,7 +167,7 @@ class Questions:
     def _take_holds(self, result: PGresult) -> None:
         holds = holds_in(result)
         self._turn.holds_absent.difference_update(hold.hold_id for hold in holds)
-        self._memory.take_holds(self._memory.head.seq, holds)
+        self._head_cache.take_holds(self._head_cache.head.seq, holds)
 
     def _take_balances(self, result: PGresult) -> None:
         add_balances(result, self._accounts)
@@ -175,7 +175,7 @@ class Questions:
     def _take_customers(self, result: PGresult) -> None:
         for (customer,) in rows_of(result):
             self._turn.customers_absent.discard(customer.decode())
-            self._memory.customers[customer.decode()] = None
+            self._head_cache.customers[customer.decode()] = None
 
     def _take_entries(self, result: PGresult) -> None:
         for seq, body in rows_of(result):

@@ -65,7 +65,7 @@ class RemoteAccount:
         self._now = (seq, {**self._now[1], **balances})
 
 
-class Memory:
+class HeadCache:
     """All that memory holds. Whoever changes it, or looks at more than one thing, holds the store's guard."""
 
     def __init__(self, head: Head, coins: Iterable[Coin], cache_accounts: int) -> None:
