@@ -21,9 +21,9 @@ from spotledger.ledger.group import Deciding
 from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.base import Wanted
 from spotledger.storage.postgres.connection import connect
+from spotledger.storage.postgres.lookups import Questions
 from spotledger.storage.postgres.reads import PostgresReads
 from spotledger.storage.postgres.schema import check_schema, make_ledger, migrate
-from spotledger.storage.postgres.turn import Questions
 from support_core import Clock, seed, spot
 from support_database_books import check_database
 from support_postgres import end_sessions

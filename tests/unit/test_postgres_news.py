@@ -10,7 +10,7 @@ from spotledger.domain.accounts import EXTERNAL, Account
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, HoldAfter, Posting, opened_hold
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import encode_entry
-from spotledger.storage.postgres.news import News, change_in
+from spotledger.storage.postgres.foreign_entries import ForeignEntries, change_in
 
 ANN = Account("ann", "spot")
 HUGE = 10**38 - 1
@@ -90,6 +90,6 @@ def test_bytes_that_are_no_entry_are_damage(body: bytes) -> None:
 def test_news_after_an_entry_are_those_that_follow_it(known: int, left: list[int]) -> None:
     """Changes and bytes that memory has already are left out together."""
     bodies = [encode_entry(entry(seq=seq)) for seq in (7, 8, 9)]
-    news = News([change_in(body) for body in bodies], bodies).after(known)
+    news = ForeignEntries([change_in(body) for body in bodies], bodies).after(known)
     assert [change.seq for change in news.changes] == left
     assert news.bodies == bodies[3 - len(left) :]

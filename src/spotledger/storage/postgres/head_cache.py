@@ -17,7 +17,7 @@ from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple
 from spotledger.domain.operations import ListCoin, RegisterCustomer
 from spotledger.storage.base import Head
-from spotledger.storage.postgres.news import Change, News, change_in
+from spotledger.storage.postgres.foreign_entries import Change, ForeignEntries, change_in
 from spotledger.storage.postgres.rows import Derived
 
 #: Entries that are kept so that what was read a moment ago can be brought along.
@@ -127,7 +127,7 @@ class HeadCache:
 
     # --- entries --------------------------------------------------------------------------------------
 
-    def follow(self, news: News, head: Head) -> None:
+    def follow(self, news: ForeignEntries, head: Head) -> None:
         """Take over *news* of other nodes, which follow the head up to the new *head*."""
         changed: dict[Account, tuple[int, dict[str, Line]]] = {}
         for change in news.changes:

@@ -24,8 +24,8 @@ from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
 from spotledger.storage.postgres.follower import Follower
+from spotledger.storage.postgres.foreign_entries import read_news
 from spotledger.storage.postgres.head_cache import HeadCache, RemoteAccount
-from spotledger.storage.postgres.news import read_news
 from spotledger.storage.postgres.reading import Reading
 from spotledger.storage.postgres.rows import add_balances, head_of, holds_in
 from spotledger.storage.postgres.schema import check_schema, make_ledger

@@ -26,10 +26,10 @@ from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
 from spotledger.storage.postgres.head_cache import HeadCache
+from spotledger.storage.postgres.lookups import Questions, Turn
 from spotledger.storage.postgres.reads import PostgresReads
 from spotledger.storage.postgres.rows import Derived, Order, head_of, history_rows, journal_rows
 from spotledger.storage.postgres.session import Session, number, rows_of
-from spotledger.storage.postgres.turn import Questions, Turn
 from spotledger.storage.steps import Steps, drive
 
 #: How long a trip of a write may take before the connection counts as lost.

@@ -66,21 +66,21 @@ class Change(msgspec.Struct, gc=False):
 _decode = msgspec.json.Decoder(Change, strict=False).decode
 
 
-class News(NamedTuple):
+class ForeignEntries(NamedTuple):
     """Entries that follow one another: what each changed, and as it stands in the journal."""
 
     changes: Sequence[Change]
     bodies: Sequence[bytes]
 
-    def after(self, seq: int) -> News:
+    def after(self, seq: int) -> ForeignEntries:
         """Return those after the entry *seq*."""
         if not self.changes or self.changes[0].seq > seq:
             return self
         known = seq + 1 - self.changes[0].seq
-        return News(self.changes[known:], self.bodies[known:])
+        return ForeignEntries(self.changes[known:], self.bodies[known:])
 
 
-def read_news(rows: PGresult, since: Head, head: Head, known_seq: int) -> News:
+def read_news(rows: PGresult, since: Head, head: Head, known_seq: int) -> ForeignEntries:
     """
     Read the answer to the statement that asks for news.
 
@@ -109,7 +109,7 @@ def read_news(rows: PGresult, since: Head, head: Head, known_seq: int) -> News:
             bodies.append(body)
     if previous != head.hash:
         raise LedgerCorrupt(f"the journal's last entry, {head.seq}, is not the one that its head says")
-    return News(changes, bodies)
+    return ForeignEntries(changes, bodies)
 
 
 def change_in(body: bytes) -> Change:
