@@ -21,7 +21,7 @@ from spotledger.ledger.group import Deciding
 from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.base import Wanted
 from spotledger.storage.postgres.connection import connect
-from spotledger.storage.postgres.lookups import Questions
+from spotledger.storage.postgres.lookups import LookupBatch
 from spotledger.storage.postgres.reads import PostgresReads
 from spotledger.storage.postgres.schema import check_schema, make_ledger, migrate
 from support_core import Clock, seed, spot
@@ -189,14 +189,14 @@ def test_holds_named_by_keys_are_asked_for_only_where_memory_has_not_got_them(
 ) -> None:
     """Those that this node opened, and those of others that it followed, cost no question and no entry that is read."""
     asked: list[int] = []
-    ask = Questions._ask_for_keys
+    ask = LookupBatch._ask_for_keys
 
-    def counted(self: Questions, wanted: Wanted) -> set[Account]:
+    def counted(self: LookupBatch, wanted: Wanted) -> set[Account]:
         named = ask(self, wanted)
         asked.append(len(self._keys))
         return named
 
-    monkeypatch.setattr(Questions, "_ask_for_keys", counted)
+    monkeypatch.setattr(LookupBatch, "_ask_for_keys", counted)
     first, second = open_node(), open_node(follow_seconds=None)
     seed(first)
     second.deposit("bob", "btc", "1", key="here")
@@ -241,7 +241,7 @@ def test_turn_that_was_lost_while_the_node_decided_is_unavailable_and_no_damage(
     seed(node)
     go_on = Deciding.go_on
 
-    def lose_turn(self: Deciding, count: int) -> list[Entry]:
+    def lose_lock(self: Deciding, count: int) -> list[Entry]:
         monkeypatch.undo()
         end_sessions(postgres_url)
         other.deposit("ann", "btc", "1", key="between", reference="another node")
@@ -250,9 +250,9 @@ def test_turn_that_was_lost_while_the_node_decided_is_unavailable_and_no_damage(
             raise LedgerCorrupt("what was decided does not fit")
         return go_on(self, count)
 
-    monkeypatch.setattr(Deciding, "go_on", lose_turn)
+    monkeypatch.setattr(Deciding, "go_on", lose_lock)
     group = [Deposit("d", "ann", "btc", "1"), Freeze("f", "ann", "btc", "2")]
-    with pytest.raises(StoreUnavailable, match="the turn was lost"):
+    with pytest.raises(StoreUnavailable, match="the write lock was lost"):
         node.execute(group)
     assert node.corrupt is None
     outcomes = node.execute(group)

@@ -246,7 +246,7 @@ class Ledger(LedgerReads):
             entries = deciding.go_on(PIECE_OPERATIONS)
         except LedgerCorrupt:
             # Decided half on what was and half on what others have made of it, nothing needs to fit.
-            self._store.check_turn()
+            self._store.check_write_lock()
             raise
         if entries:
             self._unfinished = True

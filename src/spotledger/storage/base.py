@@ -143,7 +143,7 @@ class Store(Protocol):
     def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
         """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
 
-    def check_turn(self) -> None:
+    def check_write_lock(self) -> None:
         """
         Make sure that what was looked up since :meth:`begin` is true still.
 

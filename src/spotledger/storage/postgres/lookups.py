@@ -31,7 +31,7 @@ _BIGINT_LIMIT = 2**63
 Accounts: TypeAlias = dict[Account, tuple[int, dict[str, Balance]]]
 
 
-class Turn:
+class Lookups:
     """What was looked up for one group, true as long as the head is the entry *head_seq*."""
 
     def __init__(self, head_seq: int) -> None:
@@ -50,7 +50,7 @@ class Turn:
         self.due: list[tuple[int, int]] = []
 
 
-class Questions:
+class LookupBatch:
     """The questions to ask for one group, given what memory has, and how their answers are taken in."""
 
     def __init__(self, memory: HeadCache, wanted: Wanted, now_ms: int | None) -> None:
@@ -63,7 +63,7 @@ class Questions:
             now_ms: The time at which holds are due, or None for the server's.
         """
         self._asked: list[tuple[Statement, tuple[Parameter, ...], Callable[[PGresult], None]]] = []
-        self._turn = Turn(0)
+        self._lookups = Lookups(0)
         self._accounts: Accounts = {}
         self._keys: dict[bytes, str] = {}
         self._head_cache = memory
@@ -78,8 +78,8 @@ class Questions:
 
     def _ask_for_keys(self, wanted: Wanted) -> set[Account]:
         """Ask for what has the keys, but for those of holds that memory has; return the accounts of these."""
-        turn, own = self._turn, dict.fromkeys(wanted.keys)
-        turn.keys_asked.update(own, wanted.hold_keys)
+        lookups, own = self._lookups, dict.fromkeys(wanted.keys)
+        lookups.keys_asked.update(own, wanted.hold_keys)
         named: set[Account] = set()
         earlier = []
         # A hold that is named by a key of this very group is most likely opened by it.
@@ -88,7 +88,7 @@ class Questions:
             if hold is None:
                 earlier.append((key_digest(key), key))
             else:
-                turn.keys[key] = hold.hold_id
+                lookups.keys[key] = hold.hold_id
                 named.add(hold.account)
         self._keys = {key_digest(key): key for key in own} | dict(earlier)
         self._ask(sql.ENTRIES_OF_KEYS, array(UUID, list(self._keys)), take=self._take_keys)
@@ -109,7 +109,7 @@ class Questions:
             elif hold_id < _BIGINT_LIMIT:
                 missing.append(hold_id)
         if missing:
-            self._turn.holds_absent.update(missing)
+            self._lookups.holds_absent.update(missing)
             ids = numbers(missing)
             self._ask(sql.HOLDS, ids, take=self._take_holds)
             self._ask(sql.BALANCES_OF_HOLDS, ids, take=self._take_balances)
@@ -121,11 +121,11 @@ class Questions:
         customers = {account.customer for account in accounts if not is_house(account)}
         new = [customer for customer in customers if customer not in memory.customers]
         if new:
-            self._turn.customers_absent.update(new)
+            self._lookups.customers_absent.update(new)
             self._ask(sql.CUSTOMERS, texts(new), take=self._take_customers)
 
     def _ask_for_entries(self, seqs: Sequence[int]) -> None:
-        self._turn.reversals_asked.update(seqs)
+        self._lookups.reversals_asked.update(seqs)
         self._ask(sql.ENTRIES_OF_SEQS, numbers(seqs), take=self._take_entries)
         self._ask(sql.REVERSALS, numbers(seqs), take=self._take_reversals)
 
@@ -134,14 +134,14 @@ class Questions:
         for statement, parameters, _ in self._asked:
             session.send(statement, *parameters)
 
-    def turn(self, answers: Sequence[PGresult], memory: HeadCache) -> Turn:
+    def lookups(self, answers: Sequence[PGresult], memory: HeadCache) -> Lookups:
         """Take *answers* into *memory*, which stands at the locked head, and return what else was found."""
         self._head_cache = memory
-        self._turn.head_seq = memory.head.seq
+        self._lookups.head_seq = memory.head.seq
         for (_, _, take), answer in zip(self._asked, answers, strict=True):
             take(answer)
         memory.take_accounts(memory.head.seq, self._accounts)
-        return self._turn
+        return self._lookups
 
     # --- answers ------------------------------------------------------------------------------------
 
@@ -150,23 +150,23 @@ class Questions:
         self._head_cache.take_holds(self._head_cache.head.seq, holds)
         for hold in holds:
             if hold.expires_ms is not None:
-                self._turn.due.append((hold.expires_ms, hold.hold_id))
+                self._lookups.due.append((hold.expires_ms, hold.hold_id))
             # It is open, so it has not expired: the key of its expiry is unknown.
-            self._turn.keys_asked.add(expiry_key(hold.hold_id))
+            self._lookups.keys_asked.add(expiry_key(hold.hold_id))
 
     def _take_keys(self, result: PGresult) -> None:
         for digest, seq, body in rows_of(result):
             entry = decode_entry(body)
             # Another key with the same digest would be as good as impossible; its entry is not taken for this key's.
             if self._keys[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
-                self._turn.keys[entry.key] = int(seq)
-                self._turn.entries[entry.seq] = entry
+                self._lookups.keys[entry.key] = int(seq)
+                self._lookups.entries[entry.seq] = entry
                 if not opens_hold(entry):
-                    self._turn.holds_absent.add(entry.seq)
+                    self._lookups.holds_absent.add(entry.seq)
 
     def _take_holds(self, result: PGresult) -> None:
         holds = holds_in(result)
-        self._turn.holds_absent.difference_update(hold.hold_id for hold in holds)
+        self._lookups.holds_absent.difference_update(hold.hold_id for hold in holds)
         self._head_cache.take_holds(self._head_cache.head.seq, holds)
 
     def _take_balances(self, result: PGresult) -> None:
@@ -174,13 +174,13 @@ class Questions:
 
     def _take_customers(self, result: PGresult) -> None:
         for (customer,) in rows_of(result):
-            self._turn.customers_absent.discard(customer.decode())
+            self._lookups.customers_absent.discard(customer.decode())
             self._head_cache.customers[customer.decode()] = None
 
     def _take_entries(self, result: PGresult) -> None:
         for seq, body in rows_of(result):
-            self._turn.entries[int(seq)] = decode_entry(body)
+            self._lookups.entries[int(seq)] = decode_entry(body)
 
     def _take_reversals(self, result: PGresult) -> None:
         for seq, by_seq in rows_of(result):
-            self._turn.reversals[int(seq)] = int(by_seq)
+            self._lookups.reversals[int(seq)] = int(by_seq)

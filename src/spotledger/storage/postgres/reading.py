@@ -25,13 +25,13 @@ _log = logging.getLogger(__name__)
 
 
 class Reading:
-    """A session that is replaced when it is lost; :attr:`turn` is held by whoever uses it, for one trip."""
+    """A session that is replaced when it is lost; :attr:`lock` is held during one round trip."""
 
     def __init__(self, session: Session, connect: Callable[[], Session]) -> None:
         """Begin with *session*; *connect* makes another one, or raises an error of ours or of the driver."""
         self._session: Session | None = session
         self._connect = connect
-        self.turn = threading.Lock()
+        self.lock = threading.Lock()
         self._guard = threading.Lock()
         self._connecting: threading.Event | None = None
         self._is_away = False
@@ -40,7 +40,7 @@ class Reading:
 
     def ready(self) -> None:
         """
-        See to it that there is a session, before its turn is taken.
+        See to it that there is a session, before its lock is taken.
 
         Waits for a new one only if the last was there a moment ago; while the server is known to be away, it is asked
         for beside the caller, who is told at once.
@@ -58,7 +58,7 @@ class Reading:
 
     def session(self) -> Session:
         """
-        Return the session; only while its turn is held.
+        Return the session; only while its lock is held.
 
         Raises:
             StoreUnavailable: It was lost meanwhile, or the ledger is closed.
@@ -70,7 +70,7 @@ class Reading:
         return self._session
 
     def drop(self) -> None:
-        """Let go of a session that is lost; only while its turn is held."""
+        """Let go of a session that is lost; only while its lock is held."""
         session, self._session = self._session, None
         if session is not None:
             session.close()
@@ -82,7 +82,7 @@ class Reading:
     def close(self) -> None:
         """Let go of the server."""
         self._closed = True
-        with self.turn:
+        with self.lock:
             self.drop()
 
     def _connect_beside(self) -> threading.Event | None:
@@ -103,7 +103,7 @@ class Reading:
             _log.debug("no connection for reads: %s", error)
             self._away_until = time.monotonic() + AWAY_SECONDS
         else:
-            with self.turn:
+            with self.lock:
                 self.drop()
                 if self._closed:
                     session.close()

@@ -140,7 +140,7 @@ class PostgresReads:
         """
         for again in (True, False):
             self._reading.ready()
-            with self._reading.turn:
+            with self._reading.lock:
                 try:
                     return self.follow(self._reading.session(), *questions)
                 except psycopg.Error as error:

@@ -96,7 +96,7 @@ class StandbyStore(PostgresReads):
         """Nothing: there is no turn to give back."""
         return at_once(None)
 
-    def check_turn(self) -> None:
+    def check_write_lock(self) -> None:
         """Nothing: there is no turn."""
 
     def write(self, entries: Sequence[Entry]) -> NoReturn:

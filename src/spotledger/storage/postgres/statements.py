@@ -27,7 +27,7 @@ LISTEN: Final = statement("listen", "LISTEN spotledger_head")
 # --- the head, and what follows it ------------------------------------------------------------------
 
 # A statement of its own: what is read after it is read by a snapshot that was taken when the turn was there.
-TAKE_TURN: Final = statement("take_turn", "SELECT seq, hash, booked_ms FROM head WHERE only_row = 1 FOR UPDATE")
+LOCK_HEAD: Final = statement("lock_head", "SELECT seq, hash, booked_ms FROM head WHERE only_row = 1 FOR UPDATE")
 CLOCK: Final = statement("clock", f"SELECT {_CLOCK}")
 HEAD: Final = statement("head", "SELECT seq, hash, booked_ms FROM head WHERE only_row = 1")
 _ENTRIES: Final = "SELECT {columns} FROM entry WHERE seq > $1 ORDER BY seq LIMIT $2::bigint"
@@ -193,7 +193,7 @@ LAST_TOUCHES: Final = statement(
 )
 
 WRITING: Final[tuple[Statement, ...]] = (
-    *(BEGIN, COMMIT, ROLLBACK, TAKE_TURN, CLOCK, NEWS, HASH, COINS),
+    *(BEGIN, COMMIT, ROLLBACK, LOCK_HEAD, CLOCK, NEWS, HASH, COINS),
     *(ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, HOLDS_OF_KEYS, BALANCES, BALANCES_OF_HOLDS, BALANCES_OF_KEYS),
     *(CUSTOMERS, REVERSALS, DUE, ADD_ENTRIES, ADD_HISTORY, PUT_BALANCES, ADD_HOLDS, CHANGE_HOLDS),
     *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_HEAD, TELL, SYNC),

@@ -26,7 +26,7 @@ from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
 from spotledger.storage.postgres.head_cache import HeadCache
-from spotledger.storage.postgres.lookups import Questions, Turn
+from spotledger.storage.postgres.lookups import LookupBatch, Lookups
 from spotledger.storage.postgres.reads import PostgresReads
 from spotledger.storage.postgres.rows import Derived, Order, head_of, history_rows, journal_rows
 from spotledger.storage.postgres.session import Session, number, rows_of
@@ -44,7 +44,7 @@ STUCK_SECONDS: Final = 3.0
 CROWD_ENTRIES: Final = 100
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
-_TURN_LOST: Final = "the turn was lost before the commit; try again with the same idempotency key"
+_LOCK_LOST: Final = "the write lock was lost before the commit; try again with the same idempotency key"
 
 
 class PostgresStore(PostgresReads):
@@ -69,7 +69,7 @@ class PostgresStore(PostgresReads):
         """
         self._clock_ms = clock_ms
         self._writing: Session | None = None
-        self._turn: Turn | None = None
+        self._lookups: Lookups | None = None
         self._pending_head: Head | None = None
         self._warned = False
         self._orders: list[Order] = []
@@ -118,17 +118,17 @@ class PostgresStore(PostgresReads):
     def _begin(self, wanted: Wanted) -> Steps[int | None]:
         session = yield from self._session_to_write()
         now_ms = None if self._clock_ms is None else self._clock_ms()
-        memory, questions = self._questions(wanted, now_ms)
+        memory, batch = self._lookup_batch(wanted, now_ms)
         session.send(sql.BEGIN)
-        session.send(sql.TAKE_TURN)
+        session.send(sql.LOCK_HEAD)
         waited = (yield from self._wait(session)) if self._is_crowded else []
         if memory is not self._head_cache:
             # It was far behind, and began anew meanwhile.
-            memory, questions = self._questions(wanted, now_ms)
+            memory, batch = self._lookup_batch(wanted, now_ms)
         since = memory.head
         session.send(sql.CLOCK)
         session.send(sql.NEWS, number(since.seq), number(self.follow_entries + 1))
-        questions.send(session)
+        batch.send(session)
         _, turn, clock, news, *answers = waited + (yield from session.answers())
         head = head_of(turn)
         if head is None:
@@ -137,13 +137,13 @@ class PostgresStore(PostgresReads):
             session.send(sql.COINS)
             session.send(sql.HASH, number(since.seq))
             self._start_anew(since, (yield from session.answers()), head)
-            _, questions = self._questions(wanted, now_ms)
-            questions.send(session)
+            _, batch = self._lookup_batch(wanted, now_ms)
+            batch.send(session)
             answers = yield from session.answers()
         self._is_crowded = head.seq - self._left_seq > CROWD_ENTRIES
         if self._head_cache.head != head:
             raise LedgerCorrupt(f"memory stands at entry {self._head_cache.head.seq}, the locked head is {head.seq}")
-        self._take_turn(questions, answers)
+        self._take_lookups(batch, answers)
         return int(rows_of(clock)[0][0]) if now_ms is None else None
 
     def _wait(self, session: Session) -> Steps[list[PGresult]]:
@@ -155,15 +155,15 @@ class PostgresStore(PostgresReads):
             self._is_waiting = False
 
     @gc_paused
-    def _questions(self, wanted: Wanted, now_ms: int | None) -> tuple[HeadCache, Questions]:
+    def _lookup_batch(self, wanted: Wanted, now_ms: int | None) -> tuple[HeadCache, LookupBatch]:
         """Return memory, and what has to be asked for *wanted* that it has not got."""
         with self._guard:
-            return self._head_cache, Questions(self._head_cache, wanted, now_ms)
+            return self._head_cache, LookupBatch(self._head_cache, wanted, now_ms)
 
     @gc_paused
-    def _take_turn(self, questions: Questions, answers: Sequence[PGresult]) -> None:
+    def _take_lookups(self, batch: LookupBatch, answers: Sequence[PGresult]) -> None:
         with self._guard:
-            self._turn = questions.turn(answers, self._head_cache)
+            self._lookups = batch.lookups(answers, self._head_cache)
 
     def leave(self, *, repeated: bool) -> Steps[None]:
         """
@@ -172,8 +172,8 @@ class PostgresStore(PostgresReads):
         Raises:
             StoreUnavailable: A kept result was to be answered and could not be made durable.
         """
-        session = self._session_of_turn()
-        self._turn, self._is_writing, self._left_seq = None, False, self._head_cache.head.seq
+        session = self._writing_session()
+        self._lookups, self._is_writing, self._left_seq = None, False, self._head_cache.head.seq
         sync = repeated and self._head_cache.head.seq > self._synced_seq
         try:
             if sync:
@@ -189,87 +189,87 @@ class PostgresStore(PostgresReads):
 
     # --- what the rules ask for: the turn knows it ------------------------------------------------------
 
-    def _turn_at_head(self) -> Turn | None:
+    def _lookups_at_head(self) -> Lookups | None:
         """Return what was looked up for the group, as long as it is true; readers in other threads may ask too."""
-        turn = self._turn
-        return turn if turn is not None and turn.head_seq == self._head_cache.head.seq else None
+        lookups = self._lookups
+        return lookups if lookups is not None and lookups.head_seq == self._head_cache.head.seq else None
 
     def _shrink(self) -> None:
         """Let memory go of what is beyond its bounds, but not in the midst of a turn, which would ask for it again."""
-        if self._turn is None:
+        if self._lookups is None:
             super()._shrink()
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ``seq`` of the entry of each key that is known."""
-        turn = self._turn_at_head()
-        if turn is not None and turn.keys_asked.issuperset(keys):
-            return {key: turn.keys[key] for key in keys if key in turn.keys}
+        lookups = self._lookups_at_head()
+        if lookups is not None and lookups.keys_asked.issuperset(keys):
+            return {key: lookups.keys[key] for key in keys if key in lookups.keys}
         return super().find_keys(keys)
 
     def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
         """Bring into memory what the rules will ask for and the turn did not look up."""
-        turn = self._turn_at_head()
-        if turn is not None:
-            holds = [hold_id for hold_id in holds if hold_id not in turn.holds_absent]
+        lookups = self._lookups_at_head()
+        if lookups is not None:
+            holds = [hold_id for hold_id in holds if hold_id not in lookups.holds_absent]
         super().load(customers, accounts, holds)
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
         """Return ids of open holds whose time has come."""
-        turn = self._turn_at_head()
-        if turn is not None and limit <= sql.DUE_LIMIT:
-            return [hold_id for expires_ms, hold_id in turn.due if expires_ms <= now_ms][:limit]
+        lookups = self._lookups_at_head()
+        if lookups is not None and limit <= sql.DUE_LIMIT:
+            return [hold_id for expires_ms, hold_id in lookups.due if expires_ms <= now_ms][:limit]
         return super().due_holds(now_ms, limit)
 
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
-        turn = self._turn_at_head()
-        if turn is not None and customer in turn.customers_absent:
+        lookups = self._lookups_at_head()
+        if lookups is not None and customer in lookups.customers_absent:
             return False
         return super().has_customer(customer)
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return the hold as it stands at the head."""
-        turn = self._turn_at_head()
-        if turn is not None and hold_id in turn.holds_absent:
+        lookups = self._lookups_at_head()
+        if lookups is not None and hold_id in lookups.holds_absent:
             return None
         return super().hold(hold_id)
 
     def entry(self, seq: int) -> Entry | None:
         """Return one entry."""
-        turn = self._turn_at_head()
-        found = turn.entries.get(seq) if turn is not None else None
+        lookups = self._lookups_at_head()
+        found = lookups.entries.get(seq) if lookups is not None else None
         return found if found is not None else super().entry(seq)
 
     def reversal_of(self, seq: int) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
-        turn = self._turn_at_head()
-        if turn is not None and seq in turn.reversals_asked:
-            return turn.reversals.get(seq)
+        lookups = self._lookups_at_head()
+        if lookups is not None and seq in lookups.reversals_asked:
+            return lookups.reversals.get(seq)
         return super().reversal_of(seq)
 
     # --- writing --------------------------------------------------------------------------------------
 
-    def check_turn(self) -> None:
+    def check_write_lock(self) -> None:
         """
         Make sure that memory stands where the turn began: the server takes a turn back from a node that is silent.
 
         Raises:
-            StoreUnavailable: HeadCache was brought along by what others wrote, so the turn is theirs.
+            StoreUnavailable: Others have written since, so they have the lock.
         """
-        if self._turn_at_head() is None:
+        if self._lookups_at_head() is None:
             self._drop_writing()
-            raise StoreUnavailable(_TURN_LOST)
+            raise StoreUnavailable(_LOCK_LOST)
 
     def write(self, entries: Sequence[Entry]) -> None:
         """
         Send *entries*, which follow what the turn began with or has written since; the server begins with them.
 
         Raises:
-            StoreUnavailable: The turn is lost.
+            StoreUnavailable: The lock is lost.
             LedgerCorrupt: *entries* do not follow.
         """
-        self.check_turn()
-        session = self._session_of_turn()
+        self.check_write_lock()
+        session = self._writing_session()
         before, last = self._pending_head or self._head_cache.head, entries[-1]
         if entries[0].seq != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow entry {before.seq}")
@@ -321,9 +321,9 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: Nothing was written, or it could not be found out whether it was.
             LedgerCorrupt: The server refused what breaks one of its constraints.
         """
-        session, pending, derived, self._turn = self._session_of_turn(), self._pending_head, self._derived, None
+        session, pending, derived, self._lookups = self._writing_session(), self._pending_head, self._derived, None
         if pending is None or derived is None:
-            raise StoreUnavailable(_TURN_LOST)
+            raise StoreUnavailable(_LOCK_LOST)
         try:
             self._send_rest(session, pending, derived)
             results = yield from session.answers(meanwhile=partial(self._make_ready, pending, derived))
@@ -365,7 +365,7 @@ class PostgresStore(PostgresReads):
                 # The old connection may still be committing; the lock is there when it has done so or has not.
                 session = drive(self._session_to_write())
                 session.send(sql.BEGIN)
-                session.send(sql.TAKE_TURN)
+                session.send(sql.LOCK_HEAD)
                 session.send(sql.HASH, number(last.seq))
                 session.send(sql.SYNC)
                 session.send(sql.COMMIT)
@@ -452,10 +452,10 @@ class PostgresStore(PostgresReads):
         with translated("written"):
             return Session(connection, sql.WRITING, WRITE_PATIENCE_SECONDS)
 
-    def _session_of_turn(self) -> Session:
+    def _writing_session(self) -> Session:
         """Return the session that has the turn; another one has not."""
         if self._writing is None:
-            raise StoreUnavailable(_TURN_LOST)
+            raise StoreUnavailable(_LOCK_LOST)
         return self._writing
 
     def _heed(self, notice: psycopg.errors.Diagnostic) -> None:
@@ -463,7 +463,7 @@ class PostgresStore(PostgresReads):
         self._warned = self._warned or notice.severity_nonlocalized == "WARNING"
 
     def _drop_writing(self) -> None:
-        session, self._writing, self._turn = self._writing, None, None
+        session, self._writing, self._lookups = self._writing, None, None
         if session is not None:
             session.close()
 

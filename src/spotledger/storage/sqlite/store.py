@@ -403,7 +403,7 @@ class SqliteStore:
 
     # --- writing ------------------------------------------------------------------------------------
 
-    def check_turn(self) -> None:
+    def check_write_lock(self) -> None:
         """Nothing: nobody else writes."""
 
     def write(self, entries: Sequence[Entry]) -> None:
