@@ -19,7 +19,7 @@ from servers import kept
 from spotledger.http.operator.metrics import Metrics
 from spotledger.ops import siblings
 from spotledger.ops.audits import Audits
-from spotledger.ops.siblings import Page, Siblings, Turn
+from spotledger.ops.siblings import Page, ProcessLock, Siblings
 
 #: How often two workers are asked at the same moment.
 ROUNDS = 50
@@ -89,7 +89,7 @@ def test_page_whose_writer_ended_in_the_middle_is_not_read() -> None:
 
 def test_turn_is_had_by_one_process_and_given_up_by_one_that_is_killed() -> None:
     """Nobody else has it meanwhile; whatever ends a process, it does not keep the turn for ever."""
-    turn, told = Turn(), Page()
+    turn, told = ProcessLock(), Page()
 
     def take_and_stay() -> None:
         told.write(turn.take())
@@ -220,10 +220,10 @@ def test_worker_that_stands_still_in_its_turn_does_not_hold_up_the_others_for_ev
     monkeypatch.setattr(siblings, "FRESH_SECONDS", 0.05)
 
     def stand_still() -> None:
-        told.write(shared._turn.take())
+        told.write(shared._lock.take())
         signal.pause()
 
     with forked(stand_still):
         until(lambda: told.read() is not None)
-        assert not shared._turn.take()
+        assert not shared._lock.take()
         assert asyncio.run(shared.alone(lambda: "done")) == "done"

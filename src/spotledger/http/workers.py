@@ -101,19 +101,19 @@ class _Parent:
         listeners = self._listeners
         self._lock.write_note(Owner(os.getpid(), listeners.public_url, listeners.operator_url).note())
         announce(listeners.public_url, listeners.operator_url)
-        while not self._turn():
+        while not self._step():
             pass
 
     def _wait_for_answers(self) -> bool:
         """Wait until all workers that were started answer; return False where the service was told to stop."""
         while not (self._workers and all(worker.answers for worker in self._workers.values()) and not self._down):
-            if self._turn():
+            if self._step():
                 return False
             if 0 in self._down and not self._workers:
                 raise SetupError("The first worker could not start, so none was; what it said above is the reason.")
         return True
 
-    def _turn(self) -> bool:
+    def _step(self) -> bool:
         """Do what there is to do, waiting for a moment; return whether the service was told to stop."""
         told = signal.sigtimedwait(_SIGNALS, _TURN_SECONDS if self._is_busy else STOP_SECONDS)
         if told is not None and told.si_signo != signal.SIGCHLD:

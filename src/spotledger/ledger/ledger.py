@@ -173,7 +173,7 @@ class Ledger(LedgerReads):
             StoreUnavailable: Nothing could be written; whether it was is known by trying again with the same keys.
             LedgerCorrupt: An invariant does not hold; nothing more is written.
         """
-        with self._turn:
+        with self._write_lock:
             operations = list(operations)
             return self.finish(self.book(operations, checked_chains(operations, chains, atomic)))
 
@@ -187,7 +187,7 @@ class Ledger(LedgerReads):
             StoreUnavailable: Nothing could be written; whether it was is known by trying again with the same keys.
             LedgerCorrupt: An invariant does not hold; nothing more is written.
         """
-        with self._turn:
+        with self._write_lock:
             return drive(self.booking(operations, chains))
 
     def booking(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Steps[Group]:
@@ -197,7 +197,7 @@ class Ledger(LedgerReads):
         Holds whose time has come are let expire first. The group is decided in pieces, and each is handed to the store;
         between two of them, others may have their turn. A group without entries needs no commit.
         """
-        with self._turn:
+        with self._write_lock:
             if self._unfinished:
                 self.abandon()  # a group that its caller has left
             self._check_writable()
@@ -230,7 +230,7 @@ class Ledger(LedgerReads):
         store_ms: int | None,
     ) -> Deciding:
         """Begin a group, and decide its first piece."""
-        with self._turn:
+        with self._write_lock:
             now_ms = max(self._clock_ms() if store_ms is None else store_ms, self.head.booked_ms)
             deciding = Deciding(self._store, operations, now_ms, chains, wanted)
             self._decide_piece(deciding)
@@ -238,7 +238,7 @@ class Ledger(LedgerReads):
 
     @gc_paused
     def _go_on_deciding(self, deciding: Deciding) -> None:
-        with self._turn:
+        with self._write_lock:
             self._decide_piece(deciding)
 
     def _decide_piece(self, deciding: Deciding) -> None:
@@ -267,7 +267,7 @@ class Ledger(LedgerReads):
     @gc_paused
     def finish(self, group: Group) -> list[Outcome]:
         """Make the committed *group* visible and return its outcomes."""
-        with self._turn:
+        with self._write_lock:
             self._unfinished = False
             if group.entries:
                 try:
@@ -282,7 +282,7 @@ class Ledger(LedgerReads):
 
     def abandon(self) -> None:
         """Forget the group under way, and build what memory holds from the journal again."""
-        with self._turn:
+        with self._write_lock:
             self._unfinished = False
             # A store that waits for a server has nothing in memory that is not durable: reads go on from it meanwhile.
             self._stale = not self._store.remote
@@ -300,7 +300,7 @@ class Ledger(LedgerReads):
         Raises:
             StoreUnavailable: It does not.
         """
-        with self._turn:
+        with self._write_lock:
             self._check_writable()
             self._store.try_writing()
 
@@ -321,7 +321,7 @@ class Ledger(LedgerReads):
 
     def close(self) -> None:
         """Let go of the ledger; a second call does nothing."""
-        with self._turn:
+        with self._write_lock:
             if not self._closed:
                 self._closed = True
                 try:

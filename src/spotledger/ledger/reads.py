@@ -38,9 +38,9 @@ class LedgerReads:
         self._clock_ms = clock_ms
         self._release = release
         #: Held for the length of a group.
-        self._turn = threading.RLock()
+        self._write_lock = threading.RLock()
         #: Held for the length of a read. A store that waits for a server guards its memory itself: reads go on.
-        self._lock: AbstractContextManager[Any] = nullcontext() if store.remote else self._turn
+        self._lock: AbstractContextManager[Any] = nullcontext() if store.remote else self._write_lock
         self._stale = False
         self._corrupt: LedgerCorrupt | None = None
         self._unreadable: LedgerCorrupt | None = None

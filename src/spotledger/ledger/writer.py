@@ -83,7 +83,7 @@ class Writer:
         self._queue: deque[_Request] = deque()
         self._waiting = 0
         self._wake = asyncio.Event()
-        self._turn = asyncio.Lock()
+        self._write_lock = asyncio.Lock()
         self._stopping = False
         self._failed = False
         self._tasks: list[asyncio.Task[None]] = []
@@ -167,7 +167,7 @@ class Writer:
 
     async def exclusive(self, function: Callable[[], T]) -> T:
         """Run *function*, which writes through the ledger's connection, while no group is being written."""
-        async with self._turn:
+        async with self._write_lock:
             return function()
 
     async def beside(self, function: Callable[[], T]) -> T:
@@ -189,7 +189,7 @@ class Writer:
                     continue
                 if len(self._queue) < expected and self._waiting < self._group_limit and not self._stopping:
                     await self._gather(expected)
-                async with self._turn:
+                async with self._write_lock:
                     requests = self._take()
                     await self._write(requests)
                 expected, came = len(requests), len(self._queue)
@@ -230,7 +230,7 @@ class Writer:
             await asyncio.sleep(EXPIRY_SECONDS)
             try:
                 if self._failed:
-                    async with self._turn:
+                    async with self._write_lock:
                         await call_in(self._committer, self._ledger.try_writing)
                     self._failed = False
                     if task is not None and task.cancelling():

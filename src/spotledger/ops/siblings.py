@@ -70,7 +70,7 @@ class Page:
         return None  # its writer was killed in the middle of it
 
 
-class Turn:
+class ProcessLock:
     """
     What one process has at a time, of those that were forked after it was made.
 
@@ -80,7 +80,7 @@ class Turn:
     def __init__(self) -> None:
         """Make it; nobody has it."""
         # A lock of the usual kind in shared memory would stay taken by a process that was killed.
-        self._file = os.memfd_create("turn")
+        self._file = os.memfd_create("lock")
 
     def __del__(self) -> None:
         os.close(self._file)
@@ -116,7 +116,7 @@ class Siblings:
         self._tells: Callable[[], Any] | None = None
         self._metrics = [Page() for _ in range(workers)]
         self._audits = [Page() for _ in range(workers)]
-        self._turn = Turn()
+        self._lock = ProcessLock()
         self._task: asyncio.Task[None] | None = None
 
     def be(self, number: int) -> None:
@@ -175,10 +175,10 @@ class Siblings:
         A worker that stands still in the middle of it is waited for until it counts as down, and not longer.
         """
         until_s = time.monotonic() + FRESH_SECONDS
-        while not self._turn.take() and time.monotonic() < until_s:
+        while not self._lock.take() and time.monotonic() < until_s:
             await asyncio.sleep(TURN_PAUSE_SECONDS)
         # Without waiting: the turn is the process's, and would not keep another task of it out.
         try:
             return do()
         finally:
-            self._turn.give_up()
+            self._lock.give_up()

@@ -39,11 +39,11 @@ class BoundedDict(Generic[K, V]):
     def put(self, key: K, value: V) -> None:
         """Keep *value* (not None) for *key*."""
         if len(self.younger) >= self.generation_limit and key not in self.younger:
-            self.turn()
+            self.rotate()
         self.older.pop(key, None)
         self.younger[key] = value
 
-    def turn(self) -> None:
+    def rotate(self) -> None:
         """Begin a new generation: what is in the older one is forgotten."""
         self.forgotten += len(self.older)
         self.older = self.younger

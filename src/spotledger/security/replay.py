@@ -54,7 +54,7 @@ class ReplayMemory:
         younger = self._younger
         age_ms = now_ms - self._begun_ms
         if age_ms >= self.window_ms or len(younger) >= self._generation_limit:
-            younger = self._turn(now_ms, age_ms)
+            younger = self._rotate(now_ms, age_ms)
         bound = self._older.get(signature) if self._older else None
         if bound is None:
             bound = younger.get(signature)
@@ -63,7 +63,7 @@ class ReplayMemory:
                 return True
         return bound == address and not strict and self.mode != "strict"
 
-    def _turn(self, now_ms: int, age_ms: int) -> dict[bytes, str]:
+    def _rotate(self, now_ms: int, age_ms: int) -> dict[bytes, str]:
         # The older generation was closed when the younger began; if that is a whole window ago, no nonce of it
         # can be in the window any more.
         if age_ms < self.window_ms:

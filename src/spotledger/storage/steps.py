@@ -85,7 +85,7 @@ async def drive_on_loop(steps: Steps[T], executor: Executor) -> T:
             elif step is not None:
                 answer = await call_in(executor, step)
             else:
-                await _next_turn()
+                await _next_iteration()
         except BaseException as error:  # noqa: BLE001 - the steps are told, whatever it is
             failed = error
 
@@ -95,11 +95,11 @@ async def call_in(executor: Executor, call: Callable[[], T]) -> T:
     return await _awaited(asyncio.get_running_loop().run_in_executor(executor, call))
 
 
-async def _next_turn() -> None:
+async def _next_iteration() -> None:
     loop = asyncio.get_running_loop()
-    turn: asyncio.Future[bool] = loop.create_future()
-    loop.call_soon(_settle, turn, True)
-    await _awaited(turn)
+    turned: asyncio.Future[bool] = loop.create_future()
+    loop.call_soon(_settle, turned, True)
+    await _awaited(turned)
 
 
 async def _is_ready_on_loop(wait: Readiness) -> bool:

@@ -152,7 +152,7 @@ class BalanceBodies:
         bodies = self._bodies
         body = bodies.older.get(customer) or Body(Account(customer, self._kind), self._form)
         if self._weight >= self._generation_bytes or len(bodies.younger) >= bodies.generation_limit:
-            bodies.turn()
+            bodies.rotate()
             self._weight = 0
         bodies.put(customer, body)
         self._weight += body.weight
