@@ -18,7 +18,7 @@ from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple
 from spotledger.domain.operations import ListCoin, RegisterCustomer
 from spotledger.storage.base import Head
 from spotledger.storage.postgres.foreign_entries import Change, ForeignEntries, change_in
-from spotledger.storage.postgres.rows import Derived
+from spotledger.storage.postgres.rows import DerivedRows
 
 #: Entries that are kept so that what was read a moment ago can be brought along.
 RECENT_ENTRIES: Final = 4_000
@@ -152,9 +152,9 @@ class HeadCache:
             if hold is not None:
                 self.holds[hold_id] = hold.after(remaining, change.seq)
 
-    def apply(self, entries: Sequence[Entry], head: Head, derived: Derived | None = None) -> None:
+    def apply(self, entries: Sequence[Entry], head: Head, derived: DerivedRows | None = None) -> None:
         """Take over what *entries*, which follow the head up to the new *head*, changed; *derived*: what they leave."""
-        derived = Derived(entries) if derived is None else derived
+        derived = DerivedRows(entries) if derived is None else derived
         holds = self.holds
         holds.update(derived.opened)
         self.opened.update((entry.key, entry.seq) for entry in entries if entry.seq in derived.opened)

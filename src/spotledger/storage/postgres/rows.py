@@ -52,7 +52,7 @@ def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
     return Head(last.seq, previous, last.booked_ms), Order(sql.ADD_ENTRIES, parameters, len(entries))
 
 
-class Derived:
+class DerivedRows:
     """What entries of a group leave of the accounts and holds they touch; worked out once, for tables and memory."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
@@ -87,7 +87,7 @@ class Derived:
             else:
                 self.changed[hold_id] = (remaining, None if remaining else seq)
 
-    def add(self, later: Derived) -> None:
+    def add(self, later: DerivedRows) -> None:
         """Take over what the entries after these leave."""
         self._by_account = None
         self.balances.update(later.balances)

@@ -28,7 +28,7 @@ from spotledger.storage.postgres.connection import connect, is_lost, translate, 
 from spotledger.storage.postgres.head_cache import HeadCache
 from spotledger.storage.postgres.lookups import LookupBatch, Lookups
 from spotledger.storage.postgres.reads import PostgresReads
-from spotledger.storage.postgres.rows import Derived, Order, head_of, history_rows, journal_rows
+from spotledger.storage.postgres.rows import DerivedRows, Order, head_of, history_rows, journal_rows
 from spotledger.storage.postgres.session import Session, number, rows_of
 from spotledger.storage.steps import Steps, drive
 
@@ -74,7 +74,7 @@ class PostgresStore(PostgresReads):
         self._warned = False
         self._orders: list[Order] = []
         #: What was written since the turn was taken leaves.
-        self._derived: Derived | None = None
+        self._derived: DerivedRows | None = None
         self._is_writing = self._is_waiting = self._is_crowded = False
         #: The last entry when this node had its last turn.
         self._left_seq = 0
@@ -277,7 +277,7 @@ class PostgresStore(PostgresReads):
             self._pending_head, order = journal_rows(entries, before)
             self._order(session, order)
             session.push()
-            derived = Derived(entries)
+            derived = DerivedRows(entries)
             for order in (*history_rows(entries), *derived.rows()):
                 self._order(session, order)
             session.push()
@@ -294,7 +294,7 @@ class PostgresStore(PostgresReads):
         session.send(order.statement, *order.parameters)
 
     @gc_paused
-    def _send_rest(self, session: Session, pending: Head, derived: Derived) -> None:
+    def _send_rest(self, session: Session, pending: Head, derived: DerivedRows) -> None:
         """Send the balances as the group leaves them, the head that it leads to, *pending*, and the commit."""
         for order in derived.balance_rows():
             self._order(session, order)
@@ -337,7 +337,7 @@ class PostgresStore(PostgresReads):
             yield from self._confirm()
         self._synced_seq = self._left_seq = pending.seq
 
-    def _make_ready(self, pending: Head, derived: Derived) -> None:
+    def _make_ready(self, pending: Head, derived: DerivedRows) -> None:
         """Do what publishing needs and shows nobody anything yet, while the server syncs."""
         derived.by_account()
         with self._guard:
