@@ -119,7 +119,7 @@ def test_audit_of_the_long_way_says_the_same_as_the_short_way(tmp_path: Path, mo
     """The short way through entries of the usual kinds derives what the general way does."""
     folder = make(tmp_path / "ledger")
     short = audited(folder)
-    monkeypatch.setattr(audit_journal, "QUICK", {})
+    monkeypatch.setattr(audit_journal, "SHORTCUTS", {})
     long = audited(folder)
     assert {**long.as_json(), "seconds": 0} == {**short.as_json(), "seconds": 0}
 

@@ -20,7 +20,7 @@ import msgspec
 from spotledger.audit.books import BooksRead
 from spotledger.audit.entries import EntryRead, decode, decoded
 from spotledger.audit.findings import Findings
-from spotledger.audit.quick import QUICK
+from spotledger.audit.quick import SHORTCUTS
 from spotledger.audit.requests import CHECKS
 from spotledger.domain.amounts import MAX_SCALE
 from spotledger.errors import Kept
@@ -167,7 +167,7 @@ class JournalPass(BooksRead):
             self._refusal(entry, entry.refusal)
         elif entry.postings:
             self.postings += len(entry.postings)
-            quick = QUICK.get(entry.kind)
+            quick = SHORTCUTS.get(entry.kind)
             lines = quick(self, entry) if quick is not None else None
             if not lines and not entry.is_placed():
                 found = "a posting about a balance that is not there"

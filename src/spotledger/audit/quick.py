@@ -197,7 +197,7 @@ def _side(
 
 
 #: By kind of entry; others have no short way.
-QUICK: Final[dict[str, Callable[[BooksRead, EntryRead], Touched]]] = {
+SHORTCUTS: Final[dict[str, Callable[[BooksRead, EntryRead], Touched]]] = {
     "freeze": _freeze,
     "unfreeze": _unfreeze,
     "expire": _unfreeze,
