@@ -104,7 +104,7 @@ class OperatorApp:
         except RequestGone:
             raise
         except Exception as error:  # noqa: BLE001 - whatever happens, an answer in the one shape
-            said = problem_answer(_sayable(error, request_id), request_id)
+            said = problem_answer(_public_error(error, request_id), request_id)
         self._mark(said, request_id)
         method = request.method
         self.metrics.count(method if method in _METHODS else "other", path, said.status)
@@ -154,7 +154,7 @@ class OperatorApp:
         return Reply(200, self.metrics.text(), [(b"content-type", METRICS_MEDIA_TYPE.encode())])
 
 
-def _sayable(error: Exception, request_id: str) -> SpotledgerError:
+def _public_error(error: Exception, request_id: str) -> SpotledgerError:
     """Return *error* as one that a caller may be told; the log has the rest under the request id."""
     if isinstance(error, SpotledgerError):
         return error
