@@ -155,7 +155,7 @@ class PublicApp:
         except SpotledgerError as error:
             return self._refusal(request, error)
         except Exception as error:  # noqa: BLE001 - rule R17: whatever happens, an answer in the shape
-            return self._trouble(request, error)
+            return self._unexpected(request, error)
 
     # --- the calls ----------------------------------------------------------------------------------
 
@@ -231,12 +231,12 @@ class PublicApp:
 
     def _refusal(self, request: Request, error: SpotledgerError) -> Answer:
         if wire.row_of(error).status == 500:
-            return self._trouble(request, error)
+            return self._unexpected(request, error)
         peer = self.gate.peer(request.connection, request.forwarded_for)
         limits = public_answers.limit_headers(error, self.gate, peer, request.now_ms)
         return self._refused(request, error, limits)
 
-    def _trouble(self, request: Request, error: Exception) -> Answer:
+    def _unexpected(self, request: Request, error: Exception) -> Answer:
         # The error's own text and its locals may hold what was sent: only its kind and the places are told.
         places = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
         _log.error("request %s: unexpected %s\n%s", request.request_id, type(error).__name__, places)
