@@ -110,8 +110,8 @@ def other(workers: int = 2) -> tuple[Siblings, Siblings]:
     first = Siblings(workers)
     second = Siblings(workers)
     second._metrics, second._audits = first._metrics, first._audits
-    first.be(0)
-    second.be(1)
+    first.start_as(0)
+    second.start_as(1)
     return first, second
 
 
@@ -177,7 +177,7 @@ def test_audits_of_a_worker_are_known_to_the_others_until_it_begins_anew(monkeyp
     assert found is not None
     assert found.as_json() == state(19)
     assert audits.get("a0") is None
-    second.be(1)
+    second.start_as(1)
     assert first.audits() == []
 
 
@@ -194,10 +194,10 @@ def test_audits_that_two_workers_are_asked_for_at_the_same_moment_are_one() -> N
         await audits.stop()  # before anything was read
         return found.audit_id
 
-    def be(number: int) -> None:
+    def start_as(number: int) -> None:
         ids = []
         for step in range(1, 2 * ROUNDS, 2):
-            shared.be(number)
+            shared.start_as(number)
             shared.tell_by(list)
             audits = Audits(Path("a ledger"), shared)
             step_together(number, step)
@@ -226,4 +226,4 @@ def test_worker_that_stands_still_in_its_turn_does_not_hold_up_the_others_for_ev
     with forked(stand_still):
         until(lambda: told.read() is not None)
         assert not shared._lock.take()
-        assert asyncio.run(shared.alone(lambda: "done")) == "done"
+        assert asyncio.run(shared.with_lock(lambda: "done")) == "done"

@@ -169,7 +169,7 @@ class _Parent:
             if number:  # one audit of the database at a time is enough
                 settings = dataclasses.replace(settings, audit_entries_per_second=0)
             lifeline, siblings = self._lifeline, self._siblings
-            siblings.be(number)
+            siblings.start_as(number)
 
             async def until_orphaned(listening: Listening) -> bool:
                 if not number:

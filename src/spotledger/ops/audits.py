@@ -111,7 +111,7 @@ class Audits:
 
     async def start(self) -> Audit:
         """Begin an audit as fast as it goes; where one is running, return that one."""
-        return self._start() if self._siblings is None else await self._siblings.alone(self._start)
+        return self._start() if self._siblings is None else await self._siblings.with_lock(self._start)
 
     def _start(self) -> Audit:
         running = self._running or next((it for it in self._of_siblings() if it.report is None), None)

@@ -119,7 +119,7 @@ class Siblings:
         self._lock = ProcessLock()
         self._task: asyncio.Task[None] | None = None
 
-    def be(self, number: int) -> None:
+    def start_as(self, number: int) -> None:
         """Be the worker *number*, from its beginning: what the one before it had said is gone."""
         self.number = number
         self._metrics[number].clear()
@@ -168,7 +168,7 @@ class Siblings:
         read = [self._audits[number].read() for number in self.metrics()]
         return [audit for said in read if said is not None for audit in said[1]]
 
-    async def alone(self, do: Callable[[], T]) -> T:
+    async def with_lock(self, do: Callable[[], T]) -> T:
         """
         Return what *do* does, while no other worker does anything of that kind; it has to be short.
 
