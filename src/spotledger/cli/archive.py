@@ -26,7 +26,7 @@ from spotledger.cli.connection import Where
 from spotledger.cli.options import (
     all_pages,
     config_option,
-    ending_well,
+    exit_on_error,
     json_option,
     ledger_command,
     natural_key,
@@ -119,7 +119,7 @@ async def _made(client: OperatorClient, name: str) -> dict[str, Any]:
 @click.option("--without-master-key", is_flag=True, help="Where it is lost: restore the books, revoke all access keys.")
 @click.option("--epoch", type=int, metavar="N", help="Begin this epoch: where the same backup was restored before.")
 @json_option
-@ending_well
+@exit_on_error
 def restore(
     file: Path, data: str, master_key_file: str | None, without_master_key: bool, epoch: int | None, as_json: bool
 ) -> None:
@@ -157,7 +157,7 @@ def restore(
 @click.option("--database", metavar="URL", help="The empty PostgreSQL database (else SPOTLEDGER_DATABASE).")
 @config_option
 @json_option
-@ending_well
+@exit_on_error
 def copy(data: str | None, database: str | None, config: str | None, as_json: bool) -> None:
     """
     Copy the embedded ledger in DIR into an empty PostgreSQL database, and audit both.
@@ -219,7 +219,7 @@ def export() -> None:
 )
 @config_option
 @json_option
-@ending_well
+@exit_on_error
 def export_journal_command(
     file: Path,
     file_format: str,

@@ -20,7 +20,7 @@ import httpx2
 from spotledger.cli import demo_story, show
 from spotledger.cli.connection import near_client
 from spotledger.cli.keys import read_balance
-from spotledger.cli.options import config_option, ending_well, setting_options
+from spotledger.cli.options import config_option, exit_on_error, setting_options
 from spotledger.cli.service import log_to_stderr
 from spotledger.client.operator.api import OperatorClient
 from spotledger.client.trader.signed import SignedRequestAPI
@@ -44,7 +44,7 @@ class DemoKey(NamedTuple):
 @click.option("--once", is_flag=True, help="End after the answer instead of serving on.")
 @setting_options
 @config_option
-@ending_well
+@exit_on_error
 def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> None:
     """Start the service with demo customers, make a signed getBalance, and keep serving."""
     # The folder comes from the flag alone: no demo customer gets into the ledger that SPOTLEDGER_DATA names,

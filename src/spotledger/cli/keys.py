@@ -14,7 +14,7 @@ from spotledger.cli.history import time_text
 from spotledger.cli.options import (
     ACCOUNTS,
     all_pages,
-    ending_well,
+    exit_on_error,
     expiry_ms,
     json_option,
     ledger_command,
@@ -199,7 +199,7 @@ async def token_revoke(client: OperatorClient, where: Where, token_id: str) -> N
 @click.option("--account", type=click.Choice(ACCOUNTS), default="spot", show_default=True)
 @click.option("--all", "with_empty", is_flag=True, help="Show listed coins with nothing in them too.")
 @json_option
-@ending_well
+@exit_on_error
 def get_balance(
     accesskey: str, secret_file: str | None, url: str | None, account: str, with_empty: bool, as_json: bool
 ) -> None:

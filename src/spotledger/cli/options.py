@@ -37,7 +37,7 @@ account_option = click.option(
 reference_option = click.option("--reference", metavar="TEXT", help="What it is for, such as an order's number.")
 
 
-def ending_well(function: F) -> F:
+def exit_on_error(function: F) -> F:
     """Turn an error of *function* into one clear line (``--json``: the problem document) and exit code 1."""
 
     @functools.wraps(function)
@@ -86,7 +86,7 @@ def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitab
         @config_option
         @json_option
         @functools.wraps(function)
-        @ending_well
+        @exit_on_error
         def command(**kwargs: Any) -> None:
             names = ("data", "database", "config", "operator_url", "token_file")
             where = Where(**{name: kwargs.pop(name) for name in names}, as_json=kwargs.pop("as_json"))

@@ -10,7 +10,7 @@ import click
 
 from spotledger import __version__
 from spotledger.cli import show
-from spotledger.cli.options import config_option, ending_well, json_option, setting_options
+from spotledger.cli.options import config_option, exit_on_error, json_option, setting_options
 from spotledger.http.serve import Listening, serve as run_service
 from spotledger.http.workers import serve_workers
 from spotledger.ops.settings import Settings, load_settings, markdown, plain, shown
@@ -26,7 +26,7 @@ def log_to_stderr(settings: Settings) -> None:
 @setting_options
 @config_option
 @json_option
-@ending_well
+@exit_on_error
 def serve(flags: Mapping[str, str | None], config: str | None, as_json: bool) -> None:
     """Run the service: the public listener for traders, and the operator listener for the exchange's own systems."""
     settings = load_settings(flags, os.environ, config).settings
@@ -57,7 +57,7 @@ def serve(flags: Mapping[str, str | None], config: str | None, as_json: bool) ->
 @click.option("--after", is_flag=True, help="Take away, too, what only nodes of the version before need.")
 @config_option
 @json_option
-@ending_well
+@exit_on_error
 def migrate(database: str | None, after: bool, config: str | None, as_json: bool) -> None:
     """
     Bring the schema of the database to this version; doing it again changes nothing, and nothing goes back.
@@ -81,7 +81,7 @@ def migrate(database: str | None, after: bool, config: str | None, as_json: bool
 @config_option
 @json_option
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the reference page of all settings.")
-@ending_well
+@exit_on_error
 def settings(flags: Mapping[str, str | None], config: str | None, as_json: bool, as_markdown: bool) -> None:
     """Show the settings in force, and where each comes from. Takes the same flags as serve."""
     if as_markdown:
