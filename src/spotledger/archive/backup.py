@@ -20,9 +20,9 @@ from spotledger.errors import (
     StoreUnavailable,
 )
 from spotledger.ledger.ledger import Ledger
+from spotledger.storage.atomic_file import check_new, move, write_atomically
 from spotledger.storage.folder import make_folder
 from spotledger.storage.sqlite.copy import BackupFacts, mark_as_backup, read_facts
-from spotledger.storage.whole_file import appearing_whole, check_new, move
 
 #: In the data folder: where a server puts backups that it is asked for. May be a link to another disk.
 BACKUPS_FOLDER: Final = "backups"
@@ -54,7 +54,7 @@ def back_up(
         StoreUnavailable: The disk is full, or answers with an error; nothing is left under the name.
         LedgerCorrupt: The ledger is damaged.
     """
-    with appearing_whole(file, "backup") as partial:
+    with write_atomically(file, "backup") as partial:
         ledger.copy_to(partial, progress)
         return mark_as_backup(partial, clock_ms())
 

@@ -17,11 +17,11 @@ from typing import Any, Final, NamedTuple
 from spotledger.domain.journal import Entry, Posting
 from spotledger.domain.operations import ListCoin
 from spotledger.errors import DataFolderUnusable, SettingInvalid
+from spotledger.storage.atomic_file import write_atomically
 from spotledger.storage.encoding import decode_entry
 from spotledger.storage.folder import LEDGER_FILE
 from spotledger.storage.journal_reader import JournalReader, JournalRow
 from spotledger.storage.sqlite.journal import SqliteJournal
-from spotledger.storage.whole_file import appearing_whole
 
 JSONL: Final = "jsonl"
 PARQUET: Final = "parquet"
@@ -85,7 +85,7 @@ def export_from(
 ) -> Exported:
     """Write the entries after *after_seq* of the journal that *open_journal* gives, like :func:`export_journal`."""
     writer = _write_jsonl if file_format == JSONL else _parquet_writer()
-    with open_journal() as journal, appearing_whole(file, "export") as partial:
+    with open_journal() as journal, write_atomically(file, "export") as partial:
         head = journal.head
         writer(journal, _told(journal.rows(after_seq), head.seq - after_seq, progress), after_seq, partial)
     return Exported(journal.ledger_id, journal.epoch, head.seq - after_seq, after_seq, head.seq, head.hash)

@@ -19,6 +19,7 @@ from spotledger.errors import (
     SpotledgerError,
 )
 from spotledger.security.cipher import Cipher
+from spotledger.storage.atomic_file import move, sync
 from spotledger.storage.folder import (
     LEDGER_FILE,
     MASTER_KEY_FILE,
@@ -30,7 +31,6 @@ from spotledger.storage.folder import (
 )
 from spotledger.storage.sqlite.copy import BackupFacts, check_structure, make_ledger_again, read_facts
 from spotledger.storage.sqlite.journal import SqliteJournal
-from spotledger.storage.whole_file import move, sync
 
 #: Within the data folder, while a restore is at work; what a killed one left is removed by the next.
 STAGING_FOLDER: Final = "restoring"

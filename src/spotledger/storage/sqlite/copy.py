@@ -17,9 +17,9 @@ from typing import Final, NamedTuple
 from urllib.parse import quote
 
 from spotledger.errors import BackupDamaged, SchemaMismatch, StoreUnavailable
+from spotledger.storage.atomic_file import sync
 from spotledger.storage.sqlite.errors import reason_of
 from spotledger.storage.sqlite.file import APPLICATION_ID, BACKUP_ID, SCHEMA_VERSION
-from spotledger.storage.whole_file import sync
 
 #: Pages copied in one step: 2 MiB, for which a commit may have to wait about 3 ms.
 STEP_PAGES: Final = 512

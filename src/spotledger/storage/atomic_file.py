@@ -20,7 +20,7 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextlib.contextmanager
-def appearing_whole(file: Path, what: str) -> Iterator[Path]:
+def write_atomically(file: Path, what: str) -> Iterator[Path]:
     """
     Give the path of an empty file beside *file*, to be filled in a ``with`` block; then it gets its name.
 
@@ -77,7 +77,7 @@ def move(source: Path, file: Path, what: str) -> None:
         os.link(source, file)
         sync(file.parent)
     except OSError:
-        with appearing_whole(file, what) as partial:
+        with write_atomically(file, what) as partial:
             shutil.copyfile(source, partial)
     source.unlink()
 
