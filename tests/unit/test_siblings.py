@@ -194,7 +194,7 @@ def test_audits_that_two_workers_are_asked_for_at_the_same_moment_are_one() -> N
         await audits.stop()  # before anything was read
         return found.audit_id
 
-    def start_as(number: int) -> None:
+    def run_as(number: int) -> None:
         ids = []
         for step in range(1, 2 * ROUNDS, 2):
             shared.start_as(number)
@@ -206,7 +206,7 @@ def test_audits_that_two_workers_are_asked_for_at_the_same_moment_are_one() -> N
         found[number].write(ids)
         signal.pause()
 
-    with forked(lambda: be(0)), forked(lambda: be(1)):
+    with forked(lambda: run_as(0)), forked(lambda: run_as(1)):
         until(lambda: None not in (found[0].read(), found[1].read()))
     (_, first), (_, second) = (page.read() or (0, []) for page in found)
     assert (len(first), first) == (ROUNDS, second)
