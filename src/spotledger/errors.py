@@ -41,6 +41,7 @@ Every error of spotledger, in one tree, cut by what the caller must do.
     ├── Unavailable                 try again, with the same key
     │   ├── StoreBusy               the queue of waiting writes is full
     │   ├── StoreUnavailable        the disk or the database did not do it
+    │   ├── ClockUntrusted          the clock leapt; nothing is booked until it fits again
     │   └── LimitExceeded           too many requests
     ├── SetupError                  the service cannot start as it is set up
     │   ├── DataFolderInUse
@@ -328,6 +329,12 @@ class StoreUnavailable(Unavailable):
     """The ledger could not be written; try again with the same idempotency key."""
 
     code = "store_unavailable"
+
+
+class ClockUntrusted(Unavailable):
+    """The clock cannot be trusted now, so nothing is booked; try again with the same key."""
+
+    code = "clock_untrusted"
 
 
 class LimitExceeded(Unavailable):
