@@ -12,6 +12,10 @@ Every error of spotledger, in one tree, cut by what the caller must do.
     │   ├── AlreadyReversed
     │   ├── LastAdminToken          nobody could make tokens any more
     │   ├── ChainPartlyKnown        some keys of a chain are known and some are new
+    │   ├── EpochMissing            a plain number where the ledger was restored and the epoch has to be named
+    │   ├── UnknownPosition         a position that is not in this journal
+    │   ├── PreconditionFailed      the hold or entry is not what the request says it is
+    │   ├── TooLate                 the time that the request allowed is over
     │   ├── NotFound                no such thing to read
     │   ├── MethodNotAllowed        the path is there, but not with this method
     │   └── Kept                    a refusal that is kept in the journal with its key
@@ -148,6 +152,30 @@ class ChainPartlyKnown(Refused):
     """Some keys of the chain were used before and some were not; a chain is sent again as it was, or with new keys."""
 
     code = "chain_partly_known"
+
+
+class EpochMissing(InvalidRequest):
+    """The ledger was restored, so a plain number does not say which entry is meant; name its epoch."""
+
+    code = "epoch_missing"
+
+
+class UnknownPosition(InvalidRequest):
+    """The position is not in this journal."""
+
+    code = "unknown_position"
+
+
+class PreconditionFailed(Refused):
+    """The hold or the entry is not what the request says it is."""
+
+    code = "precondition_failed"
+
+
+class TooLate(Refused):
+    """The time that the request allowed for itself is over; nothing was booked."""
+
+    code = "too_late"
 
 
 class NotFound(Refused):
