@@ -51,6 +51,7 @@ Every error of spotledger, in one tree, cut by what the caller must do.
     │   ├── DataFolderInUse
     │   ├── DataFolderUnusable      read-only, full, not a folder, no ledger
     │   ├── SchemaMismatch          the file was written by another version
+    │   ├── JournalShorter          the journal or the access keys lack what was acknowledged
     │   ├── BackupDamaged           not whole, or not what it says it is
     │   ├── MasterKeyRefused        missing, malformed or not the one that the secrets were sealed with
     │   └── SettingInvalid
@@ -396,6 +397,12 @@ class SchemaMismatch(SetupError):
     """The ledger file was written by another version of spotledger."""
 
     code = "schema_mismatch"
+
+
+class JournalShorter(SetupError):
+    """The journal ends before an entry that was acknowledged, or the access keys are behind a change that was made."""
+
+    code = "journal_shorter"
 
 
 class BackupDamaged(SetupError):

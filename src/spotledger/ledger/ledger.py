@@ -210,9 +210,6 @@ class Ledger(LedgerReads):
                 self._go_on_deciding(deciding)
             group = deciding.group
             if group.entries:
-                while self._store.lagging:
-                    self._catch_up()
-                    yield None
                 yield from self._store.commit()
             else:
                 yield from self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
@@ -251,10 +248,6 @@ class Ledger(LedgerReads):
         if entries:
             self._unfinished = True
             self._store.write(entries)
-
-    @gc_paused
-    def _catch_up(self) -> None:
-        self._store.catch_up()
 
     def _giving_up(self, error: BaseException) -> Steps[None]:
         """Abandon what *error* ended; where that waits for a server, and somebody drives on, in a step."""

@@ -158,13 +158,6 @@ class Store(Protocol):
         A group comes in several pieces; a store that is ``remote`` is busy with one while the next is decided.
         """
 
-    @property
-    def lagging(self) -> bool:
-        """Whether work behind the journal should go on before the commit."""
-
-    def catch_up(self) -> None:
-        """Do a few milliseconds of the work behind the journal, within the commit that is being written."""
-
     def commit(self) -> Steps[None]:
         """Make what was written durable."""
 

@@ -2,7 +2,10 @@
 The data folder: its files, and the lock of the one process that owns it.
 
     DIR/                 mode 0700, made on the first start
-      ledger.db          the ledger, access keys (their secrets sealed) and tokens (their hashes)
+      journal.db         the entries of the ledger: the truth
+      books.db           what is derived from them; made again where it is missing
+      keys.db            access keys (their secrets sealed) and tokens (their hashes)
+      noted-head         the last acknowledged entry, so that a journal that lost its end is noticed
       master.key         64 hex digits, mode 0600: opens the sealed secrets; never made where one is given otherwise
       operator.token     mode 0600: the first operator token, with every scope; left alone once it exists
       owner.lock         locked by the owner; its text, the note, says who the owner is and where it answers
@@ -31,7 +34,7 @@ from spotledger.security.tokens import TOKEN_BYTES
 
 #: What the name of every environment variable of the service begins with.
 VARIABLE_PREFIX: Final = "SPOTLEDGER_"
-LEDGER_FILE: Final = "ledger.db"
+LEDGER_FILE: Final = "journal.db"
 MASTER_KEY_FILE: Final = "master.key"
 TOKEN_FILE: Final = "operator.token"  # noqa: S105 - a name, no token
 MASTER_KEY_VARIABLE: Final = f"{VARIABLE_PREFIX}MASTER_KEY"

@@ -9,13 +9,21 @@ before; each page carries a checksum, and a level that is damaged or behind is f
 
 from __future__ import annotations
 
-import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 BITS_PER_KEY: Final = 16
+
+
+class Connection(Protocol):
+    """What the filter needs of a connection to the file that it is kept in."""
+
+    def execute(self, statement: str, values: Any = ..., /) -> Any:
+        """Execute a statement, and return a cursor."""
+
+
 _WORD_BITS: Final = 64
 PAGE_WORDS: Final = 8192
 _FIRST_LEVEL_SEGMENTS: Final = 2
@@ -93,7 +101,11 @@ class IdempotencyFilter:
         for digest in digests:
             level.add(probe_of(digest))
 
-    def write(self, connection: sqlite3.Connection, segment: int) -> Iterator[None]:
+    def cover(self, segment: int) -> None:
+        """Count *segment*, whose keys are all in, as covered."""
+        self._level_of(segment).covered_to = segment
+
+    def write(self, connection: Connection, segment: int) -> Iterator[None]:
         """Write the level of *segment*, whose keys are all in, page by page if it is time to; yields between pages."""
         level = self._level_of(segment)
         level.covered_to = segment
@@ -106,14 +118,14 @@ class IdempotencyFilter:
             )
             yield
         connection.execute(
-            "INSERT OR REPLACE INTO idempotency_filter VALUES (?, ?, ?)",
+            "INSERT OR REPLACE INTO key_filter VALUES (?, ?, ?)",
             (level.number, segment, level_checksum(level.number, segment)),
         )
         level.written_to = segment
 
-    def load(self, connection: sqlite3.Connection, sealed_segments: int) -> None:
+    def load(self, connection: Connection, sealed_segments: int, digests_of: Callable[[int], Iterable[bytes]]) -> None:
         """
-        Read the filter from the file, and add what it lacks of the *sealed_segments* from their keys.
+        Read the filter from the file, and add what it lacks of the *sealed_segments* from their keys (*digests_of*).
 
         A level that is missing, damaged or ahead of the journal is made again; :attr:`mended` then says so.
         """
@@ -125,14 +137,13 @@ class IdempotencyFilter:
         for level in self._levels:
             target = min(last, level.last_segment)
             for segment in range(level.covered_to + 1, target + 1):
-                rows = connection.execute("SELECT digest FROM key_seq WHERE segment = ?", (segment,))
-                for (digest,) in rows:
+                for digest in digests_of(segment):
                     level.add(probe_of(digest))
             level.covered_to = target
 
-    def _read_level(self, connection: sqlite3.Connection, level: _Level, last: int) -> None:
+    def _read_level(self, connection: Connection, level: _Level, last: int) -> None:
         row = connection.execute(
-            "SELECT covered_to, checksum FROM idempotency_filter WHERE level = ?", (level.number,)
+            "SELECT covered_to, checksum FROM key_filter WHERE level = ?", (level.number,)
         ).fetchone()
         if row is None:
             return

@@ -103,14 +103,6 @@ class StandbyStore(PostgresReads):
         """Refuse, like :meth:`begin`."""
         raise StoreUnavailable("This node reads from a standby and takes no writes; ask another one.")
 
-    @property
-    def lagging(self) -> bool:
-        """Never: nothing is written."""
-        return False
-
-    def catch_up(self) -> None:
-        """Nothing: nothing is written."""
-
     def commit(self) -> Steps[None]:
         """Nothing: nothing was written."""
         return at_once(None)

@@ -303,14 +303,6 @@ class PostgresStore(PostgresReads):
         session.send(sql.TELL, number(seq))
         session.send(sql.COMMIT)
 
-    @property
-    def lagging(self) -> bool:
-        """Never: what is derived is written with the entries."""
-        return False
-
-    def catch_up(self) -> None:
-        """Nothing: what is derived is written with the entries."""
-
     def commit(self) -> Steps[None]:
         """
         Send the rest, commit, and wait until the server has synced it.

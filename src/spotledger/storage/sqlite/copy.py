@@ -1,41 +1,50 @@
 """
-Copies of the ledger file: made while it is written to, marked as backups, and made ledgers again.
+Copies of the ledger: made while it is written to, marked as backups, and made ledgers again.
 
-Pages are copied through the connection that writes. SQLite then passes on what that connection commits meanwhile, so
-no step has to begin again, no snapshot is held while the write-ahead log grows, and the copy is the ledger as it
-stands when the last step is done (docs/decisions/0005-backup.md).
+A backup is one file with the journal and the access keys; the books are left out, because they are made again. Entries
+are copied a few hundred at a time, in order and each checked against the chain of hashes, so no snapshot is held while
+the write-ahead log grows, and a damaged journal gives no backup. The keys are copied first: so no key names a customer
+whom the copy of the journal lacks.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
-from urllib.parse import quote
 
-from spotledger.errors import BackupDamaged, SchemaMismatch, StoreUnavailable
-from spotledger.storage.atomic_file import sync
-from spotledger.storage.sqlite.errors import reason_of
-from spotledger.storage.sqlite.file import APPLICATION_ID, BACKUP_ID, SCHEMA_VERSION
+import apsw
 
-#: Pages copied in one step: 2 MiB, for which a commit may have to wait about 3 ms.
-STEP_PAGES: Final = 512
-#: How long the writer has the file to itself between two steps.
-REST_SECONDS: Final = 0.004
-#: How soon a step is tried again that met a commit being written.
-BUSY_SECONDS: Final = 0.001
-#: After so long without a step, or so many beginnings, something else is in the way.
-STALL_SECONDS: Final = 60.0
-RESTARTS_LIMIT: Final = 5
-#: Steps between two syncs: one sync of everything at the end would hold up the commits' own.
-SYNC_STEPS: Final = 16
-CACHE_KIB: Final = 2_048
+from spotledger.errors import BackupDamaged, LedgerCorrupt, SchemaMismatch, StoreUnavailable
+from spotledger.storage.encoding import chain_hash, genesis_hash
+from spotledger.storage.sqlite.file import (
+    BACKUP_ID,
+    BOOKS,
+    JOURNAL,
+    KEYS,
+    SCHEMA_VERSION,
+    Connection,
+    is_damage,
+    name_of,
+    open_reader,
+    open_untouched,
+    open_writer,
+    pragma,
+    reason_of,
+    schema_of,
+    script_of,
+)
+
+#: Entries copied in one step, and how long the copying rests after each.
+STEP_ENTRIES: Final = 500
+REST_SECONDS: Final = 0.001
+#: Steps between two commits of the copy.
+COMMIT_STEPS: Final = 64
 FINDINGS_LIMIT: Final = 10
 
-_MARK = """
+_MARK: Final = """
 CREATE TABLE backup (
     only_row       INTEGER PRIMARY KEY CHECK (only_row = 1),
     ledger_id      TEXT NOT NULL,
@@ -53,6 +62,7 @@ _STATE: Final = (
     f"SELECT ledger_id, epoch, seq, hash, booked_ms, {SCHEMA_VERSION},"
     " (SELECT fingerprint FROM master_key_mark), ? FROM ledger, head"
 )
+_KEY_TABLES: Final = tuple(sorted(name for name, sql in schema_of(KEYS).items() if sql.startswith("CREATE TABLE")))
 
 Progress = Callable[[int, int], None]
 
@@ -75,62 +85,67 @@ class BackupFacts(NamedTuple):
     made_ms: int
 
 
-def copy_pages(source: sqlite3.Connection, target: Path, progress: Progress) -> None:
+def copy_ledger(journal: Path, keys: Path, target: Path, progress: Progress) -> None:
     """
-    Copy the database of *source* to the empty file *target*, a few pages at a time; call it in a thread of its own.
+    Copy journal and access keys to the empty file *target*, a few rows at a time; call it in a thread of its own.
 
     Args:
-        source: The one connection that writes; it may go on writing in another thread.
+        journal: The journal; the process that owns it may go on writing.
+        keys: The access keys.
         target: An empty file.
-        progress: Called between steps with the pages that are left and the pages in all; may raise to stop it.
+        progress: Called between steps with the entries that are left and the entries in all; may raise to stop it.
 
     Raises:
-        StoreUnavailable: The copy cannot be written, or something keeps the steps from getting on.
+        StoreUnavailable: The copy cannot be written.
+        LedgerCorrupt: The journal or the keys are damaged.
     """
-    with _writing(), closing(sqlite3.connect(target, isolation_level=None)) as copy:
-        # Nothing of a copy that is not finished is ever used, so it needs no journal.
-        copy.execute("PRAGMA journal_mode = OFF")
-        copy.execute("PRAGMA synchronous = OFF")
-        copy.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-        pace = _Pace(target, progress)
-        source.backup(copy, pages=STEP_PAGES, progress=pace.between_steps, sleep=BUSY_SECONDS)
+    with _writing(), closing(open_writer(target, JOURNAL, lambda _: None, is_synced=False)) as copy:
+        copy.execute("BEGIN")
+        copy.execute(script_of(KEYS))
+        with closing(open_reader(keys, KEYS)) as source:
+            _copy_keys(source, copy)
+        with closing(open_reader(journal, JOURNAL)) as source:
+            _copy_entries(source, copy, progress)
+        copy.execute("COMMIT")
 
 
-class _Pace:
-    """What happens between two steps: syncs and rests after one that got on, an end to one that never does."""
+def _copy_keys(source: Connection, copy: Connection) -> None:
+    source.execute("BEGIN")
+    for table in _KEY_TABLES:
+        rows = source.execute(f"SELECT * FROM {table}").fetchall()
+        if rows:
+            copy.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+    source.execute("ROLLBACK")
 
-    def __init__(self, target: Path, progress: Progress) -> None:
-        self._target = target
-        self._progress = progress
-        self._moved = time.monotonic()
-        self._steps = 0
-        self._restarts = 0
-        self._before: tuple[int, int] | None = None
 
-    def between_steps(self, status: int, left: int, pages: int) -> None:
-        self._progress(left, pages)
-        if status != sqlite3.SQLITE_OK:
-            # Busy: a commit is being written. Anything else ends the copying by itself.
-            if time.monotonic() - self._moved > STALL_SECONDS:
-                raise StoreUnavailable(f"nothing could be copied for {STALL_SECONDS:g} seconds; try again later")
+def _copy_entries(source: Connection, copy: Connection, progress: Progress) -> None:
+    """Copy the entries up to the head as it stands when the last step is done."""
+    [ledger] = source.execute("SELECT * FROM ledger").fetchall()
+    copy.execute("INSERT INTO ledger VALUES (?, ?, ?, ?, ?)", ledger)
+    seq, link = 0, genesis_hash(ledger[1])
+    steps = 0
+    while True:
+        rows = source.execute(
+            "SELECT seq, body, hash FROM entry WHERE seq > ? AND seq <= (SELECT seq FROM head) ORDER BY seq LIMIT ?",
+            (seq, STEP_ENTRIES),
+        ).fetchall()
+        [head] = source.execute("SELECT seq, hash, booked_ms FROM head").fetchall()
+        for found, body, kept_hash in rows:
+            seq, link = seq + 1, chain_hash(link, body.encode())
+            if (found, kept_hash) != (seq, link):
+                raise LedgerCorrupt(f"entry {seq} is missing, or does not fit the chain of hashes")
+        copy.executemany("INSERT INTO entry VALUES (?, ?, ?)", rows)
+        progress(head[0] - seq, head[0])
+        if seq == head[0]:
+            copy.execute("INSERT INTO head VALUES (1, ?, ?, ?)", (seq, link, head[2]))
             return
-        self._count_restarts(left, pages)
-        self._moved = time.monotonic()
-        self._steps += 1
-        if self._steps % SYNC_STEPS == 0:
-            sync(self._target)
+        if not rows:
+            raise LedgerCorrupt(f"entry {seq + 1} is missing from the journal")
+        steps += 1
+        if steps % COMMIT_STEPS == 0:
+            copy.execute("COMMIT")
+            copy.execute("BEGIN")
         time.sleep(REST_SECONDS)
-
-    def _count_restarts(self, left: int, pages: int) -> None:
-        if self._before is not None:
-            left_before, pages_before = self._before
-            self._restarts += left - left_before >= pages - pages_before  # a step that got on leaves less
-        self._before = left, pages
-        if self._restarts > RESTARTS_LIMIT:
-            raise StoreUnavailable(
-                f"the copying had to begin again {self._restarts} times, because commits failed or another program"
-                " wrote to the ledger file; try again later"
-            )
 
 
 def mark_as_backup(file: Path, made_ms: int) -> BackupFacts:
@@ -140,7 +155,7 @@ def mark_as_backup(file: Path, made_ms: int) -> BackupFacts:
     Raises:
         StoreUnavailable: It cannot be written.
     """
-    with _writing(), _alone(file) as copy:
+    with _writing(), _unshared(file) as copy:
         copy.execute(_MARK)
         copy.execute(f"INSERT INTO backup (only_row, {_FACTS}) SELECT 1, * FROM ({_STATE})", (made_ms,))
         copy.execute(f"PRAGMA application_id = {BACKUP_ID}")
@@ -155,11 +170,12 @@ def read_facts(file: Path) -> BackupFacts:
         SchemaMismatch: It is no backup of ours, or of another version.
         BackupDamaged: It contradicts itself, or cannot be read.
     """
-    with closing(_read_only(file)) as copy, _reading(file):
-        application = copy.execute("PRAGMA application_id").fetchone()[0]
-        version = copy.execute("PRAGMA user_version").fetchone()[0]
+    with _reading(file), closing(open_untouched(file)) as copy:
+        application = pragma(copy, "application_id")
+        version = pragma(copy, "user_version")
         if application != BACKUP_ID:
-            what = "a ledger, not a backup of one" if application == APPLICATION_ID else "no backup made by spotledger"
+            is_ours = application in (JOURNAL.application_id, BOOKS.application_id, KEYS.application_id)
+            what = "a file of a ledger, not a backup of one" if is_ours else "no backup made by spotledger"
             raise SchemaMismatch(f"{file} is {what}; a file that spotledger backup made would pass.", path=str(file))
         if version != SCHEMA_VERSION:
             raise SchemaMismatch(
@@ -168,7 +184,8 @@ def read_facts(file: Path) -> BackupFacts:
                 path=str(file),
             )
         facts = _facts(copy)
-        if facts[:-1] != copy.execute(_STATE, (0,)).fetchone()[:-1]:
+        state = copy.execute(_STATE, (0,)).fetchall()
+        if [facts[:-1]] != [row[:-1] for row in state]:
             raise BackupDamaged(f"{file} is damaged: what it says about itself is not what is in it.", path=str(file))
         return facts
 
@@ -180,18 +197,19 @@ def check_structure(file: Path) -> None:
     Raises:
         BackupDamaged: It is not; the message has the first findings.
     """
-    with closing(_read_only(file)) as copy, _reading(file):
+    with _reading(file), closing(open_untouched(file)) as copy:
         found = [str(row[0]) for row in copy.execute(f"PRAGMA integrity_check({FINDINGS_LIMIT})")]
     if found != ["ok"]:
         raise BackupDamaged(f"{file} is damaged: {'; '.join(found)}.", path=str(file))
 
 
-def make_ledger_again(file: Path, epoch: int, revoked_ms: int | None) -> None:
+def make_ledger_again(file: Path, keys: Path, epoch: int, revoked_ms: int | None) -> None:
     """
-    Make the marked copy at *file* a ledger in the new *epoch*.
+    Make the marked copy at *file* a journal in the new *epoch*, and *keys* the file of its access keys.
 
     Args:
         file: The copy, which nobody else uses.
+        keys: A file that is not there yet.
         epoch: The epoch that begins.
         revoked_ms: Where not None: the access keys cannot be opened any more, so all are revoked at this time, and
             the next start may make a new master key.
@@ -199,52 +217,59 @@ def make_ledger_again(file: Path, epoch: int, revoked_ms: int | None) -> None:
     Raises:
         StoreUnavailable: It cannot be written.
     """
-    with _writing(), _alone(file) as copy:
-        copy.execute("DROP TABLE backup")
+    with _writing(), _unshared(file) as copy:
+        with closing(open_writer(keys, KEYS, lambda made: _copy_keys_out(copy, made))) as made:
+            if revoked_ms is not None:
+                made.execute("BEGIN IMMEDIATE")
+                made.execute("UPDATE access_keys SET revoked_ms = ? WHERE revoked_ms IS NULL", (revoked_ms,))
+                made.execute("DELETE FROM master_key_mark")
+                made.execute("COMMIT")
+        for table in (*_KEY_TABLES, "backup"):
+            copy.execute(f"DROP TABLE {table}")
         copy.execute("UPDATE ledger SET epoch = ?", (epoch,))
-        if revoked_ms is not None:
-            copy.execute("UPDATE access_keys SET revoked_ms = ? WHERE revoked_ms IS NULL", (revoked_ms,))
-            copy.execute("DELETE FROM master_key_mark")
-        copy.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        copy.execute(f"PRAGMA application_id = {JOURNAL.application_id}")
+
+
+def _copy_keys_out(copy: Connection, made: Connection) -> None:
+    for table in _KEY_TABLES:
+        rows = copy.execute(f"SELECT * FROM {table}").fetchall()
+        if rows:
+            made.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
 
 
 @contextmanager
-def _alone(file: Path) -> Iterator[sqlite3.Connection]:
+def _unshared(file: Path) -> Iterator[Connection]:
     """Give a connection for one transaction on a copy that nobody else uses, and leave no other file beside it."""
-    with closing(sqlite3.connect(file, isolation_level=None)) as copy:
-        copy.execute("PRAGMA journal_mode = DELETE")  # a copy of a file with a write-ahead log claims to have one too
-        copy.execute("PRAGMA journal_mode = MEMORY")
+    with closing(open_writer(file, JOURNAL, lambda _: None)) as copy:
+        copy.execute("PRAGMA journal_mode = DELETE")
+        copy.execute("PRAGMA secure_delete = ON")
         copy.execute("BEGIN IMMEDIATE")
         yield copy
         copy.execute("COMMIT")
 
 
-def _facts(copy: sqlite3.Connection) -> BackupFacts:
-    return BackupFacts(*copy.execute(f"SELECT {_FACTS} FROM backup").fetchone())
-
-
-def _read_only(file: Path) -> sqlite3.Connection:
-    # Immutable: nobody writes to a backup, and a look at it must leave no lock or log beside it.
-    return sqlite3.connect(f"file:{quote(str(file.absolute()))}?mode=ro&immutable=1", uri=True, isolation_level=None)
+def _facts(copy: Connection) -> BackupFacts:
+    rows = copy.execute(f"SELECT {_FACTS} FROM backup").fetchall()
+    if len(rows) != 1:
+        raise LedgerCorrupt("it does not say what it is")
+    return BackupFacts(*rows[0])
 
 
 @contextmanager
 def _writing() -> Iterator[None]:
     try:
         yield
-    except sqlite3.Error as error:
-        raise StoreUnavailable(f"the copy could not be written: {reason_of(error) or error}") from error
+    except apsw.Error as error:
+        if is_damage(error):
+            raise LedgerCorrupt(f"the ledger could not be copied: it is damaged ({name_of(error)})") from error
+        raise StoreUnavailable(f"the copy could not be written: {reason_of(error)}") from error
 
 
 @contextmanager
 def _reading(file: Path) -> Iterator[None]:
     try:
         yield
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-            raise SchemaMismatch(
-                f"{file} is no backup made by spotledger, nor an SQLite file.", path=str(file)
-            ) from error
+    except apsw.NotADBError as error:
+        raise SchemaMismatch(f"{file} is no backup made by spotledger, nor an SQLite file.", path=str(file)) from error
+    except (apsw.Error, UnicodeDecodeError, LedgerCorrupt) as error:
         raise BackupDamaged(f"{file} is damaged: {error}.", path=str(file)) from error
-    except TypeError as error:  # a row that must be there is not
-        raise BackupDamaged(f"{file} is damaged: it does not say what it is.", path=str(file)) from error

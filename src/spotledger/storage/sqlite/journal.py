@@ -1,31 +1,39 @@
-"""Reading the journal of a ledger file in order, beside whoever writes to it."""
+"""Reading the journal of an embedded ledger in order, beside the process that writes to it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
+from spotledger.domain.operations import ListCoin
+from spotledger.errors import LedgerCorrupt
+from spotledger.storage.base import Head
 from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
-from spotledger.storage.sqlite.errors import translated
-from spotledger.storage.sqlite.file import open_to_read
-from spotledger.storage.sqlite.reads import head_row, ledger_row
+from spotledger.storage.sqlite.file import JOURNAL, open_reader, translated
 
 
 class SqliteJournal(JournalReader):
-    """The journal of a ledger file; a transaction is short, so the write-ahead log can be folded into the file."""
+    """The journal in a file; a transaction is short, so the write-ahead log can be folded into the file."""
 
     def __init__(self, path: Path) -> None:
         """
-        Open the ledger file at *path*; another process may own it and write to it.
+        Open the journal at *path*; another process may own it and write to it.
 
         Raises:
-            SchemaMismatch: It is no ledger, or of another version.
+            SchemaMismatch: It is no journal, or of another version.
             StoreUnavailable: It cannot be read.
+            LedgerCorrupt: It is damaged.
         """
-        self._connection = open_to_read(path)
+        self._connection = open_reader(path, JOURNAL)
         try:
             with translated("read"):
-                self.ledger_id, self.epoch, _, self._sealed_to = ledger_row(self._connection)
-                self.head = head_row(self._connection)
+                ledger = self._connection.execute("SELECT ledger_id, epoch FROM ledger").fetchall()
+                head = self._connection.execute("SELECT seq, hash, booked_ms FROM head").fetchall()
+            if len(ledger) != 1 or len(head) != 1:
+                raise LedgerCorrupt(f"{path} does not say which ledger it is, or where it ends")
+            self.ledger_id, self.epoch = ledger[0]
+            self.head = Head(*head[0])
         except BaseException:
             self._connection.close()
             raise
@@ -35,15 +43,14 @@ class SqliteJournal(JournalReader):
         self._connection.close()
 
     def _listings(self, up_to_seq: int) -> list[bytes]:
+        marker = msgspec.json.encode({"kind": ListCoin.kind})[1:-1].decode()
         with translated("read"):
-            sealed = self._connection.execute(
-                "SELECT CAST(body AS BLOB) FROM coin JOIN entry USING (seq) WHERE coin.seq <= ?",
-                (min(up_to_seq, self._sealed_to),),
+            found = self._connection.execute(
+                "SELECT CAST(body AS BLOB) FROM entry WHERE seq <= ? AND instr(body, ?) > 0"
+                " AND body ->> '$.kind' = ? ORDER BY seq",
+                (up_to_seq, marker, ListCoin.kind),
             )
-            listings = [body for (body,) in sealed]
-        for seq in range(self._sealed_to, up_to_seq, PAGE_ENTRIES):
-            listings += [row.body for row in self._page(seq) if row.seq <= up_to_seq]
-        return listings
+            return [body for (body,) in found]
 
     def _read_page(self, after_seq: int) -> list[JournalRow]:
         with translated("read"):
@@ -55,5 +62,5 @@ class SqliteJournal(JournalReader):
 
     def _read_hash(self, seq: int) -> bytes | None:
         with translated("read"):
-            row = self._connection.execute("SELECT hash FROM entry WHERE seq = ?", (seq,)).fetchone()
-        return None if row is None else bytes(row[0])
+            rows = self._connection.execute("SELECT hash FROM entry WHERE seq = ?", (seq,)).fetchall()
+        return bytes(rows[0][0]) if rows else None

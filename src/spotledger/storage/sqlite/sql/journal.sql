@@ -1,7 +1,4 @@
--- The ledger file of the embedded store. The journal and its head are the truth; everything else about money is
--- derived from it, segment by segment, and can be thrown away and made again.
---
--- Units are INTEGER while they fit 64 bits and decimal text beyond that (columns of type ANY); never sum them in SQL.
+-- journal.db: the truth of the embedded store. A commit appends entries and moves the head, and nothing else.
 
 CREATE TABLE entry (
     seq   INTEGER PRIMARY KEY CHECK (seq > 0),
@@ -36,104 +33,16 @@ BEGIN SELECT RAISE(ABORT, 'the head of the journal is never deleted'); END;
 CREATE TRIGGER head_is_never_replaced BEFORE INSERT ON head WHEN EXISTS (SELECT 1 FROM head)
 BEGIN SELECT RAISE(ABORT, 'the head of the journal is never replaced'); END;
 
--- What this file is: its id, the epoch that a restore counts up, the size of a segment, how far segments are sealed.
+-- Which ledger this is, the size of a segment, and how often it was started.
 CREATE TABLE ledger (
     only_row        INTEGER PRIMARY KEY CHECK (only_row = 1),
     ledger_id       TEXT NOT NULL,
     epoch           INTEGER NOT NULL,
     segment_entries INTEGER NOT NULL,
-    sealed_to       INTEGER NOT NULL,   -- the last seq whose derived rows below are complete
     starts          INTEGER NOT NULL
 ) STRICT;
 
--- Derived: idempotency keys, by a 128-bit BLAKE2b digest of the key, clustered by segment.
-CREATE TABLE key_seq (
-    segment INTEGER NOT NULL,
-    digest  BLOB NOT NULL,
-    seq     INTEGER NOT NULL,
-    PRIMARY KEY (segment, digest, seq)
-) STRICT, WITHOUT ROWID;
-
--- Derived: which entries of a segment touched an account and coin; what it had after each, the entry itself says.
-CREATE TABLE history (
-    segment   INTEGER NOT NULL,
-    customer  TEXT NOT NULL,
-    account   TEXT NOT NULL,
-    coin      TEXT NOT NULL,
-    places    BLOB NOT NULL,         -- of the entries within the segment, from 0, rising; two bytes each, low one first
-    PRIMARY KEY (segment, customer, account, coin)
-) STRICT, WITHOUT ROWID;
-
--- Derived: the balances as of sealed_to.
-CREATE TABLE balance (
-    customer  TEXT NOT NULL,
-    account   TEXT NOT NULL,
-    coin      TEXT NOT NULL,
-    available ANY NOT NULL,
-    "freeze"  ANY NOT NULL,
-    seq       INTEGER NOT NULL,
-    PRIMARY KEY (customer, account, coin)
-) STRICT, WITHOUT ROWID;
-
--- Derived: the holds as of sealed_to; hold_id is the seq of the entry that opened it.
-CREATE TABLE hold (
-    hold_id    INTEGER PRIMARY KEY,
-    customer   TEXT NOT NULL,
-    account    TEXT NOT NULL,
-    coin       TEXT NOT NULL,
-    amount     ANY NOT NULL,
-    remaining  ANY NOT NULL,
-    reference  TEXT,
-    expires_ms INTEGER,
-    opened_ms  INTEGER NOT NULL,
-    closed_seq INTEGER
-) STRICT;
-
-CREATE INDEX hold_open ON hold (customer, hold_id) WHERE closed_seq IS NULL;
-CREATE INDEX hold_age ON hold (hold_id) WHERE closed_seq IS NULL;
-CREATE INDEX hold_due ON hold (expires_ms, hold_id) WHERE closed_seq IS NULL AND expires_ms IS NOT NULL;
-
--- Derived: whose holds were opened in a segment.
-CREATE TABLE hold_of (
-    segment  INTEGER NOT NULL,
-    customer TEXT NOT NULL,
-    places   BLOB NOT NULL,          -- of the entries that opened them, as in history
-    PRIMARY KEY (segment, customer)
-) STRICT, WITHOUT ROWID;
-
-CREATE TABLE coin (
-    coin  TEXT PRIMARY KEY,
-    scale INTEGER NOT NULL,
-    seq   INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-
-CREATE TABLE customer (
-    customer TEXT PRIMARY KEY,
-    seq      INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-
--- Derived: which entry was reversed, and by which.
-CREATE TABLE reversal (
-    seq    INTEGER PRIMARY KEY,
-    by_seq INTEGER NOT NULL
-) STRICT;
-
--- The filter that says of a key that it was never seen, in levels that double in size; each page with its checksum.
-CREATE TABLE idempotency_filter (
-    level      INTEGER PRIMARY KEY,
-    covered_to INTEGER NOT NULL,        -- the last segment whose keys are in the level's pages
-    checksum   BLOB NOT NULL
-) STRICT;
-
-CREATE TABLE key_filter_page (
-    level    INTEGER NOT NULL,
-    page     INTEGER NOT NULL,
-    bits     BLOB NOT NULL,
-    checksum BLOB NOT NULL,
-    PRIMARY KEY (level, page)
-) STRICT;
-
--- For people with an SQLite shell: the journal as postings, one a row.
+-- For people with an SQLite shell: the journal as postings, one per row.
 CREATE VIEW posting AS
 SELECT entry.seq                            AS seq,
        entry.body ->> '$.kind'              AS kind,
