@@ -25,7 +25,7 @@ from spotledger.storage.postgres.connection import Connection, connect, translat
 from spotledger.storage.postgres.keys import PostgresKeyTables
 from spotledger.storage.postgres.schema import make_ledger, make_schema
 from spotledger.storage.postgres.store import PostgresStore
-from spotledger.storage.sqlite.file import open_to_read
+from spotledger.storage.sqlite.file import KEYS_FILE
 from spotledger.storage.sqlite.journal import SqliteJournal
 from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.steps import drive
@@ -79,7 +79,7 @@ def copy_ledger(folder: Path, address: str, tell: Tell = lambda what, done, tota
             _mark(connection, source)
         entries = _copy_entries(source, address, tell)
         report = _audit_both(folder / LEDGER_FILE, address, source, tell)
-        keys, tokens = _copy_keys(folder / LEDGER_FILE, address)
+        keys, tokens = _copy_keys(folder / KEYS_FILE, source.ledger_id, address)
         return Copied(
             source.ledger_id, source.epoch, source.head, entries, keys, tokens, report.open_holds, report.balances
         )
@@ -202,12 +202,11 @@ def _check_same(what: str, ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -
         )
 
 
-def _copy_keys(file: Path, address: str) -> tuple[int, int]:
+def _copy_keys(file: Path, ledger_id: str, address: str) -> tuple[int, int]:
     """Copy access keys and tokens with all that goes with them, and take the mark away, in one transaction."""
-    read = open_to_read(file)
+    source = SqliteKeyTables(file, ledger_id)
     tables = PostgresKeyTables(lambda: connect(address))
     try:
-        source = SqliteKeyTables(read, read)
         keys = tokens = 0
         with tables.together() as write:
             for record in _all(lambda after: source.access_keys.list(None, after, PAGE), "accesskey"):
@@ -224,7 +223,7 @@ def _copy_keys(file: Path, address: str) -> tuple[int, int]:
         return keys, tokens
     finally:
         tables.close()
-        read.close()
+        source.close()
 
 
 def _all(page: Callable[[str], list[Any]], name: str) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -30,7 +31,9 @@ from spotledger.storage.folder import (
     unusable,
 )
 from spotledger.storage.sqlite.copy import BackupFacts, check_structure, make_ledger_again, read_facts
+from spotledger.storage.sqlite.file import BOOKS_FILE, KEYS_FILE
 from spotledger.storage.sqlite.journal import SqliteJournal
+from spotledger.storage.sqlite.sealing import Sealer
 
 #: Within the data folder, while a restore is at work; what a killed one left is removed by the next.
 STAGING_FOLDER: Final = "restoring"
@@ -97,17 +100,28 @@ def restore(
         copy = staging / LEDGER_FILE
         _copy(file, copy)
         _check_copy(copy, facts, file)
-        make_ledger_again(copy, new_epoch, now_ms() if master_key is None else None)
+        make_ledger_again(copy, staging / KEYS_FILE, new_epoch, now_ms() if master_key is None else None)
+        _make_books(copy, staging / BOOKS_FILE, file)
         _check_report(audit(copy, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
-        sync(copy)
-        move(copy, folder / LEDGER_FILE, "ledger")
+        for name in (BOOKS_FILE, KEYS_FILE, LEDGER_FILE):  # the journal last: with it the folder has a ledger
+            sync(staging / name)
+            move(staging / name, folder / name, "ledger")
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Restored(facts, new_epoch, master_key is not None, (folder / TOKEN_FILE).is_file())
 
 
+def _make_books(journal: Path, books: Path, file: Path) -> None:
+    """Derive the books from the restored *journal*."""
+    try:
+        with closing(Sealer(journal, books)) as sealer:
+            sealer.seal_all()
+    except LedgerCorrupt as damage:
+        raise BackupDamaged(f"{file} is damaged: {damage}.", path=str(file)) from damage
+
+
 def _check_empty(folder: Path) -> None:
-    for name in (LEDGER_FILE, f"{LEDGER_FILE}-wal", f"{LEDGER_FILE}-journal"):
+    for name in (LEDGER_FILE, f"{LEDGER_FILE}-wal", f"{LEDGER_FILE}-journal", KEYS_FILE):
         if (folder / name).exists():
             raise DataFolderUnusable(
                 f"{folder} has a ledger already: {_named(folder / name)}."

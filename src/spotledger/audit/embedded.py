@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from spotledger.audit.access_keys import wrong_in_row
 from spotledger.audit.findings import Finding, Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.audit.keys import FilterCheck, KeySpool
@@ -22,7 +23,7 @@ from spotledger.audit.segments import SegmentTables
 from spotledger.audit.tables import WholeTables
 from spotledger.audit.workers import Ahead, ranges_of
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.sqlite.audit import AuditFile, Facts, Unreadable
+from spotledger.storage.sqlite.audit import AuditFile, Damaged, Facts, Unreadable
 
 CLEAN: Final = "clean"
 DAMAGED: Final = "damaged"
@@ -113,7 +114,7 @@ def audit(
         with AuditFile(Path(path)) as file:
             run.examine(file)
     except Unreadable as error:
-        run.findings.leave_out(str(error))
+        run.findings.unreadable(error)
     except KeyboardInterrupt:
         run.findings.leave_out("the rest: the audit was interrupted")
     except MemoryError:
@@ -148,12 +149,11 @@ class _Run:
 
     def examine(self, file: AuditFile) -> None:
         """Read all there is in *file*."""
+        self._is_alone = file.is_alone
+        self._check_files(file)
         facts = file.facts()
-        if facts.missing_tables:
-            self.findings.leave_out(f"the tables that are missing: {', '.join(facts.missing_tables)}")
-            return
-        for name in facts.changed_triggers:
-            self.findings.add("trigger_changed", None, name, "missing or another", "the trigger of the schema")
+        for name in facts.changed_schema:
+            self.findings.add("schema_changed", None, name, "missing or another", "as the schema has it")
         if facts.ledger is None:
             self.findings.add("ledger_row_missing", None, "ledger", "no row", "one row")
             self.findings.leave_out("the entries: which ledger it is, is not known")
@@ -166,16 +166,71 @@ class _Run:
         journal = JournalPass(self.findings, genesis_hash(ledger_id), file.body)
         try:
             with closing(KeySpool()) as spool, self._ahead(facts, segment_entries) as ahead:
+                self._books_link(facts, file)
                 idempotency_filter = FilterCheck(file, self.findings, segment_entries)
                 tables = SegmentTables(file, journal, self.findings, spool, idempotency_filter)
                 self._read_journal(file, facts.last_seq, journal, tables, segment_entries, ahead)
                 self._check_head(facts, journal)
-                WholeTables(file, journal, self.findings, segment_entries).compare()
+                self._check_note(file, facts, journal)
+                if file.has_books():
+                    WholeTables(file, journal, self.findings, segment_entries).compare()
                 self._check_keys(journal, spool)
+                self._check_access_keys(file, ledger_id)
         except OSError as error:
             self.findings.leave_out(f"keys that stand twice: the temporary file failed: {error.strerror}")
         finally:
             self._count(journal)
+
+    def _check_files(self, file: AuditFile) -> None:
+        """Check the files as files: every page, SQLite's structures, and the write-ahead logs."""
+        for check in (self._check_structure, self._check_logs):
+            try:
+                check(file)
+            except Unreadable as error:
+                self.findings.unreadable(error)
+
+    def _check_structure(self, file: AuditFile) -> None:
+        for where, found in file.structure():
+            self.findings.add("structure_damaged", None, where, found, "ok")
+
+    def _check_logs(self, file: AuditFile) -> None:
+        for found in file.logs():
+            self.findings.add("log_damaged", None, "write-ahead log", found, "whole")
+
+    def _check_note(self, file: AuditFile, facts: Facts, journal: JournalPass) -> None:
+        """Compare the journal with the note of its head, which may be of an entry before the last."""
+        try:
+            note = file.note()
+            if note is None or facts.ledger is None:
+                return
+            kept = file.entries(note.seq, note.seq) if note.seq else []
+        except Unreadable as error:
+            code = "note_damaged" if isinstance(error, Damaged) else None
+            if code is None:
+                self.findings.unreadable(error)
+            else:
+                self.findings.add(code, None, "noted-head", str(error), "one whole slot")
+            return
+        found_hash = kept[0][2] if kept else genesis_hash(facts.ledger[0])
+        found = (facts.ledger[0], facts.ledger[1], found_hash)
+        is_cut = bool(note.seq) and not kept
+        if is_cut or found != (note.ledger_id, note.epoch, note.hash):
+            noted = f"ledger {note.ledger_id}, epoch {note.epoch}, entry {note.seq} with {note.hash.hex()}"
+            actual = "no such entry" if is_cut else f"ledger {found[0]}, epoch {found[1]}, {found_hash.hex()}"
+            self.findings.add("note_differs", note.seq, "noted-head", actual, noted)
+
+    def _check_access_keys(self, file: AuditFile, ledger_id: str) -> None:
+        """Read every access key and token as the service does."""
+        try:
+            keys_of = file.keys_of_ledger()
+            if keys_of is not None and keys_of[0] != ledger_id:
+                self.findings.add("access_key_malformed", None, "keys_of", keys_of[0], ledger_id)
+            for table, name, row in file.key_rows():
+                reason = wrong_in_row(table, row)
+                if reason is not None:
+                    self.findings.add("access_key_malformed", None, f"{table} {name}…", reason, "a row of the schema")
+        except Unreadable as error:
+            self.findings.unreadable(error)
 
     def _note_facts(self, facts: Facts) -> None:
         """Compare the rows that say how far the file is."""
@@ -193,9 +248,22 @@ class _Run:
                 add("entry_beyond_head", report.head_seq + 1, "journal", found, f"entry {report.head_seq}")
         if facts.first_seq is not None and facts.first_seq < 1:
             add("entry_out_of_place", facts.first_seq, "entry", f"entry {facts.first_seq}", "entry 1 as the first")
+        if facts.books is not None and facts.books[0] != report.ledger_id:
+            add("books_differ", None, "books", f"of the ledger {facts.books[0]}", str(report.ledger_id))
+        if facts.books is None and facts.last_seq >= segment_entries > 0 and not self._is_alone:
+            self.findings.leave_out("the books: there are none; the service makes them again")
         last_sealed = facts.last_seq - facts.last_seq % max(1, segment_entries)
         if not 0 <= report.sealed_to <= last_sealed or report.sealed_to % max(1, segment_entries):
             add("sealed_to_wrong", None, "ledger", report.sealed_to, f"whole segments, up to entry {last_sealed}")
+
+    def _books_link(self, facts: Facts, file: AuditFile) -> None:
+        """Compare the last entry that the books are made of with that of the journal."""
+        if facts.books is None or not facts.books[1]:
+            return
+        kept = file.entries(facts.books[1], facts.books[1])
+        found = kept[0][2] if kept else None
+        if found != facts.books[2]:
+            self.findings.add("books_differ", facts.books[1], "books", facts.books[2], found)
 
     def _ahead(self, facts: Facts, segment_entries: int) -> AbstractContextManager[Ahead | None]:
         """Have the sealed segments read ahead, where that is wanted and there are enough of them."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final, NamedTuple
 
+from spotledger.storage.sqlite.audit import Damaged, Unreadable
+
 #: Findings that a report lists, altogether and of one code; the others are counted.
 FINDINGS_LIMIT: Final = 200
 FINDINGS_OF_A_CODE: Final = 20
@@ -20,7 +22,12 @@ CODES: Final[dict[str, str]] = {
     "journal_cut": "The journal ends before its head.",
     "entry_beyond_head": "The journal goes on after its head.",
     "known_head_differs": "An entry has another hash than the one that was noted of it before.",
-    "trigger_changed": "A trigger that keeps the journal from being changed is missing or is another.",
+    "schema_changed": "A table, an index, a trigger or a view is missing or is another.",
+    "page_damaged": "A page, or what stands in it, does not check.",
+    "structure_damaged": "SQLite's own check finds that pages, rows or indexes contradict each other.",
+    "log_damaged": "A write-ahead log is damaged before its end.",
+    "note_differs": "The journal is not the one whose head was noted.",
+    "note_damaged": "Both slots of the noted head are damaged.",
     "entry_missing": "Entries are missing from the numbering.",
     "entry_out_of_place": "An entry stands under another number than its own.",
     "entry_unreadable": "An entry cannot be read, or is not of the form of one.",
@@ -48,6 +55,10 @@ CODES: Final[dict[str, str]] = {
     "freeze_unexplained": "What is frozen is not what remains of the open holds.",
     "coin_not_balanced": "A coin does not add up to zero over all accounts.",
     # what is derived, beside the journal
+    "books_differ": "The books are of another ledger, or of another history.",
+    "bucket_sum_differs": "The rows of a bucket are not those that its digest was made of.",
+    "count_differs": "The books have another number of rows than they say, or other ones.",
+    "access_key_malformed": "An access key or a token is malformed, or is of another ledger.",
     "sealed_to_wrong": "The last sealed entry is none that can be.",
     "rows_beyond_journal": "A derived table has rows of segments that cannot have been sealed.",
     "key_row_missing": "A key of the journal is not in the table of keys.",
@@ -116,6 +127,14 @@ class Findings:
         """Note that something could not be looked at; a report with such a note is never clean."""
         if why not in self.unexamined and len(self.unexamined) <= UNEXAMINED_LIMIT:
             self.unexamined.append(why if len(self.unexamined) < UNEXAMINED_LIMIT else "and more")
+
+    def unreadable(self, error: Unreadable, segment: int | None = None) -> None:
+        """Note that something could not be read: as a finding where it does not check, else as not looked at."""
+        where = str(error) if segment is None else f"{error} (segment {segment})"
+        if isinstance(error, Damaged):
+            self.add("page_damaged", None, where, "does not check", "what was written")
+        else:
+            self.leave_out(where)
 
     def __len__(self) -> int:
         """Return how many there are, listed or not."""

@@ -109,12 +109,14 @@ class FilterCheck:
         self._covered: dict[int, int] = {}
         levels: list[Row] = []
         last_segment = -1
+        if not file.has_books():
+            return
         try:
             # The last segment that a level can cover is sealed, or being sealed, at the instant of this look.
             position, levels = file.filter_levels()
             last_segment = position.sealed_to // segment_entries
         except Unreadable as error:
-            findings.leave_out(str(error))
+            findings.unreadable(error)
         for number, covered_to, checksum in levels:
             sound = 0 <= number < 64 and checksum == level_checksum(number, covered_to)
             first, last, _ = level_extent(number, segment_entries) if sound else (0, -1, 0)
@@ -122,9 +124,7 @@ class FilterCheck:
                 self._covered[number] = covered_to
             else:
                 expected = f"up to one of the segments {first} to {min(last, last_segment)}, with its checksum"
-                self._note(
-                    "filter_level_damaged", None, f"idempotency_filter {number}", f"covers to {covered_to}", expected
-                )
+                self._note("filter_level_damaged", None, f"key_filter {number}", f"covers to {covered_to}", expected)
 
     def check(self, segment: int, rows: Sequence[tuple[bytes, int]]) -> None:
         """Check that the filter knows the keys of *segment*, given as sorted digests with their ``seq``."""
@@ -144,7 +144,7 @@ class FilterCheck:
             bits = two_bits[h & 4095] | two_bits[h >> 12 & 4095] | 1 << (h >> 24 & 63)
             if words[(h >> 30) % count] & bits != bits:
                 digest, seq = rows[position]
-                where = f"idempotency_filter level {number}"
+                where = f"key_filter level {number}"
                 self._note("filter_key_missing", seq, where, "not known", f"the key with the digest {digest.hex()}")
 
     def _read(self, number: int) -> array[int] | None:

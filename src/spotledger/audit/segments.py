@@ -18,6 +18,7 @@ from spotledger.audit.keys import FilterCheck, KeySpool
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import pack_places, unpack_places
 from spotledger.storage.sqlite.audit import AuditFile, Unreadable
+from spotledger.storage.sqlite.buckets import HoldsOpened
 
 _SHOWN_ENTRIES: Final = 8
 
@@ -37,8 +38,8 @@ class SegmentTables:
         self._segment_entries = idempotency_filter.segment_entries
         self._file = file
         self._journal = journal
+        self._findings = findings
         self._note = findings.add
-        self._leave_out = findings.leave_out
         self.spool = spool
         self._filter = idempotency_filter
         self._sealed = True
@@ -57,20 +58,20 @@ class SegmentTables:
             lambda: self._compare_keys(segment),
             lambda: self._compare_history(segment, first),
             lambda: self._compare_holds(first, last),
-            lambda: self._compare_owners(segment, first),
         )
         for compare in comparisons:
             try:
                 compare()
             except Unreadable as error:
-                self._leave_out(f"{error} (segment {segment})")
+                self._findings.unreadable(error, segment)
 
     # --- keys -----------------------------------------------------------------------------------------
 
     def _compare_keys(self, segment: int) -> None:
         expected = self._journal.keys
         try:
-            rows = self._file.keys_of(segment)
+            begin = segment * self._segment_entries + 1
+            rows = [(digest, begin + place) for digest, place in self._file.keys_of(segment)]
         except Unreadable:
             self.spool.put(sorted(expected))
             raise
@@ -91,7 +92,8 @@ class SegmentTables:
         """Compare which entries touched each account and coin; what it has after them, the entries themselves say."""
         lines = self._journal.lines
         seen: set[int] = set()
-        for customer, kind, coin, packed in self._file.history_of(segment):
+        touched, opened = self._file.history_of(segment)
+        for customer, kind, coin, packed in touched:
             line = lines.get(((customer, kind), coin))
             where = f"history {segment} {customer} {kind} {coin}"
             if line is None or line.places is None:
@@ -106,6 +108,7 @@ class SegmentTables:
                 (customer, kind), coin = line.name
                 where = f"history {segment} {customer} {kind} {coin}"
                 self._note("history_row_missing", line.seq, where, "no row", _shown(_packed(line), first))
+        self._compare_owners(segment, first, opened)
 
     def _compare_line(self, where: str, packed: bytes, expected: bytes, first: int) -> None:
         """Name the first entry in which a row of the history differs."""
@@ -137,11 +140,9 @@ class SegmentTables:
         for hold_id, expected in missing.items():
             self._note("hold_row_missing", hold_id, f"hold {hold_id}", "no row", str(expected))
 
-    def _compare_owners(self, segment: int, first: int) -> None:
+    def _compare_owners(self, segment: int, first: int, opened: list[HoldsOpened]) -> None:
         expected = {(row[1], hold_id) for hold_id, row in self._journal.opened.items()}
-        found = {
-            (customer, seq) for customer, packed in self._file.hold_owners(segment) for seq in _seqs(packed, first)
-        }
+        found = {(customer, seq) for customer, packed in opened for seq in _seqs(packed, first)}
         if found == expected:
             return
         for customer, hold_id in expected - found:

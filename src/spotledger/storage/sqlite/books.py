@@ -160,7 +160,8 @@ class Books:
 
     def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
         with checked():
-            return self._connection.execute(query, values).fetchall()
+            found: list[Any] = self._connection.execute(query, values).fetchall()
+            return found
 
     # --- keys ---------------------------------------------------------------------------------------
 

@@ -49,6 +49,10 @@ if TYPE_CHECKING:
 else:
     Connection = apsw.Connection
 
+JOURNAL_FILE: Final = "journal.db"
+BOOKS_FILE: Final = "books.db"
+KEYS_FILE: Final = "keys.db"
+
 SCHEMA_VERSION: Final = 4
 #: How long a statement waits for a lock that another process holds. The service is the only one that should.
 BUSY_TIMEOUT_MS: Final = 2_000
@@ -210,13 +214,16 @@ def open_reader(path: Path, kind: FileKind) -> Connection:
         connection = _connect(path, apsw.SQLITE_OPEN_READWRITE)
         try:
             connection.execute("PRAGMA query_only = ON")
-            if not _recognise(connection, path, kind):
-                raise SchemaMismatch(f"{path} is empty; a {kind.title} would pass", path=str(path))
-            _tune(connection)
-            _check_checksums(connection, path)
+            is_empty = not _recognise(connection, path, kind)
+            if not is_empty:
+                _tune(connection)
+                _check_checksums(connection, path)
         except BaseException:
             connection.close()
             raise
+    if is_empty:
+        connection.close()
+        raise SchemaMismatch(f"{path} is empty; a {kind.title} would pass", path=str(path))
     return connection
 
 

@@ -30,13 +30,14 @@ class SqliteJournal(JournalReader):
             with translated("read"):
                 ledger = self._connection.execute("SELECT ledger_id, epoch FROM ledger").fetchall()
                 head = self._connection.execute("SELECT seq, hash, booked_ms FROM head").fetchall()
-            if len(ledger) != 1 or len(head) != 1:
-                raise LedgerCorrupt(f"{path} does not say which ledger it is, or where it ends")
-            self.ledger_id, self.epoch = ledger[0]
-            self.head = Head(*head[0])
         except BaseException:
             self._connection.close()
             raise
+        if len(ledger) != 1 or len(head) != 1:
+            self._connection.close()
+            raise LedgerCorrupt(f"{path} does not say which ledger it is, or where it ends")
+        self.ledger_id, self.epoch = ledger[0]
+        self.head = Head(*head[0])
 
     def close(self) -> None:
         """Close the file."""

@@ -101,7 +101,8 @@ class SqliteKeyTables(KeyTables):
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query; inside ``together`` it sees what was written there."""
         with translated("read", KEYS):
-            return (self._write if self._depth else self._read).execute(sql, values).fetchall()
+            found: list[tuple[Any, ...]] = (self._write if self._depth else self._read).execute(sql, values).fetchall()
+            return found
 
     def write(self, sql: str, values: tuple[Any, ...]) -> int:
         """Do one write; return how many rows it touched."""

@@ -52,6 +52,9 @@ class Sealer:
             LedgerCorrupt: One of them is damaged, or the books are of another ledger.
             StoreUnavailable: The disk is in the way.
         """
+        self._segment_entries: int
+        self.sealed_to: int
+        self._link: bytes
         self._journal = open_reader(journal, JOURNAL)
         try:
             with translated("read"):
@@ -111,6 +114,13 @@ class Sealer:
             for digest, _ in unpack_keys(bucket, packed):
                 yield digest
 
+    def seal_all(self) -> None:
+        """Seal every full segment; raises like :meth:`seal_next`."""
+        with translated("read"):
+            [(head_seq,)] = self._journal.execute("SELECT seq FROM head").fetchall()
+        while self.sealed_to + self._segment_entries <= head_seq:
+            self.seal_next()
+
     def seal_next(self) -> None:
         """
         Seal the next segment, which is full.
@@ -124,9 +134,7 @@ class Sealer:
         before = (self.sealed_to, self._link)
         try:
             with translated("sealed", BOOKS):
-                self._books.execute("BEGIN IMMEDIATE")
-                if read_facts(self._books).sealed_to != self.sealed_to:
-                    raise BooksDamaged("the books were written by somebody else")
+                self._begin()
                 opened = self._read_segment(segment)
                 _SegmentWriter(self._books, opened, self._link, self).write()
                 self._books.execute("COMMIT")
@@ -138,6 +146,13 @@ class Sealer:
         self._known.drop_sealed(self.sealed_to, (0, 0))
         self._known.accounts.clear()
         self._known.loaded_holds.clear()
+
+    def _begin(self) -> None:
+        """Begin to write, and make sure that the segment is the next one."""
+        self._books.execute("BEGIN IMMEDIATE")
+        found = read_facts(self._books).sealed_to
+        if found != self.sealed_to:
+            raise BooksDamaged(f"the books are sealed to entry {found}, where entry {self.sealed_to} was the last")
 
     # --- reading the journal ------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import threading
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -34,7 +35,16 @@ from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
 from spotledger.storage.sqlite import copy as sqlite_copy
 from spotledger.storage.sqlite.books import Books
 from spotledger.storage.sqlite.buckets import BooksDamaged, ids_of_segment, unpack_keys
-from spotledger.storage.sqlite.file import JOURNAL, Connection, open_reader, open_writer, translated
+from spotledger.storage.sqlite.file import (
+    BOOKS_FILE,
+    JOURNAL,
+    JOURNAL_FILE,
+    KEYS_FILE,
+    Connection,
+    open_reader,
+    open_writer,
+    translated,
+)
 from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, NotedHead
 from spotledger.storage.sqlite.sealing import Sealer
@@ -44,9 +54,6 @@ from spotledger.storage.sqlite.wal import find_damage
 from spotledger.storage.sqlite.working_set import AccountState, WorkingSet
 from spotledger.storage.steps import Steps, at_once
 
-JOURNAL_FILE: Final = "journal.db"
-BOOKS_FILE: Final = "books.db"
-KEYS_FILE: Final = "keys.db"
 #: The one file of the versions before 0.1 was finished.
 OLD_FILE: Final = "ledger.db"
 SEGMENT_ENTRIES: Final = 65_536
@@ -367,7 +374,7 @@ class SqliteStore:
 
     # --- sealing ------------------------------------------------------------------------------------
 
-    def _seal(self) -> None:
+    def _seal(self, entries: int = 0) -> None:
         """Have full segments sealed, and let go of what is sealed, a little at a time."""
         full = self._head.seq // self._segment_entries
         if self._sealing is None:
@@ -384,15 +391,11 @@ class SqliteStore:
             self._sealing.seal(full - 1)
         self._sealing.poll()
         if self._sealing.sealed_segments * self._segment_entries > self._sealed_to:
-            self._absorb(ABSORBED_KEYS)
+            self._absorb(max(ABSORBED_KEYS, 2 * entries))  # so that it ends before the next segment is full
 
     def _seal_here(self) -> None:
-        sealer = Sealer(self._path, self._folder / BOOKS_FILE)
-        try:
-            while (sealer.sealed_segments + 1) * self._segment_entries <= self._head.seq:
-                sealer.seal_next()
-        finally:
-            sealer.close()
+        with closing(Sealer(self._path, self._folder / BOOKS_FILE)) as sealer:
+            sealer.seal_all()
 
     def _absorb(self, keys: int) -> None:
         """Put keys of the oldest open segment, which is sealed, into the filter; drop the segment after the last."""
@@ -739,7 +742,7 @@ class SqliteStore:
             memory.apply(entry, digests.get(entry.key))
         self._head = self._pending_head
         self._note()
-        self._seal()
+        self._seal(len(entries))
         memory.loaded_holds.clear()
         memory.shrink(self._sealed_to)
 
