@@ -1,17 +1,10 @@
-"""Limits, replay memory, bounded dictionaries and addresses."""
+"""Limits on requests: windows, and the locks that follow them."""
 
 from __future__ import annotations
 
-import ipaddress
-
-import pytest
 from hypothesis import given, settings, strategies as st
 
-from spotledger.errors import SettingInvalid
-from spotledger.security.addresses import NO_ADDRESS, AddressResolver, parse_address
-from spotledger.security.bounded import BoundedDict
 from spotledger.security.limits import Locks, WindowLimit, whole_seconds
-from spotledger.security.replay import ReplayMemory
 
 
 def test_window_lets_through_its_limit_and_then_locks() -> None:
@@ -98,124 +91,3 @@ def test_window_agrees_with_a_simple_model(steps: list[tuple[int, str]], limit: 
                 if lock_ms:
                     locked[who] = now + lock_ms
         assert real.hit(who, now) == expected
-
-
-def test_replay_memory_forgets_by_time_without_counting() -> None:
-    """A signature is remembered for a window at least and two at most; what is dead is not counted as forgotten."""
-    memory = ReplayMemory("address", 1_000, 1_000_000)
-    assert memory.passes(b"one", "a", 0)
-    assert not memory.passes(b"one", "b", 1_000)
-    assert memory.passes(b"one", "a", 1_999)
-    assert memory.passes(b"two", "a", 2_000)
-    assert memory.passes(b"three", "a", 3_000)
-    assert memory.passes(b"one", "b", 3_000)
-    assert (memory.forgotten, len(memory)) == (0, 3)
-
-
-def test_replay_memory_forgets_the_oldest_when_full() -> None:
-    """At most its capacity is held; what had to go is counted, and the newer half always stays."""
-    memory = ReplayMemory("address", 1_000, 100)
-    for number in range(1_000):
-        assert memory.passes(b"%d" % number, "a", 5_000)
-        assert len(memory) <= 100
-    assert memory.forgotten >= 900
-    assert not any(memory.passes(b"%d" % number, "b", 5_000) for number in range(960, 1_000))
-
-
-def test_replay_of_a_call_that_changes_something_is_strict_in_every_mode() -> None:
-    """Even with replay off, a signature is good once for a call that changes something."""
-    for mode in ("off", "address", "strict"):
-        memory = ReplayMemory(mode, 1_000, 100)
-        assert memory.passes(b"s", "a", 0, strict=True)
-        assert not memory.passes(b"s", "a", 0, strict=True)
-
-
-@given(
-    uses=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 5), st.sampled_from("ab")), max_size=80),
-)
-@settings(max_examples=300)
-def test_replay_memory_binds_for_at_least_a_window(uses: list[tuple[int, int, str]]) -> None:
-    """Within a window of its first use a signature passes from its first address and from no other."""
-    memory = ReplayMemory("address", 1_000, 1_000)
-    first: dict[int, tuple[int, str]] = {}
-    now = 0
-    for step, number, address in uses:
-        now += step
-        passed = memory.passes(b"%d" % number, address, now)
-        begun, bound = first.get(number, (None, ""))
-        if begun is not None and now - begun < 1_000:
-            assert passed == (address == bound)
-        elif passed and address != bound:
-            first[number] = (now, address)
-
-
-def test_bounded_dict_keeps_what_is_asked_for() -> None:
-    """The size is bounded, what is asked for stays, and what is dropped is gone."""
-    bounded: BoundedDict[int, str] = BoundedDict(10)
-    bounded.put(-1, "kept")
-    for number in range(1_000):
-        bounded.put(number, "x")
-        assert bounded.get(-1) == "kept"
-        assert len(bounded) <= 20
-    bounded.drop(-1)
-    assert bounded.get(-1) is None
-    bounded.clear()
-    assert len(bounded) == 0
-    with pytest.raises(ValueError):
-        BoundedDict(0)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("192.0.2.1:80", "192.0.2.1"),
-        ("::1", "::1"),
-        ("[::1]:80", "::1"),
-        ("[::1]", "::1"),
-        ("2001:DB8::1", "2001:db8::1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("[::ffff:192.0.2.1]:443", "192.0.2.1"),
-        ("fe80::1%eth0", "fe80::1"),
-        ("", None),
-        ("unknown", None),
-        ("192.0.2.256", None),
-        ("192.0.2.1/24", None),
-        ("0300.0.2.1", None),
-        ("١٩٢.0.2.1", None),
-        ("192.0.2.1:port", None),
-        ("[192.0.2.1", None),
-    ],
-)
-def test_address_is_read_in_every_form_that_proxies_send(text: str, expected: str | None) -> None:
-    """With and without port and brackets; IPv4 in IPv6 clothes is IPv4; anything else is no address."""
-    address = parse_address(text)
-    assert address == (None if expected is None else ipaddress.ip_address(expected))
-
-
-@pytest.mark.parametrize(
-    ("peer", "forwarded", "expected"),
-    [
-        ("10.0.0.1:5", ["203.0.113.1"], "203.0.113.1"),
-        ("10.0.0.1:5", ["198.51.100.1, 203.0.113.1"], "203.0.113.1"),
-        ("10.0.0.1:5", ["198.51.100.1", "203.0.113.1, 10.0.0.2"], "203.0.113.1"),
-        ("10.0.0.1:5", ["10.0.0.3,10.0.0.2"], "10.0.0.3"),
-        ("10.0.0.1:5", [], "10.0.0.1"),
-        ("10.0.0.1:5", ["nonsense"], "10.0.0.1"),
-        ("10.0.0.1:5", ["203.0.113.1, nonsense, 10.0.0.2"], "10.0.0.2"),
-        ("10.0.0.1:5", ["203.0.113.1:99"], "203.0.113.1"),
-        ("[::ffff:10.0.0.1]:5", ["[2001:db8::1]:99"], "2001:db8::1"),
-        ("192.0.2.9:5", ["203.0.113.1"], "192.0.2.9"),
-        ("", ["203.0.113.1"], str(NO_ADDRESS)),
-    ],
-)
-def test_forwarded_address_is_the_right_most_stranger(peer: str, forwarded: list[str], expected: str) -> None:
-    """Only what trusted proxies appended is believed, from the right, as far as it can be read."""
-    resolver = AddressResolver(["10.0.0.0/8"])
-    assert str(resolver.resolve(peer, lambda: forwarded)) == expected
-
-
-def test_trusted_proxy_that_is_no_network_is_refused() -> None:
-    """A setting that names no network is refused by its name."""
-    with pytest.raises(SettingInvalid, match="trusted_proxies"):
-        AddressResolver(["10.0.0.1/8"])
