@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "spotledger"
+UNIT_TESTS = ROOT / "tests" / "unit"
 FILE_LINES_LIMIT = 500
 FUNCTION_LINES_LIMIT = 70
 
@@ -141,6 +143,40 @@ def test_source_public_name_has_a_docstring() -> None:
             if public and not node.name.startswith("_") and not ast.get_docstring(node):
                 silent.append(f"{name_of(path)}:{node.name}")
     assert silent == []
+
+
+def unit_test_outside_the_mirror(path: Path) -> str | None:
+    """Say what is wrong with the place of the unit test at *path*; None if it tests a module of its package."""
+    package = PACKAGE / path.parent.relative_to(UNIT_TESTS)
+    if not (package / "__init__.py").is_file():
+        return f"{name_of(path)}: there is no package {name_of(package)}"
+    modules = [module.stem for module in package.glob("*.py")]
+    tested = path.stem.removeprefix("test_")
+    if path.parent == UNIT_TESTS or any(tested == name or tested.startswith(f"{name}_") for name in modules):
+        return None
+    return f"{name_of(path)}: {name_of(package)} has no module {tested}"
+
+
+def test_unit_tests_mirror_the_packages_of_the_source() -> None:
+    """A unit test is found by the module it tests: unit/<package>/test_<module>.py or test_<module>_<aspect>.py."""
+    paths = [path for path in tracked_files() if path.match("test_*.py") and UNIT_TESTS in path.parents]
+    assert any(path.parent != UNIT_TESTS for path in paths)
+    assert [problem for path in sorted(paths) if (problem := unit_test_outside_the_mirror(path))] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("nowhere/test_rules.py", "there is no package src/spotledger/nowhere"),
+        ("domain/test_nothing.py", "src/spotledger/domain has no module nothing"),
+        ("domain/test_rule.py", "src/spotledger/domain has no module rule"),
+        ("http/test_bodies.py", "src/spotledger/http has no module bodies"),
+    ],
+)
+def test_unit_test_in_the_wrong_place_is_named(place: str, message: str) -> None:
+    """A folder that is no package, a module that does not exist, and the module of another package are noticed."""
+    assert unit_test_outside_the_mirror(UNIT_TESTS / place) == f"tests/unit/{place}: {message}"
+    assert unit_test_outside_the_mirror(UNIT_TESTS / "domain" / "test_rules_of_fees.py") is None
 
 
 def test_ci_run_is_executable() -> None:
