@@ -184,6 +184,16 @@ def test_ci_run_is_executable() -> None:
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111 == 0o111
 
 
+def test_hooks_and_hosted_checks_run_nothing_from_elsewhere() -> None:
+    """The hooks are all local, and the hosted checks check out the repository and run .ci/run."""
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"\brepo: *(.+)", hooks) == ["local"]
+    assert set(re.findall(r"\blanguage: *(.+)", hooks)) == {"system"}
+    hosted = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert re.fullmatch(r"actions/checkout@v\d+", "".join(re.findall(r"\buses: *(.+)", hosted)))
+    assert re.findall(r"\brun: *(.+)", hosted) == ["sudo .ci/run"]
+
+
 def test_licence_is_the_full_text_that_the_metadata_names() -> None:
     """LICENSE holds the Apache License 2.0, as pyproject.toml says."""
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
