@@ -179,6 +179,17 @@ def test_unit_test_in_the_wrong_place_is_named(place: str, message: str) -> None
     assert unit_test_outside_the_mirror(UNIT_TESTS / "domain" / "test_rules_of_fees.py") is None
 
 
+def test_contributing_names_every_room_and_the_layers_as_they_are() -> None:
+    """The map of the source names each package and module at the top, and the layers are those of .importlinter."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    layout = text.partition("    src/spotledger/\n")[2].partition("    tests/")[0]
+    rooms = {path.name + "/" for path in PACKAGE.glob("*/") if (path / "__init__.py").is_file()}
+    modules = {path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py"}
+    assert set(re.findall(r"^ {6}(\S+)", layout, re.MULTILINE)) == rooms | modules
+    contract = (ROOT / ".importlinter").read_text(encoding="utf-8").partition("layers =\n")[2].partition("\n\n")[0]
+    assert contract.replace("(console) | ", "") in text
+
+
 def test_ci_run_is_executable() -> None:
     """The script of the checks can be started as it is."""
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111 == 0o111
