@@ -116,6 +116,20 @@ def test_source_function_is_short_enough() -> None:
     assert too_long == {}
 
 
+@pytest.mark.parametrize("path", [path for path in sources() if path.name == "__init__.py"], ids=name_of)
+def test_package_says_what_it_is_for_and_which_file_to_open_first(path: Path) -> None:
+    """A stranger who opens a package reads in a few lines what it is for, and every file that these name exists."""
+    purpose, _, reading = (ast.get_docstring(parse(path)) or "").partition("\n\n")
+    assert purpose.endswith(".")
+    assert len(purpose.splitlines()) == 1
+    first = re.match(r"Open ``([\w/]+\.py)`` first", reading)
+    assert first, f"{name_of(path)} does not name the file to open first"
+    assert (path.parent / first[1]).is_file()
+    assert len(reading.splitlines()) <= 2
+    for named in re.findall(r"``([\w/*]+\.py)``", reading):
+        assert any(path.parent.glob(named)) or any(PACKAGE.glob(named)), f"{name_of(path)} names {named}"
+
+
 def words_of(name: str) -> set[str]:
     """Cut an identifier into its words: ``KeyManager`` and ``key_manager`` both hold ``manager``."""
     return set(re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower().split("_"))
