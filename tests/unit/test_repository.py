@@ -6,6 +6,7 @@ import ast
 import re
 import shutil
 import subprocess
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,8 @@ PACKAGE = ROOT / "src" / "spotledger"
 UNIT_TESTS = ROOT / "tests" / "unit"
 FILE_LINES_LIMIT = 500
 FUNCTION_LINES_LIMIT = 70
+#: Python files in one folder, besides ``__init__.py``, which describes the others.
+FOLDER_FILES_LIMIT = 18
 
 # The words are put together here, so that this file does not hold them itself.
 INDEX_HOSTS = ["py" + "pi.org", "python" + "hosted.org", "npm" + "js.org", "npm" + "js.com", "maven." + "org"]
@@ -101,6 +104,13 @@ def test_source_file_is_short_enough() -> None:
     lengths = {name_of(path): len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
     assert lengths
     assert {name: lines for name, lines in lengths.items() if lines >= FILE_LINES_LIMIT} == {}
+
+
+def test_source_folder_is_small_enough() -> None:
+    """No folder of the source has more Python files than the limit."""
+    counts = Counter(name_of(path.parent) for path in sources() if path.name != "__init__.py")
+    assert counts
+    assert {name: files for name, files in counts.items() if files > FOLDER_FILES_LIMIT} == {}
 
 
 def test_source_function_is_short_enough() -> None:
