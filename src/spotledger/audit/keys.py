@@ -123,7 +123,7 @@ class FilterCheck:
             else:
                 expected = f"up to one of the segments {first} to {min(last, last_segment)}, with its checksum"
                 self._note(
-                    "filter_level_damaged", None, f"idempotency_filter {number}", f"covers to {covered_to}", expected
+                    "filter_level_damaged", None, f"key_filter {number}", f"covers to {covered_to}", expected
                 )
 
     def check(self, segment: int, rows: Sequence[tuple[bytes, int]]) -> None:
@@ -144,7 +144,7 @@ class FilterCheck:
             bits = two_bits[h & 4095] | two_bits[h >> 12 & 4095] | 1 << (h >> 24 & 63)
             if words[(h >> 30) % count] & bits != bits:
                 digest, seq = rows[position]
-                where = f"idempotency_filter level {number}"
+                where = f"key_filter level {number}"
                 self._note("filter_key_missing", seq, where, "not known", f"the key with the digest {digest.hex()}")
 
     def _read(self, number: int) -> array[int] | None:

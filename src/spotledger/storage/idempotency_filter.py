@@ -106,7 +106,7 @@ class IdempotencyFilter:
             )
             yield
         connection.execute(
-            "INSERT OR REPLACE INTO idempotency_filter VALUES (?, ?, ?)",
+            "INSERT OR REPLACE INTO key_filter VALUES (?, ?, ?)",
             (level.number, segment, level_checksum(level.number, segment)),
         )
         level.written_to = segment
@@ -132,7 +132,7 @@ class IdempotencyFilter:
 
     def _read_level(self, connection: sqlite3.Connection, level: _Level, last: int) -> None:
         row = connection.execute(
-            "SELECT covered_to, checksum FROM idempotency_filter WHERE level = ?", (level.number,)
+            "SELECT covered_to, checksum FROM key_filter WHERE level = ?", (level.number,)
         ).fetchone()
         if row is None:
             return

@@ -24,7 +24,7 @@ PAGE_ROWS: Final = 5_000
 #: The tables about money; without one of them an audit cannot be complete.
 TABLES: Final = frozenset(
     {"entry", "head", "ledger", "key_seq", "history", "balance", "hold", "hold_of", "coin", "customer", "reversal"}
-    | {"idempotency_filter", "key_filter_page"}
+    | {"key_filter", "key_filter_page"}
 )
 Row = tuple[Any, ...]
 
@@ -229,7 +229,7 @@ class AuditFile:
     def filter_levels(self) -> tuple[Position, list[Row]]:
         """Return number, last covered segment and checksum of each level that is written, and the position then."""
         with self._one_instant("the filter") as ask:
-            rows = ask("SELECT level, covered_to, checksum FROM idempotency_filter ORDER BY level").fetchall()
+            rows = ask("SELECT level, covered_to, checksum FROM key_filter ORDER BY level").fetchall()
             return _position(ask), rows
 
     def filter_pages(self, level: int) -> Iterator[Row]:

@@ -119,7 +119,7 @@ CREATE TABLE reversal (
 ) STRICT;
 
 -- The filter that says of a key that it was never seen, in levels that double in size; each page with its checksum.
-CREATE TABLE idempotency_filter (
+CREATE TABLE key_filter (
     level      INTEGER PRIMARY KEY,
     covered_to INTEGER NOT NULL,        -- the last segment whose keys are in the level's pages
     checksum   BLOB NOT NULL
