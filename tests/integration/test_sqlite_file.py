@@ -198,11 +198,11 @@ FILTER_DAMAGES = [
     "UPDATE key_filter_page SET checksum = x'00'",
     "UPDATE key_filter_page SET page = page + 1",
     "UPDATE key_filter_page SET level = level + 100",
-    "UPDATE idempotency_filter SET covered_to = covered_to + 1",
-    "UPDATE idempotency_filter SET covered_to = covered_to - 1",
-    "UPDATE idempotency_filter SET covered_to = 1000000",
-    "UPDATE idempotency_filter SET covered_to = -5",
-    "UPDATE idempotency_filter SET checksum = x''",
+    "UPDATE key_filter SET covered_to = covered_to + 1",
+    "UPDATE key_filter SET covered_to = covered_to - 1",
+    "UPDATE key_filter SET covered_to = 1000000",
+    "UPDATE key_filter SET covered_to = -5",
+    "UPDATE key_filter SET checksum = x''",
 ]
 
 
