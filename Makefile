@@ -1,11 +1,11 @@
-# Everything a person or a machine does with this project. `make` alone lists the targets.
+# The commands of this project; `make` alone lists them.
 #
-# Needed: Python 3.11 or later (with venv), make, and a package index that pip can reach.
-# Everything is installed into .venv, from requirement files that are locked with hashes.
+# They need Python 3.11 or later with venv, and a package index that pip can reach. Everything is installed into .venv,
+# from requirement files that are locked with hashes.
 
 PYTHON ?= python3
 ARGS ?=
-# Most tests wait for processes that they started, so several at once are done sooner. One after the other: PROCESSES=
+# Most tests wait for processes that they started, so running several tests at once is faster.
 PROCESSES ?= --numprocesses=logical --maxprocesses=4 --dist=loadgroup
 
 VENV := .venv
@@ -16,19 +16,19 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev demo test lint format types walls bench lock clean
+.PHONY: help setup dev demo test quick lint format types walls bench lock clean
 
 help: ## List the targets
 	@echo "Targets of spotledger:"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
-	@echo "  ARGS=…        is passed on to demo, test and bench:  make test ARGS='-k nonce -x'"
-	@echo "  PROCESSES=    runs the tests one after the other, as a debugger needs it"
-	@echo "  PYTHON=…      names the Python that .venv is made with:  make setup PYTHON=python3.12"
+	@echo "  ARGS=…        is passed on to demo, test, quick and bench:  make test ARGS='-k nonce -x'"
+	@echo "  PROCESSES=    runs the tests one at a time, which a debugger needs:  make test PROCESSES="
+	@echo "  PYTHON=…      is the Python to make a new .venv with: make clean setup PYTHON=python3.12"
 
-setup: $(VENV)/.base-stamp ## Make .venv with what the service needs; leaves .venv/bin/spotledger
+setup: $(VENV)/.base-stamp ## Install the service into .venv, as .venv/bin/spotledger
 
-dev: $(VENV)/.dev-stamp ## Add what tests and checks need to .venv
+dev: $(VENV)/.dev-stamp ## Install what tests and checks need, too
 
 demo: setup ## Start the service with demo accounts and show a signed getBalance
 	$(BIN)/spotledger demo $(ARGS)
@@ -36,24 +36,29 @@ demo: setup ## Start the service with demo accounts and show a signed getBalance
 test: dev ## Run all tests
 	$(BIN)/pytest $(PROCESSES) $(ARGS)
 
-lint: dev ## Check style and formatting (make format mends what it can)
+# Loading all pytest plugins takes longer than most of these files; pyproject.toml needs pytest-timeout.
+quick: dev ## Run one file of unit tests in about a second: FILE=tests/unit/domain/test_rules.py
+	@test -n "$(FILE)" || { echo "Name a file: make quick FILE=tests/unit/domain/test_rules.py" >&2; exit 2; }
+	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p pytest_timeout -q $(ARGS) $(FILE)
+
+lint: dev ## Check style and formatting (make format fixes what it can)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: dev ## Put the code in the agreed form
+format: dev ## Fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 types: dev ## Check the types (mypy, strict)
 	$(BIN)/mypy
 
-walls: dev ## Check who imports whom (import-linter)
+walls: dev ## Check which package imports which (import-linter)
 	$(BIN)/lint-imports
 
-bench: $(VENV)/.bench-stamp ## Measure, side by side with peers; BENCH_QUICK=1 for a first look
+bench: $(VENV)/.bench-stamp ## Measure, side by side with other software; BENCH_QUICK=1 for a first look
 	$(BIN)/python -m bench $(ARGS)
 
-lock: $(VENV)/.base-stamp ## Resolve the requirements anew and lock them (ARGS=--upgrade for newer ones)
+lock: $(VENV)/.base-stamp ## Resolve and lock the requirements again (ARGS=--upgrade takes newer versions)
 	$(INSTALL) -r requirements/lock.txt
 	$(COMPILE) $(ARGS) pyproject.toml --extra parquet --group dev -o requirements/dev.txt
 	$(COMPILE) $(ARGS) pyproject.toml --extra parquet -c requirements/dev.txt -o requirements/parquet.txt
@@ -62,20 +67,20 @@ lock: $(VENV)/.base-stamp ## Resolve the requirements anew and lock them (ARGS=-
 	$(COMPILE) $(ARGS) --group build -c requirements/dev.txt -o requirements/build.txt
 	$(COMPILE) $(ARGS) --group lock -o requirements/lock.txt
 
-clean: ## Remove .venv and all caches; a data folder is left alone
+clean: ## Remove .venv and all caches, but no data folder
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The virtual environment. Made anew where another Python is asked for; checked before anything is written.
+# Make the virtual environment, after checking that this Python can.
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "spotledger needs Python 3.11 or later; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." >&2; \
 	  echo "Name another one: make setup PYTHON=python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "'$(PYTHON)' comes without venv and ensurepip. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	  echo "'$(PYTHON)' lacks venv or ensurepip. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp is newer than the lock it was installed from, so a second run has nothing to do.
+# A stamp is newer than the lock that was installed, so a second run does nothing.
 $(VENV)/.base-stamp: $(BIN)/python requirements/base.txt requirements/build.txt pyproject.toml
 	$(INSTALL) -r requirements/build.txt -r requirements/base.txt
 	$(PIP) install --no-index --no-build-isolation --no-deps --editable .

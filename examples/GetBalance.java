@@ -16,7 +16,7 @@ import javax.crypto.Mac;
 import javax.crypto.spec.SecretKeySpec;
 
 /**
- * Prints the answer of a signed getBalance. Needs a JDK, 11 or later, and nothing else:
+ * Prints the answer to a signed getBalance. Needs only a JDK, 11 or later:
  *
  * <pre>
  * export SPOTLEDGER_URL=http://127.0.0.1:8080
@@ -24,11 +24,11 @@ import javax.crypto.spec.SecretKeySpec;
  * java GetBalance.java
  * </pre>
  *
- * Ends with 0 for a success, 1 for a refusal or no answer, 2 where a variable is missing.
+ * Exits with 0 for a success, 1 for a refusal or no answer, 2 if a variable is missing.
  */
 public class GetBalance {
 
-    /** Finds the code in the body: a number, which no coin's name can have beside it. */
+    /** Matches the code in the body. It is a number, so a coin called "code" does not match: its value is an object. */
     private static final Pattern CODE = Pattern.compile("\"code\"\\s*:\\s*([0-9]+)\\s*[,}]");
 
     public static void main(String[] arguments) throws GeneralSecurityException, InterruptedException {
@@ -44,7 +44,7 @@ public class GetBalance {
         System.exit(printAnswer(url.replaceAll("/+\\z", "") + "/trade/api/v1/getBalance", params));
     }
 
-    /** Signs the parameters: sorted by name, name=value joined with &amp;, HMAC-SHA256, hex. */
+    /** Signs the parameters: sort by name, join name=value with &amp;, HMAC-SHA256, hex. */
     static String getSignature(Map<String, String> params, String secretKey) throws GeneralSecurityException {
         String text = new TreeMap<>(params).entrySet().stream()
                 .filter(pair -> !pair.getKey().equals("signature") && !pair.getValue().isEmpty())
@@ -59,7 +59,7 @@ public class GetBalance {
         return hex.toString();
     }
 
-    /** Sends the request once and prints its body; gives the exit code. No redirect is followed. */
+    /** Sends the request once, prints the body of the answer, and returns the exit code. Follows no redirects. */
     private static int printAnswer(String url, Map<String, String> params) throws InterruptedException {
         String query = params.entrySet().stream()
                 .map(pair -> encode(pair.getKey()) + "=" + encode(pair.getValue()))

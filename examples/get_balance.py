@@ -1,5 +1,5 @@
 """
-Print the balances of one customer, each coin on a line.
+Print the balances of one customer, one coin per line.
 
     export SPOTLEDGER_URL=http://127.0.0.1:8080
     export SPOTLEDGER_ACCESSKEY=…  SPOTLEDGER_SECRETKEY=…
@@ -16,7 +16,7 @@ from spotledger.errors import SpotledgerError
 
 
 def main() -> int:
-    """Give 0 if the balances were printed, 1 if they could not be had, 2 if a variable is missing."""
+    """Return 0 if the balances were printed, 1 if they could not be read, 2 if a variable is missing."""
     try:
         accesskey = os.environ["SPOTLEDGER_ACCESSKEY"]
         secretkey = os.environ["SPOTLEDGER_SECRETKEY"]

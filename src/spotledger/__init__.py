@@ -1,4 +1,8 @@
-"""spotledger: the spot account system of an exchange."""
+"""
+spotledger: the spot account system of an exchange.
+
+Open ``ledger/ledger.py`` first: what :func:`open` returns, with one method per operation.
+"""
 
 from __future__ import annotations
 

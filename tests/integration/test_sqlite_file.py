@@ -188,9 +188,9 @@ def test_restart_while_half_sealed_again_and_again_keeps_all(tmp_path: Path) -> 
 
 
 FILTER_DAMAGES = [
-    "DELETE FROM idempotency_filter",
+    "DELETE FROM key_filter",
     "DELETE FROM key_filter_page",
-    "DELETE FROM idempotency_filter WHERE level = (SELECT max(level) FROM idempotency_filter)",
+    "DELETE FROM key_filter WHERE level = (SELECT max(level) FROM key_filter)",
     "DELETE FROM key_filter_page WHERE level = 0",
     "UPDATE key_filter_page SET bits = zeroblob(length(bits))",
     "UPDATE key_filter_page SET bits = x''",
@@ -198,11 +198,11 @@ FILTER_DAMAGES = [
     "UPDATE key_filter_page SET checksum = x'00'",
     "UPDATE key_filter_page SET page = page + 1",
     "UPDATE key_filter_page SET level = level + 100",
-    "UPDATE idempotency_filter SET covered_to = covered_to + 1",
-    "UPDATE idempotency_filter SET covered_to = covered_to - 1",
-    "UPDATE idempotency_filter SET covered_to = 1000000",
-    "UPDATE idempotency_filter SET covered_to = -5",
-    "UPDATE idempotency_filter SET checksum = x''",
+    "UPDATE key_filter SET covered_to = covered_to + 1",
+    "UPDATE key_filter SET covered_to = covered_to - 1",
+    "UPDATE key_filter SET covered_to = 1000000",
+    "UPDATE key_filter SET covered_to = -5",
+    "UPDATE key_filter SET checksum = x''",
 ]
 
 
@@ -215,7 +215,7 @@ def test_filter_of_keys_damaged_is_made_again(tmp_path: Path, damage: str) -> No
         for operation in operations:
             ledger.execute([operation])
     with raw(tmp_path) as connection:
-        assert connection.execute("SELECT count(*) FROM idempotency_filter").fetchone()[0] >= 2
+        assert connection.execute("SELECT count(*) FROM key_filter").fetchone()[0] >= 2
         connection.execute(damage)
     for round_number in range(2):
         with open_small(tmp_path) as ledger:
@@ -233,16 +233,16 @@ def test_filter_of_keys_older_than_the_journal_is_brought_up(tmp_path: Path) -> 
         ledger.execute(operations[:40])
         fill(ledger, 20, "early")
     with raw(tmp_path) as connection:
-        levels = connection.execute("SELECT * FROM idempotency_filter").fetchall()
+        levels = connection.execute("SELECT * FROM key_filter").fetchall()
         pages = connection.execute("SELECT * FROM key_filter_page").fetchall()
         assert levels
     with open_small(tmp_path) as ledger:
         ledger.execute(operations[40:])
         fill(ledger, 20, "late")
     with raw(tmp_path) as connection:
-        connection.execute("DELETE FROM idempotency_filter")
+        connection.execute("DELETE FROM key_filter")
         connection.execute("DELETE FROM key_filter_page")
-        connection.executemany("INSERT INTO idempotency_filter VALUES (?, ?, ?)", levels)
+        connection.executemany("INSERT INTO key_filter VALUES (?, ?, ?)", levels)
         connection.executemany("INSERT INTO key_filter_page VALUES (?, ?, ?, ?)", pages)
     with open_small(tmp_path) as ledger:
         assert_nothing_twice(ledger, operations)
@@ -257,12 +257,12 @@ def test_filter_of_keys_when_written_half_way_is_made_good(tmp_path: Path) -> No
         for operation in operations[:30]:
             ledger.execute([operation])
         with raw(tmp_path) as connection:
-            levels = connection.execute("SELECT * FROM idempotency_filter").fetchall()
+            levels = connection.execute("SELECT * FROM key_filter").fetchall()
         for operation in operations[30:]:
             ledger.execute([operation])
     with raw(tmp_path) as connection:
-        connection.execute("DELETE FROM idempotency_filter")
-        connection.executemany("INSERT INTO idempotency_filter VALUES (?, ?, ?)", levels)
+        connection.execute("DELETE FROM key_filter")
+        connection.executemany("INSERT INTO key_filter VALUES (?, ?, ?)", levels)
     with open_small(tmp_path) as ledger:
         assert_nothing_twice(ledger, operations)
 

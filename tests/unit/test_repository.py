@@ -6,14 +6,19 @@ import ast
 import re
 import shutil
 import subprocess
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "spotledger"
+UNIT_TESTS = ROOT / "tests" / "unit"
 FILE_LINES_LIMIT = 500
 FUNCTION_LINES_LIMIT = 70
+#: Python files in one folder, besides ``__init__.py``, which describes the others.
+FOLDER_FILES_LIMIT = 18
 
 # The words are put together here, so that this file does not hold them itself.
 INDEX_HOSTS = ["py" + "pi.org", "python" + "hosted.org", "npm" + "js.org", "npm" + "js.com", "maven." + "org"]
@@ -101,6 +106,13 @@ def test_source_file_is_short_enough() -> None:
     assert {name: lines for name, lines in lengths.items() if lines >= FILE_LINES_LIMIT} == {}
 
 
+def test_source_folder_is_small_enough() -> None:
+    """No folder of the source has more Python files than the limit."""
+    counts = Counter(name_of(path.parent) for path in sources() if path.name != "__init__.py")
+    assert counts
+    assert {name: files for name, files in counts.items() if files > FOLDER_FILES_LIMIT} == {}
+
+
 def test_source_function_is_short_enough() -> None:
     """No function, from its first decorator to its end, is longer than the limit."""
     too_long = {}
@@ -112,6 +124,20 @@ def test_source_function_is_short_enough() -> None:
                 if lines > FUNCTION_LINES_LIMIT:
                     too_long[f"{name_of(path)}:{node.name}"] = lines
     assert too_long == {}
+
+
+@pytest.mark.parametrize("path", [path for path in sources() if path.name == "__init__.py"], ids=name_of)
+def test_package_says_what_it_is_for_and_which_file_to_open_first(path: Path) -> None:
+    """A stranger who opens a package reads in a few lines what it is for, and every file that these name exists."""
+    purpose, _, reading = (ast.get_docstring(parse(path)) or "").partition("\n\n")
+    assert purpose.endswith(".")
+    assert len(purpose.splitlines()) == 1
+    first = re.match(r"Open ``([\w/]+\.py)`` first", reading)
+    assert first, f"{name_of(path)} does not name the file to open first"
+    assert (path.parent / first[1]).is_file()
+    assert len(reading.splitlines()) <= 2
+    for named in re.findall(r"``([\w/*]+\.py)``", reading):
+        assert any(path.parent.glob(named)) or any(PACKAGE.glob(named)), f"{name_of(path)} names {named}"
 
 
 def words_of(name: str) -> set[str]:
@@ -143,9 +169,64 @@ def test_source_public_name_has_a_docstring() -> None:
     assert silent == []
 
 
+def unit_test_outside_the_mirror(path: Path) -> str | None:
+    """Say what is wrong with the place of the unit test at *path*; None if it tests a module of its package."""
+    package = PACKAGE / path.parent.relative_to(UNIT_TESTS)
+    if not (package / "__init__.py").is_file():
+        return f"{name_of(path)}: there is no package {name_of(package)}"
+    modules = [module.stem for module in package.glob("*.py")]
+    tested = path.stem.removeprefix("test_")
+    if path.parent == UNIT_TESTS or any(tested == name or tested.startswith(f"{name}_") for name in modules):
+        return None
+    return f"{name_of(path)}: {name_of(package)} has no module {tested}"
+
+
+def test_unit_tests_mirror_the_packages_of_the_source() -> None:
+    """A unit test is found by the module it tests: unit/<package>/test_<module>.py or test_<module>_<aspect>.py."""
+    paths = [path for path in tracked_files() if path.match("test_*.py") and UNIT_TESTS in path.parents]
+    assert any(path.parent != UNIT_TESTS for path in paths)
+    assert [problem for path in sorted(paths) if (problem := unit_test_outside_the_mirror(path))] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("nowhere/test_rules.py", "there is no package src/spotledger/nowhere"),
+        ("domain/test_nothing.py", "src/spotledger/domain has no module nothing"),
+        ("domain/test_rule.py", "src/spotledger/domain has no module rule"),
+        ("http/test_bodies.py", "src/spotledger/http has no module bodies"),
+    ],
+)
+def test_unit_test_in_the_wrong_place_is_named(place: str, message: str) -> None:
+    """A folder that is no package, a module that does not exist, and the module of another package are noticed."""
+    assert unit_test_outside_the_mirror(UNIT_TESTS / place) == f"tests/unit/{place}: {message}"
+    assert unit_test_outside_the_mirror(UNIT_TESTS / "domain" / "test_rules_of_fees.py") is None
+
+
+def test_contributing_names_every_room_and_the_layers_as_they_are() -> None:
+    """The map of the source names each package and module at the top, and the layers are those of .importlinter."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    layout = text.partition("    src/spotledger/\n")[2].partition("    tests/")[0]
+    rooms = {path.name + "/" for path in PACKAGE.glob("*/") if (path / "__init__.py").is_file()}
+    modules = {path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py"}
+    assert set(re.findall(r"^ {6}(\S+)", layout, re.MULTILINE)) == rooms | modules
+    contract = (ROOT / ".importlinter").read_text(encoding="utf-8").partition("layers =\n")[2].partition("\n\n")[0]
+    assert contract.replace("(console) | ", "") in text
+
+
 def test_ci_run_is_executable() -> None:
     """The script of the checks can be started as it is."""
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o111 == 0o111
+
+
+def test_hooks_and_hosted_checks_run_nothing_from_elsewhere() -> None:
+    """The hooks are all local, and the hosted checks check out the repository and run .ci/run."""
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"\brepo: *(.+)", hooks) == ["local"]
+    assert set(re.findall(r"\blanguage: *(.+)", hooks)) == {"system"}
+    hosted = (ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    assert re.fullmatch(r"actions/checkout@v\d+", "".join(re.findall(r"\buses: *(.+)", hosted)))
+    assert re.findall(r"\brun: *(.+)", hosted) == ["sudo .ci/run"]
 
 
 def test_licence_is_the_full_text_that_the_metadata_names() -> None:

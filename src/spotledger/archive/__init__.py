@@ -1,5 +1,5 @@
 """
-Carry a ledger elsewhere and back: backup, restore, copy, export, import.
+Move whole ledgers: backup, restore, copy to PostgreSQL, export, import.
 
-Open ``backup.py`` first, then ``restore.py``, which audits what it made before it gets its name.
+Open ``backup.py`` first, then ``restore.py``, which audits the restored ledger before it gets its name.
 """

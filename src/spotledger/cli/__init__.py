@@ -1,1 +1,5 @@
-"""The command line."""
+"""
+The command line: ``spotledger`` and its commands.
+
+Open ``main.py`` first: it lists the commands. ``connection.py`` connects them to a server or a data folder.
+"""

@@ -1,4 +1,8 @@
-"""Clients of spotledger: the signed v1 API for traders, the operator API for the exchange's own systems."""
+"""
+The Python clients: the signed v1 API for traders, the operator API for the exchange's own systems.
+
+Open ``trader/spot.py`` first, or ``operator/async_ledger.py``. ``transport.py`` sends what their cores decide.
+"""
 
 from __future__ import annotations
 

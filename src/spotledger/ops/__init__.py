@@ -1,1 +1,5 @@
-"""What runs the service: its settings, its data folder, and the joining of its parts."""
+"""
+Run the service: read its settings, open its store, and join its parts.
+
+Open ``runtime.py`` first: it joins the parts. ``opening.py`` opens the embedded store, ``fleet.py`` one on PostgreSQL.
+"""

@@ -12,7 +12,7 @@ from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
 
 SEGMENT_ENTRIES = 64
 TABLES = """
-CREATE TABLE idempotency_filter (level INTEGER PRIMARY KEY, covered_to INTEGER NOT NULL, checksum BLOB NOT NULL) STRICT;
+CREATE TABLE key_filter (level INTEGER PRIMARY KEY, covered_to INTEGER NOT NULL, checksum BLOB NOT NULL) STRICT;
 CREATE TABLE key_filter_page (level INTEGER NOT NULL, page INTEGER NOT NULL, bits BLOB NOT NULL, checksum BLOB NOT NULL,
     PRIMARY KEY (level, page)) STRICT;
 CREATE TABLE key_seq (segment INTEGER NOT NULL, digest BLOB NOT NULL, seq INTEGER NOT NULL,

@@ -20,7 +20,7 @@ from spotledger.ops.settings import (
     variable_of,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_settings_with_nothing_given_are_the_defaults() -> None:

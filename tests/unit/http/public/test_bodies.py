@@ -1,4 +1,4 @@
-"""The one table of errors, and the bodies that are assembled from ready pieces."""
+"""Balance bodies assembled from ready pieces: equal to encoding anew, and bounded."""
 
 from __future__ import annotations
 
@@ -15,64 +15,8 @@ import spotledger
 from spotledger import errors
 from spotledger.domain.accounts import Account
 from spotledger.domain.amounts import format_amount
-from spotledger.http import wire
-from spotledger.http.public import v4
 from spotledger.http.public.bodies import BalanceBodies, v1_form
-from support_public import Service, header, service
-
-CLIENT_ONLY = {errors.TransportError, errors.ProtocolError}
-
-
-def leaves(kind: type[errors.SpotledgerError]) -> Iterator[type[errors.SpotledgerError]]:
-    """Return the classes of the tree in `spotledger.errors` that have no class below them there."""
-    below = [sub for sub in kind.__subclasses__() if sub.__module__ == errors.__name__]
-    if not below:
-        yield kind
-    for sub in below:
-        yield from leaves(sub)
-
-
-SAID = [kind for kind in leaves(errors.SpotledgerError) if not issubclass(kind, (errors.SetupError, *CLIENT_ONLY))]
-
-
-@pytest.mark.parametrize("kind", SAID)
-def test_every_leaf_has_a_row_of_its_own(kind: type[errors.SpotledgerError]) -> None:
-    """Each error that a caller may see has its row: a true status and a v1 code."""
-    row = wire.TABLE[kind]
-    assert 400 <= row.status <= 599
-    assert row.v1_code in (307, 308, 400, 404)
-
-
-def test_no_row_is_for_nothing() -> None:
-    """Beside the leaves the table has the root, and the two bases that are raised themselves."""
-    raised_themselves = {errors.InvalidRequest, errors.Unavailable}
-    assert set(wire.TABLE) - set(SAID) == {errors.SpotledgerError, *raised_themselves}
-
-
-@pytest.mark.parametrize("kind", SAID)
-def test_problem_has_the_members_of_rfc_9457(kind: type[errors.SpotledgerError]) -> None:
-    """A problem says type, title, status, detail, our code and the request, and details can't replace these."""
-    problem = wire.problem(kind(None, status=1, code="x", field="amount"), "r-1")
-    assert problem["code"] == kind.code
-    assert problem["status"] == wire.TABLE[kind].status
-    assert (problem["field"], problem["request_id"], problem["type"]) == ("amount", "r-1", "about:blank")
-    json.dumps(problem)
-
-
-def test_kept_refusal_tells_its_position() -> None:
-    """Where a refusal is kept in the journal, its seq is told."""
-    refused = errors.InsufficientAvailable()
-    assert "seq" not in wire.problem(refused, "r")
-    refused.seq = 7
-    assert wire.problem(refused, "r")["seq"] == 7
-
-
-@pytest.mark.parametrize("kind", SAID)
-def test_every_leaf_has_a_v4_code(kind: type[errors.SpotledgerError]) -> None:
-    """Whatever is raised, a v4 refusal has its mc."""
-    said = json.loads(v4.v4_refusal(kind()))
-    assert said["rc"] == 1
-    assert said["mc"]
+from support_public import Service, service
 
 
 @pytest.fixture(scope="module")
@@ -165,14 +109,3 @@ def test_empty_ledger_answers_with_no_coins(tmp_path: Path) -> None:
     with spotledger.open(tmp_path) as ledger:
         empty = BalanceBodies(ledger, "spot", v1_form("success"))
         assert empty.of("alice", 0).content == b'{"code":200,"data":{},"info":"success"}'
-
-
-def test_health_tells_alive_and_ready(tmp_path: Path) -> None:
-    """/healthz says that the process lives; /readyz whether it can write, with a true status for load balancers."""
-    with service(tmp_path, address_limit_per_minute=1) as public:
-        for _ in range(5):
-            assert public.ask(path="/healthz").status == 200
-            assert public.ask(path="/readyz").status == 200
-        public.app._is_ready = lambda: False
-        answer = public.ask(path="/readyz")
-        assert (answer.status, header(answer, "cache-control")) == (503, "no-store")
