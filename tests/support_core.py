@@ -104,3 +104,15 @@ def without_triggers(connection: Any) -> None:
     names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall()
     for (name,) in names:
         connection.execute(f"DROP TRIGGER {name}")
+
+
+def past_triggers(connection: Any, statement: str) -> None:
+    """Execute *statement* with the triggers out of the way; afterwards the schema is as it was, but for *statement*."""
+    triggers = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    if statement.startswith("DROP"):
+        connection.execute(statement)
+        return
+    without_triggers(connection)
+    connection.execute(statement)
+    for _, sql in triggers:
+        connection.execute(sql)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
+import apsw
 import pytest
 
 import spotledger
@@ -15,8 +15,8 @@ def test_tables_hold_types_strictly(tmp_path: Path) -> None:
     with spotledger.open(tmp_path) as ledger:
         write = ledger.key_tables._write
         row = "INSERT INTO access_keys VALUES ('k', 'c', {}, '', '[]', x'00', {}, NULL, NULL, NULL)"
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(apsw.ConstraintError):
             write.execute(row.format("'read'", 1))
-        with pytest.raises(sqlite3.IntegrityError):
+        with pytest.raises(apsw.ConstraintError):
             write.execute(row.format("'[]'", "'a'"))
         write.execute(row.format("'[]'", 1))

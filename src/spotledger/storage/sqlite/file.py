@@ -20,7 +20,8 @@ from urllib.parse import quote
 import apsw
 import apsw.sqlite_extra
 
-from spotledger.errors import LedgerCorrupt, SchemaMismatch, StoreUnavailable
+from spotledger.errors import JournalShorter, LedgerCorrupt, SchemaMismatch, StoreUnavailable
+from spotledger.storage.sqlite.wal import find_damage
 
 if TYPE_CHECKING:
 
@@ -53,6 +54,8 @@ JOURNAL_FILE: Final = "journal.db"
 BOOKS_FILE: Final = "books.db"
 KEYS_FILE: Final = "keys.db"
 
+#: The one file of the versions before 0.1 was finished.
+OLD_FILE: Final = "ledger.db"
 SCHEMA_VERSION: Final = 4
 #: How long a statement waits for a lock that another process holds. The service is the only one that should.
 BUSY_TIMEOUT_MS: Final = 2_000
@@ -81,6 +84,8 @@ class FileKind(NamedTuple):
 JOURNAL: Final = FileKind("journal", 0x53706F4A, "journal.sql")
 BOOKS: Final = FileKind("books", 0x53706F4C, "books.sql")
 KEYS: Final = FileKind("file of access keys", 0x53706F4B, "keys.sql")
+#: A journal with the tables of access keys beside it.
+BACKUP: Final = FileKind("backup", BACKUP_ID, JOURNAL.script)
 
 _UNAVAILABLE: Final = {
     apsw.SQLITE_FULL: "its disk is full; make room",
@@ -279,7 +284,7 @@ def _recognise(connection: Connection, path: Path, kind: FileKind) -> bool:
     version = pragma(connection, "user_version")
     if not tables and version == 0:
         return False
-    if application == BACKUP_ID:
+    if application == BACKUP_ID != kind.application_id:
         raise SchemaMismatch(f"{path} is a backup; restore it with: spotledger restore", path=str(path))
     if application != kind.application_id:
         raise SchemaMismatch(f"{path} is an SQLite file, but no {kind.title} of spotledger", path=str(path))
@@ -331,3 +336,28 @@ def _check_checksums(connection: Connection, path: Path) -> None:
     """Make sure that pages are checked: one byte of the header switches that off."""
     if pragma(connection, "checksum_verification") != 1:
         raise LedgerCorrupt(f"{path} has no checksums on its pages, although it was made with them")
+
+
+# --- before anything is opened --------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a ledger of an earlier form, and a log that is damaged, before SQLite opens anything."""
+    journal = folder / JOURNAL_FILE
+    if (folder / OLD_FILE).exists() and not journal.exists():
+        raise SchemaMismatch(
+            f"{folder / OLD_FILE} is a ledger in one file, of a version before 0.1 was finished, which this spotledger"
+            " does not read. Export it with the version that wrote it, or start in another folder.",
+            path=str(folder),
+        )
+    for name in (JOURNAL_FILE, KEYS_FILE):
+        log = folder / f"{name}-wal"
+        damage = find_damage(log)
+        if damage is not None:
+            raise JournalShorter(
+                f"{log} is damaged at byte {damage.offset} (frame {damage.frame}): {damage.reason}. SQLite would take"
+                " it for the end, and lose what was acknowledged after it. Put the file back, or see what is missing"
+                f" with: spotledger recover --data {folder}",
+                path=str(log),
+                offset=damage.offset,
+            )

@@ -7,10 +7,11 @@ from pathlib import Path
 import msgspec
 
 from spotledger.domain.operations import ListCoin
-from spotledger.errors import LedgerCorrupt
+from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head
 from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
 from spotledger.storage.sqlite.file import JOURNAL, open_reader, translated
+from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_note
 
 
 class SqliteJournal(JournalReader):
@@ -23,21 +24,45 @@ class SqliteJournal(JournalReader):
         Raises:
             SchemaMismatch: It is no journal, or of another version.
             StoreUnavailable: It cannot be read.
-            LedgerCorrupt: It is damaged.
+            LedgerCorrupt: It is damaged, or ends before the head that was noted beside it.
         """
+        #: What was noted before the journal was looked at, so that it is never ahead of it; None where nothing was.
+        self.note = _read_note(path.with_name(NOTE_FILE))
         self._connection = open_reader(path, JOURNAL)
         try:
-            with translated("read"):
-                ledger = self._connection.execute("SELECT ledger_id, epoch FROM ledger").fetchall()
-                head = self._connection.execute("SELECT seq, hash, booked_ms FROM head").fetchall()
+            self._read_head(path)
+            self._check_note(path)
         except BaseException:
             self._connection.close()
             raise
+
+    def _read_head(self, path: Path) -> None:
+        with translated("read"):
+            ledger = self._connection.execute("SELECT ledger_id, epoch, segment_entries FROM ledger").fetchall()
+            head = self._connection.execute(
+                "SELECT seq, hash, booked_ms, (SELECT coalesce(max(seq), 0) FROM entry) FROM head"
+            ).fetchall()
         if len(ledger) != 1 or len(head) != 1:
-            self._connection.close()
             raise LedgerCorrupt(f"{path} does not say which ledger it is, or where it ends")
-        self.ledger_id, self.epoch = ledger[0]
-        self.head = Head(*head[0])
+        self.ledger_id, self.epoch, self.segment_entries = ledger[0]
+        *fields, last_seq = head[0]
+        self.head = Head(*fields)
+        if last_seq != self.head.seq:
+            raise LedgerCorrupt(f"the head of {path} is entry {self.head.seq}, but its last entry is {last_seq}")
+
+    def _check_note(self, path: Path) -> None:
+        note = self.note
+        if note is None:
+            return
+        if (note.ledger_id, note.epoch) != (self.ledger_id, self.epoch):
+            raise LedgerCorrupt(
+                f"{path} is ledger {self.ledger_id}, epoch {self.epoch}, but the head that was noted beside it is of"
+                f" ledger {note.ledger_id}, epoch {note.epoch}"
+            )
+        if note.seq > self.head.seq:
+            raise LedgerCorrupt(f"{path} ends with entry {self.head.seq}, but entry {note.seq} was acknowledged")
+        if self._link(note.seq) != note.hash:
+            raise LedgerCorrupt(f"entry {note.seq} of {path} is not the one that was acknowledged")
 
     def close(self) -> None:
         """Close the file."""
@@ -65,3 +90,10 @@ class SqliteJournal(JournalReader):
         with translated("read"):
             rows = self._connection.execute("SELECT hash FROM entry WHERE seq = ?", (seq,)).fetchall()
         return bytes(rows[0][0]) if rows else None
+
+
+def _read_note(path: Path) -> Note | None:
+    try:
+        return read_note(path)
+    except OSError as problem:
+        raise StoreUnavailable(f"{path} cannot be read: {problem.strerror}") from problem

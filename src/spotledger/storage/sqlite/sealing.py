@@ -19,7 +19,7 @@ from spotledger.domain.journal import AVAILABLE, Entry, Hold
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import chain_hash, column, decode_entry, genesis_hash, pack_places
 from spotledger.storage.idempotency_filter import IdempotencyFilter
-from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS, pack_segments, read_facts
+from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS, checked, pack_segments, read_facts
 from spotledger.storage.sqlite.buckets import (
     HOLD_BUCKET_IDS,
     BooksDamaged,
@@ -89,7 +89,7 @@ class Sealer:
         )
 
     def _start(self) -> None:
-        with translated("read", BOOKS):
+        with checked():
             facts = read_facts(self._books)
             if (facts.ledger_id, facts.segment_entries) != (self._ledger_id, self._segment_entries):
                 raise BooksDamaged(f"the books are of the ledger {facts.ledger_id}, not of {self._ledger_id}")
@@ -133,7 +133,7 @@ class Sealer:
         segment = self.sealed_segments
         before = (self.sealed_to, self._link)
         try:
-            with translated("sealed", BOOKS):
+            with checked():
                 self._begin()
                 opened = self._read_segment(segment)
                 _SegmentWriter(self._books, opened, self._link, self).write()
