@@ -36,6 +36,7 @@ from spotledger.storage.sqlite.file import (
     JOURNAL_FILE,
     KEYS_FILE,
     Connection,
+    check_folder,
     open_reader,
     open_writer,
     translated,
