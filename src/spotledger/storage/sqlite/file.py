@@ -186,6 +186,27 @@ def open_writer(
         SchemaMismatch: It is another kind of file, or of another version.
         LedgerCorrupt: It is damaged.
     """
+    return _open_to_write(
+        path,
+        kind,
+        make,
+        "journal_mode = WAL",
+        f"synchronous = {'FULL' if is_synced else 'NORMAL'}",
+        f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+    )
+
+
+def open_alone(path: Path, kind: FileKind, make: Callable[[Connection], None]) -> Connection:
+    """
+    Open or make the file at *path*, which nobody else uses, without a log and without a sync.
+
+    It is whole once everything is committed and closed; where it is cut off before, it has to be thrown away. The
+    caller syncs it. The arguments and what is raised are those of :func:`open_writer`.
+    """
+    return _open_to_write(path, kind, make, "journal_mode = OFF", "synchronous = OFF")
+
+
+def _open_to_write(path: Path, kind: FileKind, make: Callable[[Connection], None], *modes: str) -> Connection:
     with translated("opened", kind):
         _make_private(path)
         connection = _connect(path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
@@ -193,9 +214,8 @@ def open_writer(
             connection.reserve_bytes(reserve=CHECKSUM_BYTES)
             is_new = not _recognise(connection, path, kind)
             _tune(connection)
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(f"PRAGMA synchronous = {'FULL' if is_synced else 'NORMAL'}")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            for mode in modes:
+                connection.execute(f"PRAGMA {mode}")
             if is_new:
                 _make(connection, kind, make)
             _check_checksums(connection, path)

@@ -17,15 +17,20 @@ from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_note
 class SqliteJournal(JournalReader):
     """The journal in a file; a transaction is short, so the write-ahead log can be folded into the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, page_entries: int = PAGE_ENTRIES) -> None:
         """
         Open the journal at *path*; another process may own it and write to it.
+
+        Args:
+            path: The journal.
+            page_entries: How many entries are read in one transaction.
 
         Raises:
             SchemaMismatch: It is no journal, or of another version.
             StoreUnavailable: It cannot be read.
             LedgerCorrupt: It is damaged, or ends before the head that was noted beside it.
         """
+        self._page_entries = page_entries
         #: What was noted before the journal was looked at, so that it is never ahead of it; None where nothing was.
         self.note = _read_note(path.with_name(NOTE_FILE))
         self._connection = open_reader(path, JOURNAL)
@@ -81,8 +86,9 @@ class SqliteJournal(JournalReader):
     def _read_page(self, after_seq: int) -> list[JournalRow]:
         with translated("read"):
             found = self._connection.execute(
-                "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
-                (after_seq, self.head.seq, PAGE_ENTRIES),
+                "SELECT seq, coalesce(CAST(body AS BLOB), x''), hash FROM entry WHERE seq > ? AND seq <= ?"
+                " ORDER BY seq LIMIT ?",
+                (after_seq, self.head.seq, self._page_entries),
             ).fetchall()
         return [JournalRow(*row) for row in found]
 
