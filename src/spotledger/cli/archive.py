@@ -20,7 +20,7 @@ from rich.progress import Progress, TaskID
 from spotledger.archive.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over
 from spotledger.archive.exports import FORMATS, export_journal
 from spotledger.archive.imports import KEY_PREFIX, OpeningBalance, read_balances
-from spotledger.archive.restore import MasterKeySource, restore as restore_backup
+from spotledger.archive.restore import MasterKeySource, Restored, restore as restore_backup
 from spotledger.cli import show
 from spotledger.cli.connection import Where
 from spotledger.cli.options import (
@@ -40,6 +40,8 @@ from spotledger.storage.folder import LEDGER_FILE
 
 #: How often the command asks how far a backup is.
 BACKUP_PAUSE_SECONDS: Final = 0.3
+#: Access keys and tokens that came back with a restore and are told one by one; the others are counted.
+CAME_BACK_TOLD: Final = 50
 #: Deposits in one request of an import; all of them are one commit.
 IMPORT_BATCH: Final = 500
 #: Customers that an import registers at the same time.
@@ -118,35 +120,68 @@ async def _made(client: OperatorClient, name: str) -> dict[str, Any]:
 @click.option("--master-key-file", metavar="FILE", help="Where the master key is (else it is sought as serve does).")
 @click.option("--without-master-key", is_flag=True, help="Where it is lost: restore the books, revoke all access keys.")
 @click.option("--epoch", type=int, metavar="N", help="Begin this epoch: where the same backup was restored before.")
+@click.option(
+    "--credentials-from-backup",
+    is_flag=True,
+    help="Take access keys and tokens as they are in the backup, even those that DIR knows to be revoked.",
+)
 @json_option
 @exit_on_error
 def restore(
-    file: Path, data: str, master_key_file: str | None, without_master_key: bool, epoch: int | None, as_json: bool
+    file: Path,
+    data: str,
+    master_key_file: str | None,
+    without_master_key: bool,
+    epoch: int | None,
+    credentials_from_backup: bool,
+    as_json: bool,
 ) -> None:
     """
     Make the backup FILE the ledger of the folder DIR, audit it, and begin a new epoch.
 
-    What was written after the backup is not in it: have it sent again, with the same idempotency keys.
+    What was written after the backup is not in it: have it sent again, with the same idempotency keys. What was
+    revoked since stays revoked where DIR has the access keys of the ledger (keys.db).
     """
     settings = _settings(data, None, master_key_file=master_key_file)
     source = None if without_master_key else MasterKeySource(settings.master_key_file, os.environ)
     with claim_folder(settings.data), _bar("audit") as bar:
         found = restore_backup(
-            file, settings.data, source, epoch, lambda position: bar(position.seq, position.last_seq)
+            file,
+            settings.data,
+            source,
+            epoch,
+            lambda position: bar(position.seq, position.last_seq),
+            credentials_from_backup=credentials_from_backup,
         )
     held = {**facts_json(found.backup), "epoch": found.epoch, "backup_epoch": found.backup.epoch}
     if as_json:
+        came_back = None if found.came_back is None else found.came_back.as_json()
         more = {"access_keys": found.access_keys, "operator_token": found.operator_token, "audit": "clean"}
+        more |= {"kept_revoked": found.kept_revoked, "came_back": came_back}
         show.json_document({"data": str(settings.data), **held, **more})
         return
     show.line(f"{settings.data} is ledger {held['ledger_id']} up to entry {held['seq']}, {_when(held['booked_ms'])}")
     show.line(f"  the audit is clean; epoch {found.epoch} begins with the next entry")
     if not found.access_keys:
         show.line("  all access keys are revoked: make new ones with spotledger key create")
-    what = "access keys and operator tokens" if found.access_keys else "operator tokens"
-    show.line(f"  {what} that were revoked since the backup work again: revoke them again")
+    _tell_credentials(found)
     if not found.operator_token:
         show.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
+
+
+def _tell_credentials(found: Restored) -> None:
+    if found.came_back is None:
+        show.line(f"  {found.kept_revoked} access keys and operator tokens that were revoked since the backup stay so")
+        return
+    what = "access keys and operator tokens" if found.access_keys else "operator tokens"
+    show.line(f"  {what} that were revoked since the backup work again: revoke them again")
+    good = found.came_back.as_json()
+    lines = [f"access key {key['accesskey']} of {key['customer']} {key['label']}" for key in good["access_keys"]]
+    lines += [f"token {token['token_id']} {token['label']}" for token in good["tokens"]]
+    for line in lines[:CAME_BACK_TOLD]:
+        show.line(f"    {line}")
+    if len(lines) > CAME_BACK_TOLD:
+        show.line(f"    and {len(lines) - CAME_BACK_TOLD} more: spotledger key list and token list have them all")
 
 
 # --- copy -------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ from spotledger.storage.sqlite.file import (
 )
 from spotledger.storage.sqlite.head_note import HeadNote
 from spotledger.storage.sqlite.keys import SqliteKeyTables
+from spotledger.storage.sqlite.placing import check_journal, go_on_placing
 from spotledger.storage.sqlite.reads import SqliteReads
 from spotledger.storage.sqlite.sealing import Sealer
 from spotledger.storage.sqlite.sealing_process import SealingProcess
@@ -100,6 +101,8 @@ class SqliteStore(SqliteReads):
             raise
 
     def _open(self, segment_entries: int) -> None:
+        go_on_placing(self._folder)
+        check_journal(self._folder)
         check_folder(self._folder)
         ledger_id = str(uuid.uuid4())
 
