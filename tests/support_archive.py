@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 import spotledger
+from spotledger.archive.backup import back_up
 from spotledger.archive.restore import Restored, restore
+from spotledger.clock import now_ms
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, ListCoin, RegisterCustomer, Unfreeze
 from spotledger.ledger.ledger import Ledger
 
@@ -80,6 +82,18 @@ class Writing:
         finally:
             self._stop.set()
             self._thread.join()
+
+
+def small_backup(folder: Path) -> Path:
+    """Make a backup of a small ledger in *folder*, beside its data folder ``data``."""
+    with filled(folder / "data") as ledger:
+        back_up(ledger, folder / "first.backup", now_ms)
+    return folder / "first.backup"
+
+
+def names_in(folder: Path) -> list[str]:
+    """List what is in *folder*."""
+    return sorted(path.name for path in folder.iterdir())
 
 
 def restored(file: Path, folder: Path, epoch: int | None = None) -> Restored:

@@ -31,7 +31,7 @@ from spotledger.storage.folder import (
     unusable,
 )
 from spotledger.storage.sqlite.copy import BackupFacts, Credentials, check_structure, make_ledger_again, read_facts
-from spotledger.storage.sqlite.file import BOOKS_FILE, KEYS_FILE
+from spotledger.storage.sqlite.file import BOOKS_FILE, KEYS_FILE, OLD_FILE
 from spotledger.storage.sqlite.journal import SqliteJournal
 from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, NotedHead, read_note
 from spotledger.storage.sqlite.placing import STAGING_FOLDER, go_on_placing, put_in_place
@@ -172,7 +172,7 @@ def _write_note(staging: Path, facts: BackupFacts, epoch: int, keys_change: int,
 
 
 def _check_empty(folder: Path) -> None:
-    for name in (LEDGER_FILE, f"{LEDGER_FILE}-wal", f"{LEDGER_FILE}-journal"):
+    for name in (LEDGER_FILE, f"{LEDGER_FILE}-wal", f"{LEDGER_FILE}-journal", OLD_FILE):
         if (folder / name).exists():
             raise DataFolderUnusable(
                 f"{folder} has a ledger already: {_named(folder / name)}."
