@@ -9,7 +9,7 @@ balances and holds, have for each of their buckets a count and a digest: the sum
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -54,6 +54,7 @@ class _History(msgspec.Struct, array_like=True, gc=False):
     holds: list[HoldsOpened]
 
 
+_LAST_BIT: Final = bytes(value & 1 for value in range(256))
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode_history: Final = msgspec.msgpack.Decoder(_History).decode
 
@@ -91,17 +92,27 @@ def pack_keys(bucket_id: int, keys: Sequence[tuple[bytes, int]]) -> bytes:
     return _sealed(b"keys", bucket_id, digests + pack_places(array("H", [place for _, place in keys])))
 
 
-def unpack_keys(bucket_id: int, packed: object) -> Iterator[tuple[bytes, int]]:
+def unpack_keys(bucket_id: int, packed: object) -> list[tuple[bytes, int]]:
     """
-    Give digest and place of each key of a bucket.
+    Return digest and place of each key of a bucket.
 
     Raises:
         BooksDamaged: It does not check.
     """
     payload = _opened(b"keys", bucket_id, packed)
-    count = len(payload) // (DIGEST_BYTES + _PLACE_BYTES)
-    for number, place in enumerate(unpack_places(payload[count * DIGEST_BYTES :])):
-        yield payload[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES], place
+    count, rest = divmod(len(payload), DIGEST_BYTES + _PLACE_BYTES)
+    end = count * DIGEST_BYTES
+    if rest or not _belong_to(bucket_id, payload[:end]):
+        raise BooksDamaged(f"the keys bucket {bucket_id} is cut, or has keys of another one")
+    digests = [payload[start : start + DIGEST_BYTES] for start in range(0, end, DIGEST_BYTES)]
+    return list(zip(digests, unpack_places(payload[end:]), strict=True))
+
+
+def _belong_to(bucket_id: int, digests: bytes) -> bool:
+    """Say whether all of the joined *digests* belong to a bucket, as :func:`key_id` has it, but all at once."""
+    count, number = len(digests) // DIGEST_BYTES, bucket_id % SEGMENT_BUCKETS
+    low, high = digests[DIGEST_BYTES - 2 :: DIGEST_BYTES], digests[DIGEST_BYTES - 1 :: DIGEST_BYTES]
+    return low == bytes([number & 0xFF]) * count and high.translate(_LAST_BIT) == bytes([number >> 8]) * count
 
 
 def places_of_key(bucket_id: int, packed: object, digest: bytes) -> list[int]:
@@ -173,12 +184,12 @@ class RowSum:
     def add(self, table: str, row: Sequence[Any]) -> None:
         """Count a row in."""
         self.rows += 1
-        self.digest = (self.digest + _row_digest(table, row)) % _MODULUS
+        self.digest = (self.digest + row_digest(table, row)) % _MODULUS
 
     def remove(self, table: str, row: Sequence[Any]) -> None:
         """Count a row out."""
         self.rows -= 1
-        self.digest = (self.digest - _row_digest(table, row)) % _MODULUS
+        self.digest = (self.digest - row_digest(table, row)) % _MODULUS
 
     def kept(self) -> tuple[int, bytes]:
         """Return count and digest as they are kept."""
@@ -193,6 +204,7 @@ def sum_of(rows: Iterable[tuple[str, Sequence[Any]]]) -> RowSum:
     return found
 
 
-def _row_digest(table: str, row: Sequence[Any]) -> int:
+def row_digest(table: str, row: Sequence[Any]) -> int:
+    """Return the digest of one row, which is summed up."""
     content = _encode((table, *row))
     return int.from_bytes(blake2b(content, digest_size=16).digest(), "little")

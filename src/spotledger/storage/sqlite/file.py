@@ -264,6 +264,29 @@ def open_untouched(path: Path) -> Connection:
     return connection  # type: ignore[no-any-return]
 
 
+def open_as_found(path: Path) -> Connection:
+    """
+    Open the file at *path* for reading only, so that the file and a log beside it are left as they were found.
+
+    Beside a write-ahead log a read-only connection leaves everything alone. Without one SQLite makes an empty log for
+    the time of the reading, and only a connection that may write takes it away again. Where the folder cannot be
+    written and there is no log, nobody writes the file: it is read as it lies.
+
+    Raises an error of the driver. Nothing of the file is checked yet.
+    """
+    _register_checksums()
+    if path.with_name(f"{path.name}-wal").exists():
+        flags, mode = apsw.SQLITE_OPEN_READONLY, "mode=ro"
+    elif os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        flags, mode = apsw.SQLITE_OPEN_READWRITE, "mode=rw"
+    else:
+        return open_untouched(path)
+    uri = f"file:{quote(str(path.absolute()))}?{mode}"
+    connection: Any = apsw.Connection(uri, flags | apsw.SQLITE_OPEN_URI, _VFS)
+    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    return connection  # type: ignore[no-any-return]
+
+
 @cache
 def _register_checksums() -> None:
     """Make the VFS with checksums known to SQLite, once in a process."""

@@ -105,6 +105,24 @@ def read_note(path: Path) -> Note | None:
         os.close(descriptor)
 
 
+def damaged_slot(path: Path) -> int | None:
+    """
+    Return which slot of the note at *path* is damaged while the other one is whole, or None.
+
+    Raises:
+        LedgerCorrupt: Both slots are damaged.
+        OSError: The file cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        return _read(descriptor, path)[2]
+    finally:
+        os.close(descriptor)
+
+
 def _read(descriptor: int, path: Path) -> tuple[int, Note | None, int | None]:
     """Return the count of notes, the newest note, and which slot is damaged where one is."""
     content = os.pread(descriptor, 2 * BLOCK_BYTES, 0)

@@ -64,7 +64,7 @@ def find_damage(wal: Path) -> WalDamage | None:
     magic, version, page_bytes = header[:3]
     is_big = magic == _MAGIC_BIG
     known = magic in (_MAGIC_LITTLE, _MAGIC_BIG) and version == _FORMAT and 512 <= page_bytes <= 65_536
-    if not known or _checksum(content[:24], (0, 0), is_big=is_big) != header[6:8]:
+    if not known or running_checksum(content[:24], (0, 0), is_big=is_big) != header[6:8]:
         # A header is written whole with the first frame; one that does not check hides all that follows.
         if len(content) >= _HEADER_BYTES + _FRAME_HEADER_BYTES + 512:
             return WalDamage(0, 0, "its header does not check")
@@ -97,8 +97,8 @@ def _frames(content: bytes, page_bytes: int, *, is_big: bool) -> Iterator[_Frame
         head = content[offset : offset + _FRAME_HEADER_BYTES]
         has_salts = head[8:16] == salts
         if checks:
-            sums = _checksum(head[:8], sums, is_big=is_big)
-            sums = _checksum(content[offset + _FRAME_HEADER_BYTES : offset + size], sums, is_big=is_big)
+            sums = running_checksum(head[:8], sums, is_big=is_big)
+            sums = running_checksum(content[offset + _FRAME_HEADER_BYTES : offset + size], sums, is_big=is_big)
             if has_salts and sums == struct.unpack(">2I", head[16:24]):
                 yield _Frame(number, offset, True, head[4:8] != b"\0\0\0\0")
                 continue
@@ -115,7 +115,7 @@ def _any_with(content: bytes, salts: bytes, start: int, size: int) -> bool:
     return any(content[offset + 8 : offset + 16] == salts for offset in range(start, len(content) - size + 1, size))
 
 
-def _checksum(data: bytes, sums: tuple[int, int], *, is_big: bool) -> tuple[int, int]:
+def running_checksum(data: bytes, sums: tuple[int, int], *, is_big: bool) -> tuple[int, int]:
     """Go on with the two running sums of the log over *data*, a multiple of 8 bytes."""
     words = array("I", data)
     if is_big != (array("I", b"\0\0\0\1")[0] == 1):
