@@ -6,22 +6,26 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-_COLUMNS: Final = {
+#: The columns of each table, in the order of the schema.
+TABLES: Final = {
     "access_keys": (
         *("accesskey", "customer", "permissions", "label", "addresses", "sealed_secret"),
         *("created_ms", "expires_ms", "revoked_ms", "last_used_ms"),
     ),
     "operator_tokens": ("token_id", "digest", "scopes", "label", "created_ms", "revoked_ms"),
+    "kept_key_requests": ("idempotency_key", "request_json", "answer_json"),
+    "master_key_mark": ("id", "fingerprint"),
 }
-_TEXTS: Final = frozenset({"accesskey", "customer", "label", "token_id"})
+_TEXTS: Final = frozenset({"accesskey", "customer", "label", "token_id", "idempotency_key", "fingerprint"})
 _LISTS: Final = frozenset({"permissions", "addresses", "scopes"})
+_DOCUMENTS: Final = frozenset({"request_json", "answer_json"})
 _BYTES: Final = frozenset({"sealed_secret", "digest"})
 _OPTIONAL: Final = frozenset({"expires_ms", "revoked_ms", "last_used_ms"})
 
 
 def wrong_in_row(table: str, row: Sequence[Any]) -> str | None:
     """Say what is wrong with a *row* of *table*, naming columns and no content; None where nothing is."""
-    columns = _COLUMNS[table]
+    columns = TABLES[table]
     if len(row) != len(columns):
         return f"{len(row)} columns"
     wrong = [name for name, value in zip(columns, row, strict=True) if not _passes(name, value)]
@@ -34,13 +38,15 @@ def _passes(column: str, value: Any) -> bool:
     if column in _BYTES:
         return isinstance(value, bytes) and bool(value)
     if column in _LISTS:
-        return _is_list_of_texts(value)
+        found = _decoded(value)
+        return isinstance(found, list) and all(isinstance(text, str) for text in found)
+    if column in _DOCUMENTS:
+        return isinstance(_decoded(value), dict)
     return isinstance(value, int) or (value is None and column in _OPTIONAL)
 
 
-def _is_list_of_texts(value: Any) -> bool:
+def _decoded(value: Any) -> Any:
     try:
-        found = json.loads(value)
-    except (TypeError, ValueError):
-        return False
-    return isinstance(found, list) and all(isinstance(text, str) for text in found)
+        return json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return None

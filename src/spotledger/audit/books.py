@@ -9,12 +9,14 @@ again in all that follows.
 from __future__ import annotations
 
 from collections.abc import Callable
+from hashlib import blake2b
 from typing import Any, Final
 
 from spotledger.audit.entries import EntryRead
 from spotledger.audit.findings import Findings
 from spotledger.domain.accounts import ACCOUNT_IDS, DUST, EXTERNAL, FEES, HOUSE_KIND, RECEIVABLE
 
+EXPIRE: Final = "expire"
 Name = tuple[tuple[str, str], str]  # ((customer, kind of account), coin)
 _HOUSE: Final = frozenset({tuple(EXTERNAL), tuple(FEES), tuple(DUST)})
 
@@ -22,12 +24,17 @@ _HOUSE: Final = frozenset({tuple(EXTERNAL), tuple(FEES), tuple(DUST)})
 class Line:
     """What one account has of one coin after the entry ``seq``, the last that touched it."""
 
-    __slots__ = ("account", "available", "coin", "freeze", "may_be_negative", "name", "places", "rows", "seq")
+    __slots__ = (
+        *("account", "available", "coin", "freeze", "may_be_negative"),
+        *("name", "places", "rows", "segments", "seq"),
+    )
 
     def __init__(self, name: Name) -> None:
         self.name = name
         self.account, self.coin = name
         self.available = self.freeze = self.seq = 0
+        #: The sum of what `mixed` makes of each segment that touched the line and was compared with its tables.
+        self.segments = 0
         customer, kind = name[0]
         self.may_be_negative = kind == "house" and (customer == EXTERNAL.customer or customer.startswith(RECEIVABLE))
         #: The places of the entries that are collected, from the first of them on.
@@ -38,13 +45,14 @@ class Line:
 
 
 class OpenHold:
-    """What remains of an open hold."""
+    """What remains of an open hold, and when it expires."""
 
-    __slots__ = ("line", "remaining", "row_closed_seq")
+    __slots__ = ("expires_ms", "line", "remaining", "row_closed_seq")
 
-    def __init__(self, line: Line, remaining: int) -> None:
+    def __init__(self, line: Line, remaining: int, expires_ms: int | None) -> None:
         self.line = line
         self.remaining = remaining
+        self.expires_ms = expires_ms
         #: What the table of holds said of its closing when the hold's segment was compared; -1 while it was not.
         self.row_closed_seq: int | None = -1
 
@@ -59,7 +67,10 @@ class BooksRead:
         #: Whether what stood after each entry is remembered, for tables that stand for an earlier one; not needed of
         #: segments that are surely compared.
         self.remembers = True
-        self._first_seq = 1
+        #: The first of the entries that are collected.
+        self.first_seq = 1
+        #: Whether entries are missing, so that what is collected of a segment may lack some.
+        self.has_gaps = False
         self.lines: dict[Name, Line] = {}
         self.holds: dict[int, OpenHold] = {}
         self.coins: dict[str, tuple[int, int]] = {}
@@ -80,11 +91,11 @@ class BooksRead:
         self.opened.clear()
         self.closed.clear()
         self.uses.clear()
-        self._first_seq = self.seq + 1
+        self.first_seq = self.seq + 1
 
     def touch(self, line: Line) -> None:
         """Collect that the entry that is being read touches *line*, before it changes what the line has."""
-        place = self.seq - self._first_seq
+        place = self.seq - self.first_seq
         if line.places is None:
             line.places = [place]
             self.touched.append(line)
@@ -103,7 +114,7 @@ class BooksRead:
                 line.available, line.freeze = available, freeze
                 line.rows += (seq, available, freeze)  # type: ignore[operator]
             return
-        place = seq - self._first_seq
+        place = seq - self.first_seq
         for line, (_, _, available, freeze) in zip(lines, entry.balances, strict=True):
             if line.places is None:
                 line.places = [place]
@@ -115,18 +126,28 @@ class BooksRead:
     def open_hold(self, entry: EntryRead, line: Line, units: int) -> OpenHold:
         """Open the hold of a freeze."""
         seq, request = self.seq, entry.request
-        hold = self.holds[seq] = OpenHold(line, units)
+        hold = self.holds[seq] = OpenHold(line, units, request.expires_ms)
         (customer, kind), coin = line.name
         self.opened[seq] = (
             seq, customer, kind, coin, units, request.reference, request.expires_ms, entry.booked_ms,
         )  # fmt: skip
         return hold
 
-    def use_hold(self, hold_id: int, hold: OpenHold, remaining: int) -> None:
-        """Let *remaining* units remain of a hold, and close it where they are none."""
+    def use_hold(self, entry: EntryRead, hold_id: int, hold: OpenHold, remaining: int) -> None:
+        """Let *remaining* units remain of a hold that *entry* uses, and close it where they are none."""
+        self.check_time(entry, hold_id, hold)
         self._remember_use(hold_id, hold)
         hold.remaining = remaining
         self._close_if_used_up(hold_id, hold)
+
+    def check_time(self, entry: EntryRead, hold_id: int, hold: OpenHold) -> None:
+        """Check that *entry* uses a hold before its time, or, where it lets it expire, not before."""
+        expires_ms, booked_ms = hold.expires_ms, entry.booked_ms
+        if entry.kind == EXPIRE:
+            if expires_ms is None or booked_ms < expires_ms:
+                self._note("hold_expired_early", self.seq, f"hold {hold_id}", f"booked {booked_ms}", _from(expires_ms))
+        elif expires_ms is not None and booked_ms >= expires_ms:
+            self._note("hold_used_late", self.seq, f"hold {hold_id}", f"booked {booked_ms}", f"before {expires_ms}")
 
     def _remember_use(self, hold_id: int, hold: OpenHold) -> None:
         if self.remembers and hold_id not in self.uses:
@@ -176,7 +197,11 @@ class BooksRead:
 
     def owed(self, receivable: str, coin: str) -> int:
         """Return what stands on a customer's *receivable* after the entry: 0 or less."""
-        line = self.lines.get(((receivable, HOUSE_KIND), coin))
+        return self.available(((receivable, HOUSE_KIND), coin))
+
+    def available(self, name: Name) -> int:
+        """Return what an account has available of a coin after the entry."""
+        line = self.lines.get(name)
         return 0 if line is None else line.available
 
     def _new_line(self, name: Name) -> Line:
@@ -221,6 +246,7 @@ class BooksRead:
                 self._note(
                     "hold_misused", seq, f"hold {hold_id}", f"{units} of {line.name}", f"taken from {hold.line.name}"
                 )
+            self.check_time(entry, hold_id, hold)
             self._remember_use(hold_id, hold)
             hold.remaining += units
             if hold.remaining < 0:
@@ -286,6 +312,15 @@ def has_owner(account: tuple[str, str], registered: Callable[[str], bool]) -> bo
     if kind == HOUSE_KIND:
         return account in _HOUSE or registered(customer.removeprefix(f"{RECEIVABLE}:"))
     return kind in ACCOUNT_IDS and registered(customer)
+
+
+def mixed(segment: int) -> int:
+    """Return a number that stands for a segment in a sum: two sets of segments with one sum do not come about."""
+    return int.from_bytes(blake2b(segment.to_bytes(8, "little"), digest_size=8).digest(), "little")
+
+
+def _from(expires_ms: int | None) -> str:
+    return "no expiry of a hold without one" if expires_ms is None else f"{expires_ms} or later"
 
 
 def _where(line: Line) -> str:

@@ -14,16 +14,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from spotledger.audit.access_keys import wrong_in_row
-from spotledger.audit.findings import Finding, Findings
+from spotledger.audit.files import check_access_keys, check_backup, check_files, check_note
+from spotledger.audit.findings import Finding, Findings, advice_on
 from spotledger.audit.journal import JournalPass
 from spotledger.audit.keys import FilterCheck, KeySpool
-from spotledger.audit.ranges import CHUNK_ENTRIES, join
+from spotledger.audit.ranges import CHUNK_ENTRIES, SEGMENT_LIMIT, join
 from spotledger.audit.segments import SegmentTables
-from spotledger.audit.tables import WholeTables
+from spotledger.audit.tables import WholeTables, compare_with_itself
 from spotledger.audit.workers import Ahead, ranges_of
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.sqlite.audit import AuditFile, Damaged, Facts, Unreadable
+from spotledger.storage.sqlite.audit import AuditFile, HeadRow, JournalFile, LedgerRow
+from spotledger.storage.sqlite.raw import Damaged, Unreadable
 
 CLEAN: Final = "clean"
 DAMAGED: Final = "damaged"
@@ -73,6 +74,8 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     #: What could not be looked at, and why.
     unexamined: list[str] = field(default_factory=list)
+    #: What to do about what was found.
+    advice: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return the report in a form that JSON has."""
@@ -114,14 +117,14 @@ def audit(
         with AuditFile(Path(path)) as file:
             run.examine(file)
     except Unreadable as error:
-        run.findings.unreadable(error)
+        run.findings.unreadable(error, code="file_damaged")
     except KeyboardInterrupt:
         run.findings.leave_out("the rest: the audit was interrupted")
     except MemoryError:
         run.findings.leave_out("the rest: there is no memory left")
     report.seconds = round(time.monotonic() - began, 3)
     report.findings, report.counts = run.findings.listed, dict(run.findings.counts)
-    report.unexamined = run.findings.unexamined
+    report.unexamined, report.advice = run.findings.unexamined, advice_on(run.findings)
     if run.findings:
         report.verdict = DAMAGED
     else:
@@ -146,128 +149,108 @@ class _Run:
         self._known_heads = {known.seq: known.hash for known in known_heads}
         self._pace = pace
         self._processes = processes
+        self._head: HeadRow | None = None
+        self._is_head_read = False
 
     def examine(self, file: AuditFile) -> None:
         """Read all there is in *file*."""
-        self._is_alone = file.is_alone
-        self._check_files(file)
-        facts = file.facts()
-        for name in facts.changed_schema:
-            self.findings.add("schema_changed", None, name, "missing or another", "as the schema has it")
-        if facts.ledger is None:
+        check_files(file, self.findings)
+        ledger = file.journal.ledger()
+        if ledger is None:
             self.findings.add("ledger_row_missing", None, "ledger", "no row", "one row")
             self.findings.leave_out("the entries: which ledger it is, is not known")
             return
-        self._note_facts(facts)
-        ledger_id, _, segment_entries, _ = facts.ledger
-        if segment_entries < 1:
+        report = self._report
+        report.ledger_id, report.epoch, segment_entries = ledger
+        if ledger.epoch < 1:
+            self.findings.add("ledger_row_wrong", None, "ledger", f"epoch {ledger.epoch}", "1 or more")
+        if not 1 <= segment_entries <= SEGMENT_LIMIT:
+            found = f"segments of {segment_entries} entries"
+            self.findings.add("ledger_row_wrong", None, "ledger", found, f"of 1 to {SEGMENT_LIMIT}")
             self.findings.leave_out(f"the entries: a segment has {segment_entries} of them")
             return
-        journal = JournalPass(self.findings, genesis_hash(ledger_id), file.body)
+        journal = JournalPass(self.findings, genesis_hash(ledger.ledger_id), file.journal.body)
         try:
-            with closing(KeySpool()) as spool, self._ahead(facts, segment_entries) as ahead:
-                self._books_link(facts, file)
-                idempotency_filter = FilterCheck(file, self.findings, segment_entries)
-                tables = SegmentTables(file, journal, self.findings, spool, idempotency_filter)
-                self._read_journal(file, facts.last_seq, journal, tables, segment_entries, ahead)
-                self._check_head(facts, journal)
-                self._check_note(file, facts, journal)
-                if file.has_books():
-                    WholeTables(file, journal, self.findings, segment_entries).compare()
-                self._check_keys(journal, spool)
-                self._check_access_keys(file, ledger_id)
-        except OSError as error:
-            self.findings.leave_out(f"keys that stand twice: the temporary file failed: {error.strerror}")
+            with self.findings.noting("the journal"):
+                self._examine_journal(file, ledger, journal)
+            noted_change = 0
+            with self.findings.noting("the noted head"):
+                noted_change = check_note(file, self.findings, ledger)
+            with self.findings.noting("the access keys"):
+                check_access_keys(file, self.findings, noted_change, journal)
         finally:
             self._count(journal)
 
-    def _check_files(self, file: AuditFile) -> None:
-        """Check the files as files: every page, SQLite's structures, and the write-ahead logs."""
-        for check in (self._check_structure, self._check_logs):
-            try:
-                check(file)
-            except Unreadable as error:
-                self.findings.unreadable(error)
-
-    def _check_structure(self, file: AuditFile) -> None:
-        for where, found in file.structure():
-            self.findings.add("structure_damaged", None, where, found, "ok")
-
-    def _check_logs(self, file: AuditFile) -> None:
-        for found in file.logs():
-            self.findings.add("log_damaged", None, "write-ahead log", found, "whole")
-
-    def _check_note(self, file: AuditFile, facts: Facts, journal: JournalPass) -> None:
-        """Compare the journal with the note of its head, which may be of an entry before the last."""
+    def _examine_journal(self, file: AuditFile, ledger: LedgerRow, journal: JournalPass) -> None:
+        """Read the entries, and compare what is derived from them."""
+        size = ledger.segment_entries
+        with file.journal.one_instant():
+            first_seq, last_seq = file.journal.extent()
+            with self.findings.noting("the head"):
+                self._head = file.journal.head()
+                self._is_head_read = True
+        self._compare_extent(first_seq, last_seq)
+        with self.findings.noting("the books"):
+            self._check_books(file, ledger, last_seq)
         try:
-            note = file.note()
-            if note is None or facts.ledger is None:
-                return
-            kept = file.entries(note.seq, note.seq) if note.seq else []
-        except Unreadable as error:
-            code = "note_damaged" if isinstance(error, Damaged) else None
-            if code is None:
-                self.findings.unreadable(error)
-            else:
-                self.findings.add(code, None, "noted-head", str(error), "one whole slot")
-            return
-        found_hash = kept[0][2] if kept else genesis_hash(facts.ledger[0])
-        found = (facts.ledger[0], facts.ledger[1], found_hash)
-        is_cut = bool(note.seq) and not kept
-        if is_cut or found != (note.ledger_id, note.epoch, note.hash):
-            noted = f"ledger {note.ledger_id}, epoch {note.epoch}, entry {note.seq} with {note.hash.hex()}"
-            actual = "no such entry" if is_cut else f"ledger {found[0]}, epoch {found[1]}, {found_hash.hex()}"
-            self.findings.add("note_differs", note.seq, "noted-head", actual, noted)
+            with closing(KeySpool()) as spool, self._ahead(file, last_seq, size) as ahead:
+                idempotency_filter = FilterCheck(file.books, self.findings, size)
+                tables = SegmentTables(file.books, journal, self.findings, spool, idempotency_filter)
+                self._read_journal(file.journal, last_seq, journal, tables, size, ahead)
+                self._check_head(journal)
+                compare_with_itself(journal, self.findings)
+                if file.books is not None:
+                    WholeTables(file.books, journal, self.findings, size).compare()
+                if file.is_backup:
+                    with self.findings.noting("the row of the backup"):
+                        check_backup(file, self.findings, ledger)
+                self._check_keys(journal, spool)
+        except OSError as error:
+            self.findings.leave_out(f"keys that stand twice: the temporary file failed: {error.strerror}")
 
-    def _check_access_keys(self, file: AuditFile, ledger_id: str) -> None:
-        """Read every access key and token as the service does."""
-        try:
-            keys_of = file.keys_of_ledger()
-            if keys_of is not None and keys_of[0] != ledger_id:
-                self.findings.add("access_key_malformed", None, "keys_of", keys_of[0], ledger_id)
-            for table, name, row in file.key_rows():
-                reason = wrong_in_row(table, row)
-                if reason is not None:
-                    self.findings.add("access_key_malformed", None, f"{table} {name}…", reason, "a row of the schema")
-        except Unreadable as error:
-            self.findings.unreadable(error)
-
-    def _note_facts(self, facts: Facts) -> None:
-        """Compare the rows that say how far the file is."""
+    def _compare_extent(self, first_seq: int | None, last_seq: int) -> None:
+        """Compare the head with the entries that there are."""
         report, add = self._report, self.findings.add
-        assert facts.ledger is not None  # noqa: S101 - asked before
-        report.ledger_id, report.epoch, segment_entries, report.sealed_to = facts.ledger
-        if facts.head is None:
-            add("head_missing", None, "head", "no row", f"entry {facts.last_seq}")
-        else:
-            report.head_seq = facts.head[0]
-            if facts.last_seq < report.head_seq:
-                add("journal_cut", facts.last_seq, "journal", f"its last entry is {facts.last_seq}", report.head_seq)
-            if facts.last_seq > report.head_seq:
-                found = f"its last entry is {facts.last_seq}"
+        if self._head is not None:
+            report.head_seq = self._head.seq
+            if last_seq < report.head_seq:
+                add("journal_cut", last_seq, "journal", f"its last entry is {last_seq}", report.head_seq)
+            if last_seq > report.head_seq:
+                found = f"its last entry is {last_seq}"
                 add("entry_beyond_head", report.head_seq + 1, "journal", found, f"entry {report.head_seq}")
-        if facts.first_seq is not None and facts.first_seq < 1:
-            add("entry_out_of_place", facts.first_seq, "entry", f"entry {facts.first_seq}", "entry 1 as the first")
-        if facts.books is not None and facts.books[0] != report.ledger_id:
-            add("books_differ", None, "books", f"of the ledger {facts.books[0]}", str(report.ledger_id))
-        if facts.books is None and facts.last_seq >= segment_entries > 0 and not self._is_alone:
-            self.findings.leave_out("the books: there are none; the service makes them again")
-        last_sealed = facts.last_seq - facts.last_seq % max(1, segment_entries)
-        if not 0 <= report.sealed_to <= last_sealed or report.sealed_to % max(1, segment_entries):
-            add("sealed_to_wrong", None, "ledger", report.sealed_to, f"whole segments, up to entry {last_sealed}")
+        elif self._is_head_read:
+            add("head_missing", None, "head", "no row", f"entry {last_seq}")
+        if first_seq is not None and first_seq < 1:
+            add("entry_out_of_place", first_seq, "entry", f"entry {first_seq}", "entry 1 as the first")
 
-    def _books_link(self, facts: Facts, file: AuditFile) -> None:
-        """Compare the last entry that the books are made of with that of the journal."""
-        if facts.books is None or not facts.books[1]:
+    def _check_books(self, file: AuditFile, ledger: LedgerRow, last_seq: int) -> None:
+        """Compare what the books say of themselves with the ledger, and with the entry that they end with."""
+        size, add = ledger.segment_entries, self.findings.add
+        if file.books is None:
+            if last_seq >= size and not file.is_alone and not file.problems:
+                self.findings.leave_out("the books: there are none; the next start of the service makes them again")
             return
-        kept = file.entries(facts.books[1], facts.books[1])
-        found = kept[0][2] if kept else None
-        if found != facts.books[2]:
-            self.findings.add("books_differ", facts.books[1], "books", facts.books[2], found)
+        facts = file.books.facts()
+        if facts is None:
+            add("books_differ", None, "books", "no row", "one row")
+            return
+        if (facts.ledger_id, facts.segment_entries) != (ledger.ledger_id, size):
+            found = f"ledger {facts.ledger_id}, segments of {facts.segment_entries}"
+            add("books_differ", None, "books", found, f"ledger {ledger.ledger_id}, segments of {size}")
+        self._report.sealed_to = facts.sealed_to
+        last_sealed = last_seq - last_seq % size
+        if not 0 <= facts.sealed_to <= last_sealed or facts.sealed_to % size:
+            add("sealed_to_wrong", None, "books", facts.sealed_to, f"whole segments, up to entry {last_sealed}")
+            return
+        sealed_to = facts.sealed_to
+        found_hash = file.journal.hash_of(sealed_to) if sealed_to else genesis_hash(ledger.ledger_id)
+        if facts.sealed_hash != found_hash:
+            add("books_differ", sealed_to, "books", facts.sealed_hash, found_hash)
 
-    def _ahead(self, facts: Facts, segment_entries: int) -> AbstractContextManager[Ahead | None]:
+    def _ahead(self, file: AuditFile, last_seq: int, segment_entries: int) -> AbstractContextManager[Ahead | None]:
         """Have the sealed segments read ahead, where that is wanted and there are enough of them."""
-        ranges = ranges_of(min(facts.last_seq, self._report.sealed_to), segment_entries)
+        # The last entry may have any number where the journal is damaged.
+        ranges = ranges_of(min(last_seq, self._report.sealed_to, file.journal.most_entries()), segment_entries)
         processes = min(self._processes, len(ranges))
         if processes > 1:
             with suppress(OSError):  # without them it takes longer
@@ -276,7 +259,7 @@ class _Run:
 
     def _read_journal(
         self,
-        file: AuditFile,
+        file: JournalFile,
         last_seq: int,
         journal: JournalPass,
         tables: SegmentTables,
@@ -285,19 +268,42 @@ class _Run:
     ) -> None:
         while journal.seq < last_seq:
             if ahead is None or not ahead.begins_after(journal.seq) or not self._join(file, journal, tables, ahead):
-                border = journal.seq - journal.seq % segment_entries + segment_entries
-                last = min(journal.seq + self._pace.chunk, border, last_seq)
-                rows = file.entries(journal.seq + 1, last)
-                self._check_known_heads(rows)
-                journal.remembers = border > self._report.sealed_to
-                journal.take(rows, last)
-                if last == border:
-                    tables.compare_if_sealed(border)
+                self._read_chunk(file, last_seq, journal, tables, segment_entries)
             self._report.audited_to = journal.seq
             self._progress(Progress(journal.seq, last_seq))
             self._pace.rest(journal.seq)
 
-    def _join(self, file: AuditFile, journal: JournalPass, tables: SegmentTables, ahead: Ahead) -> bool:
+    def _read_chunk(
+        self, file: JournalFile, last_seq: int, journal: JournalPass, tables: SegmentTables, segment_entries: int
+    ) -> None:
+        """Read the next entries in order; where none are there, go on at the next that is."""
+        border = journal.seq - journal.seq % segment_entries + segment_entries
+        last = min(journal.seq + self._pace.chunk, border, last_seq)
+        rows = self._rows(file, journal.seq + 1, last)
+        is_gap = not rows
+        if is_gap:
+            last = min((file.seq_after(last) or last_seq + 1) - 1, last_seq)
+        self._check_known_heads(rows)
+        journal.remembers = border > self._report.sealed_to
+        journal.take(rows, last)
+        if is_gap:
+            tables.pass_over()
+        elif last == border:
+            tables.compare_if_sealed(border)
+
+    def _rows(self, file: JournalFile, first: int, last: int) -> list[tuple[int, bytes, bytes]]:
+        """Return the entries from *first* to *last*; of a damaged page those that can be read one by one."""
+        try:
+            return file.entries(first, last)
+        except Damaged as error:
+            self.findings.unreadable(error)
+        found = []
+        for seq in range(first, last + 1):
+            with suppress(Damaged):
+                found += file.entries(seq, seq)
+        return found
+
+    def _join(self, file: JournalFile, journal: JournalPass, tables: SegmentTables, ahead: Ahead) -> bool:
         """Go on with the range that was read ahead, if it is sound and fits; say whether it did."""
         for found in ahead.next_range():
             if found is None:
@@ -318,18 +324,17 @@ class _Run:
                 if known != kept_hash:
                     self.findings.add("known_head_differs", seq, "hash", kept_hash, known)
 
-    def _check_head(self, facts: Facts, journal: JournalPass) -> None:
+    def _check_head(self, journal: JournalPass) -> None:
         """Compare the head with the last entry."""
-        report = self._report
+        report, head = self._report, self._head
         report.hash = None if journal.link is None else journal.link.hex()
         for seq, known in self._known_heads.items():
             if known != (genesis_hash(str(report.ledger_id)) if seq == 0 else None):
                 self.findings.add("known_head_differs", seq, "journal", f"it ends at entry {journal.seq}", known)
-        if facts.head is None or facts.head[0] != journal.seq:
+        if head is None or head.seq != journal.seq or journal.link is None:
             return
-        _, head_hash, booked_ms = facts.head
-        if journal.link is not None and (head_hash, booked_ms) != (journal.link, journal.booked_ms):
-            found = f"{head_hash.hex()}, booked {booked_ms}"
+        if (head.hash, head.booked_ms) != (journal.link, journal.booked_ms):
+            found = f"{head.hash.hex()}, booked {head.booked_ms}"
             expected = f"{journal.link.hex()}, booked {journal.booked_ms}"
             self.findings.add("head_differs", journal.seq, "head", found, expected)
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
-from spotledger.storage.sqlite.audit import Damaged, Unreadable
+from spotledger.storage.sqlite.file import BOOKS_FILE, KEYS_FILE
+from spotledger.storage.sqlite.raw import Damaged, Unreadable
 
 #: Findings that a report lists, altogether and of one code; the others are counted.
 FINDINGS_LIMIT: Final = 200
@@ -22,12 +25,16 @@ CODES: Final[dict[str, str]] = {
     "journal_cut": "The journal ends before its head.",
     "entry_beyond_head": "The journal goes on after its head.",
     "known_head_differs": "An entry has another hash than the one that was noted of it before.",
-    "schema_changed": "A table, an index, a trigger or a view is missing or is another.",
-    "page_damaged": "A page, or what stands in it, does not check.",
+    "trigger_changed": "A trigger that keeps the journal from being changed is missing or is another.",
+    "schema_changed": "A table, an index or a view is missing or is another, or an index or a trigger was added.",
+    "ledger_row_wrong": "The row that says which ledger this is says what cannot be.",
+    "backup_differs": "A backup says that it ends with another entry than it does.",
+    "file_damaged": "A file is no database of a ledger, or has no checksums on its pages.",
+    "page_damaged": "A page of a file, or what stands in it, does not check.",
     "structure_damaged": "SQLite's own check finds that pages, rows or indexes contradict each other.",
     "log_damaged": "A write-ahead log is damaged before its end.",
     "note_differs": "The journal is not the one whose head was noted.",
-    "note_damaged": "Both slots of the noted head are damaged.",
+    "note_damaged": "A slot of the noted head is damaged, or both are.",
     "entry_missing": "Entries are missing from the numbering.",
     "entry_out_of_place": "An entry stands under another number than its own.",
     "entry_unreadable": "An entry cannot be read, or is not of the form of one.",
@@ -49,6 +56,8 @@ CODES: Final[dict[str, str]] = {
     "hold_misused": "An entry's posting and its hold do not belong together.",
     "hold_overdrawn": "An entry uses more of a hold than remained.",
     "hold_after_differs": "What remains of holds after an entry is not what remained before less what it used.",
+    "hold_expired_early": "A hold was let expire before its time, or has none.",
+    "hold_used_late": "An entry uses a hold whose time had come.",
     "request_differs": "The postings of an entry are not what its kept request asks for.",
     "reversal_wrong": "A reversal is not the opposite of an entry that could be reversed.",
     "reversed_twice": "An entry was reversed twice.",
@@ -56,9 +65,11 @@ CODES: Final[dict[str, str]] = {
     "coin_not_balanced": "A coin does not add up to zero over all accounts.",
     # what is derived, beside the journal
     "books_differ": "The books are of another ledger, or of another history.",
+    "bucket_damaged": "A bucket of keys or of the history is missing, or does not fit its checksum.",
     "bucket_sum_differs": "The rows of a bucket are not those that its digest was made of.",
     "count_differs": "The books have another number of rows than they say, or other ones.",
-    "access_key_malformed": "An access key or a token is malformed, or is of another ledger.",
+    "access_key_malformed": "An access key or a token is malformed, or of another ledger, or of nobody registered.",
+    "access_keys_behind": "The access keys are behind the last change that was noted, or are not there.",
     "sealed_to_wrong": "The last sealed entry is none that can be.",
     "rows_beyond_journal": "A derived table has rows of segments that cannot have been sealed.",
     "key_row_missing": "A key of the journal is not in the table of keys.",
@@ -86,6 +97,23 @@ CODES: Final[dict[str, str]] = {
     "filter_level_damaged": "A level of the filter of known keys is malformed, or covers what it cannot.",
     "filter_page_damaged": "A page of the filter of known keys is missing or does not fit its checksum.",
     "filter_key_missing": "A known key is not in the filter, so it could be booked twice.",
+}
+
+
+#: What to do, by what is damaged. A finding about a whole file begins its place with the file's name.
+_ABOUT_FILES: Final = frozenset({"file_damaged", "page_damaged", "structure_damaged", "schema_changed"})
+_OF_BOOKS: Final = frozenset(list(CODES)[list(CODES).index("books_differ") :]) - {
+    "access_key_malformed",
+    "access_keys_behind",
+}
+_OF_KEYS: Final = frozenset({"access_key_malformed", "access_keys_behind"})
+_OF_END: Final = frozenset({"log_damaged", "note_differs", "note_damaged", "journal_cut"})
+_ADVICE: Final = {
+    "journal": "The journal is damaged. Keep a copy of the data folder, and restore the newest backup whose audit is"
+    " clean: spotledger restore",
+    "end": "The end of the journal is in doubt. See what is missing, which changes nothing: spotledger recover",
+    "books": "The books are derived from the journal. Make them again: spotledger rebuild",
+    "keys": "The access keys are damaged. Put a good copy of keys.db in their place, or take them from a backup",
 }
 
 
@@ -128,13 +156,24 @@ class Findings:
         if why not in self.unexamined and len(self.unexamined) <= UNEXAMINED_LIMIT:
             self.unexamined.append(why if len(self.unexamined) < UNEXAMINED_LIMIT else "and more")
 
-    def unreadable(self, error: Unreadable, segment: int | None = None) -> None:
+    def unreadable(self, error: Unreadable, segment: int | None = None, code: str = "page_damaged") -> None:
         """Note that something could not be read: as a finding where it does not check, else as not looked at."""
         where = str(error) if segment is None else f"{error} (segment {segment})"
         if isinstance(error, Damaged):
-            self.add("page_damaged", None, where, "does not check", "what was written")
+            self.add(code, None, where, "does not check", "what was written")
         else:
             self.leave_out(where)
+
+    @contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """Note what a block could not look at, and go on after it: *what* says what it is about."""
+        try:
+            yield
+        except Unreadable as error:
+            self.unreadable(error)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # The values of some row are not of its table's types; SQLite's own check has named them.
+            self.leave_out(f"{what}: values that are not of the schema ({type(error).__name__}: {error})")
 
     def __len__(self) -> int:
         """Return how many there are, listed or not."""
@@ -147,3 +186,19 @@ def _shown(value: Any) -> str:
     except ValueError:  # Python writes no number of more than 4,300 digits
         return "a number too long to write"
     return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 3] + "..."
+
+
+def advice_on(findings: Findings) -> list[str]:
+    """Return what to do about *findings*, in words."""
+    found = {_part_of(code, None) for code in findings.counts if code not in _ABOUT_FILES}
+    found |= {_part_of(finding.code, finding.where) for finding in findings.listed if finding.code in _ABOUT_FILES}
+    return [text for part, text in _ADVICE.items() if part in found]
+
+
+def _part_of(code: str, where: str | None) -> str:
+    """Return which part of a ledger a finding is about, as the advice has it."""
+    if where is not None:
+        return "books" if BOOKS_FILE in where else "keys" if KEYS_FILE in where else "journal"
+    if code in _OF_BOOKS:
+        return "books"
+    return "keys" if code in _OF_KEYS else "end" if code in _OF_END else "journal"

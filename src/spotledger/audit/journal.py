@@ -80,6 +80,8 @@ class JournalPass(BooksRead):
             return None
         seqs, bodies, hashes = zip(*rows, strict=True)
         links = (self.link, *hashes[:-1])
+        if {*map(type, bodies), *map(type, hashes)} != {bytes}:
+            return None
         if [sha256(link + body).digest() for link, body in zip(links, bodies, strict=True)] != list(hashes):
             return None
         try:
@@ -122,6 +124,10 @@ class JournalPass(BooksRead):
             if row_seq != seq:
                 self._missing(seq, row_seq - 1)
                 seq, link = row_seq, None
+            if not isinstance(body, bytes) or not isinstance(kept_hash, bytes):
+                self._note("entry_unreadable", seq, "row", f"{type(body)}, {type(kept_hash)}", "a text and a hash")
+                link = None
+                continue
             if link is not None and sha256(link + body).digest() != kept_hash:
                 self._note("chain_broken", seq, "hash", kept_hash, sha256(link + body).digest())
             link = kept_hash

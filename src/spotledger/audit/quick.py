@@ -45,6 +45,7 @@ def _freeze(books: BooksRead, entry: EntryRead) -> Touched:
         or entry.balances != ((account, coin, available, freeze),)
         or entry.holds != ((seq, units),)
         or seq in books.holds
+        or (request.expires_ms is not None and request.expires_ms <= entry.booked_ms)
     ):
         return None
     books.open_hold(entry, line, units)
@@ -72,7 +73,7 @@ def _unfreeze(books: BooksRead, entry: EntryRead) -> Touched:
         or entry.balances != ((account, coin, available, freeze),)
     ):
         return None
-    books.use_hold(hold_id, hold, remaining)
+    books.use_hold(entry, hold_id, hold, remaining)
     return (line,)
 
 
@@ -144,8 +145,8 @@ def _settle(books: BooksRead, entry: EntryRead) -> Touched:
         return None
     if entry.postings != bought[0] + sold[0] or entry.balances != bought[1] + sold[1]:
         return None
-    books.use_hold(buy_id, buy, buy_left)
-    books.use_hold(sell_id, sell, sell_left)
+    books.use_hold(entry, buy_id, buy, buy_left)
+    books.use_hold(entry, sell_id, sell, sell_left)
     return bought[2] + sold[2]
 
 

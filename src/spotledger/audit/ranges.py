@@ -15,17 +15,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from spotledger.audit.books import Line, Name, OpenHold, has_owner
+from spotledger.audit.books import EXPIRE, Line, Name, OpenHold, has_owner
 from spotledger.audit.entries import EntryRead, decoded
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.audit.keys import FilterCheck, KeySpool
 from spotledger.audit.segments import SegmentTables
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.sqlite.audit import AuditFile, Facts
+from spotledger.storage.sqlite.audit import AuditFile, LedgerRow
 
 #: Entries that are read in one transaction.
 CHUNK_ENTRIES: Final = 200
+#: Places of entries within a segment have two bytes.
+SEGMENT_LIMIT: Final = 65_536
 
 
 class Unsound(Exception):
@@ -43,8 +45,11 @@ class _NoFindings(Findings):
 
 
 #: One account and coin within a range: customer, kind of account, coin; the entry that touched it first, available and
-#: freeze before that; the entry that touched it last, available and freeze after that.
-LineRead = tuple[str, str, str, int, int, int, int, int, int]
+#: freeze before that; the entry that touched it last, available and freeze after that; the sum of its segments.
+LineRead = tuple[str, str, str, int, int, int, int, int, int, int]
+#: One hold from before a range: its id, the place of its line in the lines; what remained before and what remains; when
+#: it was used last, and when it was let expire, where it was.
+UsedRead = tuple[int, int, int, int, int | None, int | None]
 
 
 class RangeRead(NamedTuple):
@@ -61,12 +66,12 @@ class RangeRead(NamedTuple):
     coins: dict[str, tuple[int, int]]
     customers: dict[str, int]
     lines: list[LineRead]
-    #: What customers did not owe before: the receivable account and the coin.
-    not_owed: set[tuple[str, str]]
-    #: Holds from before: id, place of the line in ``lines``, what remained before and what remains.
-    used: list[tuple[int, int, int, int]]
-    #: Holds that the range opened and left open: id, place of the line, what remains, what their row says of closing.
-    opened: list[tuple[int, int, int, int | None]]
+    #: Who had nothing of a coin before: customer, kind of account, coin; of a receivable account, who owed nothing.
+    nothing: set[tuple[str, str, str]]
+    used: list[UsedRead]
+    #: Holds that the range opened and left open: id, place of the line, what remains, what their row says of closing,
+    #: and when they expire.
+    opened: list[tuple[int, int, int, int | None, int | None]]
     #: Holds by the entry that closed them, where no row of the range's tables says so.
     closed_otherwise: dict[int, int]
     reversals: dict[int, int]
@@ -89,14 +94,17 @@ class RangePass(JournalPass):
         super().__init__(_NoFindings(), link, entry_at)
         self.seq = first - 1
         self.remembers = False
-        self._first_seq = first
+        self.first_seq = first
         self.booked_ms = booked_first_ms
         self._first = first
         self._booked_first_ms = booked_first_ms
         self._link_before = link
         self._before: list[tuple[Line, int, int, int]] = []
         self._holds_before: dict[int, tuple[Line, int]] = {}
-        self._not_owed: set[tuple[str, str]] = set()
+        #: When a hold from before was used last, and when it was let expire.
+        self._used_ms: dict[int, int] = {}
+        self._expired_ms: dict[int, int] = {}
+        self._nothing: set[tuple[str, str, str]] = set()
 
     def bring_up(self, entry: EntryRead) -> bool:
         """Work back what stood before *entry* of the lines and holds that the range has not seen yet."""
@@ -117,7 +125,7 @@ class RangePass(JournalPass):
                     raise Unsound(f"entry {self.seq} uses hold {hold_id} of another line, or after it was used up")
                 found = True
                 remaining = said[hold_id] - units
-                self.holds[hold_id] = OpenHold(holder, remaining)
+                self.holds[hold_id] = OpenHold(holder, remaining, None)
                 self._holds_before[hold_id] = (holder, remaining)
         return found
 
@@ -132,12 +140,19 @@ class RangePass(JournalPass):
     def _new_line(self, name: Name) -> Line:
         raise Unsound(f"entry {self.seq} posts to {name}, but does not say what is there after it")
 
-    def owed(self, receivable: str, coin: str) -> int:
-        """Return what a customer's receivable has after the entry; take for granted that one not seen yet has none."""
-        name = ((receivable, "house"), coin)
+    def available(self, name: Name) -> int:
+        """Return what an account has after the entry; take for granted that one not seen yet has nothing."""
         if name not in self.lines:
-            self._not_owed.add((receivable, coin))
-        return super().owed(receivable, coin)
+            (customer, kind), coin = name
+            self._nothing.add((customer, kind, coin))
+        return super().available(name)
+
+    def check_time(self, entry: EntryRead, hold_id: int, hold: OpenHold) -> None:
+        """Check the time of a use; of a hold from before, whose time is not known here, remember the use."""
+        if hold_id not in self._holds_before:
+            super().check_time(entry, hold_id, hold)
+        else:
+            (self._expired_ms if entry.kind == EXPIRE else self._used_ms)[hold_id] = entry.booked_ms
 
     def said(self, key_runs: list[tuple[int, list[int]]]) -> RangeRead:
         """Return what the range, read to its end and compared with its tables, leads to."""
@@ -148,19 +163,21 @@ class RangePass(JournalPass):
         for line, first_seq, available, freeze in self._before:
             (customer, kind), coin = line.name
             places[id(line)] = len(lines)
-            lines.append((customer, kind, coin, first_seq, available, freeze, line.seq, line.available, line.freeze))
-        used = []
+            now = (line.seq, line.available, line.freeze, line.segments)
+            lines.append((customer, kind, coin, first_seq, available, freeze, *now))
+        used: list[UsedRead] = []
         for hold_id, (line, remaining) in self._holds_before.items():
-            hold = self.holds.get(hold_id)
-            used.append((hold_id, places[id(line)], remaining, 0 if hold is None else hold.remaining))
+            left = self.holds[hold_id].remaining if hold_id in self.holds else 0
+            times = (self._used_ms.get(hold_id), self._expired_ms.get(hold_id))
+            used.append((hold_id, places[id(line)], remaining, left, *times))
         opened = [
-            (hold_id, places[id(hold.line)], hold.remaining, hold.row_closed_seq)
+            (hold_id, places[id(hold.line)], hold.remaining, hold.row_closed_seq, hold.expires_ms)
             for hold_id, hold in self.holds.items()
             if hold_id not in self._holds_before
         ]
         return RangeRead(
             self._first, self.seq, self._link_before, self.link, self._booked_first_ms, self.booked_ms,
-            self.postings, self.refusals, self.coins, self.customers, lines, self._not_owed, used, opened,
+            self.postings, self.refusals, self.coins, self.customers, lines, self._nothing, used, opened,
             self.closed_otherwise, self.reversals, key_runs,
         )  # fmt: skip
 
@@ -168,27 +185,27 @@ class RangePass(JournalPass):
 class RangeReader:
     """Reads ranges of one ledger file, one after the other."""
 
-    def __init__(self, file: AuditFile, facts: Facts, spool: KeySpool) -> None:
+    def __init__(self, file: AuditFile, ledger: LedgerRow | None, spool: KeySpool) -> None:
         """
         Read ranges of *file*.
 
         Args:
             file: The ledger file.
-            facts: What it says of itself.
+            ledger: What it says of itself.
             spool: Where the digests of the keys are put.
 
         Raises:
             Unsound: It says too little, or the filter of known keys is damaged.
             Unreadable: It could not be read.
         """
-        if facts.ledger is None or facts.ledger[2] < 1:
+        if file.books is None or ledger is None or not 1 <= ledger.segment_entries <= SEGMENT_LIMIT:
             raise Unsound("which ledger it is, is not known")
-        ledger_id, _, self._segment_entries, _ = facts.ledger
-        self._file = file
+        self._segment_entries = ledger.segment_entries
+        self._journal, self._books = file.journal, file.books
         self._spool = spool
-        self._genesis = genesis_hash(ledger_id)
+        self._genesis = genesis_hash(ledger.ledger_id)
         self._findings = _NoFindings()
-        self._filter = FilterCheck(file, self._findings, self._segment_entries)
+        self._filter = FilterCheck(file.books, self._findings, self._segment_entries)
 
     def read(self, segments: range) -> RangeRead:
         """
@@ -210,22 +227,22 @@ class RangeReader:
 
     def _start(self, first: int) -> RangePass:
         """Begin before the entry *first*, at the hash and with the time that the file has there."""
-        before = [(0, b"", self._genesis)] if first == 1 else self._file.entries(first - 1, first - 1)
-        rows = self._file.entries(first, first)
+        before = [(0, b"", self._genesis)] if first == 1 else self._journal.entries(first - 1, first - 1)
+        rows = self._journal.entries(first, first)
         entry = decoded(rows[0][1]) if rows else None
         if not before or entry is None:
             raise Unsound(f"entry {first} or the one before it is missing or cannot be read")
-        return RangePass(first, before[0][2], entry.booked_ms, self._file.body)
+        return RangePass(first, before[0][2], entry.booked_ms, self._journal.body)
 
     def _read(self, journal: RangePass, segments: range) -> None:
         size = self._segment_entries
-        tables = SegmentTables(self._file, journal, self._findings, self._spool, self._filter)
+        tables = SegmentTables(self._books, journal, self._findings, self._spool, self._filter)
         for segment in segments:
             border = (segment + 1) * size
             while journal.seq < border:
                 last = min(journal.seq + CHUNK_ENTRIES, border)
-                journal.take(self._file.entries(journal.seq + 1, last), last)
-            tables.compare(segment, border - size + 1, border)
+                journal.take(self._journal.entries(journal.seq + 1, last), last)
+            tables.compare(self._books, segment, border - size + 1, border)
             journal.forget_collected()
 
 
@@ -246,17 +263,18 @@ def join(journal: JournalPass, read: RangeRead) -> bool:
         line = journal.lines.get(name)
         if line is None:
             line = journal.lines[name] = Line(name)
-        line.seq, line.available, line.freeze = line_read[6:]
+        line.seq, line.available, line.freeze, segments = line_read[6:]
+        line.segments += segments
         lines.append(line)
-    for hold_id, _, _, remaining in read.used:
+    for hold_id, _, _, remaining, *_ in read.used:
         if remaining:
             journal.holds[hold_id].remaining = remaining
     for hold_id, closed_seq in read.closed_otherwise.items():
         hold = journal.holds.pop(hold_id, None)
         if hold is None or hold.row_closed_seq != closed_seq:
             journal.closed_otherwise[hold_id] = closed_seq
-    for hold_id, place, remaining, row_closed_seq in read.opened:
-        hold = journal.holds[hold_id] = OpenHold(lines[place], remaining)
+    for hold_id, place, remaining, row_closed_seq, expires_ms in read.opened:
+        hold = journal.holds[hold_id] = OpenHold(lines[place], remaining, expires_ms)
         hold.row_closed_seq = row_closed_seq
     journal.reversals.update(read.reversals)
     journal.postings += read.postings
@@ -277,7 +295,7 @@ def _fits(journal: JournalPass, read: RangeRead) -> bool:
         and journal.reversals.keys().isdisjoint(read.reversals)
         and all(_line_fits(journal, read, line_read) for line_read in read.lines)
         and all(_hold_fits(journal, read, *used) for used in read.used)
-        and not any(journal.owed(receivable, coin) for receivable, coin in read.not_owed)
+        and not any(journal.available(((customer, kind), coin)) for customer, kind, coin in read.nothing)
     )
 
 
@@ -298,9 +316,22 @@ def _line_fits(journal: JournalPass, read: RangeRead, line_read: LineRead) -> bo
     return has_owner((customer, kind), registered)
 
 
-def _hold_fits(journal: JournalPass, read: RangeRead, hold_id: int, place: int, before: int, _: int) -> bool:
+def _hold_fits(
+    journal: JournalPass,
+    read: RangeRead,
+    hold_id: int,
+    place: int,
+    before: int,
+    _: int,
+    used_ms: int | None,
+    expired_ms: int | None,
+) -> bool:
     hold = journal.holds.get(hold_id)
     if hold is None or hold.remaining != before:
+        return False
+    expires_ms = hold.expires_ms
+    is_late = used_ms is not None and expires_ms is not None and used_ms >= expires_ms
+    if is_late or (expired_ms is not None and (expires_ms is None or expired_ms < expires_ms)):
         return False
     customer, kind, coin = read.lines[place][:3]
     return hold.line.name == ((customer, kind), coin)

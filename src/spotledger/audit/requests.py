@@ -26,6 +26,9 @@ class Books(Protocol):
     def owed(self, receivable: str, coin: str) -> int:
         """Return what stands on a customer's *receivable* after the entry."""
 
+    def available(self, name: tuple[AccountRead, str]) -> int:
+        """Return what an account has available of a coin after the entry."""
+
     def earlier(self, seq: int) -> EntryRead | None:
         """Return an entry before the one that is being read."""
 
@@ -43,6 +46,8 @@ def _freeze(entry: EntryRead, books: Books) -> str | None:
     if coin is None or units is None or request.customer is None or request.account is None:
         return _FORM
     account = (request.customer, request.account)
+    if request.expires_ms is not None and request.expires_ms <= entry.booked_ms:
+        return f"no hold: its time, {request.expires_ms}, is past at {entry.booked_ms}"
     expected: tuple[PostingRead, ...] = (
         (account, coin, AVAILABLE, -units, None),
         (account, coin, FREEZE, units, entry.seq),
@@ -180,6 +185,8 @@ def _reverse(entry: EntryRead, books: Books) -> str | None:
             if account[1] == HOUSE_KIND and account[0].startswith(RECEIVABLE):
                 continue
             return f"{account[0]} {coin}: {-units}"
+        if not exact and taken < units and (left := books.available((account, coin))):
+            return f"{account[0]} {coin}: {-min(units, taken + left)}, all that was there"
     if _by_owner(done) != {name: -units for name, units in _by_owner(undone).items()}:
         return f"the opposite of entry {seq}: {_by_owner(done)}"
     return None

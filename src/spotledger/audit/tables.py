@@ -1,105 +1,159 @@
 """
-Comparing the tables that are kept up to date as a whole, at the end of the pass: balances, holds, coins, customers,
-reversals.
+Comparing the tables that are kept up to date as a whole, at the end of the pass: balances, customers, open holds,
+coins, reversals.
 
-They stand for the last sealed entry, but rows of the segment that is being sealed may already be there: such a row
-may be as its entry left it, too. In a file that is being written, what entries beyond the audit's bound have changed
-is passed over; the next audit looks at it.
+They stand for the last sealed entry. In a ledger that is being written, what entries beyond the audit's bound have
+changed is passed over; the next audit looks at it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, Final
 
-from spotledger.audit.books import Line
+from spotledger.audit.books import Line, mixed
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
-from spotledger.storage.sqlite.audit import AuditFile, Position, Unreadable
-from spotledger.storage.sqlite.buckets import HOLD_BUCKET_IDS, SEGMENT_BUCKETS, RowSum, owner_bucket
+from spotledger.audit.sums import Sums, add_up, compare_sums
+from spotledger.storage.encoding import column
+from spotledger.storage.sqlite.audit import BooksFile
+from spotledger.storage.sqlite.books import unpack_segments
+from spotledger.storage.sqlite.buckets import (
+    HOLD_BUCKET_IDS,
+    OWNER_BUCKETS,
+    SEGMENT_BUCKETS,
+    RowSum,
+    owner_bucket,
+    sum_of,
+)
+from spotledger.storage.sqlite.raw import Row
 
 _HOLDS_A_PAGE: Final = 2_000
+_SEGMENT_BYTES: Final = 4
 
 
 class WholeTables:
     """The tables as they stand when the pass has reached its bound."""
 
-    def __init__(self, file: AuditFile, journal: JournalPass, findings: Findings, segment_entries: int) -> None:
-        """Compare what *file* has with what *journal* led to."""
-        self._file = file
+    def __init__(self, books: BooksFile, journal: JournalPass, findings: Findings, segment_entries: int) -> None:
+        """Compare what *books* have with what *journal* led to."""
+        self._books = books
         self._journal = journal
         self._findings = findings
         self._note = findings.add
         self._segment_entries = segment_entries
+        self._mixed: dict[int, int] = {}
 
     def compare(self) -> None:
         """Compare all of them."""
-        journal = self._journal
-        compare_with_itself(journal, self._findings)
-        coins = {coin: (seq, scale) for coin, (scale, seq) in journal.coins.items()}
-        customers = {customer: (seq,) for customer, seq in journal.customers.items()}
-        reversals = {seq: (by_seq,) for seq, by_seq in journal.reversals.items()}
-        for compare in (
-            self._compare_extremes,
-            self._compare_balances,
-            self._compare_holds,
-            lambda: self._compare_listed("coin", coins),
-            lambda: self._compare_listed("customer", customers),
-            lambda: self._compare_listed("reversal", reversals),
-            self._compare_sums,
+        for what, compare in (
+            ("the books", self._compare_extremes),
+            ("balances and customers", self._compare_owners),
+            ("the holds", self._compare_holds),
+            ("coins and reversals", self._compare_small_tables),
         ):
-            try:
+            with self._findings.noting(what):
                 compare()
-            except Unreadable as error:
-                self._findings.unreadable(error)
 
     def _compare_extremes(self) -> None:
-        position, extremes = self._file.extremes()
-        buckets = position.sealed_to // self._segment_entries * SEGMENT_BUCKETS
+        """Look for rows of segments, entries and buckets that there are not."""
+        sealed_to, extremes = self._books.extremes()
+        buckets = sealed_to // self._segment_entries * SEGMENT_BUCKETS
+        bounds = {
+            "key_bucket": (0, buckets - 1),
+            "history_bucket": (0, buckets - 1),
+            "hold": (1, sealed_to),
+            "hold_bucket": (0, sealed_to // HOLD_BUCKET_IDS),
+            "owner_bucket": (0, OWNER_BUCKETS - 1),
+            "reversal": (1, sealed_to),
+        }
         for table, (least, greatest) in extremes.items():
-            if least is None or greatest is None:
-                continue
-            low, high = (0, buckets - 1) if table != "hold" else (1, position.sealed_to)
-            if least < low or greatest > high:
+            low, high = bounds[table]
+            if least is not None and greatest is not None and (least < low or greatest > high):
                 found = f"from {least} to {greatest}"
                 self._note("rows_beyond_journal", None, table, found, f"from {low} to {high}")
 
-    # --- balances -------------------------------------------------------------------------------------
+    # --- owners: balances and customers -----------------------------------------------------------------
 
-    def _compare_balances(self) -> None:
-        sealed_to = None
+    def _compare_owners(self) -> None:
+        first_sealed_to: int | None = None
         seen: set[int] = set()
-        for position, rows in self._file.balances():
-            sealed_to = position.sealed_to if sealed_to is None else sealed_to
-            for bucket, customer, kind, coin, available, freeze, seq, _ in rows:
-                if bucket != owner_bucket(customer):
-                    where = f"balance {customer} {kind} {coin}"
-                    self._note("balance_row_differs", seq, where, f"bucket {bucket}", owner_bucket(customer))
-                line = self._journal.lines.get(((customer, kind), coin))
-                if line is not None:
-                    seen.add(id(line))
-                self._compare_balance(position, f"{customer} {kind} {coin}", line, int(available), int(freeze), seq)
+        names: set[str] = set()
+        customers = {customer: (seq,) for customer, seq in self._journal.customers.items()}
+        for page in self._books.owner_pages(OWNER_BUCKETS):
+            first_sealed_to = page.sealed_to if first_sealed_to is None else first_sealed_to
+            for row in page.balances:
+                self._compare_balance(page.sealed_to, row, seen)
+            for row in page.customers:
+                names.add(row[1])
+                self._compare_listed("customer", row[1], row[2:], customers, page.sealed_to, row[2])
+                self._compare_bucket("customer", row[0], row[1], row[2])
+            sums: Sums = {}
+            add_up(sums, "balance", page.balances)
+            add_up(sums, "customer", page.customers)
+            compare_sums(self._findings, "owner_bucket", sums, page.sums)
+        sealed_to = first_sealed_to or 0
         for line in self._journal.lines.values():
-            first_seq = line.rows[0] or line.rows[3] if line.rows else line.seq
-            if id(line) not in seen and 0 < first_seq <= (sealed_to or 0):
-                self._note("balance_row_missing", line.seq, f"balance {_where(line)}", "no row", _shown(line))
+            if id(line) not in seen and (state := _state_at(line, sealed_to)) is not None:
+                self._note("balance_row_missing", state[0], f"balance {_where(line)}", "no row", _shown(*state))
+        self._name_missing("customer", names, customers, sealed_to, 0)
 
-    def _compare_balance(
-        self, position: Position, name: str, line: Line | None, available: int, freeze: int, seq: int
-    ) -> None:
-        where, found = f"balance {name}", f"available {available}, freeze {freeze} as of entry {seq}"
-        if seq > self._journal.seq and seq <= min(position.head_seq, position.sealed_to + self._segment_entries):
-            return  # moved on since the bound of this audit
-        if line is None:
-            self._note("balance_row_extra", seq, where, found, "no row")
+    def _compare_bucket(self, table: str, bucket: int, owner: str, seq: int) -> None:
+        if bucket != owner_bucket(owner):
+            where = f"{table} {owner}"
+            self._note(f"{table}_row_differs", seq, where, f"in bucket {bucket}", f"in bucket {owner_bucket(owner)}")
+
+    def _compare_balance(self, sealed_to: int, row: Row, seen: set[int]) -> None:
+        bucket, customer, kind, coin, available, freeze, seq, segments = row
+        line = self._journal.lines.get(((customer, kind), coin))
+        if line is None or id(line) in seen:
+            if not self._journal.seq < seq <= sealed_to:  # it may be new since the bound of this audit
+                self._note("balance_row_extra", seq, f"balance {customer} {kind} {coin}", str(row[4:7]), "no row")
             return
-        passes = _as_of(_states(line), position.sealed_to, self._segment_entries)
-        if (seq, available, freeze) not in passes:
-            expected = " or ".join(f"available {a}, freeze {f} as of entry {s}" for s, a, f in passes)
-            self._note("balance_row_differs", seq, where, found, expected or "no row")
+        seen.add(id(line))
+        self._compare_bucket("balance", bucket, customer, seq)
+        where = f"balance {_where(line)}"
+        if not self._journal.seq < seq <= sealed_to:
+            state = _state_at(line, sealed_to)
+            if state is None:
+                self._note("balance_row_extra", seq, where, str(row[4:7]), "no row yet")
+                return
+            expected = (column(state[1]), column(state[2]), state[0])
+            if (available, freeze, seq) != expected or isinstance(available, float) or isinstance(freeze, float):
+                found = f"available {available}, freeze {freeze} as of entry {seq}"
+                self._note("balance_row_differs", seq, where, found, _shown(*state))
+        wrong = self._wrong_segments(line, segments, sealed_to)
+        if wrong is not None:
+            self._note("balance_row_differs", seq, where, *wrong)
 
-    # --- holds ----------------------------------------------------------------------------------------
+    def _wrong_segments(self, line: Line, packed: bytes, sealed_to: int) -> tuple[str, str] | None:
+        """Return in words which segments a balance should name, where it names others."""
+        journal, size = self._journal, self._segment_entries
+        if journal.has_gaps:
+            return None
+        if len(packed) % _SEGMENT_BYTES:
+            return f"{len(packed)} bytes of segments", f"{_SEGMENT_BYTES} bytes each"
+        numbers = unpack_segments(packed)
+        compared = (journal.first_seq - 1) // size
+        sealed = [number for number in numbers if number < compared]
+        newer = numbers[len(sealed) :]
+        if any(left >= right for left, right in pairwise(numbers)) or self._sum_of(sealed) != line.segments:
+            return f"segments {_some(sealed)}", "those whose entries touched it, rising"
+        touched = {(journal.first_seq + place - 1) // size for place in line.places or ()}
+        expected = sorted(number for number in touched if (number + 1) * size <= sealed_to)
+        if newer != expected and sealed_to <= journal.seq:
+            return f"segments {_some(newer)} since {compared}", _some(expected)
+        return None
+
+    def _sum_of(self, segments: Iterable[int]) -> int:
+        known = self._mixed
+        for segment in segments:
+            if segment not in known:
+                known[segment] = mixed(segment)
+        return sum([known[segment] for segment in segments])
+
+    # --- holds ------------------------------------------------------------------------------------------
 
     def _compare_holds(self) -> None:
         """Look again at the holds that are open, or that the table had as open when their segment was compared."""
@@ -108,25 +162,22 @@ class WholeTables:
             [*journal.closed_otherwise, *(hold_id for hold_id in journal.holds if hold_id not in journal.opened)]
         )
         while batch := list(islice(ids, _HOLDS_A_PAGE)):
-            position, rows = self._file.holds_of_ids(batch)
+            sealed_to, rows = self._books.holds_of_ids(batch)
             for row in rows:
-                self._compare_hold(position, row)
+                self._compare_hold(sealed_to, row)
 
-    def _compare_hold(self, position: Position, row: tuple[Any, ...]) -> None:
-        hold_id, remaining, closed_seq = row[0], int(row[8]), row[9]
+    def _compare_hold(self, sealed_to: int, row: Row) -> None:
+        hold_id, remaining, closed_seq = row[0], row[5], row[9]
         states = self._hold_states(hold_id)
-        passes = [
-            (left, None if left else seq) for seq, left in _as_of(states, position.sealed_to, self._segment_entries)
-        ]
-        if (remaining, closed_seq) in passes:
+        seq, left = next((state for state in reversed(states) if state[0] <= sealed_to), states[0])
+        closed = None if left else seq
+        if remaining == column(left) and closed_seq == closed and not isinstance(remaining, float):
             return
         bound = self._journal.seq
-        moved_on = position.head_seq > bound and position.sealed_to + self._segment_entries > bound
-        if moved_on and ((closed_seq or 0) > bound or 0 < remaining < states[-1][1]):
+        if sealed_to > bound and _moved_on(int(remaining), closed_seq, left, bound):
             return
-        expected = " or ".join(f"remaining {left}, closed by {closed}" for left, closed in passes)
         found = f"remaining {remaining}, closed by {closed_seq}"
-        self._note("hold_row_differs", hold_id, f"hold {hold_id}", found, expected)
+        self._note("hold_row_differs", hold_id, f"hold {hold_id}", found, f"remaining {left}, closed by {closed}")
 
     def _hold_states(self, hold_id: int) -> list[tuple[int, int]]:
         """Return what remained of a hold, and since which entry, as far as it is remembered."""
@@ -136,75 +187,57 @@ class WholeTables:
         closed_seq = self._journal.closed_otherwise.get(hold_id)
         return [(closed_seq, 0)] if closed_seq else [(hold_id, self._journal.holds[hold_id].remaining)]
 
-    # --- coins, customers, reversals --------------------------------------------------------------------
+    # --- coins, reversals, counts -----------------------------------------------------------------------
 
-    def _compare_listed(self, table: str, expected: Mapping[Any, tuple[Any, ...]]) -> None:
-        """Compare a table whose rows are written once; *expected* has the entry (for a reversal, its entry) first."""
-        pages = {"coin": self._file.coins, "customer": self._file.customers, "reversal": self._file.reversals}[table]
-        sealed_to = None
-        seen = set()
-        for position, rows in pages():
-            sealed_to = position.sealed_to if sealed_to is None else sealed_to
-            for row in rows:
-                name, *more = row[1:] if table == "customer" else row
-                seen.add(name)
-                found = tuple(reversed(more))
-                seq = found[0]
-                if name in expected and expected[name] == found:
-                    continue
-                if self._journal.seq < seq <= min(position.head_seq, position.sealed_to + self._segment_entries):
-                    continue
-                code = f"{table}_row_differs" if name in expected else f"{table}_row_extra"
-                wanted = f"entry, …: {expected[name]}" if name in expected else "no row"
-                self._note(code, seq, f"{table} {name}", f"entry, …: {found}", wanted)
+    def _compare_small_tables(self) -> None:
+        tables = self._books.small_tables()
+        if tables is None:
+            return  # that the row of the books is missing is said already
+        facts, sealed_to = tables.facts, tables.facts.sealed_to
+        coins = self._journal.coins
+        reversals = {seq: (by_seq,) for seq, by_seq in self._journal.reversals.items()}
+        for coin, scale, seq in tables.coins:
+            self._compare_listed("coin", coin, (scale, seq), coins, sealed_to, seq)
+        for seq, by_seq in tables.reversals:
+            self._compare_listed("reversal", seq, (by_seq,), reversals, sealed_to, by_seq)
+        self._name_missing("coin", {row[0] for row in tables.coins}, coins, sealed_to, 1)
+        self._name_missing("reversal", {row[0] for row in tables.reversals}, reversals, sealed_to, 0)
+        self._compare_count("coin", (facts.coins, facts.coins_digest), sum_of(_named("coin", tables.coins)).kept())
+        found: RowSum = sum_of(_named("reversal", tables.reversals))
+        self._compare_count("reversal", (facts.reversals, facts.reversals_digest), found.kept())
+        open_holds, counts = facts.open_holds, tables.counts
+        self._compare_count("customer_name", facts.customers, counts["customer_name"])
+        self._compare_count("hold_age", open_holds, counts["hold_age"])
+        self._compare_count("hold_open", open_holds, counts["hold_open"])
+        self._compare_count("hold_due", facts.expiring_holds, counts["hold_due"])
+
+    def _compare_count(self, where: str, kept: object, found: object) -> None:
+        if kept != found:
+            self._note("count_differs", None, f"books {where}", str(kept), str(found))
+
+    def _compare_listed(
+        self,
+        table: str,
+        name: Any,
+        values: tuple[Any, ...],
+        expected: Mapping[Any, tuple[Any, ...]],
+        sealed_to: int,
+        seq: int,
+    ) -> None:
+        """Compare a row that is written once, by the entry *seq*, with what the journal says of *name*."""
+        wanted = expected.get(name)
+        if (wanted == values and seq <= sealed_to) or self._journal.seq < seq <= sealed_to:
+            return
+        code = f"{table}_row_extra" if wanted in (None, values) else f"{table}_row_differs"
+        self._note(code, seq, f"{table} {name}", str(values), "no row" if wanted is None else str(wanted))
+
+    def _name_missing(
+        self, table: str, seen: set[Any], expected: Mapping[Any, tuple[Any, ...]], sealed_to: int, place: int
+    ) -> None:
+        """Name the rows that are missing; the value at *place* is the entry that a row is of."""
         for name, values in expected.items():
-            if name not in seen and values[0] <= (sealed_to or 0):
-                self._note(f"{table}_row_missing", values[0], f"{table} {name}", "no row", f"entry, …: {values}")
-
-    # --- sums -------------------------------------------------------------------------------------------
-
-    def _compare_sums(self) -> None:
-        """Add up the rows of every bucket, and the small tables, as the service does before it believes them."""
-        before = self._file.position().sealed_to
-        owners: dict[int, RowSum] = {}
-        holds: dict[int, RowSum] = {}
-        coins, reversals = RowSum(), RowSum()
-        customers = open_holds = expiring = 0
-        for row in _rows(self._file.balances()):
-            owners.setdefault(row[0], RowSum()).add("balance", row)
-        for row in _rows(self._file.customers()):
-            owners.setdefault(row[0], RowSum()).add("customer", row)
-            customers += 1
-        for row in _rows(self._file.holds()):
-            holds.setdefault(row[0] // HOLD_BUCKET_IDS, RowSum()).add("hold", row)
-            if row[9] is None:
-                open_holds += 1
-                expiring += row[7] is not None
-        for row in _rows(self._file.coins()):
-            coins.add("coin", row)
-        for row in _rows(self._file.reversals()):
-            reversals.add("reversal", row)
-        kept = self._file.books_row()
-        sums = {table: self._file.bucket_sums(table) for table in ("owner_bucket", "hold_bucket")}
-        if kept and kept[7] != before:
-            return  # a segment was sealed meanwhile; the next audit adds up again
-        found = (*coins.kept(), *reversals.kept(), customers, open_holds, expiring)
-        if kept[:7] != found:
-            self._note("count_differs", None, "books", str(kept[:7]), str(found))
-        self._compare_bucket_sums("owner_bucket", sums["owner_bucket"], owners)
-        self._compare_bucket_sums("hold_bucket", sums["hold_bucket"], holds)
-
-    def _compare_bucket_sums(self, table: str, kept: list[Any], found: dict[int, RowSum]) -> None:
-        said = {bucket: (rows, digest) for bucket, rows, digest in kept}
-        for bucket in sorted(said.keys() | found.keys()):
-            actual = found.get(bucket, RowSum()).kept()
-            if said.get(bucket, RowSum().kept()) != actual:
-                self._note("bucket_sum_differs", None, f"{table} {bucket}", str(said.get(bucket)), str(actual))
-
-
-def _rows(pages: Iterable[tuple[Position, list[Any]]]) -> Iterator[Any]:
-    for _, rows in pages:
-        yield from rows
+            if name not in seen and values[place] <= sealed_to:
+                self._note(f"{table}_row_missing", values[place], f"{table} {name}", "no row", str(values))
 
 
 def compare_with_itself(journal: JournalPass, findings: Findings) -> None:
@@ -225,27 +258,34 @@ def compare_with_itself(journal: JournalPass, findings: Findings) -> None:
             findings.add("coin_not_balanced", None, coin, f"a sum of {total} units", "0")
 
 
-def _states(line: Line) -> list[tuple[int, int, int]]:
-    """Return what a line stood at, and since which entry, as far as it is remembered."""
-    if line.rows is None:
-        return [(line.seq, line.available, line.freeze)]
-    states = list(zip(*[iter(line.rows)] * 3, strict=True))
-    return states if states[0][0] else states[1:]
+def _state_at(line: Line, sealed_to: int) -> tuple[int, int, int] | None:
+    """Return ``seq``, available and freeze of a line after the entry *sealed_to*; None where it was not there yet."""
+    rows = line.rows
+    if rows is None or line.seq <= sealed_to:
+        return (line.seq, line.available, line.freeze) if line.seq else None
+    for place in range(len(rows) - 3, -1, -3):
+        seq, available, freeze = rows[place : place + 3]
+        if seq <= sealed_to:
+            return (seq, available, freeze) if seq else None
+    return None
 
 
-def _as_of(states: list[Any], sealed_to: int, segment_entries: int) -> list[Any]:
-    """Return the states that a row may have: as of the last sealed entry, or of the segment that is being sealed."""
-    found = []
-    for bound in (sealed_to, sealed_to + segment_entries):
-        known = [state for state in states if state[0] <= bound]
-        if known and known[-1] not in found:
-            found.append(known[-1])
-    return found
+def _moved_on(remaining: int, closed_seq: int | None, left: int, bound: int) -> bool:
+    """Say whether a hold of which something was *left* at *bound* may have been used by a later entry."""
+    return bool(left) and ((closed_seq or 0) > bound if not remaining else remaining < left)
+
+
+def _named(table: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
+    return ((table, row) for row in rows)
 
 
 def _where(line: Line) -> str:
     return f"{line.name[0][0]} {line.name[0][1]} {line.name[1]}"
 
 
-def _shown(line: Line) -> str:
-    return f"available {line.available}, freeze {line.freeze}"
+def _shown(seq: int, available: int, freeze: int) -> str:
+    return f"available {available}, freeze {freeze} as of entry {seq}"
+
+
+def _some(segments: list[int]) -> str:
+    return f"{segments[:8]}" if len(segments) <= 8 else f"{len(segments)}, from {segments[0]} to {segments[-1]}"

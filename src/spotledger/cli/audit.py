@@ -135,6 +135,8 @@ def _print(report: Report) -> None:
         columns = ("code", "seq", "where", "found", "expected")
         show.table(columns, ([getattr(finding, name) for name in columns] for finding in report.findings))
         _count_others(report.counts, len(report.findings))
+    for what in report.advice:
+        show.line(f"  what to do: {what}")
 
 
 def _count_others(counts: dict[str, Any], listed: int) -> None:

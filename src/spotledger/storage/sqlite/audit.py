@@ -9,66 +9,78 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
-import apsw
-
-from spotledger.errors import LedgerCorrupt, SchemaMismatch, SpotledgerError
-from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS
-from spotledger.storage.sqlite.buckets import HistoryLine, HoldsOpened, ids_of_segment, unpack_history, unpack_keys
+from spotledger.errors import LedgerCorrupt
+from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS, BooksFacts
+from spotledger.storage.sqlite.buckets import HOLD_BUCKET_IDS, ids_of_segment
 from spotledger.storage.sqlite.file import (
+    BACKUP_ID,
     BOOKS,
     BOOKS_FILE,
     JOURNAL,
     JOURNAL_FILE,
     KEYS,
     KEYS_FILE,
-    Connection,
-    FileKind,
-    is_damage,
-    name_of,
-    open_reader,
-    open_untouched,
-    schema_of,
 )
-from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_note
+from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, damaged_slot, read_note
+from spotledger.storage.sqlite.raw import Damaged, OtherFile, RawFile, Row, Unreadable, is_file, is_formed, lasting
 from spotledger.storage.sqlite.wal import find_damage
 
-#: Rows of a table that are read in one transaction.
-PAGE_ROWS: Final = 5_000
-#: Findings of SQLite's own check that are listed of one file.
-STRUCTURE_FINDINGS: Final = 20
-Row = tuple[Any, ...]
+#: The owners' buckets are read so many at a time, in one transaction.
+OWNER_BUCKETS_A_PAGE: Final = 128
+_LEAST_ID: Final = -(2**63)
+_GREATEST_ID: Final = 2**63 - 1
+#: Number, body and hash: no row of an entry has fewer bytes.
+_LEAST_ENTRY_BYTES: Final = 64
+F = TypeVar("F", bound=RawFile)
 
 
-class Unreadable(Exception):
-    """Something of the files could not be read; the message says what and why."""
+class LedgerRow(NamedTuple):
+    """Which ledger it is."""
+
+    ledger_id: str
+    epoch: int
+    segment_entries: int
 
 
-class Damaged(Unreadable):
-    """What was to be read does not check: a page, a bucket, a text that is none."""
+class HeadRow(NamedTuple):
+    """What the journal says of its last entry."""
+
+    seq: int
+    hash: bytes
+    booked_ms: int
 
 
-class Position(NamedTuple):
-    """How far the ledger is: the last entry of the head, and the last that is in the books."""
+class OwnerPage(NamedTuple):
+    """The rows of some buckets of owners, all of one instant."""
 
-    head_seq: int
     sealed_to: int
+    balances: list[Row]
+    customers: list[Row]
+    #: Count and digest by bucket, as they are kept.
+    sums: dict[int, tuple[int, bytes]]
 
 
-class Facts(NamedTuple):
-    """What the files say of themselves; None where a row is missing."""
+class HoldPage(NamedTuple):
+    """The rows of some buckets of holds, all of one instant."""
 
-    ledger: tuple[str, int, int, int] | None  # id, epoch, entries of a segment, sealed_to
-    head: tuple[int, bytes, int] | None  # seq, hash, booked_ms
-    first_seq: int | None
-    last_seq: int
-    #: Tables, triggers and so on whose definition is missing or another, as ``file: name``.
-    changed_schema: tuple[str, ...]
-    #: What the books say of the ledger and of their last entry; None where there are none.
-    books: tuple[str, int, bytes] | None
+    sealed_to: int
+    rows: list[Row]
+    sums: dict[int, tuple[int, bytes]]
+
+
+class SmallTables(NamedTuple):
+    """What the books say of themselves, and what that is about, all of one instant."""
+
+    facts: BooksFacts
+    coins: list[Row]
+    reversals: list[Row]
+    #: Customers, open holds and expiring holds, by the index that was counted.
+    counts: dict[str, int]
 
 
 class AuditFile:
@@ -76,49 +88,58 @@ class AuditFile:
 
     def __init__(self, path: Path) -> None:
         """
-        Open the ledger with the journal at *path*; nothing that stays is written.
+        Open the ledger with the journal at *path*; no file is changed.
 
         Raises:
-            Unreadable: It is not there, may not be read, or is of another version.
+            Unreadable: It is not there, may not be read, or is no journal, or one of another version.
             Damaged: It is no SQLite file, or its first pages do not check.
         """
         self.path = path
-        self._connections: list[Connection] = []
-        if not path.is_file():
-            raise Unreadable(f"{path} is not there, or is not a file")
-        try:
-            self._journal = self._opened(path, JOURNAL)
-            books, keys = path.with_name(BOOKS_FILE), path.with_name(KEYS_FILE)
-            is_backup = path.name != JOURNAL_FILE
-            self._books = None if is_backup or not books.exists() else self._opened(books, BOOKS)
-            self._keys = None if is_backup or not keys.exists() else self._opened(keys, KEYS)
-        except BaseException:
-            self.close()
-            raise
-        #: Whether it is a backup, or another journal without its folder.
-        self.is_alone = is_backup
+        #: What beside the journal could not be opened.
+        self.problems: list[Unreadable] = []
+        is_of_ledger = path.name == JOURNAL_FILE
+        self.journal = self._opened_journal(path, is_of_ledger)
+        self.is_backup = self.journal.application_id == BACKUP_ID
+        #: Whether it is a journal without the folder of its ledger, such as a backup.
+        self.is_alone = self.is_backup or not is_of_ledger
+        self.books: BooksFile | None = None
+        self.keys: KeysFile | None = None
+        if self.is_backup:
+            self.keys = KeysFile(path, KEYS, frozenset({BACKUP_ID}))
+        elif is_of_ledger:
+            self.books = self._opened_beside(path.with_name(BOOKS_FILE), partial(BooksFile, kind=BOOKS))
+            self.keys = self._opened_beside(path.with_name(KEYS_FILE), partial(KeysFile, kind=KEYS))
 
-    def _opened(self, path: Path, kind: FileKind) -> Connection:
+    def _opened_journal(self, path: Path, is_of_ledger: bool) -> JournalFile:
+        """Open the journal; where its head was noted beside it, what is not there or is none is damaged."""
+        is_noted = is_of_ledger and is_file(path.with_name(NOTE_FILE))
         try:
-            if path.name == JOURNAL_FILE or kind is not JOURNAL:
-                connection = open_reader(path, kind)
-            else:
-                connection = open_untouched(path)
-                connection.execute("SELECT count(*) FROM sqlite_schema").fetchall()
-        except (LedgerCorrupt, apsw.NotADBError) as error:
-            raise Damaged(f"{path} cannot be opened: {error}") from error
-        except SchemaMismatch as error:
-            is_ours = _has_header(path)
-            raise (Unreadable if is_ours else Damaged)(f"{path} cannot be opened: {error}") from error
-        except (SpotledgerError, apsw.Error) as error:
-            raise Unreadable(f"{path} cannot be opened: {error}") from error
-        self._connections.append(connection)
-        return connection
+            return JournalFile(path, JOURNAL, frozenset({BACKUP_ID}))
+        except OtherFile as problem:
+            if is_noted:
+                raise Damaged(f"{problem}; its head was noted beside it") from problem
+            raise
+
+    def _opened_beside(self, path: Path, opened: Callable[[Path], F]) -> F | None:
+        """Open a file beside the journal, where it is there; what is in the way is kept."""
+        try:
+            return opened(path) if is_file(path) else None
+        except OtherFile as problem:
+            self.problems.append(Damaged(str(problem)))
+        except Unreadable as problem:
+            self.problems.append(problem)
+        return None
+
+    def files(self) -> list[RawFile]:
+        """Return the files that are open; the keys in a backup are no file of their own."""
+        keys = None if self.is_backup else self.keys
+        return [file for file in (self.journal, self.books, keys) if file is not None]
 
     def close(self) -> None:
         """Close the files."""
-        for connection in self._connections:
-            connection.close()
+        for file in (self.journal, self.books, self.keys):
+            if file is not None:
+                file.close()
 
     def __enter__(self) -> AuditFile:
         """Return the ledger itself, to be closed at the end of a ``with`` block."""
@@ -128,291 +149,246 @@ class AuditFile:
         """Close the files."""
         self.close()
 
-    @contextmanager
-    def _saying(self, what: str) -> Iterator[None]:
-        try:
-            yield
-        except (apsw.Error, UnicodeDecodeError) as error:
-            kind = Damaged if is_damage(error) else Unreadable
-            raise kind(f"{what} could not be read: {name_of(error)}: {error}") from error
-        except LedgerCorrupt as error:
-            raise Damaged(f"{what}: {error}") from error
-
-    @contextmanager
-    def _one_instant(self, what: str, connection: Connection) -> Iterator[Callable[..., Any]]:
-        """Give a way to ask several questions of one snapshot of one file."""
-        with self._saying(what):
-            connection.execute("BEGIN")
-            try:
-                yield connection.execute
-            finally:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-
-    # --- the journal ----------------------------------------------------------------------------------
-
-    def facts(self) -> Facts:
-        """Return what the files say of themselves."""
-        changed = [*self._changed(self._journal, JOURNAL), *self._changed(self._books, BOOKS)]
-        changed += self._changed(self._keys, KEYS)
-        books: tuple[str, int, bytes] | None = None
-        if self._books is not None:
-            with self._one_instant("the books", self._books) as ask:
-                rows = ask("SELECT ledger_id, sealed_to, sealed_hash FROM books").fetchall()
-                books = rows[0] if rows else None
-        with self._one_instant("the journal", self._journal) as ask:
-            ledger = ask("SELECT ledger_id, epoch, segment_entries FROM ledger").fetchall()
-            head = ask("SELECT seq, hash, booked_ms FROM head").fetchall()
-            first = ask("SELECT seq FROM entry ORDER BY seq LIMIT 1").fetchall()
-            last = ask("SELECT seq FROM entry ORDER BY seq DESC LIMIT 1").fetchall()
-        sealed_to = 0 if books is None else books[1]
-        return Facts(
-            (*ledger[0], sealed_to) if ledger else None,
-            head[0] if head else None,
-            first[0][0] if first else None,
-            last[0][0] if last else 0,
-            tuple(changed),
-            books,
-        )
-
-    def _changed(self, connection: Connection | None, kind: FileKind) -> Iterator[str]:
-        if connection is None:
-            return
-        with self._saying(f"the schema of the {kind.title}"):
-            found = dict(connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall())
-        for name, sql in schema_of(kind).items():
-            if found.get(name) != sql:
-                yield f"{kind.title}: {name}"
-
-    def position(self) -> Position:
-        """Return how far the ledger is now; the books are asked first, so that they are never ahead."""
-        sealed_to = self._sealed_to()
-        with self._saying("the head"):
-            rows = self._journal.execute("SELECT seq FROM head").fetchall()
-        return Position(rows[0][0] if rows else 0, sealed_to)
-
-    def _sealed_to(self) -> int:
-        if self._books is None:
-            return 0
-        with self._saying("the books"):
-            rows = self._books.execute("SELECT sealed_to FROM books").fetchall()
-        return int(rows[0][0]) if rows else 0
-
-    def entries(self, first: int, last: int) -> list[tuple[int, bytes, bytes]]:
-        """Return ``seq``, body and hash of the entries from *first* to *last* that are there, in order."""
-        with self._saying(f"entries {first} to {last}"):
-            found: list[tuple[int, bytes, bytes]] = self._journal.execute(
-                "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last)
-            ).fetchall()
-        return found
-
-    def body(self, seq: int) -> bytes | None:
-        """Return the body of one entry, or None where it is not there."""
-        rows = self.entries(seq, seq)
-        return rows[0][1] if rows else None
-
-    # --- each file as a whole ---------------------------------------------------------------------------
-
-    def structure(self) -> Iterator[tuple[str, str]]:
-        """Give what SQLite's own check finds: the file, and its words. It reads every page, so each is checked."""
-        for connection, kind in ((self._journal, JOURNAL), (self._books, BOOKS), (self._keys, KEYS)):
-            if connection is not None:
-                with self._saying(f"the structure of the {kind.title}"):
-                    for (found,) in connection.execute(f"PRAGMA integrity_check({STRUCTURE_FINDINGS})").fetchall():
-                        if found != "ok":
-                            yield kind.title, str(found)
-
-    def logs(self) -> Iterator[str]:
-        """Give the write-ahead logs that are damaged, in words."""
-        for name in () if self.is_alone else (JOURNAL_FILE, BOOKS_FILE, KEYS_FILE):
+    def logs(self) -> Iterator[tuple[str, str]]:
+        """Give the write-ahead logs that are damaged: the name, and where and how."""
+        for name in (self.path.name,) if self.is_alone else (JOURNAL_FILE, BOOKS_FILE, KEYS_FILE):
             log = self.path.with_name(f"{name}-wal")
-            try:
-                damage = find_damage(log)
-            except OSError as problem:
-                raise Unreadable(f"{log} could not be read: {problem.strerror}") from problem
+            with self.journal.saying(log.name):
+                damage = lasting(partial(find_damage, log))
             if damage is not None:
-                yield f"{name}-wal at byte {damage.offset}: {damage.reason}"
+                yield log.name, f"at byte {damage.offset}: {damage.reason}"
 
-    def note(self) -> Note | None:
+    def note(self) -> tuple[Note | None, int | None]:
         """
-        Return the noted head, or None where there is none.
+        Return the noted head, or None where there is none, and which of its slots is damaged, or None.
 
         Raises:
             Damaged: Both of its slots are damaged.
         """
         if self.is_alone:
-            return None
-        try:
-            return read_note(self.path.with_name(NOTE_FILE))
-        except LedgerCorrupt as error:
-            raise Damaged(str(error)) from error
-        except OSError as problem:
-            raise Unreadable(f"the noted head could not be read: {problem.strerror}") from problem
+            return None, None
+        path = self.path.with_name(NOTE_FILE)
 
-    # --- the access keys --------------------------------------------------------------------------------
+        def look() -> int | str | None:
+            try:
+                return damaged_slot(path)
+            except LedgerCorrupt as error:
+                return str(error)
 
-    def keys_of_ledger(self) -> tuple[str, int] | None:
-        """Return the ledger that the access keys are of, and the number of their last change; None without keys."""
-        if self._keys is None:
-            return None
-        with self._saying("the access keys"):
-            rows = self._keys.execute("SELECT ledger_id, change FROM keys_of").fetchall()
-        return rows[0] if rows else ("", 0)
+        with self.journal.saying(NOTE_FILE):
+            damage = lasting(look)
+            if isinstance(damage, str):
+                raise Damaged(damage)
+            return read_note(path), damage
 
-    def key_rows(self) -> Iterator[tuple[str, str, Row]]:
-        """Give the rows of access keys and tokens: the table, the first characters of the name, and the row."""
-        if self._keys is None:
-            return
-        for table, name in (("access_keys", "accesskey"), ("operator_tokens", "token_id")):
-            with self._saying(f"the table {table}"):
-                for row in self._keys.execute(f"SELECT {name}, * FROM {table}").fetchall():
-                    yield table, str(row[0])[:8], row[1:]
 
-    # --- the books, by segment --------------------------------------------------------------------------
+class JournalFile(RawFile):
+    """The journal."""
 
-    def keys_of(self, segment: int) -> list[tuple[bytes, int]]:
-        """Return digest and place of each key of a segment, sorted by digest."""
-        found = []
-        for bucket, packed in self._buckets("key_bucket", segment):
-            with self._saying(f"keys of segment {segment}"):
-                found += list(unpack_keys(bucket, packed))
-        return sorted(found)
+    def ledger(self) -> LedgerRow | None:
+        """Return which ledger it is; None where the row is missing."""
+        query = "SELECT ledger_id, epoch, segment_entries FROM ledger"
+        row = self.only_row("the row of the ledger", query, (str, int, int))
+        return LedgerRow(*row) if row else None
 
-    def history_of(self, segment: int) -> tuple[list[HistoryLine], list[HoldsOpened]]:
-        """Return which entries of a segment touched each account and coin, and which opened holds."""
-        lines: list[HistoryLine] = []
-        holds: list[HoldsOpened] = []
-        for bucket, packed in self._buckets("history_bucket", segment):
-            with self._saying(f"history of segment {segment}"):
-                more_lines, more_holds = unpack_history(bucket, packed)
-            lines += more_lines
-            holds += more_holds
-        return lines, holds
+    def head(self) -> HeadRow | None:
+        """Return what the journal says of its last entry; None where the row is missing."""
+        row = self.only_row("the row of the head", "SELECT seq, hash, booked_ms FROM head", (int, bytes, int))
+        return HeadRow(*row) if row else None
 
-    def _buckets(self, table: str, segment: int) -> Iterator[tuple[int, object]]:
+    def extent(self) -> tuple[int | None, int]:
+        """Return the first entry that there is, or None, and the last."""
+        what = "the first and the last entry"
+        first = self.rows(what, "SELECT seq FROM entry ORDER BY seq LIMIT 1")
+        last = self.rows(what, "SELECT seq FROM entry ORDER BY seq DESC LIMIT 1")
+        return (first[0][0], last[0][0]) if first and last else (None, 0)
+
+    def seq_after(self, seq: int) -> int | None:
+        """Return the first entry that there is after *seq*, or None."""
+        query = "SELECT seq FROM entry WHERE seq > ? ORDER BY seq LIMIT 1"
+        rows = self.rows(f"the entry after {seq}", query, (seq,))
+        return rows[0][0] if rows else None
+
+    def entries(self, first: int, last: int) -> list[tuple[int, bytes, bytes]]:
+        """Return ``seq``, body and hash of the entries from *first* to *last* that are there, in order."""
+        query = "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq"
+        return self.rows(f"entries {first} to {last}", query, (first, last))
+
+    def body(self, seq: int) -> bytes | None:
+        """Return the body of one entry, or None where it is not there or cannot be read."""
+        with suppress(Damaged):
+            for _, body, _ in self.entries(seq, seq):
+                return body
+        return None
+
+    def hash_of(self, seq: int) -> bytes | None:
+        """Return the hash that is kept of one entry, or None where it is not there."""
+        rows = self.entries(seq, seq)
+        return rows[0][2] if rows else None
+
+    def backup_row(self) -> Row | None:
+        """Return what a backup says it is: ledger, epoch, ``seq``, hash and time of its last entry."""
+        query = "SELECT ledger_id, epoch, seq, hash, booked_ms FROM backup"
+        return self.only_row("the row of the backup", query, (str, int, int, bytes, int))
+
+    def most_entries(self) -> int:
+        """Return a number of entries that the journal cannot exceed, by its size."""
+        size = 0
+        for suffix in ("", "-wal"):
+            with suppress(OSError):
+                size += self.path.with_name(self.name + suffix).stat().st_size
+        return size // _LEAST_ENTRY_BYTES
+
+
+class KeysFile(RawFile):
+    """The access keys, or the part of a backup that has them."""
+
+    def of_ledger(self) -> tuple[str, int] | None:
+        """Return the ledger that the access keys are of, and the number of their last change; None without the row."""
+        row = self.only_row("the access keys", "SELECT ledger_id, change FROM keys_of", (str, int))
+        return (row[0], row[1]) if row else None
+
+    def rows_of(self, table: str) -> list[Row]:
+        """Return the rows of a table of access keys, tokens, or what goes with them."""
+        return self.rows(f"the table {table}", f"SELECT * FROM {table}")
+
+
+class BooksFile(RawFile):
+    """The books."""
+
+    def facts(self) -> BooksFacts | None:
+        """Return the row that says what the books are; None where it is missing."""
+        return _facts(self.rows("the row of the books", _FACTS))
+
+    def sealed_to(self) -> int:
+        """Return the last entry that is in the books now."""
+        facts = self.facts()
+        return 0 if facts is None else facts.sealed_to
+
+    # --- by segment -------------------------------------------------------------------------------------
+
+    def key_buckets(self, segment: int) -> list[tuple[int, object]]:
+        """Return id and content of each bucket of keys of a segment; None where one is missing."""
+        return self._buckets("key_bucket", segment)
+
+    def history_buckets(self, segment: int) -> list[tuple[int, object]]:
+        """Return id and content of each bucket of the history of a segment; None where one is missing."""
+        return self._buckets("history_bucket", segment)
+
+    def _buckets(self, table: str, segment: int) -> list[tuple[int, object]]:
         ids = ids_of_segment(segment)
-        query = f"SELECT id, packed FROM {table} WHERE id BETWEEN ? AND ?"
-        found = dict(self._rows(f"{table} of segment {segment}", query, (ids[0], ids[-1])))
-        for bucket in ids:
-            yield bucket, found.get(bucket)
+        query = f"SELECT id, packed FROM {table} WHERE id BETWEEN ? AND ? ORDER BY id"
+        rows = self.rows(f"{table} of segment {segment}", query, (ids[0], ids[-1]))
+        if len(rows) == len(ids):
+            return rows
+        found = dict(rows)
+        return [(bucket, found.get(bucket)) for bucket in ids]
 
-    def holds_between(self, first: int, last: int) -> list[Row]:
-        """Return the rows of holds with ids from *first* to *last*."""
-        return self._rows("the holds", f"SELECT {_HOLD} FROM hold WHERE hold_id BETWEEN ? AND ?", (first, last))
+    def holds_of(self, first: int, last: int) -> HoldPage:
+        """Return the rows of whole buckets of holds, all those with ids from *first* to *last*."""
+        buckets = (first // HOLD_BUCKET_IDS, last // HOLD_BUCKET_IDS)
+        ids = (buckets[0] * HOLD_BUCKET_IDS, buckets[1] * HOLD_BUCKET_IDS + HOLD_BUCKET_IDS - 1)
+        with self.one_instant("the holds") as ask:
+            return HoldPage(
+                _sealed_to(ask),
+                ask(f"SELECT {HOLD_COLUMNS} FROM hold WHERE hold_id BETWEEN ? AND ? ORDER BY hold_id", ids).fetchall(),
+                _sums(ask("SELECT bucket, rows, digest FROM hold_bucket WHERE bucket BETWEEN ? AND ?", buckets)),
+            )
 
-    # --- the books, as a whole --------------------------------------------------------------------------
+    # --- as a whole -------------------------------------------------------------------------------------
 
-    def balances(self) -> Iterator[tuple[Position, list[Row]]]:
-        """Give all balances by pages, each with the position at that instant."""
-        return self._pages("balance", ("bucket", "customer", "account", "coin"), BALANCE_COLUMNS)
-
-    def coins(self) -> Iterator[tuple[Position, list[Row]]]:
-        """Give all coins by pages."""
-        return self._pages("coin", ("coin",), "coin, scale, seq")
-
-    def customers(self) -> Iterator[tuple[Position, list[Row]]]:
-        """Give all customers by pages."""
-        return self._pages("customer", ("bucket", "customer"), "bucket, customer, seq")
-
-    def reversals(self) -> Iterator[tuple[Position, list[Row]]]:
-        """Give all reversals by pages."""
-        return self._pages("reversal", ("seq",), "seq, by_seq")
-
-    def holds(self) -> Iterator[tuple[Position, list[Row]]]:
-        """Give all holds by pages."""
-        return self._pages("hold", ("hold_id",), HOLD_COLUMNS)
-
-    def bucket_sums(self, table: str) -> list[Row]:
-        """Return bucket, rows and digest of each bucket of owners or of holds."""
-        return self._rows(f"the table {table}", f"SELECT bucket, rows, digest FROM {table}", ())
-
-    def books_row(self) -> Row:
-        """Return what the small tables add up to, as the books say it."""
-        query = (
-            "SELECT coins, coins_digest, reversals, reversals_digest, customers, open_holds, expiring_holds, sealed_to"
-            " FROM books"
-        )
-        rows = self._rows("the books", query, ())
-        return tuple(rows[0]) if rows else ()
-
-    def holds_of_ids(self, ids: Sequence[int]) -> tuple[Position, list[Row]]:
-        """Return the rows of holds with these ids, and the position at that instant."""
-        wanted = "SELECT value FROM json_each(?)"
-        query = f"SELECT {_HOLD} FROM hold WHERE hold_id IN ({wanted})"
-        with self._one_instant("the holds", self._need_books()) as ask:
-            rows = ask(query, (json.dumps(list(ids)),)).fetchall()
-            sealed_to = int(ask("SELECT sealed_to FROM books").fetchall()[0][0])
-        return Position(self.position().head_seq, sealed_to), rows
-
-    def extremes(self) -> tuple[Position, dict[str, tuple[int | None, int | None]]]:
-        """Return the least and the greatest segment, or id, that each table names."""
-        columns = {"key_bucket": "id", "history_bucket": "id", "hold": "hold_id"}
-        with self._one_instant("the books", self._need_books()) as ask:
-            found = {
-                table: (
-                    ask(f"SELECT min({column}) FROM {table}").fetchall()[0][0],
-                    ask(f"SELECT max({column}) FROM {table}").fetchall()[0][0],
+    def owner_pages(self, buckets: int) -> Iterator[OwnerPage]:
+        """Give the rows of all *buckets* of owners, some at a time, and of what is in no bucket that can be."""
+        between = "WHERE bucket BETWEEN ? AND ?"
+        for start in range(0, buckets, OWNER_BUCKETS_A_PAGE):
+            first = start or _LEAST_ID
+            last = start + OWNER_BUCKETS_A_PAGE - 1 if start + OWNER_BUCKETS_A_PAGE < buckets else _GREATEST_ID
+            with self.one_instant(f"the balances in the buckets from {start}") as ask:
+                page = OwnerPage(
+                    _sealed_to(ask),
+                    ask(f"SELECT {BALANCE_COLUMNS} FROM balance {between}", (first, last)).fetchall(),
+                    ask(f"SELECT bucket, customer, seq FROM customer {between}", (first, last)).fetchall(),
+                    _sums(ask(f"SELECT bucket, rows, digest FROM owner_bucket {between}", (first, last))),
                 )
-                for table, column in columns.items()
-            }
-            sealed_to = int(ask("SELECT sealed_to FROM books").fetchall()[0][0])
-        return Position(self.position().head_seq, sealed_to), found
+            yield page
 
-    def _pages(self, table: str, key: tuple[str, ...], columns: str) -> Iterator[tuple[Position, list[Row]]]:
-        """Give a table by pages; *key* are its first columns, which order it."""
-        order = ", ".join(key)
-        marks = ", ".join("?" for _ in key)
-        after: Row = ()
-        while True:
-            beyond = f"WHERE ({order}) > ({marks})" if after else ""
-            with self._one_instant(f"the table {table}", self._need_books()) as ask:
-                query = f"SELECT {columns} FROM {table} {beyond} ORDER BY {order} LIMIT {PAGE_ROWS}"
-                rows = ask(query, after).fetchall()
-                sealed_to = int(ask("SELECT sealed_to FROM books").fetchall()[0][0])
-            yield Position(self.position().head_seq, sealed_to), rows
-            if len(rows) < PAGE_ROWS:
-                return
-            after = rows[-1][: len(key)]
+    def holds_of_ids(self, ids: Sequence[int]) -> tuple[int, list[Row]]:
+        """Return up to which entry the books are sealed, and the rows of holds with these ids at that instant."""
+        query = f"SELECT {HOLD_COLUMNS} FROM hold WHERE hold_id IN (SELECT value FROM json_each(?))"
+        with self.one_instant("the holds") as ask:
+            return _sealed_to(ask), ask(query, (json.dumps(list(ids)),)).fetchall()
+
+    def small_tables(self) -> SmallTables | None:
+        """Return coins and reversals, and the counts of what has an index; None where the books say nothing."""
+        is_open = "SELECT count(*) FROM hold INDEXED BY {} WHERE closed_seq IS NULL"
+        with self.one_instant("the small tables of the books") as ask:
+            facts = _facts(ask(_FACTS).fetchall())
+            if facts is None:
+                return None
+            counts = {
+                "customer_name": "SELECT count(*) FROM customer INDEXED BY customer_name",
+                "hold_age": is_open.format("hold_age"),
+                "hold_open": is_open.format("hold_open"),
+                "hold_due": is_open.format("hold_due") + " AND expires_ms IS NOT NULL",
+            }
+            return SmallTables(
+                facts,
+                ask("SELECT coin, scale, seq FROM coin").fetchall(),
+                ask("SELECT seq, by_seq FROM reversal").fetchall(),
+                {index: ask(query).fetchall()[0][0] for index, query in counts.items()},
+            )
+
+    def extremes(self) -> tuple[int, dict[str, tuple[int | None, int | None]]]:
+        """Return up to which entry the books are sealed, and the least and the greatest id that each table names."""
+        columns = {"key_bucket": "id", "history_bucket": "id", "hold": "hold_id", "hold_bucket": "bucket"}
+        columns |= {"owner_bucket": "bucket", "reversal": "seq"}
+        with self.one_instant("the books") as ask:
+            found = {}
+            for table, column in columns.items():
+                ends = [ask(f"SELECT {end}({column}) FROM {table}").fetchall()[0][0] for end in ("min", "max")]
+                found[table] = (ends[0], ends[1])
+            return _sealed_to(ask), found
 
     # --- the filter of known keys -------------------------------------------------------------------------
 
-    def filter_levels(self) -> tuple[Position, list[Row]]:
-        """Return number, last covered segment and checksum of each level that is written, and the position then."""
-        with self._one_instant("the filter", self._need_books()) as ask:
+    def filter_levels(self) -> tuple[int, list[Row], list[int]]:
+        """
+        Return up to which entry the books are sealed, and the levels of the filter at that instant.
+
+        Of each level its number, the last segment that it covers and the checksum; then the levels that have pages.
+        """
+        with self.one_instant("the filter") as ask:
             rows = ask("SELECT level, covered_to, checksum FROM key_filter ORDER BY level").fetchall()
-            sealed_to = int(ask("SELECT sealed_to FROM books").fetchall()[0][0])
-        return Position(self.position().head_seq, sealed_to), rows
+            pages = ask("SELECT DISTINCT level FROM key_filter_page ORDER BY level").fetchall()
+            return _sealed_to(ask), rows, [level for (level,) in pages]
 
     def filter_pages(self, level: int) -> Iterator[Row]:
         """Give number, bits and checksum of each page of a level, in order."""
-        page = -1
+        page = _LEAST_ID
         query = "SELECT page, bits, checksum FROM key_filter_page WHERE level = ? AND page > ? ORDER BY page LIMIT 64"
-        while rows := self._rows("the filter", query, (level, page)):
+        while rows := self.rows("the filter", query, (level, page)):
             yield from rows
             page = rows[-1][0]
 
-    def has_books(self) -> bool:
-        """Say whether there are books to compare with the journal."""
-        return self._books is not None
 
-    def _need_books(self) -> Connection:
-        if self._books is None:
-            raise Unreadable("there are no books")
-        return self._books
-
-    def _rows(self, what: str, query: str, values: Iterable[Any]) -> list[Any]:
-        with self._saying(what):
-            found: list[Any] = self._need_books().execute(query, tuple(values)).fetchall()
-        return found
+_FACTS: Final = f"SELECT {', '.join(BooksFacts._fields)} FROM books"
+_FACT_TYPES: Final = (str, int, int, bytes, int, bytes, int, bytes, int, int, int)
 
 
-_HOLD: Final = "hold_id, customer, account, coin, amount, reference, expires_ms, opened_ms, remaining, closed_seq"
+def _facts(rows: list[Row]) -> BooksFacts | None:
+    if not rows:
+        return None
+    if len(rows) != 1 or not is_formed(rows[0], _FACT_TYPES):
+        raise Damaged(f"{BOOKS_FILE}: the row of the books is not one row of the schema")
+    return BooksFacts(*rows[0])
 
 
-def _has_header(path: Path) -> bool:
-    """Say whether the file at *path* begins like an SQLite file."""
-    try:
-        with path.open("rb") as file:
-            return file.read(16) == b"SQLite format 3\0"
-    except OSError:
-        return True
+def _sealed_to(ask: Callable[..., Any]) -> int:
+    rows = ask("SELECT sealed_to FROM books").fetchall()
+    if not rows:
+        raise Damaged(f"{BOOKS_FILE}: the books do not say what they are")
+    return int(rows[0][0])
+
+
+def _sums(rows: Iterable[Row]) -> dict[int, tuple[int, bytes]]:
+    return {bucket: (count, digest) for bucket, count, digest in rows}
