@@ -11,14 +11,14 @@ import os
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
 
-from spotledger.errors import SpotledgerError, StoreBusy, StoreUnavailable
-from spotledger.storage.postgres.connection import Connection, reason_of
+from spotledger.errors import SpotledgerError, StoreUnavailable
+from spotledger.storage.postgres.connection import Connection, translated
 
 T = TypeVar("T")
 Connect: TypeAlias = Callable[[], Connection]
@@ -30,18 +30,6 @@ CONNECT_PAUSE_SECONDS: Final = 0.3
 CLOSE_SECONDS: Final = 5.0
 
 _log = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Say the driver's errors in our words, by their code and never by their message."""
-    try:
-        yield
-    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
-        raise StoreBusy from error
-    except psycopg.Error as error:
-        reason = reason_of(error) or f"it answered with {error.sqlstate or type(error).__name__}"
-        raise StoreUnavailable(f"The database did not do it: {reason}; try again with the same key.") from error
 
 
 class BoundedReader:
@@ -121,7 +109,7 @@ class BoundedReader:
             try:
                 if self._connection is None:
                     self._connection = self._connect()
-                with translated():
+                with translated("read"):
                     found = read(self._connection)
             except BaseException as error:  # noqa: BLE001 - whoever asked is told, whatever it is
                 broken = self._connection is None or self._connection.broken or self._connection.closed

@@ -17,8 +17,8 @@ import psycopg
 
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.access_key_rows import KeyTables
-from spotledger.storage.postgres.bounded_reader import BoundedReader, Connect, translated
-from spotledger.storage.postgres.connection import Connection
+from spotledger.storage.postgres.bounded_reader import BoundedReader, Connect
+from spotledger.storage.postgres.connection import Connection, translated
 
 CHANGES_CHANNEL: Final = "spotledger_keys"
 
@@ -68,7 +68,7 @@ class PostgresKeyTables(KeyTables):
             write = self._begun()
             self._depth, self._writing_thread = 1, threading.get_ident()
             try:
-                with translated():
+                with translated("written"):
                     yield write
                     write.execute("COMMIT")
             except BaseException:
@@ -89,7 +89,7 @@ class PostgresKeyTables(KeyTables):
 
     def _begin(self) -> Connection:
         write = self._connected()
-        with translated():
+        with translated("written"):
             try:
                 write.execute("BEGIN")
                 write.execute("SELECT version FROM key_version WHERE id = 1 FOR UPDATE")
@@ -116,7 +116,7 @@ class PostgresKeyTables(KeyTables):
             return connection.execute(_statement(sql), values, binary=True).fetchall()
 
         if self._writing_thread == threading.get_ident():
-            with translated():
+            with translated("read"):
                 return read(self._connected())
         return self._reader.ask(read)
 

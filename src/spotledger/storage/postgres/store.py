@@ -330,7 +330,7 @@ class PostgresStore(PostgresReads):
         except psycopg.Error as error:
             self._drop_writing()
             if not is_lost(error):
-                raise translate(error, "written") from error
+                raise translate(error, "written", checked=True) from error
             yield partial(self._look_up, pending, error)
         else:
             self._check_changes(results)

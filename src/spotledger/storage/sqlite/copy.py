@@ -18,8 +18,14 @@ from urllib.parse import quote
 
 from spotledger.errors import BackupDamaged, SchemaMismatch, StoreUnavailable
 from spotledger.storage.atomic_file import sync
-from spotledger.storage.sqlite.errors import reason_of
-from spotledger.storage.sqlite.file import APPLICATION_ID, BACKUP_ID, SCHEMA_VERSION
+from spotledger.storage.sqlite.file import (
+    APPLICATION_ID,
+    BACKUP_ID,
+    SCHEMA_VERSION,
+    is_damage,
+    reason_of,
+    translated,
+)
 
 #: Pages copied in one step: 2 MiB, for which a commit may have to wait about 3 ms.
 STEP_PAGES: Final = 512
@@ -87,7 +93,7 @@ def copy_pages(source: sqlite3.Connection, target: Path, progress: Progress) -> 
     Raises:
         StoreUnavailable: The copy cannot be written, or something keeps the steps from getting on.
     """
-    with _writing(), closing(sqlite3.connect(target, isolation_level=None)) as copy:
+    with translated("copied"), closing(sqlite3.connect(target, isolation_level=None)) as copy:
         # Nothing of a copy that is not finished is ever used, so it needs no journal.
         copy.execute("PRAGMA journal_mode = OFF")
         copy.execute("PRAGMA synchronous = OFF")
@@ -140,7 +146,7 @@ def mark_as_backup(file: Path, made_ms: int) -> BackupFacts:
     Raises:
         StoreUnavailable: It cannot be written.
     """
-    with _writing(), _alone(file) as copy:
+    with translated("copied"), _alone(file) as copy:
         copy.execute(_MARK)
         copy.execute(f"INSERT INTO backup (only_row, {_FACTS}) SELECT 1, * FROM ({_STATE})", (made_ms,))
         copy.execute(f"PRAGMA application_id = {BACKUP_ID}")
@@ -155,7 +161,7 @@ def read_facts(file: Path) -> BackupFacts:
         SchemaMismatch: It is no backup of ours, or of another version.
         BackupDamaged: It contradicts itself, or cannot be read.
     """
-    with closing(_read_only(file)) as copy, _reading(file):
+    with _reading(file), closing(_read_only(file)) as copy:
         application = copy.execute("PRAGMA application_id").fetchone()[0]
         version = copy.execute("PRAGMA user_version").fetchone()[0]
         if application != BACKUP_ID:
@@ -180,7 +186,7 @@ def check_structure(file: Path) -> None:
     Raises:
         BackupDamaged: It is not; the message has the first findings.
     """
-    with closing(_read_only(file)) as copy, _reading(file):
+    with _reading(file), closing(_read_only(file)) as copy:
         found = [str(row[0]) for row in copy.execute(f"PRAGMA integrity_check({FINDINGS_LIMIT})")]
     if found != ["ok"]:
         raise BackupDamaged(f"{file} is damaged: {'; '.join(found)}.", path=str(file))
@@ -199,7 +205,7 @@ def make_ledger_again(file: Path, epoch: int, revoked_ms: int | None) -> None:
     Raises:
         StoreUnavailable: It cannot be written.
     """
-    with _writing(), _alone(file) as copy:
+    with translated("restored"), _alone(file) as copy:
         copy.execute("DROP TABLE backup")
         copy.execute("UPDATE ledger SET epoch = ?", (epoch,))
         if revoked_ms is not None:
@@ -229,22 +235,18 @@ def _read_only(file: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
+def _reading(file: Path) -> Iterator[None]:
+    """Raise what the backup *file* cannot be read for: it is no backup, it is damaged, or something is in the way."""
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreUnavailable(f"the copy could not be written: {reason_of(error) or error}") from error
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+        code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_NOTADB:
             raise SchemaMismatch(
                 f"{file} is no backup made by spotledger, nor an SQLite file.", path=str(file)
             ) from error
-        raise BackupDamaged(f"{file} is damaged: {error}.", path=str(file)) from error
-    except TypeError as error:  # a row that must be there is not
+        if is_damage(error) or code == sqlite3.SQLITE_ERROR:  # a table that every backup has is missing
+            raise BackupDamaged(f"{file} is damaged: {error}.", path=str(file)) from error
+        raise StoreUnavailable(f"{file} could not be read: {reason_of(error)}") from error
+    except TypeError as error:  # a row that every backup has is missing
         raise BackupDamaged(f"{file} is damaged: it does not say what it is.", path=str(file)) from error

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
-from spotledger.storage.sqlite.errors import translated
-from spotledger.storage.sqlite.file import open_to_read
+from spotledger.storage.sqlite.file import open_to_read, translated
 from spotledger.storage.sqlite.reads import head_row, ledger_row
 
 

@@ -8,23 +8,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from spotledger.errors import StoreBusy, StoreUnavailable
+from spotledger.errors import LedgerCorrupt
 from spotledger.storage.access_key_rows import KeyTables
-
-_BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn the driver's errors into ours, by their code and never by their message."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-        name = getattr(error, "sqlite_errorname", type(error).__name__)
-        if code & 0xFF in _BUSY_CODES:
-            raise StoreBusy from error
-        raise StoreUnavailable(f"The ledger file did not do it ({name}).") from error
+from spotledger.storage.sqlite.file import translate, translated
 
 
 class SqliteKeyTables(KeyTables):
@@ -43,7 +29,7 @@ class SqliteKeyTables(KeyTables):
     @contextmanager
     def together(self) -> Iterator[sqlite3.Connection]:
         """Make all writes inside one transaction: all of them are done, or none when an exception leaves the block."""
-        with _translated():
+        with translated("written"):
             if self._depth == 0:
                 self._write.execute("BEGIN IMMEDIATE")
             self._depth += 1
@@ -60,8 +46,10 @@ class SqliteKeyTables(KeyTables):
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query; inside ``together`` it sees what was written there."""
-        with _translated():
+        try:
             return (self._write if self._depth else self._read).execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise translate(error, "read") from error
 
     def write(self, sql: str, values: tuple[Any, ...]) -> int:
         """Do one write; return how many rows it touched."""
@@ -87,4 +75,7 @@ class SqliteKeyTables(KeyTables):
 
     def unpacked(self, value: str) -> tuple[str, ...]:
         """Return the texts that *value* of a row is."""
-        return tuple(json.loads(value))
+        try:
+            return tuple(json.loads(value))
+        except ValueError as error:
+            raise LedgerCorrupt(f"a list in a row of access keys or tokens cannot be read: {error}") from error

@@ -22,7 +22,7 @@ from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, 
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
 from spotledger.storage.sqlite import copy as sqlite_copy, file as sqlite_file, reads as sqlite_reads
-from spotledger.storage.sqlite.errors import translated
+from spotledger.storage.sqlite.file import translated
 from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.sqlite.sealing import Sealer
 from spotledger.storage.sqlite.trial import trial_balance
@@ -187,13 +187,9 @@ class SqliteStore:
 
     def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
         """Bring into memory what the rules will ask for, in a few queries whatever the number."""
-        memory = self._memory
+        memory, states = self._memory, self._memory.accounts
+        missing = [account for account in accounts if account not in states or not states[account].complete]
         unknown = [customer for customer in customers if not memory.has_customer(customer)]
-        missing = []
-        for account in accounts:
-            state = memory.accounts.get(account)
-            if state is None or not state.complete:
-                missing.append(account)
         with translated("read"):
             if unknown:
                 memory.known_customers.update(
@@ -204,9 +200,7 @@ class SqliteStore:
             self._load_holds(holds)
 
     def _load_accounts(self, accounts: Sequence[Account]) -> None:
-        states = {}
-        for account in accounts:
-            states[account] = self._memory.state_of(account)
+        states = {account: self._memory.state_of(account) for account in accounts}
         for account, coin, balance, seq in sqlite_reads.balances_of(self._read, accounts):
             state = states[account]
             # What an open segment has changed is newer than the table.
@@ -419,7 +413,7 @@ class SqliteStore:
         if rows[0][0] != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {rows[0][0]} to {last.seq} do not follow entry {before.seq}")
         self._pending_head = Head(last.seq, previous, last.booked_ms)
-        with translated("written"):
+        with translated("written", checked=True):
             if before.seq == self._head.seq:
                 self._write.execute("BEGIN IMMEDIATE")
             self._check_writing()
@@ -433,13 +427,13 @@ class SqliteStore:
 
     def catch_up(self) -> None:
         """Do a few milliseconds of sealing, if it lags, within the commit that is being written."""
-        with translated("written"):
+        with translated("written", checked=True):
             self._sealer.catch_up(self._head.seq, self._pending_head.seq)
 
     def commit(self) -> Steps[None]:
         """Make what was written durable: one step, which blocks until it is synced."""
         self._check_writing()
-        with translated("written"):
+        with translated("written", checked=True):
             self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
         yield self._sync
 

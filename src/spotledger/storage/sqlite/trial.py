@@ -21,7 +21,7 @@ from spotledger.domain.journal import AVAILABLE, BalanceAfter, Posting
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import CUSTOMERS, TrialBalance
 from spotledger.storage.encoding import StoredPosting, postings_of
-from spotledger.storage.sqlite.errors import translated
+from spotledger.storage.sqlite.file import translated
 
 _ROWS: Final = 500
 #: A pause after each piece, so that whoever serves meanwhile has the interpreter.
