@@ -55,6 +55,10 @@ _CONSTRAINT_CLASS: Final = "23"
 _FATAL_CLASSES: Final = ("08", "57P", "25P03")
 
 
+class TimedOut(psycopg.OperationalError):
+    """The server did not answer in time, and the connection was closed."""
+
+
 def connect(url: str, *, application: str = "spotledger", steady_plans: bool = True) -> Connection:
     """
     Open a connection in autocommit to the server at *url* that takes writes.
@@ -160,6 +164,8 @@ def is_damage(error: psycopg.Error) -> bool:
 def reason_of(error: psycopg.Error) -> str | None:
     """Return in words what stands in the way, or None where the code of *error* is not known."""
     state = error.sqlstate
+    if isinstance(error, TimedOut):
+        return "its server did not answer in time"
     if state is None:
         return "its server could not be reached, or the connection to it was lost" if is_lost(error) else None
     return _REASONS.get(state) or _REASONS.get(state[:3]) or _REASONS.get(state[:2])

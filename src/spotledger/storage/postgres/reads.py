@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
-import psycopg
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin
@@ -22,11 +22,11 @@ from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
 from spotledger.storage.encoding import decode_entry, genesis_hash, key_digest
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
-from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
+from spotledger.storage.postgres.bounded_reader import BoundedReader
+from spotledger.storage.postgres.connection import connect, translated
 from spotledger.storage.postgres.follower import Follower
 from spotledger.storage.postgres.foreign_entries import read_news
 from spotledger.storage.postgres.head_cache import HeadCache, RemoteAccount
-from spotledger.storage.postgres.reading import Reading
 from spotledger.storage.postgres.rows import add_balances, head_of, holds_in
 from spotledger.storage.postgres.schema import check_schema, make_ledger
 from spotledger.storage.postgres.session import (
@@ -87,18 +87,17 @@ class PostgresReads:
         self.follow_entries = follow_entries
         #: Guards memory, and is held for moments only.
         self._guard = threading.RLock()
-        connection = connect(url, application="spotledger read")
-        try:
+        connecting = partial(connect, url, application="spotledger read")
+        with connecting() as connection:
             check_schema(connection)
             if self.takes_writes:
                 make_ledger(connection)
-            with translated("opened"):
-                session = Session(connection, sql.READING, READ_PATIENCE_SECONDS)
-                self._open(session)
+        self._reader = BoundedReader(connecting, sql.READING, READ_PATIENCE_SECONDS)
+        try:
+            self._reader.ask(self._open)
         except BaseException:
-            connection.close()
+            self._reader.close()
             raise
-        self._reading = Reading(session, self._session_to_read)
         self._follower = None
         if follow_seconds is not None:
             self._follower = Follower(url, self, follow_seconds, listens=self.takes_writes)
@@ -138,19 +137,7 @@ class PostgresReads:
             StoreUnavailable: The server is away.
             LedgerCorrupt: The journal lacks what this node has acknowledged, or does not hold together.
         """
-        for again in (True, False):
-            self._reading.ready()
-            with self._reading.lock:
-                try:
-                    return self.follow(self._reading.session(), *questions)
-                except psycopg.Error as error:
-                    self._reading.drop()
-                    if not (again and is_lost(error)):
-                        raise translate(error, "read") from error
-        raise AssertionError("unreachable")
-
-    def _session_to_read(self) -> Session:
-        return Session(connect(self._url, application="spotledger read"), sql.READING, READ_PATIENCE_SECONDS)
+        return self._reader.ask(lambda session: self.follow(session, *questions))
 
     @property
     def is_writing(self) -> bool:
@@ -182,7 +169,7 @@ class PostgresReads:
             # What others open comes in with what they write. A group that is under way has looked what is there.
             with self._guard:
                 self._shrink()
-        self._reading.is_back()
+        self._reader.note_answer()
         return head, answers
 
     def _begin_anew(self, session: Session, since: Head) -> Head:
@@ -439,7 +426,7 @@ class PostgresReads:
         """Let go of the server."""
         if self._follower is not None:
             self._follower.stop()
-        self._reading.close()
+        self._reader.close()
 
 
 def _coins_in(result: PGresult) -> list[Coin]:
