@@ -9,15 +9,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import fields
+from typing import Any, ClassVar, Generic, TypeVar
 
 from spotledger.security.keys import AccessKeyRecord, TokenRecord
 
-_COLUMNS_OF_KEYS = (
-    "accesskey, customer, permissions, label, addresses, sealed_secret, "
-    "created_ms, expires_ms, revoked_ms, last_used_ms"
-)
-_COLUMNS_OF_TOKENS = "token_id, digest, scopes, label, created_ms, revoked_ms"
+R = TypeVar("R", bound=AccessKeyRecord | TokenRecord)
 
 
 class KeyTables(ABC):
@@ -29,8 +26,8 @@ class KeyTables(ABC):
 
     def __init__(self) -> None:
         """Make what reads and writes them by records."""
-        self.access_keys = AccessKeyRows(self)
-        self.tokens = TokenRows(self)
+        self.access_keys = AccessKeyRows(self, AccessKeyRecord)
+        self.tokens = TokenRows(self, TokenRecord)
         self.kept_requests = KeptRequestRows(self)
 
     @abstractmethod
@@ -80,49 +77,62 @@ class KeyTables(ABC):
         )
 
 
-class AccessKeyRows:
-    """`AccessKeyRecords` in a store."""
+class _RecordRows(Generic[R]):
+    """Records of one kind as rows of one table, whose columns are the fields of the record and in their order."""
 
-    def __init__(self, tables: KeyTables) -> None:
+    table: ClassVar[str]
+    #: The fields that hold several texts.
+    lists: ClassVar[frozenset[str]]
+
+    def __init__(self, tables: KeyTables, kind: type[R]) -> None:
         self._tables = tables
+        self._kind = kind
+        self._names = [field.name for field in fields(kind)]
+        self._select = f"SELECT {', '.join(self._names)} FROM {self.table} WHERE "
 
-    def get(self, accesskey: str) -> AccessKeyRecord | None:
-        """Return the record of *accesskey*."""
-        if not _may_be_a_name(accesskey):
-            return None
-        rows = self._tables.rows(f"SELECT {_COLUMNS_OF_KEYS} FROM access_keys WHERE accesskey = ?", (accesskey,))
+    def get(self, name: str) -> R | None:
+        """Return the record whose first field is *name*."""
+        return self._one(self._names[0], name) if _may_be_a_name(name) else None
+
+    def insert(self, record: R) -> None:
+        """Store a new record."""
+        values = ((name, getattr(record, name)) for name in self._names)
+        marks = ", ".join("?" for _ in self._names)
+        self._tables.write(
+            f"INSERT INTO {self.table} ({', '.join(self._names)}) VALUES ({marks})",
+            tuple(self._tables.packed(value) if name in self.lists else value for name, value in values),
+        )
+
+    def revoke(self, name: str, now_ms: int) -> bool:
+        """Mark the record as revoked at *now_ms*; return whether it was there and not yet revoked."""
+        return self._tables.revoke(self.table, self._names[0], name, now_ms)
+
+    def _one(self, column: str, value: Any) -> R | None:
+        rows = self._tables.rows(f"{self._select}{column} = ?", (value,))
         return self._record(rows[0]) if rows else None
 
-    def insert(self, record: AccessKeyRecord) -> None:
-        """Store a new record."""
-        self._tables.write(
-            f"INSERT INTO access_keys ({_COLUMNS_OF_KEYS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                record.accesskey,
-                record.customer,
-                self._tables.packed(record.permissions),
-                record.label,
-                self._tables.packed(record.addresses),
-                record.sealed_secret,
-                record.created_ms,
-                record.expires_ms,
-                record.revoked_ms,
-                record.last_used_ms,
-            ),
-        )
+    def _page(self, after: str, limit: int, customer: str | None = None) -> list[R]:
+        """Return at most *limit* records beyond *after* in the order of their names."""
+        name = self._names[0]
+        of_customer = "" if customer is None else "customer = ? AND "
+        query = f"{self._select}{of_customer}{name} > ? ORDER BY {name} LIMIT ?"
+        owner = () if customer is None else (customer,)
+        return [self._record(row) for row in self._tables.rows(query, (*owner, _position(after), limit))]
+
+    def _record(self, row: tuple[Any, ...]) -> R:
+        values: dict[str, Any] = dict(zip(self._names, row, strict=True))
+        return self._kind(**values | {name: self._tables.unpacked(values[name]) for name in self.lists})
+
+
+class AccessKeyRows(_RecordRows[AccessKeyRecord]):
+    """`AccessKeyRecords` in a store."""
+
+    table = "access_keys"
+    lists = frozenset({"permissions", "addresses"})
 
     def list(self, customer: str | None, after: str, limit: int) -> list[AccessKeyRecord]:
         """Return at most *limit* records beyond the access key *after*, of *customer* or of all, in order."""
-        where, values = ("", ()) if customer is None else ("customer = ? AND ", (customer,))
-        rows = self._tables.rows(
-            f"SELECT {_COLUMNS_OF_KEYS} FROM access_keys WHERE {where}accesskey > ? ORDER BY accesskey LIMIT ?",
-            (*values, _position(after), limit),
-        )
-        return [self._record(row) for row in rows]
-
-    def revoke(self, accesskey: str, now_ms: int) -> bool:
-        """Mark *accesskey* as revoked at *now_ms*; return whether it was there and not yet revoked."""
-        return self._tables.revoke("access_keys", "accesskey", accesskey, now_ms)
+        return self._page(after, limit, customer)
 
     def replace(self, accesskey: str, record: AccessKeyRecord, now_ms: int) -> bool:
         """Revoke *accesskey* and store *record*, both or neither; return whether that was done."""
@@ -136,63 +146,24 @@ class AccessKeyRows:
         """Store when access keys were last used, in one transaction; a time earlier than the stored one is ignored."""
         self._tables.note_used(used)
 
-    def _record(self, row: tuple[Any, ...]) -> AccessKeyRecord:
-        accesskey, customer, permissions, label, addresses, *rest = row
-        unpacked = self._tables.unpacked
-        return AccessKeyRecord(accesskey, customer, unpacked(permissions), label, unpacked(addresses), *rest)
 
-
-class TokenRows:
+class TokenRows(_RecordRows[TokenRecord]):
     """`TokenRecords` in a store."""
 
-    def __init__(self, tables: KeyTables) -> None:
-        self._tables = tables
+    table = "operator_tokens"
+    lists = frozenset({"scopes"})
 
     def together(self) -> AbstractContextManager[object]:
-        """Make what is read and written inside one transaction, which no other write comes between."""
+        """Read and write inside one transaction, which no other write comes between."""
         return self._tables.together()
-
-    def get(self, token_id: str) -> TokenRecord | None:
-        """Return the record of the token with this id."""
-        if not _may_be_a_name(token_id):
-            return None
-        rows = self._tables.rows(f"SELECT {_COLUMNS_OF_TOKENS} FROM operator_tokens WHERE token_id = ?", (token_id,))
-        return self._record(rows[0]) if rows else None
 
     def by_digest(self, digest: bytes) -> TokenRecord | None:
         """Return the record of the token whose SHA-256 is *digest*."""
-        rows = self._tables.rows(f"SELECT {_COLUMNS_OF_TOKENS} FROM operator_tokens WHERE digest = ?", (digest,))
-        return self._record(rows[0]) if rows else None
-
-    def insert(self, record: TokenRecord) -> None:
-        """Store a new record."""
-        self._tables.write(
-            f"INSERT INTO operator_tokens ({_COLUMNS_OF_TOKENS}) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                record.token_id,
-                record.digest,
-                self._tables.packed(record.scopes),
-                record.label,
-                record.created_ms,
-                record.revoked_ms,
-            ),
-        )
+        return self._one("digest", digest)
 
     def list(self, after: str, limit: int) -> list[TokenRecord]:
         """Return at most *limit* records beyond the id *after*, in order."""
-        rows = self._tables.rows(
-            f"SELECT {_COLUMNS_OF_TOKENS} FROM operator_tokens WHERE token_id > ? ORDER BY token_id LIMIT ?",
-            (_position(after), limit),
-        )
-        return [self._record(row) for row in rows]
-
-    def revoke(self, token_id: str, now_ms: int) -> bool:
-        """Mark the token as revoked at *now_ms*; return whether it was there and not yet revoked."""
-        return self._tables.revoke("operator_tokens", "token_id", token_id, now_ms)
-
-    def _record(self, row: tuple[Any, ...]) -> TokenRecord:
-        token_id, digest, scopes, label, created_ms, revoked_ms = row
-        return TokenRecord(token_id, digest, self._tables.unpacked(scopes), label, created_ms, revoked_ms)
+        return self._page(after, limit)
 
 
 class KeptRequestRows:
