@@ -19,7 +19,7 @@ from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance,
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
-from spotledger.storage.encoding import decode_entry, genesis_hash, key_digest
+from spotledger.storage.encoding import decode_entry, key_digest
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.bounded_reader import BoundedReader
@@ -27,7 +27,7 @@ from spotledger.storage.postgres.connection import connect, translated
 from spotledger.storage.postgres.follower import Follower
 from spotledger.storage.postgres.foreign_entries import read_news
 from spotledger.storage.postgres.head_cache import HeadCache, RemoteAccount
-from spotledger.storage.postgres.rows import add_balances, head_of, holds_in
+from spotledger.storage.postgres.rows import add_balances, entries_of_keys, head_of, holds_in
 from spotledger.storage.postgres.schema import check_schema, make_ledger
 from spotledger.storage.postgres.session import (
     UUID,
@@ -107,12 +107,11 @@ class PostgresReads:
         for statement in (sql.BEGIN_SNAPSHOT, sql.LEDGER, sql.HEAD, sql.COINS, sql.COMMIT):
             session.send(statement)
         _, ledger, head, coins, _ = session.collect()
-        found = head_of(head)
-        if ledger.ntuples == 0 or found is None:
-            raise LedgerCorrupt("the database lacks the row of the ledger, or of its head")
+        if ledger.ntuples == 0:
+            raise LedgerCorrupt("the row of the ledger is missing")
         ledger_id, epoch = rows_of(ledger)[0]
         self.ledger_id, self.epoch = ledger_id.decode(), int(epoch)
-        self._head_cache = HeadCache(found, _coins_in(coins), self._cache_accounts)
+        self._head_cache = HeadCache(head_of(head), _coins_in(coins), self._cache_accounts)
 
     @property
     def head(self) -> Head:
@@ -161,8 +160,6 @@ class PostgresReads:
         session.send(sql.COMMIT)
         _, found, news, *answers, _ = session.collect()
         head = head_of(found)
-        if head is None:
-            raise LedgerCorrupt("the row of the journal's head is missing")
         if not self._bring_along(since, head, news):
             head = self._begin_anew(session, since)
         elif not self.is_writing:
@@ -181,8 +178,6 @@ class PostgresReads:
         session.send(sql.COMMIT)
         _, found, coins, kept, _ = session.collect()
         head = head_of(found)
-        if head is None:
-            raise LedgerCorrupt("the row of the journal's head is missing")
         self._start_anew(since, [coins, kept], head)
         return head
 
@@ -304,12 +299,7 @@ class PostgresReads:
         if not digests:
             return {}
         _, (rows,) = self._ask((sql.ENTRIES_OF_KEYS, (array(UUID, list(digests)),)))
-        known = {}
-        for digest, seq, body in rows_of(rows):
-            entry = decode_entry(body)
-            if digests[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
-                known[entry.key] = int(seq)
-        return known
+        return {entry.key: entry.seq for entry in entries_of_keys(rows, digests)}
 
     def reversal_of(self, seq: int) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
@@ -417,10 +407,6 @@ class PostgresReads:
         if row is None:
             raise LedgerCorrupt("the row of the journal's head is missing")
         return TrialBalance(int(row[0]), {(owner, coin): Balance(int(av), int(fr)) for owner, coin, av, fr in rows})
-
-    def genesis(self) -> bytes:
-        """Return the hash that the first entry is chained to."""
-        return genesis_hash(self.ledger_id)
 
     def close(self) -> None:
         """Let go of the server."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from psycopg.pq.abc import PGresult
@@ -10,8 +10,9 @@ from psycopg.pq.abc import PGresult
 from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.journal import Entry, Hold, new_tuple, opened_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
+from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
-from spotledger.storage.encoding import chain_hash, encode_entry, key_digest
+from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, key_digest
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.session import (
     BYTEA,
@@ -210,10 +211,26 @@ def numbers_or_null(items: Sequence[int | None]) -> bytes:
 # --- rows as values of the domain ---------------------------------------------------------------------
 
 
-def head_of(result: PGresult) -> Head | None:
-    """Return the head in the one row of *result*, or None where there is no row."""
+def entries_of_keys(result: PGresult, keys: Mapping[bytes, str]) -> Iterator[Entry]:
+    """Give the entries in the rows of *result* that have one of *keys*, which are named by their digests."""
+    for digest, seq, body in rows_of(result):
+        entry = decode_entry(body)
+        if entry.seq != int(seq):
+            raise LedgerCorrupt(f"entry {int(seq)} of the journal says that it is entry {entry.seq}")
+        # Another key may have the same digest: its entry is not that of this one.
+        if keys[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
+            yield entry
+
+
+def head_of(result: PGresult) -> Head:
+    """
+    Return the head in the one row of *result*.
+
+    Raises:
+        LedgerCorrupt: There is no row.
+    """
     if result.ntuples == 0:
-        return None
+        raise LedgerCorrupt("the row of the journal's head is missing")
     seq, kept_hash, booked_ms = rows_of(result)[0]
     return Head(int(seq), hash_of(kept_hash), int(booked_ms))
 
