@@ -28,6 +28,7 @@ from typing import Any, Final, NamedTuple
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, MasterKeyRefused
 from spotledger.security import cipher
 from spotledger.security.tokens import TOKEN_BYTES
+from spotledger.storage.atomic_file import sync
 
 #: What the name of every environment variable of the service begins with.
 VARIABLE_PREFIX: Final = "SPOTLEDGER_"
@@ -102,6 +103,15 @@ def read_note(path: Path) -> str | None:
         os.close(descriptor)
 
 
+def _facts_in(note: str) -> dict[str, Any]:
+    """Return the JSON object that *note* is; an empty one for the note of another program."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(note)
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
 class FolderLock:
     """
     The ownership of a data folder, for as long as it is held.
@@ -160,10 +170,7 @@ class FolderLock:
 
     def _in_use(self, descriptor: int) -> DataFolderInUse:
         note = os.pread(descriptor, NOTE_LIMIT_BYTES, 0).decode("utf-8", "replace")
-        facts: dict[str, object] = {}
-        with contextlib.suppress(ValueError):
-            found = json.loads(note)
-            facts = found if isinstance(found, dict) else {}
+        facts = _facts_in(note)
         listening = facts.get("operator") or facts.get("public")
         who = f"process {facts['pid']}" if "pid" in facts else "another process"
         if listening:
@@ -219,10 +226,7 @@ def read_owner(folder: Path) -> Owner | None:
     note = read_note(folder)
     if note is None:
         return None
-    facts: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):
-        found = json.loads(note)
-        facts = found if isinstance(found, dict) else {}
+    facts = _facts_in(note)
     return Owner(int(facts.get("pid", 0)), facts.get("public"), facts.get("operator"))
 
 
@@ -247,19 +251,11 @@ def write_secret_file(file: Path, text: str) -> None:
             opened.flush()
             os.fsync(descriptor)
         beside.rename(file)
-        _sync_folder(file.parent)
+        sync(file.parent)
     except OSError as problem:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise unusable(file.parent, problem) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str], *, may_make: bool) -> bytes:
