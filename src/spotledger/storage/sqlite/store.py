@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -274,7 +275,12 @@ class SqliteStore:
         """Return holds of *customer* with ids above *after*, in order of their ids."""
         changed = self._memory.changed_holds_of(customer)
         found: list[Hold] = []
-        sealed = self._sealed_holds(customer, state == "open", after)
+        sealed = self._pages(
+            lambda after: sqlite_reads.holds_of_customer(
+                self._read, customer, after, state == "open", self._sealed_to, self._segment_entries
+            ),
+            after,
+        )
         newer = (changed[hold_id] for hold_id in sorted(changed) if hold_id > max(after, self._sealed_to))
         for hold in chain(sealed, newer):
             current = changed.get(hold.hold_id, hold)
@@ -284,13 +290,11 @@ class SqliteStore:
                 break
         return found
 
-    def _sealed_holds(self, customer: str, only_open: bool, after: int) -> Iterator[Hold]:
-        """Give the holds of *customer* that sealed segments opened, as the table has them, in order."""
+    def _pages(self, read_page: Callable[[int], list[Hold]], after: int) -> Iterator[Hold]:
+        """Give the holds above *after* of all the pages that *read_page* returns, in order."""
         while True:
             with translated("read"):
-                page = sqlite_reads.holds_of_customer(
-                    self._read, customer, after, only_open, self._sealed_to, self._segment_entries
-                )
+                page = read_page(after)
             yield from page
             if not page:
                 return
@@ -299,23 +303,14 @@ class SqliteStore:
     def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
         """Return open holds of anybody that were opened at or before *before_ms*, in order of their ids."""
         found: list[Hold] = []
-        for hold in chain(self._sealed_open_holds(after), self._memory.holds_opened_after(max(after, self._sealed_to))):
+        sealed = self._pages(lambda after: sqlite_reads.open_holds(self._read, after, self._sealed_to), after)
+        for hold in chain(sealed, self._memory.holds_opened_after(max(after, self._sealed_to))):
             if hold.opened_ms > before_ms or len(found) == limit:
                 break
             current = self._memory.hold(hold.hold_id) or hold
             if current.closed_seq is None:
                 found.append(current)
         return found
-
-    def _sealed_open_holds(self, after: int) -> Iterator[Hold]:
-        """Give the holds of sealed segments that the table has as open, in order."""
-        while True:
-            with translated("read"):
-                page = sqlite_reads.open_holds(self._read, after, self._sealed_to)
-            yield from page
-            if not page:
-                return
-            after = page[-1].hold_id
 
     def trial_balance(self) -> TrialBalance:
         """Add up all that is durable. Blocks; may run in another thread while others write."""
@@ -377,10 +372,7 @@ class SqliteStore:
         if time_ms >= self._head.booked_ms:
             return self._head.seq
         with translated("read"):
-            return bisect_right(range(1, self._head.seq), time_ms, key=self._booked_ms)
-
-    def _booked_ms(self, seq: int) -> int:
-        return sqlite_reads.booked_ms(self._read, seq)
+            return bisect_right(range(1, self._head.seq), time_ms, key=partial(sqlite_reads.booked_ms, self._read))
 
     def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
         """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
