@@ -75,7 +75,7 @@ class IdempotencyFilter:
         self._segment_entries = segment_entries
         self._levels: list[_Level] = []
         #: What was found damaged or missing when the filter was loaded, in words.
-        self.mended: list[str] = []
+        self.repairs: list[str] = []
 
     def segments_that_may_hold(self, probe: Probe) -> Iterator[int]:
         """Give the segments, newest first, in which the key may be; none of a key that was never seen."""
@@ -115,7 +115,7 @@ class IdempotencyFilter:
         """
         Read the filter from the file, and add what it lacks of the *sealed_segments* from their keys.
 
-        A level that is missing, damaged or ahead of the journal is made again; :attr:`mended` then says so.
+        A level that is missing, damaged or ahead of the journal is made again; :attr:`repairs` then says so.
         """
         last = sealed_segments - 1
         while last >= 0 and (not self._levels or self._levels[-1].last_segment < last):
@@ -149,7 +149,7 @@ class IdempotencyFilter:
         if sound and len(words) == len(level.words):
             level.words, level.covered_to, level.written_to = words, covered_to, covered_to
         else:
-            self.mended.append(f"level {level.number} of the filter of known keys was damaged and was made again")
+            self.repairs.append(f"level {level.number} of the filter of known keys was damaged and was made again")
 
     def _level_of(self, segment: int) -> _Level:
         while not self._levels or self._levels[-1].last_segment < segment:

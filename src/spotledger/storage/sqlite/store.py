@@ -8,6 +8,7 @@ not sealed from the journal again.
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -33,6 +34,8 @@ from spotledger.storage.steps import Steps, at_once
 SEGMENT_ENTRIES: Final = 65_536
 CACHE_ACCOUNTS: Final = 50_000
 _REPLAY_ENTRIES: Final = 1_000
+
+_log = logging.getLogger(__name__)
 
 
 class SqliteStore:
@@ -85,16 +88,6 @@ class SqliteStore:
         """The listed coins by name, sorted; another object after each listing."""
         return self._memory.coins
 
-    @property
-    def sealed_to(self) -> int:
-        """The last entry whose derived rows are in the tables."""
-        return self._sealed_to
-
-    @property
-    def mended(self) -> Sequence[str]:
-        """What the last start found damaged among what is derived, and made again, in words."""
-        return tuple(self._filter.mended)
-
     def _build(self) -> None:
         """Build what memory holds from the file: the coins, the filter, and what is not sealed of the journal."""
         self.ledger_id, self.epoch, self._segment_entries, self._sealed_to = sqlite_reads.ledger_row(self._read)
@@ -107,6 +100,8 @@ class SqliteStore:
             self._memory.list_coin(coin)
         self._filter = IdempotencyFilter(self._segment_entries)
         self._filter.load(self._read, self._sealed_to // self._segment_entries)
+        for repair in self._filter.repairs:
+            _log.warning("%s", repair)
         self._replay()
         self._due_cursor = (0, 0)
         self._next_due_ms = sqlite_reads.next_due_ms(self._read, self._due_cursor)
