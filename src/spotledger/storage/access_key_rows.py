@@ -1,7 +1,7 @@
 """
-Access keys, operator tokens and the idempotency keys of their writes as rows: each statement once, for all stores.
+Access keys, operator tokens and the idempotency keys of writes about them, as rows of either store.
 
-Where a value stands in a statement there is a ``?``. What differs from store to store is in its tables.
+A ``?`` in a statement marks a value. What differs between the stores is left to the subclasses of `KeyTables`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class KeyTables(ABC):
     """
     The tables of one store.
 
-    Each write is one synced transaction of its own; those inside ``with together():`` are one in all.
+    Each write is one synced transaction; all writes inside ``with together():`` are one transaction.
     """
 
     def __init__(self) -> None:
-        """Make what reads and writes them by records."""
+        """Set up access by records."""
         self.access_keys = AccessKeyRows(self, AccessKeyRecord)
         self.tokens = TokenRows(self, TokenRecord)
         self.kept_requests = KeptRequestRows(self)
@@ -33,38 +33,38 @@ class KeyTables(ABC):
     @abstractmethod
     def together(self) -> AbstractContextManager[Any]:
         """
-        Make all writes inside one transaction, which no other write comes between.
+        Make all writes of a ``with`` block one transaction, which excludes other writes.
 
-        All of them are done, or none when an exception leaves the block.
+        It commits at the end of the block, and rolls back when an exception leaves the block.
         """
 
     @abstractmethod
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Return all rows of a query; inside ``together`` it sees what was written there."""
+        """Return all rows of a query; inside ``together`` it sees the writes of the block."""
 
     @abstractmethod
     def write(self, sql: str, values: tuple[Any, ...]) -> int:
-        """Do one write; return how many rows it touched."""
+        """Run one write; return how many rows it changed."""
 
     @abstractmethod
     def revoke(self, table: str, column: str, name: str, now_ms: int) -> bool:
-        """Mark the row of *table* whose *column* is *name* as revoked; return whether it was there, and was not yet."""
+        """Mark the row of *table* whose *column* is *name* as revoked; return False if it was so or is not there."""
 
     @abstractmethod
     def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in one transaction; a time earlier than the stored one is ignored."""
+        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
 
     @abstractmethod
     def packed(self, texts: tuple[str, ...]) -> Any:
-        """Return *texts* as one value of a row."""
+        """Return *texts* as one value to store."""
 
     @abstractmethod
     def unpacked(self, value: Any) -> tuple[str, ...]:
-        """Return the texts that *value* of a row is."""
+        """Return the texts in the stored *value*."""
 
     @property
     def master_key_fingerprint(self) -> str | None:
-        """The mark of the master key that the secrets were sealed with; None before the first start."""
+        """The fingerprint of the master key that seals the secrets; None before the first start."""
         rows = self.rows("SELECT fingerprint FROM master_key_mark")
         return None if not rows else str(rows[0][0])
 
@@ -78,10 +78,10 @@ class KeyTables(ABC):
 
 
 class _RecordRows(Generic[R]):
-    """Records of one kind as rows of one table, whose columns are the fields of the record and in their order."""
+    """Records of one kind as rows of one table; its columns are named like the fields of the record."""
 
     table: ClassVar[str]
-    #: The fields that hold several texts.
+    #: The fields that hold a list of texts.
     lists: ClassVar[frozenset[str]]
 
     def __init__(self, tables: KeyTables, kind: type[R]) -> None:
@@ -104,7 +104,7 @@ class _RecordRows(Generic[R]):
         )
 
     def revoke(self, name: str, now_ms: int) -> bool:
-        """Mark the record as revoked at *now_ms*; return whether it was there and not yet revoked."""
+        """Mark the record as revoked at *now_ms*; return False if it was so or is not there."""
         return self._tables.revoke(self.table, self._names[0], name, now_ms)
 
     def _one(self, column: str, value: Any) -> R | None:
@@ -112,7 +112,7 @@ class _RecordRows(Generic[R]):
         return self._record(rows[0]) if rows else None
 
     def _page(self, after: str, limit: int, customer: str | None = None) -> list[R]:
-        """Return at most *limit* records beyond *after* in the order of their names."""
+        """Return at most *limit* records after *after*, in the order of their first fields."""
         name = self._names[0]
         of_customer = "" if customer is None else "customer = ? AND "
         query = f"{self._select}{of_customer}{name} > ? ORDER BY {name} LIMIT ?"
@@ -131,11 +131,11 @@ class AccessKeyRows(_RecordRows[AccessKeyRecord]):
     lists = frozenset({"permissions", "addresses"})
 
     def list(self, customer: str | None, after: str, limit: int) -> list[AccessKeyRecord]:
-        """Return at most *limit* records beyond the access key *after*, of *customer* or of all, in order."""
+        """Return at most *limit* records after the access key *after*, of *customer* or of all, in order."""
         return self._page(after, limit, customer)
 
     def replace(self, accesskey: str, record: AccessKeyRecord, now_ms: int) -> bool:
-        """Revoke *accesskey* and store *record*, both or neither; return whether that was done."""
+        """Revoke *accesskey* and store *record* in one transaction; return False, and do neither, if it was revoked."""
         with self._tables.together():
             if not self.revoke(accesskey, now_ms):
                 return False
@@ -143,7 +143,7 @@ class AccessKeyRows(_RecordRows[AccessKeyRecord]):
             return True
 
     def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in one transaction; a time earlier than the stored one is ignored."""
+        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
         self._tables.note_used(used)
 
 
@@ -154,7 +154,7 @@ class TokenRows(_RecordRows[TokenRecord]):
     lists = frozenset({"scopes"})
 
     def together(self) -> AbstractContextManager[object]:
-        """Read and write inside one transaction, which no other write comes between."""
+        """Make all reads and writes of a ``with`` block one transaction, which excludes other writes."""
         return self._tables.together()
 
     def by_digest(self, digest: bytes) -> TokenRecord | None:
@@ -162,25 +162,25 @@ class TokenRows(_RecordRows[TokenRecord]):
         return self._one("digest", digest)
 
     def list(self, after: str, limit: int) -> list[TokenRecord]:
-        """Return at most *limit* records beyond the id *after*, in order."""
+        """Return at most *limit* records after the id *after*, in order."""
         return self._page(after, limit)
 
 
 class KeptRequestRows:
-    """The idempotency keys of writes that are not in the journal: those about access keys and tokens."""
+    """The idempotency keys of writes about access keys and tokens, which are not in the journal."""
 
     def __init__(self, tables: KeyTables) -> None:
         self._tables = tables
 
     def get(self, idempotency_key: str) -> tuple[str, str] | None:
-        """Return request and answer kept under *idempotency_key*, both as JSON text."""
+        """Return the request and the answer that were kept under *idempotency_key*, as JSON texts, or None."""
         rows = self._tables.rows(
             "SELECT request_json, answer_json FROM kept_key_requests WHERE idempotency_key = ?", (idempotency_key,)
         )
         return (str(rows[0][0]), str(rows[0][1])) if rows else None
 
     def keep(self, idempotency_key: str, request_json: str, answer_json: str) -> None:
-        """Keep request and answer; the answer holds no secret."""
+        """Keep a request and its answer, which must not contain a secret."""
         self._tables.write(
             "INSERT INTO kept_key_requests (idempotency_key, request_json, answer_json) VALUES (?, ?, ?)",
             (idempotency_key, request_json, answer_json),
@@ -188,10 +188,10 @@ class KeptRequestRows:
 
 
 def _may_be_a_name(text: str) -> bool:
-    """Say whether *text* can be an access key or the id of a token at all; not every store takes every text."""
+    """Return whether *text* can be an access key or a token id at all; PostgreSQL does not take every text."""
     return text.isascii() and "\0" not in text
 
 
 def _position(after: str) -> str:
-    """Return *after* as a text that every store takes, at the same place in the order of all names."""
+    """Return *after* as a text that every store takes and that sorts alike."""
     return after.replace("\0", "\1")
