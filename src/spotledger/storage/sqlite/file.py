@@ -14,14 +14,14 @@ from urllib.parse import quote
 from spotledger.errors import LedgerCorrupt, SchemaMismatch, StoreUnavailable
 from spotledger.storage.encoding import genesis_hash
 
-#: "SpoL": says of an SQLite file that it is a ledger of ours.
+#: "SpoL": marks an SQLite file as a ledger.
 APPLICATION_ID: Final = 0x53706F4C
-#: "SpoB": a backup, which only a restore makes a ledger again, so that each restore begins a new epoch.
+#: "SpoB": marks a backup. Only a restore turns it into a ledger, so that each restore begins a new epoch.
 BACKUP_ID: Final = 0x53706F42
 SCHEMA_VERSION: Final = 3
 BUSY_TIMEOUT_MS: Final = 2_000
 PAGE_CACHE_KIB: Final = 16_384
-#: Pages in the write-ahead log before they are moved to the file.
+#: Pages in the write-ahead log that start a checkpoint.
 CHECKPOINT_PAGES: Final = 2_000
 
 #: What stands in the way, by result code; an extended code without an entry takes that of its primary code.
@@ -120,11 +120,12 @@ def _name(error: sqlite3.Error) -> str:
 
 def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sqlite3.Connection]:
     """
-    Open the ledger at *path*, or make it; return the connection that writes and the one that reads.
+    Open the ledger at *path*, or create it; return the connection that writes and the one that reads.
 
     Raises:
         StoreUnavailable: The disk or another process is in the way.
-        SchemaMismatch: The file is no ledger, or of another version.
+        SchemaMismatch: The file is not a ledger, or of another version.
+        LedgerCorrupt: The file is damaged.
     """
     with translated("opened"):
         _make_private(path)
@@ -132,7 +133,7 @@ def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sql
         try:
             _recognise(write, path)
             _tune(write)
-            # WAL with full sync: a commit has returned only when its frames are on the disk.
+            # WAL with full sync: a commit returns only once its frames are on the disk.
             write.execute("PRAGMA journal_mode = WAL")
             write.execute("PRAGMA synchronous = FULL")
             write.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
@@ -149,14 +150,15 @@ def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sql
 
 def open_to_read(path: Path) -> sqlite3.Connection:
     """
-    Open the ledger at *path* for reading only, beside the process that owns it or without one.
+    Open the ledger at *path* read-only; another process may own it.
 
     Raises:
-        StoreUnavailable: It is not there, or the disk is in the way.
-        SchemaMismatch: The file is no ledger, or of another version.
+        StoreUnavailable: It does not exist, or the disk is in the way.
+        SchemaMismatch: The file is not a ledger, or of another version.
+        LedgerCorrupt: The file is damaged.
     """
     with translated("opened"):
-        # Not mode=ro: without a write-ahead log beside the file, SQLite has to make an empty one to read it.
+        # Not mode=ro: if there is no write-ahead log, SQLite has to create an empty one to read the file.
         read = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=rw", uri=True, isolation_level=None)
         try:
             read.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
@@ -169,20 +171,20 @@ def open_to_read(path: Path) -> sqlite3.Connection:
 
 
 def _make_private(path: Path) -> None:
-    """Make the file, readable by its owner only, where it is not there; the write-ahead log takes its mode over."""
-    with contextlib.suppress(OSError):  # what is wrong with the place, opening it will say
+    """Create the file, readable by its owner only, if it is missing; the write-ahead log inherits its mode."""
+    with contextlib.suppress(OSError):  # opening it will tell what is wrong
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    # The commit may run in another thread than the statements before it, never at the same time.
+    # A commit may run in another thread than the statements before it, but never at the same time.
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     return connection
 
 
 def _tune(connection: sqlite3.Connection) -> None:
-    # These read the file's first page, so it must be known to be ours.
+    # These read the first page of the file, so it must have been recognised.
     connection.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
     connection.execute("PRAGMA temp_store = MEMORY")
 
@@ -215,7 +217,7 @@ def _recognise(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _make(connection: sqlite3.Connection, segment_entries: int) -> None:
-    """Make the schema and the first rows in one transaction, so that a file is a whole ledger or none."""
+    """Create the schema and the first rows in one transaction."""
     ledger_id = str(uuid.uuid4())
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -236,7 +238,7 @@ def _make(connection: sqlite3.Connection, segment_entries: int) -> None:
 
 
 def _run_script(connection: sqlite3.Connection, script: str) -> None:
-    """Run each statement of *script*; unlike ``executescript`` this stays within the transaction."""
+    """Run each statement of *script*; unlike ``executescript``, stay within the transaction."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

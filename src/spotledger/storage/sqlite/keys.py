@@ -17,7 +17,7 @@ class SqliteKeyTables(KeyTables):
     """
     The tables of access keys and tokens, over two connections in autocommit.
 
-    The write connection must not be in use by a commit meanwhile (`Writer.beside`).
+    No commit of the journal may use the write connection meanwhile (`Writer.beside`).
     """
 
     def __init__(self, write: sqlite3.Connection, read: sqlite3.Connection) -> None:
@@ -28,7 +28,7 @@ class SqliteKeyTables(KeyTables):
 
     @contextmanager
     def together(self) -> Iterator[sqlite3.Connection]:
-        """Make all writes inside one transaction: all of them are done, or none when an exception leaves the block."""
+        """Make all writes of a ``with`` block one transaction; an exception that leaves the block rolls it back."""
         with translated("written"):
             if self._depth == 0:
                 self._write.execute("BEGIN IMMEDIATE")
@@ -45,24 +45,24 @@ class SqliteKeyTables(KeyTables):
                 self._depth -= 1
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Return all rows of a query; inside ``together`` it sees what was written there."""
+        """Return all rows of a query; inside ``together`` it sees the writes of the block."""
         try:
             return (self._write if self._depth else self._read).execute(sql, values).fetchall()
         except sqlite3.Error as error:
             raise translate(error, "read") from error
 
     def write(self, sql: str, values: tuple[Any, ...]) -> int:
-        """Do one write; return how many rows it touched."""
+        """Run one write; return how many rows it changed."""
         with self.together() as write:
             return write.execute(sql, values).rowcount
 
     def revoke(self, table: str, column: str, name: str, now_ms: int) -> bool:
-        """Mark the row of *table* whose *column* is *name* as revoked; return whether it was there, and was not yet."""
+        """Mark the row of *table* whose *column* is *name* as revoked; return False if it was so or is not there."""
         statement = f"UPDATE {table} SET revoked_ms = ? WHERE {column} = ? AND revoked_ms IS NULL"
         return bool(self.write(statement, (now_ms, name)))
 
     def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in one transaction; a time earlier than the stored one is ignored."""
+        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
         with self.together() as write:
             write.executemany(
                 "UPDATE access_keys SET last_used_ms = max(coalesce(last_used_ms, 0), ?) WHERE accesskey = ?",
@@ -70,11 +70,11 @@ class SqliteKeyTables(KeyTables):
             )
 
     def packed(self, texts: tuple[str, ...]) -> str:
-        """Return *texts* as one value of a row: JSON."""
+        """Return *texts* as JSON."""
         return json.dumps(texts)
 
     def unpacked(self, value: str) -> tuple[str, ...]:
-        """Return the texts that *value* of a row is."""
+        """Return the texts in the stored *value*."""
         try:
             return tuple(json.loads(value))
         except ValueError as error:
