@@ -28,7 +28,7 @@ class NewVersion:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         shutil.copytree(PACKAGE, folder / "spotledger", ignore=shutil.ignore_patterns("__pycache__"))
-        self._sql = folder / "spotledger" / "storage" / "sql" / "postgres"
+        self._sql = folder / "spotledger" / "storage" / "postgres" / "sql"
         self.write("before", "ALTER TABLE coin ADD COLUMN note text; CREATE TABLE old_thing (id integer);")
         self.write("after", "DROP TABLE old_thing;")
 

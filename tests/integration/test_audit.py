@@ -147,7 +147,7 @@ def incomplete(path: Path, **options: Any) -> str:
 
 def test_audit_of_what_is_no_ledger_is_incomplete(tmp_path: Path) -> None:
     """A missing file, a folder, text, another SQLite file, and an empty file are never clean."""
-    assert "not there" in incomplete(tmp_path / "nothing.db")
+    assert "does not exist" in incomplete(tmp_path / "nothing.db")
     assert "not a file" in incomplete(tmp_path)
     text = tmp_path / "text.db"
     text.write_text("not a database, by far" * 100)

@@ -148,4 +148,4 @@ def test_audit_in_process_of_a_missing_file_is_incomplete(tmp_path: Path) -> Non
     """What the child says comes back whole."""
     report = asyncio.run(audit_in_process(tmp_path / "nothing.db", 0, lambda _: None))
     assert report["verdict"] == "incomplete"
-    assert "not there" in report["unexamined"][0]
+    assert "does not exist" in report["unexamined"][0]

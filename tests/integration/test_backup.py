@@ -153,7 +153,7 @@ def test_backup_over_an_existing_file_is_refused(tmp_path: Path, backup: Path) -
         for name in ("file", "folder", "link"):
             with pytest.raises(InvalidRequest, match="there already"):
                 back_up(ledger, tmp_path / name, now_ms)
-        with pytest.raises(InvalidRequest, match="not there"):
+        with pytest.raises(InvalidRequest, match="does not exist"):
             back_up(ledger, tmp_path / "absent" / "x", now_ms)
     assert (tmp_path / "file").read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()
@@ -237,9 +237,9 @@ def test_restore_of_what_is_no_backup_is_refused(tmp_path: Path, backup: Path) -
     connection = sqlite3.connect(newer)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
-    _refused(tmp_path / "text", tmp_path / "new", SchemaMismatch, "no backup")
-    _refused(tmp_path / "empty", tmp_path / "new", SchemaMismatch, "no backup")
-    _refused(tmp_path / "other", tmp_path / "new", SchemaMismatch, "no backup")
+    _refused(tmp_path / "text", tmp_path / "new", SchemaMismatch, "not a backup")
+    _refused(tmp_path / "empty", tmp_path / "new", SchemaMismatch, "not a backup")
+    _refused(tmp_path / "other", tmp_path / "new", SchemaMismatch, "not a backup")
     _refused(newer, tmp_path / "new", SchemaMismatch, "version 99")
     _refused(backup.parent / "data" / "ledger.db", tmp_path / "new", SchemaMismatch, "a ledger, not a backup")
     _refused(tmp_path / "absent", tmp_path / "new", InvalidRequest, "not there")

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from spotledger import errors
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+#: What a caller is told of a `LedgerCorrupt`; the log has the rest.
+DAMAGED = "The ledger is damaged; the operator of the service has to look at it."
 
 
 class Row(NamedTuple):

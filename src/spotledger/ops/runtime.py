@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from spotledger.archive.backup import BACKUPS_FOLDER, Backups
 from spotledger.clock import now_ms
-from spotledger.errors import MasterKeyRefused, SpotledgerError
+from spotledger.errors import LedgerCorrupt, MasterKeyRefused, SpotledgerError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 from spotledger.ops.audits import Audits
@@ -118,7 +118,7 @@ class Runtime:
             await self.revocation_watch.stop()
         try:
             self.key_ring.flush_used()
-        except SpotledgerError as problem:
+        except (SpotledgerError, LedgerCorrupt) as problem:
             _log.warning("when access keys were last used could not be stored: %s", problem)
 
 

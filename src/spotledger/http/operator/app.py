@@ -12,6 +12,7 @@ import os
 from typing import Final
 
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
+from spotledger.http import wire
 from spotledger.http.h1.request import Reply, Request, RequestGone
 from spotledger.http.operator.answers import AliveAnswer, ReadyAnswer
 from spotledger.http.operator.audits import AuditCalls, show_audits
@@ -160,6 +161,6 @@ def _public_error(error: Exception, request_id: str) -> SpotledgerError:
         return error
     if isinstance(error, LedgerCorrupt):
         _log.critical("request %s: %s", request_id, error)
-        return StoreUnavailable("The ledger is damaged and takes no writes until a person has looked at it.")
+        return StoreUnavailable(wire.DAMAGED)
     _log.error("request %s ended in an unexpected error", request_id, exc_info=error)
     return SpotledgerError(f"Something unexpected happened; the log of the service has it under {request_id}.")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spotledger.clock import now_ms
-from spotledger.errors import MalformedRequest, MethodNotAllowed, NotFound, SpotledgerError
+from spotledger.errors import LedgerCorrupt, MalformedRequest, MethodNotAllowed, NotFound, SpotledgerError
 from spotledger.http import wire
 from spotledger.http.public import answers as public_answers, v4
 from spotledger.http.public.answers import Answer, Call, Request, RequestHeaders, answered, answered_with_body, encode
@@ -237,6 +237,9 @@ class PublicApp:
         return self._refused(request, error, limits)
 
     def _unexpected(self, request: Request, error: Exception) -> Answer:
+        if isinstance(error, LedgerCorrupt):
+            _log.critical("request %s: %s", request.request_id, error)
+            return self._refused(request, SpotledgerError(wire.DAMAGED), [])
         # The error's own text and its locals may hold what was sent: only its kind and the places are told.
         places = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
         _log.error("request %s: unexpected %s\n%s", request.request_id, type(error).__name__, places)

@@ -6,7 +6,7 @@ from typing import Final
 
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.postgres.bounded_reader import BoundedReader, Connect
-from spotledger.storage.postgres.connection import Connection
+from spotledger.storage.postgres.session import Session
 
 #: What the node that audits all the time has locked, "SpoA" as a number.
 AUDIT_LOCK: Final = 0x53706F41
@@ -29,7 +29,7 @@ class Claim:
         self._connect = connect
         self._lock = lock
         self._reader: BoundedReader | None = None
-        self._session: int | None = None
+        self._pid: int | None = None
 
     def take(self) -> bool:
         """
@@ -40,40 +40,36 @@ class Claim:
         """
         if self.is_held():
             return True
-        self._reader = BoundedReader(self._connect, "claim", PATIENCE_SECONDS)
+        self._reader = BoundedReader(self._connect, patience_seconds=PATIENCE_SECONDS)
         try:
-            self._session = self._reader.ask(self._try)
+            self._pid = self._reader.ask(self._try)
         finally:
-            if self._session is None:
+            if self._pid is None:
                 self.release()
-        return self._session is not None
+        return self._pid is not None
 
-    def _try(self, connection: Connection) -> int | None:
-        """Return the session that has the lock now, or None where another node's has it."""
-        connection.execute(f"SET idle_session_timeout = '{IDLE_SECONDS}s'")
-        has_it, session = connection.execute(
-            "SELECT pg_try_advisory_lock(%s), pg_backend_pid()", (self._lock,)
-        ).fetchall()[0]
-        return int(session) if has_it else None
+    def _try(self, session: Session) -> int | None:
+        """Return the number of the server's session that has the lock now, or None where another node has it."""
+        session.execute(f"SET idle_session_timeout = '{IDLE_SECONDS}s'")
+        [(has_it, pid)] = session.execute("SELECT pg_try_advisory_lock($1), pg_backend_pid()", (self._lock,))
+        return pid if has_it else None
 
     def is_held(self) -> bool:
         """Say whether this node still has the lock; what was lost is given up."""
         if self._reader is None:
             return False
         try:
-            session = self._reader.ask(
-                lambda connection: connection.execute("SELECT pg_backend_pid()").fetchall()[0][0]
-            )
+            [(pid,)] = self._reader.ask(lambda session: session.execute("SELECT pg_backend_pid()"))
         except StoreUnavailable:
-            session = None
+            pid = None
         # Another session is one that was made after the first had been lost, and the lock with it.
-        if session is None or session != self._session:
+        if pid is None or pid != self._pid:
             self.release()
             return False
         return True
 
     def release(self) -> None:
         """Give it up, if this node has it."""
-        reader, self._reader, self._session = self._reader, None, None
+        reader, self._reader, self._pid = self._reader, None, None
         if reader is not None:
             reader.close()

@@ -31,8 +31,8 @@ KEEPALIVE_COUNT: Final = 3
 #: Connect to any server, a standby too; every other connection looks for the server that takes writes.
 ANY_SERVER: Final = {"target_session_attrs": "any"}
 
-#: What is in the way, by SQLSTATE or the first two characters of it.
-_UNAVAILABLE: Final = {
+#: What stands in the way, by SQLSTATE or the characters it begins with.
+_REASONS: Final = {
     "08": "the connection to it was lost",
     "25006": "the server is a standby and takes no writes",
     "25P03": "the server ended a connection that had been idle while it held the journal's turn",
@@ -47,8 +47,16 @@ _UNAVAILABLE: Final = {
     "57P": "the server is stopping or starting",
     "58": "the server's disk answered with an error",
 }
+#: data_corrupted and index_corrupted.
+_DAMAGE: Final = frozenset({"XX001", "XX002"})
+#: The class of violated constraints.
+_CONSTRAINT_CLASS: Final = "23"
 #: Errors after which a server has ended the connection, whatever it had still been about to do.
 _FATAL_CLASSES: Final = ("08", "57P", "25P03")
+
+
+class TimedOut(psycopg.OperationalError):
+    """The server did not answer in time, and the connection was closed."""
 
 
 def connect(url: str, *, application: str = "spotledger", steady_plans: bool = True) -> Connection:
@@ -107,44 +115,60 @@ def _options(steady_plans: bool) -> list[str]:
 
 class translated:
     """
-    Run a block of statements, and say an error of the driver in our words.
+    Run a block of statements, and raise an error of the driver as one of ours.
 
     Raises:
-        StoreUnavailable: The server, or another node, is in the way; the same request may pass later.
-        LedgerCorrupt: A constraint that our writes keep was broken, or the server found its files damaged.
+        StoreUnavailable: The server or another node is in the way, or the code is unknown; a retry may succeed.
+        LedgerCorrupt: The server found its files damaged, or a constraint refused what was *checked*.
     """
 
-    __slots__ = ("_doing",)
+    __slots__ = ("_checked", "_doing")
 
-    def __init__(self, doing: str) -> None:
-        """Name what is being done, such as ``"written"``, for the message."""
+    def __init__(self, doing: str, *, checked: bool = False) -> None:
+        """Take what :func:`translate` is to be told."""
         self._doing = doing
+        self._checked = checked
 
     def __enter__(self) -> None:
-        """Begin the block."""
+        """Enter the block."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Translate *error* if it is the driver's."""
         if isinstance(error, psycopg.Error):
-            raise translate(error, self._doing) from error
+            raise translate(error, self._doing, checked=self._checked) from error
 
 
-def translate(error: psycopg.Error, doing: str) -> Exception:
-    """Return the error of our tree for *error*."""
-    reason = reason_of(error)
-    if reason is not None:
-        advice = "; try again with the same idempotency key" if doing == "written" else ""
-        return StoreUnavailable(f"the ledger could not be {doing}: {reason}{advice}")
-    return LedgerCorrupt(f"the ledger could not be {doing}: {error} ({error.sqlstate or 'no SQLSTATE'})")
+def translate(error: psycopg.Error, doing: str, *, checked: bool = False) -> StoreUnavailable | LedgerCorrupt:
+    """
+    Return our error for *error*, by its SQLSTATE.
+
+    Args:
+        error: The driver's error.
+        doing: What failed, for the message: ``"written"`` for a write that a caller may send again, ``"read"`` …
+        checked: The rules have passed what is written, so a constraint that refuses it is a broken invariant.
+    """
+    state = error.sqlstate or ""
+    if is_damage(error) or (checked and state.startswith(_CONSTRAINT_CLASS)):
+        found = error.diag.message_primary or type(error).__name__
+        return LedgerCorrupt(f"the ledger could not be {doing}: {found} ({state})")
+    reason = reason_of(error) or f"its server answered with {state or type(error).__name__}"
+    advice = "; try again with the same idempotency key" if doing == "written" else ""
+    return StoreUnavailable(f"the ledger could not be {doing}: {reason}{advice}")
+
+
+def is_damage(error: psycopg.Error) -> bool:
+    """Return whether *error* means that bytes of the server's files are not those that were written."""
+    return error.sqlstate in _DAMAGE
 
 
 def reason_of(error: psycopg.Error) -> str | None:
-    """Return in words what is in the way where *error* may pass, else None."""
+    """Return in words what stands in the way, or None where the code of *error* is not known."""
     state = error.sqlstate
+    if isinstance(error, TimedOut):
+        return "its server did not answer in time"
     if state is None:
-        lost = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-        return "its server could not be reached, or the connection to it was lost" if lost else None
-    return _UNAVAILABLE.get(state) or _UNAVAILABLE.get(state[:3]) or _UNAVAILABLE.get(state[:2])
+        return "its server could not be reached, or the connection to it was lost" if is_lost(error) else None
+    return _REASONS.get(state) or _REASONS.get(state[:3]) or _REASONS.get(state[:2])
 
 
 def is_lost(error: psycopg.Error) -> bool:

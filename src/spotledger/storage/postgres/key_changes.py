@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import Final, NamedTuple
 
-from spotledger.storage.postgres.bounded_reader import PATIENCE_SECONDS, BoundedReader, Connect
+from spotledger.storage.postgres.bounded_reader import BoundedReader, Connect
 from spotledger.storage.postgres.connection import Connection
 from spotledger.storage.postgres.keys import CHANGES_CHANNEL
+from spotledger.storage.postgres.session import Session
 
 #: How long is waited for a notice before it is looked without one.
 POLL_SECONDS: Final = 0.2
@@ -38,7 +39,7 @@ class KeyChanges:
             connection.execute(f"LISTEN {CHANGES_CHANNEL}")
             return connection
 
-        self._reader = BoundedReader(listening, "key-changes", PATIENCE_SECONDS + POLL_SECONDS)
+        self._reader = BoundedReader(listening)
         self._seen: int | None = None
 
     def wait(self) -> Revocations:
@@ -56,21 +57,17 @@ class KeyChanges:
         """Let go of the connection."""
         self._reader.close()
 
-    def _look(self, connection: Connection) -> tuple[int, Revocations]:
+    def _look(self, session: Session) -> tuple[int, Revocations]:
         seen = self._seen
-        for _ in connection.notifies(timeout=0 if seen is None else POLL_SECONDS, stop_after=1):
-            pass
+        if seen is not None and not session.notices() and session.heard(POLL_SECONDS):
+            session.notices()
         at_s = time.monotonic()
-        version, head = connection.execute(
-            "SELECT version, coalesce((SELECT seq FROM head), 0) FROM key_version"
-        ).fetchall()[0]
+        [(version, head)] = session.execute("SELECT version, coalesce((SELECT seq FROM head), 0) FROM key_version")
         # A number that went back: another server took over, and may not have had the last of them.
         if seen is None or version < seen:
             return version, Revocations(at_s, head, (), tokens=True, everything=True)
         if version == seen:
             return version, Revocations(at_s, head, (), tokens=False, everything=False)
-        keys = connection.execute("SELECT accesskey FROM access_keys WHERE revoked_change > %s", (seen,)).fetchall()
-        tokens = connection.execute(
-            "SELECT EXISTS (SELECT FROM operator_tokens WHERE revoked_change > %s)", (seen,)
-        ).fetchall()
+        keys = session.execute("SELECT accesskey FROM access_keys WHERE revoked_change > $1", (seen,))
+        tokens = session.execute("SELECT EXISTS (SELECT FROM operator_tokens WHERE revoked_change > $1)", (seen,))
         return version, Revocations(at_s, head, tuple(row[0] for row in keys), tokens=tokens[0][0], everything=False)

@@ -14,7 +14,7 @@ from spotledger.storage.base import Wanted
 from spotledger.storage.encoding import decode_entry, key_digest
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.head_cache import HeadCache
-from spotledger.storage.postgres.rows import add_balances, holds_in
+from spotledger.storage.postgres.rows import add_balances, entries_of_keys, holds_in
 from spotledger.storage.postgres.session import (
     UUID,
     Parameter,
@@ -155,14 +155,11 @@ class LookupBatch:
             self._lookups.keys_asked.add(expiry_key(hold.hold_id))
 
     def _take_keys(self, result: PGresult) -> None:
-        for digest, seq, body in rows_of(result):
-            entry = decode_entry(body)
-            # Another key with the same digest would be as good as impossible; its entry is not taken for this key's.
-            if self._keys[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
-                self._lookups.keys[entry.key] = int(seq)
-                self._lookups.entries[entry.seq] = entry
-                if not opens_hold(entry):
-                    self._lookups.holds_absent.add(entry.seq)
+        for entry in entries_of_keys(result, self._keys):
+            self._lookups.keys[entry.key] = entry.seq
+            self._lookups.entries[entry.seq] = entry
+            if not opens_hold(entry):
+                self._lookups.holds_absent.add(entry.seq)
 
     def _take_holds(self, result: PGresult) -> None:
         holds = holds_in(result)

@@ -10,24 +10,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
-import psycopg
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
-from spotledger.storage.encoding import decode_entry, genesis_hash, key_digest
+from spotledger.storage.encoding import decode_entry, key_digest
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
-from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
+from spotledger.storage.postgres.bounded_reader import BoundedReader
+from spotledger.storage.postgres.connection import connect, translated
 from spotledger.storage.postgres.follower import Follower
 from spotledger.storage.postgres.foreign_entries import read_news
 from spotledger.storage.postgres.head_cache import HeadCache, RemoteAccount
-from spotledger.storage.postgres.reading import Reading
-from spotledger.storage.postgres.rows import add_balances, head_of, holds_in
+from spotledger.storage.postgres.rows import add_balances, entries_of_keys, head_of, holds_in
 from spotledger.storage.postgres.schema import check_schema, make_ledger
 from spotledger.storage.postgres.session import (
     UUID,
@@ -87,18 +87,17 @@ class PostgresReads:
         self.follow_entries = follow_entries
         #: Guards memory, and is held for moments only.
         self._guard = threading.RLock()
-        connection = connect(url, application="spotledger read")
-        try:
+        connecting = partial(connect, url, application="spotledger read")
+        with connecting() as connection:
             check_schema(connection)
             if self.takes_writes:
                 make_ledger(connection)
-            with translated("opened"):
-                session = Session(connection, sql.READING, READ_PATIENCE_SECONDS)
-                self._open(session)
+        self._reader = BoundedReader(connecting, sql.READING, READ_PATIENCE_SECONDS)
+        try:
+            self._reader.ask(self._open)
         except BaseException:
-            connection.close()
+            self._reader.close()
             raise
-        self._reading = Reading(session, self._session_to_read)
         self._follower = None
         if follow_seconds is not None:
             self._follower = Follower(url, self, follow_seconds, listens=self.takes_writes)
@@ -108,12 +107,11 @@ class PostgresReads:
         for statement in (sql.BEGIN_SNAPSHOT, sql.LEDGER, sql.HEAD, sql.COINS, sql.COMMIT):
             session.send(statement)
         _, ledger, head, coins, _ = session.collect()
-        found = head_of(head)
-        if ledger.ntuples == 0 or found is None:
-            raise LedgerCorrupt("the database lacks the row of the ledger, or of its head")
+        if ledger.ntuples == 0:
+            raise LedgerCorrupt("the row of the ledger is missing")
         ledger_id, epoch = rows_of(ledger)[0]
         self.ledger_id, self.epoch = ledger_id.decode(), int(epoch)
-        self._head_cache = HeadCache(found, _coins_in(coins), self._cache_accounts)
+        self._head_cache = HeadCache(head_of(head), _coins_in(coins), self._cache_accounts)
 
     @property
     def head(self) -> Head:
@@ -138,19 +136,7 @@ class PostgresReads:
             StoreUnavailable: The server is away.
             LedgerCorrupt: The journal lacks what this node has acknowledged, or does not hold together.
         """
-        for again in (True, False):
-            self._reading.ready()
-            with self._reading.lock:
-                try:
-                    return self.follow(self._reading.session(), *questions)
-                except psycopg.Error as error:
-                    self._reading.drop()
-                    if not (again and is_lost(error)):
-                        raise translate(error, "read") from error
-        raise AssertionError("unreachable")
-
-    def _session_to_read(self) -> Session:
-        return Session(connect(self._url, application="spotledger read"), sql.READING, READ_PATIENCE_SECONDS)
+        return self._reader.ask(lambda session: self.follow(session, *questions))
 
     @property
     def is_writing(self) -> bool:
@@ -174,15 +160,13 @@ class PostgresReads:
         session.send(sql.COMMIT)
         _, found, news, *answers, _ = session.collect()
         head = head_of(found)
-        if head is None:
-            raise LedgerCorrupt("the row of the journal's head is missing")
         if not self._bring_along(since, head, news):
             head = self._begin_anew(session, since)
         elif not self.is_writing:
             # What others open comes in with what they write. A group that is under way has looked what is there.
             with self._guard:
                 self._shrink()
-        self._reading.is_back()
+        self._reader.note_answer()
         return head, answers
 
     def _begin_anew(self, session: Session, since: Head) -> Head:
@@ -194,8 +178,6 @@ class PostgresReads:
         session.send(sql.COMMIT)
         _, found, coins, kept, _ = session.collect()
         head = head_of(found)
-        if head is None:
-            raise LedgerCorrupt("the row of the journal's head is missing")
         self._start_anew(since, [coins, kept], head)
         return head
 
@@ -317,12 +299,7 @@ class PostgresReads:
         if not digests:
             return {}
         _, (rows,) = self._ask((sql.ENTRIES_OF_KEYS, (array(UUID, list(digests)),)))
-        known = {}
-        for digest, seq, body in rows_of(rows):
-            entry = decode_entry(body)
-            if digests[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
-                known[entry.key] = int(seq)
-        return known
+        return {entry.key: entry.seq for entry in entries_of_keys(rows, digests)}
 
     def reversal_of(self, seq: int) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
@@ -431,15 +408,11 @@ class PostgresReads:
             raise LedgerCorrupt("the row of the journal's head is missing")
         return TrialBalance(int(row[0]), {(owner, coin): Balance(int(av), int(fr)) for owner, coin, av, fr in rows})
 
-    def genesis(self) -> bytes:
-        """Return the hash that the first entry is chained to."""
-        return genesis_hash(self.ledger_id)
-
     def close(self) -> None:
         """Let go of the server."""
         if self._follower is not None:
             self._follower.stop()
-        self._reading.close()
+        self._reader.close()
 
 
 def _coins_in(result: PGresult) -> list[Coin]:

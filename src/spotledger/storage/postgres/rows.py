@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.journal import Entry, Hold, new_tuple, opened_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
+from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
-from spotledger.storage.encoding import chain_hash, encode_entry, key_digest
+from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, key_digest
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.session import (
     BYTEA,
@@ -117,7 +118,7 @@ class DerivedRows:
             yield from _opened(list(self.opened.values()))
         if self.changed:
             yield from _changed(self.changed)
-        yield from _rest(self.rest)
+        yield from _others(self.rest)
 
     def balance_rows(self) -> Iterator[Order]:
         """Give what brings the balances along, which many entries of a group change: once for all of them."""
@@ -185,21 +186,21 @@ def _changed(changed: dict[int, tuple[int, int | None]]) -> Iterator[Order]:
         yield Order(sql.DROP_OPEN_HOLDS, (numbers(closed),), len(closed))
 
 
-def _rest(entries: Sequence[Entry]) -> Iterator[Order]:
-    """Give the rows of listings, registerings and reversals."""
-    coins = [entry for entry in entries if entry.kind == ListCoin.kind]
-    if coins:
-        names, scales = [c.request["coin"] for c in coins], [c.request["scale"] for c in coins]
-        parameters = (texts(names), numbers(scales), numbers([c.seq for c in coins]))
-        yield Order(sql.ADD_COINS, parameters, len(coins))
-    customers = [entry for entry in entries if entry.kind == RegisterCustomer.kind]
-    if customers:
-        names = [customer.request["customer"] for customer in customers]
-        yield Order(sql.ADD_CUSTOMERS, (texts(names), numbers([c.seq for c in customers])), len(customers))
-    reversals = [entry for entry in entries if entry.kind == Reverse.kind]
-    if reversals:
-        undone = [reversal.request["seq"] for reversal in reversals]
-        yield Order(sql.ADD_REVERSALS, (numbers(undone), numbers([r.seq for r in reversals])), len(reversals))
+#: The statement for each other kind of entry, and the fields of the request that it takes before the ``seq``.
+_OTHER_KINDS: Final[tuple[tuple[str, Statement, dict[str, Callable[..., bytes]]], ...]] = (
+    (ListCoin.kind, sql.ADD_COINS, {"coin": texts, "scale": numbers}),
+    (RegisterCustomer.kind, sql.ADD_CUSTOMERS, {"customer": texts}),
+    (Reverse.kind, sql.ADD_REVERSALS, {"seq": numbers}),
+)
+
+
+def _others(entries: Sequence[Entry]) -> Iterator[Order]:
+    """Give the rows of listings, registrations and reversals."""
+    for kind, statement, fields in _OTHER_KINDS:
+        found = [entry for entry in entries if entry.kind == kind]
+        if found:
+            parameters = [array_of(entry.request[field] for entry in found) for field, array_of in fields.items()]
+            yield Order(statement, (*parameters, numbers(entry.seq for entry in found)), len(found))
 
 
 def numbers_or_null(items: Sequence[int | None]) -> bytes:
@@ -210,10 +211,26 @@ def numbers_or_null(items: Sequence[int | None]) -> bytes:
 # --- rows as values of the domain ---------------------------------------------------------------------
 
 
-def head_of(result: PGresult) -> Head | None:
-    """Return the head in the one row of *result*, or None where there is no row."""
+def entries_of_keys(result: PGresult, keys: Mapping[bytes, str]) -> Iterator[Entry]:
+    """Give the entries in the rows of *result* that have one of *keys*, which are named by their digests."""
+    for digest, seq, body in rows_of(result):
+        entry = decode_entry(body)
+        if entry.seq != int(seq):
+            raise LedgerCorrupt(f"entry {int(seq)} of the journal says that it is entry {entry.seq}")
+        # Another key may have the same digest: its entry is not that of this one.
+        if keys[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
+            yield entry
+
+
+def head_of(result: PGresult) -> Head:
+    """
+    Return the head in the one row of *result*.
+
+    Raises:
+        LedgerCorrupt: There is no row.
+    """
     if result.ntuples == 0:
-        return None
+        raise LedgerCorrupt("the row of the journal's head is missing")
     seq, kept_hash, booked_ms = rows_of(result)[0]
     return Head(int(seq), hash_of(kept_hash), int(booked_ms))
 

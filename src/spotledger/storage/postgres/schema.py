@@ -15,9 +15,16 @@ from typing import Final, NamedTuple
 
 import psycopg
 
-from spotledger.errors import SchemaMismatch, SetupError, SpotledgerError, StoreUnavailable
+from spotledger.errors import LedgerCorrupt, SchemaMismatch, SetupError, SpotledgerError, StoreUnavailable
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.postgres.connection import Connection, connect, reason_of, translated
+from spotledger.storage.postgres.connection import (
+    Connection,
+    connect,
+    is_damage,
+    reason_of,
+    translate,
+    translated,
+)
 
 #: What a server may be asked to lock so that only one migrates, "SpoL" as a number.
 MIGRATION_LOCK: Final = 0x53706F4C
@@ -101,8 +108,10 @@ def _migrate(connection: Connection, applied: list[str], *, after: bool) -> None
                 applied.append(migration.name)
 
 
-def _failure(error: psycopg.Error, connection: Connection) -> SpotledgerError:
-    """Return the error of our tree for a migration that failed: what was found, and what an operator can do."""
+def _failure(error: psycopg.Error, connection: Connection) -> SpotledgerError | LedgerCorrupt:
+    """Return our error for a migration that failed: what was found, and what an operator can do."""
+    if is_damage(error):
+        return translate(error, "migrated")
     files = getattr(error, "__notes__", None)
     at = f"{files[0]} could not be applied" if files else "The table schema_version could not be made or read"
     found = f"{at}: {error.diag.message_primary or error} (SQLSTATE {error.sqlstate})."

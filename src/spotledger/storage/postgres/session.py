@@ -13,11 +13,13 @@ from struct import Struct
 from typing import Any, Final, NamedTuple
 
 import psycopg
+from psycopg import abc
+from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
-from spotledger.storage.postgres.connection import Connection
+from spotledger.storage.postgres.connection import Connection, TimedOut
 from spotledger.storage.steps import Readiness, Steps, drive
 
 #: Types of the elements of arrays, by the numbers that every PostgreSQL gives them.
@@ -74,11 +76,15 @@ class Session:
         self.connection = connection
         self._pgconn = connection.pgconn
         self._patience_seconds = patience_seconds
-        self._pgconn.nonblocking = 1
-        self._pgconn.enter_pipeline_mode()
-        for each in statements:
-            self._pgconn.send_prepare(each.name.encode(), each.text.encode())
-        self.collect()
+        try:
+            self._pgconn.nonblocking = 1
+            self._pgconn.enter_pipeline_mode()
+            for each in statements:
+                self._pgconn.send_prepare(each.name.encode(), each.text.encode())
+            self.collect()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def is_open(self) -> bool:
@@ -143,13 +149,38 @@ class Session:
     def _check_in_time(self, in_time: bool) -> None:
         if not in_time:
             self.close()
-            raise psycopg.OperationalError(f"the server did not answer within {self._patience_seconds} seconds")
+            raise TimedOut(f"the server did not answer within {self._patience_seconds} seconds")
 
     def _check_open(self) -> None:
         if not self.is_open:
             raise psycopg.OperationalError("the connection was lost")
 
-    def heard(self, timeout_seconds: float, waker: int) -> bool:
+    def execute(self, text: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """
+        Run one statement that is not prepared, and return its rows; blocks.
+
+        Args:
+            text: The statement, with parameters ``$1`` and so on.
+            values: The parameters, of any type that the driver adapts.
+
+        Raises:
+            psycopg.Error: The statement failed, or the connection is lost.
+        """
+        result, adapter = self._run(text, values)
+        adapter.set_pgresult(result)
+        return adapter.load_rows(0, result.ntuples, tuple)
+
+    def change(self, text: str, values: Sequence[Any] = ()) -> int:
+        """Run one statement as :meth:`execute` does, and return how many rows it changed."""
+        return self._run(text, values)[0].command_tuples or 0
+
+    def _run(self, text: str, values: Sequence[Any]) -> tuple[PGresult, abc.Transformer]:
+        adapter: abc.Transformer = Transformer(self.connection)
+        parameters = adapter.dump_sequence(values, [PyFormat.AUTO] * len(values))
+        self._pgconn.send_query_params(text.encode(), parameters, adapter.types, adapter.formats, Format.BINARY)
+        return self.collect()[0], adapter
+
+    def heard(self, timeout_seconds: float, waker: int | None = None) -> bool:
         """
         Wait until the server says something unasked, at most *timeout_seconds*; return whether it did.
 
@@ -162,7 +193,8 @@ class Session:
         """
         poll = select.poll()
         poll.register(self._pgconn.socket, select.POLLIN)
-        poll.register(waker, select.POLLIN)
+        if waker is not None:
+            poll.register(waker, select.POLLIN)
         if self._pgconn.socket not in (ready for ready, _ in poll.poll(timeout_seconds * 1000)):
             return False
         self._pgconn.consume_input()

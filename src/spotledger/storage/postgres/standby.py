@@ -24,6 +24,8 @@ from spotledger.storage.steps import Steps, at_once
 #: Moments whose entry the standby has not got yet; at five a second more than an hour, and beyond any bound.
 MOMENTS: Final = 20_000
 
+_NO_WRITES: Final = "This node reads from a standby and takes no writes; ask another one."
+
 
 class StandbyStore(PostgresReads):
     """The store of a node that reads from a standby and takes no writes."""
@@ -90,7 +92,7 @@ class StandbyStore(PostgresReads):
 
     def begin(self, wanted: Wanted) -> NoReturn:
         """Refuse: a standby takes no writes."""
-        raise StoreUnavailable("This node reads from a standby and takes no writes; ask another one.")
+        raise StoreUnavailable(_NO_WRITES)
 
     def leave(self, *, repeated: bool) -> Steps[None]:
         """Nothing: there is no turn to give back."""
@@ -101,7 +103,7 @@ class StandbyStore(PostgresReads):
 
     def write(self, entries: Sequence[Entry]) -> NoReturn:
         """Refuse, like :meth:`begin`."""
-        raise StoreUnavailable("This node reads from a standby and takes no writes; ask another one.")
+        raise StoreUnavailable(_NO_WRITES)
 
     @property
     def lagging(self) -> bool:
@@ -117,7 +119,7 @@ class StandbyStore(PostgresReads):
 
     def try_writing(self) -> NoReturn:
         """Refuse, like :meth:`begin`."""
-        raise StoreUnavailable("This node reads from a standby and takes no writes; ask another one.")
+        raise StoreUnavailable(_NO_WRITES)
 
     def publish(self, entries: Sequence[Entry]) -> None:
         """Nothing: memory follows the journal."""

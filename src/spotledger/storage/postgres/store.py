@@ -131,8 +131,6 @@ class PostgresStore(PostgresReads):
         batch.send(session)
         _, turn, clock, news, *answers = waited + (yield from session.answers())
         head = head_of(turn)
-        if head is None:
-            raise LedgerCorrupt("the row of the journal's head is missing")
         if not self._bring_along(since, head, news):
             session.send(sql.COINS)
             session.send(sql.HASH, number(since.seq))
@@ -330,7 +328,7 @@ class PostgresStore(PostgresReads):
         except psycopg.Error as error:
             self._drop_writing()
             if not is_lost(error):
-                raise translate(error, "written") from error
+                raise translate(error, "written", checked=True) from error
             yield partial(self._look_up, pending, error)
         else:
             self._check_changes(results)
@@ -384,11 +382,11 @@ class PostgresStore(PostgresReads):
         if self._hash_in(found) != last.hash:
             raise translate(lost, "written") from lost
 
-    def _check_acknowledged(self, head: Head | None) -> None:
-        if head is None or head.seq < self._head_cache.head.seq:
+    def _check_acknowledged(self, head: Head) -> None:
+        if head.seq < self._head_cache.head.seq:
             raise LedgerCorrupt(
-                f"the server's journal ends at entry {head.seq if head else 'none'}, before entry"
-                f" {self._head_cache.head.seq}, which was acknowledged"
+                f"the server's journal ends at entry {head.seq}, before entry {self._head_cache.head.seq},"
+                " which was acknowledged"
             )
 
     def try_writing(self) -> None:

@@ -1,8 +1,8 @@
 """
-Raw reading of a ledger file for an audit: rows as they are, in short read transactions, nothing interpreted.
+Raw reads of a ledger file for an audit: rows as they are stored, in short read transactions.
 
-The audit has a connection of its own, so it runs beside the process that writes as well as on a file that nobody has
-open. Each call reads and is done: none holds the write-ahead log for longer than its own rows take.
+The audit has its own connection, so it runs beside the process that writes as well as on a file that nobody has open.
+No call keeps a transaction open, so none holds up a checkpoint for longer than its own rows take.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spotledger.storage.sqlite import file as sqlite_file
 
 #: Rows of a table that are read in one transaction.
 PAGE_ROWS: Final = 5_000
-#: The tables about money; without one of them an audit cannot be complete.
+#: The tables about money; an audit without one of them is incomplete.
 TABLES: Final = frozenset(
     {"entry", "head", "ledger", "key_seq", "history", "balance", "hold", "hold_of", "coin", "customer", "reversal"}
     | {"key_filter", "key_filter_page"}
@@ -30,18 +30,18 @@ Row = tuple[Any, ...]
 
 
 class Unreadable(Exception):
-    """Something of the file could not be read; the message says what and why."""
+    """A part of the file could not be read; the message says which and why."""
 
 
 class Position(NamedTuple):
-    """How far the file is: the last entry of the head, and the last whose derived rows are complete."""
+    """The last entry by the head, and the last entry of the sealed segments."""
 
     head_seq: int
     sealed_to: int
 
 
 class Facts(NamedTuple):
-    """What the file says of itself, all of one instant; None where a row is missing."""
+    """What the file says about itself, from one snapshot; None where a row is missing."""
 
     ledger: tuple[str, int, int, int] | None  # id, epoch, entries of a segment, sealed_to
     head: tuple[int, bytes, int] | None  # seq, hash, booked_ms
@@ -52,33 +52,33 @@ class Facts(NamedTuple):
 
 
 class AuditFile:
-    """One ledger file, open for reading only."""
+    """One ledger file, opened read-only."""
 
     def __init__(self, path: Path) -> None:
         """
-        Open the file at *path*; nothing in it, and nothing beside it that stays, is written.
+        Open the file at *path*, without changing it or leaving a file beside it.
 
         Raises:
-            Unreadable: It is not there, may not be read, or is no ledger of this version.
+            Unreadable: It does not exist, may not be read, or is not a ledger of this version.
         """
         self._path = path
         if not path.is_file():
-            raise Unreadable(f"{path} is not there, or is not a file")
-        with self._saying("the file"):
+            raise Unreadable(f"{path} does not exist, or is not a file")
+        with self._named("the file"):
             self._connection = _open(path)
         try:
-            with self._saying("the file"):
+            with self._named("the file"):
                 self._recognise()
         except BaseException:
             self.close()
             raise
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._connection.close()
 
     def __enter__(self) -> AuditFile:
-        """Return the file itself, to be closed at the end of a ``with`` block."""
+        """Return the file; the end of the ``with`` block closes it."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,16 +96,16 @@ class AuditFile:
             )
 
     @contextmanager
-    def _saying(self, what: str) -> Iterator[None]:
+    def _named(self, what: str) -> Iterator[None]:
         try:
             yield
         except sqlite3.Error as error:
             raise Unreadable(f"{what} could not be read: {error}") from error
 
     @contextmanager
-    def _one_instant(self, what: str) -> Iterator[Callable[..., sqlite3.Cursor]]:
-        """Give a way to ask several questions of one snapshot."""
-        with self._saying(what):
+    def _snapshot(self, what: str) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        """Yield a function that runs queries on one snapshot."""
+        with self._named(what):
             self._connection.execute("BEGIN")
             try:
                 yield self._connection.execute
@@ -116,8 +116,8 @@ class AuditFile:
     # --- the journal ----------------------------------------------------------------------------------
 
     def facts(self) -> Facts:
-        """Return what the file says of itself."""
-        with self._one_instant("the schema") as ask:
+        """Return what the file says about itself."""
+        with self._snapshot("the schema") as ask:
             found = dict(ask("SELECT name, sql FROM sqlite_schema").fetchall())
             missing = tuple(sorted(TABLES - found.keys()))
             if {"entry", "head", "ledger"} & set(missing):
@@ -129,13 +129,13 @@ class AuditFile:
         return Facts(ledger, head, first, last, missing, changed)
 
     def position(self) -> Position:
-        """Return how far the file is now."""
-        with self._one_instant("the head") as ask:
+        """Return the current position of the file."""
+        with self._snapshot("the head") as ask:
             return _position(ask)
 
     def entries(self, first: int, last: int) -> list[tuple[int, bytes, bytes]]:
-        """Return ``seq``, body and hash of the entries from *first* to *last* that are there, in order."""
-        with self._saying(f"entries {first} to {last}"):
+        """Return ``seq``, body and hash of the entries from *first* to *last* that exist, in order."""
+        with self._named(f"entries {first} to {last}"):
             self._connection.text_factory = bytes
             try:
                 return self._connection.execute(
@@ -145,7 +145,7 @@ class AuditFile:
                 self._connection.text_factory = str
 
     def body(self, seq: int) -> bytes | None:
-        """Return the body of one entry, or None where it is not there."""
+        """Return the body of one entry, or None if it is missing."""
         rows = self.entries(seq, seq)
         return rows[0][1] if rows else None
 
@@ -158,7 +158,7 @@ class AuditFile:
         )
 
     def history_of(self, segment: int) -> list[tuple[str, str, str, bytes]]:
-        """Return customer, account, coin, and the packed places of the entries that touched it, of a segment."""
+        """Return customer, account and coin of all that a segment changed, with the packed positions of the entries."""
         return self._rows(
             "the history", "SELECT customer, account, coin, places FROM history WHERE segment = ?", (segment,)
         )
@@ -168,38 +168,40 @@ class AuditFile:
         return self._rows("the holds", f"SELECT {_HOLD} FROM hold WHERE hold_id BETWEEN ? AND ?", (first, last))
 
     def hold_owners(self, segment: int) -> list[tuple[str, bytes]]:
-        """Return each customer, and the packed places of the entries that opened holds of his in a segment."""
-        return self._rows("the holds' owners", "SELECT customer, places FROM hold_of WHERE segment = ?", (segment,))
+        """Return each customer with the packed positions of the entries of a segment that opened their holds."""
+        return self._rows(
+            "the owners of the holds", "SELECT customer, places FROM hold_of WHERE segment = ?", (segment,)
+        )
 
     # --- what is derived, as a whole --------------------------------------------------------------------
 
     def balances(self) -> Iterator[tuple[Position, list[Row]]]:
-        """Give all balances by pages, each with the position at that instant."""
+        """Yield all balances in pages, each with the position of its snapshot."""
         return self._pages("balance", ("customer", "account", "coin"), ("available", '"freeze"', "seq"))
 
     def coins(self) -> Iterator[tuple[Position, list[Row]]]:
-        """Give all coins by pages."""
+        """Yield all coins in pages."""
         return self._pages("coin", ("coin",), ("scale", "seq"))
 
     def customers(self) -> Iterator[tuple[Position, list[Row]]]:
-        """Give all customers by pages."""
+        """Yield all customers in pages."""
         return self._pages("customer", ("customer",), ("seq",))
 
     def reversals(self) -> Iterator[tuple[Position, list[Row]]]:
-        """Give all reversals by pages."""
+        """Yield all reversals in pages."""
         return self._pages("reversal", ("seq",), ("by_seq",))
 
     def holds_of_ids(self, ids: Sequence[int]) -> tuple[Position, list[Row]]:
-        """Return the rows of holds with these ids, and the position at that instant."""
-        with self._one_instant("the holds") as ask:
+        """Return the rows of holds with these ids, and the position of the snapshot."""
+        with self._snapshot("the holds") as ask:
             wanted = "SELECT value FROM json_each(?)"
             rows = ask(f"SELECT {_HOLD} FROM hold WHERE hold_id IN ({wanted})", (json.dumps(list(ids)),)).fetchall()
             return _position(ask), rows
 
     def extremes(self) -> tuple[Position, dict[str, tuple[int | None, int | None]]]:
-        """Return the least and the greatest segment, or id, that each derived table names."""
+        """Return the lowest and the highest segment, or id, in each derived table."""
         columns = {"key_seq": "segment", "history": "segment", "hold_of": "segment", "hold": "hold_id"}
-        with self._one_instant("the derived tables") as ask:
+        with self._snapshot("the derived tables") as ask:
             found = {
                 table: (
                     ask(f"SELECT min({column}) FROM {table}").fetchone()[0],
@@ -215,7 +217,7 @@ class AuditFile:
         after: Row = ()
         while True:
             beyond = f"WHERE ({order}) > ({marks})" if after else ""
-            with self._one_instant(f"the table {table}") as ask:
+            with self._snapshot(f"the table {table}") as ask:
                 query = f"SELECT {columns} FROM {table} {beyond} ORDER BY {order} LIMIT {PAGE_ROWS}"
                 rows = ask(query, after).fetchall()
                 position = _position(ask)
@@ -227,13 +229,13 @@ class AuditFile:
     # --- the filter of known keys -------------------------------------------------------------------------
 
     def filter_levels(self) -> tuple[Position, list[Row]]:
-        """Return number, last covered segment and checksum of each level that is written, and the position then."""
-        with self._one_instant("the filter") as ask:
+        """Return number, last covered segment and checksum of each stored level, and the position of the snapshot."""
+        with self._snapshot("the filter") as ask:
             rows = ask("SELECT level, covered_to, checksum FROM key_filter ORDER BY level").fetchall()
             return _position(ask), rows
 
     def filter_pages(self, level: int) -> Iterator[Row]:
-        """Give number, bits and checksum of each page of a level, in order."""
+        """Yield number, bits and checksum of each page of a level, in order."""
         page = -1
         query = "SELECT page, bits, checksum FROM key_filter_page WHERE level = ? AND page > ? ORDER BY page LIMIT 64"
         while rows := self._rows("the filter", query, (level, page)):
@@ -241,7 +243,7 @@ class AuditFile:
             page = rows[-1][0]
 
     def _rows(self, what: str, query: str, values: Iterable[Any]) -> list[Any]:
-        with self._saying(what):
+        with self._named(what):
             return self._connection.execute(query, tuple(values)).fetchall()
 
 
@@ -255,11 +257,11 @@ def _position(ask: Callable[..., sqlite3.Cursor]) -> Position:
 
 def _open(path: Path) -> sqlite3.Connection:
     """
-    Open *path* so that it is left as it was found.
+    Open *path* so that it stays as it was found.
 
-    Beside a write-ahead log a read-only connection reads and leaves everything alone. Without one SQLite makes an
-    empty log for the time of the reading, and only a connection that may write takes it away again. Where the folder
-    cannot be written and there is no log, nobody writes the file: it is read as it lies.
+    Beside a write-ahead log, a read-only connection changes nothing. If there is no log, SQLite creates an empty one
+    while the file is read, and only a connection that may write removes it again. If the folder is not writable either,
+    nobody writes to the file, and it is opened as immutable.
     """
     log = path.with_name(path.name + "-wal")
     if log.exists():
@@ -282,7 +284,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _triggers() -> dict[str, str]:
-    """Return the triggers that protect the journal, as SQLite keeps their text."""
+    """Return the triggers that protect the journal, with their text as SQLite stores it."""
     script = resources.files("spotledger.storage.sqlite").joinpath("sql", "journal.sql").read_text()
     connection = sqlite3.connect(":memory:")
     try:

@@ -1,9 +1,9 @@
 """
-Copies of the ledger file: made while it is written to, marked as backups, and made ledgers again.
+Copies of the ledger file: made beside writes, marked as backups, and turned into ledgers again.
 
-Pages are copied through the connection that writes. SQLite then passes on what that connection commits meanwhile, so
-no step has to begin again, no snapshot is held while the write-ahead log grows, and the copy is the ledger as it
-stands when the last step is done (docs/decisions/0005-backup.md).
+Pages are copied through the connection that writes. SQLite applies what that connection commits meanwhile to the copy,
+so no step is repeated, no snapshot keeps the write-ahead log growing, and the copy is the ledger at the time of the
+last step (docs/decisions/0005-backup.md).
 """
 
 from __future__ import annotations
@@ -18,19 +18,25 @@ from urllib.parse import quote
 
 from spotledger.errors import BackupDamaged, SchemaMismatch, StoreUnavailable
 from spotledger.storage.atomic_file import sync
-from spotledger.storage.sqlite.errors import reason_of
-from spotledger.storage.sqlite.file import APPLICATION_ID, BACKUP_ID, SCHEMA_VERSION
+from spotledger.storage.sqlite.file import (
+    APPLICATION_ID,
+    BACKUP_ID,
+    SCHEMA_VERSION,
+    is_damage,
+    reason_of,
+    translated,
+)
 
-#: Pages copied in one step: 2 MiB, for which a commit may have to wait about 3 ms.
+#: Pages copied in one step: 2 MiB, for which a commit may wait about 3 ms.
 STEP_PAGES: Final = 512
-#: How long the writer has the file to itself between two steps.
+#: The pause between two steps, in which the writer has the file to itself.
 REST_SECONDS: Final = 0.004
-#: How soon a step is tried again that met a commit being written.
+#: How soon a step is retried that met a commit.
 BUSY_SECONDS: Final = 0.001
-#: After so long without a step, or so many beginnings, something else is in the way.
+#: The copy fails after this time without a step, or after this many restarts.
 STALL_SECONDS: Final = 60.0
 RESTARTS_LIMIT: Final = 5
-#: Steps between two syncs: one sync of everything at the end would hold up the commits' own.
+#: Steps between two syncs; a single sync at the end would hold up those of the commits.
 SYNC_STEPS: Final = 16
 CACHE_KIB: Final = 2_048
 FINDINGS_LIMIT: Final = 10
@@ -59,10 +65,10 @@ Progress = Callable[[int, int], None]
 
 class BackupFacts(NamedTuple):
     """
-    What a backup says it is.
+    What a backup says about itself.
 
-    The ledger and its epoch; ``seq``, hash and time of the last entry that is in it; the schema's version; the mark
-    of the master key that secrets in it are sealed with, or None; when it was made. Times are ms since 1970.
+    The ledger and its epoch; ``seq``, hash and time of its last entry; the version of the schema; the fingerprint of
+    the master key that seals its secrets, or None; when it was made. Times are ms since 1970.
     """
 
     ledger_id: str
@@ -77,18 +83,19 @@ class BackupFacts(NamedTuple):
 
 def copy_pages(source: sqlite3.Connection, target: Path, progress: Progress) -> None:
     """
-    Copy the database of *source* to the empty file *target*, a few pages at a time; call it in a thread of its own.
+    Copy the database of *source* to the empty file *target*, a few pages at a time. Blocks; use a thread.
 
     Args:
-        source: The one connection that writes; it may go on writing in another thread.
+        source: The only connection that writes; another thread may use it meanwhile.
         target: An empty file.
-        progress: Called between steps with the pages that are left and the pages in all; may raise to stop it.
+        progress: Called between steps with the remaining pages and all pages; may raise to stop the copy.
 
     Raises:
-        StoreUnavailable: The copy cannot be written, or something keeps the steps from getting on.
+        StoreUnavailable: The copy cannot be written, or makes no progress.
+        LedgerCorrupt: The ledger is damaged.
     """
-    with _writing(), closing(sqlite3.connect(target, isolation_level=None)) as copy:
-        # Nothing of a copy that is not finished is ever used, so it needs no journal.
+    with translated("copied"), closing(sqlite3.connect(target, isolation_level=None)) as copy:
+        # An unfinished copy is never used, so it needs no journal.
         copy.execute("PRAGMA journal_mode = OFF")
         copy.execute("PRAGMA synchronous = OFF")
         copy.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
@@ -97,7 +104,7 @@ def copy_pages(source: sqlite3.Connection, target: Path, progress: Progress) -> 
 
 
 class _Pace:
-    """What happens between two steps: syncs and rests after one that got on, an end to one that never does."""
+    """What happens between two steps: syncs and pauses after progress, and a limit without it."""
 
     def __init__(self, target: Path, progress: Progress) -> None:
         self._target = target
@@ -110,7 +117,7 @@ class _Pace:
     def between_steps(self, status: int, left: int, pages: int) -> None:
         self._progress(left, pages)
         if status != sqlite3.SQLITE_OK:
-            # Busy: a commit is being written. Anything else ends the copying by itself.
+            # Busy: a commit is being written. Any other status ends the copy.
             if time.monotonic() - self._moved > STALL_SECONDS:
                 raise StoreUnavailable(f"nothing could be copied for {STALL_SECONDS:g} seconds; try again later")
             return
@@ -124,23 +131,24 @@ class _Pace:
     def _count_restarts(self, left: int, pages: int) -> None:
         if self._before is not None:
             left_before, pages_before = self._before
-            self._restarts += left - left_before >= pages - pages_before  # a step that got on leaves less
+            self._restarts += left - left_before >= pages - pages_before  # after progress, fewer are left
         self._before = left, pages
         if self._restarts > RESTARTS_LIMIT:
             raise StoreUnavailable(
-                f"the copying had to begin again {self._restarts} times, because commits failed or another program"
-                " wrote to the ledger file; try again later"
+                f"the copy started again {self._restarts} times, because commits failed or another program wrote to"
+                " the ledger file; try again later"
             )
 
 
 def mark_as_backup(file: Path, made_ms: int) -> BackupFacts:
     """
-    Write into the copy at *file* what it is, and make it one file that is no ledger until it is restored.
+    Mark the copy at *file* as a backup, which is no ledger until it is restored, and return its facts.
 
     Raises:
         StoreUnavailable: It cannot be written.
+        LedgerCorrupt: It is damaged.
     """
-    with _writing(), _alone(file) as copy:
+    with translated("copied"), _alone(file) as copy:
         copy.execute(_MARK)
         copy.execute(f"INSERT INTO backup (only_row, {_FACTS}) SELECT 1, * FROM ({_STATE})", (made_ms,))
         copy.execute(f"PRAGMA application_id = {BACKUP_ID}")
@@ -149,17 +157,20 @@ def mark_as_backup(file: Path, made_ms: int) -> BackupFacts:
 
 def read_facts(file: Path) -> BackupFacts:
     """
-    Return what the backup at *file* says it is; nothing is written.
+    Return what the backup at *file* says about itself, without writing to it.
 
     Raises:
-        SchemaMismatch: It is no backup of ours, or of another version.
-        BackupDamaged: It contradicts itself, or cannot be read.
+        SchemaMismatch: It is not a backup of spotledger, or of another version.
+        BackupDamaged: It is damaged, or contradicts itself.
+        StoreUnavailable: It cannot be read for another reason.
     """
-    with closing(_read_only(file)) as copy, _reading(file):
+    with _reading(file), closing(_read_only(file)) as copy:
         application = copy.execute("PRAGMA application_id").fetchone()[0]
         version = copy.execute("PRAGMA user_version").fetchone()[0]
         if application != BACKUP_ID:
-            what = "a ledger, not a backup of one" if application == APPLICATION_ID else "no backup made by spotledger"
+            what = (
+                "a ledger, not a backup of one" if application == APPLICATION_ID else "not a backup made by spotledger"
+            )
             raise SchemaMismatch(f"{file} is {what}; a file that spotledger backup made would pass.", path=str(file))
         if version != SCHEMA_VERSION:
             raise SchemaMismatch(
@@ -169,18 +180,21 @@ def read_facts(file: Path) -> BackupFacts:
             )
         facts = _facts(copy)
         if facts[:-1] != copy.execute(_STATE, (0,)).fetchone()[:-1]:
-            raise BackupDamaged(f"{file} is damaged: what it says about itself is not what is in it.", path=str(file))
+            raise BackupDamaged(
+                f"{file} is damaged: what it says about itself does not match its content.", path=str(file)
+            )
         return facts
 
 
 def check_structure(file: Path) -> None:
     """
-    Check that the database at *file* is whole as a database: pages, rows, indexes, types.
+    Check the backup at *file* as a database: pages, rows, indexes, types.
 
     Raises:
-        BackupDamaged: It is not; the message has the first findings.
+        BackupDamaged: It is damaged; the message has the first findings.
+        StoreUnavailable: It cannot be read for another reason.
     """
-    with closing(_read_only(file)) as copy, _reading(file):
+    with _reading(file), closing(_read_only(file)) as copy:
         found = [str(row[0]) for row in copy.execute(f"PRAGMA integrity_check({FINDINGS_LIMIT})")]
     if found != ["ok"]:
         raise BackupDamaged(f"{file} is damaged: {'; '.join(found)}.", path=str(file))
@@ -188,18 +202,19 @@ def check_structure(file: Path) -> None:
 
 def make_ledger_again(file: Path, epoch: int, revoked_ms: int | None) -> None:
     """
-    Make the marked copy at *file* a ledger in the new *epoch*.
+    Turn the marked copy at *file* into a ledger with a new epoch.
 
     Args:
         file: The copy, which nobody else uses.
-        epoch: The epoch that begins.
-        revoked_ms: Where not None: the access keys cannot be opened any more, so all are revoked at this time, and
-            the next start may make a new master key.
+        epoch: The new epoch.
+        revoked_ms: If not None, the secrets of the access keys are lost: all keys are revoked at this time, and the
+            next start may create a new master key.
 
     Raises:
         StoreUnavailable: It cannot be written.
+        LedgerCorrupt: It is damaged.
     """
-    with _writing(), _alone(file) as copy:
+    with translated("restored"), _alone(file) as copy:
         copy.execute("DROP TABLE backup")
         copy.execute("UPDATE ledger SET epoch = ?", (epoch,))
         if revoked_ms is not None:
@@ -210,9 +225,9 @@ def make_ledger_again(file: Path, epoch: int, revoked_ms: int | None) -> None:
 
 @contextmanager
 def _alone(file: Path) -> Iterator[sqlite3.Connection]:
-    """Give a connection for one transaction on a copy that nobody else uses, and leave no other file beside it."""
+    """Yield a connection with one transaction on a copy that nobody else uses, and leave no file beside it."""
     with closing(sqlite3.connect(file, isolation_level=None)) as copy:
-        copy.execute("PRAGMA journal_mode = DELETE")  # a copy of a file with a write-ahead log claims to have one too
+        copy.execute("PRAGMA journal_mode = DELETE")  # the copy of a file in WAL mode is in WAL mode, too
         copy.execute("PRAGMA journal_mode = MEMORY")
         copy.execute("BEGIN IMMEDIATE")
         yield copy
@@ -224,27 +239,23 @@ def _facts(copy: sqlite3.Connection) -> BackupFacts:
 
 
 def _read_only(file: Path) -> sqlite3.Connection:
-    # Immutable: nobody writes to a backup, and a look at it must leave no lock or log beside it.
+    # Immutable: nobody writes to a backup, and reading it must leave no lock or log beside it.
     return sqlite3.connect(f"file:{quote(str(file.absolute()))}?mode=ro&immutable=1", uri=True, isolation_level=None)
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
+def _reading(file: Path) -> Iterator[None]:
+    """Translate errors of reading the backup *file*: it is no backup, it is damaged, or something is in the way."""
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreUnavailable(f"the copy could not be written: {reason_of(error) or error}") from error
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
+        code = getattr(error, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_NOTADB:
             raise SchemaMismatch(
-                f"{file} is no backup made by spotledger, nor an SQLite file.", path=str(file)
+                f"{file} is not a backup made by spotledger, nor an SQLite file.", path=str(file)
             ) from error
-        raise BackupDamaged(f"{file} is damaged: {error}.", path=str(file)) from error
-    except TypeError as error:  # a row that must be there is not
+        if is_damage(error) or code == sqlite3.SQLITE_ERROR:  # a table that every backup has is missing
+            raise BackupDamaged(f"{file} is damaged: {error}.", path=str(file)) from error
+        raise StoreUnavailable(f"{file} could not be read: {reason_of(error)}") from error
+    except TypeError as error:  # a row that every backup has is missing
         raise BackupDamaged(f"{file} is damaged: it does not say what it is.", path=str(file)) from error

@@ -1,4 +1,4 @@
-"""The ledger file: made with its schema, recognised, and opened as it must be to keep what it promises."""
+"""The ledger file: how it is made, recognised and opened, and the one translation of SQLite's errors."""
 
 from __future__ import annotations
 
@@ -11,28 +11,121 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from spotledger.errors import SchemaMismatch
+from spotledger.errors import LedgerCorrupt, SchemaMismatch, StoreUnavailable
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.sqlite.errors import translated
 
-#: "SpoL": says of an SQLite file that it is a ledger of ours.
+#: "SpoL": marks an SQLite file as a ledger.
 APPLICATION_ID: Final = 0x53706F4C
-#: "SpoB": a backup, which only a restore makes a ledger again, so that each restore begins a new epoch.
+#: "SpoB": marks a backup. Only a restore turns it into a ledger, so that each restore begins a new epoch.
 BACKUP_ID: Final = 0x53706F42
 SCHEMA_VERSION: Final = 3
 BUSY_TIMEOUT_MS: Final = 2_000
 PAGE_CACHE_KIB: Final = 16_384
-#: Pages in the write-ahead log before they are moved to the file.
+#: Pages in the write-ahead log that start a checkpoint.
 CHECKPOINT_PAGES: Final = 2_000
+
+#: What stands in the way, by result code; an extended code without an entry takes that of its primary code.
+_REASONS: Final = {
+    sqlite3.SQLITE_FULL: "its disk is full; make room",
+    sqlite3.SQLITE_IOERR_SHMSIZE: "its disk is full; make room",  # no room for the index of the write-ahead log
+    sqlite3.SQLITE_IOERR: "its disk answered with an error",
+    sqlite3.SQLITE_READONLY: "it is read-only",
+    sqlite3.SQLITE_CANTOPEN: "a file of it could not be opened",
+    sqlite3.SQLITE_BUSY: "another process is writing to it",
+    sqlite3.SQLITE_LOCKED: "another process is writing to it",
+    sqlite3.SQLITE_NOMEM: "there is no memory left",
+    sqlite3.SQLITE_PERM: "this process may not use it",
+    sqlite3.SQLITE_INTERRUPT: "it was interrupted",
+}
+#: The codes of a damaged file, likewise.
+_DAMAGE: Final = frozenset(
+    {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_DATA, sqlite3.SQLITE_IOERR_CORRUPTFS}
+)
+#: Stands for the code of an error that has none; its low byte is no primary code either.
+_NO_CODE: Final = -1
+
+# --- errors -----------------------------------------------------------------------------------------
+
+
+class translated:
+    """
+    Run a block of statements, and raise an error of the driver as one of ours.
+
+    A class and not a generator, because each commit passes through several of them.
+
+    Raises:
+        StoreUnavailable: The disk or another process is in the way, or the code is unknown; a retry may succeed.
+        LedgerCorrupt: The file is damaged, or a constraint refused what was *checked*.
+    """
+
+    __slots__ = ("_checked", "_doing")
+
+    def __init__(self, doing: str, *, checked: bool = False) -> None:
+        """Take what :func:`translate` is to be told."""
+        self._doing = doing
+        self._checked = checked
+
+    def __enter__(self) -> None:
+        """Enter the block."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Translate *error* if it is the driver's."""
+        if isinstance(error, sqlite3.Error):
+            raise translate(error, self._doing, checked=self._checked) from error
+
+
+def translate(error: sqlite3.Error, doing: str, *, checked: bool = False) -> StoreUnavailable | LedgerCorrupt:
+    """
+    Return our error for *error*, by its result code.
+
+    Args:
+        error: The driver's error.
+        doing: What failed, for the message: ``"written"`` for a write that a caller may send again, ``"read"`` …
+        checked: The rules have passed what is written, so a constraint that refuses it is a broken invariant.
+    """
+    if is_damage(error) or (checked and _code(error) & 0xFF == sqlite3.SQLITE_CONSTRAINT):
+        # Where there is no code, the driver's text quotes the row.
+        found = f"{error} ({_name(error)})" if _code(error) != _NO_CODE else "a text in it is not UTF-8"
+        return LedgerCorrupt(f"the ledger could not be {doing}: {found}")
+    advice = "; try again with the same idempotency key" if doing == "written" else ""
+    return StoreUnavailable(f"the ledger could not be {doing}: {reason_of(error)}{advice}")
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return whether *error* means that bytes of the file are not those that were written."""
+    code = _code(error)
+    if code == _NO_CODE:
+        # The driver raises only one error of this class without a code: a text of a row could not be decoded.
+        return type(error) is sqlite3.OperationalError
+    return code in _DAMAGE or code & 0xFF in _DAMAGE
+
+
+def reason_of(error: sqlite3.Error) -> str:
+    """Return in words what stands in the way where *error* is no damage."""
+    code = _code(error)
+    return _REASONS.get(code) or _REASONS.get(code & 0xFF) or f"SQLite answered with {_name(error)}"
+
+
+def _code(error: sqlite3.Error) -> int:
+    """Return the extended result code, or `_NO_CODE` where the driver itself met the error."""
+    return getattr(error, "sqlite_errorcode", _NO_CODE)
+
+
+def _name(error: sqlite3.Error) -> str:
+    return getattr(error, "sqlite_errorname", type(error).__name__)
+
+
+# --- opening ----------------------------------------------------------------------------------------
 
 
 def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sqlite3.Connection]:
     """
-    Open the ledger at *path*, or make it; return the connection that writes and the one that reads.
+    Open the ledger at *path*, or create it; return the connection that writes and the one that reads.
 
     Raises:
         StoreUnavailable: The disk or another process is in the way.
-        SchemaMismatch: The file is no ledger, or of another version.
+        SchemaMismatch: The file is not a ledger, or of another version.
+        LedgerCorrupt: The file is damaged.
     """
     with translated("opened"):
         _make_private(path)
@@ -40,7 +133,7 @@ def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sql
         try:
             _recognise(write, path)
             _tune(write)
-            # WAL with full sync: a commit has returned only when its frames are on the disk.
+            # WAL with full sync: a commit returns only once its frames are on the disk.
             write.execute("PRAGMA journal_mode = WAL")
             write.execute("PRAGMA synchronous = FULL")
             write.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
@@ -57,14 +150,15 @@ def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sql
 
 def open_to_read(path: Path) -> sqlite3.Connection:
     """
-    Open the ledger at *path* for reading only, beside the process that owns it or without one.
+    Open the ledger at *path* read-only; another process may own it.
 
     Raises:
-        StoreUnavailable: It is not there, or the disk is in the way.
-        SchemaMismatch: The file is no ledger, or of another version.
+        StoreUnavailable: It does not exist, or the disk is in the way.
+        SchemaMismatch: The file is not a ledger, or of another version.
+        LedgerCorrupt: The file is damaged.
     """
     with translated("opened"):
-        # Not mode=ro: without a write-ahead log beside the file, SQLite has to make an empty one to read it.
+        # Not mode=ro: if there is no write-ahead log, SQLite has to create an empty one to read the file.
         read = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=rw", uri=True, isolation_level=None)
         try:
             read.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
@@ -77,20 +171,20 @@ def open_to_read(path: Path) -> sqlite3.Connection:
 
 
 def _make_private(path: Path) -> None:
-    """Make the file, readable by its owner only, where it is not there; the write-ahead log takes its mode over."""
-    with contextlib.suppress(OSError):  # what is wrong with the place, opening it will say
+    """Create the file, readable by its owner only, if it is missing; the write-ahead log inherits its mode."""
+    with contextlib.suppress(OSError):  # opening it will tell what is wrong
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    # The commit may run in another thread than the statements before it, never at the same time.
+    # A commit may run in another thread than the statements before it, but never at the same time.
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     return connection
 
 
 def _tune(connection: sqlite3.Connection) -> None:
-    # These read the file's first page, so it must be known to be ours.
+    # These read the first page of the file, so it must have been recognised.
     connection.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
     connection.execute("PRAGMA temp_store = MEMORY")
 
@@ -123,7 +217,7 @@ def _recognise(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _make(connection: sqlite3.Connection, segment_entries: int) -> None:
-    """Make the schema and the first rows in one transaction, so that a file is a whole ledger or none."""
+    """Create the schema and the first rows in one transaction."""
     ledger_id = str(uuid.uuid4())
     connection.execute("BEGIN IMMEDIATE")
     try:
@@ -144,7 +238,7 @@ def _make(connection: sqlite3.Connection, segment_entries: int) -> None:
 
 
 def _run_script(connection: sqlite3.Connection, script: str) -> None:
-    """Run each statement of *script*; unlike ``executescript`` this stays within the transaction."""
+    """Run each statement of *script*; unlike ``executescript``, stay within the transaction."""
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line

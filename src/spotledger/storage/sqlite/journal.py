@@ -1,25 +1,25 @@
-"""Reading the journal of a ledger file in order, beside whoever writes to it."""
+"""Reading the journal of a ledger file in order, beside its writer."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
-from spotledger.storage.sqlite.errors import translated
-from spotledger.storage.sqlite.file import open_to_read
+from spotledger.storage.sqlite.file import open_to_read, translated
 from spotledger.storage.sqlite.reads import head_row, ledger_row
 
 
 class SqliteJournal(JournalReader):
-    """The journal of a ledger file; a transaction is short, so the write-ahead log can be folded into the file."""
+    """The journal of a ledger file, read in short transactions, which do not hold up checkpoints."""
 
     def __init__(self, path: Path) -> None:
         """
         Open the ledger file at *path*; another process may own it and write to it.
 
         Raises:
-            SchemaMismatch: It is no ledger, or of another version.
+            SchemaMismatch: It is not a ledger, or of another version.
             StoreUnavailable: It cannot be read.
+            LedgerCorrupt: It is damaged.
         """
         self._connection = open_to_read(path)
         try:

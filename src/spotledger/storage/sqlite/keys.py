@@ -8,30 +8,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from spotledger.errors import StoreBusy, StoreUnavailable
+from spotledger.errors import LedgerCorrupt
 from spotledger.storage.access_key_rows import KeyTables
-
-_BUSY_CODES = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Turn the driver's errors into ours, by their code and never by their message."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-        name = getattr(error, "sqlite_errorname", type(error).__name__)
-        if code & 0xFF in _BUSY_CODES:
-            raise StoreBusy from error
-        raise StoreUnavailable(f"The ledger file did not do it ({name}).") from error
+from spotledger.storage.sqlite.file import translate, translated
 
 
 class SqliteKeyTables(KeyTables):
     """
     The tables of access keys and tokens, over two connections in autocommit.
 
-    The write connection must not be in use by a commit meanwhile (`Writer.beside`).
+    No commit of the journal may use the write connection meanwhile (`Writer.beside`).
     """
 
     def __init__(self, write: sqlite3.Connection, read: sqlite3.Connection) -> None:
@@ -42,8 +28,8 @@ class SqliteKeyTables(KeyTables):
 
     @contextmanager
     def together(self) -> Iterator[sqlite3.Connection]:
-        """Make all writes inside one transaction: all of them are done, or none when an exception leaves the block."""
-        with _translated():
+        """Make all writes of a ``with`` block one transaction; an exception that leaves the block rolls it back."""
+        with translated("written"):
             if self._depth == 0:
                 self._write.execute("BEGIN IMMEDIATE")
             self._depth += 1
@@ -59,22 +45,24 @@ class SqliteKeyTables(KeyTables):
                 self._depth -= 1
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Return all rows of a query; inside ``together`` it sees what was written there."""
-        with _translated():
+        """Return all rows of a query; inside ``together`` it sees the writes of the block."""
+        try:
             return (self._write if self._depth else self._read).execute(sql, values).fetchall()
+        except sqlite3.Error as error:
+            raise translate(error, "read") from error
 
     def write(self, sql: str, values: tuple[Any, ...]) -> int:
-        """Do one write; return how many rows it touched."""
+        """Run one write; return how many rows it changed."""
         with self.together() as write:
             return write.execute(sql, values).rowcount
 
     def revoke(self, table: str, column: str, name: str, now_ms: int) -> bool:
-        """Mark the row of *table* whose *column* is *name* as revoked; return whether it was there, and was not yet."""
+        """Mark the row of *table* whose *column* is *name* as revoked; return False if it was so or is not there."""
         statement = f"UPDATE {table} SET revoked_ms = ? WHERE {column} = ? AND revoked_ms IS NULL"
         return bool(self.write(statement, (now_ms, name)))
 
     def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in one transaction; a time earlier than the stored one is ignored."""
+        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
         with self.together() as write:
             write.executemany(
                 "UPDATE access_keys SET last_used_ms = max(coalesce(last_used_ms, 0), ?) WHERE accesskey = ?",
@@ -82,9 +70,12 @@ class SqliteKeyTables(KeyTables):
             )
 
     def packed(self, texts: tuple[str, ...]) -> str:
-        """Return *texts* as one value of a row: JSON."""
+        """Return *texts* as JSON."""
         return json.dumps(texts)
 
     def unpacked(self, value: str) -> tuple[str, ...]:
-        """Return the texts that *value* of a row is."""
-        return tuple(json.loads(value))
+        """Return the texts in the stored *value*."""
+        try:
+            return tuple(json.loads(value))
+        except ValueError as error:
+            raise LedgerCorrupt(f"a list in a row of access keys or tokens cannot be read: {error}") from error

@@ -1,4 +1,4 @@
-"""The questions that the embedded store asks its tables; each returns plain values of the domain."""
+"""The queries of the embedded store; each returns values of the domain."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def ledger_row(connection: sqlite3.Connection) -> tuple[str, int, int, int]:
 
 
 def head_row(connection: sqlite3.Connection) -> Head:
-    """Return the last entry of the last commit."""
+    """Return the head as of the last commit."""
     return Head(*_only_row(connection, "SELECT seq, hash, booked_ms FROM head"))
 
 
 def _only_row(connection: sqlite3.Connection, query: str) -> Any:
     row = connection.execute(query).fetchone()
     if row is None:
-        raise LedgerCorrupt(f"the ledger file lacks the row that is asked for by {query}")
+        raise LedgerCorrupt(f"the ledger file has no row for: {query}")
     return row
 
 
 def coin_rows(connection: sqlite3.Connection, sealed_to: int) -> Iterator[Coin]:
-    """Give the coins whose listing is sealed."""
+    """Yield the coins whose listing is sealed."""
     for name, scale in connection.execute("SELECT coin, scale FROM coin WHERE seq <= ? ORDER BY coin", (sealed_to,)):
         yield Coin(name, scale)
 
 
 def seqs_of_digest(connection: sqlite3.Connection, segments: Sequence[int], digest: bytes) -> list[int]:
-    """Return the entries in *segments* whose key has this digest."""
+    """Return the entries of *segments* whose key has this digest."""
     if not segments:
         return []
     rows = connection.execute(
@@ -57,7 +57,7 @@ def seqs_of_digest(connection: sqlite3.Connection, segments: Sequence[int], dige
 
 
 def known_customers(connection: sqlite3.Connection, customers: Sequence[str], sealed_to: int) -> list[str]:
-    """Return those of *customers* whose registering is sealed."""
+    """Return those of *customers* whose registration is sealed."""
     rows = connection.execute(
         "SELECT customer FROM customer WHERE customer IN (SELECT value FROM json_each(?)) AND seq <= ?",
         (json.dumps(customers), sealed_to),
@@ -66,7 +66,7 @@ def known_customers(connection: sqlite3.Connection, customers: Sequence[str], se
 
 
 def customers_after(connection: sqlite3.Connection, after: str, limit: int) -> list[str]:
-    """Return sealed customers in the order of their ids."""
+    """Return at most *limit* sealed customers with ids above *after*, by id."""
     rows = connection.execute(
         "SELECT customer FROM customer WHERE customer > ? ORDER BY customer LIMIT ?", (after, limit)
     )
@@ -76,7 +76,7 @@ def customers_after(connection: sqlite3.Connection, after: str, limit: int) -> l
 def balances_of(
     connection: sqlite3.Connection, accounts: Sequence[Account]
 ) -> Iterator[tuple[Account, str, Balance, int]]:
-    """Give all balances of *accounts* with the entry that changed each last."""
+    """Yield all balances of *accounts*, each with the entry that changed it last."""
     rows = connection.execute(
         'SELECT balance.customer, balance.account, coin, available, "freeze", seq FROM json_each(?) AS wanted'
         " CROSS JOIN balance ON balance.customer = wanted.value ->> 0 AND balance.account = wanted.value ->> 1",
@@ -89,7 +89,7 @@ def balances_of(
 def touches_in_segment(
     connection: sqlite3.Connection, segment: int, account: Account, place: int
 ) -> Iterator[tuple[str, int]]:
-    """Give the coins of *account* that entries of one segment touched up to *place*, and the place of the last."""
+    """Yield each coin of *account* that a segment changed up to *place*, with the position of the last such entry."""
     rows = connection.execute(
         "SELECT coin, places FROM history WHERE segment = ? AND customer = ? AND account = ?", (segment, *account)
     )
@@ -103,7 +103,7 @@ def touches_in_segment(
 def places_in_segment(
     connection: sqlite3.Connection, segment: int, owners: Sequence[str], coin: str | None, after: int
 ) -> list[int]:
-    """Return the places beyond *after* of the entries of one segment that touched accounts of *owners*, in order."""
+    """Return the positions after *after* of the entries of one segment that changed an account of *owners*."""
     which = "" if coin is None else " AND coin = ?"
     rows = connection.execute(
         f"SELECT places FROM history WHERE segment = ? AND customer IN (SELECT value FROM json_each(?)){which}",
@@ -123,12 +123,12 @@ def reversal_of(connection: sqlite3.Connection, seq: int, sealed_to: int) -> int
 
 
 def booked_ms(connection: sqlite3.Connection, seq: int) -> int:
-    """Return when the entry *seq* was booked."""
+    """Return the time when the entry *seq* was booked, in ms since 1970."""
     return int(connection.execute("SELECT body ->> '$.booked_ms' FROM entry WHERE seq = ?", (seq,)).fetchone()[0])
 
 
 def holds_of_ids(connection: sqlite3.Connection, ids: Sequence[int]) -> list[Hold]:
-    """Return the holds with these ids that are in the table."""
+    """Return those holds with these ids that are in the table."""
     rows = connection.execute(
         f"SELECT {_HOLD} FROM hold WHERE hold_id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
     )
@@ -138,7 +138,7 @@ def holds_of_ids(connection: sqlite3.Connection, ids: Sequence[int]) -> list[Hol
 def holds_of_customer(
     connection: sqlite3.Connection, customer: str, after: int, only_open: bool, sealed_to: int, segment_entries: int
 ) -> list[Hold]:
-    """Return the next page of sealed holds of *customer* above *after*; *only_open* those the table has as open."""
+    """Return the next page of sealed holds of *customer* above *after*, or of those that are open in the table."""
     if only_open:
         rows = connection.execute(
             f"SELECT {_HOLD} FROM hold WHERE customer = ? AND hold_id > ? AND hold_id <= ? AND closed_seq IS NULL"
@@ -162,7 +162,7 @@ def holds_of_customer(
 
 
 def open_holds(connection: sqlite3.Connection, after: int, sealed_to: int) -> list[Hold]:
-    """Return the next page of sealed holds above *after* that the table has as open."""
+    """Return the next page of sealed holds above *after* that are open in the table."""
     rows = connection.execute(
         f"SELECT {_HOLD} FROM hold INDEXED BY hold_age"
         " WHERE closed_seq IS NULL AND hold_id > ? AND hold_id <= ? ORDER BY hold_id LIMIT ?",
@@ -172,7 +172,7 @@ def open_holds(connection: sqlite3.Connection, after: int, sealed_to: int) -> li
 
 
 def due_rows(connection: sqlite3.Connection, cursor: tuple[int, int], now_ms: int, limit: int) -> list[tuple[int, int]]:
-    """Return (expires_ms, hold_id) of holds that the table has as open, whose time has come, after *cursor*."""
+    """Return (expires_ms, hold_id) of at most *limit* holds after *cursor* that are open in the table and due."""
     return connection.execute(
         "SELECT expires_ms, hold_id FROM hold WHERE closed_seq IS NULL AND expires_ms IS NOT NULL"
         " AND (expires_ms, hold_id) > (?, ?) AND expires_ms <= ? ORDER BY expires_ms, hold_id LIMIT ?",
@@ -181,7 +181,7 @@ def due_rows(connection: sqlite3.Connection, cursor: tuple[int, int], now_ms: in
 
 
 def next_due_ms(connection: sqlite3.Connection, cursor: tuple[int, int]) -> int | None:
-    """Return when the next hold after *cursor* expires, as the table has it, or None."""
+    """Return when the next hold after *cursor* that is open in the table expires, or None."""
     row = connection.execute(
         "SELECT expires_ms FROM hold WHERE closed_seq IS NULL AND expires_ms IS NOT NULL"
         " AND (expires_ms, hold_id) > (?, ?) ORDER BY expires_ms, hold_id LIMIT 1",

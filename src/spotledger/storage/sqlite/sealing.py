@@ -1,10 +1,10 @@
 """
-Sealing: writing what follows from one full segment of the journal to its tables, in small steps.
+Sealing: writing what is derived from a full segment of the journal to its tables, in small steps.
 
-The steps run inside the commits of the entries that come after. What is written is what memory has of the segment; a
-start builds that from the journal by the same code (:meth:`working_set.WorkingSet.apply`). Every row replaces its like,
-so a sealing that was cut off is simply begun anew. The last step moves ``sealed_to``. Rows go in sorted by their
-primary keys: runs of a thousand are sorted, and merged piece by piece, so that no step sorts much at once.
+The steps run inside the commits of later entries. They write what memory has of the segment, which a start rebuilds
+from the journal with the same code (:meth:`working_set.WorkingSet.apply`). Every row replaces an earlier version, so an
+interrupted sealing simply starts again. The last step moves ``sealed_to``. Rows are inserted in the order of their
+primary keys: runs of a thousand rows are sorted and merged piece by piece, so that no step sorts much at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from spotledger.storage.encoding import column, pack_places
 from spotledger.storage.idempotency_filter import IdempotencyFilter
 from spotledger.storage.sqlite.working_set import OpenSegment, WorkingSet
 
-#: How long one turn of sealing may hold the caller.
+#: How long one call may seal.
 STEP_SECONDS: Final = 0.003
 _WRITE_ROWS: Final = 400
 _RUN: Final = 1024
@@ -32,14 +32,14 @@ T = TypeVar("T")
 
 
 def sorted_in_steps(values: Iterable[T]) -> Iterator[list[T]]:
-    """Give *values* in order, in pieces of about a run; an empty piece stands for a step of sorting."""
+    """Yield *values* in order, in pieces of about a run; an empty piece stands for a step of sorting."""
     source: Iterator[Any] = iter(values)
     runs: list[list[Any]] = []
     while run := list(islice(source, _RUN)):
         run.sort()
         runs.append(run)
         yield []
-    # Marks at which each run is cut: about as many values lie between two of them as a run has.
+    # Marks at which each run is cut; about one run of values lies between two marks.
     stride = max(1, len(runs))
     samples = sorted(value for run in runs for value in run[::stride])
     a_piece = max(1, _RUN // stride)
@@ -56,7 +56,7 @@ def sorted_in_steps(values: Iterable[T]) -> Iterator[list[T]]:
 
 
 class Sealing:
-    """The sealing of one segment; an iterator of steps of about a millisecond."""
+    """The sealing of one segment, in steps of about a millisecond."""
 
     def __init__(
         self,
@@ -65,11 +65,11 @@ class Sealing:
         opened: OpenSegment,
         segment_entries: int,
     ) -> None:
-        """Prepare to seal the segment *opened*, all of whose entries are in it and published."""
+        """Prepare to seal *opened*, a full segment whose entries are all published."""
         self.segment = opened.number
         self.first_seq = opened.number * segment_entries + 1
         self.last_seq = (opened.number + 1) * segment_entries
-        #: How much is done, from 0 to 1.
+        #: The part that is done, from 0 to 1.
         self.progress = 0.0
         self.finished = False
         self._connection = connection
@@ -78,7 +78,7 @@ class Sealing:
         self._steps = self._run()
 
     def step(self) -> None:
-        """Do the next step; sets :attr:`finished` after the last."""
+        """Do the next step; set :attr:`finished` after the last."""
         try:
             self.progress = next(self._steps)
         except StopIteration:
@@ -141,7 +141,7 @@ class Sealing:
 
     def _write_holds(self) -> Iterator[None]:
         first_seq, holds = self.first_seq, self._opened.holds
-        # Holds stand in the order of their first change, which is the opening for those of this segment.
+        # Holds are in the order of their first change, which is the opening for those of this segment.
         rows = (_hold_row(hold) for hold_id, hold in holds.items() if hold_id >= first_seq)
         yield from self._insert("INSERT OR REPLACE INTO hold VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
         for piece in sorted_in_steps(hold_id for hold_id in holds if hold_id < first_seq):
@@ -160,7 +160,7 @@ class Sealing:
                 yield (self.segment, customer, pack_places(places))
 
     def _insert(self, statement: str, rows: Iterable[Any]) -> Iterator[None]:
-        """Run *statement* for all *rows*, some hundred a step."""
+        """Run *statement* for all *rows*, a few hundred per step."""
         rows = iter(rows)
         while batch := list(islice(rows, _WRITE_ROWS)):
             self._connection.executemany(statement, batch)
@@ -174,7 +174,7 @@ def _hold_row(hold: Hold) -> tuple[Any, ...]:
 
 
 class Sealer:
-    """Seals one full segment after the other, at the pace at which entries come."""
+    """Seals one full segment after the other, at the pace of new entries."""
 
     def __init__(
         self,
@@ -184,18 +184,18 @@ class Sealer:
         segment_entries: int,
         sealed_to: int,
     ) -> None:
-        """Go on after the entry *sealed_to*, the last that is sealed."""
+        """Continue after *sealed_to*, the last sealed entry."""
         self._connection = connection
         self._filter = idempotency_filter
         self._memory = memory
         self._segment_entries = segment_entries
-        #: The last entry that is sealed once the commit that is being written returns.
+        #: The last sealed entry, once the commit that is being written returns.
         self.sealed_to = sealed_to
         self._sealing: Sealing | None = None
         self._from, self._span = 0, 1
 
     def begin(self, head_seq: int, pending_seq: int) -> None:
-        """Begin the next segment if it is full and published, unless one is begun; it ends before the next is full."""
+        """Start to seal the next segment if it is full and published, so that it ends before the next one is full."""
         segment = self.sealed_to // self._segment_entries
         full_at = (segment + 1) * self._segment_entries
         if self._sealing is not None or head_seq < full_at:
@@ -207,11 +207,11 @@ class Sealer:
         self._span = max(1, min(self._segment_entries // 2, room))
 
     def is_lagging(self, pending_seq: int) -> bool:
-        """Say whether less is sealed than should be when the journal ends at *pending_seq*."""
+        """Return whether sealing is behind its pace when the journal ends at *pending_seq*."""
         return self._sealing is not None and self._sealing.progress * self._span < pending_seq - self._from
 
     def catch_up(self, head_seq: int, pending_seq: int) -> None:
-        """Seal for a few milliseconds, while it lags."""
+        """Seal for a few milliseconds, while behind."""
         until = time.perf_counter() + STEP_SECONDS
         while self._sealing is not None and self.is_lagging(pending_seq) and time.perf_counter() < until:
             self._sealing.step()

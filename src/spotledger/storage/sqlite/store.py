@@ -1,15 +1,17 @@
 """
-The embedded store: one SQLite file, the journal written first and everything else behind it.
+The embedded store: one SQLite file, in which the journal is written first and everything else later.
 
-A commit appends entries and moves the head, nothing more; what they change is in memory (:mod:`working_set`). Every
-full segment is then sealed (:mod:`sealing`) in small steps along with the commits that follow. A start reads what is
-not sealed from the journal again.
+A commit only appends entries and moves the head; what they change is in memory (:mod:`working_set`). Every full
+segment is sealed (:mod:`sealing`) in small steps, as part of later commits. A start replays the entries that are not
+sealed.
 """
 
 from __future__ import annotations
 
+import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Final
@@ -22,7 +24,7 @@ from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, 
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
 from spotledger.storage.sqlite import copy as sqlite_copy, file as sqlite_file, reads as sqlite_reads
-from spotledger.storage.sqlite.errors import translated
+from spotledger.storage.sqlite.file import translated
 from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.sqlite.sealing import Sealer
 from spotledger.storage.sqlite.trial import trial_balance
@@ -32,6 +34,8 @@ from spotledger.storage.steps import Steps, at_once
 SEGMENT_ENTRIES: Final = 65_536
 CACHE_ACCOUNTS: Final = 50_000
 _REPLAY_ENTRIES: Final = 1_000
+
+_log = logging.getLogger(__name__)
 
 
 class SqliteStore:
@@ -43,17 +47,17 @@ class SqliteStore:
         self, path: Path, *, segment_entries: int = SEGMENT_ENTRIES, cache_accounts: int = CACHE_ACCOUNTS
     ) -> None:
         """
-        Open the ledger file at *path*, or make it.
+        Open the ledger file at *path*, or create it.
 
         Args:
-            path: The file; its folder must be there.
-            segment_entries: Entries in a segment, for a file that is made; a file that is there has its own.
+            path: The file; its folder has to exist.
+            segment_entries: Entries in a segment of a new file; an existing file keeps its own number.
             cache_accounts: How many unchanged accounts may stay in memory.
 
         Raises:
-            DataFolderUnusable: The file can be neither read nor made, or its disk is full.
-            SchemaMismatch: It is no ledger, or of another version.
-            LedgerCorrupt: What is not sealed of the journal does not hold together.
+            DataFolderUnusable: The file can neither be read nor created, or the disk is full.
+            SchemaMismatch: It is not a ledger, or of another version.
+            LedgerCorrupt: The part of the journal that is not sealed is damaged.
         """
         self._path = path
         self._cache_accounts = cache_accounts
@@ -62,7 +66,7 @@ class SqliteStore:
             try:
                 self.key_tables = SqliteKeyTables(self._write, self._read)
                 with translated("opened"):
-                    # An answer about the past must not rest on what the disk has not got: first one synced commit.
+                    # Sync before the first answer: the last commit before a crash may be visible and not yet on disk.
                     self._write.execute("UPDATE ledger SET starts = starts + 1")
                     self._build()
             except BaseException:
@@ -81,31 +85,23 @@ class SqliteStore:
 
     @property
     def coins(self) -> Mapping[str, Coin]:
-        """The listed coins by name, sorted; another object after each listing."""
+        """The listed coins by name, sorted; a new object after each listing."""
         return self._memory.coins
 
-    @property
-    def sealed_to(self) -> int:
-        """The last entry whose derived rows are in the tables."""
-        return self._sealed_to
-
-    @property
-    def mended(self) -> Sequence[str]:
-        """What the last start found damaged among what is derived, and made again, in words."""
-        return tuple(self._filter.mended)
-
     def _build(self) -> None:
-        """Build what memory holds from the file: the coins, the filter, and what is not sealed of the journal."""
+        """Build memory from the file: the coins, the filter, and the entries that are not sealed."""
         self.ledger_id, self.epoch, self._segment_entries, self._sealed_to = sqlite_reads.ledger_row(self._read)
         self._head = sqlite_reads.head_row(self._read)
         self._pending_head = self._head
-        #: The digests of the keys that were looked for last.
+        #: The digests of the keys of the last :meth:`find_keys`.
         self._digests: dict[str, bytes] = {}
         self._memory = WorkingSet(self._segment_entries, self._cache_accounts)
         for coin in sqlite_reads.coin_rows(self._read, self._sealed_to):
             self._memory.list_coin(coin)
         self._filter = IdempotencyFilter(self._segment_entries)
         self._filter.load(self._read, self._sealed_to // self._segment_entries)
+        for repair in self._filter.repairs:
+            _log.warning("%s", repair)
         self._replay()
         self._due_cursor = (0, 0)
         self._next_due_ms = sqlite_reads.next_due_ms(self._read, self._due_cursor)
@@ -132,7 +128,7 @@ class SqliteStore:
             for entry in entries:
                 self._memory.apply(entry)
         if previous != self._head.hash:
-            raise LedgerCorrupt(f"the hash of entry {seq}, the last, is not the one that the head has")
+            raise LedgerCorrupt(f"the hash of the last entry, {seq}, is not that of the head")
 
     def _hash_of(self, seq: int) -> bytes:
         if seq == 0:
@@ -142,18 +138,18 @@ class SqliteStore:
             raise LedgerCorrupt(f"entry {seq} is missing from the journal")
         return bytes(row[0])
 
-    # --- what the rules ask for ---------------------------------------------------------------------
+    # --- what the rules read ------------------------------------------------------------------------
 
     def begin(self, wanted: Wanted) -> Steps[None]:
-        """Nothing: this process is the only one that writes, and it has one clock."""
+        """Do nothing: this process is the only writer, and has one clock."""
         return at_once(None)
 
     def leave(self, *, repeated: bool) -> Steps[None]:
-        """Nothing: what was answered before is on the disk since then, or since the commit of the start."""
+        """Do nothing: what was answered before is synced."""
         return at_once(None)
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
-        """Return the ``seq`` of the entry of each key that is known."""
+        """Return the ``seq`` of the entry of each of *keys* that is known."""
         known, digests = {}, self._digests
         digests.clear()
         memory, sealed = self._memory, not self._filter.is_empty()
@@ -169,7 +165,7 @@ class SqliteStore:
         return known
 
     def _confirmed(self, key: str, digest: bytes, open_seq: int | None) -> int | None:
-        """Return the entry that has *key*, out of those whose key has the same *digest*."""
+        """Return the entry with *key* among those whose keys have the same *digest*, or None."""
         if open_seq is not None and self._has_key(open_seq, key):
             return open_seq
         segments = list(self._filter.segments_that_may_hold(probe_of(digest)))
@@ -186,14 +182,10 @@ class SqliteStore:
         return entry is not None and entry.key == key
 
     def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
-        """Bring into memory what the rules will ask for, in a few queries whatever the number."""
-        memory = self._memory
+        """Load what the rules will read, in a few queries however much it is."""
+        memory, states = self._memory, self._memory.accounts
+        missing = [account for account in accounts if account not in states or not states[account].complete]
         unknown = [customer for customer in customers if not memory.has_customer(customer)]
-        missing = []
-        for account in accounts:
-            state = memory.accounts.get(account)
-            if state is None or not state.complete:
-                missing.append(account)
         with translated("read"):
             if unknown:
                 memory.known_customers.update(
@@ -204,12 +196,10 @@ class SqliteStore:
             self._load_holds(holds)
 
     def _load_accounts(self, accounts: Sequence[Account]) -> None:
-        states = {}
-        for account in accounts:
-            states[account] = self._memory.state_of(account)
+        states = {account: self._memory.state_of(account) for account in accounts}
         for account, coin, balance, seq in sqlite_reads.balances_of(self._read, accounts):
             state = states[account]
-            # What an open segment has changed is newer than the table.
+            # The balance of an open segment is newer than that of the table.
             state.by_coin.setdefault(coin, balance)
             state.changed_seq = max(state.changed_seq, seq)
         for state in states.values():
@@ -222,7 +212,7 @@ class SqliteStore:
                 self._memory.loaded_holds[hold.hold_id] = hold
 
     def has_customer(self, customer: str) -> bool:
-        """Say whether *customer* is registered."""
+        """Return whether *customer* is registered."""
         if self._memory.has_customer(customer):
             return True
         self.load([customer], (), ())
@@ -230,7 +220,7 @@ class SqliteStore:
         return self._memory.has_customer(customer)
 
     def account(self, account: Account) -> AccountState:
-        """Return the account as it stands at the head."""
+        """Return the account at the head."""
         state = self._memory.accounts.get(account)
         if state is None or not state.complete:
             with translated("read"):
@@ -240,7 +230,7 @@ class SqliteStore:
         return state
 
     def hold(self, hold_id: int) -> Hold | None:
-        """Return the hold as it stands at the head."""
+        """Return the hold at the head, or None."""
         hold = self._memory.hold(hold_id)
         if hold is None:
             with translated("read"):
@@ -250,7 +240,7 @@ class SqliteStore:
     # --- other reads --------------------------------------------------------------------------------
 
     def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
-        """Return the balances of the account as they stood after the entry *seq*, at most the head's."""
+        """Return the balances of the account after the entry *seq*, which is at most the head."""
         found: dict[str, Balance] = {}
         wanted = set(self.account(account).balances)
         with translated("read"):
@@ -269,18 +259,23 @@ class SqliteStore:
         return {coin: found.get(coin, ZERO) for coin in sorted(wanted) if coin in found}
 
     def _balance_after(self, seq: int, account: Account, coin: str) -> Balance:
-        """Return what the account has of *coin* after the entry *seq*, which touched it."""
+        """Return the balance after the entry *seq*, which changed it."""
         entry = self.entry(seq)
         for after in entry.balances if entry is not None else ():
             if after.account == account and after.coin == coin:
                 return Balance(after.available, after.freeze)
-        raise LedgerCorrupt(f"entry {seq} does not say what {account.customer} has of {coin} after it")
+        raise LedgerCorrupt(f"entry {seq} has no balance of {coin} of {account.customer}, which it changed")
 
     def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
-        """Return holds of *customer* with ids above *after*, in order of their ids."""
+        """Return holds of *customer*, ``open``, ``closed`` or both (None), with ids above *after*, by id."""
         changed = self._memory.changed_holds_of(customer)
         found: list[Hold] = []
-        sealed = self._sealed_holds(customer, state == "open", after)
+        sealed = self._pages(
+            lambda after: sqlite_reads.holds_of_customer(
+                self._read, customer, after, state == "open", self._sealed_to, self._segment_entries
+            ),
+            after,
+        )
         newer = (changed[hold_id] for hold_id in sorted(changed) if hold_id > max(after, self._sealed_to))
         for hold in chain(sealed, newer):
             current = changed.get(hold.hold_id, hold)
@@ -290,22 +285,21 @@ class SqliteStore:
                 break
         return found
 
-    def _sealed_holds(self, customer: str, only_open: bool, after: int) -> Iterator[Hold]:
-        """Give the holds of *customer* that sealed segments opened, as the table has them, in order."""
+    def _pages(self, read_page: Callable[[int], list[Hold]], after: int) -> Iterator[Hold]:
+        """Yield the holds above *after* of all the pages that *read_page* returns."""
         while True:
             with translated("read"):
-                page = sqlite_reads.holds_of_customer(
-                    self._read, customer, after, only_open, self._sealed_to, self._segment_entries
-                )
+                page = read_page(after)
             yield from page
             if not page:
                 return
             after = page[-1].hold_id
 
     def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
-        """Return open holds of anybody that were opened at or before *before_ms*, in order of their ids."""
+        """Return open holds with ids above *after* that were opened up to *before_ms*, by id."""
         found: list[Hold] = []
-        for hold in chain(self._sealed_open_holds(after), self._memory.holds_opened_after(max(after, self._sealed_to))):
+        sealed = self._pages(lambda after: sqlite_reads.open_holds(self._read, after, self._sealed_to), after)
+        for hold in chain(sealed, self._memory.holds_opened_after(max(after, self._sealed_to))):
             if hold.opened_ms > before_ms or len(found) == limit:
                 break
             current = self._memory.hold(hold.hold_id) or hold
@@ -313,22 +307,12 @@ class SqliteStore:
                 found.append(current)
         return found
 
-    def _sealed_open_holds(self, after: int) -> Iterator[Hold]:
-        """Give the holds of sealed segments that the table has as open, in order."""
-        while True:
-            with translated("read"):
-                page = sqlite_reads.open_holds(self._read, after, self._sealed_to)
-            yield from page
-            if not page:
-                return
-            after = page[-1].hold_id
-
     def trial_balance(self) -> TrialBalance:
-        """Add up all that is durable. Blocks; may run in another thread while others write."""
+        """Add up all durable balances. Blocks; may run in another thread beside writes."""
         return trial_balance(self._path)
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
-        """Return ids of open holds whose time has come, *limit* at the most; the others at the next call."""
+        """Return the ids of at most *limit* open holds that expire by *now_ms*; the next call returns the others."""
         due: dict[int, Hold] = {}
         while len(due) < limit and (hold_id := self._memory.pop_due(now_ms)) is not None:
             self._add_if_open(hold_id, due)
@@ -349,7 +333,7 @@ class SqliteStore:
             due[hold_id] = hold
 
     def customers(self, after: str, limit: int) -> list[str]:
-        """Return customers in the order of their ids."""
+        """Return customers with ids above *after*, by id."""
         with translated("read"):
             names = set(sqlite_reads.customers_after(self._read, after, limit))
         for segment in self._memory.segments:
@@ -357,12 +341,12 @@ class SqliteStore:
         return sorted(names)[:limit]
 
     def entry(self, seq: int) -> Entry | None:
-        """Return one entry."""
+        """Return one entry, or None."""
         found = self.entries(seq - 1, 1) if seq > 0 else []
         return found[0] if found else None
 
     def entries(self, after_seq: int, limit: int) -> list[Entry]:
-        """Return entries in order; none that is not yet acknowledged."""
+        """Return durable entries after *after_seq*, in order."""
         with translated("read"):
             rows = self._read.execute(
                 "SELECT CAST(body AS BLOB) FROM entry WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
@@ -379,17 +363,14 @@ class SqliteStore:
         return found
 
     def seq_at(self, time_ms: int) -> int:
-        """Return the last entry booked at or before *time_ms*; 0 where there is none."""
+        """Return the last entry booked at or before *time_ms*; 0 if there is none."""
         if time_ms >= self._head.booked_ms:
             return self._head.seq
         with translated("read"):
-            return bisect_right(range(1, self._head.seq), time_ms, key=self._booked_ms)
-
-    def _booked_ms(self, seq: int) -> int:
-        return sqlite_reads.booked_ms(self._read, seq)
+            return bisect_right(range(1, self._head.seq), time_ms, key=partial(sqlite_reads.booked_ms, self._read))
 
     def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
-        """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
+        """Return the entries after *after_seq* that changed an account of *owners*, in order."""
         found: list[int] = []
         sealed_segments = self._sealed_to // self._segment_entries
         with translated("read"):
@@ -404,10 +385,10 @@ class SqliteStore:
     # --- writing ------------------------------------------------------------------------------------
 
     def check_write_lock(self) -> None:
-        """Nothing: nobody else writes."""
+        """Do nothing: there is no other writer."""
 
     def write(self, entries: Sequence[Entry]) -> None:
-        """Append *entries*, which follow what was written before without a gap; nothing is visible yet."""
+        """Append *entries*, which follow the last write without a gap; they are not visible yet."""
         before = self._pending_head
         previous = before.hash
         rows = []
@@ -419,7 +400,7 @@ class SqliteStore:
         if rows[0][0] != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {rows[0][0]} to {last.seq} do not follow entry {before.seq}")
         self._pending_head = Head(last.seq, previous, last.booked_ms)
-        with translated("written"):
+        with translated("written", checked=True):
             if before.seq == self._head.seq:
                 self._write.execute("BEGIN IMMEDIATE")
             self._check_writing()
@@ -428,34 +409,34 @@ class SqliteStore:
 
     @property
     def lagging(self) -> bool:
-        """Whether the sealing is behind its pace and should go on before the commit."""
+        """Whether sealing is behind its pace and should go on before the commit."""
         return self._sealer.is_lagging(self._pending_head.seq)
 
     def catch_up(self) -> None:
-        """Do a few milliseconds of sealing, if it lags, within the commit that is being written."""
-        with translated("written"):
+        """Seal for a few milliseconds if it is behind, as part of the commit that is being written."""
+        with translated("written", checked=True):
             self._sealer.catch_up(self._head.seq, self._pending_head.seq)
 
     def commit(self) -> Steps[None]:
-        """Make what was written durable: one step, which blocks until it is synced."""
+        """Make the written entries durable, in one step that blocks until they are synced."""
         self._check_writing()
-        with translated("written"):
+        with translated("written", checked=True):
             self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
         yield self._sync
 
     def _check_writing(self) -> None:
-        # SQLite ends a transaction by itself when the disk fails; what comes after must not be written without it.
+        # SQLite rolls back by itself when the disk fails; the rest of the group must not be written then.
         if not self._write.in_transaction:
-            raise StoreUnavailable("the ledger could not be written: what was written before of the group is lost")
+            raise StoreUnavailable("the ledger could not be written: SQLite rolled back the first part of the group")
 
     def _sync(self) -> None:
         with translated("written"):
             self._write.execute("COMMIT")
 
     def try_writing(self) -> None:
-        """Write and sync something that means nothing, between groups."""
+        """Write and sync something without a meaning, between groups."""
         with translated("written"):
-            # SQLite writes nothing where a value stays as it is.
+            # SQLite writes nothing if a value does not change.
             self._write.execute("UPDATE ledger SET starts = starts + 1")
 
     def publish(self, entries: Sequence[Entry]) -> None:
@@ -474,7 +455,7 @@ class SqliteStore:
         memory.shrink(self._sealed_to)
 
     def recover(self) -> None:
-        """Throw away what was written and all that memory holds, and build it again from the journal."""
+        """Roll back, and rebuild memory from the journal."""
         before = vars(self).copy()
         try:
             with translated("read"):
@@ -482,16 +463,16 @@ class SqliteStore:
                     self._write.execute("ROLLBACK")
                 self._build()
         except BaseException:
-            # The head and the coins stay those of the last acknowledged entry, not of a memory that is half built.
+            # Keep the head and the coins of the last acknowledged entry, not those of a memory that is half built.
             vars(self).update(before)
             raise
 
     def copy_to(self, target: Path, progress: Callable[[int, int], None]) -> None:
-        """Copy the file to the empty file *target*, a few pages at a time, in a thread of its own."""
+        """Copy the file to the empty file *target*, a few pages at a time. Blocks; use a thread."""
         sqlite_copy.copy_pages(self._write, target, progress)
 
     def close(self) -> None:
-        """Let go of the file; the write-ahead log is folded into it where the disk allows."""
+        """Close the file; SQLite checkpoints the write-ahead log if the disk allows."""
         with translated("closed"):
             if self._write.in_transaction:
                 self._write.execute("ROLLBACK")

@@ -1,8 +1,8 @@
 """
-The trial balance of the embedded store: what everybody has, added up as of one entry.
+The trial balance of the embedded store: all balances added up after one entry.
 
-It reads one snapshot of the file through a connection of its own, so it may run in a thread while others write: the
-balances of the sealed segments, and then the postings of every entry that they do not have yet.
+It reads one snapshot of the file through its own connection, so it may run in a thread beside writes: the balances of
+the sealed segments, and the postings of all later entries.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from spotledger.domain.journal import AVAILABLE, BalanceAfter, Posting
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import CUSTOMERS, TrialBalance
 from spotledger.storage.encoding import StoredPosting, postings_of
-from spotledger.storage.sqlite.errors import translated
+from spotledger.storage.sqlite.file import translated
 
 _ROWS: Final = 500
-#: A pause after each piece, so that whoever serves meanwhile has the interpreter.
+#: A pause after each piece, in which other threads can run.
 _PAUSE_SECONDS: Final = 0.0005
 
 _Name = tuple[str, str, str]
 
 
 class _Moved(msgspec.Struct, gc=False):
-    """What an entry moved; its other members are passed over."""
+    """The members of an entry that matter here; the others are skipped."""
 
     balances: tuple[BalanceAfter, ...] = ()
     postings: tuple[StoredPosting, ...] = ()
@@ -42,11 +42,11 @@ _decode: Final = msgspec.json.Decoder(_Moved, strict=False).decode
 
 def trial_balance(path: Path) -> TrialBalance:
     """
-    Add up the ledger file at *path*.
+    Add up the balances in the ledger file at *path*.
 
     Raises:
         StoreUnavailable: It cannot be read.
-        LedgerCorrupt: An entry cannot be read.
+        LedgerCorrupt: It is damaged, or an entry cannot be decoded.
     """
     with translated("read"), closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA query_only = ON")
@@ -54,7 +54,7 @@ def trial_balance(path: Path) -> TrialBalance:
         sealed_to = int(connection.execute("SELECT sealed_to FROM ledger").fetchone()[0])
         seq = int(connection.execute("SELECT seq FROM head").fetchone()[0])
         sums: dict[tuple[str, str], Balance] = {}
-        # A segment that is being sealed has written some of its balances; those have more entries in them than others.
+        # A segment that is being sealed may have written some of its balances already.
         newer: dict[_Name, int] = {}
         rows = 'SELECT customer, account, coin, available, "freeze", seq FROM balance'
         for customer, account, coin, available, freeze, changed_seq in _pieces(connection, rows):

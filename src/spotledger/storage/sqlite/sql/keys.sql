@@ -1,7 +1,7 @@
--- Access keys, operator tokens, and what goes with them. They are no part of the journal: no money is in them.
+-- Access keys, operator tokens and what belongs to them. They are not part of the journal.
 -- Times are ms since 1970.
 
--- One row an access key. sealed_secret is AES-256-GCM under the master key, with the access key as associated data.
+-- One row per access key. sealed_secret is AES-256-GCM under the master key, with the access key as associated data.
 CREATE TABLE IF NOT EXISTS access_keys (
     accesskey     TEXT PRIMARY KEY,
     customer      TEXT NOT NULL,
@@ -17,7 +17,7 @@ CREATE TABLE IF NOT EXISTS access_keys (
 
 CREATE INDEX IF NOT EXISTS access_keys_of_customer ON access_keys (customer, accesskey);
 
--- One row an operator token; digest is the SHA-256 of it, the token itself is kept nowhere.
+-- One row per operator token. digest is its SHA-256; the token itself is not stored.
 CREATE TABLE IF NOT EXISTS operator_tokens (
     token_id   TEXT PRIMARY KEY,
     digest     BLOB NOT NULL UNIQUE CHECK (length(digest) = 32),
@@ -27,14 +27,14 @@ CREATE TABLE IF NOT EXISTS operator_tokens (
     revoked_ms INTEGER
 ) STRICT, WITHOUT ROWID;
 
--- The idempotency keys of writes about access keys and tokens. answer_json never holds a secret.
+-- The idempotency keys of writes about access keys and tokens. answer_json never contains a secret.
 CREATE TABLE IF NOT EXISTS kept_key_requests (
     idempotency_key TEXT PRIMARY KEY,
     request_json    TEXT NOT NULL,
     answer_json     TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Which master key the secrets were sealed with: one row, nothing that gives the key away.
+-- One row: the fingerprint of the master key that seals the secrets. It reveals nothing about the key.
 CREATE TABLE IF NOT EXISTS master_key_mark (
     id          INTEGER PRIMARY KEY CHECK (id = 1),
     fingerprint TEXT NOT NULL
