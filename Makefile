@@ -16,7 +16,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev demo test lint format types walls bench lock clean
+.PHONY: help setup dev demo test lint format generate types walls bench lock clean
 
 help: ## List the targets
 	@echo "Targets of spotledger:"
@@ -39,10 +39,14 @@ test: dev ## Run all tests
 lint: dev ## Check style and formatting (make format mends what it can)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/generate_blocking_client.py --check
 
 format: dev ## Put the code in the agreed form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+generate: dev ## Generate the blocking operator client from the async one
+	$(BIN)/python tools/generate_blocking_client.py
 
 types: dev ## Check the types (mypy, strict)
 	$(BIN)/mypy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import NamedTuple, cast
 from urllib.parse import quote, urlsplit
 
@@ -108,7 +108,7 @@ class Started(NamedTuple):
     headers: Mapping[str, str]
 
 
-def stream(client: httpx2.Client, outgoing: Send) -> Iterator[Started | bytes]:
+def stream(client: httpx2.Client, outgoing: Send) -> Generator[Started | bytes, None, None]:
     """
     Send *outgoing* once; give the head of the answer, then its body as it comes.
 

@@ -1,8 +1,8 @@
 """
-The ledger of a running service, called from Python without blocking the event loop.
+The operator client, for asyncio: one method for each call of the operator API.
 
-The methods have the names of the library (:class:`spotledger.ledger.ledger.Ledger`). A call whose answer was lost, or
-that the service could not take now, is made again with the same key, a bounded number of times.
+The methods have the names of the library (:class:`spotledger.ledger.ledger.Ledger`). When no answer arrives or the
+service is unavailable, a call is sent again with the same key, up to ``attempts`` times.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ from spotledger.errors import Refused, TransportError, Unavailable
 
 class AsyncOperatorLedger:
     """
-    The ledger of a service, without blocking.
+    The ledger of a running service, for asyncio.
 
-    Use it as a context manager, or call ``aclose`` at the end. Use it within one event loop.
+    Use it as a context manager, or call ``aclose`` when done. Use it within one event loop.
     """
 
     def __init__(

@@ -1,14 +1,17 @@
-"""
-The ledger of a running service, called from Python, blocking.
+# Generated from async_ledger.py by tools/generate_blocking_client.py (`make generate`). Do not edit.
 
-The methods have the names of the library (:class:`spotledger.ledger.ledger.Ledger`). A call whose answer was lost, or
-that the service could not take now, is made again with the same key, a bounded number of times.
+"""
+The operator client, blocking: one method for each call of the operator API.
+
+The methods have the names of the library (:class:`spotledger.ledger.ledger.Ledger`). When no answer arrives or the
+service is unavailable, a call is sent again with the same key, up to ``attempts`` times.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self
 
@@ -52,9 +55,9 @@ from spotledger.errors import Refused, TransportError, Unavailable
 
 class OperatorLedger:
     """
-    The ledger of a service.
+    The ledger of a running service, blocking.
 
-    Use it as a context manager, or call ``close`` at the end. May be used by several threads.
+    Use it as a context manager, or call ``close`` when done. Several threads may share it.
     """
 
     def __init__(
@@ -398,13 +401,15 @@ class OperatorLedger:
             try:
                 body = b""
                 refused: Started | None = None
-                for piece in stream(self._http, feed.request()):
-                    if isinstance(piece, Started):
-                        refused = None if piece.status == 200 else piece
-                    elif refused is not None:
-                        body += piece
-                    else:
-                        yield from feed.take(piece)
+                with closing(stream(self._http, feed.request())) as pieces:
+                    for piece in pieces:
+                        if isinstance(piece, Started):
+                            refused = None if piece.status == 200 else piece
+                        elif refused is not None:
+                            body += piece
+                        else:
+                            for entry in feed.take(piece):
+                                yield entry
                 if refused is not None:
                     feed.check(refused.status, refused.headers, body)
                 problem = TransportError("the feed ended")
