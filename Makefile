@@ -45,7 +45,7 @@ format: dev ## Put the code in the agreed form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: dev ## Generate the blocking operator client from the async one
+generate: dev ## Generate the blocking client from the async one
 	$(BIN)/python tools/generate_blocking_client.py
 
 types: dev ## Check the types (mypy, strict)

@@ -1,7 +1,7 @@
 """
-Generate the blocking operator client from the async one.
+Generate the blocking modules of the client from the async ones.
 
-`make generate` writes the file; with ``--check`` it is only compared, and the exit code is 1 if it is not current.
+`make generate` writes them; with ``--check`` they are only compared, and the exit code is 1 if one is stale.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import sys
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parents[1]
-SOURCE: Final = ROOT / "src/spotledger/client/operator/async_ledger.py"
-TARGET: Final = ROOT / "src/spotledger/client/operator/ledger.py"
-
-HEADER: Final = f"""\
-# Generated from {SOURCE.name} by tools/{Path(__file__).name} (`make generate`). Do not edit.
-
-"""
+CLIENT: Final = Path(__file__).resolve().parents[1] / "src/spotledger/client"
+#: Each async module, and the blocking module that is generated from it.
+MODULES: Final = {
+    CLIENT / "async_driver.py": CLIENT / "driver.py",
+    CLIENT / "operator/async_ledger.py": CLIENT / "operator/ledger.py",
+}
+HEADER: Final = "# Generated from {source} by tools/{script} (`make generate`). Do not edit.\n\n"
 
 #: Applied in this order to the whole text, docstrings included.
 RULES: Final = (
@@ -27,35 +26,39 @@ RULES: Final = (
     (r"\bawait ", ""),
     (r"\bAsync(?=[A-Z])", ""),
     (r"\b(\w+)_async\b", r"\1"),
+    (r"\basync_(?=driver\b)", ""),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
-    (r"\ba(close|closing)\b", r"\1"),
+    (r"\ba(close|closing|iter_raw|next)\b", r"\1"),
+    (r"\bGenerator\[(.+), None\]", r"Generator[\1, None, None]"),
     (r"\basyncio(?=\.sleep\b|$)", "time"),
     (r"\bfor asyncio\b", "blocking"),
     (r"\bUse it within one event loop\.", "Several threads may share it."),
 )
 
 
-def blocking(source: str) -> str:
-    """Return the blocking twin of the async *source*, formatted."""
+def blocking(text: str, source: Path) -> str:
+    """Return the blocking twin of the *text* of the async module *source*, formatted."""
     for pattern, replacement in RULES:
-        source = re.sub(pattern, replacement, source, flags=re.MULTILINE)
-    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(SOURCE), "-"]
-    return subprocess.run(command, input=HEADER + source, capture_output=True, text=True, check=True).stdout
+        text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
+    header = HEADER.format(source=source.name, script=Path(__file__).name)
+    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(source), "-"]
+    return subprocess.run(command, input=header + text, capture_output=True, text=True, check=True).stdout
 
 
 def main(arguments: list[str]) -> int:
-    """Write the blocking client, or with ``--check`` compare it; return the exit code."""
-    generated = blocking(SOURCE.read_text(encoding="utf-8"))
-    if arguments == ["--check"]:
-        if TARGET.read_text(encoding="utf-8") == generated:
-            return 0
-        print(f"{TARGET.name} does not match {SOURCE.name}; run: make generate", file=sys.stderr)
-        return 1
-    if arguments:
+    """Write the blocking modules, or with ``--check`` compare them; return the exit code."""
+    if arguments not in ([], ["--check"]):
         print(f"usage: {Path(__file__).name} [--check]", file=sys.stderr)
         return 2
-    TARGET.write_text(generated, encoding="utf-8")
-    return 0
+    stale = 0
+    for source, target in MODULES.items():
+        generated = blocking(source.read_text(encoding="utf-8"), source)
+        if not arguments:
+            target.write_text(generated, encoding="utf-8")
+        elif target.read_text(encoding="utf-8") != generated:
+            print(f"{target.name} does not match {source.name}; run: make generate", file=sys.stderr)
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from spotledger.client.async_driver import send_async
 from spotledger.client.exchange import Answer, Failure, Send
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
-from spotledger.client.transport import check_base_url, send_async, timeouts
+from spotledger.client.transport import check_base_url, timeouts
 from spotledger.errors import ProtocolError, TransportError
 
 #: A thousand entries of a page, each with some postings, fit well.

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import httpx2
 
+from spotledger.client.async_driver import drive_async, stream_async
 from spotledger.client.exchange import Result, Steps
 from spotledger.client.operator.api import OPERATOR_BODY_LIMIT_BYTES, OPERATOR_READ_TIMEOUT_S
 from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore
@@ -47,7 +48,7 @@ from spotledger.client.operator.operations import (
     Withdraw,
 )
 from spotledger.client.operator.service_answers import Audit, Backup, Ready
-from spotledger.client.transport import Started, drive_async, stream_async, timeouts
+from spotledger.client.transport import Started, timeouts
 from spotledger.errors import Refused, TransportError, Unavailable
 
 

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import httpx2
 
+from spotledger.client.driver import drive, stream
 from spotledger.client.exchange import Result, Steps
 from spotledger.client.operator.api import OPERATOR_BODY_LIMIT_BYTES, OPERATOR_READ_TIMEOUT_S
 from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore
@@ -49,7 +50,7 @@ from spotledger.client.operator.operations import (
     Withdraw,
 )
 from spotledger.client.operator.service_answers import Audit, Backup, Ready
-from spotledger.client.transport import Started, drive, stream, timeouts
+from spotledger.client.transport import Started, timeouts
 from spotledger.errors import Refused, TransportError, Unavailable
 
 

@@ -9,11 +9,12 @@ from typing import Any, Self
 
 import httpx2
 
+from spotledger.client.driver import drive
 from spotledger.client.exchange import Answer, Steps
 from spotledger.client.trader.answers import Outcome
 from spotledger.client.trader.core import ACCEPT_V1, ATTEMPTS, Core
 from spotledger.client.trader.signing import Credentials
-from spotledger.client.transport import READ_TIMEOUT_S, choose_base_url, drive, timeouts
+from spotledger.client.transport import READ_TIMEOUT_S, choose_base_url, timeouts
 
 #: ``status``, ``data``, ``response``.
 Triple = tuple[bool, dict[str, Any] | None, httpx2.Response | None]

@@ -8,10 +8,12 @@ from typing import Self
 
 import httpx2
 
+from spotledger.client.async_driver import drive_async
+from spotledger.client.driver import drive
 from spotledger.client.trader.answers import Balances
 from spotledger.client.trader.core import ACCEPT_PROBLEMS, ATTEMPTS, Core
 from spotledger.client.trader.signing import Credentials
-from spotledger.client.transport import READ_TIMEOUT_S, choose_base_url, drive, drive_async, timeouts
+from spotledger.client.transport import READ_TIMEOUT_S, choose_base_url, timeouts
 
 
 class SpotClient:
