@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from spotledger import paths
 from spotledger.archive.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over
 from spotledger.archive.exports import FORMATS, export_journal
 from spotledger.archive.imports import KEY_PREFIX, OpeningBalance, read_balances
@@ -32,7 +33,7 @@ from spotledger.cli.options import (
     natural_key,
 )
 from spotledger.client.operator.api import OperatorClient
-from spotledger.client.operator.operations import path_part
+from spotledger.client.operator.operations import path_of
 from spotledger.errors import DataFolderUnusable
 from spotledger.ops.runtime import claim_folder
 from spotledger.ops.settings import Settings, load_settings
@@ -104,11 +105,11 @@ async def backup(client: OperatorClient, where: Where, file: Path) -> None:
 async def _made(client: OperatorClient, name: str) -> dict[str, Any]:
     """Have the backup *name* made, and return what it holds."""
     with _bar("backup") as bar:
-        _, _, state = await client.call("POST", "/v1/backups", {"file": name})
+        _, _, state = await client.call("POST", paths.BACKUPS, {"file": name})
         while state["state"] == "running":
             bar(state["pages"] - state["pages_left"], state["pages"])
             await asyncio.sleep(BACKUP_PAUSE_SECONDS)
-            _, _, state = await client.call("GET", f"/v1/backups/{path_part(name)}")
+            _, _, state = await client.call("GET", path_of(paths.BACKUP, file=name))
     return state
 
 
@@ -266,9 +267,9 @@ async def import_balances(
     Its first line names the columns: customer, coin, amount; account, reference and key if wished. All lines are
     checked before the first is booked. The same file again books nothing twice.
     """
-    _, _, listed = await client.call("GET", "/v1/coins")
+    _, _, listed = await client.call("GET", paths.COINS)
     coins = {coin["coin"]: coin["scale"] for coin in listed["coins"]}
-    registered = await all_pages(client, "/v1/customers", "customers", {})
+    registered = await all_pages(client, paths.CUSTOMERS, "customers", {})
     plan = read_balances(file, coins, set(registered["customers"]), key_prefix=key_prefix, register=register)
     if only_check:
         told: dict[str, Any] = {"lines": len(plan.balances), "to_register": len(plan.new_customers)}
@@ -285,7 +286,7 @@ async def _register(client: OperatorClient, customers: list[str]) -> None:
     left = iter(customers)
     while some := list(islice(left, IMPORT_AT_ONCE)):
         calls = (
-            client.call("POST", "/v1/customers", {"customer": name}, key=natural_key("customer-add", name))
+            client.call("POST", paths.CUSTOMERS, {"customer": name}, key=natural_key("customer-add", name))
             for name in some
         )
         await asyncio.gather(*calls)
@@ -298,7 +299,7 @@ async def _book(client: OperatorClient, balances: list[OpeningBalance], bar: _Ba
     for start in range(0, len(balances), IMPORT_BATCH):
         some = balances[start : start + IMPORT_BATCH]
         operations = [_operation(balance) for balance in some]
-        _, _, answer = await client.call("POST", "/v1/batches", {"operations": operations})
+        _, _, answer = await client.call("POST", paths.BATCHES, {"operations": operations})
         for balance, result in zip(some, answer["results"], strict=True):
             if "code" in result:
                 refused.append({"line": balance.line, "code": result["code"], "detail": result["detail"]})

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from spotledger import paths
 from spotledger.cli import show
 from spotledger.cli.connection import Where
 from spotledger.cli.options import (
@@ -18,7 +19,7 @@ from spotledger.cli.options import (
     time_ms,
 )
 from spotledger.client.operator.api import OperatorClient
-from spotledger.client.operator.operations import path_part
+from spotledger.client.operator.operations import path_of
 
 
 @click.group()
@@ -34,7 +35,7 @@ def coin() -> None:
 async def coin_add(client: OperatorClient, where: Where, coin: str, scale: int, key: str | None) -> None:
     """List COIN. A listing never changes; the same command again changes nothing."""
     body = {"coin": coin, "scale": scale}
-    _, _, answer = await client.call("POST", "/v1/coins", body, key=key or natural_key("coin-add", coin))
+    _, _, answer = await client.call("POST", paths.COINS, body, key=key or natural_key("coin-add", coin))
     if where.as_json:
         show.json_document(answer)
     else:
@@ -45,7 +46,7 @@ async def coin_add(client: OperatorClient, where: Where, coin: str, scale: int, 
 @ledger_command()
 async def coin_list(client: OperatorClient, where: Where) -> None:
     """Show the listed coins."""
-    _, _, answer = await client.call("GET", "/v1/coins")
+    _, _, answer = await client.call("GET", paths.COINS)
     if where.as_json:
         show.json_document(answer)
     else:
@@ -64,7 +65,7 @@ def customer() -> None:
 async def customer_add(client: OperatorClient, where: Where, customer: str, key: str | None) -> None:
     """Register CUSTOMER, who then has a wallet, a spot and a fiat account. The same again changes nothing."""
     body = {"customer": customer}
-    _, _, answer = await client.call("POST", "/v1/customers", body, key=key or natural_key("customer-add", customer))
+    _, _, answer = await client.call("POST", paths.CUSTOMERS, body, key=key or natural_key("customer-add", customer))
     if where.as_json:
         show.json_document(answer)
     else:
@@ -75,7 +76,7 @@ async def customer_add(client: OperatorClient, where: Where, customer: str, key:
 @ledger_command()
 async def customer_list(client: OperatorClient, where: Where) -> None:
     """Show the registered customers."""
-    answer = await all_pages(client, "/v1/customers", "customers", {})
+    answer = await all_pages(client, paths.CUSTOMERS, "customers", {})
     if where.as_json:
         show.json_document(answer)
     else:
@@ -106,7 +107,7 @@ async def balances(
         "at_seq": at_seq,
         "at_ms": time_ms(at, "--at"),
     }
-    _, _, answer = await client.call("GET", f"/v1/customers/{path_part(customer)}/balances", params=params)
+    _, _, answer = await client.call("GET", path_of(paths.CUSTOMER_BALANCES, customer=customer), params=params)
     if where.as_json:
         show.json_document(answer)
         return
@@ -129,9 +130,9 @@ async def holds(
     if customer is None:
         if state == "closed":
             raise click.UsageError("closed holds are shown for one CUSTOMER")
-        answer = await all_pages(client, "/v1/holds", "holds", params)
+        answer = await all_pages(client, paths.HOLDS, "holds", params)
     else:
-        path = f"/v1/customers/{path_part(customer)}/holds"
+        path = path_of(paths.CUSTOMER_HOLDS, customer=customer)
         answer = await all_pages(client, path, "holds", {**params, "state": state})
     if where.as_json:
         show.json_document(answer)

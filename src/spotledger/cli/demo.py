@@ -17,12 +17,14 @@ from typing import Any, Final, NamedTuple
 import click
 import httpx2
 
+from spotledger import paths
 from spotledger.cli import demo_story, show
 from spotledger.cli.connection import near_client
 from spotledger.cli.keys import read_balance
 from spotledger.cli.options import config_option, exit_on_error, setting_options
 from spotledger.cli.service import log_to_stderr
 from spotledger.client.operator.api import OperatorClient
+from spotledger.client.operator.operations import path_of
 from spotledger.client.trader.signed import SignedRequestAPI
 from spotledger.errors import DataFolderUnusable
 from spotledger.http.serve import Listening, serve
@@ -73,7 +75,7 @@ def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> Non
 
 
 async def _check_is_demo(client: OperatorClient, folder: Path) -> None:
-    _, _, answer = await client.call("GET", "/v1/entries", params={"limit": 1})
+    _, _, answer = await client.call("GET", paths.ENTRIES, params={"limit": 1})
     if answer["entries"] and answer["entries"][0]["key"] != demo_story.FIRST_KEY:
         raise DataFolderUnusable(
             f"The ledger in {folder} is not the demo's; name another folder with --data.", path=str(folder)
@@ -82,13 +84,13 @@ async def _check_is_demo(client: OperatorClient, folder: Path) -> None:
 
 async def _demo_key(client: OperatorClient, file: Path) -> DemoKey:
     """Return the access key that an earlier start made, if it is still good, else a new one."""
-    _, _, answer = await client.call("GET", "/v1/keys", params={"customer": demo_story.CUSTOMER})
+    _, _, answer = await client.call("GET", paths.ACCESS_KEYS, params={"customer": demo_story.CUSTOMER})
     in_use = {found["accesskey"] for found in answer["keys"] if found["revoked_ms"] is None}
     kept = _read_demo_key(file)
     if kept is not None and kept.accesskey in in_use:
         return kept
     body = {"customer": demo_story.CUSTOMER, "permissions": ["read"], "label": "demo"}
-    _, _, made = await client.call("POST", "/v1/keys", body, key=f"demo-key-{uuid.uuid4()}")
+    _, _, made = await client.call("POST", paths.ACCESS_KEYS, body, key=f"demo-key-{uuid.uuid4()}")
     key = DemoKey(made["accesskey"], made["secretkey"])
     file.unlink(missing_ok=True)
     write_secret_file(file, json.dumps(key._asdict()))
@@ -126,7 +128,7 @@ def curl_line(public_url: str, key: DemoKey) -> str:
     sign = f"printf %s \"{text}\" | openssl dgst -sha256 -hmac {key.secretkey} | awk '{{print $NF}}'"
     return (
         f"nonce=$(date +%s)000; signature=$({sign}); "
-        f'curl -s "{public_url}/trade/api/v1/getBalance?{text}&signature=$signature"; echo'
+        f'curl -s "{public_url}{paths.GET_BALANCE}?{text}&signature=$signature"; echo'
     )
 
 
@@ -152,7 +154,7 @@ As the exchange, on the command line (the key names each write, so it happens on
 
 As the exchange, over HTTP:
 
-    curl -s -H {token} {listening.operator_url}/v1/customers/alice/balances
+    curl -s -H {token} {listening.operator_url}{path_of(paths.CUSTOMER_BALANCES, customer="alice")}
     curl -s -H {token} -H "Idempotency-Key: my-first-deposit" \\
-         -d '{{"customer":"bob","coin":"usdt","amount":"12.5"}}' {listening.operator_url}/v1/deposits"""
+         -d '{{"customer":"bob","coin":"usdt","amount":"12.5"}}' {listening.operator_url}{paths.DEPOSITS}"""
     )

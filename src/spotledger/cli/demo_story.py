@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from spotledger import paths
 from spotledger.client.operator.api import OperatorClient
+from spotledger.client.operator.operations import path_of
 
 CUSTOMER: Final = "alice"
 COINS: Final = {"btc": 8, "eth": 18, "forth": 8, "ltc": 8, "shib": 18, "usdt": 8}
@@ -27,11 +29,11 @@ class Step(NamedTuple):
 
 
 def _deposit(key: str, customer: str, coin: str, amount: str, account: str = "spot") -> Step:
-    return Step(key, "/v1/deposits", {"customer": customer, "coin": coin, "amount": amount, "account": account})
+    return Step(key, paths.DEPOSITS, {"customer": customer, "coin": coin, "amount": amount, "account": account})
 
 
 def _freeze(key: str, customer: str, coin: str, amount: str, reference: str) -> Step:
-    return Step(key, "/v1/holds", {"customer": customer, "coin": coin, "amount": amount, "reference": reference})
+    return Step(key, paths.HOLDS, {"customer": customer, "coin": coin, "amount": amount, "reference": reference})
 
 
 def _unfreeze(key: str, hold: str, amount: str | None = None) -> Step:
@@ -39,7 +41,7 @@ def _unfreeze(key: str, hold: str, amount: str | None = None) -> Step:
 
 
 def _withdraw_hold(key: str, hold: str, amount: str) -> Step:
-    return Step(key, "/v1/withdrawals", {"amount": amount}, hold)
+    return Step(key, paths.WITHDRAWALS, {"amount": amount}, hold)
 
 
 def _transfer(key: str, source: tuple[str, str], target: tuple[str, str], coin: str, amount: str) -> Step:
@@ -47,7 +49,7 @@ def _transfer(key: str, source: tuple[str, str], target: tuple[str, str], coin: 
         name: {"customer": customer, "account": account}
         for name, (customer, account) in (("from", source), ("to", target))
     }
-    return Step(key, "/v1/transfers", {**ends, "coin": coin, "amount": amount})
+    return Step(key, paths.TRANSFERS, {**ends, "coin": coin, "amount": amount})
 
 
 STEPS: Final = (
@@ -75,14 +77,14 @@ async def tell(client: OperatorClient) -> int:
     """Book the story; return how many of its operations were new."""
     new = 0
     for coin, scale in COINS.items():
-        new += await _once(client, "/v1/coins", {"coin": coin, "scale": scale}, f"demo-coin-{coin}")
+        new += await _once(client, paths.COINS, {"coin": coin, "scale": scale}, f"demo-coin-{coin}")
     for customer in CUSTOMERS:
-        new += await _once(client, "/v1/customers", {"customer": customer}, f"demo-customer-{customer}")
+        new += await _once(client, paths.CUSTOMERS, {"customer": customer}, f"demo-customer-{customer}")
     holds: dict[str, str] = {}
     for step in STEPS:
         path, body = step.path, dict(step.body)
         if step.hold is not None and path == "release":
-            path = f"/v1/holds/{holds[step.hold]}/release"
+            path = path_of(paths.HOLD_RELEASE, hold=holds[step.hold])
         elif step.hold is not None:
             body["hold"] = holds[step.hold]
         _, headers, answer = await client.call("POST", path, body, key=step.key)

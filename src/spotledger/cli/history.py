@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import click
 
+from spotledger import paths
 from spotledger.cli import show
 from spotledger.cli.connection import Where
 from spotledger.cli.options import ledger_command
 from spotledger.client.operator.api import OperatorClient
-from spotledger.client.operator.operations import path_part
+from spotledger.client.operator.operations import path_of
 
 FOLLOW_PAUSE_SECONDS: Final = 0.25
 _HOUSE: Final = ("@external", "@fees", "@dust", "@receivable")
@@ -49,7 +50,7 @@ async def _statement(
     client: OperatorClient, customer: str, coin: str | None, after_seq: int, limit: int | None
 ) -> dict[str, Any]:
     """Return a statement, of as many pages as it needs, as if it were one."""
-    path = f"/v1/customers/{path_part(customer)}/entries"
+    path = path_of(paths.CUSTOMER_ENTRIES, customer=customer)
     whole: dict[str, Any] = {}
     while True:
         wanted = 1000 if limit is None else min(1000, limit - len(whole.get("entries", ())))
@@ -112,7 +113,7 @@ def time_text(time_ms: int) -> str:
 async def feed(client: OperatorClient, where: Where, after_seq: int, follow: bool) -> None:
     """Show the journal, entry by entry; with --json one JSON object a line."""
     while True:
-        _, _, page = await client.call("GET", "/v1/entries", params={"after_seq": after_seq})
+        _, _, page = await client.call("GET", paths.ENTRIES, params={"after_seq": after_seq})
         for entry in page["entries"]:
             show.line(json.dumps(entry, ensure_ascii=False) if where.as_json else _feed_line(entry))
         after_seq = page["next_after_seq"]
@@ -135,7 +136,7 @@ def _feed_line(entry: Mapping[str, Any]) -> str:
 @ledger_command()
 async def trial_balance(client: OperatorClient, where: Where) -> None:
     """Show what all customers and each house account have of each coin; every total is zero."""
-    _, _, answer = await client.call("GET", "/v1/trial-balance")
+    _, _, answer = await client.call("GET", paths.TRIAL_BALANCE)
     if where.as_json:
         show.json_document(answer)
     else:

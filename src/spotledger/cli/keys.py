@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from spotledger import paths
 from spotledger.cli import show
 from spotledger.cli.connection import Where
 from spotledger.cli.history import time_text
@@ -22,7 +23,7 @@ from spotledger.cli.options import (
     own_key_option,
 )
 from spotledger.client.operator.api import OperatorClient
-from spotledger.client.operator.operations import path_part
+from spotledger.client.operator.operations import path_of
 from spotledger.client.trader.signed import SignedRequestAPI
 from spotledger.errors import (
     AccessKeyRefused,
@@ -75,7 +76,7 @@ def _show_key(where: Where, answer: dict[str, Any]) -> None:
 async def key_create(client: OperatorClient, where: Where, key: str | None, expires: str | None, **body: Any) -> None:
     """Make an access key. Its secret is shown this once."""
     body = {**body, "expires_ms": expiry_ms(expires)}
-    _, _, answer = await client.call("POST", "/v1/keys", body, key=own_key(key, "key-create"))
+    _, _, answer = await client.call("POST", paths.ACCESS_KEYS, body, key=own_key(key, "key-create"))
     _show_key(where, answer)
 
 
@@ -84,7 +85,7 @@ async def key_create(client: OperatorClient, where: Where, key: str | None, expi
 @ledger_command()
 async def key_list(client: OperatorClient, where: Where, customer: str | None) -> None:
     """Show access keys; their secrets are kept nowhere that could be shown."""
-    answer = await all_pages(client, "/v1/keys", "keys", {"customer": customer})
+    answer = await all_pages(client, paths.ACCESS_KEYS, "keys", {"customer": customer})
     if where.as_json:
         show.json_document(answer)
         return
@@ -107,7 +108,7 @@ async def key_list(client: OperatorClient, where: Where, customer: str | None) -
 @ledger_command()
 async def key_revoke(client: OperatorClient, where: Where, accesskey: str) -> None:
     """Make ACCESSKEY stop working, at once and for ever."""
-    _, _, answer = await client.call("DELETE", f"/v1/keys/{path_part(accesskey)}")
+    _, _, answer = await client.call("DELETE", path_of(paths.ACCESS_KEY, accesskey=accesskey))
     if where.as_json:
         show.json_document(answer)
     else:
@@ -120,7 +121,7 @@ async def key_revoke(client: OperatorClient, where: Where, accesskey: str) -> No
 @ledger_command()
 async def key_rotate(client: OperatorClient, where: Where, accesskey: str, key: str | None) -> None:
     """Revoke ACCESSKEY and make another like it. Its secret is shown this once."""
-    path = f"/v1/keys/{path_part(accesskey)}/rotate"
+    path = path_of(paths.ACCESS_KEY_ROTATION, accesskey=accesskey)
     _, _, answer = await client.call("POST", path, {}, key=own_key(key, "key-rotate"))
     _show_key(where, answer)
 
@@ -141,7 +142,7 @@ async def token_create(client: OperatorClient, where: Where, key: str | None, fi
     if file is not None and (Path(file).exists() or not Path(file).parent.is_dir()):
         found = "is there already, and is left as it is" if Path(file).exists() else "is in no folder that is there"
         raise SettingInvalid(f"{file} {found}; name a new file with --write.")
-    _, _, answer = await client.call("POST", "/v1/tokens", body, key=own_key(key, "token-create"))
+    _, _, answer = await client.call("POST", paths.TOKENS, body, key=own_key(key, "token-create"))
     shown = answer["token"] or "was shown when it was made, and is not kept"
     if file is not None:
         if answer["token"] is None:
@@ -162,7 +163,7 @@ async def token_create(client: OperatorClient, where: Where, key: str | None, fi
 @ledger_command()
 async def token_list(client: OperatorClient, where: Where) -> None:
     """Show operator tokens; the fingerprint is the beginning of a token's SHA-256."""
-    answer = await all_pages(client, "/v1/tokens", "tokens", {})
+    answer = await all_pages(client, paths.TOKENS, "tokens", {})
     if where.as_json:
         show.json_document(answer)
         return
@@ -185,7 +186,7 @@ async def token_list(client: OperatorClient, where: Where) -> None:
 @ledger_command()
 async def token_revoke(client: OperatorClient, where: Where, token_id: str) -> None:
     """Make the token TOKEN_ID stop working, at once and for ever."""
-    _, _, answer = await client.call("DELETE", f"/v1/tokens/{path_part(token_id)}")
+    _, _, answer = await client.call("DELETE", path_of(paths.TOKEN, token_id=token_id))
     if where.as_json:
         show.json_document(answer)
     else:

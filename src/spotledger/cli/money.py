@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from spotledger import paths
 from spotledger.cli import show
 from spotledger.cli.connection import Where
 from spotledger.cli.options import (
@@ -47,7 +48,7 @@ async def write(client: OperatorClient, where: Where, path: str, body: Mapping[s
 @ledger_command()
 async def deposit(client: OperatorClient, where: Where, key: str, **body: Any) -> None:
     """Book what came in from outside: AMOUNT of COIN for CUSTOMER."""
-    await write(client, where, "/v1/deposits", body, key)
+    await write(client, where, paths.DEPOSITS, body, key)
 
 
 @click.command()
@@ -61,7 +62,7 @@ async def deposit(client: OperatorClient, where: Where, key: str, **body: Any) -
 @ledger_command()
 async def freeze(client: OperatorClient, where: Where, key: str, expires: str | None, **body: Any) -> None:
     """Freeze AMOUNT of COIN that CUSTOMER has available, and open a hold for it."""
-    await write(client, where, "/v1/holds", {**body, "expires_ms": expiry_ms(expires)}, key)
+    await write(client, where, paths.HOLDS, {**body, "expires_ms": expiry_ms(expires)}, key)
 
 
 @click.command()
@@ -71,7 +72,7 @@ async def freeze(client: OperatorClient, where: Where, key: str, expires: str | 
 @ledger_command()
 async def unfreeze(client: OperatorClient, where: Where, hold: str, amount: str | None, key: str) -> None:
     """Free AMOUNT of HOLD, or all that remains of it. HOLD is its id, or key:K for the one that the key K opened."""
-    await write(client, where, "/v1/releases", {"hold": hold_name(hold), "amount": amount}, key)
+    await write(client, where, paths.RELEASES, {"hold": hold_name(hold), "amount": amount}, key)
 
 
 @click.command()
@@ -90,7 +91,7 @@ async def withdraw(
         wanted = " ".join(name.upper() for name in names)
         raise click.UsageError(f"withdraw takes {wanted} {'without' if hold is None else 'with'} --hold")
     body = {**dict(zip(names, what, strict=True)), "hold": None if hold is None else hold_name(hold), **more}
-    await write(client, where, "/v1/withdrawals", body, key)
+    await write(client, where, paths.WITHDRAWALS, body, key)
 
 
 @click.command()
@@ -119,4 +120,4 @@ async def transfer(
         "to": {"customer": target, "account": to_account},
         **more,
     }
-    await write(client, where, "/v1/transfers", body, key)
+    await write(client, where, paths.TRANSFERS, body, key)

@@ -10,6 +10,7 @@ from typing import IO, Any, Final
 
 import click
 
+from spotledger import paths
 from spotledger.cli import show
 from spotledger.cli.connection import Where
 from spotledger.cli.money import write
@@ -42,7 +43,7 @@ async def settle(client: OperatorClient, where: Where, file: IO[bytes] | None, k
     if file is not None:
         if named:
             raise click.UsageError(f"settle takes FILE or options, not both; {_flag(named[0])} is given beside FILE")
-        await write(client, where, "/v1/settlements", _object(file.read(), "the file"), key)
+        await write(client, where, paths.SETTLEMENTS, _object(file.read(), "the file"), key)
         return
     wanted = ("base", "quote", "base_amount", "quote_amount", "buyer_hold", "seller_hold")
     missing = [_flag(name) for name in wanted if given[name] is None]
@@ -55,7 +56,7 @@ async def settle(client: OperatorClient, where: Where, file: IO[bytes] | None, k
             body[side]["fee"] = dict(zip(("coin", "amount"), given[f"{side}_fee"], strict=True))
         if given[f"{side}_release"] is not None:
             body[side]["release"] = given[f"{side}_release"]
-    await write(client, where, "/v1/settlements", body, key)
+    await write(client, where, paths.SETTLEMENTS, body, key)
 
 
 def _flag(name: str) -> str:
@@ -69,7 +70,7 @@ def _flag(name: str) -> str:
 @ledger_command()
 async def reverse(client: OperatorClient, where: Where, seq: int, reason: str, key: str) -> None:
     """Undo the deposit, withdrawal, transfer or settlement of the entry SEQ, once."""
-    await write(client, where, "/v1/reversals", {"seq": seq, "reason": reason}, key)
+    await write(client, where, paths.REVERSALS, {"seq": seq, "reason": reason}, key)
 
 
 @click.command()
@@ -86,7 +87,7 @@ async def batch(client: OperatorClient, where: Where, file: IO[bytes], atomic: b
     results: list[dict[str, Any]] = []
     for piece in [operations] if atomic else _pieces(operations):
         body = {"operations": piece, "atomic": atomic}
-        _, _, answer = await client.call("POST", "/v1/batches", body)
+        _, _, answer = await client.call("POST", paths.BATCHES, body)
         results += answer["results"]
     refused = [(operation, result) for operation, result in zip(operations, results, strict=True) if "code" in result]
     if where.as_json:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from spotledger import paths
 from spotledger.client.exchange import Failure, Send, Sleep, Steps
 from spotledger.client.operator import key_answers, ledger_answers as answers, service_answers
 from spotledger.client.operator.api import Reply, check_token, outgoing, read_reply
@@ -26,7 +27,7 @@ from spotledger.client.operator.ledger_answers import (
     TrialBalance,
     Written,
 )
-from spotledger.client.operator.operations import Operation, batch_body, path_part, texts_of
+from spotledger.client.operator.operations import Operation, batch_body, path_of, texts_of
 from spotledger.client.operator.service_answers import Audit, Backup, Ready
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
@@ -107,53 +108,53 @@ class OperatorCore:
 
     def coins(self, **query: Value) -> Steps[Coins]:
         """Read the listed coins."""
-        return self.get(answers.coins, "/v1/coins", query)
+        return self.get(answers.coins, paths.COINS, query)
 
     def customers(self, **query: Value) -> Steps[CustomerPage]:
         """Read a page of the customers."""
-        return self.get(answers.customer_page, "/v1/customers", query)
+        return self.get(answers.customer_page, paths.CUSTOMERS, query)
 
     def balances(self, customer: str, **query: Value) -> Steps[LedgerBalances]:
         """Read what a customer has."""
-        return self.get(answers.balances, f"/v1/customers/{path_part(customer)}/balances", query)
+        return self.get(answers.balances, path_of(paths.CUSTOMER_BALANCES, customer=customer), query)
 
     def hold(self, hold: str, **query: Value) -> Steps[Hold]:
         """Read one hold."""
-        return self.get(answers.hold_read, f"/v1/holds/{path_part(hold)}", query)
+        return self.get(answers.hold_read, path_of(paths.HOLD, hold=hold), query)
 
     def holds(self, customer: str, **query: Value) -> Steps[HoldPage]:
         """Read a page of the holds of a customer."""
-        return self.get(answers.hold_page, f"/v1/customers/{path_part(customer)}/holds", query)
+        return self.get(answers.hold_page, path_of(paths.CUSTOMER_HOLDS, customer=customer), query)
 
     def old_holds(self, **query: Value) -> Steps[HoldPage]:
         """Read a page of everybody's old open holds."""
-        return self.get(answers.hold_page, "/v1/holds", query)
+        return self.get(answers.hold_page, paths.HOLDS, query)
 
     def statement(self, customer: str, **query: Value) -> Steps[Statement]:
         """Read a page of the entries about a customer."""
-        return self.get(answers.statement, f"/v1/customers/{path_part(customer)}/entries", query)
+        return self.get(answers.statement, path_of(paths.CUSTOMER_ENTRIES, customer=customer), query)
 
     def entry(self, seq: int, **query: Value) -> Steps[Entry]:
         """Read one entry."""
-        return self.get(answers.entry_read, f"/v1/entries/{seq}", query)
+        return self.get(answers.entry_read, path_of(paths.ENTRY, seq=seq), query)
 
     def reversal_of(self, seq: int, **query: Value) -> Steps[int | None]:
         """Read which entry reversed another."""
-        return self.get(answers.reversed_by, f"/v1/entries/{seq}", query)
+        return self.get(answers.reversed_by, path_of(paths.ENTRY, seq=seq), query)
 
     def entries(self, **query: Value) -> Steps[EntryPage]:
         """Read a page of the journal."""
-        return self.get(answers.entry_page, "/v1/entries", query)
+        return self.get(answers.entry_page, paths.ENTRIES, query)
 
     def trial_balance(self, **query: Value) -> Steps[TrialBalance]:
         """Read the trial balance."""
-        return self.get(answers.trial_balance, "/v1/trial-balance", query)
+        return self.get(answers.trial_balance, paths.TRIAL_BALANCE, query)
 
     # --- access keys ----------------------------------------------------------------------------------
 
     def keys(self, **query: Value) -> Steps[KeyPage]:
         """Read a page of the access keys."""
-        return self.get(key_answers.key_page, "/v1/keys", query)
+        return self.get(key_answers.key_page, paths.ACCESS_KEYS, query)
 
     def create_key(
         self,
@@ -172,44 +173,44 @@ class OperatorCore:
             "addresses": texts_of(addresses, "addresses"),
             "expires_ms": expires_ms,
         }
-        return self.ask(key_answers.key_made, "POST", "/v1/keys", body, key)
+        return self.ask(key_answers.key_made, "POST", paths.ACCESS_KEYS, body, key)
 
     def rotate_key(self, accesskey: str, key: str) -> Steps[MadeKey]:
         """Revoke an access key and make another like it."""
-        return self.ask(key_answers.key_made, "POST", f"/v1/keys/{path_part(accesskey)}/rotate", {}, key)
+        return self.ask(key_answers.key_made, "POST", path_of(paths.ACCESS_KEY_ROTATION, accesskey=accesskey), {}, key)
 
     def revoke_key(self, accesskey: str) -> Steps[AccessKey]:
         """Revoke an access key."""
-        return self.ask(key_answers.access_key, "DELETE", f"/v1/keys/{path_part(accesskey)}")
+        return self.ask(key_answers.access_key, "DELETE", path_of(paths.ACCESS_KEY, accesskey=accesskey))
 
     # --- operator tokens ------------------------------------------------------------------------------
 
     def tokens(self, **query: Value) -> Steps[TokenPage]:
         """Read a page of the operator tokens."""
-        return self.get(key_answers.token_page, "/v1/tokens", query)
+        return self.get(key_answers.token_page, paths.TOKENS, query)
 
     def create_token(self, scopes: Sequence[str], label: str, key: str) -> Steps[MadeToken]:
         """Make an operator token."""
         body = {"scopes": texts_of(scopes, "scopes"), "label": label}
-        return self.ask(key_answers.token_made, "POST", "/v1/tokens", body, key)
+        return self.ask(key_answers.token_made, "POST", paths.TOKENS, body, key)
 
     def revoke_token(self, token_id: str) -> Steps[OperatorToken]:
         """Revoke an operator token."""
-        return self.ask(key_answers.operator_token, "DELETE", f"/v1/tokens/{path_part(token_id)}")
+        return self.ask(key_answers.operator_token, "DELETE", path_of(paths.TOKEN, token_id=token_id))
 
     # --- the service ----------------------------------------------------------------------------------
 
     def ready(self) -> Steps[Ready]:
         """Ask once whether the service takes writes: what it will be after a pause is another question."""
-        return self.ask(service_answers.ready, "GET", "/readyz", attempts=1)
+        return self.ask(service_answers.ready, "GET", paths.READYZ, attempts=1)
 
     def start_audit(self) -> Steps[Audit]:
         """Begin an audit, or join the one that is running."""
-        return self.ask(service_answers.audit, "POST", "/v1/audits")
+        return self.ask(service_answers.audit, "POST", paths.AUDITS)
 
     def audit(self, audit: str) -> Steps[Audit]:
         """Read how far an audit is."""
-        return self.ask(service_answers.audit, "GET", f"/v1/audits/{path_part(audit)}")
+        return self.ask(service_answers.audit, "GET", path_of(paths.AUDIT, audit=audit))
 
     def make_backup(self, file: str | None) -> Steps[Backup]:
         """
@@ -218,11 +219,11 @@ class OperatorCore:
         No key names it. Asked for again after a lost answer, a name would be refused as taken, by this backup or by an
         older one, and without a name there would be a second backup.
         """
-        return self.ask(service_answers.backup, "POST", "/v1/backups", {"file": file}, attempts=1)
+        return self.ask(service_answers.backup, "POST", paths.BACKUPS, {"file": file}, attempts=1)
 
     def backup(self, file: str) -> Steps[Backup]:
         """Read how far a backup is."""
-        return self.ask(service_answers.backup, "GET", f"/v1/backups/{path_part(file)}")
+        return self.ask(service_answers.backup, "GET", path_of(paths.BACKUP, file=file))
 
     # --- operations -----------------------------------------------------------------------------------
 
@@ -239,7 +240,7 @@ class OperatorCore:
         """Do operations in order as one batch; one outcome each."""
         if chains is not None and len(chains) != len(operations):
             raise ValueError(f"{len(chains)} chains are given for {len(operations)} operations")
-        _, _, answer = yield from self.call("POST", "/v1/batches", batch_body(operations, chains, atomic))
+        _, _, answer = yield from self.call("POST", paths.BATCHES, batch_body(operations, chains, atomic))
         results = answer.get("results")
         if not isinstance(results, list) or len(results) != len(operations):
             raise ProtocolError(f"the answer to a batch of {len(operations)} has not so many results")
@@ -283,7 +284,7 @@ class FeedCore:
         """Return the request that goes on where the last one ended."""
         self._text = b""
         send = outgoing(
-            self._core.base_url, self._core.token, "GET", "/v1/entries", params={"after_seq": self.after_seq}
+            self._core.base_url, self._core.token, "GET", paths.ENTRIES, params={"after_seq": self.after_seq}
         )
         return Send(send.method, send.url, send.params, {**send.headers, "Accept": "text/event-stream"})
 

@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 from urllib.parse import quote
 
+from spotledger import paths
 from spotledger.errors import InvalidAmount, InvalidRequest
 
 Amount: TypeAlias = str | Decimal
@@ -62,7 +63,7 @@ class ListCoin(Operation):
     """List a coin with so many decimals. Not in a batch."""
 
     op = "list_coin"
-    path = "/v1/coins"
+    path = paths.COINS
     coin: str
     scale: int
 
@@ -72,7 +73,7 @@ class RegisterCustomer(Operation):
     """Register a customer. Not in a batch."""
 
     op = "register_customer"
-    path = "/v1/customers"
+    path = paths.CUSTOMERS
     customer: str
 
 
@@ -81,7 +82,7 @@ class Deposit(Operation):
     """Book what came in from outside."""
 
     op = "deposit"
-    path = "/v1/deposits"
+    path = paths.DEPOSITS
     customer: str
     coin: str
     amount: Amount
@@ -95,7 +96,7 @@ class Freeze(Operation):
     """Freeze what a customer has available, and open a hold for it."""
 
     op = "freeze"
-    path = "/v1/holds"
+    path = paths.HOLDS
     customer: str
     coin: str
     amount: Amount
@@ -109,7 +110,7 @@ class Unfreeze(Operation):
     """Free a part of a hold, or all that remains of it."""
 
     op = "unfreeze"
-    path = "/v1/releases"
+    path = paths.RELEASES
     hold: HoldName
     amount: Amount | None = None
 
@@ -119,7 +120,7 @@ class Withdraw(Operation):
     """Book what went outside: out of a hold, or out of what a customer has available."""
 
     op = "withdraw"
-    path = "/v1/withdrawals"
+    path = paths.WITHDRAWALS
     amount: Amount
     customer: str | None = None
     coin: str | None = None
@@ -134,7 +135,7 @@ class Transfer(Operation):
     """Move what is available to another account."""
 
     op = "transfer"
-    path = "/v1/transfers"
+    path = paths.TRANSFERS
     from_customer: str
     to_customer: str
     coin: str
@@ -159,7 +160,7 @@ class Settle(Operation):
     """Book one fill of a trade as one entry."""
 
     op = "settle"
-    path = "/v1/settlements"
+    path = paths.SETTLEMENTS
     base: str
     quote: str
     base_amount: Amount
@@ -175,7 +176,7 @@ class Reverse(Operation):
     """Undo an earlier deposit, withdrawal, transfer or settlement, with a reason."""
 
     op = "reverse"
-    path = "/v1/reversals"
+    path = paths.REVERSALS
     seq: int
     reason: str
 
@@ -194,17 +195,21 @@ def amount_text(amount: object, field: str = "amount") -> str:
     raise InvalidAmount(f"{field} is a {type(amount).__name__}; decimal text or a Decimal would pass", field=field)
 
 
-def path_part(text: str) -> str:
+def path_of(path: str, **parameters: str | int) -> str:
     """
-    Return *text* percent-encoded, as one part of a path.
+    Return *path* with its *parameters* filled in, percent-encoded.
 
     Raises:
-        InvalidRequest: It is empty, ``.`` or ``..``. Nothing has such an id, and the path would be another one: that of
-            the holds of a customer ``..`` is that of everybody's.
+        InvalidRequest: A parameter is empty, ``.`` or ``..``. Nothing has such an id, and the request would go to
+            another path: the holds of a customer ``..`` would be everybody's.
     """
-    if text in ("", ".", ".."):
-        raise InvalidRequest(f"{text!r} is the id of nothing; another text would pass")
-    return quote(text, safe="@")
+    parts = {}
+    for name, value in parameters.items():
+        text = str(value)
+        if text in ("", ".", ".."):
+            raise InvalidRequest(f"{text!r} is the id of nothing; another text would pass")
+        parts[name] = quote(text, safe="@")
+    return path.format(**parts)
 
 
 def _json_of(value: Any, skip: str = "") -> dict[str, Any]:

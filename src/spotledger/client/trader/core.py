@@ -38,6 +38,7 @@ from spotledger.errors import (
     TransportError,
     Unavailable,
 )
+from spotledger.paths import TRADER_PREFIX
 
 #: How often one call is sent at most (once more if the clock had to be corrected).
 ATTEMPTS = 3
@@ -51,7 +52,6 @@ LONGEST_RETRY_AFTER_S = 3.0
 #: As much of a server's text as is put in an error.
 LONGEST_TEXT = 500
 
-PATH = "/trade/api/v1/"
 ACCOUNT_IDS = range(1, 4)
 #: Answers 200 with the code in the body, as every client of the documents expects.
 ACCEPT_V1 = "application/json"
@@ -157,7 +157,7 @@ class Core:
         pairs: tuple[tuple[str, str], ...] = ()
         if params is not None:
             pairs = signed_params(params, self.credentials, self._clock.nonce())
-        return Send("GET", self.base_url + PATH + name, pairs, {"Accept": self._accept})
+        return Send("GET", f"{self.base_url}{TRADER_PREFIX}/{name}", pairs, {"Accept": self._accept})
 
     def _read(self, result: Answer | Failure | None, outgoing: Send) -> Outcome:
         if result is None:
