@@ -40,9 +40,11 @@ def blocking(text: str, source: Path) -> str:
     """Return the blocking twin of the *text* of the async module *source*, formatted."""
     for pattern, replacement in RULES:
         text = re.sub(pattern, replacement, text, flags=re.MULTILINE)
-    header = HEADER.format(source=source.name, script=Path(__file__).name)
-    command = [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(source), "-"]
-    return subprocess.run(command, input=header + text, capture_output=True, text=True, check=True).stdout
+    text = HEADER.format(source=source.name, script=Path(__file__).name) + text
+    for subcommand in (("check", "--select", "I", "--fix"), ("format",)):
+        command = [sys.executable, "-m", "ruff", *subcommand, "--quiet", "--stdin-filename", str(source), "-"]
+        text = subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+    return text
 
 
 def main(arguments: list[str]) -> int:

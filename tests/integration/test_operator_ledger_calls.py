@@ -98,6 +98,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "audit": (("x",), {}),
     "make_backup": (("x",), {}),
     "backup": (("x",), {}),
+    "call": (("POST", "/v1/deposits"), {"body": {}, "key": "k", "params": {}}),
     "feed": ((1,), {}),
 }
 

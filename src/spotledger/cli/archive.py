@@ -17,13 +17,12 @@ import click
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from spotledger import paths
 from spotledger.archive.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over
 from spotledger.archive.exports import FORMATS, export_journal
 from spotledger.archive.imports import KEY_PREFIX, OpeningBalance, read_balances
 from spotledger.archive.restore import MasterKeySource, restore as restore_backup
 from spotledger.cli import show
-from spotledger.cli.connection import Where
+from spotledger.cli.connection import CommandLedger, Where
 from spotledger.cli.options import (
     all_pages,
     config_option,
@@ -32,9 +31,9 @@ from spotledger.cli.options import (
     ledger_command,
     natural_key,
 )
-from spotledger.client.operator.api import OperatorClient
-from spotledger.client.operator.operations import path_of
-from spotledger.errors import DataFolderUnusable
+from spotledger.client.operator.operations import Deposit
+from spotledger.client.operator.service_answers import Backup
+from spotledger.errors import DataFolderUnusable, Refused
 from spotledger.ops.runtime import claim_folder
 from spotledger.ops.settings import Settings, load_settings
 from spotledger.storage.folder import LEDGER_FILE
@@ -78,39 +77,39 @@ def _when(booked_ms: int) -> str:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @ledger_command()
-async def backup(client: OperatorClient, where: Where, file: Path) -> None:
+async def backup(ledger: CommandLedger, where: Where, file: Path) -> None:
     """
     Make a backup of the ledger in FILE, while writes go on or without a server.
 
     With --operator-url, FILE is the name that the backup gets in the folder backups of that server's data folder.
     """
     if where.operator_url is not None:
-        state = await _made(client, str(file))
+        made = await _made(ledger, str(file))
         told = f"backup {file} is in the folder {BACKUPS_FOLDER} of the server's data folder"
     else:
         check_place(file)
-        state = await _made(client, f"{uuid.uuid4()}.backup")
-        hand_over(_settings(where.data, where.config).data, state["file"], file)
-        state["file"] = str(file)
+        made = await _made(ledger, f"{uuid.uuid4()}.backup")
+        hand_over(_settings(where.data, where.config).data, made.file, file)
         told = f"backup {file}"
     if where.as_json:
-        show.json_document(state)
+        show.json_document({**ledger.document, "file": str(file)})
         return
-    show.line(f"{told}: ledger {state['ledger_id']}, epoch {state['epoch']}, {state['bytes']} bytes")
-    show.line(f"  up to entry {state['seq']}, {_when(state['booked_ms'])}, hash {state['hash']}")
-    fingerprint = state["master_key_fingerprint"]
+    show.line(f"{told}: ledger {made.ledger_id}, epoch {made.epoch}, {made.bytes} bytes")
+    show.line(f"  up to entry {made.seq}, {_when(made.booked_ms or 0)}, hash {made.hash}")
+    fingerprint = made.master_key_fingerprint
     show.line(f"  access keys: {'none' if fingerprint is None else f'sealed with the master key {fingerprint}'}")
 
 
-async def _made(client: OperatorClient, name: str) -> dict[str, Any]:
+async def _made(ledger: CommandLedger, name: str) -> Backup:
     """Have the backup *name* made, and return what it holds."""
     with _bar("backup") as bar:
-        _, _, state = await client.call("POST", paths.BACKUPS, {"file": name})
-        while state["state"] == "running":
-            bar(state["pages"] - state["pages_left"], state["pages"])
+        found = await ledger.make_backup(name)
+        while found.state == "running":
+            pages = found.pages or 0
+            bar(pages - (found.pages_left or 0), pages)
             await asyncio.sleep(BACKUP_PAUSE_SECONDS)
-            _, _, state = await client.call("GET", path_of(paths.BACKUP, file=name))
-    return state
+            found = await ledger.backup(name)
+    return found
 
 
 @click.command()
@@ -259,7 +258,7 @@ def import_() -> None:
 @click.option("--check", "only_check", is_flag=True, help="Check the file, and book nothing.")
 @ledger_command()
 async def import_balances(
-    client: OperatorClient, where: Where, file: Path, key_prefix: str, register: bool, only_check: bool
+    ledger: CommandLedger, where: Where, file: Path, key_prefix: str, register: bool, only_check: bool
 ) -> None:
     """
     Book opening balances from the CSV FILE as deposits, each once.
@@ -267,53 +266,43 @@ async def import_balances(
     Its first line names the columns: customer, coin, amount; account, reference and key if wished. All lines are
     checked before the first is booked. The same file again books nothing twice.
     """
-    _, _, listed = await client.call("GET", paths.COINS)
-    coins = {coin["coin"]: coin["scale"] for coin in listed["coins"]}
-    registered = await all_pages(client, paths.CUSTOMERS, "customers", {})
-    plan = read_balances(file, coins, set(registered["customers"]), key_prefix=key_prefix, register=register)
+    scales = {coin.coin: coin.scale for coin in (await ledger.coins()).coins.values()}
+    customers = set(await all_pages(ledger, "customers", ledger.customers))
+    plan = read_balances(file, scales, customers, key_prefix=key_prefix, register=register)
     if only_check:
         told: dict[str, Any] = {"lines": len(plan.balances), "to_register": len(plan.new_customers)}
     else:
         with _bar("import") as bar:
-            await _register(client, plan.new_customers)
-            told = {"registered": len(plan.new_customers), **await _book(client, plan.balances, bar)}
+            await _register(ledger, plan.new_customers)
+            told = {"registered": len(plan.new_customers), **await _book(ledger, plan.balances, bar)}
     _tell_import(file, told, as_json=where.as_json)
     if told.get("refused"):
         raise click.exceptions.Exit(1)
 
 
-async def _register(client: OperatorClient, customers: list[str]) -> None:
+async def _register(ledger: CommandLedger, customers: list[str]) -> None:
     left = iter(customers)
     while some := list(islice(left, IMPORT_AT_ONCE)):
-        calls = (
-            client.call("POST", paths.CUSTOMERS, {"customer": name}, key=natural_key("customer-add", name))
-            for name in some
-        )
+        calls = (ledger.register_customer(name, key=natural_key("customer-add", name)) for name in some)
         await asyncio.gather(*calls)
 
 
-async def _book(client: OperatorClient, balances: list[OpeningBalance], bar: _Bar) -> dict[str, Any]:
+async def _book(ledger: CommandLedger, balances: list[OpeningBalance], bar: _Bar) -> dict[str, Any]:
     """Book *balances* in order, and count what came of them."""
     booked = repeated = 0
     refused: list[dict[str, Any]] = []
     for start in range(0, len(balances), IMPORT_BATCH):
         some = balances[start : start + IMPORT_BATCH]
-        operations = [_operation(balance) for balance in some]
-        _, _, answer = await client.call("POST", paths.BATCHES, {"operations": operations})
-        for balance, result in zip(some, answer["results"], strict=True):
-            if "code" in result:
-                refused.append({"line": balance.line, "code": result["code"], "detail": result["detail"]})
-            elif result.get("replayed"):
+        outcomes = await ledger.execute([Deposit(**asdict(balance.deposit)) for balance in some])
+        for balance, outcome in zip(some, outcomes, strict=True):
+            if isinstance(outcome, Refused):
+                refused.append({"line": balance.line, "code": outcome.code, "detail": outcome.message})
+            elif outcome.replayed:
                 repeated += 1
             else:
                 booked += 1
         bar(start + len(some), len(balances))
     return {"booked": booked, "repeated": repeated, "refused": refused}
-
-
-def _operation(balance: OpeningBalance) -> dict[str, Any]:
-    found = {"op": "deposit", **asdict(balance.deposit)}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _tell_import(file: Path, told: dict[str, Any], *, as_json: bool) -> None:

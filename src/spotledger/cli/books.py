@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 
-from spotledger import paths
 from spotledger.cli import show
-from spotledger.cli.connection import Where
+from spotledger.cli.connection import CommandLedger, Where
 from spotledger.cli.options import (
     account_option,
     all_pages,
@@ -18,8 +18,6 @@ from spotledger.cli.options import (
     own_key_option,
     time_ms,
 )
-from spotledger.client.operator.api import OperatorClient
-from spotledger.client.operator.operations import path_of
 
 
 @click.group()
@@ -32,25 +30,24 @@ def coin() -> None:
 @click.option("--scale", type=int, required=True, metavar="0-18", help="Decimal places: 10**scale units are one coin.")
 @own_key_option
 @ledger_command(may_make=True)
-async def coin_add(client: OperatorClient, where: Where, coin: str, scale: int, key: str | None) -> None:
+async def coin_add(ledger: CommandLedger, where: Where, coin: str, scale: int, key: str | None) -> None:
     """List COIN. A listing never changes; the same command again changes nothing."""
-    body = {"coin": coin, "scale": scale}
-    _, _, answer = await client.call("POST", paths.COINS, body, key=key or natural_key("coin-add", coin))
+    written = await ledger.list_coin(coin, scale, key=key or natural_key("coin-add", coin))
     if where.as_json:
-        show.json_document(answer)
+        show.json_document(ledger.document)
     else:
-        show.line(f"coin {coin} is listed with {scale} decimals (entry {answer['seq']})")
+        show.line(f"coin {coin} is listed with {scale} decimals (entry {written.seq})")
 
 
 @coin.command("list")
 @ledger_command()
-async def coin_list(client: OperatorClient, where: Where) -> None:
+async def coin_list(ledger: CommandLedger, where: Where) -> None:
     """Show the listed coins."""
-    _, _, answer = await client.call("GET", paths.COINS)
+    found = await ledger.coins()
     if where.as_json:
-        show.json_document(answer)
+        show.json_document(ledger.document)
     else:
-        show.table(("coin", "scale"), ((listed["coin"], listed["scale"]) for listed in answer["coins"]))
+        show.table(("coin", "scale"), ((listed.coin, listed.scale) for listed in found.coins.values()))
 
 
 @click.group()
@@ -62,25 +59,24 @@ def customer() -> None:
 @click.argument("customer")
 @own_key_option
 @ledger_command(may_make=True)
-async def customer_add(client: OperatorClient, where: Where, customer: str, key: str | None) -> None:
+async def customer_add(ledger: CommandLedger, where: Where, customer: str, key: str | None) -> None:
     """Register CUSTOMER, who then has a wallet, a spot and a fiat account. The same again changes nothing."""
-    body = {"customer": customer}
-    _, _, answer = await client.call("POST", paths.CUSTOMERS, body, key=key or natural_key("customer-add", customer))
+    written = await ledger.register_customer(customer, key=key or natural_key("customer-add", customer))
     if where.as_json:
-        show.json_document(answer)
+        show.json_document(ledger.document)
     else:
-        show.line(f"customer {customer} is registered (entry {answer['seq']})")
+        show.line(f"customer {customer} is registered (entry {written.seq})")
 
 
 @customer.command("list")
 @ledger_command()
-async def customer_list(client: OperatorClient, where: Where) -> None:
+async def customer_list(ledger: CommandLedger, where: Where) -> None:
     """Show the registered customers."""
-    answer = await all_pages(client, paths.CUSTOMERS, "customers", {})
+    names = await all_pages(ledger, "customers", ledger.customers)
     if where.as_json:
-        show.json_document(answer)
+        show.json_document(ledger.document)
     else:
-        show.table(("customer",), ((name,) for name in answer["customers"]))
+        show.table(("customer",), ((name,) for name in names))
 
 
 @click.command()
@@ -93,7 +89,7 @@ async def customer_list(client: OperatorClient, where: Where) -> None:
 )
 @ledger_command()
 async def balances(
-    client: OperatorClient,
+    ledger: CommandLedger,
     where: Where,
     customer: str,
     account: str,
@@ -102,19 +98,16 @@ async def balances(
     at: str | None,
 ) -> None:
     """Show what CUSTOMER has, now or at any moment of the past: available, freeze, and their total."""
-    params = {
-        "account": None if customer.startswith("@") else account,
-        "at_seq": at_seq,
-        "at_ms": time_ms(at, "--at"),
-    }
-    _, _, answer = await client.call("GET", path_of(paths.CUSTOMER_BALANCES, customer=customer), params=params)
+    is_house = customer.startswith("@")
+    found = await ledger.balances(customer, None if is_house else account, at_seq=at_seq, at_ms=time_ms(at, "--at"))
     if where.as_json:
-        show.json_document(answer)
+        show.json_document(ledger.document)
         return
-    title = f"{answer['customer']}, {answer['account']}, as of entry {answer['seq']}"
-    show.balances_table(answer["balances"], with_empty=with_empty, title=title)
-    for coin, amount in answer.get("owes", {}).items():
-        show.line(f"owes {amount} {coin}; later deposits repay it first")
+    title = f"{customer}, {'house' if is_house else account}, as of entry {found.seq}"
+    rows = ((coin, both.available, both.freeze) for coin, both in found.balances.items())
+    show.balances_table(rows, with_empty=with_empty, title=title)
+    for coin, amount in found.owes.items():
+        show.line(f"owes {amount:f} {coin}; later deposits repay it first")
 
 
 @click.command()
@@ -123,25 +116,25 @@ async def balances(
 @click.option("--older-than", metavar="AGE", help="Only those that are at least so old: 45s, 30m, 12h, 7d, 2w.")
 @ledger_command()
 async def holds(
-    client: OperatorClient, where: Where, customer: str | None, state: str | None, older_than: str | None
+    ledger: CommandLedger, where: Where, customer: str | None, state: str | None, older_than: str | None
 ) -> None:
     """Show why something of CUSTOMER's is frozen; without CUSTOMER, everybody's open holds, the oldest first."""
-    params: dict[str, Any] = {"older_than_ms": None if older_than is None else duration_ms(older_than, "--older-than")}
+    older_than_ms = 0 if older_than is None else duration_ms(older_than, "--older-than")
     if customer is None:
         if state == "closed":
             raise click.UsageError("closed holds are shown for one CUSTOMER")
-        answer = await all_pages(client, paths.HOLDS, "holds", params)
+        read: Any = partial(ledger.old_holds, older_than_ms)
     else:
-        path = path_of(paths.CUSTOMER_HOLDS, customer=customer)
-        answer = await all_pages(client, path, "holds", {**params, "state": state})
+        read = partial(ledger.holds, customer, state, older_than_ms=older_than_ms)
+    found = await all_pages(ledger, "holds", read)
     if where.as_json:
-        show.json_document(answer)
+        show.json_document(ledger.document)
         return
-    columns = ("hold", "state", "account", "coin", "amount", "remaining", "reference", "key")
-    rows = [[*(hold.get(name) for name in columns), age_text(hold["age_ms"])] for hold in answer["holds"]]
+    columns = ["hold", "state", "account", "coin", "amount", "remaining", "reference", "key"]
     if customer is None:
-        rows = [[hold["customer"], *row] for hold, row in zip(answer["holds"], rows, strict=True)]
-    show.table((*(("customer",) if customer is None else ()), *columns, "age"), rows)
+        columns.insert(0, "customer")
+    rows = ([*(getattr(hold, name) for name in columns), age_text(hold.age_ms)] for hold in found)
+    show.table((*columns, "age"), rows)
 
 
 def age_text(age_ms: int) -> str:

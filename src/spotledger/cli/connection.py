@@ -19,7 +19,8 @@ from typing import Final
 
 import httpx2
 
-from spotledger.client.operator.api import OperatorClient
+from spotledger.client import AsyncOperatorLedger
+from spotledger.client.operator.messages import Json
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid, TokenRefused
 from spotledger.http.h1.transport import OperatorTransport
 from spotledger.http.operator.app import OperatorApp
@@ -46,8 +47,19 @@ class Where:
     database: str | None = None
 
 
+class CommandLedger(AsyncOperatorLedger):
+    """The ledger as a command calls it: each call is sent once, and ``document`` is the last answer as it arrived."""
+
+    def __init__(self, url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+        super().__init__(url, token, attempts=1, transport=transport, on_answer=self._keep)
+        self.document: Json = {}
+
+    def _keep(self, document: Json) -> None:
+        self.document = document
+
+
 @contextlib.asynccontextmanager
-async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[OperatorClient]:
+async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[CommandLedger]:
     """
     Give a client of the ledger that *where* names.
 
@@ -63,9 +75,9 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Oper
         if where.token_file is None:
             raise SettingInvalid("--operator-url needs --token-file with an operator token of that server.")
         token_file = Path(where.token_file)
-        async with _client(where.operator_url, read_token(token_file)) as client:
+        async with _ledger_at(where.operator_url, read_token(token_file)) as ledger:
             with _told_of_its_token(token_file):
-                yield client
+                yield ledger
         return
     in_force = load_settings({"data": where.data, "database": where.database}, os.environ, where.config)
     folder = in_force.settings.data
@@ -81,17 +93,17 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Oper
         owner = await _claim_or_find_owner(folder, stack)
         if isinstance(owner, Owner):
             token_file = Path(where.token_file) if where.token_file else folder / TOKEN_FILE
-            async with near_client(str(owner.operator_url), read_token(token_file)) as client:
+            async with near_ledger(str(owner.operator_url), read_token(token_file)) as ledger:
                 with _told_of_its_token(token_file):
-                    yield client
+                    yield ledger
         else:
             if not is_embedded and not may_make:
                 from spotledger.ops.fleet import check_there  # the driver is loaded where it is needed
 
                 check_there(in_force.settings)
             runtime = stack.enter_context(open_runtime(in_force.settings, os.environ, owner))
-            async with _within(runtime) as client:
-                yield client
+            async with _within(runtime) as ledger:
+                yield ledger
 
 
 @contextlib.contextmanager
@@ -123,25 +135,25 @@ async def _claim_or_find_owner(folder: Path, stack: contextlib.ExitStack) -> Own
 
 
 @contextlib.asynccontextmanager
-async def _within(runtime: Runtime) -> AsyncIterator[OperatorClient]:
+async def _within(runtime: Runtime) -> AsyncIterator[CommandLedger]:
     """Give a client of the operator API over a ledger that this process owns."""
     token = secrets.token_hex(TOKEN_BYTES)
     await runtime.start()
     try:
         transport = OperatorTransport(OperatorApp(runtime, token))
-        async with OperatorClient(_OWN_ADDRESS, token, transport) as client:
-            yield client
+        async with CommandLedger(_OWN_ADDRESS, token, transport) as ledger:
+            yield ledger
     finally:
         await runtime.stop()
 
 
-def near_client(url: str, token: str) -> OperatorClient:
-    """Return a client of a server on this machine: no proxy that the environment names comes between."""
-    return _client(url, token, httpx2.AsyncHTTPTransport())
+def near_ledger(url: str, token: str) -> CommandLedger:
+    """Return a client of a server on this machine; it ignores the proxies that the environment names."""
+    return _ledger_at(url, token, httpx2.AsyncHTTPTransport())
 
 
-def _client(url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> OperatorClient:
+def _ledger_at(url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> CommandLedger:
     try:
-        return OperatorClient(url, token, transport)
+        return CommandLedger(url, token, transport)
     except ValueError as problem:
         raise SettingInvalid(f"The operator API cannot be called: {problem}.") from None

@@ -19,12 +19,11 @@ import httpx2
 
 from spotledger import paths
 from spotledger.cli import demo_story, show
-from spotledger.cli.connection import near_client
-from spotledger.cli.keys import read_balance
+from spotledger.cli.connection import CommandLedger, near_ledger
+from spotledger.cli.keys import read_balance, sides_of
 from spotledger.cli.options import config_option, exit_on_error, setting_options
 from spotledger.cli.service import log_to_stderr
-from spotledger.client.operator.api import OperatorClient
-from spotledger.client.operator.operations import path_of
+from spotledger.client.operator.messages import path_of
 from spotledger.client.trader.signed import SignedRequestAPI
 from spotledger.errors import DataFolderUnusable
 from spotledger.http.serve import Listening, serve
@@ -57,10 +56,10 @@ def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> Non
 
     async def perform(listening: Listening) -> bool:
         folder = settings.data
-        async with near_client(listening.operator_url, read_token(folder / TOKEN_FILE)) as client:
-            await _check_is_demo(client, folder)
-            new = await demo_story.tell(client)
-            key = await _demo_key(client, folder / DEMO_KEY_FILE)
+        async with near_ledger(listening.operator_url, read_token(folder / TOKEN_FILE)) as ledger:
+            await _check_is_demo(ledger, folder)
+            new = await demo_story.tell(ledger)
+            key = await _demo_key(ledger, folder / DEMO_KEY_FILE)
         _show_start(listening, folder, new)
         near = httpx2.HTTPTransport()  # no proxy that the environment names comes between
         with SignedRequestAPI(key.accesskey, key.secretkey, listening.public_url, transport=near) as api:
@@ -74,24 +73,23 @@ def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> Non
     serve(settings, os.environ, perform)
 
 
-async def _check_is_demo(client: OperatorClient, folder: Path) -> None:
-    _, _, answer = await client.call("GET", paths.ENTRIES, params={"limit": 1})
-    if answer["entries"] and answer["entries"][0]["key"] != demo_story.FIRST_KEY:
+async def _check_is_demo(ledger: CommandLedger, folder: Path) -> None:
+    first = (await ledger.entries(limit=1)).entries
+    if first and first[0].key != demo_story.FIRST_KEY:
         raise DataFolderUnusable(
             f"The ledger in {folder} is not the demo's; name another folder with --data.", path=str(folder)
         )
 
 
-async def _demo_key(client: OperatorClient, file: Path) -> DemoKey:
+async def _demo_key(ledger: CommandLedger, file: Path) -> DemoKey:
     """Return the access key that an earlier start made, if it is still good, else a new one."""
-    _, _, answer = await client.call("GET", paths.ACCESS_KEYS, params={"customer": demo_story.CUSTOMER})
-    in_use = {found["accesskey"] for found in answer["keys"] if found["revoked_ms"] is None}
+    keys = (await ledger.keys(demo_story.CUSTOMER)).keys
+    in_use = {found.accesskey for found in keys if found.revoked_ms is None}
     kept = _read_demo_key(file)
     if kept is not None and kept.accesskey in in_use:
         return kept
-    body = {"customer": demo_story.CUSTOMER, "permissions": ["read"], "label": "demo"}
-    _, _, made = await client.call("POST", paths.ACCESS_KEYS, body, key=f"demo-key-{uuid.uuid4()}")
-    key = DemoKey(made["accesskey"], made["secretkey"])
+    made = await ledger.create_key(demo_story.CUSTOMER, ["read"], "demo", key=f"demo-key-{uuid.uuid4()}")
+    key = DemoKey(made.accesskey, str(made.secretkey))
     file.unlink(missing_ok=True)
     write_secret_file(file, json.dumps(key._asdict()))
     return key
@@ -117,7 +115,7 @@ def _show_start(listening: Listening, folder: Path, new: int) -> None:
 
 def _show_answer(answer: dict[str, Any]) -> None:
     show.line(f"\nA signed getBalance of {demo_story.CUSTOMER}, made with spotledger.client:\n")
-    show.balances_table(answer["data"], with_empty=True)
+    show.balances_table(sides_of(answer), with_empty=True)
     show.line("\nThe same answer as it came:\n")
     show.line(json.dumps(answer, ensure_ascii=False))
 

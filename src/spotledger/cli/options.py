@@ -8,15 +8,15 @@ import hashlib
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import click
 
 from spotledger.cli import show
-from spotledger.cli.connection import Where, connect
-from spotledger.client.operator.api import OperatorClient
+from spotledger.cli.connection import CommandLedger, Where, connect
+from spotledger.client.operator.operations import HoldKey, HoldName
 from spotledger.domain.operations import KEY_MAX_CHARACTERS
 from spotledger.errors import LedgerCorrupt, SpotledgerError
 from spotledger.ops.settings import RULES, flag_of
@@ -92,8 +92,8 @@ def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitab
             where = Where(**{name: kwargs.pop(name) for name in names}, as_json=kwargs.pop("as_json"))
 
             async def run() -> None:
-                async with connect(where, may_make=may_make) as client:
-                    await function(client, where, **kwargs)
+                async with connect(where, may_make=may_make) as ledger:
+                    await function(ledger, where, **kwargs)
 
             asyncio.run(run())
 
@@ -139,19 +139,33 @@ def time_ms(text: str | None, option: str) -> int | None:
     return round(aware.timestamp() * 1000)
 
 
-def hold_name(text: str) -> str | dict[str, str]:
+def hold_name(text: str) -> HoldName:
     """Return the hold that *text* names: its id, or ``key:K`` for the one that the idempotency key K opened."""
-    return {"key": text.removeprefix("key:")} if text.startswith("key:") else text
+    return HoldKey(text.removeprefix("key:")) if text.startswith("key:") else text
 
 
-async def all_pages(client: OperatorClient, path: str, member: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer of *path* with what all its pages have under *member*, as if it were one page."""
-    _, _, answer = await client.call("GET", path, params=params)
-    while answer["next_after"] is not None:
-        _, _, page = await client.call("GET", path, params={**params, "after": answer["next_after"]})
-        answer = {**page, member: answer[member] + page[member]}
-    del answer["next_after"]
-    return answer
+async def all_pages(ledger: CommandLedger, member: str, read: Callable[..., Awaitable[Any]]) -> list[Any]:
+    """
+    Return what all pages have under *member*, and make ``ledger.document`` one page with all of it.
+
+    Args:
+        ledger: The client whose method *read* is.
+        member: The name of the list in a page.
+        read: Reads the page that begins after ``after``.
+    """
+    found: list[Any] = []
+    documents: list[Any] = []
+    after = None
+    while True:
+        page = await read(after=after)
+        found += getattr(page, member)
+        documents += ledger.document[member]
+        after = page.next_after
+        if after is None:
+            break
+    ledger.document = {**ledger.document, member: documents}
+    del ledger.document["next_after"]
+    return found
 
 
 def natural_key(what: str, name: str) -> str:

@@ -46,23 +46,34 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[object]], title: str |
         justify = "right" if name in AMOUNT_COLUMNS else "left"
         shown.add_column(name, justify=justify, no_wrap=True, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        shown.add_row(*(Text("" if value is None else str(value)) for value in row))
+        shown.add_row(*(Text(_text(value)) for value in row))
     width = None if sys.stdout.isatty() else PIPE_COLUMNS
     Console(file=sys.stdout, width=width, highlight=False, no_color="NO_COLOR" in os.environ or None).print(shown)
 
 
-def balances_table(balances: Mapping[str, Mapping[str, str]], *, with_empty: bool, title: str | None = None) -> None:
-    """Print balances by coin, with their totals; those with nothing in them only where *with_empty*."""
-    rows = []
-    for coin, balance in balances.items():
-        total = Decimal(balance["available"]) + Decimal(balance["freeze"])
-        if with_empty or total or Decimal(balance["freeze"]):
-            rows.append((coin, balance["available"], balance["freeze"], _plain(total)))
+def _text(value: object) -> str:
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    return "" if value is None else str(value)
+
+
+def balances_table(
+    balances: Iterable[tuple[str, Decimal, Decimal]], *, with_empty: bool, title: str | None = None
+) -> None:
+    """
+    Print balances with their totals.
+
+    Args:
+        balances: The coin of each, what is available, and what is frozen.
+        with_empty: Whether to print coins with nothing in them.
+        title: Printed above the table.
+    """
+    rows = [
+        (coin, available, freeze, available + freeze)
+        for coin, available, freeze in balances
+        if with_empty or available or freeze
+    ]
     table(("coin", "available", "freeze", "total"), rows, title)
-
-
-def _plain(total: Decimal) -> str:
-    return f"{total:f}"
 
 
 def problem_of(error: SpotledgerError) -> dict[str, Any]:

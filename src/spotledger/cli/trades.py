@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from typing import IO, Any, Final
 
@@ -12,10 +13,10 @@ import click
 
 from spotledger import paths
 from spotledger.cli import show
-from spotledger.cli.connection import Where
+from spotledger.cli.connection import CommandLedger, Where
 from spotledger.cli.money import write
 from spotledger.cli.options import hold_name, key_option, ledger_command, reference_option
-from spotledger.client.operator.api import OperatorClient
+from spotledger.client.operator.operations import CoinAmount, Operation, Reverse, Settle, SettleSide
 from spotledger.errors import MalformedRequest
 
 #: Operations that are sent at a time; a chain is never cut.
@@ -37,26 +38,41 @@ BATCH_OPERATIONS: Final = 1000
 @click.option("--seller-release", metavar="AMOUNT|rest", help="How much more of the seller's hold is freed.")
 @reference_option
 @ledger_command()
-async def settle(client: OperatorClient, where: Where, file: IO[bytes] | None, key: str, **given: Any) -> None:
+async def settle(ledger: CommandLedger, where: Where, file: IO[bytes] | None, key: str, **given: Any) -> None:
     """Book one fill of a trade: from FILE (JSON as the operator API takes it; - is the input), or from the options."""
     named = sorted(name for name, value in given.items() if value is not None)
     if file is not None:
         if named:
             raise click.UsageError(f"settle takes FILE or options, not both; {_flag(named[0])} is given beside FILE")
-        await write(client, where, paths.SETTLEMENTS, _object(file.read(), "the file"), key)
+        await write(ledger, where, SettleAsGiven(key, _object(file.read(), "the file")))
         return
     wanted = ("base", "quote", "base_amount", "quote_amount", "buyer_hold", "seller_hold")
     missing = [_flag(name) for name in wanted if given[name] is None]
     if missing:
         raise click.UsageError(f"settle needs FILE, or {', '.join(missing)} too")
-    body: dict[str, Any] = {name: given[name] for name in (*wanted[:4], "reference")}
-    for side in ("buyer", "seller"):
-        body[side] = {"hold": hold_name(given[f"{side}_hold"])}
-        if given[f"{side}_fee"] is not None:
-            body[side]["fee"] = dict(zip(("coin", "amount"), given[f"{side}_fee"], strict=True))
-        if given[f"{side}_release"] is not None:
-            body[side]["release"] = given[f"{side}_release"]
-    await write(client, where, paths.SETTLEMENTS, body, key)
+    buyer, seller = (
+        SettleSide(
+            hold_name(given[f"{side}_hold"]),
+            None if given[f"{side}_fee"] is None else CoinAmount(*given[f"{side}_fee"]),
+            given[f"{side}_release"],
+        )
+        for side in ("buyer", "seller")
+    )
+    trade = {name: given[name] for name in (*wanted[:4], "reference")}
+    await write(ledger, where, Settle(key=key, **trade, buyer=buyer, seller=seller))
+
+
+@dataclass(frozen=True, slots=True)
+class SettleAsGiven(Operation):
+    """A settlement whose body was written by the caller."""
+
+    op = Settle.op
+    path = Settle.path
+    document: dict[str, Any]
+
+    def body(self) -> dict[str, Any]:
+        """Return the body as it was given."""
+        return self.document
 
 
 def _flag(name: str) -> str:
@@ -68,16 +84,16 @@ def _flag(name: str) -> str:
 @click.option("--reason", required=True, metavar="TEXT", help="Why; it stays in the journal.")
 @key_option
 @ledger_command()
-async def reverse(client: OperatorClient, where: Where, seq: int, reason: str, key: str) -> None:
+async def reverse(ledger: CommandLedger, where: Where, **given: Any) -> None:
     """Undo the deposit, withdrawal, transfer or settlement of the entry SEQ, once."""
-    await write(client, where, paths.REVERSALS, {"seq": seq, "reason": reason}, key)
+    await write(ledger, where, Reverse(**given))
 
 
 @click.command()
 @click.argument("file", type=click.File("rb"))
 @click.option("--atomic", is_flag=True, help="Do all of them or none; 1,000 operations at most.")
 @ledger_command()
-async def batch(client: OperatorClient, where: Where, file: IO[bytes], atomic: bool) -> None:
+async def batch(ledger: CommandLedger, where: Where, file: IO[bytes], atomic: bool) -> None:
     """
     Do the operations of FILE in order: one JSON object a line, each with "op" and "key"; - is the input.
 
@@ -86,9 +102,8 @@ async def batch(client: OperatorClient, where: Where, file: IO[bytes], atomic: b
     operations = [_object(line, f"line {number}") for number, line in enumerate(file, 1) if line.strip()]
     results: list[dict[str, Any]] = []
     for piece in [operations] if atomic else _pieces(operations):
-        body = {"operations": piece, "atomic": atomic}
-        _, _, answer = await client.call("POST", paths.BATCHES, body)
-        results += answer["results"]
+        reply = await ledger.call("POST", paths.BATCHES, {"operations": piece, "atomic": atomic})
+        results += reply.document["results"]
     refused = [(operation, result) for operation, result in zip(operations, results, strict=True) if "code" in result]
     if where.as_json:
         show.json_document({"results": results})

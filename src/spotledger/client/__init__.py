@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from spotledger.client.operator.api import OperatorClient
 from spotledger.client.operator.async_ledger import AsyncOperatorLedger
 from spotledger.client.operator.ledger import OperatorLedger
 from spotledger.client.trader.answers import Balance, Balances
@@ -14,7 +13,6 @@ __all__ = [
     "AsyncSpotClient",
     "Balance",
     "Balances",
-    "OperatorClient",
     "OperatorLedger",
     "SignedRequestAPI",
     "SpotClient",

@@ -8,7 +8,7 @@ service is unavailable, a call is sent again with the same key, up to ``attempts
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +17,6 @@ import httpx2
 
 from spotledger.client.async_driver import drive_async, stream_async
 from spotledger.client.exchange import Result, Steps
-from spotledger.client.operator.api import OPERATOR_BODY_LIMIT_BYTES, OPERATOR_READ_TIMEOUT_S
 from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore
 from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.operator.ledger_answers import (
@@ -31,6 +30,13 @@ from spotledger.client.operator.ledger_answers import (
     Statement,
     TrialBalance,
     Written,
+)
+from spotledger.client.operator.messages import (
+    OPERATOR_BODY_LIMIT_BYTES,
+    OPERATOR_READ_TIMEOUT_S,
+    Json,
+    Params,
+    Reply,
 )
 from spotledger.client.operator.operations import (
     Amount,
@@ -60,21 +66,28 @@ class AsyncOperatorLedger:
     """
 
     def __init__(
-        self, base_url: str, token: str, *, attempts: int = ATTEMPTS, transport: httpx2.AsyncBaseTransport | None = None
+        self,
+        base_url: str,
+        token: str,
+        *,
+        attempts: int = ATTEMPTS,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        on_answer: Callable[[Json], object] | None = None,
     ) -> None:
         """
         Take the address of the operator listener and a token.
 
         Args:
             base_url: Such as ``http://127.0.0.1:8081``.
-            token: An operator token. It is shown by no message, ``repr`` or log line of this client.
-            attempts: How often a call is made that got no answer, 1 or more.
+            token: An operator token. No message, ``repr`` or log line of this client shows it.
+            attempts: How often a call is sent at most, 1 or more.
             transport: Used in place of the network.
+            on_answer: Called with the JSON document of each answer before it is decoded; the feed excepted.
 
         Raises:
-            ValueError: An argument is not of the right form.
+            ValueError: *base_url* is not an http or https address, *token* is not printable ASCII, or *attempts* is 0.
         """
-        self._core = OperatorCore(base_url, token, attempts)
+        self._core = OperatorCore(base_url, token, attempts, on_answer)
         self._http = httpx2.AsyncClient(transport=transport, timeout=timeouts(OPERATOR_READ_TIMEOUT_S))
 
     def __repr__(self) -> str:
@@ -380,6 +393,35 @@ class AsyncOperatorLedger:
             StoreUnavailable: It could not be written.
         """
         return await self._drive(self._core.backup(file))
+
+    # --- any path -----------------------------------------------------------------------------------
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        params: Params | None = None,
+    ) -> Reply:
+        """
+        Make a call that has no method of its own.
+
+        Args:
+            method: ``"GET"``, ``"POST"`` or ``"DELETE"``.
+            path: Begins with ``/``, percent-encoded.
+            body: Sent as JSON; amounts in it are decimal text.
+            key: The idempotency key of a write.
+            params: The query; what is None is left out.
+
+        Returns:
+            The HTTP status, the headers, and the JSON document as a dict. ``replayed`` marks the repeat of an earlier
+            answer.
+
+        Raises:
+            ValueError: *path* does not begin with one ``/``, or has a query or a fragment. Else as :meth:`do`.
+        """
+        return await self._drive(self._core.call(method, path, body, key, params))
 
     # --- the feed -----------------------------------------------------------------------------------
 

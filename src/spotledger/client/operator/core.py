@@ -13,7 +13,6 @@ from typing import Any, Final, TypeVar
 from spotledger import paths
 from spotledger.client.exchange import Failure, Send, Sleep, Steps
 from spotledger.client.operator import key_answers, ledger_answers as answers, service_answers
-from spotledger.client.operator.api import Reply, check_token, outgoing, read_reply
 from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.operator.ledger_answers import (
     Coins,
@@ -27,7 +26,8 @@ from spotledger.client.operator.ledger_answers import (
     TrialBalance,
     Written,
 )
-from spotledger.client.operator.operations import Operation, batch_body, path_of, texts_of
+from spotledger.client.operator.messages import Json, Params, Reply, check_token, path_of, read_reply, request
+from spotledger.client.operator.operations import Operation, batch_body, texts_of
 from spotledger.client.operator.service_answers import Audit, Backup, Ready
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
@@ -43,19 +43,25 @@ EVENT_LIMIT_BYTES: Final = 4 * 1024 * 1024
 T = TypeVar("T")
 #: Of a parameter of a query; one that is None is left out.
 Value = str | int | None
-Params = Mapping[str, Value]
 
 
 class OperatorCore:
     """Makes the calls of one service; each is a generator of steps that somebody drives."""
 
-    def __init__(self, base_url: str, token: str, attempts: int = ATTEMPTS) -> None:
-        """Take where the operator listener is, a token, and how often a call is made at the most."""
+    def __init__(
+        self,
+        base_url: str,
+        token: str,
+        attempts: int = ATTEMPTS,
+        on_answer: Callable[[Json], object] | None = None,
+    ) -> None:
+        """Take what the clients take; raise ValueError for an argument of another form."""
         self.token = check_token(token)
         self.base_url = check_base_url(base_url)
         if attempts < 1:
             raise ValueError("attempts must be 1 or more")
         self.attempts = attempts
+        self._on_answer = on_answer
 
     def call(
         self,
@@ -67,7 +73,7 @@ class OperatorCore:
         attempts: int | None = None,
     ) -> Steps[Reply]:
         """Make one call, again where no answer came or the service asked for it, but not more than *attempts* times."""
-        send = outgoing(self.base_url, self.token, method, path, body, key, params)
+        send = request(self.base_url, self.token, method, path, body, key, params)
         attempts = attempts or self.attempts
         for attempt in range(1, attempts + 1):
             answer = yield send
@@ -78,9 +84,13 @@ class OperatorCore:
                 raise TypeError("a request was driven without an answer")
             else:
                 try:
-                    return read_reply(answer)
+                    reply = read_reply(answer)
                 except Unavailable as unavailable:
                     problem = unavailable
+                else:
+                    if self._on_answer is not None:
+                        self._on_answer(reply.document)
+                    return reply
             if attempt == attempts or _is_long(problem):
                 raise problem
             yield Sleep(pause_s(attempt, problem))
@@ -97,8 +107,8 @@ class OperatorCore:
         attempts: int | None = None,
     ) -> Steps[T]:
         """Make one call, and make of the answer what it means."""
-        _, _, answer = yield from self.call(method, path, body, key, params, attempts)
-        return answers.read(make, answer)
+        reply = yield from self.call(method, path, body, key, params, attempts)
+        return answers.read(make, reply.document)
 
     def get(self, make: Callable[[Any], T], path: str, params: Params) -> Steps[T]:
         """Read *path*, and make of the answer what it means."""
@@ -230,9 +240,7 @@ class OperatorCore:
     def do(self, operation: Operation) -> Steps[Written]:
         """Do one operation."""
         reply = yield from self.call("POST", operation.path, operation.body(), operation.key)
-        _, headers, answer = reply
-        replayed = headers.get("idempotency-replayed") == "true"
-        return answers.read(lambda said: answers.written(said, replayed), answer)
+        return answers.read(lambda said: answers.written(said, reply.replayed), reply.document)
 
     def execute(
         self, operations: Sequence[Operation], chains: Sequence[str | None] | None, atomic: bool
@@ -240,8 +248,8 @@ class OperatorCore:
         """Do operations in order as one batch; one outcome each."""
         if chains is not None and len(chains) != len(operations):
             raise ValueError(f"{len(chains)} chains are given for {len(operations)} operations")
-        _, _, answer = yield from self.call("POST", paths.BATCHES, batch_body(operations, chains, atomic))
-        results = answer.get("results")
+        reply = yield from self.call("POST", paths.BATCHES, batch_body(operations, chains, atomic))
+        results = reply.document.get("results")
         if not isinstance(results, list) or len(results) != len(operations):
             raise ProtocolError(f"the answer to a batch of {len(operations)} has not so many results")
         return [outcome(result) for result in results]
@@ -283,7 +291,7 @@ class FeedCore:
     def request(self) -> Send:
         """Return the request that goes on where the last one ended."""
         self._text = b""
-        send = outgoing(
+        send = request(
             self._core.base_url, self._core.token, "GET", paths.ENTRIES, params={"after_seq": self.after_seq}
         )
         return Send(send.method, send.url, send.params, {**send.headers, "Accept": "text/event-stream"})

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any, ClassVar, NamedTuple, TypeAlias
-from urllib.parse import quote
 
 from spotledger import paths
 from spotledger.errors import InvalidAmount, InvalidRequest
@@ -193,23 +192,6 @@ def amount_text(amount: object, field: str = "amount") -> str:
     if isinstance(amount, Decimal) and amount.is_finite():
         return f"{amount:f}"
     raise InvalidAmount(f"{field} is a {type(amount).__name__}; decimal text or a Decimal would pass", field=field)
-
-
-def path_of(path: str, **parameters: str | int) -> str:
-    """
-    Return *path* with its *parameters* filled in, percent-encoded.
-
-    Raises:
-        InvalidRequest: A parameter is empty, ``.`` or ``..``. Nothing has such an id, and the request would go to
-            another path: the holds of a customer ``..`` would be everybody's.
-    """
-    parts = {}
-    for name, value in parameters.items():
-        text = str(value)
-        if text in ("", ".", ".."):
-            raise InvalidRequest(f"{text!r} is the id of nothing; another text would pass")
-        parts[name] = quote(text, safe="@")
-    return path.format(**parts)
 
 
 def _json_of(value: Any, skip: str = "") -> dict[str, Any]:
