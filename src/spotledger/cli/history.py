@@ -14,13 +14,14 @@ import click
 from spotledger.cli import show
 from spotledger.cli.connection import CommandLedger, Where
 from spotledger.cli.options import ledger_command
-from spotledger.client.operator import ledger_answers
-from spotledger.client.operator.ledger_answers import BalanceAfter, Entry, Posting, SideBalance, Statement
+from spotledger.client.operator.decoding import decode
+from spotledger.client.operator.ledger_answers import BalanceAfter, Entry, Posting, Statement
 from spotledger.client.operator.messages import Json
 
 FOLLOW_PAUSE_SECONDS: Final = 0.25
 #: As many entries as a page may have.
 PAGE_ENTRIES: Final = 1000
+SIDES: Final = ("available", "freeze")
 _HOUSE: Final = ("@external", "@fees", "@dust", "@receivable")
 
 
@@ -61,7 +62,7 @@ async def _statement(
         if len(page.entries) < wanted or len(whole["entries"]) == limit:
             break
     ledger.document = whole
-    return ledger_answers.read(ledger_answers.statement, whole)
+    return decode(Statement, whole)
 
 
 def _joined(before: Json, page: Json) -> Json:
@@ -95,8 +96,8 @@ def _entry_rows(entry: Entry, owners: tuple[str, str], coin: str | None) -> Iter
             after.setdefault(place, {})[line.side] = line.after
     why = entry.request.get("reference") or entry.request.get("reason") or ""
     for place, sides in moved.items():
-        signed = [f"{sides[side]:+f}" if sides.get(side) else "" for side in SideBalance._fields]
-        now = [after[place].get(side) for side in SideBalance._fields]
+        signed = [f"{sides[side]:+f}" if sides.get(side) else "" for side in SIDES]
+        now = [after[place].get(side) for side in SIDES]
         yield (entry.seq, time_text(entry.booked_ms), entry.kind, *place, *signed, *now, why)
 
 

@@ -10,17 +10,21 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from msgspec import structs
+
 from spotledger import paths
 from spotledger.client.exchange import Failure, Send, Sleep, Steps
-from spotledger.client.operator import key_answers, ledger_answers as answers, service_answers
+from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.operator.ledger_answers import (
     Coins,
     CustomerPage,
     Entry,
     EntryPage,
+    EntryRead,
     Hold,
     HoldPage,
+    HoldRead,
     LedgerBalances,
     Statement,
     TrialBalance,
@@ -98,7 +102,7 @@ class OperatorCore:
 
     def ask(
         self,
-        make: Callable[[Any], T],
+        kind: type[T],
         method: str,
         path: str,
         body: Mapping[str, Any] | None = None,
@@ -106,65 +110,65 @@ class OperatorCore:
         params: Params | None = None,
         attempts: int | None = None,
     ) -> Steps[T]:
-        """Make one call, and make of the answer what it means."""
+        """Make one call, and decode its answer."""
         reply = yield from self.call(method, path, body, key, params, attempts)
-        return answers.read(make, reply.document)
+        return decode(kind, reply.document)
 
-    def get(self, make: Callable[[Any], T], path: str, params: Params) -> Steps[T]:
-        """Read *path*, and make of the answer what it means."""
-        return self.ask(make, "GET", path, params=params)
+    def get(self, kind: type[T], path: str, params: Params) -> Steps[T]:
+        """Read *path*, and decode the answer."""
+        return self.ask(kind, "GET", path, params=params)
 
     # --- reads: the query has the names that the API has ----------------------------------------------
 
     def coins(self, **query: Value) -> Steps[Coins]:
         """Read the listed coins."""
-        return self.get(answers.coins, paths.COINS, query)
+        return self.get(Coins, paths.COINS, query)
 
     def customers(self, **query: Value) -> Steps[CustomerPage]:
         """Read a page of the customers."""
-        return self.get(answers.customer_page, paths.CUSTOMERS, query)
+        return self.get(CustomerPage, paths.CUSTOMERS, query)
 
     def balances(self, customer: str, **query: Value) -> Steps[LedgerBalances]:
         """Read what a customer has."""
-        return self.get(answers.balances, path_of(paths.CUSTOMER_BALANCES, customer=customer), query)
+        return self.get(LedgerBalances, path_of(paths.CUSTOMER_BALANCES, customer=customer), query)
 
     def hold(self, hold: str, **query: Value) -> Steps[Hold]:
         """Read one hold."""
-        return self.get(answers.hold_read, path_of(paths.HOLD, hold=hold), query)
+        return (yield from self.get(HoldRead, path_of(paths.HOLD, hold=hold), query)).hold
 
     def holds(self, customer: str, **query: Value) -> Steps[HoldPage]:
         """Read a page of the holds of a customer."""
-        return self.get(answers.hold_page, path_of(paths.CUSTOMER_HOLDS, customer=customer), query)
+        return self.get(HoldPage, path_of(paths.CUSTOMER_HOLDS, customer=customer), query)
 
     def old_holds(self, **query: Value) -> Steps[HoldPage]:
         """Read a page of everybody's old open holds."""
-        return self.get(answers.hold_page, paths.HOLDS, query)
+        return self.get(HoldPage, paths.HOLDS, query)
 
     def statement(self, customer: str, **query: Value) -> Steps[Statement]:
         """Read a page of the entries about a customer."""
-        return self.get(answers.statement, path_of(paths.CUSTOMER_ENTRIES, customer=customer), query)
+        return self.get(Statement, path_of(paths.CUSTOMER_ENTRIES, customer=customer), query)
 
     def entry(self, seq: int, **query: Value) -> Steps[Entry]:
         """Read one entry."""
-        return self.get(answers.entry_read, path_of(paths.ENTRY, seq=seq), query)
+        return (yield from self.get(EntryRead, path_of(paths.ENTRY, seq=seq), query)).entry
 
     def reversal_of(self, seq: int, **query: Value) -> Steps[int | None]:
         """Read which entry reversed another."""
-        return self.get(answers.reversed_by, path_of(paths.ENTRY, seq=seq), query)
+        return (yield from self.get(EntryRead, path_of(paths.ENTRY, seq=seq), query)).reversed_by
 
     def entries(self, **query: Value) -> Steps[EntryPage]:
         """Read a page of the journal."""
-        return self.get(answers.entry_page, paths.ENTRIES, query)
+        return self.get(EntryPage, paths.ENTRIES, query)
 
     def trial_balance(self, **query: Value) -> Steps[TrialBalance]:
         """Read the trial balance."""
-        return self.get(answers.trial_balance, paths.TRIAL_BALANCE, query)
+        return self.get(TrialBalance, paths.TRIAL_BALANCE, query)
 
     # --- access keys ----------------------------------------------------------------------------------
 
     def keys(self, **query: Value) -> Steps[KeyPage]:
         """Read a page of the access keys."""
-        return self.get(key_answers.key_page, paths.ACCESS_KEYS, query)
+        return self.get(KeyPage, paths.ACCESS_KEYS, query)
 
     def create_key(
         self,
@@ -183,44 +187,44 @@ class OperatorCore:
             "addresses": texts_of(addresses, "addresses"),
             "expires_ms": expires_ms,
         }
-        return self.ask(key_answers.key_made, "POST", paths.ACCESS_KEYS, body, key)
+        return self.ask(MadeKey, "POST", paths.ACCESS_KEYS, body, key)
 
     def rotate_key(self, accesskey: str, key: str) -> Steps[MadeKey]:
         """Revoke an access key and make another like it."""
-        return self.ask(key_answers.key_made, "POST", path_of(paths.ACCESS_KEY_ROTATION, accesskey=accesskey), {}, key)
+        return self.ask(MadeKey, "POST", path_of(paths.ACCESS_KEY_ROTATION, accesskey=accesskey), {}, key)
 
     def revoke_key(self, accesskey: str) -> Steps[AccessKey]:
         """Revoke an access key."""
-        return self.ask(key_answers.access_key, "DELETE", path_of(paths.ACCESS_KEY, accesskey=accesskey))
+        return self.ask(AccessKey, "DELETE", path_of(paths.ACCESS_KEY, accesskey=accesskey))
 
     # --- operator tokens ------------------------------------------------------------------------------
 
     def tokens(self, **query: Value) -> Steps[TokenPage]:
         """Read a page of the operator tokens."""
-        return self.get(key_answers.token_page, paths.TOKENS, query)
+        return self.get(TokenPage, paths.TOKENS, query)
 
     def create_token(self, scopes: Sequence[str], label: str, key: str) -> Steps[MadeToken]:
         """Make an operator token."""
         body = {"scopes": texts_of(scopes, "scopes"), "label": label}
-        return self.ask(key_answers.token_made, "POST", paths.TOKENS, body, key)
+        return self.ask(MadeToken, "POST", paths.TOKENS, body, key)
 
     def revoke_token(self, token_id: str) -> Steps[OperatorToken]:
         """Revoke an operator token."""
-        return self.ask(key_answers.operator_token, "DELETE", path_of(paths.TOKEN, token_id=token_id))
+        return self.ask(OperatorToken, "DELETE", path_of(paths.TOKEN, token_id=token_id))
 
     # --- the service ----------------------------------------------------------------------------------
 
     def ready(self) -> Steps[Ready]:
         """Ask once whether the service takes writes: what it will be after a pause is another question."""
-        return self.ask(service_answers.ready, "GET", paths.READYZ, attempts=1)
+        return self.ask(Ready, "GET", paths.READYZ, attempts=1)
 
     def start_audit(self) -> Steps[Audit]:
         """Begin an audit, or join the one that is running."""
-        return self.ask(service_answers.audit, "POST", paths.AUDITS)
+        return self.ask(Audit, "POST", paths.AUDITS)
 
     def audit(self, audit: str) -> Steps[Audit]:
         """Read how far an audit is."""
-        return self.ask(service_answers.audit, "GET", path_of(paths.AUDIT, audit=audit))
+        return self.ask(Audit, "GET", path_of(paths.AUDIT, audit=audit))
 
     def make_backup(self, file: str | None) -> Steps[Backup]:
         """
@@ -229,18 +233,19 @@ class OperatorCore:
         No key names it. Asked for again after a lost answer, a name would be refused as taken, by this backup or by an
         older one, and without a name there would be a second backup.
         """
-        return self.ask(service_answers.backup, "POST", paths.BACKUPS, {"file": file}, attempts=1)
+        return self.ask(Backup, "POST", paths.BACKUPS, {"file": file}, attempts=1)
 
     def backup(self, file: str) -> Steps[Backup]:
         """Read how far a backup is."""
-        return self.ask(service_answers.backup, "GET", path_of(paths.BACKUP, file=file))
+        return self.ask(Backup, "GET", path_of(paths.BACKUP, file=file))
 
     # --- operations -----------------------------------------------------------------------------------
 
     def do(self, operation: Operation) -> Steps[Written]:
         """Do one operation."""
         reply = yield from self.call("POST", operation.path, operation.body(), operation.key)
-        return answers.read(lambda said: answers.written(said, reply.replayed), reply.document)
+        written = decode(Written, reply.document)
+        return structs.replace(written, replayed=True) if reply.replayed else written
 
     def execute(
         self, operations: Sequence[Operation], chains: Sequence[str | None] | None, atomic: bool
@@ -262,7 +267,7 @@ def outcome(result: Any) -> Written | Refused:
         if isinstance(error, Refused):
             return error
         raise ProtocolError("a result of a batch is neither written nor refused")
-    return answers.read(answers.written, result)
+    return decode(Written, result)
 
 
 def _is_long(problem: Exception) -> bool:
@@ -311,7 +316,7 @@ class FeedCore:
         for event in events:
             fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if b": " in line and line[:1] != b":")
             if b"id" in fields and b"data" in fields:
-                found = answers.read(answers.entry, read_object(fields[b"data"]))
+                found = decode(Entry, read_object(fields[b"data"]))
                 if found.seq != self.after_seq + 1:
                     raise ProtocolError(f"entry {found.seq} came after entry {self.after_seq} in the feed")
                 self.after_seq = found.seq
