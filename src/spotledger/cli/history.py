@@ -92,7 +92,7 @@ def _entry_rows(entry: Entry, owners: tuple[str, str], coin: str | None) -> Iter
         if line.customer in owners and coin in (None, line.coin):
             place = (_account(line), line.coin)
             sides = moved.setdefault(place, {})
-            sides[line.side] = sides.get(line.side, Decimal()) + line.amount
+            sides[line.side] = show.EXACT.add(sides.get(line.side, Decimal()), line.amount)
             after.setdefault(place, {})[line.side] = line.after
     why = entry.request.get("reference") or entry.request.get("reason") or ""
     for place, sides in moved.items():

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact
 from typing import Any, Final
 
 import click
@@ -18,6 +18,8 @@ from spotledger.errors import Refused, SpotledgerError
 
 #: Where the output is no terminal, lines are as long as they need to be, up to this.
 PIPE_COLUMNS: Final = 240
+#: Adds amounts of any size exactly; the usual context rounds to 28 digits.
+EXACT: Final = Context(prec=80, traps=[Inexact])
 AMOUNT_COLUMNS: Final = frozenset(
     {
         *("available", "freeze", "total", "amount", "remaining", "after", "scale", "seq", "entry", "age"),
@@ -69,7 +71,7 @@ def balances_table(
         title: Printed above the table.
     """
     rows = [
-        (coin, available, freeze, available + freeze)
+        (coin, available, freeze, EXACT.add(available, freeze))
         for coin, available, freeze in balances
         if with_empty or available or freeze
     ]
