@@ -99,7 +99,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "audit": (("x",), {}),
     "make_backup": (("x",), {}),
     "backup": (("x",), {}),
-    "call": (("POST", "/v1/deposits"), {"body": {}, "key": "k", "params": {}}),
+    "call": (("POST", "/v1/deposits"), {"body": {}, "key": "k", "params": {}, "attempts": 1}),
     "feed": ((1,), {}),
 }
 

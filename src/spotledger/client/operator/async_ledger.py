@@ -11,21 +11,25 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx2
+from msgspec.structs import replace
 
+from spotledger import paths
 from spotledger.client.async_driver import drive_async, stream_async
-from spotledger.client.exchange import Result, Steps
-from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore
+from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore, outcomes_of
+from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.operator.ledger_answers import (
     Coins,
     CustomerPage,
     Entry,
     EntryPage,
+    EntryRead,
     Hold,
     HoldPage,
+    HoldRead,
     LedgerBalances,
     Statement,
     TrialBalance,
@@ -37,6 +41,7 @@ from spotledger.client.operator.messages import (
     Json,
     Params,
     Reply,
+    path_of,
 )
 from spotledger.client.operator.operations import (
     Amount,
@@ -52,10 +57,14 @@ from spotledger.client.operator.operations import (
     Transfer,
     Unfreeze,
     Withdraw,
+    batch_body,
+    texts_of,
 )
 from spotledger.client.operator.service_answers import Audit, Backup, Ready
-from spotledger.client.transport import Started, timeouts
+from spotledger.client.transport import timeouts
 from spotledger.errors import Refused, TransportError, Unavailable
+
+T = TypeVar("T")
 
 
 class AsyncOperatorLedger:
@@ -105,8 +114,41 @@ class AsyncOperatorLedger:
         """Close the connections."""
         await self._http.aclose()
 
-    async def _drive(self, steps: Steps[Result]) -> Result:
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        params: Params | None = None,
+        attempts: int | None = None,
+    ) -> Reply:
+        """
+        Make any call, such as one that has no method of its own.
+
+        Args:
+            method: ``"GET"``, ``"POST"`` or ``"DELETE"``.
+            path: Begins with ``/``, percent-encoded.
+            body: Sent as JSON; amounts in it are decimal text.
+            key: The idempotency key of a write.
+            params: The query; what is None is left out.
+            attempts: How often it is sent at most; None for as often as the other calls.
+
+        Returns:
+            The HTTP status, the headers, and the JSON document as a dict. ``replayed`` marks the repeat of an earlier
+            answer.
+
+        Raises:
+            ValueError: *path* does not begin with one ``/``, or has a query or a fragment. Else as :meth:`do`.
+        """
+        steps = self._core.call(method, path, body, key, params, attempts)
         return await drive_async(self._http, steps, OPERATOR_BODY_LIMIT_BYTES)
+
+    async def _ask(self, kind: type[T], method: str, path: str, **more: Any) -> T:
+        return decode(kind, (await self.call(method, path, **more)).document)
+
+    async def _get(self, kind: type[T], path: str, **params: str | int | None) -> T:
+        return await self._ask(kind, "GET", path, params=params)
 
     # --- operations ---------------------------------------------------------------------------------
 
@@ -121,7 +163,9 @@ class AsyncOperatorLedger:
             TransportError: No answer came; whether it was done is learnt by trying again with the same key.
             ProtocolError: An answer came that is not of the documented form.
         """
-        return await self._drive(self._core.do(operation))
+        reply = await self.call("POST", operation.path, operation.body(), operation.key)
+        written = decode(Written, reply.document)
+        return replace(written, replayed=True) if reply.replayed else written
 
     async def list_coin(self, coin: str, scale: int, *, key: str) -> Written:
         """List *coin* with *scale* decimals (0–18)."""
@@ -186,19 +230,20 @@ class AsyncOperatorLedger:
         Returns:
             One outcome an operation, in order. Raises like :meth:`do` where the batch as a whole was not taken.
         """
-        return await self._drive(self._core.execute(operations, chains, atomic))
+        reply = await self.call("POST", paths.BATCHES, batch_body(operations, chains, atomic))
+        return outcomes_of(reply.document, len(operations))
 
     # --- reads --------------------------------------------------------------------------------------
 
     async def coins(self, *, min_seq: int | None = None) -> Coins:
         """Return the listed coins with their scales."""
-        return await self._drive(self._core.coins(min_seq=min_seq))
+        return await self._get(Coins, paths.COINS, min_seq=min_seq)
 
     async def customers(
         self, after: str | None = None, limit: int | None = None, *, min_seq: int | None = None
     ) -> CustomerPage:
         """Return a page of the customers in the order of their ids."""
-        return await self._drive(self._core.customers(after=after, limit=limit, min_seq=min_seq))
+        return await self._get(CustomerPage, paths.CUSTOMERS, after=after, limit=limit, min_seq=min_seq)
 
     async def balances(
         self,
@@ -210,12 +255,12 @@ class AsyncOperatorLedger:
         min_seq: int | None = None,
     ) -> LedgerBalances:
         """Return what *customer* has, now, or after the entry *at_seq*, or at the time *at_ms*."""
-        query = {"account": account, "at_seq": at_seq, "at_ms": at_ms, "min_seq": min_seq}
-        return await self._drive(self._core.balances(customer, **query))
+        path = path_of(paths.CUSTOMER_BALANCES, customer=customer)
+        return await self._get(LedgerBalances, path, account=account, at_seq=at_seq, at_ms=at_ms, min_seq=min_seq)
 
     async def hold(self, hold: str, *, min_seq: int | None = None) -> Hold:
         """Return one hold by its id, open or closed."""
-        return await self._drive(self._core.hold(hold, min_seq=min_seq))
+        return (await self._get(HoldRead, path_of(paths.HOLD, hold=hold), min_seq=min_seq)).hold
 
     async def holds(
         self,
@@ -229,14 +274,14 @@ class AsyncOperatorLedger:
     ) -> HoldPage:
         """Return a page of the holds of *customer*: ``open``, ``closed``, or both."""
         query = {"state": state, "after": after, "limit": limit, "older_than_ms": older_than_ms, "min_seq": min_seq}
-        return await self._drive(self._core.holds(customer, **query))
+        return await self._get(HoldPage, path_of(paths.CUSTOMER_HOLDS, customer=customer), **query)
 
     async def old_holds(
         self, older_than_ms: int, after: str | None = None, limit: int | None = None, *, min_seq: int | None = None
     ) -> HoldPage:
         """Return a page of everybody's open holds that are at least so old, the oldest first."""
         query = {"older_than_ms": older_than_ms, "after": after, "limit": limit, "min_seq": min_seq}
-        return await self._drive(self._core.old_holds(**query))
+        return await self._get(HoldPage, paths.HOLDS, **query)
 
     async def statement(
         self,
@@ -248,30 +293,30 @@ class AsyncOperatorLedger:
         min_seq: int | None = None,
     ) -> Statement:
         """Return a page of the entries about *customer* (and *coin*), with the balances before and after it."""
-        query = {"coin": coin, "after_seq": after_seq, "limit": limit, "min_seq": min_seq}
-        return await self._drive(self._core.statement(customer, **query))
+        path = path_of(paths.CUSTOMER_ENTRIES, customer=customer)
+        return await self._get(Statement, path, coin=coin, after_seq=after_seq, limit=limit, min_seq=min_seq)
 
     async def entry(self, seq: int, *, min_seq: int | None = None) -> Entry:
         """Return the entry *seq*."""
-        return await self._drive(self._core.entry(seq, min_seq=min_seq))
+        return (await self._get(EntryRead, path_of(paths.ENTRY, seq=seq), min_seq=min_seq)).entry
 
     async def reversal_of(self, seq: int, *, min_seq: int | None = None) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
-        return await self._drive(self._core.reversal_of(seq, min_seq=min_seq))
+        return (await self._get(EntryRead, path_of(paths.ENTRY, seq=seq), min_seq=min_seq)).reversed_by
 
     async def entries(self, after_seq: int = 0, limit: int | None = None, *, min_seq: int | None = None) -> EntryPage:
         """Return a page of the journal, in order and without gaps."""
-        return await self._drive(self._core.entries(after_seq=after_seq, limit=limit, min_seq=min_seq))
+        return await self._get(EntryPage, paths.ENTRIES, after_seq=after_seq, limit=limit, min_seq=min_seq)
 
     async def trial_balance(self, *, min_seq: int | None = None) -> TrialBalance:
         """Return what all customers and each house account have of each coin."""
-        return await self._drive(self._core.trial_balance(min_seq=min_seq))
+        return await self._get(TrialBalance, paths.TRIAL_BALANCE, min_seq=min_seq)
 
     # --- access keys --------------------------------------------------------------------------------
 
     async def keys(self, customer: str | None = None, after: str | None = None, limit: int | None = None) -> KeyPage:
         """Return a page of the access keys, of *customer* or of all, revoked ones too; never a secret."""
-        return await self._drive(self._core.keys(customer=customer, after=after, limit=limit))
+        return await self._get(KeyPage, paths.ACCESS_KEYS, customer=customer, after=after, limit=limit)
 
     async def create_key(
         self,
@@ -302,7 +347,14 @@ class AsyncOperatorLedger:
             UnknownCustomer: *customer* is not registered.
             InvalidRequest: One of the arguments is not as above; ``field`` in its details names it.
         """
-        return await self._drive(self._core.create_key(customer, permissions, label, addresses, expires_ms, key))
+        body = {
+            "customer": customer,
+            "permissions": texts_of(permissions, "permissions"),
+            "label": label,
+            "addresses": texts_of(addresses, "addresses"),
+            "expires_ms": expires_ms,
+        }
+        return await self._ask(MadeKey, "POST", paths.ACCESS_KEYS, body=body, key=key)
 
     async def rotate_key(self, accesskey: str, *, key: str) -> MadeKey:
         """
@@ -314,7 +366,8 @@ class AsyncOperatorLedger:
             NotFound: There is no such access key.
             InvalidRequest: It is revoked already; nothing is made.
         """
-        return await self._drive(self._core.rotate_key(accesskey, key))
+        path = path_of(paths.ACCESS_KEY_ROTATION, accesskey=accesskey)
+        return await self._ask(MadeKey, "POST", path, body={}, key=key)
 
     async def revoke_key(self, accesskey: str) -> AccessKey:
         """
@@ -323,17 +376,18 @@ class AsyncOperatorLedger:
         Raises:
             NotFound: There is no such access key.
         """
-        return await self._drive(self._core.revoke_key(accesskey))
+        return await self._ask(AccessKey, "DELETE", path_of(paths.ACCESS_KEY, accesskey=accesskey))
 
     # --- operator tokens ----------------------------------------------------------------------------
 
     async def tokens(self, after: str | None = None, limit: int | None = None) -> TokenPage:
         """Return a page of the operator tokens, revoked ones too."""
-        return await self._drive(self._core.tokens(after=after, limit=limit))
+        return await self._get(TokenPage, paths.TOKENS, after=after, limit=limit)
 
     async def create_token(self, scopes: Sequence[str], label: str = "", *, key: str) -> MadeToken:
         """Make an operator token with *scopes*. A repeat under the same *key* says all of it but the token."""
-        return await self._drive(self._core.create_token(scopes, label, key))
+        body = {"scopes": texts_of(scopes, "scopes"), "label": label}
+        return await self._ask(MadeToken, "POST", paths.TOKENS, body=body, key=key)
 
     async def revoke_token(self, token_id: str) -> OperatorToken:
         """
@@ -343,7 +397,7 @@ class AsyncOperatorLedger:
             NotFound: There is no such token.
             LastAdminToken: No other token in use has the scope ``admin``.
         """
-        return await self._drive(self._core.revoke_token(token_id))
+        return await self._ask(OperatorToken, "DELETE", path_of(paths.TOKEN, token_id=token_id))
 
     # --- the service --------------------------------------------------------------------------------
 
@@ -355,15 +409,15 @@ class AsyncOperatorLedger:
             Unavailable: It takes none now.
             TransportError: No answer came.
         """
-        return await self._drive(self._core.ready())
+        return await self._ask(Ready, "GET", paths.READYZ, attempts=1)
 
     async def start_audit(self) -> Audit:
         """Begin an audit of the whole ledger; where one is running, return that one."""
-        return await self._drive(self._core.start_audit())
+        return await self._ask(Audit, "POST", paths.AUDITS)
 
     async def audit(self, audit: str) -> Audit:
         """Return how far an audit is, or what it found; the last 20 since the start of the service are kept."""
-        return await self._drive(self._core.audit(audit))
+        return await self._get(Audit, path_of(paths.AUDIT, audit=audit))
 
     async def make_backup(self, file: str | None = None) -> Backup:
         """
@@ -382,7 +436,7 @@ class AsyncOperatorLedger:
             StoreBusy: Another backup is being made.
             StoreUnavailable: It could not be written.
         """
-        return await self._drive(self._core.make_backup(file))
+        return await self._ask(Backup, "POST", paths.BACKUPS, body={"file": file}, attempts=1)
 
     async def backup(self, file: str) -> Backup:
         """
@@ -392,36 +446,7 @@ class AsyncOperatorLedger:
             NotFound: There is none of this name.
             StoreUnavailable: It could not be written.
         """
-        return await self._drive(self._core.backup(file))
-
-    # --- any path -----------------------------------------------------------------------------------
-
-    async def call(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        key: str | None = None,
-        params: Params | None = None,
-    ) -> Reply:
-        """
-        Make a call that has no method of its own.
-
-        Args:
-            method: ``"GET"``, ``"POST"`` or ``"DELETE"``.
-            path: Begins with ``/``, percent-encoded.
-            body: Sent as JSON; amounts in it are decimal text.
-            key: The idempotency key of a write.
-            params: The query; what is None is left out.
-
-        Returns:
-            The HTTP status, the headers, and the JSON document as a dict. ``replayed`` marks the repeat of an earlier
-            answer.
-
-        Raises:
-            ValueError: *path* does not begin with one ``/``, or has a query or a fragment. Else as :meth:`do`.
-        """
-        return await self._drive(self._core.call(method, path, body, key, params))
+        return await self._get(Backup, path_of(paths.BACKUP, file=file))
 
     # --- the feed -----------------------------------------------------------------------------------
 
@@ -440,20 +465,11 @@ class AsyncOperatorLedger:
         problem: TransportError | Unavailable
         while True:
             try:
-                body = b""
-                refused: Started | None = None
                 async with aclosing(stream_async(self._http, feed.request())) as pieces:
                     async for piece in pieces:
-                        if isinstance(piece, Started):
-                            refused = None if piece.status == 200 else piece
-                        elif refused is not None:
-                            body += piece
-                        else:
-                            for entry in feed.take(piece):
-                                yield entry
-                if refused is not None:
-                    feed.check(refused.status, refused.headers, body)
-                problem = TransportError("the feed ended")
+                        for entry in feed.take(piece):
+                            yield entry
+                problem = feed.ended()
             except (TransportError, Unavailable) as error:
                 problem = error
-            await asyncio.sleep(feed.failed(problem))
+            await asyncio.sleep(feed.pause_s(problem))

@@ -13,21 +13,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx2
+from msgspec.structs import replace
 
+from spotledger import paths
 from spotledger.client.driver import drive, stream
-from spotledger.client.exchange import Result, Steps
-from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore
+from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore, outcomes_of
+from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.operator.ledger_answers import (
     Coins,
     CustomerPage,
     Entry,
     EntryPage,
+    EntryRead,
     Hold,
     HoldPage,
+    HoldRead,
     LedgerBalances,
     Statement,
     TrialBalance,
@@ -39,6 +43,7 @@ from spotledger.client.operator.messages import (
     Json,
     Params,
     Reply,
+    path_of,
 )
 from spotledger.client.operator.operations import (
     Amount,
@@ -54,10 +59,14 @@ from spotledger.client.operator.operations import (
     Transfer,
     Unfreeze,
     Withdraw,
+    batch_body,
+    texts_of,
 )
 from spotledger.client.operator.service_answers import Audit, Backup, Ready
-from spotledger.client.transport import Started, timeouts
+from spotledger.client.transport import timeouts
 from spotledger.errors import Refused, TransportError, Unavailable
+
+T = TypeVar("T")
 
 
 class OperatorLedger:
@@ -107,8 +116,41 @@ class OperatorLedger:
         """Close the connections."""
         self._http.close()
 
-    def _drive(self, steps: Steps[Result]) -> Result:
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        params: Params | None = None,
+        attempts: int | None = None,
+    ) -> Reply:
+        """
+        Make any call, such as one that has no method of its own.
+
+        Args:
+            method: ``"GET"``, ``"POST"`` or ``"DELETE"``.
+            path: Begins with ``/``, percent-encoded.
+            body: Sent as JSON; amounts in it are decimal text.
+            key: The idempotency key of a write.
+            params: The query; what is None is left out.
+            attempts: How often it is sent at most; None for as often as the other calls.
+
+        Returns:
+            The HTTP status, the headers, and the JSON document as a dict. ``replayed`` marks the repeat of an earlier
+            answer.
+
+        Raises:
+            ValueError: *path* does not begin with one ``/``, or has a query or a fragment. Else as :meth:`do`.
+        """
+        steps = self._core.call(method, path, body, key, params, attempts)
         return drive(self._http, steps, OPERATOR_BODY_LIMIT_BYTES)
+
+    def _ask(self, kind: type[T], method: str, path: str, **more: Any) -> T:
+        return decode(kind, (self.call(method, path, **more)).document)
+
+    def _get(self, kind: type[T], path: str, **params: str | int | None) -> T:
+        return self._ask(kind, "GET", path, params=params)
 
     # --- operations ---------------------------------------------------------------------------------
 
@@ -123,7 +165,9 @@ class OperatorLedger:
             TransportError: No answer came; whether it was done is learnt by trying again with the same key.
             ProtocolError: An answer came that is not of the documented form.
         """
-        return self._drive(self._core.do(operation))
+        reply = self.call("POST", operation.path, operation.body(), operation.key)
+        written = decode(Written, reply.document)
+        return replace(written, replayed=True) if reply.replayed else written
 
     def list_coin(self, coin: str, scale: int, *, key: str) -> Written:
         """List *coin* with *scale* decimals (0–18)."""
@@ -188,19 +232,20 @@ class OperatorLedger:
         Returns:
             One outcome an operation, in order. Raises like :meth:`do` where the batch as a whole was not taken.
         """
-        return self._drive(self._core.execute(operations, chains, atomic))
+        reply = self.call("POST", paths.BATCHES, batch_body(operations, chains, atomic))
+        return outcomes_of(reply.document, len(operations))
 
     # --- reads --------------------------------------------------------------------------------------
 
     def coins(self, *, min_seq: int | None = None) -> Coins:
         """Return the listed coins with their scales."""
-        return self._drive(self._core.coins(min_seq=min_seq))
+        return self._get(Coins, paths.COINS, min_seq=min_seq)
 
     def customers(
         self, after: str | None = None, limit: int | None = None, *, min_seq: int | None = None
     ) -> CustomerPage:
         """Return a page of the customers in the order of their ids."""
-        return self._drive(self._core.customers(after=after, limit=limit, min_seq=min_seq))
+        return self._get(CustomerPage, paths.CUSTOMERS, after=after, limit=limit, min_seq=min_seq)
 
     def balances(
         self,
@@ -212,12 +257,12 @@ class OperatorLedger:
         min_seq: int | None = None,
     ) -> LedgerBalances:
         """Return what *customer* has, now, or after the entry *at_seq*, or at the time *at_ms*."""
-        query = {"account": account, "at_seq": at_seq, "at_ms": at_ms, "min_seq": min_seq}
-        return self._drive(self._core.balances(customer, **query))
+        path = path_of(paths.CUSTOMER_BALANCES, customer=customer)
+        return self._get(LedgerBalances, path, account=account, at_seq=at_seq, at_ms=at_ms, min_seq=min_seq)
 
     def hold(self, hold: str, *, min_seq: int | None = None) -> Hold:
         """Return one hold by its id, open or closed."""
-        return self._drive(self._core.hold(hold, min_seq=min_seq))
+        return (self._get(HoldRead, path_of(paths.HOLD, hold=hold), min_seq=min_seq)).hold
 
     def holds(
         self,
@@ -231,14 +276,14 @@ class OperatorLedger:
     ) -> HoldPage:
         """Return a page of the holds of *customer*: ``open``, ``closed``, or both."""
         query = {"state": state, "after": after, "limit": limit, "older_than_ms": older_than_ms, "min_seq": min_seq}
-        return self._drive(self._core.holds(customer, **query))
+        return self._get(HoldPage, path_of(paths.CUSTOMER_HOLDS, customer=customer), **query)
 
     def old_holds(
         self, older_than_ms: int, after: str | None = None, limit: int | None = None, *, min_seq: int | None = None
     ) -> HoldPage:
         """Return a page of everybody's open holds that are at least so old, the oldest first."""
         query = {"older_than_ms": older_than_ms, "after": after, "limit": limit, "min_seq": min_seq}
-        return self._drive(self._core.old_holds(**query))
+        return self._get(HoldPage, paths.HOLDS, **query)
 
     def statement(
         self,
@@ -250,30 +295,30 @@ class OperatorLedger:
         min_seq: int | None = None,
     ) -> Statement:
         """Return a page of the entries about *customer* (and *coin*), with the balances before and after it."""
-        query = {"coin": coin, "after_seq": after_seq, "limit": limit, "min_seq": min_seq}
-        return self._drive(self._core.statement(customer, **query))
+        path = path_of(paths.CUSTOMER_ENTRIES, customer=customer)
+        return self._get(Statement, path, coin=coin, after_seq=after_seq, limit=limit, min_seq=min_seq)
 
     def entry(self, seq: int, *, min_seq: int | None = None) -> Entry:
         """Return the entry *seq*."""
-        return self._drive(self._core.entry(seq, min_seq=min_seq))
+        return (self._get(EntryRead, path_of(paths.ENTRY, seq=seq), min_seq=min_seq)).entry
 
     def reversal_of(self, seq: int, *, min_seq: int | None = None) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
-        return self._drive(self._core.reversal_of(seq, min_seq=min_seq))
+        return (self._get(EntryRead, path_of(paths.ENTRY, seq=seq), min_seq=min_seq)).reversed_by
 
     def entries(self, after_seq: int = 0, limit: int | None = None, *, min_seq: int | None = None) -> EntryPage:
         """Return a page of the journal, in order and without gaps."""
-        return self._drive(self._core.entries(after_seq=after_seq, limit=limit, min_seq=min_seq))
+        return self._get(EntryPage, paths.ENTRIES, after_seq=after_seq, limit=limit, min_seq=min_seq)
 
     def trial_balance(self, *, min_seq: int | None = None) -> TrialBalance:
         """Return what all customers and each house account have of each coin."""
-        return self._drive(self._core.trial_balance(min_seq=min_seq))
+        return self._get(TrialBalance, paths.TRIAL_BALANCE, min_seq=min_seq)
 
     # --- access keys --------------------------------------------------------------------------------
 
     def keys(self, customer: str | None = None, after: str | None = None, limit: int | None = None) -> KeyPage:
         """Return a page of the access keys, of *customer* or of all, revoked ones too; never a secret."""
-        return self._drive(self._core.keys(customer=customer, after=after, limit=limit))
+        return self._get(KeyPage, paths.ACCESS_KEYS, customer=customer, after=after, limit=limit)
 
     def create_key(
         self,
@@ -304,7 +349,14 @@ class OperatorLedger:
             UnknownCustomer: *customer* is not registered.
             InvalidRequest: One of the arguments is not as above; ``field`` in its details names it.
         """
-        return self._drive(self._core.create_key(customer, permissions, label, addresses, expires_ms, key))
+        body = {
+            "customer": customer,
+            "permissions": texts_of(permissions, "permissions"),
+            "label": label,
+            "addresses": texts_of(addresses, "addresses"),
+            "expires_ms": expires_ms,
+        }
+        return self._ask(MadeKey, "POST", paths.ACCESS_KEYS, body=body, key=key)
 
     def rotate_key(self, accesskey: str, *, key: str) -> MadeKey:
         """
@@ -316,7 +368,8 @@ class OperatorLedger:
             NotFound: There is no such access key.
             InvalidRequest: It is revoked already; nothing is made.
         """
-        return self._drive(self._core.rotate_key(accesskey, key))
+        path = path_of(paths.ACCESS_KEY_ROTATION, accesskey=accesskey)
+        return self._ask(MadeKey, "POST", path, body={}, key=key)
 
     def revoke_key(self, accesskey: str) -> AccessKey:
         """
@@ -325,17 +378,18 @@ class OperatorLedger:
         Raises:
             NotFound: There is no such access key.
         """
-        return self._drive(self._core.revoke_key(accesskey))
+        return self._ask(AccessKey, "DELETE", path_of(paths.ACCESS_KEY, accesskey=accesskey))
 
     # --- operator tokens ----------------------------------------------------------------------------
 
     def tokens(self, after: str | None = None, limit: int | None = None) -> TokenPage:
         """Return a page of the operator tokens, revoked ones too."""
-        return self._drive(self._core.tokens(after=after, limit=limit))
+        return self._get(TokenPage, paths.TOKENS, after=after, limit=limit)
 
     def create_token(self, scopes: Sequence[str], label: str = "", *, key: str) -> MadeToken:
         """Make an operator token with *scopes*. A repeat under the same *key* says all of it but the token."""
-        return self._drive(self._core.create_token(scopes, label, key))
+        body = {"scopes": texts_of(scopes, "scopes"), "label": label}
+        return self._ask(MadeToken, "POST", paths.TOKENS, body=body, key=key)
 
     def revoke_token(self, token_id: str) -> OperatorToken:
         """
@@ -345,7 +399,7 @@ class OperatorLedger:
             NotFound: There is no such token.
             LastAdminToken: No other token in use has the scope ``admin``.
         """
-        return self._drive(self._core.revoke_token(token_id))
+        return self._ask(OperatorToken, "DELETE", path_of(paths.TOKEN, token_id=token_id))
 
     # --- the service --------------------------------------------------------------------------------
 
@@ -357,15 +411,15 @@ class OperatorLedger:
             Unavailable: It takes none now.
             TransportError: No answer came.
         """
-        return self._drive(self._core.ready())
+        return self._ask(Ready, "GET", paths.READYZ, attempts=1)
 
     def start_audit(self) -> Audit:
         """Begin an audit of the whole ledger; where one is running, return that one."""
-        return self._drive(self._core.start_audit())
+        return self._ask(Audit, "POST", paths.AUDITS)
 
     def audit(self, audit: str) -> Audit:
         """Return how far an audit is, or what it found; the last 20 since the start of the service are kept."""
-        return self._drive(self._core.audit(audit))
+        return self._get(Audit, path_of(paths.AUDIT, audit=audit))
 
     def make_backup(self, file: str | None = None) -> Backup:
         """
@@ -384,7 +438,7 @@ class OperatorLedger:
             StoreBusy: Another backup is being made.
             StoreUnavailable: It could not be written.
         """
-        return self._drive(self._core.make_backup(file))
+        return self._ask(Backup, "POST", paths.BACKUPS, body={"file": file}, attempts=1)
 
     def backup(self, file: str) -> Backup:
         """
@@ -394,36 +448,7 @@ class OperatorLedger:
             NotFound: There is none of this name.
             StoreUnavailable: It could not be written.
         """
-        return self._drive(self._core.backup(file))
-
-    # --- any path -----------------------------------------------------------------------------------
-
-    def call(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        key: str | None = None,
-        params: Params | None = None,
-    ) -> Reply:
-        """
-        Make a call that has no method of its own.
-
-        Args:
-            method: ``"GET"``, ``"POST"`` or ``"DELETE"``.
-            path: Begins with ``/``, percent-encoded.
-            body: Sent as JSON; amounts in it are decimal text.
-            key: The idempotency key of a write.
-            params: The query; what is None is left out.
-
-        Returns:
-            The HTTP status, the headers, and the JSON document as a dict. ``replayed`` marks the repeat of an earlier
-            answer.
-
-        Raises:
-            ValueError: *path* does not begin with one ``/``, or has a query or a fragment. Else as :meth:`do`.
-        """
-        return self._drive(self._core.call(method, path, body, key, params))
+        return self._get(Backup, path_of(paths.BACKUP, file=file))
 
     # --- the feed -----------------------------------------------------------------------------------
 
@@ -442,20 +467,11 @@ class OperatorLedger:
         problem: TransportError | Unavailable
         while True:
             try:
-                body = b""
-                refused: Started | None = None
                 with closing(stream(self._http, feed.request())) as pieces:
                     for piece in pieces:
-                        if isinstance(piece, Started):
-                            refused = None if piece.status == 200 else piece
-                        elif refused is not None:
-                            body += piece
-                        else:
-                            for entry in feed.take(piece):
-                                yield entry
-                if refused is not None:
-                    feed.check(refused.status, refused.headers, body)
-                problem = TransportError("the feed ended")
+                        for entry in feed.take(piece):
+                            yield entry
+                problem = feed.ended()
             except (TransportError, Unavailable) as error:
                 problem = error
-            time.sleep(feed.failed(problem))
+            time.sleep(feed.pause_s(problem))

@@ -215,14 +215,21 @@ def _json(name: str, content: Any) -> Any:
     return content
 
 
-def batch_body(operations: Any, chains: Any, atomic: bool) -> Mapping[str, Any]:
-    """Return the body of a batch of *operations*; *chains* has one text or None for each, or is None."""
-    said = []
-    for number, operation in enumerate(operations):
-        body = {"op": operation.op, "key": operation.key, **operation.body()}
-        if chains is not None and chains[number] is not None:
-            body["chain"] = chains[number]
-        said.append(body)
+def batch_body(operations: Sequence[Operation], chains: Sequence[str | None] | None, atomic: bool) -> Mapping[str, Any]:
+    """
+    Return the body of a batch of *operations*.
+
+    Raises:
+        ValueError: *chains* does not have one text or None for each operation.
+    """
+    if chains is None:
+        chains = [None] * len(operations)
+    if len(chains) != len(operations):
+        raise ValueError(f"{len(chains)} chains are given for {len(operations)} operations")
+    said = [
+        {"op": operation.op, "key": operation.key, **operation.body(), **({} if chain is None else {"chain": chain})}
+        for operation, chain in zip(operations, chains, strict=True)
+    ]
     return {"operations": said, "atomic": atomic}
 
 
