@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from spotledger.cli import show
-from spotledger.cli.connection import CommandLedger, Where
+from spotledger.cli.connection import CommandLedger
 from spotledger.cli.options import (
     account_option,
     all_pages,
@@ -18,6 +17,7 @@ from spotledger.cli.options import (
     own_key_option,
     time_ms,
 )
+from spotledger.cli.output import Output
 
 
 @click.group()
@@ -30,24 +30,20 @@ def coin() -> None:
 @click.option("--scale", type=int, required=True, metavar="0-18", help="Decimal places: 10**scale units are one coin.")
 @own_key_option
 @ledger_command(may_make=True)
-async def coin_add(ledger: CommandLedger, where: Where, coin: str, scale: int, key: str | None) -> None:
+async def coin_add(ledger: CommandLedger, out: Output, coin: str, scale: int, key: str | None) -> None:
     """List COIN. A listing never changes; the same command again changes nothing."""
     written = await ledger.list_coin(coin, scale, key=key or natural_key("coin-add", coin))
-    if where.as_json:
-        show.json_document(ledger.document)
-    else:
-        show.line(f"coin {coin} is listed with {scale} decimals (entry {written.seq})")
+    out.document(ledger.document)
+    out.line(f"coin {coin} is listed with {scale} decimals (entry {written.seq})")
 
 
 @coin.command("list")
 @ledger_command()
-async def coin_list(ledger: CommandLedger, where: Where) -> None:
+async def coin_list(ledger: CommandLedger, out: Output) -> None:
     """Show the listed coins."""
     found = await ledger.coins()
-    if where.as_json:
-        show.json_document(ledger.document)
-    else:
-        show.table(("coin", "scale"), ((listed.coin, listed.scale) for listed in found.coins.values()))
+    out.document(ledger.document)
+    out.table(("coin", "scale"), ((listed.coin, listed.scale) for listed in found.coins.values()))
 
 
 @click.group()
@@ -59,24 +55,20 @@ def customer() -> None:
 @click.argument("customer")
 @own_key_option
 @ledger_command(may_make=True)
-async def customer_add(ledger: CommandLedger, where: Where, customer: str, key: str | None) -> None:
+async def customer_add(ledger: CommandLedger, out: Output, customer: str, key: str | None) -> None:
     """Register CUSTOMER, who then has a wallet, a spot and a fiat account. The same again changes nothing."""
     written = await ledger.register_customer(customer, key=key or natural_key("customer-add", customer))
-    if where.as_json:
-        show.json_document(ledger.document)
-    else:
-        show.line(f"customer {customer} is registered (entry {written.seq})")
+    out.document(ledger.document)
+    out.line(f"customer {customer} is registered (entry {written.seq})")
 
 
 @customer.command("list")
 @ledger_command()
-async def customer_list(ledger: CommandLedger, where: Where) -> None:
+async def customer_list(ledger: CommandLedger, out: Output) -> None:
     """Show the registered customers."""
     names = await all_pages(ledger, "customers", ledger.customers)
-    if where.as_json:
-        show.json_document(ledger.document)
-    else:
-        show.table(("customer",), ((name,) for name in names))
+    out.document(ledger.document)
+    out.table(("customer",), ((name,) for name in names))
 
 
 @click.command()
@@ -90,7 +82,7 @@ async def customer_list(ledger: CommandLedger, where: Where) -> None:
 @ledger_command()
 async def balances(
     ledger: CommandLedger,
-    where: Where,
+    out: Output,
     customer: str,
     account: str,
     with_empty: bool,
@@ -100,14 +92,12 @@ async def balances(
     """Show what CUSTOMER has, now or at any moment of the past: available, freeze, and their total."""
     is_house = customer.startswith("@")
     found = await ledger.balances(customer, None if is_house else account, at_seq=at_seq, at_ms=time_ms(at, "--at"))
-    if where.as_json:
-        show.json_document(ledger.document)
-        return
+    out.document(ledger.document)
     title = f"{customer}, {'house' if is_house else account}, as of entry {found.seq}"
     rows = ((coin, both.available, both.freeze) for coin, both in found.balances.items())
-    show.balances_table(rows, with_empty=with_empty, title=title)
+    out.balances(rows, with_empty=with_empty, title=title)
     for coin, amount in found.owes.items():
-        show.line(f"owes {amount:f} {coin}; later deposits repay it first")
+        out.line(f"owes {amount:f} {coin}; later deposits repay it first")
 
 
 @click.command()
@@ -116,7 +106,7 @@ async def balances(
 @click.option("--older-than", metavar="AGE", help="Only those that are at least so old: 45s, 30m, 12h, 7d, 2w.")
 @ledger_command()
 async def holds(
-    ledger: CommandLedger, where: Where, customer: str | None, state: str | None, older_than: str | None
+    ledger: CommandLedger, out: Output, customer: str | None, state: str | None, older_than: str | None
 ) -> None:
     """Show why something of CUSTOMER's is frozen; without CUSTOMER, everybody's open holds, the oldest first."""
     older_than_ms = 0 if older_than is None else duration_ms(older_than, "--older-than")
@@ -127,14 +117,12 @@ async def holds(
     else:
         read = partial(ledger.holds, customer, state, older_than_ms=older_than_ms)
     found = await all_pages(ledger, "holds", read)
-    if where.as_json:
-        show.json_document(ledger.document)
-        return
+    out.document(ledger.document)
     columns = ["hold", "state", "account", "coin", "amount", "remaining", "reference", "key"]
     if customer is None:
         columns.insert(0, "customer")
     rows = ([*(getattr(hold, name) for name in columns), age_text(hold.age_ms)] for hold in found)
-    show.table((*columns, "age"), rows)
+    out.table((*columns, "age"), rows)
 
 
 def age_text(age_ms: int) -> str:

@@ -18,10 +18,11 @@ import click
 import httpx2
 
 from spotledger import paths
-from spotledger.cli import demo_story, show
+from spotledger.cli import demo_story
 from spotledger.cli.connection import CommandLedger, near_ledger
 from spotledger.cli.keys import read_balance, sides_of
 from spotledger.cli.options import config_option, exit_on_error, setting_options
+from spotledger.cli.output import Output
 from spotledger.cli.service import log_to_stderr
 from spotledger.client.operator.messages import path_of
 from spotledger.client.trader.signed import SignedRequestAPI
@@ -67,7 +68,7 @@ def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> Non
         _show_answer(answer)
         _show_next(listening, folder, key)
         if not once:
-            show.line("\nServing. Ctrl-C stops it; the next start finds everything again.")
+            click.echo("\nServing. Ctrl-C stops it; the next start finds everything again.")
         return not once
 
     serve(settings, os.environ, perform)
@@ -104,20 +105,22 @@ def _read_demo_key(file: Path) -> DemoKey | None:
 
 
 def _show_start(listening: Listening, folder: Path, new: int) -> None:
-    show.line(f"The service runs, on the ledger in {folder}.")
-    show.line(f"  traders    {listening.public_url}")
-    show.line(f"  operators  {listening.operator_url}   token: {folder / TOKEN_FILE}")
+    click.echo(f"The service runs, on the ledger in {folder}.")
+    click.echo(f"  traders    {listening.public_url}")
+    click.echo(f"  operators  {listening.operator_url}   token: {folder / TOKEN_FILE}")
     if new:
-        show.line(f"\nBooked {new} operations: coins, customers, deposits, freezes, unfreezes, withdrawals, transfers.")
+        click.echo(
+            f"\nBooked {new} operations: coins, customers, deposits, freezes, unfreezes, withdrawals, transfers."
+        )
     else:
-        show.line("\nThe operations of an earlier start are all there; none was booked again.")
+        click.echo("\nThe operations of an earlier start are all there; none was booked again.")
 
 
 def _show_answer(answer: dict[str, Any]) -> None:
-    show.line(f"\nA signed getBalance of {demo_story.CUSTOMER}, made with spotledger.client:\n")
-    show.balances_table(sides_of(answer), with_empty=True)
-    show.line("\nThe same answer as it came:\n")
-    show.line(json.dumps(answer, ensure_ascii=False))
+    click.echo(f"\nA signed getBalance of {demo_story.CUSTOMER}, made with spotledger.client:\n")
+    Output().balances(sides_of(answer), with_empty=True)
+    click.echo("\nThe same answer as it came:\n")
+    click.echo(json.dumps(answer, ensure_ascii=False))
 
 
 def curl_line(public_url: str, key: DemoKey) -> str:
@@ -134,9 +137,9 @@ def _show_next(listening: Listening, folder: Path, key: DemoKey) -> None:
     token = f'"Authorization: Bearer $(cat {shlex.quote(str(folder / TOKEN_FILE))})"'
     program = "spotledger" if shutil.which("spotledger") else shlex.quote(sys.argv[0])
     data = shlex.quote(str(folder))
-    show.line("\nThe same call by curl and openssl; paste it:\n")
-    show.line(curl_line(listening.public_url, key))
-    show.line(
+    click.echo("\nThe same call by curl and openssl; paste it:\n")
+    click.echo(curl_line(listening.public_url, key))
+    click.echo(
         f"""
 In Python:
 

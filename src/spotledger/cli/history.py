@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from itertools import chain
 from typing import Final
 
 import click
 
-from spotledger.cli import show
-from spotledger.cli.connection import CommandLedger, Where
+from spotledger.cli.connection import CommandLedger
 from spotledger.cli.options import ledger_command
+from spotledger.cli.output import EXACT, Output
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import BalanceAfter, Entry, Posting, Statement
 from spotledger.client.operator.messages import Json
@@ -34,19 +35,19 @@ _HOUSE: Final = ("@external", "@fees", "@dust", "@receivable")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="So many entries at the most.")
 @ledger_command()
 async def history(
-    ledger: CommandLedger, where: Where, customer: str, coin: str | None, after_seq: int, limit: int | None
+    ledger: CommandLedger, out: Output, customer: str, coin: str | None, after_seq: int, limit: int | None
 ) -> None:
     """Show the entries about CUSTOMER as a statement, with the balances before and after them."""
     statement = await _statement(ledger, customer, coin, after_seq, limit)
-    if where.as_json:
-        show.json_document(ledger.document)
-        return
+    out.document(ledger.document)
     columns = ("entry", "booked", "what", "account", "coin", "± available", "± freeze", "available", "freeze", "for")
-    rows: list[tuple[object, ...]] = [_balance_row("opening", after) for after in statement.opening]
-    for entry in statement.entries:
-        rows += _entry_rows(entry, (customer, f"@receivable:{customer}"), coin)
-    rows += [_balance_row("closing", after) for after in statement.closing]
-    show.table(columns, rows, title=f"{customer}, as of entry {statement.seq}")
+    owners = (customer, f"@receivable:{customer}")
+    rows = chain(
+        (_balance_row("opening", after) for after in statement.opening),
+        *(_entry_rows(entry, owners, coin) for entry in statement.entries),
+        (_balance_row("closing", after) for after in statement.closing),
+    )
+    out.table(columns, rows, title=f"{customer}, as of entry {statement.seq}")
 
 
 async def _statement(
@@ -92,7 +93,7 @@ def _entry_rows(entry: Entry, owners: tuple[str, str], coin: str | None) -> Iter
         if line.customer in owners and coin in (None, line.coin):
             place = (_account(line), line.coin)
             sides = moved.setdefault(place, {})
-            sides[line.side] = show.EXACT.add(sides.get(line.side, Decimal()), line.amount)
+            sides[line.side] = EXACT.add(sides.get(line.side, Decimal()), line.amount)
             after.setdefault(place, {})[line.side] = line.after
     why = entry.request.get("reference") or entry.request.get("reason") or ""
     for place, sides in moved.items():
@@ -112,12 +113,12 @@ def time_text(time_ms: int) -> str:
 )
 @click.option("--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @ledger_command()
-async def feed(ledger: CommandLedger, where: Where, after_seq: int, follow: bool) -> None:
+async def feed(ledger: CommandLedger, out: Output, after_seq: int, follow: bool) -> None:
     """Show the journal, entry by entry; with --json one JSON object a line."""
     while True:
         page = await ledger.entries(after_seq)
         for entry, document in zip(page.entries, ledger.document["entries"], strict=True):
-            show.line(json.dumps(document, ensure_ascii=False) if where.as_json else _feed_line(entry))
+            click.echo(json.dumps(document, ensure_ascii=False) if out.as_json else _feed_line(entry))
         after_seq = page.next_after_seq
         if not page.entries:
             if not follow:
@@ -135,24 +136,22 @@ def _feed_line(entry: Entry) -> str:
 
 @click.command("trial-balance")
 @ledger_command()
-async def trial_balance(ledger: CommandLedger, where: Where) -> None:
+async def trial_balance(ledger: CommandLedger, out: Output) -> None:
     """Show what all customers and each house account have of each coin; every total is zero."""
     found = await ledger.trial_balance()
-    if where.as_json:
-        show.json_document(ledger.document)
-    else:
-        columns = ("coin", "customers available", "customers freeze", *_HOUSE, "total")
-        rows = (
-            (
-                coin,
-                sums.customers.available,
-                sums.customers.freeze,
-                *(sums.house.get(owner) for owner in _HOUSE),
-                sums.total,
-            )
-            for coin, sums in found.coins.items()
+    out.document(ledger.document)
+    columns = ("coin", "customers available", "customers freeze", *_HOUSE, "total")
+    rows = (
+        (
+            coin,
+            sums.customers.available,
+            sums.customers.freeze,
+            *(sums.house.get(owner) for owner in _HOUSE),
+            sums.total,
         )
-        state = "balanced" if found.balanced else "NOT BALANCED"
-        show.table(columns, rows, title=f"as of entry {found.seq}: {state}")
+        for coin, sums in found.coins.items()
+    )
+    state = "balanced" if found.balanced else "NOT BALANCED"
+    out.table(columns, rows, title=f"as of entry {found.seq}: {state}")
     if not found.balanced:
         raise click.exceptions.Exit(1)

@@ -11,8 +11,7 @@ from typing import Any, Final
 
 import click
 
-from spotledger.cli import show
-from spotledger.cli.connection import CommandLedger, Where
+from spotledger.cli.connection import CommandLedger
 from spotledger.cli.history import time_text
 from spotledger.cli.options import (
     ACCOUNTS,
@@ -24,6 +23,7 @@ from spotledger.cli.options import (
     own_key,
     own_key_option,
 )
+from spotledger.cli.output import Output
 from spotledger.client.operator.key_answers import AccessKey, MadeKey, OperatorToken
 from spotledger.client.trader.signed import SignedRequestAPI
 from spotledger.errors import (
@@ -53,16 +53,14 @@ def key() -> None:
     """Make, see and revoke the access keys of customers."""
 
 
-def _show_key(ledger: CommandLedger, where: Where, made: MadeKey) -> None:
-    if where.as_json:
-        show.json_document(ledger.document)
-        return
-    show.line(f"accesskey  {made.accesskey}")
-    show.line(f"secretkey  {made.secretkey or 'was shown when this key was made, and is not kept'}")
-    show.line(f"customer   {made.customer}")
-    show.line(f"may        {', '.join(made.permissions)}")
+def _show_key(ledger: CommandLedger, out: Output, made: MadeKey) -> None:
+    out.document(ledger.document)
+    out.line(f"accesskey  {made.accesskey}")
+    out.line(f"secretkey  {made.secretkey or 'was shown when this key was made, and is not kept'}")
+    out.line(f"customer   {made.customer}")
+    out.line(f"may        {', '.join(made.permissions)}")
     if made.secretkey:
-        show.line("Keep the secret now: it is not shown again.")
+        out.line("Keep the secret now: it is not shown again.")
 
 
 @key.command("create")
@@ -73,21 +71,19 @@ def _show_key(ledger: CommandLedger, where: Where, made: MadeKey) -> None:
 @click.option("--expires", metavar="TIME", help="It works so long: 45s, 30m, 12h, 90d, 2w.")
 @own_key_option
 @ledger_command()
-async def key_create(ledger: CommandLedger, where: Where, key: str | None, expires: str | None, **given: Any) -> None:
+async def key_create(ledger: CommandLedger, out: Output, key: str | None, expires: str | None, **given: Any) -> None:
     """Make an access key. Its secret is shown this once."""
     made = await ledger.create_key(**given, expires_ms=expiry_ms(expires), key=own_key(key, "key-create"))
-    _show_key(ledger, where, made)
+    _show_key(ledger, out, made)
 
 
 @key.command("list")
 @click.option("--customer", help="Only this customer's.")
 @ledger_command()
-async def key_list(ledger: CommandLedger, where: Where, customer: str | None) -> None:
+async def key_list(ledger: CommandLedger, out: Output, customer: str | None) -> None:
     """Show access keys; their secrets are kept nowhere that could be shown."""
     keys: list[AccessKey] = await all_pages(ledger, "keys", partial(ledger.keys, customer))
-    if where.as_json:
-        show.json_document(ledger.document)
-        return
+    out.document(ledger.document)
     rows = (
         (
             found.accesskey,
@@ -99,7 +95,7 @@ async def key_list(ledger: CommandLedger, where: Where, customer: str | None) ->
         )
         for found in keys
     )
-    show.table(("accesskey", "customer", "may", "state", "from", "label"), rows)
+    out.table(("accesskey", "customer", "may", "state", "from", "label"), rows)
 
 
 def _state(found: AccessKey | OperatorToken) -> str:
@@ -109,22 +105,20 @@ def _state(found: AccessKey | OperatorToken) -> str:
 @key.command("revoke")
 @click.argument("accesskey")
 @ledger_command()
-async def key_revoke(ledger: CommandLedger, where: Where, accesskey: str) -> None:
+async def key_revoke(ledger: CommandLedger, out: Output, accesskey: str) -> None:
     """Make ACCESSKEY stop working, at once and for ever."""
     revoked = await ledger.revoke_key(accesskey)
-    if where.as_json:
-        show.json_document(ledger.document)
-    else:
-        show.line(f"{accesskey} of {revoked.customer} is revoked")
+    out.document(ledger.document)
+    out.line(f"{accesskey} of {revoked.customer} is revoked")
 
 
 @key.command("rotate")
 @click.argument("accesskey")
 @own_key_option
 @ledger_command()
-async def key_rotate(ledger: CommandLedger, where: Where, accesskey: str, key: str | None) -> None:
+async def key_rotate(ledger: CommandLedger, out: Output, accesskey: str, key: str | None) -> None:
     """Revoke ACCESSKEY and make another like it. Its secret is shown this once."""
-    _show_key(ledger, where, await ledger.rotate_key(accesskey, key=own_key(key, "key-rotate")))
+    _show_key(ledger, out, await ledger.rotate_key(accesskey, key=own_key(key, "key-rotate")))
 
 
 @click.group()
@@ -138,7 +132,7 @@ def token() -> None:
 @click.option("--write", "file", metavar="FILE", help="Write it to this new file, mode 0600, and do not show it.")
 @own_key_option
 @ledger_command(may_make=True)
-async def token_create(ledger: CommandLedger, where: Where, key: str | None, file: str | None, **given: Any) -> None:
+async def token_create(ledger: CommandLedger, out: Output, key: str | None, file: str | None, **given: Any) -> None:
     """Make an operator token. It is shown this once."""
     if file is not None and (Path(file).exists() or not Path(file).parent.is_dir()):
         found = "is there already, and is left as it is" if Path(file).exists() else "is in no folder that is there"
@@ -152,22 +146,18 @@ async def token_create(ledger: CommandLedger, where: Where, key: str | None, fil
             )
         write_secret_file(Path(file), made.token)
         document, shown = {**document, "token": None, "file": file}, f"is in {file}"
-    if where.as_json:
-        show.json_document(document)
-    else:
-        show.line(f"token_id  {made.token_id}")
-        show.line(f"token     {shown}")
-        show.line(f"scopes    {', '.join(made.scopes)}")
+    out.document(document)
+    out.line(f"token_id  {made.token_id}")
+    out.line(f"token     {shown}")
+    out.line(f"scopes    {', '.join(made.scopes)}")
 
 
 @token.command("list")
 @ledger_command()
-async def token_list(ledger: CommandLedger, where: Where) -> None:
+async def token_list(ledger: CommandLedger, out: Output) -> None:
     """Show operator tokens; the fingerprint is the beginning of a token's SHA-256."""
     tokens: list[OperatorToken] = await all_pages(ledger, "tokens", ledger.tokens)
-    if where.as_json:
-        show.json_document(ledger.document)
-        return
+    out.document(ledger.document)
     rows = (
         (
             found.token_id,
@@ -179,19 +169,17 @@ async def token_list(ledger: CommandLedger, where: Where) -> None:
         )
         for found in tokens
     )
-    show.table(("token_id", "fingerprint", "scopes", "state", "made", "label"), rows)
+    out.table(("token_id", "fingerprint", "scopes", "state", "made", "label"), rows)
 
 
 @token.command("revoke")
 @click.argument("token_id")
 @ledger_command()
-async def token_revoke(ledger: CommandLedger, where: Where, token_id: str) -> None:
+async def token_revoke(ledger: CommandLedger, out: Output, token_id: str) -> None:
     """Make the token TOKEN_ID stop working, at once and for ever."""
     await ledger.revoke_token(token_id)
-    if where.as_json:
-        show.json_document(ledger.document)
-    else:
-        show.line(f"token {token_id} is revoked")
+    out.document(ledger.document)
+    out.line(f"token {token_id} is revoked")
 
 
 @click.command("get-balance")
@@ -203,7 +191,7 @@ async def token_revoke(ledger: CommandLedger, where: Where, token_id: str) -> No
 @json_option
 @exit_on_error
 def get_balance(
-    accesskey: str, secret_file: str | None, url: str | None, account: str, with_empty: bool, as_json: bool
+    accesskey: str, secret_file: str | None, url: str | None, account: str, with_empty: bool, out: Output
 ) -> None:
     """Read balances as a trader does: with a signed request to the public listener."""
     try:
@@ -212,10 +200,8 @@ def get_balance(
         raise SettingInvalid(f"The request cannot be signed: {problem}.") from None
     with api:
         answer = read_balance(api, account)
-    if as_json:
-        show.json_document(answer)
-    else:
-        show.balances_table(sides_of(answer), with_empty=with_empty)
+    out.document(answer)
+    out.balances(sides_of(answer), with_empty=with_empty)
 
 
 def sides_of(answer: dict[str, Any]) -> Iterator[tuple[str, Decimal, Decimal]]:

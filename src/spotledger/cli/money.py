@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from spotledger.cli import show
-from spotledger.cli.connection import CommandLedger, Where
+from spotledger.cli.connection import CommandLedger
 from spotledger.cli.options import (
     ACCOUNTS,
     account_option,
@@ -17,21 +16,20 @@ from spotledger.cli.options import (
     ledger_command,
     reference_option,
 )
+from spotledger.cli.output import Output
 from spotledger.client.operator.operations import Deposit, Freeze, Operation, Transfer, Unfreeze, Withdraw
 
 
-async def write(ledger: CommandLedger, where: Where, operation: Operation) -> None:
+async def write(ledger: CommandLedger, out: Output, operation: Operation) -> None:
     """Do *operation*, and show its entry and the balances after it."""
     written = await ledger.do(operation)
-    if where.as_json:
-        show.json_document({**ledger.document, "replayed": written.replayed})
-        return
+    out.document({**ledger.document, "replayed": written.replayed})
     again = ", done before under this key" if written.replayed else ""
     hold = "" if written.hold is None else f", hold {written.hold}"
-    show.line(f"entry {written.seq}: {written.entry.kind}{hold}{again}")
+    out.line(f"entry {written.seq}: {written.entry.kind}{hold}{again}")
     columns = ("customer", "account", "coin", "available", "freeze")
     rows = [[getattr(after, name) for name in columns] for after in written.balances if after.account != "house"]
-    show.table(columns, rows)
+    out.table(columns, rows)
 
 
 @click.command()
@@ -42,9 +40,9 @@ async def write(ledger: CommandLedger, where: Where, operation: Operation) -> No
 @account_option
 @reference_option
 @ledger_command()
-async def deposit(ledger: CommandLedger, where: Where, **given: Any) -> None:
+async def deposit(ledger: CommandLedger, out: Output, **given: Any) -> None:
     """Book what came in from outside: AMOUNT of COIN for CUSTOMER."""
-    await write(ledger, where, Deposit(**given))
+    await write(ledger, out, Deposit(**given))
 
 
 @click.command()
@@ -56,9 +54,9 @@ async def deposit(ledger: CommandLedger, where: Where, **given: Any) -> None:
 @reference_option
 @click.option("--expires", metavar="TIME", help="Free it by itself after so long: 45s, 30m, 12h, 90d, 2w.")
 @ledger_command()
-async def freeze(ledger: CommandLedger, where: Where, expires: str | None, **given: Any) -> None:
+async def freeze(ledger: CommandLedger, out: Output, expires: str | None, **given: Any) -> None:
     """Freeze AMOUNT of COIN that CUSTOMER has available, and open a hold for it."""
-    await write(ledger, where, Freeze(**given, expires_ms=expiry_ms(expires)))
+    await write(ledger, out, Freeze(**given, expires_ms=expiry_ms(expires)))
 
 
 @click.command()
@@ -66,9 +64,9 @@ async def freeze(ledger: CommandLedger, where: Where, expires: str | None, **giv
 @click.argument("amount", required=False)
 @key_option
 @ledger_command()
-async def unfreeze(ledger: CommandLedger, where: Where, hold: str, amount: str | None, key: str) -> None:
+async def unfreeze(ledger: CommandLedger, out: Output, hold: str, amount: str | None, key: str) -> None:
     """Free AMOUNT of HOLD, or all that remains of it. HOLD is its id, or key:K for the one that the key K opened."""
-    await write(ledger, where, Unfreeze(key, hold_name(hold), amount))
+    await write(ledger, out, Unfreeze(key, hold_name(hold), amount))
 
 
 @click.command()
@@ -78,14 +76,14 @@ async def unfreeze(ledger: CommandLedger, where: Where, hold: str, amount: str |
 @click.option("--account", type=click.Choice(ACCOUNTS), help="The customer's account; spot where none is given.")
 @reference_option
 @ledger_command()
-async def withdraw(ledger: CommandLedger, where: Where, what: tuple[str, ...], hold: str | None, **more: Any) -> None:
+async def withdraw(ledger: CommandLedger, out: Output, what: tuple[str, ...], hold: str | None, **more: Any) -> None:
     """Book what went outside: AMOUNT of COIN from CUSTOMER, or AMOUNT out of a hold."""
     names = ("customer", "coin", "amount") if hold is None else ("amount",)
     if len(what) != len(names):
         wanted = " ".join(name.upper() for name in names)
         raise click.UsageError(f"withdraw takes {wanted} {'without' if hold is None else 'with'} --hold")
     more.update(zip(names, what, strict=True))
-    await write(ledger, where, Withdraw(hold=None if hold is None else hold_name(hold), **more))
+    await write(ledger, out, Withdraw(hold=None if hold is None else hold_name(hold), **more))
 
 
 @click.command()
@@ -98,6 +96,6 @@ async def withdraw(ledger: CommandLedger, where: Where, what: tuple[str, ...], h
 @click.option("--to-account", type=click.Choice(ACCOUNTS), default="spot", show_default=True)
 @reference_option
 @ledger_command()
-async def transfer(ledger: CommandLedger, where: Where, **given: Any) -> None:
+async def transfer(ledger: CommandLedger, out: Output, **given: Any) -> None:
     """Move AMOUNT of COIN from FROM's available to TO's, or between two accounts of one customer."""
-    await write(ledger, where, Transfer(**given))
+    await write(ledger, out, Transfer(**given))

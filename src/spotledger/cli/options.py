@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from spotledger.cli import show
 from spotledger.cli.connection import CommandLedger, Where, connect
+from spotledger.cli.output import Output
 from spotledger.client.operator.operations import HoldKey, HoldName
 from spotledger.domain.operations import KEY_MAX_CHARACTERS
 from spotledger.errors import LedgerCorrupt, SpotledgerError
@@ -27,7 +27,13 @@ ACCOUNTS: Final = ("wallet", "spot", "fiat")
 _DURATION: Final = re.compile(r"\A([1-9][0-9]{0,5})([smhdw])\Z")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+json_option = click.option(
+    "--json",
+    "out",
+    is_flag=True,
+    callback=lambda _context, _option, as_json: Output(as_json),
+    help="Print one JSON document instead of a table.",
+)
 config_option = click.option("--config", metavar="FILE", help="A TOML file with settings.")
 key_option = click.option("--key", required=True, metavar="KEY", help="The idempotency key: names this write for ever.")
 own_key_option = click.option("--key", metavar="KEY", help="The idempotency key; one is made where none is given.")
@@ -38,17 +44,14 @@ reference_option = click.option("--reference", metavar="TEXT", help="What it is 
 
 
 def exit_on_error(function: F) -> F:
-    """Turn an error of *function* into one clear line (``--json``: the problem document) and exit code 1."""
+    """Print an error of the command *function* and exit with 1."""
 
     @functools.wraps(function)
     def ended(*args: Any, **kwargs: Any) -> Any:
-        as_json = bool(kwargs.get("as_json"))
         try:
             return function(*args, **kwargs)
-        except SpotledgerError as error:
-            show.error(show.problem_of(error), as_json=as_json)
-        except LedgerCorrupt as error:
-            show.error({"detail": f"The ledger is damaged: {error}.", "code": "ledger_corrupt"}, as_json=as_json)
+        except (SpotledgerError, LedgerCorrupt) as error:
+            (kwargs.get("out") or Output()).error(error)
         raise click.exceptions.Exit(1)
 
     return ended  # type: ignore[return-value]
@@ -87,13 +90,12 @@ def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitab
         @json_option
         @functools.wraps(function)
         @exit_on_error
-        def command(**kwargs: Any) -> None:
-            names = ("data", "database", "config", "operator_url", "token_file")
-            where = Where(**{name: kwargs.pop(name) for name in names}, as_json=kwargs.pop("as_json"))
+        def command(out: Output, **kwargs: Any) -> None:
+            where = Where(*(kwargs.pop(name) for name in Where._fields))
 
             async def run() -> None:
                 async with connect(where, may_make=may_make) as ledger:
-                    await function(ledger, where, **kwargs)
+                    await function(ledger, out, **kwargs)
 
             asyncio.run(run())
 
