@@ -1,4 +1,4 @@
-"""Clients of spotledger: the signed v1 API for traders, the operator API for the exchange's own systems."""
+"""Python clients: of the signed v1 API for traders, and of the operator API for the exchange's own systems."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ class OperatorLedger:
         attempts: int | None = None,
     ) -> Reply:
         """
-        Make any call, such as one that has no method of its own.
+        Make any call, for example one without a method of its own.
 
         Args:
             method: ``"GET"``, ``"POST"`` or ``"DELETE"``.
@@ -134,14 +134,13 @@ class OperatorLedger:
             body: Sent as JSON; amounts in it are decimal text.
             key: The idempotency key of a write.
             params: The query; what is None is left out.
-            attempts: How often it is sent at most; None for as often as the other calls.
+            attempts: How often it is sent at most; None for the ``attempts`` of the client.
 
         Returns:
-            The HTTP status, the headers, and the JSON document as a dict. ``replayed`` marks the repeat of an earlier
-            answer.
+            The HTTP status, the headers and the JSON document. ``replayed`` marks the repeat of an earlier answer.
 
         Raises:
-            ValueError: *path* does not begin with one ``/``, or has a query or a fragment. Else as :meth:`do`.
+            ValueError: *path* does not begin with one ``/``, or has a query or a fragment. Other errors as :meth:`do`.
         """
         steps = self._core.call(method, path, body, key, params, attempts)
         return drive(self._http, steps, OPERATOR_BODY_LIMIT_BYTES)
@@ -159,11 +158,11 @@ class OperatorLedger:
         Do one operation.
 
         Raises:
-            Refused: Why it was not done; in the class whose ``code`` the service named.
-            Denied: The token is not let in.
-            Unavailable: The service could not take it, however often it was asked; try again with the same key.
-            TransportError: No answer came; whether it was done is learnt by trying again with the same key.
-            ProtocolError: An answer came that is not of the documented form.
+            Refused: The service refused it; the class has the ``code`` that the service named.
+            Denied: The token is missing, revoked or lacks the scope.
+            Unavailable: The service was unavailable at every attempt; try again with the same key.
+            TransportError: No answer arrived, so the outcome is unknown; try again with the same key.
+            ProtocolError: The answer is not of the documented form.
         """
         reply = self.call("POST", operation.path, operation.body(), operation.key)
         written = decode(Written, reply.document)
@@ -178,25 +177,30 @@ class OperatorLedger:
         return self.do(RegisterCustomer(key, customer))
 
     def deposit(self, customer: str, coin: str, amount: Amount, *, key: str, **more: Any) -> Written:
-        """Book what came in from outside; takes ``account``, ``reference`` and ``happened_ms`` too."""
+        """Book a deposit from outside; also takes ``account``, ``reference`` and ``happened_ms``."""
         return self.do(Deposit(key, customer, coin, amount, **more))
 
     def freeze(self, customer: str, coin: str, amount: Amount, *, key: str, **more: Any) -> Written:
-        """Freeze what is available, and open a hold; takes ``account``, ``reference`` and ``expires_ms`` too."""
+        """Freeze *amount* and open a hold; also takes ``account``, ``reference`` and ``expires_ms``."""
         return self.do(Freeze(key, customer, coin, amount, **more))
 
     def unfreeze(self, hold: HoldName, amount: Amount | None = None, *, key: str) -> Written:
-        """Free *amount* of *hold*, or all that remains of it."""
+        """Release *amount* of *hold*, or all that remains of it."""
         return self.do(Unfreeze(key, hold, amount))
 
     def withdraw(self, amount: Amount, *, key: str, **more: Any) -> Written:
-        """Book what went outside: out of ``hold``, or of what ``customer`` has of ``coin`` available."""
+        """
+        Book a withdrawal to the outside.
+
+        Takes ``hold`` to pay from a hold, or ``customer``, ``coin`` and ``account`` to pay from available; and
+        ``reference`` and ``happened_ms``.
+        """
         return self.do(Withdraw(key, amount, **more))
 
     def transfer(
         self, from_customer: str, to_customer: str, coin: str, amount: Amount, *, key: str, **more: Any
     ) -> Written:
-        """Move what is available; takes ``from_account``, ``to_account`` and ``reference`` too."""
+        """Move available money; also takes ``from_account``, ``to_account`` and ``reference``."""
         return self.do(Transfer(key, from_customer, to_customer, coin, amount, **more))
 
     def settle(
@@ -211,11 +215,11 @@ class OperatorLedger:
         key: str,
         **more: Any,
     ) -> Written:
-        """Book one fill of a trade as one entry; takes ``reference`` and ``happened_ms`` too."""
+        """Book one fill of a trade as one entry; also takes ``reference`` and ``happened_ms``."""
         return self.do(Settle(key, base, quote, base_amount, quote_amount, buyer, seller, **more))
 
     def reverse(self, seq: int, reason: str, *, key: str) -> Written:
-        """Undo the deposit, withdrawal, transfer or settlement of the entry *seq*, once."""
+        """Reverse the deposit, withdrawal, transfer or settlement of the entry *seq*, once."""
         return self.do(Reverse(key, seq, reason))
 
     def execute(
@@ -225,12 +229,15 @@ class OperatorLedger:
         Do up to 10,000 *operations* in order as one batch; later ones see the effects of earlier ones.
 
         Args:
-            operations: What is to be done.
-            chains: One text an operation, or None: neighbours with the same one are done all or not at all.
-            atomic: Do all of them or none.
+            operations: Of any kind but ``ListCoin`` and ``RegisterCustomer``.
+            chains: One text or None per operation; neighbours with the same text happen all or not at all.
+            atomic: Whether all of them happen or none; then 1,000 at most.
 
         Returns:
-            One outcome an operation, in order. Raises like :meth:`do` where the batch as a whole was not taken.
+            One outcome per operation, in order.
+
+        Raises:
+            ValueError: *chains* and *operations* differ in length. Other errors, about the whole batch, as :meth:`do`.
         """
         reply = self.call("POST", paths.BATCHES, batch_body(operations, chains, atomic))
         return outcomes_of(reply.document, len(operations))
@@ -256,7 +263,7 @@ class OperatorLedger:
         at_ms: int | None = None,
         min_seq: int | None = None,
     ) -> LedgerBalances:
-        """Return what *customer* has, now, or after the entry *at_seq*, or at the time *at_ms*."""
+        """Return the balances of *customer*: now, after the entry *at_seq*, or at the time *at_ms*."""
         path = path_of(paths.CUSTOMER_BALANCES, customer=customer)
         return self._get(LedgerBalances, path, account=account, at_seq=at_seq, at_ms=at_ms, min_seq=min_seq)
 
@@ -274,14 +281,14 @@ class OperatorLedger:
         older_than_ms: int | None = None,
         min_seq: int | None = None,
     ) -> HoldPage:
-        """Return a page of the holds of *customer*: ``open``, ``closed``, or both."""
+        """Return a page of the holds of *customer*; *state* is ``open``, ``closed``, or None for both."""
         query = {"state": state, "after": after, "limit": limit, "older_than_ms": older_than_ms, "min_seq": min_seq}
         return self._get(HoldPage, path_of(paths.CUSTOMER_HOLDS, customer=customer), **query)
 
     def old_holds(
         self, older_than_ms: int, after: str | None = None, limit: int | None = None, *, min_seq: int | None = None
     ) -> HoldPage:
-        """Return a page of everybody's open holds that are at least so old, the oldest first."""
+        """Return a page of all customers' open holds that are at least *older_than_ms* old, the oldest first."""
         query = {"older_than_ms": older_than_ms, "after": after, "limit": limit, "min_seq": min_seq}
         return self._get(HoldPage, paths.HOLDS, **query)
 
@@ -294,7 +301,7 @@ class OperatorLedger:
         *,
         min_seq: int | None = None,
     ) -> Statement:
-        """Return a page of the entries about *customer* (and *coin*), with the balances before and after it."""
+        """Return a page of the entries about *customer* and *coin*, with the balances before and after the page."""
         path = path_of(paths.CUSTOMER_ENTRIES, customer=customer)
         return self._get(Statement, path, coin=coin, after_seq=after_seq, limit=limit, min_seq=min_seq)
 
@@ -311,13 +318,13 @@ class OperatorLedger:
         return self._get(EntryPage, paths.ENTRIES, after_seq=after_seq, limit=limit, min_seq=min_seq)
 
     def trial_balance(self, *, min_seq: int | None = None) -> TrialBalance:
-        """Return what all customers and each house account have of each coin."""
+        """Return the sums of all customers and of each house account, by coin."""
         return self._get(TrialBalance, paths.TRIAL_BALANCE, min_seq=min_seq)
 
     # --- access keys --------------------------------------------------------------------------------
 
     def keys(self, customer: str | None = None, after: str | None = None, limit: int | None = None) -> KeyPage:
-        """Return a page of the access keys, of *customer* or of all, revoked ones too; never a secret."""
+        """Return a page of the access keys of *customer*, or of all customers; revoked ones too, no secrets."""
         return self._get(KeyPage, paths.ACCESS_KEYS, customer=customer, after=after, limit=limit)
 
     def create_key(
@@ -334,20 +341,20 @@ class OperatorLedger:
         Make an access key for *customer*.
 
         Args:
-            customer: Who is registered.
-            permissions: Of ``read``, ``trade``, ``withdraw``; at least one.
-            label: At most 100 printable characters.
-            addresses: Addresses or networks (``10.1.0.0/16``) it may be used from; none for anywhere.
-            expires_ms: When it stops working, ms since 1970, later than now; None for never.
-            key: The idempotency key of this write, no access key.
+            customer: A registered customer.
+            permissions: One or more of ``read``, ``trade`` and ``withdraw``.
+            label: Up to 100 printable characters.
+            addresses: The addresses or networks (``10.1.0.0/16``) that it may be used from; empty for any.
+            expires_ms: When it stops working, in ms since 1970, in the future; None for never.
+            key: The idempotency key of this write, not an access key.
 
         Returns:
-            The access key with its secret. A repeat under the same *key* says all of it but the secret; so does a call
-            that is made again because its first answer was lost. Rotate such an access key to have one with a secret.
+            The access key with its secret. The answer to a repeat has no secret, also if the client itself sent the
+            call again because the first answer was lost. Rotate the access key then.
 
         Raises:
             UnknownCustomer: *customer* is not registered.
-            InvalidRequest: One of the arguments is not as above; ``field`` in its details names it.
+            InvalidRequest: An argument is not as above; ``field`` in the details names it.
         """
         body = {
             "customer": customer,
@@ -362,18 +369,18 @@ class OperatorLedger:
         """
         Revoke *accesskey* and make another with the same customer, permissions, label, addresses and expiry.
 
-        A repeat under the same *key* says all of it but the secret.
+        The answer to a repeat has no secret.
 
         Raises:
             NotFound: There is no such access key.
-            InvalidRequest: It is revoked already; nothing is made.
+            InvalidRequest: It is already revoked; nothing is made.
         """
         path = path_of(paths.ACCESS_KEY_ROTATION, accesskey=accesskey)
         return self._ask(MadeKey, "POST", path, body={}, key=key)
 
     def revoke_key(self, accesskey: str) -> AccessKey:
         """
-        Make *accesskey* stop working, at once and for ever; doing it again changes nothing.
+        Revoke *accesskey*, at once and for ever. Revoking it again changes nothing.
 
         Raises:
             NotFound: There is no such access key.
@@ -387,17 +394,17 @@ class OperatorLedger:
         return self._get(TokenPage, paths.TOKENS, after=after, limit=limit)
 
     def create_token(self, scopes: Sequence[str], label: str = "", *, key: str) -> MadeToken:
-        """Make an operator token with *scopes*. A repeat under the same *key* says all of it but the token."""
+        """Make an operator token with *scopes*. The answer to a repeat has no token."""
         body = {"scopes": texts_of(scopes, "scopes"), "label": label}
         return self._ask(MadeToken, "POST", paths.TOKENS, body=body, key=key)
 
     def revoke_token(self, token_id: str) -> OperatorToken:
         """
-        Make a token stop working, at once and for ever; it may be the one that this client has.
+        Revoke a token, at once and for ever. It may be the token of this client.
 
         Raises:
             NotFound: There is no such token.
-            LastAdminToken: No other token in use has the scope ``admin``.
+            LastAdminToken: It is the last token in use with the scope ``admin``.
         """
         return self._ask(OperatorToken, "DELETE", path_of(paths.TOKEN, token_id=token_id))
 
@@ -405,36 +412,37 @@ class OperatorLedger:
 
     def ready(self) -> Ready:
         """
-        Return that the service takes writes, and the head of its journal; asked once, and no token is needed.
+        Return the head of the journal if the service takes writes. Sent once; needs no token.
 
         Raises:
-            Unavailable: It takes none now.
-            TransportError: No answer came.
+            Unavailable: It does not take writes now.
+            TransportError: No answer arrived.
         """
         return self._ask(Ready, "GET", paths.READYZ, attempts=1)
 
     def start_audit(self) -> Audit:
-        """Begin an audit of the whole ledger; where one is running, return that one."""
+        """Begin an audit of the whole ledger, or return the one that is running."""
         return self._ask(Audit, "POST", paths.AUDITS)
 
     def audit(self, audit: str) -> Audit:
-        """Return how far an audit is, or what it found; the last 20 since the start of the service are kept."""
+        """Return the progress or the report of an audit; the service keeps the last 20 since its start."""
         return self._get(Audit, path_of(paths.AUDIT, audit=audit))
 
     def make_backup(self, file: str | None = None) -> Backup:
         """
         Make a backup in the folder ``backups`` of the service's data folder.
 
-        Asked for once, as no key names it: after a TransportError, ask :meth:`backup` for the name that was given.
+        Sent once, because it has no idempotency key: after a TransportError, ask :meth:`backup` for the same name.
 
         Args:
-            file: A name that is not taken; None for one after the time.
+            file: A new name; None for one with the time in it.
 
         Returns:
-            What it holds, or, after some seconds, that it is ``running``: then ask :meth:`backup` until it is ``done``.
+            What the backup contains. A large one is still ``running`` after some seconds: ask :meth:`backup` until it
+            is ``done``.
 
         Raises:
-            InvalidRequest: *file* cannot be the name of a backup, or is taken.
+            InvalidRequest: *file* is not a valid name, or is taken.
             StoreBusy: Another backup is being made.
             StoreUnavailable: It could not be written.
         """
@@ -442,10 +450,10 @@ class OperatorLedger:
 
     def backup(self, file: str) -> Backup:
         """
-        Return how far the backup *file* is, or what it holds.
+        Return the progress of the backup *file*, or what it contains.
 
         Raises:
-            NotFound: There is none of this name.
+            NotFound: There is no backup of this name.
             StoreUnavailable: It could not be written.
         """
         return self._get(Backup, path_of(paths.BACKUP, file=file))
@@ -454,14 +462,15 @@ class OperatorLedger:
 
     def feed(self, after_seq: int = 0) -> Iterator[Entry]:
         """
-        Give every entry after *after_seq*, those that are there and those that come, each once and in order.
+        Yield every entry after *after_seq*, present and future ones, each once and in order.
 
-        Goes on by itself where the connection breaks.
+        Continues after the last entry when the connection breaks.
 
         Raises:
-            TransportError, Unavailable: The service could not be reached, however often it was tried.
-            Refused, Denied: It lets nobody in, or there is no such entry: after a restore, read from the start.
-            ProtocolError: An entry is missing, or came twice.
+            TransportError, Unavailable: The service could not be reached ``attempts`` times in a row.
+            Denied: The token is missing, revoked or lacks the scope.
+            Refused: There is no such entry: after a restore, read from the start.
+            ProtocolError: An entry is missing, arrived twice, or is not of the documented form.
         """
         feed = FeedCore(self._core, after_seq)
         problem: TransportError | Unavailable
