@@ -8,12 +8,12 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from msgspec.structs import replace
 
 from spotledger.client import AsyncOperatorLedger, OperatorLedger, SpotClient
 from spotledger.client.operator import core as operator_core

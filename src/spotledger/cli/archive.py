@@ -5,24 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from spotledger.archive.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over
 from spotledger.archive.exports import FORMATS, export_journal
 from spotledger.archive.imports import KEY_PREFIX, OpeningBalance, read_balances
 from spotledger.archive.restore import MasterKeySource, restore as restore_backup
-from spotledger.cli import show
-from spotledger.cli.connection import Where
+from spotledger.cli.connection import CommandLedger
+from spotledger.cli.history import time_text
 from spotledger.cli.options import (
     all_pages,
     config_option,
@@ -31,9 +27,10 @@ from spotledger.cli.options import (
     ledger_command,
     natural_key,
 )
-from spotledger.client.operator.api import OperatorClient
-from spotledger.client.operator.operations import path_part
-from spotledger.errors import DataFolderUnusable
+from spotledger.cli.output import Output, Tell
+from spotledger.client.operator.operations import Deposit
+from spotledger.client.operator.service_answers import Backup
+from spotledger.errors import DataFolderUnusable, Refused
 from spotledger.ops.runtime import claim_folder
 from spotledger.ops.settings import Settings, load_settings
 from spotledger.storage.folder import LEDGER_FILE
@@ -46,29 +43,12 @@ IMPORT_BATCH: Final = 500
 IMPORT_AT_ONCE: Final = 50
 
 
-class _Bar:
-    """A progress bar on standard error, where that is a terminal."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
-
-    def __call__(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[_Bar]:
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield _Bar(progress, progress.add_task(what, total=None))
-
-
 def _settings(data: str | None, config: str | None, **more: str | None) -> Settings:
     return load_settings({"data": data, **more}, os.environ, config).settings
 
 
 def _when(booked_ms: int) -> str:
-    return f"{datetime.fromtimestamp(booked_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{time_text(booked_ms)} UTC"
 
 
 # --- backup and restore ----------------------------------------------------------------------------
@@ -77,39 +57,37 @@ def _when(booked_ms: int) -> str:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @ledger_command()
-async def backup(client: OperatorClient, where: Where, file: Path) -> None:
+async def backup(ledger: CommandLedger, out: Output, file: Path) -> None:
     """
     Make a backup of the ledger in FILE, while writes go on or without a server.
 
     With --operator-url, FILE is the name that the backup gets in the folder backups of that server's data folder.
     """
-    if where.operator_url is not None:
-        state = await _made(client, str(file))
+    if ledger.folder is None:
+        made = await _made(ledger, out, str(file))
         told = f"backup {file} is in the folder {BACKUPS_FOLDER} of the server's data folder"
     else:
         check_place(file)
-        state = await _made(client, f"{uuid.uuid4()}.backup")
-        hand_over(_settings(where.data, where.config).data, state["file"], file)
-        state["file"] = str(file)
+        made = await _made(ledger, out, f"{uuid.uuid4()}.backup")
+        hand_over(ledger.folder, made.file, file)
         told = f"backup {file}"
-    if where.as_json:
-        show.json_document(state)
-        return
-    show.line(f"{told}: ledger {state['ledger_id']}, epoch {state['epoch']}, {state['bytes']} bytes")
-    show.line(f"  up to entry {state['seq']}, {_when(state['booked_ms'])}, hash {state['hash']}")
-    fingerprint = state["master_key_fingerprint"]
-    show.line(f"  access keys: {'none' if fingerprint is None else f'sealed with the master key {fingerprint}'}")
+    out.document({**ledger.document, "file": str(file)})
+    out.line(f"{told}: ledger {made.ledger_id}, epoch {made.epoch}, {made.bytes} bytes")
+    out.line(f"  up to entry {made.seq}, {_when(made.booked_ms or 0)}, hash {made.hash}")
+    fingerprint = made.master_key_fingerprint
+    out.line(f"  access keys: {'none' if fingerprint is None else f'sealed with the master key {fingerprint}'}")
 
 
-async def _made(client: OperatorClient, name: str) -> dict[str, Any]:
-    """Have the backup *name* made, and return what it holds."""
-    with _bar("backup") as bar:
-        _, _, state = await client.call("POST", "/v1/backups", {"file": name})
-        while state["state"] == "running":
-            bar(state["pages"] - state["pages_left"], state["pages"])
+async def _made(ledger: CommandLedger, out: Output, name: str) -> Backup:
+    """Have the backup *name* made, and return what it contains."""
+    with out.progress() as tell:
+        found = await ledger.make_backup(name)
+        while found.state == "running":
+            pages = found.pages or 0
+            tell("backup", pages - (found.pages_left or 0), pages)
             await asyncio.sleep(BACKUP_PAUSE_SECONDS)
-            _, _, state = await client.call("GET", f"/v1/backups/{path_part(name)}")
-    return state
+            found = await ledger.backup(name)
+    return found
 
 
 @click.command()
@@ -121,7 +99,7 @@ async def _made(client: OperatorClient, name: str) -> dict[str, Any]:
 @json_option
 @exit_on_error
 def restore(
-    file: Path, data: str, master_key_file: str | None, without_master_key: bool, epoch: int | None, as_json: bool
+    file: Path, data: str, master_key_file: str | None, without_master_key: bool, epoch: int | None, out: Output
 ) -> None:
     """
     Make the backup FILE the ledger of the folder DIR, audit it, and begin a new epoch.
@@ -130,23 +108,21 @@ def restore(
     """
     settings = _settings(data, None, master_key_file=master_key_file)
     source = None if without_master_key else MasterKeySource(settings.master_key_file, os.environ)
-    with claim_folder(settings.data), _bar("audit") as bar:
+    with claim_folder(settings.data), out.progress() as tell:
         found = restore_backup(
-            file, settings.data, source, epoch, lambda position: bar(position.seq, position.last_seq)
+            file, settings.data, source, epoch, lambda position: tell("audit", position.seq, position.last_seq)
         )
     held = {**facts_json(found.backup), "epoch": found.epoch, "backup_epoch": found.backup.epoch}
-    if as_json:
-        more = {"access_keys": found.access_keys, "operator_token": found.operator_token, "audit": "clean"}
-        show.json_document({"data": str(settings.data), **held, **more})
-        return
-    show.line(f"{settings.data} is ledger {held['ledger_id']} up to entry {held['seq']}, {_when(held['booked_ms'])}")
-    show.line(f"  the audit is clean; epoch {found.epoch} begins with the next entry")
+    more = {"access_keys": found.access_keys, "operator_token": found.operator_token, "audit": "clean"}
+    out.document({"data": str(settings.data), **held, **more})
+    out.line(f"{settings.data} is ledger {held['ledger_id']} up to entry {held['seq']}, {_when(held['booked_ms'])}")
+    out.line(f"  the audit is clean; epoch {found.epoch} begins with the next entry")
     if not found.access_keys:
-        show.line("  all access keys are revoked: make new ones with spotledger key create")
+        out.line("  all access keys are revoked: make new ones with spotledger key create")
     what = "access keys and operator tokens" if found.access_keys else "operator tokens"
-    show.line(f"  {what} that were revoked since the backup work again: revoke them again")
+    out.line(f"  {what} that were revoked since the backup work again: revoke them again")
     if not found.operator_token:
-        show.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
+        out.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
 
 
 # --- copy -------------------------------------------------------------------------------------------
@@ -158,7 +134,7 @@ def restore(
 @config_option
 @json_option
 @exit_on_error
-def copy(data: str | None, database: str | None, config: str | None, as_json: bool) -> None:
+def copy(data: str | None, database: str | None, config: str | None, out: Output) -> None:
     """
     Copy the embedded ledger in DIR into an empty PostgreSQL database, and audit both.
 
@@ -172,33 +148,16 @@ def copy(data: str | None, database: str | None, config: str | None, as_json: bo
     address = address_of(settings)
     if not (settings.data / LEDGER_FILE).exists():
         raise DataFolderUnusable(f"There is no ledger in {settings.data}; name its folder with --data.")
-    with claim_folder(settings.data), _bars() as tell:
+    with claim_folder(settings.data), out.progress() as tell:
         done = copy_ledger(settings.data, address, tell)
-    if as_json:
-        found = done._asdict()
-        del found["head"]
-        show.json_document({**found, "seq": done.head.seq, "hash": done.head.hash.hex(), "audit": "clean"})
-        return
-    show.line(f"{settings.database} has ledger {done.ledger_id}, epoch {done.epoch}, up to entry {done.head.seq}")
-    show.line(f"  hash {done.head.hash.hex()}; both audits are clean and agree")
-    show.line(f"  {done.balances} balances, {done.open_holds} open holds, {done.access_keys} access keys,"
+    found = {**done._asdict(), "seq": done.head.seq, "hash": done.head.hash.hex(), "audit": "clean"}
+    del found["head"]
+    out.document(found)
+    out.line(f"{settings.database} has ledger {done.ledger_id}, epoch {done.epoch}, up to entry {done.head.seq}")
+    out.line(f"  hash {done.head.hash.hex()}; both audits are clean and agree")
+    out.line(f"  {done.balances} balances, {done.open_holds} open holds, {done.access_keys} access keys,"
               f" {done.tokens} operator tokens")  # fmt: skip
-    show.line(f"  serve it with --database, and no more without: what is in {settings.data} stays behind from now on")
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Give what shows several pieces of work on standard error, one after the other, where that is a terminal."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=None)
-            progress.update(tasks[what], completed=done, total=total)
-
-        yield tell
+    out.line(f"  serve it with --database, and no more without: what is in {settings.data} stays behind from now on")
 
 
 # --- export and import -----------------------------------------------------------------------------
@@ -227,23 +186,22 @@ def export_journal_command(
     data: str | None,
     database: str | None,
     config: str | None,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """Write the journal to FILE: one JSON line an entry, or a Parquet file with one row a posting."""
     settings = _settings(data, config, database=database)
-    with _bar("export") as bar:
+    with out.progress() as tell:
+        bar = partial(tell, "export")
         if settings.database is None:
             done = export_journal(settings.data, file, file_format, after_seq, bar)
         else:
-            from spotledger.archive.exports_postgres import export_database
-            from spotledger.ops.fleet import address_of  # the driver is loaded where it is needed
+            from spotledger.archive.exports_postgres import export_database  # imports the database driver
+            from spotledger.ops.fleet import address_of
 
             done = export_database(address_of(settings), file, file_format, after_seq, bar)
-    if as_json:
-        show.json_document({"file": str(file), "format": file_format, **done._asdict(), "hash": done.hash.hex()})
-    else:
-        show.line(f"{file}: {done.entries} entries, {done.after_seq + 1} to {done.seq}, of epoch {done.epoch}")
-        show.line(f"  hash of entry {done.seq}: {done.hash.hex()}")
+    out.document({"file": str(file), "format": file_format, **done._asdict(), "hash": done.hash.hex()})
+    out.line(f"{file}: {done.entries} entries, {done.after_seq + 1} to {done.seq}, of epoch {done.epoch}")
+    out.line(f"  hash of entry {done.seq}: {done.hash.hex()}")
 
 
 @click.group("import")
@@ -258,7 +216,7 @@ def import_() -> None:
 @click.option("--check", "only_check", is_flag=True, help="Check the file, and book nothing.")
 @ledger_command()
 async def import_balances(
-    client: OperatorClient, where: Where, file: Path, key_prefix: str, register: bool, only_check: bool
+    ledger: CommandLedger, out: Output, file: Path, key_prefix: str, register: bool, only_check: bool
 ) -> None:
     """
     Book opening balances from the CSV FILE as deposits, each once.
@@ -266,61 +224,49 @@ async def import_balances(
     Its first line names the columns: customer, coin, amount; account, reference and key if wished. All lines are
     checked before the first is booked. The same file again books nothing twice.
     """
-    _, _, listed = await client.call("GET", "/v1/coins")
-    coins = {coin["coin"]: coin["scale"] for coin in listed["coins"]}
-    registered = await all_pages(client, "/v1/customers", "customers", {})
-    plan = read_balances(file, coins, set(registered["customers"]), key_prefix=key_prefix, register=register)
+    scales = {coin.coin: coin.scale for coin in (await ledger.coins()).coins.values()}
+    customers = set(await all_pages(ledger, "customers", ledger.customers))
+    plan = read_balances(file, scales, customers, key_prefix=key_prefix, register=register)
+    refused: list[dict[str, Any]] = []
     if only_check:
-        told: dict[str, Any] = {"lines": len(plan.balances), "to_register": len(plan.new_customers)}
+        counts = {"lines": len(plan.balances), "to_register": len(plan.new_customers)}
+        out.document({"file": str(file), **counts})
     else:
-        with _bar("import") as bar:
-            await _register(client, plan.new_customers)
-            told = {"registered": len(plan.new_customers), **await _book(client, plan.balances, bar)}
-    _tell_import(file, told, as_json=where.as_json)
-    if told.get("refused"):
+        with out.progress() as tell:
+            await _register(ledger, plan.new_customers)
+            booked, repeated, refused = await _book(ledger, plan.balances, tell)
+        counts = {"registered": len(plan.new_customers), "booked": booked, "repeated": repeated}
+        out.document({"file": str(file), **counts, "refused": refused})
+    told = ", ".join(f"{what.replace('_', ' ')} {count}" for what, count in counts.items())
+    out.line(f"{file}: {told}" + (f", refused {len(refused)}" if refused else ""))
+    for line in refused:
+        out.line(f"  line {line['line']}: {line['detail']} [{line['code']}]")
+    if refused:
         raise click.exceptions.Exit(1)
 
 
-async def _register(client: OperatorClient, customers: list[str]) -> None:
+async def _register(ledger: CommandLedger, customers: list[str]) -> None:
     left = iter(customers)
     while some := list(islice(left, IMPORT_AT_ONCE)):
-        calls = (
-            client.call("POST", "/v1/customers", {"customer": name}, key=natural_key("customer-add", name))
-            for name in some
-        )
+        calls = (ledger.register_customer(name, key=natural_key("customer-add", name)) for name in some)
         await asyncio.gather(*calls)
 
 
-async def _book(client: OperatorClient, balances: list[OpeningBalance], bar: _Bar) -> dict[str, Any]:
-    """Book *balances* in order, and count what came of them."""
+async def _book(
+    ledger: CommandLedger, balances: list[OpeningBalance], tell: Tell
+) -> tuple[int, int, list[dict[str, Any]]]:
+    """Book *balances* in order; return how many are booked, how many had been before, and the refused lines."""
     booked = repeated = 0
     refused: list[dict[str, Any]] = []
     for start in range(0, len(balances), IMPORT_BATCH):
         some = balances[start : start + IMPORT_BATCH]
-        operations = [_operation(balance) for balance in some]
-        _, _, answer = await client.call("POST", "/v1/batches", {"operations": operations})
-        for balance, result in zip(some, answer["results"], strict=True):
-            if "code" in result:
-                refused.append({"line": balance.line, "code": result["code"], "detail": result["detail"]})
-            elif result.get("replayed"):
+        outcomes = await ledger.execute([Deposit(**asdict(balance.deposit)) for balance in some])
+        for balance, outcome in zip(some, outcomes, strict=True):
+            if isinstance(outcome, Refused):
+                refused.append({"line": balance.line, "code": outcome.code, "detail": outcome.message})
+            elif outcome.replayed:
                 repeated += 1
             else:
                 booked += 1
-        bar(start + len(some), len(balances))
-    return {"booked": booked, "repeated": repeated, "refused": refused}
-
-
-def _operation(balance: OpeningBalance) -> dict[str, Any]:
-    found = {"op": "deposit", **asdict(balance.deposit)}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _tell_import(file: Path, told: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        show.json_document({"file": str(file), **told})
-        return
-    counts = ", ".join(f"{what.replace('_', ' ')} {told[what]}" for what in told if what != "refused")
-    refused = told.get("refused", [])
-    show.line(f"{file}: {counts}" + (f", refused {len(refused)}" if refused else ""))
-    for line in refused:
-        show.line(f"  line {line['line']}: {line['detail']} [{line['code']}]")
+        tell("import", start + len(some), len(balances))
+    return booked, repeated, refused

@@ -5,19 +5,16 @@ from __future__ import annotations
 import gc
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
 
-from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Progress, Report, audit as audit_file
-from spotledger.cli import show
+from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Report, audit as audit_file
 from spotledger.cli.options import config_option, json_option
+from spotledger.cli.output import Output
 from spotledger.errors import SpotledgerError
 from spotledger.ops.settings import Settings, load_settings
 from spotledger.storage.folder import LEDGER_FILE
@@ -58,7 +55,7 @@ def audit(
     limit_seconds: float | None,
     processes: int | None,
     config: str | None,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """
     Derive everything about money from the journal again, and compare.
@@ -71,16 +68,18 @@ def audit(
         settings = load_settings({"data": data, "database": database}, os.environ, config).settings
         run = _audit_of(file, settings, processes or min(PROCESSES_LIMIT, _processors()))
     except SpotledgerError as error:
-        show.error(show.problem_of(error), as_json=as_json)
+        out.error(error)
         raise click.exceptions.Exit(EXIT_CODES[INCOMPLETE]) from None
     gc.disable()  # what an audit makes has no circles, and there is much of it
-    with _progress_bar(quiet=as_json) as progress:
-        report = run(progress=progress, known_heads=heads, limit_seconds=limit_seconds)
+    with out.progress() as tell:
+        report = run(
+            progress=lambda position: tell("audit", position.seq, position.last_seq),
+            known_heads=heads,
+            limit_seconds=limit_seconds,
+        )
     gc.enable()
-    if as_json:
-        show.json_document(report.as_json())
-    else:
-        _print(report)
+    out.document(report.as_json())
+    _print(out, report)
     raise click.exceptions.Exit(EXIT_CODES[report.verdict])
 
 
@@ -106,38 +105,22 @@ def _known_head(text: str) -> KnownHead:
     return KnownHead(int(match[1]), bytes.fromhex(match[2]))
 
 
-@contextmanager
-def _progress_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """Give what shows the progress on standard error, where that is a terminal."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (TextColumn("audit"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("audit", total=None)
-        yield lambda progress: bar.update(task, completed=progress.seq, total=progress.last_seq)
-
-
-def _print(report: Report) -> None:
+def _print(out: Output, report: Report) -> None:
     count = sum(report.counts.values())
     what = {CLEAN: "clean", DAMAGED: f"DAMAGED, {count} findings", INCOMPLETE: "INCOMPLETE"}[report.verdict]
-    show.line(f"{report.path}: {what}")
-    show.line(
+    out.line(f"{report.path}: {what}")
+    out.line(
         f"  {report.entries} entries, {report.postings} postings, {report.refusals} kept refusals, {report.customers}"
         f" customers, {report.coins} coins, {report.balances} balances, {report.open_holds} open holds"
     )
     if report.hash is not None:
-        show.line(f"  head {report.audited_to}:{report.hash}")
+        out.line(f"  head {report.audited_to}:{report.hash}")
     for why in report.unexamined:
-        show.line(f"  not looked at: {why}")
+        out.line(f"  not looked at: {why}")
     if report.findings:
         columns = ("code", "seq", "where", "found", "expected")
-        show.table(columns, ([getattr(finding, name) for name in columns] for finding in report.findings))
-        _count_others(report.counts, len(report.findings))
-
-
-def _count_others(counts: dict[str, Any], listed: int) -> None:
-    if sum(counts.values()) > listed:
-        by_code = ", ".join(f"{count} {code}" for code, count in counts.items())
-        show.line(f"  {listed} are listed of {sum(counts.values())}: {by_code}")
+        out.table(columns, ([getattr(finding, name) for name in columns] for finding in report.findings))
+        listed = len(report.findings)
+        if count > listed:
+            by_code = ", ".join(f"{number} {code}" for code, number in report.counts.items())
+            out.line(f"  {listed} are listed of {count}: {by_code}")

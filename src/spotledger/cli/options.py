@@ -8,15 +8,15 @@ import hashlib
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import click
 
-from spotledger.cli import show
-from spotledger.cli.connection import Where, connect
-from spotledger.client.operator.api import OperatorClient
+from spotledger.cli.connection import CommandLedger, Where, connect
+from spotledger.cli.output import Output
+from spotledger.client.operator.operations import HoldKey, HoldName
 from spotledger.domain.operations import KEY_MAX_CHARACTERS
 from spotledger.errors import LedgerCorrupt, SpotledgerError
 from spotledger.ops.settings import RULES, flag_of
@@ -27,7 +27,13 @@ ACCOUNTS: Final = ("wallet", "spot", "fiat")
 _DURATION: Final = re.compile(r"\A([1-9][0-9]{0,5})([smhdw])\Z")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+json_option = click.option(
+    "--json",
+    "out",
+    is_flag=True,
+    callback=lambda _context, _option, as_json: Output(as_json),
+    help="Print one JSON document instead of a table.",
+)
 config_option = click.option("--config", metavar="FILE", help="A TOML file with settings.")
 key_option = click.option("--key", required=True, metavar="KEY", help="The idempotency key: names this write for ever.")
 own_key_option = click.option("--key", metavar="KEY", help="The idempotency key; one is made where none is given.")
@@ -38,17 +44,14 @@ reference_option = click.option("--reference", metavar="TEXT", help="What it is 
 
 
 def exit_on_error(function: F) -> F:
-    """Turn an error of *function* into one clear line (``--json``: the problem document) and exit code 1."""
+    """Print an error of the command *function* and exit with 1."""
 
     @functools.wraps(function)
     def ended(*args: Any, **kwargs: Any) -> Any:
-        as_json = bool(kwargs.get("as_json"))
         try:
             return function(*args, **kwargs)
-        except SpotledgerError as error:
-            show.error(show.problem_of(error), as_json=as_json)
-        except LedgerCorrupt as error:
-            show.error({"detail": f"The ledger is damaged: {error}.", "code": "ledger_corrupt"}, as_json=as_json)
+        except (SpotledgerError, LedgerCorrupt) as error:
+            (kwargs.get("out") or Output()).error(error)
         raise click.exceptions.Exit(1)
 
     return ended  # type: ignore[return-value]
@@ -87,13 +90,12 @@ def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitab
         @json_option
         @functools.wraps(function)
         @exit_on_error
-        def command(**kwargs: Any) -> None:
-            names = ("data", "database", "config", "operator_url", "token_file")
-            where = Where(**{name: kwargs.pop(name) for name in names}, as_json=kwargs.pop("as_json"))
+        def command(out: Output, **kwargs: Any) -> None:
+            where = Where(*(kwargs.pop(name) for name in Where._fields))
 
             async def run() -> None:
-                async with connect(where, may_make=may_make) as client:
-                    await function(client, where, **kwargs)
+                async with connect(where, may_make=may_make) as ledger:
+                    await function(ledger, out, **kwargs)
 
             asyncio.run(run())
 
@@ -139,19 +141,33 @@ def time_ms(text: str | None, option: str) -> int | None:
     return round(aware.timestamp() * 1000)
 
 
-def hold_name(text: str) -> str | dict[str, str]:
+def hold_name(text: str) -> HoldName:
     """Return the hold that *text* names: its id, or ``key:K`` for the one that the idempotency key K opened."""
-    return {"key": text.removeprefix("key:")} if text.startswith("key:") else text
+    return HoldKey(text.removeprefix("key:")) if text.startswith("key:") else text
 
 
-async def all_pages(client: OperatorClient, path: str, member: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer of *path* with what all its pages have under *member*, as if it were one page."""
-    _, _, answer = await client.call("GET", path, params=params)
-    while answer["next_after"] is not None:
-        _, _, page = await client.call("GET", path, params={**params, "after": answer["next_after"]})
-        answer = {**page, member: answer[member] + page[member]}
-    del answer["next_after"]
-    return answer
+async def all_pages(ledger: CommandLedger, member: str, read: Callable[..., Awaitable[Any]]) -> list[Any]:
+    """
+    Return what all pages have under *member*, and make ``ledger.document`` one page with all of it.
+
+    Args:
+        ledger: The client whose method *read* is.
+        member: The name of the list in a page.
+        read: Reads the page that begins after ``after``.
+    """
+    found: list[Any] = []
+    documents: list[Any] = []
+    after = None
+    while True:
+        page = await read(after=after)
+        found += getattr(page, member)
+        documents += ledger.document[member]
+        after = page.next_after
+        if after is None:
+            break
+    ledger.document = {**ledger.document, member: documents}
+    del ledger.document["next_after"]
+    return found
 
 
 def natural_key(what: str, name: str) -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import groupby
 from typing import IO, Any, Final
 
 import click
 
-from spotledger.cli import show
-from spotledger.cli.connection import Where
+from spotledger import paths
+from spotledger.cli.connection import CommandLedger
 from spotledger.cli.money import write
 from spotledger.cli.options import hold_name, key_option, ledger_command, reference_option
-from spotledger.client.operator.api import OperatorClient
+from spotledger.cli.output import Output
+from spotledger.client.operator.operations import CoinAmount, Operation, Reverse, Settle, SettleSide
 from spotledger.errors import MalformedRequest
 
 #: Operations that are sent at a time; a chain is never cut.
@@ -36,26 +38,39 @@ BATCH_OPERATIONS: Final = 1000
 @click.option("--seller-release", metavar="AMOUNT|rest", help="How much more of the seller's hold is freed.")
 @reference_option
 @ledger_command()
-async def settle(client: OperatorClient, where: Where, file: IO[bytes] | None, key: str, **given: Any) -> None:
+async def settle(ledger: CommandLedger, out: Output, file: IO[bytes] | None, key: str, **given: Any) -> None:
     """Book one fill of a trade: from FILE (JSON as the operator API takes it; - is the input), or from the options."""
     named = sorted(name for name, value in given.items() if value is not None)
     if file is not None:
         if named:
             raise click.UsageError(f"settle takes FILE or options, not both; {_flag(named[0])} is given beside FILE")
-        await write(client, where, "/v1/settlements", _object(file.read(), "the file"), key)
+        await write(ledger, out, SettleAsGiven(key, _object(file.read(), "the file")))
         return
     wanted = ("base", "quote", "base_amount", "quote_amount", "buyer_hold", "seller_hold")
     missing = [_flag(name) for name in wanted if given[name] is None]
     if missing:
         raise click.UsageError(f"settle needs FILE, or {', '.join(missing)} too")
-    body: dict[str, Any] = {name: given[name] for name in (*wanted[:4], "reference")}
-    for side in ("buyer", "seller"):
-        body[side] = {"hold": hold_name(given[f"{side}_hold"])}
-        if given[f"{side}_fee"] is not None:
-            body[side]["fee"] = dict(zip(("coin", "amount"), given[f"{side}_fee"], strict=True))
-        if given[f"{side}_release"] is not None:
-            body[side]["release"] = given[f"{side}_release"]
-    await write(client, where, "/v1/settlements", body, key)
+    trade = {name: given[name] for name in (*wanted[:4], "reference")}
+    buyer, seller = (_side(given, side) for side in ("buyer", "seller"))
+    await write(ledger, out, Settle(key=key, **trade, buyer=buyer, seller=seller))
+
+
+def _side(given: dict[str, Any], side: str) -> SettleSide:
+    hold, fee, release = (given[f"{side}_{name}"] for name in ("hold", "fee", "release"))
+    return SettleSide(hold_name(hold), None if fee is None else CoinAmount(*fee), release)
+
+
+@dataclass(frozen=True, slots=True)
+class SettleAsGiven(Operation):
+    """A settlement whose body was written by the caller."""
+
+    op = Settle.op
+    path = Settle.path
+    document: dict[str, Any]
+
+    def body(self) -> dict[str, Any]:
+        """Return the body as it was given."""
+        return self.document
 
 
 def _flag(name: str) -> str:
@@ -67,16 +82,16 @@ def _flag(name: str) -> str:
 @click.option("--reason", required=True, metavar="TEXT", help="Why; it stays in the journal.")
 @key_option
 @ledger_command()
-async def reverse(client: OperatorClient, where: Where, seq: int, reason: str, key: str) -> None:
+async def reverse(ledger: CommandLedger, out: Output, **given: Any) -> None:
     """Undo the deposit, withdrawal, transfer or settlement of the entry SEQ, once."""
-    await write(client, where, "/v1/reversals", {"seq": seq, "reason": reason}, key)
+    await write(ledger, out, Reverse(**given))
 
 
 @click.command()
 @click.argument("file", type=click.File("rb"))
 @click.option("--atomic", is_flag=True, help="Do all of them or none; 1,000 operations at most.")
 @ledger_command()
-async def batch(client: OperatorClient, where: Where, file: IO[bytes], atomic: bool) -> None:
+async def batch(ledger: CommandLedger, out: Output, file: IO[bytes], atomic: bool) -> None:
     """
     Do the operations of FILE in order: one JSON object a line, each with "op" and "key"; - is the input.
 
@@ -85,26 +100,27 @@ async def batch(client: OperatorClient, where: Where, file: IO[bytes], atomic: b
     operations = [_object(line, f"line {number}") for number, line in enumerate(file, 1) if line.strip()]
     results: list[dict[str, Any]] = []
     for piece in [operations] if atomic else _pieces(operations):
-        body = {"operations": piece, "atomic": atomic}
-        _, _, answer = await client.call("POST", "/v1/batches", body)
-        results += answer["results"]
-    refused = [(operation, result) for operation, result in zip(operations, results, strict=True) if "code" in result]
-    if where.as_json:
-        show.json_document({"results": results})
-    else:
-        again = sum(result.get("replayed", False) for result in results)
-        kinds = Counter(str(operation.get("op")) for operation in operations)
-        show.line(
-            f"{len(results)} operations: {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}"
-        )
-        show.line(f"{len(results) - len(refused)} done, {len(refused)} refused; {again} of them had been before")
-        if refused:
-            show.table(
-                ("key", "op", "refused because"),
-                ((operation.get("key"), operation.get("op"), result["detail"]) for operation, result in refused),
-            )
-    if refused:
+        reply = await ledger.call("POST", paths.BATCHES, {"operations": piece, "atomic": atomic})
+        results += reply.document["results"]
+    out.document({"results": results})
+    if _show_results(out, operations, results):
         raise click.exceptions.Exit(1)
+
+
+def _show_results(out: Output, operations: list[dict[str, Any]], results: list[dict[str, Any]]) -> int:
+    """Print what became of *operations*; return how many were refused."""
+    refused = [
+        (operation.get("key"), operation.get("op"), result.get("detail"))
+        for operation, result in zip(operations, results, strict=True)
+        if "code" in result
+    ]
+    kinds = Counter(str(operation.get("op")) for operation in operations)
+    again = sum(result.get("replayed", False) for result in results)
+    out.line(f"{len(results)} operations: {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}")
+    out.line(f"{len(results) - len(refused)} done, {len(refused)} refused; {again} of them had been before")
+    if refused:
+        out.table(("key", "op", "refused because"), refused)
+    return len(refused)
 
 
 def _pieces(operations: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

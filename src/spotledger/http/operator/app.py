@@ -11,6 +11,7 @@ import logging
 import os
 from typing import Final
 
+from spotledger import paths
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
 from spotledger.http import wire
 from spotledger.http.h1.request import Reply, Request, RequestGone
@@ -68,9 +69,9 @@ class OperatorApp:
             *read_calls.routes(self._token_check),
             *key_calls.routes(self._token_check),
             *doc_routes(lambda: self.routes),
-            route(self._token_check, "/metrics", GET=Call(None, self._metrics, media_type="text/plain")),
-            route(None, "/healthz", GET=Call(None, self._alive, gives=AliveAnswer, guarded=False)),
-            route(None, "/readyz", GET=Call(None, self._ready, gives=ReadyAnswer, guarded=False)),
+            route(self._token_check, paths.METRICS, GET=Call(None, self._metrics, media_type="text/plain")),
+            route(None, paths.HEALTHZ, GET=Call(None, self._alive, gives=AliveAnswer, guarded=False)),
+            route(None, paths.READYZ, GET=Call(None, self._ready, gives=ReadyAnswer, guarded=False)),
         ]
 
     def _show_metrics(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from spotledger import paths
 from spotledger.errors import NotFound
 from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.answers import Answer
@@ -32,8 +33,8 @@ class AuditCalls:
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes."""
         return [
-            route(token_check, "/v1/audits", POST=Call(ADMIN, self.start, gives=AuditAnswer, statuses=(202,))),
-            route(token_check, "/v1/audits/{audit}", GET=Call(LEDGER_READ, self.show, gives=AuditAnswer)),
+            route(token_check, paths.AUDITS, POST=Call(ADMIN, self.start, gives=AuditAnswer, statuses=(202,))),
+            route(token_check, paths.AUDIT, GET=Call(LEDGER_READ, self.show, gives=AuditAnswer)),
         ]
 
     async def start(self, request: Request) -> Reply:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, UnsetType
 
+from spotledger import paths
 from spotledger.archive.backup import NAME_PATTERN, Backups
 from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.answers import Answer, Epoch, Seq, TimeMs
@@ -59,7 +60,7 @@ class BackupCalls:
         return [
             route(
                 token_check,
-                "/v1/backups",
+                paths.BACKUPS,
                 POST=Call(
                     ADMIN,
                     write=self.make,
@@ -69,9 +70,7 @@ class BackupCalls:
                     statuses=(200, 202),
                 ),
             ),
-            route(
-                token_check, "/v1/backups/{file}", GET=Call(ADMIN, self.show, gives=BackupAnswer, statuses=(200, 202))
-            ),
+            route(token_check, paths.BACKUP, GET=Call(ADMIN, self.show, gives=BackupAnswer, statuses=(200, 202))),
         ]
 
     async def make(self, call: Write) -> Reply:

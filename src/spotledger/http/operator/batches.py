@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from spotledger import paths
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, MalformedRequest, Refused
 from spotledger.http.h1.request import Reply
@@ -180,7 +181,7 @@ class BatchCalls:
             takes=BatchBody,
             gives=BatchAnswer,
         )
-        return [route(token_check, "/v1/batches", POST=batch)]
+        return [route(token_check, paths.BATCHES, POST=batch)]
 
     async def batch(self, call: Write) -> Reply:
         """Do operations in order, alone, in chains, or all or nothing, and say what came of each."""

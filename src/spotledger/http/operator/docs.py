@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from spotledger import paths
 from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.calls import Call, Endpoint, answer, query_of, route
 from spotledger.http.operator.openapi import document
@@ -39,8 +40,8 @@ def doc_routes(routes: Callable[[], Sequence[Endpoint]]) -> list[Endpoint]:
         return Reply(200, page(described()).encode(), _PAGE_HEADERS)
 
     return [
-        route(None, "/openapi.json", GET=Call(None, as_json, page=True)),
-        route(None, "/docs", GET=Call(None, as_page, page=True)),
+        route(None, paths.OPENAPI, GET=Call(None, as_json, page=True)),
+        route(None, paths.DOCS, GET=Call(None, as_page, page=True)),
     ]
 
 
@@ -49,7 +50,7 @@ def page(described: Mapping[str, Any]) -> str:
     info = described["info"]
     body = [f"<h1>{_text(info['title'])} {_text(info['version'])}</h1>"]
     body += [f"<p>{_prose(part)}</p>" for part in info["description"].strip().split("\n\n")]
-    body.append('<p>The same as a document for programs: <a href="/openapi.json">/openapi.json</a></p>')
+    body.append(f'<p>The same as a document for programs: <a href="{paths.OPENAPI}">{paths.OPENAPI}</a></p>')
     sections = list(by_section(described))
     for name, operations in sections:
         links = ", ".join(

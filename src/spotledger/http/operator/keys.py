@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from spotledger import paths
 from spotledger.domain.accounts import check_customer
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, NotFound, UnknownCustomer
 from spotledger.http.h1.request import Reply, Request
@@ -61,11 +62,11 @@ class KeyCalls:
         tokens = Call(ADMIN, self.tokens, gives=TokensAnswer, query=("after", "limit"))
         create_token = Call(ADMIN, write=self.create_token, takes=TokenBody, gives=TokenMadeAnswer)
         return [
-            route(token_check, "/v1/keys", GET=keys, POST=create),
-            route(token_check, "/v1/keys/{accesskey}", DELETE=Call(KEYS_WRITE, self.revoke, gives=KeyAnswer)),
-            route(token_check, "/v1/keys/{accesskey}/rotate", POST=rotate),
-            route(token_check, "/v1/tokens", GET=tokens, POST=create_token),
-            route(token_check, "/v1/tokens/{token_id}", DELETE=Call(ADMIN, self.revoke_token, gives=TokenAnswer)),
+            route(token_check, paths.ACCESS_KEYS, GET=keys, POST=create),
+            route(token_check, paths.ACCESS_KEY, DELETE=Call(KEYS_WRITE, self.revoke, gives=KeyAnswer)),
+            route(token_check, paths.ACCESS_KEY_ROTATION, POST=rotate),
+            route(token_check, paths.TOKENS, GET=tokens, POST=create_token),
+            route(token_check, paths.TOKEN, DELETE=Call(ADMIN, self.revoke_token, gives=TokenAnswer)),
         ]
 
     async def create(self, call: Write) -> Reply:

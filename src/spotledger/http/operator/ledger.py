@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from spotledger import paths
 from spotledger.domain.operations import Operation
 from spotledger.errors import Refused
 from spotledger.http.h1.request import Reply
@@ -78,16 +79,16 @@ class LedgerCalls:
         old_holds = Call(LEDGER_READ, reads.old_holds, gives=HoldsAnswer, query=old)
         release = Call(LEDGER_WRITE, write=self.release, takes=ReleaseBody, gives=WriteAnswer)
         return [
-            route(token_check, "/v1/settlements", POST=self._writes(SettlementBody)),
-            route(token_check, "/v1/holds", POST=self._writes(HoldBody), GET=old_holds),
-            route(token_check, "/v1/releases", POST=self._writes(UnfreezeBody)),
-            route(token_check, "/v1/holds/{hold}/release", POST=release),
-            route(token_check, "/v1/deposits", POST=self._writes(DepositBody)),
-            route(token_check, "/v1/withdrawals", POST=self._writes(WithdrawalBody)),
-            route(token_check, "/v1/transfers", POST=self._writes(TransferBody)),
-            route(token_check, "/v1/reversals", POST=self._writes(ReversalBody)),
-            route(token_check, "/v1/coins", GET=coins, POST=self._writes(CoinBody)),
-            route(token_check, "/v1/customers", GET=customers, POST=self._writes(CustomerBody)),
+            route(token_check, paths.SETTLEMENTS, POST=self._writes(SettlementBody)),
+            route(token_check, paths.HOLDS, POST=self._writes(HoldBody), GET=old_holds),
+            route(token_check, paths.RELEASES, POST=self._writes(UnfreezeBody)),
+            route(token_check, paths.HOLD_RELEASE, POST=release),
+            route(token_check, paths.DEPOSITS, POST=self._writes(DepositBody)),
+            route(token_check, paths.WITHDRAWALS, POST=self._writes(WithdrawalBody)),
+            route(token_check, paths.TRANSFERS, POST=self._writes(TransferBody)),
+            route(token_check, paths.REVERSALS, POST=self._writes(ReversalBody)),
+            route(token_check, paths.COINS, GET=coins, POST=self._writes(CoinBody)),
+            route(token_check, paths.CUSTOMERS, GET=customers, POST=self._writes(CustomerBody)),
         ]
 
     def _writes(self, kind: type[OperationBody]) -> Call:

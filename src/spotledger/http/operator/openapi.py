@@ -23,6 +23,7 @@ from spotledger.http.operator.calls import JSON_MEDIA_TYPE, KEY_HEADER, REPLAYED
 from spotledger.http.operator.examples import EXAMPLES
 from spotledger.http.operator.feed import EVENT_STREAM_MEDIA_TYPE
 from spotledger.http.operator.fields import KEY, PARAMETERS, PATH_PARAMETERS, Schema
+from spotledger.paths import OPERATOR_PREFIX
 
 _REFERENCES: Final = "#/components/schemas/{name}"
 _SECTIONS: Final = {
@@ -109,11 +110,11 @@ def _calls(routes: Iterable[Endpoint]) -> Iterator[tuple[Endpoint, str, Call]]:
 
 
 def _operation(path: str, method: str, call: Call) -> dict[str, Any]:
-    section = _SECTIONS.get(path.split("/")[2] if path.startswith("/v1/") else "", "Running it")
+    section = _SECTIONS.get(path.split("/")[2] if path.startswith(f"{OPERATOR_PREFIX}/") else "", "Running it")
     about = _about(call)
     summary, _, rest = about.partition(". ")
     operation: dict[str, Any] = {
-        "operationId": re.sub(r"[^a-z0-9]+", "_", f"{method} {path.removeprefix('/v1')}".lower()).strip("_"),
+        "operationId": re.sub(r"[^a-z0-9]+", "_", f"{method} {path.removeprefix(OPERATOR_PREFIX)}".lower()).strip("_"),
         "tags": [section],
         "summary": summary.rstrip("."),
         "parameters": [*_path_parameters(path), *_query_parameters(call), *_headers(path, method, call)],

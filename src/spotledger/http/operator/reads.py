@@ -13,6 +13,7 @@ from typing import Final
 
 from msgspec import UNSET
 
+from spotledger import paths
 from spotledger.domain.accounts import (
     DUST,
     EXTERNAL,
@@ -87,17 +88,13 @@ class ReadCalls:
         pages = ("after_seq", "limit", "min_seq")
         entries = Call(LEDGER_READ, self.entries, gives=EntriesAnswer, query=pages, streams=True)
         return [
-            self._route(
-                token_check, "/v1/customers/{customer}/balances", self.balances, BalancesAnswer, *self.BALANCES
-            ),
-            self._route(token_check, "/v1/customers/{customer}/holds", self.holds, HoldsAnswer, *holds),
-            self._route(
-                token_check, "/v1/customers/{customer}/entries", self.statement, StatementAnswer, *self.STATEMENT
-            ),
-            self._route(token_check, "/v1/holds/{hold}", self.hold, HoldReadAnswer, "min_seq"),
-            route(token_check, "/v1/entries", GET=entries),
-            self._route(token_check, "/v1/entries/{seq}", self.entry, EntryReadAnswer, "min_seq"),
-            self._route(token_check, "/v1/trial-balance", self.trial_balance, TrialBalanceAnswer, "min_seq"),
+            self._route(token_check, paths.CUSTOMER_BALANCES, self.balances, BalancesAnswer, *self.BALANCES),
+            self._route(token_check, paths.CUSTOMER_HOLDS, self.holds, HoldsAnswer, *holds),
+            self._route(token_check, paths.CUSTOMER_ENTRIES, self.statement, StatementAnswer, *self.STATEMENT),
+            self._route(token_check, paths.HOLD, self.hold, HoldReadAnswer, "min_seq"),
+            route(token_check, paths.ENTRIES, GET=entries),
+            self._route(token_check, paths.ENTRY, self.entry, EntryReadAnswer, "min_seq"),
+            self._route(token_check, paths.TRIAL_BALANCE, self.trial_balance, TrialBalanceAnswer, "min_seq"),
         ]
 
     BALANCES: Final = ("account", "at_seq", "at_ms", "min_seq")

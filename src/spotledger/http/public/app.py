@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from spotledger import paths
 from spotledger.clock import now_ms
 from spotledger.errors import LedgerCorrupt, MalformedRequest, MethodNotAllowed, NotFound, SpotledgerError
 from spotledger.http import wire
@@ -28,7 +29,6 @@ from spotledger.security.gate import Gate, GateSettings
 from spotledger.security.keys import KeyRing
 
 BODY_TIMEOUT_S = 10.0
-PREFIX = "/trade/api/v1"
 KINDS_BY_ID = {"1": "wallet", "2": "spot", "3": "fiat"}
 METHODS = frozenset({"GET", "POST"})
 
@@ -97,14 +97,14 @@ class PublicApp:
 
     def _all_calls(self) -> dict[str, Call]:
         calls: dict[str, Call] = {
-            f"{PREFIX}/getBalance": self._get_balance,
-            f"{PREFIX}/getFunds": self._get_funds,
-            f"{PREFIX}/getAccounts": self._get_accounts,
-            f"{PREFIX}/getServerTime": self._get_server_time,
+            paths.GET_BALANCE: self._get_balance,
+            paths.GET_FUNDS: self._get_funds,
+            paths.GET_ACCOUNTS: self._get_accounts,
+            paths.GET_SERVER_TIME: self._get_server_time,
             **v4.V4Calls(self._ledger, self.gate).calls,
-            "/healthz": self._healthz,
-            "/readyz": self._readyz,
-            "/readyz/reads": self._readyz_reads,
+            paths.HEALTHZ: self._healthz,
+            paths.READYZ: self._readyz,
+            paths.READYZ_READS: self._readyz_reads,
         }
         return calls | {f"{path}/": call for path, call in calls.items()}
 
@@ -226,7 +226,7 @@ class PublicApp:
         gate = self.gate
         await gate.enter(gate.peer(request.connection, request.forwarded_for), request.now_ms)
         if call is None:
-            raise NotFound(f"There is nothing at this path; the calls of this API begin with {PREFIX}/.")
+            raise NotFound(f"There is nothing at this path; the calls of this API begin with {paths.TRADER_PREFIX}/.")
         raise MethodNotAllowed("This path takes GET, or POST with a form body.")
 
     def _refusal(self, request: Request, error: SpotledgerError) -> Answer:
@@ -248,7 +248,7 @@ class PublicApp:
 
     def _refused(self, request: Request, error: SpotledgerError, limits: list[public_answers.Header]) -> Answer:
         self.refusals[error.code] = self.refusals.get(error.code, 0) + 1
-        content = (v4.v4_refusal if request.path.startswith(v4.PATHS) else public_answers.v1_refusal)(error)
+        content = (v4.v4_refusal if request.path.startswith(paths.V4_PREFIXES) else public_answers.v1_refusal)(error)
         return public_answers.refused(request, self._head_seq(), error, content, limits)
 
     def _head_seq(self) -> int | None:

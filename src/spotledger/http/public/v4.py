@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spotledger import errors
+from spotledger import errors, paths
 from spotledger.domain.accounts import Balance, Coin
 from spotledger.domain.amounts import format_amount
 from spotledger.http.public.answers import Answer, Call, Request, answered, answered_with_body, encode, limit_headers
@@ -21,7 +21,6 @@ from spotledger.security.gate import Gate, SignedRequest
 from spotledger.security.signing import SIGNATURE_PATTERN
 
 RECEIVE_WINDOW_MAX_MS = 60_000
-PATHS = ("/v4/", "/future/")
 
 _ALGORITHM = "HmacSHA256"
 _TIMESTAMP = re.compile(r"[0-9]{13}", re.ASCII)
@@ -69,12 +68,12 @@ class V4Calls:
         self._listed: tuple[Mapping[str, Coin] | None, dict[str, bytes]] = (None, {})
         #: Path → call. None of them changes anything.
         self.calls: dict[str, Call] = {
-            "/v4/balances": self._balances,
-            "/v4/public/time": self._open(self._time),
-            "/v4/public/symbol": self._open(self._symbols),
-            "/v4/public/currencies": self._open(lambda _: self._of_coins("currencies")),
-            "/v4/public/wallet/support/currency": self._open(lambda _: self._of_coins("chains")),
-            "/future/market/v1/public/symbol/list": self._open(_no_contracts),
+            paths.V4_BALANCES: self._balances,
+            paths.V4_TIME: self._open(self._time),
+            paths.V4_SYMBOLS: self._open(self._symbols),
+            paths.V4_CURRENCIES: self._open(lambda _: self._of_coins("currencies")),
+            paths.V4_CHAINS: self._open(lambda _: self._of_coins("chains")),
+            paths.V4_CONTRACTS: self._open(_no_contracts),
         }
 
     async def _balances(self, request: Request) -> Answer:
