@@ -17,12 +17,13 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, MalformedRequest, Refused
 from spotledger.http.h1.request import Reply
-from spotledger.http.operator.amounts import CoinTexts
-from spotledger.http.operator.answers import Answer, Seq, WriteAnswer, write_answer
+from spotledger.http.operator.answers import Answer, CoinTexts, Seq, WriteAnswer, write_answer
 from spotledger.http.operator.bodies import (
     Body,
     DepositBody,
     HoldBody,
+    ReversalBody,
+    SettlementBody,
     TransferBody,
     UnfreezeBody,
     WithdrawalBody,
@@ -33,7 +34,6 @@ from spotledger.http.operator.bodies import (
 )
 from spotledger.http.operator.calls import LEDGER_WRITE, Call, Endpoint, TokenCheck, Write, json_answer, route
 from spotledger.http.operator.fields import ChainField, KeyField
-from spotledger.http.operator.trades import ReversalBody, SettlementBody
 from spotledger.ledger.group import CHAIN_LIMIT
 from spotledger.ledger.ledger import Ledger, Outcome
 from spotledger.ledger.writer import Writer

@@ -1,4 +1,4 @@
-"""``/openapi.json`` and ``/docs``: the operator API described, for programs and for people, without a token."""
+"""The OpenAPI document as pages: ``/docs`` in HTML, beside ``/openapi.json``, and the reference page in Markdown."""
 
 from __future__ import annotations
 
@@ -36,33 +36,12 @@ def doc_routes(routes: Callable[[], Sequence[Endpoint]]) -> list[Endpoint]:
 
     async def as_page(request: Request) -> Reply:
         query_of(request)
-        return Reply(200, page(described()).encode(), _PAGE_HEADERS)
+        return Reply(200, html_page(described()).encode(), _PAGE_HEADERS)
 
     return [
         route(None, "/openapi.json", GET=Call(None, as_json, page=True)),
         route(None, "/docs", GET=Call(None, as_page, page=True)),
     ]
-
-
-def page(described: Mapping[str, Any]) -> str:
-    """Return the OpenAPI document *described* as one HTML page."""
-    info = described["info"]
-    body = [f"<h1>{_text(info['title'])} {_text(info['version'])}</h1>"]
-    body += [f"<p>{_prose(part)}</p>" for part in info["description"].strip().split("\n\n")]
-    body.append('<p>The same as a document for programs: <a href="/openapi.json">/openapi.json</a></p>')
-    sections = list(by_section(described))
-    for name, operations in sections:
-        links = ", ".join(
-            f'<a href="#{_text(found["operationId"])}">{method.upper()} {_text(path)}</a>'
-            for path, method, found in operations
-        )
-        body.append(f"<p class=index><b>{_text(name)}</b>: {links}</p>")
-    for name, operations in sections:
-        body.append(f"<h2>{_text(name)}</h2>")
-        body += [_operation(path, method, found) for path, method, found in operations]
-    body.append("<h2>Bodies and answers</h2>")
-    body += [_schema(name, schema) for name, schema in described["components"]["schemas"].items()]
-    return _PAGE % {"title": _text(info["title"]), "style": _STYLE, "body": "\n".join(body)}
 
 
 def by_section(described: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str, dict[str, Any]]]]]:
@@ -95,7 +74,28 @@ def type_text(schema: Mapping[str, Any]) -> str:
     return " or ".join(kind) if isinstance(kind, list) else str(kind)
 
 
-def _operation(path: str, method: str, found: Mapping[str, Any]) -> str:
+def html_page(described: Mapping[str, Any]) -> str:
+    """Return the OpenAPI document *described* as one HTML page."""
+    info = described["info"]
+    body = [f"<h1>{_text(info['title'])} {_text(info['version'])}</h1>"]
+    body += [f"<p>{_prose(part)}</p>" for part in info["description"].strip().split("\n\n")]
+    body.append('<p>The same as a document for programs: <a href="/openapi.json">/openapi.json</a></p>')
+    sections = list(by_section(described))
+    for name, operations in sections:
+        links = ", ".join(
+            f'<a href="#{_text(found["operationId"])}">{method.upper()} {_text(path)}</a>'
+            for path, method, found in operations
+        )
+        body.append(f"<p class=index><b>{_text(name)}</b>: {links}</p>")
+    for name, operations in sections:
+        body.append(f"<h2>{_text(name)}</h2>")
+        body += [_html_operation(path, method, found) for path, method, found in operations]
+    body.append("<h2>Bodies and answers</h2>")
+    body += [_html_schema(name, schema) for name, schema in described["components"]["schemas"].items()]
+    return _PAGE % {"title": _text(info["title"]), "style": _STYLE, "body": "\n".join(body)}
+
+
+def _html_operation(path: str, method: str, found: Mapping[str, Any]) -> str:
     rows = [
         f"<tr><td><code>{_text(part['name'])}</code></td><td>{part['in']}{', required' if part.get('required') else ''}"
         f"</td><td>{_linked(type_text(part['schema']))}</td><td>{_prose(part.get('description', ''))}</td></tr>"
@@ -121,7 +121,7 @@ def _operation(path: str, method: str, found: Mapping[str, Any]) -> str:
     )
 
 
-def _schema(name: str, schema: Mapping[str, Any]) -> str:
+def _html_schema(name: str, schema: Mapping[str, Any]) -> str:
     required = schema.get("required", ())
     rows = [
         f"<tr><td><code>{_text(field)}</code></td><td>{'required' if field in required else ''}</td>"
@@ -176,3 +176,74 @@ summary { cursor: pointer; }
 .index { margin: .3rem 0; }
 section:target h3 { background: #fd83; }
 """
+
+
+def operator_markdown(described: Mapping[str, Any]) -> str:
+    """Return the OpenAPI document *described* as one page in Markdown."""
+    lines = [
+        "# The operator API",
+        "",
+        "<!-- Made by `spotledger reference operator-api`; do not edit. -->",
+        "",
+        described["info"]["description"].strip(),
+        "",
+        "A running service has the same as a page at `/docs` and for programs at `/openapi.json`, both on the operator",
+        "listener. What a call can be refused with, and what to do about it: [errors](errors.md). From Python:",
+        "[the typed clients](operator-client.md).",
+        "",
+        "| call | what it does |",
+        "|---|---|",
+    ]
+    sections = list(by_section(described))
+    for _, operations in sections:
+        lines += [
+            f"| [`{method.upper()} {path}`](#{_anchor(method, path)}) | {found['summary']} |"
+            for path, method, found in operations
+        ]
+    for name, operations in sections:
+        lines += ["", f"## {name}"]
+        for path, method, found in operations:
+            lines += _markdown_operation(path, method, found)
+    lines += ["", "## Bodies and answers"]
+    for name, schema in described["components"]["schemas"].items():
+        lines += _markdown_schema(name, schema)
+    return "\n".join(lines) + "\n"
+
+
+def _anchor(method: str, path: str) -> str:
+    return re.sub(r"[^a-z0-9 _-]", "", f"{method} {path}".lower()).replace(" ", "-")
+
+
+def _markdown_operation(path: str, method: str, found: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("", f"### {method.upper()} {path}", "", f"{found['summary']}. {found['description']}")
+    if found["parameters"]:
+        yield from ("", "| parameter | in | type | |", "|---|---|---|---|")
+    for part in found["parameters"]:
+        place = part["in"] + (", required" if part.get("required") else "")
+        yield f"| `{part['name']}` | {place} | {_cell(part['schema'])} | {part.get('description', '')} |"
+    if "requestBody" in found:
+        media = found["requestBody"]["content"]["application/json"]
+        yield from ("", f"Body: {_cell(media['schema'])}")
+        if "example" in media:
+            yield from ("", "```json", json.dumps(media["example"], indent=2, ensure_ascii=False), "```")
+    good = [(status, said) for status, said in found["responses"].items() if int(status) < 400]
+    for status, said in good:
+        kinds = [f"{_cell(content['schema'])} as `{media}`" for media, content in said["content"].items()]
+        yield from ("", f"Answer {status}: {', or '.join(kinds)}")
+    problems = ", ".join(status for status in found["responses"] if int(status) >= 400)
+    yield from ("", f"Problems: {problems}.")
+
+
+def _markdown_schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("", f"### {name}", "", schema.get("description", ""))
+    if schema.get("properties"):
+        yield from ("", "| field | | type | |", "|---|---|---|---|")
+    for field, part in schema.get("properties", {}).items():
+        needed = "required" if field in schema.get("required", ()) else ""
+        yield f"| `{field}` | {needed} | {_cell(part)} | {part.get('description', '')} |"
+
+
+def _cell(schema: Mapping[str, Any]) -> str:
+    """Return a type as a table's cell, with links to the schemas that it names."""
+    text = type_text(schema).replace("|", "\\|")
+    return re.sub(r"\[(\w+)\]", lambda found: f"[{found[1]}](#{found[1].lower()})", text)

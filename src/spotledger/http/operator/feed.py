@@ -16,8 +16,7 @@ import msgspec
 
 from spotledger.errors import InvalidRequest, LedgerCorrupt, SpotledgerError, Unavailable
 from spotledger.http.h1.request import Reply, Request, StreamWriter
-from spotledger.http.operator.amounts import CoinTexts
-from spotledger.http.operator.answers import entry_answer
+from spotledger.http.operator.answers import CoinTexts, entry_answer
 from spotledger.http.operator.calls import number_in, query_of
 from spotledger.ledger.ledger import Ledger
 

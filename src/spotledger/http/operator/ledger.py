@@ -7,9 +7,9 @@ from typing import Final
 from spotledger.domain.operations import Operation
 from spotledger.errors import Refused
 from spotledger.http.h1.request import Reply
-from spotledger.http.operator.amounts import CoinTexts
 from spotledger.http.operator.answers import (
     CoinsAnswer,
+    CoinTexts,
     CustomersAnswer,
     HoldsAnswer,
     WriteAnswer,
@@ -21,6 +21,8 @@ from spotledger.http.operator.bodies import (
     DepositBody,
     HoldBody,
     ReleaseBody,
+    ReversalBody,
+    SettlementBody,
     TransferBody,
     UnfreezeBody,
     WithdrawalBody,
@@ -28,7 +30,6 @@ from spotledger.http.operator.bodies import (
 )
 from spotledger.http.operator.calls import LEDGER_READ, LEDGER_WRITE, Call, Endpoint, TokenCheck, Write, answer, route
 from spotledger.http.operator.reads import ReadCalls
-from spotledger.http.operator.trades import ReversalBody, SettlementBody
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 

@@ -28,12 +28,12 @@ from spotledger.domain.accounts import (
 from spotledger.domain.journal import BalanceAfter, Entry, Hold
 from spotledger.errors import InvalidRequest, NotFound
 from spotledger.http.h1.request import Reply, Request
-from spotledger.http.operator.amounts import CoinTexts, amount_text
 from spotledger.http.operator.answers import (
     AfterAnswer,
     BalancesAnswer,
     CoinAnswer,
     CoinsAnswer,
+    CoinTexts,
     CustomersAnswer,
     EntriesAnswer,
     EntryReadAnswer,
@@ -44,6 +44,7 @@ from spotledger.http.operator.answers import (
     TrialBalanceAnswer,
     TrialCoinAnswer,
     after_answer,
+    amount_text,
     balance_answer,
     entry_answer,
     hold_answer,
