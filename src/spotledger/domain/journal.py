@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from spotledger.domain.accounts import HOUSE_KIND, Account
+from spotledger.domain.accounts import Account
 from spotledger.domain.operations import Freeze
 
 #: Version of the canonical request that entries keep.
@@ -127,8 +127,3 @@ def opened_hold(entry: Entry, account: Account | None = None, coin: str | None =
     account, coin, request = account or posted_to, coin or posted_coin, entry.request
     reference, expires_ms = request.get("reference"), request.get("expires_ms")
     return Hold(entry.seq, account, coin, units, units, reference, expires_ms, entry.booked_ms)
-
-
-def is_house(account: Account) -> bool:
-    """Say whether *account* is the house's own."""
-    return account.kind == HOUSE_KIND

@@ -10,7 +10,7 @@ drives on its event loop (:mod:`spotledger.storage.steps`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +30,7 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
-from spotledger.ledger.group import Deciding, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
+from spotledger.ledger.group import Chains, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
 from spotledger.ledger.reads import LedgerReads
 from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance, Wanted
 from spotledger.storage.gc_pause import gc_paused
@@ -154,7 +154,7 @@ class Ledger(LedgerReads):
         self,
         operations: Sequence[Operation],
         *,
-        chains: Sequence[Hashable | None] | None = None,
+        chains: Chains | None = None,
         atomic: bool = False,
     ) -> list[Outcome]:
         """
@@ -179,7 +179,7 @@ class Ledger(LedgerReads):
 
     # --- the steps of a group -------------------------------------------------------------------------
 
-    def book(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Group:
+    def book(self, operations: Sequence[Operation], chains: Chains | None = None) -> Group:
         """
         Decide *operations* and make what comes of them durable; :meth:`finish` makes it visible.
 
@@ -190,7 +190,7 @@ class Ledger(LedgerReads):
         with self._write_lock:
             return drive(self.booking(operations, chains))
 
-    def booking(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Steps[Group]:
+    def booking(self, operations: Sequence[Operation], chains: Chains | None = None) -> Steps[Group]:
         """
         Do what :meth:`book` says in steps; nobody else writes to the ledger until they have ended.
 
@@ -204,11 +204,12 @@ class Ledger(LedgerReads):
         try:
             wanted = wanted_of(operations)
             store_ms = yield from self._store.begin(wanted)
-            deciding = self._begin_deciding(operations, chains, wanted, store_ms)
-            while not deciding.is_done:
+            now_ms = max(self._clock_ms() if store_ms is None else store_ms, self._store.head.booked_ms)
+            group = Group(self._store, operations, chains, now_ms)
+            self._decide_piece(group, wanted)
+            while not group.is_decided:
                 yield None
-                self._go_on_deciding(deciding)
-            group = deciding.group
+                self._decide_piece(group)
             if group.entries:
                 while self._store.lagging:
                     self._catch_up()
@@ -222,35 +223,20 @@ class Ledger(LedgerReads):
         return group
 
     @gc_paused
-    def _begin_deciding(
-        self,
-        operations: Sequence[Operation],
-        chains: Sequence[Hashable | None] | None,
-        wanted: Wanted,
-        store_ms: int | None,
-    ) -> Deciding:
-        """Begin a group, and decide its first piece."""
+    def _decide_piece(self, group: Group, wanted: Wanted | None = None) -> None:
+        """Decide the next piece of *group*, the first one after loading what is *wanted*, and write its entries."""
         with self._write_lock:
-            now_ms = max(self._clock_ms() if store_ms is None else store_ms, self.head.booked_ms)
-            deciding = Deciding(self._store, operations, now_ms, chains, wanted)
-            self._decide_piece(deciding)
-            return deciding
-
-    @gc_paused
-    def _go_on_deciding(self, deciding: Deciding) -> None:
-        with self._write_lock:
-            self._decide_piece(deciding)
-
-    def _decide_piece(self, deciding: Deciding) -> None:
-        try:
-            entries = deciding.go_on(PIECE_OPERATIONS)
-        except LedgerCorrupt:
-            # Decided half on what was and half on what others have made of it, nothing needs to fit.
-            self._store.check_write_lock()
-            raise
-        if entries:
-            self._unfinished = True
-            self._store.write(entries)
+            if wanted is not None:
+                group.load(wanted)
+            try:
+                entries = group.decide(PIECE_OPERATIONS)
+            except LedgerCorrupt:
+                # If the write lock was lost, the group was decided on stale state, and nothing is corrupt.
+                self._store.check_write_lock()
+                raise
+            if entries:
+                self._unfinished = True
+                self._store.write(entries)
 
     @gc_paused
     def _catch_up(self) -> None:

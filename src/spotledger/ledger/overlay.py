@@ -28,10 +28,11 @@ T = TypeVar("T")
 class Overlay:
     """The books as a group has changed them so far; nothing of it is visible to reads. Satisfies ``rules.State``."""
 
-    def __init__(self, store: Store, known: dict[str, int], entries: list[Entry]) -> None:
-        """Begin at the head of *store*; *known* are the entries of known keys, *entries* will be those of the group."""
+    def __init__(self, store: Store, entries: list[Entry]) -> None:
+        """Start at the head of *store*; the entries that are taken over are appended to *entries*."""
         self._store = store
-        self._known = known
+        #: The ``seq`` of the entry of each key that was known before the group.
+        self.known: dict[str, int] = {}
         self.head_seq = store.head.seq
         self._listed = store.coins
         self._entries = entries
@@ -78,14 +79,14 @@ class Overlay:
         if entry is not None:
             return entry.seq if opens_hold(entry) else None
         # A hold has the number of the entry that opened it, so that this entry need not be read.
-        seq = self._known.get(key)
+        seq = self.known.get(key)
         return seq if seq is not None and self.hold(seq) is not None else None
 
     def entry_of_key(self, key: str) -> Entry | None:
         """Return the entry that has *key*, or None."""
         entry = self._keys.get(key)
-        if entry is None and key in self._known:
-            entry = self._keys[key] = found(self._store.entry(self._known[key]))
+        if entry is None and key in self.known:
+            entry = self._keys[key] = found(self._store.entry(self.known[key]))
         return entry
 
     def entry(self, seq: int) -> Entry | None:

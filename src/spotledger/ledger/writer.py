@@ -18,11 +18,11 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
-from spotledger.ledger.group import EXPIRIES_A_GROUP, checked_chains, end_of_cut
+from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, checked_chains, end_of_cut
 from spotledger.ledger.ledger import Ledger, Outcome
 from spotledger.storage.steps import call_in, drive_on_loop
 
@@ -39,9 +39,6 @@ EXPIRY_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-Chains: TypeAlias = Sequence[Hashable | None]
 
 
 @dataclass(slots=True)
