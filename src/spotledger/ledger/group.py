@@ -29,6 +29,7 @@ from spotledger.domain.operations import (
     Settle,
     Transfer,
     Withdraw,
+    expiry_key,
     holds_of,
 )
 from spotledger.errors import (
@@ -80,25 +81,24 @@ class Group:
     """Operations that are decided piece by piece and committed together, and what came of them so far."""
 
     def __init__(self, store: Store, operations: Sequence[Operation], chains: Chains | None, now_ms: int) -> None:
-        """Start at the head of *store*; all entries are booked at *now_ms*, in milliseconds."""
+        """Start at the head of *store*; the entries are booked at *now_ms*, or with the head if that is later."""
         self.outcomes: list[Outcome] = []
         self.entries: list[Entry] = []
         self.is_decided = False
         self._store = store
         self._operations = operations
         self._chains = chains
-        self._now_ms = now_ms
         self._overlay = Overlay(store, self.entries)
+        self._now_ms = max(now_ms, self._overlay.head.booked_ms)
         self._next = 0
         self._taken = 0
 
     def load(self, wanted: Wanted) -> None:
         """Load what the rules will ask for, in a few queries, and let the holds expire whose time has come."""
         store, overlay = self._store, self._overlay
-        expiries = [Expire(str(hold_id)) for hold_id in store.due_holds(self._now_ms, EXPIRIES_A_GROUP)]
-        keys = [*(expiry.key for expiry in expiries), *wanted.keys, *wanted.hold_keys]
-        known = overlay.known = store.find_keys(keys)
-        hold_ids = {*(int(expiry.hold) for expiry in expiries), *wanted.holds}
+        due = store.due_holds(self._now_ms, EXPIRIES_A_GROUP)
+        known = overlay.known = store.find_keys([*map(expiry_key, due), *wanted.keys, *wanted.hold_keys])
+        hold_ids = {*due, *wanted.holds}
         hold_ids.update(known[key] for key in wanted.hold_keys if key in known)
         accounts = set(wanted.accounts)
         if hold_ids:
@@ -111,8 +111,8 @@ class Group:
         for seq in wanted.entries:
             accounts |= _accounts_of_entry(store.entry(seq))
         store.load({customer for customer, kind in accounts if kind != HOUSE_KIND}, accounts, ())
-        for expiry in expiries:
-            self._decide_one(expiry)
+        for hold_id in due:
+            self._decide_one(Expire(str(hold_id)))
 
     def decide(self, count: int) -> list[Entry]:
         """
@@ -142,7 +142,7 @@ class Group:
         kept = overlay.entry_of_key(operation.key)
         if kept is not None:
             return _repeat(kept, operation, overlay)
-        seq = overlay.head_seq + len(self.entries) + 1
+        seq = overlay.head.seq + len(self.entries) + 1
         subject: rules.AnySubject = Subject()
         try:
             subject = rules.subject_of(operation, overlay)
@@ -164,7 +164,7 @@ class Group:
         """Append the entry of a decided *operation*, or of its kept *refusal*."""
         holds = tuple([new_tuple(HoldAfter, (hold[0], hold[4])) for hold in decision.holds])
         entry = Entry(
-            self._overlay.head_seq + len(self.entries) + 1,
+            self._overlay.head.seq + len(self.entries) + 1,
             operation.kind,
             operation.key,
             self._now_ms,
@@ -226,7 +226,7 @@ class Group:
 
 
 def wanted_of(operations: Sequence[Operation]) -> Wanted:
-    """Return what the rules will ask for of *operations*."""
+    """Return what the rules will ask for to decide *operations*."""
     keys: list[str] = []
     hold_keys: list[str] = []
     holds: set[int] = set()
@@ -234,21 +234,21 @@ def wanted_of(operations: Sequence[Operation]) -> Wanted:
     accounts = {EXTERNAL, FEES, DUST}
     for operation in operations:
         keys.append(operation.key)
-        for hold in holds_of(operation):
-            if isinstance(hold, HoldKey):
-                hold_keys.append(hold.key)
-            else:
-                holds.add(int(hold))
         accounts_of = _ACCOUNTS.get(type(operation))
         if accounts_of is not None:
             accounts.update(accounts_of(operation))
         elif type(operation) is Reverse:
             entries.add(operation.seq)
+        for hold in holds_of(operation):
+            if isinstance(hold, HoldKey):
+                hold_keys.append(hold.key)
+            else:
+                holds.add(int(hold))
     return Wanted(keys, hold_keys, holds, accounts, entries)
 
 
 def end_of_cut(start: int, count: int, chains: Chains | None, limit: int) -> int:
-    """Return where about *limit* of *count* operations end that begin with *start*; never within a chain."""
+    """Return the end of a piece of *limit* of the *count* operations from *start* on, or more to keep a chain whole."""
     end = min(start + limit, count)
     while chains and 0 < end < count and chains[end] is not None and chains[end] == chains[end - 1]:
         end += 1
@@ -257,45 +257,43 @@ def end_of_cut(start: int, count: int, chains: Chains | None, limit: int) -> int
 
 def checked_chains(operations: Sequence[Operation], chains: Chains | None, atomic: bool) -> Chains | None:
     """
-    Return *chains* with all operations in one where the whole is *atomic*; check what a caller may ask for at once.
+    Return *chains*, with all operations in one chain if the request is *atomic*.
 
     Raises:
-        InvalidRequest: A chain is longer than 1,000 operations, *chains* is not one value an operation, or an operation
-            is the ledger's own.
+        InvalidRequest: A chain has more than 1,000 operations, *chains* has another length than *operations*, or an
+            operation is one that only the ledger writes.
     """
+    count = len(operations)
     if Expire in map(type, operations):
-        raise InvalidRequest(
-            "expire is what the ledger does by itself; an operation of a caller would pass", field="op"
-        )
+        raise InvalidRequest("op is expire, which only the ledger writes; another would pass", field="op")
     if atomic:
-        chains = [True] * len(operations)
-    elif chains is not None and len(chains) != len(operations):
-        raise InvalidRequest(
-            f"chains has {len(chains)} values; one an operation, which is {len(operations)}, would pass", field="chains"
-        )
+        chains = [True] * count
+    elif chains is not None and len(chains) != count:
+        raise InvalidRequest(f"chains has {len(chains)} values; {count}, one per operation, would pass", field="chains")
     for chain, members in groupby(chains or ()):
-        count = len(list(members))
-        if chain is not None and count > CHAIN_LIMIT:
-            raise InvalidRequest(
-                f"a chain has {count} operations; {CHAIN_LIMIT} at most would pass",
-                field="atomic" if atomic else "chain",
-            )
+        length = len(list(members))
+        if chain is not None and length > CHAIN_LIMIT:
+            field = "atomic" if atomic else "chain"
+            raise InvalidRequest(f"a chain has {length} operations; {CHAIN_LIMIT} at most would pass", field=field)
     return chains
 
 
 def _twice_in(keys: Sequence[str]) -> str:
     counts = Counter(keys)
     key = next(key for key in keys if counts[key] > 1)
-    return f"key {key} stands twice in one chain; each operation needs its own"
+    return f"key {key} is used twice in one chain; a key of its own for each operation would pass"
 
 
 def _partly_known(keys: Sequence[str], known: Sequence[bool]) -> str:
     used = next(key for key, is_known in zip(keys, known, strict=True) if is_known)
-    return f"key {used} of this chain was used before and another was not; send the chain as it was, or with new keys"
+    return (
+        f"key {used} of this chain was used before and another key was not;"
+        " the chain as it was sent then, or with new keys only, would pass"
+    )
 
 
 def _repeat(kept: Entry, operation: Operation, overlay: Overlay) -> Outcome:
-    """Answer a known key: as the first time, or that the content is another."""
+    """Return the kept outcome of a known key, or a conflict if the operation has other content."""
     name = rules.differing_field(kept.request, operation, lambda coin: found(overlay.coin(coin)).scale)
     if name is not None:
         return IdempotencyConflict(
@@ -333,7 +331,7 @@ def _accounts_of_entry(entry: Entry | None) -> set[Account]:
     return accounts | {receivable_of(customer) for customer, kind in accounts if kind != HOUSE_KIND}
 
 
-#: Which accounts an operation names, by its class; a settlement's are those of its holds, and the house's own.
+#: The accounts that an operation names, by its class. A settlement uses those of its holds and of the house.
 _ACCOUNTS: Final[dict[type[Any], Callable[[Any], Iterable[Account]]]] = {
     Deposit: _accounts_of_deposit,
     Freeze: _account_of_customer,
@@ -345,10 +343,10 @@ _ACCOUNTS: Final[dict[type[Any], Callable[[Any], Iterable[Account]]]] = {
 
 def _check_entries(entries: Iterable[Entry]) -> None:
     """
-    Check what is about to be written, apart from the rules that made it.
+    Check *entries* before they are written, independently of the rules that made them.
 
     Raises:
-        LedgerCorrupt: Postings of an entry do not add up to zero for a coin, or it takes a balance below zero.
+        LedgerCorrupt: The postings of an entry do not add up to zero for a coin, or a balance falls below zero.
     """
     for entry in entries:
         sums: dict[str, int] = {}

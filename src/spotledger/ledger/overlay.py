@@ -32,7 +32,7 @@ class Overlay:
         self._store = store
         #: The ``seq`` of the entry of each key that was known before the group.
         self.known: dict[str, int] = {}
-        self.head_seq = store.head.seq
+        self.head = store.head
         self._listed = store.coins
         self._entries = entries
         self._standing: dict[Account, Mapping[str, Balance]] = {}
@@ -92,9 +92,9 @@ class Overlay:
 
     def entry(self, seq: int) -> Entry | None:
         """Return an entry of the journal or of the group, or None."""
-        if seq <= self.head_seq:
+        if seq <= self.head.seq:
             return self._store.entry(seq)
-        position = seq - self.head_seq - 1
+        position = seq - self.head.seq - 1
         return self._entries[position] if position < len(self._entries) else None
 
     def reversal_of(self, seq: int) -> int | None:
