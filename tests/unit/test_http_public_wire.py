@@ -17,7 +17,7 @@ from spotledger.domain.accounts import Account
 from spotledger.domain.amounts import format_amount
 from spotledger.http import wire
 from spotledger.http.public import v4
-from spotledger.http.public.bodies import BalanceBodies, v1_form
+from spotledger.http.public.answers import BalanceBodies, v1_form
 from support_public import Service, header, service
 
 CLIENT_ONLY = {errors.TransportError, errors.ProtocolError}

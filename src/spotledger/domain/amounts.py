@@ -82,7 +82,7 @@ def format_amount(units: int, scale: int, least_decimals: int = 2) -> str:
 
 
 @cache
-def formatter(scale: int, least_decimals: int = 2) -> Callable[[int], str]:
+def formatter(scale: int, least_decimals: int) -> Callable[[int], str]:
     """Return what writes units as :func:`format_amount` does, for one *scale*."""
     if scale <= least_decimals:
         return _formatter_of_all(scale, least_decimals)
