@@ -1,8 +1,8 @@
 """
 The journal's records: entries, their postings, and the holds that entries open and use.
 
-An entry carries its key, its canonical request and the balances after it, so that one append makes the movement, its
-once-only and its result durable together, and everything else about money can be derived from entries alone.
+An entry has its key, its canonical request and the balances after it. So one append makes the movement, its idempotency
+key and its result durable together, and everything else about money can be derived from entries alone.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any, Final, NamedTuple
 from spotledger.domain.accounts import Account
 from spotledger.domain.operations import Freeze
 
-#: Version of the canonical request that entries keep.
+#: The version of the canonical requests in the journal.
 REQUEST_FORMAT: Final = 1
 
-#: Makes a named tuple of a class and a tuple of its values, in half the time that calling the class takes.
+#: Makes a named tuple from its class and a tuple of its values, in half the time of calling the class.
 new_tuple = tuple.__new__
 
 AVAILABLE: Final = "available"
@@ -24,7 +24,7 @@ FREEZE: Final = "freeze"
 
 
 class Posting(NamedTuple):
-    """One signed line of an entry: *units* onto one side of one account; the hold it opens or uses, on freeze."""
+    """One signed line of an entry: *units* on one side of an account; on freeze, the hold that it opens or uses."""
 
     account: Account
     coin: str
@@ -50,7 +50,7 @@ class HoldAfter(NamedTuple):
 
 
 class Hold(NamedTuple):
-    """One freeze: opened by the entry whose ``seq`` is its id, used in parts, closed when nothing remains."""
+    """One freeze: its id is the ``seq`` of the entry that opened it, and it is closed when nothing remains."""
 
     hold_id: int
     account: Account
@@ -64,7 +64,7 @@ class Hold(NamedTuple):
 
     @property
     def state(self) -> str:
-        """``"open"`` while something remains, else ``"closed"``."""
+        """``"open"``, or ``"closed"`` if nothing remains."""
         return "open" if self.closed_seq is None else "closed"
 
     def after(self, remaining: int, seq: int) -> Hold:
@@ -78,10 +78,11 @@ class Hold(NamedTuple):
 @dataclass(slots=True)
 class Entry:
     """
-    One immutable record of the journal. (Not a frozen class: making one would take five times as long.)
+    One immutable record of the journal. (The class is not frozen, which would make it five times as slow to create.)
 
-    ``seq`` counts 1, 2, 3 … without gaps; ``booked_ms`` never falls along it. ``request`` is the canonical request.
-    A kept refusal has a ``refusal`` (code, detail, details) and no postings; so has a listing or a registering none.
+    ``seq`` counts 1, 2, 3 … without gaps, and ``booked_ms`` never falls along it. ``request`` is the canonical request.
+    A kept refusal has a ``refusal`` (code, detail, details). It has no postings, and neither has a listing or a
+    registration.
     """
 
     seq: int
@@ -96,7 +97,7 @@ class Entry:
     refusal: dict[str, Any] | None = None
 
     def posting_balances(self) -> list[int]:
-        """Return the balance of its side after each posting, worked back from the balances after the entry."""
+        """Return, for each posting, the balance of its side after it, worked back from the balances of the entry."""
         sides = {}
         for account, coin, available, freeze in self.balances:
             sides[account, coin, AVAILABLE] = available
@@ -111,7 +112,7 @@ class Entry:
 
 
 def opens_hold(entry: Entry) -> bool:
-    """Say whether *entry* opened a hold, which then has its number; a refused freeze has no postings and opens none."""
+    """Return whether *entry* opened a hold, with its ``seq`` as the id; a refused freeze opened none."""
     return entry.kind == Freeze.kind and bool(entry.postings)
 
 
@@ -119,7 +120,7 @@ def opened_hold(entry: Entry, account: Account | None = None, coin: str | None =
     """
     Return the hold that *entry* opened, as it was then, or None.
 
-    Where *account* and *coin* are given, they equal those of the entry: the hold then shares them with many others.
+    If given, *account* and *coin* equal those of the entry: the hold then shares the objects with other holds.
     """
     if not opens_hold(entry):
         return None

@@ -1,8 +1,9 @@
 """
 The rules: what an operation does to the books, or why it is refused.
 
-Pure functions over a small view of the state, the same for every store. Refusals come in this order: coin, form of the
-amount, customers, hold (known, open, not expired, enough remaining), enough available, size of the balance.
+They are pure functions of the operation and the books, the same for every store. Refusals are checked in this order:
+coin, form of the amount, customers, hold (known, not expired, open, enough remaining), enough available, size of the
+balance.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def subject_of(operation: Operation, state: State) -> AnySubject:
     Look up what *operation* names.
 
     Raises:
-        InvalidAmount: An amount does not fit the coin's scale. Not kept: the request is wrong in itself.
+        InvalidAmount: An amount does not fit the coin's scale. Not kept, because the request is invalid as such.
     """
     return _SUBJECTS[type(operation)](operation, state)
 
@@ -84,17 +85,17 @@ def _of_withdraw(operation: Withdraw, state: State) -> Subject:
 
 def decide(operation: Operation, subject: AnySubject, state: State, seq: int, now_ms: int) -> Decision:
     """
-    Say what *operation* does to the books.
+    Return what *operation* does to the books.
 
     Args:
-        operation: What is asked for.
-        subject: What :func:`subject_of` found for it in the same state.
-        state: The books just before it.
-        seq: The position that its entry will have; a hold that it opens has this id.
-        now_ms: The time at which it is booked, in milliseconds.
+        operation: The operation.
+        subject: The result of :func:`subject_of` in the same *state*.
+        state: The books just before the operation.
+        seq: The position of its entry, and the id of the hold that it opens.
+        now_ms: The time at which it is booked, in milliseconds since 1970.
 
     Raises:
-        Refused: Why it does nothing.
+        Refused: The operation is refused and does nothing.
     """
     return _RULES[type(operation)](operation, subject, state, seq, now_ms)
 
@@ -102,7 +103,7 @@ def decide(operation: Operation, subject: AnySubject, state: State, seq: int, no
 def _list_coin(operation: ListCoin, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     if subject.coin is not None:
         raise CoinAlreadyListed(
-            f"coin {operation.coin} is listed already with scale {subject.coin.scale}, and a listing never changes",
+            f"coin {operation.coin} is already listed with scale {subject.coin.scale}, and a listing never changes",
             field="coin",
         )
     return Decision()
@@ -110,7 +111,7 @@ def _list_coin(operation: ListCoin, subject: Subject, state: State, seq: int, no
 
 def _register(operation: RegisterCustomer, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     if state.has_customer(operation.customer):
-        raise CustomerAlreadyRegistered(f"customer {operation.customer} is registered already", field="customer")
+        raise CustomerAlreadyRegistered(f"customer {operation.customer} is already registered", field="customer")
     return Decision()
 
 
@@ -133,7 +134,7 @@ def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms:
     account = registered(operation.customer, operation.account, state)
     if operation.expires_ms is not None and operation.expires_ms <= now_ms:
         raise InvalidRequest(
-            f"expires_ms is {operation.expires_ms}, which is past; a time after {now_ms} would pass",
+            f"expires_ms is {operation.expires_ms}, which is in the past; a time after {now_ms} would pass",
             field="expires_ms",
         )
     enough_available(account, coin, units, state)
@@ -177,7 +178,7 @@ def _transfer(operation: Transfer, subject: Subject, state: State, seq: int, now
 def _expire(operation: Expire, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     hold = open_hold(operation.hold, subject.hold)
     if hold.expires_ms is None or now_ms < hold.expires_ms:
-        raise LedgerCorrupt(f"hold {hold.hold_id} was to expire before its time")
+        raise LedgerCorrupt(f"hold {hold.hold_id} cannot expire before its time")
     line = Posting(hold.account, hold.coin, AVAILABLE, hold.remaining)
     return _use_hold(hold, hold.remaining, line, subject, state, seq)
 
