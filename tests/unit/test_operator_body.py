@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from spotledger.errors import MalformedRequest
-from spotledger.http.h1.request import BodySource, Request, RequestGone, path_pattern
+from spotledger.http.h1.request import BodySource, ClientDisconnected, Request
 from spotledger.http.operator import calls as operator_calls
-from spotledger.http.operator.calls import read_body
+from spotledger.http.operator.calls import path_pattern, read_body
 
 
 class Source:
@@ -64,8 +64,8 @@ def test_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_body_of_a_caller_who_went_is_not_answered() -> None:
     """That he went is passed on as it is."""
-    with pytest.raises(RequestGone):
-        asyncio.run(read_body(request(Source(problem=RequestGone()))))
+    with pytest.raises(ClientDisconnected):
+        asyncio.run(read_body(request(Source(problem=ClientDisconnected()))))
 
 
 def test_cancelling_from_elsewhere_is_passed_on() -> None:

@@ -21,7 +21,7 @@ import httpx2
 
 from spotledger.client.operator.api import OperatorClient
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid, TokenRefused
-from spotledger.http.h1.transport import OperatorTransport
+from spotledger.http.h1.transport import InProcessTransport
 from spotledger.http.operator.app import OperatorApp
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import load_settings
@@ -128,7 +128,7 @@ async def _within(runtime: Runtime) -> AsyncIterator[OperatorClient]:
     token = secrets.token_hex(TOKEN_BYTES)
     await runtime.start()
     try:
-        transport = OperatorTransport(OperatorApp(runtime, token))
+        transport = InProcessTransport(OperatorApp(runtime, token))
         async with OperatorClient(_OWN_ADDRESS, token, transport) as client:
             yield client
     finally:

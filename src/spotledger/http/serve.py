@@ -26,7 +26,7 @@ from granian.server.embed import Server
 
 from spotledger.clock import now_ms
 from spotledger.errors import SettingInvalid, SetupError
-from spotledger.http.h1.server import OperatorServer
+from spotledger.http.h1.server import HttpServer
 from spotledger.http.operator.app import OperatorApp
 from spotledger.http.operator.metrics import Metrics, show_shared_counts
 from spotledger.http.public.app import PublicApp, PublicSettings
@@ -215,7 +215,7 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
     operator_app = OperatorApp(runtime)
     _show_public(operator_app.metrics, public_app)
     await public_app.gate.start()
-    operator_server = OperatorServer(operator_app, listeners.operator)
+    operator_server = HttpServer(operator_app, listeners.operator)
     await operator_server.start()
     public_server = _Server(public_app, listeners.public)
     running = asyncio.create_task(public_server.serve())
@@ -289,7 +289,7 @@ async def _until_enough(while_serving: WhileServing, listening: Listening, stop:
         doing.cancel()
 
 
-async def _stop_listening(operator: OperatorServer, public: _Server, running: asyncio.Task[None]) -> None:
+async def _stop_listening(operator: HttpServer, public: _Server, running: asyncio.Task[None]) -> None:
     public.signal_handler_interrupt()  # type: ignore[no-untyped-call]
     all_answered, (_, late) = await asyncio.gather(
         operator.stop(STOP_SECONDS), asyncio.wait([running], timeout=STOP_SECONDS)

@@ -12,7 +12,7 @@ import os
 from typing import Final
 
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
-from spotledger.http.h1.request import Reply, Request, RequestGone
+from spotledger.http.h1.request import ClientDisconnected, Reply, Request
 from spotledger.http.operator.answers import AliveAnswer, ReadyAnswer
 from spotledger.http.operator.audits import AuditCalls, show_audits
 from spotledger.http.operator.backups import BackupCalls
@@ -92,7 +92,7 @@ class OperatorApp:
         Reply one request, whatever it is.
 
         Raises:
-            RequestGone: The caller went before it had come whole.
+            ClientDisconnected: The caller went before it had come whole.
         """
         self._asked += 1
         request_id = f"{self._prefix}-{self._asked:x}"
@@ -101,7 +101,7 @@ class OperatorApp:
             endpoint = self._endpoint(request)
             path = endpoint.path
             said = await endpoint.answer(request)
-        except RequestGone:
+        except ClientDisconnected:
             raise
         except Exception as error:  # noqa: BLE001 - whatever happens, an answer in the one shape
             said = problem_answer(_public_error(error, request_id), request_id)

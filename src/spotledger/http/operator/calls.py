@@ -28,7 +28,7 @@ from spotledger.errors import (
     Unavailable,
 )
 from spotledger.http import wire
-from spotledger.http.h1.request import Header, Reply, Request, path_pattern, too_long
+from spotledger.http.h1.request import Header, Reply, Request, too_long
 from spotledger.security.tokens import Tokens
 
 LEDGER_READ: Final = "ledger:read"
@@ -52,6 +52,7 @@ _JSON: Final = (b"content-type", JSON_MEDIA_TYPE.encode())
 _PROBLEM: Final = (b"content-type", wire.PROBLEM_MEDIA_TYPE.encode())
 _REPLAYED: Final = (REPLAYED_HEADER.lower().encode(), b"true")
 
+_PARAMETER = re.compile(r"{(\w+)}")
 _SEQ = re.compile(r"\A[0-9]{1,18}\Z")
 _encode = msgspec.json.Encoder().encode
 
@@ -166,6 +167,13 @@ def route(token_check: TokenCheck | None, path: str, **calls: Call) -> Endpoint:
     return Endpoint(token_check, path, calls)
 
 
+def path_pattern(path: str) -> re.Pattern[str]:
+    """Return the pattern of a *path* with parameters such as ``/v1/holds/{hold}``: each is one part, not empty."""
+    parts = _PARAMETER.split(path)
+    texts = [f"(?P<{part}>[^/]+)" if index % 2 else re.escape(part) for index, part in enumerate(parts)]
+    return re.compile("".join(texts) + r"\Z")
+
+
 def idempotency_key(request: Request) -> str:
     """Return the one idempotency key of a write."""
     found = request.header_once(b"idempotency-key")
@@ -184,7 +192,7 @@ async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
 
     Raises:
         MalformedRequest: It is longer, cannot be read, or did not come whole in time.
-        RequestGone: The caller went.
+        ClientDisconnected: The caller went.
     """
     body = request.body
     if not isinstance(body, bytes):
