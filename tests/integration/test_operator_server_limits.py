@@ -93,7 +93,7 @@ def test_body_that_does_not_come_is_given_up(listener: Listener, monkeypatch: py
         await wire.send(listener.post("never")[:-3])
         said = await wire.answer()
         assert said.status == 400
-        assert "did not come whole" in said.json["detail"]
+        assert "was not complete" in said.json["detail"]
         assert listener.api.seq == 8
 
     listener.run(talk)

@@ -52,7 +52,7 @@ def test_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(operator_calls, "BODY_TIMEOUT_SECONDS", 0.01)
 
     async def read() -> int:
-        with pytest.raises(MalformedRequest, match="did not come whole"):
+        with pytest.raises(MalformedRequest, match="was not complete"):
             await read_body(request(Source()))
         await asyncio.sleep(0)
         task = asyncio.current_task()

@@ -13,7 +13,7 @@ from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.calls import Call, Endpoint, answer, query_of, route
 from spotledger.http.operator.openapi import document
 
-#: The page has no script, and nothing on it comes from elsewhere.
+#: The page has no script and loads nothing from elsewhere.
 PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 _PAGE_HEADERS: Final = (
@@ -24,7 +24,7 @@ _PAGE_HEADERS: Final = (
 
 
 def doc_routes(routes: Callable[[], Sequence[Endpoint]]) -> list[Endpoint]:
-    """Return the routes of the description of *routes*, which is made when it is first asked for."""
+    """Return the routes of the document of *routes* and of its page; the document is made at the first request."""
 
     @functools.cache
     def described() -> dict[str, Any]:
@@ -45,7 +45,7 @@ def doc_routes(routes: Callable[[], Sequence[Endpoint]]) -> list[Endpoint]:
 
 
 def by_section(described: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str, dict[str, Any]]]]]:
-    """Give the operations of the document, as path, method and description, by their sections."""
+    """Yield each section of the document with its operations, as path, method and description."""
     operations = [
         (path, method, found) for path, methods in described["paths"].items() for method, found in methods.items()
     ]
@@ -54,7 +54,7 @@ def by_section(described: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[s
 
 
 def type_text(schema: Mapping[str, Any]) -> str:
-    """Say in few words what a *schema* takes; a name in brackets is that of another schema."""
+    """Return a short text for the type of *schema*; a name in brackets is that of another schema."""
     if "$ref" in schema:
         return f"[{schema['$ref'].rpartition('/')[2]}]"
     if "const" in schema:
@@ -79,7 +79,7 @@ def html_page(described: Mapping[str, Any]) -> str:
     info = described["info"]
     body = [f"<h1>{_text(info['title'])} {_text(info['version'])}</h1>"]
     body += [f"<p>{_prose(part)}</p>" for part in info["description"].strip().split("\n\n")]
-    body.append('<p>The same as a document for programs: <a href="/openapi.json">/openapi.json</a></p>')
+    body.append('<p>The OpenAPI document: <a href="/openapi.json">/openapi.json</a></p>')
     sections = list(by_section(described))
     for name, operations in sections:
         links = ", ".join(
@@ -139,7 +139,7 @@ def _text(value: object) -> str:
 
 
 def _prose(text: str) -> str:
-    """Return *text* with what stands between backticks as code."""
+    """Return *text* as HTML, with text in backticks as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", _text(text))
 
 
@@ -187,8 +187,8 @@ def operator_markdown(described: Mapping[str, Any]) -> str:
         "",
         described["info"]["description"].strip(),
         "",
-        "A running service has the same as a page at `/docs` and for programs at `/openapi.json`, both on the operator",
-        "listener. What a call can be refused with, and what to do about it: [errors](errors.md). From Python:",
+        "A running service has this page at `/docs` and the OpenAPI document at `/openapi.json`, both on the operator",
+        "listener. For what to do about each error see [errors](errors.md), and for Python see",
         "[the typed clients](operator-client.md).",
         "",
         "| call | what it does |",
@@ -244,6 +244,6 @@ def _markdown_schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _cell(schema: Mapping[str, Any]) -> str:
-    """Return a type as a table's cell, with links to the schemas that it names."""
+    """Return a type as a table cell, with links to the schemas that it names."""
     text = type_text(schema).replace("|", "\\|")
     return re.sub(r"\[(\w+)\]", lambda found: f"[{found[1]}](#{found[1].lower()})", text)
