@@ -63,9 +63,8 @@ def check_customer(text: object, field: str = "customer") -> str:
     """Return *text* if it is a valid customer id: 1–64 of ``A-Z a-z 0-9 . _ -``, not ``.`` or ``..``."""
     if isinstance(text, str) and _CUSTOMER.match(text) and text not in (".", ".."):
         return text
-    raise InvalidRequest(
-        f"{field} is {shown(text)}; 1 to 64 of A-Z a-z 0-9 . _ - would pass, but not '.' or '..'", field=field
-    )
+    allowed = "1 to 64 of A-Z a-z 0-9 . _ -, but not '.' or '..',"
+    raise InvalidRequest(f"{field} is {shown(text)}; {allowed} would pass", field=field)
 
 
 def check_coin(text: object, field: str = "coin") -> str:

@@ -303,11 +303,8 @@ def check_key(text: object, field: str = "key") -> str:
     """Return *text* if it is a valid idempotency key of a caller: 1–64 characters of 0x21–0x7E."""
     if isinstance(text, str) and _KEY.match(text):
         return text
-    raise InvalidRequest(
-        f"{field} is {shown(text)}; an idempotency key of 1 to {KEY_MAX_CHARACTERS} printable ASCII characters"
-        " without blanks would pass",
-        field=field,
-    )
+    allowed = f"an idempotency key of 1 to {KEY_MAX_CHARACTERS} printable ASCII characters without blanks"
+    raise InvalidRequest(f"{field} is {shown(text)}; {allowed} would pass", field=field)
 
 
 def check_hold(name: object, field: str = "hold") -> HoldName:
@@ -325,10 +322,8 @@ def check_reference(text: object, field: str = "reference") -> None:
     if text is None:
         return
     if not isinstance(text, str) or not 1 <= len(text) <= REFERENCE_MAX_CHARACTERS or _UNFIT.search(text):
-        raise InvalidRequest(
-            f"{field} is {shown(text)}; 1 to {REFERENCE_MAX_CHARACTERS} characters, no control characters, would pass",
-            field=field,
-        )
+        allowed = f"1 to {REFERENCE_MAX_CHARACTERS} characters, no control characters,"
+        raise InvalidRequest(f"{field} is {shown(text)}; {allowed} would pass", field=field)
 
 
 def check_time(value: object, field: str) -> None:
@@ -336,9 +331,8 @@ def check_time(value: object, field: str) -> None:
     if value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= TIME_MAX_MS:
-        raise InvalidRequest(
-            f"{field} is {shown(value)}; milliseconds since 1970 such as 1700000000000 would pass", field=field
-        )
+        allowed = "milliseconds since 1970 such as 1700000000000"
+        raise InvalidRequest(f"{field} is {shown(value)}; {allowed} would pass", field=field)
 
 
 def _is_zero_text(text: object) -> bool:

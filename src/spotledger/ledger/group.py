@@ -32,6 +32,7 @@ from spotledger.domain.operations import (
     expiry_key,
     holds_of,
 )
+from spotledger.domain.rules import AnySubject
 from spotledger.errors import (
     ChainFailed,
     ChainPartlyKnown,
@@ -143,7 +144,7 @@ class Group:
         if kept is not None:
             return _repeat(kept, operation, overlay)
         seq = overlay.head.seq + len(self.entries) + 1
-        subject: rules.AnySubject = Subject()
+        subject: AnySubject = Subject()
         try:
             subject = rules.subject_of(operation, overlay)
             decision = rules.decide(operation, subject, overlay, seq, self._now_ms)
@@ -155,11 +156,7 @@ class Group:
         return new_tuple(Receipt, (self._keep(operation, subject, decision), False))
 
     def _keep(
-        self,
-        operation: Operation,
-        subject: rules.AnySubject,
-        decision: Decision = _NOTHING,
-        refusal: Refused | None = None,
+        self, operation: Operation, subject: AnySubject, decision: Decision = _NOTHING, refusal: Refused | None = None
     ) -> Entry:
         """Append the entry of a decided *operation*, or of its kept *refusal*."""
         holds = tuple([new_tuple(HoldAfter, (hold[0], hold[4])) for hold in decision.holds])
@@ -217,7 +214,7 @@ class Group:
             outcomes.append(refusal)
         return outcomes
 
-    def _subject_or_none(self, operation: Operation) -> rules.AnySubject:
+    def _subject_or_none(self, operation: Operation) -> AnySubject:
         """Look up what a refused operation names; its amounts stay text if they do not fit the coin."""
         try:
             return rules.subject_of(operation, self._overlay)

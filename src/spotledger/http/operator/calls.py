@@ -129,9 +129,7 @@ class TokenCheck:
         if header is not None and self._local is not None and secrets.compare_digest(header, self._local):
             return
         try:
-            self._tokens.check(
-                None if header is None else header.decode("latin-1"), ADMIN if needed is None else needed
-            )
+            self._tokens.check(None if header is None else header.decode("latin-1"), needed or ADMIN)
         except ScopeMissing:
             if needed is not None:
                 raise

@@ -6,7 +6,7 @@ import functools
 import html
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from spotledger.http.h1.request import Reply, Request
@@ -57,21 +57,23 @@ def type_text(schema: Mapping[str, Any]) -> str:
     """Return a short text for the type of *schema*; a name in brackets is that of another schema."""
     if "$ref" in schema:
         return f"[{schema['$ref'].rpartition('/')[2]}]"
-    if "const" in schema:
-        return json.dumps(schema["const"])
-    if "enum" in schema:
-        return " or ".join(json.dumps(value) for value in schema["enum"])
-    for name in ("anyOf", "oneOf"):
-        if name in schema:
-            return " or ".join(dict.fromkeys(type_text(part) for part in schema[name]))
+    values = [schema["const"]] if "const" in schema else schema.get("enum", ())
+    parts = schema.get("anyOf") or schema.get("oneOf") or ()
+    if values or parts:
+        return " or ".join(dict.fromkeys([*map(json.dumps, values), *map(type_text, parts)]))
     kind = schema.get("type", "any")
     if kind == "array":
         return f"list of {type_text(schema['items'])}"
-    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
-        return f"object of {type_text(schema['additionalProperties'])} by name"
-    if kind == "object" and "properties" in schema:
-        return "{" + ", ".join(f'"{name}": {type_text(part)}' for name, part in schema["properties"].items()) + "}"
+    if kind == "object":
+        return _object_text(schema)
     return " or ".join(kind) if isinstance(kind, list) else str(kind)
+
+
+def _object_text(schema: Mapping[str, Any]) -> str:
+    if isinstance(schema.get("additionalProperties"), dict):
+        return f"object of {type_text(schema['additionalProperties'])} by name"
+    fields = ", ".join(f'"{name}": {type_text(part)}' for name, part in schema.get("properties", {}).items())
+    return f"{{{fields}}}" if fields else "object"
 
 
 def html_page(described: Mapping[str, Any]) -> str:
@@ -96,42 +98,51 @@ def html_page(described: Mapping[str, Any]) -> str:
 
 
 def _html_operation(path: str, method: str, found: Mapping[str, Any]) -> str:
-    rows = [
-        f"<tr><td><code>{_text(part['name'])}</code></td><td>{part['in']}{', required' if part.get('required') else ''}"
-        f"</td><td>{_linked(type_text(part['schema']))}</td><td>{_prose(part.get('description', ''))}</td></tr>"
+    parameters = _table(
+        (
+            f"<code>{_text(part['name'])}</code>",
+            part["in"] + (", required" if part.get("required") else ""),
+            _linked(type_text(part["schema"])),
+            _prose(part.get("description", "")),
+        )
         for part in found["parameters"]
-    ]
-    table = f"<table>{''.join(rows)}</table>" if rows else ""
+    )
     body = ""
     if "requestBody" in found:
         media = found["requestBody"]["content"]["application/json"]
-        example = json.dumps(media["example"], indent=2, ensure_ascii=False) if "example" in media else ""
-        body = f"<p>Body: {_linked(type_text(media['schema']))}</p>" + (
-            f"<pre>{_text(example)}</pre>" if example else ""
-        )
-    answers = [
-        f"<tr><td>{status}</td><td>{_linked(type_text(next(iter(said['content'].values()))['schema']))}</td>"
-        f"<td>{_prose(said['description'])}</td></tr>"
+        body = f"<p>Body: {_linked(type_text(media['schema']))}</p>"
+        if "example" in media:
+            body += f"<pre>{_text(json.dumps(media['example'], indent=2, ensure_ascii=False))}</pre>"
+    answers = _table(
+        (status, _linked(type_text(next(iter(said["content"].values()))["schema"])), _prose(said["description"]))
         for status, said in found["responses"].items()
-    ]
+    )
     return (
         f'<section id="{_text(found["operationId"])}"><h3><code>{method.upper()} {_text(path)}</code></h3>'
-        f"<p><b>{_prose(found['summary'])}.</b> {_prose(found['description'])}</p>{table}{body}"
-        f"<details><summary>Answers</summary><table>{''.join(answers)}</table></details></section>"
+        f"<p><b>{_prose(found['summary'])}.</b> {_prose(found['description'])}</p>{parameters}{body}"
+        f"<details><summary>Answers</summary>{answers}</details></section>"
     )
 
 
 def _html_schema(name: str, schema: Mapping[str, Any]) -> str:
     required = schema.get("required", ())
-    rows = [
-        f"<tr><td><code>{_text(field)}</code></td><td>{'required' if field in required else ''}</td>"
-        f"<td>{_linked(type_text(part))}</td><td>{_prose(part.get('description', ''))}</td></tr>"
+    fields = _table(
+        (
+            f"<code>{_text(field)}</code>",
+            "required" if field in required else "",
+            _linked(type_text(part)),
+            _prose(part.get("description", "")),
+        )
         for field, part in schema.get("properties", {}).items()
-    ]
-    return (
-        f'<section id="schema-{_text(name)}"><h3>{_text(name)}</h3><p>{_prose(schema.get("description", ""))}</p>'
-        f"<table>{''.join(rows)}</table></section>"
     )
+    description = _prose(schema.get("description", ""))
+    return f'<section id="schema-{_text(name)}"><h3>{_text(name)}</h3><p>{description}</p>{fields}</section>'
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of *rows*, whose cells are HTML."""
+    lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
+    return f"<table>{''.join(lines)}</table>" if lines else ""
 
 
 def _text(value: object) -> str:
@@ -216,22 +227,26 @@ def _anchor(method: str, path: str) -> str:
 
 def _markdown_operation(path: str, method: str, found: Mapping[str, Any]) -> Iterator[str]:
     yield from ("", f"### {method.upper()} {path}", "", f"{found['summary']}. {found['description']}")
-    if found["parameters"]:
-        yield from ("", "| parameter | in | type | |", "|---|---|---|---|")
-    for part in found["parameters"]:
-        place = part["in"] + (", required" if part.get("required") else "")
-        yield f"| `{part['name']}` | {place} | {_cell(part['schema'])} | {part.get('description', '')} |"
+    yield from _markdown_parameters(found["parameters"])
     if "requestBody" in found:
         media = found["requestBody"]["content"]["application/json"]
         yield from ("", f"Body: {_cell(media['schema'])}")
         if "example" in media:
             yield from ("", "```json", json.dumps(media["example"], indent=2, ensure_ascii=False), "```")
-    good = [(status, said) for status, said in found["responses"].items() if int(status) < 400]
-    for status, said in good:
-        kinds = [f"{_cell(content['schema'])} as `{media}`" for media, content in said["content"].items()]
+    problems = [status for status in found["responses"] if int(status) >= 400]
+    for status in sorted(found["responses"].keys() - problems):
+        contents = found["responses"][status]["content"]
+        kinds = [f"{_cell(content['schema'])} as `{media}`" for media, content in contents.items()]
         yield from ("", f"Answer {status}: {', or '.join(kinds)}")
-    problems = ", ".join(status for status in found["responses"] if int(status) >= 400)
-    yield from ("", f"Problems: {problems}.")
+    yield from ("", f"Problems: {', '.join(problems)}.")
+
+
+def _markdown_parameters(parameters: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if parameters:
+        yield from ("", "| parameter | in | type | |", "|---|---|---|---|")
+    for part in parameters:
+        place = part["in"] + (", required" if part.get("required") else "")
+        yield f"| `{part['name']}` | {place} | {_cell(part['schema'])} | {part.get('description', '')} |"
 
 
 def _markdown_schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
