@@ -93,7 +93,7 @@ def test_body_that_does_not_come_is_given_up(listener: Listener, monkeypatch: py
         await wire.send(listener.post("never")[:-3])
         said = await wire.answer()
         assert said.status == 400
-        assert "did not come whole" in said.json["detail"]
+        assert "was not complete" in said.json["detail"]
         assert listener.api.seq == 8
 
     listener.run(talk)
@@ -136,7 +136,7 @@ def test_silent_connections_are_closed(listener: Listener, monkeypatch: pytest.M
     """Neither a head that does not end, nor none at all, nor idleness after an answer keeps a connection for ever."""
     monkeypatch.setattr(operator_connection, "HEAD_TIMEOUT_SECONDS", 0.05)
     monkeypatch.setattr(operator_connection, "IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(operator_server, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(operator_server, "CHECK_SECONDS", 0.02)
 
     async def talk(listener: Listener) -> None:
         wires = [await listener.connect() for _ in range(3)]
@@ -154,7 +154,7 @@ def test_reader_who_takes_nothing_of_his_answers_is_cut_off(
 ) -> None:
     """Whoever asks for much and reads nothing of it does not keep his connection, nor what is ready for him."""
     monkeypatch.setattr(operator_connection, "IDLE_SECONDS", 0.2)
-    monkeypatch.setattr(operator_server, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(operator_server, "CHECK_SECONDS", 0.02)
 
     async def talk(listener: Listener) -> None:
         api = listener.api

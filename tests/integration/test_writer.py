@@ -402,8 +402,8 @@ def test_caller_that_is_cancelled_or_times_out_has_it_done_once(ledger: Ledger, 
     run(test())
 
 
-def test_exclusive_runs_while_no_commit_does(ledger: Any) -> None:
-    """Whoever writes beside the journal has the connection to himself, and what he raises is his."""
+def test_beside_runs_while_no_commit_does(ledger: Any) -> None:
+    """Whatever writes beside the journal has the connection to itself, and the caller gets what it raises."""
 
     async def test() -> None:
         writer = Writer(ledger)
@@ -412,16 +412,16 @@ def test_exclusive_runs_while_no_commit_does(ledger: Any) -> None:
         with gate_of(ledger) as gate:
             first = asyncio.create_task(writer.submit(deposit("first")))
             await gate.wait()
-            alone = asyncio.create_task(writer.exclusive(lambda: connection.in_transaction))
+            alone = asyncio.create_task(writer.beside(lambda: connection.in_transaction))
             await asyncio.sleep(0.02)
             assert not alone.done()
             gate.opened.set()
             await first
             assert await alone is False
         with pytest.raises(ZeroDivisionError):
-            await writer.exclusive(lambda: 1 // 0)
+            await writer.beside(lambda: 1 // 0)
         many = [asyncio.create_task(writer.submit(deposit(f"k{n}"))) for n in range(20)]
-        states = [await writer.exclusive(lambda: connection.in_transaction) for _ in range(20)]
+        states = [await writer.beside(lambda: connection.in_transaction) for _ in range(20)]
         assert states == [False] * 20
         await asyncio.gather(*many)
         await writer.stop()

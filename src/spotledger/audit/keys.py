@@ -122,9 +122,7 @@ class FilterCheck:
                 self._covered[number] = covered_to
             else:
                 expected = f"up to one of the segments {first} to {min(last, last_segment)}, with its checksum"
-                self._note(
-                    "filter_level_damaged", None, f"key_filter {number}", f"covers to {covered_to}", expected
-                )
+                self._note("filter_level_damaged", None, f"key_filter {number}", f"covers to {covered_to}", expected)
 
     def check(self, segment: int, rows: Sequence[tuple[bytes, int]]) -> None:
         """Check that the filter knows the keys of *segment*, given as sorted digests with their ``seq``."""

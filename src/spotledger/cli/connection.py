@@ -21,7 +21,7 @@ import httpx2
 from spotledger.client import AsyncOperatorLedger
 from spotledger.client.operator.messages import Json
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid, TokenRefused
-from spotledger.http.h1.transport import OperatorTransport
+from spotledger.http.h1.transport import InProcessTransport
 from spotledger.http.operator.app import OperatorApp
 from spotledger.ops.runtime import FolderLock, claim_folder, open_runtime
 from spotledger.ops.settings import Settings, load_settings
@@ -147,7 +147,7 @@ async def _in_this_process(settings: Settings, lock: FolderLock, *, may_make: bo
     with open_runtime(settings, os.environ, lock) as runtime:
         await runtime.start()
         try:
-            transport = OperatorTransport(OperatorApp(runtime, token))
+            transport = InProcessTransport(OperatorApp(runtime, token))
             async with CommandLedger(_OWN_ADDRESS, token, transport) as ledger:
                 yield ledger
         finally:

@@ -11,8 +11,8 @@ import click
 
 from spotledger.http.error_advice import errors_markdown
 from spotledger.http.operator.app import OperatorApp
+from spotledger.http.operator.docs import operator_markdown
 from spotledger.http.operator.openapi import document
-from spotledger.http.operator.reference import operator_markdown
 from spotledger.ops.runtime import claim_folder, open_runtime
 from spotledger.ops.settings import Settings
 

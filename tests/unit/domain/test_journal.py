@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from spotledger.domain.accounts import EXTERNAL, Account
+from spotledger.domain.accounts import EXTERNAL, Account, Coin
+from spotledger.domain.books import Subject
 from spotledger.domain.journal import (
     BalanceAfter,
     Entry,
     Hold,
     HoldAfter,
     Posting,
-    canonical_request,
-    differing_field,
     opened_hold,
 )
 from spotledger.domain.operations import (
@@ -29,10 +28,12 @@ from spotledger.domain.operations import (
     Unfreeze,
     Withdraw,
 )
+from spotledger.domain.rules import differing_field, request_of
 
 ANN = Account("ann", "spot")
 SCALE = 8
 UNITS = 150_000_000
+BTC = Coin("btc", SCALE)
 
 LIST = ListCoin("k", "btc", 8)
 REGISTER = RegisterCustomer("k", "ann")
@@ -50,7 +51,7 @@ ALL = [LIST, REGISTER, DEPOSIT, FREEZE, UNFREEZE, UNFREEZE_ALL, UNFREEZE_BY_KEY,
 def kept_of(operation: Any, known: bool = True) -> dict[str, Any]:
     """Return what the journal keeps of *operation*, its coin known or not."""
     has_amount = getattr(operation, "amount", None) is not None
-    return canonical_request(operation, UNITS if known and has_amount else None, "btc" if known else None)
+    return request_of(operation, Subject(BTC, UNITS if has_amount else None) if known else Subject())
 
 
 def difference(kept: dict[str, Any], operation: Any) -> str | None:

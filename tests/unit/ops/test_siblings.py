@@ -133,7 +133,7 @@ def test_metrics_of_all_workers_are_shown_by_each(monkeypatch: pytest.MonkeyPatc
     shown = [Metrics(first), Metrics(second)]
     for number, metrics in enumerate(shown):
         metrics.show("head_seq", "The last entry.", lambda number=number: 40 + number)  # type: ignore[misc]
-        metrics.tell_by("refusals", "Those refused.", "code", lambda number=number: {"busy": number})  # type: ignore[misc]
+        metrics.show_totals("refusals", "Those refused.", "code", lambda number=number: {"busy": number})  # type: ignore[misc]
         for _ in range(3 + number):
             metrics.count("GET", "/v1/coins", 200)
     second._tell()

@@ -1,4 +1,4 @@
-"""The operator API's calls about access keys and operator tokens. A secret is in one answer only, the first."""
+"""The operator API's calls about access keys and operator tokens. Only the first answer to a write has the secret."""
 
 from __future__ import annotations
 
@@ -84,14 +84,16 @@ class KeyCalls:
 
         def make() -> dict[str, Any]:
             if not self._ledger.has_customer(customer):
-                raise UnknownCustomer(f"customer {customer} is not registered", field="customer")
+                raise UnknownCustomer(
+                    f"customer {customer} is not registered; a registered one would pass", field="customer"
+                )
             made = self._key_ring.create(customer, body.permissions, body.label, body.addresses, body.expires_ms)
             return self._made(*made)
 
         return await self._once(call.key, request, make)
 
     async def rotate(self, call: Write) -> Reply:
-        """Revoke an access key and make another like it."""
+        """Revoke an access key and make another with the same properties."""
         decode(call.body or b"{}", RotateBody)
         accesskey = call.request.parameters["accesskey"]
 
@@ -102,7 +104,7 @@ class KeyCalls:
                 raise _no_key() from None
             except AccessKeyRevoked:
                 raise InvalidRequest(
-                    "The access key is revoked already; one in use would pass.", field="accesskey"
+                    "The access key is already revoked; one in use would pass.", field="accesskey"
                 ) from None
             return {**self._made(*made), "replaces": accesskey}
 
@@ -134,7 +136,7 @@ class KeyCalls:
         return answer(once.answer, replayed=once.replayed)
 
     async def keys(self, request: Request) -> Reply:
-        """List access keys, of one customer or of all, a page at a time; never a secret."""
+        """List access keys, of one customer or of all, a page at a time, without their secrets."""
         query = query_of(request, "customer", "after", "limit")
         limit = limit_in(query)
         customer = check_customer(query["customer"]) if "customer" in query else None
@@ -143,7 +145,7 @@ class KeyCalls:
         return answer({"keys": [self._key_json(record) for record in found], "next_after": following})
 
     async def revoke(self, request: Request) -> Reply:
-        """Make an access key stop working, at once and for ever; doing it again changes nothing."""
+        """Revoke an access key, at once and for ever; revoking it again changes nothing."""
         accesskey = request.parameters["accesskey"]
         try:
             await self._writer.beside(lambda: self._key_ring.revoke(accesskey))
@@ -152,7 +154,7 @@ class KeyCalls:
         return answer(self._key_json(self._record(accesskey)))
 
     async def tokens(self, request: Request) -> Reply:
-        """List operator tokens, revoked ones too, a page at a time; never a token itself."""
+        """List operator tokens, revoked ones too, a page at a time, without the tokens themselves."""
         query = query_of(request, "after", "limit")
         limit = limit_in(query)
         found = self._tokens.list(query.get("after", ""), limit)
@@ -161,9 +163,9 @@ class KeyCalls:
 
     async def revoke_token(self, request: Request) -> Reply:
         """
-        Make an operator token stop working, at once and for ever; doing it again changes nothing.
+        Revoke an operator token, at once and for ever; revoking it again changes nothing.
 
-        It may be the one that this call is made with, but not the last in use with the scope ``admin``.
+        It may be the token of this very call, but not the last one in use with the scope ``admin``.
         """
         token_id = request.parameters["token_id"]
         return answer(_token_json(await self._writer.beside(lambda: self._tokens.revoke(token_id))))

@@ -7,8 +7,8 @@ from typing import TypeAlias
 
 from psycopg.pq.abc import PGresult
 
-from spotledger.domain.accounts import Account, Balance
-from spotledger.domain.journal import Entry, is_house, opens_hold
+from spotledger.domain.accounts import HOUSE_KIND, Account, Balance
+from spotledger.domain.journal import Entry, opens_hold
 from spotledger.domain.operations import expiry_key
 from spotledger.storage.base import Wanted
 from spotledger.storage.encoding import decode_entry, key_digest
@@ -118,7 +118,7 @@ class LookupBatch:
             self._accounts = {account: (0, {}) for account in unknown}
             owners, kinds = zip(*unknown, strict=True)
             self._ask(sql.BALANCES, texts(owners), texts(kinds), take=self._take_balances)
-        customers = {account.customer for account in accounts if not is_house(account)}
+        customers = {customer for customer, kind in accounts if kind != HOUSE_KIND}
         new = [customer for customer in customers if customer not in memory.customers]
         if new:
             self._lookups.customers_absent.update(new)

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from spotledger.errors import MalformedRequest
-from spotledger.http.h1.request import BodySource, Request, RequestGone, path_pattern
+from spotledger.http.h1.request import BodySource, ClientDisconnected, Request
 from spotledger.http.operator import calls as operator_calls
-from spotledger.http.operator.calls import read_body
+from spotledger.http.operator.calls import path_pattern, read_body
 
 
 class Source:
@@ -52,7 +52,7 @@ def test_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(operator_calls, "BODY_TIMEOUT_SECONDS", 0.01)
 
     async def read() -> int:
-        with pytest.raises(MalformedRequest, match="did not come whole"):
+        with pytest.raises(MalformedRequest, match="was not complete"):
             await read_body(request(Source()))
         await asyncio.sleep(0)
         task = asyncio.current_task()
@@ -64,8 +64,8 @@ def test_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_body_of_a_caller_who_went_is_not_answered() -> None:
     """That he went is passed on as it is."""
-    with pytest.raises(RequestGone):
-        asyncio.run(read_body(request(Source(problem=RequestGone()))))
+    with pytest.raises(ClientDisconnected):
+        asyncio.run(read_body(request(Source(problem=ClientDisconnected()))))
 
 
 def test_cancelling_from_elsewhere_is_passed_on() -> None:
@@ -104,3 +104,31 @@ def test_path_with_a_parameter_matches_one_part(path: str, parameters: dict[str,
     """A parameter is one part of a path, whatever is in it but a stroke, and never empty."""
     match = path_pattern("/v1/holds/{hold}/release").match(path)
     assert (match and match.groupdict()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [
+        ("/v1/holds/12", {"hold": "12"}),
+        ("/v1/holds/a.b", {"hold": "a.b"}),
+        ("/v1/holds/", None),
+        ("/v1/holds/12/", None),
+        ("/v1/holds/1/2", None),
+        ("/v1/holds/12\n", {"hold": "12\n"}),
+        ("/v1/holds/12/entries", None),
+        ("/v1xholds/12", None),
+        ("/x/v1/holds/12", None),
+    ],
+)
+def test_path_parameter_is_one_part_and_not_empty(path: str, parameters: dict[str, str] | None) -> None:
+    """A parameter is all between two slashes, and nothing before, after or like the path passes for it."""
+    match = path_pattern("/v1/holds/{hold}").match(path)
+    assert (match.groupdict() if match else None) == parameters
+
+
+def test_path_with_a_dot_matches_only_a_dot() -> None:
+    """What is written in a path is taken literally."""
+    pattern = path_pattern("/openapi.json")
+    assert pattern.match("/openapi.json")
+    assert not pattern.match("/openapi_json")
+    assert not pattern.match("/openapi.json\n")

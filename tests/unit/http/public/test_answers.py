@@ -15,7 +15,7 @@ import spotledger
 from spotledger import errors
 from spotledger.domain.accounts import Account
 from spotledger.domain.amounts import format_amount
-from spotledger.http.public.bodies import BalanceBodies, v1_form
+from spotledger.http.public.answers import BalanceBodies, v1_form
 from support_public import Service, service
 
 
