@@ -20,7 +20,7 @@ import msgspec
 from spotledger.audit.books import BooksRead
 from spotledger.audit.entries import EntryRead, decode, decoded
 from spotledger.audit.findings import Findings
-from spotledger.audit.quick import SHORTCUTS
+from spotledger.audit.shortcuts import SHORTCUTS
 from spotledger.audit.requests import CHECKS
 from spotledger.domain.amounts import MAX_SCALE
 from spotledger.errors import Kept
