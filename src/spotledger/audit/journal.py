@@ -20,8 +20,8 @@ import msgspec
 from spotledger.audit.books import BooksRead
 from spotledger.audit.entries import EntryRead, decode, decoded
 from spotledger.audit.findings import Findings
-from spotledger.audit.shortcuts import SHORTCUTS
 from spotledger.audit.requests import CHECKS
+from spotledger.audit.shortcuts import SHORTCUTS
 from spotledger.domain.amounts import MAX_SCALE
 from spotledger.errors import Kept
 
@@ -71,35 +71,40 @@ class JournalPass(BooksRead):
 
     def _sound(self, rows: list[tuple[int, bytes, bytes]], last: int) -> list[EntryRead] | None:
         """
-        Return the entries in *rows* where none is missing, and their chain, times and keys are as they should be.
+        Take the chain, times and keys of *rows*, and return their entries, if no entry is missing and all is in order.
 
-        All of them are compared as wholes; None where anything differs.
+        Everything is compared as a whole. If anything differs, nothing is taken and None is returned.
         """
-        first = self.seq + 1
-        if self.link is None or len(rows) != last - self.seq or not rows or rows[-1][0] != last:
-            return None
-        seqs, bodies, hashes = zip(*rows, strict=True)
-        links = (self.link, *hashes[:-1])
-        if [sha256(link + body).digest() for link, body in zip(links, bodies, strict=True)] != list(hashes):
+        if not self._is_chained(rows, last):
             return None
         try:
-            entries = [decode(body) for body in bodies]
+            entries = [decode(body) for _, body, _ in rows]
         except (msgspec.DecodeError, RecursionError):
             return None
-        times = [entry.booked_ms for entry in entries]
-        if (
-            seqs != tuple(range(first, last + 1))
-            or seqs != tuple([entry.seq for entry in entries])
-            or times != sorted(times)
-            or times[0] < self.booked_ms
-            or not all(entry.request.is_of_the_format() for entry in entries)
-            or not self._take_keys(entries, seqs)
-        ):
+        if not self._is_in_order(entries) or not self._take_keys(entries):
             return None
-        self.booked_ms, self.link = times[-1], hashes[-1]
+        self.booked_ms, self.link = entries[-1].booked_ms, rows[-1][2]
         return entries
 
-    def _take_keys(self, entries: list[EntryRead], seqs: tuple[int, ...]) -> bool:
+    def _is_chained(self, rows: list[tuple[int, bytes, bytes]], last: int) -> bool:
+        """Say whether *rows* are all entries up to *last*, each with the hash that its content leads to."""
+        if self.link is None or not rows:
+            return False
+        seqs, bodies, hashes = zip(*rows, strict=True)
+        if seqs != tuple(range(self.seq + 1, last + 1)):
+            return False
+        links = (self.link, *hashes[:-1])
+        return [sha256(link + body).digest() for link, body in zip(links, bodies, strict=True)] == list(hashes)
+
+    def _is_in_order(self, entries: list[EntryRead]) -> bool:
+        """Say whether the numbers and times of *entries*, read one after the other, and their format are right."""
+        first = self.seq + 1
+        times = [self.booked_ms, *[entry.booked_ms for entry in entries]]
+        others = [entry for entry in entries if entry.request.op is not None or entry.request.format is not None]
+        seqs = [entry.seq for entry in entries]
+        return not others and times == sorted(times) and seqs == list(range(first, first + len(entries)))
+
+    def _take_keys(self, entries: list[EntryRead]) -> bool:
         """Take the keys of all *entries*, if each is well-formed and new to the segment; else none of them."""
         keys = [entry.key for entry in entries]
         together = "".join(keys)
@@ -108,7 +113,7 @@ class JournalPass(BooksRead):
         if " " in together and any((" " in entry.key) != (entry.kind == "expire") for entry in entries):
             return False
         digests = [blake2b(key, digest_size=_DIGEST_BYTES).digest() for key in map(str.encode, keys)]
-        new = dict(zip(digests, seqs, strict=True))
+        new = dict(zip(digests, range(self.seq + 1, self.seq + 1 + len(keys)), strict=True))
         if len(new) < len(keys) or not self.keys.keys().isdisjoint(digests):
             return False
         self.keys.update(new)
@@ -165,32 +170,37 @@ class JournalPass(BooksRead):
         """Take what an entry says of money, coins and customers."""
         if entry.refusal is not None:
             self._refusal(entry, entry.refusal)
-        elif entry.postings:
-            self.postings += len(entry.postings)
-            quick = SHORTCUTS.get(entry.kind)
-            lines = quick(self, entry) if quick is not None else None
-            if not lines and not entry.is_placed():
-                found = "a posting about a balance that is not there"
-                self._note("entry_unreadable", self.seq, "postings", found, "one of the balances of the entry")
-                return
-            if quick is not None and not lines and self.bring_up(entry):
-                lines = quick(self, entry)
-            if lines:
-                self.take_over(entry, lines)
-                return
-            try:
-                self._post(entry)
-            except ValueError:  # Python writes no number of more than 4,300 digits
-                self._note("entry_unreadable", self.seq, "units", "numbers too long to write", "less than 10^38")
-        else:
+        elif not entry.postings:
             self._without_postings(entry)
+        else:
+            self.postings += len(entry.postings)
+            shortcut = SHORTCUTS.get(entry.kind)
+            lines = None if shortcut is None else shortcut(self, entry)
+            if lines is None:
+                self._book_in_parts(entry)
+            else:
+                self.take_over(entry, lines)
+
+    def _book_in_parts(self, entry: EntryRead) -> None:
+        """Take an entry that no shortcut takes, or only once more is known; check it part by part."""
+        if not entry.is_placed():
+            found, expected = "a posting about a balance that is not there", "one of the balances of the entry"
+            self._note("entry_unreadable", self.seq, "postings", found, expected)
+            return
+        if entry.kind not in CHECKS:
+            self._note_unknown_kind(entry.kind)
+        shortcut = SHORTCUTS.get(entry.kind)
+        if self.learn(entry) and shortcut is not None and (lines := shortcut(self, entry)) is not None:
+            self.take_over(entry, lines)
+            return
+        try:
+            self._post(entry)
+        except ValueError:  # Python writes no number of more than 4,300 digits
+            self._note("entry_unreadable", self.seq, "units", "numbers too long to write", "less than 10^38")
 
     def _post(self, entry: EntryRead) -> None:
-        check = CHECKS.get(entry.kind)
-        if check is None:
-            self._note("kind_unknown", self.seq, "kind", entry.kind, f"one of {', '.join(CHECKS)}")
-        self.bring_up(entry)
         self.post(entry)
+        check = CHECKS.get(entry.kind)
         if check is not None and (expected := check(entry, self)) is not None:
             code = "reversal_wrong" if entry.kind == "reverse" else "request_differs"
             self._note(code, self.seq, "postings", str(entry.lines()), expected)
@@ -202,7 +212,7 @@ class JournalPass(BooksRead):
         if entry.postings or entry.balances or entry.holds:
             self._note("refusal_malformed", self.seq, "postings", "a refusal with postings", "none")
         if entry.kind not in CHECKS and entry.kind not in _WITHOUT_POSTINGS:
-            self._note("kind_unknown", self.seq, "kind", entry.kind, f"one of {', '.join(CHECKS)}")
+            self._note_unknown_kind(entry.kind)
         formed = (
             isinstance(refusal.get("code"), str)
             and refusal["code"] in _KEPT_CODES
@@ -213,31 +223,37 @@ class JournalPass(BooksRead):
             self._note("refusal_malformed", self.seq, "refusal", refusal, "code, detail and details of a kept refusal")
 
     def _without_postings(self, entry: EntryRead) -> None:
-        request, seq = entry.request, self.seq
         if entry.balances or entry.holds:
-            self._note("balance_after_differs", seq, "balances", "balances or holds", "none where nothing is posted")
-        if entry.kind == "list_coin":
-            coin, scale = request.coin, request.scale
-            if coin is None or scale is None or not 0 <= scale <= MAX_SCALE or coin in self.coins:
-                self._note(
-                    "coin_listed_wrong", seq, "request", f"{coin} with scale {scale}", "a coin, once, scale 0-18"
-                )
-            if coin is not None and scale is not None:
-                self.coins.setdefault(coin, (scale, seq))
-        elif entry.kind == "register_customer":
-            customer = request.customer
-            if customer is None or customer in self.customers:
-                self._note("customer_registered_wrong", seq, "request", customer, "a customer, once")
-            else:
-                self.customers[customer] = seq
-        elif entry.kind in CHECKS:
-            if entry.kind != "reverse":
-                self._note("request_differs", seq, "postings", "none", f"those of a {entry.kind}")
-                return
-            if (expected := CHECKS["reverse"](entry, self)) is not None:
-                self._note("reversal_wrong", seq, "postings", "none", expected)
+            found, expected = "balances or holds", "none where nothing is posted"
+            self._note("balance_after_differs", self.seq, "balances", found, expected)
+        match entry.kind:
+            case "list_coin":
+                self._list_coin(entry.request.coin, entry.request.scale)
+            case "register_customer":
+                self._register(entry.request.customer)
+            case "reverse":
+                if (expected_postings := CHECKS["reverse"](entry, self)) is not None:
+                    self._note("reversal_wrong", self.seq, "postings", "none", expected_postings)
+            case kind if kind in CHECKS:
+                self._note("request_differs", self.seq, "postings", "none", f"those of a {kind}")
+            case kind:
+                self._note_unknown_kind(kind)
+
+    def _list_coin(self, coin: str | None, scale: int | None) -> None:
+        if coin is None or scale is None or not 0 <= scale <= MAX_SCALE or coin in self.coins:
+            found, expected = f"{coin} with scale {scale}", f"a coin, once, scale 0-{MAX_SCALE}"
+            self._note("coin_listed_wrong", self.seq, "request", found, expected)
+        if coin is not None and scale is not None:
+            self.coins.setdefault(coin, (scale, self.seq))
+
+    def _register(self, customer: str | None) -> None:
+        if customer is None or customer in self.customers:
+            self._note("customer_registered_wrong", self.seq, "request", customer, "a customer, once")
         else:
-            self._note("kind_unknown", seq, "kind", entry.kind, f"one of {', '.join(CHECKS)}")
+            self.customers[customer] = self.seq
+
+    def _note_unknown_kind(self, kind: str) -> None:
+        self._note("kind_unknown", self.seq, "kind", kind, f"one of {', '.join(CHECKS)}")
 
     # --- what the checks of requests ask --------------------------------------------------------------------
 

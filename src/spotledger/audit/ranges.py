@@ -98,7 +98,7 @@ class RangePass(JournalPass):
         self._holds_before: dict[int, tuple[Line, int]] = {}
         self._not_owed: set[tuple[str, str]] = set()
 
-    def bring_up(self, entry: EntryRead) -> bool:
+    def learn(self, entry: EntryRead) -> bool:
         """Work back what stood before *entry* of the lines and holds that the range has not seen yet."""
         said = dict(entry.holds)
         found = False

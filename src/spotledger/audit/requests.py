@@ -164,7 +164,7 @@ def _side(
 
 
 def _reverse(entry: EntryRead, books: Books) -> str | None:
-    """Check that a reversal is the opposite of an earlier entry, what a customer lacks being owed by him."""
+    """Check that a reversal is the opposite of an earlier entry; what a customer lacks of it becomes a debt."""
     seq = entry.request.seq or 0
     target = books.earlier(seq)
     if target is None or target.kind not in REVERSIBLE or target.refusal is not None:
@@ -174,15 +174,20 @@ def _reverse(entry: EntryRead, books: Books) -> str | None:
         return "no freeze and no hold in a reversal"
     done, undone = _net(target), _net(entry)
     for (account, coin), units in done.items():
-        taken = -undone.get((account, coin), 0)
-        exact = units <= 0 or account in (_EXTERNAL, _FEES, _DUST)
-        if taken != units if exact else not 0 <= taken <= units:
-            if account[1] == HOUSE_KIND and account[0].startswith(RECEIVABLE):
-                continue
+        if not _may_take(-undone.get((account, coin), 0), units, account):
             return f"{account[0]} {coin}: {-units}"
     if _by_owner(done) != {name: -units for name, units in _by_owner(undone).items()}:
         return f"the opposite of entry {seq}: {_by_owner(done)}"
     return None
+
+
+def _may_take(taken: int, units: int, account: AccountRead) -> bool:
+    """Say whether a reversal may take *taken* units from *account*, which the entry reversed gave *units*."""
+    if account[1] == HOUSE_KIND and account[0].startswith(RECEIVABLE):
+        return True  # a debt is judged with the rest of what its customer has
+    if units <= 0 or account in (_EXTERNAL, _FEES, _DUST):
+        return taken == units
+    return 0 <= taken <= units
 
 
 def _net(entry: EntryRead) -> dict[tuple[AccountRead, str], int]:
