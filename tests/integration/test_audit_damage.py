@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from spotledger.audit import workers as audit_workers
-from spotledger.audit.embedded import KnownHead
 from spotledger.audit.findings import CODES
+from spotledger.audit.report import KnownHead
 from spotledger.storage.idempotency_filter import page_checksum
 from support_audit import Damage, audited, copy_of, damaging, make
 

@@ -13,19 +13,17 @@ wrong is found and named there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from spotledger.audit.books import Line, Name, OpenHold, has_owner
 from spotledger.audit.entries import EntryRead, decoded
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.audit.keys import FilterCheck, KeySpool
+from spotledger.audit.report import CHUNK_ENTRIES
 from spotledger.audit.segments import SegmentTables
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.sqlite.audit import AuditFile, Facts
-
-#: Entries that are read in one transaction.
-CHUNK_ENTRIES: Final = 200
 
 
 class Unsound(Exception):

@@ -15,7 +15,8 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
 
-from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Progress, Report, audit as audit_file
+from spotledger.audit.embedded import audit_file
+from spotledger.audit.report import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Progress, Report
 from spotledger.cli import show
 from spotledger.cli.options import config_option, json_option
 from spotledger.errors import SpotledgerError
