@@ -162,7 +162,7 @@ class JournalPass(BooksRead):
         ):
             self._note("key_malformed", seq, "key", key, "1 to 64 printable ASCII characters without blanks")
         request = entry.request
-        if not request.is_of_the_format():
+        if request.op is not None or request.format is not None:
             self._note("request_differs", seq, "request", f"{request.format}, {request.op}", "neither format nor op")
         self._book(entry)
 
@@ -203,7 +203,7 @@ class JournalPass(BooksRead):
         check = CHECKS.get(entry.kind)
         if check is not None and (expected := check(entry, self)) is not None:
             code = "reversal_wrong" if entry.kind == "reverse" else "request_differs"
-            self._note(code, self.seq, "postings", str(entry.lines()), expected)
+            self._note(code, self.seq, "postings", str(entry.full_postings()), expected)
 
     # --- entries without ----------------------------------------------------------------------------------
 

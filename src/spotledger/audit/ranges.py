@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from spotledger.audit.books import Line, Name, OpenHold, has_owner
+from spotledger.audit.books import Line, LineName, OpenHold, has_owner
 from spotledger.audit.entries import EntryRead, decoded
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
@@ -108,7 +108,7 @@ class RangePass(JournalPass):
                 line.available, line.freeze = available, freeze
                 self._work_back(entry, line)
                 self._before.append((line, self.seq, line.available, line.freeze))
-        for account, coin, _, units, hold_id in entry.lines():
+        for account, coin, _, units, hold_id in entry.full_postings():
             if hold_id in said and hold_id < self._first and hold_id not in self.holds:
                 holder = self.lines.get((account, coin))
                 if holder is None or hold_id in self._holds_before:
@@ -120,14 +120,14 @@ class RangePass(JournalPass):
         return found
 
     def _work_back(self, entry: EntryRead, line: Line) -> None:
-        for account, coin, side, units, _ in entry.lines():
+        for account, coin, side, units, _ in entry.full_postings():
             if (account, coin) == line.name:
                 if side == "available":
                     line.available -= units
                 else:
                     line.freeze -= units
 
-    def _new_line(self, name: Name) -> Line:
+    def _new_line(self, name: LineName) -> Line:
         raise Unsound(f"entry {self.seq} posts to {name}, but does not say what is there after it")
 
     def owed(self, receivable: str, coin: str) -> int:

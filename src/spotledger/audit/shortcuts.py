@@ -14,6 +14,8 @@ from typing import Any, Final
 from spotledger.audit.books import BooksRead, Line
 from spotledger.audit.entries import (
     AVAILABLE,
+    EXTERNAL,
+    FEES,
     FREEZE,
     AccountRead,
     AmountRead,
@@ -23,11 +25,9 @@ from spotledger.audit.entries import (
     SideRead,
     named,
 )
-from spotledger.domain.accounts import EXTERNAL, FEES, RECEIVABLE
+from spotledger.domain.accounts import RECEIVABLE
 from spotledger.domain.operations import REST
 
-_EXTERNAL: Final[AccountRead] = (EXTERNAL.customer, EXTERNAL.kind)
-_FEES: Final[AccountRead] = (FEES.customer, FEES.kind)
 Touched = tuple[Line, ...] | None
 
 
@@ -79,7 +79,7 @@ def _unfreeze(books: BooksRead, entry: EntryRead) -> Touched:
 def _deposit(books: BooksRead, entry: EntryRead) -> Touched:
     request = entry.request
     account = (request.customer, request.account)
-    touched = _moved(books, entry, _EXTERNAL, account)  # type: ignore[arg-type]
+    touched = _moved(books, entry, EXTERNAL, account)  # type: ignore[arg-type]
     if touched is None or books.owed(f"{RECEIVABLE}:{request.customer}", touched[1].coin):
         return None
     return touched
@@ -90,7 +90,7 @@ def _withdraw(books: BooksRead, entry: EntryRead) -> Touched:
     if request.hold is not None:
         return None
     account = (request.customer, request.account)
-    return _moved(books, entry, account, _EXTERNAL)  # type: ignore[arg-type]
+    return _moved(books, entry, account, EXTERNAL)  # type: ignore[arg-type]
 
 
 def _transfer(books: BooksRead, entry: EntryRead) -> Touched:
@@ -172,7 +172,7 @@ def _side(
     if hold is None or side is None or side.fee is None or side.fee.coin != coin or side.dust is not None:
         return None
     line = hold.line
-    if line.coin != paid or line.account == _FEES or not named(side.hold, hold_id):
+    if line.coin != paid or line.account == FEES or not named(side.hold, hold_id):
         return None
     released = hold.remaining - left - units
     asked = released if side.release == REST and not left else side.release_units or 0
@@ -186,7 +186,7 @@ def _filled(
 ) -> _Filled | None:
     """Return what a side leads to that pays *units*, and gets *released* back, of the hold on *line*."""
     account, fee_units = line.account, fee.units or 0
-    into, fees = books.lines.get((account, fee.coin)), books.lines.get((_FEES, fee.coin))
+    into, fees = books.lines.get((account, fee.coin)), books.lines.get((FEES, fee.coin))
     if into is None or fees is None or not 0 < fee_units < received:
         return None
     taken, got = units + released, received - fee_units
@@ -204,7 +204,7 @@ def _filled(
     balances = (
         (account, line.coin, available, freeze),
         (account, into.coin, into_available, into.freeze),
-        (_FEES, fees.coin, fees_available, fees.freeze),
+        (FEES, fees.coin, fees_available, fees.freeze),
     )
     return postings, balances, (line, into, fees)
 
