@@ -1,12 +1,10 @@
 """
-The pass of an audit over the entries: everything about money is derived from them again, in order, once.
+The pass of an audit over the entries: it reads them once, in order, and derives everything about money again.
 
-It keeps what stands at the entry that was read last (a line for each account and coin, the open holds), and, of the
-segment that is being read, what its derived tables should say. Both are bounded: by the accounts that ever had
-something, by the holds that are open, by the size of a segment.
+It keeps the books after the last entry read, and what the derived tables of the current segment should contain. Memory
+is bounded by the accounts that were ever used, the open holds and the size of a segment.
 
-Where something is wrong it is noted, and what the journal says is taken over, so that one fault is not found again in
-all that follows.
+A fault is noted, and the value in the journal is taken over, so that one fault is not found again in every later entry.
 """
 
 from __future__ import annotations
@@ -31,36 +29,36 @@ _WITHOUT_POSTINGS: Final = frozenset({"list_coin", "register_customer"})
 
 
 class JournalPass(BooksRead):
-    """The state of the pass; :meth:`take` reads on."""
+    """The state of the pass; :meth:`take` continues it."""
 
     def __init__(self, findings: Findings, genesis: bytes, entry_at: Callable[[int], bytes | None]) -> None:
         """
         Start before the first entry.
 
         Args:
-            findings: Where faults are noted.
+            findings: Faults are added to it.
             genesis: The hash that the first entry is chained to.
-            entry_at: Returns the body of an entry that was read before, for what is rarely asked.
+            entry_at: Returns the body of an earlier entry, or None; called rarely.
         """
         super().__init__(findings)
         self._entry_at = entry_at
         self.booked_ms = 0
-        #: The hash of the last entry as it is kept; None where the entry is missing.
+        #: The stored hash of the last entry; None if the entry is missing.
         self.link: bytes | None = genesis
         self.reversals: dict[int, int] = {}
         self.postings = self.refusals = 0
-        #: The digests of the keys since the last segment that was compared with its tables.
+        #: The digests of the keys since the last comparison of a segment with its tables, and their entries.
         self.keys: dict[bytes, int] = {}
 
     def forget_collected(self) -> None:
-        """Forget what was collected of the entries: their tables are compared."""
+        """Forget what was collected, once it is compared with the tables."""
         super().forget_collected()
         self.keys.clear()
 
     # --- the chain --------------------------------------------------------------------------------------
 
     def take(self, rows: list[tuple[int, bytes, bytes]], last: int) -> None:
-        """Take the entries in *rows*, which are all that there are up to *last*, in order."""
+        """Take the entries in *rows*, all that the journal has up to *last*, in order."""
         entries = self._sound(rows, last)
         if entries is None:
             self._take_each(rows, last)
@@ -73,7 +71,7 @@ class JournalPass(BooksRead):
         """
         Take the chain, times and keys of *rows*, and return their entries, if no entry is missing and all is in order.
 
-        Everything is compared as a whole. If anything differs, nothing is taken and None is returned.
+        The rows are compared as a whole. If anything differs, nothing is taken and None is returned.
         """
         if not self._is_chained(rows, last):
             return None
@@ -97,7 +95,7 @@ class JournalPass(BooksRead):
         return [sha256(link + body).digest() for link, body in zip(links, bodies, strict=True)] == list(hashes)
 
     def _is_in_order(self, entries: list[EntryRead]) -> bool:
-        """Say whether the numbers and times of *entries*, read one after the other, and their format are right."""
+        """Say whether the numbers, times and formats of *entries*, the next ones, are right."""
         first = self.seq + 1
         times = [self.booked_ms, *[entry.booked_ms for entry in entries]]
         others = [entry for entry in entries if entry.request.op is not None or entry.request.format is not None]
@@ -105,7 +103,7 @@ class JournalPass(BooksRead):
         return not others and times == sorted(times) and seqs == list(range(first, first + len(entries)))
 
     def _take_keys(self, entries: list[EntryRead]) -> bool:
-        """Take the keys of all *entries*, if each is well-formed and new to the segment; else none of them."""
+        """Take the keys of *entries* if each is well-formed and new to the segment, else none of them."""
         keys = [entry.key for entry in entries]
         together = "".join(keys)
         if not together.isascii() or not together.isprintable() or len(max(keys, key=len)) > _KEY_LENGTH or "" in keys:
@@ -120,12 +118,12 @@ class JournalPass(BooksRead):
         return True
 
     def _take_each(self, rows: list[tuple[int, bytes, bytes]], last: int) -> None:
-        """Take the entries in *rows* one by one, and name what is wrong."""
+        """Take the entries in *rows* one by one, and note what is wrong."""
         seq, link = self.seq, self.link
         for row_seq, body, kept_hash in rows:
             seq += 1
             if row_seq != seq:
-                self._missing(seq, row_seq - 1)
+                self._note_missing(seq, row_seq - 1)
                 seq, link = row_seq, None
             if link is not None and sha256(link + body).digest() != kept_hash:
                 self._note("chain_broken", seq, "hash", kept_hash, sha256(link + body).digest())
@@ -136,18 +134,19 @@ class JournalPass(BooksRead):
                 self._note("entry_unreadable", seq, "body", str(error), "an entry")
                 continue
             self.seq = seq
-            self._enter(entry)
+            self._check_header(entry)
+            self._book(entry)
         if seq < last:
-            self._missing(seq + 1, last)
+            self._note_missing(seq + 1, last)
             seq, link = last, None
         self.seq, self.link = seq, link
 
-    def _missing(self, first: int, last: int) -> None:
+    def _note_missing(self, first: int, last: int) -> None:
         self._note("entry_missing", first, "journal", f"no entries {first} to {last}", "entries without a gap")
 
-    def _enter(self, entry: EntryRead) -> None:
-        seq, key, kind = self.seq, entry.key, entry.kind
-        booked_ms = entry.booked_ms
+    def _check_header(self, entry: EntryRead) -> None:
+        """Check and take over the number, time and key of *entry*, and check the format of its request."""
+        seq, key, booked_ms = self.seq, entry.key, entry.booked_ms
         if entry.seq != seq:
             self._note("entry_out_of_place", seq, "seq", f"entry {entry.seq}", f"entry {seq}")
         if booked_ms < self.booked_ms:
@@ -155,19 +154,17 @@ class JournalPass(BooksRead):
         self.booked_ms = booked_ms
         digest = blake2b(key.encode(errors="replace"), digest_size=_DIGEST_BYTES).digest()
         if digest in self.keys:
-            self._note("key_repeated", seq, "key", key, f"a key that entry {self.keys[digest]} has not")
+            self._note("key_repeated", seq, "key", key, f"another key than entry {self.keys[digest]}")
         self.keys[digest] = seq
-        if (" " in key) != (kind == "expire") or not (
-            0 < len(key) <= _KEY_LENGTH and key.isascii() and key.isprintable()
-        ):
+        is_printable = 0 < len(key) <= _KEY_LENGTH and key.isascii() and key.isprintable()
+        if not is_printable or (" " in key) != (entry.kind == "expire"):
             self._note("key_malformed", seq, "key", key, "1 to 64 printable ASCII characters without blanks")
         request = entry.request
         if request.op is not None or request.format is not None:
             self._note("request_differs", seq, "request", f"{request.format}, {request.op}", "neither format nor op")
-        self._book(entry)
 
     def _book(self, entry: EntryRead) -> None:
-        """Take what an entry says of money, coins and customers."""
+        """Apply what an entry does to balances, holds, coins and customers."""
         if entry.refusal is not None:
             self._refusal(entry, entry.refusal)
         elif not entry.postings:
@@ -182,9 +179,9 @@ class JournalPass(BooksRead):
                 self.take_over(entry, lines)
 
     def _book_in_parts(self, entry: EntryRead) -> None:
-        """Take an entry that no shortcut takes, or only once more is known; check it part by part."""
+        """Apply an entry that no shortcut accepts until its lines are known, or at all; check it part by part."""
         if not entry.is_placed():
-            found, expected = "a posting about a balance that is not there", "one of the balances of the entry"
+            found, expected = "a posting of a missing balance", "one of the balances of the entry"
             self._note("entry_unreadable", self.seq, "postings", found, expected)
             return
         if entry.kind not in CHECKS:
@@ -205,7 +202,7 @@ class JournalPass(BooksRead):
             code = "reversal_wrong" if entry.kind == "reverse" else "request_differs"
             self._note(code, self.seq, "postings", str(entry.full_postings()), expected)
 
-    # --- entries without ----------------------------------------------------------------------------------
+    # --- entries without postings -------------------------------------------------------------------------
 
     def _refusal(self, entry: EntryRead, refusal: dict[str, Any]) -> None:
         self.refusals += 1
@@ -224,7 +221,7 @@ class JournalPass(BooksRead):
 
     def _without_postings(self, entry: EntryRead) -> None:
         if entry.balances or entry.holds:
-            found, expected = "balances or holds", "none where nothing is posted"
+            found, expected = "balances or holds", "none without postings"
             self._note("balance_after_differs", self.seq, "balances", found, expected)
         match entry.kind:
             case "list_coin":
@@ -258,12 +255,12 @@ class JournalPass(BooksRead):
     # --- what the checks of requests ask --------------------------------------------------------------------
 
     def earlier(self, seq: int) -> EntryRead | None:
-        """Return an entry before the one that is being read, or None where it cannot be read."""
+        """Return an entry before the current one, or None if it cannot be read."""
         body = self._entry_at(seq) if 0 < seq < self.seq else None
         return None if body is None else decoded(body)
 
     def reverse(self, seq: int) -> None:
-        """Remember that the entry that is being read reverses the entry *seq*."""
+        """Remember that the current entry reverses the entry *seq*."""
         if seq in self.reversals:
             self._note("reversed_twice", self.seq, f"entry {seq}", f"reversed by {self.reversals[seq]} too", "once")
         self.reversals.setdefault(seq, self.seq)
