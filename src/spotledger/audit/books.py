@@ -262,9 +262,20 @@ class BooksRead:
             self._close_if_used_up(hold_id, hold)
 
 
-def sides(available: int, freeze: int) -> str:
+def sides(available: object, freeze: object) -> str:
     """Return a balance as findings show it; raises ValueError for numbers that Python does not write."""
     return f"available {available}, freeze {freeze}"
+
+
+def stored_units(value: object) -> int | None:
+    """Return the number in a column of units, which is text beyond 64 bits; None if it is not a whole number."""
+    if isinstance(value, int):
+        return value
+    try:
+        units = int(value)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        return None
+    return units if str(units) == value else None
 
 
 def has_owner(account: tuple[str, str], registered: Callable[[str], bool]) -> bool:

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any, Final
 
-from spotledger.audit.books import Line
+from spotledger.audit.books import Line, stored_units
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.audit.keys import FilterCheck, KeySpool
@@ -163,4 +163,4 @@ def _shown(packed: bytes, first: int) -> str:
 
 def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a hold's row with its amount, which is stored as text beyond 64 bits, as a number."""
-    return (*row[:4], int(row[4]), *row[5:])
+    return (*row[:4], stored_units(row[4]), *row[5:])

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
-from spotledger.audit.books import Line, sides
+from spotledger.audit.books import Line, sides, stored_units
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.storage.sqlite.audit import AuditFile, Position, Unreadable
@@ -75,7 +75,7 @@ class WholeTables:
                 line = self._journal.lines.get(((customer, kind), coin))
                 if line is not None:
                     seen.add(id(line))
-                self._compare_balance(position, f"{customer} {kind} {coin}", line, int(available), int(freeze), seq)
+                self._compare_balance(position, f"{customer} {kind} {coin}", line, available, freeze, seq)
         for line in self._journal.lines.values():
             first_seq = line.rows[0] or line.rows[3] if line.rows else line.seq
             if id(line) not in seen and 0 < first_seq <= (sealed_to or 0):
@@ -83,10 +83,10 @@ class WholeTables:
                 self._note("balance_row_missing", line.seq, f"balance {line}", "no row", expected)
 
     def _compare_balance(
-        self, position: Position, name: str, line: Line | None, available: int, freeze: int, seq: int
+        self, position: Position, name: str, line: Line | None, available: object, freeze: object, seq: int
     ) -> None:
         passes = [] if line is None else _as_of(_states(line), position.sealed_to, self._segment_entries)
-        if (seq, available, freeze) in passes or self._is_later(seq, position):
+        if (seq, stored_units(available), stored_units(freeze)) in passes or self._is_later(seq, position):
             return
         code = "balance_row_extra" if line is None else "balance_row_differs"
         expected = " or ".join(f"{sides(*balance)} as of entry {since}" for since, *balance in passes)
@@ -111,7 +111,7 @@ class WholeTables:
                 self._compare_hold(position, row)
 
     def _compare_hold(self, position: Position, row: tuple[Any, ...]) -> None:
-        hold_id, remaining, closed_seq = row[0], int(row[8]), row[9]
+        hold_id, remaining, closed_seq = row[0], stored_units(row[8]), row[9]
         states = self._hold_states(hold_id)
         passes = [
             (left, None if left else seq) for seq, left in _as_of(states, position.sealed_to, self._segment_entries)
@@ -120,10 +120,10 @@ class WholeTables:
             return
         bound = self._journal.seq
         moved_on = position.head_seq > bound and position.sealed_to + self._segment_entries > bound
-        if moved_on and ((closed_seq or 0) > bound or 0 < remaining < states[-1][1]):
+        if moved_on and ((closed_seq or 0) > bound or 0 < (remaining or 0) < states[-1][1]):
             return
         expected = " or ".join(f"remaining {left}, closed by {closed}" for left, closed in passes)
-        found = f"remaining {remaining}, closed by {closed_seq}"
+        found = f"remaining {row[8]}, closed by {closed_seq}"
         self._note("hold_row_differs", hold_id, f"hold {hold_id}", found, expected)
 
     def _hold_states(self, hold_id: int) -> list[tuple[int, int]]:
