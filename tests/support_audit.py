@@ -11,7 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from spotledger.audit.embedded import Report, audit
+from spotledger.audit.embedded import audit_file
+from spotledger.audit.report import Report
 from spotledger.domain.operations import CoinAmount, HoldKey, SettleSide, Withdraw
 from spotledger.errors import Refused
 from spotledger.ledger.ledger import Ledger
@@ -79,7 +80,7 @@ def make(folder: Path, **options: Any) -> Path:
 
 def audited(folder: Path, **options: Any) -> Report:
     """Audit the ledger in *folder*."""
-    return audit(folder / "ledger.db", **options)
+    return audit_file(folder / "ledger.db", **options)
 
 
 @contextmanager

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from spotledger.audit import journal as audit_journal
-from spotledger.audit.embedded import Progress, audit
+from spotledger.audit.embedded import audit_file
+from spotledger.audit.report import Progress
 from spotledger.domain.operations import Deposit
 from spotledger.storage.sqlite.audit import TABLES
 from support_audit import audited, copy_of, damaging, every_kind, make
@@ -139,7 +140,7 @@ def test_audit_with_a_pace_rests_and_tells_how_far_it_is(tmp_path: Path) -> None
 
 def incomplete(path: Path, **options: Any) -> str:
     """Audit *path*, which cannot be done, and return what was not looked at."""
-    report = audit(path, **options)
+    report = audit_file(path, **options)
     assert (report.verdict, report.counts) == ("incomplete", {})
     assert report.unexamined
     return "; ".join(report.unexamined)

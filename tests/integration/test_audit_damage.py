@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from spotledger.audit import workers as audit_workers
-from spotledger.audit.embedded import KnownHead
 from spotledger.audit.findings import CODES
+from spotledger.audit.report import KnownHead
 from spotledger.storage.idempotency_filter import page_checksum
 from support_audit import Damage, audited, copy_of, damaging, make
 
@@ -366,6 +366,8 @@ def of(statement: str) -> Callable[[Damage], object]:
 DERIVED = [
     ("UPDATE balance SET available = available + 1 WHERE customer = 'ann'", {"balance_row_differs"}),
     ('UPDATE balance SET "freeze" = 1 WHERE customer = \'bob\' AND coin = \'usdt\'', {"balance_row_differs"}),
+    ("UPDATE balance SET available = available || 'x' WHERE customer = 'ann'", {"balance_row_differs"}),
+    ("UPDATE balance SET available = available + 0.5 WHERE customer = 'ann'", {"balance_row_differs"}),
     ("UPDATE balance SET seq = seq - 1 WHERE customer = 'ann'", {"balance_row_differs"}),
     ("UPDATE balance SET seq = 1000 WHERE customer = 'ann'", {"balance_row_differs"}),
     ("DELETE FROM balance WHERE customer = 'cid' AND account = 'wallet'", {"balance_row_missing"}),
@@ -392,6 +394,8 @@ DERIVED = [
     ("INSERT INTO hold VALUES (3, 'ann', 'spot', 'btc', 5, 5, NULL, NULL, 1, NULL)", {"hold_row_extra"}),
     ("INSERT INTO hold VALUES (900, 'ann', 'spot', 'btc', 5, 5, NULL, NULL, 1, NULL)", {"rows_beyond_journal"}),
     ("UPDATE hold SET amount = 1 WHERE hold_id = (SELECT min(hold_id) FROM hold)", {"hold_row_differs"}),
+    ("UPDATE hold SET amount = 'x' WHERE hold_id = (SELECT min(hold_id) FROM hold)", {"hold_row_differs"}),
+    ("UPDATE hold SET remaining = x'00' WHERE closed_seq IS NULL", {"hold_row_differs"}),
     ("UPDATE hold SET customer = 'eve' WHERE hold_id = (SELECT min(hold_id) FROM hold)", {"hold_row_differs"}),
     ("UPDATE hold SET reference = 'x' WHERE hold_id = (SELECT min(hold_id) FROM hold)", {"hold_row_differs"}),
     ("UPDATE hold SET closed_seq = NULL, remaining = 7 WHERE hold_id = (SELECT min(hold_id) FROM hold)",

@@ -18,9 +18,9 @@ import pytest
 import spotledger
 from servers.kept import until
 from spotledger.audit import postgres as audit_postgres
-from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, PACED_CHUNK_ENTRIES
 from spotledger.audit.postgres import audit_database
 from spotledger.audit.process import DatabaseAddress
+from spotledger.audit.report import CHUNK_ENTRIES, CLEAN, DAMAGED, INCOMPLETE
 from spotledger.ops import audits
 from spotledger.ops.audits import Audits
 from spotledger.ops.settings import ServerUrl
@@ -82,7 +82,7 @@ def test_audit_with_a_pace_says_the_same(books: str, monkeypatch: pytest.MonkeyP
     assert {**paced.as_json(), "seconds": 0} == {**plain.as_json(), "seconds": 0}
     assert seen == sorted(seen)
     if left < 400:
-        assert max(later - earlier for earlier, later in itertools.pairwise([0, *seen])) <= PACED_CHUNK_ENTRIES
+        assert max(later - earlier for earlier, later in itertools.pairwise([0, *seen])) <= CHUNK_ENTRIES
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 import spotledger
-from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Report
 from spotledger.audit.postgres import audit_database
+from spotledger.audit.report import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Report
 from support_audit import every_kind
 from support_core import Clock
 from support_database_books import check_database

@@ -16,8 +16,8 @@ import httpx2
 import msgspec
 import pytest
 
-from spotledger.audit.embedded import Report
 from spotledger.audit.findings import Finding
+from spotledger.audit.report import Report
 from spotledger.client import AsyncOperatorLedger, OperatorLedger
 from spotledger.client.operator import key_answers, ledger_answers, service_answers
 from spotledger.client.operator.operations import (

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from spotledger.audit.embedded import CLEAN, KnownHead, Progress, Report, audit
+from spotledger.audit.embedded import audit_file
 from spotledger.audit.findings import Finding
+from spotledger.audit.report import CLEAN, KnownHead, Progress, Report
 from spotledger.clock import now_ms
 from spotledger.errors import (
     BackupDamaged,
@@ -62,7 +63,7 @@ def restore(
     folder: Path,
     master_key: MasterKeySource | None,
     epoch: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
 ) -> Restored:
     """
     Make the backup *file* the ledger of *folder*, which the caller owns, and audit it.
@@ -98,7 +99,7 @@ def restore(
         _copy(file, copy)
         _check_copy(copy, facts, file)
         make_ledger_again(copy, new_epoch, now_ms() if master_key is None else None)
-        _check_report(audit(copy, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
+        _check_report(audit_file(copy, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
         sync(copy)
         move(copy, folder / LEDGER_FILE, "ledger")
     finally:

@@ -1,8 +1,8 @@
 """
-The keys of an audit: no key twice in the whole journal, and none missing from the filter of known keys.
+Idempotency keys in an audit: no key occurs twice in the journal, and none is missing from the filter of known keys.
 
-The keys of all segments do not fit into memory. Their digests go to a temporary file, sorted within each segment, 16
-bytes an entry; at the end they are read again by their first byte, one 256th at a time.
+The keys of all segments do not fit into memory. Their digests go to a temporary file, 16 bytes an entry and sorted
+within each segment; at the end they are read back by their first byte, one 256th at a time.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _TWO_BITS: Final = [1 << (number & 63) | 1 << (number >> 6) for number in range(
 
 
 class KeySpool:
-    """The digests of all keys, put aside until the end."""
+    """The digests of all keys, in a temporary file until the end of the audit."""
 
     def __init__(self, descriptor: int | None = None) -> None:
         """
-        Make the temporary file, or go on writing to that of *descriptor*, an open file that is somebody else's.
+        Make the temporary file, or write to the open file *descriptor*, which stays the caller's.
 
         Raises:
-            OSError: The file could not be made.
+            OSError: The file cannot be made.
         """
         self._file = None
         if descriptor is None:
@@ -40,11 +40,11 @@ class KeySpool:
             descriptor = self._file.fileno()
         self.descriptor = descriptor
         self._size = 0
-        #: Of each sorted run of digests: the file that it is in, where it begins there, and its cuts by first byte.
+        #: For each sorted run of digests: its file, its offset there, and the offsets of each first byte within it.
         self._runs: list[tuple[int, int, list[int]]] = []
 
     def put(self, digests: Sequence[bytes]) -> None:
-        """Put aside sorted *digests*; raises OSError where the disk is full."""
+        """Write sorted *digests* to the file; raises OSError if the disk is full."""
         data = b"".join(digests)
         view = memoryview(data)
         while view:
@@ -58,21 +58,21 @@ class KeySpool:
         return len(self._runs)
 
     def runs_from(self, count: int) -> list[tuple[int, list[int]]]:
-        """Return the runs after the first *count*: where each begins, and its cuts."""
+        """Return the runs after the first *count*, each as its offset and its cuts."""
         return [(start, cuts) for _, start, cuts in self._runs[count:]]
 
     def forget_from(self, count: int) -> None:
-        """Forget the runs after the first *count*; their place in the file is used again."""
+        """Forget the runs after the first *count*, and reuse their space in the file."""
         if count < len(self._runs):
             self._size = self._runs[count][1]
             del self._runs[count:]
 
     def adopt(self, descriptor: int, runs: Iterable[tuple[int, list[int]]]) -> None:
-        """Count the *runs* that another spool has put into the file of *descriptor* among these."""
+        """Add *runs* that another spool wrote to the file *descriptor*."""
         self._runs += [(descriptor, start, cuts) for start, cuts in runs]
 
     def repeated(self) -> Iterator[bytes]:
-        """Give each digest that was put aside more than once."""
+        """Yield each digest that was put more than once."""
         for first in range(256):
             part = b"".join(
                 os.pread(descriptor, cuts[first + 1] - cuts[first], start + cuts[first])
@@ -84,22 +84,22 @@ class KeySpool:
                 yield from (digest for digest, count in Counter(digests).items() if count > 1)
 
     def close(self) -> None:
-        """Throw the file away, if it is its own."""
+        """Delete the temporary file, if this spool made one."""
         if self._file is not None:
             self._file.close()
 
 
 class FilterCheck:
-    """The levels of the filter as they are in the file, asked for each key that they should know."""
+    """Checks that the levels of the filter, as stored, know every key that they cover."""
 
     def __init__(self, file: AuditFile, findings: Findings, segment_entries: int) -> None:
         """
-        Read which levels are written.
+        Read which levels there are, and check their checksums.
 
         Args:
             file: The ledger file.
-            findings: Where faults are noted.
-            segment_entries: Entries of a segment.
+            findings: Faults are added to it.
+            segment_entries: The number of entries in a segment.
         """
         self._file = file
         self._note = findings.add
@@ -110,7 +110,7 @@ class FilterCheck:
         levels: list[Row] = []
         last_segment = -1
         try:
-            # The last segment that a level can cover is sealed, or being sealed, at the instant of this look.
+            # A level covers segments up to the one that is being sealed when it is read.
             position, levels = file.filter_levels()
             last_segment = position.sealed_to // segment_entries
         except Unreadable as error:
@@ -125,7 +125,7 @@ class FilterCheck:
                 self._note("filter_level_damaged", None, f"key_filter {number}", f"covers to {covered_to}", expected)
 
     def check(self, segment: int, rows: Sequence[tuple[bytes, int]]) -> None:
-        """Check that the filter knows the keys of *segment*, given as sorted digests with their ``seq``."""
+        """Check that the filter knows the keys of *segment*; *rows* are their sorted digests, each with its ``seq``."""
         number = (segment // 2 + 1).bit_length() - 1
         if segment > self._covered.get(number, -1):
             return
@@ -146,7 +146,7 @@ class FilterCheck:
                 self._note("filter_key_missing", seq, where, "not known", f"the key with the digest {digest.hex()}")
 
     def _read(self, number: int) -> array[int] | None:
-        """Return the words of a level, or None where a page is damaged."""
+        """Return the words of a level, or None if a page is damaged."""
         words = array("Q")
         _, _, count = level_extent(number, self.segment_entries)
         pages = -(-count // PAGE_WORDS)

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from spotledger.audit.embedded import INCOMPLETE, Progress, Report, audit
+from spotledger.audit.report import INCOMPLETE, Progress, Report
 from spotledger.storage.folder import VARIABLE_PREFIX
 
 #: How much nicer than the service the process is.
@@ -144,10 +144,13 @@ def main(path: str, entries_per_second: str) -> None:
 
 
 def _report(path: str, entries_per_second: int) -> Report:
+    # Each is imported only by the child that needs it: the service and an audit of a file do without the driver.
     address = os.environ.pop(ADDRESS_VARIABLE, None)
     if address is None:
-        return audit(path, progress=_Lines(), entries_per_second=entries_per_second)
-    from spotledger.audit.postgres import audit_database  # the driver is loaded where it is needed
+        from spotledger.audit.embedded import audit_file
+
+        return audit_file(path, progress=_Lines(), entries_per_second=entries_per_second)
+    from spotledger.audit.postgres import audit_database
 
     return audit_database(address, progress=_Lines(), entries_per_second=entries_per_second)
 

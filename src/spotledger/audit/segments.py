@@ -1,8 +1,8 @@
 """
-Comparing a sealed segment's tables with what the pass has collected of its entries.
+The comparison of a sealed segment's tables with what the pass collected from its entries.
 
-What is sealed never changes again, except what remains of a hold and when it was closed, so a segment can be compared
-while others are written. First everything is compared as a whole; only where that differs, row by row.
+Sealed rows never change, except what remains of a hold and when it was closed, so a segment can be compared while
+others are written. Tables are compared as a whole first, and row by row only if they differ.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any, Final
 
-from spotledger.audit.books import Line
+from spotledger.audit.books import Line, stored_units
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.audit.keys import FilterCheck, KeySpool
@@ -23,7 +23,7 @@ _SHOWN_ENTRIES: Final = 8
 
 
 class SegmentTables:
-    """The tables of one segment after the other: keys, history, holds and whose they are."""
+    """Compares the tables of segments: keys, history, holds and holds by customer."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class SegmentTables:
         spool: KeySpool,
         idempotency_filter: FilterCheck,
     ) -> None:
-        """Compare what *file* has with what *journal* collects."""
+        """Compare the tables in *file* with what *journal* collects."""
         self._segment_entries = idempotency_filter.segment_entries
         self._file = file
         self._journal = journal
@@ -44,7 +44,7 @@ class SegmentTables:
         self._sealed = True
 
     def compare_if_sealed(self, border: int) -> None:
-        """Compare the tables of the segment that ends with the entry *border*, if it and all before it are sealed."""
+        """Compare the tables of the segment that ends with entry *border*, if all segments up to it are sealed."""
         self._sealed = self._sealed and self._file.position().sealed_to >= border
         if self._sealed:
             segment = (border - 1) // self._segment_entries
@@ -52,7 +52,7 @@ class SegmentTables:
             self._journal.forget_collected()
 
     def compare(self, segment: int, first: int, last: int) -> None:
-        """Compare the tables of *segment*, the entries *first* to *last*, all of which were just read."""
+        """Compare the tables of *segment*, whose entries *first* to *last* were just read."""
         comparisons: tuple[Callable[[], None], ...] = (
             lambda: self._compare_keys(segment),
             lambda: self._compare_history(segment, first),
@@ -88,7 +88,7 @@ class SegmentTables:
     # --- history --------------------------------------------------------------------------------------
 
     def _compare_history(self, segment: int, first: int) -> None:
-        """Compare which entries touched each account and coin; what it has after them, the entries themselves say."""
+        """Compare which entries touched each account and coin; the balances are in the entries themselves."""
         lines = self._journal.lines
         seen: set[int] = set()
         for customer, kind, coin, packed in self._file.history_of(segment):
@@ -100,19 +100,13 @@ class SegmentTables:
             seen.add(id(line))
             expected = _packed(line)
             if packed != expected:
-                self._compare_line(where, packed, expected, first)
+                differing = set(_seqs(packed, first)) ^ set(_seqs(expected, first))
+                found, wanted = _shown(packed, first), _shown(expected, first)
+                self._note("history_row_differs", min(differing, default=first), where, found, wanted)
         for line in self._journal.touched:
             if id(line) not in seen:
-                (customer, kind), coin = line.name
-                where = f"history {segment} {customer} {kind} {coin}"
+                where = f"history {segment} {line}"
                 self._note("history_row_missing", line.seq, where, "no row", _shown(_packed(line), first))
-
-    def _compare_line(self, where: str, packed: bytes, expected: bytes, first: int) -> None:
-        """Name the first entry in which a row of the history differs."""
-        found_seqs, expected_seqs = set(_seqs(packed, first)), set(_seqs(expected, first))
-        differing = sorted(found_seqs ^ expected_seqs) or [first]
-        found, wanted = _shown(packed, first), _shown(expected, first)
-        self._note("history_row_differs", differing[0], where, found, wanted)
 
     # --- holds ----------------------------------------------------------------------------------------
 
@@ -142,21 +136,19 @@ class SegmentTables:
         found = {
             (customer, seq) for customer, packed in self._file.hold_owners(segment) for seq in _seqs(packed, first)
         }
-        if found == expected:
-            return
-        for customer, hold_id in expected - found:
+        for customer, hold_id in sorted(expected - found):
             self._note("hold_owner_row_missing", hold_id, f"hold_of {segment} {customer}", "no row", f"hold {hold_id}")
-        for customer, hold_id in found - expected:
+        for customer, hold_id in sorted(found - expected):
             self._note("hold_owner_row_extra", hold_id, f"hold_of {segment} {customer}", f"hold {hold_id}", "no row")
 
 
 def _packed(line: Line) -> bytes:
-    """Return the places of the entries that touched *line*, as the tables should have them."""
+    """Return the places of the entries that touched *line*, packed as in the history."""
     return pack_places(array("H", line.places or []))
 
 
 def _seqs(packed: bytes, first: int) -> list[int]:
-    """Return the entries that a row names; a row that cannot be read names none."""
+    """Return the entries that a row names; none if the row cannot be read."""
     try:
         return [first + place for place in unpack_places(packed)]
     except LedgerCorrupt:
@@ -170,5 +162,5 @@ def _shown(packed: bytes, first: int) -> str:
 
 
 def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return a hold's row with its amount, which is text beyond 64 bits, as a number."""
-    return (*row[:4], int(row[4]), *row[5:])
+    """Return a hold's row with its amount, which is stored as text beyond 64 bits, as a number."""
+    return (*row[:4], stored_units(row[4]), *row[5:])

@@ -1,10 +1,10 @@
 """
-Comparing the tables that are kept up to date as a whole, at the end of the pass: balances, holds, coins, customers,
+The comparison, at the end of the pass, of the tables that are updated in place: balances, holds, coins, customers,
 reversals.
 
-They stand for the last sealed entry, but rows of the segment that is being sealed may already be there: such a row
-may be as its entry left it, too. In a file that is being written, what entries beyond the audit's bound have changed
-is passed over; the next audit looks at it.
+They are as of the last sealed entry. While a segment is being sealed, a row may already be as of the end of that
+segment, so both states are accepted. In a file that is being written, rows changed by entries after the last one read
+are skipped; the next audit compares them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import Any, Final
 
-from spotledger.audit.books import Line
+from spotledger.audit.books import Line, sides, stored_units
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.storage.sqlite.audit import AuditFile, Position, Unreadable
@@ -22,10 +22,10 @@ _HOLDS_A_PAGE: Final = 2_000
 
 
 class WholeTables:
-    """The tables as they stand when the pass has reached its bound."""
+    """Compares the tables that are updated in place."""
 
     def __init__(self, file: AuditFile, journal: JournalPass, findings: Findings, segment_entries: int) -> None:
-        """Compare what *file* has with what *journal* led to."""
+        """Compare the tables in *file* with what *journal* led to."""
         self._file = file
         self._journal = journal
         self._findings = findings
@@ -75,30 +75,32 @@ class WholeTables:
                 line = self._journal.lines.get(((customer, kind), coin))
                 if line is not None:
                     seen.add(id(line))
-                self._compare_balance(position, f"{customer} {kind} {coin}", line, int(available), int(freeze), seq)
+                self._compare_balance(position, f"{customer} {kind} {coin}", line, available, freeze, seq)
         for line in self._journal.lines.values():
             first_seq = line.rows[0] or line.rows[3] if line.rows else line.seq
             if id(line) not in seen and 0 < first_seq <= (sealed_to or 0):
-                self._note("balance_row_missing", line.seq, f"balance {_where(line)}", "no row", _shown(line))
+                expected = sides(line.available, line.freeze)
+                self._note("balance_row_missing", line.seq, f"balance {line}", "no row", expected)
 
     def _compare_balance(
-        self, position: Position, name: str, line: Line | None, available: int, freeze: int, seq: int
+        self, position: Position, name: str, line: Line | None, available: object, freeze: object, seq: int
     ) -> None:
-        where, found = f"balance {name}", f"available {available}, freeze {freeze} as of entry {seq}"
-        if seq > self._journal.seq and seq <= min(position.head_seq, position.sealed_to + self._segment_entries):
-            return  # moved on since the bound of this audit
-        if line is None:
-            self._note("balance_row_extra", seq, where, found, "no row")
+        passes = [] if line is None else _as_of(_states(line), position.sealed_to, self._segment_entries)
+        if (seq, stored_units(available), stored_units(freeze)) in passes or self._is_later(seq, position):
             return
-        passes = _as_of(_states(line), position.sealed_to, self._segment_entries)
-        if (seq, available, freeze) not in passes:
-            expected = " or ".join(f"available {a}, freeze {f} as of entry {s}" for s, a, f in passes)
-            self._note("balance_row_differs", seq, where, found, expected or "no row")
+        code = "balance_row_extra" if line is None else "balance_row_differs"
+        expected = " or ".join(f"{sides(*balance)} as of entry {since}" for since, *balance in passes)
+        found = f"{sides(available, freeze)} as of entry {seq}"
+        self._note(code, seq, f"balance {name}", found, expected or "no row")
+
+    def _is_later(self, seq: int, position: Position) -> bool:
+        """Say whether a row can be of the entry *seq*, written after the last entry that the pass read."""
+        return self._journal.seq < seq <= min(position.head_seq, position.sealed_to + self._segment_entries)
 
     # --- holds ----------------------------------------------------------------------------------------
 
     def _compare_holds(self) -> None:
-        """Look again at the holds that are open, or that the table had as open when their segment was compared."""
+        """Compare again the holds that are open, or were open in the table when their segment was compared."""
         journal = self._journal
         ids = iter(
             [*journal.closed_otherwise, *(hold_id for hold_id in journal.holds if hold_id not in journal.opened)]
@@ -109,7 +111,7 @@ class WholeTables:
                 self._compare_hold(position, row)
 
     def _compare_hold(self, position: Position, row: tuple[Any, ...]) -> None:
-        hold_id, remaining, closed_seq = row[0], int(row[8]), row[9]
+        hold_id, remaining, closed_seq = row[0], stored_units(row[8]), row[9]
         states = self._hold_states(hold_id)
         passes = [
             (left, None if left else seq) for seq, left in _as_of(states, position.sealed_to, self._segment_entries)
@@ -118,14 +120,14 @@ class WholeTables:
             return
         bound = self._journal.seq
         moved_on = position.head_seq > bound and position.sealed_to + self._segment_entries > bound
-        if moved_on and ((closed_seq or 0) > bound or 0 < remaining < states[-1][1]):
+        if moved_on and ((closed_seq or 0) > bound or 0 < (remaining or 0) < states[-1][1]):
             return
         expected = " or ".join(f"remaining {left}, closed by {closed}" for left, closed in passes)
-        found = f"remaining {remaining}, closed by {closed_seq}"
+        found = f"remaining {row[8]}, closed by {closed_seq}"
         self._note("hold_row_differs", hold_id, f"hold {hold_id}", found, expected)
 
     def _hold_states(self, hold_id: int) -> list[tuple[int, int]]:
-        """Return what remained of a hold, and since which entry, as far as it is remembered."""
+        """Return what remained of a hold, each with the entry since which it did, as far as the pass remembers."""
         uses = self._journal.uses.get(hold_id)
         if uses is not None:
             return uses
@@ -135,7 +137,7 @@ class WholeTables:
     # --- coins, customers, reversals --------------------------------------------------------------------
 
     def _compare_listed(self, table: str, expected: Mapping[Any, tuple[Any, ...]]) -> None:
-        """Compare a table whose rows are written once; *expected* has the entry (for a reversal, its entry) first."""
+        """Compare a table whose rows are written once; *expected* has the rows by name, the entry's ``seq`` first."""
         pages = {"coin": self._file.coins, "customer": self._file.customers, "reversal": self._file.reversals}[table]
         sealed_to = None
         seen = set()
@@ -144,21 +146,18 @@ class WholeTables:
             for name, *more in rows:
                 seen.add(name)
                 found = tuple(reversed(more))
-                seq = found[0]
-                if name in expected and expected[name] == found:
-                    continue
-                if self._journal.seq < seq <= min(position.head_seq, position.sealed_to + self._segment_entries):
+                if expected.get(name) == found or self._is_later(found[0], position):
                     continue
                 code = f"{table}_row_differs" if name in expected else f"{table}_row_extra"
                 wanted = f"entry, …: {expected[name]}" if name in expected else "no row"
-                self._note(code, seq, f"{table} {name}", f"entry, …: {found}", wanted)
+                self._note(code, found[0], f"{table} {name}", f"entry, …: {found}", wanted)
         for name, values in expected.items():
             if name not in seen and values[0] <= (sealed_to or 0):
                 self._note(f"{table}_row_missing", values[0], f"{table} {name}", "no row", f"entry, …: {values}")
 
 
 def compare_with_itself(journal: JournalPass, findings: Findings) -> None:
-    """Check that freeze is what remains of the open holds, and that each coin adds up to zero."""
+    """Check that freeze equals what remains of the open holds, and that each coin sums to zero."""
     explained: dict[int, int] = {}
     for hold in journal.holds.values():
         explained[id(hold.line)] = explained.get(id(hold.line), 0) + hold.remaining
@@ -169,14 +168,14 @@ def compare_with_itself(journal: JournalPass, findings: Findings) -> None:
         remaining = explained.get(id(line), 0)
         if line.freeze != remaining:
             found = f"freeze {line.freeze}"
-            findings.add("freeze_unexplained", line.seq, _where(line), found, f"open holds of {remaining}")
+            findings.add("freeze_unexplained", line.seq, str(line), found, f"open holds of {remaining}")
     for coin, total in sums.items():
         if total:
             findings.add("coin_not_balanced", None, coin, f"a sum of {total} units", "0")
 
 
 def _states(line: Line) -> list[tuple[int, int, int]]:
-    """Return what a line stood at, and since which entry, as far as it is remembered."""
+    """Return the balances of a line, each with the entry that led to it, as far as the pass remembers."""
     if line.rows is None:
         return [(line.seq, line.available, line.freeze)]
     states = list(zip(*[iter(line.rows)] * 3, strict=True))
@@ -184,18 +183,10 @@ def _states(line: Line) -> list[tuple[int, int, int]]:
 
 
 def _as_of(states: list[Any], sealed_to: int, segment_entries: int) -> list[Any]:
-    """Return the states that a row may have: as of the last sealed entry, or of the segment that is being sealed."""
+    """Return the states that a row may have: as of the last sealed entry, or the end of the segment being sealed."""
     found = []
     for bound in (sealed_to, sealed_to + segment_entries):
         known = [state for state in states if state[0] <= bound]
         if known and known[-1] not in found:
             found.append(known[-1])
     return found
-
-
-def _where(line: Line) -> str:
-    return f"{line.name[0][0]} {line.name[0][1]} {line.name[1]}"
-
-
-def _shown(line: Line) -> str:
-    return f"available {line.available}, freeze {line.freeze}"

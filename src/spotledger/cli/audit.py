@@ -12,7 +12,8 @@ from typing import Final
 
 import click
 
-from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Report, audit as audit_file
+from spotledger.audit.embedded import audit_file
+from spotledger.audit.report import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Report
 from spotledger.cli.options import config_option, json_option
 from spotledger.cli.output import Output
 from spotledger.errors import SpotledgerError

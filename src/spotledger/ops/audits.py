@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, Progress
 from spotledger.audit.process import DatabaseAddress, audit_in_process
+from spotledger.audit.report import CLEAN, DAMAGED, INCOMPLETE, Progress
 from spotledger.errors import StoreUnavailable
 from spotledger.ops.siblings import Siblings
 
