@@ -22,6 +22,8 @@ from spotledger.cli.history import time_text
 from spotledger.cli.options import (
     all_pages,
     config_option,
+    data_option,
+    database_option,
     exit_on_error,
     json_option,
     ledger_command,
@@ -176,10 +178,8 @@ def export() -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--format", "file_format", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True)
 @click.option("--after-seq", type=click.IntRange(0), default=0, metavar="N", help="Only entries after this one.")
-@click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
-@click.option(
-    "--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE), or a standby of it."
-)
+@data_option
+@database_option
 @config_option
 @json_option
 @exit_on_error

@@ -13,7 +13,7 @@ from typing import Final
 import click
 
 from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Report, audit as audit_file
-from spotledger.cli.options import config_option, json_option
+from spotledger.cli.options import config_option, data_option, database_option, json_option
 from spotledger.cli.output import Output
 from spotledger.errors import SpotledgerError
 from spotledger.ops.settings import Settings, load_settings
@@ -26,11 +26,9 @@ _KNOWN_HEAD: Final = re.compile(r"\A([0-9]{1,18}):([0-9a-fA-F]{64})\Z")
 
 
 @click.command()
-@click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
+@data_option
 @click.option("--file", metavar="FILE", help="A ledger file, such as a backup, instead of the one in a data folder.")
-@click.option(
-    "--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE), or a standby of it."
-)
+@database_option
 @click.option(
     "--known-head",
     "known_heads",

@@ -86,17 +86,7 @@ async def key_list(ledger: CommandLedger, out: Output, customer: str | None) -> 
     """Show access keys, revoked ones too. Secrets cannot be shown again."""
     keys: list[AccessKey] = await all_pages(ledger, "keys", partial(ledger.keys, customer))
     out.document(ledger.document)
-    rows = (
-        (
-            found.accesskey,
-            found.customer,
-            ", ".join(found.permissions),
-            _state(found),
-            ", ".join(found.addresses),
-            found.label,
-        )
-        for found in keys
-    )
+    rows = ((k.accesskey, k.customer, k.permissions, _state(k), k.addresses, k.label) for k in keys)
     out.table(("accesskey", "customer", "may", "state", "from", "label"), rows)
 
 
@@ -160,17 +150,7 @@ async def token_list(ledger: CommandLedger, out: Output) -> None:
     """Show operator tokens, revoked ones too. The fingerprint is the beginning of a token's SHA-256."""
     tokens: list[OperatorToken] = await all_pages(ledger, "tokens", ledger.tokens)
     out.document(ledger.document)
-    rows = (
-        (
-            found.token_id,
-            found.fingerprint,
-            ", ".join(found.scopes),
-            _state(found),
-            time_text(found.created_ms),
-            found.label,
-        )
-        for found in tokens
-    )
+    rows = ((t.token_id, t.fingerprint, t.scopes, _state(t), time_text(t.created_ms), t.label) for t in tokens)
     out.table(("token_id", "fingerprint", "scopes", "state", "made", "label"), rows)
 
 

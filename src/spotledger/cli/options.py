@@ -34,6 +34,10 @@ json_option = click.option(
     callback=lambda _context, _option, as_json: Output(as_json),
     help="Print one JSON document instead of a table.",
 )
+data_option = click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
+database_option = click.option(
+    "--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE), or a standby of it."
+)
 config_option = click.option("--config", metavar="FILE", help="A TOML file with settings.")
 key_option = click.option(
     "--key", required=True, metavar="KEY", help="The idempotency key of this write, unique for ever."
@@ -84,7 +88,7 @@ def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitab
     """
 
     def decorate(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-        @click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
+        @data_option
         @click.option("--database", metavar="URL", help="The PostgreSQL database, if no node runs in DIR.")
         @click.option("--operator-url", metavar="URL", help="Call this server instead; needs --token-file.")
         @click.option(
