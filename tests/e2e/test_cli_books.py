@@ -217,7 +217,7 @@ def test_batch_file_is_done_in_order_and_again_without_harm(data: Path, tmp_path
     file.write_text("\n".join(json.dumps(line) for line in batch_lines()) + "\n\n")
     first = spotledger(data, "batch", str(file))
     assert first.returncode == 1
-    assert "3 done, 1 refused; 0 of them had been before" in first.stdout
+    assert "3 done, 1 refused; 0 of them were repeats" in first.stdout
     assert "b2" in first.stdout
     assert usdt(data) == ("102.00", "0.00")
     again = spotledger(data, "batch", str(file), "--json")

@@ -1,4 +1,4 @@
-"""The commands that carry a ledger elsewhere and back: backup, restore, copy, export, import."""
+"""The commands backup, restore, copy, export and import."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from spotledger.cli.history import time_text
 from spotledger.cli.options import (
     all_pages,
     config_option,
+    data_option,
+    database_option,
     exit_on_error,
     json_option,
     ledger_command,
@@ -35,9 +37,9 @@ from spotledger.ops.runtime import claim_folder
 from spotledger.ops.settings import Settings, load_settings
 from spotledger.storage.folder import LEDGER_FILE
 
-#: How often the command asks how far a backup is.
+#: How long to wait before asking again for the progress of a backup.
 BACKUP_PAUSE_SECONDS: Final = 0.3
-#: Deposits in one request of an import; all of them are one commit.
+#: Deposits in one request of an import, and so in one commit.
 IMPORT_BATCH: Final = 500
 #: Customers that an import registers at the same time.
 IMPORT_AT_ONCE: Final = 50
@@ -59,9 +61,9 @@ def _when(booked_ms: int) -> str:
 @ledger_command()
 async def backup(ledger: CommandLedger, out: Output, file: Path) -> None:
     """
-    Make a backup of the ledger in FILE, while writes go on or without a server.
+    Back up the ledger to FILE, with or without a running server; writes go on meanwhile.
 
-    With --operator-url, FILE is the name that the backup gets in the folder backups of that server's data folder.
+    With --operator-url, FILE is the name of the backup in the folder backups of that server's data folder.
     """
     if ledger.folder is None:
         made = await _made(ledger, out, str(file))
@@ -79,7 +81,7 @@ async def backup(ledger: CommandLedger, out: Output, file: Path) -> None:
 
 
 async def _made(ledger: CommandLedger, out: Output, name: str) -> Backup:
-    """Have the backup *name* made, and return what it contains."""
+    """Make the backup *name*; return what it contains."""
     with out.progress() as tell:
         found = await ledger.make_backup(name)
         while found.state == "running":
@@ -93,18 +95,22 @@ async def _made(ledger: CommandLedger, out: Output, name: str) -> Backup:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--data", required=True, metavar="DIR", help="The data folder: a new one, or one without a ledger.")
-@click.option("--master-key-file", metavar="FILE", help="Where the master key is (else it is sought as serve does).")
-@click.option("--without-master-key", is_flag=True, help="Where it is lost: restore the books, revoke all access keys.")
-@click.option("--epoch", type=int, metavar="N", help="Begin this epoch: where the same backup was restored before.")
+@click.option("--master-key-file", metavar="FILE", help="The file with the master key (else as for serve).")
+@click.option(
+    "--without-master-key",
+    is_flag=True,
+    help="If the master key is lost: restore the books, and revoke all access keys.",
+)
+@click.option("--epoch", type=int, metavar="N", help="The epoch to begin, if the same backup was restored before.")
 @json_option
 @exit_on_error
 def restore(
     file: Path, data: str, master_key_file: str | None, without_master_key: bool, epoch: int | None, out: Output
 ) -> None:
     """
-    Make the backup FILE the ledger of the folder DIR, audit it, and begin a new epoch.
+    Restore the backup FILE to the folder DIR, audit it, and begin a new epoch.
 
-    What was written after the backup is not in it: have it sent again, with the same idempotency keys.
+    Writes after the backup are not in it: send them again with the same idempotency keys.
     """
     settings = _settings(data, None, master_key_file=master_key_file)
     source = None if without_master_key else MasterKeySource(settings.master_key_file, os.environ)
@@ -118,9 +124,9 @@ def restore(
     out.line(f"{settings.data} is ledger {held['ledger_id']} up to entry {held['seq']}, {_when(held['booked_ms'])}")
     out.line(f"  the audit is clean; epoch {found.epoch} begins with the next entry")
     if not found.access_keys:
-        out.line("  all access keys are revoked: make new ones with spotledger key create")
+        out.line("  all access keys are revoked; make new ones with spotledger key create")
     what = "access keys and operator tokens" if found.access_keys else "operator tokens"
-    out.line(f"  {what} that were revoked since the backup work again: revoke them again")
+    out.line(f"  {what} that were revoked after the backup work again; revoke them again")
     if not found.operator_token:
         out.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
 
@@ -129,7 +135,7 @@ def restore(
 
 
 @click.command("copy")
-@click.option("--data", metavar="DIR", help="The data folder of the embedded ledger; no server may run in it.")
+@click.option("--data", metavar="DIR", help="The data folder of the embedded ledger, without a running server.")
 @click.option("--database", metavar="URL", help="The empty PostgreSQL database (else SPOTLEDGER_DATABASE).")
 @config_option
 @json_option
@@ -138,10 +144,10 @@ def copy(data: str | None, database: str | None, config: str | None, out: Output
     """
     Copy the embedded ledger in DIR into an empty PostgreSQL database, and audit both.
 
-    Entries, hashes, access keys and tokens are the same there. A copy that was broken off goes on with the same
-    command; no node starts on half of one. DIR is left as it is: from then on, serve the database and not DIR.
+    Entries, hashes, access keys and tokens are copied unchanged. If a copy is interrupted, the same command continues
+    it; no node starts on an incomplete copy. DIR stays unchanged: from then on, serve the database and not DIR.
     """
-    from spotledger.archive.copying import copy_ledger  # the driver is loaded where it is needed
+    from spotledger.archive.copying import copy_ledger  # imports the database driver
     from spotledger.ops.fleet import address_of
 
     settings = _settings(data, config, database=database)
@@ -157,7 +163,7 @@ def copy(data: str | None, database: str | None, config: str | None, out: Output
     out.line(f"  hash {done.head.hash.hex()}; both audits are clean and agree")
     out.line(f"  {done.balances} balances, {done.open_holds} open holds, {done.access_keys} access keys,"
               f" {done.tokens} operator tokens")  # fmt: skip
-    out.line(f"  serve it with --database, and no more without: what is in {settings.data} stays behind from now on")
+    out.line(f"  from now on serve it with --database; the ledger in {settings.data} is not updated any more")
 
 
 # --- export and import -----------------------------------------------------------------------------
@@ -165,17 +171,15 @@ def copy(data: str | None, database: str | None, config: str | None, out: Output
 
 @click.group()
 def export() -> None:
-    """Write what the ledger has to files for other programs."""
+    """Write the ledger to files for other programs."""
 
 
 @export.command("journal")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--format", "file_format", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True)
-@click.option("--after-seq", type=click.IntRange(0), default=0, metavar="N", help="Begin after this entry.")
-@click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
-@click.option(
-    "--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE), or a standby of it."
-)
+@click.option("--after-seq", type=click.IntRange(0), default=0, metavar="N", help="Only entries after this one.")
+@data_option
+@database_option
 @config_option
 @json_option
 @exit_on_error
@@ -188,7 +192,7 @@ def export_journal_command(
     config: str | None,
     out: Output,
 ) -> None:
-    """Write the journal to FILE: one JSON line an entry, or a Parquet file with one row a posting."""
+    """Write the journal to FILE: JSON with one line per entry, or Parquet with one row per posting."""
     settings = _settings(data, config, database=database)
     with out.progress() as tell:
         bar = partial(tell, "export")
@@ -206,23 +210,25 @@ def export_journal_command(
 
 @click.group("import")
 def import_() -> None:
-    """Take over what other systems have."""
+    """Import data of other systems."""
 
 
 @import_.command("balances")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--key-prefix", default=KEY_PREFIX, show_default=True, metavar="P", help="Begins the idempotency keys.")
+@click.option(
+    "--key-prefix", default=KEY_PREFIX, show_default=True, metavar="P", help="The prefix of the idempotency keys."
+)
 @click.option("--register", is_flag=True, help="Register customers that are not registered yet.")
-@click.option("--check", "only_check", is_flag=True, help="Check the file, and book nothing.")
+@click.option("--check", "only_check", is_flag=True, help="Check the file without booking anything.")
 @ledger_command()
 async def import_balances(
     ledger: CommandLedger, out: Output, file: Path, key_prefix: str, register: bool, only_check: bool
 ) -> None:
     """
-    Book opening balances from the CSV FILE as deposits, each once.
+    Book opening balances from the CSV FILE as deposits.
 
-    Its first line names the columns: customer, coin, amount; account, reference and key if wished. All lines are
-    checked before the first is booked. The same file again books nothing twice.
+    The first line names the columns: customer, coin, amount, and optionally account, reference and key. All lines are
+    checked before the first is booked. Importing the same file again books nothing twice.
     """
     scales = {coin.coin: coin.scale for coin in (await ledger.coins()).coins.values()}
     customers = set(await all_pages(ledger, "customers", ledger.customers))
@@ -255,7 +261,7 @@ async def _register(ledger: CommandLedger, customers: list[str]) -> None:
 async def _book(
     ledger: CommandLedger, balances: list[OpeningBalance], tell: Tell
 ) -> tuple[int, int, list[dict[str, Any]]]:
-    """Book *balances* in order; return how many are booked, how many had been before, and the refused lines."""
+    """Book *balances* in order; return how many were booked, how many had been before, and the refused lines."""
     booked = repeated = 0
     refused: list[dict[str, Any]] = []
     for start in range(0, len(balances), IMPORT_BATCH):

@@ -1,4 +1,4 @@
-"""The commands about coins and customers, and what they have."""
+"""The commands about coins, customers, balances and holds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from spotledger.cli.output import Output
 
 @click.group()
 def coin() -> None:
-    """List coins, and see which are listed."""
+    """List coins, and show the listed ones."""
 
 
 @coin.command("add")
@@ -31,7 +31,7 @@ def coin() -> None:
 @own_key_option
 @ledger_command(may_make=True)
 async def coin_add(ledger: CommandLedger, out: Output, coin: str, scale: int, key: str | None) -> None:
-    """List COIN. A listing never changes; the same command again changes nothing."""
+    """List COIN. A listing never changes; running the command again changes nothing."""
     written = await ledger.list_coin(coin, scale, key=key or natural_key("coin-add", coin))
     out.document(ledger.document)
     out.line(f"coin {coin} is listed with {scale} decimals (entry {written.seq})")
@@ -48,7 +48,7 @@ async def coin_list(ledger: CommandLedger, out: Output) -> None:
 
 @click.group()
 def customer() -> None:
-    """Register customers, and see who is registered."""
+    """Register customers, and show the registered ones."""
 
 
 @customer.command("add")
@@ -56,7 +56,7 @@ def customer() -> None:
 @own_key_option
 @ledger_command(may_make=True)
 async def customer_add(ledger: CommandLedger, out: Output, customer: str, key: str | None) -> None:
-    """Register CUSTOMER, who then has a wallet, a spot and a fiat account. The same again changes nothing."""
+    """Register CUSTOMER with a wallet, a spot and a fiat account. Running it again changes nothing."""
     written = await ledger.register_customer(customer, key=key or natural_key("customer-add", customer))
     out.document(ledger.document)
     out.line(f"customer {customer} is registered (entry {written.seq})")
@@ -74,10 +74,10 @@ async def customer_list(ledger: CommandLedger, out: Output) -> None:
 @click.command()
 @click.argument("customer")
 @account_option
-@click.option("--all", "with_empty", is_flag=True, help="Show listed coins with nothing in them too.")
-@click.option("--at-seq", type=click.IntRange(min=0), metavar="SEQ", help="As it stood after this entry.")
+@click.option("--all", "with_empty", is_flag=True, help="Include coins with nothing in them.")
+@click.option("--at-seq", type=click.IntRange(min=0), metavar="SEQ", help="The balances after this entry.")
 @click.option(
-    "--at", metavar="TIME", help="As it stood at this time: 2026-01-31T12:00:00Z, or milliseconds since 1970."
+    "--at", metavar="TIME", help="The balances at this time: 2026-01-31T12:00:00Z, or milliseconds since 1970."
 )
 @ledger_command()
 async def balances(
@@ -89,7 +89,7 @@ async def balances(
     at_seq: int | None,
     at: str | None,
 ) -> None:
-    """Show what CUSTOMER has, now or at any moment of the past: available, freeze, and their total."""
+    """Show the balances of CUSTOMER, now or at any moment in the past: available, freeze and their total."""
     is_house = customer.startswith("@")
     found = await ledger.balances(customer, None if is_house else account, at_seq=at_seq, at_ms=time_ms(at, "--at"))
     out.document(ledger.document)
@@ -102,17 +102,17 @@ async def balances(
 
 @click.command()
 @click.argument("customer", required=False)
-@click.option("--state", type=click.Choice(["open", "closed"]), help="Only these.")
-@click.option("--older-than", metavar="AGE", help="Only those that are at least so old: 45s, 30m, 12h, 7d, 2w.")
+@click.option("--state", type=click.Choice(["open", "closed"]), help="Only open or only closed holds.")
+@click.option("--older-than", metavar="AGE", help="Only holds of at least this age: 45s, 30m, 12h, 7d, 2w.")
 @ledger_command()
 async def holds(
     ledger: CommandLedger, out: Output, customer: str | None, state: str | None, older_than: str | None
 ) -> None:
-    """Show why something of CUSTOMER's is frozen; without CUSTOMER, everybody's open holds, the oldest first."""
+    """Show the holds of CUSTOMER, or without CUSTOMER all open holds, the oldest first."""
     older_than_ms = 0 if older_than is None else duration_ms(older_than, "--older-than")
     if customer is None:
         if state == "closed":
-            raise click.UsageError("closed holds are shown for one CUSTOMER")
+            raise click.UsageError("--state closed needs a CUSTOMER")
         read: Any = partial(ledger.old_holds, older_than_ms)
     else:
         read = partial(ledger.holds, customer, state, older_than_ms=older_than_ms)
@@ -126,7 +126,7 @@ async def holds(
 
 
 def age_text(age_ms: int) -> str:
-    """Return a length of time as people say it, by its two largest units."""
+    """Return an age by its two largest units, such as ``1d 1h``."""
     found: list[str] = []
     seconds = age_ms // 1000
     for unit, length in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):

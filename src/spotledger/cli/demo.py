@@ -43,14 +43,13 @@ class DemoKey(NamedTuple):
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="End after the answer instead of serving on.")
+@click.option("--once", is_flag=True, help="Stop after the answer instead of serving.")
 @setting_options
 @config_option
 @exit_on_error
 def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> None:
     """Start the service with demo customers, make a signed getBalance, and keep serving."""
-    # The folder comes from the flag alone: no demo customer gets into the ledger that SPOTLEDGER_DATA names,
-    # and none into a database.
+    # Only the flag names the folder: demo customers must not get into the ledger of SPOTLEDGER_DATA or a database.
     settings = load_settings({**flags, "data": flags["data"] or DEMO_FOLDER}, os.environ, config).settings
     settings = dataclasses.replace(settings, database=None, read_database=None, workers=1)
     log_to_stderr(settings)
@@ -62,13 +61,13 @@ def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> Non
             new = await demo_story.tell(ledger)
             key = await _demo_key(ledger, folder / DEMO_KEY_FILE)
         _show_start(listening, folder, new)
-        near = httpx2.HTTPTransport()  # no proxy that the environment names comes between
+        near = httpx2.HTTPTransport()  # ignores proxies that the environment names
         with SignedRequestAPI(key.accesskey, key.secretkey, listening.public_url, transport=near) as api:
             answer = await asyncio.to_thread(read_balance, api)
         _show_answer(answer)
         _show_next(listening, folder, key)
         if not once:
-            click.echo("\nServing. Ctrl-C stops it; the next start finds everything again.")
+            click.echo("\nServing. Ctrl-C stops it; the next start continues with this ledger.")
         return not once
 
     serve(settings, os.environ, perform)
@@ -83,7 +82,7 @@ async def _check_is_demo(ledger: CommandLedger, folder: Path) -> None:
 
 
 async def _demo_key(ledger: CommandLedger, file: Path) -> DemoKey:
-    """Return the access key that an earlier start made, if it is still good, else a new one."""
+    """Return the access key of an earlier start if it is still in use, else a new one."""
     keys = (await ledger.keys(demo_story.CUSTOMER)).keys
     in_use = {found.accesskey for found in keys if found.revoked_ms is None}
     kept = _read_demo_key(file)
@@ -113,7 +112,7 @@ def _show_start(listening: Listening, folder: Path, new: int) -> None:
             f"\nBooked {new} operations: coins, customers, deposits, freezes, unfreezes, withdrawals, transfers."
         )
     else:
-        click.echo("\nThe operations of an earlier start are all there; none was booked again.")
+        click.echo("\nThe operations were booked by an earlier start; none was booked again.")
 
 
 def _show_answer(answer: dict[str, Any]) -> None:
@@ -124,7 +123,7 @@ def _show_answer(answer: dict[str, Any]) -> None:
 
 
 def curl_line(public_url: str, key: DemoKey) -> str:
-    """Return a line for a shell that signs a getBalance with openssl and sends it with curl, whenever it is pasted."""
+    """Return a shell line that signs a getBalance with openssl at the time it is run, and sends it with curl."""
     text = f"accesskey={key.accesskey}&nonce=$nonce"
     sign = f"printf %s \"{text}\" | openssl dgst -sha256 -hmac {key.secretkey} | awk '{{print $NF}}'"
     return (

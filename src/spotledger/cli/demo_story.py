@@ -1,7 +1,7 @@
 """
-What the demo's customers did: real operations under fixed idempotency keys, so a second start repeats nothing.
+The operations of the demo. Their idempotency keys are fixed, so a second start books nothing again.
 
-At its end alice has 3867.43650012 usdt available and 3062.17437341 in freeze.
+At the end alice has 3867.43650012 usdt available and 3062.17437341 in freeze.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ STORY: Final[tuple[Operation, ...]] = (
 
 
 async def tell(ledger: AsyncOperatorLedger) -> int:
-    """Book the story; return how many of its operations were new."""
+    """Book the operations; return how many of them were new."""
     new = 0
     holds: dict[str, str] = {}
     for operation in STORY:
         if isinstance(operation, Unfreeze | Withdraw) and isinstance(operation.hold, HoldKey):
-            # By its id, as ever: under the same key, the hold's key would be other content.
+            # By its id, as in earlier versions: the hold's key would be other content under the same key.
             operation = replace(operation, hold=holds[operation.hold.key])
         written = await ledger.do(operation)
         holds[operation.key] = written.hold or ""

@@ -28,11 +28,11 @@ _HOUSE: Final = ("@external", "@fees", "@dust", "@receivable")
 
 @click.command()
 @click.argument("customer")
-@click.option("--coin", metavar="COIN", help="Only what touches this coin.")
+@click.option("--coin", metavar="COIN", help="Only entries that touch this coin.")
 @click.option(
-    "--after", "after_seq", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only what came later."
+    "--after", "after_seq", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only entries after this one."
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="So many entries at the most.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most this many entries.")
 @ledger_command()
 async def history(
     ledger: CommandLedger, out: Output, customer: str, coin: str | None, after_seq: int, limit: int | None
@@ -53,7 +53,7 @@ async def history(
 async def _statement(
     ledger: CommandLedger, customer: str, coin: str | None, after_seq: int, limit: int | None
 ) -> Statement:
-    """Return a statement of as many pages as it needs, and make ``ledger.document`` one page with all of it."""
+    """Return all pages of a statement as one; ``ledger.document`` is then the same as one document."""
     whole: Json = {}
     while True:
         wanted = PAGE_ENTRIES if limit is None else min(PAGE_ENTRIES, limit - len(whole.get("entries", ())))
@@ -103,18 +103,18 @@ def _entry_rows(entry: Entry, owners: tuple[str, str], coin: str | None) -> Iter
 
 
 def time_text(time_ms: int) -> str:
-    """Return a time in milliseconds since 1970 as people read it, in UTC."""
+    """Return a time in milliseconds since 1970 as date and time in UTC."""
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 @click.command()
 @click.option(
-    "--after", "after_seq", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only what came later."
+    "--after", "after_seq", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only entries after this one."
 )
-@click.option("--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Continue with new entries until Ctrl-C.")
 @ledger_command()
 async def feed(ledger: CommandLedger, out: Output, after_seq: int, follow: bool) -> None:
-    """Show the journal, entry by entry; with --json one JSON object a line."""
+    """Show the journal, one entry per line; with --json as JSON objects."""
     while True:
         page = await ledger.entries(after_seq)
         for entry, document in zip(page.entries, ledger.document["entries"], strict=True):
@@ -137,7 +137,7 @@ def _feed_line(entry: Entry) -> str:
 @click.command("trial-balance")
 @ledger_command()
 async def trial_balance(ledger: CommandLedger, out: Output) -> None:
-    """Show what all customers and each house account have of each coin; every total is zero."""
+    """Show the sums of all customers and of each house account by coin; every total is zero."""
     found = await ledger.trial_balance()
     out.document(ledger.document)
     columns = ("coin", "customers available", "customers freeze", *_HOUSE, "total")

@@ -50,7 +50,7 @@ _ERRORS: Final[dict[int, type[SpotledgerError]]] = {
 
 @click.group()
 def key() -> None:
-    """Make, see and revoke the access keys of customers."""
+    """Make, show, rotate and revoke the access keys of customers."""
 
 
 def _show_key(ledger: CommandLedger, out: Output, made: MadeKey) -> None:
@@ -64,37 +64,29 @@ def _show_key(ledger: CommandLedger, out: Output, made: MadeKey) -> None:
 
 
 @key.command("create")
-@click.option("--customer", required=True, help="Whose accounts it opens.")
+@click.option("--customer", required=True, help="The customer whose accounts it opens.")
 @click.option("--permission", "permissions", multiple=True, required=True, type=click.Choice(PERMISSIONS))
 @click.option("--label", default="", help="What it is for.")
-@click.option("--address", "addresses", multiple=True, metavar="CIDR", help="It works only from here.")
-@click.option("--expires", metavar="TIME", help="It works so long: 45s, 30m, 12h, 90d, 2w.")
+@click.option(
+    "--address", "addresses", multiple=True, metavar="CIDR", help="An address or network that it may be used from."
+)
+@click.option("--expires", metavar="TIME", help="How long it works: 45s, 30m, 12h, 90d, 2w.")
 @own_key_option
 @ledger_command()
 async def key_create(ledger: CommandLedger, out: Output, key: str | None, expires: str | None, **given: Any) -> None:
-    """Make an access key. Its secret is shown this once."""
+    """Make an access key. Its secret is shown only once."""
     made = await ledger.create_key(**given, expires_ms=expiry_ms(expires), key=own_key(key, "key-create"))
     _show_key(ledger, out, made)
 
 
 @key.command("list")
-@click.option("--customer", help="Only this customer's.")
+@click.option("--customer", help="Only the access keys of this customer.")
 @ledger_command()
 async def key_list(ledger: CommandLedger, out: Output, customer: str | None) -> None:
-    """Show access keys; their secrets are kept nowhere that could be shown."""
+    """Show access keys, revoked ones too. Secrets cannot be shown again."""
     keys: list[AccessKey] = await all_pages(ledger, "keys", partial(ledger.keys, customer))
     out.document(ledger.document)
-    rows = (
-        (
-            found.accesskey,
-            found.customer,
-            ", ".join(found.permissions),
-            _state(found),
-            ", ".join(found.addresses),
-            found.label,
-        )
-        for found in keys
-    )
+    rows = ((k.accesskey, k.customer, k.permissions, _state(k), k.addresses, k.label) for k in keys)
     out.table(("accesskey", "customer", "may", "state", "from", "label"), rows)
 
 
@@ -106,7 +98,7 @@ def _state(found: AccessKey | OperatorToken) -> str:
 @click.argument("accesskey")
 @ledger_command()
 async def key_revoke(ledger: CommandLedger, out: Output, accesskey: str) -> None:
-    """Make ACCESSKEY stop working, at once and for ever."""
+    """Revoke ACCESSKEY, at once and for ever."""
     revoked = await ledger.revoke_key(accesskey)
     out.document(ledger.document)
     out.line(f"{accesskey} of {revoked.customer} is revoked")
@@ -117,25 +109,25 @@ async def key_revoke(ledger: CommandLedger, out: Output, accesskey: str) -> None
 @own_key_option
 @ledger_command()
 async def key_rotate(ledger: CommandLedger, out: Output, accesskey: str, key: str | None) -> None:
-    """Revoke ACCESSKEY and make another like it. Its secret is shown this once."""
+    """Revoke ACCESSKEY and make another like it. The new secret is shown only once."""
     _show_key(ledger, out, await ledger.rotate_key(accesskey, key=own_key(key, "key-rotate")))
 
 
 @click.group()
 def token() -> None:
-    """Make, see and revoke tokens for the operator API."""
+    """Make, show and revoke tokens for the operator API."""
 
 
 @token.command("create")
 @click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES))
 @click.option("--label", default="", help="What it is for.")
-@click.option("--write", "file", metavar="FILE", help="Write it to this new file, mode 0600, and do not show it.")
+@click.option("--write", "file", metavar="FILE", help="Write it to this new file with mode 0600 instead of showing it.")
 @own_key_option
 @ledger_command(may_make=True)
 async def token_create(ledger: CommandLedger, out: Output, key: str | None, file: str | None, **given: Any) -> None:
-    """Make an operator token. It is shown this once."""
+    """Make an operator token. It is shown only once."""
     if file is not None and (Path(file).exists() or not Path(file).parent.is_dir()):
-        found = "is there already, and is left as it is" if Path(file).exists() else "is in no folder that is there"
+        found = "already exists" if Path(file).exists() else "is in a folder that does not exist"
         raise SettingInvalid(f"{file} {found}; name a new file with --write.")
     made = await ledger.create_token(**given, key=own_key(key, "token-create"))
     document, shown = ledger.document, made.token or "was shown when it was made, and is not kept"
@@ -155,20 +147,10 @@ async def token_create(ledger: CommandLedger, out: Output, key: str | None, file
 @token.command("list")
 @ledger_command()
 async def token_list(ledger: CommandLedger, out: Output) -> None:
-    """Show operator tokens; the fingerprint is the beginning of a token's SHA-256."""
+    """Show operator tokens, revoked ones too. The fingerprint is the beginning of a token's SHA-256."""
     tokens: list[OperatorToken] = await all_pages(ledger, "tokens", ledger.tokens)
     out.document(ledger.document)
-    rows = (
-        (
-            found.token_id,
-            found.fingerprint,
-            ", ".join(found.scopes),
-            _state(found),
-            time_text(found.created_ms),
-            found.label,
-        )
-        for found in tokens
-    )
+    rows = ((t.token_id, t.fingerprint, t.scopes, _state(t), time_text(t.created_ms), t.label) for t in tokens)
     out.table(("token_id", "fingerprint", "scopes", "state", "made", "label"), rows)
 
 
@@ -176,7 +158,7 @@ async def token_list(ledger: CommandLedger, out: Output) -> None:
 @click.argument("token_id")
 @ledger_command()
 async def token_revoke(ledger: CommandLedger, out: Output, token_id: str) -> None:
-    """Make the token TOKEN_ID stop working, at once and for ever."""
+    """Revoke the token TOKEN_ID, at once and for ever."""
     await ledger.revoke_token(token_id)
     out.document(ledger.document)
     out.line(f"token {token_id} is revoked")
@@ -184,16 +166,16 @@ async def token_revoke(ledger: CommandLedger, out: Output, token_id: str) -> Non
 
 @click.command("get-balance")
 @click.option("--accesskey", required=True, help="The access key.")
-@click.option("--secret-file", metavar="FILE", help=f"Where its secret is (else the variable {SECRET_VARIABLE}).")
+@click.option("--secret-file", metavar="FILE", help=f"The file with its secret (else the variable {SECRET_VARIABLE}).")
 @click.option("--url", metavar="URL", help="The public listener (else SPOTLEDGER_URL, else http://127.0.0.1:8080).")
 @click.option("--account", type=click.Choice(ACCOUNTS), default="spot", show_default=True)
-@click.option("--all", "with_empty", is_flag=True, help="Show listed coins with nothing in them too.")
+@click.option("--all", "with_empty", is_flag=True, help="Include coins with nothing in them.")
 @json_option
 @exit_on_error
 def get_balance(
     accesskey: str, secret_file: str | None, url: str | None, account: str, with_empty: bool, out: Output
 ) -> None:
-    """Read balances as a trader does: with a signed request to the public listener."""
+    """Read balances as a trader does, with a signed request to the public listener."""
     try:
         api = SignedRequestAPI(accesskey, _secret(secret_file), url)
     except ValueError as problem:
@@ -205,22 +187,22 @@ def get_balance(
 
 
 def sides_of(answer: dict[str, Any]) -> Iterator[tuple[str, Decimal, Decimal]]:
-    """Give the coin, what is available and what is frozen of each balance in a public answer."""
+    """Yield the coin, the available and the freeze of each balance in a public answer."""
     for coin, sides in answer["data"].items():
         yield coin, Decimal(sides["available"]), Decimal(sides["freeze"])
 
 
 def read_balance(api: SignedRequestAPI, account: str = "spot") -> dict[str, Any]:
     """
-    Return the public answer to a signed balance call.
+    Return the answer of the public listener to a signed balance call.
 
     Raises:
         AccessKeyRefused, SignatureRefused, InvalidRequest, Unavailable: The answer is a refusal.
-        TransportError: No answer came.
+        TransportError: No readable answer arrived.
     """
     status, answer, _ = api.get_balance() if account == "spot" else api.get_funds(_ACCOUNT_NUMBERS[account])
     if not status or answer is None:
-        raise TransportError("No answer that could be read came from the public listener; is it there?")
+        raise TransportError("No readable answer came from the public listener; check its address with --url.")
     if answer.get("code") != 200:
         raise _ERRORS.get(answer.get("code", 0), Unavailable)(str(answer.get("info", "refused without a reason")))
     return answer

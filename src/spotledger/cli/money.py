@@ -21,7 +21,7 @@ from spotledger.client.operator.operations import Deposit, Freeze, Operation, Tr
 
 
 async def write(ledger: CommandLedger, out: Output, operation: Operation) -> None:
-    """Do *operation*, and show its entry and the balances after it."""
+    """Do *operation*; print its entry and the balances after it."""
     written = await ledger.do(operation)
     out.document({**ledger.document, "replayed": written.replayed})
     again = ", done before under this key" if written.replayed else ""
@@ -41,7 +41,7 @@ async def write(ledger: CommandLedger, out: Output, operation: Operation) -> Non
 @reference_option
 @ledger_command()
 async def deposit(ledger: CommandLedger, out: Output, **given: Any) -> None:
-    """Book what came in from outside: AMOUNT of COIN for CUSTOMER."""
+    """Book a deposit from outside: AMOUNT of COIN for CUSTOMER."""
     await write(ledger, out, Deposit(**given))
 
 
@@ -52,10 +52,10 @@ async def deposit(ledger: CommandLedger, out: Output, **given: Any) -> None:
 @key_option
 @account_option
 @reference_option
-@click.option("--expires", metavar="TIME", help="Free it by itself after so long: 45s, 30m, 12h, 90d, 2w.")
+@click.option("--expires", metavar="TIME", help="Release it automatically after this time: 45s, 30m, 12h, 90d, 2w.")
 @ledger_command()
 async def freeze(ledger: CommandLedger, out: Output, expires: str | None, **given: Any) -> None:
-    """Freeze AMOUNT of COIN that CUSTOMER has available, and open a hold for it."""
+    """Freeze AMOUNT of CUSTOMER's available COIN, and open a hold for it."""
     await write(ledger, out, Freeze(**given, expires_ms=expiry_ms(expires)))
 
 
@@ -65,19 +65,19 @@ async def freeze(ledger: CommandLedger, out: Output, expires: str | None, **give
 @key_option
 @ledger_command()
 async def unfreeze(ledger: CommandLedger, out: Output, hold: str, amount: str | None, key: str) -> None:
-    """Free AMOUNT of HOLD, or all that remains of it. HOLD is its id, or key:K for the one that the key K opened."""
+    """Release AMOUNT of HOLD, or all that remains of it. HOLD is its id, or key:K if the key K opened it."""
     await write(ledger, out, Unfreeze(key, hold_name(hold), amount))
 
 
 @click.command()
 @click.argument("what", nargs=-1, required=True, metavar="CUSTOMER COIN AMOUNT | AMOUNT")
-@click.option("--hold", metavar="HOLD", help="Take it out of this hold; then only AMOUNT is given.")
+@click.option("--hold", metavar="HOLD", help="Pay from this hold; then give only AMOUNT.")
 @key_option
-@click.option("--account", type=click.Choice(ACCOUNTS), help="The customer's account; spot where none is given.")
+@click.option("--account", type=click.Choice(ACCOUNTS), help="The customer's account (else spot).")
 @reference_option
 @ledger_command()
 async def withdraw(ledger: CommandLedger, out: Output, what: tuple[str, ...], hold: str | None, **more: Any) -> None:
-    """Book what went outside: AMOUNT of COIN from CUSTOMER, or AMOUNT out of a hold."""
+    """Book a withdrawal to the outside: AMOUNT of COIN from CUSTOMER, or AMOUNT from a hold."""
     names = ("customer", "coin", "amount") if hold is None else ("amount",)
     if len(what) != len(names):
         wanted = " ".join(name.upper() for name in names)
@@ -97,5 +97,5 @@ async def withdraw(ledger: CommandLedger, out: Output, what: tuple[str, ...], ho
 @reference_option
 @ledger_command()
 async def transfer(ledger: CommandLedger, out: Output, **given: Any) -> None:
-    """Move AMOUNT of COIN from FROM's available to TO's, or between two accounts of one customer."""
+    """Move AMOUNT of COIN from FROM's available to TO's; both may be the same customer."""
     await write(ledger, out, Transfer(**given))

@@ -1,4 +1,4 @@
-"""The options that many commands share, and the one place where their errors end."""
+"""The options that commands share, and the one place where their errors end."""
 
 from __future__ import annotations
 
@@ -34,13 +34,19 @@ json_option = click.option(
     callback=lambda _context, _option, as_json: Output(as_json),
     help="Print one JSON document instead of a table.",
 )
+data_option = click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
+database_option = click.option(
+    "--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE), or a standby of it."
+)
 config_option = click.option("--config", metavar="FILE", help="A TOML file with settings.")
-key_option = click.option("--key", required=True, metavar="KEY", help="The idempotency key: names this write for ever.")
-own_key_option = click.option("--key", metavar="KEY", help="The idempotency key; one is made where none is given.")
+key_option = click.option(
+    "--key", required=True, metavar="KEY", help="The idempotency key of this write, unique for ever."
+)
+own_key_option = click.option("--key", metavar="KEY", help="The idempotency key (else a new one).")
 account_option = click.option(
     "--account", type=click.Choice(ACCOUNTS), default="spot", show_default=True, help="The customer's account."
 )
-reference_option = click.option("--reference", metavar="TEXT", help="What it is for, such as an order's number.")
+reference_option = click.option("--reference", metavar="TEXT", help="What it is for, such as an order number.")
 
 
 def exit_on_error(function: F) -> F:
@@ -58,7 +64,7 @@ def exit_on_error(function: F) -> F:
 
 
 def setting_options(function: F) -> F:
-    """Give a command one flag for each setting, all as text; they come as one argument ``flags``."""
+    """Give a command a flag for each setting; it gets them as text in one argument ``flags``."""
 
     @functools.wraps(function)
     def gathered(*args: Any, **kwargs: Any) -> Any:
@@ -75,17 +81,19 @@ def setting_options(function: F) -> F:
 
 def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., None]]:
     """
-    Give a command the options that name a ledger, and call it with a client of that ledger's operator API.
+    Give a command the options that name a ledger, and call it with a client of that ledger and an `Output`.
 
     Args:
-        may_make: Whether the command makes the ledger where there is none.
+        may_make: Whether the command makes a ledger if there is none.
     """
 
     def decorate(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-        @click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
-        @click.option("--database", metavar="URL", help="The PostgreSQL database, where no node runs in DIR.")
+        @data_option
+        @click.option("--database", metavar="URL", help="The PostgreSQL database, if no node runs in DIR.")
         @click.option("--operator-url", metavar="URL", help="Call this server instead; needs --token-file.")
-        @click.option("--token-file", metavar="FILE", help="Where the operator token is (else DIR/operator.token).")
+        @click.option(
+            "--token-file", metavar="FILE", help="The file with the operator token (else DIR/operator.token)."
+        )
         @config_option
         @json_option
         @functools.wraps(function)
@@ -105,27 +113,25 @@ def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitab
 
 
 def own_key(key: str | None, what: str) -> str:
-    """Return *key*, or a new idempotency key for *what* that nothing else has."""
+    """Return *key*, or a new, unique idempotency key for *what*."""
     return key or f"{what}-{uuid.uuid4()}"
 
 
 def expiry_ms(text: str | None) -> int | None:
-    """Return the time that lies *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) ahead, in ms since 1970."""
+    """Return the time after *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) from now, in ms since 1970."""
     return None if text is None else time.time_ns() // 1_000_000 + duration_ms(text, "--expires")
 
 
 def duration_ms(text: str, option: str) -> int:
-    """Return the length of time *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) of *option* in milliseconds."""
+    """Return the duration *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) of *option* in milliseconds."""
     match = _DURATION.match(text)
     if match is None:
-        raise click.BadParameter(
-            f"{text!r} is no length of time; 90d, 12h, 30m, 45s or 2w would pass", param_hint=option
-        )
+        raise click.BadParameter(f"{text!r} is not a duration; 90d, 12h, 30m, 45s or 2w would pass", param_hint=option)
     return int(match[1]) * _SECONDS[match[2]] * 1000
 
 
 def time_ms(text: str | None, option: str) -> int | None:
-    """Return the time *text* of *option*, ISO 8601 (UTC where it names no zone) or milliseconds since 1970."""
+    """Return the time *text* of *option* in ms since 1970; it is that, or ISO 8601, in UTC without a zone."""
     if text is None:
         return None
     if text.isascii() and text.isdecimal() and len(text) <= 15:
@@ -134,7 +140,7 @@ def time_ms(text: str | None, option: str) -> int | None:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise click.BadParameter(
-            f"{text!r} is no time; 2026-01-31, 2026-01-31T12:00:00Z or milliseconds since 1970 would pass",
+            f"{text!r} is not a time; 2026-01-31, 2026-01-31T12:00:00Z or milliseconds since 1970 would pass",
             param_hint=option,
         ) from None
     aware = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
@@ -142,18 +148,18 @@ def time_ms(text: str | None, option: str) -> int | None:
 
 
 def hold_name(text: str) -> HoldName:
-    """Return the hold that *text* names: its id, or ``key:K`` for the one that the idempotency key K opened."""
+    """Return the hold that *text* names: an id, or ``key:K`` for the hold that the idempotency key K opened."""
     return HoldKey(text.removeprefix("key:")) if text.startswith("key:") else text
 
 
 async def all_pages(ledger: CommandLedger, member: str, read: Callable[..., Awaitable[Any]]) -> list[Any]:
     """
-    Return what all pages have under *member*, and make ``ledger.document`` one page with all of it.
+    Return the items of all pages; ``ledger.document`` is then one page with all of them.
 
     Args:
-        ledger: The client whose method *read* is.
-        member: The name of the list in a page.
-        read: Reads the page that begins after ``after``.
+        ledger: The client.
+        member: The name of the list of items in a page.
+        read: The method of the client that reads the page after ``after``.
     """
     found: list[Any] = []
     documents: list[Any] = []
@@ -171,6 +177,6 @@ async def all_pages(ledger: CommandLedger, member: str, read: Callable[..., Awai
 
 
 def natural_key(what: str, name: str) -> str:
-    """Return the idempotency key that *what* done to *name* has by nature, such as ``customer-add-alice``."""
+    """Return an idempotency key that follows from *what* and *name*, such as ``customer-add-alice``."""
     key = f"{what}-{name}"
     return key if len(key) <= KEY_MAX_CHARACTERS else f"{what}-{hashlib.sha256(name.encode()).hexdigest()[:40]}"

@@ -114,6 +114,8 @@ class Output:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_text, value))
     if isinstance(value, Decimal):
         return f"{value:f}"
     return "" if value is None else str(value)

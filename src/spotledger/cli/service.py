@@ -1,4 +1,4 @@
-"""The commands that run the service and show its settings."""
+"""The commands that run the service, migrate its database and show its settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spotledger.storage.folder import TOKEN_FILE
 
 
 def log_to_stderr(settings: Settings) -> None:
-    """Tell on standard error what happens, from the level that is set on."""
+    """Log to standard error from the level that is set."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
@@ -52,24 +52,24 @@ def serve(flags: Mapping[str, str | None], config: str | None, out: Output) -> N
 
 @click.command()
 @click.option("--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE).")
-@click.option("--after", is_flag=True, help="Take away, too, what only nodes of the version before need.")
+@click.option("--after", is_flag=True, help="Also remove what only nodes of the previous version need.")
 @config_option
 @json_option
 @exit_on_error
 def migrate(database: str | None, after: bool, config: str | None, out: Output) -> None:
     """
-    Bring the schema of the database to this version; doing it again changes nothing, and nothing goes back.
+    Bring the schema of the database to this version. Running it again changes nothing; there is no way back.
 
-    Before the first node of a new version: spotledger migrate. After the last node of the old one has stopped:
-    spotledger migrate --after. In between, nodes of both versions may run.
+    Run spotledger migrate before the first node of a new version starts, and spotledger migrate --after once the last
+    node of the old version has stopped. In between, nodes of both versions may run.
     """
-    from spotledger.ops.fleet import migrate_database  # the driver is loaded where it is needed
+    from spotledger.ops.fleet import migrate_database  # imports the database driver
 
     applied = migrate_database(load_settings({"database": database}, os.environ, config).settings, after=after)
     out.document({"applied": applied})
     for name in applied:
         out.line(f"applied {name}")
-    out.line("the schema is of this version" if not applied else f"{len(applied)} applied")
+    out.line("the schema is up to date" if not applied else f"{len(applied)} applied")
 
 
 @click.command()
@@ -79,7 +79,7 @@ def migrate(database: str | None, after: bool, config: str | None, out: Output) 
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the reference page of all settings.")
 @exit_on_error
 def settings(flags: Mapping[str, str | None], config: str | None, out: Output, as_markdown: bool) -> None:
-    """Show the settings in force, and where each comes from. Takes the same flags as serve."""
+    """Show the settings in force and the source of each. Takes the same flags as serve."""
     if as_markdown:
         click.echo(markdown(), nl=False)
         return
