@@ -172,13 +172,13 @@ class LedgerSight(Protocol):
 class Form(NamedTuple):
     """How a body is made: its start, one piece per coin, joined with commas, and its end."""
 
-    begin: bytes
+    start: bytes
     piece: Callable[[str, Balance, int], bytes]
     end: bytes
 
     def joined(self, parts: list[bytes]) -> bytes:
         """Return the body made of *parts*."""
-        return self.begin + b",".join(parts) + self.end
+        return self.start + b",".join(parts) + self.end
 
 
 class Body:
