@@ -94,6 +94,10 @@ DAMAGES = {
         "UPDATE balance SET available = available + 1 WHERE customer = 'ann' AND coin = 'btc'",
         {"balance_row_differs"},
     ),
+    "a balance that is no number": (
+        "UPDATE balance SET available = 'NaN' WHERE customer = 'ann' AND coin = 'btc'",
+        {"balance_row_differs"},
+    ),
     "a balance removed": ("DELETE FROM balance WHERE customer = '@fees'", {"balance_row_missing"}),
     "a balance of nobody": (
         "INSERT INTO balance VALUES ('eve', 'spot', 'btc', 5, 0, 3)",

@@ -268,14 +268,14 @@ def sides(available: object, freeze: object) -> str:
 
 
 def stored_units(value: object) -> int | None:
-    """Return the number in a column of units, which is text beyond 64 bits; None if it is not a whole number."""
+    """Return the whole number in a column of units, whatever its type in the store; None if it is not one."""
     if isinstance(value, int):
         return value
     try:
         units = int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return units if str(units) == value else None
+    return units if str(units) == str(value) else None
 
 
 def has_owner(account: tuple[str, str], registered: Callable[[str], bool]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from psycopg.conninfo import conninfo_to_dict
 
-from spotledger.audit.books import Line
+from spotledger.audit.books import Line, stored_units
 from spotledger.audit.driver import Driver
 from spotledger.audit.keys import KeySpool
 from spotledger.audit.report import KnownHead, Pace, Progress, Report
@@ -142,7 +142,7 @@ class _DatabaseAudit(Driver):
         return rows[0][0].encode() if rows else None
 
     def _check_guards(self) -> None:
-        """Check that the triggers and indexes of the schema are there and at work."""
+        """Check that the triggers and indexes of the schema exist, are enabled and valid."""
         enabled = {name for (name,) in self._rows("SELECT tgname FROM pg_trigger WHERE tgenabled IN ('O', 'A')")}
         for name in _TRIGGERS:
             if name not in enabled:
@@ -158,19 +158,19 @@ class _DatabaseAudit(Driver):
     # --- the journal ------------------------------------------------------------------------------------
 
     def _catch_up(self, spool: KeySpool) -> None:
-        """Read at the pace that is set until little is left to be read in the snapshot."""
+        """Read at the pace that is set until few enough entries are left for the snapshot."""
         before: int | None = None
         while (left := (last_seq := self._last_seq()) - self._journal.seq) > SNAPSHOT_ENTRIES:
             if before is not None and left > before * OUTGROWN_SHARE:
                 raise StoreUnavailable(
-                    f"{before} entries were read at the pace that is set, and {left} came meanwhile;"
-                    " it would come to an end with a higher audit_entries_per_second"
+                    f"{left} entries were written while {before} were read at the pace that is set;"
+                    " a higher audit_entries_per_second would let the audit end"
                 )
             before = left
             self._read_to(last_seq, last_seq, spool)
 
     def _read_to(self, last: int, last_seq: int, spool: KeySpool, *, in_snapshot: bool = False) -> None:
-        """Read the entries up to *last*, and compare what is final of each segment; *in_snapshot*: of the rest too."""
+        """Read the entries up to *last*, and compare each whole segment; *in_snapshot*, the unfinished one too."""
         journal = self._journal
         page = PAGE_ENTRIES if in_snapshot else self._pace.chunk(PAGE_ENTRIES)
         if in_snapshot and journal.seq == last > self._first - 1:
@@ -195,7 +195,7 @@ class _DatabaseAudit(Driver):
         self._journal.take(rows, last)
 
     def _compare_segment(self, spool: KeySpool) -> None:
-        """Compare keys, history and holds of the entries since the last comparison, all of one segment."""
+        """Compare keys, history and holds of the entries since the last comparison, which are of one segment."""
         journal, first, last = self._journal, self._first, self._journal.seq
         for digest in journal.keys.keys() - self._digests.keys():
             self._note("key_row_missing", journal.keys[digest], "entry", "another digest", digest)
@@ -222,20 +222,20 @@ class _DatabaseAudit(Driver):
             self._note("history_row_extra", row[3], f"history {' '.join(row[:3])}", "a row", "no row")
 
     def _compare_holds(self, first: int, last: int) -> None:
-        """Compare the holds that were opened in these entries, and those that were closed by one of them."""
+        """Compare the holds that the entries *first* to *last* opened or closed."""
         journal = self._journal
         query = (
             "SELECT hold_id, customer, account, coin, amount, reference, expires_ms, opened_ms FROM hold"
             " WHERE hold_id >= %s AND hold_id <= %s"
         )
-        found = {row[0]: (*row[:4], int(row[4]), *row[5:]) for row in self._rows(query, first, last)}
+        found = {row[0]: (*row[:4], stored_units(row[4]), *row[5:]) for row in self._rows(query, first, last)}
         self._compare("hold", {seq: tuple(row) for seq, row in journal.opened.items()}, found)
         closed = {**journal.closed, **journal.closed_otherwise}
         ids = list(closed)
         for start in range(0, len(ids), PAGE_ENTRIES):
             batch = ids[start : start + PAGE_ENTRIES]
             rows = self._rows("SELECT hold_id, remaining, closed_seq FROM hold WHERE hold_id = ANY (%s)", batch)
-            states = {row[0]: (int(row[1]), row[2]) for row in rows}
+            states = {row[0]: (stored_units(row[1]), row[2]) for row in rows}
             self._compare("hold", {hold_id: (0, closed[hold_id]) for hold_id in batch if hold_id in states}, states)
 
     def _check_head(self, last_seq: int) -> None:
@@ -249,17 +249,18 @@ class _DatabaseAudit(Driver):
         if stray:
             self._note("entry_out_of_place", None, "entry", f"{stray} entries before the first", "entry 1 as the first")
 
-    # --- what changes with the journal ------------------------------------------------------------------------
+    # --- the tables that change with the journal ----------------------------------------------------------
 
     def _compare_whole_tables(self) -> None:
         journal = self._journal
         compare_with_itself(journal, self._findings)
         balances = {_name_of(line): (line.available, line.freeze, line.seq) for line in journal.lines.values()}
         rows = self._rows('SELECT customer, account, coin, available, "freeze", seq FROM balance')
-        self._compare("balance", balances, {row[:3]: (int(row[3]), int(row[4]), row[5]) for row in rows})
+        found = {row[:3]: (stored_units(row[3]), stored_units(row[4]), row[5]) for row in rows}
+        self._compare("balance", balances, found)
         open_ones = {hold_id: (_name_of(hold.line)[0], hold.remaining) for hold_id, hold in journal.holds.items()}
         rows = self._rows("SELECT hold_id, customer, remaining FROM hold WHERE closed_seq IS NULL")
-        self._compare("hold", open_ones, {row[0]: (row[1], int(row[2])) for row in rows})
+        self._compare("hold", open_ones, {row[0]: (row[1], stored_units(row[2])) for row in rows})
         owners = {(hold_id, customer): () for hold_id, (customer, _) in open_ones.items()}
         rows = self._rows("SELECT hold_id, customer FROM open_hold")
         self._compare("hold_owner", owners, dict.fromkeys(rows, ()))
@@ -277,7 +278,7 @@ class _DatabaseAudit(Driver):
         self._check_extremes()
 
     def _check_extremes(self) -> None:
-        """Look for rows of entries that are not there."""
+        """Look for rows of entries that do not exist."""
         last_seq = self._journal.seq
         for table, column, low, high in (
             ("hold", "hold_id", 1, last_seq),
@@ -291,13 +292,13 @@ class _DatabaseAudit(Driver):
                 self._note("rows_beyond_journal", None, table, found, f"from {low} to {high}")
 
     def _compare(self, table: str, expected: dict[Any, Row], found: dict[Any, Row]) -> None:
-        """Compare rows by their names, with what the journal leads to."""
+        """Compare the rows *found*, by name, with those *expected* from the journal."""
         for name, row in found.items():
             if name not in expected:
                 self._note(f"{table}_row_extra", None, f"{table} {name}", row, "no row")
             elif row != expected[name]:
                 self._note(f"{table}_row_differs", None, f"{table} {name}", row, expected[name])
-        for name in expected.keys() - found.keys():
+        for name in sorted(expected.keys() - found.keys()):
             self._note(f"{table}_row_missing", None, f"{table} {name}", "no row", expected[name])
 
 
