@@ -37,7 +37,7 @@ class Wanted(NamedTuple):
     keys: Sequence[str]
     hold_keys: Sequence[str]
     holds: Collection[int]
-    #: The accounts that are named, including house accounts; those of the holds come on top.
+    #: The accounts that are named, including house accounts; without those of the holds.
     accounts: Collection[Account]
     #: The entries to reverse.
     entries: Collection[int]

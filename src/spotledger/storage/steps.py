@@ -124,7 +124,7 @@ def _settle(ready: asyncio.Future[bool], is_ready: bool) -> None:
 
 
 async def _awaited(future: asyncio.Future[T]) -> T:
-    """Wait for *future* even if cancelled; ``Task.cancelling`` still tells of it."""
+    """Wait for *future* even if cancelled; ``Task.cancelling`` still counts the cancellation."""
     while not future.done():
         with suppress(asyncio.CancelledError):
             await asyncio.shield(future)

@@ -1,4 +1,4 @@
-"""What was revoked by any node, soon after it was: LISTEN, and a poll behind it for what a notice did not reach."""
+"""Following the revocations of all nodes: by LISTEN, and by polling in case a notice is lost."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from spotledger.storage.postgres.connection import Connection
 from spotledger.storage.postgres.keys import CHANGES_CHANNEL
 from spotledger.storage.postgres.session import Session
 
-#: How long is waited for a notice before it is looked without one.
+#: How long to wait for a notice before polling.
 POLL_SECONDS: Final = 0.2
 
 
 class Revocations(NamedTuple):
-    """What the database said: the state of things as it was at *at_s* (monotonic) or later."""
+    """What changed, as of the time *at_s* (monotonic) or later."""
 
     at_s: float
-    #: The last entry of the journal then.
+    #: The last entry of the journal at that time.
     head_seq: int
-    #: Access keys that were revoked since the last time.
+    #: Access keys that were revoked since the last call.
     accesskeys: tuple[str, ...]
-    #: Whether an operator token was.
+    #: Whether an operator token was revoked.
     tokens: bool
-    #: Whether everything that is remembered has to be looked up again.
+    #: Whether everything in memory may be stale.
     everything: bool
 
 
 class KeyChanges:
-    """Follows the revocations of all nodes; to be used by one thread, which it may hold up for a second or so."""
+    """Follows the revocations of all nodes. One thread may use it; a call may block for about a second."""
 
     def __init__(self, connect: Connect) -> None:
-        """Connect; *connect* is as for the key tables."""
+        """Connect; *connect* makes a connection in autocommit."""
 
         def listening() -> Connection:
             connection = connect()
@@ -44,26 +44,26 @@ class KeyChanges:
 
     def wait(self) -> Revocations:
         """
-        Wait for a notice, for a fraction of a second at most, then look; say what has changed since the last time.
+        Wait for a notice for a fraction of a second at most, and return what was revoked since the last call.
 
         Raises:
-            StoreUnavailable: The database is away.
+            StoreUnavailable: The database cannot be reached.
         """
         version, heard = self._reader.ask(self._look)
         self._seen = version
         return heard
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Close the connection."""
         self._reader.close()
 
     def _look(self, session: Session) -> tuple[int, Revocations]:
         seen = self._seen
-        if seen is not None and not session.notices() and session.heard(POLL_SECONDS):
+        if seen is not None and not session.notices() and session.wait_for_notice(POLL_SECONDS):
             session.notices()
         at_s = time.monotonic()
         [(version, head)] = session.execute("SELECT version, coalesce((SELECT seq FROM head), 0) FROM key_version")
-        # A number that went back: another server took over, and may not have had the last of them.
+        # A lower version: another server took over, and may lack the last revocations.
         if seen is None or version < seen:
             return version, Revocations(at_s, head, (), tokens=True, everything=True)
         if version == seen:

@@ -1,8 +1,8 @@
 """
 Access keys, operator tokens and the idempotency keys of their writes, in PostgreSQL.
 
-A write locks the row of ``key_version`` first, so the writes of all nodes follow one another, and each sees what those
-before it did. Every revocation has the next number there, and wakes up whoever listens
+A write locks the row of ``key_version`` first, so the writes of all nodes are serialized, and each sees the earlier
+ones. Every revocation increments the version and notifies the listeners
 (:mod:`spotledger.storage.postgres.key_changes`).
 """
 
@@ -30,8 +30,8 @@ class PostgresKeyTables(KeyTables):
     """
     The tables of access keys and tokens.
 
-    Any thread may read, the event loop's too: a read holds it up for a moment at most. Writes wait for the server; make
-    them in a thread beside the loop.
+    Any thread may read, including that of the event loop: a read waits for a bounded time. Writes wait for the server,
+    so make them in another thread than the loop's.
     """
 
     def __init__(self, connect: Connect) -> None:
@@ -57,11 +57,11 @@ class PostgresKeyTables(KeyTables):
     @contextmanager
     def together(self) -> Iterator[Session]:
         """
-        Make all writes of a ``with`` block one transaction: all are done, or none when an exception leaves the block.
+        Make all writes of a ``with`` block one transaction; an exception that leaves the block rolls it back.
 
         Raises:
-            StoreUnavailable: It could not be done. Where the connection broke at the commit it may have been done;
-                asking again with the same idempotency key tells.
+            StoreUnavailable: It could not be done. If the connection broke at the commit, it may have been done: a
+                retry with the same idempotency key finds out.
         """
         with self._lock:
             if self._writing_thread is not None:
@@ -81,13 +81,13 @@ class PostgresKeyTables(KeyTables):
                 self._writing_thread = None
 
     def _begun(self) -> Session:
-        """Return the session with a transaction begun, which no other node's write can come between."""
+        """Return the session with a transaction begun that excludes the writes of other nodes."""
         try:
             return self._begin()
         except StoreUnavailable:
             if self._write is not None and self._write.is_open:
                 raise
-            return self._begin()  # the connection had broken while nobody used it
+            return self._begin()  # the connection broke while it was idle
 
     def _begin(self) -> Session:
         with translated("written"):
@@ -113,7 +113,7 @@ class PostgresKeyTables(KeyTables):
             session.close()
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Return all rows of a query; inside ``together`` it sees what was written there."""
+        """Return all rows of a query; inside ``together`` it sees the writes of the block."""
         text = _numbered(sql)
         if self._writing_thread == threading.get_ident():
             with translated("read"):
@@ -121,12 +121,12 @@ class PostgresKeyTables(KeyTables):
         return self._reader.ask(lambda session: session.execute(text, values))
 
     def write(self, sql: str, values: tuple[Any, ...]) -> int:
-        """Do one write; return how many rows it touched."""
+        """Run one write; return how many rows it changed."""
         with self.together() as session:
             return session.change(_numbered(sql), values)
 
     def revoke(self, table: str, column: str, name: str, now_ms: int) -> bool:
-        """Mark the row of *table* whose *column* is *name* as revoked; return whether it was there, and was not yet."""
+        """Mark the row of *table* whose *column* is *name* as revoked; return False if it was so or is not there."""
         statement = f"UPDATE {table} SET revoked_ms = ?, revoked_change = ? WHERE {column} = ? AND revoked_ms IS NULL"
         with self.together() as session:
             session.execute("SELECT pg_notify($1, '')", (CHANGES_CHANNEL,))
@@ -134,7 +134,7 @@ class PostgresKeyTables(KeyTables):
             return bool(self.write(statement, (now_ms, change, name)))
 
     def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in one transaction; a time earlier than the stored one is ignored."""
+        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
         self.write(
             "UPDATE access_keys SET last_used_ms = greatest(coalesce(last_used_ms, 0), noted.used_ms)"
             " FROM unnest(?::text[], ?::bigint[]) AS noted (accesskey, used_ms)"
@@ -143,15 +143,15 @@ class PostgresKeyTables(KeyTables):
         )
 
     def packed(self, texts: tuple[str, ...]) -> list[str]:
-        """Return *texts* as one value of a row: an array."""
+        """Return *texts* as an array."""
         return list(texts)
 
     def unpacked(self, value: list[str]) -> tuple[str, ...]:
-        """Return the texts that *value* of a row is."""
+        """Return the texts in the stored *value*."""
         return tuple(value)
 
 
 def _numbered(sql: str) -> str:
-    """Return *sql* with ``$1``, ``$2`` … where it has a ``?``."""
+    """Return *sql* with ``$1``, ``$2`` … in place of each ``?``."""
     first, *rest = sql.split("?")
     return first + "".join(f"${number}{part}" for number, part in enumerate(rest, 1))

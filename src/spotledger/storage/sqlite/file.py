@@ -24,7 +24,7 @@ PAGE_CACHE_KIB: Final = 16_384
 #: Pages in the write-ahead log that start a checkpoint.
 CHECKPOINT_PAGES: Final = 2_000
 
-#: What stands in the way, by result code; an extended code without an entry takes that of its primary code.
+#: The reasons for errors by result code; an extended code that is not listed has the reason of its primary code.
 _REASONS: Final = {
     sqlite3.SQLITE_FULL: "its disk is full; make room",
     sqlite3.SQLITE_IOERR_SHMSIZE: "its disk is full; make room",  # no room for the index of the write-ahead log
@@ -37,7 +37,7 @@ _REASONS: Final = {
     sqlite3.SQLITE_PERM: "this process may not use it",
     sqlite3.SQLITE_INTERRUPT: "it was interrupted",
 }
-#: The codes of a damaged file, likewise.
+#: The codes of a damaged file, also by primary code.
 _DAMAGE: Final = frozenset(
     {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_DATA, sqlite3.SQLITE_IOERR_CORRUPTFS}
 )
@@ -55,13 +55,13 @@ class translated:
 
     Raises:
         StoreUnavailable: The disk or another process is in the way, or the code is unknown; a retry may succeed.
-        LedgerCorrupt: The file is damaged, or a constraint refused what was *checked*.
+        LedgerCorrupt: The file is damaged, or *checked* data violated a constraint.
     """
 
     __slots__ = ("_checked", "_doing")
 
     def __init__(self, doing: str, *, checked: bool = False) -> None:
-        """Take what :func:`translate` is to be told."""
+        """Take the arguments of :func:`translate`."""
         self._doing = doing
         self._checked = checked
 
@@ -81,10 +81,10 @@ def translate(error: sqlite3.Error, doing: str, *, checked: bool = False) -> Sto
     Args:
         error: The driver's error.
         doing: What failed, for the message: ``"written"`` for a write that a caller may send again, ``"read"`` …
-        checked: The rules have passed what is written, so a constraint that refuses it is a broken invariant.
+        checked: The rules have accepted what is written, so a violated constraint is a broken invariant.
     """
     if is_damage(error) or (checked and _code(error) & 0xFF == sqlite3.SQLITE_CONSTRAINT):
-        # Where there is no code, the driver's text quotes the row.
+        # An error without a code quotes the row.
         found = f"{error} ({_name(error)})" if _code(error) != _NO_CODE else "a text in it is not UTF-8"
         return LedgerCorrupt(f"the ledger could not be {doing}: {found}")
     advice = "; try again with the same idempotency key" if doing == "written" else ""
@@ -92,22 +92,22 @@ def translate(error: sqlite3.Error, doing: str, *, checked: bool = False) -> Sto
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    """Return whether *error* means that bytes of the file are not those that were written."""
+    """Return whether *error* means that the file is damaged."""
     code = _code(error)
     if code == _NO_CODE:
-        # The driver raises only one error of this class without a code: a text of a row could not be decoded.
+        # The driver raises only one error of this class without a code: it could not decode a text.
         return type(error) is sqlite3.OperationalError
     return code in _DAMAGE or code & 0xFF in _DAMAGE
 
 
 def reason_of(error: sqlite3.Error) -> str:
-    """Return in words what stands in the way where *error* is no damage."""
+    """Return the reason for *error*, which is not damage, in words."""
     code = _code(error)
     return _REASONS.get(code) or _REASONS.get(code & 0xFF) or f"SQLite answered with {_name(error)}"
 
 
 def _code(error: sqlite3.Error) -> int:
-    """Return the extended result code, or `_NO_CODE` where the driver itself met the error."""
+    """Return the extended result code, or `_NO_CODE` for an error of the driver itself."""
     return getattr(error, "sqlite_errorcode", _NO_CODE)
 
 

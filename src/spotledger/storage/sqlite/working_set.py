@@ -102,7 +102,7 @@ class WorkingSet:
 
         Args:
             segment_entries: Entries in a segment.
-            cache_accounts: How many accounts and customers may stay in memory; those of open segments come on top.
+            cache_accounts: How many accounts and customers may stay in memory, besides those of open segments.
         """
         self._segment_entries = segment_entries
         self._cache_accounts = cache_accounts
