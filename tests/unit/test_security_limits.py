@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from spotledger.errors import SettingInvalid
 from spotledger.security.addresses import NO_ADDRESS, AddressResolver, parse_address
-from spotledger.security.bounded import BoundedDict
+from spotledger.security.bounded_dict import BoundedDict
 from spotledger.security.limits import Locks, WindowLimit, whole_seconds
 from spotledger.security.replay import ReplayMemory
 

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from spotledger.security.keys import AccessKeyRecord, TokenRecord
+from spotledger.security.access_keys import AccessKeyRecord
+from spotledger.security.tokens import TokenRecord
 
 _COLUMNS_OF_KEYS = (
     "accesskey, customer, permissions, label, addresses, sealed_secret, "

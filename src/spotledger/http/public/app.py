@@ -24,8 +24,8 @@ from spotledger.http.public import answers as public_answers, v4
 from spotledger.http.public.answers import Answer, Call, Request, RequestHeaders, answered, answered_with_body, encode
 from spotledger.http.public.bodies import BalanceBodies, LedgerSight, v1_form
 from spotledger.http.public.request import QUERY_MAX_BYTES, Read, read_parameters, read_signed, signed_of
+from spotledger.security.access_keys import KeyRing
 from spotledger.security.gate import Gate, GateSettings
-from spotledger.security.keys import KeyRing
 
 BODY_TIMEOUT_S = 10.0
 PREFIX = "/trade/api/v1"

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.amounts import format_amount
-from spotledger.security.bounded import BoundedDict
+from spotledger.security.bounded_dict import BoundedDict
 
 #: What the kept bodies and pieces may take up in memory, by estimate.
 BODIES_BYTES = 64 * 1024 * 1024
