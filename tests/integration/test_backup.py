@@ -303,7 +303,7 @@ def sealed(tmp_path: Path) -> Path:
     with filled(tmp_path / "data", entries=40) as ledger:
         tables = ledger.key_tables
         tables.master_key_fingerprint = Cipher(bytes.fromhex(MASTER_KEY)).fingerprint
-        from spotledger.security.keys import KeyRing
+        from spotledger.security.access_keys import KeyRing
 
         KeyRing(tables.access_keys, Cipher(bytes.fromhex(MASTER_KEY)), now_ms).create("c1", ["read"])
         back_up(ledger, tmp_path / "sealed.backup", now_ms)

@@ -18,10 +18,9 @@ import pytest
 from servers import postgres
 from servers.missing import ServerMissing, skip_or_fail
 from spotledger.errors import AccessKeyRevoked, IdempotencyConflict, LastAdminToken, StoreUnavailable, TokenRefused
-from spotledger.ops.key_writes import KeyWrites
 from spotledger.ops.revocation_watch import RevocationWatch
+from spotledger.security.access_keys import KeyRing
 from spotledger.security.cipher import Cipher
-from spotledger.security.keys import KeyRing
 from spotledger.security.tokens import Tokens
 from spotledger.storage.postgres.connection import Connection, connect
 from spotledger.storage.postgres.key_changes import KeyChanges
@@ -47,7 +46,7 @@ class Node:
         self.tokens = Tokens(self.tables.tokens, lambda: NOW)
         self.changes = KeyChanges(lambda: connect(self.url))
         self.watch = RevocationWatch(self.changes, self.ring, self.tokens, self.trust_seconds)
-        self.writes = KeyWrites(self.tables, self.ring)
+        self.writes = AccessKeyWrites(self.tables, self.ring)
 
     async def __aenter__(self) -> Node:
         """Begin to watch."""

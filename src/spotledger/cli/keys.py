@@ -35,7 +35,7 @@ from spotledger.errors import (
     TransportError,
     Unavailable,
 )
-from spotledger.security.keys import PERMISSIONS
+from spotledger.security.access_keys import PERMISSIONS
 from spotledger.security.tokens import SCOPES
 from spotledger.storage.folder import write_secret_file
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import Final, Protocol
 
 from spotledger.errors import StoreUnavailable
-from spotledger.security.keys import KeyRing
+from spotledger.security.access_keys import KeyRing
 from spotledger.security.tokens import Tokens
 
 #: How long is waited after the database did not answer.

@@ -19,14 +19,14 @@ from spotledger.clock import now_ms
 from spotledger.errors import LedgerCorrupt, MasterKeyRefused, SpotledgerError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
+from spotledger.ops.access_key_writes import AccessKeyWrites
 from spotledger.ops.audits import Audits
-from spotledger.ops.key_writes import KeyWrites
 from spotledger.ops.opening import open_embedded
 from spotledger.ops.revocation_watch import RevocationWatch
 from spotledger.ops.settings import Settings
 from spotledger.ops.siblings import Siblings
+from spotledger.security.access_keys import KeyRing
 from spotledger.security.cipher import Cipher
-from spotledger.security.keys import KeyRing
 from spotledger.security.tokens import SCOPES, Tokens
 from spotledger.storage.folder import (
     LEDGER_FILE,
@@ -68,7 +68,7 @@ class Runtime:
     writer: Writer
     key_ring: KeyRing
     tokens: Tokens
-    key_writes: KeyWrites
+    access_key_writes: AccessKeyWrites
     backups: Backups
     audits: Audits
     #: What is known of the standby that this node reads from; None where it takes writes.
@@ -199,7 +199,7 @@ def _join(
         writer,
         key_ring,
         tokens,
-        KeyWrites(tables, key_ring),
+        AccessKeyWrites(tables, key_ring),
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
         _audits(settings, fleet, siblings),
         standby,

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from spotledger.errors import ReplayRefused, SpotledgerError, StoreUnavailable
+from spotledger.security.access_keys import KeyRing, ReadyKey
 from spotledger.security.gate import Gate, GateSettings, Peer, SignedRequest
-from spotledger.security.keys import KeyRing, ReadyKey
 from spotledger.security.limits import WindowLimit
 from spotledger.security.shared_counts import SharedCounts, SharedVerdict
 

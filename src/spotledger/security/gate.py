@@ -26,9 +26,9 @@ from spotledger.errors import (
     ReplayRefused,
     SignatureRefused,
 )
+from spotledger.security.access_keys import KeyRing, ReadyKey
 from spotledger.security.addresses import AddressResolver, IpAddress
-from spotledger.security.bounded import BoundedDict
-from spotledger.security.keys import KeyRing, ReadyKey
+from spotledger.security.bounded_dict import BoundedDict
 from spotledger.security.limits import Locks, WindowLimit, whole_seconds
 from spotledger.security.replay import ReplayMemory, ReplayMode
 from spotledger.security.signing import UNKNOWN_SECRET

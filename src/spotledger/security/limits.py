@@ -8,7 +8,7 @@ doesn't make it longer.
 
 from __future__ import annotations
 
-from spotledger.security.bounded import BoundedDict
+from spotledger.security.bounded_dict import BoundedDict
 
 #: Half of the number of accounts or addresses whose windows, and whose locks, are remembered.
 REMEMBERED_GENERATION = 50_000

@@ -8,11 +8,13 @@ import secrets
 import threading
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from spotledger.errors import InvalidRequest, LastAdminToken, NotFound, ScopeMissing, StoreUnavailable, TokenRefused
-from spotledger.security.bounded import BoundedDict
-from spotledger.security.keys import TokenRecord, TokenRecords, checked_label
+from spotledger.security.access_keys import checked_label
+from spotledger.security.bounded_dict import BoundedDict
 
 SCOPES = ("ledger:read", "ledger:write", "keys:write", "admin")
 TOKEN_BYTES = 32
@@ -23,6 +25,40 @@ TOKENS_PAGE = 1_000
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 _BEARER = re.compile(r"bearer +([!-~]+)", re.ASCII | re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """One operator token as it is stored: the SHA-256 of it, never the token."""
+
+    token_id: str
+    digest: bytes = field(repr=False)
+    scopes: tuple[str, ...]
+    label: str
+    created_ms: int
+    revoked_ms: int | None = None
+
+
+class TokenRecords(Protocol):
+    """Where operator tokens are stored."""
+
+    def together(self) -> AbstractContextManager[object]:
+        """Make what is read and written inside one transaction, which no other write comes between."""
+
+    def get(self, token_id: str) -> TokenRecord | None:
+        """Return the record of the token with this id."""
+
+    def by_digest(self, digest: bytes) -> TokenRecord | None:
+        """Return the record of the token whose SHA-256 is *digest*."""
+
+    def insert(self, record: TokenRecord) -> None:
+        """Store a new record."""
+
+    def list(self, after: str, limit: int) -> list[TokenRecord]:
+        """Return at most *limit* records beyond the id *after*, in order."""
+
+    def revoke(self, token_id: str, now_ms: int) -> bool:
+        """Mark the token as revoked at *now_ms*; return whether it was there and not yet revoked."""
 
 
 class Tokens:

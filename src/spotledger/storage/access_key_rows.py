@@ -12,7 +12,8 @@ from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any, ClassVar, Generic, TypeVar
 
-from spotledger.security.keys import AccessKeyRecord, TokenRecord
+from spotledger.security.access_keys import AccessKeyRecord
+from spotledger.security.tokens import TokenRecord
 
 R = TypeVar("R", bound=AccessKeyRecord | TokenRecord)
 

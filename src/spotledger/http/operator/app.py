@@ -59,7 +59,9 @@ class OperatorApp:
         runtime = self._runtime
         read_calls = ReadCalls(runtime.ledger, self.feed)
         ledger_calls = LedgerCalls(runtime.ledger, runtime.writer, read_calls)
-        key_calls = KeyCalls(runtime.ledger, runtime.writer, runtime.key_ring, runtime.tokens, runtime.key_writes)
+        key_calls = KeyCalls(
+            runtime.ledger, runtime.writer, runtime.key_ring, runtime.tokens, runtime.access_key_writes
+        )
         batch_calls = BatchCalls(runtime.ledger, runtime.writer)
         return [
             *batch_calls.routes(self._token_check),

@@ -32,27 +32,26 @@ from spotledger.http.operator.calls import (
 )
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
-from spotledger.ops.key_writes import KeyWrites
-from spotledger.security.keys import (
+from spotledger.ops.access_key_writes import AccessKeyWrites
+from spotledger.security.access_keys import (
     AccessKeyRecord,
     KeyRing,
-    TokenRecord,
     checked_addresses,
     checked_label,
     checked_permissions,
 )
-from spotledger.security.tokens import Tokens, checked_scopes, fingerprint_of
+from spotledger.security.tokens import TokenRecord, Tokens, checked_scopes, fingerprint_of
 
 
 class KeyCalls:
     """The calls about access keys and tokens."""
 
-    def __init__(self, ledger: Ledger, writer: Writer, key_ring: KeyRing, tokens: Tokens, key_writes: KeyWrites):
+    def __init__(self, ledger: Ledger, writer: Writer, key_ring: KeyRing, tokens: Tokens, writes: AccessKeyWrites):
         self._ledger = ledger
         self._writer = writer
         self._key_ring = key_ring
         self._tokens = tokens
-        self._key_writes = key_writes
+        self._writes = writes
 
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes."""
@@ -132,7 +131,7 @@ class KeyCalls:
         return await self._once(call.key, request, make)
 
     async def _once(self, key: str, request: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Reply:
-        once = await self._writer.beside(lambda: self._key_writes.once(key, request, make))
+        once = await self._writer.beside(lambda: self._writes.once(key, request, make))
         return answer(once.answer, replayed=once.replayed)
 
     async def keys(self, request: Request) -> Reply:

@@ -19,7 +19,7 @@ from spotledger.domain.amounts import formatter
 from spotledger.errors import LimitExceeded, SpotledgerError, Unavailable
 from spotledger.http import wire
 from spotledger.http.public.request import Request, RequestHeaders
-from spotledger.security.bounded import BoundedDict
+from spotledger.security.bounded_dict import BoundedDict
 from spotledger.security.gate import Gate, Peer
 
 Header = tuple[str, str]

@@ -47,8 +47,8 @@ from spotledger.http.public.request import (
     read_signed,
     signed_of,
 )
+from spotledger.security.access_keys import KeyRing
 from spotledger.security.gate import Gate, GateSettings
-from spotledger.security.keys import KeyRing
 
 BODY_TIMEOUT_S = 10.0
 KINDS_BY_ID = {"1": "wallet", "2": "spot", "3": "fiat"}

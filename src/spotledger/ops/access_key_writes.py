@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from spotledger.errors import IdempotencyConflict
-from spotledger.security.keys import KeyRing
+from spotledger.security.access_keys import KeyRing
 
 SECRET_MEMBERS = ("secretkey", "token")
 
@@ -19,7 +19,7 @@ class KeptAnswer(NamedTuple):
     replayed: bool
 
 
-class KeyWrites:
+class AccessKeyWrites:
     """
     Do writes about access keys and tokens once.
 

@@ -11,13 +11,12 @@ import secrets
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, StoreUnavailable
 from spotledger.security.addresses import IpAddress, IpNetwork, parse_network
-from spotledger.security.bounded import BoundedDict
+from spotledger.security.bounded_dict import BoundedDict
 from spotledger.security.cipher import Cipher
 from spotledger.security.signing import UNKNOWN_SECRET, PreparedSecret
 
@@ -66,40 +65,6 @@ class AccessKeyRecords(Protocol):
 
     def note_used(self, used: Mapping[str, int]) -> None:
         """Store when access keys were last used: access key → ms since 1970."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenRecord:
-    """One operator token as it is stored: the SHA-256 of it, never the token."""
-
-    token_id: str
-    digest: bytes = field(repr=False)
-    scopes: tuple[str, ...]
-    label: str
-    created_ms: int
-    revoked_ms: int | None = None
-
-
-class TokenRecords(Protocol):
-    """Where operator tokens are stored."""
-
-    def together(self) -> AbstractContextManager[object]:
-        """Make what is read and written inside one transaction, which no other write comes between."""
-
-    def get(self, token_id: str) -> TokenRecord | None:
-        """Return the record of the token with this id."""
-
-    def by_digest(self, digest: bytes) -> TokenRecord | None:
-        """Return the record of the token whose SHA-256 is *digest*."""
-
-    def insert(self, record: TokenRecord) -> None:
-        """Store a new record."""
-
-    def list(self, after: str, limit: int) -> list[TokenRecord]:
-        """Return at most *limit* records beyond the id *after*, in order."""
-
-    def revoke(self, token_id: str, now_ms: int) -> bool:
-        """Mark the token as revoked at *now_ms*; return whether it was there and not yet revoked."""
 
 
 class ReadyKey:
