@@ -1,4 +1,4 @@
-"""The one table of errors, and the bodies that are assembled from ready pieces."""
+"""The table of errors, and the bodies that are joined from ready pieces."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def test_every_leaf_has_a_row_of_its_own(kind: type[errors.SpotledgerError]) -> 
 
 
 def test_no_row_is_for_nothing() -> None:
-    """Beside the leaves the table has the root, and the two bases that are raised themselves."""
+    """Besides the leaves the table has the root, and the two bases that are raised themselves."""
     raised_themselves = {errors.InvalidRequest, errors.Unavailable}
     assert set(wire.TABLE) - set(SAID) == {errors.SpotledgerError, *raised_themselves}
 
 
 @pytest.mark.parametrize("kind", SAID)
 def test_problem_has_the_members_of_rfc_9457(kind: type[errors.SpotledgerError]) -> None:
-    """A problem says type, title, status, detail, our code and the request, and details can't replace these."""
+    """A problem has type, title, status, detail, code and request id, and details cannot replace these."""
     problem = wire.problem(kind(None, status=1, code="x", field="amount"), "r-1")
     assert problem["code"] == kind.code
     assert problem["status"] == wire.TABLE[kind].status
@@ -60,7 +60,7 @@ def test_problem_has_the_members_of_rfc_9457(kind: type[errors.SpotledgerError])
 
 
 def test_kept_refusal_tells_its_position() -> None:
-    """Where a refusal is kept in the journal, its seq is told."""
+    """The problem of a kept refusal has its seq."""
     refused = errors.InsufficientAvailable()
     assert "seq" not in wire.problem(refused, "r")
     refused.seq = 7
@@ -147,7 +147,7 @@ def test_pieces_of_unchanged_coins_are_used_again(public: Service) -> None:
 
 
 def test_bodies_are_bounded_by_bytes_and_by_number(public: Service) -> None:
-    """However many accounts ask, what is kept stays within its bounds, and each answer is right."""
+    """However many accounts are read, the kept bodies stay within their bounds, and each answer is right."""
     seq = public.ledger.head.seq
     for bodies in (
         BalanceBodies(public.ledger, "spot", v1_form("success"), bytes_limit=5_000),
@@ -161,7 +161,7 @@ def test_bodies_are_bounded_by_bytes_and_by_number(public: Service) -> None:
 
 
 def test_empty_ledger_answers_with_no_coins(tmp_path: Path) -> None:
-    """Before any coin is listed the answer is whole all the same, with an empty object."""
+    """Before any coin is listed the answer is complete, with an empty object."""
     with spotledger.open(tmp_path) as ledger:
         empty = BalanceBodies(ledger, "spot", v1_form("success"))
         assert empty.of("alice", 0).content == b'{"code":200,"data":{},"info":"success"}'
