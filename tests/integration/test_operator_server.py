@@ -54,7 +54,7 @@ def test_request_sent_byte_by_byte_is_read_whole(listener: Listener) -> None:
 
 
 def test_body_in_chunks_is_read_whole_and_a_broken_one_refused(listener: Listener) -> None:
-    """Chunks are put together; one that is none is said, nothing is booked, and the connection ends."""
+    """Chunks are joined; a malformed chunk is refused, nothing is booked, and the connection ends."""
 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect()
