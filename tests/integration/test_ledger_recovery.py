@@ -53,7 +53,7 @@ def broken_off_reads(ledger: Any, steps: int) -> Iterator[None]:
 
 
 def test_commit_on_a_full_disk_leaves_nothing_and_passes_later(ledger: Ledger, tmp_path: Path) -> None:
-    """Callers are told, reads never show it, and the same keys pass once there is room."""
+    """Callers get an error, reads never show the group, and the same keys pass once there is space."""
     group = [
         ListCoin("new-coin", "eth", 18),
         RegisterCustomer("new-customer", "cy"),

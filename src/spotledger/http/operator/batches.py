@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, Union
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
@@ -48,76 +48,35 @@ CHAIN_MAX_CHARACTERS: Final = 64
 _encode = msgspec.json.Encoder().encode
 
 
-class DepositOperation(DepositBody, tag_field="op", tag="deposit", kw_only=True):
-    """A deposit in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
-
-
-class FreezeOperation(HoldBody, tag_field="op", tag="freeze", kw_only=True):
-    """A freeze in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
-
-
-class UnfreezeOperation(UnfreezeBody, tag_field="op", tag="unfreeze", kw_only=True):
-    """An unfreeze in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
+def _in_batch(op: str, noun: str, body: type[Body]) -> type[msgspec.Struct]:
+    """Return the struct of a *body* in a batch: with the name of its operation, a key and a chain."""
+    return msgspec.defstruct(
+        f"{op.capitalize()}Operation",
+        [("key", KeyField), ("chain", ChainField, None)],
+        bases=(body,),
+        namespace={"__doc__": f"{noun} in a batch."},
+        tag_field="op",
+        tag=op,
+        kw_only=True,
+    )
 
 
-class WithdrawOperation(WithdrawalBody, tag_field="op", tag="withdraw", kw_only=True):
-    """A withdrawal in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
-
-
-class TransferOperation(TransferBody, tag_field="op", tag="transfer", kw_only=True):
-    """A transfer in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
-
-
-class SettleOperation(SettlementBody, tag_field="op", tag="settle", kw_only=True):
-    """A settlement in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
-
-
-class ReverseOperation(ReversalBody, tag_field="op", tag="reverse", kw_only=True):
-    """A reversal in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
-
-
-BatchOperation: TypeAlias = (
-    DepositOperation
-    | FreezeOperation
-    | UnfreezeOperation
-    | WithdrawOperation
-    | TransferOperation
-    | SettleOperation
-    | ReverseOperation
-)
-_OPERATIONS: Final = {
-    kind.__struct_config__.tag: kind
-    for kind in (
-        DepositOperation,
-        FreezeOperation,
-        UnfreezeOperation,
-        WithdrawOperation,
-        TransferOperation,
-        SettleOperation,
-        ReverseOperation,
+_OPERATIONS: Final[dict[str, Any]] = {
+    op: _in_batch(op, noun, body)
+    for op, noun, body in (
+        ("deposit", "A deposit", DepositBody),
+        ("freeze", "A freeze", HoldBody),
+        ("unfreeze", "An unfreeze", UnfreezeBody),
+        ("withdraw", "A withdrawal", WithdrawalBody),
+        ("transfer", "A transfer", TransferBody),
+        ("settle", "A settlement", SettlementBody),
+        ("reverse", "A reversal", ReversalBody),
     )
 }
+if TYPE_CHECKING:
+    BatchOperation: TypeAlias = Any
+else:
+    BatchOperation = Union[tuple(_OPERATIONS.values())]  # noqa: UP007 - made of a tuple
 _decode_operation = msgspec.json.Decoder(BatchOperation).decode
 _decode_operations = msgspec.json.Decoder(list[BatchOperation]).decode
 

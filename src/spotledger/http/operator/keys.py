@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from spotledger import paths
 from spotledger.domain.accounts import check_customer
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, NotFound, UnknownCustomer
@@ -141,7 +143,7 @@ class KeyCalls:
         customer = check_customer(query["customer"]) if "customer" in query else None
         found = self._key_ring.list(customer, query.get("after", ""), limit)
         following = found[-1].accesskey if len(found) == limit else None
-        return answer({"keys": [self._key_json(record) for record in found], "next_after": following})
+        return answer(KeysAnswer([self._key_answer(record) for record in found], following))
 
     async def revoke(self, request: Request) -> Reply:
         """Revoke an access key, at once and for ever; revoking it again changes nothing."""
@@ -150,7 +152,7 @@ class KeyCalls:
             await self._writer.beside(lambda: self._key_ring.revoke(accesskey))
         except AccessKeyUnknown:
             raise _no_key() from None
-        return answer(self._key_json(self._record(accesskey)))
+        return answer(self._key_answer(self._record(accesskey)))
 
     async def tokens(self, request: Request) -> Reply:
         """List operator tokens, revoked ones too, a page at a time, without the tokens themselves."""
@@ -158,7 +160,7 @@ class KeyCalls:
         limit = limit_in(query)
         found = self._tokens.list(query.get("after", ""), limit)
         following = found[-1].token_id if len(found) == limit else None
-        return answer({"tokens": [_token_json(record) for record in found], "next_after": following})
+        return answer(TokensAnswer([_token_answer(record) for record in found], following))
 
     async def revoke_token(self, request: Request) -> Reply:
         """
@@ -167,7 +169,7 @@ class KeyCalls:
         It may be the token of this very call, but not the last one in use with the scope ``admin``.
         """
         token_id = request.parameters["token_id"]
-        return answer(_token_json(await self._writer.beside(lambda: self._tokens.revoke(token_id))))
+        return answer(_token_answer(await self._writer.beside(lambda: self._tokens.revoke(token_id))))
 
     def _record(self, accesskey: str) -> AccessKeyRecord:
         record = self._key_ring.get(accesskey)
@@ -176,32 +178,18 @@ class KeyCalls:
         return record
 
     def _made(self, accesskey: str, secretkey: str) -> dict[str, Any]:
-        return {"accesskey": accesskey, "secretkey": secretkey, **self._key_json(self._record(accesskey))}
+        made = msgspec.to_builtins(self._key_answer(self._record(accesskey)))
+        return {"accesskey": accesskey, "secretkey": secretkey, **made}
 
-    def _key_json(self, record: AccessKeyRecord) -> dict[str, Any]:
-        used_ms = self._key_ring.used.get(record.accesskey, record.last_used_ms)
-        return {
-            "accesskey": record.accesskey,
-            "customer": record.customer,
-            "permissions": list(record.permissions),
-            "label": record.label,
-            "addresses": list(record.addresses),
-            "created_ms": record.created_ms,
-            "expires_ms": record.expires_ms,
-            "revoked_ms": record.revoked_ms,
-            "last_used_ms": used_ms,
-        }
+    def _key_answer(self, record: AccessKeyRecord) -> KeyAnswer:
+        found = msgspec.convert(record, KeyAnswer, from_attributes=True)
+        found.last_used_ms = self._key_ring.used.get(record.accesskey, record.last_used_ms)
+        return found
 
 
-def _token_json(record: TokenRecord) -> dict[str, Any]:
-    return {
-        "token_id": record.token_id,
-        "fingerprint": fingerprint_of(record),
-        "scopes": list(record.scopes),
-        "label": record.label,
-        "created_ms": record.created_ms,
-        "revoked_ms": record.revoked_ms,
-    }
+def _token_answer(record: TokenRecord) -> TokenAnswer:
+    fingerprint, scopes = fingerprint_of(record), list(record.scopes)
+    return TokenAnswer(record.token_id, fingerprint, scopes, record.label, record.created_ms, record.revoked_ms)
 
 
 def _no_key() -> NotFound:
