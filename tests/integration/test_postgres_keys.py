@@ -18,6 +18,7 @@ import pytest
 from servers import postgres
 from servers.missing import ServerMissing, skip_or_fail
 from spotledger.errors import AccessKeyRevoked, IdempotencyConflict, LastAdminToken, StoreUnavailable, TokenRefused
+from spotledger.ops.access_key_writes import AccessKeyWrites
 from spotledger.ops.revocation_watch import RevocationWatch
 from spotledger.security.access_keys import KeyRing
 from spotledger.security.cipher import Cipher
