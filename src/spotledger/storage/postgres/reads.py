@@ -63,6 +63,12 @@ class PostgresReads:
     key_tables: Any = None
     #: Whether the server takes writes; it can then create a ledger, and notify of new entries.
     takes_writes = True
+    #: Whether a group is being written, which advances memory itself.
+    is_writing = False
+    #: Whether a group waits for the write lock, and for memory to advance meanwhile.
+    is_waiting = False
+    #: What is derived is written with the entries, so there is nothing to catch up with.
+    lagging = False
 
     def __init__(
         self,
@@ -122,6 +128,9 @@ class PostgresReads:
         """The listed coins by name, sorted; a new object after each listing."""
         return self._head_cache.coins
 
+    def catch_up(self) -> None:
+        """Do nothing: what is derived is written with the entries."""
+
     # --- querying the server ----------------------------------------------------------------------------
 
     def _ask(self, *questions: Question) -> tuple[Head, list[PGresult]]:
@@ -136,16 +145,6 @@ class PostgresReads:
             LedgerCorrupt: The journal lacks an entry that this node has acknowledged, or is damaged.
         """
         return self._reader.ask(lambda session: self.follow(session, *questions))
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether a group is being written, which advances memory itself."""
-        return False
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a group waits for the write lock, and for memory to advance meanwhile."""
-        return False
 
     @gc_paused
     def follow(self, session: Session, *questions: Question) -> tuple[Head, list[PGresult]]:

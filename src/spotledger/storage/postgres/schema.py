@@ -134,12 +134,6 @@ def _failure(error: psycopg.Error, connection: Connection) -> SpotledgerError | 
     )
 
 
-def has_schema(connection: Connection) -> bool:
-    """Return whether any migration was ever applied."""
-    row = connection.execute("SELECT to_regclass('schema_version') IS NOT NULL").fetchone()
-    return row is not None and bool(row[0])
-
-
 def check_schema(connection: Connection) -> None:
     """
     Check that this program can work with the schema of the database.
@@ -149,7 +143,7 @@ def check_schema(connection: Connection) -> None:
         StoreUnavailable: The server is in the way.
     """
     with translated("opened"):
-        there = _applied(connection) if has_schema(connection) else set()
+        there = _applied(connection)
     _refuse_newer(there)
     missing = [m.name for m in migrations() if m.phase == BEFORE and (m.number, m.phase) not in there]
     if missing:
@@ -160,6 +154,9 @@ def check_schema(connection: Connection) -> None:
 
 
 def _applied(connection: Connection) -> set[tuple[int, str]]:
+    """Return number and phase of the migrations that were applied."""
+    if connection.execute("SELECT to_regclass('schema_version')").fetchall() == [(None,)]:
+        return set()
     return set(connection.execute("SELECT number, phase FROM schema_version").fetchall())
 
 

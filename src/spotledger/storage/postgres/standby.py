@@ -107,14 +107,6 @@ class StandbyStore(PostgresReads):
         """Refuse, like :meth:`begin`."""
         raise StoreUnavailable(_NO_WRITES)
 
-    @property
-    def lagging(self) -> bool:
-        """Never: nothing is written."""
-        return False
-
-    def catch_up(self) -> None:
-        """Do nothing: nothing is written."""
-
     def commit(self) -> Steps[None]:
         """Do nothing: nothing was written."""
         return at_once(None)

@@ -75,7 +75,7 @@ class PostgresStore(PostgresReads):
         self._orders: list[Order] = []
         #: What is derived from the entries that were written since the lock was taken.
         self._derived: DerivedRows | None = None
-        self._is_writing = self._is_waiting = self._is_crowded = False
+        self._is_crowded = False
         #: The last entry when this node last released the write lock.
         self._left_seq = 0
         super().__init__(url, **options)
@@ -83,16 +83,6 @@ class PostgresStore(PostgresReads):
         self._synced_seq = 0
 
     # --- the write lock -------------------------------------------------------------------------------
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether a group is being written, which advances memory itself."""
-        return self._is_writing
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a group waits for the write lock, and for memory to advance meanwhile."""
-        return self._is_waiting
 
     def begin(self, wanted: Wanted) -> Steps[int | None]:
         """
@@ -102,7 +92,7 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: The server cannot be reached, or another node held the lock for too long.
             LedgerCorrupt: The journal lacks an entry that this node has acknowledged, or is damaged.
         """
-        self._is_writing, self._pending_head = True, None
+        self.is_writing, self._pending_head = True, None
         self._derived, self._orders = None, []
         for again in (True, False):
             try:
@@ -146,11 +136,11 @@ class PostgresStore(PostgresReads):
 
     def _wait(self, session: Session) -> Steps[list[PGresult]]:
         """Wait for the write lock alone, while the follower applies what others write before."""
-        self._is_waiting = True
+        self.is_waiting = True
         try:
             return (yield from session.answers())
         finally:
-            self._is_waiting = False
+            self.is_waiting = False
 
     @gc_paused
     def _lookup_batch(self, wanted: Wanted, now_ms: int | None) -> tuple[HeadCache, LookupBatch]:
@@ -171,7 +161,7 @@ class PostgresStore(PostgresReads):
             StoreUnavailable: A kept result that is to be answered could not be made durable.
         """
         session = self._writing_session()
-        self._lookups, self._is_writing, self._left_seq = None, False, self._head_cache.head.seq
+        self._lookups, self.is_writing, self._left_seq = None, False, self._head_cache.head.seq
         sync = repeated and self._head_cache.head.seq > self._synced_seq
         try:
             if sync:
@@ -301,14 +291,6 @@ class PostgresStore(PostgresReads):
         session.send(sql.NOTIFY, number(seq))
         session.send(sql.COMMIT)
 
-    @property
-    def lagging(self) -> bool:
-        """Always False: what is derived is written with the entries."""
-        return False
-
-    def catch_up(self) -> None:
-        """Do nothing: what is derived is written with the entries."""
-
     def commit(self) -> Steps[None]:
         """
         Send the rest, commit, and wait until the server has synced it.
@@ -420,11 +402,11 @@ class PostgresStore(PostgresReads):
                     raise
         finally:
             # Not earlier: the follower would read the entries of this group.
-            self._is_writing = False
+            self.is_writing = False
 
     def recover(self) -> None:
         """Roll back, and advance memory to the head of the journal."""
-        self._is_writing = False
+        self.is_writing = False
         self._drop_writing()
         self._ask()
 

@@ -184,7 +184,7 @@ class SqliteStore:
     def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
         """Load what the rules will read, in a few queries however much it is."""
         memory, states = self._memory, self._memory.accounts
-        missing = [account for account in accounts if account not in states or not states[account].complete]
+        missing = [a for a in accounts if (state := states.get(a)) is None or not state.complete]
         unknown = [customer for customer in customers if not memory.has_customer(customer)]
         with translated("read"):
             if unknown:
