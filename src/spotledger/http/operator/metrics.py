@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from spotledger.ops.siblings import Siblings
-from spotledger.security.gate import Shared
+from spotledger.security.gate import SharedCountsState
 
 METRICS_MEDIA_TYPE = CONTENT_TYPE_LATEST
 
@@ -111,7 +111,7 @@ class _OfAllWorkers(Collector):
         yield up
 
 
-def show_shared_counts(metrics: Metrics, counts: Shared) -> None:
+def show_shared_counts(metrics: Metrics, counts: SharedCountsState) -> None:
     """Show how this node gets on with the Redis in which all nodes count."""
     metrics.show("redis_up", "1 while Redis answers, else 0.", lambda: int(counts.is_up))
     metrics.tell("redis_failures", "How often Redis stopped answering.", lambda: counts.failures)
