@@ -136,7 +136,7 @@ def test_last_two_admin_tokens_revoked_at_once_leave_one(url: str) -> None:
         assert sorted(listed.revoked_ms is None for listed in nodes[0].tokens.list()) == [False, True]
     finally:
         for node in nodes:
-            node.watch._changes.close()
+            node.watch._source.close()
             node.tables.close()
 
 
@@ -147,7 +147,7 @@ def test_revocation_without_a_notice_is_found_by_looking(url: str) -> None:
         async with Node(url) as node:
             accesskey, _ = await asyncio.to_thread(node.ring.create, "alice", ["read"])
             assert node.lets_in(accesskey)
-            await until(lambda: node.watch._changes._seen == 0)  # type: ignore[attr-defined]
+            await until(lambda: node.watch._source._seen == 0)  # type: ignore[attr-defined]
             with psycopg.connect(url) as connection:
                 connection.execute("UPDATE key_version SET version = version + 1")
                 connection.execute("UPDATE access_keys SET revoked_ms = 1, revoked_change = 1")
@@ -193,7 +193,7 @@ def test_key_write_on_all_nodes_at_once_happens_once(url: str) -> None:
             nodes[1].writes.once("key-1", {"op": "create_key", "customer": "bob"}, dict)
     finally:
         for node in nodes:
-            node.watch._changes.close()
+            node.watch._source.close()
             node.tables.close()
 
 
@@ -250,7 +250,7 @@ def test_node_that_lost_the_database_trusts_what_it_knows_for_a_while(cluster: p
             known, _ = await asyncio.to_thread(node.ring.create, "alice", ["read"])
             unknown, _ = await asyncio.to_thread(node.ring.create, "bob", ["read"])
             _, token = await asyncio.to_thread(node.tokens.create, ["admin"])
-            await until(lambda: node.watch._changes._seen == 0)  # type: ignore[attr-defined]
+            await until(lambda: node.watch._source._seen == 0)  # type: ignore[attr-defined]
             assert node.lets_in(known)
             node.tokens.check(f"Bearer {token}", "admin")
             await asyncio.to_thread(cluster.stop)

@@ -31,7 +31,7 @@ class Metrics(Collector):
         if siblings is not None:
             self._shown = CollectorRegistry()
             self._shown.register(_OfAllWorkers(siblings, self._said))
-            siblings.tell_by(self._said)
+            siblings.publish_metrics(self._said)
 
     def show(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Show the number that *value* returns whenever it is asked for, as ``spotledger_<name>``."""
