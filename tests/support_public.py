@@ -116,7 +116,7 @@ class Service:
         answer = await answering
         await asyncio.sleep(0)
         assert isinstance(self.app.gate, FleetGate)
-        await asyncio.gather(*self.app.gate.counts._trips)
+        await asyncio.gather(*self.app.gate.counts._in_flight)
         return answer
 
     def add_key(self, accesskey: str = KEY, secret: str = SECRET, customer: str = "alice", **fields: Any) -> None:

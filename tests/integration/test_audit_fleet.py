@@ -207,7 +207,7 @@ async def auditing(url: str, claims: list[Claim], pause_seconds: float = 0.05) -
     """Give the continuous audits of as many nodes as there are claims."""
     nodes = [Audits(DatabaseAddress("a database", url), None, claim) for claim in claims]
     for node in nodes:
-        node.keep_on(100_000, pause_seconds)
+        node.start_continuous(100_000, pause_seconds)
     try:
         yield nodes
     finally:
@@ -273,10 +273,10 @@ def test_damage_in_the_database_is_in_the_log_and_in_the_metrics(
     with operator_api(tmp_path / "node", database=ServerUrl(books)) as api, caplog.at_level(logging.WARNING):
         shown = "0.0"
 
-        async def keep_on() -> None:
-            api.runtime.audits.keep_on(100_000, 0.05)
+        async def begin() -> None:
+            api.runtime.audits.start_continuous(100_000, 0.05)
 
-        api.run(keep_on())
+        api.run(begin())
 
         def damaged() -> bool:
             nonlocal shown

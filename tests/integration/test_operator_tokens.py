@@ -160,7 +160,7 @@ def test_first_token_revoked_stays_so_after_a_start(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("0" * 64, "is not one of this ledger"), ("secret-no-token", "contains no operator token")]
+    ("text", "said"), [("0" * 64, "is unknown to this ledger"), ("secret-no-token", "contains no operator token")]
 )
 def test_token_file_that_lets_nobody_in_is_said(
     api: Api, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, said: str

@@ -210,7 +210,7 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await runtime.start()
-    runtime.audits.keep_on(runtime.settings.audit_entries_per_second, runtime.settings.audit_pause_seconds)
+    runtime.audits.start_continuous(runtime.settings.audit_entries_per_second, runtime.settings.audit_pause_seconds)
     public_app = _public_app(runtime)
     operator_app = OperatorApp(runtime)
     _show_public(operator_app.metrics, public_app)

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from spotledger.ops.siblings import Siblings
-from spotledger.security.gate import Shared
+from spotledger.security.gate import SharedCountsState
 
 METRICS_MEDIA_TYPE = CONTENT_TYPE_LATEST
 
@@ -31,7 +31,7 @@ class Metrics(Collector):
         if siblings is not None:
             self._shown = CollectorRegistry()
             self._shown.register(_OfAllWorkers(siblings, self._as_json))
-            siblings.tell_by(self._as_json)
+            siblings.publish_metrics(self._as_json)
 
     def show(self, name: str, meaning: str, value: Callable[[], float]) -> None:
         """Show the number that *value* returns at each scrape, as the gauge ``spotledger_<name>``."""
@@ -111,7 +111,7 @@ class _OfAllWorkers(Collector):
         yield up
 
 
-def show_shared_counts(metrics: Metrics, counts: Shared) -> None:
+def show_shared_counts(metrics: Metrics, counts: SharedCountsState) -> None:
     """Show the state of the Redis server in which all nodes count requests."""
     metrics.show("redis_up", "1 while Redis answers, else 0.", lambda: int(counts.is_up))
     metrics.show_total("redis_failures", "How often Redis stopped answering.", lambda: counts.failures)
