@@ -16,7 +16,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev demo test quick lint format types walls bench lock clean
+.PHONY: help setup dev demo test quick lint format generate types walls bench lock clean
 
 help: ## List the targets
 	@echo "Targets of spotledger:"
@@ -44,10 +44,14 @@ quick: dev ## Run one file of unit tests in about a second: FILE=tests/unit/doma
 lint: dev ## Check style and formatting (make format fixes what it can)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/generate_blocking_client.py --check
 
 format: dev ## Fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+generate: dev ## Generate the blocking client from the async one
+	$(BIN)/python tools/generate_blocking_client.py
 
 types: dev ## Check the types (mypy, strict)
 	$(BIN)/mypy

@@ -10,7 +10,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from spotledger.audit.embedded import Report, audit
+from spotledger.audit.embedded import audit_file
+from spotledger.audit.report import Report
 from spotledger.domain.operations import CoinAmount, HoldKey, SettleSide, Withdraw
 from spotledger.errors import Refused
 from spotledger.ledger.ledger import Ledger
@@ -93,7 +94,7 @@ def make(folder: Path, **options: Any) -> Path:
 
 def audited(folder: Path, **options: Any) -> Report:
     """Audit the ledger in *folder*."""
-    return audit(folder / "journal.db", **options)
+    return audit_file(folder / "journal.db", **options)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import subprocess
@@ -13,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spotledger.client import OperatorClient
+from spotledger.client import OperatorLedger
 
 STOP_TIMEOUT_S = 30.0
 
@@ -42,12 +41,8 @@ class Service:
         self, method: str, path: str, body: Mapping[str, Any] | None = None, key: str | None = None
     ) -> dict[str, Any]:
         """Make one call of the operator API."""
-
-        async def run() -> dict[str, Any]:
-            async with OperatorClient(self.operator_url, self.token) as client:
-                return (await client.call(method, path, body, key))[2]
-
-        return asyncio.run(run())
+        with OperatorLedger(self.operator_url, self.token, attempts=1) as ledger:
+            return ledger.call(method, path, body, key).document
 
 
 @contextmanager

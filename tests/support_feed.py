@@ -1,4 +1,4 @@
-"""A reader of server-sent events over the operator's application, who reads as slowly as a test wants."""
+"""A reader of server-sent events over the operator's application; a test decides how fast it reads."""
 
 from __future__ import annotations
 

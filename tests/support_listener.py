@@ -8,7 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
-from spotledger.http.h1.server import OperatorServer
+from spotledger.http.h1.server import HttpServer
 from support_operator import Api
 
 DEPOSIT = json.dumps({"customer": "alice", "coin": "usdt", "amount": "1"}).encode()
@@ -74,7 +74,7 @@ class Listener:
         """Serve while *talk* goes on; return whether all was answered at the end."""
 
         async def serve() -> bool:
-            self.server = OperatorServer(self.api.app, self.socket)
+            self.server = HttpServer(self.api.app, self.socket)
             await self.server.start()
             try:
                 async with asyncio.timeout(60):

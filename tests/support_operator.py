@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 
 from spotledger.clock import now_ms
-from spotledger.http.h1.transport import OperatorTransport
+from spotledger.http.h1.transport import InProcessTransport
 from spotledger.http.operator.app import OperatorApp
 from spotledger.ops.runtime import Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import Settings
@@ -42,7 +42,7 @@ class Api:
         token_file = runtime.settings.data / TOKEN_FILE
         self.token = token_file.read_text().strip() if token_file.exists() else "none"
         self.app = OperatorApp(runtime)
-        transport = OperatorTransport(self.app)
+        transport = InProcessTransport(self.app)
         self.http = httpx2.AsyncClient(base_url="http://operator", transport=transport)
 
     def request(self, method: str, path: str, **options: Any) -> httpx2.Response:

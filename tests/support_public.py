@@ -25,9 +25,9 @@ import spotledger
 from spotledger.http.public.answers import Answer
 from spotledger.http.public.app import PublicApp, PublicSettings
 from spotledger.ledger.ledger import Ledger
+from spotledger.security.access_keys import AccessKeyRecord, KeyRing
 from spotledger.security.cipher import Cipher
 from spotledger.security.fleet_gate import FleetGate
-from spotledger.security.keys import AccessKeyRecord, KeyRing
 
 #: The key, secret and nonce of the published vectors (wire-v1, section 5).
 KEY = "11111111-2222-4333-8444-555555555555"
@@ -116,7 +116,7 @@ class Service:
         answer = await answering
         await asyncio.sleep(0)
         assert isinstance(self.app.gate, FleetGate)
-        await asyncio.gather(*self.app.gate.counts._trips)
+        await asyncio.gather(*self.app.gate.counts._in_flight)
         return answer
 
     def add_key(self, accesskey: str = KEY, secret: str = SECRET, customer: str = "alice", **fields: Any) -> None:

@@ -17,12 +17,12 @@ __version__ = "0.1.0"
 
 def open(path: str | Path, **options: Any) -> Ledger:
     """
-    Open the ledger at *path*: a data folder, or the URL of a PostgreSQL database, made where it is not there.
+    Open the ledger at *path*, a data folder or the URL of a PostgreSQL database; create it if there is none.
 
-    See :func:`~spotledger.ops.opening.open_embedded` and :func:`~spotledger.ops.fleet.open_postgres` for *options*
-    and errors. Close it, or use it in a ``with`` block.
+    See :func:`~spotledger.ops.opening.open_embedded` and :func:`~spotledger.ops.fleet.open_postgres` for *options* and
+    errors. Close the ledger, or use it in a ``with`` block.
     """
-    # Imported here so that the client can be used without the server's parts.
+    # Imported here so that the client does not import the server.
     if isinstance(path, str) and path.startswith(("postgresql://", "postgres://")):
         from spotledger.ops.fleet import open_postgres
 

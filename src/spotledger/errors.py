@@ -1,24 +1,20 @@
 """
-Every error of spotledger, in one tree, cut by what the caller must do.
+Every error of spotledger, in one tree, divided by what the caller must do.
 
     SpotledgerError
-    ├── Refused                     mend the request; no money moved
-    │   ├── InvalidRequest          a field is unknown, missing or of the wrong form
+    ├── Refused                     change the request; no money moved
+    │   ├── InvalidRequest          a field is unknown, missing or malformed
     │   │   ├── MalformedRequest    the request cannot be read at all
-    │   │   └── InvalidAmount       an amount that is not exactly a number of units
+    │   │   └── InvalidAmount       an amount that is not a whole number of units
     │   ├── IdempotencyConflict     the key was used before with other content
     │   ├── CoinAlreadyListed
     │   ├── CustomerAlreadyRegistered
     │   ├── AlreadyReversed
-    │   ├── LastAdminToken          nobody could make tokens any more
-    │   ├── ChainPartlyKnown        some keys of a chain are known and some are new
-    │   ├── EpochMissing            a plain number where the ledger was restored and the epoch has to be named
-    │   ├── UnknownPosition         a position that is not in this journal
-    │   ├── PreconditionFailed      the hold or entry is not what the request says it is
-    │   ├── TooLate                 the time that the request allowed is over
-    │   ├── NotFound                no such thing to read
-    │   ├── MethodNotAllowed        the path is there, but not with this method
-    │   └── Kept                    a refusal that is kept in the journal with its key
+    │   ├── LastAdminToken          without it no token could make tokens
+    │   ├── ChainPartlyKnown        some keys of a chain were used before and some were not
+    │   ├── NotFound                there is nothing with this path or id
+    │   ├── MethodNotAllowed        the path takes another method
+    │   └── Kept                    a refusal that the journal keeps with its key
     │       ├── InsufficientAvailable
     │       ├── UnknownCoin
     │       ├── UnknownCustomer
@@ -43,24 +39,23 @@ Every error of spotledger, in one tree, cut by what the caller must do.
     │   ├── TokenRefused            operator API, 401
     │   └── ScopeMissing            operator API, 403
     ├── Unavailable                 try again, with the same key
-    │   ├── StoreBusy               the queue of waiting writes is full
-    │   ├── StoreUnavailable        the disk or the database did not do it
-    │   ├── ClockUntrusted          the clock leapt; nothing is booked until it fits again
+    │   ├── StoreBusy               the queue of writes is full
+    │   ├── StoreUnavailable        the disk or the database failed
     │   └── LimitExceeded           too many requests
-    ├── SetupError                  the service cannot start as it is set up
+    ├── SetupError                  the service cannot start with this setup
     │   ├── DataFolderInUse
     │   ├── DataFolderUnusable      read-only, full, not a folder, no ledger
     │   ├── SchemaMismatch          the file was written by another version
     │   ├── JournalShorter          the journal or the access keys lack what was acknowledged
-    │   ├── BackupDamaged           not whole, or not what it says it is
-    │   ├── MasterKeyRefused        missing, malformed or not the one that the secrets were sealed with
+    │   ├── BackupDamaged           incomplete, or not what was written
+    │   ├── MasterKeyRefused        missing, malformed or not the one that encrypted the secrets
     │   └── SettingInvalid
-    ├── TransportError              client: no answer came; the outcome is unknown
-    └── ProtocolError               client: an answer came that is not of the documented form
+    ├── TransportError              client: no answer arrived; the outcome is unknown
+    └── ProtocolError               client: an answer is not of the documented form
 
-    LedgerCorrupt                   outside the tree: an invariant does not hold, all writing stops
+    LedgerCorrupt                   outside the tree: an invariant does not hold, and all writing stops
 
-A class's docstring is its default message. ``code`` is stable: programs may rely on it.
+The docstring of a class is its default message. ``code`` is stable: programs may rely on it.
 """
 
 from __future__ import annotations
@@ -70,24 +65,24 @@ from typing import Any, ClassVar
 
 
 class SpotledgerError(Exception):
-    """Something went wrong."""
+    """An unexpected error occurred."""
 
     code: ClassVar[str] = "error"
 
     def __init__(self, message: str | None = None, **details: Any) -> None:
         """
-        Say *message* (the class's docstring where none is given).
+        Make an error with *message*, or with the docstring of its class.
 
         Args:
             message: What was found, and what would pass.
-            **details: Further facts for programs, such as ``field`` or ``available``; values are text or int.
+            **details: Facts for programs, such as ``field`` or ``available``; values are text or int.
         """
         self.message = message or inspect.cleandoc(type(self).__doc__ or "")
         self.details = details
         super().__init__(self.message)
 
 
-# --- mend the request -----------------------------------------------------------------------------
+# --- change the request ---------------------------------------------------------------------------
 
 
 class Refused(SpotledgerError):
@@ -95,14 +90,14 @@ class Refused(SpotledgerError):
 
     code = "refused"
     kept: ClassVar[bool] = False
-    #: Position of the kept refusal in the journal, where it is kept.
+    #: The position of a kept refusal in the journal.
     seq: int | None = None
-    #: Whether this is the answer to an earlier request, given again.
+    #: Whether this repeats the answer to an earlier request with the same key.
     replayed: bool = False
 
 
 class InvalidRequest(Refused):
-    """A field is unknown, missing or of the wrong form."""
+    """A field is unknown, missing or malformed."""
 
     code = "invalid_request"
 
@@ -114,7 +109,7 @@ class MalformedRequest(InvalidRequest):
 
 
 class InvalidAmount(InvalidRequest):
-    """An amount is a plain decimal above zero with no more decimals than the coin's scale."""
+    """The amount is not a plain decimal above zero with at most as many decimals as the coin has."""
 
     code = "invalid_amount"
 
@@ -126,61 +121,37 @@ class IdempotencyConflict(Refused):
 
 
 class CoinAlreadyListed(Refused):
-    """The coin is listed already, and a listing never changes."""
+    """The coin is already listed, and a listing never changes."""
 
     code = "coin_already_listed"
 
 
 class CustomerAlreadyRegistered(Refused):
-    """The customer is registered already."""
+    """The customer is already registered."""
 
     code = "customer_already_registered"
 
 
 class AlreadyReversed(Refused):
-    """The entry was reversed before; an entry is reversed at most once."""
+    """The entry was reversed before; an entry can be reversed once."""
 
     code = "already_reversed"
 
 
 class LastAdminToken(Refused):
-    """This is the last token in use with the scope admin; make another one first, then revoke this one."""
+    """This is the last token in use with the scope admin; make another one before revoking it."""
 
     code = "last_admin_token"
 
 
 class ChainPartlyKnown(Refused):
-    """Some keys of the chain were used before and some were not; a chain is sent again as it was, or with new keys."""
+    """Some keys of the chain were used before and some were not; send it unchanged, or with new keys only."""
 
     code = "chain_partly_known"
 
 
-class EpochMissing(InvalidRequest):
-    """The ledger was restored, so a plain number does not say which entry is meant; name its epoch."""
-
-    code = "epoch_missing"
-
-
-class UnknownPosition(InvalidRequest):
-    """The position is not in this journal."""
-
-    code = "unknown_position"
-
-
-class PreconditionFailed(Refused):
-    """The hold or the entry is not what the request says it is."""
-
-    code = "precondition_failed"
-
-
-class TooLate(Refused):
-    """The time that the request allowed for itself is over; nothing was booked."""
-
-    code = "too_late"
-
-
 class NotFound(Refused):
-    """There is no such thing to read."""
+    """There is nothing with this path or id."""
 
     code = "not_found"
 
@@ -192,7 +163,7 @@ class MethodNotAllowed(Refused):
 
 
 class Kept(Refused):
-    """The request was refused, and the refusal is kept with its key."""
+    """The request was refused, and the journal keeps the refusal with its key."""
 
     code = "kept"
     kept = True
@@ -235,7 +206,7 @@ class HoldClosed(Kept):
 
 
 class HoldExpired(Kept):
-    """The hold is past its time."""
+    """The hold has expired."""
 
     code = "hold_expired"
 
@@ -247,13 +218,13 @@ class UnknownEntry(Kept):
 
 
 class HouseShort(Kept):
-    """A house account has less than the request would take back."""
+    """A house account has less than the reversal would take back."""
 
     code = "house_short"
 
 
 class ChainFailed(Kept):
-    """Another operation of the chain was refused, so none of it was done."""
+    """Another operation of the chain was refused, so none of the chain was done."""
 
     code = "chain_failed"
 
@@ -268,7 +239,7 @@ class BalanceTooLarge(Kept):
 
 
 class Denied(SpotledgerError):
-    """The caller could not be let in."""
+    """The caller could not be authenticated, or may not do this."""
 
     code = "denied"
 
@@ -280,7 +251,7 @@ class AccessKeyRefused(Denied):
 
 
 class AccessKeyUnknown(AccessKeyRefused):
-    """The access key is unknown; send one that was issued by this exchange and is not deleted."""
+    """The access key is unknown; send one that this exchange issued and did not delete."""
 
     code = "access_key_unknown"
 
@@ -310,7 +281,7 @@ class PermissionMissing(AccessKeyRefused):
 
 
 class SignatureRefused(Denied):
-    """The signature does not fit the parameters and the secret of this access key."""
+    """The signature does not match the parameters and the secret of the access key."""
 
     code = "signature_refused"
 
@@ -328,7 +299,7 @@ class ReplayRefused(Denied):
 
 
 class TokenRefused(Denied):
-    """Send Authorization: Bearer followed by an operator token that is not revoked."""
+    """The operator token is missing, unknown or revoked; send one in use as Authorization: Bearer TOKEN."""
 
     code = "token_refused"
 
@@ -343,7 +314,7 @@ class ScopeMissing(Denied):
 
 
 class Unavailable(SpotledgerError):
-    """The service could not do it now; try again with the same idempotency key."""
+    """The service cannot do this now; try again with the same idempotency key."""
 
     code = "unavailable"
 
@@ -360,12 +331,6 @@ class StoreUnavailable(Unavailable):
     code = "store_unavailable"
 
 
-class ClockUntrusted(Unavailable):
-    """The clock cannot be trusted now, so nothing is booked; try again with the same key."""
-
-    code = "clock_untrusted"
-
-
 class LimitExceeded(Unavailable):
     """Too many requests; wait and try again."""
 
@@ -376,7 +341,7 @@ class LimitExceeded(Unavailable):
 
 
 class SetupError(SpotledgerError):
-    """The service cannot start as it is set up."""
+    """The service cannot start with this setup."""
 
     code = "setup_error"
 
@@ -412,13 +377,13 @@ class BackupDamaged(SetupError):
 
 
 class MasterKeyRefused(SetupError):
-    """The master key is missing, malformed, or not the one that the secrets were sealed with."""
+    """The master key is missing, malformed, or not the one that encrypted the secrets."""
 
     code = "master_key_refused"
 
 
 class SettingInvalid(SetupError):
-    """A setting has a value that it cannot have."""
+    """A setting has an invalid value."""
 
     code = "setting_invalid"
 
@@ -427,27 +392,27 @@ class SettingInvalid(SetupError):
 
 
 class TransportError(SpotledgerError):
-    """No answer came; whether the request was carried out is unknown."""
+    """No answer arrived; whether the request was carried out is unknown."""
 
     code = "transport_error"
 
 
 class ProtocolError(SpotledgerError):
-    """An answer came that is not of the documented form."""
+    """The answer is not of the documented form."""
 
     code = "protocol_error"
 
 
 class LedgerCorrupt(Exception):
-    """An invariant of the ledger does not hold; nothing more is written until a person has looked."""
+    """An invariant of the ledger does not hold; nothing more is written until someone has examined it."""
 
 
 def refusal_of_code(code: str, message: str, details: dict[str, Any]) -> Refused:
     """
-    Return the refusal with this stable *code*, as it was first given.
+    Return the refusal with this stable *code*, as it was first answered.
 
     Raises:
-        LedgerCorrupt: No refusal has the code.
+        LedgerCorrupt: No refusal has this code.
     """
     waiting: list[type[Refused]] = [Refused]
     while waiting:

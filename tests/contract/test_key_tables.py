@@ -21,8 +21,8 @@ from spotledger.errors import (
     StoreUnavailable,
     TokenRefused,
 )
+from spotledger.security.access_keys import NEVER_MS, KeyRing
 from spotledger.security.cipher import Cipher
-from spotledger.security.keys import NEVER_MS, KeyRing
 from spotledger.security.tokens import SCOPES, Tokens
 from spotledger.storage.postgres.connection import connect
 from spotledger.storage.postgres.keys import PostgresKeyTables

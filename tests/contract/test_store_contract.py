@@ -22,7 +22,7 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import InsufficientAvailable, InvalidRequest, Refused
-from spotledger.ledger.group import Deciding, wanted_of
+from spotledger.ledger.group import Group, wanted_of
 from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.base import Store
 from spotledger.storage.steps import drive
@@ -56,9 +56,10 @@ def decided(ledger: Ledger) -> list[Entry]:
     store, operations = store_of(ledger), wide_group(ledger.head.seq)
     wanted = wanted_of(operations)
     drive(store.begin(wanted))
-    deciding = Deciding(store, operations, ledger.head.booked_ms, None, wanted)
-    entries = deciding.go_on(len(operations))
-    assert deciding.is_done
+    group = Group(store, operations, None, ledger.head.booked_ms)
+    group.load(wanted)
+    entries = group.decide(len(operations))
+    assert group.is_decided
     return entries
 
 

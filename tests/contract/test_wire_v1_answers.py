@@ -1,4 +1,4 @@
-"""The v1 wire: what is answered, and what is never said (rules R14 to R19, R21 and R22)."""
+"""The v1 wire: what answers contain, and what they never reveal (rules R14 to R19, R21 and R22)."""
 
 from __future__ import annotations
 

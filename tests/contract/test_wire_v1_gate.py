@@ -1,4 +1,4 @@
-"""The v1 wire: who is let in, how often, and in what order refusals come (rules R10 to R13 and R20)."""
+"""The v1 wire: authentication, limits, and the order of refusals (rules R10 to R13 and R20)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _counts(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def test_r10_refusals_come_in_their_order(tmp_path: Path) -> None:
-    """R10: of several faults the first in the documented order is told; mending it shows the next."""
+    """R10: of several faults the first in the documented order is answered; correcting it shows the next."""
     with service(tmp_path, asset_limit_per_second=1, address_limit_per_minute=8) as public:
         public.add_key("b" * 8, SECRET, addresses=("203.0.113.0/24",), permissions=("trade",))
         peer = "203.0.113.5:1"
@@ -131,7 +131,7 @@ def test_r12_replay_memory_is_bounded_and_counts_what_it_forgot(tmp_path: Path) 
 
 
 def test_r12_replay_does_not_count_against_the_account(tmp_path: Path) -> None:
-    """R12, R20: whoever found a URL in a log can't lock its owner out with it."""
+    """R12, R20: someone who finds a URL in a log cannot lock its owner out with it."""
     with service(tmp_path) as public:
         query = signed_query()
         assert public.code(query) == 200
@@ -150,7 +150,7 @@ def test_r13_issued_keys_are_uuids_and_secrets_256_bits(public: Service) -> None
 def test_r13_a_secret_sent_as_accesskey_is_told_and_not_repeated(
     public: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """R13: who sends the secret as accesskey is told so, and no part of it comes back or is logged."""
+    """R13: a secret sent as accesskey is refused as one, and no part of it is sent back or logged."""
     caplog.set_level(logging.DEBUG)
     _, secret = public.key_ring.create("bob", ["read"])
     for sent in (secret, SECRET):
@@ -195,7 +195,7 @@ def test_r20_other_signed_calls_have_ten_a_second(tmp_path: Path) -> None:
 
 
 def test_r20_lock_holds_for_calls_whose_own_limit_is_off(tmp_path: Path) -> None:
-    """R20: the account is what is locked, so a call without a limit of its own waits too, and is told for how long."""
+    """R20: the account is locked, so a call without a limit of its own is refused too, with the time to wait."""
     with service(tmp_path, asset_limit_per_second=0, account_limit_per_second=1) as public:
         codes = [public.code(signed_query(), "/trade/api/v1/getAccounts") for _ in range(2)]
         refused = public.ask(signed_query())
@@ -204,7 +204,7 @@ def test_r20_lock_holds_for_calls_whose_own_limit_is_off(tmp_path: Path) -> None
 
 
 def test_r20_only_valid_signatures_count_against_an_account(tmp_path: Path) -> None:
-    """R20: knowing somebody's access key is not enough to lock him out."""
+    """R20: knowing an access key is not enough to lock its owner out."""
     with service(tmp_path) as public:
         assert {public.code(signed_query(secret="0" * 64), peer=OTHER_PEER) for _ in range(100)} == {308}
         assert public.code(signed_query()) == 200

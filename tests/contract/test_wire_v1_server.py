@@ -119,7 +119,7 @@ def test_long_body_is_refused_without_being_read(listening: Listening) -> None:
 
 
 def test_slow_body_is_given_up(listening: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body that does not arrive in time is refused, and nobody else waits for it."""
+    """A body that does not arrive in time is refused, and delays no other request."""
     monkeypatch.setattr(public_module, "BODY_TIMEOUT_S", 0.2)
     with listening.connect() as slow:
         slow.sendall(f"POST {BALANCE} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\naccess".encode())

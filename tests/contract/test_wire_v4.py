@@ -197,7 +197,7 @@ def listening(public: Service) -> Iterator[Listening]:
 
 
 def test_ccxt_as_it_comes_fetches_a_balance(listening: Listening) -> None:
-    """The stock class, told nothing but the address, sees free, used and total of every coin."""
+    """The stock class, given only the address, sees free, used and total of every coin."""
     balance = ccxt_balance(listening)
     assert balance["USDT"] == {"free": 3867.43650012, "used": 3062.17437341, "total": 6929.61087353}
     assert balance["BTC"] == {"free": 0.0, "used": 0.0, "total": 0.0}

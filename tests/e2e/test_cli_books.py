@@ -146,6 +146,20 @@ def test_balances_at_a_seq_and_at_a_time_are_the_past(data: Path) -> None:
     assert spotledger(data, "balances", "alice", "--at", "2999-01-01").returncode == 1
 
 
+def test_amounts_of_many_digits_are_shown_exactly(data: Path) -> None:
+    """A total, and what moved, has all its digits, where Python's usual decimals have 28."""
+    big = "589000000000000.123456789012345678"
+    for arguments in (
+        ("coin", "add", "shib", "--scale", "18"),
+        ("deposit", "alice", "shib", big, "--key", "many"),
+        ("freeze", "alice", "shib", "0.000000000000000001", "--key", "few"),
+    ):
+        assert spotledger(data, *arguments).returncode == 0
+    balances = spotledger(data, "balances", "alice").stdout.splitlines()
+    assert next(line.split() for line in balances if line.startswith("shib"))[3] == big
+    assert f"+{big}" in spotledger(data, "history", "alice").stdout
+
+
 def test_balances_show_what_is_owed(data: Path) -> None:
     """A customer who owes is shown so, with the amount."""
     spotledger(data, "unfreeze", "key:buy", "--key", "u")
@@ -203,7 +217,7 @@ def test_batch_file_is_done_in_order_and_again_without_harm(data: Path, tmp_path
     file.write_text("\n".join(json.dumps(line) for line in batch_lines()) + "\n\n")
     first = spotledger(data, "batch", str(file))
     assert first.returncode == 1
-    assert "3 done, 1 refused; 0 of them had been before" in first.stdout
+    assert "3 done, 1 refused; 0 of them were repeats" in first.stdout
     assert "b2" in first.stdout
     assert usdt(data) == ("102.00", "0.00")
     again = spotledger(data, "batch", str(file), "--json")

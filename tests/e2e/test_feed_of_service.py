@@ -13,7 +13,7 @@ from support_service import start
 
 
 def test_feed_ends_whole_when_the_service_is_stopped(tmp_path: Path) -> None:
-    """A reader that keeps up is told the end of the stream, not cut off; nobody is waited for."""
+    """A reader that keeps up gets the end of the stream and is not cut off; a stop waits for no reader."""
     service = start(tmp_path / "data")
     headers = {"Authorization": f"Bearer {service.token}", "Accept": "text/event-stream"}
     with httpx2.stream("GET", f"{service.operator_url}/v1/entries", headers=headers, timeout=20) as answer:

@@ -96,7 +96,7 @@ def test_node_with_another_master_key_refuses_to_start_and_says_why(node: StartN
     wrong.chmod(0o600)
     with pytest.raises(RuntimeError, match=r"has the fingerprint .* sealed with another one"):
         node("two", master_key_file=wrong)
-    with pytest.raises(RuntimeError, match=r"master\.key is missing, .*all nodes of a fleet have the same one"):
+    with pytest.raises(RuntimeError, match=r"master\.key is missing, .*all nodes of a fleet use the same key"):
         node("three", master_key_file=None)
 
 

@@ -28,7 +28,7 @@ class NewVersion:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         shutil.copytree(PACKAGE, folder / "spotledger", ignore=shutil.ignore_patterns("__pycache__"))
-        self._sql = folder / "spotledger" / "storage" / "sql" / "postgres"
+        self._sql = folder / "spotledger" / "storage" / "postgres" / "sql"
         self.write("before", "ALTER TABLE coin ADD COLUMN note text; CREATE TABLE old_thing (id integer);")
         self.write("after", "DROP TABLE old_thing;")
 
@@ -86,7 +86,7 @@ def test_new_version_on_the_old_schema_asks_for_migrate(
     spotledger.open(postgres_url).close()
     refused = new_version.run("serve", "--data", str(tmp_path / "data"), url=postgres_url)
     assert refused.returncode == 1
-    assert "make it ready with: spotledger migrate" in refused.stderr
+    assert "apply it with: spotledger migrate" in refused.stderr
     assert rows(postgres_url, "SELECT to_regclass('old_thing')") == [(None,)]
 
 
@@ -115,7 +115,7 @@ def test_migration_onto_what_was_changed_by_hand_says_what_to_do(new_version: Ne
     problem = json.loads(failed.stderr)
     assert problem["code"] == "setup_error"
     assert 'relation "old_thing" already exists (SQLSTATE 42P07)' in problem["detail"]
-    assert "take it back, and give the same command again" in problem["detail"]
+    assert "undo it, and run the same command again" in problem["detail"]
     with psycopg.connect(postgres_url) as connection:
         connection.execute("DROP TABLE old_thing")
     assert new_version.applied(url=postgres_url) == [f"{NEXT:04}_notes.before.sql"]
@@ -150,7 +150,7 @@ def test_entries_of_the_form_before_are_refused_and_left(postgres_url: str) -> N
             migrate(connection)
         assert connection.execute("SELECT max(number) FROM schema_version").fetchone() == (2,)
     assert rows(postgres_url, "SELECT count(*) FROM entry") == [(1,)]
-    with pytest.raises(SchemaMismatch, match="has not got 0003_lines"):
+    with pytest.raises(SchemaMismatch, match="lacks 0003_lines"):
         spotledger.open(postgres_url)
 
 

@@ -18,8 +18,7 @@ import pytest
 
 from spotledger import errors
 from spotledger.http import wire
-from spotledger.http.operator.examples import EXAMPLES
-from spotledger.http.operator.openapi import codes_of_status
+from spotledger.http.operator.openapi import EXAMPLES, codes_of_status
 from support_operator import operator_api
 from support_service import Service, environment, start
 

@@ -1,4 +1,4 @@
-"""Several workers behind the same two ports: they are started again, told to stop, and never left behind."""
+"""Several workers behind the same two ports: they are restarted, stopped, and never left behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ StartWorkers = Callable[..., Service]
 
 @pytest.fixture
 def workers(tmp_path: Path, postgres_url: str) -> Iterator[StartWorkers]:
-    """Give what starts a service of two workers; all are stopped at the end."""
+    """Return a function that starts a service of two workers; all are stopped at the end."""
     started: list[Service] = []
 
     def start(**settings: object) -> Service:
@@ -40,7 +40,7 @@ def children_of(service: Service) -> set[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Say whether the process is there and no zombie."""
+    """Return whether the process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):  # the second while it is read
@@ -102,7 +102,7 @@ def test_worker_that_is_asked_shows_the_numbers_of_all(workers: StartWorkers) ->
 
 
 def test_audit_that_one_worker_runs_is_known_to_the_other(workers: StartWorkers) -> None:
-    """Whichever worker is asked says how far the audit is, and what it found; and no second one is begun beside it."""
+    """Every worker answers how far the audit is and what it found, and no second audit is started beside it."""
     service = workers()
     service.list_coins(usdt=8)
     headers = {"Authorization": f"Bearer {service.token}"}
@@ -159,10 +159,10 @@ def test_workers_whose_parent_was_killed_end_by_themselves(workers: StartWorkers
 
 
 def test_workers_on_a_database_that_is_away_do_not_start(tmp_path: Path) -> None:
-    """What keeps the first worker from starting is said once, and ends the service."""
+    """An error that keeps the first worker from starting is printed once and ends the service."""
     url = "postgresql://spot@127.0.0.1:1/none"
     refused = support_service.run("serve", "--data", tmp_path / "data", "--database", url, "--workers", "3")
     assert refused.returncode == 1
     assert refused.stderr.count("server could not be reached") == 1
-    assert "The first worker could not start" in refused.stderr
+    assert "The first worker did not start" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from spotledger.audit import journal as audit_journal
-from spotledger.audit.embedded import Progress, audit
+from spotledger.audit.embedded import audit_file
+from spotledger.audit.report import Progress
 from spotledger.domain.operations import Deposit
 from spotledger.storage.sqlite.file import BOOKS, JOURNAL, KEYS, schema_of
 from support_audit import FILES, audited, copy_of, damaging, every_kind, make
@@ -167,7 +168,7 @@ def test_audit_with_a_pace_rests_and_tells_how_far_it_is(tmp_path: Path) -> None
 
 def incomplete(path: Path, **options: Any) -> str:
     """Audit *path*, which cannot be done, and return what was not looked at."""
-    report = audit(path, **options)
+    report = audit_file(path, **options)
     assert (report.verdict, report.counts) == ("incomplete", {})
     assert report.unexamined
     return "; ".join(report.unexamined)
@@ -191,7 +192,7 @@ def test_audit_of_what_is_no_database_is_damaged(tmp_path: Path) -> None:
     """Bytes that no database begins with are damage, and nothing else is said of them."""
     text = tmp_path / "text.db"
     text.write_text("not a database, by far" * 100)
-    report = audit(text)
+    report = audit_file(text)
     assert (report.verdict, report.counts) == ("damaged", {"file_damaged": 1})
     assert "text.db" in report.findings[0].where
     assert "not a database" in report.findings[0].where

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from spotledger.audit import embedded as auditing, workers as audit_workers
-from spotledger.audit.embedded import Progress
+from spotledger.audit.report import Progress
 from spotledger.domain.operations import Deposit
 from support_audit import audited, every_kind, make
 from support_core import Clock, open_small

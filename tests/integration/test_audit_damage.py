@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from spotledger.audit import workers as audit_workers
-from spotledger.audit.embedded import KnownHead, Report
 from spotledger.audit.findings import CODES
+from spotledger.audit.report import KnownHead, Report
 from spotledger.storage.idempotency_filter import page_checksum
 from spotledger.storage.sqlite.buckets import HistoryLine, HoldsOpened, history_id
 from spotledger.storage.sqlite.noted_head import NOTE_FILE

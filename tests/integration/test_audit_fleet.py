@@ -18,9 +18,9 @@ import pytest
 import spotledger
 from servers.kept import until
 from spotledger.audit import postgres as audit_postgres
-from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, PACED_CHUNK_ENTRIES
 from spotledger.audit.postgres import audit_database
 from spotledger.audit.process import DatabaseAddress
+from spotledger.audit.report import CHUNK_ENTRIES, CLEAN, DAMAGED, INCOMPLETE
 from spotledger.ops import audits
 from spotledger.ops.audits import Audits
 from spotledger.ops.settings import ServerUrl
@@ -82,7 +82,7 @@ def test_audit_with_a_pace_says_the_same(books: str, monkeypatch: pytest.MonkeyP
     assert {**paced.as_json(), "seconds": 0} == {**plain.as_json(), "seconds": 0}
     assert seen == sorted(seen)
     if left < 400:
-        assert max(later - earlier for earlier, later in itertools.pairwise([0, *seen])) <= PACED_CHUNK_ENTRIES
+        assert max(later - earlier for earlier, later in itertools.pairwise([0, *seen])) <= CHUNK_ENTRIES
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ async def auditing(url: str, claims: list[Claim], pause_seconds: float = 0.05) -
     """Give the continuous audits of as many nodes as there are claims."""
     nodes = [Audits(DatabaseAddress("a database", url), None, claim) for claim in claims]
     for node in nodes:
-        node.keep_on(100_000, pause_seconds)
+        node.start_continuous(100_000, pause_seconds)
     try:
         yield nodes
     finally:
@@ -273,10 +273,10 @@ def test_damage_in_the_database_is_in_the_log_and_in_the_metrics(
     with operator_api(tmp_path / "node", database=ServerUrl(books)) as api, caplog.at_level(logging.WARNING):
         shown = "0.0"
 
-        async def keep_on() -> None:
-            api.runtime.audits.keep_on(100_000, 0.05)
+        async def begin() -> None:
+            api.runtime.audits.start_continuous(100_000, 0.05)
 
-        api.run(keep_on())
+        api.run(begin())
 
         def damaged() -> bool:
             nonlocal shown

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 
 import spotledger
-from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Report
 from spotledger.audit.postgres import audit_database
+from spotledger.audit.report import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Report
 from support_audit import every_kind
 from support_core import Clock
 from support_database_books import check_database
@@ -92,6 +92,10 @@ DAMAGES = {
     "no ledger row": ("DELETE FROM ledger", {"ledger_row_missing"}),
     "a changed balance": (
         "UPDATE balance SET available = available + 1 WHERE customer = 'ann' AND coin = 'btc'",
+        {"balance_row_differs"},
+    ),
+    "a balance that is no number": (
+        "UPDATE balance SET available = 'NaN' WHERE customer = 'ann' AND coin = 'btc'",
         {"balance_row_differs"},
     ),
     "a balance removed": ("DELETE FROM balance WHERE customer = '@fees'", {"balance_row_missing"}),

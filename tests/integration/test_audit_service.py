@@ -76,10 +76,10 @@ def test_continuous_audit_shows_its_position_and_result_in_the_metrics(tmp_path:
     with operator_api(tmp_path) as api:
         assert metrics(api)["spotledger_audit_ended_seconds"] == 0
 
-        async def keep_on() -> None:
-            api.runtime.audits.keep_on(100_000, 0.05)
+        async def begin() -> None:
+            api.runtime.audits.start_continuous(100_000, 0.05)
 
-        api.run(keep_on())
+        api.run(begin())
         wait_for(api, 'spotledger_audit_passes_total{verdict="clean"}')
         shown = metrics(api)
         assert shown["spotledger_audit_audited_to"] == shown["spotledger_audit_seq"] == api.seq
@@ -107,7 +107,7 @@ def wait_for(api: Api, name: str) -> None:
 def test_continuous_audit_with_a_pace_of_zero_is_off(tmp_path: Path) -> None:
     """With 0 entries a second nothing is begun."""
     with operator_api(tmp_path) as api:
-        api.runtime.audits.keep_on(0, 0.05)
+        api.runtime.audits.start_continuous(0, 0.05)
         api.run(api.runtime.audits.stop())
 
 
@@ -148,4 +148,4 @@ def test_audit_in_process_of_a_missing_file_is_incomplete(tmp_path: Path) -> Non
     """What the child says comes back whole."""
     report = asyncio.run(audit_in_process(tmp_path / "nothing.db", 0, lambda _: None))
     assert report["verdict"] == "incomplete"
-    assert "not there" in report["unexamined"][0]
+    assert "does not exist" in report["unexamined"][0]

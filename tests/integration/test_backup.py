@@ -28,8 +28,8 @@ from spotledger.errors import (
     StoreUnavailable,
 )
 from spotledger.ledger.ledger import Ledger
+from spotledger.security.access_keys import KeyRing
 from spotledger.security.cipher import Cipher
-from spotledger.security.keys import KeyRing
 from spotledger.storage.sqlite import copy as sqlite_copy, file as sqlite_file
 from spotledger.storage.sqlite.file import JOURNAL, schema_of
 from spotledger.storage.steps import drive
@@ -206,7 +206,7 @@ def test_backup_over_an_existing_file_is_refused(tmp_path: Path, backup: Path) -
         for name in ("file", "folder", "link"):
             with pytest.raises(InvalidRequest, match="there already"):
                 back_up(ledger, tmp_path / name, now_ms)
-        with pytest.raises(InvalidRequest, match="not there"):
+        with pytest.raises(InvalidRequest, match="does not exist"):
             back_up(ledger, tmp_path / "absent" / "x", now_ms)
     assert (tmp_path / "file").read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()

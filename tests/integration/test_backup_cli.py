@@ -117,7 +117,7 @@ def test_restore_says_that_what_was_revoked_since_works_again(tmp_path: Path) ->
     told(data, "token", "revoke", token_id)
     done = run(new, "restore", tmp_path / "b", "--data", new, "--master-key-file", data / "master.key")
     assert done.exit_code == 0, done.output
-    assert "access keys and operator tokens that were revoked since the backup work again" in done.stdout
+    assert "access keys and operator tokens that were revoked after the backup work again" in done.stdout
     assert f"token {token_id}" in done.stdout
     assert "of alice" in done.stdout
     (new / "master.key").write_bytes((data / "master.key").read_bytes())

@@ -191,9 +191,9 @@ def test_longest_chain_of_known_and_new_keys_is_refused_without_comparing_each_w
 
 @pytest.mark.parametrize("chains", [[], ["x"], ["x", "x", "x"]])
 def test_chains_of_another_length_than_the_operations_are_refused(ledger: Ledger, chains: list[str]) -> None:
-    """One value an operation; nothing is done where there are fewer or more."""
+    """One value per operation; nothing is done where there are fewer or more."""
     head = ledger.head.seq
-    with pytest.raises(InvalidRequest, match="which is 2, would pass") as refused:
+    with pytest.raises(InvalidRequest, match="2, one per operation, would pass") as refused:
         ledger.execute([Deposit("a", "ann", "btc", "1"), Deposit("b", "ann", "btc", "1")], chains=chains)
     assert refused.value.details["field"] == "chains"
     assert ledger.head.seq == head

@@ -15,8 +15,8 @@ from spotledger import errors
 from spotledger.client import SignedRequestAPI, SpotClient
 from spotledger.http.public.app import PublicApp, PublicSettings
 from spotledger.ledger.ledger import Ledger
+from spotledger.security.access_keys import KeyRing
 from spotledger.security.cipher import Cipher
-from spotledger.security.keys import KeyRing
 from support_public import at_once
 
 

@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     filled(data, entries=4_000).close()
     with claim_folder(data) as lock, open_runtime(Settings(data=data), ENVIRON, lock) as runtime:
         ring = runtime.key_ring
-        runtime.key_writes.once("key-1", {"op": "x"}, lambda: {"accesskey": ring.create("c1", ["read"])[0]})
+        runtime.access_key_writes.once("key-1", {"op": "x"}, lambda: {"accesskey": ring.create("c1", ["read"])[0]})
         dead, _ = ring.create("c2", ["read", "trade"], "bot", ["10.0.0.0/8"])
         ring.revoke(dead)
     return data
@@ -77,7 +77,7 @@ def test_copy_brings_keys_and_tokens_along(folder: Path, postgres_url: str) -> N
         assert dead is not None
         assert (alive.revoked, dead.revoked) == (False, True)
         assert (records["c2"].addresses, records["c2"].label) == (("10.0.0.0/8",), "bot")
-        again = runtime.key_writes.once("key-1", {"op": "x"}, dict)
+        again = runtime.access_key_writes.once("key-1", {"op": "x"}, dict)
         assert (again.replayed, again.answer["accesskey"]) == (True, records["c1"].accesskey)
         assert runtime.tokens.find((folder / "operator.token").read_text().strip()) is not None
 

@@ -56,7 +56,7 @@ def broken_off_reads(ledger: Any, steps: int) -> Iterator[None]:
 
 
 def test_commit_on_a_full_disk_leaves_nothing_and_passes_later(ledger: Ledger, tmp_path: Path) -> None:
-    """Callers are told, reads never show it, and the same keys pass once there is room."""
+    """Callers get an error, reads never show the group, and the same keys pass once there is space."""
     group = [
         ListCoin("new-coin", "eth", 18),
         RegisterCustomer("new-customer", "cy"),
@@ -142,7 +142,7 @@ def test_sealing_that_finds_the_books_damaged_makes_them_again(ledger: Any, tmp_
         )
     fill(ledger, 30, "until-seen")
     assert ledger.corrupt is None
-    assert any("made again" in text for text in ledger._store.mended)
+    assert any("made again" in text for text in ledger._store.repairs)
 
 
 def test_sealing_that_finds_other_balances_than_the_postings_lead_to_stops_writing(tmp_path: Path) -> None:

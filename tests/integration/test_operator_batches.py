@@ -238,7 +238,7 @@ def test_batch_beyond_a_limit_is_refused_whole(
 
 
 def test_batch_of_nothing_has_no_results(api: Api) -> None:
-    """An empty batch is no error: programs send what they have."""
+    """An empty batch is not an error."""
     assert results(api, []) == []
 
 

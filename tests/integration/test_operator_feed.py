@@ -90,7 +90,7 @@ def test_feed_last_event_id_counts_before_after_seq(api: Api) -> None:
 
 
 def test_feed_slow_reader_is_sent_nothing_more_and_holds_up_nobody(api: Api) -> None:
-    """While one reader takes nothing, writes and another reader go on; nothing is kept for him but his place."""
+    """While one reader takes nothing, writes and another reader go on; nothing but its position is kept for it."""
 
     async def read() -> None:
         slow, quick = FeedReader(api), FeedReader(api)
@@ -110,7 +110,7 @@ def test_feed_slow_reader_is_sent_nothing_more_and_holds_up_nobody(api: Api) -> 
 
 
 def test_feed_without_entries_sends_heartbeats(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quiet journal is told from a dead connection by comments."""
+    """Comments distinguish a quiet journal from a dead connection."""
     monkeypatch.setattr(operator_feed, "HEARTBEAT_SECONDS", 0.05)
 
     async def read() -> None:
@@ -124,7 +124,7 @@ def test_feed_without_entries_sends_heartbeats(api: Api, monkeypatch: pytest.Mon
 
 
 def test_feed_ends_whole_when_the_service_stops(api: Api) -> None:
-    """Told to stop, every stream ends after a whole event, and no other is begun."""
+    """At a stop every stream ends after a complete event, and no other is opened."""
 
     async def read() -> None:
         readers = [FeedReader(api) for _ in range(3)]
@@ -143,7 +143,7 @@ def test_feed_ends_whole_when_the_service_stops(api: Api) -> None:
 
 
 def test_feed_beyond_the_limit_is_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many streams may be open and no more; one that ends makes room."""
+    """The number of open streams is limited; one that ends makes room."""
     monkeypatch.setattr(operator_feed, "FEEDS_LIMIT", 2)
 
     async def read() -> None:

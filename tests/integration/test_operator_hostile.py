@@ -104,5 +104,5 @@ def test_balances_after_all_of_it_are_whole(api: Api) -> None:
 
 
 def test_problem_of_an_error_outside_the_table_is_internal() -> None:
-    """What no row is for is said as 500, never as something that the caller did."""
+    """An error without a row is 500, never the caller's mistake."""
     assert wire.row_of(errors.SpotledgerError).status == 500

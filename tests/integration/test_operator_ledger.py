@@ -6,12 +6,12 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import httpx2
 import pytest
+from msgspec.structs import replace
 
 from spotledger.client import AsyncOperatorLedger, OperatorLedger
 from spotledger.client.operator import core as operator_core

@@ -8,15 +8,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx2
+import msgspec
 import pytest
 
-from spotledger.audit.embedded import Report
 from spotledger.audit.findings import Finding
+from spotledger.audit.report import Report
 from spotledger.client import AsyncOperatorLedger, OperatorLedger
 from spotledger.client.operator import key_answers, ledger_answers, service_answers
 from spotledger.client.operator.operations import (
@@ -98,6 +99,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "audit": (("x",), {}),
     "make_backup": (("x",), {}),
     "backup": (("x",), {}),
+    "call": (("POST", "/v1/deposits"), {"body": {}, "key": "k", "params": {}, "attempts": 1}),
     "feed": ((1,), {}),
 }
 
@@ -128,7 +130,7 @@ TYPES: dict[str, tuple[type, set[str]]] = {
     "TrialCoinAnswer": (ledger_answers.TrialCoin, set()),
     "WriteAnswer": (ledger_answers.Written, set()),
 }
-#: Answers that are no type of their own: AliveAnswer is of a route apart, the others wrap what is in TYPES.
+#: Answers that no method gives: AliveAnswer is of a route apart, the others wrap what is in TYPES.
 WRAPPERS = {"AliveAnswer", "BatchAnswer", "EntryReadAnswer", "HoldAfterAnswer", "HoldReadAnswer"}
 
 
@@ -186,6 +188,13 @@ def names_of(schema: Mapping[str, Any], schemas: Mapping[str, Any]) -> set[str]:
     for name, part in schema.get("properties", {}).items():
         found |= {name, *(f"{name}.{inner}" for inner in names_of(part, schemas))}
     return found
+
+
+def names_of_struct(kind: type) -> set[str]:
+    """Return the names that the fields of an answer have as JSON; each is an attribute of the answer, too."""
+    names = {part.encode_name for part in msgspec.structs.fields(kind)}
+    assert all(hasattr(kind, name) for name in names)
+    return names
 
 
 @pytest.fixture(scope="module")
@@ -258,15 +267,14 @@ def test_every_field_of_an_answer_is_given(described: dict[str, Any]) -> None:
     schemas = described["components"]["schemas"]
     assert {name for name in schemas if name.endswith("Answer")} - WRAPPERS == TYPES.keys()
     for name, (kind, known) in TYPES.items():
-        given = {part.name for part in fields(kind)} if is_dataclass(kind) else set(getattr(kind, "_fields", ()))
+        given = names_of_struct(kind)
         assert given | known == schemas[name]["properties"].keys(), name
 
 
 def test_report_of_an_audit_is_given_whole() -> None:
     """What an audit says is no part of the document; the client's types have all that the report has."""
-    report = {part.name for part in fields(service_answers.AuditReport)}
-    assert report == {part.name for part in fields(Report)}
-    assert service_answers.Finding._fields == Finding._fields
+    assert names_of_struct(service_answers.AuditReport) == {part.name for part in fields(Report)}
+    assert names_of_struct(service_answers.Finding) == set(Finding._fields)
 
 
 def test_async_client_asks_for_the_same(sent: list[Sent]) -> None:

@@ -8,12 +8,12 @@ import logging
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from msgspec.structs import replace
 
 from spotledger.client import AsyncOperatorLedger, OperatorLedger, SpotClient
 from spotledger.client.operator import core as operator_core
@@ -77,7 +77,7 @@ def customer(ledger: OperatorLedger, request: pytest.FixtureRequest) -> str:
 
 
 def usdt_of(service: Service, made: MadeKey) -> str:
-    """Return what a trader is told who has this access key and its secret."""
+    """Return the answer to a trader with this access key and its secret."""
     assert made.secretkey is not None
     with SpotClient(made.accesskey, made.secretkey, service.public_url) as client:
         return str(client.balances()["usdt"].available)
@@ -109,7 +109,7 @@ def test_access_key_that_is_made_opens_and_revoked_does_not(
 
 
 def test_one_text_in_place_of_a_list_is_told_what_would_pass(ledger: OperatorLedger) -> None:
-    """It would be sent as the list of its characters, and refused for what nobody wrote."""
+    """A string would be sent as a list of its characters, and refused for something that the caller did not write."""
     asked: list[tuple[str, Callable[[], object]]] = [
         ("permissions", lambda: ledger.create_key("ann", "read", key="k")),
         ("addresses", lambda: ledger.create_key("ann", ["read"], addresses="10.0.0.0/8", key="k")),
@@ -195,7 +195,7 @@ def test_access_keys_are_listed_a_page_at_a_time(ledger: OperatorLedger, custome
 
 
 def test_access_key_that_cannot_be_is_refused(service: Service, ledger: OperatorLedger, customer: str) -> None:
-    """Who is not registered gets none, fields are named, an unknown key is not found, and the scope is needed."""
+    """An unregistered customer gets no key, fields are named, an unknown key is not found, and the scope is needed."""
     with pytest.raises(UnknownCustomer):
         ledger.create_key("nobody-at-all", ["read"], key="never-1")
     for arguments, field in (

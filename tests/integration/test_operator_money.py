@@ -398,7 +398,7 @@ def test_metrics_show_the_head_and_count_calls_by_path_and_status(api: Api) -> N
 
 
 def test_health_needs_no_token(api: Api) -> None:
-    """Whoever watches the service needs no token to see that it lives."""
+    """/healthz and /readyz need no token."""
     assert api.request("GET", "/healthz").json() == {"status": "alive"}
     assert api.request("GET", "/readyz").json() == {"status": "ready", "seq": api.seq}
     api.run(api.runtime.stop())

@@ -117,7 +117,7 @@ def test_statement_pages_join_by_their_balances(api: Api, limit: int) -> None:
 
 
 def test_statement_of_nothing_is_empty(api: Api) -> None:
-    """A customer without entries, or a coin that he never had, has an empty page; an unknown customer is not found."""
+    """A customer without entries, or a coin never held, has an empty page; an unknown customer is not found."""
     page = get(api, "/v1/customers/bob/entries")
     assert (page["entries"], page["opening"], page["closing"], page["next_after_seq"]) == ([], [], [], 0)
     assert get(api, "/v1/customers/alice/entries", coin="btc")["entries"] == []
@@ -125,7 +125,7 @@ def test_statement_of_nothing_is_empty(api: Api) -> None:
 
 
 def test_statement_has_what_is_owed_too(api: Api) -> None:
-    """What was booked to the customer's debt is part of his statement."""
+    """Entries of the customer's debt are part of the statement."""
     seq = api.must("/v1/deposits", {"customer": "bob", "coin": "usdt", "amount": "10"})["seq"]
     api.must("/v1/withdrawals", {"customer": "bob", "coin": "usdt", "amount": "10"})
     api.must("/v1/reversals", {"seq": seq, "reason": "never arrived"})

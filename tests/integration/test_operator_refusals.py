@@ -348,7 +348,7 @@ ROUTES = [
     "header", [None, "", "Bearer", "Bearer ", f"Bearer {'0' * 64}", "Basic YTpi", f"Bearer {'é' * 64}", "Bearer a b"]
 )
 def test_call_without_a_good_token_is_told_nothing_else(api: Api, method: str, path: str, header: str | None) -> None:
-    """The token comes first: without one, even a path that is not there says only that."""
+    """The token is checked first: without one, even an unknown path answers only that."""
     headers = [] if header is None else [(b"authorization", header.encode("latin-1"))]
     answer = api.request(method, path, headers=headers, content=b"{not json")
     check_problem(answer, errors.TokenRefused)
@@ -385,14 +385,14 @@ def test_token_may_do_what_its_scopes_name_and_nothing_else(api: Api) -> None:
 
 
 def test_method_that_is_not_allowed_names_those_that_are(api: Api) -> None:
-    """405 comes with Allow."""
+    """405 has an Allow header."""
     answer = api.request("PATCH", "/v1/coins", headers=api.headers())
     check_problem(answer, errors.MethodNotAllowed)
     assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD", "POST"}
 
 
 def test_full_queue_is_busy_with_retry_after(tmp_path: Path) -> None:
-    """Beyond the queue's limit a write is refused at once, and told to come again."""
+    """Beyond the queue's limit a write is refused at once, with Retry-After."""
     with operator_api(tmp_path / "data", queue_limit=1) as api:
         api.set_up()
 
@@ -416,7 +416,7 @@ def test_min_seq_that_does_not_come_is_unavailable(api: Api, monkeypatch: pytest
 
 
 def test_unexpected_error_is_a_problem_without_a_trace(api: Api, caplog: pytest.LogCaptureFixture) -> None:
-    """Something that nobody foresaw (here: the ledger closed under the service) is 500 with an id found in the log."""
+    """An unexpected error (here: the ledger is closed under the service) is 500 with an id that is in the log."""
     api.runtime.ledger.key_tables._read.close()
     answer = api.get("/v1/keys")
     assert answer.status_code >= 500

@@ -54,7 +54,7 @@ def test_request_sent_byte_by_byte_is_read_whole(listener: Listener) -> None:
 
 
 def test_body_in_chunks_is_read_whole_and_a_broken_one_refused(listener: Listener) -> None:
-    """Chunks are put together; one that is none is said, nothing is booked, and the connection ends."""
+    """Chunks are joined; a malformed chunk is refused, nothing is booked, and the connection ends."""
 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect()
@@ -96,7 +96,7 @@ def test_body_in_chunks_is_read_whole_and_a_broken_one_refused(listener: Listene
     ids=lambda raw: repr(raw[:24]) + str(len(raw)),
 )
 def test_what_is_no_request_is_refused_in_the_one_shape(listener: Listener, raw: bytes) -> None:
-    """What cannot be read, or has too large a head, is told so after what was asked before it; then the end."""
+    """A malformed request, or one with too large a head, is answered after earlier ones; then the connection ends."""
 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect()
@@ -114,7 +114,7 @@ def test_what_is_no_request_is_refused_in_the_one_shape(listener: Listener, raw:
 
 
 def test_what_is_no_request_is_refused_after_what_was_asked_before(listener: Listener) -> None:
-    """Good requests that came together with it are done and answered first."""
+    """Valid requests that arrived with it are executed and answered first."""
 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect()
@@ -212,7 +212,7 @@ def test_requests_are_counted_by_path_and_status(listener: Listener) -> None:
 
 
 def test_what_follows_the_last_request_is_passed_over(listener: Listener) -> None:
-    """Who says that he will close, and sends more, is answered what he asked; no more of it is read, or done."""
+    """After a request with Connection: close nothing more is read or executed, whatever the client sends."""
 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect()

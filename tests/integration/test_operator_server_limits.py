@@ -27,7 +27,7 @@ def listener(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Listene
 
 
 def test_body_is_asked_for_only_when_it_will_be_read(listener: Listener) -> None:
-    """Who waits for 100 Continue gets it, unless the call is refused before its body would be read."""
+    """A client that waits for 100 Continue gets it, unless the call is refused before its body is read."""
 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect()
@@ -50,7 +50,7 @@ def test_body_is_asked_for_only_when_it_will_be_read(listener: Listener) -> None
 
 
 def test_caller_refused_while_he_sends_gets_his_answer(listener: Listener) -> None:
-    """An answer before the body has come is not lost to a caller who is still sending it; then the connection ends."""
+    """An answer before the end of the body reaches a client that is still sending; then the connection ends."""
 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect()
@@ -68,7 +68,7 @@ def test_caller_refused_while_he_sends_gets_his_answer(listener: Listener) -> No
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_body_over_the_limit_is_refused_before_it_was_all_sent(listener: Listener, chunked: bool) -> None:
-    """More than a body may have is neither waited for nor kept, whether its length is announced or not."""
+    """More than the limit of a body is neither read nor kept, whether or not its length is announced."""
 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect()
@@ -93,14 +93,14 @@ def test_body_that_does_not_come_is_given_up(listener: Listener, monkeypatch: py
         await wire.send(listener.post("never")[:-3])
         said = await wire.answer()
         assert said.status == 400
-        assert "did not come whole" in said.json["detail"]
+        assert "was not complete" in said.json["detail"]
         assert listener.api.seq == 8
 
     listener.run(talk)
 
 
 def test_caller_who_goes_in_the_midst_of_a_body_books_nothing(listener: Listener) -> None:
-    """A connection that breaks off is no error: nothing is booked, and others are answered."""
+    """A lost connection is not an error: nothing is booked, and other connections are answered."""
 
     async def talk(listener: Listener) -> None:
         for cut in (-1, -len(DEPOSIT), -len(DEPOSIT) - 10):
@@ -116,7 +116,7 @@ def test_caller_who_goes_in_the_midst_of_a_body_books_nothing(listener: Listener
 
 
 def test_caller_who_goes_while_his_write_is_done_has_it_booked(listener: Listener) -> None:
-    """A whole request is done, whoever waits for its answer; the same again is a repeat."""
+    """A complete request is executed even if nobody waits for its answer; the same again is a repeat."""
 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect()
@@ -133,10 +133,10 @@ def test_caller_who_goes_while_his_write_is_done_has_it_booked(listener: Listene
 
 
 def test_silent_connections_are_closed(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither a head that does not end, nor none at all, nor idleness after an answer keeps a connection for ever."""
+    """A head that does not end, no head at all, and idleness after an answer all end in a timeout."""
     monkeypatch.setattr(operator_connection, "HEAD_TIMEOUT_SECONDS", 0.05)
     monkeypatch.setattr(operator_connection, "IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(operator_server, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(operator_server, "CHECK_SECONDS", 0.02)
 
     async def talk(listener: Listener) -> None:
         wires = [await listener.connect() for _ in range(3)]
@@ -152,9 +152,9 @@ def test_silent_connections_are_closed(listener: Listener, monkeypatch: pytest.M
 def test_reader_who_takes_nothing_of_his_answers_is_cut_off(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever asks for much and reads nothing of it does not keep his connection, nor what is ready for him."""
+    """A client that asks for much and reads nothing loses its connection, and its answers are dropped."""
     monkeypatch.setattr(operator_connection, "IDLE_SECONDS", 0.2)
-    monkeypatch.setattr(operator_server, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(operator_server, "CHECK_SECONDS", 0.02)
 
     async def talk(listener: Listener) -> None:
         api = listener.api
@@ -176,7 +176,7 @@ def test_reader_who_takes_nothing_of_his_answers_is_cut_off(
 
 
 def test_connections_beyond_the_limit_are_turned_away(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many may be open and no more; one that ends makes room."""
+    """The number of open connections is limited; one that ends makes room."""
     monkeypatch.setattr(operator_server, "OPEN_CONNECTIONS", 1)
 
     async def talk(listener: Listener) -> None:
@@ -196,7 +196,7 @@ def test_connections_beyond_the_limit_are_turned_away(listener: Listener, monkey
 
 @pytest.mark.parametrize("header", ["Connection: close", "Connection: keep-alive"])
 def test_long_answer_reaches_a_slow_reader_whole(listener: Listener, header: str) -> None:
-    """An answer larger than all buffers is kept until it was taken, also where the connection ends with it."""
+    """An answer larger than all buffers is kept until it is read, also if the connection ends with it."""
 
     async def talk(listener: Listener) -> None:
         operations = [
@@ -219,7 +219,7 @@ def test_long_answer_reaches_a_slow_reader_whole(listener: Listener, header: str
 
 
 def test_answer_that_is_not_taken_is_given_up_at_the_end(listener: Listener) -> None:
-    """A reader who takes nothing of his answer holds up the end of the service no longer than it says."""
+    """A client that reads nothing of its answer delays a stop no longer than the limit."""
 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect(limit=1)
@@ -230,7 +230,7 @@ def test_answer_that_is_not_taken_is_given_up_at_the_end(listener: Listener) -> 
 
 
 def test_feed_to_a_reader_who_does_not_read_is_held_back(listener: Listener) -> None:
-    """What he has not taken stays in the journal, not in memory; he is not waited for at the end."""
+    """What a reader has not taken stays in the journal, not in memory, and a stop does not wait for the reader."""
     api = listener.api
 
     async def talk(listener: Listener) -> None:
@@ -261,7 +261,7 @@ def test_feed_to_a_reader_who_does_not_read_is_held_back(listener: Listener) -> 
 
 
 def test_feed_of_a_reader_who_goes_is_closed(listener: Listener) -> None:
-    """The stream ends when its reader has gone, though there is nothing to send to him."""
+    """The stream ends when its reader disconnects, even if there is nothing to send."""
     api = listener.api
 
     async def talk(listener: Listener) -> None:

@@ -48,7 +48,7 @@ def listed(api: Api, token: str | None = None) -> dict[str, dict[str, Any]]:
 
 
 def test_tokens_are_listed_without_themselves(api: Api) -> None:
-    """Each has its scopes, its label and the beginning of its hash; what lets in is not in the answer."""
+    """Each token has its scopes, its label and the start of its hash; the token itself is not in the answer."""
     token_id, token = made(api, "ledger:write", "ledger:read", label="engine")
     first, other = sorted(listed(api).values(), key=lambda found: found["created_ms"])
     assert (first["label"], first["revoked_ms"]) == (TOKEN_FILE, None)
@@ -104,7 +104,7 @@ def test_token_that_is_not_there_is_not_found(api: Api, token_id: str) -> None:
 
 
 def test_token_may_revoke_itself_where_another_admin_is_left(api: Api) -> None:
-    """A token that leaked is ended with itself; it answers that call and no other one."""
+    """A token can revoke itself: that call is answered, and no later one."""
     token_id, token = made(api, "admin")
     done = api.delete(f"/v1/tokens/{token_id}", token)
     assert (done.status_code, done.json()["token_id"]) == (200, token_id)
@@ -114,7 +114,7 @@ def test_token_may_revoke_itself_where_another_admin_is_left(api: Api) -> None:
 
 
 def test_last_admin_token_is_kept_until_another_is_there(api: Api) -> None:
-    """Whoever would lock himself out is told; with another one in place it is done."""
+    """Revoking the last admin token is refused; with another one in use it works."""
     (first,) = listed(api)
     made(api, "ledger:read", "keys:write")
     refused = api.delete(f"/v1/tokens/{first}")
@@ -139,7 +139,7 @@ def test_making_a_token_repeated_after_its_revocation_makes_none(api: Api) -> No
 def test_first_token_revoked_stays_so_after_a_start(
     open_api: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The file operator.token is left as it is and lets nobody in; a start says so; without the file none is made."""
+    """The file operator.token is left unchanged and its token is refused; a start logs that, and makes no new file."""
     with open_api() as api:
         _, other = made(api, "admin")
         (first,) = (token_id for token_id, found in listed(api).items() if found["label"] == TOKEN_FILE)
@@ -160,7 +160,7 @@ def test_first_token_revoked_stays_so_after_a_start(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("0" * 64, "is not one of this ledger"), ("secret-no-token", "holds no operator token")]
+    ("text", "said"), [("0" * 64, "is unknown to this ledger"), ("secret-no-token", "contains no operator token")]
 )
 def test_token_file_that_lets_nobody_in_is_said(
     api: Api, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, said: str

@@ -165,7 +165,7 @@ def test_release_by_the_key_that_opened_the_hold_frees_it(api: Api) -> None:
     ],
 )
 def test_name_that_stands_twice_is_refused(api: Api, body: bytes, name: str) -> None:
-    """What an amount sent twice would mean depends on who reads it, so it is not read at all."""
+    """An amount sent twice is refused: its meaning would depend on the reader."""
     seq = api.seq
     answer = api.post("/v1/deposits", body)
     assert (answer.status_code, answer.json()["field"], api.seq) == (422, name, seq)

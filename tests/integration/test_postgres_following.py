@@ -250,7 +250,7 @@ def _wait_for_waiters(url: str, count: int) -> None:
         ("UPDATE entry SET body = replace(body, '1000', '9000') WHERE seq = {seq}", "chain is broken at entry {seq}"),
         ("UPDATE entry SET hash = sha256('other') WHERE seq = {seq}", "chain is broken at entry {seq}"),
         ("DELETE FROM entry WHERE seq = {seq}", "chain is broken at entry {seq}"),
-        ("UPDATE head SET hash = sha256('other')", "is not the one that its head says"),
+        ("UPDATE head SET hash = sha256('other')", "is not the one that its head names"),
     ],
 )
 def test_entry_of_another_node_that_does_not_fit_the_chain_stops_writing(

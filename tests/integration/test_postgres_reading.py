@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,16 +48,36 @@ def test_reads_do_not_wait_for_a_server_that_swallows_what_it_is_sent(ledger: Le
     proxy.swallows = True
     proxy.cut_all()
     assert not can_read(ledger, "bob")
-    reading: Any = ledger._store._reading  # type: ignore[attr-defined]
-    until(lambda: not can_read(ledger, "bob") and reading._connecting is not None)
-    attempt = reading._connecting
+    reader: Any = ledger._store._reader  # type: ignore[attr-defined]
+    until(lambda: not can_read(ledger, "bob") and reader._connecting is not None)
+    attempt = reader._connecting
     for _ in range(1_000):
         assert not can_read(ledger, "bob")
         assert can_read(ledger, "ann")
-    assert reading._connecting is attempt
+    assert reader._connecting is attempt
     proxy.swallows = False
     until(lambda: can_read(ledger, "bob"))
     assert ledger.account(spot("bob")).balance("btc").available == 1000 * 10**8
+
+
+def test_server_that_froze_holds_up_one_read_only(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read that finds the server frozen waits for its answer, and is not repeated; those after it do not wait."""
+    monkeypatch.setattr("spotledger.storage.postgres.reads.READ_PATIENCE_SECONDS", 0.5)
+    with spotledger.open(proxy.url, follow_seconds=None) as ledger:
+        seed(ledger)
+        reader: Any = ledger._store._reader  # type: ignore[attr-defined]
+        backend = reader.ask(lambda session: session.connection.info.backend_pid)
+        os.kill(backend, signal.SIGSTOP)
+        try:
+            proxy.swallows = True
+            with pytest.raises(StoreUnavailable, match="in time"):
+                ledger.holds("ann")
+            with pytest.raises(StoreUnavailable, match="is away"):
+                ledger.holds("ann")
+            proxy.swallows = False
+            until(lambda: can_read(ledger, "bob"))
+        finally:
+            os.kill(backend, signal.SIGCONT)
 
 
 def test_connection_that_was_lost_while_idle_costs_no_read(ledger: Ledger, proxy: Proxy) -> None:

@@ -17,7 +17,7 @@ from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.journal import Entry
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Reverse, Transfer, Unfreeze, Withdraw
 from spotledger.errors import LedgerCorrupt, Refused, SchemaMismatch, SettingInvalid, StoreUnavailable
-from spotledger.ledger.group import Deciding
+from spotledger.ledger.group import Group
 from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.base import Wanted
 from spotledger.storage.postgres.connection import connect
@@ -239,18 +239,18 @@ def test_turn_that_was_lost_while_the_node_decided_is_unavailable_and_no_damage(
     """Another node wrote meanwhile, and memory knows: nothing of the group is written, and the node goes on."""
     node, other = open_node(), open_node()
     seed(node)
-    go_on = Deciding.go_on
+    decide = Group.decide
 
-    def lose_lock(self: Deciding, count: int) -> list[Entry]:
+    def lose_lock(self: Group, count: int) -> list[Entry]:
         monkeypatch.undo()
         end_sessions(postgres_url)
         other.deposit("ann", "btc", "1", key="between", reference="another node")
         until(lambda: node.account(spot("ann")).balance("btc").available == 1001 * 10**8)
         if broken:
             raise LedgerCorrupt("what was decided does not fit")
-        return go_on(self, count)
+        return decide(self, count)
 
-    monkeypatch.setattr(Deciding, "go_on", lose_lock)
+    monkeypatch.setattr(Group, "decide", lose_lock)
     group = [Deposit("d", "ann", "btc", "1"), Freeze("f", "ann", "btc", "2")]
     with pytest.raises(StoreUnavailable, match="the write lock was lost"):
         node.execute(group)

@@ -22,8 +22,8 @@ from spotledger.errors import (
     SchemaMismatch,
     SetupError,
 )
+from spotledger.security.access_keys import KeyRing
 from spotledger.security.cipher import Cipher
-from spotledger.security.keys import KeyRing
 from spotledger.storage.sqlite import copy as sqlite_copy
 from support_archive import (
     MASTER_KEY,

@@ -20,8 +20,8 @@ from spotledger.errors import (
     InvalidRequest,
     SetupError,
 )
+from spotledger.security.access_keys import KeyRing
 from spotledger.security.cipher import Cipher
-from spotledger.security.keys import KeyRing
 from spotledger.security.tokens import Tokens
 from spotledger.storage.sqlite import copy as sqlite_copy
 from spotledger.storage.sqlite.noted_head import NotedHead, read_note

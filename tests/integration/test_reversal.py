@@ -51,7 +51,7 @@ def test_reversed_deposit_goes_back_to_the_outside_world(ledger: Ledger) -> None
 
 
 def test_shortfall_is_owed_and_repaid_first_by_later_deposits(ledger: Ledger) -> None:
-    """What the customer spent is booked to the receivable; deposits repay it before he has any of them."""
+    """What the customer spent is booked to the receivable; later deposits repay it first."""
     deposit = ledger.deposit("ann", "btc", "5", key="d")
     ledger.withdraw("1003", customer="ann", coin="btc", key="w")
     ledger.reverse(deposit.seq, "chargeback", key="r")
@@ -94,7 +94,7 @@ def test_reversed_withdrawal_out_of_a_hold_returns_to_available(ledger: Ledger) 
 
 
 def test_reversed_transfer_comes_back_and_the_receiver_owes_what_is_gone(ledger: Ledger) -> None:
-    """The sender has it all again; who received it owes what he spent."""
+    """The sender has all of it again; the receiver owes what was spent of it."""
     transfer = ledger.transfer("ann", "bob", "btc", "500", key="t")
     ledger.withdraw("1400", customer="bob", coin="btc", key="w")
     ledger.reverse(transfer.seq, "sent in error", key="r")

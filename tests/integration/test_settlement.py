@@ -1,4 +1,4 @@
-"""Settling fills: who pays, who receives, where fees, price improvement and dust go, and what is refused whole."""
+"""Settling fills: who pays and receives, where fees, price improvement and dust go, and what is refused."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_hold_is_used_in_parts_by_many_fills_of_one_group(ledger: Ledger) -> Non
 
 
 def test_both_holds_of_one_customer_come_out_even(ledger: Ledger) -> None:
-    """A customer who trades with himself has what he had, less the fee."""
+    """A customer with both sides of a fill has the same as before, less the fee."""
     ledger.freeze("ann", "btc", "3", key="own-ask")
     before = (_has(ledger, "ann", "btc"), _has(ledger, "ann", "usdt"))
     buyer = SettleSide(HoldKey("bid"), release="rest", fee=CoinAmount("btc", "0.1"))

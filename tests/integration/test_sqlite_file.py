@@ -316,7 +316,7 @@ def test_books_that_are_damaged_are_made_again_and_nothing_wrong_is_said(tmp_pat
             answers.append(everything_of(ledger))
             with pytest.raises(AlreadyReversed):
                 ledger.reverse(deposit.seq, "a test", key="another-reversal")
-            mended = ledger._store.mended  # type: ignore[attr-defined]
+            mended = ledger._store.repairs  # type: ignore[attr-defined]
             assert bool(mended) == (folder is folders[0])
             fill(ledger, 20, "more")
     assert answers[0] == answers[1]
@@ -414,15 +414,15 @@ def test_filter_of_keys_when_written_half_way_is_made_good(tmp_path: Path) -> No
         assert_nothing_twice(ledger, operations)
 
 
-def test_last_start_says_what_it_mended(tmp_path: Path) -> None:
-    """A damaged level of the filter is named, so that an operator can be told."""
+def test_start_logs_what_it_repaired(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A damaged level of the filter is named in the log of the start that fills it again."""
     with open_small(tmp_path) as ledger:
         seed(ledger)
         fill(ledger, 40)
     with raw(tmp_path, "books.db") as connection:
         connection.execute("UPDATE key_filter_page SET bits = zeroblob(length(bits)) WHERE level = 0")
-    with open_small(tmp_path) as ledger:
-        assert ["level 0" in text for text in ledger._store.mended] == [True]  # type: ignore[attr-defined]
+    open_small(tmp_path).close()
+    assert ["level 0" in text for text in caplog.messages] == [True]
 
 
 # --- groups that did not come to their end ----------------------------------------------------------

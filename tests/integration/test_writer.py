@@ -1,4 +1,4 @@
-"""The writer on a real ledger: group commit, its bounds, and callers who come together, go away or meet a full disk."""
+"""The writer on a real ledger: group commit, its limits, concurrent and cancelled callers, and a full disk."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def gate_of(ledger: Any) -> Iterator[Gate]:
         ledger._store._write.set_exec_trace(None)
 
 
-# --- callers who come together ----------------------------------------------------------------------
+# --- concurrent callers -----------------------------------------------------------------------------
 
 
 def test_same_write_at_the_same_instant_is_booked_once(ledger: Ledger) -> None:
@@ -119,7 +119,7 @@ def test_same_key_with_another_amount_at_the_same_instant_is_a_conflict(ledger: 
 
 
 def test_callers_who_come_back_one_after_another_share_a_group_again(ledger: Ledger) -> None:
-    """Who was answered together and asks again some turns of the loop later is in one group with the others."""
+    """Callers answered together that ask again a few loop iterations later are in one group."""
 
     async def test() -> None:
         writer = Writer(ledger, gather_seconds=PATIENCE_SECONDS)
@@ -141,7 +141,7 @@ def test_callers_who_come_back_one_after_another_share_a_group_again(ledger: Led
 
 
 def test_two_callers_who_took_turns_share_a_group(ledger: Ledger) -> None:
-    """Who asks while another's group is written waits for him to come back, so that both are in the next one."""
+    """A caller that asks while another's group is written waits for the other, so that both are in the next group."""
 
     async def test() -> None:
         writer = Writer(ledger, gather_seconds=PATIENCE_SECONDS)
@@ -178,7 +178,7 @@ def test_lone_caller_is_never_made_to_wait_for_others(ledger: Ledger) -> None:
 
 
 def test_caller_whose_companions_stay_away_is_answered_after_the_wait(ledger: Ledger) -> None:
-    """Where nobody else comes any more, the one who did is written when the time is over, and then at once again."""
+    """If no other caller asks, the one that did is written when the wait is over, and without a wait after that."""
 
     async def test() -> None:
         writer = Writer(ledger)
@@ -192,7 +192,7 @@ def test_caller_whose_companions_stay_away_is_answered_after_the_wait(ledger: Le
 
 
 def test_stop_while_a_group_is_gathered_writes_what_is_there(ledger: Ledger) -> None:
-    """A stop does not wait for companions that stay away, and loses nobody who came."""
+    """A stop does not wait for expected callers, and serves everyone who asked."""
 
     async def test() -> None:
         writer = Writer(ledger, gather_seconds=1000 * PATIENCE_SECONDS)
@@ -208,7 +208,7 @@ def test_stop_while_a_group_is_gathered_writes_what_is_there(ledger: Ledger) -> 
 
 
 def test_commit_in_flight_gathers_those_who_wait_into_one_group(ledger: Ledger) -> None:
-    """Whoever comes while a commit is under way shares the next one, up to the limit of a group."""
+    """Requests that arrive during a commit share the next one, up to the limit of a group."""
 
     async def test() -> None:
         writer = Writer(ledger, group_limit=10)
@@ -247,7 +247,7 @@ def test_answers_go_to_those_who_asked(ledger: Ledger) -> None:
 
 
 def test_queue_that_is_full_refuses_at_once_and_loses_nobody(ledger: Ledger) -> None:
-    """Beyond the limit a request is refused with nothing done; those who wait are all served."""
+    """Beyond the limit a request is refused with nothing done; all that wait are served."""
 
     async def test() -> None:
         writer = Writer(ledger, queue_limit=5)
@@ -348,7 +348,7 @@ def test_loop_that_ends_in_the_middle_of_a_commit_leaves_memory_right(ledger: Le
 
 
 def test_writer_that_was_cancelled_tells_its_callers(ledger: Any) -> None:
-    """A caller whose request was taken or waits when the writer's task ends is told so, and so is who comes later."""
+    """When the writer's task ends, every waiting caller gets an error, and so does every later one."""
 
     async def test() -> None:
         writer = Writer(ledger, group_limit=1)
@@ -372,12 +372,12 @@ def test_writer_that_was_cancelled_tells_its_callers(ledger: Any) -> None:
     run(test())
 
 
-# --- callers who go away --------------------------------------------------------------------------
+# --- cancelled callers ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("waits_in_queue", [False, True])
 def test_caller_that_is_cancelled_or_times_out_has_it_done_once(ledger: Ledger, waits_in_queue: bool) -> None:
-    """Who gives up waiting may ask again with the same key; those in the same group are not disturbed."""
+    """A caller that stops waiting can ask again with the same key; others in its group are not disturbed."""
 
     async def test() -> None:
         writer = Writer(ledger)
@@ -403,8 +403,8 @@ def test_caller_that_is_cancelled_or_times_out_has_it_done_once(ledger: Ledger, 
     run(test())
 
 
-def test_exclusive_runs_while_no_commit_does(ledger: Any) -> None:
-    """Whoever writes beside the journal has the connection to himself, and what he raises is his."""
+def test_beside_runs_while_no_commit_does(ledger: Any) -> None:
+    """Whatever writes beside the journal has the connection to itself, and the caller gets what it raises."""
 
     async def test() -> None:
         writer = Writer(ledger)
@@ -413,16 +413,16 @@ def test_exclusive_runs_while_no_commit_does(ledger: Any) -> None:
         with gate_of(ledger) as gate:
             first = asyncio.create_task(writer.submit(deposit("first")))
             await gate.wait()
-            alone = asyncio.create_task(writer.exclusive(lambda: connection.in_transaction))
+            alone = asyncio.create_task(writer.beside(lambda: connection.in_transaction))
             await asyncio.sleep(0.02)
             assert not alone.done()
             gate.opened.set()
             await first
             assert await alone is False
         with pytest.raises(ZeroDivisionError):
-            await writer.exclusive(lambda: 1 // 0)
+            await writer.beside(lambda: 1 // 0)
         many = [asyncio.create_task(writer.submit(deposit(f"k{n}"))) for n in range(20)]
-        states = [await writer.exclusive(lambda: connection.in_transaction) for _ in range(20)]
+        states = [await writer.beside(lambda: connection.in_transaction) for _ in range(20)]
         assert states == [False] * 20
         await asyncio.gather(*many)
         await writer.stop()
@@ -434,7 +434,7 @@ def test_exclusive_runs_while_no_commit_does(ledger: Any) -> None:
 
 
 def test_commit_that_fails_tells_all_and_later_writes_go_on(ledger: Ledger, tmp_path: Path) -> None:
-    """On a full disk every caller of the group is told, reads never showed it, and with room again all goes on."""
+    """On a full disk every caller of the group gets an error, reads never show it, and with space again all goes on."""
 
     async def test() -> None:
         writer = Writer(ledger)
@@ -480,7 +480,7 @@ def test_can_write_stays_false_until_the_disk_takes_something(
 
 
 def test_request_that_breaks_the_program_fails_alone(ledger: Ledger) -> None:
-    """What one caller asks for and the program cannot digest does not fail those who share the group with it."""
+    """A request that breaks the program does not fail the other requests of its group."""
 
     async def test() -> None:
         writer = Writer(ledger)
@@ -503,7 +503,7 @@ def test_request_that_breaks_the_program_fails_alone(ledger: Ledger) -> None:
 
 
 def test_ledger_that_is_corrupt_takes_no_more_writes(ledger: Any) -> None:
-    """Once an invariant is broken each caller is told so, and the writer says that it cannot write."""
+    """Once an invariant is broken every caller gets LedgerCorrupt, and the writer reports that it cannot write."""
 
     async def test() -> None:
         writer = Writer(ledger)

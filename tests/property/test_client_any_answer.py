@@ -7,14 +7,17 @@ import json
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 from hypothesis import given, strategies as st
 
 import support_client as support
 from spotledger.client.exchange import Answer
+from spotledger.client.operator import key_answers, ledger_answers, service_answers
+from spotledger.client.operator.decoding import decode
 from spotledger.client.trader.answers import Outcome, read_accounts, read_balances, read_server_time
 from spotledger.client.trader.core import Core
 from spotledger.client.trader.signing import Credentials, signature
-from spotledger.errors import SpotledgerError
+from spotledger.errors import ProtocolError, SpotledgerError
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
@@ -62,6 +65,27 @@ def test_any_answer_is_read_or_is_one_error_of_the_tree(status: int, headers: di
         with contextlib.suppress(SpotledgerError):
             read(outcome)
     assert outcome.error is None or len(str(outcome.error)) < 1_000
+
+
+KINDS = [
+    kind
+    for module in (key_answers, ledger_answers, service_answers)
+    for kind in vars(module).values()
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct) and msgspec.structs.fields(kind)
+]
+WELL_NAMED = st.sampled_from(KINDS).flatmap(
+    lambda kind: st.tuples(
+        st.just(kind), st.fixed_dictionaries({part.encode_name: JSON for part in msgspec.structs.fields(kind)})
+    )
+)
+
+
+@given(st.tuples(st.sampled_from(KINDS), JSON) | WELL_NAMED)
+def test_any_document_is_decoded_or_is_a_protocol_error(told: tuple[type, Any]) -> None:
+    """Whatever JSON a service answers, a typed answer comes of it or a ProtocolError."""
+    kind, document = told
+    with contextlib.suppress(ProtocolError):
+        assert isinstance(decode(kind, document), kind)
 
 
 @given(

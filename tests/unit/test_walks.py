@@ -1,5 +1,5 @@
 """
-The two walks of `docs/architecture.md`, traced: what one signed read and one deposit pass below the HTTP server.
+The two walks of `docs/architecture.md`, traced: the functions of a signed read and a deposit below the HTTP server.
 
 Every function that is entered is followed, in whichever thread, and its lines are counted once. A *move* goes from a
 function of one file to a function of another; a *return* is a move to a file that was left before. The bounds only go
@@ -26,20 +26,20 @@ from support_operator import operator_api
 from support_public import document, service, signed_query
 
 PACKAGE = Path(spotledger.__file__).parent
-#: The HTTP server and its stand-in within a process are not part of a walk.
+#: The HTTP server and the in-process transport are not part of a walk.
 SERVER = {"http/h1/connection.py", "http/h1/server.py", "http/h1/transport.py"}
 
 
 class Bound(NamedTuple):
-    """What a walk may cost: lines of the functions entered, files, and returns to a file that was left."""
+    """The bounds of a walk: lines of the functions entered, files, and returns to a file that was left."""
 
     lines: int
     files: int
     returns: int
 
 
-READ = Bound(lines=545, files=18, returns=27)
-WRITE = Bound(lines=1307, files=30, returns=106)
+READ = Bound(lines=512, files=17, returns=25)
+WRITE = Bound(lines=1240, files=28, returns=90)
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Walk:
     entered: list[tuple[str, CodeType]] = field(default_factory=list)
 
     def follow(self, frame: FrameType, event: str, _: Any) -> None:
-        """Take a call into account; for `sys.setprofile`."""
+        """Record a call; for `sys.setprofile`."""
         if self.recording and event == "call":
             path = Path(frame.f_code.co_filename)
             if path.is_relative_to(PACKAGE) and (name := path.relative_to(PACKAGE).as_posix()) not in SERVER:
@@ -109,7 +109,7 @@ def lines_of(name: str, first: int) -> range:
 
 @contextmanager
 def followed() -> Iterator[Walk]:
-    """Follow the calls of this thread and of all that begin meanwhile."""
+    """Follow the calls of this thread and of all threads that start meanwhile."""
     walk = Walk()
     before = sys.getprofile()
     threading.setprofile(walk.follow)

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from spotledger.archive.credentials import PAGE, in_pages
-from spotledger.audit.embedded import CLEAN, KnownHead, Progress, Report, audit
+from spotledger.audit.embedded import audit_file
 from spotledger.audit.postgres import audit_database
+from spotledger.audit.report import CLEAN, KnownHead, Progress, Report
 from spotledger.domain.journal import Entry, opened_hold
 from spotledger.errors import LedgerCorrupt, SchemaMismatch
 from spotledger.storage.base import Head, Wanted
@@ -146,7 +147,7 @@ def _audit_both(file: Path, address: str, source: JournalReader, tell: Tell) -> 
         tell("audit of the file", progress.seq, progress.last_seq)
 
     head = source.head
-    report = audit(file, progress=told, known_heads=[KnownHead(head.seq, head.hash)] if head.seq else [])
+    report = audit_file(file, progress=told, known_heads=[KnownHead(head.seq, head.hash)] if head.seq else [])
     if report.verdict != CLEAN:
         found = ", ".join(report.counts) or "; ".join(report.unexamined)
         raise LedgerCorrupt(f"the audit of the file says {report.verdict}: {found}")

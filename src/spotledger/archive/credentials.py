@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from spotledger.errors import DataFolderUnusable, LedgerCorrupt, SpotledgerError
-from spotledger.security.keys import AccessKeyRecord, TokenRecord
+from spotledger.security.access_keys import AccessKeyRecord
+from spotledger.security.tokens import TokenRecord
 from spotledger.storage.sqlite.file import KEYS_FILE
 from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.sqlite.wal import find_damage

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from spotledger.archive.credentials import CameBack, Revoked, read_good, read_revoked
-from spotledger.audit.embedded import CLEAN, KnownHead, Progress, Report, audit
+from spotledger.audit.embedded import audit_file
 from spotledger.audit.findings import Finding
+from spotledger.audit.report import CLEAN, KnownHead, Progress, Report
 from spotledger.clock import now_ms
 from spotledger.errors import (
     BackupDamaged,
@@ -71,7 +72,7 @@ def restore(
     folder: Path,
     master_key: MasterKeySource | None,
     epoch: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
     *,
     credentials_from_backup: bool = False,
 ) -> Restored:
@@ -119,7 +120,7 @@ def restore(
             sealer.seal_all()
         _write_note(staging, facts, new_epoch, made.change, 0 if note is None else note.time_ms)
         came_back = None if revoked else read_good(keys, facts.ledger_id, now_ms())
-        _check_report(audit(journal, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
+        _check_report(audit_file(journal, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
         put_in_place(folder)
     has_token = (folder / TOKEN_FILE).is_file()
     return Restored(facts, new_epoch, master_key is not None, has_token, made.revoked if revoked else None, came_back)

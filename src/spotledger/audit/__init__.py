@@ -1,6 +1,5 @@
 """
-The audit: derive everything from the journal again, and compare it with what the store says.
+The audit: derive everything from the journal again, and compare it with what the store says. It never asks the ledger.
 
-Open ``embedded.py`` first: one audit of a ledger file, from start to verdict. ``postgres.py`` is its twin for a
-database.
+Open ``driver.py`` first, then ``embedded.py`` (a ledger file) and ``postgres.py`` (a database), which are its sources.
 """

@@ -1,4 +1,4 @@
-"""An entry as its bytes say it, decoded as little as an audit needs: units as whole numbers, accounts as pairs."""
+"""Entries as the audit reads them: decoded no further than it needs, units as whole numbers, accounts as pairs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from spotledger.domain import accounts
+
 AVAILABLE: Final = "available"
 FREEZE: Final = "freeze"
 
-AccountRead = tuple[str, str]
+AccountRead = tuple[str, str]  # (customer, kind)
 PostingRead = tuple[AccountRead, str, str, int, int | None]
 BalanceRead = tuple[AccountRead, str, int, int]
 HoldNameRead = str | dict[str, str] | None
 
+#: The house accounts as entries name them.
+EXTERNAL: Final[AccountRead] = (accounts.EXTERNAL.customer, accounts.EXTERNAL.kind)
+FEES: Final[AccountRead] = (accounts.FEES.customer, accounts.FEES.kind)
+DUST: Final[AccountRead] = (accounts.DUST.customer, accounts.DUST.kind)
+
 
 class PlacedRead(NamedTuple):
-    """A posting as its bytes say it: which of the entry's balances it is about, from 0; side, units and hold."""
+    """A posting as stored: the place of its balance among the entry's, from 0; side, units and hold."""
 
     place: int
     side: str
@@ -25,21 +32,21 @@ class PlacedRead(NamedTuple):
 
 
 class AmountRead(msgspec.Struct, gc=False):
-    """An amount of a coin within a request; units are missing where the coin was not known."""
+    """An amount of a coin within a request; ``units`` is missing if the coin was unknown."""
 
     coin: str
     units: int | None = None
 
 
 class AccountOfRequest(msgspec.Struct, gc=False):
-    """Where a transfer goes from, or to."""
+    """The source or the target of a transfer."""
 
     customer: str
     account: str
 
 
 class SideRead(msgspec.Struct, gc=False):
-    """One side of a settlement's request."""
+    """One side in the request of a settlement."""
 
     hold: HoldNameRead = None
     fee: AmountRead | None = None
@@ -49,9 +56,9 @@ class SideRead(msgspec.Struct, gc=False):
 
 
 class RequestRead(msgspec.Struct, gc=False):
-    """A canonical request: what any operation's may hold. Its operation is the entry's kind."""
+    """A canonical request, with the fields of all operations; the entry's kind says which operation it is."""
 
-    #: Neither stands in a request of the only format that there is.
+    #: Neither is in a request of the only format that exists.
     format: Any = None
     op: Any = None
     coin: str | None = None
@@ -72,10 +79,6 @@ class RequestRead(msgspec.Struct, gc=False):
     buyer: SideRead | None = None
     seller: SideRead | None = None
 
-    def is_of_the_format(self) -> bool:
-        """Say whether the request is of the only format that there is."""
-        return self.op is None and self.format is None
-
 
 class EntryRead(msgspec.Struct, gc=False):
     """One entry."""
@@ -91,23 +94,23 @@ class EntryRead(msgspec.Struct, gc=False):
     refusal: dict[str, Any] | None = None
     happened_ms: int | None = None
 
-    def lines(self) -> tuple[PostingRead, ...]:
-        """Return the postings with account and coin of each; of an entry that :meth:`is_placed`."""
+    def full_postings(self) -> tuple[PostingRead, ...]:
+        """Return the postings, each with its account and coin; the entry has to be :meth:`is_placed`."""
         balances = self.balances
         return tuple([(*balances[place][:2], side, units, hold) for place, side, units, hold in self.postings])
 
     def is_placed(self) -> bool:
-        """Say whether each posting is about a balance that the entry has."""
+        """Say whether the entry has a balance for each of its postings."""
         count = len(self.balances)
         return all(0 <= posting[0] < count for posting in self.postings)
 
 
-#: Not strict: the units stand in the journal as decimal text.
+#: Not strict, because units are stored as decimal text.
 decode = msgspec.json.Decoder(EntryRead, strict=False).decode
 
 
 def decoded(body: bytes) -> EntryRead | None:
-    """Return the entry that *body* is, or None where it is none."""
+    """Return the entry that *body* holds, or None if it holds none."""
     try:
         entry = decode(body)
     except (msgspec.DecodeError, RecursionError):
@@ -116,5 +119,5 @@ def decoded(body: bytes) -> EntryRead | None:
 
 
 def named(name: HoldNameRead, hold_id: int | None) -> bool:
-    """Say whether *name* can name the hold; by its key it can be any."""
+    """Say whether *name* can name the hold: its id, or a key, which can name any hold."""
     return isinstance(name, dict) or name == str(hold_id)

@@ -1,4 +1,4 @@
-"""What an audit can find, by stable codes, and the capped list of what it found."""
+"""The codes of what an audit can find, and the bounded list of what it found."""
 
 from __future__ import annotations
 
@@ -10,97 +10,97 @@ from typing import Any, Final, NamedTuple
 from spotledger.storage.sqlite.file import BOOKS_FILE, KEYS_FILE
 from spotledger.storage.sqlite.raw import Damaged, Unreadable
 
-#: Findings that a report lists, altogether and of one code; the others are counted.
+#: The most findings that a report lists, in all and of one code; all of them are counted.
 FINDINGS_LIMIT: Final = 200
 FINDINGS_OF_A_CODE: Final = 20
 UNEXAMINED_LIMIT: Final = 20
 _TEXT_LIMIT: Final = 200
 
-#: Every code and what it says. Programs may rely on the codes; new ones may be added.
+#: Every code and its meaning. The codes are stable; new ones may be added.
 CODES: Final[dict[str, str]] = {
     # the journal as a chain
-    "ledger_row_missing": "The row that says which ledger this is, is missing.",
+    "ledger_row_missing": "The row that identifies the ledger is missing.",
     "head_missing": "The row of the journal's head is missing.",
     "head_differs": "The head is not the last entry.",
     "journal_cut": "The journal ends before its head.",
-    "entry_beyond_head": "The journal goes on after its head.",
-    "known_head_differs": "An entry has another hash than the one that was noted of it before.",
-    "trigger_changed": "A trigger that keeps the journal from being changed is missing or is another.",
-    "schema_changed": "A table, an index or a view is missing or is another, or an index or a trigger was added.",
-    "ledger_row_wrong": "The row that says which ledger this is says what cannot be.",
-    "backup_differs": "A backup says that it ends with another entry than it does.",
-    "file_damaged": "A file is no database of a ledger, or has no checksums on its pages.",
-    "page_damaged": "A page of a file, or what stands in it, does not check.",
-    "structure_damaged": "SQLite's own check finds that pages, rows or indexes contradict each other.",
+    "entry_beyond_head": "The journal has entries after its head.",
+    "known_head_differs": "An entry has another hash than was noted of it earlier.",
+    "trigger_changed": "A trigger that protects the journal is missing or changed.",
+    "schema_changed": "A table, index or view is missing or changed, or an index or trigger was added.",
+    "ledger_row_wrong": "The row that identifies the ledger has impossible values.",
+    "backup_differs": "A backup names another last entry than it has.",
+    "file_damaged": "A file is not a database of a ledger, or its pages have no checksums.",
+    "page_damaged": "A page of a file does not match its checksum, or its content is malformed.",
+    "structure_damaged": "SQLite's own check finds pages, rows or indexes that contradict each other.",
     "log_damaged": "A write-ahead log is damaged before its end.",
     "note_differs": "The journal is not the one whose head was noted.",
-    "note_damaged": "A slot of the noted head is damaged, or both are.",
+    "note_damaged": "One or both slots of the noted head are damaged.",
     "entry_missing": "Entries are missing from the numbering.",
-    "entry_out_of_place": "An entry stands under another number than its own.",
-    "entry_unreadable": "An entry cannot be read, or is not of the form of one.",
-    "chain_broken": "The hash of an entry does not follow from the one before it and its content.",
-    "time_falls": "An entry was booked before the one in front of it.",
+    "entry_out_of_place": "An entry is stored under another number than its own.",
+    "entry_unreadable": "An entry cannot be decoded.",
+    "chain_broken": "The hash of an entry does not follow from its content and the hash before it.",
+    "time_falls": "An entry was booked earlier than the entry before it.",
     # what an entry says
     "kind_unknown": "An entry is of a kind that no operation has.",
-    "key_malformed": "An entry's idempotency key is none that could have been given.",
+    "key_malformed": "An entry's idempotency key could not have been accepted.",
     "key_repeated": "Two entries have the same idempotency key.",
     "refusal_malformed": "A kept refusal has no known code, or has postings.",
     "coin_listed_wrong": "A listing of a coin is malformed, or the coin was listed before.",
-    "customer_registered_wrong": "A registering is malformed, or the customer was registered before.",
+    "customer_registered_wrong": "A registration is malformed, or the customer was registered before.",
     "coin_unknown": "An entry moves a coin that was not listed before.",
-    "customer_unknown": "An entry moves money of somebody who was not registered before.",
-    "not_zero_sum": "The postings of an entry do not add up to zero for a coin.",
-    "below_zero": "An entry takes a balance below zero that may not be.",
+    "customer_unknown": "An entry moves money of a customer who was not registered before.",
+    "not_zero_sum": "The postings of an entry do not sum to zero for a coin.",
+    "below_zero": "An entry takes a balance below zero that must not be.",
     "balance_after_differs": "The balances after an entry are not those before it plus its postings.",
-    "hold_unknown": "An entry uses a hold that is not open: it never was, or was used up before.",
+    "hold_unknown": "An entry uses a hold that is not open: it never was, or is used up.",
     "hold_misused": "An entry's posting and its hold do not belong together.",
-    "hold_overdrawn": "An entry uses more of a hold than remained.",
-    "hold_after_differs": "What remains of holds after an entry is not what remained before less what it used.",
-    "hold_expired_early": "A hold was let expire before its time, or has none.",
-    "hold_used_late": "An entry uses a hold whose time had come.",
+    "hold_overdrawn": "An entry uses more of a hold than remains.",
+    "hold_after_differs": "What remains of holds after an entry is not what remained before minus what it used.",
+    "hold_expired_early": "A hold was expired before its time, or never expires.",
+    "hold_used_late": "An entry uses a hold after its time.",
     "request_differs": "The postings of an entry are not what its kept request asks for.",
-    "reversal_wrong": "A reversal is not the opposite of an entry that could be reversed.",
+    "reversal_wrong": "A reversal is not the opposite of an entry that can be reversed.",
     "reversed_twice": "An entry was reversed twice.",
-    "freeze_unexplained": "What is frozen is not what remains of the open holds.",
-    "coin_not_balanced": "A coin does not add up to zero over all accounts.",
+    "freeze_unexplained": "The frozen amount is not what remains of the open holds.",
+    "coin_not_balanced": "A coin does not sum to zero over all accounts.",
     # what is derived, beside the journal
     "books_differ": "The books are of another ledger, or of another history.",
-    "bucket_damaged": "A bucket of keys or of the history is missing, or does not fit its checksum.",
-    "bucket_sum_differs": "The rows of a bucket are not those that its digest was made of.",
-    "count_differs": "The books have another number of rows than they say, or other ones.",
-    "access_key_malformed": "An access key or a token is malformed, or of another ledger, or of nobody registered.",
-    "access_keys_behind": "The access keys are behind the last change that was noted, or are not there.",
-    "sealed_to_wrong": "The last sealed entry is none that can be.",
-    "rows_beyond_journal": "A derived table has rows of segments that cannot have been sealed.",
-    "key_row_missing": "A key of the journal is not in the table of keys.",
-    "key_row_extra": "The table of keys has a key that the journal has not.",
-    "history_row_missing": "What touched an account and coin in a segment is not in the history.",
+    "bucket_damaged": "A bucket of keys or of the history is missing or does not match its checksum.",
+    "bucket_sum_differs": "The rows of a bucket do not match its count and digest.",
+    "count_differs": "The books do not have the rows that they count.",
+    "access_key_malformed": "An access key or a token is malformed, or of another ledger or an unknown customer.",
+    "access_keys_behind": "The access keys are older than their last noted change, or missing.",
+    "sealed_to_wrong": "The last sealed entry is not one that can be.",
+    "rows_beyond_journal": "A derived table has rows of segments that cannot be sealed yet.",
+    "key_row_missing": "A key of the journal is missing from the table of keys.",
+    "key_row_extra": "The table of keys has a key that is not in the journal.",
+    "history_row_missing": "An account and coin that a segment touched is missing from its history.",
     "history_row_extra": "The history has a row of an account and coin that no entry of the segment touched.",
     "history_row_differs": "The history names other entries than those that touched the account and coin.",
-    "hold_row_missing": "A hold is not in the table of holds.",
-    "hold_row_extra": "The table of holds has one that no entry opened.",
-    "hold_row_differs": "The table of holds says something else of a hold than the entries.",
-    "hold_owner_row_missing": "A hold is not in the table of whose holds there are.",
-    "hold_owner_row_extra": "The table of whose holds there are has one too many.",
-    "balance_row_missing": "A balance is not in the table of balances.",
-    "balance_row_extra": "The table of balances has one that no entry led to.",
-    "balance_row_differs": "The table of balances has another balance than the entries.",
-    "coin_row_missing": "A coin is not in the table of coins.",
-    "coin_row_extra": "The table of coins has one that was never listed.",
-    "coin_row_differs": "The table of coins has another scale, or entry, than the listing.",
-    "customer_row_missing": "A customer is not in the table of customers.",
-    "customer_row_extra": "The table of customers has one that was never registered.",
-    "customer_row_differs": "The table of customers names another entry than the registering.",
-    "reversal_row_missing": "A reversal is not in the table of reversals.",
-    "reversal_row_extra": "The table of reversals has one that never was.",
-    "reversal_row_differs": "The table of reversals names another entry than the reversal.",
-    "filter_level_damaged": "A level of the filter of known keys is malformed, or covers what it cannot.",
-    "filter_page_damaged": "A page of the filter of known keys is missing or does not fit its checksum.",
-    "filter_key_missing": "A known key is not in the filter, so it could be booked twice.",
+    "hold_row_missing": "A hold is missing from the table of holds.",
+    "hold_row_extra": "The table of holds has a hold that no entry opened.",
+    "hold_row_differs": "A row in the table of holds differs from what the entries say.",
+    "hold_owner_row_missing": "A hold is missing from the table of holds by customer.",
+    "hold_owner_row_extra": "The table of holds by customer has a hold too many.",
+    "balance_row_missing": "A balance is missing from the table of balances.",
+    "balance_row_extra": "The table of balances has a balance that no entry led to.",
+    "balance_row_differs": "A row in the table of balances differs from what the entries lead to.",
+    "coin_row_missing": "A coin is missing from the table of coins.",
+    "coin_row_extra": "The table of coins has a coin that was never listed.",
+    "coin_row_differs": "A row in the table of coins has another scale or entry than the listing.",
+    "customer_row_missing": "A customer is missing from the table of customers.",
+    "customer_row_extra": "The table of customers has a customer who was never registered.",
+    "customer_row_differs": "A row in the table of customers names another entry than the registration.",
+    "reversal_row_missing": "A reversal is missing from the table of reversals.",
+    "reversal_row_extra": "The table of reversals has a reversal that no entry made.",
+    "reversal_row_differs": "A row in the table of reversals names another entry than the reversal.",
+    "filter_level_damaged": "A level of the filter of known keys is malformed, or covers segments that it cannot.",
+    "filter_page_damaged": "A page of the filter of known keys is missing or does not match its checksum.",
+    "filter_key_missing": "A known key is missing from the filter, so it could be booked twice.",
 }
 
 
-#: What to do, by what is damaged. A finding about a whole file begins its place with the file's name.
+#: Findings about a whole file; their ``where`` begins with the name of the file.
 _ABOUT_FILES: Final = frozenset({"file_damaged", "page_damaged", "structure_damaged", "schema_changed"})
 _OF_BOOKS: Final = frozenset(list(CODES)[list(CODES).index("books_differ") :]) - {
     "access_key_malformed",
@@ -108,6 +108,7 @@ _OF_BOOKS: Final = frozenset(list(CODES)[list(CODES).index("books_differ") :]) -
 }
 _OF_KEYS: Final = frozenset({"access_key_malformed", "access_keys_behind"})
 _OF_END: Final = frozenset({"log_damaged", "note_differs", "note_damaged", "journal_cut"})
+#: What to do, by the part that is damaged.
 _ADVICE: Final = {
     "journal": "The journal is damaged. Keep a copy of the data folder, and restore the newest backup whose audit is"
     " clean: spotledger restore",
@@ -118,7 +119,7 @@ _ADVICE: Final = {
 
 
 class Finding(NamedTuple):
-    """One thing that is not as it should be: where, what was found, and what was expected."""
+    """One fault: where it is, what was found, and what was expected."""
 
     code: str
     seq: int | None
@@ -128,36 +129,36 @@ class Finding(NamedTuple):
 
 
 class Findings:
-    """All findings of one audit: the first of each code in a list, all of them counted."""
+    """The findings of one audit: all are counted, and the first of each code are listed."""
 
     def __init__(self) -> None:
         self.listed: list[Finding] = []
         self.counts: Counter[str] = Counter()
-        #: What could not be looked at, and why.
+        #: What could not be examined, and why.
         self.unexamined: list[str] = []
 
     def add(self, code: str, seq: int | None, where: str, found: Any, expected: Any) -> None:
         """
-        Note one finding.
+        Add one finding.
 
         Args:
             code: One of :data:`CODES`.
             seq: The entry that it is about, or None.
-            where: The part of the entry, or the table and the row.
-            found: What is there; a text as it is, other values in Python's form.
-            expected: What should be.
+            where: The part of the entry, or the table and row.
+            found: What is there: text as it is, bytes in hex, other values as Python writes them; 200 characters of it.
+            expected: What should be there, likewise.
         """
         self.counts[code] += 1
         if self.counts[code] <= FINDINGS_OF_A_CODE and len(self.listed) < FINDINGS_LIMIT:
             self.listed.append(Finding(code, seq, where, _shown(found), _shown(expected)))
 
     def leave_out(self, why: str) -> None:
-        """Note that something could not be looked at; a report with such a note is never clean."""
+        """Note what could not be examined, and why; a report with such a note is never clean."""
         if why not in self.unexamined and len(self.unexamined) <= UNEXAMINED_LIMIT:
             self.unexamined.append(why if len(self.unexamined) < UNEXAMINED_LIMIT else "and more")
 
     def unreadable(self, error: Unreadable, segment: int | None = None, code: str = "page_damaged") -> None:
-        """Note that something could not be read: as a finding where it does not check, else as not looked at."""
+        """Note what could not be read: as a finding if it is damaged, else as unexamined."""
         where = str(error) if segment is None else f"{error} (segment {segment})"
         if isinstance(error, Damaged):
             self.add(code, None, where, "does not check", "what was written")
@@ -166,17 +167,17 @@ class Findings:
 
     @contextmanager
     def noting(self, what: str) -> Iterator[None]:
-        """Note what a block could not look at, and go on after it: *what* says what it is about."""
+        """Note what the block could not examine, and go on after it; *what* says what the block is about."""
         try:
             yield
         except Unreadable as error:
             self.unreadable(error)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            # The values of some row are not of its table's types; SQLite's own check has named them.
+            # Some row has values of other types than its columns; SQLite's own check has named it.
             self.leave_out(f"{what}: values that are not of the schema ({type(error).__name__}: {error})")
 
     def __len__(self) -> int:
-        """Return how many there are, listed or not."""
+        """Return how many findings there are, listed or not."""
         return sum(self.counts.values())
 
 
@@ -189,14 +190,14 @@ def _shown(value: Any) -> str:
 
 
 def advice_on(findings: Findings) -> list[str]:
-    """Return what to do about *findings*, in words."""
+    """Return what to do about *findings*, as sentences."""
     found = {_part_of(code, None) for code in findings.counts if code not in _ABOUT_FILES}
     found |= {_part_of(finding.code, finding.where) for finding in findings.listed if finding.code in _ABOUT_FILES}
     return [text for part, text in _ADVICE.items() if part in found]
 
 
 def _part_of(code: str, where: str | None) -> str:
-    """Return which part of a ledger a finding is about, as the advice has it."""
+    """Return which part of the ledger, a key of the advice, a finding is about."""
     if where is not None:
         return "books" if BOOKS_FILE in where else "keys" if KEYS_FILE in where else "journal"
     if code in _OF_BOOKS:

@@ -1,12 +1,10 @@
 """
-The pass of an audit over the entries: everything about money is derived from them again, in order, once.
+The pass of an audit over the entries: it reads them once, in order, and derives everything about money again.
 
-It keeps what stands at the entry that was read last (a line for each account and coin, the open holds), and, of the
-segment that is being read, what its derived tables should say. Both are bounded: by the accounts that ever had
-something, by the holds that are open, by the size of a segment.
+It keeps the books after the last entry read, and what the derived tables of the current segment should contain. Memory
+is bounded by the accounts that were ever used, the open holds and the size of a segment.
 
-Where something is wrong it is noted, and what the journal says is taken over, so that one fault is not found again in
-all that follows.
+A fault is noted, and the value in the journal is taken over, so that one fault is not found again in every later entry.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ import msgspec
 from spotledger.audit.books import BooksRead
 from spotledger.audit.entries import EntryRead, decode, decoded
 from spotledger.audit.findings import Findings
-from spotledger.audit.quick import SHORTCUTS
 from spotledger.audit.requests import CHECKS
+from spotledger.audit.shortcuts import SHORTCUTS
 from spotledger.domain.amounts import MAX_SCALE
 from spotledger.errors import Kept
 
@@ -31,36 +29,36 @@ _WITHOUT_POSTINGS: Final = frozenset({"list_coin", "register_customer"})
 
 
 class JournalPass(BooksRead):
-    """The state of the pass; :meth:`take` reads on."""
+    """The state of the pass; :meth:`take` continues it."""
 
     def __init__(self, findings: Findings, genesis: bytes, entry_at: Callable[[int], bytes | None]) -> None:
         """
         Start before the first entry.
 
         Args:
-            findings: Where faults are noted.
+            findings: Faults are added to it.
             genesis: The hash that the first entry is chained to.
-            entry_at: Returns the body of an entry that was read before, for what is rarely asked.
+            entry_at: Returns the body of an earlier entry, or None; called rarely.
         """
         super().__init__(findings)
         self._entry_at = entry_at
         self.booked_ms = 0
-        #: The hash of the last entry as it is kept; None where the entry is missing.
+        #: The stored hash of the last entry; None if the entry is missing.
         self.link: bytes | None = genesis
         self.reversals: dict[int, int] = {}
         self.postings = self.refusals = 0
-        #: The digests of the keys since the last segment that was compared with its tables.
+        #: The digests of the keys since the last comparison of a segment with its tables, and their entries.
         self.keys: dict[bytes, int] = {}
 
     def forget_collected(self) -> None:
-        """Forget what was collected of the entries: their tables are compared."""
+        """Forget what was collected, once it is compared with the tables."""
         super().forget_collected()
         self.keys.clear()
 
     # --- the chain --------------------------------------------------------------------------------------
 
     def take(self, rows: list[tuple[int, bytes, bytes]], last: int) -> None:
-        """Take the entries in *rows*, which are all that there are up to *last*, in order."""
+        """Take the entries in *rows*, all that the journal has up to *last*, in order."""
         entries = self._sound(rows, last)
         if entries is None:
             self._take_each(rows, last)
@@ -71,38 +69,43 @@ class JournalPass(BooksRead):
 
     def _sound(self, rows: list[tuple[int, bytes, bytes]], last: int) -> list[EntryRead] | None:
         """
-        Return the entries in *rows* where none is missing, and their chain, times and keys are as they should be.
+        Take the chain, times and keys of *rows*, and return their entries, if no entry is missing and all is in order.
 
-        All of them are compared as wholes; None where anything differs.
+        The rows are compared as a whole. If anything differs, nothing is taken and None is returned.
         """
-        first = self.seq + 1
-        if self.link is None or len(rows) != last - self.seq or not rows or rows[-1][0] != last:
-            return None
-        seqs, bodies, hashes = zip(*rows, strict=True)
-        links = (self.link, *hashes[:-1])
-        if {*map(type, bodies), *map(type, hashes)} != {bytes}:
-            return None
-        if [sha256(link + body).digest() for link, body in zip(links, bodies, strict=True)] != list(hashes):
+        if not self._is_chained(rows, last):
             return None
         try:
-            entries = [decode(body) for body in bodies]
+            entries = [decode(body) for _, body, _ in rows]
         except (msgspec.DecodeError, RecursionError):
             return None
-        times = [entry.booked_ms for entry in entries]
-        if (
-            seqs != tuple(range(first, last + 1))
-            or seqs != tuple([entry.seq for entry in entries])
-            or times != sorted(times)
-            or times[0] < self.booked_ms
-            or not all(entry.request.is_of_the_format() for entry in entries)
-            or not self._take_keys(entries, seqs)
-        ):
+        if not self._is_in_order(entries) or not self._take_keys(entries):
             return None
-        self.booked_ms, self.link = times[-1], hashes[-1]
+        self.booked_ms, self.link = entries[-1].booked_ms, rows[-1][2]
         return entries
 
-    def _take_keys(self, entries: list[EntryRead], seqs: tuple[int, ...]) -> bool:
-        """Take the keys of all *entries*, if each is well-formed and new to the segment; else none of them."""
+    def _is_chained(self, rows: list[tuple[int, bytes, bytes]], last: int) -> bool:
+        """Say whether *rows* are all entries up to *last*, each with the hash that its content leads to."""
+        if self.link is None or not rows:
+            return False
+        seqs, bodies, hashes = zip(*rows, strict=True)
+        if len(rows) != last - self.seq or seqs != tuple(range(self.seq + 1, last + 1)):
+            return False
+        if {*map(type, bodies), *map(type, hashes)} != {bytes}:
+            return False
+        links = (self.link, *hashes[:-1])
+        return [sha256(link + body).digest() for link, body in zip(links, bodies, strict=True)] == list(hashes)
+
+    def _is_in_order(self, entries: list[EntryRead]) -> bool:
+        """Say whether the numbers, times and formats of *entries*, the next ones, are right."""
+        first = self.seq + 1
+        times = [self.booked_ms, *[entry.booked_ms for entry in entries]]
+        others = [entry for entry in entries if entry.request.op is not None or entry.request.format is not None]
+        seqs = [entry.seq for entry in entries]
+        return not others and times == sorted(times) and seqs == list(range(first, first + len(entries)))
+
+    def _take_keys(self, entries: list[EntryRead]) -> bool:
+        """Take the keys of *entries* if each is well-formed and new to the segment, else none of them."""
         keys = [entry.key for entry in entries]
         together = "".join(keys)
         if not together.isascii() or not together.isprintable() or len(max(keys, key=len)) > _KEY_LENGTH or "" in keys:
@@ -110,19 +113,19 @@ class JournalPass(BooksRead):
         if " " in together and any((" " in entry.key) != (entry.kind == "expire") for entry in entries):
             return False
         digests = [blake2b(key, digest_size=_DIGEST_BYTES).digest() for key in map(str.encode, keys)]
-        new = dict(zip(digests, seqs, strict=True))
+        new = dict(zip(digests, range(self.seq + 1, self.seq + 1 + len(keys)), strict=True))
         if len(new) < len(keys) or not self.keys.keys().isdisjoint(digests):
             return False
         self.keys.update(new)
         return True
 
     def _take_each(self, rows: list[tuple[int, bytes, bytes]], last: int) -> None:
-        """Take the entries in *rows* one by one, and name what is wrong."""
+        """Take the entries in *rows* one by one, and note what is wrong."""
         seq, link = self.seq, self.link
         for row_seq, body, kept_hash in rows:
             seq += 1
             if row_seq != seq:
-                self._missing(seq, row_seq - 1)
+                self._note_missing(seq, row_seq - 1)
                 seq, link = row_seq, None
             if not isinstance(body, bytes) or not isinstance(kept_hash, bytes):
                 self._note("entry_unreadable", seq, "row", f"{type(body)}, {type(kept_hash)}", "a text and a hash")
@@ -137,18 +140,19 @@ class JournalPass(BooksRead):
                 self._note("entry_unreadable", seq, "body", str(error), "an entry")
                 continue
             self.seq = seq
-            self._enter(entry)
+            self._check_header(entry)
+            self._book(entry)
         if seq < last:
-            self._missing(seq + 1, last)
+            self._note_missing(seq + 1, last)
             seq, link = last, None
         self.seq, self.link = seq, link
 
-    def _missing(self, first: int, last: int) -> None:
+    def _note_missing(self, first: int, last: int) -> None:
         self._note("entry_missing", first, "journal", f"no entries {first} to {last}", "entries without a gap")
 
-    def _enter(self, entry: EntryRead) -> None:
-        seq, key, kind = self.seq, entry.key, entry.kind
-        booked_ms = entry.booked_ms
+    def _check_header(self, entry: EntryRead) -> None:
+        """Check and take over the number, time and key of *entry*, and check the format of its request."""
+        seq, key, booked_ms = self.seq, entry.key, entry.booked_ms
         if entry.seq != seq:
             self._note("entry_out_of_place", seq, "seq", f"entry {entry.seq}", f"entry {seq}")
         if booked_ms < self.booked_ms:
@@ -156,59 +160,62 @@ class JournalPass(BooksRead):
         self.booked_ms = booked_ms
         digest = blake2b(key.encode(errors="replace"), digest_size=_DIGEST_BYTES).digest()
         if digest in self.keys:
-            self._note("key_repeated", seq, "key", key, f"a key that entry {self.keys[digest]} has not")
+            self._note("key_repeated", seq, "key", key, f"another key than entry {self.keys[digest]}")
         self.keys[digest] = seq
-        if (" " in key) != (kind == "expire") or not (
-            0 < len(key) <= _KEY_LENGTH and key.isascii() and key.isprintable()
-        ):
+        is_printable = 0 < len(key) <= _KEY_LENGTH and key.isascii() and key.isprintable()
+        if not is_printable or (" " in key) != (entry.kind == "expire"):
             self._note("key_malformed", seq, "key", key, "1 to 64 printable ASCII characters without blanks")
         request = entry.request
-        if not request.is_of_the_format():
+        if request.op is not None or request.format is not None:
             self._note("request_differs", seq, "request", f"{request.format}, {request.op}", "neither format nor op")
-        self._book(entry)
 
     def _book(self, entry: EntryRead) -> None:
-        """Take what an entry says of money, coins and customers."""
+        """Apply what an entry does to balances, holds, coins and customers."""
         if entry.refusal is not None:
             self._refusal(entry, entry.refusal)
-        elif entry.postings:
-            self.postings += len(entry.postings)
-            quick = SHORTCUTS.get(entry.kind)
-            lines = quick(self, entry) if quick is not None else None
-            if not lines and not entry.is_placed():
-                found = "a posting about a balance that is not there"
-                self._note("entry_unreadable", self.seq, "postings", found, "one of the balances of the entry")
-                return
-            if quick is not None and not lines and self.bring_up(entry):
-                lines = quick(self, entry)
-            if lines:
-                self.take_over(entry, lines)
-                return
-            try:
-                self._post(entry)
-            except ValueError:  # Python writes no number of more than 4,300 digits
-                self._note("entry_unreadable", self.seq, "units", "numbers too long to write", "less than 10^38")
-        else:
+        elif not entry.postings:
             self._without_postings(entry)
+        else:
+            self.postings += len(entry.postings)
+            shortcut = SHORTCUTS.get(entry.kind)
+            lines = None if shortcut is None else shortcut(self, entry)
+            if lines is None:
+                self._book_in_parts(entry)
+            else:
+                self.take_over(entry, lines)
+
+    def _book_in_parts(self, entry: EntryRead) -> None:
+        """Apply an entry that no shortcut accepts until its lines are known, or at all; check it part by part."""
+        if not entry.is_placed():
+            found, expected = "a posting of a missing balance", "one of the balances of the entry"
+            self._note("entry_unreadable", self.seq, "postings", found, expected)
+            return
+        if entry.kind not in CHECKS:
+            self._note_unknown_kind(entry.kind)
+        shortcut = SHORTCUTS.get(entry.kind)
+        if self.learn(entry) and shortcut is not None and (lines := shortcut(self, entry)) is not None:
+            self.take_over(entry, lines)
+            return
+        try:
+            self._post(entry)
+        except ValueError:  # Python writes no number of more than 4,300 digits
+            self._note("entry_unreadable", self.seq, "units", "numbers too long to write", "less than 10^38")
 
     def _post(self, entry: EntryRead) -> None:
-        check = CHECKS.get(entry.kind)
-        if check is None:
-            self._note("kind_unknown", self.seq, "kind", entry.kind, f"one of {', '.join(CHECKS)}")
-        self.bring_up(entry)
         self.post(entry)
+        check = CHECKS.get(entry.kind)
         if check is not None and (expected := check(entry, self)) is not None:
             code = "reversal_wrong" if entry.kind == "reverse" else "request_differs"
-            self._note(code, self.seq, "postings", str(entry.lines()), expected)
+            self._note(code, self.seq, "postings", str(entry.full_postings()), expected)
 
-    # --- entries without ----------------------------------------------------------------------------------
+    # --- entries without postings -------------------------------------------------------------------------
 
     def _refusal(self, entry: EntryRead, refusal: dict[str, Any]) -> None:
         self.refusals += 1
         if entry.postings or entry.balances or entry.holds:
             self._note("refusal_malformed", self.seq, "postings", "a refusal with postings", "none")
         if entry.kind not in CHECKS and entry.kind not in _WITHOUT_POSTINGS:
-            self._note("kind_unknown", self.seq, "kind", entry.kind, f"one of {', '.join(CHECKS)}")
+            self._note_unknown_kind(entry.kind)
         formed = (
             isinstance(refusal.get("code"), str)
             and refusal["code"] in _KEPT_CODES
@@ -219,41 +226,47 @@ class JournalPass(BooksRead):
             self._note("refusal_malformed", self.seq, "refusal", refusal, "code, detail and details of a kept refusal")
 
     def _without_postings(self, entry: EntryRead) -> None:
-        request, seq = entry.request, self.seq
         if entry.balances or entry.holds:
-            self._note("balance_after_differs", seq, "balances", "balances or holds", "none where nothing is posted")
-        if entry.kind == "list_coin":
-            coin, scale = request.coin, request.scale
-            if coin is None or scale is None or not 0 <= scale <= MAX_SCALE or coin in self.coins:
-                self._note(
-                    "coin_listed_wrong", seq, "request", f"{coin} with scale {scale}", "a coin, once, scale 0-18"
-                )
-            if coin is not None and scale is not None:
-                self.coins.setdefault(coin, (scale, seq))
-        elif entry.kind == "register_customer":
-            customer = request.customer
-            if customer is None or customer in self.customers:
-                self._note("customer_registered_wrong", seq, "request", customer, "a customer, once")
-            else:
-                self.customers[customer] = seq
-        elif entry.kind in CHECKS:
-            if entry.kind != "reverse":
-                self._note("request_differs", seq, "postings", "none", f"those of a {entry.kind}")
-                return
-            if (expected := CHECKS["reverse"](entry, self)) is not None:
-                self._note("reversal_wrong", seq, "postings", "none", expected)
+            found, expected = "balances or holds", "none without postings"
+            self._note("balance_after_differs", self.seq, "balances", found, expected)
+        match entry.kind:
+            case "list_coin":
+                self._list_coin(entry.request.coin, entry.request.scale)
+            case "register_customer":
+                self._register(entry.request.customer)
+            case "reverse":
+                if (expected_postings := CHECKS["reverse"](entry, self)) is not None:
+                    self._note("reversal_wrong", self.seq, "postings", "none", expected_postings)
+            case kind if kind in CHECKS:
+                self._note("request_differs", self.seq, "postings", "none", f"those of a {kind}")
+            case kind:
+                self._note_unknown_kind(kind)
+
+    def _list_coin(self, coin: str | None, scale: int | None) -> None:
+        if coin is None or scale is None or not 0 <= scale <= MAX_SCALE or coin in self.coins:
+            found, expected = f"{coin} with scale {scale}", f"a coin, once, scale 0-{MAX_SCALE}"
+            self._note("coin_listed_wrong", self.seq, "request", found, expected)
+        if coin is not None and scale is not None:
+            self.coins.setdefault(coin, (scale, self.seq))
+
+    def _register(self, customer: str | None) -> None:
+        if customer is None or customer in self.customers:
+            self._note("customer_registered_wrong", self.seq, "request", customer, "a customer, once")
         else:
-            self._note("kind_unknown", seq, "kind", entry.kind, f"one of {', '.join(CHECKS)}")
+            self.customers[customer] = self.seq
+
+    def _note_unknown_kind(self, kind: str) -> None:
+        self._note("kind_unknown", self.seq, "kind", kind, f"one of {', '.join(CHECKS)}")
 
     # --- what the checks of requests ask --------------------------------------------------------------------
 
     def earlier(self, seq: int) -> EntryRead | None:
-        """Return an entry before the one that is being read, or None where it cannot be read."""
+        """Return an entry before the current one, or None if it cannot be read."""
         body = self._entry_at(seq) if 0 < seq < self.seq else None
         return None if body is None else decoded(body)
 
     def reverse(self, seq: int) -> None:
-        """Remember that the entry that is being read reverses the entry *seq*."""
+        """Remember that the current entry reverses the entry *seq*."""
         if seq in self.reversals:
             self._note("reversed_twice", self.seq, f"entry {seq}", f"reversed by {self.reversals[seq]} too", "once")
         self.reversals.setdefault(seq, self.seq)

@@ -1,8 +1,8 @@
 """
-The keys of an audit: no key twice in the whole journal, and none missing from the filter of known keys.
+Idempotency keys in an audit: no key occurs twice in the journal, and none is missing from the filter of known keys.
 
-The keys of all segments do not fit into memory. Their digests go to a temporary file, sorted within each segment, 16
-bytes an entry; at the end they are read again by their first byte, one 256th at a time.
+The keys of all segments do not fit into memory. Their digests go to a temporary file, 16 bytes an entry and sorted
+within each segment; at the end they are read back by their first byte, one 256th at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from spotledger.storage.idempotency_filter import PAGE_WORDS, level_checksum, le
 from spotledger.storage.sqlite.audit import BooksFile
 from spotledger.storage.sqlite.raw import Unreadable
 
-#: More levels of the filter than this cannot come about.
+#: The filter never has more levels.
 LEVELS: Final = 32
 _DIGEST_BYTES: Final = 16
 _BORDERS: Final = [bytes([first]) for first in range(1, 256)]
@@ -28,14 +28,14 @@ _TWO_BITS: Final = [1 << (number & 63) | 1 << (number >> 6) for number in range(
 
 
 class KeySpool:
-    """The digests of all keys, put aside until the end."""
+    """The digests of all keys, in a temporary file until the end of the audit."""
 
     def __init__(self, descriptor: int | None = None) -> None:
         """
-        Make the temporary file, or go on writing to that of *descriptor*, an open file that is somebody else's.
+        Make the temporary file, or write to the open file *descriptor*, which stays the caller's.
 
         Raises:
-            OSError: The file could not be made.
+            OSError: The file cannot be made.
         """
         self._file = None
         if descriptor is None:
@@ -43,11 +43,11 @@ class KeySpool:
             descriptor = self._file.fileno()
         self.descriptor = descriptor
         self._size = 0
-        #: Of each sorted run of digests: the file that it is in, where it begins there, and its cuts by first byte.
+        #: For each sorted run of digests: its file, its offset there, and the offsets of each first byte within it.
         self._runs: list[tuple[int, int, list[int]]] = []
 
     def put(self, digests: Sequence[bytes]) -> None:
-        """Put aside sorted *digests*; raises OSError where the disk is full."""
+        """Write sorted *digests* to the file; raises OSError if the disk is full."""
         data = b"".join(digests)
         view = memoryview(data)
         while view:
@@ -61,21 +61,21 @@ class KeySpool:
         return len(self._runs)
 
     def runs_from(self, count: int) -> list[tuple[int, list[int]]]:
-        """Return the runs after the first *count*: where each begins, and its cuts."""
+        """Return the runs after the first *count*, each as its offset and its cuts."""
         return [(start, cuts) for _, start, cuts in self._runs[count:]]
 
     def forget_from(self, count: int) -> None:
-        """Forget the runs after the first *count*; their place in the file is used again."""
+        """Forget the runs after the first *count*, and reuse their space in the file."""
         if count < len(self._runs):
             self._size = self._runs[count][1]
             del self._runs[count:]
 
     def adopt(self, descriptor: int, runs: Iterable[tuple[int, list[int]]]) -> None:
-        """Count the *runs* that another spool has put into the file of *descriptor* among these."""
+        """Add *runs* that another spool wrote to the file *descriptor*."""
         self._runs += [(descriptor, start, cuts) for start, cuts in runs]
 
     def repeated(self) -> Iterator[bytes]:
-        """Give each digest that was put aside more than once."""
+        """Yield each digest that was put more than once."""
         for first in range(256):
             part = b"".join(
                 os.pread(descriptor, cuts[first + 1] - cuts[first], start + cuts[first])
@@ -87,22 +87,22 @@ class KeySpool:
                 yield from (digest for digest, count in Counter(digests).items() if count > 1)
 
     def close(self) -> None:
-        """Throw the file away, if it is its own."""
+        """Delete the temporary file, if this spool made one."""
         if self._file is not None:
             self._file.close()
 
 
 class FilterCheck:
-    """The levels of the filter as they are in the file, asked for each key that they should know."""
+    """Checks that the levels of the filter, as stored, know every key that they cover."""
 
     def __init__(self, books: BooksFile | None, findings: Findings, segment_entries: int) -> None:
         """
-        Read which levels are written.
+        Read which levels there are, and check their checksums.
 
         Args:
-            books: The books, where there are any.
-            findings: Where faults are noted.
-            segment_entries: Entries of a segment.
+            books: The books, or None if there are none.
+            findings: Faults are added to it.
+            segment_entries: The number of entries in a segment.
         """
         self._books = books
         self._note = findings.add
@@ -129,7 +129,7 @@ class FilterCheck:
         self._check_presence({row[0] for row in levels}, with_pages, last_sealed)
 
     def _check_presence(self, numbers: set[int], with_pages: list[int], last_sealed: int) -> None:
-        """Check that a level whose segments are all sealed is there, and that pages are of a level that is there."""
+        """Check that there is each level whose segments are all sealed, and that each page belongs to a level."""
         for number in range(LEVELS):
             _, last, _ = level_extent(number, self.segment_entries)
             if last > last_sealed:
@@ -141,7 +141,7 @@ class FilterCheck:
                 self._note("filter_page_damaged", None, f"key_filter_page {number}", "pages", "none without a level")
 
     def check(self, segment: int, keys: Mapping[bytes, int]) -> None:
-        """Check that the filter knows the keys of *segment*, given as digests with their ``seq``."""
+        """Check that the filter knows the *keys* of *segment*: their digests, each with its ``seq``."""
         number = (segment // 2 + 1).bit_length() - 1
         if segment > self._covered.get(number, -1):
             return
@@ -162,7 +162,7 @@ class FilterCheck:
                 self._note("filter_key_missing", seq, where, "not known", f"the key with the digest {digest.hex()}")
 
     def _read(self, books: BooksFile, number: int) -> array[int] | None:
-        """Return the words of a level, or None where a page is damaged."""
+        """Return the words of a level, or None if a page is damaged."""
         words = array("Q")
         _, _, count = level_extent(number, self.segment_entries)
         pages = -(-count // PAGE_WORDS)

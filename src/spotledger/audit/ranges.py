@@ -1,13 +1,13 @@
 """
-Ranges of segments that are read on their own, without knowing what stood before them, and joined in order.
+Ranges of segments, read independently of what precedes them, and joined in order.
 
-An entry carries the balances after it and what remains of its holds, so what stood before the first entry of a range
-that touches a line or a hold can be worked back from that entry. A range that is sound on these terms says what it
-took for granted and where it leads (:class:`RangeRead`), and :func:`join` compares the former with what the ranges
-before it led to. What is joined is exactly what reading the same entries in order would have led to, without a finding.
+An entry has the balances after it and what remains of its holds. So the state before a range can be computed backwards
+from the first entry of the range that touches a line or a hold. A sound range returns what it assumed of that state,
+and the state that it leads to (:class:`RangeRead`); :func:`join` compares the assumptions with the state that the
+ranges before it led to. The result of a join is exactly that of reading the same entries in order without a finding.
 
-A range that is not sound, or does not fit, says nothing: its entries are read in order like any others, and what is
-wrong is found and named there.
+The result of a range that is not sound, or does not fit, is dropped: its entries are read in order instead, which
+names what is wrong.
 """
 
 from __future__ import annotations
@@ -15,27 +15,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-from spotledger.audit.books import EXPIRE, Line, Name, OpenHold, has_owner
-from spotledger.audit.entries import EntryRead, decoded
+from spotledger.audit.books import EXPIRE, Line, LineName, OpenHold, has_owner
+from spotledger.audit.entries import AVAILABLE, EntryRead, decoded
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.audit.keys import FilterCheck, KeySpool
+from spotledger.audit.report import CHUNK_ENTRIES
 from spotledger.audit.segments import SegmentTables
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.sqlite.audit import AuditFile, LedgerRow
 
-#: Entries that are read in one transaction.
-CHUNK_ENTRIES: Final = 200
-#: Places of entries within a segment have two bytes.
+#: The places of entries within a segment are stored in two bytes.
 SEGMENT_LIMIT: Final = 65_536
 
 
 class Unsound(Exception):
-    """Something of a range is not as it should be, or cannot be told without knowing what stood before it."""
+    """Something in a range is wrong, or cannot be checked without knowing what precedes it."""
 
 
 class _NoFindings(Findings):
-    """Ends the reading of a range with the first finding."""
+    """Raises :class:`Unsound` at the first finding."""
 
     def add(self, code: str, seq: int | None, where: str, found: Any, expected: Any) -> None:
         raise Unsound(f"{code} in entry {seq}: {where} is {found}, expected {expected}")
@@ -44,16 +43,17 @@ class _NoFindings(Findings):
         raise Unsound(why)
 
 
-#: One account and coin within a range: customer, kind of account, coin; the entry that touched it first, available and
-#: freeze before that; the entry that touched it last, available and freeze after that; the sum of its segments.
+#: One line of a range: customer, kind of account, coin; the first entry that touched it, and available and freeze
+#: before that entry; the last entry that touched it, and available and freeze after that entry; the sum of
+#: :func:`mixed` over its segments.
 LineRead = tuple[str, str, str, int, int, int, int, int, int, int]
-#: One hold from before a range: its id, the place of its line in the lines; what remained before and what remains; when
-#: it was used last, and when it was let expire, where it was.
+#: One hold opened before a range: its id, index of its line in ``lines``, what remained before, what remains after;
+#: when it was last used, and when it expired, each None if it did not happen in the range.
 UsedRead = tuple[int, int, int, int, int | None, int | None]
 
 
 class RangeRead(NamedTuple):
-    """A sound range: what it takes for granted of what stood before it, and where it leads. Only plain values."""
+    """A sound range: what it assumes of the state before it, and the state that it leads to. Only plain values."""
 
     first: int
     last: int
@@ -66,20 +66,21 @@ class RangeRead(NamedTuple):
     coins: dict[str, tuple[int, int]]
     customers: dict[str, int]
     lines: list[LineRead]
-    #: Who had nothing of a coin before: customer, kind of account, coin; of a receivable account, who owed nothing.
+    #: Accounts that had nothing of a coin available before, or nothing owed if receivable: customer, kind, coin.
     nothing: set[tuple[str, str, str]]
+    #: Holds opened before the range.
     used: list[UsedRead]
-    #: Holds that the range opened and left open: id, place of the line, what remains, what their row says of closing,
-    #: and when they expire.
+    #: Holds that the range opened and left open: id, index of the line, what remains, ``closed_seq`` in their row, and
+    #: when they expire.
     opened: list[tuple[int, int, int, int | None, int | None]]
-    #: Holds by the entry that closed them, where no row of the range's tables says so.
+    #: Holds closed without a matching ``closed_seq`` in the range's tables, and the entry that closed each.
     closed_otherwise: dict[int, int]
     reversals: dict[int, int]
     key_runs: list[tuple[int, list[int]]]
 
 
 class RangePass(JournalPass):
-    """The pass over one range; it raises :class:`Unsound` where it cannot say that all is as it should be."""
+    """The pass over one range; it raises :class:`Unsound` at anything that it cannot confirm."""
 
     def __init__(self, first: int, link: bytes, booked_first_ms: int, entry_at: Callable[[int], bytes | None]) -> None:
         """
@@ -87,9 +88,9 @@ class RangePass(JournalPass):
 
         Args:
             first: The first entry of the range.
-            link: The hash that is kept of the entry before it; that of the ledger before entry 1.
-            booked_first_ms: When the first entry was booked; the one before it is taken to be no later.
-            entry_at: Returns the body of an entry that is before the one being read.
+            link: The stored hash of the entry before it; before entry 1, the hash of the ledger.
+            booked_first_ms: When the first entry was booked; the entry before it is assumed to be no later.
+            entry_at: Returns the body of an earlier entry, or None.
         """
         super().__init__(_NoFindings(), link, entry_at)
         self.seq = first - 1
@@ -101,13 +102,13 @@ class RangePass(JournalPass):
         self._link_before = link
         self._before: list[tuple[Line, int, int, int]] = []
         self._holds_before: dict[int, tuple[Line, int]] = {}
-        #: When a hold from before was used last, and when it was let expire.
+        #: When holds opened before the range were last used, and when they expired.
         self._used_ms: dict[int, int] = {}
         self._expired_ms: dict[int, int] = {}
         self._nothing: set[tuple[str, str, str]] = set()
 
-    def bring_up(self, entry: EntryRead) -> bool:
-        """Work back what stood before *entry* of the lines and holds that the range has not seen yet."""
+    def learn(self, entry: EntryRead) -> bool:
+        """Compute the state before *entry* of the lines and holds that it is the first in the range to touch."""
         said = dict(entry.holds)
         found = False
         for account, coin, available, freeze in entry.balances:
@@ -116,46 +117,47 @@ class RangePass(JournalPass):
                 found = True
                 line = self.lines[name] = Line(name)
                 line.available, line.freeze = available, freeze
-                self._work_back(entry, line)
+                self._undo(entry, line)
                 self._before.append((line, self.seq, line.available, line.freeze))
-        for account, coin, _, units, hold_id in entry.lines():
+        for account, coin, _, units, hold_id in entry.full_postings():
             if hold_id in said and hold_id < self._first and hold_id not in self.holds:
                 holder = self.lines.get((account, coin))
                 if holder is None or hold_id in self._holds_before:
-                    raise Unsound(f"entry {self.seq} uses hold {hold_id} of another line, or after it was used up")
+                    raise Unsound(f"entry {self.seq} uses hold {hold_id} of another line, or one that is used up")
                 found = True
                 remaining = said[hold_id] - units
                 self.holds[hold_id] = OpenHold(holder, remaining, None)
                 self._holds_before[hold_id] = (holder, remaining)
         return found
 
-    def _work_back(self, entry: EntryRead, line: Line) -> None:
-        for account, coin, side, units, _ in entry.lines():
+    def _undo(self, entry: EntryRead, line: Line) -> None:
+        """Take the postings of *entry* back from *line*."""
+        for account, coin, side, units, _ in entry.full_postings():
             if (account, coin) == line.name:
-                if side == "available":
+                if side == AVAILABLE:
                     line.available -= units
                 else:
                     line.freeze -= units
 
-    def _new_line(self, name: Name) -> Line:
-        raise Unsound(f"entry {self.seq} posts to {name}, but does not say what is there after it")
+    def _new_line(self, name: LineName) -> Line:
+        raise Unsound(f"entry {self.seq} posts to {name} without a balance after it")
 
-    def available(self, name: Name) -> int:
-        """Return what an account has after the entry; take for granted that one not seen yet has nothing."""
+    def available(self, name: LineName) -> int:
+        """Return what an account has available after the entry; one not touched yet is assumed to have nothing."""
         if name not in self.lines:
             (customer, kind), coin = name
             self._nothing.add((customer, kind, coin))
         return super().available(name)
 
     def check_time(self, entry: EntryRead, hold_id: int, hold: OpenHold) -> None:
-        """Check the time of a use; of a hold from before, whose time is not known here, remember the use."""
+        """Check the time of a use; if the hold was opened before the range, remember the use for :func:`join`."""
         if hold_id not in self._holds_before:
             super().check_time(entry, hold_id, hold)
         else:
             (self._expired_ms if entry.kind == EXPIRE else self._used_ms)[hold_id] = entry.booked_ms
 
-    def said(self, key_runs: list[tuple[int, list[int]]]) -> RangeRead:
-        """Return what the range, read to its end and compared with its tables, leads to."""
+    def result(self, key_runs: list[tuple[int, list[int]]]) -> RangeRead:
+        """Return the result of the range, once it is read to its end and compared with its tables."""
         if self.link is None:
             raise Unsound(f"entry {self.seq} is missing")
         lines: list[LineRead] = []
@@ -183,7 +185,7 @@ class RangePass(JournalPass):
 
 
 class RangeReader:
-    """Reads ranges of one ledger file, one after the other."""
+    """Reads ranges of one ledger file."""
 
     def __init__(self, file: AuditFile, ledger: LedgerRow | None, spool: KeySpool) -> None:
         """
@@ -191,15 +193,15 @@ class RangeReader:
 
         Args:
             file: The ledger file.
-            ledger: What it says of itself.
-            spool: Where the digests of the keys are put.
+            ledger: The row that identifies the ledger, or None.
+            spool: Takes the digests of the keys.
 
         Raises:
-            Unsound: It says too little, or the filter of known keys is damaged.
-            Unreadable: It could not be read.
+            Unsound: The row of the ledger or the books are missing, or the filter of known keys is damaged.
+            Unreadable: The file cannot be read.
         """
         if file.books is None or ledger is None or not 1 <= ledger.segment_entries <= SEGMENT_LIMIT:
-            raise Unsound("which ledger it is, is not known")
+            raise Unsound("the row of the ledger or the books are missing")
         self._segment_entries = ledger.segment_entries
         self._journal, self._books = file.journal, file.books
         self._spool = spool
@@ -209,24 +211,24 @@ class RangeReader:
 
     def read(self, segments: range) -> RangeRead:
         """
-        Read the entries of whole sealed *segments*, one after the other, and compare their tables with them.
+        Read the entries of whole sealed *segments*, in order, and compare them with their tables.
 
         Raises:
-            Unsound: Something is not as it should be; nothing is left in the spool.
-            Unreadable: The file could not be read.
-            OSError: The digests could not be put aside.
+            Unsound: Something is wrong; the spool is as it was before.
+            Unreadable: The file cannot be read.
+            OSError: The digests cannot be written.
         """
         runs = self._spool.run_count()
         try:
             journal = self._start(segments[0] * self._segment_entries + 1)
             self._read(journal, segments)
-            return journal.said(self._spool.runs_from(runs))
+            return journal.result(self._spool.runs_from(runs))
         except BaseException:
             self._spool.forget_from(runs)
             raise
 
     def _start(self, first: int) -> RangePass:
-        """Begin before the entry *first*, at the hash and with the time that the file has there."""
+        """Begin before the entry *first*, with the hash and time that the file has there."""
         before = [(0, b"", self._genesis)] if first == 1 else self._journal.entries(first - 1, first - 1)
         rows = self._journal.entries(first, first)
         entry = decoded(rows[0][1]) if rows else None
@@ -248,9 +250,9 @@ class RangeReader:
 
 def join(journal: JournalPass, read: RangeRead) -> bool:
     """
-    Go on in *journal* with a range that was *read* on its own, if it fits where the journal is; say whether it did.
+    Advance *journal* over the range *read*, if its assumptions hold there; return whether they do.
 
-    Where it does not, nothing is changed.
+    If they do not, nothing is changed.
     """
     if not _fits(journal, read):
         return False
@@ -285,7 +287,7 @@ def join(journal: JournalPass, read: RangeRead) -> bool:
 
 
 def _fits(journal: JournalPass, read: RangeRead) -> bool:
-    """Say whether all that the range takes for granted is so."""
+    """Say whether all assumptions of the range hold."""
     return (
         read.first == journal.seq + 1
         and read.link_before == journal.link

@@ -1,8 +1,8 @@
 """
-Comparing a sealed segment's tables with what the pass has collected of its entries.
+The comparison of a sealed segment's tables with what the pass collected from its entries.
 
-What is sealed never changes again, except what remains of a hold and when it was closed, so a segment can be compared
-while others are written. First everything is compared as a whole; only where that differs, row by row.
+Sealed rows never change, except what remains of a hold and when it was closed, so a segment can be compared while
+others are written. Tables are compared as a whole first, and row by row only if they differ.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SHOWN_ENTRIES: Final = 8
 
 
 class SegmentTables:
-    """The tables of one segment after the other: keys, history, holds and whose they are."""
+    """Compares the tables of segments: keys, history, holds and holds by customer."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class SegmentTables:
         spool: KeySpool,
         idempotency_filter: FilterCheck,
     ) -> None:
-        """Compare what *books* have with what *journal* collects; without books, nothing."""
+        """Compare the tables in *books*, if there are any, with what *journal* collects."""
         self._segment_entries = idempotency_filter.segment_entries
         self._books = books
         self._journal = journal
@@ -53,7 +53,7 @@ class SegmentTables:
         self._filter = idempotency_filter
 
     def compare_if_sealed(self, border: int) -> None:
-        """Compare the tables of the segment that ends with the entry *border*, if it and all before it are sealed."""
+        """Compare the tables of the segment that ends with entry *border*, if all segments up to it are sealed."""
         first = border - self._segment_entries + 1
         if self._journal.first_seq > first:
             self.pass_over()
@@ -62,24 +62,24 @@ class SegmentTables:
             self._journal.forget_collected()
 
     def pass_over(self) -> None:
-        """Compare no tables with what is collected: entries are missing, and that is said already."""
+        """Forget what is collected without comparing it, because entries are missing, which is noted already."""
         self.spool.put(sorted(self._journal.keys))
         self._journal.forget_collected()
         self._journal.has_gaps = True
 
     def compare(self, books: BooksFile, segment: int, first: int, last: int) -> None:
-        """Compare the tables of *segment*, the entries *first* to *last*, all of which were just read."""
+        """Compare the tables of *segment*, whose entries *first* to *last* were just read."""
         with self._findings.noting(f"the keys of segment {segment}"):
             self._compare_keys(books, segment, first)
         with self._findings.noting(f"the history of segment {segment}"):
             self._compare_history(books, segment, first)
         with self._findings.noting(f"the holds of segment {segment}"):
             self._compare_holds(books, first, last)
-        stands_for = mixed(segment)
+        number = mixed(segment)
         for line in self._journal.touched:
-            line.segments += stands_for
+            line.segments += number
 
-    def _damaged(self, damage: LedgerCorrupt, table: str, bucket: int) -> None:
+    def _note_damaged(self, damage: LedgerCorrupt, table: str, bucket: int) -> None:
         self._note("bucket_damaged", None, f"{table} {bucket}", str(damage), "what was sealed")
 
     # --- keys -----------------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class SegmentTables:
                 try:
                     rows = unpack_keys(bucket, packed)
                 except LedgerCorrupt as damage:
-                    self._damaged(damage, "key_bucket", bucket)
+                    self._note_damaged(damage, "key_bucket", bucket)
                     damaged.add(bucket)
                     continue
                 count += len(rows)
@@ -107,11 +107,11 @@ class SegmentTables:
             )
         if found != expected:
             seqs = {digest: first + place for digest, place in found.items()}
-            self._name_keys(segment, seqs, damaged)
+            self._note_keys(segment, seqs, damaged)
         self._filter.check(segment, self._journal.keys)
 
-    def _name_keys(self, segment: int, found: dict[bytes, int], damaged: set[int]) -> None:
-        """Say which keys differ, except those of buckets that are *damaged* as a whole."""
+    def _note_keys(self, segment: int, found: dict[bytes, int], damaged: set[int]) -> None:
+        """Note which keys differ, except those of buckets that are *damaged* as a whole."""
         expected = self._journal.keys
         for digest, seq in sorted(expected.items() - found.items(), key=lambda row: row[1]):
             bucket = key_id(segment, digest)
@@ -124,7 +124,7 @@ class SegmentTables:
     # --- history --------------------------------------------------------------------------------------
 
     def _compare_history(self, books: BooksFile, segment: int, first: int) -> None:
-        """Compare which entries touched each account and coin; what it has after them, the entries themselves say."""
+        """Compare which entries touched each account and coin; the balances are in the entries themselves."""
         lines = self._journal.lines
         seen: set[int] = set()
         opened: list[HoldsOpened] = []
@@ -133,7 +133,7 @@ class SegmentTables:
             try:
                 touched, more_opened = unpack_history(bucket, packed)
             except LedgerCorrupt as damage:
-                self._damaged(damage, "history_bucket", bucket)
+                self._note_damaged(damage, "history_bucket", bucket)
                 damaged.add(bucket)
                 continue
             opened += [held for held in more_opened if history_id(segment, held.customer) == bucket]
@@ -149,19 +149,18 @@ class SegmentTables:
                 if places != _packed(line):
                     self._compare_line(_where_of(bucket, row), places, _packed(line), first)
         if len(seen) < len(self._journal.touched):
-            self._name_missing_lines(segment, first, seen, damaged)
+            self._note_missing_lines(segment, first, seen, damaged)
         self._compare_owners(segment, first, opened, damaged)
 
-    def _name_missing_lines(self, segment: int, first: int, seen: set[int], damaged: set[int]) -> None:
+    def _note_missing_lines(self, segment: int, first: int, seen: set[int], damaged: set[int]) -> None:
         for line in self._journal.touched:
-            (customer, kind), coin = line.name
-            bucket = history_id(segment, customer)
+            bucket = history_id(segment, line.account[0])
             if id(line) not in seen and bucket not in damaged:
-                where = f"history_bucket {bucket} {customer} {kind} {coin}"
+                where = f"history_bucket {bucket} {line}"
                 self._note("history_row_missing", line.seq, where, "no row", _shown(_packed(line), first))
 
     def _compare_line(self, where: str, packed: bytes, expected: bytes, first: int) -> None:
-        """Name the first entry in which a row of the history differs."""
+        """Note a row of the history that differs, with the first entry in which it does."""
         found_seqs, expected_seqs = set(_seqs(packed, first)), set(_seqs(expected, first))
         differing = sorted(found_seqs ^ expected_seqs) or [first]
         found, wanted = _shown(packed, first), _shown(expected, first)
@@ -184,7 +183,7 @@ class SegmentTables:
     # --- holds ----------------------------------------------------------------------------------------
 
     def _compare_holds(self, books: BooksFile, first: int, last: int) -> None:
-        """Compare the rows of the holds that the segment opened, and add up the buckets in which they are."""
+        """Compare the rows of the holds that the segment opened, and the sums of the buckets that they are in."""
         page = books.holds_of(first, last)
         journal = self._journal
         missing = dict(journal.opened)
@@ -223,12 +222,12 @@ def _where_of(bucket: int, row: HistoryLine) -> str:
 
 
 def _packed(line: Line) -> bytes:
-    """Return the places of the entries that touched *line*, as the tables should have them."""
+    """Return the places of the entries that touched *line*, packed as in the history."""
     return pack_places(array("H", line.places or []))
 
 
 def _seqs(packed: bytes, first: int) -> list[int]:
-    """Return the entries that a row names; a row that cannot be read names none."""
+    """Return the entries that a row names; none if the row cannot be read."""
     try:
         return [first + place for place in unpack_places(packed)]
     except LedgerCorrupt:

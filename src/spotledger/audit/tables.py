@@ -1,9 +1,9 @@
 """
-Comparing the tables that are kept up to date as a whole, at the end of the pass: balances, customers, open holds,
-coins, reversals.
+The comparison, at the end of the pass, of the tables that are updated in place: balances, customers, holds, coins,
+reversals.
 
-They stand for the last sealed entry. In a ledger that is being written, what entries beyond the audit's bound have
-changed is passed over; the next audit looks at it.
+They are as of the last sealed entry. In a ledger that is being written, rows changed by entries after the last one
+read are skipped; the next audit compares them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice, pairwise
 from typing import Any, Final
 
-from spotledger.audit.books import Line, mixed
+from spotledger.audit.books import Line, mixed, sides, stored_units
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.audit.sums import Sums, add_up, compare_sums
@@ -34,10 +34,10 @@ _SEGMENT_BYTES: Final = 4
 
 
 class WholeTables:
-    """The tables as they stand when the pass has reached its bound."""
+    """Compares the tables that are updated in place."""
 
     def __init__(self, books: BooksFile, journal: JournalPass, findings: Findings, segment_entries: int) -> None:
-        """Compare what *books* have with what *journal* led to."""
+        """Compare the tables in *books* with what *journal* led to."""
         self._books = books
         self._journal = journal
         self._findings = findings
@@ -57,7 +57,7 @@ class WholeTables:
                 compare()
 
     def _compare_extremes(self) -> None:
-        """Look for rows of segments, entries and buckets that there are not."""
+        """Look for rows of segments, entries and buckets that do not exist."""
         sealed_to, extremes = self._books.extremes()
         buckets = sealed_to // self._segment_entries * SEGMENT_BUCKETS
         bounds = {
@@ -96,8 +96,8 @@ class WholeTables:
         sealed_to = first_sealed_to or 0
         for line in self._journal.lines.values():
             if id(line) not in seen and (state := _state_at(line, sealed_to)) is not None:
-                self._note("balance_row_missing", state[0], f"balance {_where(line)}", "no row", _shown(*state))
-        self._name_missing("customer", names, customers, sealed_to, 0)
+                self._note("balance_row_missing", state[0], f"balance {line}", "no row", _shown(*state))
+        self._note_missing("customer", names, customers, sealed_to, 0)
 
     def _compare_bucket(self, table: str, bucket: int, owner: str, seq: int) -> None:
         if bucket != owner_bucket(owner):
@@ -108,12 +108,12 @@ class WholeTables:
         bucket, customer, kind, coin, available, freeze, seq, segments = row
         line = self._journal.lines.get(((customer, kind), coin))
         if line is None or id(line) in seen:
-            if not self._journal.seq < seq <= sealed_to:  # it may be new since the bound of this audit
+            if not self._journal.seq < seq <= sealed_to:  # it may be new since the last entry read
                 self._note("balance_row_extra", seq, f"balance {customer} {kind} {coin}", str(row[4:7]), "no row")
             return
         seen.add(id(line))
         self._compare_bucket("balance", bucket, customer, seq)
-        where = f"balance {_where(line)}"
+        where = f"balance {line}"
         if not self._journal.seq < seq <= sealed_to:
             state = _state_at(line, sealed_to)
             if state is None:
@@ -121,14 +121,14 @@ class WholeTables:
                 return
             expected = (column(state[1]), column(state[2]), state[0])
             if (available, freeze, seq) != expected or isinstance(available, float) or isinstance(freeze, float):
-                found = f"available {available}, freeze {freeze} as of entry {seq}"
+                found = _shown(seq, available, freeze)
                 self._note("balance_row_differs", seq, where, found, _shown(*state))
         wrong = self._wrong_segments(line, segments, sealed_to)
         if wrong is not None:
             self._note("balance_row_differs", seq, where, *wrong)
 
     def _wrong_segments(self, line: Line, packed: bytes, sealed_to: int) -> tuple[str, str] | None:
-        """Return in words which segments a balance should name, where it names others."""
+        """Return which segments a balance names and which it should, in words; None if they are the same."""
         journal, size = self._journal, self._segment_entries
         if journal.has_gaps:
             return None
@@ -156,7 +156,7 @@ class WholeTables:
     # --- holds ------------------------------------------------------------------------------------------
 
     def _compare_holds(self) -> None:
-        """Look again at the holds that are open, or that the table had as open when their segment was compared."""
+        """Compare again the holds that are open, or were open in the table when their segment was compared."""
         journal = self._journal
         ids = iter(
             [*journal.closed_otherwise, *(hold_id for hold_id in journal.holds if hold_id not in journal.opened)]
@@ -174,13 +174,14 @@ class WholeTables:
         if remaining == column(left) and closed_seq == closed and not isinstance(remaining, float):
             return
         bound = self._journal.seq
-        if sealed_to > bound and _moved_on(int(remaining), closed_seq, left, bound):
+        in_row = stored_units(remaining)
+        if sealed_to > bound and in_row is not None and _moved_on(in_row, closed_seq, left, bound):
             return
         found = f"remaining {remaining}, closed by {closed_seq}"
         self._note("hold_row_differs", hold_id, f"hold {hold_id}", found, f"remaining {left}, closed by {closed}")
 
     def _hold_states(self, hold_id: int) -> list[tuple[int, int]]:
-        """Return what remained of a hold, and since which entry, as far as it is remembered."""
+        """Return what remained of a hold, each with the entry since which it did, as far as the pass remembers."""
         uses = self._journal.uses.get(hold_id)
         if uses is not None:
             return uses
@@ -192,7 +193,7 @@ class WholeTables:
     def _compare_small_tables(self) -> None:
         tables = self._books.small_tables()
         if tables is None:
-            return  # that the row of the books is missing is said already
+            return  # that the row of the books is missing is noted already
         facts, sealed_to = tables.facts, tables.facts.sealed_to
         coins = self._journal.coins
         reversals = {seq: (by_seq,) for seq, by_seq in self._journal.reversals.items()}
@@ -200,8 +201,8 @@ class WholeTables:
             self._compare_listed("coin", coin, (scale, seq), coins, sealed_to, seq)
         for seq, by_seq in tables.reversals:
             self._compare_listed("reversal", seq, (by_seq,), reversals, sealed_to, by_seq)
-        self._name_missing("coin", {row[0] for row in tables.coins}, coins, sealed_to, 1)
-        self._name_missing("reversal", {row[0] for row in tables.reversals}, reversals, sealed_to, 0)
+        self._note_missing("coin", {row[0] for row in tables.coins}, coins, sealed_to, 1)
+        self._note_missing("reversal", {row[0] for row in tables.reversals}, reversals, sealed_to, 0)
         self._compare_count("coin", (facts.coins, facts.coins_digest), sum_of(_named("coin", tables.coins)).kept())
         found: RowSum = sum_of(_named("reversal", tables.reversals))
         self._compare_count("reversal", (facts.reversals, facts.reversals_digest), found.kept())
@@ -224,24 +225,24 @@ class WholeTables:
         sealed_to: int,
         seq: int,
     ) -> None:
-        """Compare a row that is written once, by the entry *seq*, with what the journal says of *name*."""
+        """Compare a row that is written once, by the entry *seq*, with what the journal led to for *name*."""
         wanted = expected.get(name)
         if (wanted == values and seq <= sealed_to) or self._journal.seq < seq <= sealed_to:
             return
         code = f"{table}_row_extra" if wanted in (None, values) else f"{table}_row_differs"
         self._note(code, seq, f"{table} {name}", str(values), "no row" if wanted is None else str(wanted))
 
-    def _name_missing(
+    def _note_missing(
         self, table: str, seen: set[Any], expected: Mapping[Any, tuple[Any, ...]], sealed_to: int, place: int
     ) -> None:
-        """Name the rows that are missing; the value at *place* is the entry that a row is of."""
+        """Note the rows that are missing; the value at *place* of a row is its entry."""
         for name, values in expected.items():
             if name not in seen and values[place] <= sealed_to:
                 self._note(f"{table}_row_missing", values[place], f"{table} {name}", "no row", str(values))
 
 
 def compare_with_itself(journal: JournalPass, findings: Findings) -> None:
-    """Check that freeze is what remains of the open holds, and that each coin adds up to zero."""
+    """Check that freeze equals what remains of the open holds, and that each coin sums to zero."""
     explained: dict[int, int] = {}
     for hold in journal.holds.values():
         explained[id(hold.line)] = explained.get(id(hold.line), 0) + hold.remaining
@@ -252,14 +253,14 @@ def compare_with_itself(journal: JournalPass, findings: Findings) -> None:
         remaining = explained.get(id(line), 0)
         if line.freeze != remaining:
             found = f"freeze {line.freeze}"
-            findings.add("freeze_unexplained", line.seq, _where(line), found, f"open holds of {remaining}")
+            findings.add("freeze_unexplained", line.seq, str(line), found, f"open holds of {remaining}")
     for coin, total in sums.items():
         if total:
             findings.add("coin_not_balanced", None, coin, f"a sum of {total} units", "0")
 
 
 def _state_at(line: Line, sealed_to: int) -> tuple[int, int, int] | None:
-    """Return ``seq``, available and freeze of a line after the entry *sealed_to*; None where it was not there yet."""
+    """Return ``seq``, available and freeze of a line after the entry *sealed_to*; None if no entry had touched it."""
     rows = line.rows
     if rows is None or line.seq <= sealed_to:
         return (line.seq, line.available, line.freeze) if line.seq else None
@@ -271,7 +272,7 @@ def _state_at(line: Line, sealed_to: int) -> tuple[int, int, int] | None:
 
 
 def _moved_on(remaining: int, closed_seq: int | None, left: int, bound: int) -> bool:
-    """Say whether a hold of which something was *left* at *bound* may have been used by a later entry."""
+    """Say whether a row can be of an entry after *bound*, at which something was *left* of the hold."""
     return bool(left) and ((closed_seq or 0) > bound if not remaining else remaining < left)
 
 
@@ -279,12 +280,8 @@ def _named(table: str, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
     return ((table, row) for row in rows)
 
 
-def _where(line: Line) -> str:
-    return f"{line.name[0][0]} {line.name[0][1]} {line.name[1]}"
-
-
-def _shown(seq: int, available: int, freeze: int) -> str:
-    return f"available {available}, freeze {freeze} as of entry {seq}"
+def _shown(seq: int, available: object, freeze: object) -> str:
+    return f"{sides(available, freeze)} as of entry {seq}"
 
 
 def _some(segments: list[int]) -> str:

@@ -1,18 +1,15 @@
 """
-Reading ahead for an audit, in processes of their own: each reads ranges of segments as :mod:`audit_ranges` does.
+Processes that read ahead for an audit: each reads ranges of segments, see :mod:`spotledger.audit.ranges`.
 
-A worker is told ranges on its standard input, one a line, and answers each on its standard output with its length and
-what it read, marshalled; nothing at all where the range is not sound. The keys go to a temporary file that the audit
-has made and that has no name, so nothing stays of a worker that dies.
+A worker gets ranges on its standard input, one a line. It answers each on its standard output with a length and the
+marshalled result; the length is 0 if the range is not sound. Keys go to an unnamed temporary file that the audit made,
+so a worker that dies leaves nothing behind.
 """
 
 from __future__ import annotations
 
-import gc
 import marshal
-import os
 import queue
-import signal
 import subprocess
 import sys
 from collections import deque
@@ -22,42 +19,45 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from spotledger.audit.child import environ_of_child, run_child
 from spotledger.audit.keys import KeySpool
 from spotledger.audit.ranges import RangeRead, RangeReader
-from spotledger.storage.folder import VARIABLE_PREFIX
 from spotledger.storage.sqlite.audit import AuditFile
 from spotledger.storage.sqlite.raw import Unreadable
 
-#: A range is as many whole segments as fit into so many entries, and at least one.
+#: A range is as many whole segments as fit into this many entries, and at least one.
 RANGE_ENTRIES: Final = 65_536
-#: Ranges that are read or being read ahead of the one that is joined, for each process.
+#: How many ranges each process may be ahead of the range that is joined.
 AHEAD_RANGES: Final = 2
-#: How often one who waits for a range says that he is still there.
+#: How often a caller that waits for a range gets the control back.
 WAIT_SECONDS: Final = 0.2
-#: How long a process that answers no more may take to end by itself, so that its exit code says why.
+#: How long a process that stopped answering may take to exit by itself, so that its exit code says why.
 ENDING_SECONDS: Final = 1.0
 _LENGTH_BYTES: Final = 8
 
 
 def ranges_of(sealed_to: int, segment_entries: int) -> list[range]:
-    """Return the whole segments up to the entry *sealed_to*, cut into ranges."""
+    """Return the whole segments up to the entry *sealed_to*, as ranges of segment numbers."""
     count = max(0, sealed_to) // segment_entries
     size = max(1, RANGE_ENTRIES // segment_entries)
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
 class Ahead:
-    """The ranges of a ledger in order, read ahead by some processes."""
+    """The ranges of a ledger in order, read ahead by several processes."""
 
     def __init__(self, path: Path, processes: int, ranges: list[range], segment_entries: int) -> None:
         """
-        Start the processes; raises OSError where that cannot be done.
+        Start the processes.
 
         Args:
             path: The ledger file.
-            processes: How many read at once.
+            processes: How many to start.
             ranges: The segments of each range, in order.
-            segment_entries: Entries of a segment.
+            segment_entries: The number of entries in a segment.
+
+        Raises:
+            OSError: A process cannot be started.
         """
         self._segment_entries = segment_entries
         self._waiting = deque(ranges)
@@ -76,7 +76,7 @@ class Ahead:
         self._begin()
 
     def close(self) -> None:
-        """End the processes; their temporary files are gone afterwards."""
+        """End the processes, and delete their temporary files."""
         for worker in self._workers:
             worker.end()
         self._pool.shutdown(cancel_futures=True)
@@ -84,17 +84,17 @@ class Ahead:
             worker.spool.close()
 
     def begins_after(self, seq: int) -> bool:
-        """Say whether the next range begins right after the entry *seq*."""
+        """Say whether the next range begins with the entry after *seq*."""
         return bool(self._begun) and self._begun[0][0][0] * self._segment_entries == seq
 
     def next_range(self) -> Iterator[tuple[RangeRead, int] | None]:
         """
-        Give None again and again while the next range is being read, and at last what was read of it.
+        Yield None while the next range is being read, then its result and the file descriptor of its keys.
 
-        With it goes the file that its keys are in. Nothing at all is given of a range that is not sound.
+        The last step is left out if the range is not sound.
 
         Raises:
-            Unreadable: The process that read it has ended.
+            Unreadable: The process that read the range ended.
         """
         _, future = self._begun[0]
         while True:
@@ -105,7 +105,7 @@ class Ahead:
         self._begun.popleft()
         self._begin()
         if answer:
-            yield RangeRead(*marshal.loads(answer)), descriptor  # noqa: S302 - our own process has written it
+            yield RangeRead(*marshal.loads(answer)), descriptor  # noqa: S302 - written by our own process
 
     def _begin(self) -> None:
         while self._waiting and len(self._begun) < AHEAD_RANGES * len(self._workers):
@@ -120,24 +120,23 @@ class Ahead:
             first, last = segments[0] * self._segment_entries + 1, (segments[-1] + 1) * self._segment_entries
             code = worker.end(ENDING_SECONDS)
             raise Unreadable(
-                f"entries {first} to {last}: the process that read them ended early, with {code}"
+                f"entries {first} to {last}: the process that read them ended early, with code {code}"
             ) from problem
         finally:
             self._idle.put(worker)
 
 
 class _Worker:
-    """One process, as the audit sees it."""
+    """One process, from the side of the audit."""
 
     def __init__(self, path: Path) -> None:
         self.spool = KeySpool()
-        # It needs none of our secrets.
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE_PREFIX)}
         descriptor = self.spool.descriptor
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", __name__, str(path), str(descriptor)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[descriptor], env=environ,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[descriptor],
+                env=environ_of_child(),
             )  # fmt: skip
         except BaseException:
             self.spool.close()
@@ -147,7 +146,7 @@ class _Worker:
         self._asks, self._answers = self._process.stdin, self._process.stdout
 
     def ask(self, segments: range) -> bytes:
-        """Have *segments* read, and return the answer; raises OSError or EOFError where the process has ended."""
+        """Let the process read *segments*, and return its answer; raises OSError or EOFError if it has ended."""
         self._asks.write(f"{segments[0]} {segments[-1]}\n".encode())
         self._asks.flush()
         return self._read(int.from_bytes(self._read(_LENGTH_BYTES)))
@@ -159,7 +158,7 @@ class _Worker:
         return data
 
     def end(self, patience_seconds: float = 0.0) -> int:
-        """End the process, if it has not ended by itself after *patience_seconds*, and return its exit code."""
+        """Kill the process unless it exits within *patience_seconds*, and return its exit code."""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(patience_seconds)
         self._process.kill()
@@ -171,18 +170,18 @@ class _Worker:
 
 
 def main(path: str, descriptor: str) -> None:
-    """Be a worker: read what is asked for until nobody asks any more."""
-    gc.disable()  # what a range makes has no circles, and there is much of it
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the audit is told, and ends us
-    with suppress(BrokenPipeError):
-        spool = KeySpool(int(descriptor))
-        try:
-            with AuditFile(Path(path)) as file:
-                _answer_all(RangeReader(file, file.journal.ledger(), spool))
-        except Exception:  # noqa: BLE001 - the audit finds it when it reads the ranges in order
-            _answer_all(None)
-        return
-    os._exit(1)  # the audit is gone; nothing is left to be flushed
+    """Run a worker: answer requests until standard input ends."""
+    run_child(lambda: _serve(Path(path), KeySpool(int(descriptor))))
+
+
+def _serve(path: Path, spool: KeySpool) -> None:
+    try:
+        with AuditFile(path) as file:
+            _answer_all(RangeReader(file, file.journal.ledger(), spool))
+    except BrokenPipeError:
+        raise
+    except Exception:  # noqa: BLE001 - the audit finds the cause when it reads the ranges in order
+        _answer_all(None)
 
 
 def _answer_all(reader: RangeReader | None) -> None:
@@ -190,7 +189,7 @@ def _answer_all(reader: RangeReader | None) -> None:
         first, last = line.split()
         answer = b""
         if reader is not None:
-            # Whatever is in the way of this one, the audit finds it when it reads the range in order.
+            # The audit finds the cause when it reads the range in order.
             with suppress(Exception):
                 answer = marshal.dumps(tuple(reader.read(range(int(first), int(last) + 1))))
         sys.stdout.buffer.write(len(answer).to_bytes(_LENGTH_BYTES) + answer)

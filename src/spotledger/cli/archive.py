@@ -1,68 +1,50 @@
-"""The commands that carry a ledger elsewhere and back: backup, restore, copy, export, import."""
+"""The commands backup, restore, copy, export and import."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from spotledger.archive.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over
 from spotledger.archive.exports import FORMATS, export_journal
 from spotledger.archive.imports import KEY_PREFIX, OpeningBalance, read_balances
 from spotledger.archive.restore import MasterKeySource, Restored, restore as restore_backup
-from spotledger.cli import show
-from spotledger.cli.connection import Where
+from spotledger.cli.connection import CommandLedger
+from spotledger.cli.history import time_text
 from spotledger.cli.options import (
     all_pages,
     config_option,
+    data_option,
+    database_option,
     exit_on_error,
     json_option,
     ledger_command,
     natural_key,
 )
-from spotledger.client.operator.api import OperatorClient
-from spotledger.client.operator.operations import path_part
-from spotledger.errors import DataFolderUnusable
+from spotledger.cli.output import Output, Tell
+from spotledger.client.operator.operations import Deposit
+from spotledger.client.operator.service_answers import Backup
+from spotledger.errors import DataFolderUnusable, Refused
 from spotledger.ops.runtime import claim_folder
 from spotledger.ops.settings import Settings, load_settings
 from spotledger.storage.folder import LEDGER_FILE
 
-#: How often the command asks how far a backup is.
+#: How long to wait before asking again for the progress of a backup.
 BACKUP_PAUSE_SECONDS: Final = 0.3
-#: Access keys and tokens that came back with a restore and are told one by one; the others are counted.
+#: How many access keys and tokens that work again after a restore are named; the rest are only counted.
 CAME_BACK_TOLD: Final = 50
-#: Deposits in one request of an import; all of them are one commit.
+#: Deposits in one request of an import, and so in one commit.
 IMPORT_BATCH: Final = 500
 #: Customers that an import registers at the same time.
 IMPORT_AT_ONCE: Final = 50
-
-
-class _Bar:
-    """A progress bar on standard error, where that is a terminal."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
-
-    def __call__(self, done: int, total: int) -> None:
-        self._progress.update(self._task, completed=done, total=total)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[_Bar]:
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        yield _Bar(progress, progress.add_task(what, total=None))
 
 
 def _settings(data: str | None, config: str | None, **more: str | None) -> Settings:
@@ -70,7 +52,7 @@ def _settings(data: str | None, config: str | None, **more: str | None) -> Setti
 
 
 def _when(booked_ms: int) -> str:
-    return f"{datetime.fromtimestamp(booked_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{time_text(booked_ms)} UTC"
 
 
 # --- backup and restore ----------------------------------------------------------------------------
@@ -79,51 +61,53 @@ def _when(booked_ms: int) -> str:
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @ledger_command()
-async def backup(client: OperatorClient, where: Where, file: Path) -> None:
+async def backup(ledger: CommandLedger, out: Output, file: Path) -> None:
     """
-    Make a backup of the ledger in FILE, while writes go on or without a server.
+    Back up the ledger to FILE, with or without a running server; writes go on meanwhile.
 
-    With --operator-url, FILE is the name that the backup gets in the folder backups of that server's data folder.
+    With --operator-url, FILE is the name of the backup in the folder backups of that server's data folder.
     """
-    if where.operator_url is not None:
-        state = await _made(client, str(file))
+    if ledger.folder is None:
+        made = await _made(ledger, out, str(file))
         told = f"backup {file} is in the folder {BACKUPS_FOLDER} of the server's data folder"
     else:
         check_place(file)
-        state = await _made(client, f"{uuid.uuid4()}.backup")
-        hand_over(_settings(where.data, where.config).data, state["file"], file)
-        state["file"] = str(file)
+        made = await _made(ledger, out, f"{uuid.uuid4()}.backup")
+        hand_over(ledger.folder, made.file, file)
         told = f"backup {file}"
-    if where.as_json:
-        show.json_document(state)
-        return
-    show.line(f"{told}: ledger {state['ledger_id']}, epoch {state['epoch']}, {state['bytes']} bytes")
-    show.line(f"  up to entry {state['seq']}, {_when(state['booked_ms'])}, hash {state['hash']}")
-    fingerprint = state["master_key_fingerprint"]
-    show.line(f"  access keys: {'none' if fingerprint is None else f'sealed with the master key {fingerprint}'}")
+    out.document({**ledger.document, "file": str(file)})
+    out.line(f"{told}: ledger {made.ledger_id}, epoch {made.epoch}, {made.bytes} bytes")
+    out.line(f"  up to entry {made.seq}, {_when(made.booked_ms or 0)}, hash {made.hash}")
+    fingerprint = made.master_key_fingerprint
+    out.line(f"  access keys: {'none' if fingerprint is None else f'sealed with the master key {fingerprint}'}")
 
 
-async def _made(client: OperatorClient, name: str) -> dict[str, Any]:
-    """Have the backup *name* made, and return what it holds."""
-    with _bar("backup") as bar:
-        _, _, state = await client.call("POST", "/v1/backups", {"file": name})
-        while state["state"] == "running":
-            bar(state["pages"] - state["pages_left"], state["pages"])
+async def _made(ledger: CommandLedger, out: Output, name: str) -> Backup:
+    """Make the backup *name*; return what it contains."""
+    with out.progress() as tell:
+        found = await ledger.make_backup(name)
+        while found.state == "running":
+            pages = found.pages or 0
+            tell("backup", pages - (found.pages_left or 0), pages)
             await asyncio.sleep(BACKUP_PAUSE_SECONDS)
-            _, _, state = await client.call("GET", f"/v1/backups/{path_part(name)}")
-    return state
+            found = await ledger.backup(name)
+    return found
 
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--data", required=True, metavar="DIR", help="The data folder: a new one, or one without a ledger.")
-@click.option("--master-key-file", metavar="FILE", help="Where the master key is (else it is sought as serve does).")
-@click.option("--without-master-key", is_flag=True, help="Where it is lost: restore the books, revoke all access keys.")
-@click.option("--epoch", type=int, metavar="N", help="Begin this epoch: where the same backup was restored before.")
+@click.option("--master-key-file", metavar="FILE", help="The file with the master key (else as for serve).")
+@click.option(
+    "--without-master-key",
+    is_flag=True,
+    help="If the master key is lost: restore the books, and revoke all access keys.",
+)
+@click.option("--epoch", type=int, metavar="N", help="The epoch to begin, if the same backup was restored before.")
 @click.option(
     "--credentials-from-backup",
     is_flag=True,
-    help="Take access keys and tokens as they are in the backup, even those that DIR knows to be revoked.",
+    help="Take access keys and tokens as they are in the backup, including those revoked in DIR since.",
 )
 @json_option
 @exit_on_error
@@ -134,106 +118,89 @@ def restore(
     without_master_key: bool,
     epoch: int | None,
     credentials_from_backup: bool,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """
-    Make the backup FILE the ledger of the folder DIR, audit it, and begin a new epoch.
+    Restore the backup FILE to the folder DIR, audit it, and begin a new epoch.
 
-    What was written after the backup is not in it: have it sent again, with the same idempotency keys. What was
-    revoked since stays revoked where DIR has the access keys of the ledger (keys.db).
+    Writes after the backup are not in it: send them again with the same idempotency keys. If DIR still has the access
+    keys of the ledger (keys.db), whatever was revoked after the backup stays revoked.
     """
     settings = _settings(data, None, master_key_file=master_key_file)
     source = None if without_master_key else MasterKeySource(settings.master_key_file, os.environ)
-    with claim_folder(settings.data), _bar("audit") as bar:
+    with claim_folder(settings.data), out.progress() as tell:
         found = restore_backup(
             file,
             settings.data,
             source,
             epoch,
-            lambda position: bar(position.seq, position.last_seq),
+            lambda position: tell("audit", position.seq, position.last_seq),
             credentials_from_backup=credentials_from_backup,
         )
     held = {**facts_json(found.backup), "epoch": found.epoch, "backup_epoch": found.backup.epoch}
-    if as_json:
-        came_back = None if found.came_back is None else found.came_back.as_json()
-        more = {"access_keys": found.access_keys, "operator_token": found.operator_token, "audit": "clean"}
-        more |= {"kept_revoked": found.kept_revoked, "came_back": came_back}
-        show.json_document({"data": str(settings.data), **held, **more})
-        return
-    show.line(f"{settings.data} is ledger {held['ledger_id']} up to entry {held['seq']}, {_when(held['booked_ms'])}")
-    show.line(f"  the audit is clean; epoch {found.epoch} begins with the next entry")
+    more = {"access_keys": found.access_keys, "operator_token": found.operator_token, "audit": "clean"}
+    came_back = None if found.came_back is None else found.came_back.as_json()
+    out.document(
+        {"data": str(settings.data), **held, **more, "kept_revoked": found.kept_revoked, "came_back": came_back}
+    )
+    out.line(f"{settings.data} is ledger {held['ledger_id']} up to entry {held['seq']}, {_when(held['booked_ms'])}")
+    out.line(f"  the audit is clean; epoch {found.epoch} begins with the next entry")
     if not found.access_keys:
-        show.line("  all access keys are revoked: make new ones with spotledger key create")
-    _tell_credentials(found)
+        out.line("  all access keys are revoked; make new ones with spotledger key create")
+    _tell_credentials(out, found)
     if not found.operator_token:
-        show.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
+        out.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
 
 
-def _tell_credentials(found: Restored) -> None:
+def _tell_credentials(out: Output, found: Restored) -> None:
+    """Print which access keys and tokens work again, or how many stay revoked."""
     if found.came_back is None:
-        show.line(f"  {found.kept_revoked} access keys and operator tokens that were revoked since the backup stay so")
+        out.line(f"  {found.kept_revoked} access keys and operator tokens revoked after the backup stay revoked")
         return
     what = "access keys and operator tokens" if found.access_keys else "operator tokens"
-    show.line(f"  {what} that were revoked since the backup work again: revoke them again")
+    out.line(f"  {what} that were revoked after the backup work again; revoke them again")
     good = found.came_back.as_json()
     lines = [f"access key {key['accesskey']} of {key['customer']} {key['label']}" for key in good["access_keys"]]
     lines += [f"token {token['token_id']} {token['label']}" for token in good["tokens"]]
     for line in lines[:CAME_BACK_TOLD]:
-        show.line(f"    {line}")
+        out.line(f"    {line}")
     if len(lines) > CAME_BACK_TOLD:
-        show.line(f"    and {len(lines) - CAME_BACK_TOLD} more: spotledger key list and token list have them all")
+        out.line(f"    and {len(lines) - CAME_BACK_TOLD} more; list them all with spotledger key list and token list")
 
 
 # --- copy -------------------------------------------------------------------------------------------
 
 
 @click.command("copy")
-@click.option("--data", metavar="DIR", help="The data folder of the embedded ledger; no server may run in it.")
+@click.option("--data", metavar="DIR", help="The data folder of the embedded ledger, without a running server.")
 @click.option("--database", metavar="URL", help="The empty PostgreSQL database (else SPOTLEDGER_DATABASE).")
 @config_option
 @json_option
 @exit_on_error
-def copy(data: str | None, database: str | None, config: str | None, as_json: bool) -> None:
+def copy(data: str | None, database: str | None, config: str | None, out: Output) -> None:
     """
     Copy the embedded ledger in DIR into an empty PostgreSQL database, and audit both.
 
-    Entries, hashes, access keys and tokens are the same there. A copy that was broken off goes on with the same
-    command; no node starts on half of one. DIR is left as it is: from then on, serve the database and not DIR.
+    Entries, hashes, access keys and tokens are copied unchanged. If a copy is interrupted, the same command continues
+    it; no node starts on an incomplete copy. DIR stays unchanged: from then on, serve the database and not DIR.
     """
-    from spotledger.archive.copying import copy_ledger  # the driver is loaded where it is needed
+    from spotledger.archive.copying import copy_ledger  # imports the database driver
     from spotledger.ops.fleet import address_of
 
     settings = _settings(data, config, database=database)
     address = address_of(settings)
     if not (settings.data / LEDGER_FILE).exists():
         raise DataFolderUnusable(f"There is no ledger in {settings.data}; name its folder with --data.")
-    with claim_folder(settings.data), _bars() as tell:
+    with claim_folder(settings.data), out.progress() as tell:
         done = copy_ledger(settings.data, address, tell)
-    if as_json:
-        found = done._asdict()
-        del found["head"]
-        show.json_document({**found, "seq": done.head.seq, "hash": done.head.hash.hex(), "audit": "clean"})
-        return
-    show.line(f"{settings.database} has ledger {done.ledger_id}, epoch {done.epoch}, up to entry {done.head.seq}")
-    show.line(f"  hash {done.head.hash.hex()}; both audits are clean and agree")
-    show.line(f"  {done.balances} balances, {done.open_holds} open holds, {done.access_keys} access keys,"
+    found = {**done._asdict(), "seq": done.head.seq, "hash": done.head.hash.hex(), "audit": "clean"}
+    del found["head"]
+    out.document(found)
+    out.line(f"{settings.database} has ledger {done.ledger_id}, epoch {done.epoch}, up to entry {done.head.seq}")
+    out.line(f"  hash {done.head.hash.hex()}; both audits are clean and agree")
+    out.line(f"  {done.balances} balances, {done.open_holds} open holds, {done.access_keys} access keys,"
               f" {done.tokens} operator tokens")  # fmt: skip
-    show.line(f"  serve it with --database, and no more without: what is in {settings.data} stays behind from now on")
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Give what shows several pieces of work on standard error, one after the other, where that is a terminal."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=None)
-            progress.update(tasks[what], completed=done, total=total)
-
-        yield tell
+    out.line(f"  from now on serve it with --database; the ledger in {settings.data} is not updated any more")
 
 
 # --- export and import -----------------------------------------------------------------------------
@@ -241,17 +208,15 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
 @click.group()
 def export() -> None:
-    """Write what the ledger has to files for other programs."""
+    """Write the ledger to files for other programs."""
 
 
 @export.command("journal")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--format", "file_format", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True)
-@click.option("--after-seq", type=click.IntRange(0), default=0, metavar="N", help="Begin after this entry.")
-@click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
-@click.option(
-    "--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE), or a standby of it."
-)
+@click.option("--after-seq", type=click.IntRange(0), default=0, metavar="N", help="Only entries after this one.")
+@data_option
+@database_option
 @config_option
 @json_option
 @exit_on_error
@@ -262,100 +227,89 @@ def export_journal_command(
     data: str | None,
     database: str | None,
     config: str | None,
-    as_json: bool,
+    out: Output,
 ) -> None:
-    """Write the journal to FILE: one JSON line an entry, or a Parquet file with one row a posting."""
+    """Write the journal to FILE: JSON with one line per entry, or Parquet with one row per posting."""
     settings = _settings(data, config, database=database)
-    with _bar("export") as bar:
+    with out.progress() as tell:
+        bar = partial(tell, "export")
         if settings.database is None:
             done = export_journal(settings.data, file, file_format, after_seq, bar)
         else:
-            from spotledger.archive.exports_postgres import export_database
-            from spotledger.ops.fleet import address_of  # the driver is loaded where it is needed
+            from spotledger.archive.exports_postgres import export_database  # imports the database driver
+            from spotledger.ops.fleet import address_of
 
             done = export_database(address_of(settings), file, file_format, after_seq, bar)
-    if as_json:
-        show.json_document({"file": str(file), "format": file_format, **done._asdict(), "hash": done.hash.hex()})
-    else:
-        show.line(f"{file}: {done.entries} entries, {done.after_seq + 1} to {done.seq}, of epoch {done.epoch}")
-        show.line(f"  hash of entry {done.seq}: {done.hash.hex()}")
+    out.document({"file": str(file), "format": file_format, **done._asdict(), "hash": done.hash.hex()})
+    out.line(f"{file}: {done.entries} entries, {done.after_seq + 1} to {done.seq}, of epoch {done.epoch}")
+    out.line(f"  hash of entry {done.seq}: {done.hash.hex()}")
 
 
 @click.group("import")
 def import_() -> None:
-    """Take over what other systems have."""
+    """Import data of other systems."""
 
 
 @import_.command("balances")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--key-prefix", default=KEY_PREFIX, show_default=True, metavar="P", help="Begins the idempotency keys.")
+@click.option(
+    "--key-prefix", default=KEY_PREFIX, show_default=True, metavar="P", help="The prefix of the idempotency keys."
+)
 @click.option("--register", is_flag=True, help="Register customers that are not registered yet.")
-@click.option("--check", "only_check", is_flag=True, help="Check the file, and book nothing.")
+@click.option("--check", "only_check", is_flag=True, help="Check the file without booking anything.")
 @ledger_command()
 async def import_balances(
-    client: OperatorClient, where: Where, file: Path, key_prefix: str, register: bool, only_check: bool
+    ledger: CommandLedger, out: Output, file: Path, key_prefix: str, register: bool, only_check: bool
 ) -> None:
     """
-    Book opening balances from the CSV FILE as deposits, each once.
+    Book opening balances from the CSV FILE as deposits.
 
-    Its first line names the columns: customer, coin, amount; account, reference and key if wished. All lines are
-    checked before the first is booked. The same file again books nothing twice.
+    The first line names the columns: customer, coin, amount, and optionally account, reference and key. All lines are
+    checked before the first is booked. Importing the same file again books nothing twice.
     """
-    _, _, listed = await client.call("GET", "/v1/coins")
-    coins = {coin["coin"]: coin["scale"] for coin in listed["coins"]}
-    registered = await all_pages(client, "/v1/customers", "customers", {})
-    plan = read_balances(file, coins, set(registered["customers"]), key_prefix=key_prefix, register=register)
+    scales = {coin.coin: coin.scale for coin in (await ledger.coins()).coins.values()}
+    customers = set(await all_pages(ledger, "customers", ledger.customers))
+    plan = read_balances(file, scales, customers, key_prefix=key_prefix, register=register)
+    refused: list[dict[str, Any]] = []
     if only_check:
-        told: dict[str, Any] = {"lines": len(plan.balances), "to_register": len(plan.new_customers)}
+        counts = {"lines": len(plan.balances), "to_register": len(plan.new_customers)}
+        out.document({"file": str(file), **counts})
     else:
-        with _bar("import") as bar:
-            await _register(client, plan.new_customers)
-            told = {"registered": len(plan.new_customers), **await _book(client, plan.balances, bar)}
-    _tell_import(file, told, as_json=where.as_json)
-    if told.get("refused"):
+        with out.progress() as tell:
+            await _register(ledger, plan.new_customers)
+            booked, repeated, refused = await _book(ledger, plan.balances, tell)
+        counts = {"registered": len(plan.new_customers), "booked": booked, "repeated": repeated}
+        out.document({"file": str(file), **counts, "refused": refused})
+    told = ", ".join(f"{what.replace('_', ' ')} {count}" for what, count in counts.items())
+    out.line(f"{file}: {told}" + (f", refused {len(refused)}" if refused else ""))
+    for line in refused:
+        out.line(f"  line {line['line']}: {line['detail']} [{line['code']}]")
+    if refused:
         raise click.exceptions.Exit(1)
 
 
-async def _register(client: OperatorClient, customers: list[str]) -> None:
+async def _register(ledger: CommandLedger, customers: list[str]) -> None:
     left = iter(customers)
     while some := list(islice(left, IMPORT_AT_ONCE)):
-        calls = (
-            client.call("POST", "/v1/customers", {"customer": name}, key=natural_key("customer-add", name))
-            for name in some
-        )
+        calls = (ledger.register_customer(name, key=natural_key("customer-add", name)) for name in some)
         await asyncio.gather(*calls)
 
 
-async def _book(client: OperatorClient, balances: list[OpeningBalance], bar: _Bar) -> dict[str, Any]:
-    """Book *balances* in order, and count what came of them."""
+async def _book(
+    ledger: CommandLedger, balances: list[OpeningBalance], tell: Tell
+) -> tuple[int, int, list[dict[str, Any]]]:
+    """Book *balances* in order; return how many were booked, how many had been before, and the refused lines."""
     booked = repeated = 0
     refused: list[dict[str, Any]] = []
     for start in range(0, len(balances), IMPORT_BATCH):
         some = balances[start : start + IMPORT_BATCH]
-        operations = [_operation(balance) for balance in some]
-        _, _, answer = await client.call("POST", "/v1/batches", {"operations": operations})
-        for balance, result in zip(some, answer["results"], strict=True):
-            if "code" in result:
-                refused.append({"line": balance.line, "code": result["code"], "detail": result["detail"]})
-            elif result.get("replayed"):
+        outcomes = await ledger.execute([Deposit(**asdict(balance.deposit)) for balance in some])
+        for balance, outcome in zip(some, outcomes, strict=True):
+            if isinstance(outcome, Refused):
+                refused.append({"line": balance.line, "code": outcome.code, "detail": outcome.message})
+            elif outcome.replayed:
                 repeated += 1
             else:
                 booked += 1
-        bar(start + len(some), len(balances))
-    return {"booked": booked, "repeated": repeated, "refused": refused}
-
-
-def _operation(balance: OpeningBalance) -> dict[str, Any]:
-    found = {"op": "deposit", **asdict(balance.deposit)}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _tell_import(file: Path, told: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        show.json_document({"file": str(file), **told})
-        return
-    counts = ", ".join(f"{what.replace('_', ' ')} {told[what]}" for what in told if what != "refused")
-    refused = told.get("refused", [])
-    show.line(f"{file}: {counts}" + (f", refused {len(refused)}" if refused else ""))
-    for line in refused:
-        show.line(f"  line {line['line']}: {line['detail']} [{line['code']}]")
+        tell("import", start + len(some), len(balances))
+    return booked, repeated, refused

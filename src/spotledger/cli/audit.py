@@ -1,52 +1,48 @@
-"""The command that audits a ledger file, or a ledger in a database."""
+"""The command that audits a ledger file or a database."""
 
 from __future__ import annotations
 
 import gc
 import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextColumn, TimeRemainingColumn
 
-from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Progress, Report, audit as audit_file
-from spotledger.cli import show
-from spotledger.cli.options import config_option, json_option
+from spotledger.audit.embedded import audit_file
+from spotledger.audit.report import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Report
+from spotledger.cli.options import config_option, data_option, database_option, json_option
+from spotledger.cli.output import Output
 from spotledger.errors import SpotledgerError
 from spotledger.ops.settings import Settings, load_settings
 from spotledger.storage.folder import LEDGER_FILE
 
-#: Processes that may read a file at once; the one that joins what they read is kept busy by fewer.
+#: Processes that read a file at once; fewer already keep the process busy that combines their results.
 PROCESSES_LIMIT: Final = 8
 EXIT_CODES: Final = {CLEAN: 0, DAMAGED: 1, INCOMPLETE: 3}
 _KNOWN_HEAD: Final = re.compile(r"\A([0-9]{1,18}):([0-9a-fA-F]{64})\Z")
 
 
 @click.command()
-@click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
-@click.option("--file", metavar="FILE", help="A ledger file, such as a backup, instead of a data folder's.")
-@click.option(
-    "--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE), or a standby of it."
-)
+@data_option
+@click.option("--file", metavar="FILE", help="A ledger file, such as a backup, instead of the one in a data folder.")
+@database_option
 @click.option(
     "--known-head",
     "known_heads",
     metavar="SEQ:HASH",
     multiple=True,
-    help="An entry's number and hash as an earlier audit said them; shows a journal cut, or written anew.",
+    help="Number and hash of an entry from an earlier audit; detects a journal that was cut or rewritten.",
 )
-@click.option("--limit-seconds", type=float, metavar="N", help="Stop, incomplete, after this time.")
+@click.option("--limit-seconds", type=float, metavar="N", help="Stop after this time; the audit is then incomplete.")
 @click.option(
     "--processes",
     type=click.IntRange(1, PROCESSES_LIMIT),
     metavar="N",
-    help=f"How many read a file at once, 1 to {PROCESSES_LIMIT} (else one for each processor that this may use).",
+    help=f"Processes that read a file at once, 1 to {PROCESSES_LIMIT} (else one per available processor).",
 )
 @config_option
 @json_option
@@ -58,29 +54,31 @@ def audit(
     limit_seconds: float | None,
     processes: int | None,
     config: str | None,
-    as_json: bool,
+    out: Output,
 ) -> None:
     """
     Derive everything about money from the journal again, and compare.
 
-    Reads the file or the database only, and may run beside the servers. Exits with 0 (clean), 1 (damaged) or 3
-    (incomplete: something could not be looked at).
+    Only reads the file or the database, and may run beside servers. Exits with 0 (clean), 1 (damaged) or 3
+    (incomplete: something could not be checked).
     """
     heads = [_known_head(text) for text in known_heads]
     try:
         settings = load_settings({"data": data, "database": database}, os.environ, config).settings
         run = _audit_of(file, settings, processes or min(PROCESSES_LIMIT, _processors()))
     except SpotledgerError as error:
-        show.error(show.problem_of(error), as_json=as_json)
+        out.error(error)
         raise click.exceptions.Exit(EXIT_CODES[INCOMPLETE]) from None
-    gc.disable()  # what an audit makes has no circles, and there is much of it
-    with _progress_bar(quiet=as_json) as progress:
-        report = run(progress=progress, known_heads=heads, limit_seconds=limit_seconds)
+    gc.disable()  # an audit makes many objects and no reference cycles
+    with out.progress() as tell:
+        report = run(
+            progress=lambda position: tell("audit", position.seq, position.last_seq),
+            known_heads=heads,
+            limit_seconds=limit_seconds,
+        )
     gc.enable()
-    if as_json:
-        show.json_document(report.as_json())
-    else:
-        _print(report)
+    out.document(report.as_json())
+    _print(out, report)
     raise click.exceptions.Exit(EXIT_CODES[report.verdict])
 
 
@@ -88,58 +86,44 @@ def _audit_of(file: str | None, settings: Settings, processes: int) -> Callable[
     """Return the audit of *file*, else of the database that is set, else of the ledger in the data folder."""
     if file is not None or settings.database is None:
         return partial(audit_file, Path(file) if file else settings.data / LEDGER_FILE, processes=processes)
-    from spotledger.audit.postgres import audit_database  # the driver is loaded where it is needed
+    from spotledger.audit.postgres import audit_database  # imports the database driver
     from spotledger.ops.fleet import address_of
 
     return partial(audit_database, address_of(settings))
 
 
 def _processors() -> int:
-    """Return how many processors this process may use, where the system says so."""
+    """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _known_head(text: str) -> KnownHead:
     match = _KNOWN_HEAD.match(text)
     if match is None:
-        raise click.BadParameter(f"{text!r} is not SEQ:HASH with a hash of 64 hex digits", param_hint="--known-head")
+        raise click.BadParameter(
+            f"{text!r} is not SEQ:HASH; a number and 64 hex digits would pass", param_hint="--known-head"
+        )
     return KnownHead(int(match[1]), bytes.fromhex(match[2]))
 
 
-@contextmanager
-def _progress_bar(*, quiet: bool) -> Iterator[Callable[[Progress], None]]:
-    """Give what shows the progress on standard error, where that is a terminal."""
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (TextColumn("audit"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("audit", total=None)
-        yield lambda progress: bar.update(task, completed=progress.seq, total=progress.last_seq)
-
-
-def _print(report: Report) -> None:
+def _print(out: Output, report: Report) -> None:
     count = sum(report.counts.values())
     what = {CLEAN: "clean", DAMAGED: f"DAMAGED, {count} findings", INCOMPLETE: "INCOMPLETE"}[report.verdict]
-    show.line(f"{report.path}: {what}")
-    show.line(
+    out.line(f"{report.path}: {what}")
+    out.line(
         f"  {report.entries} entries, {report.postings} postings, {report.refusals} kept refusals, {report.customers}"
         f" customers, {report.coins} coins, {report.balances} balances, {report.open_holds} open holds"
     )
     if report.hash is not None:
-        show.line(f"  head {report.audited_to}:{report.hash}")
+        out.line(f"  head {report.audited_to}:{report.hash}")
     for why in report.unexamined:
-        show.line(f"  not looked at: {why}")
+        out.line(f"  not checked: {why}")
     if report.findings:
         columns = ("code", "seq", "where", "found", "expected")
-        show.table(columns, ([getattr(finding, name) for name in columns] for finding in report.findings))
-        _count_others(report.counts, len(report.findings))
+        out.table(columns, ([getattr(finding, name) for name in columns] for finding in report.findings))
+        listed = len(report.findings)
+        if count > listed:
+            by_code = ", ".join(f"{number} {code}" for code, number in report.counts.items())
+            out.line(f"  {listed} of {count} are listed: {by_code}")
     for what in report.advice:
-        show.line(f"  what to do: {what}")
-
-
-def _count_others(counts: dict[str, Any], listed: int) -> None:
-    if sum(counts.values()) > listed:
-        by_code = ", ".join(f"{count} {code}" for code, count in counts.items())
-        show.line(f"  {listed} are listed of {sum(counts.values())}: {by_code}")
+        out.line(f"  what to do: {what}")

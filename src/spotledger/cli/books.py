@@ -1,13 +1,13 @@
-"""The commands about coins and customers, and what they have."""
+"""The commands about coins, customers, balances and holds."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 
-from spotledger.cli import show
-from spotledger.cli.connection import Where
+from spotledger.cli.connection import CommandLedger
 from spotledger.cli.options import (
     account_option,
     all_pages,
@@ -17,13 +17,12 @@ from spotledger.cli.options import (
     own_key_option,
     time_ms,
 )
-from spotledger.client.operator.api import OperatorClient
-from spotledger.client.operator.operations import path_part
+from spotledger.cli.output import Output
 
 
 @click.group()
 def coin() -> None:
-    """List coins, and see which are listed."""
+    """List coins, and show the listed ones."""
 
 
 @coin.command("add")
@@ -31,120 +30,103 @@ def coin() -> None:
 @click.option("--scale", type=int, required=True, metavar="0-18", help="Decimal places: 10**scale units are one coin.")
 @own_key_option
 @ledger_command(may_make=True)
-async def coin_add(client: OperatorClient, where: Where, coin: str, scale: int, key: str | None) -> None:
-    """List COIN. A listing never changes; the same command again changes nothing."""
-    body = {"coin": coin, "scale": scale}
-    _, _, answer = await client.call("POST", "/v1/coins", body, key=key or natural_key("coin-add", coin))
-    if where.as_json:
-        show.json_document(answer)
-    else:
-        show.line(f"coin {coin} is listed with {scale} decimals (entry {answer['seq']})")
+async def coin_add(ledger: CommandLedger, out: Output, coin: str, scale: int, key: str | None) -> None:
+    """List COIN. A listing never changes; running the command again changes nothing."""
+    written = await ledger.list_coin(coin, scale, key=key or natural_key("coin-add", coin))
+    out.document(ledger.document)
+    out.line(f"coin {coin} is listed with {scale} decimals (entry {written.seq})")
 
 
 @coin.command("list")
 @ledger_command()
-async def coin_list(client: OperatorClient, where: Where) -> None:
+async def coin_list(ledger: CommandLedger, out: Output) -> None:
     """Show the listed coins."""
-    _, _, answer = await client.call("GET", "/v1/coins")
-    if where.as_json:
-        show.json_document(answer)
-    else:
-        show.table(("coin", "scale"), ((listed["coin"], listed["scale"]) for listed in answer["coins"]))
+    found = await ledger.coins()
+    out.document(ledger.document)
+    out.table(("coin", "scale"), ((listed.coin, listed.scale) for listed in found.coins.values()))
 
 
 @click.group()
 def customer() -> None:
-    """Register customers, and see who is registered."""
+    """Register customers, and show the registered ones."""
 
 
 @customer.command("add")
 @click.argument("customer")
 @own_key_option
 @ledger_command(may_make=True)
-async def customer_add(client: OperatorClient, where: Where, customer: str, key: str | None) -> None:
-    """Register CUSTOMER, who then has a wallet, a spot and a fiat account. The same again changes nothing."""
-    body = {"customer": customer}
-    _, _, answer = await client.call("POST", "/v1/customers", body, key=key or natural_key("customer-add", customer))
-    if where.as_json:
-        show.json_document(answer)
-    else:
-        show.line(f"customer {customer} is registered (entry {answer['seq']})")
+async def customer_add(ledger: CommandLedger, out: Output, customer: str, key: str | None) -> None:
+    """Register CUSTOMER with a wallet, a spot and a fiat account. Running it again changes nothing."""
+    written = await ledger.register_customer(customer, key=key or natural_key("customer-add", customer))
+    out.document(ledger.document)
+    out.line(f"customer {customer} is registered (entry {written.seq})")
 
 
 @customer.command("list")
 @ledger_command()
-async def customer_list(client: OperatorClient, where: Where) -> None:
+async def customer_list(ledger: CommandLedger, out: Output) -> None:
     """Show the registered customers."""
-    answer = await all_pages(client, "/v1/customers", "customers", {})
-    if where.as_json:
-        show.json_document(answer)
-    else:
-        show.table(("customer",), ((name,) for name in answer["customers"]))
+    names = await all_pages(ledger, "customers", ledger.customers)
+    out.document(ledger.document)
+    out.table(("customer",), ((name,) for name in names))
 
 
 @click.command()
 @click.argument("customer")
 @account_option
-@click.option("--all", "with_empty", is_flag=True, help="Show listed coins with nothing in them too.")
-@click.option("--at-seq", type=click.IntRange(min=0), metavar="SEQ", help="As it stood after this entry.")
+@click.option("--all", "with_empty", is_flag=True, help="Include coins with nothing in them.")
+@click.option("--at-seq", type=click.IntRange(min=0), metavar="SEQ", help="The balances after this entry.")
 @click.option(
-    "--at", metavar="TIME", help="As it stood at this time: 2026-01-31T12:00:00Z, or milliseconds since 1970."
+    "--at", metavar="TIME", help="The balances at this time: 2026-01-31T12:00:00Z, or milliseconds since 1970."
 )
 @ledger_command()
 async def balances(
-    client: OperatorClient,
-    where: Where,
+    ledger: CommandLedger,
+    out: Output,
     customer: str,
     account: str,
     with_empty: bool,
     at_seq: int | None,
     at: str | None,
 ) -> None:
-    """Show what CUSTOMER has, now or at any moment of the past: available, freeze, and their total."""
-    params = {
-        "account": None if customer.startswith("@") else account,
-        "at_seq": at_seq,
-        "at_ms": time_ms(at, "--at"),
-    }
-    _, _, answer = await client.call("GET", f"/v1/customers/{path_part(customer)}/balances", params=params)
-    if where.as_json:
-        show.json_document(answer)
-        return
-    title = f"{answer['customer']}, {answer['account']}, as of entry {answer['seq']}"
-    show.balances_table(answer["balances"], with_empty=with_empty, title=title)
-    for coin, amount in answer.get("owes", {}).items():
-        show.line(f"owes {amount} {coin}; later deposits repay it first")
+    """Show the balances of CUSTOMER, now or at any moment in the past: available, freeze and their total."""
+    is_house = customer.startswith("@")
+    found = await ledger.balances(customer, None if is_house else account, at_seq=at_seq, at_ms=time_ms(at, "--at"))
+    out.document(ledger.document)
+    title = f"{customer}, {'house' if is_house else account}, as of entry {found.seq}"
+    rows = ((coin, both.available, both.freeze) for coin, both in found.balances.items())
+    out.balances(rows, with_empty=with_empty, title=title)
+    for coin, amount in found.owes.items():
+        out.line(f"owes {amount:f} {coin}; later deposits repay it first")
 
 
 @click.command()
 @click.argument("customer", required=False)
-@click.option("--state", type=click.Choice(["open", "closed"]), help="Only these.")
-@click.option("--older-than", metavar="AGE", help="Only those that are at least so old: 45s, 30m, 12h, 7d, 2w.")
+@click.option("--state", type=click.Choice(["open", "closed"]), help="Only open or only closed holds.")
+@click.option("--older-than", metavar="AGE", help="Only holds of at least this age: 45s, 30m, 12h, 7d, 2w.")
 @ledger_command()
 async def holds(
-    client: OperatorClient, where: Where, customer: str | None, state: str | None, older_than: str | None
+    ledger: CommandLedger, out: Output, customer: str | None, state: str | None, older_than: str | None
 ) -> None:
-    """Show why something of CUSTOMER's is frozen; without CUSTOMER, everybody's open holds, the oldest first."""
-    params: dict[str, Any] = {"older_than_ms": None if older_than is None else duration_ms(older_than, "--older-than")}
+    """Show the holds of CUSTOMER, or without CUSTOMER all open holds, the oldest first."""
+    older_than_ms = 0 if older_than is None else duration_ms(older_than, "--older-than")
     if customer is None:
         if state == "closed":
-            raise click.UsageError("closed holds are shown for one CUSTOMER")
-        answer = await all_pages(client, "/v1/holds", "holds", params)
+            raise click.UsageError("--state closed needs a CUSTOMER")
+        read: Any = partial(ledger.old_holds, older_than_ms)
     else:
-        path = f"/v1/customers/{path_part(customer)}/holds"
-        answer = await all_pages(client, path, "holds", {**params, "state": state})
-    if where.as_json:
-        show.json_document(answer)
-        return
-    columns = ("hold", "state", "account", "coin", "amount", "remaining", "reference", "key")
-    rows = [[*(hold.get(name) for name in columns), age_text(hold["age_ms"])] for hold in answer["holds"]]
+        read = partial(ledger.holds, customer, state, older_than_ms=older_than_ms)
+    found = await all_pages(ledger, "holds", read)
+    out.document(ledger.document)
+    columns = ["hold", "state", "account", "coin", "amount", "remaining", "reference", "key"]
     if customer is None:
-        rows = [[hold["customer"], *row] for hold, row in zip(answer["holds"], rows, strict=True)]
-    show.table((*(("customer",) if customer is None else ()), *columns, "age"), rows)
+        columns.insert(0, "customer")
+    rows = ([*(getattr(hold, name) for name in columns), age_text(hold.age_ms)] for hold in found)
+    out.table((*columns, "age"), rows)
 
 
 def age_text(age_ms: int) -> str:
-    """Return a length of time as people say it, by its two largest units."""
+    """Return an age by its two largest units, such as ``1d 1h``."""
     found: list[str] = []
     seconds = age_ms // 1000
     for unit, length in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):

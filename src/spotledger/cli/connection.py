@@ -1,9 +1,9 @@
 """
-How a command reaches the ledger: one client for the operator API, whether a server runs or not.
+How a command reaches the ledger: through the operator API, whether a server runs or not.
 
-With ``--operator-url`` it calls that server. Else it looks who owns the data folder: a server there is called over the
-network; where there is none, the ledger (in the folder, or in the database that is set) is opened in this process, and
-its operator API called without a network.
+With ``--operator-url`` a command calls that server. Without it, a command calls the server that owns the data folder.
+If there is none, it opens the ledger (in the folder, or in the database that is set) in its own process and calls the
+operator API without a network.
 """
 
 from __future__ import annotations
@@ -12,102 +12,101 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import httpx2
 
-from spotledger.client.operator.api import OperatorClient
+from spotledger.client import AsyncOperatorLedger
+from spotledger.client.operator.messages import Json
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid, TokenRefused
-from spotledger.http.h1.transport import OperatorTransport
+from spotledger.http.h1.transport import InProcessTransport
 from spotledger.http.operator.app import OperatorApp
-from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
-from spotledger.ops.settings import load_settings
+from spotledger.ops.runtime import FolderLock, claim_folder, open_runtime
+from spotledger.ops.settings import Settings, load_settings
 from spotledger.security.tokens import TOKEN_BYTES
 from spotledger.storage.folder import LEDGER_FILE, TOKEN_FILE, Owner, read_owner, read_token
 
-#: Another command, or a server that is starting, may own the folder for a moment.
+#: How long to wait for another command, or for a server that is starting, to release the folder.
 OWNER_PATIENCE_SECONDS: Final = 5.0
 OWNER_PAUSE_SECONDS: Final = 0.05
 _OWN_ADDRESS: Final = "http://ledger.invalid"
 
 
-@dataclass(frozen=True, slots=True)
-class Where:
-    """Which ledger a command is about, and how its answer is printed."""
+class Where(NamedTuple):
+    """Which ledger a command is about: its options, None for those that are not given."""
 
-    data: str | None
-    config: str | None
-    operator_url: str | None
-    token_file: str | None
-    as_json: bool
+    data: str | None = None
     database: str | None = None
+    config: str | None = None
+    operator_url: str | None = None
+    token_file: str | None = None
+
+
+class CommandLedger(AsyncOperatorLedger):
+    """
+    The ledger as a command calls it: each call is sent once.
+
+    ``document`` is the last answer as it arrived. ``folder`` is the data folder; None with ``--operator-url``.
+    """
+
+    def __init__(self, url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> None:
+        super().__init__(url, token, attempts=1, transport=transport, on_answer=self._keep)
+        self.document: Json = {}
+        self.folder: Path | None = None
+
+    def _keep(self, document: Json) -> None:
+        self.document = document
 
 
 @contextlib.asynccontextmanager
-async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[OperatorClient]:
+async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[CommandLedger]:
     """
     Give a client of the ledger that *where* names.
 
     Args:
         where: The options of the command.
-        may_make: Whether a ledger may be made where there is none.
+        may_make: Whether to make a ledger if there is none.
 
     Raises:
-        DataFolderUnusable: There is no ledger, and none may be made.
-        SetupError: The ledger cannot be opened, or the server cannot be called, as it is set up.
+        DataFolderUnusable: There is no ledger, and *may_make* is false.
+        SetupError: The ledger cannot be opened, or the server cannot be called, with these options.
     """
     if where.operator_url is not None:
         if where.token_file is None:
             raise SettingInvalid("--operator-url needs --token-file with an operator token of that server.")
-        token_file = Path(where.token_file)
-        async with _client(where.operator_url, read_token(token_file)) as client:
-            with _told_of_its_token(token_file):
-                yield client
+        async with _at_server(where.operator_url, Path(where.token_file)) as ledger:
+            yield ledger
         return
-    in_force = load_settings({"data": where.data, "database": where.database}, os.environ, where.config)
-    folder = in_force.settings.data
-    is_embedded = in_force.settings.database is None
-    # The folder of a node of a fleet has no ledger in it; whoever runs there knows where it is.
-    if is_embedded and not may_make and not (folder / LEDGER_FILE).exists() and read_owner(folder) is None:
+    settings = load_settings({"data": where.data, "database": where.database}, os.environ, where.config).settings
+    folder = settings.data
+    if not may_make and settings.database is None:
+        _check_there(folder)
+    with contextlib.ExitStack() as stack:
+        owner = await _claim_or_find_owner(folder, stack)
+        if isinstance(owner, Owner):
+            token_file = Path(where.token_file) if where.token_file else folder / TOKEN_FILE
+            connection = _at_server(str(owner.operator_url), token_file, httpx2.AsyncHTTPTransport())
+        else:
+            connection = _in_this_process(settings, owner, may_make=may_make)
+        async with connection as ledger:
+            ledger.folder = folder
+            yield ledger
+
+
+def _check_there(folder: Path) -> None:
+    """Raise DataFolderUnusable if *folder* has neither a ledger nor an owner, such as a server of a fleet."""
+    if not (folder / LEDGER_FILE).exists() and read_owner(folder) is None:
         raise DataFolderUnusable(
             f"There is no ledger in {folder}; name its folder with --data. "
             "A new one is made by: spotledger serve, coin add, or customer add.",
             path=str(folder),
         )
-    with contextlib.ExitStack() as stack:
-        owner = await _claim_or_find_owner(folder, stack)
-        if isinstance(owner, Owner):
-            token_file = Path(where.token_file) if where.token_file else folder / TOKEN_FILE
-            async with near_client(str(owner.operator_url), read_token(token_file)) as client:
-                with _told_of_its_token(token_file):
-                    yield client
-        else:
-            if not is_embedded and not may_make:
-                from spotledger.ops.fleet import check_there  # the driver is loaded where it is needed
-
-                check_there(in_force.settings)
-            runtime = stack.enter_context(open_runtime(in_force.settings, os.environ, owner))
-            async with _within(runtime) as client:
-                yield client
-
-
-@contextlib.contextmanager
-def _told_of_its_token(token_file: Path) -> Iterator[None]:
-    """Name the file whose token a server does not let in."""
-    try:
-        yield
-    except TokenRefused:
-        raise TokenRefused(
-            f"The operator token in {token_file} is revoked, or not one of this ledger; name a file with one in use "
-            "with --token-file. Where there is none, `spotledger token create` makes one without a server."
-        ) from None
 
 
 async def _claim_or_find_owner(folder: Path, stack: contextlib.ExitStack) -> Owner | FolderLock:
-    """Return the server that owns *folder*, or own it for the length of *stack*; wait for who has it for a moment."""
+    """Return the server that owns *folder*, or lock it until *stack* ends; wait a moment for another command."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + OWNER_PATIENCE_SECONDS
     while True:
@@ -123,25 +122,45 @@ async def _claim_or_find_owner(folder: Path, stack: contextlib.ExitStack) -> Own
 
 
 @contextlib.asynccontextmanager
-async def _within(runtime: Runtime) -> AsyncIterator[OperatorClient]:
-    """Give a client of the operator API over a ledger that this process owns."""
+async def _at_server(
+    url: str, token_file: Path, transport: httpx2.AsyncBaseTransport | None = None
+) -> AsyncIterator[CommandLedger]:
+    """Give a client of a running server; if its token is refused, the error names the file."""
+    async with _ledger_at(url, read_token(token_file), transport) as ledger:
+        try:
+            yield ledger
+        except TokenRefused:
+            raise TokenRefused(
+                f"The operator token in {token_file} is revoked, or not one of this ledger; name a file with one in "
+                "use with --token-file. Where there is none, `spotledger token create` makes one without a server."
+            ) from None
+
+
+@contextlib.asynccontextmanager
+async def _in_this_process(settings: Settings, lock: FolderLock, *, may_make: bool) -> AsyncIterator[CommandLedger]:
+    """Open the ledger, and give a client of its operator API without a network."""
+    if settings.database is not None and not may_make:
+        from spotledger.ops.fleet import check_there  # imports the database driver
+
+        check_there(settings)
     token = secrets.token_hex(TOKEN_BYTES)
-    await runtime.start()
+    with open_runtime(settings, os.environ, lock) as runtime:
+        await runtime.start()
+        try:
+            transport = InProcessTransport(OperatorApp(runtime, token))
+            async with CommandLedger(_OWN_ADDRESS, token, transport) as ledger:
+                yield ledger
+        finally:
+            await runtime.stop()
+
+
+def near_ledger(url: str, token: str) -> CommandLedger:
+    """Return a client of a server on this machine; it ignores the proxies that the environment names."""
+    return _ledger_at(url, token, httpx2.AsyncHTTPTransport())
+
+
+def _ledger_at(url: str, token: str, transport: httpx2.AsyncBaseTransport | None) -> CommandLedger:
     try:
-        transport = OperatorTransport(OperatorApp(runtime, token))
-        async with OperatorClient(_OWN_ADDRESS, token, transport) as client:
-            yield client
-    finally:
-        await runtime.stop()
-
-
-def near_client(url: str, token: str) -> OperatorClient:
-    """Return a client of a server on this machine: no proxy that the environment names comes between."""
-    return _client(url, token, httpx2.AsyncHTTPTransport())
-
-
-def _client(url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> OperatorClient:
-    try:
-        return OperatorClient(url, token, transport)
+        return CommandLedger(url, token, transport)
     except ValueError as problem:
         raise SettingInvalid(f"The operator API cannot be called: {problem}.") from None

@@ -17,12 +17,14 @@ from typing import Any, Final, NamedTuple
 import click
 import httpx2
 
-from spotledger.cli import demo_story, show
-from spotledger.cli.connection import near_client
-from spotledger.cli.keys import read_balance
+from spotledger import paths
+from spotledger.cli import demo_story
+from spotledger.cli.connection import CommandLedger, near_ledger
+from spotledger.cli.keys import read_balance, sides_of
 from spotledger.cli.options import config_option, exit_on_error, setting_options
+from spotledger.cli.output import Output
 from spotledger.cli.service import log_to_stderr
-from spotledger.client.operator.api import OperatorClient
+from spotledger.client.operator.messages import path_of
 from spotledger.client.trader.signed import SignedRequestAPI
 from spotledger.errors import DataFolderUnusable
 from spotledger.http.serve import Listening, serve
@@ -41,55 +43,53 @@ class DemoKey(NamedTuple):
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="End after the answer instead of serving on.")
+@click.option("--once", is_flag=True, help="Stop after the answer instead of serving.")
 @setting_options
 @config_option
 @exit_on_error
 def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> None:
     """Start the service with demo customers, make a signed getBalance, and keep serving."""
-    # The folder comes from the flag alone: no demo customer gets into the ledger that SPOTLEDGER_DATA names,
-    # and none into a database.
+    # Only the flag names the folder: demo customers must not get into the ledger of SPOTLEDGER_DATA or a database.
     settings = load_settings({**flags, "data": flags["data"] or DEMO_FOLDER}, os.environ, config).settings
     settings = dataclasses.replace(settings, database=None, read_database=None, workers=1)
     log_to_stderr(settings)
 
     async def perform(listening: Listening) -> bool:
         folder = settings.data
-        async with near_client(listening.operator_url, read_token(folder / TOKEN_FILE)) as client:
-            await _check_is_demo(client, folder)
-            new = await demo_story.tell(client)
-            key = await _demo_key(client, folder / DEMO_KEY_FILE)
+        async with near_ledger(listening.operator_url, read_token(folder / TOKEN_FILE)) as ledger:
+            await _check_is_demo(ledger, folder)
+            new = await demo_story.tell(ledger)
+            key = await _demo_key(ledger, folder / DEMO_KEY_FILE)
         _show_start(listening, folder, new)
-        near = httpx2.HTTPTransport()  # no proxy that the environment names comes between
+        near = httpx2.HTTPTransport()  # ignores proxies that the environment names
         with SignedRequestAPI(key.accesskey, key.secretkey, listening.public_url, transport=near) as api:
             answer = await asyncio.to_thread(read_balance, api)
         _show_answer(answer)
         _show_next(listening, folder, key)
         if not once:
-            show.line("\nServing. Ctrl-C stops it; the next start finds everything again.")
+            click.echo("\nServing. Ctrl-C stops it; the next start continues with this ledger.")
         return not once
 
     serve(settings, os.environ, perform)
 
 
-async def _check_is_demo(client: OperatorClient, folder: Path) -> None:
-    _, _, answer = await client.call("GET", "/v1/entries", params={"limit": 1})
-    if answer["entries"] and answer["entries"][0]["key"] != demo_story.FIRST_KEY:
+async def _check_is_demo(ledger: CommandLedger, folder: Path) -> None:
+    first = (await ledger.entries(limit=1)).entries
+    if first and first[0].key != demo_story.FIRST_KEY:
         raise DataFolderUnusable(
             f"The ledger in {folder} is not the demo's; name another folder with --data.", path=str(folder)
         )
 
 
-async def _demo_key(client: OperatorClient, file: Path) -> DemoKey:
-    """Return the access key that an earlier start made, if it is still good, else a new one."""
-    _, _, answer = await client.call("GET", "/v1/keys", params={"customer": demo_story.CUSTOMER})
-    in_use = {found["accesskey"] for found in answer["keys"] if found["revoked_ms"] is None}
+async def _demo_key(ledger: CommandLedger, file: Path) -> DemoKey:
+    """Return the access key of an earlier start if it is still in use, else a new one."""
+    keys = (await ledger.keys(demo_story.CUSTOMER)).keys
+    in_use = {found.accesskey for found in keys if found.revoked_ms is None}
     kept = _read_demo_key(file)
     if kept is not None and kept.accesskey in in_use:
         return kept
-    body = {"customer": demo_story.CUSTOMER, "permissions": ["read"], "label": "demo"}
-    _, _, made = await client.call("POST", "/v1/keys", body, key=f"demo-key-{uuid.uuid4()}")
-    key = DemoKey(made["accesskey"], made["secretkey"])
+    made = await ledger.create_key(demo_story.CUSTOMER, ["read"], "demo", key=f"demo-key-{uuid.uuid4()}")
+    key = DemoKey(made.accesskey, str(made.secretkey))
     file.unlink(missing_ok=True)
     write_secret_file(file, json.dumps(key._asdict()))
     return key
@@ -104,29 +104,31 @@ def _read_demo_key(file: Path) -> DemoKey | None:
 
 
 def _show_start(listening: Listening, folder: Path, new: int) -> None:
-    show.line(f"The service runs, on the ledger in {folder}.")
-    show.line(f"  traders    {listening.public_url}")
-    show.line(f"  operators  {listening.operator_url}   token: {folder / TOKEN_FILE}")
+    click.echo(f"The service runs, on the ledger in {folder}.")
+    click.echo(f"  traders    {listening.public_url}")
+    click.echo(f"  operators  {listening.operator_url}   token: {folder / TOKEN_FILE}")
     if new:
-        show.line(f"\nBooked {new} operations: coins, customers, deposits, freezes, unfreezes, withdrawals, transfers.")
+        click.echo(
+            f"\nBooked {new} operations: coins, customers, deposits, freezes, unfreezes, withdrawals, transfers."
+        )
     else:
-        show.line("\nThe operations of an earlier start are all there; none was booked again.")
+        click.echo("\nThe operations were booked by an earlier start; none was booked again.")
 
 
 def _show_answer(answer: dict[str, Any]) -> None:
-    show.line(f"\nA signed getBalance of {demo_story.CUSTOMER}, made with spotledger.client:\n")
-    show.balances_table(answer["data"], with_empty=True)
-    show.line("\nThe same answer as it came:\n")
-    show.line(json.dumps(answer, ensure_ascii=False))
+    click.echo(f"\nA signed getBalance of {demo_story.CUSTOMER}, made with spotledger.client:\n")
+    Output().balances(sides_of(answer), with_empty=True)
+    click.echo("\nThe same answer as it came:\n")
+    click.echo(json.dumps(answer, ensure_ascii=False))
 
 
 def curl_line(public_url: str, key: DemoKey) -> str:
-    """Return a line for a shell that signs a getBalance with openssl and sends it with curl, whenever it is pasted."""
+    """Return a shell line that signs a getBalance with openssl at the time it is run, and sends it with curl."""
     text = f"accesskey={key.accesskey}&nonce=$nonce"
     sign = f"printf %s \"{text}\" | openssl dgst -sha256 -hmac {key.secretkey} | awk '{{print $NF}}'"
     return (
         f"nonce=$(date +%s)000; signature=$({sign}); "
-        f'curl -s "{public_url}/trade/api/v1/getBalance?{text}&signature=$signature"; echo'
+        f'curl -s "{public_url}{paths.GET_BALANCE}?{text}&signature=$signature"; echo'
     )
 
 
@@ -134,9 +136,9 @@ def _show_next(listening: Listening, folder: Path, key: DemoKey) -> None:
     token = f'"Authorization: Bearer $(cat {shlex.quote(str(folder / TOKEN_FILE))})"'
     program = "spotledger" if shutil.which("spotledger") else shlex.quote(sys.argv[0])
     data = shlex.quote(str(folder))
-    show.line("\nThe same call by curl and openssl; paste it:\n")
-    show.line(curl_line(listening.public_url, key))
-    show.line(
+    click.echo("\nThe same call by curl and openssl; paste it:\n")
+    click.echo(curl_line(listening.public_url, key))
+    click.echo(
         f"""
 In Python:
 
@@ -152,7 +154,7 @@ As the exchange, on the command line (the key names each write, so it happens on
 
 As the exchange, over HTTP:
 
-    curl -s -H {token} {listening.operator_url}/v1/customers/alice/balances
+    curl -s -H {token} {listening.operator_url}{path_of(paths.CUSTOMER_BALANCES, customer="alice")}
     curl -s -H {token} -H "Idempotency-Key: my-first-deposit" \\
-         -d '{{"customer":"bob","coin":"usdt","amount":"12.5"}}' {listening.operator_url}/v1/deposits"""
+         -d '{{"customer":"bob","coin":"usdt","amount":"12.5"}}' {listening.operator_url}{paths.DEPOSITS}"""
     )

@@ -1,14 +1,26 @@
 """
-What the demo's customers did: real operations under fixed idempotency keys, so a second start repeats nothing.
+The operations of the demo. Their idempotency keys are fixed, so a second start books nothing again.
 
-At its end alice has 3867.43650012 usdt available and 3062.17437341 in freeze.
+At the end alice has 3867.43650012 usdt available and 3062.17437341 in freeze.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from dataclasses import replace
+from typing import Final
 
-from spotledger.client.operator.api import OperatorClient
+from spotledger.client import AsyncOperatorLedger
+from spotledger.client.operator.operations import (
+    Deposit,
+    Freeze,
+    HoldKey,
+    ListCoin,
+    Operation,
+    RegisterCustomer,
+    Transfer,
+    Unfreeze,
+    Withdraw,
+)
 
 CUSTOMER: Final = "alice"
 COINS: Final = {"btc": 8, "eth": 18, "forth": 8, "ltc": 8, "shib": 18, "usdt": 8}
@@ -16,81 +28,38 @@ CUSTOMERS: Final = ("alice", "bob", "carol")
 #: The idempotency key of the first entry of every demo.
 FIRST_KEY: Final = "demo-coin-btc"
 
-
-class Step(NamedTuple):
-    """One operation; *hold* names the step whose hold it uses."""
-
-    key: str
-    path: str
-    body: dict[str, Any]
-    hold: str | None = None
-
-
-def _deposit(key: str, customer: str, coin: str, amount: str, account: str = "spot") -> Step:
-    return Step(key, "/v1/deposits", {"customer": customer, "coin": coin, "amount": amount, "account": account})
-
-
-def _freeze(key: str, customer: str, coin: str, amount: str, reference: str) -> Step:
-    return Step(key, "/v1/holds", {"customer": customer, "coin": coin, "amount": amount, "reference": reference})
-
-
-def _unfreeze(key: str, hold: str, amount: str | None = None) -> Step:
-    return Step(key, "release", {} if amount is None else {"amount": amount}, hold)
-
-
-def _withdraw_hold(key: str, hold: str, amount: str) -> Step:
-    return Step(key, "/v1/withdrawals", {"amount": amount}, hold)
-
-
-def _transfer(key: str, source: tuple[str, str], target: tuple[str, str], coin: str, amount: str) -> Step:
-    ends = {
-        name: {"customer": customer, "account": account}
-        for name, (customer, account) in (("from", source), ("to", target))
-    }
-    return Step(key, "/v1/transfers", {**ends, "coin": coin, "amount": amount})
-
-
-STEPS: Final = (
-    _deposit("demo-1", "alice", "usdt", "7500"),
-    _freeze("demo-2", "alice", "usdt", "3100", "order-1001"),
-    _unfreeze("demo-3", "demo-2", "37.82562659"),
-    _freeze("demo-4", "alice", "usdt", "500", "order-1002"),
-    _unfreeze("demo-5", "demo-4"),
-    _freeze("demo-6", "alice", "usdt", "250.25", "withdrawal-77"),
-    _withdraw_hold("demo-7", "demo-6", "250.25"),
-    _transfer("demo-8", ("alice", "spot"), ("bob", "spot"), "usdt", "320.13912647"),
-    _deposit("demo-9", "alice", "forth", "120.5"),
-    _freeze("demo-10", "alice", "forth", "20.25", "order-1003"),
-    _deposit("demo-11", "alice", "btc", "0.75", "wallet"),
-    _transfer("demo-12", ("alice", "wallet"), ("alice", "spot"), "btc", "0.5"),
-    _deposit("demo-13", "bob", "eth", "12.000000000000000001"),
-    _freeze("demo-14", "bob", "eth", "1.5", "order-1004"),
-    _deposit("demo-15", "carol", "shib", "589000000000000.123456789012345678"),
-    _freeze("demo-16", "carol", "shib", "89000000000000.000000000000000001", "order-1005"),
-    _transfer("demo-17", ("carol", "spot"), ("alice", "spot"), "shib", "1000000000000.5"),
+STORY: Final[tuple[Operation, ...]] = (
+    *(ListCoin(f"demo-coin-{coin}", coin, scale) for coin, scale in COINS.items()),
+    *(RegisterCustomer(f"demo-customer-{customer}", customer) for customer in CUSTOMERS),
+    Deposit("demo-1", "alice", "usdt", "7500"),
+    Freeze("demo-2", "alice", "usdt", "3100", reference="order-1001"),
+    Unfreeze("demo-3", HoldKey("demo-2"), "37.82562659"),
+    Freeze("demo-4", "alice", "usdt", "500", reference="order-1002"),
+    Unfreeze("demo-5", HoldKey("demo-4")),
+    Freeze("demo-6", "alice", "usdt", "250.25", reference="withdrawal-77"),
+    Withdraw("demo-7", "250.25", hold=HoldKey("demo-6")),
+    Transfer("demo-8", "alice", "bob", "usdt", "320.13912647"),
+    Deposit("demo-9", "alice", "forth", "120.5"),
+    Freeze("demo-10", "alice", "forth", "20.25", reference="order-1003"),
+    Deposit("demo-11", "alice", "btc", "0.75", "wallet"),
+    Transfer("demo-12", "alice", "alice", "btc", "0.5", from_account="wallet"),
+    Deposit("demo-13", "bob", "eth", "12.000000000000000001"),
+    Freeze("demo-14", "bob", "eth", "1.5", reference="order-1004"),
+    Deposit("demo-15", "carol", "shib", "589000000000000.123456789012345678"),
+    Freeze("demo-16", "carol", "shib", "89000000000000.000000000000000001", reference="order-1005"),
+    Transfer("demo-17", "carol", "alice", "shib", "1000000000000.5"),
 )
 
 
-async def tell(client: OperatorClient) -> int:
-    """Book the story; return how many of its operations were new."""
+async def tell(ledger: AsyncOperatorLedger) -> int:
+    """Book the operations; return how many of them were new."""
     new = 0
-    for coin, scale in COINS.items():
-        new += await _once(client, "/v1/coins", {"coin": coin, "scale": scale}, f"demo-coin-{coin}")
-    for customer in CUSTOMERS:
-        new += await _once(client, "/v1/customers", {"customer": customer}, f"demo-customer-{customer}")
     holds: dict[str, str] = {}
-    for step in STEPS:
-        path, body = step.path, dict(step.body)
-        if step.hold is not None and path == "release":
-            path = f"/v1/holds/{holds[step.hold]}/release"
-        elif step.hold is not None:
-            body["hold"] = holds[step.hold]
-        _, headers, answer = await client.call("POST", path, body, key=step.key)
-        holds[step.key] = answer.get("hold", "")
-        new += headers.get("idempotency-replayed") != "true"
+    for operation in STORY:
+        if isinstance(operation, Unfreeze | Withdraw) and isinstance(operation.hold, HoldKey):
+            # By its id, as in earlier versions: the hold's key would be other content under the same key.
+            operation = replace(operation, hold=holds[operation.hold.key])
+        written = await ledger.do(operation)
+        holds[operation.key] = written.hold or ""
+        new += not written.replayed
     return new
-
-
-async def _once(client: OperatorClient, path: str, body: dict[str, Any], key: str) -> int:
-    _, headers, _ = await client.call("POST", path, body, key=key)
-    return int(headers.get("idempotency-replayed") != "true")

@@ -4,65 +4,70 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Final
+from itertools import chain
+from typing import Final
 
 import click
 
-from spotledger.cli import show
-from spotledger.cli.connection import Where
+from spotledger.cli.connection import CommandLedger
 from spotledger.cli.options import ledger_command
-from spotledger.client.operator.api import OperatorClient
-from spotledger.client.operator.operations import path_part
+from spotledger.cli.output import EXACT, Output
+from spotledger.client.operator.decoding import decode
+from spotledger.client.operator.ledger_answers import BalanceAfter, Entry, Posting, Statement
+from spotledger.client.operator.messages import Json
 
 FOLLOW_PAUSE_SECONDS: Final = 0.25
+#: As many entries as a page may have.
+PAGE_ENTRIES: Final = 1000
+SIDES: Final = ("available", "freeze")
 _HOUSE: Final = ("@external", "@fees", "@dust", "@receivable")
 
 
 @click.command()
 @click.argument("customer")
-@click.option("--coin", metavar="COIN", help="Only what touches this coin.")
+@click.option("--coin", metavar="COIN", help="Only entries that touch this coin.")
 @click.option(
-    "--after", "after_seq", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only what came later."
+    "--after", "after_seq", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only entries after this one."
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="So many entries at the most.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most this many entries.")
 @ledger_command()
 async def history(
-    client: OperatorClient, where: Where, customer: str, coin: str | None, after_seq: int, limit: int | None
+    ledger: CommandLedger, out: Output, customer: str, coin: str | None, after_seq: int, limit: int | None
 ) -> None:
     """Show the entries about CUSTOMER as a statement, with the balances before and after them."""
-    answer = await _statement(client, customer, coin, after_seq, limit)
-    if where.as_json:
-        show.json_document(answer)
-        return
+    statement = await _statement(ledger, customer, coin, after_seq, limit)
+    out.document(ledger.document)
     columns = ("entry", "booked", "what", "account", "coin", "± available", "± freeze", "available", "freeze", "for")
-    rows: list[tuple[object, ...]] = [_balance_row("opening", after) for after in answer["opening"]]
-    for entry in answer["entries"]:
-        rows += _entry_rows(entry, (customer, f"@receivable:{customer}"), coin)
-    rows += [_balance_row("closing", after) for after in answer["closing"]]
-    show.table(columns, rows, title=f"{customer}, as of entry {answer['seq']}")
+    owners = (customer, f"@receivable:{customer}")
+    rows = chain(
+        (_balance_row("opening", after) for after in statement.opening),
+        *(_entry_rows(entry, owners, coin) for entry in statement.entries),
+        (_balance_row("closing", after) for after in statement.closing),
+    )
+    out.table(columns, rows, title=f"{customer}, as of entry {statement.seq}")
 
 
 async def _statement(
-    client: OperatorClient, customer: str, coin: str | None, after_seq: int, limit: int | None
-) -> dict[str, Any]:
-    """Return a statement, of as many pages as it needs, as if it were one."""
-    path = f"/v1/customers/{path_part(customer)}/entries"
-    whole: dict[str, Any] = {}
+    ledger: CommandLedger, customer: str, coin: str | None, after_seq: int, limit: int | None
+) -> Statement:
+    """Return all pages of a statement as one; ``ledger.document`` is then the same as one document."""
+    whole: Json = {}
     while True:
-        wanted = 1000 if limit is None else min(1000, limit - len(whole.get("entries", ())))
-        params = {"coin": coin, "after_seq": after_seq, "limit": wanted}
-        _, _, page = await client.call("GET", path, params=params)
-        whole = _joined(whole, page) if whole else page
-        after_seq = page["next_after_seq"]
-        if len(page["entries"]) < wanted or len(whole["entries"]) == limit:
-            return whole
+        wanted = PAGE_ENTRIES if limit is None else min(PAGE_ENTRIES, limit - len(whole.get("entries", ())))
+        page = await ledger.statement(customer, coin, after_seq, wanted)
+        whole = _joined(whole, ledger.document) if whole else ledger.document
+        after_seq = page.next_after_seq
+        if len(page.entries) < wanted or len(whole["entries"]) == limit:
+            break
+    ledger.document = whole
+    return decode(Statement, whole)
 
 
-def _joined(before: dict[str, Any], page: dict[str, Any]) -> dict[str, Any]:
-    def by_line(lines: list[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Any]]:
+def _joined(before: Json, page: Json) -> Json:
+    def by_line(lines: list[Json]) -> dict[tuple[str, ...], Json]:
         return {(line["customer"], line["account"], line["coin"]): line for line in lines}
 
     return {
@@ -73,83 +78,80 @@ def _joined(before: dict[str, Any], page: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _balance_row(what: str, after: Mapping[str, str]) -> tuple[object, ...]:
-    return ("", "", what, _account(after), after["coin"], "", "", after["available"], after["freeze"], "")
+def _balance_row(what: str, after: BalanceAfter) -> tuple[object, ...]:
+    return ("", "", what, _account(after), after.coin, "", "", after.available, after.freeze, "")
 
 
-def _account(line: Mapping[str, str]) -> str:
-    return "owed" if line["customer"].startswith("@") else line["account"]
+def _account(line: BalanceAfter | Posting) -> str:
+    return "owed" if line.customer.startswith("@") else line.account
 
 
-def _entry_rows(entry: Mapping[str, Any], owners: tuple[str, str], coin: str | None) -> Iterator[tuple[object, ...]]:
+def _entry_rows(entry: Entry, owners: tuple[str, str], coin: str | None) -> Iterator[tuple[object, ...]]:
     moved: dict[tuple[str, str], dict[str, Decimal]] = {}
-    after: dict[tuple[str, str], dict[str, str]] = {}
-    for line in entry["postings"]:
-        if line["customer"] in owners and coin in (None, line["coin"]):
-            place = (_account(line), line["coin"])
+    after: dict[tuple[str, str], dict[str, Decimal]] = {}
+    for line in entry.postings:
+        if line.customer in owners and coin in (None, line.coin):
+            place = (_account(line), line.coin)
             sides = moved.setdefault(place, {})
-            sides[line["side"]] = sides.get(line["side"], Decimal()) + Decimal(line["amount"])
-            after.setdefault(place, {})[line["side"]] = line["after"]
-    request = entry["request"]
-    why = request.get("reference") or request.get("reason") or ""
-    for (account, name), sides in moved.items():
-        signed = [f"{sides[side]:+f}" if sides.get(side) else "" for side in ("available", "freeze")]
-        now = [after[account, name].get(side, "") for side in ("available", "freeze")]
-        yield (entry["seq"], time_text(entry["booked_ms"]), entry["kind"], account, name, *signed, *now, why)
+            sides[line.side] = EXACT.add(sides.get(line.side, Decimal()), line.amount)
+            after.setdefault(place, {})[line.side] = line.after
+    why = entry.request.get("reference") or entry.request.get("reason") or ""
+    for place, sides in moved.items():
+        signed = [f"{sides[side]:+f}" if sides.get(side) else "" for side in SIDES]
+        now = [after[place].get(side) for side in SIDES]
+        yield (entry.seq, time_text(entry.booked_ms), entry.kind, *place, *signed, *now, why)
 
 
 def time_text(time_ms: int) -> str:
-    """Return a time in milliseconds since 1970 as people read it, in UTC."""
+    """Return a time in milliseconds since 1970 as date and time in UTC."""
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 @click.command()
 @click.option(
-    "--after", "after_seq", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only what came later."
+    "--after", "after_seq", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only entries after this one."
 )
-@click.option("--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("--follow", is_flag=True, help="Continue with new entries until Ctrl-C.")
 @ledger_command()
-async def feed(client: OperatorClient, where: Where, after_seq: int, follow: bool) -> None:
-    """Show the journal, entry by entry; with --json one JSON object a line."""
+async def feed(ledger: CommandLedger, out: Output, after_seq: int, follow: bool) -> None:
+    """Show the journal, one entry per line; with --json as JSON objects."""
     while True:
-        _, _, page = await client.call("GET", "/v1/entries", params={"after_seq": after_seq})
-        for entry in page["entries"]:
-            show.line(json.dumps(entry, ensure_ascii=False) if where.as_json else _feed_line(entry))
-        after_seq = page["next_after_seq"]
-        if not page["entries"]:
+        page = await ledger.entries(after_seq)
+        for entry, document in zip(page.entries, ledger.document["entries"], strict=True):
+            click.echo(json.dumps(document, ensure_ascii=False) if out.as_json else _feed_line(entry))
+        after_seq = page.next_after_seq
+        if not page.entries:
             if not follow:
                 return
             await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
 
 
-def _feed_line(entry: Mapping[str, Any]) -> str:
-    refused = f" refused: {entry['refusal']['detail']}" if "refusal" in entry else ""
-    lines = "; ".join(
-        f"{line['customer']} {line['side']} {line['amount']} {line['coin']}" for line in entry["postings"]
-    )
-    said = refused or (f" {lines}" if lines else "")
-    return f"{entry['seq']} {time_text(entry['booked_ms'])} {entry['kind']} [{entry['key'].strip()}]{said}"
+def _feed_line(entry: Entry) -> str:
+    told = "; ".join(f"{line.customer} {line.side} {line.amount:f} {line.coin}" for line in entry.postings)
+    if entry.refusal is not None:
+        told = f"refused: {entry.refusal['detail']}"
+    line = f"{entry.seq} {time_text(entry.booked_ms)} {entry.kind} [{entry.key.strip()}]"
+    return f"{line} {told}" if told else line
 
 
 @click.command("trial-balance")
 @ledger_command()
-async def trial_balance(client: OperatorClient, where: Where) -> None:
-    """Show what all customers and each house account have of each coin; every total is zero."""
-    _, _, answer = await client.call("GET", "/v1/trial-balance")
-    if where.as_json:
-        show.json_document(answer)
-    else:
-        columns = ("coin", "customers available", "customers freeze", *_HOUSE, "total")
-        rows = [
-            (
-                coin,
-                *(sums["customers"][side] for side in ("available", "freeze")),
-                *(sums["house"].get(owner, "") for owner in _HOUSE),
-                sums["total"],
-            )
-            for coin, sums in answer["coins"].items()
-        ]
-        state = "balanced" if answer["balanced"] else "NOT BALANCED"
-        show.table(columns, rows, title=f"as of entry {answer['seq']}: {state}")
-    if not answer["balanced"]:
+async def trial_balance(ledger: CommandLedger, out: Output) -> None:
+    """Show the sums of all customers and of each house account by coin; every total is zero."""
+    found = await ledger.trial_balance()
+    out.document(ledger.document)
+    columns = ("coin", "customers available", "customers freeze", *_HOUSE, "total")
+    rows = (
+        (
+            coin,
+            sums.customers.available,
+            sums.customers.freeze,
+            *(sums.house.get(owner) for owner in _HOUSE),
+            sums.total,
+        )
+        for coin, sums in found.coins.items()
+    )
+    state = "balanced" if found.balanced else "NOT BALANCED"
+    out.table(columns, rows, title=f"as of entry {found.seq}: {state}")
+    if not found.balanced:
         raise click.exceptions.Exit(1)

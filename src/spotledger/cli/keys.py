@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from spotledger.cli import show
-from spotledger.cli.connection import Where
+from spotledger.cli.connection import CommandLedger
 from spotledger.cli.history import time_text
 from spotledger.cli.options import (
     ACCOUNTS,
@@ -21,8 +23,8 @@ from spotledger.cli.options import (
     own_key,
     own_key_option,
 )
-from spotledger.client.operator.api import OperatorClient
-from spotledger.client.operator.operations import path_part
+from spotledger.cli.output import Output
+from spotledger.client.operator.key_answers import AccessKey, MadeKey, OperatorToken
 from spotledger.client.trader.signed import SignedRequestAPI
 from spotledger.errors import (
     AccessKeyRefused,
@@ -33,7 +35,7 @@ from spotledger.errors import (
     TransportError,
     Unavailable,
 )
-from spotledger.security.keys import PERMISSIONS
+from spotledger.security.access_keys import PERMISSIONS
 from spotledger.security.tokens import SCOPES
 from spotledger.storage.folder import write_secret_file
 
@@ -48,185 +50,159 @@ _ERRORS: Final[dict[int, type[SpotledgerError]]] = {
 
 @click.group()
 def key() -> None:
-    """Make, see and revoke the access keys of customers."""
+    """Make, show, rotate and revoke the access keys of customers."""
 
 
-def _show_key(where: Where, answer: dict[str, Any]) -> None:
-    if where.as_json:
-        show.json_document(answer)
-        return
-    show.line(f"accesskey  {answer['accesskey']}")
-    secret = answer["secretkey"]
-    show.line(f"secretkey  {secret}" if secret else "secretkey  was shown when this key was made, and is not kept")
-    show.line(f"customer   {answer['customer']}")
-    show.line(f"may        {', '.join(answer['permissions'])}")
-    if secret:
-        show.line("Keep the secret now: it is not shown again.")
+def _show_key(ledger: CommandLedger, out: Output, made: MadeKey) -> None:
+    out.document(ledger.document)
+    out.line(f"accesskey  {made.accesskey}")
+    out.line(f"secretkey  {made.secretkey or 'was shown when this key was made, and is not kept'}")
+    out.line(f"customer   {made.customer}")
+    out.line(f"may        {', '.join(made.permissions)}")
+    if made.secretkey:
+        out.line("Keep the secret now: it is not shown again.")
 
 
 @key.command("create")
-@click.option("--customer", required=True, help="Whose accounts it opens.")
+@click.option("--customer", required=True, help="The customer whose accounts it opens.")
 @click.option("--permission", "permissions", multiple=True, required=True, type=click.Choice(PERMISSIONS))
 @click.option("--label", default="", help="What it is for.")
-@click.option("--address", "addresses", multiple=True, metavar="CIDR", help="It works only from here.")
-@click.option("--expires", metavar="TIME", help="It works so long: 45s, 30m, 12h, 90d, 2w.")
+@click.option(
+    "--address", "addresses", multiple=True, metavar="CIDR", help="An address or network that it may be used from."
+)
+@click.option("--expires", metavar="TIME", help="How long it works: 45s, 30m, 12h, 90d, 2w.")
 @own_key_option
 @ledger_command()
-async def key_create(client: OperatorClient, where: Where, key: str | None, expires: str | None, **body: Any) -> None:
-    """Make an access key. Its secret is shown this once."""
-    body = {**body, "expires_ms": expiry_ms(expires)}
-    _, _, answer = await client.call("POST", "/v1/keys", body, key=own_key(key, "key-create"))
-    _show_key(where, answer)
+async def key_create(ledger: CommandLedger, out: Output, key: str | None, expires: str | None, **given: Any) -> None:
+    """Make an access key. Its secret is shown only once."""
+    made = await ledger.create_key(**given, expires_ms=expiry_ms(expires), key=own_key(key, "key-create"))
+    _show_key(ledger, out, made)
 
 
 @key.command("list")
-@click.option("--customer", help="Only this customer's.")
+@click.option("--customer", help="Only the access keys of this customer.")
 @ledger_command()
-async def key_list(client: OperatorClient, where: Where, customer: str | None) -> None:
-    """Show access keys; their secrets are kept nowhere that could be shown."""
-    answer = await all_pages(client, "/v1/keys", "keys", {"customer": customer})
-    if where.as_json:
-        show.json_document(answer)
-        return
-    rows = [
-        (
-            found["accesskey"],
-            found["customer"],
-            ", ".join(found["permissions"]),
-            "revoked" if found["revoked_ms"] is not None else "in use",
-            ", ".join(found["addresses"]),
-            found["label"],
-        )
-        for found in answer["keys"]
-    ]
-    show.table(("accesskey", "customer", "may", "state", "from", "label"), rows)
+async def key_list(ledger: CommandLedger, out: Output, customer: str | None) -> None:
+    """Show access keys, revoked ones too. Secrets cannot be shown again."""
+    keys: list[AccessKey] = await all_pages(ledger, "keys", partial(ledger.keys, customer))
+    out.document(ledger.document)
+    rows = ((k.accesskey, k.customer, k.permissions, _state(k), k.addresses, k.label) for k in keys)
+    out.table(("accesskey", "customer", "may", "state", "from", "label"), rows)
+
+
+def _state(found: AccessKey | OperatorToken) -> str:
+    return "in use" if found.revoked_ms is None else "revoked"
 
 
 @key.command("revoke")
 @click.argument("accesskey")
 @ledger_command()
-async def key_revoke(client: OperatorClient, where: Where, accesskey: str) -> None:
-    """Make ACCESSKEY stop working, at once and for ever."""
-    _, _, answer = await client.call("DELETE", f"/v1/keys/{path_part(accesskey)}")
-    if where.as_json:
-        show.json_document(answer)
-    else:
-        show.line(f"{accesskey} of {answer['customer']} is revoked")
+async def key_revoke(ledger: CommandLedger, out: Output, accesskey: str) -> None:
+    """Revoke ACCESSKEY, at once and for ever."""
+    revoked = await ledger.revoke_key(accesskey)
+    out.document(ledger.document)
+    out.line(f"{accesskey} of {revoked.customer} is revoked")
 
 
 @key.command("rotate")
 @click.argument("accesskey")
 @own_key_option
 @ledger_command()
-async def key_rotate(client: OperatorClient, where: Where, accesskey: str, key: str | None) -> None:
-    """Revoke ACCESSKEY and make another like it. Its secret is shown this once."""
-    path = f"/v1/keys/{path_part(accesskey)}/rotate"
-    _, _, answer = await client.call("POST", path, {}, key=own_key(key, "key-rotate"))
-    _show_key(where, answer)
+async def key_rotate(ledger: CommandLedger, out: Output, accesskey: str, key: str | None) -> None:
+    """Revoke ACCESSKEY and make another like it. The new secret is shown only once."""
+    _show_key(ledger, out, await ledger.rotate_key(accesskey, key=own_key(key, "key-rotate")))
 
 
 @click.group()
 def token() -> None:
-    """Make, see and revoke tokens for the operator API."""
+    """Make, show and revoke tokens for the operator API."""
 
 
 @token.command("create")
 @click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES))
 @click.option("--label", default="", help="What it is for.")
-@click.option("--write", "file", metavar="FILE", help="Write it to this new file, mode 0600, and do not show it.")
+@click.option("--write", "file", metavar="FILE", help="Write it to this new file with mode 0600 instead of showing it.")
 @own_key_option
 @ledger_command(may_make=True)
-async def token_create(client: OperatorClient, where: Where, key: str | None, file: str | None, **body: Any) -> None:
-    """Make an operator token. It is shown this once."""
+async def token_create(ledger: CommandLedger, out: Output, key: str | None, file: str | None, **given: Any) -> None:
+    """Make an operator token. It is shown only once."""
     if file is not None and (Path(file).exists() or not Path(file).parent.is_dir()):
-        found = "is there already, and is left as it is" if Path(file).exists() else "is in no folder that is there"
+        found = "already exists" if Path(file).exists() else "is in a folder that does not exist"
         raise SettingInvalid(f"{file} {found}; name a new file with --write.")
-    _, _, answer = await client.call("POST", "/v1/tokens", body, key=own_key(key, "token-create"))
-    shown = answer["token"] or "was shown when it was made, and is not kept"
+    made = await ledger.create_token(**given, key=own_key(key, "token-create"))
+    document, shown = ledger.document, made.token or "was shown when it was made, and is not kept"
     if file is not None:
-        if answer["token"] is None:
+        if made.token is None:
             raise SettingInvalid(
                 f"The token under {key} was shown when it was made, and is not kept; use another --key."
             )
-        write_secret_file(Path(file), answer["token"])
-        answer, shown = {**answer, "token": None, "file": file}, f"is in {file}"
-    if where.as_json:
-        show.json_document(answer)
-    else:
-        show.line(f"token_id  {answer['token_id']}")
-        show.line(f"token     {shown}")
-        show.line(f"scopes    {', '.join(answer['scopes'])}")
+        write_secret_file(Path(file), made.token)
+        document, shown = {**document, "token": None, "file": file}, f"is in {file}"
+    out.document(document)
+    out.line(f"token_id  {made.token_id}")
+    out.line(f"token     {shown}")
+    out.line(f"scopes    {', '.join(made.scopes)}")
 
 
 @token.command("list")
 @ledger_command()
-async def token_list(client: OperatorClient, where: Where) -> None:
-    """Show operator tokens; the fingerprint is the beginning of a token's SHA-256."""
-    answer = await all_pages(client, "/v1/tokens", "tokens", {})
-    if where.as_json:
-        show.json_document(answer)
-        return
-    rows = [
-        (
-            found["token_id"],
-            found["fingerprint"],
-            ", ".join(found["scopes"]),
-            "revoked" if found["revoked_ms"] is not None else "in use",
-            time_text(found["created_ms"]),
-            found["label"],
-        )
-        for found in answer["tokens"]
-    ]
-    show.table(("token_id", "fingerprint", "scopes", "state", "made", "label"), rows)
+async def token_list(ledger: CommandLedger, out: Output) -> None:
+    """Show operator tokens, revoked ones too. The fingerprint is the beginning of a token's SHA-256."""
+    tokens: list[OperatorToken] = await all_pages(ledger, "tokens", ledger.tokens)
+    out.document(ledger.document)
+    rows = ((t.token_id, t.fingerprint, t.scopes, _state(t), time_text(t.created_ms), t.label) for t in tokens)
+    out.table(("token_id", "fingerprint", "scopes", "state", "made", "label"), rows)
 
 
 @token.command("revoke")
 @click.argument("token_id")
 @ledger_command()
-async def token_revoke(client: OperatorClient, where: Where, token_id: str) -> None:
-    """Make the token TOKEN_ID stop working, at once and for ever."""
-    _, _, answer = await client.call("DELETE", f"/v1/tokens/{path_part(token_id)}")
-    if where.as_json:
-        show.json_document(answer)
-    else:
-        show.line(f"token {token_id} is revoked")
+async def token_revoke(ledger: CommandLedger, out: Output, token_id: str) -> None:
+    """Revoke the token TOKEN_ID, at once and for ever."""
+    await ledger.revoke_token(token_id)
+    out.document(ledger.document)
+    out.line(f"token {token_id} is revoked")
 
 
 @click.command("get-balance")
 @click.option("--accesskey", required=True, help="The access key.")
-@click.option("--secret-file", metavar="FILE", help=f"Where its secret is (else the variable {SECRET_VARIABLE}).")
+@click.option("--secret-file", metavar="FILE", help=f"The file with its secret (else the variable {SECRET_VARIABLE}).")
 @click.option("--url", metavar="URL", help="The public listener (else SPOTLEDGER_URL, else http://127.0.0.1:8080).")
 @click.option("--account", type=click.Choice(ACCOUNTS), default="spot", show_default=True)
-@click.option("--all", "with_empty", is_flag=True, help="Show listed coins with nothing in them too.")
+@click.option("--all", "with_empty", is_flag=True, help="Include coins with nothing in them.")
 @json_option
 @exit_on_error
 def get_balance(
-    accesskey: str, secret_file: str | None, url: str | None, account: str, with_empty: bool, as_json: bool
+    accesskey: str, secret_file: str | None, url: str | None, account: str, with_empty: bool, out: Output
 ) -> None:
-    """Read balances as a trader does: with a signed request to the public listener."""
+    """Read balances as a trader does, with a signed request to the public listener."""
     try:
         api = SignedRequestAPI(accesskey, _secret(secret_file), url)
     except ValueError as problem:
         raise SettingInvalid(f"The request cannot be signed: {problem}.") from None
     with api:
         answer = read_balance(api, account)
-    if as_json:
-        show.json_document(answer)
-    else:
-        show.balances_table(answer["data"], with_empty=with_empty)
+    out.document(answer)
+    out.balances(sides_of(answer), with_empty=with_empty)
+
+
+def sides_of(answer: dict[str, Any]) -> Iterator[tuple[str, Decimal, Decimal]]:
+    """Yield the coin, the available and the freeze of each balance in a public answer."""
+    for coin, sides in answer["data"].items():
+        yield coin, Decimal(sides["available"]), Decimal(sides["freeze"])
 
 
 def read_balance(api: SignedRequestAPI, account: str = "spot") -> dict[str, Any]:
     """
-    Return the public answer to a signed balance call.
+    Return the answer of the public listener to a signed balance call.
 
     Raises:
         AccessKeyRefused, SignatureRefused, InvalidRequest, Unavailable: The answer is a refusal.
-        TransportError: No answer came.
+        TransportError: No readable answer arrived.
     """
     status, answer, _ = api.get_balance() if account == "spot" else api.get_funds(_ACCOUNT_NUMBERS[account])
     if not status or answer is None:
-        raise TransportError("No answer that could be read came from the public listener; is it there?")
+        raise TransportError("No readable answer came from the public listener; check its address with --url.")
     if answer.get("code") != 200:
         raise _ERRORS.get(answer.get("code", 0), Unavailable)(str(answer.get("info", "refused without a reason")))
     return answer

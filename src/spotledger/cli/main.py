@@ -13,7 +13,7 @@ from spotledger.cli import archive, audit, books, demo, history, keys, money, re
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="spotledger")
 def program() -> None:
-    """Keep the spot accounts of an exchange, and answer a signed getBalance about them."""
+    """Keep the spot accounts of an exchange, and answer signed getBalance requests."""
 
 
 for _command in (
@@ -51,6 +51,6 @@ for _command in (
 
 
 def main() -> None:
-    """Run the command that the arguments name; exit with 0, 1 (refused or failed) or 2 (wrong usage)."""
-    os.umask(0o077)  # whatever is written is the owner's alone
+    """Run the command; exit with 0, 1 (refused or failed), 2 (wrong usage) or 3 (an incomplete audit)."""
+    os.umask(0o077)  # only the owner may read what is written
     program(prog_name="spotledger")

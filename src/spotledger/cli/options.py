@@ -1,4 +1,4 @@
-"""The options that many commands share, and the one place where their errors end."""
+"""The options that commands share, and the one place where their errors end."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import hashlib
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import click
 
-from spotledger.cli import show
-from spotledger.cli.connection import Where, connect
-from spotledger.client.operator.api import OperatorClient
+from spotledger.cli.connection import CommandLedger, Where, connect
+from spotledger.cli.output import Output
+from spotledger.client.operator.operations import HoldKey, HoldName
 from spotledger.domain.operations import KEY_MAX_CHARACTERS
 from spotledger.errors import LedgerCorrupt, SpotledgerError
 from spotledger.ops.settings import RULES, flag_of
@@ -27,35 +27,44 @@ ACCOUNTS: Final = ("wallet", "spot", "fiat")
 _DURATION: Final = re.compile(r"\A([1-9][0-9]{0,5})([smhdw])\Z")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
+json_option = click.option(
+    "--json",
+    "out",
+    is_flag=True,
+    callback=lambda _context, _option, as_json: Output(as_json),
+    help="Print one JSON document instead of a table.",
+)
+data_option = click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
+database_option = click.option(
+    "--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE), or a standby of it."
+)
 config_option = click.option("--config", metavar="FILE", help="A TOML file with settings.")
-key_option = click.option("--key", required=True, metavar="KEY", help="The idempotency key: names this write for ever.")
-own_key_option = click.option("--key", metavar="KEY", help="The idempotency key; one is made where none is given.")
+key_option = click.option(
+    "--key", required=True, metavar="KEY", help="The idempotency key of this write, unique for ever."
+)
+own_key_option = click.option("--key", metavar="KEY", help="The idempotency key (else a new one).")
 account_option = click.option(
     "--account", type=click.Choice(ACCOUNTS), default="spot", show_default=True, help="The customer's account."
 )
-reference_option = click.option("--reference", metavar="TEXT", help="What it is for, such as an order's number.")
+reference_option = click.option("--reference", metavar="TEXT", help="What it is for, such as an order number.")
 
 
 def exit_on_error(function: F) -> F:
-    """Turn an error of *function* into one clear line (``--json``: the problem document) and exit code 1."""
+    """Print an error of the command *function* and exit with 1."""
 
     @functools.wraps(function)
     def ended(*args: Any, **kwargs: Any) -> Any:
-        as_json = bool(kwargs.get("as_json"))
         try:
             return function(*args, **kwargs)
-        except SpotledgerError as error:
-            show.error(show.problem_of(error), as_json=as_json)
-        except LedgerCorrupt as error:
-            show.error({"detail": f"The ledger is damaged: {error}.", "code": "ledger_corrupt"}, as_json=as_json)
+        except (SpotledgerError, LedgerCorrupt) as error:
+            (kwargs.get("out") or Output()).error(error)
         raise click.exceptions.Exit(1)
 
     return ended  # type: ignore[return-value]
 
 
 def setting_options(function: F) -> F:
-    """Give a command one flag for each setting, all as text; they come as one argument ``flags``."""
+    """Give a command a flag for each setting; it gets them as text in one argument ``flags``."""
 
     @functools.wraps(function)
     def gathered(*args: Any, **kwargs: Any) -> Any:
@@ -72,28 +81,29 @@ def setting_options(function: F) -> F:
 
 def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitable[None]]], Callable[..., None]]:
     """
-    Give a command the options that name a ledger, and call it with a client of that ledger's operator API.
+    Give a command the options that name a ledger, and call it with a client of that ledger and an `Output`.
 
     Args:
-        may_make: Whether the command makes the ledger where there is none.
+        may_make: Whether the command makes a ledger if there is none.
     """
 
     def decorate(function: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-        @click.option("--data", metavar="DIR", help="The data folder (else SPOTLEDGER_DATA, else ./data).")
-        @click.option("--database", metavar="URL", help="The PostgreSQL database, where no node runs in DIR.")
+        @data_option
+        @click.option("--database", metavar="URL", help="The PostgreSQL database, if no node runs in DIR.")
         @click.option("--operator-url", metavar="URL", help="Call this server instead; needs --token-file.")
-        @click.option("--token-file", metavar="FILE", help="Where the operator token is (else DIR/operator.token).")
+        @click.option(
+            "--token-file", metavar="FILE", help="The file with the operator token (else DIR/operator.token)."
+        )
         @config_option
         @json_option
         @functools.wraps(function)
         @exit_on_error
-        def command(**kwargs: Any) -> None:
-            names = ("data", "database", "config", "operator_url", "token_file")
-            where = Where(**{name: kwargs.pop(name) for name in names}, as_json=kwargs.pop("as_json"))
+        def command(out: Output, **kwargs: Any) -> None:
+            where = Where(*(kwargs.pop(name) for name in Where._fields))
 
             async def run() -> None:
-                async with connect(where, may_make=may_make) as client:
-                    await function(client, where, **kwargs)
+                async with connect(where, may_make=may_make) as ledger:
+                    await function(ledger, out, **kwargs)
 
             asyncio.run(run())
 
@@ -103,27 +113,25 @@ def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitab
 
 
 def own_key(key: str | None, what: str) -> str:
-    """Return *key*, or a new idempotency key for *what* that nothing else has."""
+    """Return *key*, or a new, unique idempotency key for *what*."""
     return key or f"{what}-{uuid.uuid4()}"
 
 
 def expiry_ms(text: str | None) -> int | None:
-    """Return the time that lies *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) ahead, in ms since 1970."""
+    """Return the time after *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) from now, in ms since 1970."""
     return None if text is None else time.time_ns() // 1_000_000 + duration_ms(text, "--expires")
 
 
 def duration_ms(text: str, option: str) -> int:
-    """Return the length of time *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) of *option* in milliseconds."""
+    """Return the duration *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) of *option* in milliseconds."""
     match = _DURATION.match(text)
     if match is None:
-        raise click.BadParameter(
-            f"{text!r} is no length of time; 90d, 12h, 30m, 45s or 2w would pass", param_hint=option
-        )
+        raise click.BadParameter(f"{text!r} is not a duration; 90d, 12h, 30m, 45s or 2w would pass", param_hint=option)
     return int(match[1]) * _SECONDS[match[2]] * 1000
 
 
 def time_ms(text: str | None, option: str) -> int | None:
-    """Return the time *text* of *option*, ISO 8601 (UTC where it names no zone) or milliseconds since 1970."""
+    """Return the time *text* of *option* in ms since 1970; it is that, or ISO 8601, in UTC without a zone."""
     if text is None:
         return None
     if text.isascii() and text.isdecimal() and len(text) <= 15:
@@ -132,29 +140,43 @@ def time_ms(text: str | None, option: str) -> int | None:
         found = datetime.fromisoformat(text)
     except ValueError:
         raise click.BadParameter(
-            f"{text!r} is no time; 2026-01-31, 2026-01-31T12:00:00Z or milliseconds since 1970 would pass",
+            f"{text!r} is not a time; 2026-01-31, 2026-01-31T12:00:00Z or milliseconds since 1970 would pass",
             param_hint=option,
         ) from None
     aware = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
     return round(aware.timestamp() * 1000)
 
 
-def hold_name(text: str) -> str | dict[str, str]:
-    """Return the hold that *text* names: its id, or ``key:K`` for the one that the idempotency key K opened."""
-    return {"key": text.removeprefix("key:")} if text.startswith("key:") else text
+def hold_name(text: str) -> HoldName:
+    """Return the hold that *text* names: an id, or ``key:K`` for the hold that the idempotency key K opened."""
+    return HoldKey(text.removeprefix("key:")) if text.startswith("key:") else text
 
 
-async def all_pages(client: OperatorClient, path: str, member: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the answer of *path* with what all its pages have under *member*, as if it were one page."""
-    _, _, answer = await client.call("GET", path, params=params)
-    while answer["next_after"] is not None:
-        _, _, page = await client.call("GET", path, params={**params, "after": answer["next_after"]})
-        answer = {**page, member: answer[member] + page[member]}
-    del answer["next_after"]
-    return answer
+async def all_pages(ledger: CommandLedger, member: str, read: Callable[..., Awaitable[Any]]) -> list[Any]:
+    """
+    Return the items of all pages; ``ledger.document`` is then one page with all of them.
+
+    Args:
+        ledger: The client.
+        member: The name of the list of items in a page.
+        read: The method of the client that reads the page after ``after``.
+    """
+    found: list[Any] = []
+    documents: list[Any] = []
+    after = None
+    while True:
+        page = await read(after=after)
+        found += getattr(page, member)
+        documents += ledger.document[member]
+        after = page.next_after
+        if after is None:
+            break
+    ledger.document = {**ledger.document, member: documents}
+    del ledger.document["next_after"]
+    return found
 
 
 def natural_key(what: str, name: str) -> str:
-    """Return the idempotency key that *what* done to *name* has by nature, such as ``customer-add-alice``."""
+    """Return an idempotency key that follows from *what* and *name*, such as ``customer-add-alice``."""
     key = f"{what}-{name}"
     return key if len(key) <= KEY_MAX_CHARACTERS else f"{what}-{hashlib.sha256(name.encode()).hexdigest()[:40]}"

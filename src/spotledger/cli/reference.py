@@ -1,4 +1,4 @@
-"""The command that prints the reference pages which are made of the program itself."""
+"""The command that prints the reference pages that are generated from the program."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import click
 
 from spotledger.http.error_advice import errors_markdown
 from spotledger.http.operator.app import OperatorApp
+from spotledger.http.operator.docs import operator_markdown
 from spotledger.http.operator.openapi import document
-from spotledger.http.operator.reference import operator_markdown
 from spotledger.ops.runtime import claim_folder, open_runtime
 from spotledger.ops.settings import Settings
 
@@ -20,7 +20,7 @@ from spotledger.ops.settings import Settings
 @click.command(hidden=True)
 @click.argument("page", type=click.Choice(["operator-api", "errors", "openapi"]))
 def reference(page: str) -> None:
-    """Print the page of the operator API or of the errors in Markdown, or the OpenAPI document."""
+    """Print the page of the operator API or of the errors as Markdown, or the OpenAPI document."""
     if page == "errors":
         click.echo(errors_markdown(), nl=False)
     elif page == "operator-api":
@@ -30,7 +30,7 @@ def reference(page: str) -> None:
 
 
 def _described() -> dict[str, Any]:
-    """Return the OpenAPI document, of an API over a ledger that is made for it and thrown away."""
+    """Return the OpenAPI document, from an API over a temporary ledger."""
     with (
         tempfile.TemporaryDirectory(prefix="spotledger-") as folder,
         claim_folder(Path(folder)) as lock,

@@ -1,4 +1,4 @@
-"""The commands that run the service and show its settings."""
+"""The commands that run the service, migrate its database and show its settings."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import click
 
 from spotledger import __version__
-from spotledger.cli import show
 from spotledger.cli.options import config_option, exit_on_error, json_option, setting_options
+from spotledger.cli.output import Output
 from spotledger.http.serve import Listening, serve as run_service
 from spotledger.http.workers import serve_workers
 from spotledger.ops.settings import Settings, load_settings, markdown, plain, shown
@@ -18,7 +18,7 @@ from spotledger.storage.folder import TOKEN_FILE
 
 
 def log_to_stderr(settings: Settings) -> None:
-    """Tell on standard error what happens, from the level that is set on."""
+    """Log to standard error from the level that is set."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
@@ -27,20 +27,18 @@ def log_to_stderr(settings: Settings) -> None:
 @config_option
 @json_option
 @exit_on_error
-def serve(flags: Mapping[str, str | None], config: str | None, as_json: bool) -> None:
+def serve(flags: Mapping[str, str | None], config: str | None, out: Output) -> None:
     """Run the service: the public listener for traders, and the operator listener for the exchange's own systems."""
     settings = load_settings(flags, os.environ, config).settings
     log_to_stderr(settings)
 
     def announce(public_url: str, operator_url: str) -> None:
-        if as_json:
-            urls = {"public_url": public_url, "operator_url": operator_url}
-            show.json_document({**urls, "data": str(settings.data), "pid": os.getpid(), "workers": settings.workers})
-        else:
-            ledger = settings.data if settings.database is None else settings.database
-            show.line(f"spotledger {__version__} serves {ledger} (process {os.getpid()})")
-            show.line(f"  traders    {public_url}")
-            show.line(f"  operators  {operator_url}   token: {settings.data / TOKEN_FILE}")
+        urls = {"public_url": public_url, "operator_url": operator_url}
+        out.document({**urls, "data": str(settings.data), "pid": os.getpid(), "workers": settings.workers})
+        ledger = settings.data if settings.database is None else settings.database
+        out.line(f"spotledger {__version__} serves {ledger} (process {os.getpid()})")
+        out.line(f"  traders    {public_url}")
+        out.line(f"  operators  {operator_url}   token: {settings.data / TOKEN_FILE}")
 
     async def announce_one(listening: Listening) -> bool:
         announce(listening.public_url, listening.operator_url)
@@ -54,26 +52,24 @@ def serve(flags: Mapping[str, str | None], config: str | None, as_json: bool) ->
 
 @click.command()
 @click.option("--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE).")
-@click.option("--after", is_flag=True, help="Take away, too, what only nodes of the version before need.")
+@click.option("--after", is_flag=True, help="Also remove what only nodes of the previous version need.")
 @config_option
 @json_option
 @exit_on_error
-def migrate(database: str | None, after: bool, config: str | None, as_json: bool) -> None:
+def migrate(database: str | None, after: bool, config: str | None, out: Output) -> None:
     """
-    Bring the schema of the database to this version; doing it again changes nothing, and nothing goes back.
+    Bring the schema of the database to this version. Running it again changes nothing; there is no way back.
 
-    Before the first node of a new version: spotledger migrate. After the last node of the old one has stopped:
-    spotledger migrate --after. In between, nodes of both versions may run.
+    Run spotledger migrate before the first node of a new version starts, and spotledger migrate --after once the last
+    node of the old version has stopped. In between, nodes of both versions may run.
     """
-    from spotledger.ops.fleet import migrate_database  # the driver is loaded where it is needed
+    from spotledger.ops.fleet import migrate_database  # imports the database driver
 
     applied = migrate_database(load_settings({"database": database}, os.environ, config).settings, after=after)
-    if as_json:
-        show.json_document({"applied": applied})
-    else:
-        for name in applied:
-            show.line(f"applied {name}")
-        show.line("the schema is of this version" if not applied else f"{len(applied)} applied")
+    out.document({"applied": applied})
+    for name in applied:
+        out.line(f"applied {name}")
+    out.line("the schema is up to date" if not applied else f"{len(applied)} applied")
 
 
 @click.command()
@@ -82,14 +78,12 @@ def migrate(database: str | None, after: bool, config: str | None, as_json: bool
 @json_option
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the reference page of all settings.")
 @exit_on_error
-def settings(flags: Mapping[str, str | None], config: str | None, as_json: bool, as_markdown: bool) -> None:
-    """Show the settings in force, and where each comes from. Takes the same flags as serve."""
+def settings(flags: Mapping[str, str | None], config: str | None, out: Output, as_markdown: bool) -> None:
+    """Show the settings in force and the source of each. Takes the same flags as serve."""
     if as_markdown:
         click.echo(markdown(), nl=False)
         return
     in_force, sources = load_settings(flags, os.environ, config)
     values = {name: getattr(in_force, name) for name in sources}
-    if as_json:
-        show.json_document({name: {"value": plain(values[name]), "source": sources[name]} for name in sources})
-    else:
-        show.table(("setting", "value", "source"), ((name, shown(values[name]), sources[name]) for name in sources))
+    out.document({name: {"value": plain(values[name]), "source": sources[name]} for name in sources})
+    out.table(("setting", "value", "source"), ((name, shown(values[name]), sources[name]) for name in sources))

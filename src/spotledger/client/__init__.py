@@ -6,7 +6,6 @@ Open ``trader/spot.py`` first, or ``operator/async_ledger.py``. ``transport.py``
 
 from __future__ import annotations
 
-from spotledger.client.operator.api import OperatorClient
 from spotledger.client.operator.async_ledger import AsyncOperatorLedger
 from spotledger.client.operator.ledger import OperatorLedger
 from spotledger.client.trader.answers import Balance, Balances
@@ -18,7 +17,6 @@ __all__ = [
     "AsyncSpotClient",
     "Balance",
     "Balances",
-    "OperatorClient",
     "OperatorLedger",
     "SignedRequestAPI",
     "SpotClient",

@@ -1,9 +1,9 @@
 """
-What the logic asks of whoever drives it, and what it is told in return.
+The steps between the logic of a client and its driver.
 
-The logic (``core``) is a generator. It yields a ``Send`` or a ``Sleep`` and is sent back an ``Answer`` or a
-``Failure`` for the one, ``None`` for the other. So one core serves blocking and async callers, and a test
-drives it with neither network nor clock.
+The logic (a ``core`` module) is a generator. It yields a ``Send`` and receives an ``Answer`` or a ``Failure``, or it
+yields a ``Sleep`` and receives ``None``. So the same logic serves blocking and async callers, and tests drive it
+without a network or a clock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Send:
 
     method: str
     url: str
-    #: Decoded names and values in the order in which they go out; they may be secret.
+    #: Names and values of the query, not encoded, in the order in which they are sent; they may be secret.
     params: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     content: bytes | None = field(default=None, repr=False)
@@ -36,18 +36,18 @@ class Sleep:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer, whatever it says."""
+    """An HTTP answer of any status."""
 
     status: int
     #: Names in lower case.
     headers: Mapping[str, str]
-    #: None if it was longer than the limit, or encoded in a way that was not asked for.
+    #: None if it exceeded the limit or had an encoding that was not requested.
     body: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """No answer came; *reason* holds nothing secret."""
+    """No answer arrived; *reason* contains nothing secret."""
 
     reason: str
 

@@ -1,10 +1,9 @@
 """
-Keep the logs of the HTTP library silent about what this client sends.
+Keep the requests of this client out of the logs of the HTTP library.
 
-httpx2 writes the whole URL of every request to its log at INFO, and a signed URL holds the access key and a
-signature that is good for half a minute. httpcore2 writes the headers of answers at DEBUG, and a redirect
-repeats the URL in them. Other code of the same process keeps its log lines: only what happens while this
-client is sending is dropped.
+httpx2 logs the whole URL of every request at INFO, and a signed URL contains the access key and a signature that is
+valid for half a minute. httpcore2 logs the headers of answers at DEBUG, and a redirect repeats the URL in them. Only
+records from within a request of this client are dropped, so other code in the process keeps its own.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-#: Every logger of the HTTP library, by name: a filter works on its own logger only, not on those below it.
+#: Every logger of the HTTP library: a filter applies to its own logger only, not to that logger's children.
 SILENCED_LOGGERS = (
     "httpx2",
     "httpcore2",
@@ -29,7 +28,7 @@ _sending: ContextVar[bool] = ContextVar("spotledger_client_sending", default=Fal
 
 
 class _DropWhileSending(logging.Filter):
-    """Drop what is logged from inside ``quiet()``."""
+    """Drops records that are logged within ``quiet()``."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not _sending.get()
@@ -40,9 +39,9 @@ _FILTER = _DropWhileSending("spotledger.client")
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop log lines of the HTTP library in this thread or task until the block ends."""
+    """Drop the log records of the HTTP library in this thread or task until the block ends."""
     for name in SILENCED_LOGGERS:
-        logging.getLogger(name).addFilter(_FILTER)  # adding it again changes nothing
+        logging.getLogger(name).addFilter(_FILTER)  # a filter that is already there is not added again
     before = _sending.set(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Read the bodies of answers strictly: what is ambiguous is refused, not guessed at."""
+"""Parse the bodies of answers strictly: ambiguous JSON is refused."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def read_object(body: bytes | None) -> dict[str, Any]:
     Decode *body* as one JSON object in UTF-8.
 
     Raises:
-        ProtocolError: *body* is None, is not JSON, is JSON but no object, or holds ``NaN``, ``Infinity`` or a
-            name twice in one object. The message repeats no value of it.
+        ProtocolError: *body* is None, is not JSON, is not a JSON object, or contains ``NaN``, ``Infinity`` or an
+            object with the same name twice. The message repeats no value of it.
     """
     if body is None:
-        raise ProtocolError("the body is too long, or encoded in a way that was not asked for")
+        raise ProtocolError("the body is too long, or has an encoding that was not requested")
     decoded = _decode(body)
     if isinstance(decoded, str):
         raise ProtocolError(f"the body {decoded}; a JSON object was expected")
@@ -25,7 +25,7 @@ def read_object(body: bytes | None) -> dict[str, Any]:
 
 
 def _decode(body: bytes) -> dict[str, Any] | str:
-    """Give the object, or say what is wrong: the caller raises, so that no exception hangs on another."""
+    """Return the object, or what is wrong as text: the caller raises it, so that no exception is chained."""
     try:
         decoded = json.loads(body.decode("utf-8"), object_pairs_hook=_no_name_twice, parse_constant=_no_constant)
     except _NameTwice as twice:
@@ -36,7 +36,7 @@ def _decode(body: bytes) -> dict[str, Any] | str:
 
 
 class _NameTwice(Exception):
-    """An object holds a name twice."""
+    """An object has the same name twice."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

@@ -1,5 +1,5 @@
 """
-The rules of the ledger, pure: no clock, no randomness, no I/O, the standard library alone.
+The rules of the ledger, as pure functions: no clock, no randomness, no I/O, nothing but the standard library.
 
-Open ``rules.py`` first: what each operation does to the books. ``operations.py`` has the operations.
+Open ``operations.py`` first, which has what a caller can ask for, and then ``rules.py``, which decides it.
 """

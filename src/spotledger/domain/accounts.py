@@ -30,7 +30,7 @@ class Coin(NamedTuple):
     scale: int
 
 
-#: One account's coin: what has a balance.
+#: An account and a coin, which together have a balance.
 Line: TypeAlias = tuple[Account, str]
 
 
@@ -42,7 +42,7 @@ class Balance(NamedTuple):
 
 
 ZERO: Final = Balance(0, 0)
-#: The outside world: what came in from it is owed to it, so its balance is at or below zero.
+#: The outside world. Its balance is at or below zero: what came in is owed to it.
 EXTERNAL: Final = Account("@external", HOUSE_KIND)
 FEES: Final = Account("@fees", HOUSE_KIND)
 DUST: Final = Account("@dust", HOUSE_KIND)
@@ -50,40 +50,39 @@ RECEIVABLE: Final = "@receivable"
 
 
 def receivable_of(customer: str) -> Account:
-    """Return the house's account of what *customer* owes; at or below zero, each coin on its own."""
+    """Return the house account of what *customer* owes; its balances are at or below zero."""
     return Account(f"{RECEIVABLE}:{customer}", HOUSE_KIND)
 
 
 def may_be_negative(account: Account) -> bool:
-    """Say whether the available side of *account* may be below zero: the outside world's, and what customers owe."""
+    """Return whether *account* may be below zero: the outside world and what customers owe may."""
     return account.kind == HOUSE_KIND and (account == EXTERNAL or account.customer.startswith(RECEIVABLE))
 
 
 def check_customer(text: object, field: str = "customer") -> str:
-    """Return *text* if it can be a customer's id: 1–64 of ``A-Z a-z 0-9 . _ -``, not ``.`` or ``..``."""
+    """Return *text* if it is a valid customer id: 1–64 of ``A-Z a-z 0-9 . _ -``, not ``.`` or ``..``."""
     if isinstance(text, str) and _CUSTOMER.match(text) and text not in (".", ".."):
         return text
-    raise InvalidRequest(
-        f"{field} is {shown(text)}; 1 to 64 of A-Z a-z 0-9 . _ - would pass, but not '.' or '..'", field=field
-    )
+    allowed = "1 to 64 of A-Z a-z 0-9 . _ -, but not '.' or '..',"
+    raise InvalidRequest(f"{field} is {shown(text)}; {allowed} would pass", field=field)
 
 
 def check_coin(text: object, field: str = "coin") -> str:
-    """Return *text* if it can be a coin's symbol: 1–20 of ``a-z 0-9``."""
+    """Return *text* if it is a valid coin symbol: 1–20 of ``a-z 0-9``."""
     if isinstance(text, str) and _COIN.match(text):
         return text
     raise InvalidRequest(f"{field} is {shown(text)}; 1 to 20 of a-z 0-9 would pass", field=field)
 
 
 def check_scale(value: object, field: str = "scale") -> int:
-    """Return *value* if it can be a coin's scale: a whole number from 0 to 18."""
+    """Return *value* if it is a valid scale: a whole number from 0 to 18."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SCALE:
         return value
     raise InvalidRequest(f"{field} is {shown(value)}; a whole number from 0 to {MAX_SCALE} would pass", field=field)
 
 
 def check_account_kind(text: object, field: str = "account") -> str:
-    """Return *text* if it names one of a customer's three accounts."""
+    """Return *text* if it names one of a customer's three accounts: ``wallet``, ``spot`` or ``fiat``."""
     if isinstance(text, str) and text in ACCOUNT_IDS:
         return text
     raise InvalidRequest(f"{field} is {shown(text)}; wallet, spot or fiat would pass", field=field)

@@ -1,8 +1,8 @@
 """
 Amounts: exact whole numbers of a coin's smallest unit, and their decimal text.
 
-A coin of scale *s* has 10**s units. Text becomes units by a pattern and integer arithmetic only: never through a
-float, and never through ``Decimal``, which would take ``NaN`` and ``1e5``.
+A coin of scale *s* has 10**s units. Text is converted by a pattern and integer arithmetic only, never through a float,
+and never through ``Decimal``, which takes ``NaN`` and ``1e5``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 from spotledger.errors import InvalidAmount
 
 MAX_SCALE = 18
-#: Amounts and balances stay below this number of units, in size.
+#: The absolute value of amounts and balances stays below this number of units.
 UNITS_LIMIT = 10**38
 _SHOWN_CHARACTERS = 70
 
@@ -24,15 +24,12 @@ _EXPECTED = 'a plain decimal above zero such as "12.5" in a text (digits 0-9; no
 
 def check_amount(text: object, field: str = "amount") -> str:
     """
-    Return *text* if it has the form of an amount; its fit to a coin's scale is checked by :func:`parse_amount`.
+    Return *text* if it has the form of an amount; whether it fits a coin's scale, :func:`parse_amount` checks.
 
     Raises:
-        InvalidAmount: It is no text, not a plain decimal, or zero.
+        InvalidAmount: It is not text, not a plain decimal, or zero.
     """
-    if not isinstance(text, str):
-        raise InvalidAmount(f"{field} is {_shown_amount(text)}; {_EXPECTED} would pass", field=field)
-    match = _AMOUNT.match(text)
-    if match is None:
+    if not isinstance(text, str) or _AMOUNT.match(text) is None:
         raise InvalidAmount(f"{field} is {_shown_amount(text)}; {_EXPECTED} would pass", field=field)
     if not text.strip("0."):
         raise InvalidAmount(f"{field} is zero; an amount above zero would pass", field=field)
@@ -47,13 +44,13 @@ def parse_amount(text: str, scale: int, field: str = "amount") -> int:
         Units, > 0 and < 10**38.
 
     Raises:
-        InvalidAmount: Not a plain decimal, zero, more decimals than *scale*, or 10**38 units and more.
+        InvalidAmount: *text* is not a plain decimal, zero, 10**38 units or more, or has more than *scale* decimals.
     """
     return units_of(check_amount(text, field), scale, field)
 
 
 def units_of(text: str, scale: int, field: str = "amount") -> int:
-    """Read a decimal *text* whose form was checked before, as :func:`parse_amount` does; raises the same."""
+    """Read a decimal *text* like :func:`parse_amount`, but without checking its form."""
     whole, _, decimals = text.partition(".")
     if len(decimals) > scale:
         raise InvalidAmount(
@@ -67,23 +64,23 @@ def units_of(text: str, scale: int, field: str = "amount") -> int:
 
 
 def normal_amount(text: str) -> str:
-    """Return the one form of the decimal *text* without zeros at its end that say nothing."""
+    """Return the decimal *text* without trailing zeros."""
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def format_amount(units: int, scale: int, least_decimals: int = 2) -> str:
     """
-    Write *units* of a coin with *scale* decimals as a plain decimal.
+    Return *units* of a coin with *scale* decimals as a plain decimal.
 
-    No exponent, at least *least_decimals* decimals, and after those no zeros that say nothing: ``"0.00"``,
-    ``"1.50"``, ``"3062.17437341"`` (wire rule R15).
+    It has no exponent, at least *least_decimals* decimals, and no trailing zeros after those: ``"0.00"``, ``"1.50"``,
+    ``"3062.17437341"`` (wire rule R15).
     """
     return formatter(scale, least_decimals)(units)
 
 
 @cache
-def formatter(scale: int, least_decimals: int = 2) -> Callable[[int], str]:
-    """Return what writes units as :func:`format_amount` does, for one *scale*."""
+def formatter(scale: int, least_decimals: int) -> Callable[[int], str]:
+    """Return the function that writes units like :func:`format_amount`, for one *scale*."""
     if scale <= least_decimals:
         return _formatter_of_all(scale, least_decimals)
     width, point, kept = scale + 1, -scale, least_decimals - scale
@@ -104,7 +101,7 @@ def formatter(scale: int, least_decimals: int = 2) -> Callable[[int], str]:
 
 
 def _formatter_of_all(scale: int, least_decimals: int) -> Callable[[int], str]:
-    """Return what writes units where all *scale* decimals are shown, and as many zeros after them as are wanted."""
+    """Return the function for a *scale* of at most *least_decimals*: all decimals are shown, and zeros after them."""
     more = "0" * (least_decimals - scale)
     dot = "." if least_decimals else ""
 
@@ -119,7 +116,7 @@ def _formatter_of_all(scale: int, least_decimals: int) -> Callable[[int], str]:
 
 
 def shown(value: object) -> str:
-    """Return *value* as a message shows it: quoted, and cut where it is long."""
+    """Return *value* as messages show it: quoted, and shortened to 70 characters."""
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 

@@ -1,8 +1,8 @@
 """
-What the rules share: the view of the books that they ask, and how postings become balances.
+What the rules share: their view of the books, and how postings become balances.
 
-Whatever an operation is, it ends in :func:`post`: the one place where balances change, and where the promise that no
-customer is ever below zero is kept.
+Every operation that moves money ends in :func:`post`, the only place where balances change, and where no customer's
+balance can fall below zero.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ T = TypeVar("T")
 
 
 class State(Protocol):
-    """What the rules ask of the books, as they stand just before the operation."""
+    """The books just before an operation, as the rules read them."""
 
     def coin(self, name: str) -> Coin | None:
         """Return the listed coin, or None."""
 
     def has_customer(self, customer: str) -> bool:
-        """Say whether *customer* is registered."""
+        """Return whether *customer* is registered."""
 
     def balance(self, line: Line) -> tuple[int, int]:
-        """Return available and freeze in units; zero on both sides where nothing was ever posted."""
+        """Return available and freeze in units; both are zero if nothing was ever posted."""
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return the hold as it stands, open or closed, or None."""
 
     def hold_id_of_key(self, key: str) -> int | None:
-        """Return the id of the hold that was opened under an idempotency key, or None."""
+        """Return the id of the hold that was opened with an idempotency key, or None."""
 
     def entry(self, seq: int) -> Entry | None:
         """Return an entry of the journal, or None."""
@@ -56,7 +56,7 @@ class State(Protocol):
 
 
 class Subject(NamedTuple):
-    """What an operation's texts mean in these books: coin, amount in units, hold; None for what is unknown."""
+    """What an operation names, looked up in the books: coin, amount in units, hold; None for what is unknown."""
 
     coin: Coin | None = None
     units: int | None = None
@@ -64,22 +64,22 @@ class Subject(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What an operation does: postings that add up to zero, the balances after them, the holds after them."""
+    """What an operation does: postings that add up to zero, and the balances and holds after them."""
 
     postings: tuple[Posting, ...] = ()
     balances: tuple[BalanceAfter, ...] = ()
     holds: tuple[Hold, ...] = ()
-    #: The balances once more, by account and coin.
+    #: The same balances by account and coin.
     after: Mapping[Line, tuple[int, int]] = MappingProxyType({})
 
 
 def post(state: State, lines: Iterable[Posting], holds: tuple[Hold, ...] = ()) -> Decision:
     """
-    Book *lines*, leaving out those of no units, and find the balances after them.
+    Return the decision that books *lines*, without those of zero units, with the balances after them.
 
     Raises:
         BalanceTooLarge: A balance would reach 10**38 units.
-        LedgerCorrupt: One that may not would fall below zero; the rules have to refuse that before.
+        LedgerCorrupt: A balance that must not be negative would be; the rule should have refused the operation.
     """
     postings = tuple([posting for posting in lines if posting[3]])
     after: dict[Line, tuple[int, int]] = {}
@@ -96,13 +96,8 @@ def post(state: State, lines: Iterable[Posting], holds: tuple[Hold, ...] = ()) -
     return new_tuple(Decision, (postings, tuple(balances), holds, after))
 
 
-def posting(account: Account, coin: str, side: str, units: int, hold: int | None = None) -> Posting:
-    """Make a posting, quicker than its class does."""
-    return new_tuple(Posting, (account, coin, side, units, hold))
-
-
 def _check_bounds(account: Account, coin: str, available: int, freeze: int) -> None:
-    # Both sides together, so that what is in freeze can always go back to available.
+    # The sum of both sides is bounded, so that everything in freeze can go back to available.
     if available + freeze >= UNITS_LIMIT or available <= -UNITS_LIMIT:
         raise BalanceTooLarge(f"the balance of {account.customer} in {coin} would reach 10**38 units", field="amount")
     if freeze < 0 or (available < 0 and not may_be_negative(account)):
@@ -110,7 +105,7 @@ def _check_bounds(account: Account, coin: str, available: int, freeze: int) -> N
 
 
 def listed(name: str, coin: Coin | None, field: str = "coin") -> Coin:
-    """Return *coin*, which was found for *name*, or refuse."""
+    """Return *coin*, which was looked up by *name*, or refuse."""
     if coin is None:
         raise UnknownCoin(f"coin {name} is not listed; a listed coin would pass", field=field)
     return coin
@@ -142,7 +137,7 @@ def find_hold(name: HoldName, state: State) -> Hold | None:
 
 
 def open_hold(name: HoldName, hold: Hold | None, field: str = "hold") -> Hold:
-    """Return *hold*, which was found for *name*, if something remains of it, or refuse."""
+    """Return *hold*, which was looked up by *name*, or refuse if nothing remains of it."""
     if hold is None:
         raise UnknownHold(f"there is no hold {_shown(name)}; the id of an open hold would pass", field=field)
     if not hold.remaining:
@@ -158,12 +153,12 @@ def _shown(name: HoldName) -> str:
 
 def usable_hold(name: HoldName, hold: Hold | None, now_ms: int, field: str = "hold") -> Hold:
     """
-    Return *hold*, which was found for *name*, if it is open and its time has not come, or refuse.
+    Return *hold*, which was looked up by *name*, or refuse if it has expired or is closed.
 
-    Its time is looked at first: whether the ledger has let it expire already makes no difference to the answer.
+    The expiry is checked first, so that the answer is the same whether or not the ledger has written the expiry yet.
     """
     if hold is not None and hold.expires_ms is not None and now_ms >= hold.expires_ms:
-        raise HoldExpired(f"hold {hold.hold_id} expired at {hold.expires_ms}; it is now {now_ms}", field=field)
+        raise HoldExpired(f"hold {hold.hold_id} expired at {hold.expires_ms}; the time is {now_ms}", field=field)
     return open_hold(name, hold, field)
 
 
@@ -179,12 +174,12 @@ def enough_remaining(hold: Hold, coin: Coin, units: int, field: str = "amount") 
 
 
 def known(value: T | None, because: object) -> T:
-    """Return a value that must be there *because* something else is: the form of the operation, a check before."""
+    """Return *value*, which an earlier check guarantees *because* of something else that is there."""
     if value is None:
-        raise LedgerCorrupt(f"the rules were asked without what has to come with {because!r}")
+        raise LedgerCorrupt(f"a value that has to come with {because!r} is missing")
     return value
 
 
 def amount_text(units: int, coin: Coin) -> str:
-    """Return *units* as decimal text, as messages and operators read it."""
+    """Return *units* as decimal text with two decimals, or as many as the coin has if fewer; for messages."""
     return format_amount(units, coin.scale, min(2, coin.scale))

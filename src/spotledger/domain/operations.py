@@ -1,9 +1,9 @@
 """
-What a caller asks for: one frozen class an operation, its form checked when it is made.
+The operations that a caller can ask for: one frozen class each, which checks its form when it is created.
 
-The form only: whether the coin is listed, the customer registered, and enough available is for the rules to say.
-Amounts are decimal text (``"100.50"``), because the units depend on the coin's scale. Every operation carries the
-idempotency key under which it happens once.
+Whether the coin is listed, the customer registered and enough available is decided by the rules. Amounts are decimal
+text (``"100.50"``), because the units depend on the coin's scale. Every operation has an idempotency key, under which
+it happens once.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ KEY_MAX_CHARACTERS: Final = 64
 REFERENCE_MAX_CHARACTERS: Final = 256
 #: As a release: all that remains of the hold.
 REST: Final = "rest"
-#: The last millisecond of the year 9999; times after it are mistakes.
+#: The last millisecond of the year 9999; later times are mistakes.
 TIME_MAX_MS: Final = 253_402_300_799_999
 
 _KEY = re.compile(r"\A[\x21-\x7e]{1,64}\Z")
 _ZERO = re.compile(r"\A0(?:\.0{1,18})?\Z")
 _HOLD = re.compile(r"\A[1-9][0-9]{0,17}\Z")
-#: Control characters and halves of surrogate pairs have no place in a journal that people read.
+#: Characters refused in text that people read in the journal: control characters and lone surrogates.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class HoldKey(NamedTuple):
-    """Names a hold by the idempotency key that opened it."""
+    """A hold, named by the idempotency key that opened it."""
 
     key: str
 
@@ -56,7 +56,7 @@ class ListCoin:
 
 @dataclass(frozen=True, slots=True)
 class RegisterCustomer:
-    """Register *customer*, who then has a wallet, a spot and a fiat account with nothing in them."""
+    """Register *customer* with an empty wallet, spot and fiat account."""
 
     kind: ClassVar[str] = "register_customer"
     key: str
@@ -92,7 +92,7 @@ class Deposit:
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """Move *amount* from available to freeze and open a hold for it, until *expires_ms* where given."""
+    """Move *amount* from available to freeze and open a hold for it, which expires at *expires_ms* if given."""
 
     kind: ClassVar[str] = "freeze"
     key: str
@@ -131,7 +131,7 @@ class Unfreeze:
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Move *amount* to the outside world, out of a hold or, at once, out of what *customer* has available."""
+    """Move *amount* to the outside world, out of a hold or directly out of what *customer* has available."""
 
     kind: ClassVar[str] = "withdraw"
     key: str
@@ -157,7 +157,7 @@ class Withdraw:
         account = None if self.account == "spot" else self.account
         for field, value in (("customer", self.customer), ("coin", self.coin), ("account", account)):
             if value is not None:
-                raise InvalidRequest(f"{field} is given beside hold; a hold names it, so leave it out", field=field)
+                raise InvalidRequest(f"{field} is given beside hold, which has it; leave it out", field=field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +188,13 @@ class Transfer:
 
 
 class CoinAmount(NamedTuple):
-    """An amount of a named coin, as decimal text; zero is allowed and means none."""
+    """An amount of a named coin, as decimal text; zero means none."""
 
     coin: str
     amount: str
 
     def is_zero(self) -> bool:
-        """Whether the amount is zero."""
+        """Return whether the amount is zero."""
         return not self.amount.strip("0.")
 
 
@@ -204,10 +204,10 @@ class SettleSide:
     One side of a fill.
 
     Args:
-        hold: What pays: of the quote coin for the buyer, of the base coin for the seller.
-        fee: In the coin received, taken from it, or in the coin paid, from the same hold on top.
-        release: How much more of the hold goes back to available: decimal text, or ``"rest"`` for all of it.
-        dust: Taken from what the side receives, to the house's ``@dust``.
+        hold: The hold that pays: of the quote coin for the buyer, of the base coin for the seller.
+        fee: The fee: in the coin received, out of what is received, or in the coin paid, out of the same hold.
+        release: What else of the hold goes back to available: decimal text, or ``"rest"`` for all that remains.
+        dust: What goes to the house account ``@dust`` out of what is received.
     """
 
     hold: HoldName
@@ -216,7 +216,7 @@ class SettleSide:
     dust: CoinAmount | None = None
 
     def check(self, name: str) -> None:
-        """Check the form of this side, called *name* in messages."""
+        """Check the form of this side; messages call it *name*."""
         check_hold(self.hold, f"{name}.hold")
         for field, amount in (("fee", self.fee), ("dust", self.dust)):
             if amount is not None:
@@ -272,20 +272,20 @@ class Reverse:
                 f"seq is {shown(self.seq)}; the position of an entry such as 12 would pass", field="seq"
             )
         if self.reason is None:
-            raise InvalidRequest("reason is missing; a line that says why would pass", field="reason")
+            raise InvalidRequest("reason is missing; a line of text that says why would pass", field="reason")
         check_reference(self.reason, "reason")
 
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """Free what remains of a hold past its time. Written by the ledger itself, under a key no caller's can be."""
+    """Release what remains of an expired hold. Written by the ledger itself, under a key that no caller can use."""
 
     kind: ClassVar[str] = "expire"
     hold: str
 
     @property
     def key(self) -> str:
-        """The key of this expiry: it begins with a blank."""
+        """The key of this expiry, which begins with a blank."""
         return expiry_key(int(self.hold))
 
 
@@ -295,23 +295,20 @@ Operation: TypeAlias = (
 
 
 def expiry_key(hold_id: int) -> str:
-    """Return the idempotency key under which the ledger lets a hold expire."""
+    """Return the idempotency key of the entry with which a hold expires."""
     return f" expire:{hold_id}"
 
 
 def check_key(text: object, field: str = "key") -> str:
-    """Return *text* if it can be a caller's idempotency key: 1–64 characters of 0x21–0x7E."""
+    """Return *text* if it is a valid idempotency key of a caller: 1–64 characters of 0x21–0x7E."""
     if isinstance(text, str) and _KEY.match(text):
         return text
-    raise InvalidRequest(
-        f"{field} is {shown(text)}; an idempotency key of 1 to {KEY_MAX_CHARACTERS} printable ASCII characters"
-        " without blanks would pass",
-        field=field,
-    )
+    allowed = f"an idempotency key of 1 to {KEY_MAX_CHARACTERS} printable ASCII characters without blanks"
+    raise InvalidRequest(f"{field} is {shown(text)}; {allowed} would pass", field=field)
 
 
 def check_hold(name: object, field: str = "hold") -> HoldName:
-    """Return *name* if it can name a hold: its id as text, or the key that opened it."""
+    """Return *name* if it is a valid name of a hold: its id as text, or the key that opened it."""
     if isinstance(name, HoldKey):
         check_key(name.key, f"{field}.key")
         return name
@@ -325,10 +322,8 @@ def check_reference(text: object, field: str = "reference") -> None:
     if text is None:
         return
     if not isinstance(text, str) or not 1 <= len(text) <= REFERENCE_MAX_CHARACTERS or _UNFIT.search(text):
-        raise InvalidRequest(
-            f"{field} is {shown(text)}; 1 to {REFERENCE_MAX_CHARACTERS} characters, no control characters, would pass",
-            field=field,
-        )
+        allowed = f"1 to {REFERENCE_MAX_CHARACTERS} characters, no control characters,"
+        raise InvalidRequest(f"{field} is {shown(text)}; {allowed} would pass", field=field)
 
 
 def check_time(value: object, field: str) -> None:
@@ -336,9 +331,8 @@ def check_time(value: object, field: str) -> None:
     if value is None:
         return
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= TIME_MAX_MS:
-        raise InvalidRequest(
-            f"{field} is {shown(value)}; milliseconds since 1970 such as 1700000000000 would pass", field=field
-        )
+        allowed = "milliseconds since 1970 such as 1700000000000"
+        raise InvalidRequest(f"{field} is {shown(value)}; {allowed} would pass", field=field)
 
 
 def _is_zero_text(text: object) -> bool:

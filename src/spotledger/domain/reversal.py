@@ -1,16 +1,16 @@
 """
 Reversing one earlier deposit, withdrawal, transfer or settlement, at most once and with a reason.
 
-The opposite of what the entry did to each account and coin, on the available side alone: freeze and holds are never
-touched, so what came out of a hold returns to available. What a customer has not got any more is booked to the house's
-receivable of that customer, which later deposits repay first.
+A reversal posts the opposite of what the entry did to each account and coin, on the available side only. It never
+touches freeze or a hold, so what came out of a hold returns to available. What a customer no longer has is booked to
+the house's receivable of that customer, which later deposits repay first.
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from spotledger.domain.accounts import DUST, FEES, Account, may_be_negative, receivable_of
+from spotledger.domain.accounts import DUST, FEES, Account, Line, may_be_negative, receivable_of
 from spotledger.domain.books import Decision, State, post
 from spotledger.domain.journal import AVAILABLE, Entry, Posting
 from spotledger.domain.operations import Deposit, Reverse, Settle, Transfer, Withdraw
@@ -20,7 +20,7 @@ REVERSIBLE: Final = frozenset({Deposit.kind, Withdraw.kind, Transfer.kind, Settl
 
 
 class Target(NamedTuple):
-    """The entry that is to be reversed, and the entry that did so already; None for what is not there."""
+    """The entry to reverse and the entry that already reversed it; each None if there is none."""
 
     entry: Entry | None
     reversed_by: int | None
@@ -33,15 +33,15 @@ def target_of(operation: Reverse, state: State) -> Target:
 
 def reverse(operation: Reverse, target: Target, state: State, seq: int, now_ms: int) -> Decision:
     """
-    Say what a reversal does to the books.
+    Decide a reversal.
 
     Raises:
         UnknownEntry, HouseShort, BalanceTooLarge: Kept.
-        AlreadyReversed, InvalidRequest: The entry was reversed before, or is none that can be.
+        AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
     """
     entry = target.entry
     if entry is None:
-        raise UnknownEntry(f"there is no entry {operation.seq}; one of the journal would pass", field="seq")
+        raise UnknownEntry(f"there is no entry {operation.seq}; the seq of an entry would pass", field="seq")
     if entry.kind not in REVERSIBLE or entry.refusal is not None:
         kind = "a kept refusal" if entry.refusal is not None else f"of kind {entry.kind}"
         raise InvalidRequest(
@@ -57,12 +57,11 @@ def reverse(operation: Reverse, target: Target, state: State, seq: int, now_ms: 
     return post(state, lines)
 
 
-def _net(entry: Entry) -> dict[tuple[Account, str], int]:
-    """Return what *entry* did to each account and coin, both sides together."""
-    net: dict[tuple[Account, str], int] = {}
-    for posting in entry.postings:
-        name = (posting.account, posting.coin)
-        net[name] = net.get(name, 0) + posting.units
+def _net(entry: Entry) -> dict[Line, int]:
+    """Return by how many units *entry* changed each account and coin, both sides together."""
+    net: dict[Line, int] = {}
+    for account, coin, _, units, _ in entry.postings:
+        net[account, coin] = net.get((account, coin), 0) + units
     return net
 
 

@@ -1,18 +1,19 @@
 """
 The rules: what an operation does to the books, or why it is refused.
 
-Pure functions over a small view of the state, the same for every store. Refusals come in this order: coin, form of the
-amount, customers, hold (known, open, not expired, enough remaining), enough available, size of the balance.
+They are pure functions of the operation and the books, the same for every store. Refusals are checked in this order:
+coin, form of the amount, customers, hold (known, not expired, open, enough remaining), enough available, size of the
+balance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
-from spotledger.domain import journal, reversal, settlement
+from spotledger.domain import reversal, settlement
 from spotledger.domain.accounts import EXTERNAL, receivable_of
-from spotledger.domain.amounts import units_of
+from spotledger.domain.amounts import normal_amount, parse_amount, units_of
 from spotledger.domain.books import (
     Decision,
     State,
@@ -27,11 +28,12 @@ from spotledger.domain.books import (
     registered,
     usable_hold,
 )
-from spotledger.domain.journal import AVAILABLE, FREEZE, Hold, Posting, canonical_request, new_tuple
+from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold, Posting, new_tuple
 from spotledger.domain.operations import (
     Deposit,
     Expire,
     Freeze,
+    HoldKey,
     ListCoin,
     Operation,
     RegisterCustomer,
@@ -41,7 +43,7 @@ from spotledger.domain.operations import (
     Unfreeze,
     Withdraw,
 )
-from spotledger.errors import CoinAlreadyListed, CustomerAlreadyRegistered, InvalidRequest, LedgerCorrupt
+from spotledger.errors import CoinAlreadyListed, CustomerAlreadyRegistered, InvalidAmount, InvalidRequest, LedgerCorrupt
 
 AnySubject: TypeAlias = Subject | settlement.Fill | reversal.Target
 
@@ -51,7 +53,7 @@ def subject_of(operation: Operation, state: State) -> AnySubject:
     Look up what *operation* names.
 
     Raises:
-        InvalidAmount: An amount does not fit the coin's scale. Not kept: the request is wrong in itself.
+        InvalidAmount: An amount does not fit the coin's scale. Not kept, because the request is invalid as such.
     """
     return _SUBJECTS[type(operation)](operation, state)
 
@@ -81,43 +83,19 @@ def _of_withdraw(operation: Withdraw, state: State) -> Subject:
     return _of_coin(operation, state) if operation.hold is None else _of_hold(operation, state)
 
 
-def request_of(operation: Operation, subject: AnySubject) -> dict[str, Any]:
-    """Return the canonical request that is kept of *operation*, with units for every amount whose coin is known."""
-    if isinstance(operation, Settle):
-        fill = subject if isinstance(subject, settlement.Fill) else settlement.Fill(None, None)
-        return settlement.settle_request(operation, fill)
-    if isinstance(subject, Subject):
-        return canonical_request(operation, subject.units, subject.coin.name if subject.coin else None)
-    return canonical_request(operation, None, None)
-
-
-def differing_field(kept: dict[str, Any], operation: Operation, scale_of: Callable[[str], int]) -> str | None:
-    """
-    Name the first field in which *operation* differs from the *kept* canonical request, or None where it is the same.
-
-    Args:
-        kept: The request of the entry that has the operation's key.
-        operation: What is asked for now, under the same key.
-        scale_of: The scale of a listed coin.
-    """
-    if isinstance(operation, Settle) and kept["op"] == Settle.kind:
-        return settlement.differing_settle_field(kept, operation, scale_of)
-    return journal.differing_field(kept, operation, scale_of)
-
-
 def decide(operation: Operation, subject: AnySubject, state: State, seq: int, now_ms: int) -> Decision:
     """
-    Say what *operation* does to the books.
+    Return what *operation* does to the books.
 
     Args:
-        operation: What is asked for.
-        subject: What :func:`subject_of` found for it in the same state.
-        state: The books just before it.
-        seq: The position that its entry will have; a hold that it opens has this id.
-        now_ms: The time at which it is booked, in milliseconds.
+        operation: The operation.
+        subject: The result of :func:`subject_of` in the same *state*.
+        state: The books just before the operation.
+        seq: The position of its entry, and the id of the hold that it opens.
+        now_ms: The time at which it is booked, in milliseconds since 1970.
 
     Raises:
-        Refused: Why it does nothing.
+        Refused: The operation is refused and does nothing.
     """
     return _RULES[type(operation)](operation, subject, state, seq, now_ms)
 
@@ -125,7 +103,7 @@ def decide(operation: Operation, subject: AnySubject, state: State, seq: int, no
 def _list_coin(operation: ListCoin, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     if subject.coin is not None:
         raise CoinAlreadyListed(
-            f"coin {operation.coin} is listed already with scale {subject.coin.scale}, and a listing never changes",
+            f"coin {operation.coin} is already listed with scale {subject.coin.scale}, and a listing never changes",
             field="coin",
         )
     return Decision()
@@ -133,7 +111,7 @@ def _list_coin(operation: ListCoin, subject: Subject, state: State, seq: int, no
 
 def _register(operation: RegisterCustomer, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     if state.has_customer(operation.customer):
-        raise CustomerAlreadyRegistered(f"customer {operation.customer} is registered already", field="customer")
+        raise CustomerAlreadyRegistered(f"customer {operation.customer} is already registered", field="customer")
     return Decision()
 
 
@@ -156,7 +134,7 @@ def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms:
     account = registered(operation.customer, operation.account, state)
     if operation.expires_ms is not None and operation.expires_ms <= now_ms:
         raise InvalidRequest(
-            f"expires_ms is {operation.expires_ms}, which is past; a time after {now_ms} would pass",
+            f"expires_ms is {operation.expires_ms}, which is in the past; a time after {now_ms} would pass",
             field="expires_ms",
         )
     enough_available(account, coin, units, state)
@@ -200,7 +178,7 @@ def _transfer(operation: Transfer, subject: Subject, state: State, seq: int, now
 def _expire(operation: Expire, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     hold = open_hold(operation.hold, subject.hold)
     if hold.expires_ms is None or now_ms < hold.expires_ms:
-        raise LedgerCorrupt(f"hold {hold.hold_id} was to expire before its time")
+        raise LedgerCorrupt(f"hold {hold.hold_id} cannot expire before its time")
     line = Posting(hold.account, hold.coin, AVAILABLE, hold.remaining)
     return _use_hold(hold, hold.remaining, line, subject, state, seq)
 
@@ -235,3 +213,116 @@ _RULES: dict[type[Any], Callable[[Any, Any, State, int, int], Decision]] = {
     Settle: settlement.settle,
     Reverse: reversal.reverse,
 }
+
+
+# --- the canonical request ------------------------------------------------------------------------
+
+
+def request_of(operation: Operation, subject: AnySubject) -> dict[str, Any]:
+    """
+    Return the canonical request that the journal keeps of *operation*.
+
+    Defaults are filled in and absent optional fields left out. An amount is in units where *subject* knows its coin,
+    else decimal text.
+    """
+    if isinstance(operation, Settle):
+        fill = subject if isinstance(subject, settlement.Fill) else settlement.Fill(None, None)
+        return settlement.settle_request(operation, fill)
+    request = {"format": REQUEST_FORMAT, "op": operation.kind, **_content_of(operation)}
+    amount: str | None = getattr(operation, "amount", None)
+    if amount is None or not isinstance(subject, Subject):
+        return request
+    if subject.coin is not None:
+        request.setdefault("coin", subject.coin.name)
+    if subject.units is not None:
+        request["units"] = str(subject.units)
+    else:
+        request["amount"] = normal_amount(amount)
+    return request
+
+
+def differing_field(kept: dict[str, Any], operation: Operation, scale_of: Callable[[str], int]) -> str | None:
+    """
+    Name the first field in which *operation* differs from the *kept* canonical request; None if it is the same.
+
+    Args:
+        kept: The request of the entry with the operation's key.
+        operation: The operation that was asked for under the same key.
+        scale_of: Returns the scale of a listed coin.
+    """
+    if kept["op"] != operation.kind:
+        return "op"
+    if isinstance(operation, Settle):
+        return settlement.differing_settle_field(kept, operation, scale_of)
+    content = _content_of(operation)
+    for name in (*content, *kept):
+        if name in _NOT_CONTENT or content.get(name) == kept.get(name):
+            continue
+        if name == "coin" and "hold" in kept and name not in content:
+            continue  # the coin of the hold, added when the request was kept
+        return name
+    return None if _is_same_amount(kept, getattr(operation, "amount", None), scale_of) else "amount"
+
+
+def _is_same_amount(kept: dict[str, Any], amount: str | None, scale_of: Callable[[str], int]) -> bool:
+    if amount is None:
+        return "units" not in kept and "amount" not in kept
+    if "units" not in kept:
+        return bool(kept.get("amount") == normal_amount(amount))
+    try:
+        return parse_amount(amount, scale_of(kept["coin"])) == int(kept["units"])
+    except InvalidAmount:
+        return False
+
+
+def _content_of(operation: Operation) -> dict[str, Any]:
+    """Return the fields of a canonical request except its key and amount, without absent optional ones."""
+    kind = type(operation)
+    content = _NAMED[kind](operation)
+    for name in _OPTIONAL.get(kind, ()):
+        value = getattr(operation, name)
+        if value is not None:
+            content[name] = value
+    return content
+
+
+def _named_customer(operation: Any) -> dict[str, Any]:
+    return {"customer": operation.customer, "account": operation.account, "coin": operation.coin}
+
+
+def _named_hold(operation: Any) -> dict[str, Any]:
+    hold = operation.hold
+    return {"hold": {"key": hold.key} if isinstance(hold, HoldKey) else hold}
+
+
+def _named_in_withdraw(operation: Withdraw) -> dict[str, Any]:
+    return _named_customer(operation) if operation.hold is None else _named_hold(operation)
+
+
+def _named_in_transfer(operation: Transfer) -> dict[str, Any]:
+    return {
+        "from": {"customer": operation.from_customer, "account": operation.from_account},
+        "to": {"customer": operation.to_customer, "account": operation.to_account},
+        "coin": operation.coin,
+    }
+
+
+#: The required fields of each operation's canonical request.
+_NAMED: Final[dict[type[Any], Callable[[Any], dict[str, Any]]]] = {
+    ListCoin: lambda operation: {"coin": operation.coin, "scale": operation.scale},
+    RegisterCustomer: lambda operation: {"customer": operation.customer},
+    Deposit: _named_customer,
+    Freeze: _named_customer,
+    Unfreeze: _named_hold,
+    Withdraw: _named_in_withdraw,
+    Transfer: _named_in_transfer,
+    Reverse: lambda operation: {"seq": operation.seq, "reason": operation.reason},
+    Expire: _named_hold,
+}
+_OPTIONAL: Final[dict[type[Any], tuple[str, ...]]] = {
+    Deposit: ("reference", "happened_ms"),
+    Freeze: ("reference", "expires_ms"),
+    Withdraw: ("reference", "happened_ms"),
+    Transfer: ("reference",),
+}
+_NOT_CONTENT: Final = frozenset({"format", "op", "units", "amount"})

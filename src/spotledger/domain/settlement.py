@@ -1,10 +1,10 @@
 """
-Settling one fill of a trade as one entry.
+Settle one fill of a trade as one entry.
 
-The buyer's hold pays the quote coin, the seller's hold delivers the base coin, each receives what the other gives.
-Both fees go to ``@fees``, what is named as dust to ``@dust``, and what is to be released of a hold back to available. A
-fee in the coin that a side receives is taken from what it receives; one in the coin that it pays comes from the same
-hold on top. Both holds may be of one customer.
+The buyer's hold pays the quote coin, the seller's hold pays the base coin, and each side receives what the other pays.
+Fees go to ``@fees``, dust goes to ``@dust``, and what is released of a hold goes back to available. A fee in the coin
+that a side receives is taken from what it receives; a fee in the coin that it pays is taken from the same hold on top.
+Both holds may be of one customer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spotledger.errors import InvalidAmount, InvalidRequest
 
 
 class Part(NamedTuple):
-    """What one side's texts mean: its hold, and units; ``released`` is None where nothing is, or :data:`REST`."""
+    """One side of a fill, looked up in the books: its hold, and units; ``released`` may be None or :data:`REST`."""
 
     hold: Hold | None
     fee: int
@@ -30,7 +30,7 @@ class Part(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """What a settlement's texts mean in these books; only the coins that are known where one of them is not."""
+    """What a settlement names, looked up in the books; nothing but the known coins if one of them is unknown."""
 
     base: Coin | None
     quote: Coin | None
@@ -41,7 +41,7 @@ class Fill(NamedTuple):
 
 
 class _Names(NamedTuple):
-    """What the fields of one side are called in messages."""
+    """The names of one side and its fields in messages."""
 
     side: str
     hold: str
@@ -68,7 +68,7 @@ def fill_of(operation: Settle, state: State) -> Fill:
 
     Raises:
         InvalidAmount: An amount does not fit its coin's scale.
-        InvalidRequest: A fee or dust is in a coin that is not of the trade.
+        InvalidRequest: A fee or dust is in a coin that is not traded.
     """
     base, quote = state.coin(operation.base), state.coin(operation.quote)
     if base is None or quote is None:
@@ -102,24 +102,23 @@ def _units(amount: CoinAmount, paid: Coin, received: Coin, coin_field: str, amou
     if amount.is_zero():
         return 0
     raise InvalidRequest(
-        f"{coin_field} is {coin}; {paid.name} or {received.name}, the coins of the trade, would pass",
-        field=coin_field,
+        f"{coin_field} is {coin}; {paid.name} or {received.name}, the coins of the trade, would pass", field=coin_field
     )
 
 
 def settle(operation: Settle, fill: Fill, state: State, seq: int, now_ms: int) -> Decision:
     """
-    Say what one fill does to the books.
+    Decide one fill.
 
     Raises:
         UnknownCoin, UnknownHold, HoldClosed, HoldExpired, HoldShort, BalanceTooLarge: Kept.
-        InvalidRequest: A hold is of another coin, or fee and dust are more than a side receives.
+        InvalidRequest: A hold is of the wrong coin, or fee and dust exceed what a side receives.
     """
     base, quote, base_units, quote_units, bought, sold = fill
     base = listed(operation.base, base, "base")
     quote = listed(operation.quote, quote, "quote")
     assert base_units is not None and quote_units is not None  # noqa: S101, PT018 - both coins are listed
-    assert bought is not None and sold is not None  # noqa: S101, PT018 - and so the sides were read
+    assert bought is not None and sold is not None  # noqa: S101, PT018 - and so both sides were looked up
     buyer, seller = operation.buyer, operation.seller
     buys = _hold(buyer.hold, bought.hold, quote, now_ms, _BUYER)
     sells = _hold(seller.hold, sold.hold, base, now_ms, _SELLER)
@@ -144,7 +143,7 @@ def _hold(name: HoldName, found: Hold | None, coin: Coin, now_ms: int, names: _N
 
 
 def _gives(side: SettleSide, part: Part, hold: Hold, paid: Coin, units: int, names: _Names) -> tuple[int, int, int]:
-    """Return what goes out of a side's hold: all of it, the fee on top in it, and what is released in it."""
+    """Return the units that leave a side's hold: in all, and of these the fee and what is released."""
     _, fee, _, freed = part
     if fee and (side.fee is None or side.fee.coin != paid.name):
         fee = 0
@@ -172,7 +171,7 @@ def _lines_of(
         )
     left = units - fee_received - dust
     if left < 0:
-        raise InvalidRequest(f"fee and dust are more than the {names.side} receives", field=names.fee)
+        raise InvalidRequest(f"fee and dust exceed what the {names.side} receives; less would pass", field=names.fee)
     lines = [new_tuple(Posting, (account, paid_coin, FREEZE, -given, hold.hold_id))]
     if released:
         lines.append(new_tuple(Posting, (account, paid_coin, AVAILABLE, released, None)))
@@ -190,7 +189,7 @@ def _lines_of(
 
 
 def settle_request(operation: Settle, fill: Fill) -> dict[str, Any]:
-    """Return what is kept of a settlement: units where both coins of *fill* are known, else decimal text."""
+    """Return the canonical request of a settlement: in units if both coins of *fill* are known, else decimal text."""
     request: dict[str, Any] = {
         "format": REQUEST_FORMAT,
         "op": operation.kind,
@@ -212,26 +211,26 @@ def settle_request(operation: Settle, fill: Fill) -> dict[str, Any]:
 
 
 def _side_request(side: SettleSide, part: Part | None) -> dict[str, Any]:
-    hold, fee, dust, release = side.hold, side.fee, side.dust, side.release
+    hold, release = side.hold, side.release
     request: dict[str, Any] = {"hold": {"key": hold.key} if isinstance(hold, HoldKey) else hold}
-    if fee is not None and not fee.is_zero():
-        request["fee"] = _amount(fee, part and part.fee)
-    if dust is not None and not dust.is_zero():
-        request["dust"] = _amount(dust, part and part.dust)
+    _add_amount(request, "fee", side.fee, part and part.fee)
+    _add_amount(request, "dust", side.dust, part and part.dust)
     if release == REST:
         request["release"] = REST
-    elif release is not None:
-        if part is None:
-            request["release_amount"] = normal_amount(release)
-        else:
-            request["release_units"] = str(part.released)
+    elif release is not None and part is None:
+        request["release_amount"] = normal_amount(release)
+    elif release is not None and part is not None:
+        request["release_units"] = str(part.released)
     return request
 
 
-def _amount(amount: CoinAmount, units: int | None) -> dict[str, str]:
+def _add_amount(request: dict[str, Any], name: str, amount: CoinAmount | None, units: int | None) -> None:
+    if amount is None or amount.is_zero():
+        return
     if units is None:
-        return {"coin": amount.coin, "amount": normal_amount(amount.amount)}
-    return {"coin": amount.coin, "units": str(units)}
+        request[name] = {"coin": amount.coin, "amount": normal_amount(amount.amount)}
+    else:
+        request[name] = {"coin": amount.coin, "units": str(units)}
 
 
 def differing_settle_field(kept: Mapping[str, Any], operation: Settle, scale_of: Callable[[str], int]) -> str | None:

@@ -1,5 +1,5 @@
 """
-Serve the signed API of traders and the operator API over HTTP.
+The service over HTTP: the traders' listener in ``public/`` and the operator's in ``operator/``.
 
-Open ``serve.py`` first: it starts both listeners. ``wire.py`` has the one table from errors to answers.
+Open ``serve.py`` first: it binds both and joins them to the ledger. ``h1/`` is the HTTP/1.1 server.
 """

@@ -1,8 +1,8 @@
 """
 Serve both listeners in one process and on one event loop, so that they share the ledger in memory.
 
-The sockets are bound here, before the ledger is opened: a port that is taken is named, port 0 becomes a real one, and
-no second process can listen on the same port beside us.
+The sockets are bound before the ledger is opened: an error names a port that is in use, port 0 becomes a real port, and
+no other process can listen on the same port.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from granian.server.embed import Server
 
 from spotledger.clock import now_ms
 from spotledger.errors import SettingInvalid, SetupError
-from spotledger.http.h1.server import OperatorServer
+from spotledger.http.h1.server import HttpServer
 from spotledger.http.operator.app import OperatorApp
 from spotledger.http.operator.metrics import Metrics, show_shared_counts
 from spotledger.http.public.app import PublicApp, PublicSettings
@@ -37,23 +37,23 @@ from spotledger.ops.siblings import Siblings
 from spotledger.security.gate import Gate
 from spotledger.storage.folder import Owner
 
-#: Connections that wait to be taken, and connections that are open, on each listener.
+#: Connections that wait to be accepted, and connections that are open, at most, on each listener.
 BACKLOG: Final = 1024
 OPEN_CONNECTIONS: Final = 10_000
 REQUEST_HEAD_LIMIT_BYTES: Final = 64 * 1024
 REQUEST_HEAD_TIMEOUT_MS: Final = 10_000
-#: How long calls in flight may take to end once the service was told to stop.
+#: How long requests in flight may take to end once the service is told to stop.
 STOP_SECONDS: Final = 5.0
 FLUSH_USED_SECONDS: Final = 30.0
-#: The commit runs in a thread beside a busy loop; at the usual 5 ms it would wait that long for its turn.
+#: The interpreter's switch interval: with the default of 5 ms, the thread that commits waits that long for a busy loop.
 SWITCH_SECONDS: Final = 0.0005
 
-_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to reach it, not where to bind
+_WILDCARDS: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - for URLs, not for binding
 _log = logging.getLogger("spotledger.serve")
 
 
 class Listening(NamedTuple):
-    """A service that answers: where, and over what."""
+    """A service that answers: its URLs and its parts."""
 
     public_url: str
     operator_url: str
@@ -61,19 +61,19 @@ class Listening(NamedTuple):
 
 
 class Listeners(NamedTuple):
-    """The sockets of both listeners, bound and listening."""
+    """The bound and listening sockets of both listeners."""
 
     public: socket.socket
     operator: socket.socket
 
     @property
     def public_url(self) -> str:
-        """Where traders reach the public listener."""
+        """The URL of the public listener, for traders."""
         return _url_of(self.public)
 
     @property
     def operator_url(self) -> str:
-        """Where the exchange's own systems reach the operator listener."""
+        """The URL of the operator listener, for the exchange's own systems."""
         return _url_of(self.operator)
 
 
@@ -82,7 +82,7 @@ WhileServing = Callable[[Listening], Awaitable[bool]]
 
 def serve(settings: Settings, environ: Mapping[str, str], while_serving: WhileServing) -> None:
     """
-    Serve until SIGTERM or SIGINT comes, or *while_serving* says that it is enough; then end what is in flight.
+    Serve until SIGTERM or SIGINT comes or *while_serving* returns False; then finish the requests in flight.
 
     Args:
         settings: The settings in force.
@@ -90,8 +90,8 @@ def serve(settings: Settings, environ: Mapping[str, str], while_serving: WhileSe
         while_serving: Called once both listeners answer; returns whether to go on serving.
 
     Raises:
-        SetupError: The service cannot start as it is set up: folder, ports, schema, master key.
-        LedgerCorrupt: The journal does not hold together.
+        SetupError: The service cannot start with its folder, ports, schema or master key.
+        LedgerCorrupt: The journal is damaged.
     """
     with claim_folder(settings.data) as lock, bound_listeners(settings) as listeners:
         serve_on(listeners, settings, environ, lock, while_serving)
@@ -108,16 +108,16 @@ def serve_on(
     siblings: Siblings | None = None,
 ) -> None:
     """
-    Serve on sockets that are bound, like :func:`serve`.
+    Serve like :func:`serve`, on sockets that are already bound.
 
     Args:
         listeners: The sockets; other processes may serve on them too.
         settings: The settings in force.
         environ: The environment, for the master key.
-        lock: The ownership of the data folder.
+        lock: The lock of the data folder.
         while_serving: As for :func:`serve`.
-        tell_owner: Whether to write into the folder where this process answers.
-        siblings: The workers that this process is one of.
+        tell_owner: Whether to write the URLs of this process into the folder.
+        siblings: The workers of which this process is one.
     """
     with open_runtime(settings, environ, lock, siblings=siblings) as runtime:
         if tell_owner:
@@ -144,7 +144,7 @@ def bound_listeners(settings: Settings) -> Iterator[Listeners]:
     Bind and listen at both addresses of *settings* for the length of a ``with`` block.
 
     Raises:
-        SettingInvalid: Another process listens at one of them, or it cannot be listened at.
+        SettingInvalid: Another process listens at one of them, or it cannot be bound.
     """
     with (
         _bound(settings.listen, "listen") as public,
@@ -155,7 +155,7 @@ def bound_listeners(settings: Settings) -> Iterator[Listeners]:
 
 @contextlib.contextmanager
 def _bound(address: Address, setting: str) -> Iterator[socket.socket]:
-    """Bind and listen at *address*; no other process can listen there meanwhile."""
+    """Bind and listen at *address* for the length of a ``with`` block."""
     with contextlib.ExitStack() as stack:
         try:
             family, _, _, _, where = socket.getaddrinfo(
@@ -181,7 +181,7 @@ def _url_of(listener: socket.socket) -> str:
 
 
 class _Server(Server):
-    """Granian's embedded server, on a socket that is bound already."""
+    """Granian's embedded server, on a socket that is already bound."""
 
     def __init__(self, target: PublicApp, listener: socket.socket) -> None:
         super().__init__(
@@ -199,7 +199,7 @@ class _Server(Server):
         self._listener = listener
 
     def _init_shared_socket(self) -> None:
-        descriptor = os.dup(self._listener.fileno())  # the server closes the one that it is given
+        descriptor = os.dup(self._listener.fileno())  # the server closes the descriptor that it is given
         self._shd: Any = SocketHolder(descriptor, False, BACKLOG)  # type: ignore[call-arg]
 
 
@@ -210,24 +210,24 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await runtime.start()
-    runtime.audits.keep_on(runtime.settings.audit_entries_per_second, runtime.settings.audit_pause_seconds)
+    runtime.audits.start_continuous(runtime.settings.audit_entries_per_second, runtime.settings.audit_pause_seconds)
     public_app = _public_app(runtime)
     operator_app = OperatorApp(runtime)
     _show_public(operator_app.metrics, public_app)
     await public_app.gate.start()
-    operator_server = OperatorServer(operator_app, listeners.operator)
+    operator_server = HttpServer(operator_app, listeners.operator)
     await operator_server.start()
     public_server = _Server(public_app, listeners.public)
     running = asyncio.create_task(public_server.serve())
-    beside = [asyncio.create_task(work) for work in (_flush_used_now_and_then(runtime), collect_all_hourly())]
-    working = asyncio.create_task(_until_enough(while_serving, listening, stop))
+    background = [asyncio.create_task(work) for work in (_flush_used_regularly(runtime), collect_all_hourly())]
+    working = asyncio.create_task(_run_while_serving(while_serving, listening, stop))
     try:
         await asyncio.wait([working, running], return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise SetupError("A listener ended by itself, so the service stopped; start it again.")
+            raise SetupError("A listener ended unexpectedly, so the service stopped; start it again.")
         working.result()
     finally:
-        for task in (working, *beside):
+        for task in (working, *background):
             task.cancel()
         operator_app.feed.stop()
         await _stop_listening(operator_server, public_server, running)
@@ -236,11 +236,11 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
 
 
 def _show_public(metrics: Metrics, public: PublicApp) -> None:
-    """Show in *metrics* what the public listener counts."""
+    """Show the counts of the public listener in *metrics*."""
     replay = public.gate.replay
-    metrics.tell("public_requests", "Requests of traders that were answered.", lambda: public.requests)
-    metrics.tell_by("public_refusals", "Those that were refused.", "code", lambda: public.refusals)
-    metrics.tell("replay_forgotten", "Signed requests forgotten too early.", lambda: replay.forgotten)
+    metrics.show_total("public_requests", "Requests of traders that were answered.", lambda: public.requests)
+    metrics.show_totals("public_refusals", "Those that were refused.", "code", lambda: public.refusals)
+    metrics.show_total("replay_forgotten", "Signed requests forgotten too early.", lambda: replay.forgotten)
     if public.gate.shared is not None:
         show_shared_counts(metrics, public.gate.shared)
 
@@ -262,34 +262,34 @@ def _public_app(runtime: Runtime) -> PublicApp:
 
 
 def _gate(runtime: Runtime, settings: PublicSettings) -> Gate:
-    told = runtime.settings
-    if told.redis is None:
+    redis = runtime.settings.redis
+    if redis is None:
         return Gate(runtime.key_ring, settings)
-    from spotledger.security.fleet_gate import FleetGate  # with the driver of Redis, which nobody else needs
+    from spotledger.security.fleet_gate import FleetGate  # imports the Redis driver, which nothing else needs
 
     return FleetGate(
         runtime.key_ring,
         settings,
-        told.redis.secret,
-        when_down="refuse" if told.redis_down == "refuse" else "local",
-        timeout_ms=told.redis_timeout_ms,
+        redis.secret,
+        when_down="refuse" if runtime.settings.redis_down == "refuse" else "local",
+        timeout_ms=runtime.settings.redis_timeout_ms,
     )
 
 
-async def _until_enough(while_serving: WhileServing, listening: Listening, stop: asyncio.Event) -> None:
-    """Run *while_serving* until it ends or the service is told to stop; then wait to be told, if it asks for that."""
-    told = asyncio.create_task(stop.wait())
+async def _run_while_serving(while_serving: WhileServing, listening: Listening, stop: asyncio.Event) -> None:
+    """Run *while_serving*; return when *stop* is set, or when it returns False."""
+    stopped = asyncio.create_task(stop.wait())
     doing = asyncio.ensure_future(while_serving(listening))
     try:
-        await asyncio.wait([told, doing], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopped, doing], return_when=asyncio.FIRST_COMPLETED)
         if doing.done() and doing.result():
-            await told
+            await stopped
     finally:
-        told.cancel()
+        stopped.cancel()
         doing.cancel()
 
 
-async def _stop_listening(operator: OperatorServer, public: _Server, running: asyncio.Task[None]) -> None:
+async def _stop_listening(operator: HttpServer, public: _Server, running: asyncio.Task[None]) -> None:
     public.signal_handler_interrupt()  # type: ignore[no-untyped-call]
     all_answered, (_, late) = await asyncio.gather(
         operator.stop(STOP_SECONDS), asyncio.wait([running], timeout=STOP_SECONDS)
@@ -297,19 +297,19 @@ async def _stop_listening(operator: OperatorServer, public: _Server, running: as
     if late:
         asyncio.get_running_loop().set_exception_handler(_after_the_cut)
     if late or not all_answered:
-        _log.warning("requests that had not come whole within %g seconds of the stop were cut off", STOP_SECONDS)
+        _log.warning("requests that were not complete %g seconds after the stop were cut off", STOP_SECONDS)
 
 
 def _after_the_cut(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Pass over the one thing that the server does late: it tells a worker that was cut off that it may end."""
+    """Ignore the InvalidStateError that granian raises when it notifies a worker that was cut off."""
     if not isinstance(context.get("exception"), asyncio.InvalidStateError):
         loop.default_exception_handler(context)
 
 
-async def _flush_used_now_and_then(runtime: Runtime) -> None:
+async def _flush_used_regularly(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(FLUSH_USED_SECONDS)
         try:
             await runtime.writer.beside(runtime.key_ring.flush_used)
-        except Exception as problem:  # noqa: BLE001 - it is tried again; serving goes on
-            _log.warning("when access keys were last used could not be stored: %s", problem)
+        except Exception as problem:  # noqa: BLE001 - it is retried; serving goes on
+            _log.warning("the times when access keys were last used could not be stored: %s", problem)

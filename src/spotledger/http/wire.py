@@ -1,10 +1,9 @@
 """
-How an error is said over HTTP: one table for both listeners.
+How errors are answered over HTTP: one table for both listeners.
 
-A row holds the HTTP status (operator API, and public answers as problem details) and the code in
-the body of the public v1 API (rule R17). An error class without a row of its own takes the row of
-its nearest base. `SetupError` never reaches a caller and the client's errors are not ours to
-send: a test walks the tree and asks for a row for each other leaf.
+A row has the HTTP status (for the operator API, and for public answers as problem details) and the code in the body of
+the public v1 API (rule R17). An error class without a row takes the row of its nearest base. A test requires a row for
+each leaf of the tree but `SetupError`, which never reaches a caller, and the errors that only clients raise.
 """
 
 from __future__ import annotations
@@ -14,10 +13,12 @@ from typing import Any, NamedTuple
 from spotledger import errors
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+#: What a caller is told of a `LedgerCorrupt`; the log has the rest.
+DAMAGED = "The ledger is damaged; the operator of the service has to look at it."
 
 
 class Row(NamedTuple):
-    """How one class of errors is said: the HTTP status, the v1 code, and a short title."""
+    """How one class of errors is answered: the HTTP status, the v1 code, and a short title."""
 
     status: int
     v1_code: int
@@ -26,7 +27,7 @@ class Row(NamedTuple):
 
 TABLE: dict[type[errors.SpotledgerError], Row] = {
     errors.SpotledgerError: Row(500, 404, "Internal error"),
-    # mend the request
+    # change the request
     errors.InvalidRequest: Row(422, 400, "Invalid request"),
     errors.MalformedRequest: Row(400, 400, "Malformed request"),
     errors.InvalidAmount: Row(422, 400, "Invalid amount"),
@@ -76,11 +77,11 @@ def row_of(error: errors.SpotledgerError | type[errors.SpotledgerError]) -> Row:
 
 def problem(error: errors.SpotledgerError, request_id: str) -> dict[str, Any]:
     """
-    Say *error* as RFC 9457 problem details.
+    Return *error* as RFC 9457 problem details.
 
     Returns:
-        The members ``type``, ``title``, ``status``, ``detail``, ``code`` and ``request_id``, then the
-        error's own details (they never replace one of the former), and ``seq`` where the refusal is kept.
+        The members ``type``, ``title``, ``status``, ``detail``, ``code`` and ``request_id``, the details of the error,
+        which never replace one of those, and ``seq`` for a kept refusal.
     """
     row = row_of(error)
     body: dict[str, Any] = {

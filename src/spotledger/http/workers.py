@@ -1,9 +1,9 @@
 """
-Several processes behind the same two ports of one machine: a parent binds the ports and keeps the workers going.
+Serve with several processes on the same two ports: a parent binds the ports and keeps the workers running.
 
-The parent answers nobody and opens no ledger, so it can be forked from at any time. A worker that ends is started
-again; the ports stay bound meanwhile, and the others go on taking connections from them. A worker whose parent has
-gone, however it went, ends in order.
+The parent answers no requests and opens no ledger, so that it can fork at any time. A worker that ends is started
+again; the ports stay bound meanwhile, and the other workers go on accepting connections. A worker whose parent ends, in
+whatever way, stops in order.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from spotledger.ops.settings import Settings
 from spotledger.ops.siblings import Siblings
 from spotledger.storage.folder import Owner
 
-#: How long a worker that ended before it answered anybody stays down before it is started again.
+#: How long a worker that ended before it was ready stays down before it is started again.
 RESTART_SECONDS: Final = 1.0
-#: How long workers that were told to stop may take; after that they are killed.
+#: How long workers may take to stop; then they are killed.
 STOP_WORKERS_SECONDS: Final = STOP_SECONDS + 15.0
-_TURN_SECONDS: Final = 0.05
+_POLL_SECONDS: Final = 0.05
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 
 _log = logging.getLogger("spotledger.workers")
 
-#: Told the addresses of both listeners once all workers answer.
+#: Called with the URLs of the public and the operator listener once all workers answer.
 Announce = Callable[[str, str], None]
 
 
 @dataclasses.dataclass(slots=True)
 class _Worker:
-    """One process: its number, the end of a pipe that says when it answers, and whether it did."""
+    """One process: its number, the read end of a pipe that signals when it answers, and whether it does."""
 
     number: int
     pid: int
@@ -57,10 +57,10 @@ def serve_workers(settings: Settings, environ: Mapping[str, str], announce: Anno
     Args:
         settings: The settings in force, with a database.
         environ: The environment, for the master key.
-        announce: Told where it answers, once all do.
+        announce: Called with both URLs once all workers answer.
 
     Raises:
-        SetupError: The folder or a port cannot be had, or the first worker could not start; it has said why.
+        SetupError: The folder or a port cannot be used, or the first worker did not start and wrote why to stderr.
     """
     with claim_folder(settings.data) as lock, bound_listeners(settings) as listeners:
         _Parent(settings, environ, lock, listeners).run(announce)
@@ -73,8 +73,8 @@ class _Parent:
         self._lock = lock
         self._listeners = listeners
         self._siblings = Siblings(settings.workers)
-        # Nobody ever writes to it: a worker sees by its end that the parent has gone.
-        self._lifeline, self._life = os.pipe()
+        # Nothing is ever written to it: its end tells a worker that the parent has ended.
+        self._lifeline, self._lifeline_end = os.pipe()
         self._workers: dict[int, _Worker] = {}
         #: When each worker that is down may be started again, by its number.
         self._down: dict[int, float] = {}
@@ -85,12 +85,12 @@ class _Parent:
             self._run(announce)
         finally:
             self._end_workers()
-            os.close(self._life)
+            os.close(self._lifeline_end)
             os.close(self._lifeline)
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _run(self, announce: Announce) -> None:
-        # The first alone: it makes what an empty database lacks, and finds out what is wrong with the settings.
+        # The first worker starts alone: it creates the schema of an empty database, and finds wrong settings.
         self._start(0)
         if not self._wait_for_answers():
             return
@@ -105,18 +105,18 @@ class _Parent:
             pass
 
     def _wait_for_answers(self) -> bool:
-        """Wait until all workers that were started answer; return False where the service was told to stop."""
+        """Wait until all started workers answer; return False if the service was told to stop."""
         while not (self._workers and all(worker.answers for worker in self._workers.values()) and not self._down):
             if self._step():
                 return False
             if 0 in self._down and not self._workers:
-                raise SetupError("The first worker could not start, so none was; what it said above is the reason.")
+                raise SetupError("The first worker did not start, so no other was started; it wrote the reason above.")
         return True
 
     def _step(self) -> bool:
-        """Do what there is to do, waiting for a moment; return whether the service was told to stop."""
-        told = signal.sigtimedwait(_SIGNALS, _TURN_SECONDS if self._is_busy else STOP_SECONDS)
-        if told is not None and told.si_signo != signal.SIGCHLD:
+        """Wait for a signal or a moment, then update the workers; return whether the service was told to stop."""
+        received = signal.sigtimedwait(_SIGNALS, _POLL_SECONDS if self._is_busy else STOP_SECONDS)
+        if received is not None and received.si_signo != signal.SIGCHLD:
             return True
         self._note_answers()
         self._reap()
@@ -143,30 +143,30 @@ class _Parent:
                 continue
             del self._workers[pid]
             os.close(worker.ready)
-            _log.error("worker %d (process %d) ended with %s", worker.number, pid, _said(status))
+            _log.error("worker %d (process %d) ended with %s", worker.number, pid, _exit_text(status))
             self._down[worker.number] = time.monotonic() + (0 if worker.answers else RESTART_SECONDS)
 
     def _start(self, number: int) -> None:
-        ready, told = os.pipe()
+        ready, signal_end = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
             os.close(ready)
-            os.close(self._life)
+            os.close(self._lifeline_end)
             for worker in self._workers.values():
                 os.close(worker.ready)
-            self._be_worker(number, told)
-        os.close(told)
+            self._run_worker(number, signal_end)
+        os.close(signal_end)
         self._workers[pid] = _Worker(number, pid, ready)
 
-    def _be_worker(self, number: int, told: int) -> NoReturn:
-        """Serve in a process of its own, and end it; nothing of the parent's goes on in it."""
+    def _run_worker(self, number: int, signal_end: int) -> NoReturn:
+        """Serve in this forked process, and end it; the parent's code does not go on in it."""
         code = 1
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             settings = self._settings
-            if number:  # one audit of the database at a time is enough
+            if number:  # only the first worker audits the database
                 settings = dataclasses.replace(settings, audit_entries_per_second=0)
             lifeline, siblings = self._lifeline, self._siblings
             siblings.start_as(number)
@@ -174,8 +174,8 @@ class _Parent:
             async def until_orphaned(listening: Listening) -> bool:
                 if not number:
                     listening.runtime.check_token_file()
-                os.write(told, b"1")
-                os.close(told)
+                os.write(signal_end, b"1")
+                os.close(signal_end)
                 await _end_of(lifeline)
                 return False
 
@@ -184,33 +184,33 @@ class _Parent:
             code = 0
         except (SpotledgerError, LedgerCorrupt) as problem:
             sys.stderr.write(f"spotledger: {problem}\n")
-        except BaseException:  # noqa: BLE001 - the process ends here, and must not become a second parent
+        except BaseException:  # noqa: BLE001 - this process must not go on as a second parent
             traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(code)
 
     def _end_workers(self) -> None:
-        self._tell(signal.SIGTERM)
+        self._signal_all(signal.SIGTERM)
         until_s = time.monotonic() + STOP_WORKERS_SECONDS
         while self._workers and time.monotonic() < until_s:
-            signal.sigtimedwait((signal.SIGCHLD,), _TURN_SECONDS)
+            signal.sigtimedwait((signal.SIGCHLD,), _POLL_SECONDS)
             for worker in list(self._workers.values()):
                 if os.waitpid(worker.pid, os.WNOHANG)[0]:
                     del self._workers[worker.pid]
         if self._workers:
             _log.error("%d workers did not end in time and were killed", len(self._workers))
-            self._tell(signal.SIGKILL)
+            self._signal_all(signal.SIGKILL)
             for worker in self._workers.values():
                 os.waitpid(worker.pid, 0)
 
-    def _tell(self, number: signal.Signals) -> None:
+    def _signal_all(self, number: signal.Signals) -> None:
         for worker in self._workers.values():
             os.kill(worker.pid, number)
 
 
 async def _end_of(descriptor: int) -> None:
-    """Wait until everyone who could write to the pipe *descriptor* has gone."""
+    """Wait until no process can write to the pipe *descriptor* any more."""
     loop = asyncio.get_running_loop()
     gone = asyncio.Event()
     loop.add_reader(descriptor, gone.set)
@@ -220,6 +220,6 @@ async def _end_of(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
-def _said(status: int) -> str:
+def _exit_text(status: int) -> str:
     code = os.waitstatus_to_exitcode(status)
     return f"code {code}" if code >= 0 else signal.Signals(-code).name

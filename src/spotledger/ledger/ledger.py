@@ -1,16 +1,15 @@
 """
-The ledger: one method an operation, and groups that are committed at once; its reads stand in
-:mod:`spotledger.ledger.reads`.
+The ledger: one method per operation, and groups of operations that are committed together.
 
-Writes go through :meth:`Ledger.execute`, or, in a server, through the writer (:mod:`spotledger.ledger.writer`). Both do
-the same: ``booking`` decides a group of operations on an overlay and makes it durable, or undoes all of it; ``finish``
-makes it visible and returns the outcomes. What waits for a disk or a server is a step of ``booking``, which the writer
-drives on its event loop (:mod:`spotledger.storage.steps`).
+Writes go through :meth:`Ledger.execute` or, in a server, through :mod:`spotledger.ledger.writer`. Both do the same:
+``booking`` decides a group on an overlay and makes it durable, or undoes all of it; ``finish`` makes it visible and
+returns the outcomes. ``booking`` is a generator of steps (:mod:`spotledger.storage.steps`), so that the writer can wait
+for a disk or a server on its event loop. Reads are in :mod:`spotledger.ledger.reads`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -30,19 +29,19 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
-from spotledger.ledger.group import Deciding, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
+from spotledger.ledger.group import Chains, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
 from spotledger.ledger.reads import LedgerReads
 from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance, Wanted
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.steps import Steps, drive
 
-#: Operations that are decided before what came of them is written: few enough that all about them is still in the
-#: processor's cache, and that neither a server nor the other tasks of an event loop wait long.
+#: Operations that are decided before their entries are written: few enough to stay in the processor's cache, and not
+#: to keep a server or the other tasks of an event loop waiting.
 PIECE_OPERATIONS: Final = 64
 
 
 class Ledger(LedgerReads):
-    """The spot accounts and their journal. Made by :func:`spotledger.open`; may be used by several threads."""
+    """The spot accounts and their journal. Opened by :func:`spotledger.open`; safe to use from several threads."""
 
     # --- operations ---------------------------------------------------------------------------------
 
@@ -67,9 +66,9 @@ class Ledger(LedgerReads):
 
         Raises:
             UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
-            InvalidAmount: Not a number of units of this coin.
+            InvalidAmount: *amount* is not a whole number of units of *coin*.
             IdempotencyConflict: *key* was used before with other content.
-            StoreUnavailable: It could not be written; try again with the same key.
+            StoreUnavailable: The write failed; try again with the same key.
         """
         return self._do(Deposit(key, customer, coin, amount, **more))
 
@@ -77,14 +76,14 @@ class Ledger(LedgerReads):
         """
         Move *amount* from available to freeze and open a hold for it; ``receipt.hold`` is its id.
 
-        Takes ``account``, ``reference`` and ``expires_ms`` too. Raises like :meth:`deposit`, and
-        ``InsufficientAvailable``, kept, where less is available. Keeps ``available + freeze``.
+        Also takes ``account``, ``reference`` and ``expires_ms``. Raises what :meth:`deposit` raises, and
+        ``InsufficientAvailable``, kept with the key, if less is available. Keeps ``available + freeze``.
         """
         return self._do(Freeze(key, customer, coin, amount, **more))
 
     def unfreeze(self, hold: HoldName | int, amount: str | None = None, *, key: str) -> Receipt:
         """
-        Move *amount* of *hold*, or all that remains of it, back to available.
+        Move *amount* of *hold*, or all that remains of it if None, back to available.
 
         Raises:
             UnknownHold, HoldShort, HoldClosed, HoldExpired: Kept with the key.
@@ -93,9 +92,9 @@ class Ledger(LedgerReads):
 
     def withdraw(self, amount: str, *, key: str, **more: Any) -> Receipt:
         """
-        Move *amount* to the outside world: out of ``hold``, or of what ``customer`` has of ``coin`` available.
+        Move *amount* to the outside world, out of ``hold`` or out of what ``customer`` has available of ``coin``.
 
-        Takes ``account``, ``reference`` and ``happened_ms`` too. Raises like :meth:`freeze` and :meth:`unfreeze`.
+        Also takes ``account``, ``reference`` and ``happened_ms``. Raises what :meth:`freeze` and :meth:`unfreeze` do.
         """
         if isinstance(more.get("hold"), int):
             more["hold"] = str(more["hold"])
@@ -105,9 +104,9 @@ class Ledger(LedgerReads):
         self, from_customer: str, to_customer: str, coin: str, amount: str, *, key: str, **more: Any
     ) -> Receipt:
         """
-        Move *amount* from available to available, between two customers or two accounts of one.
+        Move *amount* from available to available, between two customers or two accounts of one customer.
 
-        Takes ``from_account``, ``to_account`` and ``reference`` too. Raises like :meth:`freeze`.
+        Also takes ``from_account``, ``to_account`` and ``reference``. Raises what :meth:`freeze` raises.
         """
         return self._do(Transfer(key, from_customer, to_customer, coin, amount, **more))
 
@@ -126,8 +125,8 @@ class Ledger(LedgerReads):
         """
         Book one fill of a trade as one entry; see :class:`spotledger.domain.operations.SettleSide` for the sides.
 
-        Takes ``reference`` and ``happened_ms`` too. Refused whole, and kept, when a hold is unknown, short, closed or
-        expired; refused and not kept when a hold is of another coin.
+        Also takes ``reference`` and ``happened_ms``. The whole fill is refused, kept with the key, if a hold is
+        unknown, short, closed or expired; it is refused and not kept if a hold is of another coin.
         """
         return self._do(Settle(key, base, quote, base_amount, quote_amount, buyer, seller, **more))
 
@@ -135,11 +134,11 @@ class Ledger(LedgerReads):
         """
         Undo the deposit, withdrawal, transfer or settlement of the entry *seq*, once, for a stated *reason*.
 
-        What the customer has not got any more is booked to the house's receivable of that customer.
+        What the customer no longer has is booked as owed, to the house's receivable of that customer.
 
         Raises:
             UnknownEntry, HouseShort: Kept with the key.
-            AlreadyReversed, InvalidRequest: It was reversed before, or is none that can be.
+            AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
         """
         return self._do(Reverse(key, seq, reason))
 
@@ -151,26 +150,22 @@ class Ledger(LedgerReads):
 
     @gc_paused
     def execute(
-        self,
-        operations: Sequence[Operation],
-        *,
-        chains: Sequence[Hashable | None] | None = None,
-        atomic: bool = False,
+        self, operations: Sequence[Operation], *, chains: Chains | None = None, atomic: bool = False
     ) -> list[Outcome]:
         """
-        Do *operations* in order as one group, with one synced commit; later ones see the effects of earlier ones.
+        Execute *operations* in order as one group, with one synced commit; later ones see the effects of earlier ones.
 
         Args:
-            operations: What is to be done.
-            chains: One value an operation: neighbours with the same one, not None, are done all or not at all.
-            atomic: Do all of them or none.
+            operations: The operations.
+            chains: One value per operation: neighbours with the same value, not None, succeed or fail together.
+            atomic: Whether all operations succeed or fail together.
 
         Returns:
-            One outcome an operation, in order: a receipt, or the refusal. Outside chains each stands for itself.
+            One outcome per operation, in order: a receipt or a refusal.
 
         Raises:
-            InvalidRequest: A chain, or an atomic group, is longer than 1,000 operations; *chains* is of another length.
-            StoreUnavailable: Nothing could be written; whether it was is known by trying again with the same keys.
+            InvalidRequest: A chain, or an atomic group, has more than 1,000 operations; *chains* has another length.
+            StoreUnavailable: The write failed and may or may not be durable; try again with the same keys.
             LedgerCorrupt: An invariant does not hold; nothing more is written.
         """
         with self._write_lock:
@@ -179,78 +174,63 @@ class Ledger(LedgerReads):
 
     # --- the steps of a group -------------------------------------------------------------------------
 
-    def book(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Group:
+    def book(self, operations: Sequence[Operation], chains: Chains | None = None) -> Group:
         """
-        Decide *operations* and make what comes of them durable; :meth:`finish` makes it visible.
+        Decide *operations* and make their entries durable; :meth:`finish` makes them visible.
 
         Raises:
-            StoreUnavailable: Nothing could be written; whether it was is known by trying again with the same keys.
+            StoreUnavailable: The write failed and may or may not be durable; try again with the same keys.
             LedgerCorrupt: An invariant does not hold; nothing more is written.
         """
         with self._write_lock:
             return drive(self.booking(operations, chains))
 
-    def booking(self, operations: Sequence[Operation], chains: Sequence[Hashable | None] | None = None) -> Steps[Group]:
+    def booking(self, operations: Sequence[Operation], chains: Chains | None = None) -> Steps[Group]:
         """
-        Do what :meth:`book` says in steps; nobody else writes to the ledger until they have ended.
+        Do what :meth:`book` does, in steps; nothing else may write to the ledger until they end.
 
-        Holds whose time has come are let expire first. The group is decided in pieces, and each is handed to the store;
-        between two of them, others may have their turn. A group without entries needs no commit.
+        Holds whose time has come expire first. The group is decided and written piece by piece, and other tasks may run
+        between two pieces. A group without entries needs no commit.
         """
         with self._write_lock:
             if self._unfinished:
-                self.abandon()  # a group that its caller has left
+                self.abandon()  # the caller left the last group unfinished
             self._check_writable()
         try:
             wanted = wanted_of(operations)
             store_ms = yield from self._store.begin(wanted)
-            deciding = self._begin_deciding(operations, chains, wanted, store_ms)
-            while not deciding.is_done:
+            group = Group(self._store, operations, chains, self._clock_ms() if store_ms is None else store_ms)
+            self._decide_piece(group, wanted)
+            while not group.is_decided:
                 yield None
-                self._go_on_deciding(deciding)
-            group = deciding.group
+                self._decide_piece(group)
             if group.entries:
                 yield from self._store.commit()
             else:
                 yield from self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
         except BaseException as error:
-            yield from self._giving_up(error)
+            yield from self._roll_back(error)
             raise
         return group
 
     @gc_paused
-    def _begin_deciding(
-        self,
-        operations: Sequence[Operation],
-        chains: Sequence[Hashable | None] | None,
-        wanted: Wanted,
-        store_ms: int | None,
-    ) -> Deciding:
-        """Begin a group, and decide its first piece."""
+    def _decide_piece(self, group: Group, wanted: Wanted | None = None) -> None:
+        """Decide the next piece of *group*, the first one after loading what is *wanted*, and write its entries."""
         with self._write_lock:
-            now_ms = max(self._clock_ms() if store_ms is None else store_ms, self.head.booked_ms)
-            deciding = Deciding(self._store, operations, now_ms, chains, wanted)
-            self._decide_piece(deciding)
-            return deciding
+            if wanted is not None:
+                group.load(wanted)
+            try:
+                entries = group.decide(PIECE_OPERATIONS)
+            except LedgerCorrupt:
+                # If the write lock was lost, the group was decided on stale state, and nothing is corrupt.
+                self._store.check_write_lock()
+                raise
+            if entries:
+                self._unfinished = True
+                self._store.write(entries)
 
-    @gc_paused
-    def _go_on_deciding(self, deciding: Deciding) -> None:
-        with self._write_lock:
-            self._decide_piece(deciding)
-
-    def _decide_piece(self, deciding: Deciding) -> None:
-        try:
-            entries = deciding.go_on(PIECE_OPERATIONS)
-        except LedgerCorrupt:
-            # Decided half on what was and half on what others have made of it, nothing needs to fit.
-            self._store.check_write_lock()
-            raise
-        if entries:
-            self._unfinished = True
-            self._store.write(entries)
-
-    def _giving_up(self, error: BaseException) -> Steps[None]:
-        """Abandon what *error* ended; where that waits for a server, and somebody drives on, in a step."""
+    def _roll_back(self, error: BaseException) -> Steps[None]:
+        """Roll back after *error*; on a remote store, as a step."""
         self._note(error)
         if self._store.remote and isinstance(error, Exception):
             yield self.abandon
@@ -266,7 +246,7 @@ class Ledger(LedgerReads):
                 try:
                     self._store.publish(group.entries)
                 except BaseException as error:
-                    # The group is durable: what memory could not take over, it is given by the journal.
+                    # The group is durable, so memory can be rebuilt from the journal.
                     self._note(error)
                     self.abandon()
                     if isinstance(error, LedgerCorrupt) or not isinstance(error, Exception):
@@ -274,12 +254,12 @@ class Ledger(LedgerReads):
             return group.outcomes
 
     def abandon(self) -> None:
-        """Forget the group under way, and build what memory holds from the journal again."""
+        """Discard the group in progress, and rebuild memory from the journal."""
         with self._write_lock:
             self._unfinished = False
-            # A store that waits for a server has nothing in memory that is not durable: reads go on from it meanwhile.
+            # A remote store has only durable entries in memory, so reads go on from it meanwhile.
             self._stale = not self._store.remote
-            # Where it fails now, it is tried again, or named, before the next answer.
+            # A failure is retried, or raised, before the next answer.
             with suppress(StoreUnavailable, LedgerCorrupt):
                 if self._store.remote:
                     self._store.recover()
@@ -288,10 +268,10 @@ class Ledger(LedgerReads):
 
     def try_writing(self) -> None:
         """
-        Find out whether the disk takes anything, after it did not and while no group is under way.
+        Check, after a failed write and between groups, that the store can be written again.
 
         Raises:
-            StoreUnavailable: It does not.
+            StoreUnavailable: It cannot.
         """
         with self._write_lock:
             self._check_writable()
@@ -299,21 +279,21 @@ class Ledger(LedgerReads):
 
     def copy_to(self, target: Path, progress: Callable[[int, int], None]) -> None:
         """
-        Copy the ledger, as it stands when the copying ends, to the empty file *target*; writes go on meanwhile.
+        Copy the ledger, as it stands when the copy ends, to the empty file *target*; writes go on meanwhile.
 
-        Blocks, so call it in a thread of its own. *progress* is told what is left and what there is, in pages, and
-        may raise to stop it.
+        Blocks, so call it in a separate thread. *progress* is called with the pages left and the pages in all, and may
+        raise to stop the copy.
 
         Raises:
             StoreUnavailable: The copy cannot be written.
-            LedgerCorrupt: The ledger is damaged, and so would be its copy.
+            LedgerCorrupt: The ledger is damaged, and so would the copy be.
         """
         with self._lock:
             self._check_writable()
         self._store.copy_to(target, progress)
 
     def close(self) -> None:
-        """Let go of the ledger; a second call does nothing."""
+        """Close the store; a second call does nothing."""
         with self._write_lock:
             if not self._closed:
                 self._closed = True
@@ -323,7 +303,7 @@ class Ledger(LedgerReads):
                     self._release()
 
     def __enter__(self) -> Ledger:
-        """Return the ledger itself, to be closed at the end of a ``with`` block."""
+        """Return the ledger; it is closed at the end of the ``with`` block."""
         return self
 
     def __exit__(self, *_: object) -> None:

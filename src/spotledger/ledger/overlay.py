@@ -1,14 +1,13 @@
 """
-The overlay: the books as a group of operations has changed them so far, which nobody else sees.
+The books as a group of operations has changed them so far; nobody else sees it.
 
-It asks the store for what the group has not changed, and can undo what a chain did that is refused as a whole.
+What the group has not changed is looked up in the store. The changes of a chain that is refused can be undone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias, TypeVar
 
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin, Line
 from spotledger.domain.books import Decision
@@ -17,32 +16,35 @@ from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Store
 
-#: What is not about balances, but about what is listed, registered or reversed.
+#: Entries that list a coin, register a customer, or mark another entry as reversed.
 _NAMING: Final = frozenset({ListCoin.kind, RegisterCustomer.kind, Reverse.kind})
 
-K = TypeVar("K")
-V = TypeVar("V")
 T = TypeVar("T")
+#: A mapping, a name in it, and its value.
+_Change: TypeAlias = tuple[dict[Any, Any], Any, Any]
 
 
 class Overlay:
-    """The books as a group has changed them so far; nothing of it is visible to reads. Satisfies ``rules.State``."""
+    """The books as a group has changed them so far, as the rules' :class:`~spotledger.domain.books.State`."""
 
-    def __init__(self, store: Store, known: dict[str, int], entries: list[Entry]) -> None:
-        """Begin at the head of *store*; *known* are the entries of known keys, *entries* will be those of the group."""
+    def __init__(self, store: Store, entries: list[Entry]) -> None:
+        """Start at the head of *store*; the entries that are taken over are appended to *entries*."""
         self._store = store
-        self._known = known
-        self.head_seq = store.head.seq
+        #: The ``seq`` of the entry of each key that was known before the group.
+        self.known: dict[str, int] = {}
+        self.head = store.head
         self._listed = store.coins
         self._entries = entries
         self._standing: dict[Account, Mapping[str, Balance]] = {}
         self._balances: dict[Line, tuple[int, int]] = {}
         self._holds: dict[int, Hold] = {}
         self._coins: dict[str, Coin] = {}
-        self._customers: dict[str, None] = {}
+        self._customers: dict[str, bool] = {}
         self._keys: dict[str, Entry] = {}
         self._reversals: dict[int, int] = {}
-        self._undo: list[Callable[[], object]] | None = None
+        #: Within a chain, what to set back if it is refused.
+        self._undo: list[_Change] | None = None
+        self._chain_start = 0
 
     def coin(self, name: str) -> Coin | None:
         """Return the listed coin, or None."""
@@ -54,7 +56,7 @@ class Overlay:
             return True
         registered = self._store.has_customer(customer)
         if registered:
-            self._customers[customer] = None
+            self._customers[customer] = True
         return registered
 
     def balance(self, line: Line) -> tuple[int, int]:
@@ -77,22 +79,22 @@ class Overlay:
         entry = self._keys.get(key)
         if entry is not None:
             return entry.seq if opens_hold(entry) else None
-        # A hold has the number of the entry that opened it, so that this entry need not be read.
-        seq = self._known.get(key)
+        # The id of a hold is the seq of the entry that opened it, so that entry need not be read.
+        seq = self.known.get(key)
         return seq if seq is not None and self.hold(seq) is not None else None
 
     def entry_of_key(self, key: str) -> Entry | None:
         """Return the entry that has *key*, or None."""
         entry = self._keys.get(key)
-        if entry is None and key in self._known:
-            entry = self._keys[key] = found(self._store.entry(self._known[key]))
+        if entry is None and key in self.known:
+            entry = self._keys[key] = found(self._store.entry(self.known[key]))
         return entry
 
     def entry(self, seq: int) -> Entry | None:
         """Return an entry of the journal or of the group, or None."""
-        if seq <= self.head_seq:
+        if seq <= self.head.seq:
             return self._store.entry(seq)
-        position = seq - self.head_seq - 1
+        position = seq - self.head.seq - 1
         return self._entries[position] if position < len(self._entries) else None
 
     def reversal_of(self, seq: int) -> int | None:
@@ -100,13 +102,14 @@ class Overlay:
         return self._reversals.get(seq) or self._store.reversal_of(seq)
 
     def know(self, hold: Hold) -> None:
-        """Remember *hold*, which was looked up before the rules ask for it."""
+        """Keep *hold*, which the store has found."""
         self._holds[hold.hold_id] = hold
 
     def take(self, entry: Entry, decision: Decision) -> None:
-        """Take over what *entry*, made of *decision*, does, so that later operations of the group see it."""
+        """Append *entry*, made of *decision*, and apply it, so that later operations of the group see it."""
+        named = self._named_by(entry) if entry.kind in _NAMING and entry.refusal is None else None
         if self._undo is not None:
-            self._remember(self._undo, entry, decision)
+            self._note_undo(self._undo, entry, decision, named)
         self._entries.append(entry)
         self._keys[entry.key] = entry
         _, balances, holds, after = decision
@@ -114,53 +117,48 @@ class Overlay:
             self._balances.update(after)
             for hold in holds:
                 self._holds[hold[0]] = hold
-        if entry.kind in _NAMING and entry.refusal is None:
-            self._take_name(entry.kind, entry.request, entry.seq)
+        if named is not None:
+            values, name, value = named
+            values[name] = value
 
-    def _take_name(self, kind: str, request: dict[str, Any], seq: int) -> None:
-        if kind == ListCoin.kind:
-            self._coins[request["coin"]] = Coin(request["coin"], request["scale"])
-        elif kind == RegisterCustomer.kind:
-            self._customers[request["customer"]] = None
-        else:
-            self._reversals[request["seq"]] = seq
+    def _named_by(self, entry: Entry) -> _Change:
+        """Return what a listing, a registration or a reversal sets, and to what."""
+        request = entry.request
+        if entry.kind == ListCoin.kind:
+            return self._coins, request["coin"], Coin(request["coin"], request["scale"])
+        if entry.kind == RegisterCustomer.kind:
+            return self._customers, request["customer"], True
+        return self._reversals, request["seq"], entry.seq
 
     def begin_chain(self) -> None:
-        """Remember what is taken from now on, so that it can be undone."""
+        """Record what is changed from now on, so that it can be undone."""
         self._undo = []
+        self._chain_start = len(self._entries)
 
     def end_chain(self, *, undo: bool) -> None:
-        """Keep what was taken since the chain began, or undo it."""
-        steps, self._undo = self._undo or [], None
-        if undo:
-            for step in reversed(steps):
-                step()
+        """Keep what was changed since the chain began, or undo it."""
+        changes, self._undo = self._undo or [], None
+        if not undo:
+            return
+        del self._entries[self._chain_start :]
+        for values, name, before in reversed(changes):
+            if before is None:
+                del values[name]
+            else:
+                values[name] = before
 
-    def _remember(self, undo: list[Callable[[], object]], entry: Entry, decision: Decision) -> None:
-        """Note how to undo what :meth:`take` is about to do."""
-        undo.append(self._entries.pop)
-        _note_undo(undo, self._keys, entry.key)
-        for line in decision.after:
-            _note_undo(undo, self._balances, line)
-        for hold in decision.holds:
-            _note_undo(undo, self._holds, hold.hold_id)
-        if entry.refusal is None and entry.kind == ListCoin.kind:
-            _note_undo(undo, self._coins, entry.request["coin"])
-        elif entry.refusal is None and entry.kind == RegisterCustomer.kind:
-            _note_undo(undo, self._customers, entry.request["customer"])
-        elif entry.refusal is None and entry.kind == Reverse.kind:
-            _note_undo(undo, self._reversals, entry.request["seq"])
-
-
-def _note_undo(undo: list[Callable[[], object]], values: dict[K, V], name: K) -> None:
-    if name in values:
-        undo.append(partial(values.__setitem__, name, values[name]))
-    else:
-        undo.append(partial(values.__delitem__, name))
+    def _note_undo(self, undo: list[_Change], entry: Entry, decision: Decision, named: _Change | None) -> None:
+        """Record the values that :meth:`take` is about to replace; None for those that are not there yet."""
+        changed: list[tuple[dict[Any, Any], Any]] = [(self._keys, entry.key)]
+        changed += [(self._balances, line) for line in decision.after]
+        changed += [(self._holds, hold.hold_id) for hold in decision.holds]
+        if named is not None:
+            changed.append(named[:2])
+        undo += [(values, name, values.get(name)) for values, name in changed]
 
 
 def found(value: T | None) -> T:
-    """Return *value*, which the journal refers to, so it has to be there."""
+    """Return *value*, which must be there because the journal refers to it."""
     if value is None:
-        raise LedgerCorrupt("what the journal refers to is not there")
+        raise LedgerCorrupt("the journal refers to something that is not there")
     return value

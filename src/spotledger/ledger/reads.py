@@ -1,7 +1,7 @@
 """
 The reads of the ledger: balances, holds, customers and entries, now and as of any past entry.
 
-What memory holds is made good before each answer where a failed commit left it in doubt.
+After a failed commit, memory is rebuilt from the journal before the next answer.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import AccountView, Head, Store, TrialBalance
 
-#: Rows of one page, whatever is asked for.
+#: Rows of one page at most.
 PAGE_LIMIT: Final = 1_000_000
 _END_OF_TIME_MS: Final = 2**62
 
 
 class LedgerReads:
-    """What can be asked of the books; :class:`spotledger.ledger.ledger.Ledger` adds what can be done to them."""
+    """The reads of the books; :class:`spotledger.ledger.ledger.Ledger` adds the writes."""
 
     def __init__(self, store: Store, clock_ms: Callable[[], int], release: Callable[[], None] = lambda: None) -> None:
         """
-        Keep the books that *store* remembers.
+        Read the books in *store*.
 
         Args:
             store: The journal and what is derived from it.
-            clock_ms: The time in milliseconds since 1970; where it jumps back, time stands still.
+            clock_ms: Returns the time in milliseconds since 1970; while it is behind the head, the time stands still.
             release: Called once the ledger is closed.
         """
         self._store = store
         self._clock_ms = clock_ms
         self._release = release
-        #: Held for the length of a group.
+        #: Held while a group is written.
         self._write_lock = threading.RLock()
-        #: Held for the length of a read. A store that waits for a server guards its memory itself: reads go on.
+        #: Held during a read. A remote store guards its memory itself, so that reads go on during a write.
         self._lock: AbstractContextManager[Any] = nullcontext() if store.remote else self._write_lock
         self._stale = False
         self._corrupt: LedgerCorrupt | None = None
         self._unreadable: LedgerCorrupt | None = None
-        #: Whether entries of a group were written that are neither visible nor abandoned.
+        #: Whether a group was written that is neither visible nor discarded.
         self._unfinished = False
         self._closed = False
 
@@ -52,39 +52,39 @@ class LedgerReads:
 
     @property
     def head(self) -> Head:
-        """The last acknowledged entry: what a read made now stands for."""
+        """The last acknowledged entry, which a read made now stands for."""
         return self._store.head
 
     def to_head(self) -> None:
         """
-        Bring ``head`` to the last entry that any node has been answered for, or beyond it.
+        Bring ``head`` to the last entry that any node has acknowledged, or beyond it.
 
-        Waits for the server where there is one, so call it in a thread of its own; does nothing where there is none.
+        Waits for the server of a remote store, so call it in a separate thread; does nothing on another store.
 
         Raises:
-            StoreUnavailable: The server is away.
+            StoreUnavailable: The server cannot be reached.
         """
         if self._store.remote:
-            self._store.seq_at(_END_OF_TIME_MS)  # the last of all entries is looked up by asking for the head
+            self._store.seq_at(_END_OF_TIME_MS)  # looks up the last entry of all, and so the head
 
     @property
     def ledger_id(self) -> str:
-        """The ledger's own id, which its chain of hashes begins with."""
+        """The id of the ledger, with which its hash chain begins."""
         return self._store.ledger_id
 
     @property
     def epoch(self) -> int:
-        """How often the ledger was restored from a backup, plus one."""
+        """One more than the number of times that the ledger was restored from a backup."""
         return self._store.epoch
 
     @property
     def now_ms(self) -> int:
-        """The time in milliseconds since 1970 that an entry would be booked at."""
+        """The time at which an entry would be booked now, in milliseconds since 1970."""
         return max(self._clock_ms(), self.head.booked_ms)
 
     @property
     def remote(self) -> bool:
-        """Whether a write waits for a server, and not only for a disk."""
+        """Whether a write waits for a server."""
         return self._store.remote
 
     @property
@@ -94,22 +94,22 @@ class LedgerReads:
 
     @property
     def corrupt(self) -> LedgerCorrupt | None:
-        """Why nothing more is written, or None."""
+        """The damage because of which nothing more is written, or None."""
         return self._corrupt
 
     @property
     def coins(self) -> Mapping[str, Coin]:
-        """The listed coins by name, sorted; another object after each listing, else the same."""
+        """The listed coins by name, sorted; a new object after each listing."""
         return self._store.coins
 
     def account(self, account: Account) -> AccountView:
         """
-        Return one account as it stands at the head; only coins that were ever touched are in it.
+        Return one account as it stands at the head, with the coins that were ever touched.
 
-        What comes back is the ledger's own and follows what is booked; its mapping of balances cannot be changed.
+        The view follows later entries; its mapping of balances is read-only.
 
         Raises:
-            InvalidRequest: *account* is no :class:`Account`.
+            InvalidRequest: *account* is not an :class:`Account`.
         """
         _check_account(account)
         with self._lock:
@@ -121,7 +121,7 @@ class LedgerReads:
         Return the balances of one account in units, now or as they stood after the entry *at_seq*.
 
         Raises:
-            InvalidRequest: *at_seq* is above the head, or *account* is no :class:`Account`.
+            InvalidRequest: *at_seq* is above the head, or *account* is not an :class:`Account`.
         """
         _check_account(account)
         with self._lock:
@@ -136,14 +136,14 @@ class LedgerReads:
 
     def seq_at(self, time_ms: int) -> int:
         """
-        Return the last entry booked at or before *time_ms*; 0 where there is none.
+        Return the ``seq`` of the last entry booked at or before *time_ms*; 0 if there is none.
 
         Raises:
-            InvalidRequest: *time_ms* is in the future, where entries may still be booked.
+            InvalidRequest: *time_ms* is in the future, when more entries may be booked.
         """
         with self._lock:
             self._refresh()
-            now_ms = max(self._clock_ms(), self.head.booked_ms)
+            now_ms = self.now_ms
             if not 0 <= time_ms <= now_ms:
                 raise InvalidRequest(
                     f"at_ms is {time_ms}; a time from 0 to {now_ms}, which is now, would pass", field="at_ms"
@@ -151,7 +151,7 @@ class LedgerReads:
             return self._store.seq_at(time_ms)
 
     def statement(self, customer: str, coin: str | None = None, after_seq: int = 0, limit: int = 1000) -> list[Entry]:
-        """Return at most *limit* entries after *after_seq* about *customer* (and *coin*), in order."""
+        """Return at most *limit* entries after *after_seq* that touch *customer* (and *coin*), in order."""
         with self._lock:
             self._refresh()
             after_seq, limit = self._page(after_seq, limit)
@@ -173,7 +173,7 @@ class LedgerReads:
             return self._store.has_customer(customer)
 
     def customers(self, after: str = "", limit: int = 1000) -> list[str]:
-        """Return the ids of at most *limit* customers above *after*, in order."""
+        """Return at most *limit* customer ids above *after*, in order."""
         with self._lock:
             self._refresh()
             return self._store.customers(after, self._page(0, limit)[1])
@@ -189,7 +189,7 @@ class LedgerReads:
         Return at most *limit* holds of *customer* with ids above *after*: ``open``, ``closed``, or both (None).
 
         Raises:
-            InvalidRequest: *limit* is below 1, or *state* none of these.
+            InvalidRequest: *limit* is below 1, or *state* is none of these.
         """
         if state not in (None, "open", "closed"):
             raise InvalidRequest(f"state is {state!r}; open or closed would pass", field="state")
@@ -199,7 +199,7 @@ class LedgerReads:
             return self._store.holds(customer, state, after, limit)
 
     def old_holds(self, before_ms: int, after: int = 0, limit: int = 1000) -> list[Hold]:
-        """Return at most *limit* open holds of anybody with ids above *after*, opened at or before *before_ms*."""
+        """Return at most *limit* open holds with ids above *after*, opened at or before *before_ms*."""
         with self._lock:
             self._refresh()
             after, limit = self._page(after, limit)
@@ -207,9 +207,9 @@ class LedgerReads:
 
     def trial_balance(self) -> TrialBalance:
         """
-        Add up what all customers together and each house account have of each coin, as of one entry.
+        Return the sum of all customers' balances and each house account's balance, by coin, as of one entry.
 
-        Reads the whole of the balances, so call it in a thread of its own; others may read and write meanwhile.
+        Reads all balances, so call it in a separate thread; reads and writes go on meanwhile.
         """
         with self._lock:
             self._refresh()
@@ -222,15 +222,15 @@ class LedgerReads:
             return self._store.entry(seq) if self._is_booked(seq) else None
 
     def entries(self, after_seq: int = 0, limit: int = 1000) -> list[Entry]:
-        """Return at most *limit* entries after *after_seq*, in order, without gaps."""
+        """Return at most *limit* entries after *after_seq*, in order and without gaps."""
         with self._lock:
             self._refresh()
             return self._store.entries(*self._page(after_seq, limit))
 
     def entry_of_key(self, key: str) -> Entry | None:
-        """Return the entry that an idempotency key led to, or None where it was never used."""
+        """Return the entry of an idempotency key, or None if the key was never used."""
         if not key.isascii():
-            return None  # no key ever was
+            return None  # not a valid key
         with self._lock:
             self._refresh()
             seq = self._store.find_keys([key]).get(key)
@@ -240,7 +240,7 @@ class LedgerReads:
         return 0 < seq <= self.head.seq
 
     def _page(self, after: int, limit: int) -> tuple[int, int]:
-        """Return *after* and *limit* within what a store can hold; a limit below 1 must not mean everything."""
+        """Return *after* and *limit*, cut to what a store takes; refuse a limit below 1."""
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             raise InvalidRequest(f"limit is {limit!r}; a whole number above zero would pass", field="limit")
         return max(0, min(after, self.head.seq)), min(limit, PAGE_LIMIT)
@@ -256,7 +256,7 @@ class LedgerReads:
             try:
                 self._store.recover()
             except LedgerCorrupt as corrupt:
-                # What memory holds is not the journal's any more, and building it again would end the same way.
+                # Memory no longer matches the journal, and rebuilding it would fail again.
                 self._note(corrupt)
                 self._unreadable = corrupt
                 raise

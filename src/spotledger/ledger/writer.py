@@ -1,13 +1,14 @@
 """
-The writer: one bounded queue, and group commit.
+The writer of a server: one bounded queue with group commit.
 
-Whatever waits when the writer comes by becomes one group: decided on the event loop, committed with one sync, then
-answered. A disk is waited for in a thread of its own; a server on the loop, for a thread would fight with the loop for
-the interpreter at each of its answers. Nothing else writes meanwhile; access keys take their turn through ``beside``.
+All waiting requests become one group, which is decided on the event loop, committed with one sync, and then answered.
+A disk is waited for in a thread; a server is waited for on the loop, because a thread would compete with the loop for
+the interpreter at each of the server's answers. Nothing else writes meanwhile; writes of access keys go through
+``beside``.
 
-Callers that were answered together mostly come back together, a little after one another. So a group that follows one
-of several requests waits a moment until as many are there; and where a few came while the group before was written, for
-as many more: otherwise two callers would go on taking turns. After a lone request the next one never waits.
+Callers that are answered together usually send their next requests together. So after a group of several requests the
+writer waits a moment for as many again, and for as many more as arrived during the write: otherwise two callers would
+alternate, one to a group. After a group of one request it does not wait.
 """
 
 from __future__ import annotations
@@ -18,30 +19,27 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeVar
 
 from spotledger.domain.operations import Operation
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
-from spotledger.ledger.group import EXPIRIES_A_GROUP, checked_chains, end_of_cut
+from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, checked_chains, end_of_cut
 from spotledger.ledger.ledger import Ledger, Outcome
 from spotledger.storage.steps import call_in, drive_on_loop
 
-#: Operations that may wait; a request beyond it is refused at once.
+#: Operations that may wait; a request beyond that is refused at once.
 QUEUE_LIMIT: Final = 10_000
-#: Operations in a group; a request with more is a group of its own.
+#: Operations in a group; a longer request is cut into several groups.
 GROUP_LIMIT: Final = 1_000
-#: How long a group waits, at the most, for the requests that are expected.
+#: How long a group waits at most for the requests that are expected.
 GATHER_SECONDS: Final = 0.001
-#: From so many waiting requests on, a group is large enough not to wait for those that were answered just now.
+#: With this many waiting requests, a group is large enough not to wait for more.
 FEW_REQUESTS: Final = 16
-#: How often the ledger is asked for holds whose time has come while nobody writes.
+#: How often the writer looks for holds that have expired while nobody writes.
 EXPIRY_SECONDS: Final = 1.0
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-Chains: TypeAlias = Sequence[Hashable | None]
 
 
 @dataclass(slots=True)
@@ -52,7 +50,7 @@ class _Request:
 
 
 class Writer:
-    """The server's only way to write: many callers, one group at a time."""
+    """Writes for many callers, one group at a time; a server's only way to write."""
 
     def __init__(
         self,
@@ -67,18 +65,18 @@ class Writer:
         Write to *ledger*.
 
         Args:
-            ledger: The ledger; nobody else may write to it.
+            ledger: The ledger; nothing else may write to it.
             queue_limit: Operations that may wait, > 0.
             group_limit: Operations in a group, > 0.
-            refuses: Why nothing is ever written, on a node that only reads; None where it is.
-            gather_seconds: How long a group waits for those who are expected, >= 0.
+            refuses: On a node that only reads, the reason given for refusing every write; else None.
+            gather_seconds: How long a group waits for expected requests, >= 0.
         """
         self._refuses = refuses
         self._ledger = ledger
         self._queue_limit = queue_limit
         self._group_limit = group_limit
         self._gather_seconds = gather_seconds
-        #: How many requests wake the writer.
+        #: How many waiting requests wake the writer.
         self._enough = 1
         self._queue: deque[_Request] = deque()
         self._waiting = 0
@@ -92,23 +90,23 @@ class Writer:
 
     @property
     def waiting(self) -> int:
-        """How many operations wait."""
+        """The number of waiting operations."""
         return self._waiting
 
     @property
     def can_write(self) -> bool:
-        """Whether the last group could be written, and more can be taken."""
+        """Whether the last group was written and another request would be taken."""
         stopped = self._refuses or self._failed or self._stopping or self._ledger.corrupt
         return not stopped and self._waiting < self._queue_limit
 
     async def start(self) -> None:
-        """Begin to take requests."""
+        """Start taking requests."""
         if self._refuses:
             return
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._expire())]
 
     async def stop(self) -> None:
-        """Finish what is waiting, then take no more."""
+        """Write what is waiting, then stop."""
         self._stopping = True
         self._wake.set()
         if self._tasks:
@@ -123,61 +121,53 @@ class Writer:
         self, operations: Sequence[Operation], chains: Chains | None = None, *, atomic: bool = False
     ) -> list[Outcome]:
         """
-        Have *operations* done, in order, and return one outcome each.
+        Execute *operations* in order and return one outcome each.
 
-        Those that fit into one group are committed together. A longer request is cut between chains into several.
-
-        Args:
-            operations: What is to be done.
-            chains: One value an operation: neighbours with the same one, not None, are done all or not at all.
-            atomic: Do all of them or none.
+        Takes and raises what :meth:`Ledger.execute` does. Operations that fit into one group are committed together; a
+        longer request is cut between chains into several groups.
 
         Raises:
-            InvalidRequest: A chain, or an atomic request, is longer than 1,000 operations.
-            StoreBusy: Too much is waiting, or the writer is stopping; nothing was done.
-            StoreUnavailable: It could not be written; try again with the same keys.
-            LedgerCorrupt: An invariant of the ledger does not hold.
+            StoreBusy: The queue is full, or the writer is stopping; nothing was done.
         """
         chains = checked_chains(operations, chains, atomic)
+        self._check_room(len(operations))
+        if len(operations) <= self._group_limit:
+            return await self._enqueue(operations, chains)
+        answers = await asyncio.gather(
+            *(
+                self._enqueue(operations[start:end], chains[start:end] if chains else None)
+                for start, end in _cuts(len(operations), chains, self._group_limit)
+            )
+        )
+        return [outcome for outcomes in answers for outcome in outcomes]
+
+    def _check_room(self, count: int) -> None:
         if self._refuses:
             raise StoreUnavailable(self._refuses)
         if self._stopping:
             raise StoreBusy("the service is stopping; try again with the same idempotency key")
-        if self._waiting + len(operations) > self._queue_limit and self._waiting:
-            raise StoreBusy(
-                f"{self._waiting} writes are waiting and {self._queue_limit} may;"
-                " try again with the same idempotency key"
-            )
-        if len(operations) <= self._group_limit:
-            return await self._enqueue(operations, chains).answer
-        requests = [
-            self._enqueue(operations[start:end], chains[start:end] if chains else None)
-            for start, end in _cuts(len(operations), chains, self._group_limit)
-        ]
-        answers = await asyncio.gather(*(request.answer for request in requests))
-        return [outcome for outcomes in answers for outcome in outcomes]
+        if self._waiting and self._waiting + count > self._queue_limit:
+            limits = f"{self._waiting} writes are waiting and {self._queue_limit} may"
+            raise StoreBusy(f"{limits}; try again with the same idempotency key")
 
-    def _enqueue(self, operations: Sequence[Operation], chains: Chains | None) -> _Request:
-        request = _Request(operations, chains, asyncio.get_running_loop().create_future())
-        self._queue.append(request)
+    def _enqueue(self, operations: Sequence[Operation], chains: Chains | None) -> asyncio.Future[list[Outcome]]:
+        answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Request(operations, chains, answer))
         self._waiting += len(operations)
         if len(self._queue) >= self._enough or self._waiting >= self._group_limit:
             self._wake.set()
-        return request
-
-    async def exclusive(self, function: Callable[[], T]) -> T:
-        """Run *function*, which writes through the ledger's connection, while no group is being written."""
-        async with self._write_lock:
-            return function()
+        return answer
 
     async def beside(self, function: Callable[[], T]) -> T:
         """
-        Run *function*, which writes access keys or tokens: between two groups, or, where they wait for a server, in a
-        thread, beside the groups and one after the other.
+        Run *function*, which writes access keys or tokens.
+
+        It runs between two groups; on a remote store, in a thread beside them, one such function at a time.
         """
         if self._ledger.remote:
             return await asyncio.get_running_loop().run_in_executor(self._key_writer, function)
-        return await self.exclusive(function)
+        async with self._write_lock:
+            return function()
 
     async def _run(self) -> None:
         task = asyncio.current_task()
@@ -206,7 +196,7 @@ class Writer:
         await self._wake.wait()
 
     async def _gather(self, enough: int) -> None:
-        """Wait until so many requests are there, or a group is full, or some time has passed."""
+        """Wait until *enough* requests are waiting, or a group is full, or ``gather_seconds`` have passed."""
         timer = asyncio.get_running_loop().call_later(self._gather_seconds, self._wake.set)
         self._enough = enough
         try:
@@ -216,15 +206,15 @@ class Writer:
             timer.cancel()
 
     def _refuse(self, requests: Iterable[_Request]) -> None:
-        """Tell callers that nobody will do what they wait for."""
+        """Fail *requests* because the service stops."""
         for request in requests:
             if not request.answer.done():
                 request.answer.set_exception(
-                    StoreUnavailable("the service stopped before it was done; try again with the same idempotency key")
+                    StoreUnavailable("the service stopped before the write; try again with the same idempotency key")
                 )
 
     async def _expire(self) -> None:
-        """Let holds expire on time even if nobody writes: an empty request makes the ledger look."""
+        """Let holds expire while nobody writes: an empty request makes the ledger look for them."""
         task = asyncio.current_task()
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
@@ -240,8 +230,8 @@ class Writer:
                     before = self._ledger.head.seq
                     await self.submit([])
                     waiting = self._ledger.head.seq - before >= EXPIRIES_A_GROUP
-            except Exception as error:  # noqa: BLE001 - the next look must come, whatever this one met
-                _log.warning("holds could not be let expire: %s", error)
+            except Exception as error:  # noqa: BLE001 - try again at the next look
+                _log.warning("looking for expired holds failed: %s", error)
 
     def _take(self) -> list[_Request]:
         """Take requests off the queue, up to the limit of a group."""
@@ -256,8 +246,11 @@ class Writer:
     async def _write(self, requests: Sequence[_Request]) -> None:
         operations = [operation for request in requests for operation in request.operations]
         try:
-            outcomes = await self._commit(operations, _joined_chains(requests))
-        except Exception as error:  # noqa: BLE001 - every caller is told, whatever it is
+            steps = self._ledger.booking(operations, _joined_chains(requests))
+            group = await drive_on_loop(steps, self._committer)
+            self._failed = self._failed and not group.entries
+            outcomes = self._ledger.finish(group)
+        except Exception as error:  # noqa: BLE001 - every caller gets the error
             _log.error("a group of %d operations could not be written: %s", len(operations), error)
             await self._fail(requests, error)
             return
@@ -272,7 +265,7 @@ class Writer:
             position = end
 
     async def _fail(self, requests: Sequence[_Request], error: Exception) -> None:
-        """Tell the callers of a group that failed; one whose request breaks the program does not fail the others."""
+        """Pass *error* to the callers of a group; unless the store failed, try each request by itself first."""
         by_store = isinstance(error, (StoreUnavailable, LedgerCorrupt))
         self._failed = self._failed or by_store
         if len(requests) > 1 and not by_store:
@@ -282,14 +275,9 @@ class Writer:
             if not request.answer.done():
                 request.answer.set_exception(error)
 
-    async def _commit(self, operations: Sequence[Operation], chains: Chains | None) -> list[Outcome]:
-        group = await drive_on_loop(self._ledger.booking(operations, chains), self._committer)
-        self._failed = self._failed and not group.entries
-        return self._ledger.finish(group)
-
 
 def _cuts(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, int]]:
-    """Give where a request of *count* operations is cut into groups of about *limit*, never within a chain."""
+    """Yield the bounds of the groups of about *limit* operations, chains kept whole, of a request of *count*."""
     start = 0
     while start < count:
         end = end_of_cut(start, count, chains, limit)
@@ -298,7 +286,7 @@ def _cuts(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, 
 
 
 def _joined_chains(requests: Sequence[_Request]) -> Chains | None:
-    """Return the chains of several requests, told apart; None where there is none."""
+    """Return the chains of several requests, numbered by request; None if there are none."""
     if not any(request.chains for request in requests):
         return None
     joined: list[Hashable | None] = []

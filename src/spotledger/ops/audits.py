@@ -1,4 +1,4 @@
-"""The audits of a running service: those that were asked for, and the slow one that goes on all the time."""
+"""The audits of a running service: those that were requested, and the continuous one, which reads slowly."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from spotledger.audit.embedded import CLEAN, DAMAGED, INCOMPLETE, Progress
 from spotledger.audit.process import DatabaseAddress, audit_in_process
+from spotledger.audit.report import CLEAN, DAMAGED, INCOMPLETE, Progress
 from spotledger.errors import StoreUnavailable
 from spotledger.ops.siblings import Siblings
 
 T = TypeVar("T")
 
-#: Reports that are kept for whoever asks.
+#: How many requested audits are kept with their reports.
 KEPT_AUDITS: Final = 20
-#: How long after a start the continuous audit begins; sooner where the pause between its passes is shorter.
+#: How long after the start the continuous audit begins; sooner if the pause between its passes is shorter.
 FIRST_PASS_SECONDS: Final = 60.0
-#: How often a node asks whether the one that audits has gone (more often where that pause is shorter), and how often
-#: that one looks whether it still may.
+#: How often a node tries to claim the continuous audit (more often if that pause is shorter), and how often the node
+#: that audits checks that it still holds the claim.
 CLAIM_SECONDS: Final = 10.0
 HELD_SECONDS: Final = 1.0
 
@@ -34,7 +34,7 @@ _log = logging.getLogger("spotledger.audits")
 
 @dataclass(slots=True)
 class Audit:
-    """One audit that was asked for: running until it has a report."""
+    """A requested audit; it is running until it has a report."""
 
     audit_id: str
     began_ms: int
@@ -42,12 +42,12 @@ class Audit:
     report: dict[str, Any] | None = None
 
     @classmethod
-    def from_json(cls, said: dict[str, Any]) -> Audit:
-        """Return the audit whose state is *said*."""
-        return cls(said["audit"], said["began_ms"], Progress(said["seq"], said["last_seq"]), said["report"])
+    def from_json(cls, state: dict[str, Any]) -> Audit:
+        """Return the audit with this state."""
+        return cls(state["audit"], state["began_ms"], Progress(state["seq"], state["last_seq"]), state["report"])
 
     def as_json(self) -> dict[str, Any]:
-        """Return its state as the operator API says it."""
+        """Return the state of the audit as in the operator API."""
         return {
             "audit": self.audit_id,
             "state": "running" if self.report is None else "done",
@@ -59,12 +59,12 @@ class Audit:
 
 
 @dataclass(slots=True)
-class Continuous:
-    """What is known of the continuous audit."""
+class ContinuousAudit:
+    """The state of the continuous audit."""
 
     progress: Progress = _NOTHING_READ
     passes: Counter[str] = field(default_factory=lambda: Counter({CLEAN: 0, DAMAGED: 0, INCOMPLETE: 0}))
-    #: Whether this process runs it; of the nodes of a fleet one does.
+    #: Whether this process runs it; in a fleet, one node does.
     is_here: bool = False
     verdict: str | None = None
     findings: int = 0
@@ -73,31 +73,31 @@ class Continuous:
 
 
 class Claim(Protocol):
-    """What only one of all nodes has at a time. Its methods may take seconds."""
+    """A lock that one node of a fleet holds at a time. Its methods may take seconds."""
 
     def take(self) -> bool:
-        """Try to have it; return whether this node has it. Raises StoreUnavailable."""
+        """Try to take the lock; return whether this node holds it. Raises StoreUnavailable."""
 
     def is_held(self) -> bool:
-        """Say whether this node still has it."""
+        """Say whether this node still holds the lock."""
 
     def release(self) -> None:
-        """Give it up."""
+        """Release the lock."""
 
 
 class Audits:
-    """Runs audits of one ledger, one at a time of those that are asked for, and the one that goes on all the time."""
+    """Runs audits of one ledger: one requested audit at a time, and the continuous one."""
 
     def __init__(
         self, path: Path | DatabaseAddress, siblings: Siblings | None = None, claim: Claim | None = None
     ) -> None:
         """
-        Audit the ledger file at *path*, or the database.
+        Prepare audits of a ledger.
 
         Args:
-            path: What is audited.
-            siblings: The workers that this process is one of; whichever is asked knows the audits of all.
-            claim: Where several nodes serve the ledger: the one that has it audits all the time.
+            path: The ledger file, or the address of the database.
+            siblings: The workers of this machine, if there are several; each knows the audits of all.
+            claim: In a fleet, the node that holds it runs the continuous audit.
         """
         self._path = path
         self._siblings = siblings
@@ -107,10 +107,10 @@ class Audits:
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: Audit | None = None
         self._number = 0
-        self.continuous = Continuous()
+        self.continuous = ContinuousAudit()
 
     async def start(self) -> Audit:
-        """Begin an audit as fast as it goes; where one is running, return that one."""
+        """Start an audit at full speed and return it; if one is running, return that one."""
         return self._start() if self._siblings is None else await self._siblings.with_lock(self._start)
 
     def _start(self) -> Audit:
@@ -124,29 +124,29 @@ class Audits:
         self._audits[found.audit_id] = self._running = found
         while len(self._audits) > KEPT_AUDITS:
             self._audits.popitem(last=False)
-        self._tell_siblings()
+        self._publish()
         self._spawn(self._run(found))
         return found
 
     def get(self, audit_id: str) -> Audit | None:
-        """Return an audit that was asked for since the start of the service, if it is one of the last."""
+        """Return one of the last audits requested since the service started, or None."""
         found = self._audits.get(audit_id)
         return found or next((it for it in self._of_siblings() if it.audit_id == audit_id), None)
 
     def _of_siblings(self) -> list[Audit]:
-        return [] if self._siblings is None else [Audit.from_json(said) for said in self._siblings.audits()]
+        return [] if self._siblings is None else [Audit.from_json(state) for state in self._siblings.audits()]
 
-    def _tell_siblings(self) -> None:
+    def _publish(self) -> None:
         if self._siblings is not None:
-            self._siblings.tell_audits([audit.as_json() for audit in self._audits.values()])
+            self._siblings.publish_audits([audit.as_json() for audit in self._audits.values()])
 
-    def keep_on(self, entries_per_second: int, pause_seconds: float) -> None:
-        """Begin the continuous audit, at *entries_per_second* (0: not at all), with *pause_seconds* after each pass."""
+    def start_continuous(self, entries_per_second: int, pause_seconds: float) -> None:
+        """Start the continuous audit, with *pause_seconds* after each pass; *entries_per_second* 0 turns it off."""
         if entries_per_second:
-            self._spawn(self._keep_on(entries_per_second, pause_seconds))
+            self._spawn(self._run_continuously(entries_per_second, pause_seconds))
 
     async def stop(self) -> None:
-        """End what is running."""
+        """Stop all audits."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -163,7 +163,7 @@ class Audits:
     async def _run(self, found: Audit) -> None:
         def note(progress: Progress) -> None:
             found.progress = progress
-            self._tell_siblings()
+            self._publish()
 
         try:
             found.report = await audit_in_process(self._path, 0, note)
@@ -171,7 +171,7 @@ class Audits:
         finally:
             self._running = None
 
-    async def _keep_on(self, entries_per_second: int, pause_seconds: float) -> None:
+    async def _run_continuously(self, entries_per_second: int, pause_seconds: float) -> None:
         await asyncio.sleep(min(FIRST_PASS_SECONDS, pause_seconds))
         while True:
             try:
@@ -180,22 +180,22 @@ class Audits:
                 elif await self._in_thread(self._claim.take):
                     await self._passes_while_held(self._claim, entries_per_second, pause_seconds)
             except StoreUnavailable as problem:
-                _log.debug("whether another node audits could not be asked: %s", problem)
-            except Exception as problem:  # noqa: BLE001 - whatever it is, it must not end in silence
-                _log.error("the continuous audit ended: %s; it begins again", problem)
+                _log.debug("whether another node runs the continuous audit is unknown: %s", problem)
+            except Exception as problem:  # noqa: BLE001 - no error may end the audit unnoticed
+                _log.error("the continuous audit failed: %s; it starts again", problem)
             await asyncio.sleep(min(CLAIM_SECONDS, pause_seconds))
 
-    async def _in_thread(self, ask: Callable[[], T]) -> T:
-        """Do what may take seconds; one thing after the other, so that what is given up last is given up."""
-        return await asyncio.get_running_loop().run_in_executor(self._claiming, ask)
+    async def _in_thread(self, act: Callable[[], T]) -> T:
+        """Call *act*, which may take seconds, in a thread; calls keep their order, so that a release comes last."""
+        return await asyncio.get_running_loop().run_in_executor(self._claiming, act)
 
     async def _passes_while_held(self, claim: Claim, entries_per_second: int, pause_seconds: float) -> None:
-        """Audit, pass after pass, until another node may do so."""
+        """Run passes while this node holds the claim."""
         passes = asyncio.create_task(self._passes(entries_per_second, pause_seconds))
         try:
             while await self._in_thread(claim.is_held):
                 if (await asyncio.wait([passes], timeout=HELD_SECONDS))[0]:
-                    passes.result()  # it ends by an error only
+                    passes.result()  # it ends only with an error
         finally:
             passes.cancel()
             await asyncio.gather(passes, return_exceptions=True)
@@ -216,7 +216,7 @@ class Audits:
             state.is_here = False
 
     def _note(self, report: dict[str, Any]) -> None:
-        """Keep the result of a pass of the continuous audit, and say in the log what is not well."""
+        """Take over the result of a pass of the continuous audit, and log it unless it is clean."""
         state = self.continuous
         state.progress = _end_of(report)
         state.passes[report["verdict"]] += 1
@@ -229,5 +229,5 @@ class Audits:
 
 
 def _end_of(report: dict[str, Any]) -> Progress:
-    """Return how far an audit came; its process says so only now and then, and not at its end."""
+    """Return the final progress of an audit, which its process does not report."""
     return Progress(report["audited_to"], max(report["audited_to"], report["head_seq"]))

@@ -1,7 +1,7 @@
 """
-Open a ledger in a PostgreSQL database: for the library, or as one node of a fleet.
+Open a ledger in a PostgreSQL database: for the library, or as a node of a fleet.
 
-A node has a data folder of its own for its lock, the master key unless it is given otherwise, and, on the first node of
+A node has its own data folder with its lock, the master key unless that comes from elsewhere, and, on the first node of
 an empty database, the first operator token. Everything else is in the database.
 """
 
@@ -27,41 +27,41 @@ from spotledger.storage.postgres.schema import has_ledger_schema, make_ready, mi
 from spotledger.storage.postgres.standby import StandbyStore
 from spotledger.storage.postgres.store import PostgresStore
 
-#: The name by which the server lists the connections of a node.
+#: The ``application_name`` of a node's connections.
 APPLICATION: Final = "spotledger"
 
 
 def open_postgres(url: str, *, clock_ms: Callable[[], int] | None = None, **options: Any) -> Ledger:
     """
-    Open the ledger in the PostgreSQL database at *url*, making the schema where the database has none.
+    Open the ledger in the PostgreSQL database at *url*; make the schema if the database is empty.
 
     Several processes may have it open at once, on any number of machines.
 
     Args:
-        url: ``postgresql://role@host/database``; several hosts may be named, and the one that takes writes is found.
+        url: ``postgresql://role@host/database``; of several hosts, the one that accepts writes is used.
         clock_ms: For tests: the time in milliseconds since 1970, instead of the server's clock.
-        **options: ``cache_accounts``: how many accounts stay in memory; ``follow_seconds``: how often the journal is
-            asked for entries of other processes where nothing is heard of them.
+        **options: ``cache_accounts``: how many accounts stay in memory; ``follow_seconds``: how often to look for
+            entries of other processes if no notification arrives.
 
     Raises:
-        SettingInvalid: *url* is none.
+        SettingInvalid: *url* is malformed.
         StoreUnavailable: The server cannot be reached.
-        SchemaMismatch: The schema is of an older or a newer version, or the database has something else in it.
-        SetupError: An embedded ledger is being copied into it.
-        LedgerCorrupt: The database is no whole ledger.
+        SchemaMismatch: The schema has another version, or the database contains something else.
+        SetupError: An embedded ledger is being copied into the database.
+        LedgerCorrupt: The database is not a complete ledger.
     """
     make_ready(url)
     return Ledger(PostgresStore(url, clock_ms=clock_ms, **options), clock_ms or now_ms)
 
 
 class Fleet(NamedTuple):
-    """What a node has of its fleet: the ledger, what other nodes do to access keys, and the standby it reads from."""
+    """What the runtime of a node needs: the ledger, the revocations of other nodes, and the standby if it reads one."""
 
     ledger: Ledger
     key_changes: KeyChanges
-    #: What is audited: the standby, where there is one.
+    #: The server that audits read: the standby, if there is one.
     audited: DatabaseAddress
-    #: Taken by the one node that audits all the time.
+    #: Held by the node that runs the continuous audit.
     audit_claim: Claim
     standby: StandbyStore | None = None
 
@@ -69,16 +69,16 @@ class Fleet(NamedTuple):
 @contextlib.contextmanager
 def open_fleet(settings: Settings) -> Iterator[Fleet]:
     """
-    Open the ledger in the database of *settings* for the length of a ``with`` block; where they name a standby, there.
+    Open the ledger in the database of *settings* for the length of a ``with`` block; on the standby, if they name one.
 
-    An empty database gets the schema and an empty ledger. Access keys are always those of the server that takes writes.
+    An empty database gets the schema and an empty ledger. Access keys are always read from the primary.
 
     Raises:
-        SettingInvalid: There is no database, or its address is none.
-        StoreUnavailable: No server that takes writes could be reached, or the standby could not be.
-        SchemaMismatch: The database has something else in it, or another version of the schema.
-        SetupError: The standby is one of another ledger.
-        LedgerCorrupt: The ledger in it does not hold together.
+        SettingInvalid: There is no database, or its address is malformed.
+        StoreUnavailable: The primary or the standby cannot be reached.
+        SchemaMismatch: The database contains something else, or the schema has another version.
+        SetupError: The standby has another ledger.
+        LedgerCorrupt: The ledger is inconsistent.
     """
     address = address_of(settings)
     make_ready(address)
@@ -116,36 +116,36 @@ def _standby(settings: Settings, key_tables: PostgresKeyTables) -> StandbyStore:
 
 def address_of(settings: Settings) -> str:
     """
-    Return the address of the database with the times that are set, as the driver takes it.
+    Return the address of the database with the timeouts of *settings*, as the driver takes it.
 
-    It has the password in it: hand it to the driver, and to nothing else.
+    It may contain the password: pass it to the driver only.
 
     Raises:
-        SettingInvalid: There is no database, or its address is none.
+        SettingInvalid: There is no database, or its address is malformed.
     """
     if settings.database is None:
         raise SettingInvalid(
             f"There is no database; name one with {flag_of('database')} postgresql://…", setting="database"
         )
-    return _with_times(settings, settings.database)
+    return _with_timeouts(settings, settings.database)
 
 
 def standby_address_of(settings: Settings) -> str:
-    """Return the address of the standby that is read from, likewise."""
+    """Return the address of the standby like that of the database; raises SettingInvalid if there is none."""
     if settings.read_database is None:
         raise SettingInvalid(f"There is no standby; name one with {flag_of('read_database')}.", setting="read_database")
-    return make_conninfo(_with_times(settings, settings.read_database), **ANY_SERVER)
+    return make_conninfo(_with_timeouts(settings, settings.read_database), **ANY_SERVER)
 
 
-def _with_times(settings: Settings, url: ServerUrl) -> str:
-    """Return *url* with the times of *settings*, where it has none of its own."""
+def _with_timeouts(settings: Settings, url: ServerUrl) -> str:
+    """Return *url* with the timeouts of *settings*, unless it has its own."""
     try:
-        asked = conninfo_to_dict(url.secret)
-    except psycopg.Error:  # its message may have the password in it
+        parts = conninfo_to_dict(url.secret)
+    except psycopg.Error:  # its message may contain the password
         raise SettingInvalid(
-            f"The database {url} is no address that the driver takes; postgresql://NAME@HOST:PORT/DATABASE would pass."
+            f"The driver does not accept the address {url}; postgresql://NAME@HOST:PORT/DATABASE would pass."
         ) from None
-    times = (
+    timeouts = (
         f"-c lock_timeout={settings.database_lock_ms}"
         f" -c idle_in_transaction_session_timeout={settings.database_idle_ms}"
         f" -c tcp_user_timeout={settings.database_network_ms}"
@@ -154,39 +154,39 @@ def _with_times(settings: Settings, url: ServerUrl) -> str:
         "application_name": APPLICATION,
         "connect_timeout": settings.database_connect_seconds,
         "tcp_user_timeout": settings.database_network_ms,
-        **{name: value for name, value in asked.items() if value is not None},
-        "options": f"{times} {asked.get('options') or ''}".strip(),
+        **{name: value for name, value in parts.items() if value is not None},
+        "options": f"{timeouts} {parts.get('options') or ''}".strip(),
     }
     return make_conninfo(**given)  # type: ignore[arg-type]
 
 
 def check_there(settings: Settings) -> None:
     """
-    Check that there is a ledger in the database of *settings*.
+    Check that the database of *settings* has a ledger.
 
     Raises:
-        SchemaMismatch: There is none, or something else.
+        SchemaMismatch: It has none, or contains something else.
         StoreUnavailable: The database cannot be reached.
     """
     with connect(address_of(settings)) as connection:
         if not has_ledger_schema(connection):
             raise SchemaMismatch(
-                f"There is no ledger in the database {settings.database}. A new one is made by: spotledger serve, coin"
-                " add, or customer add; an embedded one is brought there by: spotledger copy."
+                f"There is no ledger in the database {settings.database}. spotledger serve, coin add and customer add"
+                " make a new one; spotledger copy copies an embedded one there."
             )
 
 
 def migrate_database(settings: Settings, *, after: bool) -> list[str]:
     """
-    Bring the schema of the database to the version of this program; return the names of what was applied.
+    Migrate the schema of the database to the version of this program; return the names of the migrations applied.
 
     Args:
-        settings: They name the database.
-        after: Apply, too, what nodes of the version before cannot live with.
+        settings: The settings that name the database.
+        after: Apply the migrations too that nodes of the previous version do not work with.
 
     Raises:
-        SchemaMismatch: The database has tables of something else, or a newer schema.
-        StoreUnavailable: The server is in the way; nothing was changed.
+        SchemaMismatch: The database contains something else, or has a newer schema.
+        StoreUnavailable: The server reports an error or cannot be reached; nothing was changed.
     """
     with connect(address_of(settings)) as connection:
         has_ledger_schema(connection)

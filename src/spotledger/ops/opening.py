@@ -1,7 +1,7 @@
 """
-Open the embedded ledger of a data folder.
+Open the embedded ledger in a data folder.
 
-This module and :mod:`spotledger.ops.fleet`, which needs the driver of PostgreSQL, are the only ones that open a store.
+Only this module and :mod:`spotledger.ops.fleet`, which needs the PostgreSQL driver, open a store.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ def open_embedded(
     lock: FolderLock | None = None,
 ) -> Ledger:
     """
-    Open the ledger in the data folder *path*, making both where they are not there.
+    Open the ledger in the data folder *path*, and make the folder and the ledger if they do not exist.
 
     Args:
         path: The data folder. One process owns it at a time.
-        segment_entries: Entries in a segment, for a ledger that is made now.
+        segment_entries: Entries in a segment, 8 to 65,536, if the ledger is made now.
         cache_accounts: How many unchanged accounts may stay in memory.
-        clock_ms: The time in milliseconds since 1970.
-        lock: The folder's ownership where the caller holds it already; it stays the caller's.
+        clock_ms: Returns the time in milliseconds since 1970.
+        lock: The lock of the folder, if the caller holds it already; it stays the caller's.
 
     Raises:
         DataFolderInUse: Another process owns the folder.
         DataFolderUnusable: It is read-only, full, or not a folder.
-        SchemaMismatch: The ledger file was written by another version, or is no ledger.
-        LedgerCorrupt: The end of the journal does not hold together.
+        SchemaMismatch: The ledger file was written by another version, or is not a ledger.
+        LedgerCorrupt: The end of the journal is inconsistent.
     """
     own = FolderLock(path) if lock is None else None
     if own is not None:

@@ -1,7 +1,7 @@
 """
-Join the parts of the service: the folder, the store, the ledger, the writer, access keys and tokens.
+Assemble the parts of the service: the data folder, the store, the ledger, the writer, access keys and tokens.
 
-Which store it is, :mod:`spotledger.ops.opening` and :mod:`spotledger.ops.fleet` know.
+:mod:`spotledger.ops.opening` and :mod:`spotledger.ops.fleet` open the store.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from spotledger.archive.backup import BACKUPS_FOLDER, Backups
 from spotledger.clock import now_ms
-from spotledger.errors import MasterKeyRefused, SpotledgerError
+from spotledger.errors import LedgerCorrupt, MasterKeyRefused, SpotledgerError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
+from spotledger.ops.access_key_writes import AccessKeyWrites
 from spotledger.ops.audits import Audits
-from spotledger.ops.key_writes import KeyWrites
 from spotledger.ops.opening import open_embedded
 from spotledger.ops.revocation_watch import RevocationWatch
 from spotledger.ops.settings import Settings
 from spotledger.ops.siblings import Siblings
+from spotledger.security.access_keys import KeyRing
 from spotledger.security.cipher import Cipher
-from spotledger.security.keys import KeyRing
 from spotledger.security.tokens import SCOPES, Tokens
 from spotledger.storage.folder import (
     LEDGER_FILE,
@@ -41,50 +41,50 @@ from spotledger.storage.folder import (
 if TYPE_CHECKING:
     from spotledger.ops.fleet import Fleet
 
-#: What a node that reads from a standby says to every write.
+#: The answer to every write on a node that reads from a standby.
 ONLY_READS: Final = "This node reads from a standby and takes no writes; ask another one."
 
 _log = logging.getLogger("spotledger.runtime")
 
 
 class Standby(Protocol):
-    """A standby that is read from."""
+    """The standby that a node reads from."""
 
     @property
     def staleness_ms(self) -> int:
-        """How old what is answered may be."""
+        """How old an answer may be."""
 
     @property
     def head_seq(self) -> int:
-        """The last entry that the standby has, however old it is."""
+        """The last entry that the standby has, even if it is too old to be served."""
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """The joined parts of one service. Start it in the event loop that it is used in."""
+    """The parts of one service. Start it in the event loop in which it is used."""
 
     settings: Settings
     ledger: Ledger
     writer: Writer
     key_ring: KeyRing
     tokens: Tokens
-    key_writes: KeyWrites
+    access_key_writes: AccessKeyWrites
     backups: Backups
     audits: Audits
-    #: What is known of the standby that this node reads from; None where it takes writes.
+    #: The standby that this node reads from; None if it accepts writes.
     standby: Standby | None = None
-    #: Where other nodes may revoke access keys too; None where this process is the only one.
+    #: None if no other process can revoke access keys.
     revocation_watch: RevocationWatch | None = None
-    #: The workers that this process is one of; None where it is alone.
+    #: The workers of this machine; None if this process is the only one.
     siblings: Siblings | None = None
 
     @property
     def head_seq(self) -> int:
-        """The last entry that this node knows, said even where it is too old for an answer."""
+        """The last entry that this node has, even if it is too old to be served."""
         return self.ledger.head.seq if self.standby is None else self.standby.head_seq
 
     def check_token_file(self) -> None:
-        """Say in the log where the token in the folder's ``operator.token`` lets nobody in; it is left as it is."""
+        """Log a warning if the token in the folder's ``operator.token`` is not accepted; the file is not changed."""
         file = self.settings.data / TOKEN_FILE
         if not file.exists():
             return
@@ -94,13 +94,11 @@ class Runtime:
             _log.warning("%s", problem)
             return
         if record is None or record.revoked_ms is not None:
-            found = "is not one of this ledger" if record is None else "was revoked"
-            _log.warning(
-                "the token in %s %s; put one in use there, for commands with --data, or delete it", file, found
-            )
+            found = "is unknown to this ledger" if record is None else "was revoked"
+            _log.warning("the token in %s %s; commands with --data need a valid token there, or no file", file, found)
 
     async def start(self) -> None:
-        """Begin to take writes."""
+        """Start to accept writes."""
         await self.writer.start()
         if self.revocation_watch is not None:
             await self.revocation_watch.start()
@@ -108,7 +106,7 @@ class Runtime:
             await self.siblings.start()
 
     async def stop(self) -> None:
-        """Finish what is in flight, take no more writes, and store when access keys were last used."""
+        """Refuse new writes, finish those in flight, and store when access keys were last used."""
         await self.audits.stop()
         if self.siblings is not None:
             await self.siblings.stop()
@@ -118,14 +116,14 @@ class Runtime:
             await self.revocation_watch.stop()
         try:
             self.key_ring.flush_used()
-        except SpotledgerError as problem:
+        except (SpotledgerError, LedgerCorrupt) as problem:
             _log.warning("when access keys were last used could not be stored: %s", problem)
 
 
 @contextlib.contextmanager
 def claim_folder(folder: Path) -> Iterator[FolderLock]:
     """
-    Own the data folder *folder*, and make it where it is not there, for the length of a ``with`` block.
+    Own the data folder *folder* for the length of a ``with`` block; make it if it does not exist.
 
     Raises:
         DataFolderInUse: Another process owns it.
@@ -148,22 +146,27 @@ def open_runtime(
     siblings: Siblings | None = None,
 ) -> Iterator[Runtime]:
     """
-    Open the ledger in the data folder, which this process owns by *lock*, or in the database that is set, for the
-    length of a ``with`` block.
+    Open the ledger, in the data folder or in the database of *settings*, for the length of a ``with`` block.
 
-    The first start makes the ledger, the master key and the first operator token. *clock_ms* gives the time in
-    milliseconds since 1970; *siblings* are the workers that this process is one of.
+    The first start makes the ledger, the master key and the first operator token.
+
+    Args:
+        settings: The settings in force.
+        environ: The environment, which may contain the master key.
+        lock: The lock of the data folder, which this process holds.
+        clock_ms: Returns the time in milliseconds since 1970.
+        siblings: The workers of this machine, if there are several.
 
     Raises:
-        DataFolderUnusable, SchemaMismatch, MasterKeyRefused, SettingInvalid: It cannot be opened as it is set up.
+        DataFolderUnusable, SchemaMismatch, MasterKeyRefused, SettingInvalid: The set-up has to be changed.
         StoreUnavailable: The database cannot be reached.
-        LedgerCorrupt: The journal does not hold together.
+        LedgerCorrupt: The journal is inconsistent.
     """
     if settings.database is not None:
-        from spotledger.ops.fleet import open_fleet  # the driver is loaded where there is a database to drive
+        from spotledger.ops.fleet import open_fleet  # imported here, so that an embedded ledger needs no driver
 
         with open_fleet(settings) as fleet:
-            yield _join(settings, environ, fleet.ledger, clock_ms, fleet, siblings)
+            yield _assemble(settings, environ, fleet.ledger, clock_ms, fleet, siblings)
         return
     with open_embedded(
         settings.data,
@@ -172,10 +175,10 @@ def open_runtime(
         clock_ms=clock_ms,
         lock=lock,
     ) as ledger:
-        yield _join(settings, environ, ledger, clock_ms)
+        yield _assemble(settings, environ, ledger, clock_ms)
 
 
-def _join(
+def _assemble(
     settings: Settings,
     environ: Mapping[str, str],
     ledger: Ledger,
@@ -184,7 +187,7 @@ def _join(
     siblings: Siblings | None = None,
 ) -> Runtime:
     tables = ledger.key_tables
-    # In one transaction, so that of several first nodes one makes the key's mark and the token, and the others see it.
+    # In one transaction: if several nodes start on an empty database, one stores the fingerprint and the token.
     with tables.together():
         key_ring = KeyRing(tables.access_keys, _cipher(settings, environ, tables), clock_ms)
         tokens = Tokens(tables.tokens, clock_ms)
@@ -199,7 +202,7 @@ def _join(
         writer,
         key_ring,
         tokens,
-        KeyWrites(tables, key_ring),
+        AccessKeyWrites(tables, key_ring),
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
         _audits(settings, fleet, siblings),
         standby,
@@ -221,7 +224,7 @@ def _revocation_watch(fleet: Fleet, key_ring: KeyRing, tokens: Tokens, trust_sec
 
 
 def _cipher(settings: Settings, environ: Mapping[str, str], tables: Any) -> Cipher:
-    """Return the cipher under the master key that the secrets in *tables* were sealed with."""
+    """Return the cipher with the master key, and check that the secrets in *tables* were sealed with it."""
     known: str | None = tables.master_key_fingerprint
     key = load_master_key(settings.data, settings.master_key_file, environ, may_make=known is None)
     cipher = Cipher(key)
@@ -231,6 +234,6 @@ def _cipher(settings: Settings, environ: Mapping[str, str], tables: Any) -> Ciph
         where = settings.data if settings.database is None else settings.database
         raise MasterKeyRefused(
             f"This master key has the fingerprint {cipher.fingerprint}; the access keys in {where} were sealed "
-            f"with another one, {known}. Give that one."
+            f"with another one, {known}. That one would pass."
         )
     return cipher

@@ -1,9 +1,9 @@
 """
-Every setting: its flag, its environment variable, its line in the TOML file, its default and its bounds.
+All settings: their flags, environment variables, lines in the TOML file, defaults and bounds.
 
-A value is looked for in this order: the flag, the variable ``SPOTLEDGER_…``, the file, the default. Where each
-value came from is kept, so that ``spotledger settings`` can say it. The master key itself is a secret and no
-setting: it is a file in the data folder, or ``SPOTLEDGER_MASTER_KEY``.
+A value comes from the first of these that has it: the flag, the variable ``SPOTLEDGER_…``, the file, the default.
+``spotledger settings`` shows where each value came from. The master key is a secret and not a setting: it is a file in
+the data folder, or ``SPOTLEDGER_MASTER_KEY``.
 """
 # ruff: noqa: RUF009 - the functions called for defaults below return dataclasses.field(...)
 
@@ -32,11 +32,11 @@ _REDIS = re.compile(
     r"\A(?:rediss?://(?:[^:@/?#]*(?::[^:@/?#]*)?@)?(?:[A-Za-z0-9._-]+|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?(?:/[0-9]*)?"
     r"|unix://(?:[^:@/?#]*(?::[^:@/?#]*)?@)?/[^@?#]+)(?:\?[^?#]*)?\Z"
 )
-_HOST = re.compile(r"\A[A-Za-z0-9._-]{1,253}\Z")
+_ADDRESS = re.compile(r"\A(?:(?P<host>[A-Za-z0-9._-]{1,253})|\[(?P<ipv6>[^\]]*)\]):(?P<port>[0-9]{1,5})\Z")
 
 
 class Address(NamedTuple):
-    """A host (a name or an address) and a port; port 0 lets the system choose one."""
+    """A host (a name or an address) and a port; with port 0, the system chooses one."""
 
     host: str
     port: int
@@ -46,12 +46,12 @@ class Address(NamedTuple):
 
 
 class ServerUrl:
-    """The address of a PostgreSQL database or a Redis, perhaps with a password: only :attr:`secret` has that."""
+    """The URL of a PostgreSQL database or of Redis; a password in it is only in :attr:`secret`."""
 
     __slots__ = ("secret",)
 
     def __init__(self, secret: str) -> None:
-        #: The whole address, as the driver takes it. Never show it.
+        #: The whole URL, as the driver takes it. Never show it.
         self.secret = secret
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class ServerUrl:
 
 
 class Rule(NamedTuple):
-    """How the value of one setting is read, and what the reference page says about it."""
+    """How the value of a setting is read, and what the reference page says about it."""
 
     read: Callable[[str, object], Any]
     meaning: str
@@ -77,212 +77,222 @@ class Rule(NamedTuple):
     metavar: str
 
 
-def _invalid(name: str, value: object, passes: str) -> SettingInvalid:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return SettingInvalid(f"The setting {name} is {shown}; {passes} would pass.", setting=name)
+class _NotShown(ValueError):
+    """Says what is wrong with a value without showing it, because it may contain a password."""
+
+
+def _setting(default: object, convert: Callable[[Any], Any], meaning: str, passes: str, metavar: str) -> Any:
+    """
+    Return the field of a setting.
+
+    Args:
+        default: The default.
+        convert: Returns the value of a text, or of a value in the TOML file; raises ValueError if it is not valid.
+        meaning: What the setting means.
+        passes: Which values pass.
+        metavar: The value as it is shown in the help of a command.
+    """
+
+    def read(name: str, given: object) -> Any:
+        try:
+            return convert(given)
+        except _NotShown as problem:
+            found = str(problem)
+        except ValueError:
+            found = repr(given) if len(repr(given)) <= 80 else repr(given)[:77] + "..."
+        raise SettingInvalid(f"The setting {name} is {found}; {passes} would pass.", setting=name)
+
+    return field(default=default, metadata={"rule": Rule(read, meaning, passes, metavar)})
 
 
 def _number(default: int, least: int, most: int, meaning: str) -> Any:
-    passes = f"a whole number from {least} to {most}"
+    def convert(given: object) -> int:
+        number = int(given) if isinstance(given, str) and _NUMBER.match(given) else given
+        if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
+            raise ValueError
+        return number
 
-    def read(name: str, value: object) -> int:
-        if isinstance(value, str) and _NUMBER.match(value):
-            value = int(value)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise _invalid(name, value, passes)
-        return value
-
-    return field(default=default, metadata={"rule": Rule(read, meaning, passes, "N")})
+    return _setting(default, convert, meaning, f"a whole number from {least} to {most}", "N")
 
 
 def _choice(default: str, choices: tuple[str, ...], meaning: str) -> Any:
+    def convert(given: str) -> str:
+        if given not in choices:
+            raise ValueError
+        return given
+
     passes = ", ".join(choices[:-1]) + " or " + choices[-1]
-
-    def read(name: str, value: object) -> str:
-        if not isinstance(value, str) or value not in choices:
-            raise _invalid(name, value, passes)
-        return value
-
-    return field(default=default, metadata={"rule": Rule(read, meaning, passes, "|".join(choices))})
+    return _setting(default, convert, meaning, passes, "|".join(choices))
 
 
 def _text(default: str, meaning: str) -> Any:
-    passes = f"1 to {TEXT_MAX_CHARACTERS} printable characters"
+    def convert(given: object) -> str:
+        if not isinstance(given, str) or not 1 <= len(given) <= TEXT_MAX_CHARACTERS or not given.isprintable():
+            raise ValueError
+        return given
 
-    def read(name: str, value: object) -> str:
-        if not isinstance(value, str) or not 1 <= len(value) <= TEXT_MAX_CHARACTERS or not value.isprintable():
-            raise _invalid(name, value, passes)
-        return value
-
-    return field(default=default, metadata={"rule": Rule(read, meaning, passes, "TEXT")})
+    return _setting(default, convert, meaning, f"1 to {TEXT_MAX_CHARACTERS} printable characters", "TEXT")
 
 
 def _path(default: Path | None, meaning: str) -> Any:
-    passes = "a path"
+    def convert(given: object) -> Path:
+        if not isinstance(given, str) or not given or "\0" in given:
+            raise ValueError
+        return Path(given).expanduser()
 
-    def read(name: str, value: object) -> Path:
-        if not isinstance(value, str) or not value or "\0" in value:
-            raise _invalid(name, value, passes)
-        return Path(value).expanduser()
-
-    return field(default=default, metadata={"rule": Rule(read, meaning, passes, "PATH")})
+    return _setting(default, convert, meaning, "a path", "PATH")
 
 
 def _address(default: Address, meaning: str) -> Any:
     passes = "HOST:PORT such as 127.0.0.1:8080, [::1]:8080 or 0.0.0.0:0"
-    return field(default=default, metadata={"rule": Rule(_read_address(passes), meaning, passes, "HOST:PORT")})
+    return _setting(default, _read_address, meaning, passes, "HOST:PORT")
 
 
-def _read_address(passes: str) -> Callable[[str, object], Address]:
-    def read(name: str, value: object) -> Address:
-        if not isinstance(value, str):
-            raise _invalid(name, value, passes)
-        host, colon, port = value.rpartition(":")
-        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-        if not colon or not re.match(r"\A[0-9]{1,5}\Z", port) or int(port) > 65535 or not _is_host(host, bare):
-            raise _invalid(name, value, passes)
-        return Address(bare, int(port))
-
-    return read
-
-
-def _is_host(host: str, bare: str) -> bool:
-    if host == bare:
-        return bool(_HOST.match(host))
-    try:
-        return ipaddress.ip_address(bare).version == 6
-    except ValueError:
-        return False
+def _read_address(given: object) -> Address:
+    match = _ADDRESS.match(given) if isinstance(given, str) else None
+    if match is None or int(match["port"]) > 65535:
+        raise ValueError
+    if match["ipv6"] is not None:
+        ipaddress.IPv6Address(match["ipv6"])
+    return Address(match["ipv6"] or match["host"], int(match["port"]))
 
 
 def _database(meaning: str) -> Any:
-    passes = "postgresql://NAME@HOST:PORT/DATABASE, with several HOST:PORT divided by commas if wished"
-    return _server(_DATABASE, "of a PostgreSQL database", passes, meaning)
+    passes = "postgresql://NAME@HOST:PORT/DATABASE, or several HOST:PORT separated by commas"
+    return _server(_DATABASE, "a PostgreSQL database", passes, meaning)
 
 
 def _redis(meaning: str) -> Any:
-    return _server(_REDIS, "of a Redis", "redis://HOST:PORT/NUMBER, rediss://… or unix:///PATH", meaning)
+    return _server(_REDIS, "Redis", "redis://HOST:PORT/NUMBER, rediss://… or unix:///PATH", meaning)
 
 
-def _server(pattern: re.Pattern[str], whose: str, passes: str, meaning: str) -> Any:
-    def read(name: str, value: object) -> ServerUrl:
-        # What was given is not said again: there may be a password in it.
-        found = pattern.match(value) if isinstance(value, str) and value.isascii() and value.isprintable() else None
+def _server(pattern: re.Pattern[str], server: str, passes: str, meaning: str) -> Any:
+    def convert(given: object) -> ServerUrl:
+        found = pattern.match(given) if isinstance(given, str) and given.isascii() and given.isprintable() else None
         if found is None or " " in found[0]:
-            raise SettingInvalid(
-                f"The setting {name} is no address {whose}; {passes} would pass. "
-                "A character of a name or password that has a meaning in addresses is written as %40.",
-                setting=name,
-            )
+            raise _NotShown(f"not the URL of {server} (special characters in a password are written like %40)")
         return ServerUrl(found[0])
 
-    return field(default=None, metadata={"rule": Rule(read, meaning, passes, "URL")})
+    return _setting(None, convert, meaning, passes, "URL")
 
 
 def _networks(meaning: str) -> Any:
-    passes = "addresses or networks such as 10.0.0.1 or 10.0.0.0/8, divided by commas"
-
-    def read(name: str, value: object) -> tuple[str, ...]:
-        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    def convert(given: object) -> tuple[str, ...]:
+        parts = [part.strip() for part in given.split(",")] if isinstance(given, str) else given
         if not isinstance(parts, list):
-            raise _invalid(name, value, passes)
-        try:
-            return tuple(str(ipaddress.ip_network(str(part))) for part in parts if part)
-        except ValueError:
-            raise _invalid(name, value, passes) from None
+            raise ValueError  # noqa: TRY004 - one kind of error
+        return tuple(str(ipaddress.ip_network(str(part))) for part in parts if part)
 
-    return field(default=(), metadata={"rule": Rule(read, meaning, passes, "CIDR,…")})
+    passes = "addresses or networks such as 10.0.0.1 or 10.0.0.0/8, separated by commas"
+    return _setting((), convert, meaning, passes, "CIDR,…")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the service runs with. Times and counts say their unit in their name."""
+    """The settings of the service. Names of times and counts end with their unit."""
 
-    data: Path = _path(Path("data"), "The data folder: the ledger, the master key, the first operator token.")
-    listen: Address = _address(Address("127.0.0.1", 8080), "Where traders are answered: the public listener.")
+    data: Path = _path(Path("data"), "The data folder, with the ledger, the master key and the first operator token.")
+    listen: Address = _address(Address("127.0.0.1", 8080), "The address of the public listener, for traders.")
     operator_listen: Address = _address(
-        Address("127.0.0.1", 8081), "Where the exchange's own systems are answered: the operator listener."
+        Address("127.0.0.1", 8081), "The address of the operator listener, for the exchange's own systems."
     )
     master_key_file: Path | None = _path(
         None, "A file with the master key, 64 hex digits, instead of `master.key` in the data folder."
     )
-    success_info: str = _text("success", "The `info` of a public answer that is a success.")
+    success_info: str = _text("success", "The `info` of successful public answers.")
     asset_limit_per_second: int = _number(
-        3, 0, 1_000_000, "Public calls about assets, an account and second; 0: no limit."
+        3, 0, 1_000_000, "Public calls about assets per account and second; 0 for no limit."
     )
     account_limit_per_second: int = _number(
-        10, 0, 1_000_000, "Other signed public calls, an account and second; 0: no limit."
+        10, 0, 1_000_000, "Other signed public calls per account and second; 0 for no limit."
     )
-    address_limit_per_minute: int = _number(1000, 0, 100_000_000, "Public calls, an address and minute; 0: no limit.")
-    lock_seconds: int = _number(600, 0, 86_400, "How long who went over a limit is locked out.")
+    address_limit_per_minute: int = _number(
+        1000, 0, 100_000_000, "Public calls per address and minute; 0 for no limit."
+    )
+    lock_seconds: int = _number(
+        600, 0, 86_400, "How long an account or address that exceeded a limit is locked out; 0 for no lock."
+    )
     nonce_past_ms: int = _number(30_000, 1_000, 60_000, "How old a nonce may be.")
     nonce_future_ms: int = _number(5_000, 1_000, 60_000, "How far ahead of the server's time a nonce may be.")
     replay: str = _choice(
         "address",
         ("address", "strict", "off"),
-        "What a signed request seen before means: refused from another address, refused always, or nothing.",
+        "How a repeated signed request is treated: refused from another address, always refused, or accepted.",
     )
     replay_capacity: int = _number(
-        1_000_000, 1, 100_000_000, "Signed requests that the replay memory holds; beyond that the oldest is forgotten."
+        1_000_000,
+        1,
+        100_000_000,
+        "How many signed requests the replay memory holds; beyond that the oldest are dropped.",
     )
-    trusted_proxies: tuple[str, ...] = _networks("Whose `X-Forwarded-For` counts.")
-    queue_limit: int = _number(10_000, 1, 1_000_000, "Operations that may wait for the writer; beyond that: 503.")
-    group_limit: int = _number(1_000, 1, 100_000, "Operations that are committed, and synced, together.")
+    trusted_proxies: tuple[str, ...] = _networks("The proxies whose `X-Forwarded-For` is trusted.")
+    queue_limit: int = _number(
+        10_000, 1, 1_000_000, "How many operations may wait for the writer; beyond that the answer is 503."
+    )
+    group_limit: int = _number(1_000, 1, 100_000, "The most operations that are committed, and synced, together.")
     segment_entries: int = _number(
-        65_536, 8, 65_536, "Entries of a segment; fixed when a ledger is made. Smaller ones are for tests."
+        65_536, 8, 65_536, "Entries in a segment, fixed when the ledger is made. Smaller segments are for tests."
     )
-    cache_accounts: int = _number(50_000, 1, 100_000_000, "Accounts that are kept in memory.")
+    cache_accounts: int = _number(50_000, 1, 100_000_000, "How many accounts are kept in memory.")
     audit_entries_per_second: int = _number(
-        2_000, 0, 1_000_000, "Entries that the continuous audit reads in a second; 0: there is none."
+        2_000, 0, 1_000_000, "How many entries the continuous audit reads per second; 0 turns it off."
     )
     audit_pause_seconds: int = _number(
-        600, 1, 604_800, "How long the continuous audit rests after a pass; its first begins after a minute at most."
+        600, 1, 604_800, "How long the continuous audit pauses after a pass; the first begins after a minute at most."
     )
     database: ServerUrl | None = _database(
-        "The PostgreSQL database that holds the ledger, instead of a file in the data folder. A password in it is "
-        "never shown, but a flag can be seen by all of this machine: use the variable, or `PGPASSFILE`."
+        "The PostgreSQL database that holds the ledger, instead of a file in the data folder. A password in the URL is "
+        "never shown, but everyone on the machine can see a flag: use the variable, or `PGPASSFILE`."
     )
-    database_connect_seconds: int = _number(3, 2, 60, "How long each host of the database may take to answer.")
+    database_connect_seconds: int = _number(
+        3, 2, 60, "How long each host of the database may take to accept a connection."
+    )
     database_lock_ms: int = _number(
-        5_000, 100, 60_000, "How long a group waits for its turn to write; beyond that: 503."
+        5_000, 100, 60_000, "How long a group waits for the write lock; beyond that the answer is 503."
     )
     database_idle_ms: int = _number(
-        3_000, 500, 60_000, "How long a node that froze may keep the turn, before the database takes it away."
+        3_000, 500, 60_000, "How long a frozen node may hold the write lock before the database ends its session."
     )
     database_network_ms: int = _number(
         5_000,
         1_100,
         60_000,
-        "How long the network may hold up what was sent to the database, before it counts as lost.",
+        "How long data sent to the database may stay unacknowledged before the connection counts as lost.",
     )
     keys_trust_seconds: int = _number(
         30,
         0,
         86_400,
-        "How long a node that has lost the database goes on to let in those whom it knows; beyond that: 503.",
+        "How long a node without the database accepts the access keys and tokens in its memory; beyond that the answer "
+        "is 503.",
     )
     read_database: ServerUrl | None = _database(
         "A standby of the database: this node answers from it, and takes no writes."
     )
     read_staleness_ms: int = _number(
-        10_000, 1_100, 3_600_000, "How old what a standby has may be; beyond that its node answers 503."
+        10_000, 1_100, 3_600_000, "How far the standby may be behind; beyond that its node answers 503."
     )
     redis: ServerUrl | None = _redis(
-        "The Redis or Valkey in which all nodes count limits and remember signed requests together."
+        "The Redis or Valkey in which all nodes share limits and the memory of signed requests."
     )
     redis_down: str = _choice(
         "local",
         ("local", "refuse"),
-        "While Redis does not answer: each node goes by its own counts, or public calls are refused.",
+        "While Redis does not answer: each node uses its own counts, or refuses public calls.",
     )
-    redis_timeout_ms: int = _number(250, 10, 5_000, "How long Redis may take for an answer before it counts as away.")
-    workers: int = _number(1, 1, 64, "Processes that serve the same ports of this machine; several need a database.")
-    log_level: str = _choice("info", ("debug", "info", "warning", "error"), "What is told on standard error.")
+    redis_timeout_ms: int = _number(
+        250, 10, 5_000, "How long Redis may take to answer before it counts as unavailable."
+    )
+    workers: int = _number(
+        1, 1, 64, "How many processes serve the ports on this machine; more than one needs a database."
+    )
+    log_level: str = _choice(
+        "info", ("debug", "info", "warning", "error"), "The lowest level of the messages logged to standard error."
+    )
 
 
 class InForce(NamedTuple):
-    """The settings in force, and where each value came from."""
+    """The settings in force, and the source of each value."""
 
     settings: Settings
     sources: Mapping[str, str]
@@ -305,15 +315,15 @@ def load_settings(
     flags: Mapping[str, str | None], environ: Mapping[str, str], config: str | Path | None = None
 ) -> InForce:
     """
-    Put together the settings in force.
+    Return the settings in force.
 
     Args:
-        flags: Values from the command line by setting; None where a flag was not given.
+        flags: Values from the command line by setting; None if a flag was not given.
         environ: The environment.
-        config: The TOML file; where None, the one that ``SPOTLEDGER_CONFIG`` names, if it names one.
+        config: The TOML file; if None, the one that ``SPOTLEDGER_CONFIG`` names, if there is one.
 
     Raises:
-        SettingInvalid: A value is out of bounds, or the file cannot be read or has a line that no setting reads.
+        SettingInvalid: A value is invalid, or the file cannot be read or has an unknown line.
     """
     file = Path(config) if config else Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None
     lines = _read_file(file) if file else {}
@@ -365,14 +375,14 @@ def _read_file(file: Path) -> dict[str, Any]:
 
 
 def plain(value: object) -> object:
-    """Return the value of a setting in a form that JSON has: numbers, texts, lists of texts, or None."""
+    """Return the value of a setting as a JSON value: a number, a string, a list of strings, or None."""
     if isinstance(value, Address | ServerUrl | Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
 
 
 def shown(value: object) -> str:
-    """Return the value of a setting as a line of a table shows it; a dash for none."""
+    """Return the value of a setting as a table shows it; a dash for none."""
     form = plain(value)
     return (", ".join(form) if isinstance(form, list) else "" if form is None else str(form)) or "–"
 
@@ -397,14 +407,14 @@ _PAGE: Final = """\
 
 *This page is written by `spotledger settings --markdown`; change `src/spotledger/ops/settings.py` instead.*
 
-Each setting can be given in four places. The first of these that has it counts: its flag on the command line, its
-environment variable, its line in the TOML file that `--config FILE` or `SPOTLEDGER_CONFIG` names, its default.
-`spotledger settings` prints what is in force and where it comes from; `spotledger settings --json` prints the same for
-programs.
+The value of a setting comes from the first of these that has it: its flag on the command line, its environment
+variable, its line in the TOML file that `--config FILE` or `SPOTLEDGER_CONFIG` names, its default.
+`spotledger settings` prints the values in force and where they come from; `spotledger settings --json` prints the same
+for programs.
 
 {table}
 
-In the file a number is a number, a text a text, and a list a list:
+In the file, numbers, strings and lists are written as TOML has them:
 
 ```toml
 data = "/var/lib/spotledger"
@@ -414,13 +424,13 @@ nonce_past_ms = 30000
 trusted_proxies = ["10.0.0.1", "10.1.0.0/16"]
 ```
 
-Beside the settings, these variables are read:
+These variables are read too:
 
 | variable | by | meaning |
 |---|---|---|
 | `SPOTLEDGER_CONFIG` | every command | The settings file. |
-| `SPOTLEDGER_MASTER_KEY` | the service | The master key, 64 hex digits, instead of a file. A secret: it has no flag. |
-| `SPOTLEDGER_URL` | the clients, `get-balance` | The public listener; else `http://127.0.0.1:8080`. |
-| `PGPASSFILE` | the service | A file with the database's password, as libpq reads it (`~/.pgpass` where unset). |
+| `SPOTLEDGER_MASTER_KEY` | the service | The master key, 64 hex digits, instead of a file. A secret without a flag. |
+| `SPOTLEDGER_URL` | the clients, `get-balance` | The URL of the public listener; `http://127.0.0.1:8080` if unset. |
+| `PGPASSFILE` | the service | A file with the database's password, as libpq reads it; `~/.pgpass` if unset. |
 | `SPOTLEDGER_SECRETKEY` | `get-balance` | The secret of the access key. It has no flag either. |
 """

@@ -1,9 +1,9 @@
 """
-What the workers of one machine let each other know: memory that their parent shares with all that it forks.
+Memory that the workers of one machine share: their parent makes it before it forks them.
 
-A worker writes its own pages and reads those of the others, so whichever is asked can answer for all: with the numbers
-of each, and for an audit that another one began. What only one of them may do at a time is done by who has their turn.
-Nothing goes over a network or to a disk.
+Each worker writes its own pages and reads those of the others, so any worker can answer for all: with the metrics of
+each, and about an audit that another one began. A lock protects what only one worker may do at a time. Nothing goes
+over a network or to disk.
 """
 
 from __future__ import annotations
@@ -23,34 +23,34 @@ from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
-#: Room for one document; memory is taken only as far as it is written.
+#: The size of a page; memory is used only as far as it is written.
 PAGE_BYTES: Final = 4 * 1024 * 1024
-#: How often a worker says how it is, and from when on it counts as one that does not.
-TELL_SECONDS: Final = 1.0
+#: How often a worker publishes its metrics, and after which time without them it counts as down.
+PUBLISH_SECONDS: Final = 1.0
 FRESH_SECONDS: Final = 5.0
-#: How often a document is read again that was written just then.
+#: How often to read a page again that is being written.
 READ_ATTEMPTS: Final = 100
-#: How often a worker looks again whether another one's turn is over.
-TURN_PAUSE_SECONDS: Final = 0.001
+#: How often to try a lock again that another worker holds.
+LOCK_RETRY_SECONDS: Final = 0.001
 
-#: When it was written, by the clock that all processes of a machine share; its length and its checksum.
+#: When the page was written (monotonic, the same clock in all processes of a machine), its length and checksum.
 _HEAD: Final = struct.Struct("=dII")
 _log = logging.getLogger("spotledger.workers")
 
 
-class Page:
-    """One JSON document in shared memory: written by one process at a time, read by any."""
+class SharedPage:
+    """One JSON document in shared memory: one process at a time writes it, any may read it."""
 
     def __init__(self) -> None:
-        """Make it, empty; processes that are forked after that share it."""
+        """Make an empty page, which processes that are forked later share."""
         self._memory = mmap.mmap(-1, PAGE_BYTES)
 
     def clear(self) -> None:
-        """Take away what is there."""
+        """Remove the document."""
         self._memory[: _HEAD.size] = bytes(_HEAD.size)
 
     def write(self, document: object) -> bool:
-        """Put *document* in place of what was there; return False, and leave that, where it is too long."""
+        """Replace the document and return True; if the new one is too long, keep the old one and return False."""
         body = json.dumps(document, separators=(",", ":")).encode()
         if _HEAD.size + len(body) > PAGE_BYTES:
             return False
@@ -59,7 +59,7 @@ class Page:
         return True
 
     def read(self) -> tuple[float, Any] | None:
-        """Return how many seconds ago something was written, and what; None where there is nothing."""
+        """Return the age of the document in seconds, and the document; None if there is none."""
         for _ in range(READ_ATTEMPTS):
             written_s, length, checksum = _HEAD.unpack(self._memory[: _HEAD.size])
             if not length:
@@ -67,34 +67,34 @@ class Page:
             body = self._memory[_HEAD.size : _HEAD.size + length]
             if _checksum(written_s, body) == checksum:
                 return time.monotonic() - written_s, json.loads(body)
-        return None  # its writer was killed in the middle of it
+        return None  # its writer was killed while writing
 
 
 class ProcessLock:
     """
-    What one process has at a time, of those that were forked after it was made.
+    A lock that one process at a time holds, of those that were forked after it was made.
 
-    The system takes it back from a process that ends, however it ends.
+    The system releases it when its holder ends, however it ends.
     """
 
     def __init__(self) -> None:
-        """Make it; nobody has it."""
-        # A lock of the usual kind in shared memory would stay taken by a process that was killed.
+        """Make the lock, released."""
+        # A lock in shared memory would stay locked by a process that was killed.
         self._file = os.memfd_create("lock")
 
     def __del__(self) -> None:
         os.close(self._file)
 
-    def take(self) -> bool:
-        """Try to have it; return whether this process has it now."""
+    def try_acquire(self) -> bool:
+        """Try to acquire the lock without waiting; return whether this process holds it now."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # a system says one or the other where another process has it
+        except (BlockingIOError, PermissionError):  # systems differ in how they say that another process holds it
             return False
         return True
 
-    def give_up(self) -> None:
-        """Let another process have it; where this one has not got it, nothing happens."""
+    def release(self) -> None:
+        """Release the lock; do nothing if this process does not hold it."""
         fcntl.lockf(self._file, fcntl.LOCK_UN)
 
 
@@ -104,81 +104,81 @@ def _checksum(written_s: float, body: bytes) -> int:
 
 class Siblings:
     """
-    The workers of one machine, each known by its number.
+    The workers of one machine, each identified by its number.
 
-    The parent makes it before it forks; a worker calls :meth:`be` first.
+    The parent makes it before it forks; a worker calls :meth:`start_as` first.
     """
 
     def __init__(self, workers: int) -> None:
-        """Make the pages of so many workers."""
+        """Make the pages of this many workers."""
         self.workers = workers
         self.number = 0
-        self._tells: Callable[[], Any] | None = None
-        self._metrics = [Page() for _ in range(workers)]
-        self._audits = [Page() for _ in range(workers)]
+        self._own_metrics: Callable[[], Any] | None = None
+        self._metrics = [SharedPage() for _ in range(workers)]
+        self._audits = [SharedPage() for _ in range(workers)]
         self._lock = ProcessLock()
         self._task: asyncio.Task[None] | None = None
 
     def start_as(self, number: int) -> None:
-        """Be the worker *number*, from its beginning: what the one before it had said is gone."""
+        """Start as worker *number*; clear its predecessor's pages."""
         self.number = number
         self._metrics[number].clear()
         self._audits[number].clear()
 
-    def tell_by(self, tells: Callable[[], Any]) -> None:
-        """Tell the others what *tells* returns, now and then: how this worker is, as numbers for Prometheus."""
-        self._tells = tells
-        self._tell()
+    def publish_metrics(self, own_metrics: Callable[[], Any]) -> None:
+        """Publish what *own_metrics* returns, the metrics of this worker, now and every second once started."""
+        self._own_metrics = own_metrics
+        self._publish()
 
     async def start(self) -> None:
-        """Begin to tell the others how this worker is."""
-        self._task = asyncio.get_running_loop().create_task(self._tell_now_and_then())
+        """Begin to publish the metrics of this worker every second."""
+        self._task = asyncio.get_running_loop().create_task(self._keep_publishing())
 
     async def stop(self) -> None:
-        """End it."""
+        """Stop publishing."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
 
-    async def _tell_now_and_then(self) -> None:
+    async def _keep_publishing(self) -> None:
         while True:
             try:
-                self._tell()
-            except Exception as problem:  # noqa: BLE001 - it is tried again; serving goes on
-                _log.error("the numbers of worker %d could not be told: %s", self.number, problem)
-            await asyncio.sleep(TELL_SECONDS)
+                self._publish()
+            except Exception as problem:  # noqa: BLE001 - it is tried again, and the worker keeps serving
+                _log.error("the metrics of worker %d could not be published: %s", self.number, problem)
+            await asyncio.sleep(PUBLISH_SECONDS)
 
-    def _tell(self) -> None:
-        if self._tells is not None and not self._metrics[self.number].write(self._tells()):
-            _log.error("the numbers of worker %d are too long for the others to show", self.number)
+    def _publish(self) -> None:
+        if self._own_metrics is not None and not self._metrics[self.number].write(self._own_metrics()):
+            _log.error("the metrics of worker %d are too long to be published", self.number)
 
     def metrics(self) -> dict[int, Any]:
-        """Return what the other workers that are alive said of themselves a moment ago, by their numbers."""
+        """Return the latest metrics of the other workers that are alive, by number."""
         read = {number: page.read() for number, page in enumerate(self._metrics) if number != self.number}
-        return {number: said[1] for number, said in read.items() if said is not None and said[0] <= FRESH_SECONDS}
+        return {number: found[1] for number, found in read.items() if found is not None and found[0] <= FRESH_SECONDS}
 
-    def tell_audits(self, audits: list[dict[str, Any]]) -> None:
-        """Let the others know of the audits of this worker, the oldest first; of as many as there is room for."""
+    def publish_audits(self, audits: list[dict[str, Any]]) -> None:
+        """Publish the audits of this worker, oldest first; if they are too long, without the oldest."""
         while not self._audits[self.number].write(audits):
             audits = audits[1:]
 
     def audits(self) -> list[dict[str, Any]]:
         """Return the audits of the other workers that are alive."""
         read = [self._audits[number].read() for number in self.metrics()]
-        return [audit for said in read if said is not None for audit in said[1]]
+        return [audit for found in read if found is not None for audit in found[1]]
 
-    async def with_lock(self, do: Callable[[], T]) -> T:
+    async def with_lock(self, act: Callable[[], T]) -> T:
         """
-        Return what *do* does, while no other worker does anything of that kind; it has to be short.
+        Call *act*, which has to be short, while no other worker calls anything with the lock; return its result.
 
-        A worker that stands still in the middle of it is waited for until it counts as down, and not longer.
+        If the holder of the lock does not release it within ``FRESH_SECONDS``, it counts as down, and *act* is called.
         """
         until_s = time.monotonic() + FRESH_SECONDS
-        while not self._lock.take() and time.monotonic() < until_s:
-            await asyncio.sleep(TURN_PAUSE_SECONDS)
-        # Without waiting: the turn is the process's, and would not keep another task of it out.
+        while not self._lock.try_acquire() and time.monotonic() < until_s:
+            await asyncio.sleep(LOCK_RETRY_SECONDS)
+        # Synchronous, because the lock is the process's and does not keep out its other tasks.
         try:
-            return do()
+            return act()
         finally:
-            self._lock.give_up()
+            self._lock.release()

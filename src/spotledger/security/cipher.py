@@ -1,4 +1,4 @@
-"""Secrets at rest: AES-256-GCM under a master key that is no part of the ledger file."""
+"""Secrets at rest: AES-256-GCM under a master key that is not stored in the ledger file."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from spotledger.errors import MasterKeyRefused
 MASTER_KEY_BYTES = 32
 MASTER_KEY_FILE_MAX_BYTES = 256
 
-# A sealed secret is: one byte that names this form, the nonce, the text and its 16-byte tag.
-_FORM = b"\x01"
+# A sealed secret is one byte for the format, the nonce, the ciphertext, and its 16-byte tag.
+_FORMAT = b"\x01"
 _NONCE_BYTES = 12
 _MASTER_KEY_TEXT = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 
 
 def parse_master_key(text: str) -> bytes:
     """
-    Return the 32 bytes that *text* (64 hex digits, blanks around them ignored) stands for.
+    Return the 32 bytes of *text*, 64 hex digits; blanks around them are ignored.
 
     Raises:
-        MasterKeyRefused: *text* is anything else. The message holds no part of it.
+        MasterKeyRefused: *text* is anything else. The message contains no part of it.
     """
     stripped = text.strip()
     if not _MASTER_KEY_TEXT.fullmatch(stripped):
         raise MasterKeyRefused(
-            f"The master key has {len(stripped)} characters; it is 64 hex digits, as made by openssl rand -hex 32."
+            f"The master key has {len(stripped)} characters; 64 hex digits would pass, as from openssl rand -hex 32."
         )
     return bytes.fromhex(stripped)
 
@@ -44,8 +44,8 @@ def load_master_key(path: Path) -> bytes:
     Read the master key from the file *path*.
 
     Raises:
-        MasterKeyRefused: The file is missing, no regular file, open to others than its owner (its mode
-            must be 0600, or 0400), or does not hold 64 hex digits.
+        MasterKeyRefused: The file is missing, is not a regular file, is accessible to others than its owner (its mode
+            must be 0600 or 0400), or does not hold 64 hex digits.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -58,7 +58,7 @@ def load_master_key(path: Path) -> bytes:
         mode = stat.S_IMODE(status.st_mode)
         if mode & 0o177:
             raise MasterKeyRefused(
-                f"The master key file {path} has mode {mode:04o}; make it 0600, so that only its owner reads it."
+                f"The master key file {path} has mode {mode:04o}; 0600 would pass: only its owner may read it."
             )
         content = os.read(descriptor, MASTER_KEY_FILE_MAX_BYTES)
     except OSError as error:
@@ -70,18 +70,18 @@ def load_master_key(path: Path) -> bytes:
 
 class Cipher:
     """
-    Seal and open the secrets of access keys with AES-256-GCM.
+    Encrypts and decrypts the secrets of access keys with AES-256-GCM.
 
-    The access key is the associated data, so that a sealed secret moved to another access key does not open.
+    The access key is the associated data, so a sealed secret does not open for another access key.
     """
 
     __slots__ = ("_aead", "fingerprint")
 
     def __init__(self, master_key: bytes) -> None:
         if len(master_key) != MASTER_KEY_BYTES:
-            raise MasterKeyRefused(f"The master key has {len(master_key)} bytes; it has {MASTER_KEY_BYTES}.")
+            raise MasterKeyRefused(f"The master key has {len(master_key)} bytes; {MASTER_KEY_BYTES} would pass.")
         self._aead = AESGCM(master_key)
-        #: Tells one master key from another and says nothing about either: 32 hex digits.
+        #: Identifies the master key without revealing it: 32 hex digits.
         self.fingerprint = hmac.new(master_key, b"spotledger fingerprint", hashlib.sha256).hexdigest()[:32]
 
     def __repr__(self) -> str:
@@ -90,17 +90,17 @@ class Cipher:
     def seal(self, accesskey: str, secret: str) -> bytes:
         """Return *secret* encrypted for *accesskey*, under a fresh random nonce."""
         nonce = secrets.token_bytes(_NONCE_BYTES)
-        return _FORM + nonce + self._aead.encrypt(nonce, secret.encode(), accesskey.encode())
+        return _FORMAT + nonce + self._aead.encrypt(nonce, secret.encode(), accesskey.encode())
 
     def open(self, accesskey: str, sealed: bytes) -> str:
         """
         Return the secret that was sealed for *accesskey*.
 
         Raises:
-            MasterKeyRefused: It was sealed with another master key or for another access key, or was altered.
+            MasterKeyRefused: It was sealed with another master key or for another access key, or it was altered.
         """
-        if sealed[:1] != _FORM:
-            raise MasterKeyRefused("A secret was sealed in a form that this version does not know.")
+        if sealed[:1] != _FORMAT:
+            raise MasterKeyRefused("A secret is sealed in a format that this version does not know.")
         nonce, text = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
         try:
             return self._aead.decrypt(nonce, text, accesskey.encode()).decode()

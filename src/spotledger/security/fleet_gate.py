@@ -1,8 +1,8 @@
 """
-The gate of one node of a fleet: limits, locks and the replay memory are those of all nodes (rules R12 and R20).
+The gate of a node in a fleet: limits, locks and the replay memory are shared by all nodes (rules R12 and R20).
 
-What the shared counts answer is written into the node's own limits. So the headers tell it, who is known to be locked
-is refused without asking, and a node that is left alone goes on from what it knew.
+The answers of the shared counts are written into the node's own limits. So headers can show them, an address known to
+be locked is refused without asking Redis, and a node that loses Redis continues with what it knew.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from collections.abc import Callable
 from typing import Literal
 
 from spotledger.errors import ReplayRefused, SpotledgerError, StoreUnavailable
-from spotledger.security.gate import Gate, GateSettings, Peer, SignedRequest
-from spotledger.security.keys import KeyRing, ReadyKey
+from spotledger.security.access_keys import KeyRing, ReadyKey
+from spotledger.security.gate import Gate, GateSettings, Peer, SignedRequest, limit_exceeded
 from spotledger.security.limits import WindowLimit
-from spotledger.security.shared_counts import SharedCounts, SharedVerdict
+from spotledger.security.shared_counts import Ask, SharedCounts, SharedVerdict
 
-#: What a node does when Redis is away: go by its own counts, or refuse.
+#: What a node does while Redis is unavailable: use its own counts, or refuse requests.
 WhenDown = Literal["local", "refuse"]
 
 
 class FleetGate(Gate):
-    """A gate that counts together with the other nodes; start and stop it with the listener."""
+    """A gate that shares its counts with the other nodes; start and stop it with the listener."""
 
     def __init__(
         self,
@@ -34,18 +34,18 @@ class FleetGate(Gate):
         shared_clock_ms: Callable[[], int] = lambda: 0,
     ) -> None:
         """
-        Join the gate to Redis.
+        Prepare the connection to Redis; `start` opens it.
 
         Args:
             key_ring: The access keys.
-            settings: The same on all nodes.
+            settings: The settings of the gate, the same on all nodes.
             redis: The URL of Redis.
             when_down: What to do while Redis does not answer.
-            timeout_ms: How long it may take for an answer.
-            shared_clock_ms: The clock of the shared counts; where it gives 0, Redis's own.
+            timeout_ms: How long Redis may take to answer.
+            shared_clock_ms: The clock of the shared counts; if it returns 0, Redis's own clock.
 
         Raises:
-            SettingInvalid: *redis* is no URL of Redis.
+            SettingInvalid: *redis* is not a URL of Redis.
         """
         super().__init__(key_ring, settings)
         limits = (self.address_limit, self.asset_limit, self.account_limit)
@@ -57,29 +57,29 @@ class FleetGate(Gate):
         self.shared = self.counts
 
     async def start(self) -> None:
-        """Connect to Redis; if it is away, `when_down` holds until it answers."""
+        """Connect to Redis; until it answers, *when_down* applies."""
         await self.counts.start()
 
     async def stop(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         await self.counts.stop()
 
     def count(self, peer: Peer, now_ms: int) -> None:
-        """Count a request against the limit of its address, not asking whether it may pass: it is refused anyway."""
+        """Count a request that is refused for another reason against the limit of its address."""
         if not self.counts.is_up:
             super().count(peer, now_ms)
         elif not self.address_limit.locks.remaining_ms(peer.text, now_ms):
-            self.counts.note((peer.text, "", False, "", 0))
+            self.counts.note(Ask(peer.text))
 
     async def enter(self, peer: Peer, now_ms: int) -> None:
-        """Let in a request that nobody signed, as `Gate.enter` does."""
+        """Admit an unsigned request, as `Gate.enter` does."""
         self._refuse_if_locked(peer, now_ms)
-        verdict = await self.counts.ask((peer.text, "", False, "", 0))
+        verdict = await self.counts.ask(Ask(peer.text))
         if verdict is None:
-            self._refuse_if_told_to()
+            self._refuse_without_redis()
             await super().enter(peer, now_ms)
         else:
-            self._judge_address(verdict, peer, now_ms)
+            self._follow_address(verdict, peer, now_ms)
 
     async def admit(
         self,
@@ -93,16 +93,16 @@ class FleetGate(Gate):
         changes: bool = False,
     ) -> tuple[ReadyKey, int]:
         """
-        Let in a signed request, as `Gate.admit` does and in the same order of precedence.
+        Admit a signed request, as `Gate.admit` does and in the same order of precedence.
 
-        Whatever can be known without counting is found out first, so that one trip to Redis is enough.
+        The checks that count nothing come first, so that one round trip to Redis is enough.
 
         Raises:
-            StoreUnavailable: Redis is away, and the node refuses then.
+            StoreUnavailable: Redis does not answer, and the node refuses requests meanwhile.
         """
         self._refuse_if_locked(peer, now_ms)
         if not self.counts.is_up:
-            self._refuse_if_told_to()
+            self._refuse_without_redis()
             self.counts.unshared += 1
             return await super().admit(request, peer, permission, limit, now_ms, past_ms=past_ms, changes=changes)
         try:
@@ -111,37 +111,36 @@ class FleetGate(Gate):
             await self.enter(peer, now_ms)
             raise
         mode = self.replay.mode
-        remembered = changes or mode != "off"
         strict = changes or mode == "strict"
-        signature = request.signature.hex() if remembered else ""
-        verdict = await self.counts.ask((peer.text, signature, strict, key.customer, self._places[limit.name]))
+        signature = request.signature.hex() if changes or mode != "off" else ""
+        verdict = await self.counts.ask(Ask(peer.text, signature, strict, key.customer, self._places[limit.name]))
         if verdict is None:
-            self._refuse_if_told_to()
+            self._refuse_without_redis()
             return await super().admit(request, peer, permission, limit, now_ms, past_ms=past_ms, changes=changes)
-        self._judge_address(verdict, peer, now_ms)
-        # The node remembers it too, for a time when Redis is away or has been started anew.
+        self._follow_address(verdict, peer, now_ms)
+        # The node remembers the signature too, in case Redis goes away or is restarted.
         if not verdict.passes or not self.replay.passes(request.signature, peer.text, now_ms, strict=changes):
             raise ReplayRefused
         left = verdict.left
-        if left >= 0:  # a lock that this node gave while Redis was away still holds on this node
+        if left >= 0:  # a lock that this node set while Redis was away still applies on this node
             left = -limit.locks.remaining_ms(key.customer, now_ms) or left
         if left == verdict.left:
             limit.follow(key.customer, left, verdict.reset_ms, now_ms)
         if left < 0:
-            raise self._account_refused(limit, left)
+            raise limit_exceeded(limit, left)
         self.key_ring.used[request.accesskey] = now_ms
         return key, left
 
-    def _judge_address(self, verdict: SharedVerdict, peer: Peer, now_ms: int) -> None:
+    def _follow_address(self, verdict: SharedVerdict, peer: Peer, now_ms: int) -> None:
         self.address_limit.follow(peer.text, verdict.address_left, verdict.address_reset_ms, now_ms)
         if verdict.address_left < 0:
-            raise self._address_refused(verdict.address_left)
+            raise limit_exceeded(self.address_limit, verdict.address_left)
 
     def _refuse_if_locked(self, peer: Peer, now_ms: int) -> None:
         locked_ms = self.address_limit.locks.remaining_ms(peer.text, now_ms)
         if locked_ms:
-            raise self._address_refused(-locked_ms)
+            raise limit_exceeded(self.address_limit, -locked_ms)
 
-    def _refuse_if_told_to(self) -> None:
+    def _refuse_without_redis(self) -> None:
         if self._when_down == "refuse":
-            raise StoreUnavailable("The limits that all nodes share cannot be counted now; try again in a moment.")
+            raise StoreUnavailable("The limits that all nodes share cannot be counted now; try again later.")

@@ -1,10 +1,10 @@
 """
-Who is calling, and may they: the checks of a signed request, in the order of rule R10.
+The checks of a signed request, in the order of rule R10.
 
-Shape is checked before (it is the wire's business). Then: limit of the address, access key, its
-life, the address it is used from, signature, permission, nonce, replay, limit of the account. The
-last comes last, and counts only requests whose signature held and which are no replay: nobody may
-lock out another by knowing an access key, or by having found a URL in a log.
+The wire has checked the request's form before. The gate checks: the limit of the address, the access key, whether it
+is revoked or expired, the address it is used from, the signature, the permission, the nonce, replay, and the limit of
+the account. The last limit counts only requests with a valid signature that are no replay, so that knowing an access
+key, or finding a URL in a log, is not enough to lock out its owner.
 """
 
 from __future__ import annotations
@@ -26,16 +26,19 @@ from spotledger.errors import (
     ReplayRefused,
     SignatureRefused,
 )
+from spotledger.security.access_keys import KeyRing, ReadyKey
 from spotledger.security.addresses import AddressResolver, IpAddress
-from spotledger.security.bounded import BoundedDict
-from spotledger.security.keys import KeyRing, ReadyKey
+from spotledger.security.bounded_dict import BoundedDict
 from spotledger.security.limits import Locks, WindowLimit, whole_seconds
 from spotledger.security.replay import ReplayMemory, ReplayMode
 from spotledger.security.signing import UNKNOWN_SECRET
 
 SECOND_MS = 1_000
 MINUTE_MS = 60_000
+#: Half the number of peers whose addresses are kept in memory.
 PEERS_GENERATION = 10_000
+#: The name of the limit of addresses.
+ADDRESS_LIMIT = "address"
 
 _ISSUED = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 _LIKE_A_SECRET = re.compile(r"[0-9a-fA-F]{40,}", re.ASCII)
@@ -43,7 +46,7 @@ _LIKE_A_SECRET = re.compile(r"[0-9a-fA-F]{40,}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class GateSettings:
-    """The settings of the gate, named as in the reference. A limit of 0 is off."""
+    """The settings of the gate, named as in the reference of settings. A limit of 0 is off."""
 
     asset_limit_per_second: int = 3
     account_limit_per_second: int = 10
@@ -57,14 +60,14 @@ class GateSettings:
 
 
 class Peer(NamedTuple):
-    """Where a request comes from, as an address and as the text that stands for it in limits and replay."""
+    """Where a request comes from: its address, and the same as text, for limits and replay."""
 
     address: IpAddress
     text: str
 
 
 class SignedRequest(NamedTuple):
-    """A signed request of the right shape."""
+    """A well-formed signed request."""
 
     accesskey: str
     stamp_ms: int
@@ -72,20 +75,20 @@ class SignedRequest(NamedTuple):
     texts: tuple[bytes, ...]
 
 
-class Shared(Protocol):
-    """What is to be seen of counts that several nodes share."""
+class SharedCountsState(Protocol):
+    """The state of the counts that several nodes share, for the metrics."""
 
     is_up: bool
-    #: How often they could not be reached any more, and how many requests were decided without them.
+    #: How often the connection was lost, and how many requests were decided without the shared counts.
     failures: int
     unshared: int
 
 
 class Gate:
-    """Let requests in or raise why not. One for all the listeners of a process that traders use."""
+    """Admits requests, or raises why not. A process has one gate for all its public listeners."""
 
-    #: The counts shared with other nodes; this gate has none.
-    shared: Shared | None = None
+    #: The counts shared with other nodes, if there are any.
+    shared: SharedCountsState | None = None
 
     def __init__(self, key_ring: KeyRing, settings: GateSettings) -> None:
         self.key_ring = key_ring
@@ -98,18 +101,18 @@ class Gate:
         self._peers: BoundedDict[str, Peer] = BoundedDict(PEERS_GENERATION)
         self.replay = ReplayMemory(settings.replay, self._past_ms + self._future_ms, settings.replay_capacity)
         account_locks = Locks(lock_ms)
-        self.address_limit = WindowLimit("address", settings.address_limit_per_minute, MINUTE_MS, Locks(lock_ms))
+        self.address_limit = WindowLimit(ADDRESS_LIMIT, settings.address_limit_per_minute, MINUTE_MS, Locks(lock_ms))
         self.asset_limit = WindowLimit("assets", settings.asset_limit_per_second, SECOND_MS, account_locks)
         self.account_limit = WindowLimit("account", settings.account_limit_per_second, SECOND_MS, account_locks)
 
     async def start(self) -> None:
-        """Reach for whatever the counts are shared through; the listener starts after this."""
+        """Connect to the shared counts, if there are any; called before the listener starts."""
 
     async def stop(self) -> None:
-        """Let it go."""
+        """Disconnect from them."""
 
     def peer(self, connection: str, forwarded_for: Callable[[], Iterable[str]]) -> Peer:
-        """Return where a request comes from; *connection* is its ``host:port``."""
+        """Return where a request on *connection*, ``host:port``, comes from; see `AddressResolver.resolve`."""
         host = connection.rpartition(":")[0]
         peer = self._peers.get(host)
         if peer is None:
@@ -122,19 +125,19 @@ class Gate:
         return peer
 
     def count(self, peer: Peer, now_ms: int) -> None:
-        """Count a request against the limit of its address, not asking whether it may pass: it is refused anyway."""
+        """Count a request that is refused for another reason against the limit of its address."""
         self.address_limit.hit(peer.text, now_ms)
 
     async def enter(self, peer: Peer, now_ms: int) -> None:
         """
-        Let in a request that nobody signed: count it against the limit of its address.
+        Admit an unsigned request: count it against the limit of its address.
 
         Raises:
-            LimitExceeded: The address sent too many.
+            LimitExceeded: The address sent too many requests.
         """
         left = self.address_limit.hit(peer.text, now_ms)
         if left < 0:
-            raise self._address_refused(left)
+            raise limit_exceeded(self.address_limit, left)
 
     async def admit(
         self,
@@ -148,16 +151,16 @@ class Gate:
         changes: bool = False,
     ) -> tuple[ReadyKey, int]:
         """
-        Let in a signed request of the right shape: count it, and check all the rest.
+        Admit a well-formed signed request: count it, and make all checks.
 
         Args:
-            request: What was sent.
+            request: The request.
             peer: Where it comes from.
-            permission: What the access key must be allowed: ``read``, ``trade`` or ``withdraw``.
-            limit: Which limit of the account it counts against.
+            permission: What the access key must permit: ``read``, ``trade`` or ``withdraw``.
+            limit: The limit of the account that it counts against.
             now_ms: The time.
-            past_ms: A narrower window into the past than the setting's, where the caller asks for one.
-            changes: Whether the call changes anything; then its signature is good once.
+            past_ms: How old the nonce may be, if less than the setting allows.
+            changes: Whether the call changes anything; then its signature is accepted once.
 
         Returns:
             The access key, and how many more requests fit into the limit's window.
@@ -169,20 +172,20 @@ class Gate:
         """
         left = self.address_limit.hit(peer.text, now_ms)
         if left < 0:
-            raise self._address_refused(left)
+            raise limit_exceeded(self.address_limit, left)
         key = self.check(request, peer, permission, now_ms, past_ms)
         if not self.replay.passes(request.signature, peer.text, now_ms, strict=changes):
             raise ReplayRefused
         left = limit.hit(key.customer, now_ms)
         if left < 0:
-            raise self._account_refused(limit, left)
+            raise limit_exceeded(limit, left)
         self.key_ring.used[request.accesskey] = now_ms
         return key, left
 
     def check(
         self, request: SignedRequest, peer: Peer, permission: str, now_ms: int, past_ms: int | None = None
     ) -> ReadyKey:
-        """Check what is known without counting: access key, address, signature, permission, nonce; see `admit`."""
+        """Make the checks of `admit` that count nothing: access key, address, signature, permission, nonce."""
         accesskey, stamp_ms, signature, texts = request
         key = self.key_ring.ready(accesskey) if _ISSUED.fullmatch(accesskey) else None
         secret = UNKNOWN_SECRET if key is None else key.secret
@@ -204,12 +207,6 @@ class Gate:
             raise self._nonce_refused(stamp_ms, now_ms, past)
         return key
 
-    def _address_refused(self, left: int) -> LimitExceeded:
-        return _limit_exceeded(self.address_limit, "This address", -left)
-
-    def _account_refused(self, limit: WindowLimit, left: int) -> LimitExceeded:
-        return _limit_exceeded(limit, "This account", -left)
-
     def _nonce_refused(self, stamp_ms: int, now_ms: int, past_ms: int) -> NonceRefused:
         side = "behind" if stamp_ms < now_ms else "ahead of"
         return NonceRefused(
@@ -223,14 +220,16 @@ def _unknown(accesskey: str) -> AccessKeyUnknown:
     if _LIKE_A_SECRET.fullmatch(accesskey):
         return AccessKeyUnknown(
             "The accesskey sent looks like a secret; send the access key, which is a UUID such as "
-            "11111111-2222-4333-8444-555555555555. If it is a secret of yours, have its access key revoked."
+            "11111111-2222-4333-8444-555555555555. If it is your secret, have its access key revoked."
         )
     return AccessKeyUnknown()
 
 
-def _limit_exceeded(limit: WindowLimit, whose: str, wait_ms: int) -> LimitExceeded:
-    wait_s = whole_seconds(wait_ms)
-    # Off, and refused all the same: another limit locked the account.
+def limit_exceeded(limit: WindowLimit, left: int) -> LimitExceeded:
+    """Return the refusal of a request over *limit*; ``-left`` is the ms to wait."""
+    whose = "This address" if limit.name == ADDRESS_LIMIT else "This account"
+    wait_s = whole_seconds(-left)
+    # A limit that is off refuses if another limit locked the account.
     which = f"{limit.limit} requests in {limit.window_ms // SECOND_MS} s" if limit.limit else "another limit allows"
     return LimitExceeded(
         f"{whose} sent more than {which}; wait {wait_s} s.",

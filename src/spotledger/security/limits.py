@@ -1,27 +1,26 @@
 """
-How often may somebody ask (rule R20): counts in fixed windows, and a lock for who went over one.
+Rate limits (rule R20): counts in fixed windows, and a temporary lock on accounts and addresses that exceed a limit.
 
-A window begins with the first request and not on the clock's second, so that a burst across the
-second's edge is one burst. Who goes over the limit is locked for a while; asking during the lock
-doesn't make it longer.
+A window begins with the first request, not on a full second, so that a burst across the edge of a second is one burst.
+Requests during a lock do not extend it.
 """
 
 from __future__ import annotations
 
-from spotledger.security.bounded import BoundedDict
+from spotledger.security.bounded_dict import BoundedDict
 
-#: Half of the number of accounts or addresses whose windows, and whose locks, are remembered.
+#: Half the number of accounts or addresses whose windows are remembered, and half the number of locks.
 REMEMBERED_GENERATION = 50_000
 
 
 class Locks:
-    """Who is locked, and until when. Kept apart from the windows, so that strangers' windows don't push them out."""
+    """Who is locked, and until when. Kept apart from the windows, so that strangers' windows do not displace locks."""
 
     __slots__ = ("lock_ms", "until_ms")
 
     def __init__(self, lock_ms: int, generation_limit: int = REMEMBERED_GENERATION) -> None:
         self.lock_ms = lock_ms
-        #: Who → when the lock ends.
+        #: Account or address → when its lock ends.
         self.until_ms: BoundedDict[str, int] = BoundedDict(generation_limit)
 
     def lock(self, who: str, now_ms: int) -> None:
@@ -30,12 +29,12 @@ class Locks:
             self.until_ms.put(who, now_ms + self.lock_ms)
 
     def remaining_ms(self, who: str, now_ms: int) -> int:
-        """Return for how long *who* is still locked, 0 for not at all."""
+        """Return how many more ms *who* is locked, 0 if they are not."""
         until_ms = self.until_ms.get(who)
         if until_ms is None:
             return 0
         remaining_ms = until_ms - now_ms
-        # More than a whole lock remains only if the clock was set back: nobody is locked for longer by that.
+        # More than a whole lock can remain only if the clock was set back, which must not extend a lock.
         if 0 < remaining_ms <= self.lock_ms:
             return remaining_ms
         self.until_ms.drop(who)
@@ -43,7 +42,7 @@ class Locks:
 
 
 class WindowLimit:
-    """At most *limit* requests in each window of *window_ms*, for each name; a limit of 0 is off."""
+    """At most *limit* requests in each window of *window_ms*, for each account or address; 0 turns the limit off."""
 
     __slots__ = ("_windows", "limit", "locks", "name", "policy_header", "window_ms")
 
@@ -62,8 +61,8 @@ class WindowLimit:
         Count one request of *who*.
 
         Returns:
-            How many more fit into the window, 0 or more, if it may pass (0 too where the limit is off);
-            otherwise the ms to wait, as a number below zero.
+            How many more requests fit into the window, 0 or more, if this one may pass (0 if the limit is off);
+            otherwise the ms to wait, as a negative number.
         """
         locked = self.locks.until_ms
         if locked.younger or locked.older:
@@ -97,12 +96,12 @@ class WindowLimit:
 
     def follow(self, who: str, left: int, reset_ms: int, now_ms: int) -> None:
         """
-        Take over what another counter says of *who*.
+        Take over the count of *who* from another counter.
 
         Args:
-            who: Whom it counted.
-            left: How many more fit into the window; below 0: he is over the limit.
-            reset_ms: The ms until the window, or the lock, ends.
+            who: The account or address.
+            left: How many more requests fit into the window; negative if the limit is exceeded.
+            reset_ms: The ms until the window or the lock ends.
             now_ms: The time.
         """
         if left < 0 and self.locks.lock_ms > 0:
@@ -112,7 +111,7 @@ class WindowLimit:
             self._windows.put(who, [now_ms + reset_ms - self.window_ms, self.limit - max(left, -1)])
 
     def headers(self, who: str, now_ms: int) -> list[tuple[str, str]]:
-        """Return the headers ``RateLimit-Policy`` and ``RateLimit`` as they stand for *who*; none where it is off."""
+        """Return the headers ``RateLimit-Policy`` and ``RateLimit`` for *who*; none if the limit is off."""
         if not self.limit:
             return []
         locked_ms = self.locks.remaining_ms(who, now_ms)

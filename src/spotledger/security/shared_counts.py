@@ -1,10 +1,10 @@
 """
 Counts that all nodes of a fleet share, in Redis or Valkey: limits, locks and the replay memory (rules R12 and R20).
 
-What the requests of one turn of the event loop ask for goes out in one trip, and what comes meanwhile in the next:
-one call of a script (``shared_counts.lua``), atomic. When Redis does not answer in time, or answers with an error,
-everything that waits is let go at once, nobody asks any more, and one probe tries again twice a second; then sharing
-goes on by itself. Until then `SharedCounts.ask` gives None, and the gate goes by its own rule.
+The requests of one iteration of the event loop are sent in one batch, as one atomic call of a script
+(``shared_counts.lua``); those that come meanwhile are sent in the next. If Redis does not answer in time, or answers
+with an error, every waiting request gets None at once, and so does each later one, while a probe is sent twice a second
+until Redis answers again. The gate decides what None means.
 """
 
 from __future__ import annotations
@@ -26,25 +26,39 @@ from redis.exceptions import NoScriptError, RedisError
 from spotledger.errors import SettingInvalid
 from spotledger.security.limits import WindowLimit
 
-#: Trips under way at a time, and requests in one trip.
-TRIPS: Final = 4
-TRIP_ASKS: Final = 256
+#: How many batches may be in flight at a time, and the most requests in one.
+IN_FLIGHT_LIMIT: Final = 4
+BATCH_LIMIT: Final = 256
 PROBE_SECONDS: Final = 0.5
-#: How much longer than for one trip Redis may take to open a connection and load the script.
+#: How many times the timeout a probe may take, which may open a connection and load the script.
 CONNECT_TIMES: Final = 4
 NUMBERS_PER_ASK: Final = 5
 
 _SCRIPT: Final = (files("spotledger.security") / "shared_counts.lua").read_text(encoding="utf-8")
 _SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
-#: What a probe counts: nobody's address.
-_PROBE: Final = ("probe", "", False, "", 0)
 _log = logging.getLogger("spotledger.redis")
 
-Ask = tuple[str, str, bool, str, int]
+
+class Ask(NamedTuple):
+    """One request to be counted."""
+
+    address: str
+    #: In hex digits; "" if it is not to be remembered.
+    signature: str = ""
+    #: Whether the signature is accepted once, from whichever address.
+    strict: bool = False
+    #: "" for an unsigned request.
+    customer: str = ""
+    #: The place of the account's limit among the limits.
+    limit: int = 0
+
+
+#: What a probe counts: an address that nobody has.
+_PROBE: Final = Ask("probe")
 
 
 class SharedVerdict(NamedTuple):
-    """What the shared counts say of one request; what is left is below 0 where it is refused: the ms to wait."""
+    """The shared counts' answer to one request. ``…left`` is negative if it is refused: the ms to wait."""
 
     address_left: int
     address_reset_ms: int
@@ -54,7 +68,7 @@ class SharedVerdict(NamedTuple):
 
 
 class SharedCounts:
-    """The connection to Redis, and what waits for it. Use it in one event loop."""
+    """The connection to Redis, and the requests that wait for it. Use it in one event loop."""
 
     def __init__(
         self,
@@ -69,24 +83,24 @@ class SharedCounts:
         Prepare the connection; `start` opens it.
 
         Args:
-            url: ``redis://``, ``rediss://`` or ``unix://``, with the password in it if there is one.
-            limits: The limits, that of addresses first. An ask names the account's by its place here.
+            url: ``redis://``, ``rediss://`` or ``unix://``, with the password if there is one.
+            limits: The limits, that of addresses first; `Ask.limit` is a place in it.
             replay_ms: How long a signature is remembered.
-            timeout_ms: How long Redis may take for an answer.
-            clock_ms: The time in ms since 1970; where it is 0, Redis's own.
+            timeout_ms: How long Redis may take to answer.
+            clock_ms: The time in ms since 1970; if it is 0, Redis's own time.
 
         Raises:
-            SettingInvalid: *url* is none.
+            SettingInvalid: *url* is not a URL of Redis.
         """
         seconds = timeout_ms / 1000
         try:
             self._redis: Any = Redis.from_url(
                 url, socket_timeout=seconds, socket_connect_timeout=seconds, retry=Retry(NoBackoff(), 0),
-                max_connections=TRIPS + 1,
+                max_connections=IN_FLIGHT_LIMIT + 1,
             )  # fmt: skip
-        except ValueError:  # its text may hold the password
+        except ValueError:  # its message may contain the password
             raise SettingInvalid(
-                "The setting redis is no address of Redis; redis://, rediss:// or unix:// with a host would pass.",
+                "The setting redis is not a URL of Redis; redis://, rediss:// or unix:// with a host would pass.",
                 setting="redis",
             ) from None
         locks = {id(limit.locks): limit.name for limit in reversed(limits)}
@@ -97,7 +111,7 @@ class SharedCounts:
         self._seconds = seconds
         self._clock_ms = clock_ms
         self._waiting: list[tuple[Ask, asyncio.Future[SharedVerdict | None] | None]] = []
-        self._trips: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Task[None]] = set()
         self._due = False
         self._probing: asyncio.Task[None] | None = None
         #: Whether Redis answers, as far as is known.
@@ -107,33 +121,24 @@ class SharedCounts:
         self.unshared = 0
 
     async def start(self) -> None:
-        """Connect, and go on trying if that fails; never raises for Redis's sake."""
+        """Connect; if that fails, keep trying. No error of Redis is raised."""
         await self._probe()
         if not self.is_up:
-            _log.warning("redis cannot be reached yet")
+            _log.warning("redis cannot be reached; limits are not shared until it answers")
             self._keep_probing()
 
     async def stop(self) -> None:
-        """End the connection; whoever waits is let go."""
+        """Close the connection; waiting requests get None."""
         self.is_up = False
-        tasks = [*self._trips, *([self._probing] if self._probing else [])]
+        tasks = [*self._in_flight, *([self._probing] if self._probing else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._let_go()
+        self._answer_none()
         await self._redis.aclose()
 
     async def ask(self, ask: Ask) -> SharedVerdict | None:
-        """
-        Count one request.
-
-        Args:
-            ask: Its address; its signature as hex digits, or ``""`` if that is not to be remembered; whether the
-                signature is good once; the customer, or ``""``; the place of the account's limit in the limits.
-
-        Returns:
-            The verdict, or None if Redis does not answer.
-        """
+        """Count one request, and return the verdict; None if Redis does not answer."""
         if not self.is_up:
             self.unshared += 1
             return None
@@ -142,36 +147,36 @@ class SharedCounts:
         return await future
 
     def note(self, ask: Ask) -> None:
-        """Count one request without waiting for the verdict; nothing is done if Redis does not answer."""
+        """Count one request without waiting for the verdict; do nothing if Redis does not answer."""
         if self.is_up:
             self._put(ask, None)
 
     def _put(self, ask: Ask, future: asyncio.Future[SharedVerdict | None] | None) -> None:
         self._waiting.append((ask, future))
-        if not self._due and len(self._trips) < TRIPS:
+        if not self._due and len(self._in_flight) < IN_FLIGHT_LIMIT:
             self._due = True
-            asyncio.get_running_loop().call_soon(self._set_out)
+            asyncio.get_running_loop().call_soon(self._send_waiting)
 
-    def _set_out(self) -> None:
+    def _send_waiting(self) -> None:
         self._due = False
-        while self._waiting and len(self._trips) < TRIPS:
-            batch, self._waiting = self._waiting[:TRIP_ASKS], self._waiting[TRIP_ASKS:]
-            trip = asyncio.get_running_loop().create_task(self._trip(batch))
-            self._trips.add(trip)
-            trip.add_done_callback(self._come_back)
+        while self._waiting and len(self._in_flight) < IN_FLIGHT_LIMIT:
+            batch, self._waiting = self._waiting[:BATCH_LIMIT], self._waiting[BATCH_LIMIT:]
+            sending = asyncio.get_running_loop().create_task(self._send(batch))
+            self._in_flight.add(sending)
+            sending.add_done_callback(self._sent)
 
-    def _come_back(self, trip: asyncio.Task[None]) -> None:
-        self._trips.discard(trip)
+    def _sent(self, sending: asyncio.Task[None]) -> None:
+        self._in_flight.discard(sending)
         if self._waiting and not self._due:
-            self._set_out()
+            self._send_waiting()
 
-    async def _trip(self, batch: list[tuple[Ask, asyncio.Future[SharedVerdict | None] | None]]) -> None:
+    async def _send(self, batch: list[tuple[Ask, asyncio.Future[SharedVerdict | None] | None]]) -> None:
         verdicts: list[SharedVerdict] | None = None
         try:
             async with asyncio.timeout(self._seconds):
                 verdicts = await self._call([ask for ask, _ in batch])
         except (RedisError, OSError, TimeoutError, msgspec.MsgspecError) as problem:
-            self._broke(problem)
+            self._note_down(problem)
         finally:
             for place, (_, future) in enumerate(batch):
                 if future is not None and not future.done():
@@ -182,24 +187,24 @@ class SharedCounts:
         told = msgspec.msgpack.encode((self._clock_ms(), self._replay_ms, self._limits, asks))
         try:
             answer = await self._redis.evalsha(_SHA, 0, told)
-        except NoScriptError:  # Redis was started anew, or its scripts were flushed
+        except NoScriptError:  # Redis was restarted, or its scripts were flushed
             answer = await self._redis.eval(_SCRIPT, 0, told)
         numbers = msgspec.msgpack.decode(answer, type=list[int])
         if len(numbers) != NUMBERS_PER_ASK * len(asks):
-            raise msgspec.DecodeError(f"{len(numbers)} numbers came for {len(asks)} requests")
+            raise msgspec.DecodeError(f"found {len(numbers)} numbers for {len(asks)} requests")
         rows = zip(*[iter(numbers)] * NUMBERS_PER_ASK, strict=True)
         return [SharedVerdict(address, reset, bool(ok), left, end) for address, reset, ok, left, end in rows]
 
-    def _broke(self, problem: Exception) -> None:
+    def _note_down(self, problem: Exception) -> None:
         if not self.is_up:
             return
         self.is_up = False
         self.failures += 1
         _log.warning("redis does not answer (%s); limits are not shared until it does", type(problem).__name__)
-        self._let_go()
+        self._answer_none()
         self._keep_probing()
 
-    def _let_go(self) -> None:
+    def _answer_none(self) -> None:
         waiting, self._waiting = self._waiting, []
         for _, future in waiting:
             if future is not None and not future.done():
@@ -217,8 +222,8 @@ class SharedCounts:
         _log.warning("redis answers again; limits are shared")
 
     async def _probe(self) -> None:
-        """Find out whether Redis does what it is asked for, writing included."""
-        with contextlib.suppress(RedisError, OSError, TimeoutError, msgspec.MsgspecError):  # still away, is_up says so
+        """Find out whether Redis answers, and accepts writes."""
+        with contextlib.suppress(RedisError, OSError, TimeoutError, msgspec.MsgspecError):  # is_up stays False
             async with asyncio.timeout(CONNECT_TIMES * self._seconds):
                 await self._call([_PROBE])
             self.is_up = True

@@ -1,9 +1,8 @@
 """
-What a trader signs, and whether the signature fits (rules R5, R6 and R9 of the v1 wire).
+The text that a trader signs, and its HMAC (rules R5, R6 and R9 of the v1 wire).
 
-The text to sign is the parameters without ``signature``, sorted by name in byte order, as
-``name=value`` joined with ``&``. Half of the clients put the values in as they are, half encode
-them as a form does before they sign, so where the two differ both are tried.
+The text is the parameters without ``signature``, sorted by name in byte order, as ``name=value`` joined with ``&``.
+Some clients sign the values as they are, others form-encode them first, so both texts are tried if they differ.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ _PLAIN = re.compile(r"[A-Za-z0-9._=&-]*", re.ASCII)
 
 class PreparedSecret:
     """
-    A secret as the two SHA-256 states that every HMAC with it begins from.
+    A secret as the two SHA-256 states that each HMAC with it begins with.
 
-    Hashing the padded secret anew would cost as much again as the whole rest of a signature.
+    Hashing the padded secret each time would double the cost of a signature.
     """
 
     __slots__ = ("_inner", "_outer")
@@ -39,7 +38,7 @@ class PreparedSecret:
     _outer: _Hash
 
     def __init__(self, secret: str) -> None:
-        """Prepare *secret*; the key of the HMAC is its text in UTF-8."""
+        """Prepare *secret*; the key of the HMAC is its UTF-8 text."""
         key = secret.encode()
         if len(key) > _BLOCK_BYTES:
             key = hashlib.sha256(key).digest()
@@ -59,24 +58,24 @@ class PreparedSecret:
         return outer.digest()
 
 
-#: Stands in for the secret of an access key that is not known, so that refusing it costs the same.
+#: Used for an unknown access key, so that refusing it takes as long as refusing a wrong signature.
 UNKNOWN_SECRET = PreparedSecret(secrets.token_hex(32))
 
 
 def texts_to_sign(pairs: Iterable[tuple[str, str]]) -> tuple[bytes, ...]:
     """
-    Return the one or two texts that a signature over *pairs* may be made of.
+    Return the one or two texts that a signature of *pairs* may cover.
 
     Args:
-        pairs: Names and values, decoded, without ``signature`` and without blank values. No name or
-            value holds ``&`` and no name ``=`` (rule R6), or two requests could sign to the same text.
+        pairs: Names and values, decoded, without ``signature`` and without blank values. No name or value contains
+            ``&`` and no name ``=`` (rule R6); otherwise two requests could have the same text.
 
     Returns:
-        The raw text, and the form-encoded one if a name or value has a character that encoding changes.
+        The raw text; and the form-encoded text, if encoding changes a character of a name or value.
     """
     ordered = sorted(pairs, key=_name_bytes)
     raw = "&".join([f"{name}={value}" for name, value in ordered])
-    # The only = that encoding leaves as they are stand between names and values, one in each pair.
+    # Encoding keeps only the = between a name and its value, of which each pair has one.
     if _PLAIN.fullmatch(raw) and raw.count("=") == len(ordered):
         return (raw.encode(),)
     encoded = "&".join(f"{quote_plus(name)}={quote_plus(value)}" for name, value in ordered)

@@ -1,4 +1,4 @@
-"""Operator tokens: random 256 bits, of which only the SHA-256 is kept."""
+"""Operator tokens: 256 random bits, of which only the SHA-256 is stored."""
 
 from __future__ import annotations
 
@@ -8,33 +8,70 @@ import secrets
 import threading
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from spotledger.errors import InvalidRequest, LastAdminToken, NotFound, ScopeMissing, StoreUnavailable, TokenRefused
-from spotledger.security.bounded import BoundedDict
-from spotledger.security.keys import TokenRecord, TokenRecords, checked_label
+from spotledger.security.access_keys import checked_label, checked_names
+from spotledger.security.bounded_dict import BoundedDict
 
 SCOPES = ("ledger:read", "ledger:write", "keys:write", "admin")
 TOKEN_BYTES = 32
 FINGERPRINT_DIGITS = 16
+#: Half the number of tokens that are kept in memory.
 TOKENS_GENERATION = 1_000
-#: Tokens that are read at a time.
+#: How many tokens are read at a time.
 TOKENS_PAGE = 1_000
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 _BEARER = re.compile(r"bearer +([!-~]+)", re.ASCII | re.IGNORECASE)
 
 
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """One operator token as it is stored: its SHA-256, never the token itself."""
+
+    token_id: str
+    digest: bytes = field(repr=False)
+    scopes: tuple[str, ...]
+    label: str
+    created_ms: int
+    revoked_ms: int | None = None
+
+
+class TokenRecords(Protocol):
+    """Where operator tokens are stored."""
+
+    def together(self) -> AbstractContextManager[object]:
+        """Read and write in one transaction for the length of a ``with`` block; other writes wait."""
+
+    def get(self, token_id: str) -> TokenRecord | None:
+        """Return the record of the token with this id, or None."""
+
+    def by_digest(self, digest: bytes) -> TokenRecord | None:
+        """Return the record of the token whose SHA-256 is *digest*, or None."""
+
+    def insert(self, record: TokenRecord) -> None:
+        """Store a new record."""
+
+    def list(self, after: str, limit: int) -> list[TokenRecord]:
+        """Return at most *limit* records after the id *after*, in order of their ids."""
+
+    def revoke(self, token_id: str, now_ms: int) -> bool:
+        """Mark the token as revoked at *now_ms*; return whether it existed and was not revoked before."""
+
+
 class Tokens:
-    """Make, revoke and check operator tokens. Revoking takes effect here at once; other processes have to `forget`."""
+    """Makes, revokes and checks operator tokens. Other processes have to `forget` a token that is revoked here."""
 
     def __init__(self, records: TokenRecords, clock_ms: Callable[[], int]) -> None:
         self._records = records
         self._clock_ms = clock_ms
         self._known: BoundedDict[bytes, TokenRecord] = BoundedDict(TOKENS_GENERATION)
-        # Held from reading a record to keeping it: one that was read before a revocation is not kept after that.
+        # Held from reading a record until it is in memory, so that a record read before a revocation is not kept.
         self._changing = threading.Lock()
-        #: Why no token may be looked up now, or None, as in `KeyRing.distrusted`.
+        #: Why no token is accepted now, or None; see `KeyRing.distrusted`.
         self.distrusted: str | None = None
 
     def create(self, scopes: Iterable[str], label: str = "", *, token: str | None = None) -> tuple[TokenRecord, str]:
@@ -42,19 +79,19 @@ class Tokens:
         Make a token with *scopes* and store its hash.
 
         Args:
-            scopes: Of `SCOPES`, at least one; ``admin`` stands for all.
+            scopes: At least one of `SCOPES`; ``admin`` includes all of them.
             label: At most 100 printable characters.
-            token: Use this text (64 hex digits), as one found in ``operator.token``, instead of a random one.
+            token: Use this token (64 hex digits), such as one from ``operator.token``, instead of a random one.
 
         Returns:
-            The record, and the token, which can't be had again.
+            The record and the token, which cannot be read again.
 
         Raises:
-            InvalidRequest: A scope is unknown, there is none, or *token* or *label* is of the wrong form.
+            InvalidRequest: A scope is unknown, there is none, or *token* or *label* is malformed.
         """
         text = secrets.token_hex(TOKEN_BYTES) if token is None else token
         if not _TOKEN.fullmatch(text):
-            raise InvalidRequest("token: give 64 hex digits.", field="token")
+            raise InvalidRequest("token: 64 hex digits would pass.", field="token")
         record = TokenRecord(
             token_id=str(uuid.uuid4()),
             digest=digest_of(text),
@@ -67,13 +104,13 @@ class Tokens:
 
     def check(self, header: str | None, scope: str) -> TokenRecord:
         """
-        Return the record of the token in *header* if it may do what *scope* stands for.
+        Return the record of the token in *header*, if it has *scope*.
 
         Args:
-            header: The value of ``Authorization``, or None where there is none.
+            header: The value of ``Authorization``, or None if it is missing.
 
         Raises:
-            TokenRefused: No bearer token, an unknown or a revoked one.
+            TokenRefused: There is no bearer token, or it is unknown or revoked.
             ScopeMissing: The token has neither *scope* nor ``admin``.
         """
         token = _bearer_token(header or "")
@@ -89,11 +126,11 @@ class Tokens:
         Return the record of *token*, revoked or not; None if it is unknown.
 
         Raises:
-            StoreUnavailable: It cannot be known now whether the token was revoked.
+            StoreUnavailable: Whether the token was revoked cannot be determined now.
         """
         if self.distrusted is not None:
             raise StoreUnavailable(self.distrusted)
-        # The look-up is by hash: how long it takes says nothing about the token.
+        # The look-up is by hash, so its duration says nothing about the token.
         digest = digest_of(token)
         with self._changing:
             record = self._known.get(digest)
@@ -104,23 +141,23 @@ class Tokens:
             return record
 
     def list(self, after: str = "", limit: int = 1000) -> list[TokenRecord]:
-        """Return at most *limit* records beyond the id *after*."""
+        """Return at most *limit* records after the id *after*."""
         return self._records.list(after, limit)
 
     def revoke(self, token_id: str) -> TokenRecord:
         """
-        Make the token stop working, at once and for ever, and return its record; doing it again changes nothing.
+        Revoke the token for ever, and return its record; revoking it again changes nothing.
 
         Raises:
             NotFound: There is no such token.
             LastAdminToken: No other token in use has the scope ``admin``.
         """
         try:
-            # Within one transaction, so that of the last two neither goes while the other is counted on.
+            # In one transaction, so that the last two admin tokens cannot both be revoked at the same time.
             with self._records.together():
                 record = self._records.get(token_id)
                 if record is None:
-                    raise NotFound("There is no such operator token; list them to see those that are.")
+                    raise NotFound("There is no such operator token; the list of tokens has those that exist.")
                 if record.revoked_ms is None:
                     if "admin" in record.scopes and not self._is_other_admin(token_id):
                         raise LastAdminToken
@@ -132,7 +169,7 @@ class Tokens:
         return record
 
     def _is_other_admin(self, token_id: str) -> bool:
-        """Say whether another token than *token_id* is in use and has the scope ``admin``."""
+        """Say whether a token other than *token_id* is in use and has the scope ``admin``."""
         page = self.list(limit=TOKENS_PAGE)
         while page:
             if any("admin" in it.scopes and it.revoked_ms is None and it.token_id != token_id for it in page):
@@ -141,34 +178,29 @@ class Tokens:
         return False
 
     def forget(self) -> None:
-        """Read each token from the store again before its next use: one may have been revoked elsewhere."""
+        """Read each token from the store again before its next use, because another process may have revoked it."""
         with self._changing:
             self._known.clear()
 
 
 def _bearer_token(header: str) -> str | None:
-    """Return the token in the value of ``Authorization``, or None where that has another form."""
-    if header.startswith("Bearer ") and header[7:].isalnum():  # as almost every client sends it
+    """Return the token in the value of ``Authorization``, or None if it is malformed."""
+    if header.startswith("Bearer ") and header[7:].isalnum():  # the usual form
         return header[7:]
     match = _BEARER.fullmatch(header.strip())
     return None if match is None else match[1]
 
 
 def digest_of(token: str) -> bytes:
-    """Return what is kept of *token*. Its 256 random bits need no slow hash."""
+    """Return the SHA-256 of *token*, which is what is stored; 256 random bits need no slow hash."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 def fingerprint_of(record: TokenRecord) -> str:
-    """Return the first 16 hex digits of the token's SHA-256: enough to tell which one a text is."""
+    """Return the first 16 hex digits of the token's SHA-256, enough to identify a token by."""
     return record.digest.hex()[:FINGERPRINT_DIGITS]
 
 
 def checked_scopes(scopes: Iterable[str]) -> tuple[str, ...]:
-    """Return *scopes* in the order of `SCOPES`, each once; raise InvalidRequest otherwise."""
-    asked = {scopes} if isinstance(scopes, str) else set(scopes)
-    unknown = sorted(str(name) for name in asked - set(SCOPES))
-    if unknown or not asked:
-        found = ", ".join(unknown) or "none"
-        raise InvalidRequest(f"scopes: found {found}; give one or more of {', '.join(SCOPES)}.", field="scopes")
-    return tuple(name for name in SCOPES if name in asked)
+    """Return *scopes* in the order of `SCOPES`, each once; raise InvalidRequest if one is unknown, or there is none."""
+    return checked_names(scopes, SCOPES, "scopes")

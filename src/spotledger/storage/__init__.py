@@ -1,5 +1,5 @@
 """
-Keep the journal and what is derived from it: one port, two stores, and what they share.
+Storage: the port that the ledger writes to, the two stores behind it, and the data folder.
 
-Open ``base.py`` first: the port. ``sqlite/store.py`` and ``postgres/store.py`` implement it.
+Open ``base.py`` first: it is the port. ``sqlite/`` and ``postgres/`` implement it.
 """

@@ -1,7 +1,7 @@
 """
-Access keys, operator tokens and the idempotency keys of their writes as rows: each statement once, for all stores.
+Access keys, operator tokens and the idempotency keys of writes about them, as rows of either store.
 
-Where a value stands in a statement there is a ``?``. What differs from store to store is in its tables.
+A ``?`` in a statement marks a value. What differs between the stores is left to the subclasses of `KeyTables`.
 """
 
 from __future__ import annotations
@@ -9,65 +9,63 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import fields
+from typing import Any, ClassVar, Generic, TypeVar
 
-from spotledger.security.keys import AccessKeyRecord, TokenRecord
+from spotledger.security.access_keys import AccessKeyRecord
+from spotledger.security.tokens import TokenRecord
 
-_COLUMNS_OF_KEYS = (
-    "accesskey, customer, permissions, label, addresses, sealed_secret, "
-    "created_ms, expires_ms, revoked_ms, last_used_ms"
-)
-_COLUMNS_OF_TOKENS = "token_id, digest, scopes, label, created_ms, revoked_ms"
+R = TypeVar("R", bound=AccessKeyRecord | TokenRecord)
 
 
 class KeyTables(ABC):
     """
     The tables of one store.
 
-    Each write is one synced transaction of its own; those inside ``with together():`` are one in all.
+    Each write is one synced transaction; all writes inside ``with together():`` are one transaction.
     """
 
     def __init__(self) -> None:
-        """Make what reads and writes them by records."""
-        self.access_keys = AccessKeyRows(self)
-        self.tokens = TokenRows(self)
+        """Set up access by records."""
+        self.access_keys = AccessKeyRows(self, AccessKeyRecord)
+        self.tokens = TokenRows(self, TokenRecord)
         self.kept_requests = KeptRequestRows(self)
 
     @abstractmethod
     def together(self) -> AbstractContextManager[Any]:
         """
-        Make all writes inside one transaction, which no other write comes between.
+        Make all writes of a ``with`` block one transaction, which excludes other writes.
 
-        All of them are done, or none when an exception leaves the block.
+        It commits at the end of the block, and rolls back when an exception leaves the block.
         """
 
     @abstractmethod
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Return all rows of a query; inside ``together`` it sees what was written there."""
+        """Return all rows of a query; inside ``together`` it sees the writes of the block."""
 
     @abstractmethod
     def write(self, sql: str, values: tuple[Any, ...]) -> int:
-        """Do one write; return how many rows it touched."""
+        """Run one write; return how many rows it changed."""
 
     @abstractmethod
     def revoke(self, table: str, column: str, name: str, now_ms: int) -> bool:
-        """Mark the row of *table* whose *column* is *name* as revoked; return whether it was there, and was not yet."""
+        """Mark the row of *table* whose *column* is *name* as revoked; return False if it was so or is not there."""
 
     @abstractmethod
     def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in one transaction; a time earlier than the stored one is ignored."""
+        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
 
     @abstractmethod
     def packed(self, texts: tuple[str, ...]) -> Any:
-        """Return *texts* as one value of a row."""
+        """Return *texts* as one value to store."""
 
     @abstractmethod
     def unpacked(self, value: Any) -> tuple[str, ...]:
-        """Return the texts that *value* of a row is."""
+        """Return the texts in the stored *value*."""
 
     @property
     def master_key_fingerprint(self) -> str | None:
-        """The mark of the master key that the secrets were sealed with; None before the first start."""
+        """The fingerprint of the master key that seals the secrets; None before the first start."""
         rows = self.rows("SELECT fingerprint FROM master_key_mark")
         return None if not rows else str(rows[0][0])
 
@@ -80,52 +78,65 @@ class KeyTables(ABC):
         )
 
 
-class AccessKeyRows:
-    """`AccessKeyRecords` in a store."""
+class _RecordRows(Generic[R]):
+    """Records of one kind as rows of one table; its columns are named like the fields of the record."""
 
-    def __init__(self, tables: KeyTables) -> None:
+    table: ClassVar[str]
+    #: The fields that hold a list of texts.
+    lists: ClassVar[frozenset[str]]
+
+    def __init__(self, tables: KeyTables, kind: type[R]) -> None:
         self._tables = tables
+        self._kind = kind
+        self._names = [field.name for field in fields(kind)]
+        self._select = f"SELECT {', '.join(self._names)} FROM {self.table} WHERE "
 
-    def get(self, accesskey: str) -> AccessKeyRecord | None:
-        """Return the record of *accesskey*."""
-        if not _may_be_a_name(accesskey):
-            return None
-        rows = self._tables.rows(f"SELECT {_COLUMNS_OF_KEYS} FROM access_keys WHERE accesskey = ?", (accesskey,))
+    def get(self, name: str) -> R | None:
+        """Return the record whose first field is *name*."""
+        return self._one(self._names[0], name) if _may_be_a_name(name) else None
+
+    def insert(self, record: R) -> None:
+        """Store a new record."""
+        values = ((name, getattr(record, name)) for name in self._names)
+        marks = ", ".join("?" for _ in self._names)
+        self._tables.write(
+            f"INSERT INTO {self.table} ({', '.join(self._names)}) VALUES ({marks})",
+            tuple(self._tables.packed(value) if name in self.lists else value for name, value in values),
+        )
+
+    def revoke(self, name: str, now_ms: int) -> bool:
+        """Mark the record as revoked at *now_ms*; return False if it was so or is not there."""
+        return self._tables.revoke(self.table, self._names[0], name, now_ms)
+
+    def _one(self, column: str, value: Any) -> R | None:
+        rows = self._tables.rows(f"{self._select}{column} = ?", (value,))
         return self._record(rows[0]) if rows else None
 
-    def insert(self, record: AccessKeyRecord) -> None:
-        """Store a new record."""
-        self._tables.write(
-            f"INSERT INTO access_keys ({_COLUMNS_OF_KEYS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                record.accesskey,
-                record.customer,
-                self._tables.packed(record.permissions),
-                record.label,
-                self._tables.packed(record.addresses),
-                record.sealed_secret,
-                record.created_ms,
-                record.expires_ms,
-                record.revoked_ms,
-                record.last_used_ms,
-            ),
-        )
+    def _page(self, after: str, limit: int, customer: str | None = None) -> list[R]:
+        """Return at most *limit* records after *after*, in the order of their first fields."""
+        name = self._names[0]
+        of_customer = "" if customer is None else "customer = ? AND "
+        query = f"{self._select}{of_customer}{name} > ? ORDER BY {name} LIMIT ?"
+        owner = () if customer is None else (customer,)
+        return [self._record(row) for row in self._tables.rows(query, (*owner, _position(after), limit))]
+
+    def _record(self, row: tuple[Any, ...]) -> R:
+        values: dict[str, Any] = dict(zip(self._names, row, strict=True))
+        return self._kind(**values | {name: self._tables.unpacked(values[name]) for name in self.lists})
+
+
+class AccessKeyRows(_RecordRows[AccessKeyRecord]):
+    """`AccessKeyRecords` in a store."""
+
+    table = "access_keys"
+    lists = frozenset({"permissions", "addresses"})
 
     def list(self, customer: str | None, after: str, limit: int) -> list[AccessKeyRecord]:
-        """Return at most *limit* records beyond the access key *after*, of *customer* or of all, in order."""
-        where, values = ("", ()) if customer is None else ("customer = ? AND ", (customer,))
-        rows = self._tables.rows(
-            f"SELECT {_COLUMNS_OF_KEYS} FROM access_keys WHERE {where}accesskey > ? ORDER BY accesskey LIMIT ?",
-            (*values, _position(after), limit),
-        )
-        return [self._record(row) for row in rows]
-
-    def revoke(self, accesskey: str, now_ms: int) -> bool:
-        """Mark *accesskey* as revoked at *now_ms*; return whether it was there and not yet revoked."""
-        return self._tables.revoke("access_keys", "accesskey", accesskey, now_ms)
+        """Return at most *limit* records after the access key *after*, of *customer* or of all, in order."""
+        return self._page(after, limit, customer)
 
     def replace(self, accesskey: str, record: AccessKeyRecord, now_ms: int) -> bool:
-        """Revoke *accesskey* and store *record*, both or neither; return whether that was done."""
+        """Revoke *accesskey* and store *record* in one transaction; return False, and do neither, if it was revoked."""
         with self._tables.together():
             if not self.revoke(accesskey, now_ms):
                 return False
@@ -133,83 +144,44 @@ class AccessKeyRows:
             return True
 
     def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in one transaction; a time earlier than the stored one is ignored."""
+        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
         self._tables.note_used(used)
 
-    def _record(self, row: tuple[Any, ...]) -> AccessKeyRecord:
-        accesskey, customer, permissions, label, addresses, *rest = row
-        unpacked = self._tables.unpacked
-        return AccessKeyRecord(accesskey, customer, unpacked(permissions), label, unpacked(addresses), *rest)
 
-
-class TokenRows:
+class TokenRows(_RecordRows[TokenRecord]):
     """`TokenRecords` in a store."""
 
-    def __init__(self, tables: KeyTables) -> None:
-        self._tables = tables
+    table = "operator_tokens"
+    lists = frozenset({"scopes"})
 
     def together(self) -> AbstractContextManager[object]:
-        """Make what is read and written inside one transaction, which no other write comes between."""
+        """Make all reads and writes of a ``with`` block one transaction, which excludes other writes."""
         return self._tables.together()
-
-    def get(self, token_id: str) -> TokenRecord | None:
-        """Return the record of the token with this id."""
-        if not _may_be_a_name(token_id):
-            return None
-        rows = self._tables.rows(f"SELECT {_COLUMNS_OF_TOKENS} FROM operator_tokens WHERE token_id = ?", (token_id,))
-        return self._record(rows[0]) if rows else None
 
     def by_digest(self, digest: bytes) -> TokenRecord | None:
         """Return the record of the token whose SHA-256 is *digest*."""
-        rows = self._tables.rows(f"SELECT {_COLUMNS_OF_TOKENS} FROM operator_tokens WHERE digest = ?", (digest,))
-        return self._record(rows[0]) if rows else None
-
-    def insert(self, record: TokenRecord) -> None:
-        """Store a new record."""
-        self._tables.write(
-            f"INSERT INTO operator_tokens ({_COLUMNS_OF_TOKENS}) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                record.token_id,
-                record.digest,
-                self._tables.packed(record.scopes),
-                record.label,
-                record.created_ms,
-                record.revoked_ms,
-            ),
-        )
+        return self._one("digest", digest)
 
     def list(self, after: str, limit: int) -> list[TokenRecord]:
-        """Return at most *limit* records beyond the id *after*, in order."""
-        rows = self._tables.rows(
-            f"SELECT {_COLUMNS_OF_TOKENS} FROM operator_tokens WHERE token_id > ? ORDER BY token_id LIMIT ?",
-            (_position(after), limit),
-        )
-        return [self._record(row) for row in rows]
-
-    def revoke(self, token_id: str, now_ms: int) -> bool:
-        """Mark the token as revoked at *now_ms*; return whether it was there and not yet revoked."""
-        return self._tables.revoke("operator_tokens", "token_id", token_id, now_ms)
-
-    def _record(self, row: tuple[Any, ...]) -> TokenRecord:
-        token_id, digest, scopes, label, created_ms, revoked_ms = row
-        return TokenRecord(token_id, digest, self._tables.unpacked(scopes), label, created_ms, revoked_ms)
+        """Return at most *limit* records after the id *after*, in order."""
+        return self._page(after, limit)
 
 
 class KeptRequestRows:
-    """The idempotency keys of writes that are not in the journal: those about access keys and tokens."""
+    """The idempotency keys of writes about access keys and tokens, which are not in the journal."""
 
     def __init__(self, tables: KeyTables) -> None:
         self._tables = tables
 
     def get(self, idempotency_key: str) -> tuple[str, str] | None:
-        """Return request and answer kept under *idempotency_key*, both as JSON text."""
+        """Return the request and the answer that were kept under *idempotency_key*, as JSON texts, or None."""
         rows = self._tables.rows(
             "SELECT request_json, answer_json FROM kept_key_requests WHERE idempotency_key = ?", (idempotency_key,)
         )
         return (str(rows[0][0]), str(rows[0][1])) if rows else None
 
     def keep(self, idempotency_key: str, request_json: str, answer_json: str) -> None:
-        """Keep request and answer; the answer holds no secret."""
+        """Keep a request and its answer, which must not contain a secret."""
         self._tables.write(
             "INSERT INTO kept_key_requests (idempotency_key, request_json, answer_json) VALUES (?, ?, ?)",
             (idempotency_key, request_json, answer_json),
@@ -217,10 +189,10 @@ class KeptRequestRows:
 
 
 def _may_be_a_name(text: str) -> bool:
-    """Say whether *text* can be an access key or the id of a token at all; not every store takes every text."""
+    """Return whether *text* can be an access key or a token id at all; PostgreSQL does not take every text."""
     return text.isascii() and "\0" not in text
 
 
 def _position(after: str) -> str:
-    """Return *after* as a text that every store takes, at the same place in the order of all names."""
+    """Return *after* as a text that every store takes and that sorts alike."""
     return after.replace("\0", "\1")

@@ -1,4 +1,4 @@
-"""Files that appear whole under their name, or not at all, and never in the place of another."""
+"""Files that appear under their name complete or not at all, and never replace another file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 
 from spotledger.errors import InvalidRequest, StoreUnavailable
 
-#: Ends the name of a file that is being written; what a killed process left under such a name is written over.
+#: The suffix of a file that is being written; one that a killed process left behind is overwritten.
 PARTIAL: Final = ".partial"
 
 _NO_LINKS: Final = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -22,18 +22,18 @@ _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 @contextlib.contextmanager
 def write_atomically(file: Path, what: str) -> Iterator[Path]:
     """
-    Give the path of an empty file beside *file*, to be filled in a ``with`` block; then it gets its name.
+    Yield the path of an empty file to fill in a ``with`` block, and name it *file* at the end.
 
-    Only its owner may read it. It is synced before it gets its name, and its folder afterwards. Where the block ends
-    with an exception, nothing is left.
+    Only its owner may read it. The file is synced before it is renamed, and its folder afterwards. If the block raises,
+    nothing is left.
 
     Args:
-        file: The name it is to have.
+        file: The final path.
         what: What is written, such as ``"backup"``, for messages.
 
     Raises:
-        InvalidRequest: There is a file of that name, or no folder for it.
-        StoreUnavailable: The disk is full, or answers with an error.
+        InvalidRequest: *file* exists, or its folder does not.
+        StoreUnavailable: The disk is full or fails.
     """
     check_new(file)
     partial = file.with_name(f".{file.name}{PARTIAL}")
@@ -45,7 +45,7 @@ def write_atomically(file: Path, what: str) -> Iterator[Path]:
         _name(partial, file)
         sync(file.parent)
     except OSError as problem:
-        raise _said(problem, file, what) from problem
+        raise _translate(problem, file, what) from problem
     finally:
         with contextlib.suppress(OSError):
             _remove(partial)
@@ -53,24 +53,24 @@ def write_atomically(file: Path, what: str) -> Iterator[Path]:
 
 def check_new(file: Path) -> None:
     """
-    Check that *file* can be made.
+    Check that *file* can be created.
 
     Raises:
-        InvalidRequest: There is a file of that name, or no folder for it.
+        InvalidRequest: *file* exists, or its folder does not.
     """
     if os.path.lexists(file):
-        raise InvalidRequest(f"{file} is there already; a name that is not taken would pass", field="file")
+        raise InvalidRequest(f"{file} is there already; another name would pass", field="file")
     if not file.parent.is_dir():
-        raise InvalidRequest(f"The folder {file.parent} is not there; make it, or name another one", field="file")
+        raise InvalidRequest(f"The folder {file.parent} does not exist; create it, or name another one", field="file")
 
 
 def move(source: Path, file: Path, what: str) -> None:
     """
-    Give the file *source* the name *file*, on another disk too; what it was called before is gone then.
+    Move *source* to *file*, which may be on another disk.
 
     Raises:
-        InvalidRequest: There is a file of that name, or no folder for it.
-        StoreUnavailable: The disk is full, or answers with an error; *source* is left.
+        InvalidRequest: *file* exists, or its folder does not.
+        StoreUnavailable: The disk is full or fails; *source* stays.
     """
     check_new(file)
     try:
@@ -83,7 +83,7 @@ def move(source: Path, file: Path, what: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring the file or folder at *path* to the disk."""
+    """Sync the file or folder at *path* to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -93,7 +93,7 @@ def sync(path: Path) -> None:
 
 def _name(partial: Path, file: Path) -> None:
     try:
-        os.link(partial, file)  # unlike a renaming, it never takes the place of another file
+        os.link(partial, file)  # unlike a rename, it never replaces another file
     except OSError as problem:
         if problem.errno not in _NO_LINKS:
             raise
@@ -102,15 +102,15 @@ def _name(partial: Path, file: Path) -> None:
 
 
 def _remove(partial: Path) -> None:
-    """Remove *partial*, and what a database may have left beside it."""
+    """Remove *partial* and the files that SQLite may have left beside it."""
     for ending in ("", "-journal", "-wal", "-shm"):
         partial.with_name(partial.name + ending).unlink(missing_ok=True)
 
 
-def _said(problem: OSError, file: Path, what: str) -> InvalidRequest | StoreUnavailable:
+def _translate(problem: OSError, file: Path, what: str) -> InvalidRequest | StoreUnavailable:
     if problem.errno in _FULL:
         return StoreUnavailable(f"the {what} could not be written to {file}: the disk is full; make room")
     if problem.errno in (errno.EEXIST, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS):
         reason = os.strerror(problem.errno)
-        return InvalidRequest(f"{file} cannot be made ({reason}); another name or folder would pass", field="file")
+        return InvalidRequest(f"{file} cannot be created ({reason}); another name or folder would pass", field="file")
     return StoreUnavailable(f"the {what} could not be written to {file}: {os.strerror(problem.errno or errno.EIO)}")

@@ -1,10 +1,10 @@
 """
-The port of the store: what the ledger asks of whatever remembers the journal.
+The port of the stores: what the ledger needs of whatever stores the journal.
 
-A write goes ``begin`` → ``load`` → (rules) → ``write`` → ``commit`` → ``publish``. Where the rules leave nothing to
-write it ends with ``leave`` instead, and with ``recover`` where a step failed. What was written becomes visible to
-reads at ``publish`` and not before. ``begin``, ``leave`` and ``commit`` wait for a disk or a server: they are steps
-(:mod:`spotledger.storage.steps`), which the library drives by blocking and the writer on the event loop.
+A write goes ``begin`` → ``load`` → (rules) → ``write`` → ``commit`` → ``publish``. It ends with ``leave`` instead if
+the rules decide nothing to write, and with ``recover`` if a step fails. Entries become visible to reads at ``publish``,
+not before. ``begin``, ``leave`` and ``commit`` wait for a disk or a server: they are steps
+(:mod:`spotledger.storage.steps`). The library drives them by blocking, the writer on the event loop.
 """
 
 from __future__ import annotations
@@ -19,61 +19,61 @@ from spotledger.storage.steps import Steps
 
 
 class Head(NamedTuple):
-    """The last entry that is durable: its ``seq`` (0 where there is none), hash and time in milliseconds."""
+    """The last durable entry: its ``seq`` (0 in an empty journal), hash and time in ms since 1970."""
 
     seq: int
     hash: bytes
     booked_ms: int
 
 
-#: The owner of a sum of the trial balance that stands for all customers.
+#: The owner, in a trial balance, of the sums of all customers.
 CUSTOMERS: Final = "customers"
 
 
 class Wanted(NamedTuple):
-    """What the rules will ask for of a group of operations, so that a store can look it all up at once."""
+    """What the rules will read for a group of operations, so that a store can look it all up at once."""
 
     #: The idempotency keys of the operations, and those by which holds are named.
     keys: Sequence[str]
     hold_keys: Sequence[str]
     holds: Collection[int]
-    #: The accounts that are named, the house's included; those of the holds come on top.
+    #: The accounts that are named, including house accounts; without those of the holds.
     accounts: Collection[Account]
-    #: The entries that are to be reversed.
+    #: The entries to reverse.
     entries: Collection[int]
 
 
 class TrialBalance(NamedTuple):
-    """What all customers together, and each house account, have of each coin after the entry *seq*, in units."""
+    """The balances of all customers together, and of each house account, by coin, in units after the entry *seq*."""
 
     seq: int
-    #: By owner (:data:`CUSTOMERS`, ``@external`` …; ``@receivable`` for all that owe) and coin.
+    #: By owner (:data:`CUSTOMERS`, ``@external`` …; ``@receivable`` for all debts) and coin.
     sums: Mapping[tuple[str, str], Balance]
 
 
 class AccountView(Protocol):
-    """One account as it stands at the head; the same object until it is dropped from memory."""
+    """One account at the head; the same object until it is dropped from memory."""
 
     @property
     def changed_seq(self) -> int:
-        """The last entry that touched the account; 0 where none did."""
+        """The last entry that changed the account; 0 if none did."""
 
     @property
     def balances(self) -> Mapping[str, Balance]:
-        """Balances in units of the coins that were ever touched, read-only; a changed one is another object."""
+        """Balances in units of all coins that the account ever had, read-only; a changed balance is a new object."""
 
     def balance(self, coin: str) -> Balance:
-        """Return the balance of *coin* in units; zero on both sides where it was never touched."""
+        """Return the balance of *coin* in units; zero on both sides if the account never had it."""
 
 
 class Store(Protocol):
-    """Remembers the journal, and what is derived from it."""
+    """Stores the journal and what is derived from it."""
 
     ledger_id: str
     epoch: int
     #: Access keys and operator tokens, which are not in the journal.
     key_tables: Any
-    #: Whether a write waits for a server: reads go on beside it then, and the store guards its own memory.
+    #: Whether a write waits for a server. Reads then go on meanwhile, and the store locks its own memory.
     remote: bool
 
     @property
@@ -82,96 +82,107 @@ class Store(Protocol):
 
     @property
     def coins(self) -> Mapping[str, Coin]:
-        """The listed coins by name, sorted; another object after each listing."""
+        """The listed coins by name, sorted; a new object after each listing."""
 
     def begin(self, wanted: Wanted) -> Steps[int | None]:
         """
-        Take the journal's turn: nobody else writes until it ends, and ``head`` is the last entry there is.
+        Take the journal's write lock, and bring ``head`` to the last entry.
+
+        Args:
+            wanted: What the rules will read.
 
         Returns:
-            The time in milliseconds by the clock that all writers of this journal share; None where there is one.
+            The time in ms since 1970 by the clock that all writers of the journal share; None if there is one writer.
         """
 
     def leave(self, *, repeated: bool) -> Steps[None]:
-        """Give the turn back with nothing written; *repeated*: kept results are answered, and have to be durable."""
+        """Release the write lock with nothing written; *repeated*: kept results are answered, and must be durable."""
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
-        """Return the ``seq`` of the entry of each key that is known."""
+        """Return the ``seq`` of the entry of each of *keys* that is known."""
 
     def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
-        """Bring into memory what the rules will ask for, in a few queries whatever the number."""
+        """Load what the rules will read, in a few queries however much it is."""
 
     def has_customer(self, customer: str) -> bool:
-        """Say whether *customer* is registered."""
+        """Return whether *customer* is registered."""
 
     def account(self, account: Account) -> AccountView:
-        """Return the account as it stands at the head."""
+        """Return the account at the head."""
 
     def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
-        """Return the balances of the account as they stood after the entry *seq*, at most the head's."""
+        """Return the balances of the account after the entry *seq*, which is at most the head."""
 
     def hold(self, hold_id: int) -> Hold | None:
-        """Return the hold as it stands at the head."""
+        """Return the hold at the head, or None."""
 
     def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
-        """Return holds of *customer* with ids above *after*, in order of their ids."""
+        """
+        Return holds of *customer* by id.
+
+        Args:
+            customer: The owner of the holds.
+            state: ``open``, ``closed``, or None for both.
+            after: Only holds with ids above it.
+            limit: The most holds to return.
+        """
 
     def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
-        """Return open holds of anybody that were opened at or before *before_ms*, in order of their ids."""
+        """Return at most *limit* open holds with ids above *after* that were opened up to *before_ms*, by id."""
 
     def trial_balance(self) -> TrialBalance:
-        """Add up all that is durable. Blocks; may run in another thread while others write."""
+        """Add up all durable balances. Blocks; may run in another thread beside writes."""
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
-        """Return ids of open holds whose time has come."""
+        """Return the ids of at most *limit* open holds that expire at or before *now_ms*."""
 
     def customers(self, after: str, limit: int) -> list[str]:
-        """Return customers in the order of their ids."""
+        """Return at most *limit* customers with ids above *after*, by id."""
 
     def entry(self, seq: int) -> Entry | None:
-        """Return one entry."""
+        """Return one entry, or None."""
 
     def entries(self, after_seq: int, limit: int) -> list[Entry]:
-        """Return entries in order."""
+        """Return at most *limit* durable entries after *after_seq*, in order."""
 
     def reversal_of(self, seq: int) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
 
     def seq_at(self, time_ms: int) -> int:
-        """Return the last entry booked at or before *time_ms*; 0 where there is none."""
+        """Return the last entry booked at or before *time_ms*; 0 if there is none."""
 
     def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
-        """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
+        """Return at most *limit* entries after *after_seq* that changed an account of *owners*, in order."""
 
     def check_write_lock(self) -> None:
         """
-        Make sure that what was looked up since :meth:`begin` is true still.
+        Check that the write lock is still held, so that what was read since :meth:`begin` is still true.
 
         Raises:
-            StoreUnavailable: Others have written since; what was decided on it means nothing.
+            StoreUnavailable: Others have written since; what was decided is void.
         """
 
     def write(self, entries: Sequence[Entry]) -> None:
         """
-        Append *entries*, which follow the head, or what was written since, without a gap; nothing is visible yet.
+        Append *entries*, which follow the head or the last write without a gap; they are not visible yet.
 
-        A group comes in several pieces; a store that is ``remote`` is busy with one while the next is decided.
+        A group comes in several pieces; a ``remote`` store writes one while the next is decided.
         """
 
     def commit(self) -> Steps[None]:
-        """Make what was written durable."""
+        """Make the written entries durable."""
 
     def try_writing(self) -> None:
-        """Write and sync something that means nothing; raises StoreUnavailable where that fails."""
+        """Write and sync something without a meaning; raises StoreUnavailable if that fails."""
 
     def publish(self, entries: Sequence[Entry]) -> None:
         """Make the committed *entries* visible."""
 
     def recover(self) -> None:
-        """Throw away what was written and all that memory holds, and build it again from the journal."""
+        """Roll back, and rebuild memory from the journal."""
 
     def copy_to(self, target: Path, progress: Callable[[int, int], None]) -> None:
-        """Copy all that is durable to the empty file *target*, in small steps, while others go on writing."""
+        """Copy all that is durable to the empty file *target*, in small steps beside writes."""
 
     def close(self) -> None:
-        """Let go of the journal."""
+        """Close the store."""

@@ -1,8 +1,8 @@
 """
 Entries as bytes: JSON with units as decimal text, and the hash that chains each entry to the one before it.
 
-Nothing stands there twice. A posting says by its place which of the entry's balances it is about: account and coin are
-there. The operation of a request is the entry's kind; its format is written from the second one on, and there is one.
+Nothing is stored twice. A posting refers by position to one of the entry's balances, which names account and coin. The
+operation of a request is the entry's kind. The format of a request is implied: so far there is only one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _INTEGER_LIMIT: Final = 2**63
 
 
 class StoredPosting(NamedTuple):
-    """A posting as it is stored: which of the entry's balances, from 0; the hold is left out where there is none."""
+    """A posting as it is stored: ``place`` is the position of its balance in the entry, from 0."""
 
     place: int
     side: str
@@ -48,16 +48,16 @@ class _Stored(msgspec.Struct, gc=False):
 
 
 _encode = msgspec.json.Encoder().encode
-# Not strict: the units stand in the journal as decimal text.
+# Not strict: units are stored as decimal text.
 _decode = msgspec.json.Decoder(_Stored, strict=False).decode
 
 
 def encode_entry(entry: Entry) -> bytes:
     """
-    Write *entry* as JSON; these bytes are stored and hashed, the same in every store.
+    Encode *entry* as JSON; both stores store and hash these bytes.
 
     Raises:
-        LedgerCorrupt: A posting is about a balance that the entry does not have, or its request is of another kind.
+        LedgerCorrupt: A posting has no balance in the entry, or the request is of another kind.
     """
     document: dict[str, Any] = {
         "seq": entry.seq,
@@ -93,10 +93,10 @@ def encode_entry(entry: Entry) -> bytes:
 
 def decode_entry(body: bytes | str) -> Entry:
     """
-    Read the bytes of an entry.
+    Decode an entry.
 
     Raises:
-        LedgerCorrupt: They are none.
+        LedgerCorrupt: *body* is not an entry.
     """
     try:
         stored = _decode(body)
@@ -121,10 +121,10 @@ def decode_entry(body: bytes | str) -> Entry:
 
 def postings_of(stored: Iterable[StoredPosting], balances: Sequence[BalanceAfter]) -> tuple[Posting, ...]:
     """
-    Return the postings of an entry with account and coin of each, from what is *stored* and the *balances* after it.
+    Return the postings of an entry, with account and coin of each taken from the *balances* after it.
 
     Raises:
-        LedgerCorrupt: One is about a balance that the entry does not have.
+        LedgerCorrupt: A posting has no balance in the entry.
     """
     postings = []
     count = len(balances)
@@ -137,7 +137,7 @@ def postings_of(stored: Iterable[StoredPosting], balances: Sequence[BalanceAfter
 
 
 def chain_hash(previous: bytes, body: bytes) -> bytes:
-    """Return the hash of the entry with this *body* that follows the entry with the hash *previous*."""
+    """Return the hash of the entry with this *body* that follows an entry with the hash *previous*."""
     return sha256(previous + body).digest()
 
 
@@ -147,17 +147,17 @@ def genesis_hash(ledger_id: str) -> bytes:
 
 
 def key_digest(key: str) -> bytes:
-    """Return the 128 bits by which sealed segments and the filter know an idempotency key."""
+    """Return the 128-bit digest that sealed segments and the filter store for an idempotency key."""
     return blake2b(key.encode(), digest_size=DIGEST_BYTES).digest()
 
 
 def column(units: int) -> int | str:
-    """Return *units* as SQLite can hold them: an integer of 64 bits, or decimal text."""
+    """Return *units* as SQLite can store them: a 64-bit integer, or decimal text if they do not fit."""
     return units if -_INTEGER_LIMIT <= units < _INTEGER_LIMIT else str(units)
 
 
 def pack_places(places: array[int]) -> bytes:
-    """Return places within a segment, 0 to 65,535, as the tables have them: two bytes each, the low one first."""
+    """Return positions within a segment, 0 to 65,535, as the tables store them: two bytes each, little-endian."""
     if sys.byteorder == "big":
         places = places[:]
         places.byteswap()
@@ -166,10 +166,10 @@ def pack_places(places: array[int]) -> bytes:
 
 def unpack_places(packed: bytes) -> array[int]:
     """
-    Return the places that :func:`pack_places` packed.
+    Return the positions that :func:`pack_places` packed.
 
     Raises:
-        LedgerCorrupt: They are none.
+        LedgerCorrupt: *packed* is of another form.
     """
     places = array("H")
     try:

@@ -1,17 +1,17 @@
 """
 The data folder: its files, and the lock of the one process that owns it.
 
-    DIR/                 mode 0700, made on the first start
+    DIR/                 mode 0700, created on the first start
       journal.db         the entries of the ledger: the truth
-      books.db           what is derived from them; made again where it is missing
-      keys.db            access keys (their secrets sealed) and tokens (their hashes)
+      books.db           what is derived from them; rebuilt if it is missing
+      keys.db            access keys (with sealed secrets) and tokens (as hashes)
       noted-head         the last acknowledged entry, so that a journal that lost its end is noticed
-      master.key         64 hex digits, mode 0600: opens the sealed secrets; never made where one is given otherwise
-      operator.token     mode 0600: the first operator token, with every scope; left alone once it exists
-      owner.lock         locked by the owner; its text, the note, says who the owner is and where it answers
+      master.key         64 hex digits, mode 0600: opens the sealed secrets; not created if one is given otherwise
+      operator.token     mode 0600: the first operator token, with every scope; never changed once it exists
+      owner.lock         locked by the owner; its content, the note, says who the owner is and where it listens
 
 The lock is an ``flock``. The system releases it when the process ends, however it ends, so a killed owner leaves
-nothing to clean up. The note counts only while the lock is held.
+nothing to clean up. The note is valid only while the lock is held.
 """
 
 from __future__ import annotations
@@ -31,37 +31,38 @@ from typing import Any, Final, NamedTuple
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, MasterKeyRefused
 from spotledger.security import cipher
 from spotledger.security.tokens import TOKEN_BYTES
+from spotledger.storage.atomic_file import sync
 
-#: What the name of every environment variable of the service begins with.
+#: The prefix of all environment variables of the service.
 VARIABLE_PREFIX: Final = "SPOTLEDGER_"
 LEDGER_FILE: Final = "journal.db"
 MASTER_KEY_FILE: Final = "master.key"
-TOKEN_FILE: Final = "operator.token"  # noqa: S105 - a name, no token
+TOKEN_FILE: Final = "operator.token"  # noqa: S105 - a name, not a token
 MASTER_KEY_VARIABLE: Final = f"{VARIABLE_PREFIX}MASTER_KEY"
 
 _TOKEN = re.compile(r"\A[0-9A-Fa-f]{64}\Z")
 LOCK_FILE = "owner.lock"
 NOTE_LIMIT_BYTES = 4096
-#: A reader of the note holds a shared lock for an instant; an owner-to-be tries again for this long.
+#: How long acquiring is retried: a reader of the note holds a shared lock for an instant.
 ACQUIRE_PATIENCE_SECONDS = 0.3
 ACQUIRE_PAUSE_SECONDS = 0.02
 
 _REASONS = {
-    errno.EACCES: "this process may not use it; give it the right to, or name another folder",
-    errno.EPERM: "this process may not use it; give it the right to, or name another folder",
-    errno.EROFS: "it is read-only; name a folder that can be written",
+    errno.EACCES: "this process may not use it; change its permissions, or name another folder",
+    errno.EPERM: "this process may not use it; change its permissions, or name another folder",
+    errno.EROFS: "it is read-only; name a folder that is writable",
     errno.ENOSPC: "its disk is full; make room, or name a folder on another disk",
-    errno.EDQUOT: "its disk quota is used up; make room, or name another folder",
-    errno.ENOTDIR: "it is not a folder; name one, or a path where one can be made",
-    errno.EEXIST: "it is not a folder; name one, or a path where one can be made",
-    errno.EISDIR: "a folder stands where a file of it should be",
-    errno.ELOOP: "its path is a circle of links",
+    errno.EDQUOT: "its disk quota is exhausted; make room, or name another folder",
+    errno.ENOTDIR: "it is not a folder; name a folder, or a path where one can be created",
+    errno.EEXIST: "it is not a folder; name a folder, or a path where one can be created",
+    errno.EISDIR: "it has a folder where a file should be",
+    errno.ELOOP: "its path is a loop of symbolic links",
     errno.ENAMETOOLONG: "its path is too long",
 }
 
 
 def unusable(path: Path, problem: OSError) -> DataFolderUnusable:
-    """Say in words why the data folder *path* cannot be used, from what the system answered."""
+    """Return the error that says why the data folder *path* cannot be used."""
     reason = _REASONS.get(problem.errno or 0) or os.strerror(problem.errno or errno.EIO)
     where = f" (at {problem.filename})" if problem.filename and str(problem.filename) != str(path) else ""
     return DataFolderUnusable(f"The data folder {path} cannot be used: {reason}{where}.", path=str(path))
@@ -69,10 +70,10 @@ def unusable(path: Path, problem: OSError) -> DataFolderUnusable:
 
 def make_folder(path: Path) -> None:
     """
-    Make the folder *path*, readable by its owner only, unless it is there.
+    Create the folder *path*, readable by its owner only, unless it exists.
 
     Raises:
-        DataFolderUnusable: There is something else at *path*, or it cannot be made.
+        DataFolderUnusable: There is something else at *path*, or it cannot be created.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -82,10 +83,10 @@ def make_folder(path: Path) -> None:
 
 def read_note(path: Path) -> str | None:
     """
-    Give the note of the process that owns the folder *path* now, or None where nobody does.
+    Return the note of the process that owns the folder *path*, or None if no process does.
 
     Raises:
-        DataFolderUnusable: The lock file is there but cannot be read.
+        DataFolderUnusable: The lock file exists but cannot be read.
     """
     try:
         descriptor = os.open(path / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
@@ -105,32 +106,41 @@ def read_note(path: Path) -> str | None:
         os.close(descriptor)
 
 
+def _facts_in(note: str) -> dict[str, Any]:
+    """Return *note* as a JSON object; an empty one if another program wrote it."""
+    with contextlib.suppress(ValueError):
+        found = json.loads(note)
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
 class FolderLock:
     """
-    The ownership of a data folder, for as long as it is held.
+    The lock of a data folder: its holder owns the folder.
 
-    A second lock on the same folder is refused, in this process as in any other.
+    Only one lock of a folder can be held, even within one process.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Name the folder; nothing is touched before :meth:`acquire`."""
+        """Prepare the lock of the folder *path*, and touch nothing yet."""
         self.path = Path(path)
         self._descriptor: int | None = None
 
     @property
     def held(self) -> bool:
-        """Whether the folder is owned through this object."""
+        """Whether this object holds the lock."""
         return self._descriptor is not None
 
     def acquire(self, note: str | None = None) -> None:
         """
-        Make the folder if it is not there, and own it.
+        Create the folder if it does not exist, and take its lock.
 
         Args:
-            note: A JSON object that says who the owner is; ``{"pid": …}`` where none is given.
+            note: A JSON object that says who the owner is; ``{"pid": …}`` if None.
 
         Raises:
-            DataFolderInUse: Another owner has it; the message names it.
+            DataFolderInUse: Another process holds the lock; the message names it.
             DataFolderUnusable: The folder is read-only, full, or not a folder.
         """
         make_folder(self.path)
@@ -163,30 +173,27 @@ class FolderLock:
 
     def _in_use(self, descriptor: int) -> DataFolderInUse:
         note = os.pread(descriptor, NOTE_LIMIT_BYTES, 0).decode("utf-8", "replace")
-        facts: dict[str, object] = {}
-        with contextlib.suppress(ValueError):
-            found = json.loads(note)
-            facts = found if isinstance(found, dict) else {}
+        facts = _facts_in(note)
         listening = facts.get("operator") or facts.get("public")
         who = f"process {facts['pid']}" if "pid" in facts else "another process"
         if listening:
-            who += f", which answers at {listening}"
+            who += f", which listens at {listening}"
         return DataFolderInUse(
-            f"The data folder {self.path} is owned by {who}. "
-            "Stop that process first, or name another folder with --data.",
+            f"The data folder {self.path} is owned by {who}. Stop that process, or name another folder with --data.",
             path=str(self.path),
             **{name: value for name, value in facts.items() if name in ("pid", "operator", "public")},
         )
 
     def write_note(self, note: str) -> None:
         """
-        Replace the note by *note*; only the owner may.
+        Replace the note; the lock has to be held.
 
         Raises:
+            RuntimeError: The lock is not held.
             DataFolderUnusable: The disk is full or read-only.
         """
         if self._descriptor is None:
-            raise RuntimeError("write_note needs a lock that is held; call acquire first")
+            raise RuntimeError("the lock is not held; call acquire first")
         data = note.encode()[:NOTE_LIMIT_BYTES]
         try:
             os.pwrite(self._descriptor, data, 0)
@@ -195,7 +202,7 @@ class FolderLock:
             raise unusable(self.path, problem) from None
 
     def release(self) -> None:
-        """Let go of the folder; nothing happens where it is not held."""
+        """Release the lock if it is held, and clear the note."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
@@ -205,39 +212,36 @@ class FolderLock:
 
 
 class Owner(NamedTuple):
-    """The process that owns a data folder, and where it answers; None where it does not listen."""
+    """The process that owns a data folder, and the URLs where it listens, or None."""
 
     pid: int
     public_url: str | None = None
     operator_url: str | None = None
 
     def note(self) -> str:
-        """Return the owner as the note in the lock file has it."""
+        """Return the owner as a note."""
         facts = {"pid": self.pid, "public": self.public_url, "operator": self.operator_url}
         return json.dumps({name: value for name, value in facts.items() if value is not None})
 
 
 def read_owner(folder: Path) -> Owner | None:
-    """Return who owns *folder* now, or None where nobody does; the note of another program counts as an owner."""
+    """Return the owner of *folder*, or None if it has none; the note of another program counts as an owner."""
     note = read_note(folder)
     if note is None:
         return None
-    facts: dict[str, Any] = {}
-    with contextlib.suppress(ValueError):
-        found = json.loads(note)
-        facts = found if isinstance(found, dict) else {}
+    facts = _facts_in(note)
     return Owner(int(facts.get("pid", 0)), facts.get("public"), facts.get("operator"))
 
 
 def write_secret_file(file: Path, text: str) -> None:
     """
-    Write *text* to the new file *file*, which only its owner may read from its first instant on.
+    Write *text* to the new file *file*, which only its owner may ever read.
 
-    It appears whole and synced, or not at all.
+    The file appears complete and synced, or not at all.
 
     Raises:
         DataFolderUnusable: The disk is full or read-only.
-        FileExistsError: There is a file already; it is left as it is.
+        FileExistsError: *file* exists; it is not changed.
     """
     if file.exists():
         raise FileExistsError(file)
@@ -250,19 +254,11 @@ def write_secret_file(file: Path, text: str) -> None:
             opened.flush()
             os.fsync(descriptor)
         beside.rename(file)
-        _sync_folder(file.parent)
+        sync(file.parent)
     except OSError as problem:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
         raise unusable(file.parent, problem) from None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str], *, may_make: bool) -> bytes:
@@ -273,10 +269,10 @@ def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str],
         folder: The data folder, which this process owns.
         file: The file that the setting ``master_key_file`` names, or None.
         environ: The environment.
-        may_make: Whether a new key may be made where there is none: only while no secret was sealed yet.
+        may_make: Whether a missing key may be created, which is right only while no secret is sealed.
 
     Raises:
-        MasterKeyRefused: There is none, it is malformed, or others may read its file.
+        MasterKeyRefused: There is no key, it is malformed, or others may read its file.
         DataFolderUnusable: A new key cannot be written.
     """
     if MASTER_KEY_VARIABLE in environ:
@@ -287,8 +283,8 @@ def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str],
     if not own.exists():
         if not may_make:
             raise MasterKeyRefused(
-                f"{own} is missing, and access keys are sealed with it. Put it back (all nodes of a fleet have "
-                f"the same one), or give it with {MASTER_KEY_VARIABLE} or --master-key-file."
+                f"{own} is missing, and access keys are sealed with it. Put it back (all nodes of a fleet use "
+                f"the same key), or give it with {MASTER_KEY_VARIABLE} or --master-key-file."
             )
         write_secret_file(own, secrets.token_hex(cipher.MASTER_KEY_BYTES))
     return cipher.load_master_key(own)
@@ -299,7 +295,7 @@ def read_token(file: Path) -> str:
     Return the operator token in *file*.
 
     Raises:
-        DataFolderUnusable: It cannot be read, or holds no token.
+        DataFolderUnusable: *file* cannot be read, or contains no token.
     """
     try:
         text = file.read_text(encoding="ascii", errors="replace").strip()
@@ -309,14 +305,14 @@ def read_token(file: Path) -> str:
         ) from None
     if not _TOKEN.match(text):
         raise DataFolderUnusable(
-            f"{file} holds no operator token; 64 hex digits would pass.",
+            f"{file} contains no operator token; 64 hex digits would pass.",
             path=str(file),
         )
     return text
 
 
 def first_token(folder: Path) -> str:
-    """Return the token in ``operator.token`` of *folder*; make the file where it is not there."""
+    """Return the token in ``operator.token`` of *folder*; create the file if it does not exist."""
     file = folder / TOKEN_FILE
     if not file.exists():
         write_secret_file(file, secrets.token_hex(TOKEN_BYTES))

@@ -1,4 +1,4 @@
-"""Keeping the garbage collector at rest while many objects are made that are no garbage."""
+"""Pausing the garbage collector while many objects are created that are not garbage."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ R = TypeVar("R")
 
 def gc_paused(function: Callable[P, R]) -> Callable[P, R]:
     """
-    Have *function* run without the collector, which would walk again and again over all that it makes.
+    Run *function* without the collector, which would traverse all that it creates again and again.
 
-    For functions that make no circles of objects: what they let go of is then freed at once without it.
+    For functions that create no reference cycles: without them, objects are freed at once anyway.
     """
 
     @wraps(function)
-    def at_rest(*args: P.args, **kwargs: P.kwargs) -> R:
+    def paused(*args: P.args, **kwargs: P.kwargs) -> R:
         if not gc.isenabled():
             return function(*args, **kwargs)
         gc.disable()
@@ -28,4 +28,4 @@ def gc_paused(function: Callable[P, R]) -> Callable[P, R]:
         finally:
             gc.enable()
 
-    return at_rest
+    return paused

@@ -1,10 +1,10 @@
 """
-The filter of known idempotency keys: says "never seen" of a new key without a look-up.
+The filter of known idempotency keys, which recognises most new keys without a look-up.
 
-A Bloom filter whose words are its blocks, in levels that double in size, so that it grows without being made again:
-level 0 covers the first 2 segments, level 1 the next 4, level 2 the next 8, and so on. Only sealed segments are in it.
-Bits are only ever set, so a page that was written half-way through a sealing still says the truth of the segments
-before; each page carries a checksum, and a level that is damaged or behind is filled again from the keys themselves.
+It is a Bloom filter whose blocks are 64-bit words, in levels that double in size, so that it grows without a rebuild:
+level 0 covers the first 2 segments, level 1 the next 4, level 2 the next 8, and so on. It covers sealed segments only.
+Bits are only ever set, so a page written halfway through a sealing is still right about earlier segments. Each page has
+a checksum, and a level that is damaged or behind is filled again from the keys.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ class Connection(Protocol):
 _WORD_BITS: Final = 64
 PAGE_WORDS: Final = 8192
 _FIRST_LEVEL_SEGMENTS: Final = 2
-#: A level is written to the file after each sixteenth of its segments; the rest is added again at the start.
+#: How often a level is written to the file while it fills; a start adds the segments since the last time again.
 _WRITES_A_LEVEL: Final = 16
 
 
 class Probe(NamedTuple):
-    """Where a key's bits are: a number that picks the word in each level, and its bits in that word."""
+    """The bits of a key: a number that selects the word in each level, and a mask for that word."""
 
     word: int
     bits: int
 
 
-#: Two bits of a word, by the twelve bits of a number that pick them.
+#: A mask of two bits for each value of the twelve bits that select them.
 _PAIRS: Final = [1 << (number & 63) | 1 << (number >> 6) for number in range(1 << 12)]
 
 
 def probe_of(digest: bytes) -> Probe:
-    """Return where the key with this digest has its bits."""
+    """Return the bits of the key with this digest."""
     h = int.from_bytes(digest[:8], "little")
     return Probe(h >> 30, _PAIRS[h & 4095] | _PAIRS[h >> 12 & 4095] | 1 << (h >> 24 & 63))
 
 
 class _Level:
-    """The filter of one run of segments, *first_segment* to *last_segment*."""
+    """The filter of the segments *first_segment* to *last_segment*."""
 
     __slots__ = ("covered_to", "first_segment", "last_segment", "number", "words", "written_to")
 
@@ -79,34 +79,34 @@ class IdempotencyFilter:
     """The filter in memory, and its pages in the ledger file."""
 
     def __init__(self, segment_entries: int) -> None:
-        """Start empty, for segments of *segment_entries* entries."""
+        """Create an empty filter for segments of *segment_entries* entries."""
         self._segment_entries = segment_entries
         self._levels: list[_Level] = []
-        #: What was found damaged or missing when the filter was loaded, in words.
-        self.mended: list[str] = []
+        #: What :meth:`load` found damaged and filled again, in words.
+        self.repairs: list[str] = []
 
     def segments_that_may_hold(self, probe: Probe) -> Iterator[int]:
-        """Give the segments, newest first, in which the key may be; none of a key that was never seen."""
+        """Yield the segments, newest first, that may have the key; none if it was never seen."""
         for level in reversed(self._levels):
             if level.may_hold(probe):
                 yield from range(level.covered_to, level.first_segment - 1, -1)
 
     def is_empty(self) -> bool:
-        """Say whether no segment is covered yet."""
+        """Return whether no segment is covered yet."""
         return not self._levels
 
     def add(self, segment: int, digests: Iterable[bytes]) -> None:
-        """Add keys of *segment*; none of it counts as covered until :meth:`write` is called."""
+        """Add keys of *segment*; it is not covered until :meth:`write` is called."""
         level = self._level_of(segment)
         for digest in digests:
             level.add(probe_of(digest))
 
     def cover(self, segment: int) -> None:
-        """Count *segment*, whose keys are all in, as covered."""
+        """Mark *segment*, whose keys are all in, as covered."""
         self._level_of(segment).covered_to = segment
 
     def write(self, connection: Connection, segment: int) -> Iterator[None]:
-        """Write the level of *segment*, whose keys are all in, page by page if it is time to; yields between pages."""
+        """Mark *segment* as covered and, if it is time, write its level; yields after each page."""
         level = self._level_of(segment)
         level.covered_to = segment
         if not level.wants_writing():
@@ -125,9 +125,9 @@ class IdempotencyFilter:
 
     def load(self, connection: Connection, sealed_segments: int, digests_of: Callable[[int], Iterable[bytes]]) -> None:
         """
-        Read the filter from the file, and add what it lacks of the *sealed_segments* from their keys (*digests_of*).
+        Read the filter from the file, and add the keys of those of the *sealed_segments* that it lacks (*digests_of*).
 
-        A level that is missing, damaged or ahead of the journal is made again; :attr:`mended` then says so.
+        A level that is damaged or ahead of the journal is filled again, and :attr:`repairs` says so.
         """
         last = sealed_segments - 1
         while last >= 0 and (not self._levels or self._levels[-1].last_segment < last):
@@ -160,7 +160,7 @@ class IdempotencyFilter:
         if sound and len(words) == len(level.words):
             level.words, level.covered_to, level.written_to = words, covered_to, covered_to
         else:
-            self.mended.append(f"level {level.number} of the filter of known keys was damaged and was made again")
+            self.repairs.append(f"level {level.number} of the filter of known keys was damaged and was filled again")
 
     def _level_of(self, segment: int) -> _Level:
         while not self._levels or self._levels[-1].last_segment < segment:
@@ -169,17 +169,17 @@ class IdempotencyFilter:
 
 
 def level_extent(number: int, segment_entries: int) -> tuple[int, int, int]:
-    """Return the first and the last segment that the level *number* covers, and how many words it has."""
+    """Return the first and the last segment of the level *number*, and its size in words."""
     segments = _FIRST_LEVEL_SEGMENTS << number
     first = segments - _FIRST_LEVEL_SEGMENTS
     return first, first + segments - 1, max(1, segments * segment_entries * BITS_PER_KEY // _WORD_BITS)
 
 
 def page_checksum(level: int, page: int, bits: bytes) -> bytes:
-    """Return the checksum that is kept beside a page's bits."""
+    """Return the checksum that is stored with a page."""
     return blake2b(bits, digest_size=8, salt=level.to_bytes(8, "little") + page.to_bytes(8, "little")).digest()
 
 
 def level_checksum(level: int, covered_to: int) -> bytes:
-    """Return the checksum that is kept beside how far a level covers."""
+    """Return the checksum that is stored with the extent of a level."""
     return blake2b(f"level {level} covers {covered_to}".encode(), digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""Reading a journal in order, beside whoever writes to it, whatever store it is in."""
+"""Reading the journal of either store in order, beside its writers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from spotledger.errors import InvalidRequest, LedgerCorrupt
 from spotledger.storage.base import Head
 from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash
 
-#: Entries read in one transaction. A longer one would be in the way of whoever tidies up behind the writers.
+#: Entries read in one transaction; a longer one would hold up checkpoints and vacuuming.
 PAGE_ENTRIES: Final = 2_000
 
 
 class JournalRow(NamedTuple):
-    """One entry as it is stored: its position, the bytes that are hashed, and its hash."""
+    """One entry as it is stored: its ``seq``, the bytes that are hashed, and its hash."""
 
     seq: int
     body: bytes
@@ -26,10 +26,9 @@ class JournalRow(NamedTuple):
 
 class JournalReader(ABC):
     """
-    The journal of one ledger, up to the head as it was when the reader was made.
+    The journal of one ledger, up to the head at the time when the reader was created.
 
-    Entries are never changed once they are there, so many short transactions read the same as one long one. The chain
-    of hashes is checked on the way.
+    Entries never change, so many short transactions read the same as a long one. The hash chain is checked on the way.
     """
 
     ledger_id: str
@@ -37,26 +36,26 @@ class JournalReader(ABC):
     head: Head
 
     def __enter__(self) -> Self:
-        """Return the reader itself, to be closed at the end of a ``with`` block."""
+        """Return the reader; the end of the ``with`` block closes it."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let go of the store."""
+        """Close the reader."""
         self.close()
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the store."""
+        """Close the connection to the store."""
 
     def rows(self, after_seq: int = 0) -> Iterator[JournalRow]:
         """
-        Give the entries after *after_seq* in order, without gaps, up to the head.
+        Yield the entries after *after_seq* in order, without gaps, up to the head.
 
         Raises:
             InvalidRequest: *after_seq* is beyond the head.
-            LedgerCorrupt: An entry is missing, or the chain of hashes is broken.
+            LedgerCorrupt: An entry is missing, or the hash chain is broken.
         """
         if not 0 <= after_seq <= self.head.seq:
             raise InvalidRequest(
@@ -72,10 +71,10 @@ class JournalReader(ABC):
                     raise LedgerCorrupt(f"the journal's chain is broken at entry {seq}")
                 yield row
         if previous != self.head.hash:
-            raise LedgerCorrupt(f"the hash of entry {seq}, the last, is not the one that the head has")
+            raise LedgerCorrupt(f"the hash of the last entry, {seq}, is not that of the head")
 
     def scales(self, up_to_seq: int) -> dict[str, int]:
-        """Return the decimals of the coins that were listed up to the entry *up_to_seq*, from their entries."""
+        """Return the scales of the coins listed up to the entry *up_to_seq*, from their entries."""
         return {
             entry.request["coin"]: entry.request["scale"]
             for entry in map(decode_entry, self._listings(up_to_seq))
@@ -83,14 +82,14 @@ class JournalReader(ABC):
         }
 
     def _page(self, after_seq: int) -> list[JournalRow]:
-        """Return the entries beyond *after_seq*, at least one and `PAGE_ENTRIES` at the most."""
+        """Return the entries after *after_seq*: at least one, at most `PAGE_ENTRIES`."""
         found = self._read_page(after_seq)
         if not found:
             raise LedgerCorrupt(f"entry {after_seq + 1} is missing from the journal")
         return found
 
     def _link(self, seq: int) -> bytes:
-        """Return the hash that the one of the entry after *seq* is made of."""
+        """Return the hash that the entry after *seq* is chained to."""
         if seq == 0:
             return genesis_hash(self.ledger_id)
         found = self._read_hash(seq)
@@ -100,12 +99,12 @@ class JournalReader(ABC):
 
     @abstractmethod
     def _read_page(self, after_seq: int) -> list[JournalRow]:
-        """Read up to `PAGE_ENTRIES` entries beyond *after_seq*, none beyond the head."""
+        """Read at most `PAGE_ENTRIES` entries after *after_seq*, none after the head."""
 
     @abstractmethod
     def _read_hash(self, seq: int) -> bytes | None:
-        """Read the hash of the entry *seq*."""
+        """Read the hash of the entry *seq*, or None."""
 
     @abstractmethod
     def _listings(self, up_to_seq: int) -> list[bytes]:
-        """Read the bodies of all entries up to *up_to_seq* that list a coin, and perhaps of some others."""
+        """Read the bodies of all entries up to *up_to_seq* that list a coin; others may be among them."""

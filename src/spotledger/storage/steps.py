@@ -1,8 +1,8 @@
 """
-Steps: work that has to wait for a disk or a server, written once for whoever blocks and for an event loop.
+Steps: work that waits for a disk or a server, written once for blocking callers and for the event loop.
 
-The work is a generator. It yields what it waits for and is sent what came of it; who drives it does the waiting:
-:func:`drive` blocks, :func:`drive_on_loop` lets the other tasks of the loop go on meanwhile.
+The work is a generator. It yields what it waits for and receives the result. A driver does the waiting: :func:`drive`
+blocks, :func:`drive_on_loop` lets other tasks of the loop run.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ T = TypeVar("T")
 
 
 class Readiness(NamedTuple):
-    """A wait until a socket has something to read, or takes more where asked for; answered with False if too late."""
+    """A wait until a socket is readable, or writable if asked for; its result is False if it timed out."""
 
     socket: int
     or_writable: bool
-    #: A time of the clock :func:`time.monotonic`, in seconds.
+    #: The deadline, in seconds of :func:`time.monotonic`.
     until: float
 
 
-#: What is waited for: a socket; a call that blocks, answered with what it returns; or, None, anybody else's turn.
+#: What is waited for: a socket; a blocking call, whose result is sent back; or None, to let other tasks run.
 Step: TypeAlias = Readiness | Callable[[], Any] | None
-#: Work that is done in steps, and what it returns at its end.
+#: Work that is done in steps, and returns a value.
 Steps: TypeAlias = Generator[Step, Any, T]
 
 
 def at_once(value: T) -> Steps[T]:
-    """Give work that has nothing to wait for and returns *value*."""
+    """Return work that waits for nothing and returns *value*."""
     return value
-    yield  # what makes it a generator
+    yield  # makes it a generator
 
 
 def drive(steps: Steps[T]) -> T:
-    """Do *steps* to the end, and block where they wait."""
+    """Run *steps* to the end; block while they wait."""
     answer: Any = None
     failed: BaseException | None = None
     while True:
@@ -54,7 +54,7 @@ def drive(steps: Steps[T]) -> T:
                 answer = _is_ready(step)
             elif step is not None:
                 answer = step()
-        except BaseException as error:  # noqa: BLE001 - the steps are told, whatever it is
+        except BaseException as error:  # noqa: BLE001 - any error is thrown into the steps
             failed = error
 
 
@@ -67,9 +67,9 @@ def _is_ready(wait: Readiness) -> bool:
 
 async def drive_on_loop(steps: Steps[T], executor: Executor) -> T:
     """
-    Do *steps* to the end, and let the loop go on where they wait; what blocks is called in *executor*.
+    Run *steps* to the end; other tasks of the loop run while they wait, and blocking calls run in *executor*.
 
-    A step under way is waited for even if the task is cancelled: the steps have a connection, and end with it in order.
+    Cancelling the task does not interrupt a step: the steps must leave their connection in order.
     """
     answer: Any = None
     failed: BaseException | None = None
@@ -86,20 +86,20 @@ async def drive_on_loop(steps: Steps[T], executor: Executor) -> T:
                 answer = await call_in(executor, step)
             else:
                 await _next_iteration()
-        except BaseException as error:  # noqa: BLE001 - the steps are told, whatever it is
+        except BaseException as error:  # noqa: BLE001 - any error is thrown into the steps
             failed = error
 
 
 async def call_in(executor: Executor, call: Callable[[], T]) -> T:
-    """Do *call* in *executor*, and wait for it even if cancelled meanwhile."""
+    """Run *call* in *executor*, and wait for it even if cancelled."""
     return await _awaited(asyncio.get_running_loop().run_in_executor(executor, call))
 
 
 async def _next_iteration() -> None:
     loop = asyncio.get_running_loop()
-    turned: asyncio.Future[bool] = loop.create_future()
-    loop.call_soon(_settle, turned, True)
-    await _awaited(turned)
+    passed: asyncio.Future[bool] = loop.create_future()
+    loop.call_soon(_settle, passed, True)
+    await _awaited(passed)
 
 
 async def _is_ready_on_loop(wait: Readiness) -> bool:
@@ -124,7 +124,7 @@ def _settle(ready: asyncio.Future[bool], is_ready: bool) -> None:
 
 
 async def _awaited(future: asyncio.Future[T]) -> T:
-    """Wait for *future* even if cancelled meanwhile; the task still knows that it was."""
+    """Wait for *future* even if cancelled; ``Task.cancelling`` still counts the cancellation."""
     while not future.done():
         with suppress(asyncio.CancelledError):
             await asyncio.shield(future)

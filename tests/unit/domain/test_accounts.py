@@ -1,4 +1,4 @@
-"""Names of customers, coins and accounts: what passes, and the much more that does not."""
+"""Names of customers, coins and accounts: what is accepted and what is refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_TEXTS = [None, 1, 1.0, True, b"btc", ["btc"], ("btc",), object()]
 
 
 def refused(check: Callable[..., Any], value: object) -> None:
-    """Assert that *check* refuses *value*, names the field that it is told, and keeps its message short."""
+    """Assert that *check* refuses *value*, names the given field, and keeps its message short."""
     with pytest.raises(InvalidRequest, match="would pass") as error:
         check(value, "somewhere")
     assert error.value.details == {"field": "somewhere"}
@@ -38,7 +38,7 @@ def refused(check: Callable[..., Any], value: object) -> None:
 
 @pytest.mark.parametrize("name", ["a", "A-1_b.c", "0", "-", "_", "a" * 64, "...", "..a", "null"])
 def test_customer_of_allowed_characters_passes(name: str) -> None:
-    """1 to 64 letters, digits, points, lines and strokes name a customer."""
+    """1 to 64 letters, digits, points, underscores and hyphens name a customer."""
     assert check_customer(name) == name
 
 
@@ -47,13 +47,13 @@ def test_customer_of_allowed_characters_passes(name: str) -> None:
     ["", ".", "..", "a" * 65, "a b", " a", "a\n", "a\x00", "@external", "a@b", "a/b", "ä", "１", "a:b", "~", *NO_TEXTS],
 )
 def test_customer_of_other_characters_is_refused(name: object) -> None:
-    """Everything else is refused: the house's names, paths, blanks, line ends and letters beyond ASCII too."""
+    """Everything else is refused, also house names, paths, blanks, line ends and non-ASCII letters."""
     refused(check_customer, name)
 
 
 @pytest.mark.parametrize("name", ["b", "btc", "1inch", "0", "a" * 20])
 def test_coin_of_small_letters_and_digits_passes(name: str) -> None:
-    """1 to 20 small letters and digits name a coin."""
+    """1 to 20 lower-case letters and digits name a coin."""
     assert check_coin(name) == name
 
 
@@ -61,7 +61,7 @@ def test_coin_of_small_letters_and_digits_passes(name: str) -> None:
     "name", ["", "BTC", "bTc", "a" * 21, "usd-t", "usd_t", "btc\n", " btc", "ß", "x" * 9999, *NO_TEXTS]
 )
 def test_coin_of_other_characters_is_refused(name: object) -> None:
-    """Capitals and everything else are refused, not folded."""
+    """Capitals and everything else are refused, not converted."""
     refused(check_coin, name)
 
 
@@ -78,7 +78,7 @@ def test_scale_of_another_kind_is_refused(scale: object) -> None:
 
 
 def test_account_kinds_are_the_three_of_the_wire() -> None:
-    """wallet, spot and fiat pass; the house's kind, numbers and anything else do not."""
+    """wallet, spot and fiat pass; the house's kind, numbers and everything else do not."""
     assert [check_account_kind(kind) for kind in ACCOUNT_IDS] == ["wallet", "spot", "fiat"]
     assert list(ACCOUNT_IDS.values()) == [1, 2, 3]
     for kind in ("house", "Spot", "spot ", "", 2, None, True, ["spot"]):
@@ -100,5 +100,5 @@ def test_house_accounts_cannot_be_named_by_customers() -> None:
 
 
 def test_zero_is_nothing_on_both_sides() -> None:
-    """The balance of what was never touched is zero and zero."""
+    """A balance that was never touched is zero on both sides."""
     assert Balance(0, 0) == ZERO

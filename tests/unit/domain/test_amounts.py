@@ -1,4 +1,4 @@
-"""Amounts: the decimal texts that are read, the many that are refused, and how units are written."""
+"""Amounts: which decimal texts are accepted and refused, and how units are formatted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_parse_amount_of_a_plain_decimal_is_exact(text: str, scale: int, units: 
     ],
 )
 def test_amount_that_is_no_plain_decimal_is_refused(text: str) -> None:
-    """Zero, signs, exponents, words, blanks, foreign digits and endless texts are each refused, shortly."""
+    """Zero, signs, exponents, words, blanks, foreign digits and very long texts are refused with a short message."""
     for read in (check_amount, lambda value: parse_amount(value, 18)):
         with pytest.raises(InvalidAmount) as refused:
             read(text)
@@ -54,7 +54,7 @@ def test_amount_that_is_no_plain_decimal_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("value", [1, 1.5, 0, True, False, None, Decimal("1"), b"1", ["1"], {"1"}, float("nan")])
 def test_amount_that_is_no_text_is_refused(value: Any) -> None:
-    """A number, even an exact one, is no amount: JSON numbers lose digits."""
+    """A number is not an amount, even an exact one: JSON numbers lose digits."""
     with pytest.raises(InvalidAmount, match=type(value).__name__):
         check_amount(value)
 
@@ -96,7 +96,7 @@ def test_parse_amount_of_too_many_units_is_refused(text: str, scale: int) -> Non
     ],
 )
 def test_format_amount_is_a_plain_decimal(units: int, scale: int, least: int, text: str) -> None:
-    """Units are written without an exponent, with at least so many decimals, and no zeros that say nothing."""
+    """Units are formatted without an exponent, with at least the given decimals and no trailing zeros after them."""
     assert format_amount(units, scale, least) == text
 
 
@@ -105,5 +105,5 @@ def test_format_amount_is_a_plain_decimal(units: int, scale: int, least: int, te
     [("1", "1"), ("10", "10"), ("100", "100"), ("1.0", "1"), ("1.50", "1.5"), ("0.10", "0.1"), ("10.010", "10.01")],
 )
 def test_normal_amount_drops_only_zeros_that_say_nothing(text: str, normal: str) -> None:
-    """Two texts of one number have one normal form, and a whole number keeps its zeros."""
+    """Two texts of one number have the same normal form, and a whole number keeps its zeros."""
     assert normal_amount(text) == normal

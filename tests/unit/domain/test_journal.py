@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from spotledger.domain.accounts import EXTERNAL, Account
+from spotledger.domain.accounts import EXTERNAL, Account, Coin
+from spotledger.domain.books import Subject
 from spotledger.domain.journal import (
     BalanceAfter,
     Entry,
     Hold,
     HoldAfter,
     Posting,
-    canonical_request,
-    differing_field,
     opened_hold,
 )
 from spotledger.domain.operations import (
@@ -29,10 +28,12 @@ from spotledger.domain.operations import (
     Unfreeze,
     Withdraw,
 )
+from spotledger.domain.rules import differing_field, request_of
 
 ANN = Account("ann", "spot")
 SCALE = 8
 UNITS = 150_000_000
+BTC = Coin("btc", SCALE)
 
 LIST = ListCoin("k", "btc", 8)
 REGISTER = RegisterCustomer("k", "ann")
@@ -50,7 +51,7 @@ ALL = [LIST, REGISTER, DEPOSIT, FREEZE, UNFREEZE, UNFREEZE_ALL, UNFREEZE_BY_KEY,
 def kept_of(operation: Any, known: bool = True) -> dict[str, Any]:
     """Return what the journal keeps of *operation*, its coin known or not."""
     has_amount = getattr(operation, "amount", None) is not None
-    return canonical_request(operation, UNITS if known and has_amount else None, "btc" if known else None)
+    return request_of(operation, Subject(BTC, UNITS if has_amount else None) if known else Subject())
 
 
 def difference(kept: dict[str, Any], operation: Any) -> str | None:
@@ -100,12 +101,12 @@ def difference(kept: dict[str, Any], operation: Any) -> str | None:
     ],
 )
 def test_canonical_request_has_defaults_and_units_and_no_absent_fields(operation: Any, kept: dict[str, Any]) -> None:
-    """Defaults are filled in, amounts are units, what was left out is left out, and the form has a version."""
+    """Defaults are filled in, amounts are units, absent fields stay absent, and the form has a version."""
     assert kept_of(operation) == {"format": 1, **kept}
 
 
 def test_canonical_request_of_an_unknown_coin_keeps_the_amount_as_text() -> None:
-    """Without a scale there are no units: the amount is kept in its one normal form."""
+    """Without a scale there are no units: the amount is kept in its normal form."""
     kept = kept_of(Deposit("k", "ann", "nix", "1.50"), known=False)
     assert kept["amount"] == "1.5"
     assert "units" not in kept
@@ -117,14 +118,14 @@ def test_canonical_request_of_an_unknown_coin_keeps_the_amount_as_text() -> None
 @pytest.mark.parametrize("operation", ALL)
 @pytest.mark.parametrize("known", [True, False])
 def test_same_request_again_differs_in_nothing(operation: Any, known: bool) -> None:
-    """Every operation is the same as itself, whether its coin was known when it was kept or is known only now."""
+    """Every operation equals its kept request, whether or not its coin was known when it was kept."""
     assert difference(kept_of(operation, known), operation) is None
 
 
 @pytest.mark.parametrize("operation", ALL)
 @pytest.mark.parametrize("other", ALL)
 def test_any_other_operation_under_the_key_differs(operation: Any, other: Any) -> None:
-    """No two different operations are taken for the same, in either order, and some field is named."""
+    """Two different operations always differ, in either order, and a field is named."""
     named = difference(kept_of(operation), other)
     assert (named is None) == (operation == other)
     if type(operation) is not type(other):
@@ -173,7 +174,7 @@ CHANGES: list[tuple[Any, str, Any, str]] = [
 def test_request_that_differs_in_one_field_is_told_which(
     operation: Any, field: str, value: Any, named: str, known: bool
 ) -> None:
-    """Each field of each operation counts, left out or given, and is named; the same the other way round."""
+    """A difference in any field of any operation is named, in either order, also if the field is absent in one."""
     changed = dataclasses.replace(operation, **{field: value})
     assert difference(kept_of(operation, known), changed) == named
     if field != "amount":
@@ -181,7 +182,7 @@ def test_request_that_differs_in_one_field_is_told_which(
 
 
 def test_withdraw_from_a_hold_and_at_once_are_not_the_same() -> None:
-    """Out of a hold of ann's bitcoin is another request than out of ann's bitcoin, in both orders."""
+    """A withdrawal out of a hold differs from one out of the same customer's available, in either order."""
     assert difference(kept_of(WITHDRAW), WITHDRAW_HOLD) == "hold"
     assert difference(kept_of(WITHDRAW_HOLD), WITHDRAW) == "customer"
     for kept, again in ((WITHDRAW, WITHDRAW_HOLD), (WITHDRAW_HOLD, WITHDRAW)):
@@ -191,13 +192,13 @@ def test_withdraw_from_a_hold_and_at_once_are_not_the_same() -> None:
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("amount", ["1.5", "1.50", "1.50000000"])
 def test_amount_written_otherwise_is_the_same(known: bool, amount: str) -> None:
-    """One number is one amount, however many zeros it is written with."""
+    """Trailing zeros make no difference to an amount."""
     assert difference(kept_of(DEPOSIT, known), dataclasses.replace(DEPOSIT, amount=amount)) is None
 
 
 @pytest.mark.parametrize("amount", ["1.500000000", "1.500000001", "9" * 38])
 def test_amount_that_could_never_have_passed_is_another(amount: str) -> None:
-    """What does not fit the coin's scale or the limit is a conflict under a known key, not an error of another kind."""
+    """Under a known key, an amount that does not fit the coin or the limit is a conflict, not another error."""
     assert difference(kept_of(DEPOSIT), dataclasses.replace(DEPOSIT, amount=amount)) == "amount"
 
 
@@ -230,7 +231,7 @@ def test_opened_hold_is_what_the_freeze_says() -> None:
 
 
 def test_hold_closes_when_nothing_remains_and_not_before() -> None:
-    """A part leaves it open; the last unit closes it, by the entry that took it."""
+    """Using a part leaves a hold open; using the last unit closes it at that entry."""
     hold = Hold(9, ANN, "btc", 5, 5, None, None, 1)
     part = hold.after(1, 10)
     assert (part.remaining, part.state, part.closed_seq) == (1, "open", None)
@@ -239,7 +240,7 @@ def test_hold_closes_when_nothing_remains_and_not_before() -> None:
 
 
 def test_posting_balances_are_worked_back_from_the_end() -> None:
-    """The balance after each line is that of its side at that line, also where one side is touched twice."""
+    """The balance after each posting is that of its side then, also if one side is touched twice."""
     assert freeze_entry().posting_balances() == [5, UNITS + 3]
     entry = freeze_entry(
         postings=(

@@ -1,4 +1,4 @@
-"""Operations: what their form demands, field by field, before any book is opened."""
+"""Operations: the checks of their form, field by field."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ FIELDS = [
 
 @pytest.mark.parametrize(("maker", "field"), FIELDS)
 def test_operation_with_a_field_of_wrong_form_is_refused(maker: str, field: str) -> None:
-    """Each field of each operation is checked when it is made; the refusal names the field and is not kept."""
+    """Each field of an operation is checked when it is created; the refusal names the field and is not kept."""
     for value in BAD[field]:
         if maker == "unfreeze" and field == "amount" and value is None:
             continue
@@ -75,7 +75,7 @@ def test_operation_with_a_field_of_wrong_form_is_refused(maker: str, field: str)
 
 @pytest.mark.parametrize("maker", MAKERS)
 def test_operation_of_right_form_is_made_and_frozen(maker: str) -> None:
-    """The plain form passes, equals its like, and cannot be changed afterwards."""
+    """A valid operation is accepted, equals another with the same fields, and is immutable."""
     operation = MAKERS[maker]()
     assert operation == MAKERS[maker]()
     with pytest.raises((dataclasses.FrozenInstanceError, TypeError)):
@@ -86,12 +86,12 @@ def test_operation_of_right_form_is_made_and_frozen(maker: str) -> None:
     "reference", ["x", "x" * 256, "order 7", "引用 ✓", "e\u0301", '"; DROP TABLE entry; --', "\\u0000", "{}", "\u2028"]
 )
 def test_reference_of_one_line_passes(reference: str) -> None:
-    """Any line of up to 256 characters is a reference, in any script."""
+    """A reference is a line of up to 256 characters in any script."""
     assert MAKERS["deposit"](reference=reference).reference == reference
 
 
 def test_withdraw_names_a_hold_or_an_account_never_both() -> None:
-    """A hold names customer, coin and account; naming another beside it is refused, and so is naming nothing."""
+    """A hold has customer, coin and account; giving one of them beside it is refused, and so is giving neither."""
     for field, value in (("customer", "ann"), ("coin", "btc"), ("account", "wallet"), ("account", 7)):
         with pytest.raises(InvalidRequest, match="beside hold") as refused:
             MAKERS["withdraw from a hold"](**{field: value})
@@ -102,14 +102,14 @@ def test_withdraw_names_a_hold_or_an_account_never_both() -> None:
 
 
 def test_transfer_to_the_same_account_is_refused() -> None:
-    """A transfer needs two accounts; two of one customer will do."""
+    """A transfer needs two different accounts, which may belong to one customer."""
     with pytest.raises(InvalidRequest, match="same account"):
         MAKERS["transfer"](to_customer="ann")
     assert MAKERS["transfer"](to_customer="ann", to_account="wallet").to_account == "wallet"
 
 
 def test_key_of_an_expiry_cannot_be_a_callers() -> None:
-    """The ledger's own keys begin with a blank, which no caller's key may hold."""
+    """The ledger's own keys start with a blank, which no caller's key may contain."""
     key = Expire("12").key
     assert key == expiry_key(12) == " expire:12"
     with pytest.raises(InvalidRequest):
@@ -120,5 +120,5 @@ def test_key_of_an_expiry_cannot_be_a_callers() -> None:
 
 @pytest.mark.parametrize("key", ["!", "~", "k" * 64, '"', "'", "\\", "%00", "null", "a;b"])
 def test_key_of_printable_ascii_passes(key: str) -> None:
-    """1 to 64 characters from 0x21 to 0x7E are a key, whatever they might mean elsewhere."""
+    """1 to 64 characters from 0x21 to 0x7E are a key, whatever they mean elsewhere."""
     assert check_key(key) == key

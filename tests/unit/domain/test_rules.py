@@ -1,4 +1,4 @@
-"""The rules alone, on books that are a few dictionaries: what each operation posts, and in what order it is refused."""
+"""The rules on books made of dictionaries: what each operation posts, and the order of refusals."""
 
 from __future__ import annotations
 
@@ -67,12 +67,12 @@ class Books:
 
 @pytest.fixture
 def books() -> Books:
-    """Give the books."""
+    """Return the books."""
     return Books()
 
 
 def decided(operation: Any, books: Books, now_ms: int = NOW_MS - 1) -> Decision:
-    """Return what *operation* does to *books*, having checked what holds of every decision."""
+    """Return what *operation* does to *books*, after checking the invariants of every decision."""
     decision = decide(operation, subject_of(operation, books), books, SEQ, now_ms)
     assert sum(posting.units for posting in decision.postings) == 0
     after = {}
@@ -95,7 +95,7 @@ def code_of(operation: Any, books: Books, now_ms: int = NOW_MS - 1) -> str:
 
 
 def test_deposit_posts_from_outside_to_available(books: Books) -> None:
-    """What comes in is owed to the outside world, and the customer's balance rises by as much."""
+    """A deposit is owed to the outside world, and the customer's balance rises by as much."""
     decision = decided(Deposit("k", "ann", "btc", "1"), books)
     assert decision.postings == (
         Posting(EXTERNAL, "btc", "available", -(10**8)),
@@ -106,7 +106,7 @@ def test_deposit_posts_from_outside_to_available(books: Books) -> None:
 
 
 def test_freeze_opens_a_hold_with_its_position_as_id(books: Books) -> None:
-    """Available falls, freeze rises, and the hold is named by the entry's seq; the total stays."""
+    """Available falls, freeze rises, the total stays, and the hold's id is the seq of the entry."""
     decision = decided(Freeze("k", "ann", "btc", "10", reference="r", expires_ms=NOW_MS), books)
     assert decision.postings[1] == Posting(ANN, "btc", "freeze", 10 * 10**8, SEQ)
     assert decision.balances == (BalanceAfter(ANN, "btc", 0, 15 * 10**8),)
@@ -139,19 +139,19 @@ def test_withdraw_from_a_hold_goes_from_freeze_to_outside(books: Books) -> None:
 
 
 def test_withdraw_at_once_takes_available_to_the_last_unit(books: Books) -> None:
-    """Exactly what is available may go; one unit more may not, whatever is in freeze."""
+    """All that is available can be withdrawn, but not one unit more, whatever is in freeze."""
     assert decided(Withdraw("k", "10", "ann", "btc"), books).balances[0].available == 0
     assert code_of(Withdraw("k", "10.00000001", "ann", "btc"), books) == "insufficient_available"
 
 
 def test_transfer_moves_between_customers_and_kinds(books: Books) -> None:
-    """Available falls here and rises there, and the outside world is not in it."""
+    """Available falls in one account and rises in the other; the outside world is not involved."""
     decision = decided(Transfer("k", "ann", "bob", "btc", "10", to_account="fiat"), books)
     assert [line.account for line in decision.postings] == [ANN, Account("bob", "fiat")]
 
 
 def test_expire_frees_what_remains_from_its_time_on(books: Books) -> None:
-    """At the very millisecond it may expire; before it the ledger would be wrong to try."""
+    """A hold can expire at its millisecond; an attempt before that is damage."""
     decision = decided(Expire("9"), books, NOW_MS)
     assert decision.holds[0].remaining == 0
     with pytest.raises(LedgerCorrupt):
@@ -161,7 +161,7 @@ def test_expire_frees_what_remains_from_its_time_on(books: Books) -> None:
 
 
 def test_listing_and_registering_post_nothing(books: Books) -> None:
-    """They are entries without lines, and happen once."""
+    """A listing and a registration are entries without postings, and happen once."""
     assert decided(ListCoin("k", "eth", 18), books) == Decision()
     assert decided(RegisterCustomer("k", "cy"), books) == Decision()
     assert code_of(ListCoin("k", "btc", 8), books) == "coin_already_listed"
@@ -202,7 +202,7 @@ PRECEDENCE = [
 
 @pytest.mark.parametrize(("operation", "code"), PRECEDENCE)
 def test_refusals_come_in_the_documented_order(books: Books, operation: Any, code: str) -> None:
-    """Of several reasons the first of the documented order is given, and nothing in the books is touched."""
+    """Of several reasons the first in the documented order is given, and the books stay unchanged."""
     before = (dict(books.balances), dict(books.holds))
     assert code_of(operation, books) == code
     assert (books.balances, books.holds) == before
@@ -210,14 +210,14 @@ def test_refusals_come_in_the_documented_order(books: Books, operation: Any, cod
 
 @pytest.mark.parametrize("operation", [Unfreeze("k", "9"), Unfreeze("k", "9", "99"), Withdraw("k", "1", hold="9")])
 def test_hold_past_its_time_is_expired_whatever_remains(books: Books, operation: Any) -> None:
-    """From its millisecond on a hold is expired to everybody, and still to who comes after the ledger freed it."""
+    """From its millisecond on a hold is expired, also after the ledger has released it."""
     assert code_of(operation, books, NOW_MS) == "hold_expired"
     books.holds[9] = books.holds[9].after(0, 40)
     assert code_of(operation, books, NOW_MS + 5) == "hold_expired"
 
 
 def test_refusal_says_what_would_have_passed(books: Books) -> None:
-    """The customer is told how much there is, exactly."""
+    """The refusal has the exact amount that is available."""
     for operation, name, text in (
         (Freeze("k", "ann", "btc", "99"), "available", "10.00"),
         (Unfreeze("k", "7", "99"), "remaining", "2.00"),
@@ -229,7 +229,7 @@ def test_refusal_says_what_would_have_passed(books: Books) -> None:
 
 
 def test_subject_of_an_amount_that_does_not_fit_is_not_kept(books: Books) -> None:
-    """Too many decimals for the coin are wrong in themselves."""
+    """More decimals than the coin has are invalid, and the refusal is not kept."""
     with pytest.raises(InvalidAmount) as refused:
         subject_of(Deposit("k", "ann", "whole", "1.0"), books)
     assert not refused.value.kept
@@ -249,7 +249,7 @@ def test_deposit_up_to_the_limit_passes_and_beyond_is_refused(books: Books) -> N
 
 
 def test_what_is_in_freeze_can_always_go_back(books: Books) -> None:
-    """Both sides together stay below the limit, so that no unfreeze and no expiry can ever fail for its size."""
+    """The sum of both sides stays below the limit, so that an unfreeze or expiry never fails because of its size."""
     half = UNITS_LIMIT // 2
     books.balances[ANN, "whole"] = Balance(half, half - 1)
     books.holds[9] = Hold(9, ANN, "whole", half - 1, half - 1, None, NOW_MS, 1)

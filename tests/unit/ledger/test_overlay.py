@@ -34,7 +34,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 def overlay(ledger: Ledger) -> Overlay:
     """Give an overlay on the head of the ledger."""
     store: Any = ledger._store
-    return Overlay(store, {}, [])
+    return Overlay(store, [])
 
 
 def take(overlay: Overlay, operation: Operation, seq: int) -> Entry:
@@ -58,7 +58,7 @@ def seen(overlay: Overlay, first: int) -> list[object]:
 
 def take_one_of_each(overlay: Overlay) -> None:
     """Deposit, freeze, release a part, list, register and reverse."""
-    first = overlay.head_seq + 1
+    first = overlay.head.seq + 1
     take(overlay, Deposit("k-deposit", "ann", "btc", "5"), first)
     take(overlay, Freeze("k-freeze", "ann", "btc", "2"), first + 1)
     take(overlay, Unfreeze("k-unfreeze", str(first + 1), "0.5"), first + 2)
@@ -69,7 +69,7 @@ def take_one_of_each(overlay: Overlay) -> None:
 
 def test_what_a_group_did_is_seen_by_its_later_operations_alone(ledger: Ledger, overlay: Overlay) -> None:
     """Balances, holds, names, keys, entries and reversals are those after the group; the ledger's stay as they were."""
-    first = overlay.head_seq + 1
+    first = overlay.head.seq + 1
     take_one_of_each(overlay)
     # 1000 of the seed, 5 deposited, 1.5 in the hold; the reversal takes the 1000 back.
     assert overlay.balance((ANN, "btc")) == (3.5 * COIN, 1.5 * COIN)
@@ -89,7 +89,7 @@ def test_what_a_group_did_is_seen_by_its_later_operations_alone(ledger: Ledger, 
 
 def test_chain_that_is_undone_leaves_what_was_there_before(overlay: Overlay) -> None:
     """Whatever a refused chain did is gone, and what the group did before it stays, also where both changed it."""
-    first = overlay.head_seq + 1
+    first = overlay.head.seq + 1
     take(overlay, Deposit("before", "ann", "btc", "1"), first)
     before = seen(overlay, first + 1)
     overlay.begin_chain()
@@ -107,7 +107,7 @@ def test_chain_that_is_undone_leaves_what_was_there_before(overlay: Overlay) -> 
 
 def test_chain_that_is_kept_is_not_undone_by_the_next(overlay: Overlay) -> None:
     """Undoing a chain never reaches into the one before it."""
-    first = overlay.head_seq + 1
+    first = overlay.head.seq + 1
     overlay.begin_chain()
     take(overlay, Deposit("one", "ann", "btc", "5"), first)
     overlay.end_chain(undo=False)

@@ -18,7 +18,7 @@ def kept_collector() -> Iterator[None]:
     """Set the collector back to how it was."""
     thresholds = gc.get_threshold()
     yield
-    gc.callbacks.remove(gc_freeze._exempt)
+    gc.callbacks.remove(gc_freeze._freeze)
     gc.set_threshold(*thresholds)
     gc.unfreeze()
 
@@ -70,7 +70,7 @@ def test_garbage_of_what_was_exempt_is_found_when_everything_is_looked_at() -> N
 
 def test_everything_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     """For as long as the service runs, and no longer."""
-    monkeypatch.setattr(gc_freeze, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(gc_freeze, "COLLECT_ALL_SECONDS", 0.01)
     freeze_survivors()
 
     async def serve() -> None:

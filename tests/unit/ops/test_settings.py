@@ -128,7 +128,7 @@ def test_setting_out_of_bounds_is_refused_and_says_what_would_pass(name: str, te
 )
 def test_database_address_of_the_wrong_form_is_refused_without_its_password(text: str) -> None:
     """What is no address of a PostgreSQL database is refused, and not said again: there may be a password in it."""
-    with pytest.raises(SettingInvalid, match=r"database \(--database\) is no address") as refusal:
+    with pytest.raises(SettingInvalid, match=r"database \(--database\) is not the URL") as refusal:
         load_settings({"database": text}, {})
     assert "hid" not in str(refusal.value.message) + repr(refusal.value.details)
 
@@ -138,7 +138,7 @@ def test_database_address_of_the_wrong_form_is_refused_without_its_password(text
 )
 def test_redis_address_of_the_wrong_form_is_refused_without_its_password(text: str) -> None:
     """What is no address of a Redis is refused, and not said again either."""
-    with pytest.raises(SettingInvalid, match=r"redis \(--redis\) is no address") as refusal:
+    with pytest.raises(SettingInvalid, match=r"redis \(--redis\) is not the URL") as refusal:
         load_settings({"redis": text}, {})
     assert "hid" not in str(refusal.value.message) + repr(refusal.value.details)
 

@@ -19,7 +19,7 @@ from servers import kept
 from spotledger.http.operator.metrics import Metrics
 from spotledger.ops import siblings
 from spotledger.ops.audits import Audits
-from spotledger.ops.siblings import Page, ProcessLock, Siblings
+from spotledger.ops.siblings import ProcessLock, SharedPage, Siblings
 
 #: How often two workers are asked at the same moment.
 ROUNDS = 50
@@ -44,7 +44,7 @@ def forked(work: Callable[[], None]) -> Iterator[int]:
 
 def test_page_is_read_whole_while_another_process_writes_it() -> None:
     """However often it is written meanwhile, what is read is one document as it was written, of any length."""
-    page = Page()
+    page = SharedPage()
 
     def write() -> None:
         number = 0
@@ -68,7 +68,7 @@ def test_page_is_read_whole_while_another_process_writes_it() -> None:
 def test_page_that_is_too_long_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     """A document without room leaves the one before it; what is cleared is gone."""
     monkeypatch.setattr(siblings, "PAGE_BYTES", 4096)
-    page = Page()
+    page = SharedPage()
     assert page.read() is None
     assert page.write({"a": 1})
     assert not page.write("x" * 5000)
@@ -81,7 +81,7 @@ def test_page_that_is_too_long_is_not_written(monkeypatch: pytest.MonkeyPatch) -
 
 def test_page_whose_writer_ended_in_the_middle_is_not_read() -> None:
     """Half of a document is none."""
-    page = Page()
+    page = SharedPage()
     page.write("a document")
     page._memory[siblings._HEAD.size + 3] = ord("X")
     assert page.read() is None
@@ -89,19 +89,19 @@ def test_page_whose_writer_ended_in_the_middle_is_not_read() -> None:
 
 def test_turn_is_had_by_one_process_and_given_up_by_one_that_is_killed() -> None:
     """Nobody else has it meanwhile; whatever ends a process, it does not keep the turn for ever."""
-    turn, told = ProcessLock(), Page()
+    turn, told = ProcessLock(), SharedPage()
 
     def take_and_stay() -> None:
-        told.write(turn.take())
+        told.write(turn.try_acquire())
         signal.pause()
 
     with forked(take_and_stay):
         until(lambda: told.read() is not None)
-        assert not turn.take()
-        turn.give_up()  # it is not ours to give
-        assert not turn.take()
-    assert turn.take()
-    with forked(lambda: told.write([turn.take()])):
+        assert not turn.try_acquire()
+        turn.release()  # it is not ours to give
+        assert not turn.try_acquire()
+    assert turn.try_acquire()
+    with forked(lambda: told.write([turn.try_acquire()])):
         until(lambda: (told.read() or (0, 0))[1] == [False])
 
 
@@ -133,10 +133,10 @@ def test_metrics_of_all_workers_are_shown_by_each(monkeypatch: pytest.MonkeyPatc
     shown = [Metrics(first), Metrics(second)]
     for number, metrics in enumerate(shown):
         metrics.show("head_seq", "The last entry.", lambda number=number: 40 + number)  # type: ignore[misc]
-        metrics.tell_by("refusals", "Those refused.", "code", lambda number=number: {"busy": number})  # type: ignore[misc]
+        metrics.show_totals("refusals", "Those refused.", "code", lambda number=number: {"busy": number})  # type: ignore[misc]
         for _ in range(3 + number):
             metrics.count("GET", "/v1/coins", 200)
-    second._tell()
+    second._publish()
     found = families(shown[0].text())
     assert found["spotledger_head_seq"] == {(("worker", "0"),): 40, (("worker", "1"),): 41}
     calls = found["spotledger_operator_requests_total"]
@@ -167,8 +167,8 @@ def test_audits_of_a_worker_are_known_to_the_others_until_it_begins_anew(monkeyp
         report = {"verdict": "clean", "findings": ["x" * 500]}
         return {"audit": f"a{number}", "state": "done", "began_ms": 1, "seq": 3, "last_seq": 3, "report": report}
 
-    second.tell_by(list)
-    second.tell_audits([state(number) for number in range(20)])
+    second.publish_metrics(list)
+    second.publish_audits([state(number) for number in range(20)])
     told = [audit["audit"] for audit in first.audits()]
     assert told == [f"a{number}" for number in range(20 - len(told), 20)]
     assert len(told) > 3
@@ -183,7 +183,7 @@ def test_audits_of_a_worker_are_known_to_the_others_until_it_begins_anew(monkeyp
 
 def test_audits_that_two_workers_are_asked_for_at_the_same_moment_are_one() -> None:
     """Whichever comes first begins one, and the other answers with that; neither looks before the other has told."""
-    shared, at, found = Siblings(2), [Page(), Page()], [Page(), Page()]
+    shared, at, found = Siblings(2), [SharedPage(), SharedPage()], [SharedPage(), SharedPage()]
 
     def step_together(number: int, step: int) -> None:
         at[number].write(step)
@@ -198,7 +198,7 @@ def test_audits_that_two_workers_are_asked_for_at_the_same_moment_are_one() -> N
         ids = []
         for step in range(1, 2 * ROUNDS, 2):
             shared.start_as(number)
-            shared.tell_by(list)
+            shared.publish_metrics(list)
             audits = Audits(Path("a ledger"), shared)
             step_together(number, step)
             ids.append(asyncio.run(begun(audits)))
@@ -216,14 +216,14 @@ def test_worker_that_stands_still_in_its_turn_does_not_hold_up_the_others_for_ev
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is waited for, and then what is asked for is done all the same."""
-    shared, told = Siblings(2), Page()
+    shared, told = Siblings(2), SharedPage()
     monkeypatch.setattr(siblings, "FRESH_SECONDS", 0.05)
 
     def stand_still() -> None:
-        told.write(shared._lock.take())
+        told.write(shared._lock.try_acquire())
         signal.pause()
 
     with forked(stand_still):
         until(lambda: told.read() is not None)
-        assert not shared._lock.take()
+        assert not shared._lock.try_acquire()
         assert asyncio.run(shared.with_lock(lambda: "done")) == "done"

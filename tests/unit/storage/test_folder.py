@@ -69,7 +69,7 @@ def test_folder_lock_second_process_is_told_who_and_where_until_the_first_is_kil
         assert holder.stdout.readline() == b"held\n"
         with pytest.raises(DataFolderInUse) as refusal:
             FolderLock(tmp_path).acquire()
-        assert "process 4711, which answers at http://127.0.0.1:9" in refusal.value.message
+        assert "process 4711, which listens at http://127.0.0.1:9" in refusal.value.message
         assert refusal.value.details["pid"] == 4711
         assert read_owner(tmp_path) == Owner(4711, None, "http://127.0.0.1:9")
         holder.kill()

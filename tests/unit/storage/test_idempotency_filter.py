@@ -67,7 +67,7 @@ def test_filter_never_denies_a_key_that_it_was_given(connection: sqlite3.Connect
         seal(connection, grown, segment)
     loaded = IdempotencyFilter(SEGMENT_ENTRIES)
     loaded.load(connection, segments, digests_in(connection))
-    assert loaded.mended == []
+    assert loaded.repairs == []
     for idempotency_filter in (grown, loaded):
         assert not idempotency_filter.is_empty()
         for segment in range(segments):
@@ -113,7 +113,7 @@ def test_filter_loaded_from_nothing_is_made_from_the_keys(connection: sqlite3.Co
         connection.executemany("INSERT INTO key_seq VALUES (?, ?, ?)", rows)
     idempotency_filter = IdempotencyFilter(SEGMENT_ENTRIES)
     idempotency_filter.load(connection, 7, digests_in(connection))
-    assert idempotency_filter.mended == []
+    assert idempotency_filter.repairs == []
     assert all(segment in may_hold(idempotency_filter, digest) for segment in range(7) for digest in digests(segment))
 
 
@@ -136,8 +136,8 @@ def test_filter_with_one_bit_turned_is_noticed(connection: sqlite3.Connection, b
     connection.execute("UPDATE key_filter_page SET bits = ? WHERE level = 1", (bytes(bits),))
     loaded = IdempotencyFilter(SEGMENT_ENTRIES)
     loaded.load(connection, 6, digests_in(connection))
-    assert len(loaded.mended) == 1
-    assert "level 1" in loaded.mended[0]
+    assert len(loaded.repairs) == 1
+    assert "level 1" in loaded.repairs[0]
     assert all(segment in may_hold(loaded, digest) for segment in range(6) for digest in digests(segment))
 
 
@@ -148,5 +148,5 @@ def test_filter_ahead_of_the_journal_is_made_again(connection: sqlite3.Connectio
         seal(connection, grown, segment)
     loaded = IdempotencyFilter(SEGMENT_ENTRIES)
     loaded.load(connection, 1, digests_in(connection))
-    assert ["level 0" in text for text in loaded.mended] == [True]
+    assert ["level 0" in text for text in loaded.repairs] == [True]
     assert all(may_hold(loaded, digest) == [0] for digest in digests(0))

@@ -1,6 +1,6 @@
 """
-The operator's client: the operator API as typed methods.
+The operator client: the operator API as typed methods.
 
-Open ``async_ledger.py`` first: one method per call. ``core.py`` has the calls without I/O, ``*_answers.py`` what comes
-back.
+Open ``async_ledger.py`` first: one method per call. ``ledger.py`` is generated from it. ``core.py`` decides what is
+sent again, ``operations.py`` has the writes, and ``*_answers.py`` the types of the answers.
 """

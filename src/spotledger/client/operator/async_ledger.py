@@ -1,35 +1,47 @@
 """
-The ledger of a running service, called from Python without blocking the event loop.
+The operator client, for asyncio: one method for each call of the operator API.
 
-The methods have the names of the library (:class:`spotledger.ledger.ledger.Ledger`). A call whose answer was lost, or
-that the service could not take now, is made again with the same key, a bounded number of times.
+The methods have the names of the library (:class:`spotledger.ledger.ledger.Ledger`). When no answer arrives or the
+service is unavailable, a call is sent again with the same key, up to ``attempts`` times.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx2
+from msgspec.structs import replace
 
-from spotledger.client.exchange import Result, Steps
-from spotledger.client.operator.api import OPERATOR_BODY_LIMIT_BYTES, OPERATOR_READ_TIMEOUT_S
-from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore
+from spotledger import paths
+from spotledger.client.async_driver import drive_async, stream_async
+from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore, outcomes_of
+from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.operator.ledger_answers import (
     Coins,
     CustomerPage,
     Entry,
     EntryPage,
+    EntryRead,
     Hold,
     HoldPage,
+    HoldRead,
     LedgerBalances,
     Statement,
     TrialBalance,
     Written,
+)
+from spotledger.client.operator.messages import (
+    OPERATOR_BODY_LIMIT_BYTES,
+    OPERATOR_READ_TIMEOUT_S,
+    Json,
+    Params,
+    Reply,
+    path_of,
 )
 from spotledger.client.operator.operations import (
     Amount,
@@ -45,35 +57,46 @@ from spotledger.client.operator.operations import (
     Transfer,
     Unfreeze,
     Withdraw,
+    batch_body,
+    texts_of,
 )
 from spotledger.client.operator.service_answers import Audit, Backup, Ready
-from spotledger.client.transport import Started, drive_async, stream_async, timeouts
+from spotledger.client.transport import timeouts
 from spotledger.errors import Refused, TransportError, Unavailable
+
+T = TypeVar("T")
 
 
 class AsyncOperatorLedger:
     """
-    The ledger of a service, without blocking.
+    The ledger of a running service, for asyncio.
 
-    Use it as a context manager, or call ``aclose`` at the end. Use it within one event loop.
+    Use it as a context manager, or call ``aclose`` when done. Use it within one event loop.
     """
 
     def __init__(
-        self, base_url: str, token: str, *, attempts: int = ATTEMPTS, transport: httpx2.AsyncBaseTransport | None = None
+        self,
+        base_url: str,
+        token: str,
+        *,
+        attempts: int = ATTEMPTS,
+        transport: httpx2.AsyncBaseTransport | None = None,
+        on_answer: Callable[[Json], object] | None = None,
     ) -> None:
         """
         Take the address of the operator listener and a token.
 
         Args:
             base_url: Such as ``http://127.0.0.1:8081``.
-            token: An operator token. It is shown by no message, ``repr`` or log line of this client.
-            attempts: How often a call is made that got no answer, 1 or more.
+            token: An operator token. No message, ``repr`` or log line of this client shows it.
+            attempts: How often a call is sent at most, 1 or more.
             transport: Used in place of the network.
+            on_answer: Called with the JSON document of each answer before it is decoded; the feed excepted.
 
         Raises:
-            ValueError: An argument is not of the right form.
+            ValueError: *base_url* is not an http or https address, *token* is not printable ASCII, or *attempts* is 0.
         """
-        self._core = OperatorCore(base_url, token, attempts)
+        self._core = OperatorCore(base_url, token, attempts, on_answer)
         self._http = httpx2.AsyncClient(transport=transport, timeout=timeouts(OPERATOR_READ_TIMEOUT_S))
 
     def __repr__(self) -> str:
@@ -91,8 +114,40 @@ class AsyncOperatorLedger:
         """Close the connections."""
         await self._http.aclose()
 
-    async def _drive(self, steps: Steps[Result]) -> Result:
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        params: Params | None = None,
+        attempts: int | None = None,
+    ) -> Reply:
+        """
+        Make any call, for example one without a method of its own.
+
+        Args:
+            method: ``"GET"``, ``"POST"`` or ``"DELETE"``.
+            path: Begins with ``/``, percent-encoded.
+            body: Sent as JSON; amounts in it are decimal text.
+            key: The idempotency key of a write.
+            params: The query; what is None is left out.
+            attempts: How often it is sent at most; None for the ``attempts`` of the client.
+
+        Returns:
+            The HTTP status, the headers and the JSON document. ``replayed`` marks the repeat of an earlier answer.
+
+        Raises:
+            ValueError: *path* does not begin with one ``/``, or has a query or a fragment. Other errors as :meth:`do`.
+        """
+        steps = self._core.call(method, path, body, key, params, attempts)
         return await drive_async(self._http, steps, OPERATOR_BODY_LIMIT_BYTES)
+
+    async def _ask(self, kind: type[T], method: str, path: str, **more: Any) -> T:
+        return decode(kind, (await self.call(method, path, **more)).document)
+
+    async def _get(self, kind: type[T], path: str, **params: str | int | None) -> T:
+        return await self._ask(kind, "GET", path, params=params)
 
     # --- operations ---------------------------------------------------------------------------------
 
@@ -101,13 +156,15 @@ class AsyncOperatorLedger:
         Do one operation.
 
         Raises:
-            Refused: Why it was not done; in the class whose ``code`` the service named.
-            Denied: The token is not let in.
-            Unavailable: The service could not take it, however often it was asked; try again with the same key.
-            TransportError: No answer came; whether it was done is learnt by trying again with the same key.
-            ProtocolError: An answer came that is not of the documented form.
+            Refused: The service refused it; the class has the ``code`` that the service named.
+            Denied: The token is missing, revoked or lacks the scope.
+            Unavailable: The service was unavailable at every attempt; try again with the same key.
+            TransportError: No answer arrived, so the outcome is unknown; try again with the same key.
+            ProtocolError: The answer is not of the documented form.
         """
-        return await self._drive(self._core.do(operation))
+        reply = await self.call("POST", operation.path, operation.body(), operation.key)
+        written = decode(Written, reply.document)
+        return replace(written, replayed=True) if reply.replayed else written
 
     async def list_coin(self, coin: str, scale: int, *, key: str) -> Written:
         """List *coin* with *scale* decimals (0–18)."""
@@ -118,25 +175,30 @@ class AsyncOperatorLedger:
         return await self.do(RegisterCustomer(key, customer))
 
     async def deposit(self, customer: str, coin: str, amount: Amount, *, key: str, **more: Any) -> Written:
-        """Book what came in from outside; takes ``account``, ``reference`` and ``happened_ms`` too."""
+        """Book a deposit from outside; also takes ``account``, ``reference`` and ``happened_ms``."""
         return await self.do(Deposit(key, customer, coin, amount, **more))
 
     async def freeze(self, customer: str, coin: str, amount: Amount, *, key: str, **more: Any) -> Written:
-        """Freeze what is available, and open a hold; takes ``account``, ``reference`` and ``expires_ms`` too."""
+        """Freeze *amount* and open a hold; also takes ``account``, ``reference`` and ``expires_ms``."""
         return await self.do(Freeze(key, customer, coin, amount, **more))
 
     async def unfreeze(self, hold: HoldName, amount: Amount | None = None, *, key: str) -> Written:
-        """Free *amount* of *hold*, or all that remains of it."""
+        """Release *amount* of *hold*, or all that remains of it."""
         return await self.do(Unfreeze(key, hold, amount))
 
     async def withdraw(self, amount: Amount, *, key: str, **more: Any) -> Written:
-        """Book what went outside: out of ``hold``, or of what ``customer`` has of ``coin`` available."""
+        """
+        Book a withdrawal to the outside.
+
+        Takes ``hold`` to pay from a hold, or ``customer``, ``coin`` and ``account`` to pay from available; and
+        ``reference`` and ``happened_ms``.
+        """
         return await self.do(Withdraw(key, amount, **more))
 
     async def transfer(
         self, from_customer: str, to_customer: str, coin: str, amount: Amount, *, key: str, **more: Any
     ) -> Written:
-        """Move what is available; takes ``from_account``, ``to_account`` and ``reference`` too."""
+        """Move available money; also takes ``from_account``, ``to_account`` and ``reference``."""
         return await self.do(Transfer(key, from_customer, to_customer, coin, amount, **more))
 
     async def settle(
@@ -151,11 +213,11 @@ class AsyncOperatorLedger:
         key: str,
         **more: Any,
     ) -> Written:
-        """Book one fill of a trade as one entry; takes ``reference`` and ``happened_ms`` too."""
+        """Book one fill of a trade as one entry; also takes ``reference`` and ``happened_ms``."""
         return await self.do(Settle(key, base, quote, base_amount, quote_amount, buyer, seller, **more))
 
     async def reverse(self, seq: int, reason: str, *, key: str) -> Written:
-        """Undo the deposit, withdrawal, transfer or settlement of the entry *seq*, once."""
+        """Reverse the deposit, withdrawal, transfer or settlement of the entry *seq*, once."""
         return await self.do(Reverse(key, seq, reason))
 
     async def execute(
@@ -165,26 +227,30 @@ class AsyncOperatorLedger:
         Do up to 10,000 *operations* in order as one batch; later ones see the effects of earlier ones.
 
         Args:
-            operations: What is to be done.
-            chains: One text an operation, or None: neighbours with the same one are done all or not at all.
-            atomic: Do all of them or none.
+            operations: Of any kind but ``ListCoin`` and ``RegisterCustomer``.
+            chains: One text or None per operation; neighbours with the same text happen all or not at all.
+            atomic: Whether all of them happen or none; then 1,000 at most.
 
         Returns:
-            One outcome an operation, in order. Raises like :meth:`do` where the batch as a whole was not taken.
+            One outcome per operation, in order.
+
+        Raises:
+            ValueError: *chains* and *operations* differ in length. Other errors, about the whole batch, as :meth:`do`.
         """
-        return await self._drive(self._core.execute(operations, chains, atomic))
+        reply = await self.call("POST", paths.BATCHES, batch_body(operations, chains, atomic))
+        return outcomes_of(reply.document, len(operations))
 
     # --- reads --------------------------------------------------------------------------------------
 
     async def coins(self, *, min_seq: int | None = None) -> Coins:
         """Return the listed coins with their scales."""
-        return await self._drive(self._core.coins(min_seq=min_seq))
+        return await self._get(Coins, paths.COINS, min_seq=min_seq)
 
     async def customers(
         self, after: str | None = None, limit: int | None = None, *, min_seq: int | None = None
     ) -> CustomerPage:
         """Return a page of the customers in the order of their ids."""
-        return await self._drive(self._core.customers(after=after, limit=limit, min_seq=min_seq))
+        return await self._get(CustomerPage, paths.CUSTOMERS, after=after, limit=limit, min_seq=min_seq)
 
     async def balances(
         self,
@@ -195,13 +261,13 @@ class AsyncOperatorLedger:
         at_ms: int | None = None,
         min_seq: int | None = None,
     ) -> LedgerBalances:
-        """Return what *customer* has, now, or after the entry *at_seq*, or at the time *at_ms*."""
-        query = {"account": account, "at_seq": at_seq, "at_ms": at_ms, "min_seq": min_seq}
-        return await self._drive(self._core.balances(customer, **query))
+        """Return the balances of *customer*: now, after the entry *at_seq*, or at the time *at_ms*."""
+        path = path_of(paths.CUSTOMER_BALANCES, customer=customer)
+        return await self._get(LedgerBalances, path, account=account, at_seq=at_seq, at_ms=at_ms, min_seq=min_seq)
 
     async def hold(self, hold: str, *, min_seq: int | None = None) -> Hold:
         """Return one hold by its id, open or closed."""
-        return await self._drive(self._core.hold(hold, min_seq=min_seq))
+        return (await self._get(HoldRead, path_of(paths.HOLD, hold=hold), min_seq=min_seq)).hold
 
     async def holds(
         self,
@@ -213,16 +279,16 @@ class AsyncOperatorLedger:
         older_than_ms: int | None = None,
         min_seq: int | None = None,
     ) -> HoldPage:
-        """Return a page of the holds of *customer*: ``open``, ``closed``, or both."""
+        """Return a page of the holds of *customer*; *state* is ``open``, ``closed``, or None for both."""
         query = {"state": state, "after": after, "limit": limit, "older_than_ms": older_than_ms, "min_seq": min_seq}
-        return await self._drive(self._core.holds(customer, **query))
+        return await self._get(HoldPage, path_of(paths.CUSTOMER_HOLDS, customer=customer), **query)
 
     async def old_holds(
         self, older_than_ms: int, after: str | None = None, limit: int | None = None, *, min_seq: int | None = None
     ) -> HoldPage:
-        """Return a page of everybody's open holds that are at least so old, the oldest first."""
+        """Return a page of all customers' open holds that are at least *older_than_ms* old, the oldest first."""
         query = {"older_than_ms": older_than_ms, "after": after, "limit": limit, "min_seq": min_seq}
-        return await self._drive(self._core.old_holds(**query))
+        return await self._get(HoldPage, paths.HOLDS, **query)
 
     async def statement(
         self,
@@ -233,31 +299,31 @@ class AsyncOperatorLedger:
         *,
         min_seq: int | None = None,
     ) -> Statement:
-        """Return a page of the entries about *customer* (and *coin*), with the balances before and after it."""
-        query = {"coin": coin, "after_seq": after_seq, "limit": limit, "min_seq": min_seq}
-        return await self._drive(self._core.statement(customer, **query))
+        """Return a page of the entries about *customer* and *coin*, with the balances before and after the page."""
+        path = path_of(paths.CUSTOMER_ENTRIES, customer=customer)
+        return await self._get(Statement, path, coin=coin, after_seq=after_seq, limit=limit, min_seq=min_seq)
 
     async def entry(self, seq: int, *, min_seq: int | None = None) -> Entry:
         """Return the entry *seq*."""
-        return await self._drive(self._core.entry(seq, min_seq=min_seq))
+        return (await self._get(EntryRead, path_of(paths.ENTRY, seq=seq), min_seq=min_seq)).entry
 
     async def reversal_of(self, seq: int, *, min_seq: int | None = None) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
-        return await self._drive(self._core.reversal_of(seq, min_seq=min_seq))
+        return (await self._get(EntryRead, path_of(paths.ENTRY, seq=seq), min_seq=min_seq)).reversed_by
 
     async def entries(self, after_seq: int = 0, limit: int | None = None, *, min_seq: int | None = None) -> EntryPage:
         """Return a page of the journal, in order and without gaps."""
-        return await self._drive(self._core.entries(after_seq=after_seq, limit=limit, min_seq=min_seq))
+        return await self._get(EntryPage, paths.ENTRIES, after_seq=after_seq, limit=limit, min_seq=min_seq)
 
     async def trial_balance(self, *, min_seq: int | None = None) -> TrialBalance:
-        """Return what all customers and each house account have of each coin."""
-        return await self._drive(self._core.trial_balance(min_seq=min_seq))
+        """Return the sums of all customers and of each house account, by coin."""
+        return await self._get(TrialBalance, paths.TRIAL_BALANCE, min_seq=min_seq)
 
     # --- access keys --------------------------------------------------------------------------------
 
     async def keys(self, customer: str | None = None, after: str | None = None, limit: int | None = None) -> KeyPage:
-        """Return a page of the access keys, of *customer* or of all, revoked ones too; never a secret."""
-        return await self._drive(self._core.keys(customer=customer, after=after, limit=limit))
+        """Return a page of the access keys of *customer*, or of all customers; revoked ones too, no secrets."""
+        return await self._get(KeyPage, paths.ACCESS_KEYS, customer=customer, after=after, limit=limit)
 
     async def create_key(
         self,
@@ -273,144 +339,146 @@ class AsyncOperatorLedger:
         Make an access key for *customer*.
 
         Args:
-            customer: Who is registered.
-            permissions: Of ``read``, ``trade``, ``withdraw``; at least one.
-            label: At most 100 printable characters.
-            addresses: Addresses or networks (``10.1.0.0/16``) it may be used from; none for anywhere.
-            expires_ms: When it stops working, ms since 1970, later than now; None for never.
-            key: The idempotency key of this write, no access key.
+            customer: A registered customer.
+            permissions: One or more of ``read``, ``trade`` and ``withdraw``.
+            label: Up to 100 printable characters.
+            addresses: The addresses or networks (``10.1.0.0/16``) that it may be used from; empty for any.
+            expires_ms: When it stops working, in ms since 1970, in the future; None for never.
+            key: The idempotency key of this write, not an access key.
 
         Returns:
-            The access key with its secret. A repeat under the same *key* says all of it but the secret; so does a call
-            that is made again because its first answer was lost. Rotate such an access key to have one with a secret.
+            The access key with its secret. The answer to a repeat has no secret, also if the client itself sent the
+            call again because the first answer was lost. Rotate the access key then.
 
         Raises:
             UnknownCustomer: *customer* is not registered.
-            InvalidRequest: One of the arguments is not as above; ``field`` in its details names it.
+            InvalidRequest: An argument is not as above; ``field`` in the details names it.
         """
-        return await self._drive(self._core.create_key(customer, permissions, label, addresses, expires_ms, key))
+        body = {
+            "customer": customer,
+            "permissions": texts_of(permissions, "permissions"),
+            "label": label,
+            "addresses": texts_of(addresses, "addresses"),
+            "expires_ms": expires_ms,
+        }
+        return await self._ask(MadeKey, "POST", paths.ACCESS_KEYS, body=body, key=key)
 
     async def rotate_key(self, accesskey: str, *, key: str) -> MadeKey:
         """
         Revoke *accesskey* and make another with the same customer, permissions, label, addresses and expiry.
 
-        A repeat under the same *key* says all of it but the secret.
+        The answer to a repeat has no secret.
 
         Raises:
             NotFound: There is no such access key.
-            InvalidRequest: It is revoked already; nothing is made.
+            InvalidRequest: It is already revoked; nothing is made.
         """
-        return await self._drive(self._core.rotate_key(accesskey, key))
+        path = path_of(paths.ACCESS_KEY_ROTATION, accesskey=accesskey)
+        return await self._ask(MadeKey, "POST", path, body={}, key=key)
 
     async def revoke_key(self, accesskey: str) -> AccessKey:
         """
-        Make *accesskey* stop working, at once and for ever; doing it again changes nothing.
+        Revoke *accesskey*, at once and for ever. Revoking it again changes nothing.
 
         Raises:
             NotFound: There is no such access key.
         """
-        return await self._drive(self._core.revoke_key(accesskey))
+        return await self._ask(AccessKey, "DELETE", path_of(paths.ACCESS_KEY, accesskey=accesskey))
 
     # --- operator tokens ----------------------------------------------------------------------------
 
     async def tokens(self, after: str | None = None, limit: int | None = None) -> TokenPage:
         """Return a page of the operator tokens, revoked ones too."""
-        return await self._drive(self._core.tokens(after=after, limit=limit))
+        return await self._get(TokenPage, paths.TOKENS, after=after, limit=limit)
 
     async def create_token(self, scopes: Sequence[str], label: str = "", *, key: str) -> MadeToken:
-        """Make an operator token with *scopes*. A repeat under the same *key* says all of it but the token."""
-        return await self._drive(self._core.create_token(scopes, label, key))
+        """Make an operator token with *scopes*. The answer to a repeat has no token."""
+        body = {"scopes": texts_of(scopes, "scopes"), "label": label}
+        return await self._ask(MadeToken, "POST", paths.TOKENS, body=body, key=key)
 
     async def revoke_token(self, token_id: str) -> OperatorToken:
         """
-        Make a token stop working, at once and for ever; it may be the one that this client has.
+        Revoke a token, at once and for ever. It may be the token of this client.
 
         Raises:
             NotFound: There is no such token.
-            LastAdminToken: No other token in use has the scope ``admin``.
+            LastAdminToken: It is the last token in use with the scope ``admin``.
         """
-        return await self._drive(self._core.revoke_token(token_id))
+        return await self._ask(OperatorToken, "DELETE", path_of(paths.TOKEN, token_id=token_id))
 
     # --- the service --------------------------------------------------------------------------------
 
     async def ready(self) -> Ready:
         """
-        Return that the service takes writes, and the head of its journal; asked once, and no token is needed.
+        Return the head of the journal if the service takes writes. Sent once; needs no token.
 
         Raises:
-            Unavailable: It takes none now.
-            TransportError: No answer came.
+            Unavailable: It does not take writes now.
+            TransportError: No answer arrived.
         """
-        return await self._drive(self._core.ready())
+        return await self._ask(Ready, "GET", paths.READYZ, attempts=1)
 
     async def start_audit(self) -> Audit:
-        """Begin an audit of the whole ledger; where one is running, return that one."""
-        return await self._drive(self._core.start_audit())
+        """Begin an audit of the whole ledger, or return the one that is running."""
+        return await self._ask(Audit, "POST", paths.AUDITS)
 
     async def audit(self, audit: str) -> Audit:
-        """Return how far an audit is, or what it found; the last 20 since the start of the service are kept."""
-        return await self._drive(self._core.audit(audit))
+        """Return the progress or the report of an audit; the service keeps the last 20 since its start."""
+        return await self._get(Audit, path_of(paths.AUDIT, audit=audit))
 
     async def make_backup(self, file: str | None = None) -> Backup:
         """
         Make a backup in the folder ``backups`` of the service's data folder.
 
-        Asked for once, as no key names it: after a TransportError, ask :meth:`backup` for the name that was given.
+        Sent once, because it has no idempotency key: after a TransportError, ask :meth:`backup` for the same name.
 
         Args:
-            file: A name that is not taken; None for one after the time.
+            file: A new name; None for one with the time in it.
 
         Returns:
-            What it holds, or, after some seconds, that it is ``running``: then ask :meth:`backup` until it is ``done``.
+            What the backup contains. A large one is still ``running`` after some seconds: ask :meth:`backup` until it
+            is ``done``.
 
         Raises:
-            InvalidRequest: *file* cannot be the name of a backup, or is taken.
+            InvalidRequest: *file* is not a valid name, or is taken.
             StoreBusy: Another backup is being made.
             StoreUnavailable: It could not be written.
         """
-        return await self._drive(self._core.make_backup(file))
+        return await self._ask(Backup, "POST", paths.BACKUPS, body={"file": file}, attempts=1)
 
     async def backup(self, file: str) -> Backup:
         """
-        Return how far the backup *file* is, or what it holds.
+        Return the progress of the backup *file*, or what it contains.
 
         Raises:
-            NotFound: There is none of this name.
+            NotFound: There is no backup of this name.
             StoreUnavailable: It could not be written.
         """
-        return await self._drive(self._core.backup(file))
+        return await self._get(Backup, path_of(paths.BACKUP, file=file))
 
     # --- the feed -----------------------------------------------------------------------------------
 
     async def feed(self, after_seq: int = 0) -> AsyncIterator[Entry]:
         """
-        Give every entry after *after_seq*, those that are there and those that come, each once and in order.
+        Yield every entry after *after_seq*, present and future ones, each once and in order.
 
-        Goes on by itself where the connection breaks.
+        Continues after the last entry when the connection breaks.
 
         Raises:
-            TransportError, Unavailable: The service could not be reached, however often it was tried.
-            Refused, Denied: It lets nobody in, or there is no such entry: after a restore, read from the start.
-            ProtocolError: An entry is missing, or came twice.
+            TransportError, Unavailable: The service could not be reached ``attempts`` times in a row.
+            Denied: The token is missing, revoked or lacks the scope.
+            Refused: There is no such entry: after a restore, read from the start.
+            ProtocolError: An entry is missing, arrived twice, or is not of the documented form.
         """
         feed = FeedCore(self._core, after_seq)
         problem: TransportError | Unavailable
         while True:
             try:
-                body = b""
-                refused: Started | None = None
                 async with aclosing(stream_async(self._http, feed.request())) as pieces:
                     async for piece in pieces:
-                        if isinstance(piece, Started):
-                            refused = None if piece.status == 200 else piece
-                        elif refused is not None:
-                            body += piece
-                        else:
-                            for entry in feed.take(piece):
-                                yield entry
-                if refused is not None:
-                    feed.check(refused.status, refused.headers, body)
-                problem = TransportError("the feed ended")
+                        for entry in feed.take(piece):
+                            yield entry
+                problem = feed.ended()
             except (TransportError, Unavailable) as error:
                 problem = error
-            await asyncio.sleep(feed.failed(problem))
+            await asyncio.sleep(feed.pause_s(problem))

@@ -1,60 +1,46 @@
 """
-The calls of the operator API without I/O: requests, how often they are sent again, and what their answers mean.
+The logic of the operator client without I/O: how often a call is sent, and how the feed is read.
 
-A write whose answer was lost is sent again with the same key: it happens once, whatever became of it.
+A write whose answer was lost is sent again with the same key, so it happens once in any case.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final
 
-from spotledger.client.exchange import Failure, Send, Sleep, Steps
-from spotledger.client.operator import key_answers, ledger_answers as answers, service_answers
-from spotledger.client.operator.api import Reply, check_token, outgoing, read_reply
-from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
-from spotledger.client.operator.ledger_answers import (
-    Coins,
-    CustomerPage,
-    Entry,
-    EntryPage,
-    Hold,
-    HoldPage,
-    LedgerBalances,
-    Statement,
-    TrialBalance,
-    Written,
-)
-from spotledger.client.operator.operations import Operation, batch_body, path_part, texts_of
-from spotledger.client.operator.service_answers import Audit, Backup, Ready
+from spotledger import paths
+from spotledger.client.exchange import Answer, Failure, Send, Sleep, Steps
+from spotledger.client.operator.decoding import decode
+from spotledger.client.operator.ledger_answers import Entry, Written
+from spotledger.client.operator.messages import Json, Params, Reply, check_token, read_reply, request
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
-from spotledger.client.transport import check_base_url
+from spotledger.client.transport import Started, check_base_url
 from spotledger.errors import ProtocolError, Refused, TransportError, Unavailable
 
-#: How often a call is made that got no answer, or was told to come again.
+#: How often a call is sent at most, if no answer arrives or the service is unavailable.
 ATTEMPTS: Final = 4
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 5.0
 EVENT_LIMIT_BYTES: Final = 4 * 1024 * 1024
 
-T = TypeVar("T")
-#: Of a parameter of a query; one that is None is left out.
-Value = str | int | None
-Params = Mapping[str, Value]
-
 
 class OperatorCore:
-    """Makes the calls of one service; each is a generator of steps that somebody drives."""
+    """Makes the calls of one service; each is a generator of steps for a driver."""
 
-    def __init__(self, base_url: str, token: str, attempts: int = ATTEMPTS) -> None:
-        """Take where the operator listener is, a token, and how often a call is made at the most."""
+    def __init__(
+        self, base_url: str, token: str, attempts: int = ATTEMPTS, on_answer: Callable[[Json], object] | None = None
+    ) -> None:
+        """Take the arguments of the clients; raise ValueError if one has another form."""
         self.token = check_token(token)
         self.base_url = check_base_url(base_url)
         if attempts < 1:
             raise ValueError("attempts must be 1 or more")
         self.attempts = attempts
+        self._on_answer = on_answer
 
     def call(
         self,
@@ -65,252 +51,117 @@ class OperatorCore:
         params: Params | None = None,
         attempts: int | None = None,
     ) -> Steps[Reply]:
-        """Make one call, again where no answer came or the service asked for it, but not more than *attempts* times."""
-        send = outgoing(self.base_url, self.token, method, path, body, key, params)
+        """Make one call; send it *attempts* times at most while no answer arrives or the service is unavailable."""
+        send = request(self.base_url, self.token, method, path, body, key, params)
         attempts = attempts or self.attempts
         for attempt in range(1, attempts + 1):
-            answer = yield send
-            problem: TransportError | Unavailable
-            if isinstance(answer, Failure):
-                problem = TransportError(f"{method} {self.base_url}: {answer.reason}")
-            elif answer is None:
-                raise TypeError("a request was driven without an answer")
-            else:
-                try:
-                    return read_reply(answer)
-                except Unavailable as unavailable:
-                    problem = unavailable
-            if attempt == attempts or _is_long(problem):
-                raise problem
-            yield Sleep(pause_s(attempt, problem))
+            reply = self._read((yield send), method)
+            if isinstance(reply, Reply):
+                if self._on_answer is not None:
+                    self._on_answer(reply.document)
+                return reply
+            if attempt == attempts or _wait_s(reply) > LONGEST_PAUSE_S:
+                raise reply
+            yield Sleep(pause_s(attempt, reply))
         raise AssertionError("the last attempt returns or raises")
 
-    def ask(
-        self,
-        make: Callable[[Any], T],
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        key: str | None = None,
-        params: Params | None = None,
-        attempts: int | None = None,
-    ) -> Steps[T]:
-        """Make one call, and make of the answer what it means."""
-        _, _, answer = yield from self.call(method, path, body, key, params, attempts)
-        return answers.read(make, answer)
-
-    def get(self, make: Callable[[Any], T], path: str, params: Params) -> Steps[T]:
-        """Read *path*, and make of the answer what it means."""
-        return self.ask(make, "GET", path, params=params)
-
-    # --- reads: the query has the names that the API has ----------------------------------------------
-
-    def coins(self, **query: Value) -> Steps[Coins]:
-        """Read the listed coins."""
-        return self.get(answers.coins, "/v1/coins", query)
-
-    def customers(self, **query: Value) -> Steps[CustomerPage]:
-        """Read a page of the customers."""
-        return self.get(answers.customer_page, "/v1/customers", query)
-
-    def balances(self, customer: str, **query: Value) -> Steps[LedgerBalances]:
-        """Read what a customer has."""
-        return self.get(answers.balances, f"/v1/customers/{path_part(customer)}/balances", query)
-
-    def hold(self, hold: str, **query: Value) -> Steps[Hold]:
-        """Read one hold."""
-        return self.get(answers.hold_read, f"/v1/holds/{path_part(hold)}", query)
-
-    def holds(self, customer: str, **query: Value) -> Steps[HoldPage]:
-        """Read a page of the holds of a customer."""
-        return self.get(answers.hold_page, f"/v1/customers/{path_part(customer)}/holds", query)
-
-    def old_holds(self, **query: Value) -> Steps[HoldPage]:
-        """Read a page of everybody's old open holds."""
-        return self.get(answers.hold_page, "/v1/holds", query)
-
-    def statement(self, customer: str, **query: Value) -> Steps[Statement]:
-        """Read a page of the entries about a customer."""
-        return self.get(answers.statement, f"/v1/customers/{path_part(customer)}/entries", query)
-
-    def entry(self, seq: int, **query: Value) -> Steps[Entry]:
-        """Read one entry."""
-        return self.get(answers.entry_read, f"/v1/entries/{seq}", query)
-
-    def reversal_of(self, seq: int, **query: Value) -> Steps[int | None]:
-        """Read which entry reversed another."""
-        return self.get(answers.reversed_by, f"/v1/entries/{seq}", query)
-
-    def entries(self, **query: Value) -> Steps[EntryPage]:
-        """Read a page of the journal."""
-        return self.get(answers.entry_page, "/v1/entries", query)
-
-    def trial_balance(self, **query: Value) -> Steps[TrialBalance]:
-        """Read the trial balance."""
-        return self.get(answers.trial_balance, "/v1/trial-balance", query)
-
-    # --- access keys ----------------------------------------------------------------------------------
-
-    def keys(self, **query: Value) -> Steps[KeyPage]:
-        """Read a page of the access keys."""
-        return self.get(key_answers.key_page, "/v1/keys", query)
-
-    def create_key(
-        self,
-        customer: str,
-        permissions: Sequence[str],
-        label: str,
-        addresses: Sequence[str],
-        expires_ms: int | None,
-        key: str,
-    ) -> Steps[MadeKey]:
-        """Make an access key."""
-        body = {
-            "customer": customer,
-            "permissions": texts_of(permissions, "permissions"),
-            "label": label,
-            "addresses": texts_of(addresses, "addresses"),
-            "expires_ms": expires_ms,
-        }
-        return self.ask(key_answers.key_made, "POST", "/v1/keys", body, key)
-
-    def rotate_key(self, accesskey: str, key: str) -> Steps[MadeKey]:
-        """Revoke an access key and make another like it."""
-        return self.ask(key_answers.key_made, "POST", f"/v1/keys/{path_part(accesskey)}/rotate", {}, key)
-
-    def revoke_key(self, accesskey: str) -> Steps[AccessKey]:
-        """Revoke an access key."""
-        return self.ask(key_answers.access_key, "DELETE", f"/v1/keys/{path_part(accesskey)}")
-
-    # --- operator tokens ------------------------------------------------------------------------------
-
-    def tokens(self, **query: Value) -> Steps[TokenPage]:
-        """Read a page of the operator tokens."""
-        return self.get(key_answers.token_page, "/v1/tokens", query)
-
-    def create_token(self, scopes: Sequence[str], label: str, key: str) -> Steps[MadeToken]:
-        """Make an operator token."""
-        body = {"scopes": texts_of(scopes, "scopes"), "label": label}
-        return self.ask(key_answers.token_made, "POST", "/v1/tokens", body, key)
-
-    def revoke_token(self, token_id: str) -> Steps[OperatorToken]:
-        """Revoke an operator token."""
-        return self.ask(key_answers.operator_token, "DELETE", f"/v1/tokens/{path_part(token_id)}")
-
-    # --- the service ----------------------------------------------------------------------------------
-
-    def ready(self) -> Steps[Ready]:
-        """Ask once whether the service takes writes: what it will be after a pause is another question."""
-        return self.ask(service_answers.ready, "GET", "/readyz", attempts=1)
-
-    def start_audit(self) -> Steps[Audit]:
-        """Begin an audit, or join the one that is running."""
-        return self.ask(service_answers.audit, "POST", "/v1/audits")
-
-    def audit(self, audit: str) -> Steps[Audit]:
-        """Read how far an audit is."""
-        return self.ask(service_answers.audit, "GET", f"/v1/audits/{path_part(audit)}")
-
-    def make_backup(self, file: str | None) -> Steps[Backup]:
-        """
-        Begin a backup, and ask for it once.
-
-        No key names it. Asked for again after a lost answer, a name would be refused as taken, by this backup or by an
-        older one, and without a name there would be a second backup.
-        """
-        return self.ask(service_answers.backup, "POST", "/v1/backups", {"file": file}, attempts=1)
-
-    def backup(self, file: str) -> Steps[Backup]:
-        """Read how far a backup is."""
-        return self.ask(service_answers.backup, "GET", f"/v1/backups/{path_part(file)}")
-
-    # --- operations -----------------------------------------------------------------------------------
-
-    def do(self, operation: Operation) -> Steps[Written]:
-        """Do one operation."""
-        reply = yield from self.call("POST", operation.path, operation.body(), operation.key)
-        _, headers, answer = reply
-        replayed = headers.get("idempotency-replayed") == "true"
-        return answers.read(lambda said: answers.written(said, replayed), answer)
-
-    def execute(
-        self, operations: Sequence[Operation], chains: Sequence[str | None] | None, atomic: bool
-    ) -> Steps[list[Written | Refused]]:
-        """Do operations in order as one batch; one outcome each."""
-        if chains is not None and len(chains) != len(operations):
-            raise ValueError(f"{len(chains)} chains are given for {len(operations)} operations")
-        _, _, answer = yield from self.call("POST", "/v1/batches", batch_body(operations, chains, atomic))
-        results = answer.get("results")
-        if not isinstance(results, list) or len(results) != len(operations):
-            raise ProtocolError(f"the answer to a batch of {len(operations)} has not so many results")
-        return [outcome(result) for result in results]
+    def _read(self, answer: Answer | Failure | None, method: str) -> Reply | TransportError | Unavailable:
+        """Return the reply, or the error after which the call may be sent again; raise any other error."""
+        if answer is None:
+            raise TypeError("a request was driven without an answer")
+        if isinstance(answer, Failure):
+            return TransportError(f"{method} {self.base_url}: {answer.reason}")
+        try:
+            return read_reply(answer)
+        except Unavailable as unavailable:
+            return unavailable
 
 
-def outcome(result: Any) -> Written | Refused:
-    """Read one result of a batch: what was written, or the refusal."""
+def outcomes_of(document: Json, count: int) -> list[Written | Refused]:
+    """
+    Return the outcomes of a batch of *count* operations.
+
+    Raises:
+        ProtocolError: The results are not of the documented form, or not *count*.
+    """
+    results = document.get("results")
+    if not isinstance(results, list) or len(results) != count:
+        raise ProtocolError(f"the answer to a batch of {count} operations does not have {count} results")
+    return [_outcome(result) for result in results]
+
+
+def _outcome(result: Any) -> Written | Refused:
     if isinstance(result, dict) and isinstance(result.get("code"), str):
         error = error_of_problem(422, {}, result)
         if isinstance(error, Refused):
             return error
-        raise ProtocolError("a result of a batch is neither written nor refused")
-    return answers.read(answers.written, result)
+        raise ProtocolError("a result of a batch is neither an entry nor a refusal")
+    return decode(Written, result)
 
 
-def _is_long(problem: Exception) -> bool:
-    """Say whether the service asked to be left alone for longer than a call should take."""
-    return isinstance(problem, Unavailable) and int(problem.details.get("retry_after_s", 0)) > LONGEST_PAUSE_S
-
-
-def pause_s(attempt: int, problem: Exception | None = None) -> float:
-    """Return how long to wait after the *attempt*-th try: longer each time, and never as long as everybody else."""
-    asked = float(problem.details.get("retry_after_s", 0)) if isinstance(problem, Unavailable) else 0.0
+def pause_s(attempt: int, problem: TransportError | Unavailable) -> float:
+    """Return the seconds to wait after attempt number *attempt*: they double, with jitter, up to a limit."""
     pause: float = min(FIRST_PAUSE_S * 2.0 ** (attempt - 1), LONGEST_PAUSE_S)
-    return max(asked, pause * random.uniform(0.5, 1))  # noqa: S311 - no secret
+    return max(_wait_s(problem), pause * random.uniform(0.5, 1))  # noqa: S311 - no secret
+
+
+def _wait_s(problem: TransportError | Unavailable) -> float:
+    """Return the seconds to wait that the service asked for."""
+    return float(problem.details.get("retry_after_s", 0)) if isinstance(problem, Unavailable) else 0.0
 
 
 class FeedCore:
-    """Reads the journal's events: which entry comes next, and where to go on after a break."""
+    """Reads the feed of the journal, and knows where to continue after a break."""
 
     def __init__(self, core: OperatorCore, after_seq: int) -> None:
         """Begin after the entry *after_seq*."""
         self._core = core
-        self.after_seq = after_seq
-        #: How often in a row nothing came.
-        self.failures = 0
+        self._after_seq = after_seq
+        #: Breaks since the last piece arrived.
+        self._failures = 0
+        self._refused: Started | None = None
         self._text = b""
 
     def request(self) -> Send:
-        """Return the request that goes on where the last one ended."""
-        self._text = b""
-        send = outgoing(
-            self._core.base_url, self._core.token, "GET", "/v1/entries", params={"after_seq": self.after_seq}
-        )
-        return Send(send.method, send.url, send.params, {**send.headers, "Accept": "text/event-stream"})
+        """Return the request that continues after the last entry."""
+        params = {"after_seq": self._after_seq}
+        send = request(self._core.base_url, self._core.token, "GET", paths.ENTRIES, params=params)
+        return replace(send, headers={**send.headers, "Accept": "text/event-stream"})
 
-    def check(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Raise what an answer other than 200 says."""
-        problem = None if status == 200 else read_object(body)
-        if problem is not None:
-            raise error_of_problem(status, headers, problem)
-
-    def take(self, piece: bytes) -> Iterator[Entry]:
-        """Give the entries that are whole now that *piece* has come."""
-        self.failures = 0
-        *events, self._text = (self._text + piece).replace(b"\r\n", b"\n").split(b"\n\n")
+    def take(self, piece: Started | bytes) -> Iterator[Entry]:
+        """Take the next piece of the answer, and yield the entries that are complete with it."""
+        if isinstance(piece, Started):
+            self._refused = None if piece.status == 200 else piece
+            self._text = b""
+            return
+        self._text += piece
+        if self._refused is None:
+            self._failures = 0
+            *events, self._text = self._text.replace(b"\r\n", b"\n").split(b"\n\n")
+            for event in events:
+                yield from self._entry(event)
         if len(self._text) > EVENT_LIMIT_BYTES:
             raise ProtocolError("an event of the feed is too long")
-        for event in events:
-            fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if b": " in line and line[:1] != b":")
-            if b"id" in fields and b"data" in fields:
-                found = answers.read(answers.entry, read_object(fields[b"data"]))
-                if found.seq != self.after_seq + 1:
-                    raise ProtocolError(f"entry {found.seq} came after entry {self.after_seq} in the feed")
-                self.after_seq = found.seq
-                yield found
 
-    def failed(self, problem: TransportError | Unavailable) -> float:
-        """Return how long to wait before the feed is asked for again, or raise *problem* after too many failures."""
-        self.failures += 1
-        if self.failures >= self._core.attempts:
+    def _entry(self, event: bytes) -> Iterator[Entry]:
+        """Yield the entry in *event*; comments and other events have none."""
+        fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if b": " in line and line[:1] != b":")
+        if b"id" in fields and b"data" in fields:
+            found = decode(Entry, read_object(fields[b"data"]))
+            if found.seq != self._after_seq + 1:
+                raise ProtocolError(f"entry {found.seq} came after entry {self._after_seq} in the feed")
+            self._after_seq = found.seq
+            yield found
+
+    def ended(self) -> TransportError:
+        """Return the error for an answer that came to its end; raise its refusal if it was one."""
+        if self._refused is not None:
+            raise error_of_problem(self._refused.status, self._refused.headers, read_object(self._text))
+        return TransportError("the feed ended")
+
+    def pause_s(self, problem: TransportError | Unavailable) -> float:
+        """Return the seconds to wait before the next request; raise *problem* after too many in a row."""
+        self._failures += 1
+        if self._failures >= self._core.attempts:
             raise problem
-        return pause_s(self.failures, problem)
+        return pause_s(self._failures, problem)

@@ -1,19 +1,33 @@
-"""What the operator API answers about access keys and operator tokens; no ``repr`` shows a secret or an access key."""
+"""
+The answers of the operator API about access keys and operator tokens.
+
+No ``repr`` shows a secret, a token or an access key.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
-Json = Mapping[str, Any]
+from msgspec import Struct
+
+_HIDDEN: Final = frozenset({"accesskey", "secretkey", "replaces", "token", "next_after"})
 
 
-@dataclass(frozen=True, slots=True)
-class AccessKey:
-    """An access key, without its secret; it stops working at ``expires_ms``, and did so at ``revoked_ms``."""
+class _Discreet(Struct, frozen=True):
+    """An answer whose ``repr`` leaves out what may be secret or an access key."""
 
-    accesskey: str = field(repr=False)
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in self.__struct_fields__ if name not in _HIDDEN]
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.__rich_repr__())
+        return f"{type(self).__name__}({shown})"
+
+
+class AccessKey(_Discreet, frozen=True):
+    """An access key without its secret; it stops working at ``expires_ms`` and stopped at ``revoked_ms``."""
+
+    accesskey: str
     customer: str
     permissions: tuple[str, ...]
     label: str
@@ -24,40 +38,36 @@ class AccessKey:
     last_used_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class MadeKey(AccessKey):
+class MadeKey(AccessKey, frozen=True):
     """
-    An access key that was made, instead of ``replaces`` where it was rotated.
+    A new access key, which replaces ``replaces`` if that one was rotated.
 
-    ``secretkey`` is None in the repeat of an earlier answer. It can't be had again, but the key can be rotated.
+    ``secretkey`` is None in a repeat of the first answer. It is not kept, but the access key can be rotated.
     """
 
-    secretkey: str | None = field(repr=False)
-    replaces: str | None = field(repr=False)
+    secretkey: str | None
+    replaces: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class KeyPage:
-    """A page of access keys; ``next_after`` is where the next one begins, None where there is none."""
+class KeyPage(_Discreet, frozen=True):
+    """A page of access keys; ``next_after`` is the ``after`` of the next page, None on the last."""
 
     keys: tuple[AccessKey, ...]
-    next_after: str | None = field(repr=False)
+    next_after: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class MadeToken:
-    """An operator token that was made; ``token`` is None in the repeat of an earlier answer."""
+class MadeToken(_Discreet, frozen=True):
+    """A new operator token; ``token`` is None in a repeat of the first answer."""
 
     token_id: str
-    token: str | None = field(repr=False)
+    token: str | None
     scopes: tuple[str, ...]
     label: str
     created_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class OperatorToken:
-    """An operator token, without itself: ``fingerprint`` is the first 16 hex digits of its SHA-256."""
+class OperatorToken(Struct, frozen=True):
+    """An operator token without the token itself: ``fingerprint`` is the first 16 hex digits of its SHA-256."""
 
     token_id: str
     fingerprint: str
@@ -67,77 +77,8 @@ class OperatorToken:
     revoked_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class TokenPage:
-    """A page of operator tokens; ``next_after`` is where the next one begins, None where there is none."""
+class TokenPage(Struct, frozen=True):
+    """A page of operator tokens; ``next_after`` is the ``after`` of the next page, None on the last."""
 
     tokens: tuple[OperatorToken, ...]
     next_after: str | None
-
-
-def access_key(said: Json) -> AccessKey:
-    """Read one access key."""
-    return AccessKey(**_of_key(said))
-
-
-def key_made(answer: Json) -> MadeKey:
-    """Read the answer to the making of an access key."""
-    secretkey = None if answer["secretkey"] is None else _text(answer["secretkey"])
-    return MadeKey(**_of_key(answer), secretkey=secretkey, replaces=answer.get("replaces"))
-
-
-def key_page(answer: Json) -> KeyPage:
-    """Read a page of access keys."""
-    return KeyPage(tuple(map(access_key, answer["keys"])), answer["next_after"])
-
-
-def token_made(answer: Json) -> MadeToken:
-    """Read the answer to the making of a token."""
-    return MadeToken(
-        answer["token_id"], answer["token"], _texts(answer["scopes"]), answer["label"], int(answer["created_ms"])
-    )
-
-
-def operator_token(said: Json) -> OperatorToken:
-    """Read one operator token."""
-    return OperatorToken(
-        said["token_id"],
-        said["fingerprint"],
-        _texts(said["scopes"]),
-        said["label"],
-        int(said["created_ms"]),
-        said["revoked_ms"],
-    )
-
-
-def token_page(answer: Json) -> TokenPage:
-    """Read a page of operator tokens."""
-    return TokenPage(tuple(map(operator_token, answer["tokens"])), answer["next_after"])
-
-
-def _of_key(said: Json) -> dict[str, Any]:
-    """Return what every answer says of an access key."""
-    return {
-        "accesskey": _text(said["accesskey"]),
-        "customer": _text(said["customer"]),
-        "permissions": _texts(said["permissions"]),
-        "label": said["label"],
-        "addresses": _texts(said["addresses"]),
-        "created_ms": int(said["created_ms"]),
-        "expires_ms": said["expires_ms"],
-        "revoked_ms": said["revoked_ms"],
-        "last_used_ms": said["last_used_ms"],
-    }
-
-
-def _texts(said: Any) -> tuple[str, ...]:
-    """Read a list of texts; one text would be a list of its characters."""
-    if not isinstance(said, list):
-        raise TypeError
-    return tuple(map(_text, said))
-
-
-def _text(said: Any) -> str:
-    if not isinstance(said, str):
-        raise TypeError
-    return said

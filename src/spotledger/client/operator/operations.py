@@ -1,8 +1,8 @@
 """
-What can be asked of a ledger over the operator API: one class an operation, with the names that the library has.
+The operations of the operator API, one class each, with the names of the library.
 
-Amounts are decimal text or ``Decimal``; a float is refused, because it is no exact amount. Everything else is checked
-by the service, whose refusals name the field.
+Amounts are decimal text or ``Decimal``; a float is refused because it is not exact. The service checks everything else,
+and its refusals name the field.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from typing import Any, ClassVar, NamedTuple, TypeAlias
-from urllib.parse import quote
 
+from spotledger import paths
 from spotledger.errors import InvalidAmount, InvalidRequest
 
 Amount: TypeAlias = str | Decimal
@@ -36,7 +36,7 @@ class CoinAmount(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SettleSide:
-    """One side of a fill: the hold that pays, its fee, what else of it is released (``"rest"``: all), and dust."""
+    """One side of a fill: the hold that pays, its fee, how much more of it to release (``"rest"``: all), and dust."""
 
     hold: HoldName
     fee: CoinAmount | None = None
@@ -46,42 +46,42 @@ class SettleSide:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One write; it happens once, whatever becomes of the answer, under its idempotency key."""
+    """One write. It happens once under its idempotency key, even if it is sent again."""
 
     op: ClassVar[str]
     path: ClassVar[str]
     key: str
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON of the request; absent optionals are left out."""
+        """Return the body of the request; optional fields that are None are left out."""
         return _json_of(self, skip="key")
 
 
 @dataclass(frozen=True, slots=True)
 class ListCoin(Operation):
-    """List a coin with so many decimals. Not in a batch."""
+    """List a coin with *scale* decimals (0–18). Not for a batch."""
 
     op = "list_coin"
-    path = "/v1/coins"
+    path = paths.COINS
     coin: str
     scale: int
 
 
 @dataclass(frozen=True, slots=True)
 class RegisterCustomer(Operation):
-    """Register a customer. Not in a batch."""
+    """Register a customer. Not for a batch."""
 
     op = "register_customer"
-    path = "/v1/customers"
+    path = paths.CUSTOMERS
     customer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Deposit(Operation):
-    """Book what came in from outside."""
+    """Book money that came in from outside."""
 
     op = "deposit"
-    path = "/v1/deposits"
+    path = paths.DEPOSITS
     customer: str
     coin: str
     amount: Amount
@@ -92,10 +92,10 @@ class Deposit(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Freeze(Operation):
-    """Freeze what a customer has available, and open a hold for it."""
+    """Move a customer's money from available to freeze, and open a hold for it."""
 
     op = "freeze"
-    path = "/v1/holds"
+    path = paths.HOLDS
     customer: str
     coin: str
     amount: Amount
@@ -106,20 +106,20 @@ class Freeze(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Unfreeze(Operation):
-    """Free a part of a hold, or all that remains of it."""
+    """Release *amount* of a hold, or all that remains of it."""
 
     op = "unfreeze"
-    path = "/v1/releases"
+    path = paths.RELEASES
     hold: HoldName
     amount: Amount | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Withdraw(Operation):
-    """Book what went outside: out of a hold, or out of what a customer has available."""
+    """Book money that went outside, from a hold or from a customer's available."""
 
     op = "withdraw"
-    path = "/v1/withdrawals"
+    path = paths.WITHDRAWALS
     amount: Amount
     customer: str | None = None
     coin: str | None = None
@@ -131,10 +131,10 @@ class Withdraw(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Transfer(Operation):
-    """Move what is available to another account."""
+    """Move available money to another account."""
 
     op = "transfer"
-    path = "/v1/transfers"
+    path = paths.TRANSFERS
     from_customer: str
     to_customer: str
     coin: str
@@ -144,7 +144,7 @@ class Transfer(Operation):
     reference: str | None = None
 
     def body(self) -> dict[str, Any]:
-        """Return the JSON of the request."""
+        """Return the body of the request."""
         body: dict[str, Any] = {
             "from": {"customer": self.from_customer, "account": self.from_account},
             "to": {"customer": self.to_customer, "account": self.to_account},
@@ -159,7 +159,7 @@ class Settle(Operation):
     """Book one fill of a trade as one entry."""
 
     op = "settle"
-    path = "/v1/settlements"
+    path = paths.SETTLEMENTS
     base: str
     quote: str
     base_amount: Amount
@@ -172,17 +172,17 @@ class Settle(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Reverse(Operation):
-    """Undo an earlier deposit, withdrawal, transfer or settlement, with a reason."""
+    """Reverse the deposit, withdrawal, transfer or settlement of the entry *seq*, once."""
 
     op = "reverse"
-    path = "/v1/reversals"
+    path = paths.REVERSALS
     seq: int
     reason: str
 
 
 def amount_text(amount: object, field: str = "amount") -> str:
     """
-    Return *amount* as the decimal text that is sent.
+    Return *amount* as decimal text.
 
     Raises:
         InvalidAmount: It is neither text nor a finite ``Decimal``.
@@ -192,19 +192,6 @@ def amount_text(amount: object, field: str = "amount") -> str:
     if isinstance(amount, Decimal) and amount.is_finite():
         return f"{amount:f}"
     raise InvalidAmount(f"{field} is a {type(amount).__name__}; decimal text or a Decimal would pass", field=field)
-
-
-def path_part(text: str) -> str:
-    """
-    Return *text* percent-encoded, as one part of a path.
-
-    Raises:
-        InvalidRequest: It is empty, ``.`` or ``..``. Nothing has such an id, and the path would be another one: that of
-            the holds of a customer ``..`` is that of everybody's.
-    """
-    if text in ("", ".", ".."):
-        raise InvalidRequest(f"{text!r} is the id of nothing; another text would pass")
-    return quote(text, safe="@")
 
 
 def _json_of(value: Any, skip: str = "") -> dict[str, Any]:
@@ -228,14 +215,21 @@ def _json(name: str, content: Any) -> Any:
     return content
 
 
-def batch_body(operations: Any, chains: Any, atomic: bool) -> Mapping[str, Any]:
-    """Return the body of a batch of *operations*; *chains* has one text or None for each, or is None."""
-    said = []
-    for number, operation in enumerate(operations):
-        body = {"op": operation.op, "key": operation.key, **operation.body()}
-        if chains is not None and chains[number] is not None:
-            body["chain"] = chains[number]
-        said.append(body)
+def batch_body(operations: Sequence[Operation], chains: Sequence[str | None] | None, atomic: bool) -> Mapping[str, Any]:
+    """
+    Return the body of a batch of *operations*.
+
+    Raises:
+        ValueError: *chains* does not have one text or None per operation.
+    """
+    if chains is None:
+        chains = [None] * len(operations)
+    if len(chains) != len(operations):
+        raise ValueError(f"{len(chains)} chains are given for {len(operations)} operations; one for each would pass")
+    said = [
+        {"op": operation.op, "key": operation.key, **operation.body(), **({} if chain is None else {"chain": chain})}
+        for operation, chain in zip(operations, chains, strict=True)
+    ]
     return {"operations": said, "atomic": atomic}
 
 
@@ -244,7 +238,7 @@ def texts_of(texts: Sequence[str], field: str) -> list[str]:
     Return *texts* as a list.
 
     Raises:
-        InvalidRequest: It is one text, which would be taken for the list of its characters.
+        InvalidRequest: It is a single text, which would be sent as the list of its characters.
     """
     if isinstance(texts, str):
         raise InvalidRequest(f"{field} is the text {texts!r}; a list of texts would pass", field=field)

@@ -1,23 +1,20 @@
-"""What the operator API answers about the service and what it does beside booking: readiness, audits, backups."""
+"""The answers of the operator API about the service itself: readiness, audits, backups."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
 
-Json = Mapping[str, Any]
+from msgspec import Struct
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(Struct, frozen=True):
     """The service takes writes; ``seq`` is the head of its journal."""
 
     seq: int
 
 
-class Finding(NamedTuple):
-    """One thing that is not as it should be: where, what was found, and what was expected."""
+class Finding(Struct, frozen=True):
+    """One thing that is wrong: where, what was found, and what was expected."""
 
     code: str
     seq: int | None
@@ -26,13 +23,12 @@ class Finding(NamedTuple):
     expected: str
 
 
-@dataclass(frozen=True, slots=True)
-class AuditReport:
+class AuditReport(Struct, frozen=True):
     """
-    What an audit says: ``verdict`` is ``clean``, ``damaged``, or ``incomplete`` where it could not look at everything.
+    The report of an audit: ``verdict`` is ``clean``, ``damaged``, or ``incomplete`` if something could not be checked.
 
-    ``counts`` has all findings by code, ``findings`` the first of each code. ``audited_to`` and ``hash`` are worth
-    noting elsewhere: a later audit can be held to them.
+    ``counts`` has the number of findings by code, ``findings`` the first of each code. Keep ``audited_to`` and
+    ``hash`` elsewhere: a later audit can be checked against them.
     """
 
     path: str
@@ -56,8 +52,7 @@ class AuditReport:
     unexamined: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Audit:
+class Audit(Struct, frozen=True):
     """An audit: ``running``, at the entry ``seq`` of ``last_seq``, or ``done``, with its report."""
 
     audit: str
@@ -68,9 +63,8 @@ class Audit:
     report: AuditReport | None
 
 
-@dataclass(frozen=True, slots=True)
-class Backup:
-    """A backup: ``running``, with the pages that are left and those in all, or ``done``, with what it holds."""
+class Backup(Struct, frozen=True):
+    """A backup: ``running``, with the pages that are left and in all, or ``done``, with what it contains."""
 
     file: str
     state: str
@@ -86,38 +80,8 @@ class Backup:
     made_ms: int | None = None
     bytes: int | None = None
 
-
-def ready(answer: Json) -> Ready:
-    """Read the answer of a service that takes writes."""
-    return Ready(int(answer["seq"]))
-
-
-def audit(answer: Json) -> Audit:
-    """Read how far an audit is, or what it found."""
-    report = answer["report"]
-    return Audit(
-        str(answer["audit"]),
-        str(answer["state"]),
-        int(answer["began_ms"]),
-        int(answer["seq"]),
-        int(answer["last_seq"]),
-        None if report is None else _report(report),
-    )
-
-
-def backup(answer: Json) -> Backup:
-    """Read how far a backup is, or what it holds."""
-    state = str(answer["state"])
-    needed = ("pages_left", "pages") if state == "running" else ("ledger_id", "epoch", "seq", "hash")
-    if any(answer[name] is None for name in needed):
-        raise TypeError
-    found: dict[str, Any] = {field.name: answer.get(field.name) for field in fields(Backup)}
-    return Backup(**found)
-
-
-def _report(said: Json) -> AuditReport:
-    found = {field.name: said[field.name] for field in fields(AuditReport)}
-    found["counts"] = {code: int(count) for code, count in said["counts"].items()}
-    found["findings"] = tuple(Finding(*(finding[name] for name in Finding._fields)) for finding in said["findings"])
-    found["unexamined"] = tuple(said["unexamined"])
-    return AuditReport(**found)
+    def __post_init__(self) -> None:
+        needed = ("pages_left", "pages") if self.state == "running" else ("ledger_id", "epoch", "seq", "hash")
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"Object missing required field `{missing[0]}`")

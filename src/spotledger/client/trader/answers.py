@@ -1,4 +1,4 @@
-"""What an answer of the v1 API means: the error it stands for, or its data, of exactly the documented form."""
+"""Read the answers of the v1 API: the error that one stands for, or its data in exactly the documented form."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ HTTP_OK = 200
 CODE_SUCCESS = 200
 
 _HTTP_TOO_MANY = 429
-#: A gateway in front of the service could not reach it.
+#: From a gateway that cannot reach the service.
 _HTTP_GATEWAY = frozenset({502, 503, 504})
 _HTTP_REDIRECTS = range(300, 400)
 
-#: A plain decimal: no sign, no exponent, at least two decimals; what the ledger can hold and nothing longer.
+#: A plain decimal without sign and exponent, with two decimals or more, no longer than the ledger's largest amount.
 _AMOUNT = re.compile(r"\A(?:0|[1-9][0-9]{0,37})\.[0-9]{2,18}\Z")
 _COIN = re.compile(r"\A[a-z0-9]{1,20}\Z")
 _NOTHING_LEFT = re.compile(r";\s*r=0(?:;|\Z)")
 _SEQ = re.compile(r"\A[0-9]{1,18}\Z")
 #: Thirteen digits, as nonces are.
 _SERVER_TIMES_MS = range(10**12, 10**13)
-#: Adds two amounts exactly, or raises: the usual context would round after 28 digits.
+#: Adds amounts exactly, or raises; the usual context rounds to 28 digits.
 _EXACT = Context(prec=80, traps=[Inexact, InvalidOperation])
 
-#: Makes a text of the server fit to be shown: nothing secret, nothing unprintable, not too long.
+#: Returns a text of the server without secrets and unprintable characters, and not too long.
 Hide = Callable[[str], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a call: the answer if there was one, its JSON if it was that, the error it stands for."""
+    """The outcome of a call: the answer, if one arrived; its JSON, if it is that; and the error, if it is one."""
 
     answer: Answer | None
     body: Mapping[str, Any] | None
     error: SpotledgerError | None
 
     def data(self) -> Any:
-        """Give the ``data`` of a success; raise what the answer stands for otherwise."""
+        """Return the ``data`` of a success; raise the error otherwise."""
         if self.error is not None:
             raise self.error
         if self.body is None or "data" not in self.body:
@@ -65,13 +65,14 @@ class Outcome:
 
 def read_outcome(result: Answer | Failure, hide: Hide) -> Outcome:
     """
-    Understand one answer, or its absence.
+    Return the outcome that *result* stands for.
 
     Args:
-        hide: Applied to each text of the answer that gets into an error: a server might repeat the request in it.
+        result: An answer, or why there is none.
+        hide: Applied to each text of the answer that is copied into an error, as a server might repeat the request.
     """
     if isinstance(result, Failure):
-        return Outcome(None, None, TransportError(f"no answer came: {result.reason}"))
+        return Outcome(None, None, TransportError(f"no answer arrived: {result.reason}"))
     body, unreadable = _read_body(result)
     if body is None:
         return Outcome(result, None, _error_of_status(result, hide(unreadable)))
@@ -86,13 +87,13 @@ def _read_body(answer: Answer) -> tuple[dict[str, Any] | None, str]:
 
 
 def _error_of_status(answer: Answer, found: str) -> SpotledgerError:
-    """Make the error for an answer that is not of the documented form, such as a gateway's page."""
+    """Return the error for an answer that is not of the documented form, such as a page of a gateway."""
     if answer.status == _HTTP_TOO_MANY:
         return _with_wait(LimitExceeded, "HTTP status 429", answer)
     if answer.status in _HTTP_GATEWAY:
         return _with_wait(Unavailable, f"HTTP status {answer.status} from a gateway", answer)
     if answer.status in _HTTP_REDIRECTS:
-        return ProtocolError(f"HTTP status {answer.status}: a redirect, and none is followed")
+        return ProtocolError(f"HTTP status {answer.status} is a redirect, which is not followed")
     return ProtocolError(f"HTTP status {answer.status}, and {found}")
 
 
@@ -111,7 +112,7 @@ def _error_of_body(answer: Answer, body: Mapping[str, Any], hide: Hide) -> Spotl
 
 
 def _text_of(body: Mapping[str, Any]) -> str:
-    """Give the text of a refusal, under whichever of its three names it comes."""
+    """Return the text of a refusal, which has one of three names."""
     for name in ("info", "msg", "msgInfo"):
         text = body.get(name)
         if isinstance(text, str) and text:
@@ -133,7 +134,7 @@ def _error_of_code(code: int, answer: Answer, text: str) -> SpotledgerError:
 
 
 def _kind_of_400(text: str) -> type[SpotledgerError]:
-    """Tell by the text, as the code alone does not, what has to be mended."""
+    """Tell the refusals of code 400 apart by their text."""
     lowered = text.lower()
     if "used before" in lowered or "replay" in lowered or "another address" in lowered:
         return ReplayRefused
@@ -141,7 +142,7 @@ def _kind_of_400(text: str) -> type[SpotledgerError]:
 
 
 def _kind_of_404(answer: Answer, text: str) -> type[SpotledgerError]:
-    """Tell by the header that says what is left of a limit, or else by the text."""
+    """Tell the refusals of code 404 apart by the RateLimit header, else by their text."""
     if _NOTHING_LEFT.search(answer.headers.get("ratelimit", "")):
         return LimitExceeded
     lowered = text.lower()
@@ -155,32 +156,32 @@ def _with_wait(kind: type[SpotledgerError], text: str, answer: Answer) -> Spotle
 
 @dataclass(frozen=True, slots=True)
 class Balance:
-    """What one account has of one coin, in whole coins and exact."""
+    """The balance of one coin in one account, in coins, exact."""
 
-    #: May be spent now.
+    #: What may be spent now.
     available: Decimal
-    #: Held for something unfinished.
+    #: What is held for orders and withdrawals.
     freeze: Decimal
 
     @property
     def total(self) -> Decimal:
-        """Available and freeze together, not rounded."""
+        """The sum of available and freeze, not rounded."""
         return _EXACT.add(self.available, self.freeze)
 
 
 class Balances(Mapping[str, Balance]):
-    """The balances of one account by coin, all of one moment; it cannot be changed."""
+    """The balances of one account by coin, all of one moment; read-only."""
 
     __slots__ = ("_by_coin", "_seq")
 
     def __init__(self, by_coin: Mapping[str, Balance], seq: int | None) -> None:
-        """Copy *by_coin*; *seq* is the entry of the journal after which they stood so, where the server says."""
+        """Copy *by_coin*, the balances after the entry *seq* of the journal; None if the server did not say it."""
         self._by_coin = dict(by_coin)
         self._seq = seq
 
     @property
     def seq(self) -> int | None:
-        """The last entry of the journal that is in these balances; None if the server did not say."""
+        """The last entry of the journal in these balances; None if the server did not say it."""
         return self._seq
 
     def __getitem__(self, coin: str) -> Balance:
@@ -201,7 +202,7 @@ def read_balances(outcome: Outcome) -> Balances:
     Read the data of getBalance or getFunds.
 
     Raises:
-        SpotledgerError: What the answer stands for.
+        SpotledgerError: The error that the answer stands for.
         ProtocolError: A coin, an amount or the data as a whole is not of the documented form.
     """
     data = outcome.data()
@@ -232,8 +233,8 @@ def read_accounts(outcome: Outcome) -> dict[int, str]:
     Read the data of getAccounts: the name of each account by its number.
 
     Raises:
-        SpotledgerError: What the answer stands for.
-        ProtocolError: The data is not a list of numbers and names, or has a number twice.
+        SpotledgerError: The error that the answer stands for.
+        ProtocolError: The data is not a list of numbers and names, or contains a number twice.
     """
     data = outcome.data()
     if not isinstance(data, list):
@@ -253,8 +254,8 @@ def read_server_time(outcome: Outcome) -> int:
     Read the data of getServerTime, milliseconds since 1970.
 
     Raises:
-        SpotledgerError: What the answer stands for.
-        ProtocolError: There is no ``serverTime`` of thirteen digits in it.
+        SpotledgerError: The error that the answer stands for.
+        ProtocolError: It has no ``serverTime`` of thirteen digits.
     """
     data = outcome.data()
     server_ms = data.get("serverTime") if isinstance(data, dict) else None

@@ -1,17 +1,17 @@
 """
-The logic of the v1 client: what to send, when to try again, when to give up.
+The logic of the v1 client: what to send, when to retry, when to give up.
 
-It does no I/O; see ``steps`` for how it is driven. Every call here only reads, so any of them may be sent
-again. Each attempt is signed afresh, with a nonce of its own.
+It does no I/O; see ``exchange`` for how it is driven. Every call only reads, so all of them may be sent again. Each
+attempt is signed anew, with its own nonce.
 
-What came of an attempt, and what is done about it:
+The outcome of an attempt, and what follows:
 
-    success                          returned at once
-    TransportError                   again, up to ``ATTEMPTS`` times in all, waiting a little longer each time
-    Unavailable, ReplayRefused       the same; not before Retry-After, and not at all if that is too far off
-    LimitExceeded                    again only if Retry-After is short: to go on knocking would only prolong it
-    NonceRefused                     ask for the server's time, correct the clock, sign again; once a call
-    anything else                    returned at once: the same request would be refused again
+    success                          return it
+    TransportError                   retry with growing waits, up to ``ATTEMPTS`` attempts in all
+    Unavailable, ReplayRefused       the same, but after Retry-After, and not at all if that is too long
+    LimitExceeded                    retry only after a short Retry-After: more requests would prolong a lock
+    NonceRefused                     ask for the server's time, correct the clock, sign again; once per call
+    anything else                    return it: the same request would be refused again
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ from spotledger.errors import (
     TransportError,
     Unavailable,
 )
+from spotledger.paths import TRADER_PREFIX
 
-#: How often one call is sent at most (once more if the clock had to be corrected).
+#: How often a call is sent at most, and once more after the clock is corrected.
 ATTEMPTS = 3
 ATTEMPTS_LIMIT = 10
-#: The wait before the second attempt; it doubles with each further one. Each is shortened at random by up to half.
+#: The wait before the second attempt. It doubles with each attempt; each wait is shortened at random by up to half.
 FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 2.0
-#: A Retry-After longer than this is left to the caller.
+#: A longer Retry-After is left to the caller.
 LONGEST_RETRY_AFTER_S = 3.0
 
-#: As much of a server's text as is put in an error.
+#: The longest text of a server that is copied into an error, in characters.
 LONGEST_TEXT = 500
 
-PATH = "/trade/api/v1/"
 ACCOUNT_IDS = range(1, 4)
-#: Answers 200 with the code in the body, as every client of the documents expects.
+#: Asks for answers with status 200 and the code in the body, as the documents have them.
 ACCEPT_V1 = "application/json"
-#: Refusals as problem documents, which say more exactly what is wrong, from a server that has them.
+#: Also accepts refusals as problem documents, which are more precise.
 ACCEPT_PROBLEMS = "application/json, application/problem+json"
 
 
@@ -65,7 +65,7 @@ def wall_clock_ms() -> int:
 
 
 class Core:
-    """The calls of one client, as steps. One core may be used by several threads."""
+    """The calls of one client as steps. Several threads may share one core."""
 
     def __init__(
         self,
@@ -78,13 +78,15 @@ class Core:
         random_part: Callable[[], float] = random.random,
     ) -> None:
         """
-        Take everything that the calls depend on.
+        Take what the calls depend on.
 
         Args:
-            base_url: Without a slash at its end.
-            attempts: 1 to 10.
-            clock_ms: This machine's clock.
-            random_part: Gives numbers from 0 up to 1, to spread the waits of many clients.
+            credentials: The access key and its secret.
+            base_url: Without a trailing slash.
+            accept: The Accept header.
+            attempts: How often a call is sent at most, 1 to 10.
+            clock_ms: Returns the time of this machine, in ms since 1970.
+            random_part: Returns numbers from 0 to 1, to spread the waits of many clients.
 
         Raises:
             ValueError: *attempts* is out of range.
@@ -133,11 +135,11 @@ class Core:
         return self._exchange("getServerTime", None)
 
     def signed(self, name: str, params: Mapping[str, str | int]) -> Steps[Outcome]:
-        """Call *name* with *params* and a signature; *params* is copied before the first step."""
+        """Call *name* with *params*, which are copied, and a signature."""
         return self._exchange(name, clean_params(params))
 
     def _exchange(self, name: str, params: Mapping[str, str] | None) -> Steps[Outcome]:
-        """Send until there is an outcome to return; *params* is None for a call without a signature."""
+        """Send until there is an outcome to return; without a signature if *params* is None."""
         corrected = False
         attempt = 0
         while True:
@@ -157,7 +159,7 @@ class Core:
         pairs: tuple[tuple[str, str], ...] = ()
         if params is not None:
             pairs = signed_params(params, self.credentials, self._clock.nonce())
-        return Send("GET", self.base_url + PATH + name, pairs, {"Accept": self._accept})
+        return Send("GET", f"{self.base_url}{TRADER_PREFIX}/{name}", pairs, {"Accept": self._accept})
 
     def _read(self, result: Answer | Failure | None, outgoing: Send) -> Outcome:
         if result is None:
@@ -173,7 +175,7 @@ class Core:
         return read_outcome(result, hide)
 
     def _correct_clock(self) -> Steps[bool]:
-        """Ask for the server's time, once; say whether it was told."""
+        """Ask for the server's time once; return whether it answered."""
         outgoing = self._outgoing("getServerTime", None)
         before_ms = self._clock.local_ms()
         outcome = self._read((yield outgoing), outgoing)
@@ -186,7 +188,7 @@ class Core:
         return True
 
     def _wait_s(self, error: SpotledgerError | None, attempt: int) -> float | None:
-        """Say how long to wait before the next attempt, or None if there is to be none."""
+        """Return the seconds to wait before the next attempt, or None for no further attempt."""
         if attempt >= self._attempts or not isinstance(error, TransportError | Unavailable | ReplayRefused):
             return None
         longest = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (attempt - 1))

@@ -9,11 +9,12 @@ from typing import Any, Self
 
 import httpx2
 
+from spotledger.client.driver import drive
 from spotledger.client.exchange import Answer, Steps
 from spotledger.client.trader.answers import Outcome
 from spotledger.client.trader.core import ACCEPT_V1, ATTEMPTS, Core
 from spotledger.client.trader.signing import Credentials
-from spotledger.client.transport import READ_TIMEOUT_S, choose_base_url, drive, timeouts
+from spotledger.client.transport import READ_TIMEOUT_S, choose_base_url, timeouts
 
 #: ``status``, ``data``, ``response``.
 Triple = tuple[bool, dict[str, Any] | None, httpx2.Response | None]
@@ -21,17 +22,17 @@ Triple = tuple[bool, dict[str, Any] | None, httpx2.Response | None]
 
 class SignedRequestAPI:
     """
-    Call the signed v1 API; every call gives ``(status, data, response)``.
+    Call the signed v1 API; every call returns ``(status, data, response)``.
 
-    ``status`` is True if an answer came and is a JSON object, and ``data`` is then that object: also that of a
-    refusal, so look at ``data["code"]``. Otherwise ``status`` is False and ``data`` None. ``response`` is the last
-    HTTP response, its URL without the query; None if none came.
+    ``status`` is True if the answer is a JSON object, and ``data`` is that object. It may be a refusal, so check
+    ``data["code"]``. Otherwise ``status`` is False and ``data`` is None. ``response`` is the last HTTP response, with a
+    URL without the query; None if none arrived.
 
-    No call raises for what the network or the server did: programs written for the documents' class look at
-    ``status`` and expect no exception. ``SpotClient`` is for who prefers exceptions.
+    No call raises for a failure of the network or the server, because programs written for the documents' class expect
+    no exception. ``SpotClient`` raises.
 
-    Calls that only read are sent again after a failure, see ``spotledger.client.trader.core``. Several threads may use
-    one object. ``close`` frees its connections; so does forgetting it.
+    A failed call is sent again, see ``spotledger.client.trader.core``. Several threads may share one object. ``close``
+    closes the connections; garbage collection does so too.
     """
 
     def __init__(
@@ -45,17 +46,19 @@ class SignedRequestAPI:
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """
-        Take the credentials of one access key and the address of the service.
+        Take an access key with its secret, and the address of the service.
 
         Args:
-            base_url: Such as ``https://host``; else the environment's ``SPOTLEDGER_URL``, else
+            accesskey: 1 to 256 printable ASCII characters, no blank, no ``&``; so is *secretkey*.
+            secretkey: The secret of the access key.
+            base_url: Such as ``https://host``; None for ``SPOTLEDGER_URL`` of the environment, else
                 ``http://127.0.0.1:8080``.
             attempts: How often a call is sent at most, 1 to 10.
-            read_timeout_s: The longest silence while waiting for an answer.
+            read_timeout_s: The longest silence while waiting for an answer, in seconds.
             transport: Used in place of the network.
 
         Raises:
-            ValueError: An argument is not of the form above. No message repeats a credential.
+            ValueError: An argument has another form. No message repeats a credential.
         """
         self._core = Core(
             Credentials(accesskey, secretkey),
@@ -82,11 +85,11 @@ class SignedRequestAPI:
         self._closing()
 
     def get_balance(self) -> Triple:
-        """Read the spot account: ``data["data"]`` has ``available`` and ``freeze`` of every listed coin."""
+        """Read the spot account: ``data["data"]`` has ``available`` and ``freeze`` by coin, for every listed coin."""
         return self._call(self._core.get_balance())
 
     def get_funds(self, account: int) -> Triple:
-        """Read account 1 (wallet), 2 (spot) or 3 (fiat); another number raises ValueError."""
+        """Read account 1 (wallet), 2 (spot) or 3 (fiat); raise ValueError for another number."""
         return self._call(self._core.get_funds(account))
 
     def get_accounts(self) -> Triple:
@@ -94,18 +97,19 @@ class SignedRequestAPI:
         return self._call(self._core.get_accounts())
 
     def get_server_time(self) -> Triple:
-        """Read the server's clock, ``data["data"]["serverTime"]`` in milliseconds."""
+        """Read the server's clock: ``data["data"]["serverTime"]``, in milliseconds since 1970."""
         return self._call(self._core.get_server_time())
 
     def get(self, name: str, params: Mapping[str, str | int] | None = None) -> Triple:
         """
-        Make the signed call *name* (such as ``"getFunds"``), which must only read, as it may be sent again.
+        Make the signed call *name*, such as ``"getFunds"``. It may be sent again, so it must only read.
 
         Args:
-            params: Further parameters; they are copied, and signed anew with each attempt.
+            name: Letters and digits.
+            params: Further parameters; they are copied.
 
         Raises:
-            ValueError, TypeError: *name* or a parameter is not of a form that can be signed.
+            ValueError, TypeError: *name* or a parameter cannot be signed.
         """
         if not name.isascii() or not name.isalnum():
             raise ValueError("name must be letters and digits")
@@ -120,7 +124,7 @@ class SignedRequestAPI:
 
 
 def _response(answer: Answer, base_url: str) -> httpx2.Response:
-    """Build a response that does not know the signed URL, so that printing it or its errors shows no signature."""
+    """Return a response without the signed URL, so that neither it nor its errors show the signature."""
     headers = {name: value for name, value in answer.headers.items() if name != "content-encoding"}
     request = httpx2.Request("GET", base_url)
     return httpx2.Response(answer.status, headers=headers, content=answer.body or b"", request=request)

@@ -1,4 +1,4 @@
-"""Who signs, when, and how: the credentials, the nonces, and the signature of the v1 API."""
+"""Sign requests of the v1 API: credentials, nonces, and the signature."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-#: Names that the signing itself fills in, compared without case.
+#: Names that signing fills in itself; compared without case.
 OWN_NAMES = frozenset({"accesskey", "nonce", "signature"})
 
 _NAME = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
@@ -20,7 +20,7 @@ _SHOWN_OF_ACCESSKEY = 4
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """One access key and its secret; neither ``repr`` nor any message shows the secret."""
+    """One access key and its secret. Neither ``repr`` nor any message shows the secret."""
 
     accesskey: str
     secretkey: str = field(repr=False)
@@ -36,20 +36,20 @@ class Credentials:
 
     @property
     def masked(self) -> str:
-        """Enough of the access key to tell it from others, and no more."""
+        """The first characters of the access key, enough to tell it from others."""
         return self.accesskey[:_SHOWN_OF_ACCESSKEY] + "…" if len(self.accesskey) > 2 * _SHOWN_OF_ACCESSKEY else "…"
 
 
 class NonceClock:
     """
-    Give nonces: the server's time in milliseconds as far as it is known, each later than the one before.
+    Makes nonces from the server's time in milliseconds, as far as it is known; each is above the one before.
 
-    Any number of threads may ask. That nonces grow is more than the API demands; it keeps two calls of one
-    millisecond apart where the server takes each signed request only once.
+    The API does not require nonces to grow. But a server may accept each signed request only once, and then two calls
+    within one millisecond need different nonces. Threads may share a clock.
     """
 
     def __init__(self, clock_ms: Callable[[], int]) -> None:
-        """Start with the time of this machine, *clock_ms*, uncorrected."""
+        """Start with the time of this machine, which *clock_ms* returns in ms since 1970."""
         self._clock_ms = clock_ms
         self._guard = threading.Lock()
         self._offset_ms = 0
@@ -57,21 +57,21 @@ class NonceClock:
 
     @property
     def offset_ms(self) -> int:
-        """How far the server is ahead of this machine."""
+        """How far the server's clock is ahead of this machine's."""
         return self._offset_ms
 
     def local_ms(self) -> int:
-        """Read this machine's clock."""
+        """Return the time of this machine."""
         return self._clock_ms()
 
     def correct(self, offset_ms: int) -> None:
-        """From now on take the server to be *offset_ms* ahead of this machine."""
+        """Assume from now on that the server's clock is *offset_ms* ahead."""
         with self._guard:
             self._offset_ms = offset_ms
-            self._last_ms = 0  # what was given by the wrong clock must not hold the right one up
+            self._last_ms = 0  # nonces of the wrong clock do not count
 
     def nonce(self) -> str:
-        """Give the next nonce, thirteen digits."""
+        """Return the next nonce, thirteen digits."""
         with self._guard:
             now_ms = max(self._clock_ms() + self._offset_ms, self._last_ms + 1)
             self._last_ms = min(now_ms, _NONCE_END - 1)
@@ -80,10 +80,10 @@ class NonceClock:
 
 def signature(params: Mapping[str, str], secretkey: str) -> str:
     """
-    Sign *params*: HMAC-SHA256 of ``name=value`` pairs joined with ``&``, in lower-case hex.
+    Return the signature of *params*: HMAC-SHA256 of the ``name=value`` pairs joined with ``&``, in lower-case hex.
 
-    The pairs are sorted by name in byte order; ``signature`` itself and blank values take no part. Names and values
-    are signed as they read, before any percent-encoding. *params* is only read.
+    The pairs are sorted by name in byte order, without ``signature`` and without blank values. Names and values are
+    signed before percent-encoding.
     """
     names = sorted((name for name, value in params.items() if value and name != "signature"), key=str.encode)
     text = "&".join(f"{name}={params[name]}" for name in names)
@@ -92,10 +92,10 @@ def signature(params: Mapping[str, str], secretkey: str) -> str:
 
 def clean_params(params: Mapping[str, str | int]) -> dict[str, str]:
     """
-    Copy *params* as the text that is signed and sent; the caller's mapping is neither kept nor changed.
+    Return a copy of *params* with text values.
 
     Raises:
-        ValueError: A name is none, or one that the signing fills in; a value is blank or holds a ``&``.
+        ValueError: A name is malformed or one that signing fills in, or a value is blank or contains ``&``.
         TypeError: A value is neither text nor int.
     """
     cleaned = {}
@@ -106,11 +106,11 @@ def clean_params(params: Mapping[str, str | int]) -> dict[str, str]:
             raise TypeError(f"parameter {name!r} must be text or int, not {type(value).__name__}")
         cleaned[name] = str(value)
         if not cleaned[name] or "&" in cleaned[name]:
-            raise ValueError(f"the value of parameter {name!r} must not be blank nor hold '&'")
+            raise ValueError(f"the value of parameter {name!r} must not be blank or contain '&'")
     return cleaned
 
 
 def signed_params(params: Mapping[str, str], credentials: Credentials, nonce: str) -> tuple[tuple[str, str], ...]:
-    """Give *params* with ``accesskey``, ``nonce`` and ``signature``, ready to be sent in this order."""
+    """Return *params* with ``accesskey``, ``nonce`` and ``signature``, in the order in which they are sent."""
     filled = {**params, "accesskey": credentials.accesskey, "nonce": nonce}
     return (*sorted(filled.items()), ("signature", signature(filled, credentials.secretkey)))

@@ -1,4 +1,4 @@
-"""``SpotClient`` and its async twin: the v1 API with exact types and errors to catch."""
+"""``SpotClient`` and its async twin: the v1 API with exact types and exceptions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Self
 
 import httpx2
 
+from spotledger.client.async_driver import drive_async
+from spotledger.client.driver import drive
 from spotledger.client.trader.answers import Balances
 from spotledger.client.trader.core import ACCEPT_PROBLEMS, ATTEMPTS, Core
 from spotledger.client.trader.signing import Credentials
-from spotledger.client.transport import READ_TIMEOUT_S, choose_base_url, drive, drive_async, timeouts
+from spotledger.client.transport import READ_TIMEOUT_S, choose_base_url, timeouts
 
 
 class SpotClient:
@@ -22,16 +24,16 @@ class SpotClient:
             usdt = client.balances()["usdt"]
             print(usdt.available, usdt.freeze, usdt.total)
 
-    Every call raises
+    Every call may raise
 
-    - AccessKeyRefused, SignatureRefused, NonceRefused, ReplayRefused: the server does not let the request in;
-    - InvalidRequest: it finds the request malformed;
-    - LimitExceeded, Unavailable: it could not answer now, and the tries of this client are used up;
-      ``error.details["retry_after_s"]`` says when to come back, where the server does;
-    - TransportError: no answer came;
-    - ProtocolError: an answer came that is not of the documented form.
+    - AccessKeyRefused, SignatureRefused, NonceRefused, ReplayRefused: the server denies the request;
+    - InvalidRequest: the request is malformed;
+    - LimitExceeded, Unavailable: the server could not answer at any attempt; ``error.details["retry_after_s"]`` says
+      when to try again, if the server said so;
+    - TransportError: no answer arrived;
+    - ProtocolError: the answer is not of the documented form.
 
-    Several threads may use one object.
+    Several threads may share one object.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class SpotClient:
         read_timeout_s: float = READ_TIMEOUT_S,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        """Take what ``SignedRequestAPI`` takes; raise ValueError for an argument of another form."""
+        """Take the arguments of ``SignedRequestAPI``; raise ValueError if one has another form."""
         self._core = _core(accesskey, secretkey, base_url, attempts)
         self._http = httpx2.Client(transport=transport, timeout=timeouts(read_timeout_s))
         self._closing = weakref.finalize(self, self._http.close)
@@ -65,11 +67,11 @@ class SpotClient:
         self._closing()
 
     def balances(self) -> Balances:
-        """Read the spot account: every listed coin, also those with nothing in them, all of one moment."""
+        """Read the spot account: every listed coin, empty ones too, all of one moment."""
         return drive(self._http, self._core.balances())
 
     def funds(self, account: int) -> Balances:
-        """Read account 1 (wallet), 2 (spot) or 3 (fiat); another number raises ValueError."""
+        """Read account 1 (wallet), 2 (spot) or 3 (fiat); raise ValueError for another number."""
         return drive(self._http, self._core.funds(account))
 
     def accounts(self) -> dict[int, str]:
@@ -82,7 +84,7 @@ class SpotClient:
 
 
 class AsyncSpotClient:
-    """Do what ``SpotClient`` does, with ``async with`` and ``await``, on one event loop."""
+    """``SpotClient`` for asyncio, to be used within one event loop."""
 
     def __init__(
         self,
@@ -94,7 +96,7 @@ class AsyncSpotClient:
         read_timeout_s: float = READ_TIMEOUT_S,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        """Take what ``SpotClient`` takes; raise ValueError for an argument of another form."""
+        """Take the arguments of ``SpotClient``; raise ValueError if one has another form."""
         self._core = _core(accesskey, secretkey, base_url, attempts)
         self._http = httpx2.AsyncClient(transport=transport, timeout=timeouts(read_timeout_s))
 
@@ -114,11 +116,11 @@ class AsyncSpotClient:
         await self._http.aclose()
 
     async def balances(self) -> Balances:
-        """Read the spot account: every listed coin, also those with nothing in them, all of one moment."""
+        """Read the spot account: every listed coin, empty ones too, all of one moment."""
         return await drive_async(self._http, self._core.balances())
 
     async def funds(self, account: int) -> Balances:
-        """Read account 1 (wallet), 2 (spot) or 3 (fiat); another number raises ValueError."""
+        """Read account 1 (wallet), 2 (spot) or 3 (fiat); raise ValueError for another number."""
         return await drive_async(self._http, self._core.funds(account))
 
     async def accounts(self) -> dict[int, str]:

@@ -1,12 +1,9 @@
 """
-One request of the operator API and its answer, whoever carries them: the server over a socket, or a process itself.
-
-`Request` is what was asked, `Reply` what is said. Neither knows how it travels.
+A request, its reply, and the application between them, whether they travel over a socket or within the process.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol, TypeAlias
 
@@ -15,34 +12,34 @@ from spotledger.errors import MalformedRequest, SpotledgerError
 Header = tuple[bytes, bytes]
 
 
-class RequestGone(Exception):
-    """The caller went before his request had come whole; nobody waits for an answer."""
+class ClientDisconnected(Exception):
+    """The client disconnected before its request was complete; nobody waits for an answer."""
 
 
 class BodySource(Protocol):
-    """Where a body that has not come whole is read from."""
+    """The source of a body that is not complete yet."""
 
     async def read(self, limit: int) -> bytes:
         """
-        Return the whole body once it is there.
+        Return the whole body once it is complete.
 
         Raises:
-            MalformedRequest: It is longer than *limit* bytes, or cannot be read.
-            RequestGone: The caller went.
+            MalformedRequest: The body is longer than *limit* bytes, or cannot be parsed.
+            ClientDisconnected: The client disconnected.
         """
 
 
 class StreamWriter(Protocol):
-    """Where a streamed answer is sent."""
+    """The receiver of a streamed answer."""
 
     async def send(self, piece: bytes) -> None:
-        """Send *piece*, and return when it was taken; raise OSError where the reader has gone."""
+        """Send *piece*, and return when the client can take more; raise OSError if it has disconnected."""
 
     async def gone(self) -> None:
-        """Return when the reader has gone."""
+        """Return when the client has disconnected."""
 
 
-#: Sends a streamed answer to its end; returns whether it was sent whole.
+#: Sends a streamed answer to its end; returns whether it was sent completely.
 Stream: TypeAlias = Callable[[StreamWriter], Awaitable[bool]]
 
 
@@ -55,7 +52,7 @@ class Request:
         path: Percent-decoded.
         query: As sent, without the question mark.
         headers: In their order, names in lower case.
-        body: What was sent, or where it is read from while it has not come whole.
+        body: The body, or its source while it is not complete.
     """
 
     __slots__ = ("body", "headers", "method", "parameters", "path", "query")
@@ -68,7 +65,7 @@ class Request:
         self.query = query
         self.headers = headers
         self.body = body
-        #: The values of the path's parameters, by their names.
+        #: The values of the path's parameters, by name.
         self.parameters: Mapping[str, str] = {}
 
     def header(self, wanted: bytes) -> bytes | None:
@@ -79,7 +76,7 @@ class Request:
         return None
 
     def header_once(self, wanted: bytes) -> bytes | None:
-        """Return the value of the header called *wanted*, or None where there is none or more than one."""
+        """Return the value of the only header called *wanted*, or None if there is none or more than one."""
         found: bytes | None = None
         for name, value in self.headers:
             if name == wanted:
@@ -95,8 +92,8 @@ class Reply:
 
     Args:
         status: The HTTP status.
-        body: What is said; for a stream nothing.
-        headers: Names in lower case; the length, the date and what is about the connection are for the carrier.
+        body: The body; empty for a stream.
+        headers: Names in lower case; the server adds the length, the date and what concerns the connection.
         stream: Sends the answer piece by piece, in place of *body*.
     """
 
@@ -109,26 +106,16 @@ class Reply:
         self.stream = stream
 
 
-class Answers(Protocol):
-    """What answers requests."""
+class Application(Protocol):
+    """Answers requests."""
 
     async def answer(self, request: Request) -> Reply:
-        """Answer one request; raise RequestGone where the caller went."""
+        """Answer one request; raise ClientDisconnected if the client disconnects before the request is complete."""
 
     def refusal(self, error: SpotledgerError) -> Reply:
-        """Return the answer to what could not be read as a request."""
+        """Return the answer to a request that could not be parsed."""
 
 
 def too_long(limit: int) -> MalformedRequest:
     """Return the refusal of a body of more than *limit* bytes."""
     return MalformedRequest(f"The body is longer than {limit} bytes; that many would pass.")
-
-
-_PARAMETER = re.compile(r"{(\w+)}")
-
-
-def path_pattern(path: str) -> re.Pattern[str]:
-    """Return the pattern of a *path* with parameters such as ``/v1/holds/{hold}``: each is one part, not empty."""
-    parts = _PARAMETER.split(path)
-    texts = [f"(?P<{part}>[^/]+)" if index % 2 else re.escape(part) for index, part in enumerate(parts)]
-    return re.compile("".join(texts) + r"\Z")

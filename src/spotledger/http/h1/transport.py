@@ -1,4 +1,4 @@
-"""The operator API for a client in the same process: httpx's transport, without a socket."""
+"""A transport of httpx for a client in the same process: it calls the application without a socket."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator
 
 import httpx2
 
-from spotledger.http.h1.request import Answers, Request, Stream, StreamWriter
+from spotledger.http.h1.request import Application, Request, Stream, StreamWriter
 
 
-class OperatorTransport(httpx2.AsyncBaseTransport):
-    """Carry requests to *app* and its answers back."""
+class InProcessTransport(httpx2.AsyncBaseTransport):
+    """Pass requests to *app* and return its answers."""
 
-    def __init__(self, app: Answers) -> None:
+    def __init__(self, app: Application) -> None:
         self._app = app
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Have one request answered."""
+        """Return the answer to one request."""
         url = request.url
         headers = [(name.lower(), value) for name, value in request.headers.raw]
         asked = Request(request.method, url.path, url.query.decode("latin-1"), headers, await request.aread())
@@ -30,7 +30,7 @@ class OperatorTransport(httpx2.AsyncBaseTransport):
 
 
 class _Streamed(httpx2.AsyncByteStream, StreamWriter):
-    """A streamed answer, of which one piece at a time is on its way."""
+    """A streamed answer; one piece at a time is in flight."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -38,15 +38,15 @@ class _Streamed(httpx2.AsyncByteStream, StreamWriter):
         self._left = asyncio.Event()
 
     async def send(self, piece: bytes) -> None:
-        """Send a piece once the one before it was taken."""
+        """Send a piece once the previous one was taken."""
         await self._pieces.put(piece)
 
     async def gone(self) -> None:
-        """Return when the reader has gone."""
+        """Return when the client has stopped reading."""
         await self._left.wait()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Give the pieces."""
+        """Yield the pieces."""
         sending = asyncio.ensure_future(self._run())
         try:
             while (piece := await self._pieces.get()) is not None:
@@ -60,5 +60,5 @@ class _Streamed(httpx2.AsyncByteStream, StreamWriter):
         await self._pieces.put(None)
 
     async def aclose(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._left.set()

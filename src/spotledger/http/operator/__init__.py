@@ -1,5 +1,6 @@
 """
 The operator's listener: the JSON API through which the exchange's own systems move money.
 
-Open ``app.py`` first: its routes. ``calls.py`` is what every call passes; ``ledger.py`` writes, ``reads.py`` reads.
+Open ``app.py`` first, which has the routes. Every call goes through ``calls.py``; ``ledger.py`` has the writes and
+``reads.py`` the reads.
 """

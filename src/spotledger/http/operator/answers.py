@@ -1,18 +1,19 @@
 """
-The answers of the operator API about money, as structs: what is encoded is what the OpenAPI document describes.
+The answers of the operator API, as structs: what is encoded is what the OpenAPI document describes.
 
-Amounts are decimal text that can be sent back as it came.
+Amounts are decimal text that can be sent back unchanged.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, TypeAlias
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from spotledger.domain.accounts import Balance
+from spotledger.domain.accounts import Balance, Coin
+from spotledger.domain.amounts import MAX_SCALE, formatter
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold
-from spotledger.http.operator.amounts import CoinTexts, amount_text
 
 Json = dict[str, Any]
 #: Signed decimal text: two decimals at least, but never more than the coin has.
@@ -21,7 +22,7 @@ HoldText = Annotated[str, Meta(description="The id of a hold: the seq of the ent
 Seq = Annotated[int, Meta(description="A position in the journal.", extra_json_schema={"minimum": 0})]
 HeadSeq = Annotated[int, Meta(description="The position of the journal that this answer stands for.")]
 Epoch = Annotated[int, Meta(description="Counts restores from a backup: a seq means one entry within one epoch.")]
-NextAfter = Annotated[str | None, Meta(description="The ``after`` of the next page; null where there is none.")]
+NextAfter = Annotated[str | None, Meta(description="The ``after`` of the next page; null if there is none.")]
 TimeMs = Annotated[int, Meta(description="Milliseconds since 1970.")]
 
 
@@ -66,13 +67,13 @@ class AfterAnswer(Answer):
 
 
 class EntryAnswer(Answer):
-    """One entry of the journal: what was asked for, its postings, its holds; a kept refusal has no postings."""
+    """One entry of the journal: its request, postings and holds; a kept refusal has no postings."""
 
     seq: Seq
     kind: str
-    key: Annotated[str, Meta(description="The idempotency key; one that begins with a blank is the ledger's own.")]
+    key: Annotated[str, Meta(description="The idempotency key; one that starts with a blank is the ledger's own.")]
     booked_ms: TimeMs
-    request: Annotated[Json, Meta(description="The canonical request, as it is kept.")]
+    request: Annotated[Json, Meta(description="The canonical request, as the journal keeps it.")]
     postings: list[PostingAnswer]
     happened_ms: TimeMs | UnsetType = UNSET
     holds: list[HoldAfterAnswer] | UnsetType = UNSET
@@ -80,19 +81,17 @@ class EntryAnswer(Answer):
 
 
 class WriteAnswer(Answer):
-    """What a write did: where it stands in the journal, its entry, the balances after it, the hold that it opened."""
+    """What a write did: its position in the journal, its entry, the balances after it, the hold that it opened."""
 
     seq: Seq
     entry: EntryAnswer
     balances: list[AfterAnswer]
     hold: HoldText | UnsetType = UNSET
-    replayed: Annotated[bool, Meta(description="In a batch: true where the operation was done before.")] | UnsetType = (
-        UNSET
-    )
+    replayed: Annotated[bool, Meta(description="In a batch: true if an earlier request did this.")] | UnsetType = UNSET
 
 
 class HoldAnswer(Answer):
-    """One hold, open or closed: whose, why, since when, and by which write it was opened."""
+    """One hold, open or closed: whose, why, since when, and which write opened it."""
 
     hold: HoldText
     customer: str
@@ -134,7 +133,7 @@ class CustomersAnswer(Answer):
 
 
 class BalancesAnswer(Answer):
-    """What an account has of each listed coin, and what the customer owes the house where he owes anything."""
+    """The balances of an account in each listed coin, and what the customer owes the house, if anything."""
 
     seq: HeadSeq
     epoch: Epoch
@@ -171,7 +170,7 @@ class EntriesAnswer(Answer):
 
 
 class EntryReadAnswer(Answer):
-    """One entry, and the entry that reversed it, if one did."""
+    """One entry, and the entry that reversed it, or null."""
 
     seq: HeadSeq
     epoch: Epoch
@@ -180,7 +179,7 @@ class EntryReadAnswer(Answer):
 
 
 class StatementAnswer(Answer):
-    """A page of the entries about a customer, with the balances that it touches just before and after it."""
+    """A page of the entries of a customer, with the balances that they touch, before the first and after the last."""
 
     seq: HeadSeq
     epoch: Epoch
@@ -192,7 +191,7 @@ class StatementAnswer(Answer):
 
 
 class TrialCoinAnswer(Answer):
-    """The sums of one coin: of all customers, of each house account, and of all of it, which is zero."""
+    """The sums of one coin: of all customers, of each house account, and in total, which is zero."""
 
     customers: BalanceAnswer
     house: dict[str, AmountText]
@@ -230,14 +229,14 @@ class KeysAnswer(Answer):
 
 
 class KeyMadeAnswer(KeyAnswer):
-    """An access key that was made, with its secret: in the first answer only, null in a repeat of it."""
+    """A new access key with its secret, which is null in a repeated answer."""
 
     secretkey: str | None = None
     replaces: str | UnsetType = UNSET
 
 
 class TokenMadeAnswer(Answer):
-    """An operator token that was made: in the first answer only, null in a repeat of it."""
+    """A new operator token; the token itself is null in a repeated answer."""
 
     token_id: str
     token: str | None
@@ -247,7 +246,7 @@ class TokenMadeAnswer(Answer):
 
 
 class TokenAnswer(Answer):
-    """An operator token, without itself."""
+    """An operator token, without the token itself."""
 
     token_id: str
     fingerprint: Annotated[str, Meta(description="The first 16 hex digits of the token's SHA-256.")]
@@ -271,19 +270,66 @@ class AliveAnswer(Answer):
 
 
 class ReadyAnswer(Answer):
-    """The service takes writes."""
+    """The service accepts writes."""
 
     status: str
     seq: HeadSeq
 
 
+#: Texts that are cached per scale, because an answer has most of its amounts more than once. A larger cache would cost
+#: more than it saves.
+AMOUNT_TEXTS: Final = 32
+
+#: Formats units of one coin as text.
+Texts: TypeAlias = Callable[[int], str]
+
+
+def _cached(write: Texts) -> Texts:
+    """Return *write* with a small cache."""
+    texts: dict[int, str] = {}
+    find = texts.get
+
+    def cached(units: int) -> str:
+        text = find(units)
+        if text is None:
+            if len(texts) >= AMOUNT_TEXTS:
+                texts.clear()
+            text = texts[units] = write(units)
+        return text
+
+    return cached
+
+
+#: By scale: at least two decimals, but never more than the coin has.
+TEXTS: Final = tuple(_cached(formatter(scale, min(2, scale))) for scale in range(MAX_SCALE + 1))
+
+
+def amount_text(units: int, scale: int) -> str:
+    """Return *units* as text with at least two decimals, but never more than the coin has."""
+    return TEXTS[scale](units)
+
+
+class CoinTexts(dict[str, Texts]):
+    """The formatters of amounts by coin; *coins* returns the listed coins, which never change."""
+
+    __slots__ = ("_coins",)
+
+    def __init__(self, coins: Callable[[], Mapping[str, Coin]]) -> None:
+        super().__init__()
+        self._coins = coins
+
+    def __missing__(self, coin: str) -> Texts:
+        texts = self[coin] = TEXTS[self._coins()[coin].scale]
+        return texts
+
+
 def balance_answer(balance: Balance, scale: int) -> BalanceAnswer:
-    """Return one balance as both of its sides."""
+    """Return the answer for one balance."""
     return BalanceAnswer(amount_text(balance.available, scale), amount_text(balance.freeze, scale))
 
 
 def entry_answer(entry: Entry, texts: CoinTexts) -> EntryAnswer:
-    """Return one entry: what was asked for, its postings with the balance of their side after them, its holds."""
+    """Return the answer for one entry."""
     holds: list[HoldAfterAnswer] | UnsetType = UNSET
     if entry.holds:
         coin_of = {posting.hold: posting.coin for posting in entry.postings}
@@ -302,7 +348,7 @@ def entry_answer(entry: Entry, texts: CoinTexts) -> EntryAnswer:
 
 
 def _postings(entry: Entry, texts: CoinTexts) -> list[PostingAnswer]:
-    """Return the postings; the balance after each is worked back from the balances after the entry."""
+    """Return the postings, each with the balance after it, worked back from the balances after the entry."""
     sides = {(account, coin): [available, freeze] for account, coin, available, freeze in entry.balances}
     answers = []
     for account, coin, side, units, hold in reversed(entry.postings):
@@ -318,23 +364,23 @@ def _postings(entry: Entry, texts: CoinTexts) -> list[PostingAnswer]:
     return answers
 
 
-#: The names of a kept request that a caller's fields have not: what they are called there, and what names the coin.
+#: The unit fields of a kept request: the caller's field with the amount, and the field that names the coin.
 _UNITS: Final = {
     "units": ("amount", "coin"),
     "base_units": ("base_amount", "base"),
     "quote_units": ("quote_amount", "quote"),
 }
-#: The sides of a settlement, and what names the coin that each pays.
+#: The sides of a settlement, and the field that names the coin which each pays.
 _SIDES: Final = {"buyer": "quote", "seller": "base"}
 
 
 def _request_json(request: Json, texts: CoinTexts) -> Json:
-    """Return a kept request with its units as decimal amounts, under the names that the caller's fields have."""
+    """Return a kept request with decimal amounts in place of units, under the names of the caller's fields."""
     answer: Json = {}
     for name, value in request.items():
         if name in _UNITS:
-            said, coin = _UNITS[name]
-            answer[said] = texts[request[coin]](int(value))
+            field, coin = _UNITS[name]
+            answer[field] = texts[request[coin]](int(value))
         elif name in _SIDES:
             answer[name] = _side_json(value, request[_SIDES[name]], texts)
         elif name != "format":
@@ -355,14 +401,14 @@ def _side_json(side: Json, paid: str, texts: CoinTexts) -> Json:
 
 
 def after_answer(after: BalanceAfter, texts: CoinTexts) -> AfterAnswer:
-    """Return the balance of one account and coin after an entry."""
+    """Return the answer for the balance of one account and coin after an entry."""
     (customer, kind), coin, available, freeze = after
     text = texts[coin]
     return AfterAnswer(customer, kind, coin, text(available), text(freeze))
 
 
 def write_answer(entry: Entry, hold: int | None, texts: CoinTexts) -> WriteAnswer:
-    """Return the answer to a write: where it stands in the journal, its entry, the balances after it, its hold."""
+    """Return the answer to a write that made *entry* and opened *hold*, if not None."""
     return WriteAnswer(
         entry.seq,
         entry_answer(entry, texts),
@@ -372,7 +418,7 @@ def write_answer(entry: Entry, hold: int | None, texts: CoinTexts) -> WriteAnswe
 
 
 def hold_answer(hold: Hold, scale: int, key: str | UnsetType, now_ms: int) -> HoldAnswer:
-    """Return one hold, opened under *key*, as it stands at *now_ms*; its id is text."""
+    """Return the answer for one hold, opened with the idempotency key *key*, at *now_ms*."""
     return HoldAnswer(
         str(hold.hold_id),
         hold.account.customer,

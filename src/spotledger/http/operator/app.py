@@ -1,8 +1,8 @@
 """
-The operator API as an application: the routes, and the one shape in which every error is said.
+The operator API as an application: its routes, and its answers to errors.
 
-Every answer has a request id and may not be stored by anyone on its way; every error, expected or not, is problem
-details (RFC 9457) out of the table in ``http/wire.py``.
+Every answer has a request id and forbids caching. Every error, expected or not, is answered with problem details
+(RFC 9457) from the table in ``http/wire.py``.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import logging
 import os
 from typing import Final
 
+from spotledger import paths
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
-from spotledger.http.h1.request import Reply, Request, RequestGone
+from spotledger.http import wire
+from spotledger.http.h1.request import ClientDisconnected, Reply, Request
 from spotledger.http.operator.answers import AliveAnswer, ReadyAnswer
 from spotledger.http.operator.audits import AuditCalls, show_audits
 from spotledger.http.operator.backups import BackupCalls
@@ -33,11 +35,11 @@ _log = logging.getLogger("spotledger.operator")
 
 class OperatorApp:
     """
-    Reply the operator API over *runtime*.
+    Serve the operator API over *runtime*.
 
     Args:
-        runtime: The joined parts, started.
-        local_token: One more token that is let in, with every scope: for the process itself.
+        runtime: The parts of the service, started.
+        local_token: One more accepted token, with every scope, for the process itself.
     """
 
     def __init__(self, runtime: Runtime, local_token: str | None = None) -> None:
@@ -47,9 +49,9 @@ class OperatorApp:
         self.metrics = Metrics(runtime.siblings)
         self._show_metrics()
         self._prefix = os.urandom(6).hex()
-        self._asked = 0
+        self._requests = 0
         self.routes = self._routes()
-        #: Most calls go to a path without parameters, which need not be looked for.
+        #: Most calls have a path without parameters, which is found in a mapping.
         self._fixed = {endpoint.path: endpoint for endpoint in self.routes if endpoint.pattern is None}
         self._named = [(endpoint.pattern, endpoint) for endpoint in self.routes if endpoint.pattern is not None]
 
@@ -57,7 +59,9 @@ class OperatorApp:
         runtime = self._runtime
         read_calls = ReadCalls(runtime.ledger, self.feed)
         ledger_calls = LedgerCalls(runtime.ledger, runtime.writer, read_calls)
-        key_calls = KeyCalls(runtime.ledger, runtime.writer, runtime.key_ring, runtime.tokens, runtime.key_writes)
+        key_calls = KeyCalls(
+            runtime.ledger, runtime.writer, runtime.key_ring, runtime.tokens, runtime.access_key_writes
+        )
         batch_calls = BatchCalls(runtime.ledger, runtime.writer)
         return [
             *batch_calls.routes(self._token_check),
@@ -67,66 +71,66 @@ class OperatorApp:
             *read_calls.routes(self._token_check),
             *key_calls.routes(self._token_check),
             *doc_routes(lambda: self.routes),
-            route(self._token_check, "/metrics", GET=Call(None, self._metrics, media_type="text/plain")),
-            route(None, "/healthz", GET=Call(None, self._alive, gives=AliveAnswer, guarded=False)),
-            route(None, "/readyz", GET=Call(None, self._ready, gives=ReadyAnswer, guarded=False)),
+            route(self._token_check, paths.METRICS, GET=Call(None, self._metrics, media_type="text/plain")),
+            route(None, paths.HEALTHZ, GET=Call(None, self._alive, gives=AliveAnswer, guarded=False)),
+            route(None, paths.READYZ, GET=Call(None, self._ready, gives=ReadyAnswer, guarded=False)),
         ]
 
     def _show_metrics(self) -> None:
         runtime, writer = self._runtime, self._runtime.writer
         self.metrics.show("head_seq", "The last entry of the journal.", lambda: runtime.head_seq)
         self.metrics.show("waiting_operations", "Operations that wait for the writer.", lambda: writer.waiting)
-        self.metrics.show("open_feeds", "Readers of the journal's feed.", lambda: self.feed.open)
-        self.metrics.show("can_write", "1 while writes are taken, else 0.", lambda: int(writer.can_write))
+        self.metrics.show("open_feeds", "Open streams of the journal.", lambda: self.feed.open)
+        self.metrics.show("can_write", "1 while writes are accepted, else 0.", lambda: int(writer.can_write))
         standby, watch = runtime.standby, runtime.revocation_watch
         if standby is not None:
-            self.metrics.show("staleness_ms", "How old what is read may be.", lambda: standby.staleness_ms)
+            self.metrics.show("staleness_ms", "The maximum age of what is read.", lambda: standby.staleness_ms)
         if watch is not None:
             self.metrics.show(
-                "database_silent_seconds", "How long ago the database was heard of.", lambda: watch.silent_seconds
+                "database_silent_seconds", "Seconds since the database last answered.", lambda: watch.silent_seconds
             )
         show_audits(self.metrics, self._runtime.audits)
 
     async def answer(self, request: Request) -> Reply:
         """
-        Reply one request, whatever it is.
+        Answer one request, whatever it is.
 
         Raises:
-            RequestGone: The caller went before it had come whole.
+            ClientDisconnected: The client disconnected before the request was complete.
         """
-        self._asked += 1
-        request_id = f"{self._prefix}-{self._asked:x}"
+        self._requests += 1
+        request_id = f"{self._prefix}-{self._requests:x}"
         path = "other"
         try:
             endpoint = self._endpoint(request)
             path = endpoint.path
-            said = await endpoint.answer(request)
-        except RequestGone:
+            reply = await endpoint.answer(request)
+        except ClientDisconnected:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever happens, an answer in the one shape
-            said = problem_answer(_public_error(error, request_id), request_id)
-        self._mark(said, request_id)
+        except Exception as error:  # noqa: BLE001 - every error is answered with problem details
+            reply = problem_answer(_public_error(error, request_id), request_id)
+        self._add_headers(reply, request_id)
         method = request.method
-        self.metrics.count(method if method in _METHODS else "other", path, said.status)
-        return said
+        self.metrics.count(method if method in _METHODS else "other", path, reply.status)
+        return reply
 
     def refusal(self, error: SpotledgerError) -> Reply:
-        """Return the answer to what could not be read as a request, and count it."""
-        self._asked += 1
-        request_id = f"{self._prefix}-{self._asked:x}"
-        said = problem_answer(error, request_id)
-        self._mark(said, request_id)
-        self.metrics.count("other", "other", said.status)
-        return said
+        """Return the answer to a request that could not be parsed, and count it."""
+        self._requests += 1
+        request_id = f"{self._prefix}-{self._requests:x}"
+        reply = problem_answer(error, request_id)
+        self._add_headers(reply, request_id)
+        self.metrics.count("other", "other", reply.status)
+        return reply
 
-    def _mark(self, said: Reply, request_id: str) -> None:
-        """Put into an answer what all have."""
-        said.headers += [(b"x-request-id", request_id.encode()), _NO_STORE]
+    def _add_headers(self, reply: Reply, request_id: str) -> None:
+        """Add the headers that every answer has."""
+        reply.headers += [(b"x-request-id", request_id.encode()), _NO_STORE]
         if self._runtime.standby is not None:
-            said.headers.append((b"x-ledger-staleness-ms", b"%d" % self._runtime.standby.staleness_ms))
+            reply.headers.append((b"x-ledger-staleness-ms", b"%d" % self._runtime.standby.staleness_ms))
 
     def _endpoint(self, request: Request) -> Endpoint:
-        """Return what answers the path of *request*, in which the values of its parameters are put."""
+        """Return the endpoint of the path of *request*, and set its path parameters."""
         path = request.path
         fixed = self._fixed.get(path)
         if fixed is not None:
@@ -140,26 +144,26 @@ class OperatorApp:
         raise NotFound("There is nothing at this path.")
 
     async def _alive(self, request: Request) -> Reply:
-        """Say that the service runs."""
+        """Answer that the service runs."""
         return answer({"status": "alive"})
 
     async def _ready(self, request: Request) -> Reply:
-        """Say whether the service takes writes."""
+        """Answer whether the service accepts writes."""
         if not self._runtime.writer.can_write:
-            raise StoreUnavailable("The ledger takes no writes now.")
+            raise StoreUnavailable("The ledger accepts no writes now; try again later.")
         return answer({"status": "ready", "seq": self._runtime.ledger.head.seq})
 
     async def _metrics(self, request: Request) -> Reply:
-        """Give numbers about the service, for Prometheus."""
+        """Return metrics of the service, for Prometheus."""
         return Reply(200, self.metrics.text(), [(b"content-type", METRICS_MEDIA_TYPE.encode())])
 
 
 def _public_error(error: Exception, request_id: str) -> SpotledgerError:
-    """Return *error* as one that a caller may be told; the log has the rest under the request id."""
+    """Return an error that callers may see for *error*; the rest goes to the log, with the request id."""
     if isinstance(error, SpotledgerError):
         return error
     if isinstance(error, LedgerCorrupt):
         _log.critical("request %s: %s", request_id, error)
-        return StoreUnavailable("The ledger is damaged and takes no writes until a person has looked at it.")
+        return StoreUnavailable(wire.DAMAGED)
     _log.error("request %s ended in an unexpected error", request_id, exc_info=error)
-    return SpotledgerError(f"Something unexpected happened; the log of the service has it under {request_id}.")
+    return SpotledgerError(f"An unexpected error occurred; the log of the service has it under {request_id}.")

@@ -6,32 +6,33 @@ from typing import Annotated, Any, Final
 
 from msgspec import UNSET, Meta, UnsetType
 
+from spotledger import paths
 from spotledger.archive.backup import NAME_PATTERN, Backups
 from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.answers import Answer, Epoch, Seq, TimeMs
 from spotledger.http.operator.bodies import Body, decode
 from spotledger.http.operator.calls import ADMIN, Call, Endpoint, TokenCheck, Write, answer, query_of, route
 
-#: How long the call that begins a backup waits for its end; a large one goes on after that.
+#: How long the call that starts a backup waits for its end; a large backup goes on after that.
 BACKUP_WAIT_SECONDS: Final = 20.0
 
 FileField = Annotated[
     str | None,
     Meta(
-        description="The name of the file in the folder backups of the data folder; one after the time where none.",
+        description="The name of the file in the folder backups of the data folder; by default one made of the time.",
         extra_json_schema={"pattern": f"^{NAME_PATTERN}$", "examples": ["monday.backup"]},
     ),
 ]
 
 
 class BackupBody(Body):
-    """``POST /v1/backups``: the name of the file, or none to have one after the time."""
+    """``POST /v1/backups``: the name of the file, by default one made of the time."""
 
     file: FileField = None
 
 
 class BackupAnswer(Answer):
-    """A backup: ``running``, with the pages that are left and those in all, or ``done``, with what it holds."""
+    """A backup: ``running``, with the pages left and the pages in all, or ``done``, with its contents."""
 
     file: str
     state: str
@@ -49,7 +50,7 @@ class BackupAnswer(Answer):
 
 
 class BackupCalls:
-    """The calls about backups. They need no idempotency key: a name that is taken is never written over."""
+    """The calls about backups. They need no idempotency key: an existing file is never overwritten."""
 
     def __init__(self, backups: Backups) -> None:
         self._backups = backups
@@ -59,7 +60,7 @@ class BackupCalls:
         return [
             route(
                 token_check,
-                "/v1/backups",
+                paths.BACKUPS,
                 POST=Call(
                     ADMIN,
                     write=self.make,
@@ -69,22 +70,20 @@ class BackupCalls:
                     statuses=(200, 202),
                 ),
             ),
-            route(
-                token_check, "/v1/backups/{file}", GET=Call(ADMIN, self.show, gives=BackupAnswer, statuses=(200, 202))
-            ),
+            route(token_check, paths.BACKUP, GET=Call(ADMIN, self.show, gives=BackupAnswer, statuses=(200, 202))),
         ]
 
     async def make(self, call: Write) -> Reply:
-        """Make a backup in the data folder; 200 where it is done, 202 where it goes on."""
+        """Make a backup in the data folder; 200 if it is done, 202 if it is still running."""
         query_of(call.request)
         body = decode(call.body or b"{}", BackupBody)
-        return _said(await self._backups.make(body.file, BACKUP_WAIT_SECONDS))
+        return _state_answer(await self._backups.make(body.file, BACKUP_WAIT_SECONDS))
 
     async def show(self, request: Request) -> Reply:
-        """Say how far a backup is, or what it holds."""
+        """Return the progress of a backup, or its contents."""
         query_of(request)
-        return _said(self._backups.state(request.parameters["file"]))
+        return _state_answer(self._backups.state(request.parameters["file"]))
 
 
-def _said(state: dict[str, Any]) -> Reply:
+def _state_answer(state: dict[str, Any]) -> Reply:
     return answer(BackupAnswer(**state), 202 if state["state"] == "running" else 200)

@@ -1,28 +1,30 @@
 """
 ``POST /v1/batches``: many operations in one request, each with its own key and its own result.
 
-A body is read piece by piece, and so is the answer written, so that a large batch does not hold the event loop. One
-malformed operation refuses the whole: nothing of it is done, and the refusal names the operation and its field.
+The body is decoded and the answer encoded piece by piece, so that a large batch does not block the event loop. If one
+operation is malformed, nothing of the batch is done, and the refusal names the operation and its field.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, Union
 
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 
+from spotledger import paths
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, MalformedRequest, Refused
 from spotledger.http.h1.request import Reply
-from spotledger.http.operator.amounts import CoinTexts
-from spotledger.http.operator.answers import Answer, Seq, WriteAnswer, write_answer
+from spotledger.http.operator.answers import Answer, CoinTexts, Seq, WriteAnswer, write_answer
 from spotledger.http.operator.bodies import (
     Body,
     DepositBody,
     HoldBody,
+    ReversalBody,
+    SettlementBody,
     TransferBody,
     UnfreezeBody,
     WithdrawalBody,
@@ -33,96 +35,54 @@ from spotledger.http.operator.bodies import (
 )
 from spotledger.http.operator.calls import LEDGER_WRITE, Call, Endpoint, TokenCheck, Write, json_answer, route
 from spotledger.http.operator.fields import ChainField, KeyField
-from spotledger.http.operator.trades import ReversalBody, SettlementBody
 from spotledger.ledger.group import CHAIN_LIMIT
 from spotledger.ledger.ledger import Ledger, Outcome
 from spotledger.ledger.writer import Writer
 
 BATCH_LIMIT: Final = 10_000
 BATCH_BODY_LIMIT_BYTES: Final = 8 * 1024 * 1024
-#: How many operations are read, or results written, before other work has its turn.
-TURN_OPERATIONS: Final = 100
+#: Operations that are decoded, or results that are encoded, before other tasks may run.
+PIECE_OPERATIONS: Final = 100
 CHAIN_MAX_CHARACTERS: Final = 64
 
 _encode = msgspec.json.Encoder().encode
 
 
-class DepositOperation(DepositBody, tag_field="op", tag="deposit", kw_only=True):
-    """A deposit in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
-
-
-class FreezeOperation(HoldBody, tag_field="op", tag="freeze", kw_only=True):
-    """A freeze in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
-
-
-class UnfreezeOperation(UnfreezeBody, tag_field="op", tag="unfreeze", kw_only=True):
-    """An unfreeze in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
+def _in_batch(op: str, noun: str, body: type[Body]) -> type[msgspec.Struct]:
+    """Return the struct of a *body* in a batch: with the name of its operation, a key and a chain."""
+    return msgspec.defstruct(
+        f"{op.capitalize()}Operation",
+        [("key", KeyField), ("chain", ChainField, None)],
+        bases=(body,),
+        namespace={"__doc__": f"{noun} in a batch."},
+        tag_field="op",
+        tag=op,
+        kw_only=True,
+    )
 
 
-class WithdrawOperation(WithdrawalBody, tag_field="op", tag="withdraw", kw_only=True):
-    """A withdrawal in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
-
-
-class TransferOperation(TransferBody, tag_field="op", tag="transfer", kw_only=True):
-    """A transfer in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
-
-
-class SettleOperation(SettlementBody, tag_field="op", tag="settle", kw_only=True):
-    """A settlement in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
-
-
-class ReverseOperation(ReversalBody, tag_field="op", tag="reverse", kw_only=True):
-    """A reversal in a batch."""
-
-    key: KeyField
-    chain: ChainField = None
-
-
-BatchOperation: TypeAlias = (
-    DepositOperation
-    | FreezeOperation
-    | UnfreezeOperation
-    | WithdrawOperation
-    | TransferOperation
-    | SettleOperation
-    | ReverseOperation
-)
-_OPERATIONS: Final = {
-    kind.__struct_config__.tag: kind
-    for kind in (
-        DepositOperation,
-        FreezeOperation,
-        UnfreezeOperation,
-        WithdrawOperation,
-        TransferOperation,
-        SettleOperation,
-        ReverseOperation,
+_OPERATIONS: Final[dict[str, Any]] = {
+    op: _in_batch(op, noun, body)
+    for op, noun, body in (
+        ("deposit", "A deposit", DepositBody),
+        ("freeze", "A freeze", HoldBody),
+        ("unfreeze", "An unfreeze", UnfreezeBody),
+        ("withdraw", "A withdrawal", WithdrawalBody),
+        ("transfer", "A transfer", TransferBody),
+        ("settle", "A settlement", SettlementBody),
+        ("reverse", "A reversal", ReversalBody),
     )
 }
+if TYPE_CHECKING:
+    BatchOperation: TypeAlias = Any
+else:
+    BatchOperation = Union[tuple(_OPERATIONS.values())]  # noqa: UP007 - made of a tuple
 _decode_operation = msgspec.json.Decoder(BatchOperation).decode
 _decode_operations = msgspec.json.Decoder(list[BatchOperation]).decode
 
 
 class _RawBatch(Body):
-    """A batch whose operations are not read yet."""
+    """A batch whose operations are not decoded yet."""
 
     operations: list[Raw]
     atomic: bool = False
@@ -132,11 +92,13 @@ class BatchBody(Body):
     """``POST /v1/batches``: operations in order; later ones see the effects of earlier ones."""
 
     operations: Annotated[list[BatchOperation], Meta(max_length=BATCH_LIMIT)]
-    atomic: Annotated[bool, Meta(description=f"All or nothing; {CHAIN_LIMIT} operations at most.")] = False
+    atomic: Annotated[
+        bool, Meta(description=f"Whether all operations succeed or fail together; then {CHAIN_LIMIT} at most.")
+    ] = False
 
 
 class RefusedResult(Answer):
-    """The refusal of one operation of a batch, and what is known about it; kept refusals have a seq."""
+    """The refusal of one operation of a batch, with facts about it; kept refusals have a seq."""
 
     code: str
     detail: str
@@ -146,7 +108,7 @@ class RefusedResult(Answer):
 
 
 class BatchAnswer(Answer):
-    """One result an operation, in order."""
+    """One result per operation, in order."""
 
     results: list[
         Annotated[
@@ -180,10 +142,10 @@ class BatchCalls:
             takes=BatchBody,
             gives=BatchAnswer,
         )
-        return [route(token_check, "/v1/batches", POST=batch)]
+        return [route(token_check, paths.BATCHES, POST=batch)]
 
     async def batch(self, call: Write) -> Reply:
-        """Do operations in order, alone, in chains, or all or nothing, and say what came of each."""
+        """Execute operations in order, each by itself, in chains, or all or nothing, and return one result each."""
         raw = decode(call.body, _RawBatch, names_once=False)
         if len(raw.operations) > BATCH_LIMIT:
             raise InvalidRequest(
@@ -194,25 +156,25 @@ class BatchCalls:
         return json_answer(await self._written(outcomes))
 
     async def _written(self, outcomes: Sequence[Outcome]) -> bytes:
-        """Write the results, with a turn for other work between pieces of them."""
+        """Return the encoded results; other tasks may run between two pieces."""
         pieces = []
-        for start in range(0, len(outcomes), TURN_OPERATIONS):
+        for start in range(0, len(outcomes), PIECE_OPERATIONS):
             if start:
                 await asyncio.sleep(0)
-            results = [_result(outcome, self._texts) for outcome in outcomes[start : start + TURN_OPERATIONS]]
+            results = [_result(outcome, self._texts) for outcome in outcomes[start : start + PIECE_OPERATIONS]]
             pieces.append(_encode(results)[1:-1])
         return b'{"results":[' + b",".join(pieces) + b"]}"
 
 
 async def _read(raw: _RawBatch, body: bytes) -> tuple[list[Operation], list[str | None] | None]:
-    """Return the operations of a batch, and their chains where one has any."""
+    """Return the operations of a batch, and their chains if there are any."""
     operations: list[Operation] = []
     chains: list[str | None] = []
     marks = 0
-    for start in range(0, len(raw.operations), TURN_OPERATIONS):
+    for start in range(0, len(raw.operations), PIECE_OPERATIONS):
         if start:
             await asyncio.sleep(0)
-        piece = raw.operations[start : start + TURN_OPERATIONS]
+        piece = raw.operations[start : start + PIECE_OPERATIONS]
         text = b"[" + b",".join(piece) + b"]"
         marks += text.count(b'"')
         found = _sound(text)
@@ -227,7 +189,7 @@ async def _read(raw: _RawBatch, body: bytes) -> tuple[list[Operation], list[str 
 
 
 def _sound(text: bytes) -> list[BatchOperation] | None:
-    """Return the operations of a piece read at once, or None where one may have something wrong with it."""
+    """Return the operations of a piece, decoded together, or None if one of them may be malformed."""
     try:
         found = _decode_operations(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -236,7 +198,7 @@ def _sound(text: bytes) -> list[BatchOperation] | None:
 
 
 def _one_by_one(piece: Sequence[Raw], start: int) -> Iterator[BatchOperation]:
-    """Give the operations of a piece, each read alone; what is wrong with one is said with its place."""
+    """Yield the operations of a piece, each decoded by itself, so that a refusal names its place."""
     for index, raw_text in enumerate(piece, start):
         text = bytes(raw_text)
         try:
@@ -248,7 +210,7 @@ def _one_by_one(piece: Sequence[Raw], start: int) -> Iterator[BatchOperation]:
 
 
 def _check_own_names(body: bytes, marks: int) -> None:
-    """Refuse a batch in which one of its own names stands twice; *marks* are its quotation marks beside operations."""
+    """Refuse a batch that has one of its own names twice; *marks* counts the quotation marks outside operations."""
     only_operations = marks == 2
     with_atomic = marks == 4 and body.count(b'"operations"') == 1
     if not (only_operations or with_atomic):
@@ -261,7 +223,7 @@ def _decoded(text: bytes) -> BatchOperation:
     except msgspec.ValidationError as problem:
         document = msgspec.json.decode(text)
         if not isinstance(document, dict):
-            raise InvalidRequest("it is not an object; an operation would pass", field="") from None
+            raise InvalidRequest("not a JSON object; an operation would pass", field="") from None
         op = document.get("op")
         if not isinstance(op, str) or op not in _OPERATIONS:
             known = ", ".join(map(str, _OPERATIONS))
@@ -269,7 +231,7 @@ def _decoded(text: bytes) -> BatchOperation:
             raise InvalidRequest(f"op is {shown}; one of {known} would pass", field="op") from None
         raise refusal_of(str(problem), _OPERATIONS[op]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise MalformedRequest("it is not JSON in UTF-8; that would pass") from None
+        raise MalformedRequest("not JSON in UTF-8; an operation would pass") from None
     return found
 
 
@@ -277,12 +239,12 @@ def _chain(value: Any) -> str | None:
     if value is None or (isinstance(value, str) and 0 < len(value) <= CHAIN_MAX_CHARACTERS):
         return value
     raise InvalidRequest(
-        f"chain is not of the right form; 1 to {CHAIN_MAX_CHARACTERS} characters would pass", field="chain"
+        f"chain is malformed; a string of 1 to {CHAIN_MAX_CHARACTERS} characters would pass", field="chain"
     )
 
 
 def _placed(refusal: InvalidRequest, index: int) -> InvalidRequest:
-    """Return *refusal* with the place of the operation that it is about; its own class says what is wrong."""
+    """Return *refusal*, of the same class, with the place of the operation that it is about."""
     field = refusal.details.get("field")
     place = f"operations[{index}].{field}" if field else f"operations[{index}]"
     details = {**refusal.details, "field": place, "index": index}

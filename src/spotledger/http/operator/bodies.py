@@ -1,8 +1,8 @@
 """
-The bodies of the operator API's writes, and the operations that they ask for.
+The request bodies of the operator API, and the operations that they ask for.
 
-A struct says which fields a body may and must have; the values are checked by the operation that is made of them,
-whose refusals name the field. So a value has one set of rules, whichever door it comes through.
+A struct has the fields that a body may and must have. Their values are checked by the operation that is made of them,
+whose refusals name the field. So the same rules hold however a value arrives.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from spotledger.domain.operations import (
+    CoinAmount,
     Deposit,
     Freeze,
     HoldKey,
@@ -21,6 +22,9 @@ from spotledger.domain.operations import (
     ListCoin,
     Operation,
     RegisterCustomer,
+    Reverse,
+    Settle,
+    SettleSide,
     Transfer,
     Unfreeze,
     Withdraw,
@@ -37,8 +41,11 @@ from spotledger.http.operator.fields import (
     CustomerOrNone,
     HoldField,
     HoldOrNone,
+    ReasonField,
     ReferenceField,
+    ReleaseField,
     ScaleField,
+    SeqField,
     TimeField,
 )
 
@@ -105,17 +112,17 @@ class HoldBody(Body):
 
 
 class ReleaseBody(Body):
-    """``POST /v1/holds/{id}/release``: all that remains where no amount is given."""
+    """``POST /v1/holds/{id}/release``: releases *amount*, or by default all that remains."""
 
     amount: AmountOrNone = None
 
     def release(self, key: str, hold: str) -> Operation:
-        """Return the operation that the body asks for, of the hold that the path names."""
+        """Return the operation that the body asks for, on the hold that the path names."""
         return Unfreeze(key, hold, self.amount)
 
 
 class UnfreezeBody(Body):
-    """``POST /v1/releases``: a release that names its hold, by its id or by the key that opened it."""
+    """``POST /v1/releases``: a release that names its hold by its id or by the key that opened it."""
 
     hold: HoldField
     amount: AmountOrNone = None
@@ -126,7 +133,7 @@ class UnfreezeBody(Body):
 
 
 class WithdrawalBody(Body):
-    """``POST /v1/withdrawals``: out of a hold, or at once out of what a customer has available."""
+    """``POST /v1/withdrawals``: out of a hold, or directly out of what a customer has available."""
 
     amount: AmountField
     customer: CustomerOrNone = None
@@ -139,7 +146,7 @@ class WithdrawalBody(Body):
     def operation(self, key: str) -> Operation:
         """Return the operation that the body asks for."""
         if self.hold is not None and self.account is not None:
-            raise InvalidRequest("account is given beside hold; a hold names it, so leave it out", field="account")
+            raise InvalidRequest("account is given beside hold, which has it; leave it out", field="account")
         return Withdraw(
             key,
             self.amount,
@@ -182,6 +189,73 @@ class TransferBody(Body, rename={"source": "from", "target": "to"}):
         )
 
 
+class CoinAmountBody(Body):
+    """An amount of a coin; zero means none."""
+
+    coin: CoinField
+    amount: AmountField
+
+    def parsed(self) -> CoinAmount:
+        """Return the amount as the operation has it."""
+        return CoinAmount(self.coin, self.amount)
+
+
+class SideBody(Body):
+    """One side of a fill: the hold that pays, the fee, what else is released of the hold, and dust."""
+
+    hold: HoldField
+    fee: CoinAmountBody | None = None
+    release: ReleaseField = None
+    dust: CoinAmountBody | None = None
+
+    def side(self, name: str) -> SettleSide:
+        """Return the side; messages call it *name*."""
+        return SettleSide(
+            hold_name(self.hold, f"{name}.hold"),
+            None if self.fee is None else self.fee.parsed(),
+            self.release,
+            None if self.dust is None else self.dust.parsed(),
+        )
+
+
+class SettlementBody(Body):
+    """``POST /v1/settlements``: one fill; the buyer's hold is of the quote coin, the seller's of the base."""
+
+    base: CoinField
+    quote: CoinField
+    base_amount: AmountField
+    quote_amount: AmountField
+    buyer: SideBody
+    seller: SideBody
+    reference: ReferenceField = None
+    happened_ms: TimeField = None
+
+    def operation(self, key: str) -> Operation:
+        """Return the operation that the body asks for."""
+        return Settle(
+            key,
+            self.base,
+            self.quote,
+            self.base_amount,
+            self.quote_amount,
+            self.buyer.side("buyer"),
+            self.seller.side("seller"),
+            self.reference,
+            self.happened_ms,
+        )
+
+
+class ReversalBody(Body):
+    """``POST /v1/reversals``: reverse the deposit, withdrawal, transfer or settlement of an entry, with a reason."""
+
+    seq: SeqField
+    reason: ReasonField
+
+    def operation(self, key: str) -> Operation:
+        """Return the operation that the body asks for."""
+        return Reverse(key, self.seq, self.reason)
+
+
 class KeyBody(Body):
     """``POST /v1/keys``."""
 
@@ -212,24 +286,22 @@ def hold_name(value: object, field: str = "hold") -> HoldName:
         return HoldKey(value["key"])
     if isinstance(value, str):
         return value
-    raise InvalidRequest(
-        f'{field} is not of the right form; its id in a text, or {{"key": "…"}}, would pass', field=field
-    )
+    raise InvalidRequest(f'{field} is malformed; its id as a string, or {{"key": "…"}}, would pass', field=field)
 
 
 def decode(body: bytes, kind: type[B], *, names_once: bool = True) -> B:
     """
-    Read a body as *kind*; *names_once*: refuse a name that stands twice in one object.
+    Return a body decoded as *kind*; with *names_once*, refuse a name that is used twice in one object.
 
     Raises:
-        MalformedRequest: It is not JSON.
+        MalformedRequest: The body is not JSON.
         InvalidRequest: A field is unknown, missing or wrong; ``field`` names it.
     """
     try:
         try:
             found = msgspec.json.decode(body, type=kind)
         except msgspec.ValidationError as problem:
-            msgspec.json.decode(body)  # what is no JSON at all is said first
+            msgspec.json.decode(body)  # if it is not JSON at all, say that first
             raise refusal_of(str(problem), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise MalformedRequest("The body is not JSON; one JSON object in UTF-8 would pass.") from None
@@ -239,7 +311,7 @@ def decode(body: bytes, kind: type[B], *, names_once: bool = True) -> B:
 
 
 def check_names_once(body: bytes, found: object) -> None:
-    """Refuse a *body* in which an object has a name twice: what it means would depend on who reads it."""
+    """Refuse a *body* in which an object has a name twice: its meaning would depend on the reader."""
     if not has_names_once(body, found):
         try:
             json.loads(body, object_pairs_hook=_names_once)
@@ -249,10 +321,10 @@ def check_names_once(body: bytes, found: object) -> None:
 
 def has_names_once(body: bytes, found: object) -> bool:
     """
-    Say whether each name surely stands once in each object of *body*, in which *found* was read.
+    Return True if each object of *body*, which decodes to *found*, certainly has each name only once.
 
-    What was found, written again, has as many quotation marks unless a name was lost (or a default was sent, or
-    something is escaped); only then does the body have to be looked at name by name.
+    *found* encoded again has as many quotation marks as the body unless a name was lost, a default was sent, or
+    something is escaped; only then the body has to be checked name by name.
     """
     return b"\\" not in body and _encode(found).count(b'"') == body.count(b'"')
 
@@ -262,24 +334,24 @@ def _names_once(pairs: list[tuple[str, Any]]) -> None:
     for name, _ in pairs:
         if name in names:
             raise InvalidRequest(
-                f"{name[:_FIELD_SHOWN_CHARACTERS]} stands twice in one object; once would pass",
+                f"{name[:_FIELD_SHOWN_CHARACTERS]} is used twice in one object; once would pass",
                 field=name[:_FIELD_SHOWN_CHARACTERS],
             )
         names.add(name)
 
 
 def refusal_of(problem: str, kind: type[Body]) -> InvalidRequest:
-    """Put msgspec's message into our words; a test holds its form."""
+    """Return the refusal for a message of msgspec, whose form a test checks."""
     if missing := _MISSING.search(problem):
         field = _join(missing[2], missing[1])
         return InvalidRequest(f"{field} is missing", field=field)
     if unknown := _UNKNOWN.search(problem):
         field = _join(unknown[2], unknown[1])[:_FIELD_SHOWN_CHARACTERS]
         known = ", ".join(msgspec.structs.fields(kind)[i].encode_name for i in range(len(kind.__struct_fields__)))
-        return InvalidRequest(f"{field} is not a field of this body; its fields: {known or 'none'}", field=field)
+        return InvalidRequest(f"{field} is not a field of this body; its fields are: {known or 'none'}", field=field)
     if place := _PLACE.search(problem):
         field = re.sub(r"\[.*", "", place[1])
-        return InvalidRequest(f"{field} is of the wrong form: {_PLACE.sub('', problem)}", field=field)
+        return InvalidRequest(f"{field} is malformed: {_PLACE.sub('', problem)}", field=field)
     return InvalidRequest("The body is not an object; one JSON object would pass.", field="body")
 
 

@@ -1,8 +1,9 @@
 """
-One call of the operator API: who may make it, what it needs, and how its answer is written.
+One call of the operator API: who may make it, what it needs, and how its answer is made.
 
-A path has one :class:`Call` a method. A request is checked in this order: its token (before anything else is told),
-its path and method, the token's scope, then the idempotency key and the body of a write, or the query of a read.
+A path has one :class:`Call` per method. A request is checked in this order: its token, so that nothing else is revealed
+without one; its path and method; the scope of the token; then the idempotency key and the body of a write, or the query
+of a read.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from spotledger.errors import (
     Unavailable,
 )
 from spotledger.http import wire
-from spotledger.http.h1.request import Header, Reply, Request, path_pattern, too_long
+from spotledger.http.h1.request import Header, Reply, Request, too_long
 from spotledger.security.tokens import Tokens
 
 LEDGER_READ: Final = "ledger:read"
@@ -52,12 +53,13 @@ _JSON: Final = (b"content-type", JSON_MEDIA_TYPE.encode())
 _PROBLEM: Final = (b"content-type", wire.PROBLEM_MEDIA_TYPE.encode())
 _REPLAYED: Final = (REPLAYED_HEADER.lower().encode(), b"true")
 
+_PARAMETER = re.compile(r"{(\w+)}")
 _SEQ = re.compile(r"\A[0-9]{1,18}\Z")
 _encode = msgspec.json.Encoder().encode
 
 
 class Write(NamedTuple):
-    """What a call that writes is given: its request, its idempotency key, its body."""
+    """The arguments of a call that writes: its request, its idempotency key, its body."""
 
     request: Request
     key: str
@@ -70,20 +72,20 @@ class Call:
     What one method of one path does.
 
     Args:
-        scope: What the token must be good for; None: any token will do.
+        scope: The scope that the token needs; None: any token passes.
         read: Answers a request that has no body.
         write: Answers a request with a body.
-        needs_key: Whether a write has to come with an idempotency key.
-        body_limit: How many bytes of a body are read.
+        needs_key: Whether a write needs an idempotency key.
+        body_limit: The maximum length of the body in bytes.
         takes: The struct of the body, for the OpenAPI document.
         gives: The struct of the answer, for the OpenAPI document.
-        query: The names of the query's parameters, for the OpenAPI document.
-        about: What it does, for the OpenAPI document; else the docstring of *read* or *write*.
+        query: The names of the query parameters, for the OpenAPI document.
+        about: What the call does, for the OpenAPI document; by default the docstring of *read* or *write*.
         statuses: The statuses of a success.
-        media_type: Of a success.
-        streams: Whether it answers as server-sent events too.
+        media_type: The media type of a success.
+        streams: Whether it can also answer with server-sent events.
         guarded: Whether it needs a token.
-        page: Whether it is for people, and not in the OpenAPI document.
+        page: Whether it is left out of the OpenAPI document.
     """
 
     scope: str | None
@@ -104,11 +106,11 @@ class Call:
 
 class TokenCheck:
     """
-    Let in who has a token.
+    Check the operator tokens of requests.
 
     Args:
         tokens: The operator tokens.
-        local_token: One more token, good for this object only: for a process that owns the ledger and asks itself.
+        local_token: One more accepted token, with every scope, for a process that calls its own API.
     """
 
     def __init__(self, tokens: Tokens, local_token: str | None = None) -> None:
@@ -120,40 +122,38 @@ class TokenCheck:
         Check the token of *request*.
 
         Raises:
-            TokenRefused: There is none, or it is unknown or revoked.
-            ScopeMissing: It lacks the scope *needed*.
+            TokenRefused: The token is missing, unknown or revoked.
+            ScopeMissing: The token lacks the scope *needed*.
         """
         header = request.header_once(b"authorization")
         if header is not None and self._local is not None and secrets.compare_digest(header, self._local):
             return
         try:
-            self._tokens.check(
-                None if header is None else header.decode("latin-1"), ADMIN if needed is None else needed
-            )
+            self._tokens.check(None if header is None else header.decode("latin-1"), needed or ADMIN)
         except ScopeMissing:
             if needed is not None:
                 raise
 
 
 class Endpoint:
-    """One path of the operator API: a call for each of its methods, guarded by *token_check* or open."""
+    """One path of the operator API, with a call for each method; *token_check* is None if it is open to all."""
 
     def __init__(self, token_check: TokenCheck | None, path: str, calls: Mapping[str, Call]) -> None:
         self.path = path
-        #: Of a path with parameters, what it matches.
+        #: The pattern of a path with parameters, or None.
         self.pattern = path_pattern(path) if "{" in path else None
         self._token_check = token_check
         self.calls = {**calls, "HEAD": calls["GET"]} if "GET" in calls else dict(calls)
 
     async def answer(self, request: Request) -> Reply:
-        """Check the token, then make the call and return its answer."""
+        """Check the token, make the call and return its answer."""
         method = request.method
         call = self.calls.get(method)
         if self._token_check is not None:
             self._token_check.check(request, call.scope if call else None)
         if call is None:
             allowed = ", ".join(self.calls)
-            raise MethodNotAllowed(f"{method} is not for this path; {allowed} would pass.", allow=allowed)
+            raise MethodNotAllowed(f"This path does not take {method}; {allowed} would pass.", allow=allowed)
         if call.write is not None:
             key = idempotency_key(request) if call.needs_key else ""
             return await call.write(Write(request, key, await read_body(request, call.body_limit)))
@@ -162,17 +162,24 @@ class Endpoint:
 
 
 def route(token_check: TokenCheck | None, path: str, **calls: Call) -> Endpoint:
-    """Return the endpoint of *path*; *calls* by method, such as ``GET=Call(…)``. With None it is open to all."""
+    """Return the endpoint of *path* with *calls* by method, such as ``GET=Call(…)``; open to all with None."""
     return Endpoint(token_check, path, calls)
 
 
+def path_pattern(path: str) -> re.Pattern[str]:
+    """Return the pattern of a *path* with parameters such as ``/v1/holds/{hold}``; each matches one part."""
+    parts = _PARAMETER.split(path)
+    texts = [f"(?P<{part}>[^/]+)" if index % 2 else re.escape(part) for index, part in enumerate(parts)]
+    return re.compile("".join(texts) + r"\Z")
+
+
 def idempotency_key(request: Request) -> str:
-    """Return the one idempotency key of a write."""
+    """Return the idempotency key of a write, or refuse the write unless it has exactly one."""
     found = request.header_once(b"idempotency-key")
     if found is None:
         count = sum(name == b"idempotency-key" for name, _ in request.headers)
         raise InvalidRequest(
-            f"{KEY_HEADER} is given {count} times; a write needs it once, as the name of this write for ever",
+            f"{KEY_HEADER} is given {count} times; once, with a key that is unique for ever, would pass",
             field=KEY_HEADER,
         )
     return check_key(found.decode("latin-1"), KEY_HEADER)
@@ -180,11 +187,11 @@ def idempotency_key(request: Request) -> str:
 
 async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
     """
-    Return the body, at most *limit* bytes of it. Most are there already; the others are waited for.
+    Return the body; wait for it if it is not complete yet.
 
     Raises:
-        MalformedRequest: It is longer, cannot be read, or did not come whole in time.
-        RequestGone: The caller went.
+        MalformedRequest: The body is longer than *limit* bytes, cannot be parsed, or was not complete in time.
+        ClientDisconnected: The client disconnected.
     """
     body = request.body
     if not isinstance(body, bytes):
@@ -192,24 +199,26 @@ async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
             async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
                 body = await body.read(limit)
         except TimeoutError:
-            raise MalformedRequest(f"The body did not come whole within {BODY_TIMEOUT_SECONDS:g} seconds.") from None
+            raise MalformedRequest(
+                f"The body was not complete after {BODY_TIMEOUT_SECONDS:g} seconds; sooner would pass."
+            ) from None
     if len(body) > limit:
         raise too_long(limit)
     return body
 
 
 def answer(body: object, status: int = 200, *, replayed: bool = False) -> Reply:
-    """Return *body* as an answer, marked where it is the repeat of an earlier one."""
+    """Return *body*, encoded, as an answer; *replayed* marks the repeat of an earlier answer."""
     return json_answer(_encode(body), status, replayed=replayed)
 
 
 def json_answer(body: bytes, status: int = 200, *, replayed: bool = False) -> Reply:
-    """Return JSON that is written already as an answer, marked where it is the repeat of an earlier one."""
+    """Return encoded JSON as an answer; *replayed* marks the repeat of an earlier answer."""
     return Reply(status, body, (_JSON, _REPLAYED) if replayed else (_JSON,))
 
 
 def problem_answer(error: SpotledgerError, request_id: str) -> Reply:
-    """Return *error* as problem details, with its true status."""
+    """Return *error* as problem details with its status."""
     headers: list[Header] = [_PROBLEM]
     row = wire.row_of(error)
     if isinstance(error, Unavailable):
@@ -225,23 +234,23 @@ def problem_answer(error: SpotledgerError, request_id: str) -> Reply:
 
 def query_of(request: Request, *names: str) -> dict[str, str]:
     """
-    Return the query, in which only *names* may be, each once.
+    Return the parameters of the query.
 
     Raises:
-        InvalidRequest: Another name is in it, or one twice: what is not understood is never passed over.
+        InvalidRequest: The query has a name that is not one of *names*, or a name twice.
     """
     found: dict[str, str] = {}
     for name, value in parse_qsl(request.query, keep_blank_values=True):
         if name not in names or name in found:
             known = ", ".join(names) or "none"
             reason = "is given twice" if name in found else "is not a parameter of this call"
-            raise InvalidRequest(f"{name[:64]} {reason}; its parameters: {known}", field=name[:64])
+            raise InvalidRequest(f"{name[:64]} {reason}; its parameters are: {known}", field=name[:64])
         found[name] = value
     return found
 
 
 def number_in(query: Mapping[str, str], name: str, default: int) -> int:
-    """Return the whole number that *query* has under *name*, at least 0."""
+    """Return the parameter *name* as a whole number of at least 0, or *default* if it is not given."""
     text = query.get(name)
     if text is None:
         return default
@@ -251,7 +260,7 @@ def number_in(query: Mapping[str, str], name: str, default: int) -> int:
 
 
 def limit_in(query: Mapping[str, str]) -> int:
-    """Return how many things a page may hold: ``limit``, at least 1, cut at 1000."""
+    """Return the ``limit`` of a page: at least 1, and 1000 if it is more."""
     limit = number_in(query, "limit", PAGE_LIMIT)
     if limit < 1:
         raise InvalidRequest(f"limit is 0; 1 to {PAGE_LIMIT} would pass", field="limit")
@@ -260,10 +269,10 @@ def limit_in(query: Mapping[str, str]) -> int:
 
 async def await_seq(head_seq: Callable[[], int], query: Mapping[str, str]) -> None:
     """
-    Wait until the ledger has the entry that ``min_seq`` names.
+    Wait until the ledger has the entry ``min_seq``.
 
     Raises:
-        Unavailable: It was not there within some seconds.
+        Unavailable: The entry was not there after 5 seconds.
     """
     wanted = number_in(query, "min_seq", 0)
     if head_seq() >= wanted:
@@ -273,6 +282,6 @@ async def await_seq(head_seq: Callable[[], int], query: Mapping[str, str]) -> No
     while head_seq() < wanted:
         if loop.time() >= deadline:
             raise Unavailable(
-                f"The ledger is at entry {head_seq()}; min_seq {wanted} is not there yet. Try again later."
+                f"The ledger is at entry {head_seq()} and does not have min_seq {wanted} yet; try again later."
             )
         await asyncio.sleep(MIN_SEQ_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""``/openapi.json`` and ``/docs``: the operator API described, for programs and for people, without a token."""
+"""The OpenAPI document as pages: ``/docs`` in HTML, beside ``/openapi.json``, and the reference page in Markdown."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import functools
 import html
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from spotledger import paths
 from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.calls import Call, Endpoint, answer, query_of, route
 from spotledger.http.operator.openapi import document
 
-#: The page has no script, and nothing on it comes from elsewhere.
+#: The page has no script and loads nothing from elsewhere.
 PAGE_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 _PAGE_HEADERS: Final = (
@@ -24,7 +25,7 @@ _PAGE_HEADERS: Final = (
 
 
 def doc_routes(routes: Callable[[], Sequence[Endpoint]]) -> list[Endpoint]:
-    """Return the routes of the description of *routes*, which is made when it is first asked for."""
+    """Return the routes of the document of *routes* and of its page; the document is made at the first request."""
 
     @functools.cache
     def described() -> dict[str, Any]:
@@ -36,20 +37,52 @@ def doc_routes(routes: Callable[[], Sequence[Endpoint]]) -> list[Endpoint]:
 
     async def as_page(request: Request) -> Reply:
         query_of(request)
-        return Reply(200, page(described()).encode(), _PAGE_HEADERS)
+        return Reply(200, html_page(described()).encode(), _PAGE_HEADERS)
 
     return [
-        route(None, "/openapi.json", GET=Call(None, as_json, page=True)),
-        route(None, "/docs", GET=Call(None, as_page, page=True)),
+        route(None, paths.OPENAPI, GET=Call(None, as_json, page=True)),
+        route(None, paths.DOCS, GET=Call(None, as_page, page=True)),
     ]
 
 
-def page(described: Mapping[str, Any]) -> str:
+def by_section(described: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str, dict[str, Any]]]]]:
+    """Yield each section of the document with its operations, as path, method and description."""
+    operations = [
+        (path, method, found) for path, methods in described["paths"].items() for method, found in methods.items()
+    ]
+    for section in described["tags"]:
+        yield section["name"], [operation for operation in operations if operation[2]["tags"] == [section["name"]]]
+
+
+def type_text(schema: Mapping[str, Any]) -> str:
+    """Return a short text for the type of *schema*; a name in brackets is that of another schema."""
+    if "$ref" in schema:
+        return f"[{schema['$ref'].rpartition('/')[2]}]"
+    values = [schema["const"]] if "const" in schema else schema.get("enum", ())
+    parts = schema.get("anyOf") or schema.get("oneOf") or ()
+    if values or parts:
+        return " or ".join(dict.fromkeys([*map(json.dumps, values), *map(type_text, parts)]))
+    kind = schema.get("type", "any")
+    if kind == "array":
+        return f"list of {type_text(schema['items'])}"
+    if kind == "object":
+        return _object_text(schema)
+    return " or ".join(kind) if isinstance(kind, list) else str(kind)
+
+
+def _object_text(schema: Mapping[str, Any]) -> str:
+    if isinstance(schema.get("additionalProperties"), dict):
+        return f"object of {type_text(schema['additionalProperties'])} by name"
+    fields = ", ".join(f'"{name}": {type_text(part)}' for name, part in schema.get("properties", {}).items())
+    return f"{{{fields}}}" if fields else "object"
+
+
+def html_page(described: Mapping[str, Any]) -> str:
     """Return the OpenAPI document *described* as one HTML page."""
     info = described["info"]
     body = [f"<h1>{_text(info['title'])} {_text(info['version'])}</h1>"]
     body += [f"<p>{_prose(part)}</p>" for part in info["description"].strip().split("\n\n")]
-    body.append('<p>The same as a document for programs: <a href="/openapi.json">/openapi.json</a></p>')
+    body.append(f'<p>The OpenAPI document: <a href="{paths.OPENAPI}">{paths.OPENAPI}</a></p>')
     sections = list(by_section(described))
     for name, operations in sections:
         links = ", ".join(
@@ -59,79 +92,58 @@ def page(described: Mapping[str, Any]) -> str:
         body.append(f"<p class=index><b>{_text(name)}</b>: {links}</p>")
     for name, operations in sections:
         body.append(f"<h2>{_text(name)}</h2>")
-        body += [_operation(path, method, found) for path, method, found in operations]
+        body += [_html_operation(path, method, found) for path, method, found in operations]
     body.append("<h2>Bodies and answers</h2>")
-    body += [_schema(name, schema) for name, schema in described["components"]["schemas"].items()]
+    body += [_html_schema(name, schema) for name, schema in described["components"]["schemas"].items()]
     return _PAGE % {"title": _text(info["title"]), "style": _STYLE, "body": "\n".join(body)}
 
 
-def by_section(described: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str, dict[str, Any]]]]]:
-    """Give the operations of the document, as path, method and description, by their sections."""
-    operations = [
-        (path, method, found) for path, methods in described["paths"].items() for method, found in methods.items()
-    ]
-    for section in described["tags"]:
-        yield section["name"], [operation for operation in operations if operation[2]["tags"] == [section["name"]]]
-
-
-def type_text(schema: Mapping[str, Any]) -> str:
-    """Say in few words what a *schema* takes; a name in brackets is that of another schema."""
-    if "$ref" in schema:
-        return f"[{schema['$ref'].rpartition('/')[2]}]"
-    if "const" in schema:
-        return json.dumps(schema["const"])
-    if "enum" in schema:
-        return " or ".join(json.dumps(value) for value in schema["enum"])
-    for name in ("anyOf", "oneOf"):
-        if name in schema:
-            return " or ".join(dict.fromkeys(type_text(part) for part in schema[name]))
-    kind = schema.get("type", "any")
-    if kind == "array":
-        return f"list of {type_text(schema['items'])}"
-    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
-        return f"object of {type_text(schema['additionalProperties'])} by name"
-    if kind == "object" and "properties" in schema:
-        return "{" + ", ".join(f'"{name}": {type_text(part)}' for name, part in schema["properties"].items()) + "}"
-    return " or ".join(kind) if isinstance(kind, list) else str(kind)
-
-
-def _operation(path: str, method: str, found: Mapping[str, Any]) -> str:
-    rows = [
-        f"<tr><td><code>{_text(part['name'])}</code></td><td>{part['in']}{', required' if part.get('required') else ''}"
-        f"</td><td>{_linked(type_text(part['schema']))}</td><td>{_prose(part.get('description', ''))}</td></tr>"
+def _html_operation(path: str, method: str, found: Mapping[str, Any]) -> str:
+    parameters = _table(
+        (
+            f"<code>{_text(part['name'])}</code>",
+            part["in"] + (", required" if part.get("required") else ""),
+            _linked(type_text(part["schema"])),
+            _prose(part.get("description", "")),
+        )
         for part in found["parameters"]
-    ]
-    table = f"<table>{''.join(rows)}</table>" if rows else ""
+    )
     body = ""
     if "requestBody" in found:
         media = found["requestBody"]["content"]["application/json"]
-        example = json.dumps(media["example"], indent=2, ensure_ascii=False) if "example" in media else ""
-        body = f"<p>Body: {_linked(type_text(media['schema']))}</p>" + (
-            f"<pre>{_text(example)}</pre>" if example else ""
-        )
-    answers = [
-        f"<tr><td>{status}</td><td>{_linked(type_text(next(iter(said['content'].values()))['schema']))}</td>"
-        f"<td>{_prose(said['description'])}</td></tr>"
+        body = f"<p>Body: {_linked(type_text(media['schema']))}</p>"
+        if "example" in media:
+            body += f"<pre>{_text(json.dumps(media['example'], indent=2, ensure_ascii=False))}</pre>"
+    answers = _table(
+        (status, _linked(type_text(next(iter(said["content"].values()))["schema"])), _prose(said["description"]))
         for status, said in found["responses"].items()
-    ]
+    )
     return (
         f'<section id="{_text(found["operationId"])}"><h3><code>{method.upper()} {_text(path)}</code></h3>'
-        f"<p><b>{_prose(found['summary'])}.</b> {_prose(found['description'])}</p>{table}{body}"
-        f"<details><summary>Answers</summary><table>{''.join(answers)}</table></details></section>"
+        f"<p><b>{_prose(found['summary'])}.</b> {_prose(found['description'])}</p>{parameters}{body}"
+        f"<details><summary>Answers</summary>{answers}</details></section>"
     )
 
 
-def _schema(name: str, schema: Mapping[str, Any]) -> str:
+def _html_schema(name: str, schema: Mapping[str, Any]) -> str:
     required = schema.get("required", ())
-    rows = [
-        f"<tr><td><code>{_text(field)}</code></td><td>{'required' if field in required else ''}</td>"
-        f"<td>{_linked(type_text(part))}</td><td>{_prose(part.get('description', ''))}</td></tr>"
+    fields = _table(
+        (
+            f"<code>{_text(field)}</code>",
+            "required" if field in required else "",
+            _linked(type_text(part)),
+            _prose(part.get("description", "")),
+        )
         for field, part in schema.get("properties", {}).items()
-    ]
-    return (
-        f'<section id="schema-{_text(name)}"><h3>{_text(name)}</h3><p>{_prose(schema.get("description", ""))}</p>'
-        f"<table>{''.join(rows)}</table></section>"
     )
+    description = _prose(schema.get("description", ""))
+    return f'<section id="schema-{_text(name)}"><h3>{_text(name)}</h3><p>{description}</p>{fields}</section>'
+
+
+def _table(rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of *rows*, whose cells are HTML."""
+    lines = [f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows]
+    return f"<table>{''.join(lines)}</table>" if lines else ""
 
 
 def _text(value: object) -> str:
@@ -139,7 +151,7 @@ def _text(value: object) -> str:
 
 
 def _prose(text: str) -> str:
-    """Return *text* with what stands between backticks as code."""
+    """Return *text* as HTML, with text in backticks as code."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", _text(text))
 
 
@@ -176,3 +188,78 @@ summary { cursor: pointer; }
 .index { margin: .3rem 0; }
 section:target h3 { background: #fd83; }
 """
+
+
+def operator_markdown(described: Mapping[str, Any]) -> str:
+    """Return the OpenAPI document *described* as one page in Markdown."""
+    lines = [
+        "# The operator API",
+        "",
+        "<!-- Made by `spotledger reference operator-api`; do not edit. -->",
+        "",
+        described["info"]["description"].strip(),
+        "",
+        "A running service has this page at `/docs` and the OpenAPI document at `/openapi.json`, both on the operator",
+        "listener. For what to do about each error see [errors](errors.md), and for Python see",
+        "[the typed clients](operator-client.md).",
+        "",
+        "| call | what it does |",
+        "|---|---|",
+    ]
+    sections = list(by_section(described))
+    for _, operations in sections:
+        lines += [
+            f"| [`{method.upper()} {path}`](#{_anchor(method, path)}) | {found['summary']} |"
+            for path, method, found in operations
+        ]
+    for name, operations in sections:
+        lines += ["", f"## {name}"]
+        for path, method, found in operations:
+            lines += _markdown_operation(path, method, found)
+    lines += ["", "## Bodies and answers"]
+    for name, schema in described["components"]["schemas"].items():
+        lines += _markdown_schema(name, schema)
+    return "\n".join(lines) + "\n"
+
+
+def _anchor(method: str, path: str) -> str:
+    return re.sub(r"[^a-z0-9 _-]", "", f"{method} {path}".lower()).replace(" ", "-")
+
+
+def _markdown_operation(path: str, method: str, found: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("", f"### {method.upper()} {path}", "", f"{found['summary']}. {found['description']}")
+    yield from _markdown_parameters(found["parameters"])
+    if "requestBody" in found:
+        media = found["requestBody"]["content"]["application/json"]
+        yield from ("", f"Body: {_cell(media['schema'])}")
+        if "example" in media:
+            yield from ("", "```json", json.dumps(media["example"], indent=2, ensure_ascii=False), "```")
+    problems = [status for status in found["responses"] if int(status) >= 400]
+    for status in sorted(found["responses"].keys() - problems):
+        contents = found["responses"][status]["content"]
+        kinds = [f"{_cell(content['schema'])} as `{media}`" for media, content in contents.items()]
+        yield from ("", f"Answer {status}: {', or '.join(kinds)}")
+    yield from ("", f"Problems: {', '.join(problems)}.")
+
+
+def _markdown_parameters(parameters: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if parameters:
+        yield from ("", "| parameter | in | type | |", "|---|---|---|---|")
+    for part in parameters:
+        place = part["in"] + (", required" if part.get("required") else "")
+        yield f"| `{part['name']}` | {place} | {_cell(part['schema'])} | {part.get('description', '')} |"
+
+
+def _markdown_schema(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("", f"### {name}", "", schema.get("description", ""))
+    if schema.get("properties"):
+        yield from ("", "| field | | type | |", "|---|---|---|---|")
+    for field, part in schema.get("properties", {}).items():
+        needed = "required" if field in schema.get("required", ()) else ""
+        yield f"| `{field}` | {needed} | {_cell(part)} | {part.get('description', '')} |"
+
+
+def _cell(schema: Mapping[str, Any]) -> str:
+    """Return a type as a table cell, with links to the schemas that it names."""
+    text = type_text(schema).replace("|", "\\|")
+    return re.sub(r"\[(\w+)\]", lambda found: f"[{found[1]}](#{found[1].lower()})", text)

@@ -1,8 +1,8 @@
 """
 The journal as server-sent events: every entry once and in order, from wherever a reader left off.
 
-Each stream reads a small page of the journal, sends it, and goes on when it was taken: a slow reader holds up nobody
-but himself, and nothing is kept for him but where he is.
+Each stream reads a small page of the journal, sends it, and goes on once the reader has taken it. So a slow reader
+delays no one else, and nothing but its position is kept for it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ import msgspec
 
 from spotledger.errors import InvalidRequest, LedgerCorrupt, SpotledgerError, Unavailable
 from spotledger.http.h1.request import Reply, Request, StreamWriter
-from spotledger.http.operator.amounts import CoinTexts
-from spotledger.http.operator.answers import entry_answer
+from spotledger.http.operator.answers import CoinTexts, entry_answer
 from spotledger.http.operator.calls import number_in, query_of
 from spotledger.ledger.ledger import Ledger
 
 EVENT_STREAM_MEDIA_TYPE: Final = "text/event-stream"
 #: Entries that are read and sent at a time.
-FEED_TURN_ENTRIES: Final = 100
-#: How long a stream that has nothing to send waits before it looks again.
+FEED_PIECE_ENTRIES: Final = 100
+#: How long a stream waits for new entries before it looks again.
 FEED_PAUSE_SECONDS: Final = 0.02
-#: After so long without an entry a comment is sent, so that nobody on the way takes the stream for dead.
+#: After this time without an entry a comment is sent, so that no proxy takes the connection for dead.
 HEARTBEAT_SECONDS: Final = 15.0
-#: Streams that may be open at a time.
+#: Streams that may be open at the same time.
 FEEDS_LIMIT: Final = 100
 #: How long a reader is asked to wait before it connects again.
 RECONNECT_MS: Final = 1000
@@ -48,7 +47,7 @@ class Feed:
         self.stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """Let every stream end, and begin no other."""
+        """End every stream, and open no other."""
         self.stopped.set()
 
     def answer(self, request: Request) -> Reply:
@@ -56,7 +55,7 @@ class Feed:
         Return the stream that *request* asks for: after its ``Last-Event-ID``, else its ``after_seq``, else all.
 
         Raises:
-            InvalidRequest: It asks for what comes after an entry that is not there yet.
+            InvalidRequest: It asks for the entries after one that does not exist yet.
             Unavailable: Too many streams are open, or the service is stopping.
         """
         query = query_of(request, "after_seq")
@@ -67,11 +66,12 @@ class Feed:
         head = self.ledger.head.seq
         if after_seq > head:
             raise InvalidRequest(
-                f"{field} is {after_seq}; the journal ends at {head}. After a restore of a backup, read from the start",
+                f"{field} is {after_seq}; 0 to {head}, the end of the journal, would pass."
+                " After a restore of a backup, read from the start",
                 field=field,
             )
         if self.stopped.is_set() or self.open >= FEEDS_LIMIT:
-            raise Unavailable("No further feed can be opened now; try again later.")
+            raise Unavailable("No other stream can be opened now; try again later.")
         return Reply(200, b"", [_EVENT_STREAM], _Stream(self, after_seq))
 
 
@@ -83,7 +83,7 @@ class _Stream:
         self._after = after_seq
 
     async def __call__(self, writer: StreamWriter) -> bool:
-        """Send entries until the reader has gone or the service stops; say whether all was sent whole."""
+        """Send entries until the reader disconnects or the service stops; return whether all was sent completely."""
         feed = self._feed
         feed.open += 1
         ends = [asyncio.ensure_future(writer.gone()), asyncio.ensure_future(feed.stopped.wait())]
@@ -92,14 +92,14 @@ class _Stream:
             start_event = b"retry: %d\nevent: start\ndata: %b\n\n" % (RECONNECT_MS, _encode(start))
             return await _sent(writer, start_event, ends) and await self._go_on(writer, ends)
         except OSError:
-            return False  # the reader has gone, or the journal cannot be read
+            return False  # the reader has disconnected, or the journal cannot be read
         finally:
             for end in ends:
                 end.cancel()
             feed.open -= 1
 
     async def _go_on(self, writer: StreamWriter, ends: Sequence[asyncio.Future[Any]]) -> bool:
-        """Send what comes until one of *ends* has; say whether the reader is there and has taken everything."""
+        """Send entries until one of *ends* is done; return whether the reader is connected and has taken all."""
         loop = asyncio.get_running_loop()
         quiet_since = loop.time()
         while not any(end.done() for end in ends):
@@ -121,18 +121,18 @@ class _Stream:
         if ledger.head.seq <= self._after:
             return b""
         try:
-            entries = ledger.entries(self._after, FEED_TURN_ENTRIES)
+            entries = ledger.entries(self._after, FEED_PIECE_ENTRIES)
         except (SpotledgerError, LedgerCorrupt) as error:
-            _log.warning("a feed ended: %s", error)
+            _log.warning("a stream of the journal ended: %s", error)
             raise OSError("the journal cannot be read") from error
         texts = self._feed.texts
-        said = [b"id: %d\ndata: %b\n\n" % (entry.seq, _encode(entry_answer(entry, texts))) for entry in entries]
+        events = [b"id: %d\ndata: %b\n\n" % (entry.seq, _encode(entry_answer(entry, texts))) for entry in entries]
         self._after = entries[-1].seq if entries else self._after
-        return b"".join(said)
+        return b"".join(events)
 
 
 async def _sent(writer: StreamWriter, piece: bytes, ends: Sequence[asyncio.Future[Any]]) -> bool:
-    """Send *piece*, and wait until it is taken or one of *ends* comes; say whether it was taken."""
+    """Send *piece*, and wait until it is taken or one of *ends* is done; return whether it was taken."""
     sending = asyncio.ensure_future(writer.send(piece))
     try:
         await asyncio.wait([sending, *ends], return_when=asyncio.FIRST_COMPLETED)

@@ -1,8 +1,8 @@
 """
-The fields of the operator API's bodies and queries, as their JSON schemas say them.
+The fields of the operator API's bodies and queries, with their JSON schemas.
 
-The structs take any value in them: each is checked by the operation that is made of it, whose refusal names the field.
-So the schemas describe, and the domain decides; a fuzzing test holds them together.
+The structs accept any value in a field; the operation that is made of it checks the value, and its refusals name the
+field. So the schemas describe and the domain decides; a fuzzing test compares the two.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ AMOUNT: Final[Schema] = {
 KEY: Final[Schema] = {
     "type": "string",
     "pattern": f"^[!-~]{{1,{KEY_MAX_CHARACTERS}}}$",
-    "description": "The idempotency key: names this write for ever.",
+    "description": "The idempotency key of this write, unique for ever.",
     "examples": ["order-1-fill-1"],
 }
 REFERENCE: Final[Schema] = {
     "type": ["string", "null"],
     "minLength": 1,
     "maxLength": REFERENCE_MAX_CHARACTERS,
-    "description": "What it is for, such as an order's number; no control characters.",
+    "description": "A reference of the caller, such as an order number; no control characters.",
     "examples": ["order-7"],
 }
 TIME: Final[Schema] = {
@@ -79,37 +79,37 @@ SeqField = Annotated[Any, Meta(extra_json_schema=SEQ)]
 ReleaseField = Annotated[
     Any,
     Meta(
-        description='How much more of the hold goes back to available; "rest" for all of it.',
+        description='What else of the hold goes back to available; "rest" for all that remains.',
         extra_json_schema={"anyOf": [AMOUNT, {"const": "rest"}, {"type": "null"}]},
     ),
 ]
 ChainField = Annotated[
     Any,
     Meta(
-        description="Neighbours with the same text are done all or not at all.",
+        description="Neighbours with the same text succeed or fail together.",
         extra_json_schema={"type": ["string", "null"], "minLength": 1, "maxLength": 64},
     ),
 ]
 
 _POSITION: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
 
-#: The parameters of queries; a name before a colon tells apart those that are called alike.
+#: The parameters of queries; a prefix with a colon distinguishes parameters of the same name.
 PARAMETERS: Final[dict[str, Schema]] = {
     "account": {**ACCOUNT, "description": "The customer's account."},
-    "after": {"type": "string", "description": "Where the page begins: the `next_after` of the one before it."},
-    "hold:after": {**_POSITION, "description": "Where the page begins: the `next_after` of the one before it."},
+    "after": {"type": "string", "description": "Where the page starts: the `next_after` of the page before."},
+    "hold:after": {**_POSITION, "description": "Where the page starts: the `next_after` of the page before."},
     "after_seq": {**_POSITION, "default": 0, "description": "Only entries after this one."},
-    "at_ms": {**_POSITION, "description": "As it stood at this time, in milliseconds since 1970; not in the future."},
-    "at_seq": {**_POSITION, "description": "As it stood after this entry."},
-    "coin": {**COIN, "description": "Only what touches this coin."},
+    "at_ms": {**_POSITION, "description": "The balances at this time, in milliseconds since 1970; not in the future."},
+    "at_seq": {**_POSITION, "description": "The balances after this entry."},
+    "coin": {**COIN, "description": "Only entries that touch this coin."},
     "customer": {**CUSTOMER, "description": "Only this customer's."},
     "limit": {"type": "integer", "minimum": 1, "maximum": 10**18 - 1, "default": 1000}
-    | {"description": "How many a page may hold; more than 1000 is cut."},
-    "min_seq": {**_POSITION, "description": "Wait, for some seconds, until the journal has this entry."},
-    "older_than_ms": {**_POSITION, "description": "Only what was opened at least so many milliseconds ago."},
-    "state": {"enum": ["open", "closed"], "description": "Only these."},
+    | {"description": "The maximum length of the page; above 1000 it counts as 1000."},
+    "min_seq": {**_POSITION, "description": "Wait up to 5 seconds until the journal has this entry."},
+    "older_than_ms": {**_POSITION, "description": "Only holds that were opened at least this many milliseconds ago."},
+    "state": {"enum": ["open", "closed"], "description": "Only holds in this state."},
 }
-#: The parts of paths.
+#: The parameters of paths.
 PATH_PARAMETERS: Final[dict[str, Schema]] = {
     "accesskey": {"type": "string", "minLength": 1},
     "audit": {"type": "string", "minLength": 1},

@@ -1,10 +1,13 @@
-"""The operator API's calls about access keys and operator tokens. A secret is in one answer only, the first."""
+"""The operator API's calls about access keys and operator tokens. Only the first answer to a write has the secret."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
+from spotledger import paths
 from spotledger.domain.accounts import check_customer
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, NotFound, UnknownCustomer
 from spotledger.http.h1.request import Reply, Request
@@ -31,27 +34,26 @@ from spotledger.http.operator.calls import (
 )
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
-from spotledger.ops.key_writes import KeyWrites
-from spotledger.security.keys import (
+from spotledger.ops.access_key_writes import AccessKeyWrites
+from spotledger.security.access_keys import (
     AccessKeyRecord,
     KeyRing,
-    TokenRecord,
     checked_addresses,
     checked_label,
     checked_permissions,
 )
-from spotledger.security.tokens import Tokens, checked_scopes, fingerprint_of
+from spotledger.security.tokens import TokenRecord, Tokens, checked_scopes, fingerprint_of
 
 
 class KeyCalls:
     """The calls about access keys and tokens."""
 
-    def __init__(self, ledger: Ledger, writer: Writer, key_ring: KeyRing, tokens: Tokens, key_writes: KeyWrites):
+    def __init__(self, ledger: Ledger, writer: Writer, key_ring: KeyRing, tokens: Tokens, writes: AccessKeyWrites):
         self._ledger = ledger
         self._writer = writer
         self._key_ring = key_ring
         self._tokens = tokens
-        self._key_writes = key_writes
+        self._writes = writes
 
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes."""
@@ -61,11 +63,11 @@ class KeyCalls:
         tokens = Call(ADMIN, self.tokens, gives=TokensAnswer, query=("after", "limit"))
         create_token = Call(ADMIN, write=self.create_token, takes=TokenBody, gives=TokenMadeAnswer)
         return [
-            route(token_check, "/v1/keys", GET=keys, POST=create),
-            route(token_check, "/v1/keys/{accesskey}", DELETE=Call(KEYS_WRITE, self.revoke, gives=KeyAnswer)),
-            route(token_check, "/v1/keys/{accesskey}/rotate", POST=rotate),
-            route(token_check, "/v1/tokens", GET=tokens, POST=create_token),
-            route(token_check, "/v1/tokens/{token_id}", DELETE=Call(ADMIN, self.revoke_token, gives=TokenAnswer)),
+            route(token_check, paths.ACCESS_KEYS, GET=keys, POST=create),
+            route(token_check, paths.ACCESS_KEY, DELETE=Call(KEYS_WRITE, self.revoke, gives=KeyAnswer)),
+            route(token_check, paths.ACCESS_KEY_ROTATION, POST=rotate),
+            route(token_check, paths.TOKENS, GET=tokens, POST=create_token),
+            route(token_check, paths.TOKEN, DELETE=Call(ADMIN, self.revoke_token, gives=TokenAnswer)),
         ]
 
     async def create(self, call: Write) -> Reply:
@@ -83,14 +85,16 @@ class KeyCalls:
 
         def make() -> dict[str, Any]:
             if not self._ledger.has_customer(customer):
-                raise UnknownCustomer(f"customer {customer} is not registered", field="customer")
+                raise UnknownCustomer(
+                    f"customer {customer} is not registered; a registered one would pass", field="customer"
+                )
             made = self._key_ring.create(customer, body.permissions, body.label, body.addresses, body.expires_ms)
             return self._made(*made)
 
         return await self._once(call.key, request, make)
 
     async def rotate(self, call: Write) -> Reply:
-        """Revoke an access key and make another like it."""
+        """Revoke an access key and make another with the same properties."""
         decode(call.body or b"{}", RotateBody)
         accesskey = call.request.parameters["accesskey"]
 
@@ -101,7 +105,7 @@ class KeyCalls:
                 raise _no_key() from None
             except AccessKeyRevoked:
                 raise InvalidRequest(
-                    "The access key is revoked already; one in use would pass.", field="accesskey"
+                    "The access key is already revoked; one in use would pass.", field="accesskey"
                 ) from None
             return {**self._made(*made), "replaces": accesskey}
 
@@ -129,43 +133,43 @@ class KeyCalls:
         return await self._once(call.key, request, make)
 
     async def _once(self, key: str, request: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Reply:
-        once = await self._writer.beside(lambda: self._key_writes.once(key, request, make))
+        once = await self._writer.beside(lambda: self._writes.once(key, request, make))
         return answer(once.answer, replayed=once.replayed)
 
     async def keys(self, request: Request) -> Reply:
-        """List access keys, of one customer or of all, a page at a time; never a secret."""
+        """List access keys, of one customer or of all, a page at a time, without their secrets."""
         query = query_of(request, "customer", "after", "limit")
         limit = limit_in(query)
         customer = check_customer(query["customer"]) if "customer" in query else None
         found = self._key_ring.list(customer, query.get("after", ""), limit)
         following = found[-1].accesskey if len(found) == limit else None
-        return answer({"keys": [self._key_json(record) for record in found], "next_after": following})
+        return answer(KeysAnswer([self._key_answer(record) for record in found], following))
 
     async def revoke(self, request: Request) -> Reply:
-        """Make an access key stop working, at once and for ever; doing it again changes nothing."""
+        """Revoke an access key, at once and for ever; revoking it again changes nothing."""
         accesskey = request.parameters["accesskey"]
         try:
             await self._writer.beside(lambda: self._key_ring.revoke(accesskey))
         except AccessKeyUnknown:
             raise _no_key() from None
-        return answer(self._key_json(self._record(accesskey)))
+        return answer(self._key_answer(self._record(accesskey)))
 
     async def tokens(self, request: Request) -> Reply:
-        """List operator tokens, revoked ones too, a page at a time; never a token itself."""
+        """List operator tokens, revoked ones too, a page at a time, without the tokens themselves."""
         query = query_of(request, "after", "limit")
         limit = limit_in(query)
         found = self._tokens.list(query.get("after", ""), limit)
         following = found[-1].token_id if len(found) == limit else None
-        return answer({"tokens": [_token_json(record) for record in found], "next_after": following})
+        return answer(TokensAnswer([_token_answer(record) for record in found], following))
 
     async def revoke_token(self, request: Request) -> Reply:
         """
-        Make an operator token stop working, at once and for ever; doing it again changes nothing.
+        Revoke an operator token, at once and for ever; revoking it again changes nothing.
 
-        It may be the one that this call is made with, but not the last in use with the scope ``admin``.
+        It may be the token of this very call, but not the last one in use with the scope ``admin``.
         """
         token_id = request.parameters["token_id"]
-        return answer(_token_json(await self._writer.beside(lambda: self._tokens.revoke(token_id))))
+        return answer(_token_answer(await self._writer.beside(lambda: self._tokens.revoke(token_id))))
 
     def _record(self, accesskey: str) -> AccessKeyRecord:
         record = self._key_ring.get(accesskey)
@@ -174,32 +178,18 @@ class KeyCalls:
         return record
 
     def _made(self, accesskey: str, secretkey: str) -> dict[str, Any]:
-        return {"accesskey": accesskey, "secretkey": secretkey, **self._key_json(self._record(accesskey))}
+        made = msgspec.to_builtins(self._key_answer(self._record(accesskey)))
+        return {"accesskey": accesskey, "secretkey": secretkey, **made}
 
-    def _key_json(self, record: AccessKeyRecord) -> dict[str, Any]:
-        used_ms = self._key_ring.used.get(record.accesskey, record.last_used_ms)
-        return {
-            "accesskey": record.accesskey,
-            "customer": record.customer,
-            "permissions": list(record.permissions),
-            "label": record.label,
-            "addresses": list(record.addresses),
-            "created_ms": record.created_ms,
-            "expires_ms": record.expires_ms,
-            "revoked_ms": record.revoked_ms,
-            "last_used_ms": used_ms,
-        }
+    def _key_answer(self, record: AccessKeyRecord) -> KeyAnswer:
+        found = msgspec.convert(record, KeyAnswer, from_attributes=True)
+        found.last_used_ms = self._key_ring.used.get(record.accesskey, record.last_used_ms)
+        return found
 
 
-def _token_json(record: TokenRecord) -> dict[str, Any]:
-    return {
-        "token_id": record.token_id,
-        "fingerprint": fingerprint_of(record),
-        "scopes": list(record.scopes),
-        "label": record.label,
-        "created_ms": record.created_ms,
-        "revoked_ms": record.revoked_ms,
-    }
+def _token_answer(record: TokenRecord) -> TokenAnswer:
+    fingerprint, scopes = fingerprint_of(record), list(record.scopes)
+    return TokenAnswer(record.token_id, fingerprint, scopes, record.label, record.created_ms, record.revoked_ms)
 
 
 def _no_key() -> NotFound:

@@ -1,15 +1,16 @@
-"""The operator API's calls that write to the ledger: each is one operation, under the idempotency key of its header."""
+"""The operator API's calls that write to the ledger; each is one operation, with the idempotency key of its header."""
 
 from __future__ import annotations
 
 from typing import Final
 
+from spotledger import paths
 from spotledger.domain.operations import Operation
 from spotledger.errors import Refused
 from spotledger.http.h1.request import Reply
-from spotledger.http.operator.amounts import CoinTexts
 from spotledger.http.operator.answers import (
     CoinsAnswer,
+    CoinTexts,
     CustomersAnswer,
     HoldsAnswer,
     WriteAnswer,
@@ -21,6 +22,8 @@ from spotledger.http.operator.bodies import (
     DepositBody,
     HoldBody,
     ReleaseBody,
+    ReversalBody,
+    SettlementBody,
     TransferBody,
     UnfreezeBody,
     WithdrawalBody,
@@ -28,7 +31,6 @@ from spotledger.http.operator.bodies import (
 )
 from spotledger.http.operator.calls import LEDGER_READ, LEDGER_WRITE, Call, Endpoint, TokenCheck, Write, answer, route
 from spotledger.http.operator.reads import ReadCalls
-from spotledger.http.operator.trades import ReversalBody, SettlementBody
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 
@@ -44,25 +46,25 @@ OperationBody = (
     | ReversalBody
 )
 
-#: What the calls do, as the OpenAPI document says it.
+#: What the calls do, for the OpenAPI document.
 _ABOUT: Final[dict[type[OperationBody], str]] = {
     SettlementBody: "Book one fill of a trade as one entry. "
-    "Both holds pay, both fees go to @fees, and what is released goes back to available; refused whole where a hold is"
-    " short, closed or of the wrong coin.",
+    "Both holds pay, both fees go to @fees, and what is released goes back to available. The whole fill is refused if a"
+    " hold is short, closed or of the wrong coin.",
     HoldBody: "Freeze what a customer has available, and open a hold for it. The answer has the hold's id.",
-    UnfreezeBody: "Free all of a hold, or a part of it. The hold is named by its id, or by the key that opened it.",
-    DepositBody: "Book what came in from outside. What the customer owes is repaid first.",
-    WithdrawalBody: "Book what went outside. Out of a hold, or at once out of what a customer has available.",
-    TransferBody: "Move what is available to another account. Of the same customer, or of another.",
-    ReversalBody: "Undo an earlier deposit, withdrawal, transfer or settlement. "
-    "Once, with a reason; what the customer has not got any more is booked as owed.",
+    UnfreezeBody: "Release all or part of a hold. The hold is named by its id or by the key that opened it.",
+    DepositBody: "Book money that came in from outside. What the customer owes is repaid first.",
+    WithdrawalBody: "Book money that went outside. It comes out of a hold, or directly out of what is available.",
+    TransferBody: "Move available money to another account. It may belong to the same customer or to another.",
+    ReversalBody: "Reverse an earlier deposit, withdrawal, transfer or settlement. "
+    "An entry can be reversed once, with a reason; what the customer no longer has is booked as owed.",
     CoinBody: "List a coin. A listing never changes.",
-    CustomerBody: "Register a customer. He then has a wallet, a spot and a fiat account.",
+    CustomerBody: "Register a customer. The customer gets a wallet, a spot and a fiat account.",
 }
 
 
 class LedgerCalls:
-    """The calls about single operations, and the reads of the paths that they share."""
+    """The calls for single operations, and the reads on the same paths."""
 
     def __init__(self, ledger: Ledger, writer: Writer, reads: ReadCalls) -> None:
         self._texts = CoinTexts(lambda: ledger.coins)
@@ -70,7 +72,7 @@ class LedgerCalls:
         self._reads = reads
 
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
-        """Return the routes, those that are called most first."""
+        """Return the routes, the most frequent ones first."""
         reads = self._reads
         coins = Call(LEDGER_READ, reads.coins, gives=CoinsAnswer, query=("min_seq",))
         customers = Call(LEDGER_READ, reads.customers, gives=CustomersAnswer, query=("after", "limit", "min_seq"))
@@ -78,16 +80,16 @@ class LedgerCalls:
         old_holds = Call(LEDGER_READ, reads.old_holds, gives=HoldsAnswer, query=old)
         release = Call(LEDGER_WRITE, write=self.release, takes=ReleaseBody, gives=WriteAnswer)
         return [
-            route(token_check, "/v1/settlements", POST=self._writes(SettlementBody)),
-            route(token_check, "/v1/holds", POST=self._writes(HoldBody), GET=old_holds),
-            route(token_check, "/v1/releases", POST=self._writes(UnfreezeBody)),
-            route(token_check, "/v1/holds/{hold}/release", POST=release),
-            route(token_check, "/v1/deposits", POST=self._writes(DepositBody)),
-            route(token_check, "/v1/withdrawals", POST=self._writes(WithdrawalBody)),
-            route(token_check, "/v1/transfers", POST=self._writes(TransferBody)),
-            route(token_check, "/v1/reversals", POST=self._writes(ReversalBody)),
-            route(token_check, "/v1/coins", GET=coins, POST=self._writes(CoinBody)),
-            route(token_check, "/v1/customers", GET=customers, POST=self._writes(CustomerBody)),
+            route(token_check, paths.SETTLEMENTS, POST=self._writes(SettlementBody)),
+            route(token_check, paths.HOLDS, POST=self._writes(HoldBody), GET=old_holds),
+            route(token_check, paths.RELEASES, POST=self._writes(UnfreezeBody)),
+            route(token_check, paths.HOLD_RELEASE, POST=release),
+            route(token_check, paths.DEPOSITS, POST=self._writes(DepositBody)),
+            route(token_check, paths.WITHDRAWALS, POST=self._writes(WithdrawalBody)),
+            route(token_check, paths.TRANSFERS, POST=self._writes(TransferBody)),
+            route(token_check, paths.REVERSALS, POST=self._writes(ReversalBody)),
+            route(token_check, paths.COINS, GET=coins, POST=self._writes(CoinBody)),
+            route(token_check, paths.CUSTOMERS, GET=customers, POST=self._writes(CustomerBody)),
         ]
 
     def _writes(self, kind: type[OperationBody]) -> Call:
@@ -97,7 +99,7 @@ class LedgerCalls:
         return Call(LEDGER_WRITE, write=write, takes=kind, gives=WriteAnswer, about=_ABOUT[kind])
 
     async def release(self, call: Write) -> Reply:
-        """Free all of a hold, or a part of it."""
+        """Release all or part of a hold."""
         body = decode(call.body or b"{}", ReleaseBody)
         return await self._submit(body.release(call.key, call.request.parameters["hold"]))
 

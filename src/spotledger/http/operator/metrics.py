@@ -1,4 +1,4 @@
-"""What Prometheus is told: numbers about the service, none about any customer."""
+"""The metrics of the service for Prometheus; none is about a single customer."""
 
 from __future__ import annotations
 
@@ -10,39 +10,39 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from spotledger.ops.siblings import Siblings
-from spotledger.security.gate import Shared
+from spotledger.security.gate import SharedCountsState
 
 METRICS_MEDIA_TYPE = CONTENT_TYPE_LATEST
 
 
 class Metrics(Collector):
     """
-    The numbers of one running service, in a registry of their own.
+    The metrics of one running service, in a registry of their own.
 
     Args:
-        siblings: The workers that this process is one of. Then the numbers of each are shown, labelled ``worker``.
+        siblings: The workers of which this process is one; then the metrics of each are shown, labelled ``worker``.
     """
 
     def __init__(self, siblings: Siblings | None = None) -> None:
         self._registry = self._shown = CollectorRegistry()
         self._counts: dict[tuple[str, str, int], int] = {}
-        self._told: list[Callable[[], Metric]] = []
+        self._families: list[Callable[[], Metric]] = []
         self._registry.register(self)
         if siblings is not None:
             self._shown = CollectorRegistry()
-            self._shown.register(_OfAllWorkers(siblings, self._said))
-            siblings.tell_by(self._said)
+            self._shown.register(_OfAllWorkers(siblings, self._as_json))
+            siblings.publish_metrics(self._as_json)
 
     def show(self, name: str, meaning: str, value: Callable[[], float]) -> None:
-        """Show the number that *value* returns whenever it is asked for, as ``spotledger_<name>``."""
-        self._told.append(lambda: GaugeMetricFamily(f"spotledger_{name}", meaning, value()))
+        """Show the number that *value* returns at each scrape, as the gauge ``spotledger_<name>``."""
+        self._families.append(lambda: GaugeMetricFamily(f"spotledger_{name}", meaning, value()))
 
-    def tell(self, name: str, meaning: str, value: Callable[[], float]) -> None:
-        """Show a number that only grows, as ``spotledger_<name>_total``."""
-        self._told.append(lambda: CounterMetricFamily(f"spotledger_{name}", meaning, value()))
+    def show_total(self, name: str, meaning: str, value: Callable[[], float]) -> None:
+        """Show a number that only grows, as the counter ``spotledger_<name>_total``."""
+        self._families.append(lambda: CounterMetricFamily(f"spotledger_{name}", meaning, value()))
 
-    def tell_by(self, name: str, meaning: str, label: str, values: Callable[[], Mapping[str, float]]) -> None:
-        """Show numbers that only grow, one for each value of *label*, as ``spotledger_<name>_total``."""
+    def show_totals(self, name: str, meaning: str, label: str, values: Callable[[], Mapping[str, float]]) -> None:
+        """Show numbers that only grow, one per value of *label*, as the counter ``spotledger_<name>_total``."""
 
         def family() -> Metric:
             found = CounterMetricFamily(f"spotledger_{name}", meaning, labels=[label])
@@ -50,14 +50,14 @@ class Metrics(Collector):
                 found.add_metric([value], count)
             return found
 
-        self._told.append(family)
+        self._families.append(family)
 
     def collect(self) -> Iterable[Metric]:
-        """Return the numbers that are shown and told, as they are now."""
-        return [self._requests(), *(family() for family in self._told)]
+        """Return all metrics of this process as they are now."""
+        return [self._requests(), *(family() for family in self._families)]
 
     def count(self, method: str, path: str, status: int) -> None:
-        """Count one answered call; *path* is a path of the API with its parameters' names, never a caller's text."""
+        """Count one answered call; *path* is that of a route, with the names of its parameters."""
         counted = (method, path, status)
         self._counts[counted] = self._counts.get(counted, 0) + 1
 
@@ -72,11 +72,11 @@ class Metrics(Collector):
         return found
 
     def text(self) -> bytes:
-        """Return all numbers in Prometheus's text form."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self._shown)
 
-    def _said(self) -> list[Any]:
-        """Return all numbers of this process in a form that JSON has."""
+    def _as_json(self) -> list[Any]:
+        """Return all metrics of this process as values that JSON can represent."""
         return [
             [family.name, family.documentation, family.type, [sample[:3] for sample in family.samples]]
             for family in self._registry.collect()
@@ -84,35 +84,35 @@ class Metrics(Collector):
 
 
 class _OfAllWorkers(Collector):
-    """The numbers of all workers, each with the number of its worker as a label."""
+    """The metrics of all workers, each labelled with the number of its worker."""
 
     def __init__(self, siblings: Siblings, own: Callable[[], list[Any]]) -> None:
         self._siblings = siblings
         self._own = own
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: what there is to show is known when it is asked for."""
+        """Return nothing: the metrics are not known before they are collected."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Return the numbers of this worker as they are, and those of the others as they last said them."""
-        said = {**self._siblings.metrics(), self._siblings.number: self._own()}
+        """Yield the metrics of this worker as they are now, and those of the others as last published."""
+        published = {**self._siblings.metrics(), self._siblings.number: self._own()}
         joined: dict[str, Metric] = {}
-        for number in sorted(said):
-            for name, meaning, kind, samples in said[number]:
+        for number in sorted(published):
+            for name, meaning, kind, samples in published[number]:
                 family = joined.setdefault(name, Metric(name, meaning, kind))
                 for sample, labels, value in samples:
                     family.add_sample(sample, {**labels, "worker": str(number)}, value)
         yield from joined.values()
-        meaning = "1 where the worker said how it is within the last seconds, else 0."
+        meaning = "1 if the worker published its metrics in the last seconds, else 0."
         up = GaugeMetricFamily("spotledger_worker_up", meaning, labels=["worker"])
         for number in range(self._siblings.workers):
-            up.add_metric([str(number)], int(number in said))
+            up.add_metric([str(number)], int(number in published))
         yield up
 
 
-def show_shared_counts(metrics: Metrics, counts: Shared) -> None:
-    """Show how this node gets on with the Redis in which all nodes count."""
+def show_shared_counts(metrics: Metrics, counts: SharedCountsState) -> None:
+    """Show the state of the Redis server in which all nodes count requests."""
     metrics.show("redis_up", "1 while Redis answers, else 0.", lambda: int(counts.is_up))
-    metrics.tell("redis_failures", "How often Redis stopped answering.", lambda: counts.failures)
-    metrics.tell("redis_unshared_requests", "Requests of traders decided without Redis.", lambda: counts.unshared)
+    metrics.show_total("redis_failures", "How often Redis stopped answering.", lambda: counts.failures)
+    metrics.show_total("redis_unshared_requests", "Requests of traders decided without Redis.", lambda: counts.unshared)

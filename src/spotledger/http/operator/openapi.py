@@ -1,8 +1,8 @@
 """
-The OpenAPI 3.1 document of the operator API, made of its routes and of the structs that its bodies and answers are.
+The OpenAPI 3.1 document of the operator API, made from its routes and the structs of its bodies and answers.
 
-Nothing is described twice: a route names its scope, its query, its body and its answer, and what is missing here is
-missing there. A fuzzing test sends what the document allows, and what it does not, to the API.
+Nothing is described twice: a route names its scope, query, body and answer. A fuzzing test sends requests that the
+document allows, and requests that it does not, to the API.
 """
 
 from __future__ import annotations
@@ -18,11 +18,25 @@ from msgspec import Meta
 from spotledger import __version__, errors
 from spotledger.http import wire
 from spotledger.http.operator.answers import Answer, Seq
-from spotledger.http.operator.batches import RefusedResult
+from spotledger.http.operator.batches import BatchBody, RefusedResult
+from spotledger.http.operator.bodies import (
+    CoinBody,
+    CustomerBody,
+    DepositBody,
+    HoldBody,
+    KeyBody,
+    ReleaseBody,
+    ReversalBody,
+    SettlementBody,
+    TokenBody,
+    TransferBody,
+    UnfreezeBody,
+    WithdrawalBody,
+)
 from spotledger.http.operator.calls import JSON_MEDIA_TYPE, KEY_HEADER, REPLAYED_HEADER, Call, Endpoint
-from spotledger.http.operator.examples import EXAMPLES
 from spotledger.http.operator.feed import EVENT_STREAM_MEDIA_TYPE
 from spotledger.http.operator.fields import KEY, PARAMETERS, PATH_PARAMETERS, Schema
+from spotledger.paths import OPERATOR_PREFIX
 
 _REFERENCES: Final = "#/components/schemas/{name}"
 _SECTIONS: Final = {
@@ -44,28 +58,77 @@ _SECTIONS: Final = {
     "backups": "Running it",
 }
 DESCRIPTION: Final = """\
-Money moves through this API, and everything about it can be read here. Amounts are decimal text, never JSON numbers.
+The exchange's own systems move money through this API, and read everything about it. Amounts are decimal text, never
+JSON numbers.
 
-Every write has an `Idempotency-Key`, which names it for ever: the same request again is answered as it was the first
-time, with `Idempotency-Replayed: true`; the same key with another content is a conflict. So after a lost answer, send
-the same request again. A batch needs no such header, as its operations have keys of their own.
+Every write has an `Idempotency-Key`, which is unique for ever. The same request with the same key gets the first answer
+again, with `Idempotency-Replayed: true`; the same key with other content is a conflict. So if an answer is lost, send
+the same request again. A batch needs no such header: its operations have keys of their own.
 
-Every write says at which `seq` of the journal it stands, and every read for which `seq` it stands. A read with
-`min_seq` waits until the journal has got that far. `epoch` counts restores from a backup: a `seq` above the backup's
-head means another entry in another epoch.
+Every write answers with its `seq`, its position in the journal, and every read with the `seq` that it stands for. A
+read with `min_seq` waits until the journal has that entry. `epoch` counts restores from a backup: a `seq` above the
+head of the backup means another entry in another epoch.
 """
 
 
+_FILL: Final[dict[str, Any]] = {
+    "base": "btc",
+    "quote": "usdt",
+    "base_amount": "0.5",
+    "quote_amount": "32000",
+    "buyer": {"hold": {"key": "order-7"}, "fee": {"coin": "btc", "amount": "0.0005"}, "release": "rest"},
+    "seller": {"hold": {"key": "order-8"}, "fee": {"coin": "usdt", "amount": "32"}},
+    "reference": "trade-1",
+}
+
+#: One example of each body.
+EXAMPLES: Final[dict[type[msgspec.Struct], dict[str, Any]]] = {
+    CoinBody: {"coin": "btc", "scale": 8},
+    CustomerBody: {"customer": "alice"},
+    DepositBody: {"customer": "alice", "coin": "usdt", "amount": "40000", "reference": "incoming 0x5e…"},
+    HoldBody: {"customer": "alice", "coin": "usdt", "amount": "33000", "reference": "order-7"},
+    ReleaseBody: {"amount": "1000"},
+    UnfreezeBody: {"hold": {"key": "order-7"}, "amount": "1000"},
+    WithdrawalBody: {"customer": "alice", "coin": "usdt", "amount": "250.75"},
+    TransferBody: {
+        "from": {"customer": "alice", "account": "wallet"},
+        "to": {"customer": "alice", "account": "spot"},
+        "coin": "usdt",
+        "amount": "100",
+    },
+    SettlementBody: _FILL,
+    ReversalBody: {"seq": 12, "reason": "booked twice by the deposit watcher"},
+    BatchBody: {
+        "operations": [
+            {
+                "op": "freeze",
+                "key": "order-7",
+                "customer": "alice",
+                "coin": "usdt",
+                "amount": "33000",
+                "chain": "trade-1",
+            },
+            {"op": "freeze", "key": "order-8", "customer": "bob", "coin": "btc", "amount": "0.5", "chain": "trade-1"},
+            {"op": "settle", "key": "trade-1", "chain": "trade-1", **_FILL},
+            {"op": "unfreeze", "key": "cancel-9", "hold": "4711"},
+        ],
+        "atomic": False,
+    },
+    KeyBody: {"customer": "alice", "permissions": ["read"], "label": "bot", "addresses": ["192.0.2.0/24"]},
+    TokenBody: {"scopes": ["ledger:read", "ledger:write"], "label": "matching engine"},
+}
+
+
 class Problem(Answer):
-    """Why a call was not done (RFC 9457); ``code`` is stable. A refusal that is kept in the journal has its seq."""
+    """Why a call failed (RFC 9457); ``code`` is stable. A refusal that the journal keeps has its seq."""
 
     type: str
     title: str
     status: int
     detail: str
-    code: Annotated[str, Meta(description="See the page of errors for what to do about each.")]
+    code: Annotated[str, Meta(description="See the page of errors for what to do about it.")]
     request_id: str
-    field: Annotated[str, Meta(description="The field, parameter or header that it is about.")] | msgspec.UnsetType = (
+    field: Annotated[str, Meta(description="The field, parameter or header that is wrong.")] | msgspec.UnsetType = (
         msgspec.UNSET
     )
     seq: Seq | msgspec.UnsetType = msgspec.UNSET
@@ -97,7 +160,7 @@ def document(routes: Iterable[Endpoint]) -> dict[str, Any]:
 _SECURITY: Final[Schema] = {
     "type": "http",
     "scheme": "bearer",
-    "description": "An operator token: 64 hex digits. The first one is in operator.token in the data folder.",
+    "description": "An operator token of 64 hex digits. The first one is in operator.token in the data folder.",
 }
 
 
@@ -109,11 +172,11 @@ def _calls(routes: Iterable[Endpoint]) -> Iterator[tuple[Endpoint, str, Call]]:
 
 
 def _operation(path: str, method: str, call: Call) -> dict[str, Any]:
-    section = _SECTIONS.get(path.split("/")[2] if path.startswith("/v1/") else "", "Running it")
+    section = _SECTIONS.get(path.split("/")[2] if path.startswith(f"{OPERATOR_PREFIX}/") else "", "Running it")
     about = _about(call)
     summary, _, rest = about.partition(". ")
     operation: dict[str, Any] = {
-        "operationId": re.sub(r"[^a-z0-9]+", "_", f"{method} {path.removeprefix('/v1')}".lower()).strip("_"),
+        "operationId": re.sub(r"[^a-z0-9]+", "_", f"{method} {path.removeprefix(OPERATOR_PREFIX)}".lower()).strip("_"),
         "tags": [section],
         "summary": summary.rstrip("."),
         "parameters": [*_path_parameters(path), *_query_parameters(call), *_headers(path, method, call)],
@@ -149,7 +212,7 @@ def _headers(path: str, method: str, call: Call) -> Iterator[dict[str, Any]]:
     if call.write is not None and call.needs_key:
         yield {"name": KEY_HEADER, "in": "header", "required": True, "description": KEY["description"], "schema": KEY}
     if call.streams:
-        description = "As server-sent events only: go on after this entry; counts before `after_seq`."
+        description = "For server-sent events only: the last entry received; it takes precedence over `after_seq`."
         yield {"name": "Last-Event-ID", "in": "header", "description": description, "schema": {"type": "string"}}
 
 
@@ -166,7 +229,7 @@ def _responses(path: str, method: str, call: Call) -> dict[str, Any]:
     good: dict[str, Any] = {"description": "Done." if call.takes else "Found.", "headers": dict(_REQUEST_ID)}
     if keyed:
         good["headers"][REPLAYED_HEADER] = {
-            "description": "`true` where this is the answer that was given the first time.",
+            "description": "`true` if this repeats the first answer.",
             "schema": {"enum": ["true"]},
         }
     content = {call.media_type: {"schema": _reference(call.gives) if call.gives else {}}}
@@ -201,14 +264,16 @@ _MEANING: Final = {
     400: "The request cannot be read.",
     401: "The token is missing, unknown or revoked.",
     403: "The token lacks the scope.",
-    404: "There is no such thing.",
+    404: "There is nothing with this path or id.",
     405: "The path takes another method.",
-    409: "The key was used before with other content; `field` names where it differs.",
-    422: "A field is unknown, missing or wrong, or the ledger refuses.",
-    500: "Something unexpected; the log has it under the request id.",
+    409: "The key was used before with other content; `field` names the difference.",
+    422: "A field is unknown, missing or wrong, or the ledger refuses the operation.",
+    500: "An unexpected error; the log has it under the request id.",
     503: "Busy or unavailable: try again, with the same key.",
 }
-_REQUEST_ID: Final = {"X-Request-Id": {"description": "Names this answer in the log.", "schema": {"type": "string"}}}
+_REQUEST_ID: Final = {
+    "X-Request-Id": {"description": "The id of the request in the log.", "schema": {"type": "string"}}
+}
 
 
 def _problem(description: str) -> dict[str, Any]:
@@ -218,11 +283,11 @@ def _problem(description: str) -> dict[str, Any]:
 
 def codes_of_status(status: int) -> list[str]:
     """Return the codes that problems with this HTTP status may have in the operator API."""
-    sayable = (errors.Refused, errors.TokenRefused, errors.ScopeMissing, errors.Unavailable)
+    answered = (errors.Refused, errors.TokenRefused, errors.ScopeMissing, errors.Unavailable)
     found = [
         kind.code
         for kind, row in wire.TABLE.items()
-        if row.status == status and (issubclass(kind, sayable) or kind is errors.SpotledgerError)
+        if row.status == status and (issubclass(kind, answered) or kind is errors.SpotledgerError)
     ]
     return sorted(set(found) - {errors.LimitExceeded.code})
 
@@ -232,6 +297,6 @@ def _reference(kind: type[msgspec.Struct]) -> Schema:
 
 
 def _plain(schema: Mapping[str, Any]) -> Schema:
-    """Return *schema* with its description as Markdown has it."""
+    """Return *schema* with its description in Markdown."""
     description = str(schema.get("description", "")).replace("``", "`")
     return {**schema, "description": " ".join(description.split())} if description else dict(schema)

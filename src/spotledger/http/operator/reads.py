@@ -1,8 +1,8 @@
 """
 The operator API's reads: each stands for one position of the journal, which its answer names.
 
-A page is read in small pieces, between which other work has its turn. What a piece says never changes afterwards, or is
-of the position that the answer names.
+A page is read in small pieces, and other tasks may run between them. A piece either has data that never changes, or
+belongs to the position that the answer names.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Final
 
 from msgspec import UNSET
 
+from spotledger import paths
 from spotledger.domain.accounts import (
     DUST,
     EXTERNAL,
@@ -28,12 +29,12 @@ from spotledger.domain.accounts import (
 from spotledger.domain.journal import BalanceAfter, Entry, Hold
 from spotledger.errors import InvalidRequest, NotFound
 from spotledger.http.h1.request import Reply, Request
-from spotledger.http.operator.amounts import CoinTexts, amount_text
 from spotledger.http.operator.answers import (
     AfterAnswer,
     BalancesAnswer,
     CoinAnswer,
     CoinsAnswer,
+    CoinTexts,
     CustomersAnswer,
     EntriesAnswer,
     EntryReadAnswer,
@@ -44,6 +45,7 @@ from spotledger.http.operator.answers import (
     TrialBalanceAnswer,
     TrialCoinAnswer,
     after_answer,
+    amount_text,
     balance_answer,
     entry_answer,
     hold_answer,
@@ -64,10 +66,10 @@ from spotledger.http.operator.feed import EVENT_STREAM_MEDIA_TYPE, Feed
 from spotledger.ledger.ledger import CUSTOMERS, Ledger, TrialBalance
 
 HOLD_STATES: Final = ("open", "closed")
-#: The house's accounts that are one each, whoever they deal with.
+#: The house accounts that are not per customer.
 HOUSE_ACCOUNTS: Final = {account.customer: account for account in (EXTERNAL, FEES, DUST)}
-#: Rows that are read before other work has its turn.
-TURN_ROWS: Final = 100
+#: Rows that are read before other tasks may run.
+PIECE_ROWS: Final = 100
 
 _EVENT_STREAM: Final = EVENT_STREAM_MEDIA_TYPE.encode()
 
@@ -82,22 +84,18 @@ class ReadCalls:
         self._texts = CoinTexts(lambda: ledger.coins)
 
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
-        """Return the routes, those that are called most first; those of paths that also take writes are elsewhere."""
+        """Return the routes, the most frequent ones first, without those of paths that also take writes."""
         holds = ("state", "older_than_ms", "hold:after", "limit", "min_seq")
         pages = ("after_seq", "limit", "min_seq")
         entries = Call(LEDGER_READ, self.entries, gives=EntriesAnswer, query=pages, streams=True)
         return [
-            self._route(
-                token_check, "/v1/customers/{customer}/balances", self.balances, BalancesAnswer, *self.BALANCES
-            ),
-            self._route(token_check, "/v1/customers/{customer}/holds", self.holds, HoldsAnswer, *holds),
-            self._route(
-                token_check, "/v1/customers/{customer}/entries", self.statement, StatementAnswer, *self.STATEMENT
-            ),
-            self._route(token_check, "/v1/holds/{hold}", self.hold, HoldReadAnswer, "min_seq"),
-            route(token_check, "/v1/entries", GET=entries),
-            self._route(token_check, "/v1/entries/{seq}", self.entry, EntryReadAnswer, "min_seq"),
-            self._route(token_check, "/v1/trial-balance", self.trial_balance, TrialBalanceAnswer, "min_seq"),
+            self._route(token_check, paths.CUSTOMER_BALANCES, self.balances, BalancesAnswer, *self.BALANCES),
+            self._route(token_check, paths.CUSTOMER_HOLDS, self.holds, HoldsAnswer, *holds),
+            self._route(token_check, paths.CUSTOMER_ENTRIES, self.statement, StatementAnswer, *self.STATEMENT),
+            self._route(token_check, paths.HOLD, self.hold, HoldReadAnswer, "min_seq"),
+            route(token_check, paths.ENTRIES, GET=entries),
+            self._route(token_check, paths.ENTRY, self.entry, EntryReadAnswer, "min_seq"),
+            self._route(token_check, paths.TRIAL_BALANCE, self.trial_balance, TrialBalanceAnswer, "min_seq"),
         ]
 
     BALANCES: Final = ("account", "at_seq", "at_ms", "min_seq")
@@ -128,7 +126,7 @@ class ReadCalls:
     # --- balances -----------------------------------------------------------------------------------
 
     async def balances(self, request: Request) -> Reply:
-        """Give every listed coin's balance in one account, now or at any moment of the past, and what is owed."""
+        """Return the balances of one account, now or at a past moment, and what the customer owes."""
         query = query_of(request, *self.BALANCES)
         account = self._account(request.parameters["customer"], query.get("account"))
         if "at_seq" in query and "at_ms" in query:
@@ -167,7 +165,7 @@ class ReadCalls:
 
     def _check_there(self, account: Account) -> None:
         if account.kind != HOUSE_KIND and not self._ledger.has_customer(account.customer):
-            raise NotFound(f"There is no customer {account.customer[:64]}.")
+            raise NotFound(f"There is no customer {account.customer[:64]}; a registered one would pass.")
 
     # --- holds ----------------------------------------------------------------------------------------
 
@@ -190,7 +188,7 @@ class ReadCalls:
         return await self._holds_page(read, after, limit)
 
     async def old_holds(self, request: Request) -> Reply:
-        """List everybody's open holds that are older than an age, the oldest first, a page at a time."""
+        """List the open holds of all customers that are older than a given age, oldest first, a page at a time."""
         query = query_of(request, "older_than_ms", "after", "limit", "min_seq")
         limit, after = limit_in(query), number_in(query, "after", 0)
         before_ms = self._opened_before(query)
@@ -199,7 +197,7 @@ class ReadCalls:
         return await self._holds_page(lambda after, limit: self._ledger.old_holds(before, after, limit), after, limit)
 
     def _opened_before(self, query: dict[str, str]) -> int | None:
-        """Return the time that an ``older_than_ms`` means, or None where none is asked for."""
+        """Return the time that ``older_than_ms`` stands for, or None if it is not given."""
         if "older_than_ms" not in query:
             return None
         return self._ledger.now_ms - number_in(query, "older_than_ms", 0)
@@ -208,10 +206,10 @@ class ReadCalls:
         seq = self._ledger.head.seq
         found = read(after, limit)
         following = str(found[-1].hold_id) if len(found) == limit else None
-        answers = [self._hold_answer(hold) for hold in found[:TURN_ROWS]]
-        for start in range(TURN_ROWS, len(found), TURN_ROWS):
+        answers = [self._hold_answer(hold) for hold in found[:PIECE_ROWS]]
+        for start in range(PIECE_ROWS, len(found), PIECE_ROWS):
             await asyncio.sleep(0)
-            answers += [self._hold_answer(hold) for hold in found[start : start + TURN_ROWS]]
+            answers += [self._hold_answer(hold) for hold in found[start : start + PIECE_ROWS]]
         return answer(HoldsAnswer(seq, self._ledger.epoch, answers, following))
 
     def _hold_answer(self, hold: Hold) -> HoldAnswer:
@@ -220,41 +218,41 @@ class ReadCalls:
         return hold_answer(hold, self._ledger.coins[hold.coin].scale, key, self._ledger.now_ms)
 
     async def hold(self, request: Request) -> Reply:
-        """Give one hold, open or closed."""
+        """Return one hold, open or closed."""
         await self._await_seq(query_of(request, "min_seq"))
         hold = self._ledger.hold(_position(request.parameters["hold"]))
         if hold is None:
-            raise NotFound("There is no such hold.")
+            raise NotFound("There is no such hold; the id of a hold would pass.")
         return answer(HoldReadAnswer(self._ledger.head.seq, self._ledger.epoch, self._hold_answer(hold)))
 
     # --- entries --------------------------------------------------------------------------------------
 
     async def entries(self, request: Request) -> Reply:
-        """Give the journal as a numbered feed without gaps: a page, or all that comes as server-sent events."""
+        """Return the journal, numbered without gaps: a page of it, or a stream of server-sent events."""
         if request.method == "GET" and _EVENT_STREAM in (request.header(b"accept") or b""):
             return self._feed.answer(request)
         query = query_of(request, "after_seq", "limit", "min_seq")
         after_seq, limit = number_in(query, "after_seq", 0), limit_in(query)
         await self._await_seq(query)
         seq = self._ledger.head.seq
-        found = await _in_turns(self._ledger.entries, after_seq, limit)
+        found = await _in_pieces(self._ledger.entries, after_seq, limit)
         seq = max(seq, found[-1].seq if found else 0)
-        said = [entry_answer(entry, self._texts) for entry in found]
-        return answer(EntriesAnswer(seq, self._ledger.epoch, said, found[-1].seq if found else after_seq))
+        answers = [entry_answer(entry, self._texts) for entry in found]
+        return answer(EntriesAnswer(seq, self._ledger.epoch, answers, found[-1].seq if found else after_seq))
 
     async def entry(self, request: Request) -> Reply:
-        """Give one entry of the journal, and by which one it was reversed."""
+        """Return one entry of the journal, and the entry that reversed it."""
         await self._await_seq(query_of(request, "min_seq"))
         seq = _position(request.parameters["seq"])
         entry = self._ledger.entry(seq)
         if entry is None:
-            raise NotFound("There is no such entry.")
+            raise NotFound("There is no such entry; the seq of an entry would pass.")
         reversed_by = self._ledger.reversal_of(seq)
-        said = entry_answer(entry, self._texts)
-        return answer(EntryReadAnswer(self._ledger.head.seq, self._ledger.epoch, said, reversed_by))
+        found = entry_answer(entry, self._texts)
+        return answer(EntryReadAnswer(self._ledger.head.seq, self._ledger.epoch, found, reversed_by))
 
     async def statement(self, request: Request) -> Reply:
-        """Give the entries about a customer as a statement: with the balances before and after the page."""
+        """Return the entries of a customer as a statement, with the balances before and after the page."""
         query = query_of(request, *self.STATEMENT)
         after_seq, limit, coin = number_in(query, "after_seq", 0), limit_in(query), query.get("coin")
         if coin is not None:
@@ -267,7 +265,7 @@ class ReadCalls:
         def read(after: int, limit: int) -> list[Entry]:
             return self._ledger.statement(customer, coin, after, limit)
 
-        found = await _in_turns(read, after_seq, limit)
+        found = await _in_pieces(read, after_seq, limit)
         opening, closing = _page_balances(found, (customer, receivable_of(customer).customer), coin)
         body = StatementAnswer(
             max(seq, found[-1].seq if found else 0),
@@ -289,7 +287,7 @@ class ReadCalls:
     # --- the trial balance ----------------------------------------------------------------------------
 
     async def trial_balance(self, request: Request) -> Reply:
-        """Add up what all customers and each house account have of each coin; in all it is nothing."""
+        """Return the sum of all customers and the balance of each house account by coin; the total is zero."""
         await self._await_seq(query_of(request, "min_seq"))
         async with self._adding_up:
             found = await asyncio.to_thread(self._ledger.trial_balance)
@@ -311,18 +309,18 @@ class ReadCalls:
         )
 
     async def _await_seq(self, query: dict[str, str]) -> None:
-        """Wait until the ledger has the entry ``min_seq``; without one, until it stands at the head of all nodes."""
+        """Wait until the ledger has the entry ``min_seq``, or by default the head of all nodes."""
         if self._ledger.remote and "min_seq" not in query:
             await asyncio.to_thread(self._ledger.to_head)
         await await_seq(lambda: self._ledger.head.seq, query)
 
 
-async def _in_turns(read: Callable[[int, int], list[Entry]], after: int, limit: int) -> list[Entry]:
-    """Read a page of entries in pieces, between which other work has its turn."""
-    found = read(after, min(limit, TURN_ROWS))
-    while found and len(found) % TURN_ROWS == 0 and len(found) < limit:
+async def _in_pieces(read: Callable[[int, int], list[Entry]], after: int, limit: int) -> list[Entry]:
+    """Read a page of entries in pieces; other tasks may run between two pieces."""
+    found = read(after, min(limit, PIECE_ROWS))
+    while found and len(found) % PIECE_ROWS == 0 and len(found) < limit:
         await asyncio.sleep(0)
-        piece = read(found[-1].seq, min(limit - len(found), TURN_ROWS))
+        piece = read(found[-1].seq, min(limit - len(found), PIECE_ROWS))
         if not piece:
             break
         found += piece
@@ -330,14 +328,14 @@ async def _in_turns(read: Callable[[int, int], list[Entry]], after: int, limit: 
 
 
 def _position(text: str) -> int:
-    """Return the position that a part of a path names; 0, where nothing is, if it is no number."""
+    """Return the position that a path parameter names, or 0, where there is no entry, if it is not a number."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else 0
 
 
 def _page_balances(
     entries: Iterable[Entry], owners: tuple[str, str], coin: str | None
 ) -> tuple[dict[tuple[Account, str], Balance], dict[tuple[Account, str], Balance]]:
-    """Return the balances of *owners* just before the first and after the last of *entries* that touched them."""
+    """Return the balances of *owners* before the first and after the last of *entries* that touched them."""
     opening: dict[tuple[Account, str], Balance] = {}
     closing: dict[tuple[Account, str], Balance] = {}
     for entry in entries:

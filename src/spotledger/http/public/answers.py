@@ -1,16 +1,25 @@
-"""What the public listener sends back: statuses, headers, and the three shapes of a refusal."""
+"""
+What the public listener sends back: balances joined from ready pieces, headers, and the three forms of a refusal.
+
+Encoding 200 coins for each answer would take longer than all the rest of it. So the body of each account read lately is
+kept, and so is the piece of each coin that the account ever had; when the account changes, only the pieces of the coins
+whose balance is another object are encoded again.
+"""
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NamedTuple, Protocol
 
-from spotledger.errors import LimitExceeded, MalformedRequest, SpotledgerError, Unavailable
+from spotledger.domain.accounts import ZERO, Account, Balance, Coin
+from spotledger.domain.amounts import formatter
+from spotledger.errors import LimitExceeded, SpotledgerError, Unavailable
 from spotledger.http import wire
-from spotledger.http.public.bodies import Body
+from spotledger.http.public.request import Request, RequestHeaders
+from spotledger.security.bounded_dict import BoundedDict
 from spotledger.security.gate import Gate, Peer
 
 Header = tuple[str, str]
@@ -20,9 +29,19 @@ PROBLEM: Header = ("content-type", wire.PROBLEM_MEDIA_TYPE)
 NO_STORE: Header = ("cache-control", "no-store")
 VARY: Header = ("vary", "accept-encoding")
 GZIP: Header = ("content-encoding", "gzip")
+#: A body shorter than this is never compressed.
 GZIP_LEAST_BYTES = 1024
 RETRY_AFTER_S = 1
+#: Memory that kept bodies and their pieces may use, estimated.
+BODIES_BYTES = 64 * 1024 * 1024
+BODIES_ACCOUNTS = 200_000
+#: A body up to this length is kept whole beside its pieces.
+KEPT_CONTENT_BYTES = 2_048
 
+_GZIP_LEVEL = 5
+_ENTRY_BYTES = 500
+_PIECE_BYTES = 250
+_REFERENCE_BYTES = 8
 _ZERO_WEIGHT = re.compile(r"\s*q\s*=\s*0(?:\.0*)?\s*", re.ASCII)
 
 
@@ -32,38 +51,6 @@ class Answer(NamedTuple):
     status: int
     headers: list[Header]
     body: bytes
-
-
-class RequestHeaders(Protocol):
-    """The headers of a request; names are given in lower case."""
-
-    def get(self, key: str, /) -> str | None:
-        """Return the value of the header, or None."""
-
-    def get_all(self, key: str, /) -> list[str]:
-        """Return all values of the header."""
-
-
-@dataclass(slots=True)
-class Request:
-    """One request, and when it came."""
-
-    method: str
-    #: Percent-decoded.
-    path: str
-    #: As sent, without the question mark.
-    query: str
-    headers: RequestHeaders
-    #: ``host:port`` of the peer.
-    connection: str
-    #: What was sent as the body, or why it was not read.
-    body: bytes | MalformedRequest
-    now_ms: int
-    request_id: str
-
-    def forwarded_for(self) -> list[str]:
-        """Return the values of all X-Forwarded-For headers."""
-        return self.headers.get_all("x-forwarded-for")
 
 
 Call = Callable[[Request], Coroutine[Any, Any, Answer]]
@@ -80,15 +67,14 @@ def answered(request: Request, head_seq: int | None, content: bytes, limits: lis
 
 
 def answered_with_body(request: Request, head_seq: int, body: Body, limits: list[Header]) -> Answer:
-    """Return a success with a body that is ready, compressed where it is long and the client asks for that."""
+    """Return a success with a kept body, compressed if it is long and the client accepts that."""
     headers = [*_first_headers(request, JSON, head_seq), *limits]
     content = body.content
-    if len(content) < GZIP_LEAST_BYTES:
-        return Answer(200, headers, content)
-    headers.append(VARY)
-    if wants_gzip(request.headers):
-        headers.append(GZIP)
-        return Answer(200, headers, body.gzipped())
+    if len(content) >= GZIP_LEAST_BYTES:
+        headers.append(VARY)
+        if wants_gzip(request.headers):
+            headers.append(GZIP)
+            content = body.gzipped()
     return Answer(200, headers, content)
 
 
@@ -106,9 +92,8 @@ def refused(
 
 
 def _first_headers(request: Request, media: Header, head_seq: int | None) -> list[Header]:
-    if head_seq is None:
-        return [media, NO_STORE, ("x-request-id", request.request_id)]
-    return [media, NO_STORE, ("x-request-id", request.request_id), ("x-ledger-seq", str(head_seq))]
+    seq = [] if head_seq is None else [("x-ledger-seq", str(head_seq))]
+    return [media, NO_STORE, ("x-request-id", request.request_id), *seq]
 
 
 def v1_refusal(error: SpotledgerError) -> bytes:
@@ -123,7 +108,7 @@ def wants_problem(headers: RequestHeaders) -> bool:
 
 
 def wants_gzip(headers: RequestHeaders) -> bool:
-    """Tell whether ``Accept-Encoding`` asks for gzip by its name, with a weight that is not zero."""
+    """Tell whether ``Accept-Encoding`` names gzip with a weight that is not zero."""
     for part in (headers.get("accept-encoding") or "").lower().split(","):
         coding, _, weight = part.partition(";")
         if coding.strip() == "gzip":
@@ -144,3 +129,196 @@ def limit_headers(error: SpotledgerError | None, gate: Gate, peer: Peer, now_ms:
     if isinstance(error, Unavailable):
         headers.append(("retry-after", str(RETRY_AFTER_S)))
     return headers
+
+
+# --- the bodies of balances -------------------------------------------------------------------------
+
+
+class AccountSight(Protocol):
+    """What this listener reads of an account."""
+
+    @property
+    def changed_seq(self) -> int:
+        """The last entry that touched the account."""
+
+    @property
+    def balances(self) -> Mapping[str, Balance]:
+        """The balances of the coins ever touched; a changed one is another object."""
+
+
+class HeadSight(Protocol):
+    """What this listener reads of the ledger's head."""
+
+    @property
+    def seq(self) -> int:
+        """The position of the last entry."""
+
+
+class LedgerSight(Protocol):
+    """What this listener reads of the ledger."""
+
+    @property
+    def head(self) -> HeadSight:
+        """The last durable entry."""
+
+    @property
+    def coins(self) -> Mapping[str, Coin]:
+        """The listed coins, sorted by name; a new object after each listing."""
+
+    def account(self, account: Account, /) -> AccountSight:
+        """Return an account as it stands at the head."""
+
+
+class Form(NamedTuple):
+    """How a body is made: its start, one piece per coin, joined with commas, and its end."""
+
+    start: bytes
+    piece: Callable[[str, Balance, int], bytes]
+    end: bytes
+
+    def joined(self, parts: list[bytes]) -> bytes:
+        """Return the body made of *parts*."""
+        return self.start + b",".join(parts) + self.end
+
+
+class Body:
+    """The body for one account: its pieces, and what they were made of."""
+
+    __slots__ = ("account", "changed_seq", "checked_seq", "coins", "form", "kept", "parts", "seen", "weight", "zipped")
+
+    def __init__(self, account: Account, form: Form) -> None:
+        self.account = account
+        self.form = form
+        #: The ledger's head when the body was last known to be current.
+        self.checked_seq = -1
+        self.changed_seq = -1
+        self.coins: Mapping[str, Coin] | None = None
+        #: One piece per listed coin, in their order; those of coins never touched are shared by all accounts.
+        self.parts: list[bytes] = []
+        #: The whole body, if it is short enough to keep beside its pieces.
+        self.kept: bytes | None = None
+        self.zipped: bytes | None = None
+        self.seen: dict[str, Balance] = {}
+        self.weight = _ENTRY_BYTES
+
+    @property
+    def content(self) -> bytes:
+        """The body; a long one is joined from its pieces each time, which costs less than the memory to keep it."""
+        return self.form.joined(self.parts) if self.kept is None else self.kept
+
+    def gzipped(self) -> bytes:
+        """Return the compressed body; it is compressed once."""
+        if self.zipped is None:
+            self.zipped = gzip.compress(self.content, _GZIP_LEVEL, mtime=0)
+        return self.zipped
+
+
+class BalanceBodies:
+    """The bodies for the accounts of one kind; those not read lately are dropped."""
+
+    def __init__(
+        self,
+        ledger: LedgerSight,
+        kind: str,
+        form: Form,
+        bytes_limit: int = BODIES_BYTES,
+        accounts_limit: int = BODIES_ACCOUNTS,
+    ) -> None:
+        """
+        Start empty.
+
+        Args:
+            ledger: The ledger that has the accounts.
+            kind: ``wallet``, ``spot`` or ``fiat``.
+            form: How a body is made.
+            bytes_limit: Memory to use at most, estimated.
+            accounts_limit: Bodies to keep at most.
+        """
+        self._ledger = ledger
+        self._kind = kind
+        self._form = form
+        self._generation_bytes = bytes_limit // 2
+        self._weight = 0
+        self._bodies: BoundedDict[str, Body] = BoundedDict(max(1, accounts_limit // 2))
+        self._coins: Mapping[str, Coin] | None = None
+        self._positions: dict[str, int] = {}
+        self._zero_parts: list[bytes] = []
+        self._zero_content = b""
+
+    def of(self, customer: str, head_seq: int) -> Body:
+        """Return the body for *customer*'s account at the ledger's head, *head_seq*."""
+        body = self._bodies.younger.get(customer)
+        if body is None:
+            body = self._kept(customer)
+        if body.checked_seq != head_seq:
+            self._refresh(body, head_seq)
+        return body
+
+    def _kept(self, customer: str) -> Body:
+        bodies = self._bodies
+        body = bodies.older.get(customer) or Body(Account(customer, self._kind), self._form)
+        if self._weight >= self._generation_bytes or len(bodies.younger) >= bodies.generation_limit:
+            bodies.rotate()
+            self._weight = 0
+        bodies.put(customer, body)
+        self._weight += body.weight
+        return body
+
+    def _refresh(self, body: Body, head_seq: int) -> None:
+        """Update *body* if the account or the coins changed since it was checked."""
+        view = self._ledger.account(body.account)
+        # In this order: a change made meanwhile by the thread that follows other nodes is then seen at the next
+        # refresh, and every coin with a balance is among the coins.
+        changed_seq = view.changed_seq
+        balances = view.balances
+        coins = self._ledger.coins
+        if body.changed_seq != changed_seq or body.coins is not coins:
+            self._remake(body, balances, coins)
+            body.coins = coins
+            body.changed_seq = changed_seq
+        body.checked_seq = head_seq
+
+    def _remake(self, body: Body, balances: Mapping[str, Balance], coins: Mapping[str, Coin]) -> None:
+        if coins is not self._coins:
+            self._note_coins(coins)
+        if coins is not body.coins:
+            body.parts = self._zero_parts.copy() if balances else self._zero_parts
+            body.seen.clear()
+        elif not body.seen and balances:
+            body.parts = self._zero_parts.copy()
+        parts, seen, positions = body.parts, body.seen, self._positions
+        for coin, balance in balances.items():
+            if seen.get(coin) is not balance:
+                parts[positions[coin]] = self._form.piece(coin, balance, coins[coin].scale)
+                seen[coin] = balance
+        body.zipped = None
+        body.kept = self._kept_content(body)
+        weight = _ENTRY_BYTES + len(seen) * _PIECE_BYTES
+        if seen:
+            weight += len(parts) * _REFERENCE_BYTES + len(body.kept or b"")
+        self._weight += weight - body.weight
+        body.weight = weight
+
+    def _kept_content(self, body: Body) -> bytes | None:
+        if not body.seen:
+            return self._zero_content
+        content = self._form.joined(body.parts)
+        return content if len(content) <= KEPT_CONTENT_BYTES else None
+
+    def _note_coins(self, coins: Mapping[str, Coin]) -> None:
+        self._coins = coins
+        self._positions = {name: position for position, name in enumerate(coins)}
+        self._zero_parts = [self._form.piece(name, ZERO, coin.scale) for name, coin in coins.items()]
+        self._zero_content = self._form.joined(self._zero_parts)
+
+
+def v1_form(success_info: str) -> Form:
+    """Return the form of the v1 answers: ``{"code":200,"data":{"btc":{…},…},"info":"success"}``."""
+    info = json.dumps(success_info).encode()
+    return Form(b'{"code":200,"data":{', _v1_piece, b'},"info":' + info + b"}")
+
+
+# Symbols and amounts consist of letters, digits and points only: nothing in the pieces needs escaping.
+def _v1_piece(coin: str, balance: Balance, scale: int) -> bytes:
+    text = formatter(scale, 2)
+    return f'"{coin}":{{"freeze":"{text(balance.freeze)}","available":"{text(balance.available)}"}}'.encode("ascii")

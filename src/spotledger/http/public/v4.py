@@ -1,7 +1,7 @@
 """
 The few calls of the newer v4 API that stock clients need to read a balance (wire-v1, section 7).
 
-The widely used ``ccxt`` class comes here with its ``urls`` option alone. ``mc`` is in every answer:
+The widely used ``ccxt`` class works with these calls if only its ``urls`` option is changed. Every answer has ``mc``:
 without it that class raises nothing and takes a refusal for an account without coins.
 """
 
@@ -11,24 +11,32 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spotledger import errors
+from spotledger import errors, paths
 from spotledger.domain.accounts import Balance, Coin
-from spotledger.domain.amounts import format_amount
-from spotledger.http.public.answers import Answer, Call, Request, answered, answered_with_body, encode, limit_headers
-from spotledger.http.public.bodies import BalanceBodies, Form, LedgerSight
-from spotledger.http.public.request import read_parameters
+from spotledger.domain.amounts import formatter
+from spotledger.http.public.answers import (
+    Answer,
+    BalanceBodies,
+    Call,
+    Form,
+    LedgerSight,
+    answered,
+    answered_with_body,
+    encode,
+    limit_headers,
+)
+from spotledger.http.public.request import Request, read_parameters
 from spotledger.security.gate import Gate, SignedRequest
 from spotledger.security.signing import SIGNATURE_PATTERN
 
 RECEIVE_WINDOW_MAX_MS = 60_000
-PATHS = ("/v4/", "/future/")
 
 _ALGORITHM = "HmacSHA256"
 _TIMESTAMP = re.compile(r"[0-9]{13}", re.ASCII)
 _WINDOW = re.compile(r"[1-9][0-9]{0,4}", re.ASCII)
 _SUCCESS = b'{"rc":0,"mc":"SUCCESS","ma":[],"result":'
 
-#: The code of each class of errors; one without a row takes that of its nearest base.
+#: The ``mc`` of each class of errors; a class without a row takes that of its nearest base.
 CODES: dict[type[errors.SpotledgerError], str] = {
     errors.SpotledgerError: "500",
     errors.InvalidRequest: "COMMON_003",
@@ -49,7 +57,7 @@ CODES: dict[type[errors.SpotledgerError], str] = {
 
 
 class HeaderRefused(errors.MalformedRequest):
-    """A header of the v4 signature is missing or of the wrong form."""
+    """A header of the v4 signature is missing or malformed."""
 
 
 def v4_refusal(error: errors.SpotledgerError) -> bytes:
@@ -60,7 +68,7 @@ def v4_refusal(error: errors.SpotledgerError) -> bytes:
 
 
 class V4Calls:
-    """The calls of the v4 API; refusals are raised."""
+    """The calls of the v4 API; they raise their refusals."""
 
     def __init__(self, ledger: LedgerSight, gate: Gate) -> None:
         self._ledger = ledger
@@ -69,12 +77,12 @@ class V4Calls:
         self._listed: tuple[Mapping[str, Coin] | None, dict[str, bytes]] = (None, {})
         #: Path → call. None of them changes anything.
         self.calls: dict[str, Call] = {
-            "/v4/balances": self._balances,
-            "/v4/public/time": self._open(self._time),
-            "/v4/public/symbol": self._open(self._symbols),
-            "/v4/public/currencies": self._open(lambda _: self._of_coins("currencies")),
-            "/v4/public/wallet/support/currency": self._open(lambda _: self._of_coins("chains")),
-            "/future/market/v1/public/symbol/list": self._open(_no_contracts),
+            paths.V4_BALANCES: self._balances,
+            paths.V4_TIME: self._open(self._time),
+            paths.V4_SYMBOLS: self._open(self._symbols),
+            paths.V4_CURRENCIES: self._open(lambda _: self._of_coins("currencies")),
+            paths.V4_CHAINS: self._open(lambda _: self._of_coins("chains")),
+            paths.V4_CONTRACTS: self._open(_no_contracts),
         }
 
     async def _balances(self, request: Request) -> Answer:
@@ -88,6 +96,8 @@ class V4Calls:
         return answered_with_body(request, seq, body, limit.headers(key.customer, now_ms))
 
     def _open(self, content: Callable[[Request], bytes]) -> Call:
+        """Return the call that answers anyone with *content*."""
+
         async def call(request: Request) -> Answer:
             gate = self._gate
             peer = gate.peer(request.connection, request.forwarded_for)
@@ -118,11 +128,11 @@ def read_headers(request: Request) -> tuple[SignedRequest, int]:
     Read the signature headers of a v4 request.
 
     Returns:
-        The signed request, and how old it may be in ms.
+        The signed request, and its maximum age in ms.
 
     Raises:
-        HeaderRefused: A header is missing or of the wrong form; ``mc`` is the code for it.
-        MalformedRequest: The query can't be signed, or there is a body or another method than GET.
+        HeaderRefused: A header is missing or malformed; the detail ``mc`` is the code for it.
+        MalformedRequest: The query cannot be signed, there is a body, or the method is not GET.
     """
     get = request.headers.get
     accesskey = _present(get("xt-validate-appkey"), "AUTH_001")
@@ -130,15 +140,15 @@ def read_headers(request: Request) -> tuple[SignedRequest, int]:
     window = _present(get("xt-validate-recvwindow"), "AUTH_003")
     if not _WINDOW.fullmatch(window) or int(window) > RECEIVE_WINDOW_MAX_MS:
         raise HeaderRefused(
-            f"xt-validate-recvwindow is of the wrong form; 1 to {RECEIVE_WINDOW_MAX_MS}.", mc="AUTH_004"
+            f"xt-validate-recvwindow is malformed; 1 to {RECEIVE_WINDOW_MAX_MS} would pass.", mc="AUTH_004"
         )
     if _present(get("xt-validate-algorithms"), "AUTH_005") != _ALGORITHM:
-        raise HeaderRefused(f"xt-validate-algorithms is not {_ALGORITHM}.", mc="AUTH_006")
+        raise HeaderRefused(f"xt-validate-algorithms is unknown; {_ALGORITHM} would pass.", mc="AUTH_006")
     signature = _present(get("xt-validate-signature"), "AUTH_007")
     if not SIGNATURE_PATTERN.fullmatch(signature):
-        raise HeaderRefused("xt-validate-signature is not 64 hex digits.", mc="AUTH_103")
+        raise HeaderRefused("xt-validate-signature is malformed; 64 hex digits would pass.", mc="AUTH_103")
     if not _TIMESTAMP.fullmatch(timestamp):
-        raise HeaderRefused("xt-validate-timestamp is not 13 digits.", mc="AUTH_105")
+        raise HeaderRefused("xt-validate-timestamp is malformed; 13 digits would pass.", mc="AUTH_105")
     if request.method != "GET" or request.body:
         raise errors.MalformedRequest("This call is a GET without a body.")
     text = (
@@ -158,7 +168,7 @@ def _present(value: str | None, missing: str) -> str:
     return value
 
 
-# ccxt makes a coin's precision of maxPrecision, and calls a coin crypto that has the type FT.
+# ccxt takes a coin's precision from maxPrecision, and takes a coin of type FT for crypto.
 def _currency(coin: Coin) -> dict[str, Any]:
     return {
         "currency": coin.name,
@@ -175,8 +185,9 @@ def _no_contracts(_: Request) -> bytes:
 
 
 def _asset(coin: str, balance: Balance, scale: int) -> bytes:
-    freeze, available = format_amount(balance.freeze, scale), format_amount(balance.available, scale)
-    total = format_amount(balance.freeze + balance.available, scale)
+    text = formatter(scale, 2)
+    freeze, available = text(balance.freeze), text(balance.available)
+    total = text(balance.freeze + balance.available)
     return (
         f'{{"currency":"{coin}","frozenAmount":"{freeze}","availableAmount":"{available}","totalAmount":"{total}"}}'
     ).encode("ascii")

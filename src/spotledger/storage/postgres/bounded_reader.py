@@ -1,162 +1,166 @@
-"""
-A read connection with a thread of its own: who asks waits for the server for a bounded time, and not at all once it is
-known to be away.
-"""
+"""A session for reads that any thread may use, the event loop's too: no caller waits long, whatever the server does."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import queue
-import socket
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from typing import Any, Final, TypeAlias, TypeVar
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias, TypeVar
 
 import psycopg
 
-from spotledger.errors import SpotledgerError, StoreBusy, StoreUnavailable
-from spotledger.storage.postgres.connection import Connection, reason_of
+from spotledger.errors import SpotledgerError, StoreUnavailable
+from spotledger.storage.postgres.connection import Connection, TimedOut, is_lost, translate, translated
+from spotledger.storage.postgres.session import Session, Statement
 
 T = TypeVar("T")
 Connect: TypeAlias = Callable[[], Connection]
 
-#: How long one who asks is held up at most, even if the server has frozen.
+#: How long a caller waits for an answer, even if the server has frozen.
 PATIENCE_SECONDS: Final = 1.0
-#: How long the thread waits between two attempts to connect.
-CONNECT_PAUSE_SECONDS: Final = 0.3
-CLOSE_SECONDS: Final = 5.0
+#: How long a caller waits for a new connection when the last one has just been lost.
+CONNECT_WAIT_SECONDS: Final = 1.0
+#: How long after a failed attempt to connect no other is made.
+AWAY_SECONDS: Final = 0.3
 
 _log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Say the driver's errors in our words, by their code and never by their message."""
-    try:
-        yield
-    except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
-        raise StoreBusy from error
-    except psycopg.Error as error:
-        reason = reason_of(error) or f"it answered with {error.sqlstate or type(error).__name__}"
-        raise StoreUnavailable(f"The database did not do it: {reason}; try again with the same key.") from error
-
-
 class BoundedReader:
     """
-    Reads from a server that may go away; to be used by any thread.
+    A session that is replaced when it is lost.
 
-    A read whose connection broke is done again on a new one. While there is none, who asks is told so at once, and the
-    thread goes on trying to connect.
+    A caller makes the round trip itself. A read whose connection broke is repeated once on a new one, which a thread
+    makes meanwhile. Once the server is known to be away, callers get an error at once, and each starts an attempt to
+    connect if none is under way.
     """
 
-    def __init__(self, connect: Connect, name: str, patience_seconds: float = PATIENCE_SECONDS) -> None:
+    def __init__(
+        self, connect: Connect, statements: Sequence[Statement] = (), patience_seconds: float = PATIENCE_SECONDS
+    ) -> None:
         """
-        Connect, and begin.
+        Connect.
+
+        Args:
+            connect: Makes a connection in autocommit, or raises StoreUnavailable or an error of the driver.
+            statements: The statements to prepare on each connection.
+            patience_seconds: How long one round trip may take before the connection counts as lost.
 
         Raises:
-            StoreUnavailable: There is no connection now.
+            StoreUnavailable: No connection could be made.
         """
         self._connect = connect
+        self._statements = statements
         self._patience_seconds = patience_seconds
-        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[Any], Any]] | None] = queue.SimpleQueue()
-        self._connection: Connection | None = connect()
-        self._left_behind: Future[Any] | None = None
-        self._closed = threading.Event()
-        #: Held while the connection is closed, or broken off by another thread.
+        #: Held during a round trip, and while the session is replaced.
+        self._lock = threading.Lock()
+        #: Guards the start of an attempt to connect.
         self._guard = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._connecting: threading.Event | None = None
+        self._is_away = False
+        self._away_until = 0.0
+        self._closed = False
+        self._session: Session | None = self._connected()
 
     @property
     def is_up(self) -> bool:
-        """Whether there is a connection, and nobody had to be sent away whose question is still open."""
-        left_behind = self._left_behind
-        return self._connection is not None and (left_behind is None or left_behind.done())
+        """Whether there is a connection that is not known to be lost."""
+        session = self._session
+        return session is not None and session.is_open
 
-    def ask(self, read: Callable[[Connection], T]) -> T:
+    def ask(self, read: Callable[[Session], T]) -> T:
         """
-        Return what *read* returns; it is given the connection, and may be called twice.
+        Return what *read* returns; it is given the session, and may be called twice.
 
         Raises:
             StoreUnavailable: There is no connection, or no answer came in time.
+            LedgerCorrupt: The server found its files damaged.
         """
-        if not self.is_up:
-            raise StoreUnavailable("The database is away; try again.")
-        answer: Future[T] = Future()
-        self._jobs.put((answer, read))
-        try:
-            return answer.result(self._patience_seconds)
-        except TimeoutError:
-            self._left_behind = answer
-            with self._guard:
-                if self._connection is not None:
-                    break_off(self._connection)
-            raise StoreUnavailable("The database did not answer in time; try again.") from None
+        for is_last in (False, True):
+            self._wait_for_session()
+            if not self._lock.acquire(timeout=self._patience_seconds):
+                raise StoreUnavailable("the ledger could not be read: its server is slow to answer; try again")
+            try:
+                return read(self._current())
+            except psycopg.Error as error:
+                self._drop()
+                if isinstance(error, TimedOut):
+                    self._is_away = True
+                    self._start_connecting()
+                elif is_lost(error) and not is_last:
+                    continue
+                raise translate(error, "read") from error
+            finally:
+                self._lock.release()
+        raise AssertionError("unreachable")
+
+    def note_answer(self) -> None:
+        """Note that the server has answered on another connection: waiting for a new one is worth it again."""
+        self._is_away = False
 
     def close(self) -> None:
-        """End the thread and the connection."""
-        self._closed.set()
-        self._jobs.put(None)
-        self._thread.join(CLOSE_SECONDS)
+        """Close the connection; every later read raises StoreUnavailable."""
+        self._closed = True
+        with self._lock:
+            self._drop()
 
-    def _run(self) -> None:
-        while not self._closed.is_set():
-            if self._connection is None and not self._connected_again():
-                self._closed.wait(CONNECT_PAUSE_SECONDS)
-                continue
-            job = self._jobs.get()
-            if job is not None:
-                self._do(*job)
-        while not self._jobs.empty():
-            left = self._jobs.get()
-            if left is not None:
-                left[0].set_exception(StoreUnavailable("The service is stopping."))
-        self._drop()
+    def _wait_for_session(self) -> None:
+        """
+        Wait for a session, unless the server is known to be away.
 
-    def _do(self, answer: Future[Any], read: Callable[[Any], Any]) -> None:
-        for is_last in (False, True):
-            try:
-                if self._connection is None:
-                    self._connection = self._connect()
-                with translated():
-                    found = read(self._connection)
-            except BaseException as error:  # noqa: BLE001 - whoever asked is told, whatever it is
-                broken = self._connection is None or self._connection.broken or self._connection.closed
-                if broken:
-                    self._drop()
-                if is_last or not broken:
-                    answer.set_exception(error)
-                    return
-            else:
-                answer.set_result(found)
-                return
+        Raises:
+            StoreUnavailable: There is none.
+        """
+        if self.is_up:
+            return
+        attempt = self._start_connecting()
+        if attempt is None or self._is_away or not attempt.wait(CONNECT_WAIT_SECONDS) or self._session is None:
+            self._is_away = True
+            raise StoreUnavailable("the ledger could not be read: its server is away")
 
-    def _connected_again(self) -> bool:
-        try:
-            self._connection = self._connect()
-        except SpotledgerError as error:
-            _log.debug("no connection: %s", error)
-            return False
-        return True
+    def _current(self) -> Session:
+        """Return the session; the lock is held."""
+        if self._closed:
+            raise StoreUnavailable("the ledger is closed; open it again")
+        if self._session is None:
+            raise StoreUnavailable("the ledger could not be read: the connection to its server was lost; try again")
+        return self._session
 
     def _drop(self) -> None:
+        """Close the session; the lock is held."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def _connected(self) -> Session:
+        with translated("reached"):
+            return Session(self._connect(), self._statements, self._patience_seconds)
+
+    def _start_connecting(self) -> threading.Event | None:
+        """Start an attempt to connect unless one is under way or failed a moment ago; return what its end sets."""
         with self._guard:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.close()
+            if self._closed:
+                raise StoreUnavailable("the ledger is closed; open it again")
+            if self._connecting is None and time.monotonic() >= self._away_until:
+                self._connecting = threading.Event()
+                threading.Thread(target=self._replace, args=(self._connecting,), name="connect", daemon=True).start()
+            return self._connecting
 
-
-def break_off(connection: Connection) -> None:
-    """
-    Let whoever waits for the server on *connection*, in another thread, find it broken at once.
-
-    A server that has frozen still takes part in the network, so no time-out of the network ends such a wait.
-    """
-    with (
-        contextlib.suppress(OSError, psycopg.OperationalError),
-        socket.socket(fileno=os.dup(connection.fileno())) as it,
-    ):
-        it.shutdown(socket.SHUT_RDWR)
+    def _replace(self, ended: threading.Event) -> None:
+        try:
+            session = self._connected()
+        except SpotledgerError as error:
+            _log.debug("no connection for reads: %s", error)
+            self._away_until = time.monotonic() + AWAY_SECONDS
+        else:
+            with self._lock:
+                self._drop()
+                if self._closed:
+                    session.close()
+                else:
+                    self._session, self._is_away = session, False
+        finally:
+            with self._guard:
+                self._connecting = None
+            ended.set()

@@ -1,4 +1,4 @@
-"""What only one of all nodes does at a time: a lock in the database that lasts as long as the session that took it."""
+"""An advisory lock for what only one node does at a time; it lasts as long as the session that took it."""
 
 from __future__ import annotations
 
@@ -6,74 +6,70 @@ from typing import Final
 
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.postgres.bounded_reader import BoundedReader, Connect
-from spotledger.storage.postgres.connection import Connection
+from spotledger.storage.postgres.session import Session
 
-#: What the node that audits all the time has locked, "SpoA" as a number.
+#: The lock of the node that audits all the time: "SpoA" as a number.
 AUDIT_LOCK: Final = 0x53706F41
-#: How long the server may take to answer before it counts as away.
+#: How long a caller waits for the server.
 PATIENCE_SECONDS: Final = 3.0
-#: A holder that asks for nothing so long has frozen; the server ends its session, and another node may take it.
+#: A holder that is silent for this long has frozen: the server ends its session, which releases the lock.
 IDLE_SECONDS: Final = 30
 
 
 class Claim:
     """
-    One lock of the server that takes writes; to be used by one thread at a time, which it holds up for some seconds.
+    One lock on the server that takes writes. One thread at a time may use it; calls may block for some seconds.
 
-    It is given up with the session: by a node that ends, however it ends, that is cut off, or that froze. A server that
-    takes over after a failover knows nothing of it, and whoever asks first has it there.
+    The lock ends with the session: when the node ends, however it ends, is cut off, or freezes. After a failover the
+    new server does not know the lock, and the first node that asks takes it.
     """
 
     def __init__(self, connect: Connect, lock: int = AUDIT_LOCK) -> None:
-        """Take what makes a connection in autocommit, as for the key tables; nothing is connected yet."""
+        """Prepare the lock; *connect* makes a connection in autocommit. Nothing is connected yet."""
         self._connect = connect
         self._lock = lock
         self._reader: BoundedReader | None = None
-        self._session: int | None = None
+        self._pid: int | None = None
 
     def take(self) -> bool:
         """
-        Try to take the lock; return whether this node has it now. A node that has not keeps no connection.
+        Try to take the lock; return whether this node holds it now. A node without the lock keeps no connection.
 
         Raises:
-            StoreUnavailable: The database is away.
+            StoreUnavailable: The database cannot be reached.
         """
         if self.is_held():
             return True
-        self._reader = BoundedReader(self._connect, "claim", PATIENCE_SECONDS)
+        self._reader = BoundedReader(self._connect, patience_seconds=PATIENCE_SECONDS)
         try:
-            self._session = self._reader.ask(self._try)
+            self._pid = self._reader.ask(self._try)
         finally:
-            if self._session is None:
+            if self._pid is None:
                 self.release()
-        return self._session is not None
+        return self._pid is not None
 
-    def _try(self, connection: Connection) -> int | None:
-        """Return the session that has the lock now, or None where another node's has it."""
-        connection.execute(f"SET idle_session_timeout = '{IDLE_SECONDS}s'")
-        has_it, session = connection.execute(
-            "SELECT pg_try_advisory_lock(%s), pg_backend_pid()", (self._lock,)
-        ).fetchall()[0]
-        return int(session) if has_it else None
+    def _try(self, session: Session) -> int | None:
+        """Return the process id of the session that holds the lock now, or None if another node holds it."""
+        session.execute(f"SET idle_session_timeout = '{IDLE_SECONDS}s'")
+        [(has_it, pid)] = session.execute("SELECT pg_try_advisory_lock($1), pg_backend_pid()", (self._lock,))
+        return pid if has_it else None
 
     def is_held(self) -> bool:
-        """Say whether this node still has the lock; what was lost is given up."""
+        """Return whether this node still holds the lock; release it if the session was lost."""
         if self._reader is None:
             return False
         try:
-            session = self._reader.ask(
-                lambda connection: connection.execute("SELECT pg_backend_pid()").fetchall()[0][0]
-            )
+            [(pid,)] = self._reader.ask(lambda session: session.execute("SELECT pg_backend_pid()"))
         except StoreUnavailable:
-            session = None
-        # Another session is one that was made after the first had been lost, and the lock with it.
-        if session is None or session != self._session:
+            pid = None
+        # Another session replaced the one that held the lock.
+        if pid is None or pid != self._pid:
             self.release()
             return False
         return True
 
     def release(self) -> None:
-        """Give it up, if this node has it."""
-        reader, self._reader, self._session = self._reader, None, None
+        """Release the lock, if this node holds it."""
+        reader, self._reader, self._pid = self._reader, None, None
         if reader is not None:
             reader.close()

@@ -1,7 +1,7 @@
 """
-Connections to PostgreSQL: how they are opened, how long anything may take, and its errors in the words of our tree.
+Connections to PostgreSQL: how they are opened, their time-outs, and the one translation of the driver's errors.
 
-Errors are translated once, by their SQLSTATE or class, never by their message.
+Errors are translated by SQLSTATE or its class, never by message.
 """
 
 from __future__ import annotations
@@ -18,37 +18,45 @@ Connection: TypeAlias = psycopg.Connection[TupleRow]
 
 #: How long one server of the URL may take to accept a connection.
 CONNECT_TIMEOUT_SECONDS: Final = 3
-#: How long a node waits for the journal's turn before it answers that the store is not available.
+#: How long a node waits for the write lock of the journal before the store counts as unavailable.
 LOCK_TIMEOUT_MS: Final = 5_000
-#: How long a node may hold the journal's turn without asking for anything, as one does that froze; then it loses it.
+#: A node that holds the write lock and is silent for this long, as one that froze, loses it.
 IDLE_IN_TRANSACTION_TIMEOUT_MS: Final = 2_000
-#: How long what was sent may stay unacknowledged by the other machine before the connection counts as lost.
+#: How long sent data may stay unacknowledged by the other machine before the connection counts as lost.
 TCP_USER_TIMEOUT_MS: Final = 4_000
 KEEPALIVE_IDLE_SECONDS: Final = 2
 KEEPALIVE_INTERVAL_SECONDS: Final = 1
 KEEPALIVE_COUNT: Final = 3
 
-#: Connect to any server, a standby too; every other connection looks for the server that takes writes.
+#: Connects to any server, a standby too. Without it, the server that takes writes is looked for.
 ANY_SERVER: Final = {"target_session_attrs": "any"}
 
-#: What is in the way, by SQLSTATE or the first two characters of it.
-_UNAVAILABLE: Final = {
+#: The reasons for errors, by SQLSTATE or its first characters.
+_REASONS: Final = {
     "08": "the connection to it was lost",
     "25006": "the server is a standby and takes no writes",
-    "25P03": "the server ended a connection that had been idle while it held the journal's turn",
-    "28": "the server did not let the role in",
+    "25P03": "the server ended a connection that was idle while it held the write lock",
+    "28": "the server refused the role",
     "3D000": "the server has no such database",
-    "40001": "another write came between",
+    "40001": "another write interfered",
     "40P01": "the server ended a deadlock",
-    "42501": "the role may not do that",
+    "42501": "the role lacks a privilege",
     "53": "the server lacks room, memory or connections",
-    "55P03": "another node held the journal's turn for too long",
+    "55P03": "another node held the write lock for too long",
     "57014": "the server cancelled the statement",
     "57P": "the server is stopping or starting",
     "58": "the server's disk answered with an error",
 }
-#: Errors after which a server has ended the connection, whatever it had still been about to do.
+#: data_corrupted and index_corrupted.
+_DAMAGE: Final = frozenset({"XX001", "XX002"})
+#: The class of violated constraints.
+_CONSTRAINT_CLASS: Final = "23"
+#: Codes and classes of errors after which the server has ended the connection.
 _FATAL_CLASSES: Final = ("08", "57P", "25P03")
+
+
+class TimedOut(psycopg.OperationalError):
+    """The server did not answer in time, and the connection was closed."""
 
 
 def connect(url: str, *, application: str = "spotledger", steady_plans: bool = True) -> Connection:
@@ -56,18 +64,18 @@ def connect(url: str, *, application: str = "spotledger", steady_plans: bool = T
     Open a connection in autocommit to the server at *url* that takes writes.
 
     Args:
-        url: A PostgreSQL URL or connection string; several hosts may be named, and its own settings win over ours.
+        url: A PostgreSQL URL or connection string, with one or several hosts; its settings override those here.
         application: The name by which the server lists the connection.
-        steady_plans: Have every statement planned once and by its indexes, as suits a store whose tables grow.
+        steady_plans: Plan every statement once and with indexes, which suits tables that grow.
 
     Raises:
-        SettingInvalid: *url* is none.
-        StoreUnavailable: No server of it that takes writes could be reached.
+        SettingInvalid: *url* is not a PostgreSQL URL.
+        StoreUnavailable: No server that takes writes could be reached.
     """
     try:
         asked = conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
-        raise SettingInvalid("the database is no PostgreSQL URL; postgresql://host/name would pass") from error
+        raise SettingInvalid("the database is not a PostgreSQL URL; postgresql://host/name would pass") from error
     settings: dict[str, Any] = {
         "application_name": application,
         "client_encoding": "UTF8",
@@ -86,7 +94,7 @@ def connect(url: str, *, application: str = "spotledger", steady_plans: bool = T
 
 
 def _options(steady_plans: bool) -> list[str]:
-    """Return what the server is told at the start of a session, as command line options."""
+    """Return the settings of a session as command line options of the server."""
     values: dict[str, Any] = {
         "lock_timeout": LOCK_TIMEOUT_MS,
         "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT_MS,
@@ -99,7 +107,7 @@ def _options(steady_plans: bool) -> list[str]:
         "jit": "off",
     }
     if steady_plans:
-        # A plan made while a table was small would read all of it for ever.
+        # A plan made while a table was small would scan all of it for ever.
         values |= {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_bitmapscan": "off"}
         values |= {"enable_hashjoin": "off", "enable_mergejoin": "off", "max_parallel_workers_per_gather": 0}
     return [f"-c {name}={value}" for name, value in values.items()]
@@ -107,48 +115,64 @@ def _options(steady_plans: bool) -> list[str]:
 
 class translated:
     """
-    Run a block of statements, and say an error of the driver in our words.
+    Run a block of statements, and raise an error of the driver as one of ours.
 
     Raises:
-        StoreUnavailable: The server, or another node, is in the way; the same request may pass later.
-        LedgerCorrupt: A constraint that our writes keep was broken, or the server found its files damaged.
+        StoreUnavailable: The server or another node is in the way, or the code is unknown; a retry may succeed.
+        LedgerCorrupt: The server found its files damaged, or *checked* data violated a constraint.
     """
 
-    __slots__ = ("_doing",)
+    __slots__ = ("_checked", "_doing")
 
-    def __init__(self, doing: str) -> None:
-        """Name what is being done, such as ``"written"``, for the message."""
+    def __init__(self, doing: str, *, checked: bool = False) -> None:
+        """Take the arguments of :func:`translate`."""
         self._doing = doing
+        self._checked = checked
 
     def __enter__(self) -> None:
-        """Begin the block."""
+        """Enter the block."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Translate *error* if it is the driver's."""
         if isinstance(error, psycopg.Error):
-            raise translate(error, self._doing) from error
+            raise translate(error, self._doing, checked=self._checked) from error
 
 
-def translate(error: psycopg.Error, doing: str) -> Exception:
-    """Return the error of our tree for *error*."""
-    reason = reason_of(error)
-    if reason is not None:
-        advice = "; try again with the same idempotency key" if doing == "written" else ""
-        return StoreUnavailable(f"the ledger could not be {doing}: {reason}{advice}")
-    return LedgerCorrupt(f"the ledger could not be {doing}: {error} ({error.sqlstate or 'no SQLSTATE'})")
+def translate(error: psycopg.Error, doing: str, *, checked: bool = False) -> StoreUnavailable | LedgerCorrupt:
+    """
+    Return our error for *error*, by its SQLSTATE.
+
+    Args:
+        error: The driver's error.
+        doing: What failed, for the message: ``"written"`` for a write that a caller may send again, ``"read"`` …
+        checked: The rules have accepted what is written, so a violated constraint is a broken invariant.
+    """
+    state = error.sqlstate or ""
+    if is_damage(error) or (checked and state.startswith(_CONSTRAINT_CLASS)):
+        found = error.diag.message_primary or type(error).__name__
+        return LedgerCorrupt(f"the ledger could not be {doing}: {found} ({state})")
+    reason = reason_of(error) or f"its server answered with {state or type(error).__name__}"
+    advice = "; try again with the same idempotency key" if doing == "written" else ""
+    return StoreUnavailable(f"the ledger could not be {doing}: {reason}{advice}")
+
+
+def is_damage(error: psycopg.Error) -> bool:
+    """Return whether *error* means that files of the server are damaged."""
+    return error.sqlstate in _DAMAGE
 
 
 def reason_of(error: psycopg.Error) -> str | None:
-    """Return in words what is in the way where *error* may pass, else None."""
+    """Return the reason for *error* in words, or None if its code is unknown."""
     state = error.sqlstate
+    if isinstance(error, TimedOut):
+        return "its server did not answer in time"
     if state is None:
-        lost = isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
-        return "its server could not be reached, or the connection to it was lost" if lost else None
-    return _UNAVAILABLE.get(state) or _UNAVAILABLE.get(state[:3]) or _UNAVAILABLE.get(state[:2])
+        return "its server could not be reached, or the connection to it was lost" if is_lost(error) else None
+    return _REASONS.get(state) or _REASONS.get(state[:3]) or _REASONS.get(state[:2])
 
 
 def is_lost(error: psycopg.Error) -> bool:
-    """Say whether the connection ended with *error*, so that what was sent last may have been done or not."""
+    """Return whether the connection ended with *error*, so that the last statements may or may not have been done."""
     state = error.sqlstate
     if state is None:
         return isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError))
@@ -156,5 +180,5 @@ def is_lost(error: psycopg.Error) -> bool:
 
 
 def any_server(address: str) -> str:
-    """Return *address* such that a standby will do, for what only reads; what it says of that itself counts."""
+    """Return *address* changed to accept a standby too, unless it says itself which server it wants."""
     return address if "target_session_attrs" in conninfo_to_dict(address) else make_conninfo(address, **ANY_SERVER)

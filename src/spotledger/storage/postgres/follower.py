@@ -1,4 +1,4 @@
-"""Following the journal: a thread that hears of entries of other nodes, and brings the store's memory along."""
+"""A thread that follows the journal and applies entries of other nodes to the store's memory."""
 
 from __future__ import annotations
 
@@ -17,44 +17,46 @@ from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import connect
 from spotledger.storage.postgres.session import Session
 
+#: How long one round trip may take before the connection counts as lost.
 PATIENCE_SECONDS: Final = 5.0
-#: How long nothing is tried after the connection was lost.
+#: The pause after the connection was lost.
 PAUSE_SECONDS: Final = 0.3
-#: How many times longer than else nothing is asked unless it is told of, while a group is under way.
+#: How many times longer the poll interval is while a group of this node is being written.
 WRITING_POLLS: Final = 5
-#: How long a node that is told of news while it waits for its turn leaves them: the turn may be its own now.
+#: How long a node that waits for the write lock ignores a notice: it may have the lock by then.
 GRACE_SECONDS: Final = 0.001
-#: How long nothing is listened to after what was told was no news: a node that writes is told of each of its groups.
+#: How long to ignore notices after one that was not new: a node that writes is notified of its own groups.
 DEAF_SECONDS: Final = 0.01
+#: How long :meth:`Follower.stop` waits for the thread.
 STOP_SECONDS: Final = 10.0
 
 _log = logging.getLogger(__name__)
 
 
 class Followed(Protocol):
-    """The store whose memory is brought along."""
+    """The store whose memory follows the journal."""
 
     @property
     def head(self) -> Head:
-        """Where memory stands."""
+        """The entry that memory stands at."""
 
     @property
     def is_writing(self) -> bool:
-        """Whether a group is under way, which brings memory along by itself."""
+        """Whether a group is being written, which advances memory itself."""
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a group waits for its turn, and for memory to be brought along meanwhile."""
+        """Whether a group waits for the write lock, and for memory to advance meanwhile."""
 
     def follow(self, session: Session) -> Any:
-        """Bring memory to the head of the journal."""
+        """Advance memory to the head of the journal."""
 
 
 class Follower:
-    """Listens for new entries, and asks for them every so often even where nothing is heard."""
+    """Listens for new entries, and polls for them as well."""
 
     def __init__(self, url: str, store: Followed, poll_seconds: float, *, listens: bool = True) -> None:
-        """Begin to keep the memory of *store* at the head of the journal at *url*; *listens*: not only by asking."""
+        """Start to follow the journal at *url* with *store*: by polling and, if *listens*, by LISTEN."""
         self._listens = listens
         self._url = url
         self._store = store
@@ -65,7 +67,7 @@ class Follower:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and its connection."""
+        """Stop the thread and close its connection."""
         self._stopped.set()
         os.write(self._waker, b"!")
         self._thread.join(STOP_SECONDS)
@@ -78,15 +80,15 @@ class Follower:
             try:
                 self._listen()
             except LedgerCorrupt as corrupt:
-                # The next write finds the same, and stops all writing.
-                _log.error("the journal is not followed any more: %s", corrupt)
+                # The next write finds the same, and stops all writes.
+                _log.error("the journal is no longer followed: %s", corrupt)
                 return
             except (psycopg.Error, SpotledgerError) as error:
                 _log.warning("the journal could not be followed: %s", error)
                 self._stopped.wait(PAUSE_SECONDS)
 
-    def _is_news(self, told: Sequence[bytes]) -> bool:
-        """Say whether what was *told* is worth a question: a group that has its turn reads the news in any case."""
+    def _is_new(self, told: Sequence[bytes]) -> bool:
+        """Return whether to read after the notices *told*; a group with the write lock reads new entries anyway."""
         store = self._store
         if not any(int(seq) > store.head.seq for seq in told):
             return False
@@ -95,7 +97,7 @@ class Follower:
         return store.is_waiting or not store.is_writing
 
     def _is_time(self, followed: float) -> bool:
-        """Say whether to ask even though nothing was heard; *followed*: when it was asked for the last time."""
+        """Return whether to poll; *followed* is the time of the last read."""
         polls = WRITING_POLLS if self._store.is_writing else 1
         return time.monotonic() >= followed + self._poll_seconds * polls
 
@@ -110,11 +112,11 @@ class Follower:
             while not self._stopped.is_set():
                 told = session.notices()
                 left = followed + self._poll_seconds - time.monotonic()
-                if not told and session.heard(left if left > 0 else self._poll_seconds, self._wakened):
+                if not told and session.wait_for_notice(left if left > 0 else self._poll_seconds, self._wakened):
                     told = session.notices()
                 if self._stopped.is_set():
                     return
-                if self._is_time(followed) or self._is_news(told):
+                if self._is_time(followed) or self._is_new(told):
                     self._store.follow(session)
                     followed = time.monotonic()
                 elif told:

@@ -1,8 +1,8 @@
 """
-What other nodes wrote, as memory follows it: entries read for what they changed and for nothing else.
+Entries of other nodes, decoded only as far as memory needs them.
 
-Every node reads what all others write, much of it while it holds the turn, so this is made to cost a fraction of what
-reading a whole entry does: what memory has no use for is passed over without becoming an object.
+Every node reads what all others write, often while it holds the write lock. So this costs a fraction of decoding whole
+entries: what memory does not need is skipped without creating objects.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _seq_column: Final = Struct("!q").pack
 
 
 class Asked(msgspec.Struct, gc=False):
-    """What is needed of a request."""
+    """The members of a request that memory needs."""
 
     reference: str | None = None
     expires_ms: int | None = None
@@ -35,18 +35,18 @@ class Asked(msgspec.Struct, gc=False):
 
 
 class Refusal(msgspec.Struct, gc=False):
-    """That an operation was refused; why is passed over."""
+    """A refusal, without its reason."""
 
 
 class Change(msgspec.Struct, gc=False):
-    """What an entry changed; its fields are those of :class:`spotledger.domain.journal.Entry`."""
+    """What an entry changed; the fields are those of :class:`spotledger.domain.journal.Entry`."""
 
     seq: int
     kind: str
     key: str
     booked_ms: int
     request: Asked
-    #: Accounts here are plain tuples, which equal those of the domain.
+    #: Accounts are plain tuples, which equal those of the domain.
     balances: tuple[tuple[tuple[str, str], str, int, int], ...] = ()
     holds: tuple[tuple[int, int], ...] = ()
     refusal: Refusal | None = None
@@ -62,36 +62,36 @@ class Change(msgspec.Struct, gc=False):
         return new_tuple(Hold, values)
 
 
-# Not strict: the units stand in the journal as decimal text.
+# Not strict: units are stored as decimal text.
 _decode = msgspec.json.Decoder(Change, strict=False).decode
 
 
 class ForeignEntries(NamedTuple):
-    """Entries that follow one another: what each changed, and as it stands in the journal."""
+    """Consecutive entries: what each changed, and its bytes."""
 
     changes: Sequence[Change]
     bodies: Sequence[bytes]
 
     def after(self, seq: int) -> ForeignEntries:
-        """Return those after the entry *seq*."""
+        """Return the entries after *seq*."""
         if not self.changes or self.changes[0].seq > seq:
             return self
         known = seq + 1 - self.changes[0].seq
         return ForeignEntries(self.changes[known:], self.bodies[known:])
 
 
-def read_news(rows: PGresult, since: Head, head: Head, known_seq: int) -> ForeignEntries:
+def read_foreign_entries(rows: PGresult, since: Head, head: Head, known_seq: int) -> ForeignEntries:
     """
-    Read the answer to the statement that asks for news.
+    Check and decode the result of `statements.NEW_ENTRIES`.
 
     Args:
         rows: All entries after *since* up to *head*.
-        since: The entry that they have to follow.
-        head: The entry that they have to end with.
-        known_seq: Those up to this one are checked like all others, and left out of what is returned.
+        since: The entry before them.
+        head: The last of them.
+        known_seq: Entries up to this one are checked, but not returned.
 
     Raises:
-        LedgerCorrupt: Their numbers or hashes do not lead from *since* to *head*, or one cannot be read.
+        LedgerCorrupt: Their numbers or hashes do not lead from *since* to *head*, or one cannot be decoded.
     """
     get, previous, seq = rows.get_value, since.hash, since.seq
     changes, bodies = [], []
@@ -108,16 +108,16 @@ def read_news(rows: PGresult, since: Head, head: Head, known_seq: int) -> Foreig
             changes.append(change)
             bodies.append(body)
     if previous != head.hash:
-        raise LedgerCorrupt(f"the journal's last entry, {head.seq}, is not the one that its head says")
+        raise LedgerCorrupt(f"the journal's last entry, {head.seq}, is not the one that its head names")
     return ForeignEntries(changes, bodies)
 
 
 def change_in(body: bytes) -> Change:
     """
-    Read what an entry changed in its bytes.
+    Decode what the entry with this *body* changed.
 
     Raises:
-        LedgerCorrupt: They are none.
+        LedgerCorrupt: *body* is not an entry.
     """
     try:
         return _decode(body)

@@ -1,8 +1,7 @@
 """
-What a node has in memory of a ledger on PostgreSQL: accounts, open holds and coins as they stand at exactly one entry.
+A node's cache of a ledger on PostgreSQL: accounts, open holds and coins at exactly one entry, its head.
 
-It is brought along entry by entry, by whatever wrote them, in whole commits. What it does not have is not there until
-it is asked for; nothing in it is ever older than its head.
+It advances by whole commits, of this node and of others. A miss means "not loaded"; nothing in it is ever stale.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from spotledger.storage.base import Head
 from spotledger.storage.postgres.foreign_entries import Change, ForeignEntries, change_in
 from spotledger.storage.postgres.rows import DerivedRows
 
-#: Entries that are kept so that what was read a moment ago can be brought along.
+#: Entries that are kept to advance what was read as of an earlier entry.
 RECENT_ENTRIES: Final = 4_000
-#: Holds in memory for each account that may be.
+#: How many holds may be in memory for each account that may be.
 HOLDS_AN_ACCOUNT: Final = 2
 
-#: Account, coin, available and freeze after an entry, as the domain or a change has it.
+#: Account, coin, available and freeze after an entry, from the domain or from a `Change`.
 Line: TypeAlias = BalanceAfter | tuple[tuple[str, str], str, int, int]
 K = TypeVar("K")
 V = TypeVar("V")
@@ -33,27 +32,27 @@ V = TypeVar("V")
 
 class RemoteAccount:
     """
-    One account at the head of a node's memory; satisfies :class:`spotledger.storage.base.AccountView`.
+    One account at the head of the cache; satisfies :class:`spotledger.storage.base.AccountView`.
 
-    Its balances are one mapping that is exchanged as a whole with each commit, so a reader in another thread sees all
-    of a commit or nothing.
+    Its balances are one mapping that each commit replaces as a whole, so a reader in another thread sees all of a
+    commit or nothing.
     """
 
     __slots__ = ("_now", "account")
 
     def __init__(self, account: Account, changed_seq: int, by_coin: dict[str, Balance]) -> None:
-        """Keep the balances of *account*, which the entry *changed_seq* changed last."""
+        """Create the view of *account*, which the entry *changed_seq* changed last."""
         self.account = account
         self._now = (changed_seq, by_coin)
 
     @property
     def changed_seq(self) -> int:
-        """The last entry that touched the account; 0 where none did."""
+        """The last entry that changed the account; 0 if none did."""
         return self._now[0]
 
     @property
     def balances(self) -> Mapping[str, Balance]:
-        """Balances in units of the coins that were ever touched, as they are now and stay in what is returned."""
+        """Balances in units of all coins that the account ever had; the returned mapping never changes."""
         return MappingProxyType(self._now[1])
 
     def balance(self, coin: str) -> Balance:
@@ -61,51 +60,51 @@ class RemoteAccount:
         return self._now[1].get(coin, ZERO)
 
     def change(self, seq: int, balances: Mapping[str, Balance]) -> None:
-        """Take over what the entries up to *seq* made of some of the balances."""
+        """Replace some balances by those after the entry *seq*."""
         self._now = (seq, {**self._now[1], **balances})
 
 
 class HeadCache:
-    """All that memory holds. Whoever changes it, or looks at more than one thing, holds the store's guard."""
+    """The cache. Hold the store's guard to change it, or to read more than one thing of it."""
 
     def __init__(self, head: Head, coins: Iterable[Coin], cache_accounts: int) -> None:
         """
-        Start with nothing but the coins as they are at *head*.
+        Create a cache with nothing but the coins.
 
         Args:
-            head: The entry that all of it stands for.
+            head: The entry that the cache stands at.
             coins: The coins listed by then.
-            cache_accounts: How many accounts and customers may stay, and for each how many holds.
+            cache_accounts: How many accounts and customers may stay, with `HOLDS_AN_ACCOUNT` holds each.
         """
         self.head = head
         self.coins: Mapping[str, Coin] = MappingProxyType({coin.name: coin for coin in sorted(coins)})
         self.accounts: dict[Account, RemoteAccount] = {}
         self.customers: dict[str, None] = {}
         self.holds: dict[int, Hold] = {}
-        #: Which holds were opened under which keys; most are named by them a short while later.
+        #: Holds by the idempotency keys that opened them: most are named by these soon after.
         self.opened: dict[str, int] = {}
-        #: The last entries up to the head; those of others as they stand in the journal, which are seldom asked for.
+        #: The last entries up to the head; those of other nodes as bytes, because they are seldom needed.
         self._recent: deque[Entry | bytes] = deque(maxlen=RECENT_ENTRIES)
         self._cache_accounts = cache_accounts
 
     def covers(self, seq: int) -> bool:
-        """Say whether what was read as of the entry *seq*, at most the head, can be brought along to the head."""
+        """Return whether what was read as of the entry *seq*, at most the head, can be advanced to the head."""
         return self.head.seq - seq <= len(self._recent)
 
     def hold_of_key(self, key: str) -> Hold | None:
-        """Return the hold that was opened under *key*, as it stands, or None where that is not known here."""
+        """Return the hold that was opened under *key*, at the head, or None if it is not cached."""
         hold_id = self.opened.get(key)
         return None if hold_id is None else self.holds.get(hold_id)
 
     def _after(self, seq: int) -> Iterable[Entry | Change]:
-        """Give the entries after *seq*, which :meth:`covers` them."""
+        """Yield the entries after *seq*, which :meth:`covers` has to allow."""
         entries = islice(self._recent, len(self._recent) - (self.head.seq - seq), None)
         return (change_in(entry) if isinstance(entry, bytes) else entry for entry in entries)
 
-    # --- what was read is taken in ------------------------------------------------------------------
+    # --- adding what was read ----------------------------------------------------------------------
 
     def take_accounts(self, seq: int, found: Mapping[Account, tuple[int, dict[str, Balance]]]) -> None:
-        """Keep accounts (the last change, and the balances of all coins) as they were read as of the entry *seq*."""
+        """Add accounts (the last change, and all balances) that were read as of the entry *seq*."""
         newer: dict[Account, tuple[int, dict[str, Line]]] = {}
         for entry in self._after(seq):
             _collect(entry, found, newer)
@@ -117,7 +116,7 @@ class HeadCache:
                     view.change(seq_after, _balances(lines))
 
     def take_holds(self, seq: int, found: Iterable[Hold]) -> None:
-        """Keep holds as they were read as of the entry *seq*."""
+        """Add holds that were read as of the entry *seq*."""
         holds = {hold.hold_id: hold for hold in found if hold.hold_id not in self.holds}
         for entry in self._after(seq):
             for hold_id, remaining in entry.holds:
@@ -127,18 +126,18 @@ class HeadCache:
 
     # --- entries --------------------------------------------------------------------------------------
 
-    def follow(self, news: ForeignEntries, head: Head) -> None:
-        """Take over *news* of other nodes, which follow the head up to the new *head*."""
+    def follow(self, entries: ForeignEntries, head: Head) -> None:
+        """Apply entries of other nodes, which lead from the head to the new *head*."""
         changed: dict[Account, tuple[int, dict[str, Line]]] = {}
-        for change in news.changes:
+        for change in entries.changes:
             if change.holds:
                 self._follow_holds(change)
             elif not change.balances and change.refusal is None:
-                self._take_rest(change.kind, change.request.coin, change.request.scale, change.request.customer)
+                self._take_other(change.kind, change.request.coin, change.request.scale, change.request.customer)
             _collect(change, self.accounts, changed)
         for account, (seq, lines) in changed.items():
             self.accounts[account].change(seq, _balances(lines))
-        self._recent.extend(news.bodies)
+        self._recent.extend(entries.bodies)
         self.head = head
 
     def _follow_holds(self, change: Change) -> None:
@@ -153,7 +152,7 @@ class HeadCache:
                 self.holds[hold_id] = hold.after(remaining, change.seq)
 
     def apply(self, entries: Sequence[Entry], head: Head, derived: DerivedRows | None = None) -> None:
-        """Take over what *entries*, which follow the head up to the new *head*, changed; *derived*: what they leave."""
+        """Apply *entries*, which lead from the head to the new *head*; *derived* are their rows, if known."""
         derived = DerivedRows(entries) if derived is None else derived
         holds = self.holds
         holds.update(derived.opened)
@@ -164,7 +163,7 @@ class HeadCache:
                 holds[hold_id] = hold.after(remaining, closed_seq or 0)
         for entry in derived.rest:
             asked = entry.request
-            self._take_rest(entry.kind, asked.get("coin"), asked.get("scale"), asked.get("customer"))
+            self._take_other(entry.kind, asked.get("coin"), asked.get("scale"), asked.get("customer"))
         watched = self.accounts
         for account, (seq, balances) in derived.by_account().items():
             view = watched.get(account)
@@ -173,27 +172,27 @@ class HeadCache:
         self._recent.extend(entries)
         self.head = head
 
-    def _take_rest(self, kind: str, coin: str | None, scale: int | None, customer: str | None) -> None:
-        """Take over a listing or a registering."""
+    def _take_other(self, kind: str, coin: str | None, scale: int | None, customer: str | None) -> None:
+        """Apply a listing or a registration."""
         if kind == ListCoin.kind and coin is not None and scale is not None:
-            # Another object, so that readers see that it changed.
+            # A new object, so that readers see that it changed.
             self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (coin, Coin(coin, scale))])))
         elif kind == RegisterCustomer.kind and customer is not None:
             self.customers[customer] = None
 
     def make_room(self, count: int) -> None:
-        """Let go, while there is time, of the entries that the next *count* will push out."""
+        """Drop the entries that the next *count* will displace, while there is time."""
         recent = self._recent
         for _ in range(min(len(recent), len(recent) + count - RECENT_ENTRIES)):
             recent.popleft()
 
     def forget(self) -> None:
-        """Let go of all but the coins, after something went wrong with it; the head stays."""
+        """Clear all but the coins and the head, after an error that may have left it inconsistent."""
         for kept in (self.accounts, self.customers, self.holds, self.opened, self._recent):
             kept.clear()
 
     def shrink(self) -> None:
-        """Let go of what was loaded first, beyond the bounds."""
+        """Evict what exceeds the bounds, oldest first."""
         _shrink(self.accounts, self._cache_accounts)
         _shrink(self.customers, self._cache_accounts)
         _shrink(self.holds, self._cache_accounts * HOLDS_AN_ACCOUNT)
@@ -203,7 +202,7 @@ class HeadCache:
 def _collect(
     entry: Entry | Change, watched: Mapping[Account, object], changed: dict[Account, tuple[int, dict[str, Line]]]
 ) -> None:
-    """Add to *changed* what *entry* made of the accounts that are *watched*, by their coins."""
+    """Add to *changed* the lines of *entry* about the *watched* accounts, by coin."""
     seq = entry.seq
     for line in entry.balances:
         account: Account = line[0]  # type: ignore[assignment]  # or a plain tuple, which equals it
@@ -218,7 +217,7 @@ def _collect(
 
 
 def _balances(lines: Mapping[str, Line]) -> dict[str, Balance]:
-    """Return the balances, by coin, that *lines* leave."""
+    """Return the balances in *lines*, by coin."""
     return {coin: new_tuple(Balance, line[2:]) for coin, line in lines.items()}
 
 

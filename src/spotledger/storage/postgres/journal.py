@@ -1,4 +1,4 @@
-"""Reading the journal of a ledger on PostgreSQL in order, beside the nodes that write to it."""
+"""Reading the journal of a ledger on PostgreSQL in order, beside its writers."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from spotledger.storage.postgres.connection import Connection, translated
 
 
 class PostgresJournal(JournalReader):
-    """The journal in a database; each page is a statement and a transaction of its own, so no snapshot is held long."""
+    """The journal in a database; each page is its own transaction, so no snapshot is held for long."""
 
     def __init__(self, connection: Connection) -> None:
         """
-        Take over *connection*, which is in autocommit and to a database with a ledger; a standby's will do.
+        Take over *connection*, in autocommit and to a database with a ledger; a standby will do.
 
         Raises:
-            LedgerCorrupt: It has not got the one row that says which ledger it is, or no head.
-            StoreUnavailable: It cannot be read.
+            LedgerCorrupt: The row of the ledger or of its head is missing, or the server found its files damaged.
+            StoreUnavailable: The database cannot be read.
         """
         self._connection = connection
         with translated("read"):

@@ -1,4 +1,4 @@
-"""What a store on PostgreSQL looks up for a group while it takes the journal's turn, in the same trip."""
+"""What the store on PostgreSQL looks up for a group in the round trip that takes the write lock."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TypeAlias
 
 from psycopg.pq.abc import PGresult
 
-from spotledger.domain.accounts import Account, Balance
-from spotledger.domain.journal import Entry, is_house, opens_hold
+from spotledger.domain.accounts import HOUSE_KIND, Account, Balance
+from spotledger.domain.journal import Entry, opens_hold
 from spotledger.domain.operations import expiry_key
 from spotledger.storage.base import Wanted
 from spotledger.storage.encoding import decode_entry, key_digest
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.head_cache import HeadCache
-from spotledger.storage.postgres.rows import add_balances, holds_in
+from spotledger.storage.postgres.rows import add_balances, entries_of_keys, holds_in
 from spotledger.storage.postgres.session import (
     UUID,
     Parameter,
@@ -32,35 +32,35 @@ Accounts: TypeAlias = dict[Account, tuple[int, dict[str, Balance]]]
 
 
 class Lookups:
-    """What was looked up for one group, true as long as the head is the entry *head_seq*."""
+    """What was looked up for one group; true while the head is the entry *head_seq*."""
 
     def __init__(self, head_seq: int) -> None:
-        """Begin with nothing looked up."""
+        """Start with nothing looked up."""
         self.head_seq = head_seq
-        #: What was asked for, whether it is there or not.
+        #: What was looked up, whether it exists or not.
         self.keys_asked: set[str] = set()
         self.reversals_asked: set[int] = set()
-        #: What was asked for and is not there. What is there is in memory, unless a read of others made it go.
+        #: What was looked up and does not exist. What exists is in memory, unless other reads evicted it.
         self.holds_absent: set[int] = set()
         self.customers_absent: set[str] = set()
         self.keys: dict[str, int] = {}
         self.entries: dict[int, Entry] = {}
         self.reversals: dict[int, int] = {}
-        #: When they expire, and which holds, in that order.
+        #: Expiry and id of the holds that are due, in that order.
         self.due: list[tuple[int, int]] = []
 
 
 class LookupBatch:
-    """The questions to ask for one group, given what memory has, and how their answers are taken in."""
+    """The queries for one group, given what memory has, and how their results are added to memory."""
 
     def __init__(self, memory: HeadCache, wanted: Wanted, now_ms: int | None) -> None:
         """
-        Work out what has to be asked.
+        Decide what to query.
 
         Args:
-            memory: What is there already.
-            wanted: What the rules will ask for.
-            now_ms: The time at which holds are due, or None for the server's.
+            memory: What is loaded already.
+            wanted: What the rules will read.
+            now_ms: The time at which holds are due, in ms since 1970, or None for the server's time.
         """
         self._asked: list[tuple[Statement, tuple[Parameter, ...], Callable[[PGresult], None]]] = []
         self._lookups = Lookups(0)
@@ -77,12 +77,12 @@ class LookupBatch:
         self._asked.append((statement, parameters, take))
 
     def _ask_for_keys(self, wanted: Wanted) -> set[Account]:
-        """Ask for what has the keys, but for those of holds that memory has; return the accounts of these."""
+        """Query the entries of the keys, except of holds that memory has; return the accounts of these."""
         lookups, own = self._lookups, dict.fromkeys(wanted.keys)
         lookups.keys_asked.update(own, wanted.hold_keys)
         named: set[Account] = set()
         earlier = []
-        # A hold that is named by a key of this very group is most likely opened by it.
+        # A hold that is named by a key of this group is most likely opened by the group.
         for key in set(wanted.hold_keys).difference(own):
             hold = self._head_cache.hold_of_key(key)
             if hold is None:
@@ -118,7 +118,7 @@ class LookupBatch:
             self._accounts = {account: (0, {}) for account in unknown}
             owners, kinds = zip(*unknown, strict=True)
             self._ask(sql.BALANCES, texts(owners), texts(kinds), take=self._take_balances)
-        customers = {account.customer for account in accounts if not is_house(account)}
+        customers = {customer for customer, kind in accounts if kind != HOUSE_KIND}
         new = [customer for customer in customers if customer not in memory.customers]
         if new:
             self._lookups.customers_absent.update(new)
@@ -130,12 +130,12 @@ class LookupBatch:
         self._ask(sql.REVERSALS, numbers(seqs), take=self._take_reversals)
 
     def send(self, session: Session) -> None:
-        """Send the questions."""
+        """Send the queries."""
         for statement, parameters, _ in self._asked:
             session.send(statement, *parameters)
 
     def lookups(self, answers: Sequence[PGresult], memory: HeadCache) -> Lookups:
-        """Take *answers* into *memory*, which stands at the locked head, and return what else was found."""
+        """Add *answers* to *memory*, which stands at the locked head, and return what else was found."""
         self._head_cache = memory
         self._lookups.head_seq = memory.head.seq
         for (_, _, take), answer in zip(self._asked, answers, strict=True):
@@ -143,7 +143,7 @@ class LookupBatch:
         memory.take_accounts(memory.head.seq, self._accounts)
         return self._lookups
 
-    # --- answers ------------------------------------------------------------------------------------
+    # --- results ------------------------------------------------------------------------------------
 
     def _due(self, result: PGresult) -> None:
         holds = holds_in(result)
@@ -151,18 +151,15 @@ class LookupBatch:
         for hold in holds:
             if hold.expires_ms is not None:
                 self._lookups.due.append((hold.expires_ms, hold.hold_id))
-            # It is open, so it has not expired: the key of its expiry is unknown.
+            # It is open, so the idempotency key of its expiry is not known.
             self._lookups.keys_asked.add(expiry_key(hold.hold_id))
 
     def _take_keys(self, result: PGresult) -> None:
-        for digest, seq, body in rows_of(result):
-            entry = decode_entry(body)
-            # Another key with the same digest would be as good as impossible; its entry is not taken for this key's.
-            if self._keys[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
-                self._lookups.keys[entry.key] = int(seq)
-                self._lookups.entries[entry.seq] = entry
-                if not opens_hold(entry):
-                    self._lookups.holds_absent.add(entry.seq)
+        for entry in entries_of_keys(result, self._keys):
+            self._lookups.keys[entry.key] = entry.seq
+            self._lookups.entries[entry.seq] = entry
+            if not opens_hold(entry):
+                self._lookups.holds_absent.add(entry.seq)
 
     def _take_holds(self, result: PGresult) -> None:
         holds = holds_in(result)

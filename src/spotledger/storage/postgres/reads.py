@@ -1,33 +1,32 @@
 """
-The reads of the store on PostgreSQL, on a connection of their own that never waits for a write.
+The reads of the store on PostgreSQL, on their own connection, which never waits for a write.
 
-Each question is asked together with the head and the entries that memory does not have yet, in one snapshot: memory is
-brought along first, so what is answered is never newer than the head that the node says it stands at, nor older than
-what the node has acknowledged.
+Each query is sent together with queries for the head and the entries that memory lacks, in one snapshot. Memory is
+advanced first, so a result is never newer than the head that the node reports, nor older than what it has acknowledged.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
-import psycopg
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
-from spotledger.storage.encoding import decode_entry, genesis_hash, key_digest
+from spotledger.storage.encoding import decode_entry, key_digest
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
-from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
+from spotledger.storage.postgres.bounded_reader import BoundedReader
+from spotledger.storage.postgres.connection import connect, translated
 from spotledger.storage.postgres.follower import Follower
-from spotledger.storage.postgres.foreign_entries import read_news
+from spotledger.storage.postgres.foreign_entries import read_foreign_entries
 from spotledger.storage.postgres.head_cache import HeadCache, RemoteAccount
-from spotledger.storage.postgres.reading import Reading
-from spotledger.storage.postgres.rows import add_balances, head_of, holds_in
+from spotledger.storage.postgres.rows import add_balances, entries_of_keys, head_of, holds_in
 from spotledger.storage.postgres.schema import check_schema, make_ledger
 from spotledger.storage.postgres.session import (
     UUID,
@@ -43,15 +42,15 @@ from spotledger.storage.postgres.session import (
 )
 
 CACHE_ACCOUNTS: Final = 50_000
-#: How many entries of other nodes are read to bring memory along; where there are more, it begins anew.
+#: How many entries of other nodes are read to advance memory; if there are more, memory restarts at the head.
 FOLLOW_ENTRIES: Final = 20_000
-#: How often the journal is asked for entries of other nodes where nothing is heard of them.
+#: How often the journal is polled for entries of other nodes.
 FOLLOW_SECONDS: Final = 0.2
-#: How long one read may take before the connection counts as lost.
+#: How long one round trip may take before the connection counts as lost.
 READ_PATIENCE_SECONDS: Final = 3.0
-#: How often a read is made again because memory went on too far meanwhile.
+#: How often a read is tried when memory advances too far meanwhile.
 READ_TRIES: Final = 20
-#: Times of entries that one trip of the search for a moment looks at.
+#: Entries that one round trip of a search by time reads.
 TIMES_A_TRIP: Final = 100
 
 Question: TypeAlias = tuple[Statement, tuple[Parameter, ...]]
@@ -59,11 +58,17 @@ _BIGINT_LIMIT: Final = 2**63
 
 
 class PostgresReads:
-    """What the store on PostgreSQL answers, and how its memory is kept at the head."""
+    """The reads of the store on PostgreSQL, and how its memory is kept at the head."""
 
     key_tables: Any = None
-    #: Whether the server takes writes: it can then be told to make a ledger, and to tell of new entries.
+    #: Whether the server takes writes; it can then create a ledger, and notify of new entries.
     takes_writes = True
+    #: Whether a group is being written, which advances memory itself.
+    is_writing = False
+    #: Whether a group waits for the write lock, and for memory to advance meanwhile.
+    is_waiting = False
+    #: What is derived is written with the entries, so there is nothing to catch up with.
+    lagging = False
 
     def __init__(
         self,
@@ -74,119 +79,96 @@ class PostgresReads:
         follow_entries: int = FOLLOW_ENTRIES,
     ) -> None:
         """
-        Connect, and bring memory to the head of the journal.
+        Connect, and load the head of the journal.
 
         Args:
             url: A PostgreSQL URL.
             cache_accounts: How many accounts and customers may stay in memory.
-            follow_seconds: How often the journal is asked for entries of other nodes; None: only when it is read.
-            follow_entries: How many entries of others are read before memory begins anew instead.
+            follow_seconds: How often the journal is polled for entries of other nodes; None: only when it is read.
+            follow_entries: If more entries of other nodes are missing, memory restarts at the head.
         """
         self._url = url
         self._cache_accounts = cache_accounts
         self.follow_entries = follow_entries
-        #: Guards memory, and is held for moments only.
+        #: Guards memory; never held during a round trip.
         self._guard = threading.RLock()
-        connection = connect(url, application="spotledger read")
-        try:
+        connecting = partial(connect, url, application="spotledger read")
+        with connecting() as connection:
             check_schema(connection)
             if self.takes_writes:
                 make_ledger(connection)
-            with translated("opened"):
-                session = Session(connection, sql.READING, READ_PATIENCE_SECONDS)
-                self._open(session)
+        self._reader = BoundedReader(connecting, sql.READING, READ_PATIENCE_SECONDS)
+        try:
+            self._reader.ask(self._open)
         except BaseException:
-            connection.close()
+            self._reader.close()
             raise
-        self._reading = Reading(session, self._session_to_read)
         self._follower = None
         if follow_seconds is not None:
             self._follower = Follower(url, self, follow_seconds, listens=self.takes_writes)
 
     def _open(self, session: Session) -> None:
-        """Read what the ledger is, and begin memory at its head."""
+        """Read the row of the ledger, and start memory at the head."""
         for statement in (sql.BEGIN_SNAPSHOT, sql.LEDGER, sql.HEAD, sql.COINS, sql.COMMIT):
             session.send(statement)
         _, ledger, head, coins, _ = session.collect()
-        found = head_of(head)
-        if ledger.ntuples == 0 or found is None:
-            raise LedgerCorrupt("the database lacks the row of the ledger, or of its head")
+        if ledger.ntuples == 0:
+            raise LedgerCorrupt("the row of the ledger is missing")
         ledger_id, epoch = rows_of(ledger)[0]
         self.ledger_id, self.epoch = ledger_id.decode(), int(epoch)
-        self._head_cache = HeadCache(found, _coins_in(coins), self._cache_accounts)
+        self._head_cache = HeadCache(head_of(head), _coins_in(coins), self._cache_accounts)
 
     @property
     def head(self) -> Head:
-        """The entry that memory stands at: the last that this node wrote, or saw of others."""
+        """The entry that memory stands at: the last that this node wrote, or saw of other nodes."""
         return self._head_cache.head
 
     @property
     def coins(self) -> Mapping[str, Coin]:
-        """The listed coins by name, sorted; another object after each listing."""
+        """The listed coins by name, sorted; a new object after each listing."""
         return self._head_cache.coins
 
-    # --- asking the server ------------------------------------------------------------------------------
+    def catch_up(self) -> None:
+        """Do nothing: what is derived is written with the entries."""
+
+    # --- querying the server ----------------------------------------------------------------------------
 
     def _ask(self, *questions: Question) -> tuple[Head, list[PGresult]]:
         """
-        Ask *questions* in one snapshot, and bring memory to its head at least.
+        Run queries in one snapshot, and advance memory at least to its head.
 
         Returns:
-            The head of the snapshot, and a result for each question.
+            The head of the snapshot, and a result for each query.
 
         Raises:
-            StoreUnavailable: The server is away.
-            LedgerCorrupt: The journal lacks what this node has acknowledged, or does not hold together.
+            StoreUnavailable: The server cannot be reached.
+            LedgerCorrupt: The journal lacks an entry that this node has acknowledged, or is damaged.
         """
-        for again in (True, False):
-            self._reading.ready()
-            with self._reading.lock:
-                try:
-                    return self.follow(self._reading.session(), *questions)
-                except psycopg.Error as error:
-                    self._reading.drop()
-                    if not (again and is_lost(error)):
-                        raise translate(error, "read") from error
-        raise AssertionError("unreachable")
-
-    def _session_to_read(self) -> Session:
-        return Session(connect(self._url, application="spotledger read"), sql.READING, READ_PATIENCE_SECONDS)
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether a group is under way, which brings memory along by itself."""
-        return False
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a group waits for its turn, and for memory to be brought along meanwhile."""
-        return False
+        return self._reader.ask(lambda session: self.follow(session, *questions))
 
     @gc_paused
     def follow(self, session: Session, *questions: Question) -> tuple[Head, list[PGresult]]:
-        """Do what :meth:`_ask` says on *session*, which belongs to the caller; errors are the driver's."""
+        """Do what :meth:`_ask` does, on a session of the caller; raise the errors of the driver."""
         since = self._head_cache.head
         session.send(sql.BEGIN_SNAPSHOT)
         session.send(sql.HEAD)
-        session.send(sql.NEWS, number(since.seq), number(self.follow_entries + 1))
+        session.send(sql.NEW_ENTRIES, number(since.seq), number(self.follow_entries + 1))
         for statement, parameters in questions:
             session.send(statement, *parameters)
         session.send(sql.COMMIT)
         _, found, news, *answers, _ = session.collect()
         head = head_of(found)
-        if head is None:
-            raise LedgerCorrupt("the row of the journal's head is missing")
-        if not self._bring_along(since, head, news):
-            head = self._begin_anew(session, since)
+        if not self._advance(since, head, news):
+            head = self._restart(session, since)
         elif not self.is_writing:
-            # What others open comes in with what they write. A group that is under way has looked what is there.
+            # Entries of other nodes add holds. A group that is being written relies on what it has loaded.
             with self._guard:
                 self._shrink()
-        self._reading.is_back()
+        self._reader.note_answer()
         return head, answers
 
-    def _begin_anew(self, session: Session, since: Head) -> Head:
-        """Read the head and the coins, and begin memory there."""
+    def _restart(self, session: Session, since: Head) -> Head:
+        """Read the head and the coins, and restart memory there."""
         session.send(sql.BEGIN_SNAPSHOT)
         session.send(sql.HEAD)
         session.send(sql.COINS)
@@ -194,16 +176,14 @@ class PostgresReads:
         session.send(sql.COMMIT)
         _, found, coins, kept, _ = session.collect()
         head = head_of(found)
-        if head is None:
-            raise LedgerCorrupt("the row of the journal's head is missing")
-        self._start_anew(since, [coins, kept], head)
+        self._restart_at(since, [coins, kept], head)
         return head
 
-    def _start_anew(self, since: Head, coins_and_hash: Sequence[PGresult], head: Head) -> None:
-        """Begin memory at *head*, after the journal was found to still have the entry *since*."""
+    def _restart_at(self, since: Head, coins_and_hash: Sequence[PGresult], head: Head) -> None:
+        """Restart memory at *head*, after a check that the journal still has the entry *since*."""
         coins, kept = coins_and_hash
         if since.seq and self._hash_in(kept) != since.hash:
-            raise LedgerCorrupt(f"the journal has not got entry {since.seq} as it was acknowledged")
+            raise LedgerCorrupt(f"the journal does not have entry {since.seq} as it was acknowledged")
         with self._guard:
             if head.seq > self._head_cache.head.seq:
                 self._head_cache = HeadCache(head, _coins_in(coins), self._cache_accounts)
@@ -212,15 +192,15 @@ class PostgresReads:
         return hash_of(rows_of(result)[0][0]) if result.ntuples else None
 
     @gc_paused
-    def _bring_along(self, since: Head, head: Head, news: PGresult) -> bool:
+    def _advance(self, since: Head, head: Head, news: PGresult) -> bool:
         """
-        Bring memory from *since*, where it stood before the question, to *head*, with the entries in *news*.
+        Advance memory from *since*, its head before the query, to *head*, with the entries in *news*.
 
         Returns:
-            False where there are too many, and memory has to begin anew.
+            False if there are too many entries, so that memory has to restart.
 
         Raises:
-            LedgerCorrupt: They do not follow *since*, or do not end with *head*.
+            LedgerCorrupt: The entries do not lead from *since* to *head*.
         """
         if head.seq < since.seq or (head.seq == since.seq and head.hash != since.hash):
             raise LedgerCorrupt(
@@ -228,7 +208,7 @@ class PostgresReads:
             )
         if news.ntuples > self.follow_entries:
             return False
-        read = read_news(news, since, head, self._head_cache.head.seq)
+        read = read_foreign_entries(news, since, head, self._head_cache.head.seq)
         with self._guard:
             memory = self._head_cache
             new = read.after(memory.head.seq)
@@ -240,15 +220,15 @@ class PostgresReads:
                     raise
         return True
 
-    # --- what memory has, or is given ---------------------------------------------------------------------
+    # --- what memory has, or loads ------------------------------------------------------------------------
 
     def account(self, account: Account) -> RemoteAccount:
-        """Return the account as it stands at the head."""
+        """Return the account at the head."""
         view = self._head_cache.accounts.get(account)
         return view if view is not None else self._load_accounts([account])[account]
 
     def _load_accounts(self, accounts: Sequence[Account]) -> Mapping[Account, RemoteAccount]:
-        """Read *accounts*, and keep them in memory."""
+        """Load *accounts* into memory, and return them."""
         asked = [account for account in accounts if _storable(account.customer) and _storable(account.kind)]
         owners, kinds = [account.customer for account in asked], [account.kind for account in asked]
         for _ in range(READ_TRIES):
@@ -264,11 +244,11 @@ class PostgresReads:
         raise StoreUnavailable("the ledger could not be read: it changed too fast; try again")
 
     def _shrink(self) -> None:
-        """Let memory go of what is beyond its bounds."""
+        """Evict from memory what exceeds its bounds."""
         self._head_cache.shrink()
 
     def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
-        """Bring into memory what the rules will ask for and nothing looked up before."""
+        """Load what the rules will read and memory does not have."""
         missing = [account for account in accounts if account not in self._head_cache.accounts]
         if missing:
             self._load_accounts(missing)
@@ -290,7 +270,7 @@ class PostgresReads:
         return found
 
     def has_customer(self, customer: str) -> bool:
-        """Say whether *customer* is registered."""
+        """Return whether *customer* is registered."""
         if customer in self._head_cache.customers:
             return True
         if not _storable(customer):
@@ -304,7 +284,7 @@ class PostgresReads:
         return True
 
     def hold(self, hold_id: int) -> Hold | None:
-        """Return the hold as it stands at the head."""
+        """Return the hold at the head, or None."""
         kept = self._head_cache.holds.get(hold_id)
         if kept is not None:
             return kept
@@ -312,17 +292,12 @@ class PostgresReads:
         return found[0] if found else None
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
-        """Return the ``seq`` of the entry of each key that is known."""
+        """Return the ``seq`` of the entry of each of *keys* that is known."""
         digests = {key_digest(key): key for key in keys}
         if not digests:
             return {}
         _, (rows,) = self._ask((sql.ENTRIES_OF_KEYS, (array(UUID, list(digests)),)))
-        known = {}
-        for digest, seq, body in rows_of(rows):
-            entry = decode_entry(body)
-            if digests[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
-                known[entry.key] = int(seq)
-        return known
+        return {entry.key: entry.seq for entry in entries_of_keys(rows, digests)}
 
     def reversal_of(self, seq: int) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
@@ -332,14 +307,14 @@ class PostgresReads:
         return int(rows_of(rows)[0][1]) if rows.ntuples else None
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
-        """Return ids of open holds whose time has come."""
+        """Return the ids of at most *limit* open holds that expire by *now_ms*."""
         _, (rows,) = self._ask((sql.DUE, (number(now_ms), number(limit))))
         return [hold.hold_id for hold in holds_in(rows)]
 
     # --- other reads ----------------------------------------------------------------------------------------
 
     def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
-        """Return the balances of the account as they stood after the entry *seq*, at most the head's."""
+        """Return the balances of the account after the entry *seq*, which is at most the head."""
         coins = sorted(self.account(account).balances)
         if not coins or seq < 1:
             return {}
@@ -353,7 +328,7 @@ class PostgresReads:
         return dict(sorted(found.items()))
 
     def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
-        """Return holds of *customer* with ids above *after*, in order of their ids."""
+        """Return holds of *customer*, ``open``, ``closed`` or both (None), with ids above *after*, by id."""
         if not _storable(customer):
             return []
         parameters = (customer.encode(), number(after), number(limit))
@@ -366,36 +341,36 @@ class PostgresReads:
         return sorted(holds_in(rows))
 
     def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
-        """Return open holds of anybody that were opened at or before *before_ms*, in order of their ids."""
+        """Return open holds with ids above *after* that were opened up to *before_ms*, by id."""
         before_ms = max(-1, min(before_ms, _BIGINT_LIMIT - 1))
         _, (rows,) = self._ask((sql.OLD_HOLDS, (number(after), number(before_ms), number(limit))))
         return holds_in(rows)
 
     def customers(self, after: str, limit: int) -> list[str]:
-        """Return customers in the order of their ids."""
+        """Return customers with ids above *after*, by id."""
         if not _storable(after):
-            after = "~"  # which no id reaches, as no text that cannot be stored comes before one that can
+            after = "~"  # sorts after every customer id
         _, (rows,) = self._ask((sql.CUSTOMERS_AFTER, (after.encode(), number(limit))))
         return [customer.decode() for (customer,) in rows_of(rows)]
 
     def entry(self, seq: int) -> Entry | None:
-        """Return one entry."""
+        """Return one entry, or None."""
         found = self.entries(seq - 1, 1) if seq > 0 else []
         return found[0] if found else None
 
     def entries(self, after_seq: int, limit: int) -> list[Entry]:
-        """Return entries in order; none that is not yet durable."""
+        """Return durable entries after *after_seq*, in order."""
         if after_seq >= _BIGINT_LIMIT:
             return []
         _, (rows,) = self._ask((sql.ENTRIES, (number(after_seq), number(limit))))
         return [decode_entry(body) for (body,) in rows_of(rows)]
 
     def seq_at(self, time_ms: int) -> int:
-        """Return the last entry booked at or before *time_ms*; 0 where there is none."""
+        """Return the last entry booked at or before *time_ms*; 0 if there is none."""
         head = self._ask()[0]
         if time_ms >= head.booked_ms:
             return head.seq
-        below, above = 0, head.seq  # booked by then, or before the first; booked after it
+        below, above = 0, head.seq  # the first is booked by then, the second after it
         while above - below > 1:
             step = max(1, (above - below) // TIMES_A_TRIP)
             _, (rows,) = self._ask((sql.TIMES, (numbers(range(below + step, above, step)),)))
@@ -407,7 +382,7 @@ class PostgresReads:
         return below
 
     def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
-        """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
+        """Return the entries after *after_seq* that changed an account of *owners*, in order."""
         asked = [owner for owner in owners if _storable(owner)]
         if not asked or not _storable(coin or ""):
             return []
@@ -417,7 +392,7 @@ class PostgresReads:
         return sorted(int(seq) for (seq,) in rows_of(rows))
 
     def trial_balance(self) -> TrialBalance:
-        """Add up all that is durable, on a connection of its own."""
+        """Add up all durable balances, on a connection of its own."""
         with translated("read"), connect(self._url, application="spotledger sums", steady_plans=False) as connection:
             connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             row = connection.execute("SELECT seq FROM head").fetchone()
@@ -431,15 +406,11 @@ class PostgresReads:
             raise LedgerCorrupt("the row of the journal's head is missing")
         return TrialBalance(int(row[0]), {(owner, coin): Balance(int(av), int(fr)) for owner, coin, av, fr in rows})
 
-    def genesis(self) -> bytes:
-        """Return the hash that the first entry is chained to."""
-        return genesis_hash(self.ledger_id)
-
     def close(self) -> None:
-        """Let go of the server."""
+        """Stop following the journal, and close the connections."""
         if self._follower is not None:
             self._follower.stop()
-        self._reading.close()
+        self._reader.close()
 
 
 def _coins_in(result: PGresult) -> list[Coin]:
@@ -447,7 +418,7 @@ def _coins_in(result: PGresult) -> list[Coin]:
 
 
 def _storable(text: str) -> bool:
-    """Say whether the server can hold *text* at all."""
+    """Return whether the server can store *text* at all."""
     try:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:

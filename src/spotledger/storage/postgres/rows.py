@@ -1,17 +1,18 @@
-"""Entries as rows of PostgreSQL: what a group writes, as arrays for a few statements whatever its size; and back."""
+"""Entries as rows of PostgreSQL: what a group writes, as arrays for a few statements of any size, and back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
 
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.journal import Entry, Hold, new_tuple, opened_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
+from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
-from spotledger.storage.encoding import chain_hash, encode_entry, key_digest
+from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, key_digest
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.session import (
     BYTEA,
@@ -30,7 +31,7 @@ from spotledger.storage.postgres.session import (
 
 
 class Order(NamedTuple):
-    """A statement with its parameters, and how many rows it has to change; None where that is no matter."""
+    """A statement with its parameters, and the number of rows that it has to change, or None."""
 
     statement: Statement
     parameters: tuple[Parameter, ...]
@@ -38,7 +39,7 @@ class Order(NamedTuple):
 
 
 def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
-    """Return the head that *entries* lead to from *before*, and what appends them to the journal."""
+    """Return the head after *entries*, which follow *before*, and the order that appends them to the journal."""
     previous = before.hash
     bodies, hashes, digests = [], [], []
     for entry in entries:
@@ -53,16 +54,16 @@ def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
 
 
 class DerivedRows:
-    """What entries of a group leave of the accounts and holds they touch; worked out once, for tables and memory."""
+    """What is derived from the entries of a group, computed once for the tables and for memory."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
-        """Go through *entries* in order."""
+        """Derive it from *entries*, in order."""
         #: Available, freeze and the last entry, by account and coin.
         self.balances: dict[tuple[Account, str], tuple[int, int, int]] = {}
-        #: Holds as they are left: opened by these entries; and what remains of others, and which entry closed them.
+        #: The holds that the entries opened; and of others what remains, and the entry that closed them.
         self.opened: dict[int, Hold] = {}
         self.changed: dict[int, tuple[int, int | None]] = {}
-        #: Listings, registerings and reversals.
+        #: Listings, registrations and reversals.
         self.rest: list[Entry] = []
         self._by_account: dict[Account, tuple[int, dict[str, Balance]]] | None = None
         for entry in entries:
@@ -88,7 +89,7 @@ class DerivedRows:
                 self.changed[hold_id] = (remaining, None if remaining else seq)
 
     def add(self, later: DerivedRows) -> None:
-        """Take over what the entries after these leave."""
+        """Add what is derived from later entries."""
         self._by_account = None
         self.balances.update(later.balances)
         for hold_id, (remaining, closed_seq) in later.changed.items():
@@ -100,7 +101,7 @@ class DerivedRows:
         self.rest += later.rest
 
     def by_account(self) -> dict[Account, tuple[int, dict[str, Balance]]]:
-        """Return the last entry that touched each account, and the balances that changed; worked out once."""
+        """Return the last entry of each account, and its changed balances; computed once."""
         if self._by_account is None:
             found: dict[Account, tuple[int, dict[str, Balance]]] = {}
             for (account, coin), (available, freeze, seq) in self.balances.items():
@@ -112,21 +113,21 @@ class DerivedRows:
         return self._by_account
 
     def rows(self) -> Iterator[Order]:
-        """Give what brings the tables of holds along, and of coins, customers and reversals."""
+        """Yield the orders for the tables of holds, coins, customers and reversals."""
         if self.opened:
             yield from _opened(list(self.opened.values()))
         if self.changed:
             yield from _changed(self.changed)
-        yield from _rest(self.rest)
+        yield from _others(self.rest)
 
     def balance_rows(self) -> Iterator[Order]:
-        """Give what brings the balances along, which many entries of a group change: once for all of them."""
+        """Yield the order for the balances, once for all entries of a group, because many change the same."""
         if self.balances:
             yield _balances(self.balances)
 
 
 def history_rows(entries: Sequence[Entry]) -> Iterator[Order]:
-    """Give what adds to the history which accounts and coins *entries* touched."""
+    """Yield the order that adds the accounts and coins of *entries* to the history."""
     touches: dict[tuple[Account, str], list[str]] = {}
     for entry in entries:
         if entry.refusal is None:
@@ -143,7 +144,7 @@ def history_rows(entries: Sequence[Entry]) -> Iterator[Order]:
 
 
 def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Order:
-    # In the order of the indexes, so that rows that stand together are written together.
+    # In the order of the index, so that neighbouring rows are written together.
     lines = sorted(balances)
     accounts, coins = zip(*lines, strict=True)
     owners, kinds = zip(*accounts, strict=True)
@@ -185,41 +186,57 @@ def _changed(changed: dict[int, tuple[int, int | None]]) -> Iterator[Order]:
         yield Order(sql.DROP_OPEN_HOLDS, (numbers(closed),), len(closed))
 
 
-def _rest(entries: Sequence[Entry]) -> Iterator[Order]:
-    """Give the rows of listings, registerings and reversals."""
-    coins = [entry for entry in entries if entry.kind == ListCoin.kind]
-    if coins:
-        names, scales = [c.request["coin"] for c in coins], [c.request["scale"] for c in coins]
-        parameters = (texts(names), numbers(scales), numbers([c.seq for c in coins]))
-        yield Order(sql.ADD_COINS, parameters, len(coins))
-    customers = [entry for entry in entries if entry.kind == RegisterCustomer.kind]
-    if customers:
-        names = [customer.request["customer"] for customer in customers]
-        yield Order(sql.ADD_CUSTOMERS, (texts(names), numbers([c.seq for c in customers])), len(customers))
-    reversals = [entry for entry in entries if entry.kind == Reverse.kind]
-    if reversals:
-        undone = [reversal.request["seq"] for reversal in reversals]
-        yield Order(sql.ADD_REVERSALS, (numbers(undone), numbers([r.seq for r in reversals])), len(reversals))
+#: The statement for each other kind of entry, and the fields of the request that are its parameters, before ``seq``.
+_OTHER_KINDS: Final[tuple[tuple[str, Statement, dict[str, Callable[..., bytes]]], ...]] = (
+    (ListCoin.kind, sql.ADD_COINS, {"coin": texts, "scale": numbers}),
+    (RegisterCustomer.kind, sql.ADD_CUSTOMERS, {"customer": texts}),
+    (Reverse.kind, sql.ADD_REVERSALS, {"seq": numbers}),
+)
+
+
+def _others(entries: Sequence[Entry]) -> Iterator[Order]:
+    """Yield the orders for listings, registrations and reversals."""
+    for kind, statement, fields in _OTHER_KINDS:
+        found = [entry for entry in entries if entry.kind == kind]
+        if found:
+            parameters = [array_of(entry.request[field] for entry in found) for field, array_of in fields.items()]
+            yield Order(statement, (*parameters, numbers(entry.seq for entry in found)), len(found))
 
 
 def numbers_or_null(items: Sequence[int | None]) -> bytes:
-    """Write an array of whole numbers, of which some may be NULL, as text."""
+    """Encode an array of whole numbers or NULLs as text."""
     return ("{" + ",".join(["NULL" if item is None else str(item) for item in items]) + "}").encode()
 
 
 # --- rows as values of the domain ---------------------------------------------------------------------
 
 
-def head_of(result: PGresult) -> Head | None:
-    """Return the head in the one row of *result*, or None where there is no row."""
+def entries_of_keys(result: PGresult, keys: Mapping[bytes, str]) -> Iterator[Entry]:
+    """Yield the entries in *result* that have one of *keys*, which are given by their digests."""
+    for digest, seq, body in rows_of(result):
+        entry = decode_entry(body)
+        if entry.seq != int(seq):
+            raise LedgerCorrupt(f"entry {int(seq)} of the journal says that it is entry {entry.seq}")
+        # A key with the same digest may be another one.
+        if keys[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
+            yield entry
+
+
+def head_of(result: PGresult) -> Head:
+    """
+    Return the head in the only row of *result*.
+
+    Raises:
+        LedgerCorrupt: There is no row.
+    """
     if result.ntuples == 0:
-        return None
+        raise LedgerCorrupt("the row of the journal's head is missing")
     seq, kept_hash, booked_ms = rows_of(result)[0]
     return Head(int(seq), hash_of(kept_hash), int(booked_ms))
 
 
 def holds_in(result: PGresult) -> list[Hold]:
-    """Return the holds in the rows of *result*."""
+    """Return the holds in *result*."""
     get, found = result.get_value, []
     for row in range(result.ntuples):
         hold_id, amount, remaining, opened_ms = (int(get(row, column) or b"") for column in (0, 4, 5, 8))
@@ -246,7 +263,7 @@ def _or_none(read: Callable[[bytes], int], value: bytes | None) -> int | None:
 
 
 def add_balances(result: PGresult, found: dict[Account, tuple[int, dict[str, Balance]]]) -> None:
-    """Add the balances in the rows of *result* to *found*: the last change of each account, and its coins."""
+    """Add the balances in *result* to *found*: the last change of each account, and its balances."""
     for customer, kind, coin, available, freeze, seq in rows_of(result):
         account = Account(customer.decode(), kind.decode())
         changed_seq, balances = found.get(account, (0, {}))

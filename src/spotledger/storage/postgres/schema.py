@@ -1,9 +1,9 @@
 """
-The schema of a ledger on PostgreSQL, made and changed by numbered SQL files.
+The schema of a ledger on PostgreSQL, created and changed by numbered SQL files.
 
-A file ``0002_name.before.sql`` is applied before nodes that know version 2 start; ``0002_name.after.sql``, where there
-is one, after the last node that does not has stopped. So the version before runs on beside the new one in between.
-A migration happens whole or not at all, and of several that start at once one does it and the others find it done.
+A file ``0002_name.before.sql`` is applied before nodes of version 2 start; ``0002_name.after.sql``, if there is one,
+after the last older node has stopped. Between the two, nodes of both versions run side by side. A migration happens
+completely or not at all. If several start at once, one does the work, and the others find it done.
 """
 
 from __future__ import annotations
@@ -15,22 +15,29 @@ from typing import Final, NamedTuple
 
 import psycopg
 
-from spotledger.errors import SchemaMismatch, SetupError, SpotledgerError, StoreUnavailable
+from spotledger.errors import LedgerCorrupt, SchemaMismatch, SetupError, SpotledgerError, StoreUnavailable
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.postgres.connection import Connection, connect, reason_of, translated
+from spotledger.storage.postgres.connection import (
+    Connection,
+    connect,
+    is_damage,
+    reason_of,
+    translate,
+    translated,
+)
 
-#: What a server may be asked to lock so that only one migrates, "SpoL" as a number.
+#: The advisory lock that makes migrations exclusive: "SpoL" as a number.
 MIGRATION_LOCK: Final = 0x53706F4C
 BEFORE: Final = "before"
 AFTER: Final = "after"
-#: The SQLSTATE of what a role may not do.
+#: insufficient_privilege.
 _MAY_NOT: Final = "42501"
 
 _FILE = re.compile(r"\A(\d{4})_([a-z0-9_]+)\.(before|after)\.sql\Z")
 
 
 class Migration(NamedTuple):
-    """One file: its number, whether it comes before or after the code that needs it, its name and its statements."""
+    """One file: its number, whether it comes before or after its code is deployed, its name, and its statements."""
 
     number: int
     phase: str
@@ -39,7 +46,7 @@ class Migration(NamedTuple):
 
 
 def migrations() -> list[Migration]:
-    """Return all migrations in the order of their numbers, ``before`` ahead of ``after``."""
+    """Return all migrations by number, ``before`` ahead of ``after``."""
     found = []
     for file in resources.files("spotledger.storage.postgres").joinpath("sql").iterdir():
         match = _FILE.match(file.name)
@@ -55,19 +62,20 @@ def known_version() -> int:
 
 def migrate(connection: Connection, *, after: bool = False) -> list[str]:
     """
-    Bring the schema to the version of this program, forward only; what is there already is left alone.
+    Upgrade the schema to the version of this program.
 
     Args:
         connection: A connection in autocommit.
-        after: Apply ``after`` files too; the last node of the version before has to have stopped.
+        after: Apply ``after`` files too; the last node of the previous version has to have stopped.
 
     Returns:
         The names of the files that were applied.
 
     Raises:
         SchemaMismatch: The schema is of a newer version.
-        SetupError: The role may not do it, or the database is not as a migration expects it; nothing was changed.
-        StoreUnavailable: The server is in the way.
+        SetupError: The role lacks a privilege, or the database is not as a migration expects it; nothing was changed.
+        StoreUnavailable: The server is in the way; nothing was changed.
+        LedgerCorrupt: The server found its files damaged.
     """
     applied: list[str] = []
     try:
@@ -101,60 +109,59 @@ def _migrate(connection: Connection, applied: list[str], *, after: bool) -> None
                 applied.append(migration.name)
 
 
-def _failure(error: psycopg.Error, connection: Connection) -> SpotledgerError:
-    """Return the error of our tree for a migration that failed: what was found, and what an operator can do."""
+def _failure(error: psycopg.Error, connection: Connection) -> SpotledgerError | LedgerCorrupt:
+    """Return our error for a migration that failed: what was found, and what an operator can do."""
+    if is_damage(error):
+        return translate(error, "migrated")
     files = getattr(error, "__notes__", None)
-    at = f"{files[0]} could not be applied" if files else "The table schema_version could not be made or read"
+    at = f"{files[0]} could not be applied" if files else "The table schema_version could not be created or read"
     found = f"{at}: {error.diag.message_primary or error} (SQLSTATE {error.sqlstate})."
     if error.sqlstate == _MAY_NOT:
         return SetupError(
-            f"{found} Nothing was changed. Let the role that owns the ledger's tables run spotledger migrate; in a new"
-            f" database: GRANT CREATE ON SCHEMA public TO {connection.info.user}"
+            f"{found} Nothing was changed. Run spotledger migrate as the role that owns the tables of the ledger; in a"
+            f" new database: GRANT CREATE ON SCHEMA public TO {connection.info.user}"
         )
     reason = reason_of(error)
     if reason is not None:
         return StoreUnavailable(
-            f"the ledger could not be migrated: {reason}. A migration is done whole or not at all: the same command"
-            " again goes on from there"
+            f"the ledger could not be migrated: {reason}. A migration happens completely or not at all: run the same"
+            " command again"
         )
     return SetupError(
-        f"{found} Nothing was changed, and nodes that run go on as before. So the tables are not as this migration"
-        " expects them: look for what was made or changed there by hand, take it back, and give the same command again."
-        " If nothing was, keep the database as it is, and report this message."
+        f"{found} Nothing was changed, and running nodes go on as before. The tables are not as this migration expects"
+        " them: look for what was created or changed by hand, undo it, and run the same command again. If nothing was,"
+        " keep the database as it is, and report this message."
     )
-
-
-def has_schema(connection: Connection) -> bool:
-    """Say whether any migration was ever applied."""
-    row = connection.execute("SELECT to_regclass('schema_version') IS NOT NULL").fetchone()
-    return row is not None and bool(row[0])
 
 
 def check_schema(connection: Connection) -> None:
     """
-    Check that this program can work with the schema that is there.
+    Check that this program can work with the schema of the database.
 
     Raises:
-        SchemaMismatch: There is none, it is older, or an ``after`` file of a newer version was applied to it.
+        SchemaMismatch: There is none, it is older, or an ``after`` file of a newer version was applied.
         StoreUnavailable: The server is in the way.
     """
     with translated("opened"):
-        there = _applied(connection) if has_schema(connection) else set()
+        there = _applied(connection)
     _refuse_newer(there)
     missing = [m.name for m in migrations() if m.phase == BEFORE and (m.number, m.phase) not in there]
     if missing:
         raise SchemaMismatch(
-            f"the database has not got {missing[0]} of version {known_version()} of the schema;"
-            " make it ready with: spotledger migrate"
+            f"the database lacks {missing[0]} of version {known_version()} of the schema; apply it with: spotledger"
+            " migrate"
         )
 
 
 def _applied(connection: Connection) -> set[tuple[int, str]]:
+    """Return number and phase of the migrations that were applied."""
+    if connection.execute("SELECT to_regclass('schema_version')").fetchall() == [(None,)]:
+        return set()
     return set(connection.execute("SELECT number, phase FROM schema_version").fetchall())
 
 
 def _refuse_newer(there: set[tuple[int, str]]) -> None:
-    """Refuse what only a newer program can read: a newer ``before`` leaves all that we need, its ``after`` does not."""
+    """Refuse a schema that only a newer program can read: one to which a newer ``after`` file was applied."""
     newest = max((number for number, phase in there if phase == AFTER), default=0)
     if newest > known_version():
         raise SchemaMismatch(
@@ -165,15 +172,15 @@ def _refuse_newer(there: set[tuple[int, str]]) -> None:
 
 def make_ledger(connection: Connection, ledger_id: str | None = None, epoch: int = 1) -> bool:
     """
-    Make the first rows of a ledger where there are none: its id, and a head with no entry before it.
+    Create the first rows of a ledger, its id and the head of an empty journal, unless there is one.
 
     Args:
         connection: A connection in autocommit, to a database with the schema.
-        ledger_id: The id of the ledger, where it is a copy of one; a new one otherwise.
-        epoch: How often the ledger was restored from a backup, plus one.
+        ledger_id: The id, if the ledger is a copy of another; a new one if None.
+        epoch: The number of restores from a backup, plus one.
 
     Returns:
-        Whether the ledger was made now.
+        Whether the ledger was created now.
     """
     ledger_id = ledger_id or str(uuid.uuid4())
     with translated("made"), connection.transaction():
@@ -191,22 +198,23 @@ def make_ledger(connection: Connection, ledger_id: str | None = None, epoch: int
 
 def make_ready(address: str) -> None:
     """
-    Make the schema and the ledger in an empty database; where there is a ledger, check that this program knows it.
+    Create the schema and the ledger in an empty database, or check those that exist.
 
-    Several nodes may do so at once: one makes it, the others find it made.
+    Several nodes may do so at once: one does the work, and the others find it done.
 
     Raises:
         SchemaMismatch: The database has tables of something else, or an older or newer schema.
+        SetupError: An embedded ledger is being copied into it.
         StoreUnavailable: No server that takes writes could be reached.
     """
     make_schema(address)
     with connect(address) as connection:
         make_ledger(connection)
-        _check_no_copy(connection)  # after it: a copy that begins now finds a ledger
+        _check_no_copy(connection)  # in this order: a copy that begins now finds a ledger
 
 
 def make_schema(address: str) -> None:
-    """Make the schema in an empty database, or check the one that is there; raises like :func:`make_ready`."""
+    """Create the schema in an empty database, or check the one that exists; raise like :func:`make_ready`."""
     with connect(address) as connection:
         if not has_ledger_schema(connection):
             migrate(connection, after=True)
@@ -219,13 +227,13 @@ def _check_no_copy(connection: Connection) -> None:
     if going_on:
         raise SetupError(
             f"An embedded ledger is being copied into this database, up to entry {going_on[0][0]}, and the copy has not"
-            " ended. Where it was broken off, run the same spotledger copy again."
+            " ended. If it was interrupted, run the same spotledger copy again."
         )
 
 
 def check_ledger(connection: Connection) -> None:
     """
-    Check that the database has a ledger of a version that this program reads, whole.
+    Check that the database has a complete ledger of a version that this program reads.
 
     Raises:
         SchemaMismatch: It has none, or one of another version.
@@ -239,7 +247,7 @@ def check_ledger(connection: Connection) -> None:
 
 
 def has_ledger_schema(connection: Connection) -> bool:
-    """Say whether the database has a schema of ours; refuse one that has tables of something else."""
+    """Return whether the database has a schema of spotledger; refuse one with tables of something else."""
     with translated("opened"):
         ours, others = connection.execute(
             "SELECT to_regclass('schema_version') IS NOT NULL, (SELECT count(*) FROM pg_class"

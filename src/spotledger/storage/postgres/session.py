@@ -1,7 +1,7 @@
 """
-A connection that is spoken to in pipelines: many prepared statements are sent at once, and answered in one trip.
+A connection used in pipeline mode: many prepared statements are sent at once and answered in one round trip.
 
-It works on the driver's own layer of ``libpq``, without a cursor a statement, which would cost ten times as much.
+It uses the driver's ``libpq`` layer, without a cursor per statement, which would cost ten times as much.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from struct import Struct
 from typing import Any, Final, NamedTuple
 
 import psycopg
+from psycopg import abc
+from psycopg.adapt import PyFormat, Transformer
 from psycopg.errors import error_from_result
-from psycopg.pq import ConnStatus, ExecStatus
+from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
-from spotledger.storage.postgres.connection import Connection
+from spotledger.storage.postgres.connection import Connection, TimedOut
 from spotledger.storage.steps import Readiness, Steps, drive
 
-#: Types of the elements of arrays, by the numbers that every PostgreSQL gives them.
+#: The OIDs of element types of arrays.
 BYTEA: Final = 17
 TEXT: Final = 25
 UUID: Final = 2950
 
-#: A parameter as it is sent: text, or an array in binary form, or NULL.
+#: A parameter as it is sent: text, an array in binary form, or NULL.
 Parameter = bytes | None
 
 _FAILED: Final = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
@@ -35,7 +37,7 @@ _NULL: Final = _length(-1)
 
 
 class Statement(NamedTuple):
-    """A statement with its name on the server, which of its parameters are binary arrays, and whether its rows are."""
+    """A statement: its name on the server, its text, and the formats of its parameters and rows (1 for binary)."""
 
     name: str
     text: str
@@ -45,40 +47,44 @@ class Statement(NamedTuple):
 
 def statement(name: str, text: str, arrays: str = "", *, binary_rows: bool = False) -> Statement:
     """
-    Make a statement.
+    Return a statement.
 
     Args:
         name: Its name on the server.
         text: Its text, with parameters ``$1`` and so on.
-        arrays: A letter a parameter, ``b`` where it is an array in binary form, ``t`` where it is text.
-        binary_rows: Whether the values in its rows come in binary form, not as text.
+        arrays: One letter per parameter: ``b`` for an array in binary form, ``t`` for text. Empty: all are text.
+        binary_rows: Whether the values of its rows are binary, not text.
     """
     return Statement(name, text, tuple(int(letter == "b") for letter in arrays) or None, int(binary_rows))
 
 
 class Session:
-    """One connection with its prepared statements. Used by one thread at a time."""
+    """A connection with prepared statements. One thread at a time may use it."""
 
     def __init__(self, connection: Connection, statements: Iterable[Statement], patience_seconds: float) -> None:
         """
-        Prepare *statements* on *connection*, which belongs to the session from now on.
+        Prepare *statements* on *connection*, which the session owns from now on.
 
         Args:
             connection: A connection in autocommit.
-            statements: All that will be sent.
-            patience_seconds: How long one trip may take before the connection counts as lost.
+            statements: All statements for :meth:`send`.
+            patience_seconds: How long one round trip may take before the connection counts as lost.
 
         Raises:
-            psycopg.Error: The server does not take them.
+            psycopg.Error: The server refuses them; the connection is closed.
         """
         self.connection = connection
         self._pgconn = connection.pgconn
         self._patience_seconds = patience_seconds
-        self._pgconn.nonblocking = 1
-        self._pgconn.enter_pipeline_mode()
-        for each in statements:
-            self._pgconn.send_prepare(each.name.encode(), each.text.encode())
-        self.collect()
+        try:
+            self._pgconn.nonblocking = 1
+            self._pgconn.enter_pipeline_mode()
+            for each in statements:
+                self._pgconn.send_prepare(each.name.encode(), each.text.encode())
+            self.collect()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def is_open(self) -> bool:
@@ -86,28 +92,28 @@ class Session:
         return self._pgconn.status == ConnStatus.OK
 
     def send(self, statement: Statement, *parameters: Parameter) -> None:
-        """Send *statement*; its result comes with :meth:`answers`."""
+        """Send *statement*; :meth:`answers` returns its result."""
         self._pgconn.send_query_prepared(
             statement.name.encode(), parameters or None, statement.binary, statement.row_format
         )
 
     def push(self) -> None:
-        """Let the server have, and begin with, all that was sent so far, as much of it as it takes now."""
+        """Flush what was sent so far, as far as the socket takes it, so that the server can start."""
         self._pgconn.flush()
 
     def collect(self) -> list[PGresult]:
-        """Do what :meth:`answers` says, and block where it waits."""
+        """Do what :meth:`answers` does, and block."""
         return drive(self.answers())
 
     def answers(self, meanwhile: Callable[[], Any] | None = None) -> Steps[list[PGresult]]:
         """
-        Wait for the results of all that was sent since the last time, one a statement, in order.
+        Wait for the results of all statements sent since the last call, in order.
 
         Args:
-            meanwhile: Called once the server has got it all and is busy.
+            meanwhile: Called while the server works.
 
         Raises:
-            psycopg.Error: A statement failed, and those after it were passed over, or the connection is lost.
+            psycopg.Error: A statement failed, and the server skipped those after it, or the connection is lost.
         """
         pgconn = self._pgconn
         pgconn.pipeline_sync()
@@ -143,58 +149,84 @@ class Session:
     def _check_in_time(self, in_time: bool) -> None:
         if not in_time:
             self.close()
-            raise psycopg.OperationalError(f"the server did not answer within {self._patience_seconds} seconds")
+            raise TimedOut(f"the server did not answer within {self._patience_seconds} seconds")
 
     def _check_open(self) -> None:
         if not self.is_open:
             raise psycopg.OperationalError("the connection was lost")
 
-    def heard(self, timeout_seconds: float, waker: int) -> bool:
+    def execute(self, text: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """
-        Wait until the server says something unasked, at most *timeout_seconds*; return whether it did.
+        Run one statement that is not prepared, and return its rows; blocks.
 
         Args:
-            timeout_seconds: How long to wait.
-            waker: A file descriptor that ends the waiting once there is something to read in it.
+            text: The statement, with parameters ``$1`` and so on.
+            values: The parameters, of any type that the driver adapts.
+
+        Raises:
+            psycopg.Error: The statement failed, or the connection is lost.
+        """
+        result, adapter = self._run(text, values)
+        adapter.set_pgresult(result)
+        return adapter.load_rows(0, result.ntuples, tuple)
+
+    def change(self, text: str, values: Sequence[Any] = ()) -> int:
+        """Run one statement as :meth:`execute` does, and return how many rows it changed."""
+        return self._run(text, values)[0].command_tuples or 0
+
+    def _run(self, text: str, values: Sequence[Any]) -> tuple[PGresult, abc.Transformer]:
+        adapter: abc.Transformer = Transformer(self.connection)
+        parameters = adapter.dump_sequence(values, [PyFormat.AUTO] * len(values))
+        self._pgconn.send_query_params(text.encode(), parameters, adapter.types, adapter.formats, Format.BINARY)
+        return self.collect()[0], adapter
+
+    def wait_for_notice(self, timeout_seconds: float, waker: int | None = None) -> bool:
+        """
+        Wait for a notice of the server; return whether something came.
+
+        Args:
+            timeout_seconds: How long to wait at most.
+            waker: A file descriptor that ends the wait when it becomes readable.
 
         Raises:
             psycopg.OperationalError: The connection is lost.
         """
         poll = select.poll()
         poll.register(self._pgconn.socket, select.POLLIN)
-        poll.register(waker, select.POLLIN)
+        if waker is not None:
+            poll.register(waker, select.POLLIN)
         if self._pgconn.socket not in (ready for ready, _ in poll.poll(timeout_seconds * 1000)):
             return False
         self._pgconn.consume_input()
         return True
 
     def notices(self) -> list[bytes]:
-        """Return what other sessions have told this one since the last time."""
+        """Return the payloads of all notices since the last call."""
         told = []
         while (notice := self._pgconn.notifies()) is not None:
             told.append(notice.extra)
         return told
 
     def close(self) -> None:
-        """End the connection; what was not committed is undone by the server."""
+        """Close the connection; the server rolls back what was not committed."""
         self.connection.close()
         self._pgconn.finish()
 
 
 def rows_of(result: PGresult) -> list[list[bytes]]:
-    """Return the rows of a result whose columns are never NULL, each value as the server wrote it as text."""
+    """Return the rows of a result without NULLs, with each value as the server encoded it."""
     get = result.get_value
     columns = range(result.nfields)
     return [[get(row, column) or b"" for column in columns] for row in range(result.ntuples)]
 
 
 def hash_of(value: bytes) -> bytes:
-    r"""Return the bytes that the server wrote as ``\x...``."""
+    r"""Return the bytes that the server encoded as ``\x...``."""
     return bytes.fromhex(value[2:].decode())
 
 
 def array(element: int, items: Sequence[bytes]) -> bytes:
-    """Write an array of elements of the type *element* in binary form."""
+    """Encode an array of the element type *element* in binary form."""
     parts = [_array_head(1, 0, element, len(items), 1)]
     for item in items:
         parts.append(_length(len(item)))
@@ -203,7 +235,7 @@ def array(element: int, items: Sequence[bytes]) -> bytes:
 
 
 def texts(items: Iterable[str | None]) -> bytes:
-    """Write an array of texts, of which some may be NULL, in binary form."""
+    """Encode an array of texts or NULLs in binary form."""
     parts = [b""]
     count = 0
     for item in items:
@@ -219,15 +251,15 @@ def texts(items: Iterable[str | None]) -> bytes:
 
 
 def plain_texts(items: Iterable[str]) -> bytes:
-    """Write an array of texts without quotes and backslashes, as names of ours are, as text, which is quicker."""
+    """Encode an array of texts without quotes and backslashes as text, which is faster."""
     return ('{"' + '","'.join(items) + '"}').encode()
 
 
 def numbers(items: Iterable[int]) -> bytes:
-    """Write an array of whole numbers of any size as text."""
+    """Encode an array of whole numbers of any size as text."""
     return ("{" + ",".join(map(str, items)) + "}").encode()
 
 
 def number(value: int) -> bytes:
-    """Write one whole number as text."""
+    """Encode a whole number as text."""
     return str(value).encode()

@@ -1,4 +1,4 @@
-"""Every statement that the store on PostgreSQL sends while it runs, with its name on the server."""
+"""The prepared statements of the store on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Final
 from spotledger.storage.postgres.session import Statement, statement
 
 SEGMENT_ENTRIES: Final = 65_536
-#: Holds whose time has come that are looked up with each turn.
+#: How many due holds are looked up with each group.
 DUE_LIMIT: Final = 500
 HOLD_COLUMNS: Final = (
     "hold.hold_id, hold.customer, hold.account, hold.coin, hold.amount, hold.remaining, hold.reference,"
     " hold.expires_ms, hold.opened_ms, hold.closed_seq"
 )
-#: The server's clock in milliseconds, as it stood when the statement arrived, which is after the one before it.
+#: The server's clock in ms since 1970 when the statement arrived, which is after the previous statement ended.
 _CLOCK: Final = "floor(extract(epoch FROM statement_timestamp()) * 1000)::bigint"
 
 # --- the beginnings and ends of transactions --------------------------------------------------------
@@ -26,18 +26,18 @@ LISTEN: Final = statement("listen", "LISTEN spotledger_head")
 
 # --- the head, and what follows it ------------------------------------------------------------------
 
-# A statement of its own: what is read after it is read by a snapshot that was taken when the turn was there.
+# A separate statement: those after it take their snapshots once the lock is held.
 LOCK_HEAD: Final = statement("lock_head", "SELECT seq, hash, booked_ms FROM head WHERE only_row = 1 FOR UPDATE")
 CLOCK: Final = statement("clock", f"SELECT {_CLOCK}")
 HEAD: Final = statement("head", "SELECT seq, hash, booked_ms FROM head WHERE only_row = 1")
 _ENTRIES: Final = "SELECT {columns} FROM entry WHERE seq > $1 ORDER BY seq LIMIT $2::bigint"
 ENTRIES: Final = statement("entries", _ENTRIES.format(columns="body"))
-NEWS: Final = statement("news", _ENTRIES.format(columns="seq, hash, body"), binary_rows=True)
+NEW_ENTRIES: Final = statement("new_entries", _ENTRIES.format(columns="seq, hash, body"), binary_rows=True)
 HASH: Final = statement("hash", "SELECT hash FROM entry WHERE seq = $1")
 LEDGER: Final = statement("ledger", "SELECT ledger_id, epoch FROM ledger WHERE only_row = 1")
 COINS: Final = statement("coins", "SELECT coin, scale FROM coin ORDER BY coin")
 
-# --- what a group will ask for ------------------------------------------------------------------------
+# --- what a group reads -------------------------------------------------------------------------------
 
 ENTRIES_OF_KEYS: Final = statement(
     "entries_of_keys", "SELECT key_digest, seq, body FROM entry WHERE key_digest = ANY ($1::uuid[])", "b"
@@ -134,13 +134,13 @@ ADD_REVERSALS: Final = statement(
     "add_reversals", "INSERT INTO reversal (seq, by_seq) SELECT * FROM unnest($1::bigint[], $2::bigint[])"
 )
 MOVE_HEAD: Final = statement("move_head", "UPDATE head SET seq = $1, hash = $2, booked_ms = $3 WHERE only_row = 1")
-TELL: Final = statement("tell", "SELECT pg_notify('spotledger_head', $1)")
-# Means nothing, but makes the commit one that is synced, and with it all that was committed before it.
+NOTIFY: Final = statement("notify", "SELECT pg_notify('spotledger_head', $1)")
+# Has no meaning, but makes the commit one that is synced, and with it all earlier commits.
 SYNC: Final = statement("sync", "UPDATE ledger SET syncs = syncs + 1 WHERE only_row = 1")
 
-#: Ends the turn of a session that has not said anything for $1 seconds in the middle of it: its node froze.
-END_STUCK_TURNS: Final = statement(
-    "end_stuck_turns",
+#: Ends a session that holds the write lock and was silent for $1 seconds: its node has frozen.
+END_STUCK_WRITERS: Final = statement(
+    "end_stuck_writers",
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE pid <> pg_backend_pid() AND usename = current_user AND wait_event = 'ClientRead'"
     " AND xact_start IS NOT NULL AND state_change < clock_timestamp() - $1::float8 * interval '1 second'"
@@ -193,14 +193,14 @@ LAST_TOUCHES: Final = statement(
 )
 
 WRITING: Final[tuple[Statement, ...]] = (
-    *(BEGIN, COMMIT, ROLLBACK, LOCK_HEAD, CLOCK, NEWS, HASH, COINS),
+    *(BEGIN, COMMIT, ROLLBACK, LOCK_HEAD, CLOCK, NEW_ENTRIES, HASH, COINS),
     *(ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, HOLDS_OF_KEYS, BALANCES, BALANCES_OF_HOLDS, BALANCES_OF_KEYS),
     *(CUSTOMERS, REVERSALS, DUE, ADD_ENTRIES, ADD_HISTORY, PUT_BALANCES, ADD_HOLDS, CHANGE_HOLDS),
-    *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_HEAD, TELL, SYNC),
+    *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_HEAD, NOTIFY, SYNC),
 )
 READING: Final[tuple[Statement, ...]] = (
-    *(BEGIN_SNAPSHOT, COMMIT, HEAD, ENTRIES, NEWS, HASH, LEDGER, COINS, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS),
+    *(BEGIN_SNAPSHOT, COMMIT, HEAD, ENTRIES, NEW_ENTRIES, HASH, LEDGER, COINS, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS),
     *(BALANCES, CUSTOMERS, REVERSALS, DUE, OPEN_HOLDS_OF, HOLDS_OF, OLD_HOLDS, CUSTOMERS_AFTER, TIMES),
-    *(TOUCHES, LAST_TOUCHES, END_STUCK_TURNS),
+    *(TOUCHES, LAST_TOUCHES, END_STUCK_WRITERS),
 )
-FOLLOWING: Final[tuple[Statement, ...]] = (BEGIN_SNAPSHOT, COMMIT, LISTEN, HEAD, NEWS, HASH, COINS)
+FOLLOWING: Final[tuple[Statement, ...]] = (BEGIN_SNAPSHOT, COMMIT, LISTEN, HEAD, NEW_ENTRIES, HASH, COINS)

@@ -1,9 +1,9 @@
 """
-The store on PostgreSQL, for many nodes at once: whoever writes holds the row of the journal's head while it does.
+The store on PostgreSQL, for many nodes at once: the node that writes holds the lock of the journal's head row.
 
-A group costs two trips. The first takes the turn and looks up what the rules will ask for and memory does not have; the
-second writes the entries and everything derived from them, and commits. The head cache stands at exactly one entry,
-never an older one than this node has acknowledged, and is brought along by whatever this or another node wrote.
+A group costs two round trips. The first takes the write lock and looks up what the rules will read and memory does not
+have. The second writes the entries and everything derived from them, and commits. The head cache stands at exactly one
+entry, never at an older one than this node has acknowledged, and advances with the writes of this and other nodes.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from spotledger.storage.postgres.rows import DerivedRows, Order, head_of, histor
 from spotledger.storage.postgres.session import Session, number, rows_of
 from spotledger.storage.steps import Steps, drive
 
-#: How long a trip of a write may take before the connection counts as lost.
+#: How long a round trip of a write may take before the connection counts as lost.
 WRITE_PATIENCE_SECONDS: Final = 15.0
-#: How long a node looks for what became of a commit whose answer was lost, before it says that it does not know.
+#: How long a node tries to find out about a commit whose answer was lost, before it reports that it does not know.
 LOOK_UP_SECONDS: Final = 15.0
 LOOK_UP_PAUSE_SECONDS: Final = 0.2
-#: How long the holder of the turn may have been silent in the middle of it before a node that waited ends it.
+#: How long the holder of the write lock may be silent before a node that waited for the lock ends its session.
 STUCK_SECONDS: Final = 3.0
-#: From how many entries of others between two turns a node waits for the turn alone, and is brought along meanwhile:
-#: from there on reading them within the turn costs more than a trip.
+#: With more entries of other nodes between two groups, a node first waits for the write lock alone, and memory follows
+#: meanwhile: reading so many entries under the lock costs more than a round trip.
 CROWD_ENTRIES: Final = 100
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
@@ -57,12 +57,12 @@ class PostgresStore(PostgresReads):
         Open the ledger in the database at *url*, which has the schema.
 
         Args:
-            url: A PostgreSQL URL; with several hosts, the one that takes writes is found.
-            clock_ms: For tests: the time in milliseconds instead of the server's clock.
-            **options: ``cache_accounts`` and ``follow_seconds``, as :class:`PostgresReads` takes them.
+            url: A PostgreSQL URL; of several hosts, the one that takes writes is used.
+            clock_ms: For tests: the time in ms since 1970, instead of the server's clock.
+            **options: The options of :class:`PostgresReads`.
 
         Raises:
-            SettingInvalid: *url* is none.
+            SettingInvalid: *url* is not a PostgreSQL URL.
             StoreUnavailable: The server cannot be reached.
             SchemaMismatch: The schema is missing, or of another version.
             LedgerCorrupt: The first rows of the ledger are missing.
@@ -73,45 +73,35 @@ class PostgresStore(PostgresReads):
         self._pending_head: Head | None = None
         self._warned = False
         self._orders: list[Order] = []
-        #: What was written since the turn was taken leaves.
+        #: What is derived from the entries that were written since the lock was taken.
         self._derived: DerivedRows | None = None
-        self._is_writing = self._is_waiting = self._is_crowded = False
-        #: The last entry when this node had its last turn.
+        self._is_crowded = False
+        #: The last entry when this node last released the write lock.
         self._left_seq = 0
         super().__init__(url, **options)
-        #: The last entry that a synced commit of this node covers: what kept results may be answered from at once.
+        #: The last entry that a synced commit of this node covers: kept results up to it are durable.
         self._synced_seq = 0
 
-    # --- the turn -------------------------------------------------------------------------------------
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether a group is under way, which brings memory along by itself."""
-        return self._is_writing
-
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a group waits for its turn, and for memory to be brought along meanwhile."""
-        return self._is_waiting
+    # --- the write lock -------------------------------------------------------------------------------
 
     def begin(self, wanted: Wanted) -> Steps[int | None]:
         """
-        Take the journal's turn, and look up in the same trip what memory does not have of *wanted*.
+        Take the write lock, and look up in the same round trip what memory does not have of *wanted*.
 
         Raises:
-            StoreUnavailable: The server is away, or another node held the turn for too long.
-            LedgerCorrupt: The server's journal lacks what this node has acknowledged.
+            StoreUnavailable: The server cannot be reached, or another node held the lock for too long.
+            LedgerCorrupt: The journal lacks an entry that this node has acknowledged, or is damaged.
         """
-        self._is_writing, self._pending_head = True, None
+        self.is_writing, self._pending_head = True, None
         self._derived, self._orders = None, []
         for again in (True, False):
             try:
                 return (yield from self._begin(wanted))
             except psycopg.Error as error:
                 self._drop_writing()
-                # Nothing was written. A connection that had been lost while it was idle shows only now.
+                # Nothing was written. A connection that was lost while idle shows only now.
                 if not (again and is_lost(error)):
-                    yield partial(self._end_stuck_turns, error)
+                    yield partial(self._end_stuck_writers, error)
                     raise translate(error, "written") from error
         raise AssertionError("unreachable")
 
@@ -123,20 +113,18 @@ class PostgresStore(PostgresReads):
         session.send(sql.LOCK_HEAD)
         waited = (yield from self._wait(session)) if self._is_crowded else []
         if memory is not self._head_cache:
-            # It was far behind, and began anew meanwhile.
+            # It was far behind, and restarted meanwhile.
             memory, batch = self._lookup_batch(wanted, now_ms)
         since = memory.head
         session.send(sql.CLOCK)
-        session.send(sql.NEWS, number(since.seq), number(self.follow_entries + 1))
+        session.send(sql.NEW_ENTRIES, number(since.seq), number(self.follow_entries + 1))
         batch.send(session)
-        _, turn, clock, news, *answers = waited + (yield from session.answers())
-        head = head_of(turn)
-        if head is None:
-            raise LedgerCorrupt("the row of the journal's head is missing")
-        if not self._bring_along(since, head, news):
+        _, locked, clock, news, *answers = waited + (yield from session.answers())
+        head = head_of(locked)
+        if not self._advance(since, head, news):
             session.send(sql.COINS)
             session.send(sql.HASH, number(since.seq))
-            self._start_anew(since, (yield from session.answers()), head)
+            self._restart_at(since, (yield from session.answers()), head)
             _, batch = self._lookup_batch(wanted, now_ms)
             batch.send(session)
             answers = yield from session.answers()
@@ -147,16 +135,16 @@ class PostgresStore(PostgresReads):
         return int(rows_of(clock)[0][0]) if now_ms is None else None
 
     def _wait(self, session: Session) -> Steps[list[PGresult]]:
-        """Wait for the turn alone, while the follower brings memory along with what others write before it comes."""
-        self._is_waiting = True
+        """Wait for the write lock alone, while the follower applies what others write before."""
+        self.is_waiting = True
         try:
             return (yield from session.answers())
         finally:
-            self._is_waiting = False
+            self.is_waiting = False
 
     @gc_paused
     def _lookup_batch(self, wanted: Wanted, now_ms: int | None) -> tuple[HeadCache, LookupBatch]:
-        """Return memory, and what has to be asked for *wanted* that it has not got."""
+        """Return memory, and the queries for what it lacks of *wanted*."""
         with self._guard:
             return self._head_cache, LookupBatch(self._head_cache, wanted, now_ms)
 
@@ -167,13 +155,13 @@ class PostgresStore(PostgresReads):
 
     def leave(self, *, repeated: bool) -> Steps[None]:
         """
-        Give the turn back with nothing written.
+        Release the write lock with nothing written.
 
         Raises:
-            StoreUnavailable: A kept result was to be answered and could not be made durable.
+            StoreUnavailable: A kept result that is to be answered could not be made durable.
         """
         session = self._writing_session()
-        self._lookups, self._is_writing, self._left_seq = None, False, self._head_cache.head.seq
+        self._lookups, self.is_writing, self._left_seq = None, False, self._head_cache.head.seq
         sync = repeated and self._head_cache.head.seq > self._synced_seq
         try:
             if sync:
@@ -187,55 +175,55 @@ class PostgresStore(PostgresReads):
             yield from self._confirm()
             self._synced_seq = self._head_cache.head.seq
 
-    # --- what the rules ask for: the turn knows it ------------------------------------------------------
+    # --- what the rules read: looked up with the write lock --------------------------------------------
 
     def _lookups_at_head(self) -> Lookups | None:
-        """Return what was looked up for the group, as long as it is true; readers in other threads may ask too."""
+        """Return what was looked up for the group while it is still true; other threads may call this, too."""
         lookups = self._lookups
         return lookups if lookups is not None and lookups.head_seq == self._head_cache.head.seq else None
 
     def _shrink(self) -> None:
-        """Let memory go of what is beyond its bounds, but not in the midst of a turn, which would ask for it again."""
+        """Evict what exceeds the bounds of memory, but not during a group, which would load it again."""
         if self._lookups is None:
             super()._shrink()
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
-        """Return the ``seq`` of the entry of each key that is known."""
+        """Return the ``seq`` of the entry of each of *keys* that is known."""
         lookups = self._lookups_at_head()
         if lookups is not None and lookups.keys_asked.issuperset(keys):
             return {key: lookups.keys[key] for key in keys if key in lookups.keys}
         return super().find_keys(keys)
 
     def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
-        """Bring into memory what the rules will ask for and the turn did not look up."""
+        """Load what the rules will read and was not looked up with the lock."""
         lookups = self._lookups_at_head()
         if lookups is not None:
             holds = [hold_id for hold_id in holds if hold_id not in lookups.holds_absent]
         super().load(customers, accounts, holds)
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
-        """Return ids of open holds whose time has come."""
+        """Return the ids of at most *limit* open holds that expire by *now_ms*."""
         lookups = self._lookups_at_head()
         if lookups is not None and limit <= sql.DUE_LIMIT:
             return [hold_id for expires_ms, hold_id in lookups.due if expires_ms <= now_ms][:limit]
         return super().due_holds(now_ms, limit)
 
     def has_customer(self, customer: str) -> bool:
-        """Say whether *customer* is registered."""
+        """Return whether *customer* is registered."""
         lookups = self._lookups_at_head()
         if lookups is not None and customer in lookups.customers_absent:
             return False
         return super().has_customer(customer)
 
     def hold(self, hold_id: int) -> Hold | None:
-        """Return the hold as it stands at the head."""
+        """Return the hold at the head, or None."""
         lookups = self._lookups_at_head()
         if lookups is not None and hold_id in lookups.holds_absent:
             return None
         return super().hold(hold_id)
 
     def entry(self, seq: int) -> Entry | None:
-        """Return one entry."""
+        """Return one entry, or None."""
         lookups = self._lookups_at_head()
         found = lookups.entries.get(seq) if lookups is not None else None
         return found if found is not None else super().entry(seq)
@@ -251,10 +239,10 @@ class PostgresStore(PostgresReads):
 
     def check_write_lock(self) -> None:
         """
-        Make sure that memory stands where the turn began: the server takes a turn back from a node that is silent.
+        Check that memory has not advanced: the server takes the lock from a node that is silent for too long.
 
         Raises:
-            StoreUnavailable: Others have written since, so they have the lock.
+            StoreUnavailable: Other nodes have written since, so the lock is lost.
         """
         if self._lookups_at_head() is None:
             self._drop_writing()
@@ -262,7 +250,7 @@ class PostgresStore(PostgresReads):
 
     def write(self, entries: Sequence[Entry]) -> None:
         """
-        Send *entries*, which follow what the turn began with or has written since; the server begins with them.
+        Send *entries*, which follow the head or the last write; the server starts to write them.
 
         Raises:
             StoreUnavailable: The lock is lost.
@@ -295,23 +283,23 @@ class PostgresStore(PostgresReads):
 
     @gc_paused
     def _send_rest(self, session: Session, pending: Head, derived: DerivedRows) -> None:
-        """Send the balances as the group leaves them, the head that it leads to, *pending*, and the commit."""
+        """Send the balances after the group, the new head, *pending*, and the commit."""
         for order in derived.balance_rows():
             self._order(session, order)
         seq, kept_hash, booked_ms = pending
         session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
-        session.send(sql.TELL, number(seq))
+        session.send(sql.NOTIFY, number(seq))
         session.send(sql.COMMIT)
 
     def commit(self) -> Steps[None]:
         """
         Send the rest, commit, and wait until the server has synced it.
 
-        Where the answer is lost, it is looked up whether the entries are there, with the head locked; never guessed.
+        If the answer is lost, look up under the write lock whether the entries are in the journal.
 
         Raises:
-            StoreUnavailable: Nothing was written, or it could not be found out whether it was.
-            LedgerCorrupt: The server refused what breaks one of its constraints.
+            StoreUnavailable: Nothing was written, or it is unknown whether it was.
+            LedgerCorrupt: What was written violates a constraint, or does not match what was derived before.
         """
         session, pending, derived, self._lookups = self._writing_session(), self._pending_head, self._derived, None
         if pending is None or derived is None:
@@ -322,7 +310,7 @@ class PostgresStore(PostgresReads):
         except psycopg.Error as error:
             self._drop_writing()
             if not is_lost(error):
-                raise translate(error, "written") from error
+                raise translate(error, "written", checked=True) from error
             yield partial(self._look_up, pending, error)
         else:
             self._check_changes(results)
@@ -330,31 +318,31 @@ class PostgresStore(PostgresReads):
         self._synced_seq = self._left_seq = pending.seq
 
     def _make_ready(self, pending: Head, derived: DerivedRows) -> None:
-        """Do what publishing needs and shows nobody anything yet, while the server syncs."""
+        """Prepare :meth:`publish` while the server syncs; nothing becomes visible yet."""
         derived.by_account()
         with self._guard:
             self._head_cache.make_room(pending.seq - self._head_cache.head.seq)
 
     def _check_changes(self, results: Sequence[PGresult]) -> None:
-        """Check that each statement changed as many rows as it had to: what is derived was where it should be."""
+        """Check that each statement changed as many rows as it had to."""
         for order, result in zip(self._orders, results, strict=False):
             if order.changes is not None and result.command_tuples != order.changes:
                 raise LedgerCorrupt(
-                    f"{order.statement.name} changed {result.command_tuples} rows of {order.changes};"
-                    " what is derived from the journal does not fit it"
+                    f"{order.statement.name} changed {result.command_tuples} rows instead of {order.changes}:"
+                    " what is derived from the journal does not match it"
                 )
 
     def _confirm(self) -> Steps[None]:
-        """Commit again where the server warned that the last commit is not yet with its standby."""
+        """Commit again if the server warned that its standby may not have the last commit."""
         if self._warned:
             yield self.try_writing
 
     def _look_up(self, last: Head, lost: psycopg.Error) -> None:
-        """Return if the entry *last*, whose commit was not answered, is in the journal for good; else raise."""
+        """Return if the journal has the entry *last*, whose commit was not answered; else raise."""
         until = time.monotonic() + LOOK_UP_SECONDS
         while True:
             try:
-                # The old connection may still be committing; the lock is there when it has done so or has not.
+                # The old connection may still be committing; it has ended when the lock is granted.
                 session = drive(self._session_to_write())
                 session.send(sql.BEGIN)
                 session.send(sql.LOCK_HEAD)
@@ -370,21 +358,21 @@ class PostgresStore(PostgresReads):
                         "the connection was lost at the commit, and the server could not be asked whether it was done;"
                         " try again with the same idempotency key"
                     ) from error
-                self._end_stuck_turns(error)
+                self._end_stuck_writers(error)
                 time.sleep(LOOK_UP_PAUSE_SECONDS)
         self._check_acknowledged(head_of(head))
         if self._hash_in(found) != last.hash:
             raise translate(lost, "written") from lost
 
-    def _check_acknowledged(self, head: Head | None) -> None:
-        if head is None or head.seq < self._head_cache.head.seq:
+    def _check_acknowledged(self, head: Head) -> None:
+        if head.seq < self._head_cache.head.seq:
             raise LedgerCorrupt(
-                f"the server's journal ends at entry {head.seq if head else 'none'}, before entry"
-                f" {self._head_cache.head.seq}, which was acknowledged"
+                f"the server's journal ends at entry {head.seq}, before entry {self._head_cache.head.seq},"
+                " which was acknowledged"
             )
 
     def try_writing(self) -> None:
-        """Write and sync something that means nothing; between groups."""
+        """Write and sync something without a meaning, between groups."""
         self._warned = False
         try:
             session = drive(self._session_to_write())
@@ -397,7 +385,7 @@ class PostgresStore(PostgresReads):
             raise StoreUnavailable("the standby did not confirm; try again with the same idempotency key")
 
     def publish(self, entries: Sequence[Entry]) -> None:
-        """Bring memory along with the committed *entries*, as far as it was not by whoever saw them first."""
+        """Apply the committed *entries* to memory, unless the follower has done so."""
         pending, self._pending_head = self._pending_head, None
         derived, self._derived = self._derived, None
         try:
@@ -413,21 +401,21 @@ class PostgresStore(PostgresReads):
                     memory.forget()
                     raise
         finally:
-            # Not before: the follower would read the entries of this group.
-            self._is_writing = False
+            # Not earlier: the follower would read the entries of this group.
+            self.is_writing = False
 
     def recover(self) -> None:
-        """Give up the turn with all that was sent, and bring memory to the journal's head."""
-        self._is_writing = False
+        """Roll back, and advance memory to the head of the journal."""
+        self.is_writing = False
         self._drop_writing()
         self._ask()
 
     def copy_to(self, target: Path, progress: Callable[[int, int], None]) -> None:
-        """Refuse: a server's own means copy it."""
-        raise InvalidRequest("a ledger on PostgreSQL is backed up by the server's own means, such as pg_basebackup")
+        """Refuse: use the means of the server to copy it."""
+        raise InvalidRequest("a ledger on PostgreSQL is backed up by the means of the server, such as pg_basebackup")
 
     def close(self) -> None:
-        """Let go of the server."""
+        """Close all connections."""
         self._drop_writing()
         super().close()
 
@@ -440,18 +428,18 @@ class PostgresStore(PostgresReads):
 
     def _connected(self) -> Session:
         connection = connect(self._url, application="spotledger write")
-        connection.add_notice_handler(self._heed)
+        connection.add_notice_handler(self._note_warning)
         with translated("written"):
             return Session(connection, sql.WRITING, WRITE_PATIENCE_SECONDS)
 
     def _writing_session(self) -> Session:
-        """Return the session that has the turn; another one has not."""
+        """Return the session that holds the write lock."""
         if self._writing is None:
             raise StoreUnavailable(_LOCK_LOST)
         return self._writing
 
-    def _heed(self, notice: psycopg.errors.Diagnostic) -> None:
-        """Note a warning: a commit may have returned without its standby."""
+    def _note_warning(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Note a warning: a commit may have returned before its standby confirmed it."""
         self._warned = self._warned or notice.severity_nonlocalized == "WARNING"
 
     def _drop_writing(self) -> None:
@@ -459,8 +447,8 @@ class PostgresStore(PostgresReads):
         if session is not None:
             session.close()
 
-    def _end_stuck_turns(self, error: Exception) -> None:
-        """After a wait for the turn that was too long: end who holds it and froze between two statements."""
+    def _end_stuck_writers(self, error: Exception) -> None:
+        """After a time-out of the write lock, end the session that holds it, if its node has frozen."""
         if isinstance(error, psycopg.Error) and error.sqlstate == _LOCK_NOT_AVAILABLE:
             with suppress(StoreUnavailable):
-                self._ask((sql.END_STUCK_TURNS, (str(STUCK_SECONDS).encode(),)))
+                self._ask((sql.END_STUCK_WRITERS, (str(STUCK_SECONDS).encode(),)))

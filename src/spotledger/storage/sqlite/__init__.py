@@ -1,6 +1,6 @@
 """
 The embedded store: a ledger in SQLite, owned by one process.
 
-Open ``store.py`` first: it implements the port of ``storage/base.py``. ``file.py`` opens the file, ``errors.py``
-translates.
+Open ``store.py`` first: it implements the port of ``storage/base.py``. ``file.py`` opens the file and translates
+SQLite's errors.
 """

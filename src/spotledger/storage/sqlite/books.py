@@ -79,7 +79,7 @@ def checked() -> Iterator[None]:
     try:
         yield
     except (apsw.Error, UnicodeDecodeError) as error:
-        if is_damage(error):
+        if is_damage(error, checked=True):
             raise BooksDamaged(f"the books are damaged: {name_of(error)}: {error}") from error
         raise translate(error, "read", BOOKS) from error
 

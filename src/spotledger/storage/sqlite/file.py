@@ -99,10 +99,9 @@ _UNAVAILABLE: Final = {
     apsw.SQLITE_PERM: "this process may not use it",
     apsw.SQLITE_INTERRUPT: "it was interrupted",
 }
-#: A page that does not check, a structure that contradicts itself, a constraint that our own writes keep.
+#: A page that does not check, or a structure that contradicts itself.
 _DAMAGE: Final = frozenset(
-    {apsw.SQLITE_CORRUPT, apsw.SQLITE_NOTADB, apsw.SQLITE_CONSTRAINT, apsw.SQLITE_MISMATCH}
-    | {apsw.SQLITE_IOERR_DATA, apsw.SQLITE_IOERR_CORRUPTFS}
+    {apsw.SQLITE_CORRUPT, apsw.SQLITE_NOTADB, apsw.SQLITE_IOERR_DATA, apsw.SQLITE_IOERR_CORRUPTFS}
 )
 
 
@@ -117,12 +116,20 @@ class translated:
         LedgerCorrupt: The file is damaged.
     """
 
-    __slots__ = ("_doing", "_kind")
+    __slots__ = ("_checked", "_doing", "_kind")
 
-    def __init__(self, doing: str, kind: FileKind = JOURNAL) -> None:
-        """Name what is being done, such as ``"written"``, and the file, for the message."""
+    def __init__(self, doing: str, kind: FileKind = JOURNAL, *, checked: bool = False) -> None:
+        """
+        Begin a block.
+
+        Args:
+            doing: What is being done, such as ``"written"``, for the message.
+            kind: The file.
+            checked: Whether everything written was checked before, so that a violated constraint means damage.
+        """
         self._doing = doing
         self._kind = kind
+        self._checked = checked
 
     def __enter__(self) -> None:
         """Begin the block."""
@@ -130,23 +137,23 @@ class translated:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Translate *error* if it is SQLite's, or says that a text is none."""
         if isinstance(error, apsw.Error | UnicodeDecodeError):
-            raise translate(error, self._doing, self._kind) from error
+            raise translate(error, self._doing, self._kind, checked=self._checked) from error
 
 
-def translate(error: Exception, doing: str, kind: FileKind = JOURNAL) -> Exception:
-    """Return the error of our tree for *error*."""
-    if is_damage(error):
+def translate(error: Exception, doing: str, kind: FileKind = JOURNAL, *, checked: bool = False) -> Exception:
+    """Return the error of our tree for *error*; the arguments are those of :class:`translated`."""
+    if is_damage(error, checked=checked):
         return LedgerCorrupt(f"the {kind.title} could not be {doing}: it is damaged ({name_of(error)}: {error})")
     advice = "; try again with the same idempotency key" if doing == "written" else ""
     return StoreUnavailable(f"the {kind.title} could not be {doing}: {reason_of(error)}{advice}")
 
 
-def is_damage(error: Exception) -> bool:
-    """Say whether *error* means that bytes are not what was written."""
+def is_damage(error: Exception, *, checked: bool = False) -> bool:
+    """Say whether *error* means that bytes are not what was written; *checked* as in :class:`translated`."""
     if isinstance(error, UnicodeDecodeError):
         return True
     code = _code_of(error)
-    return code in _DAMAGE or code & 0xFF in _DAMAGE
+    return code in _DAMAGE or code & 0xFF in _DAMAGE or (checked and code & 0xFF == apsw.SQLITE_CONSTRAINT)
 
 
 def reason_of(error: Exception) -> str:
@@ -158,8 +165,9 @@ def reason_of(error: Exception) -> str:
 def name_of(error: Exception) -> str:
     """Return the name of SQLite's code, such as ``SQLITE_IOERR_DATA``."""
     code = _code_of(error)
-    names: Any = apsw.mapping_extended_result_codes
-    return str(names.get(code) or apsw.mapping_result_codes.get(code & 0xFF) or type(error).__name__)
+    extended: Any = apsw.mapping_extended_result_codes
+    plain: Any = apsw.mapping_result_codes
+    return str(extended.get(code) or plain.get(code & 0xFF) or f"code {code}")
 
 
 def _code_of(error: Exception) -> int:

@@ -129,4 +129,7 @@ class SqliteKeyTables(KeyTables):
 
     def unpacked(self, value: str) -> tuple[str, ...]:
         """Return the texts that *value* of a row is."""
-        return tuple(json.loads(value))
+        try:
+            return tuple(json.loads(value))
+        except ValueError as error:
+            raise LedgerCorrupt(f"a list in a row of access keys or tokens cannot be read: {error}") from error

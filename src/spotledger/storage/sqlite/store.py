@@ -162,9 +162,9 @@ class SqliteStore(SqliteReads):
         return self._sealed_to
 
     @property
-    def mended(self) -> Sequence[str]:
+    def repairs(self) -> Sequence[str]:
         """What was found damaged among what is derived, and made again, in words."""
-        return tuple(self._mended)
+        return tuple(self._repairs)
 
     def _build(self) -> None:
         """Build what memory holds from the files: from the books what is sealed, from the journal what is newer."""
@@ -174,7 +174,7 @@ class SqliteStore(SqliteReads):
         self._digests = {}
         self._memory = WorkingSet(self._segment_entries, self._cache_accounts)
         self._filter = IdempotencyFilter(self._segment_entries)
-        self._mended: list[str] = []
+        self._repairs: list[str] = []
         self._absorbing: Iterator[bytes] | None = None
         self._is_built = False
         self._sealed_to = 0
@@ -210,7 +210,9 @@ class SqliteStore(SqliteReads):
         for coin in books.coins(self._sealed_to):
             self._memory.list_coin(coin)
         self._filter.load(books.filter_source(), self._sealed_to // self._segment_entries, self._digests_of)
-        self._mended += self._filter.mended
+        for repair in self._filter.repairs:
+            _log.warning("%s", repair)
+        self._repairs += self._filter.repairs
         self._replay()
         self._next_due_ms = books.next_due_ms(self._due_cursor)
         self._is_built = True
@@ -276,7 +278,7 @@ class SqliteStore(SqliteReads):
     def _rebuild(self, damage: BooksDamaged) -> None:
         """Throw the books away and make them again: at once where that is quick, else in the process that seals."""
         self.rebuilds += 1
-        self._mended.append(f"{damage}; they were made again from the journal")
+        self._repairs.append(f"{damage}; they were made again from the journal")
         _log.error("%s; they are made again from the journal", damage)
         self._close_books()
         if self._sealing is not None:
@@ -400,7 +402,7 @@ class SqliteStore(SqliteReads):
         if rows[0][0] != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {rows[0][0]} to {last.seq} do not follow entry {before.seq}")
         self._pending_head = Head(last.seq, previous, last.booked_ms)
-        with translated("written"):
+        with translated("written", checked=True):
             if before.seq == self._head.seq:
                 self._write.execute("BEGIN IMMEDIATE")
             self._check_writing()
@@ -409,7 +411,7 @@ class SqliteStore(SqliteReads):
     def commit(self) -> Steps[None]:
         """Make what was written durable: one step, which blocks until it is synced."""
         self._check_writing()
-        with translated("written"):
+        with translated("written", checked=True):
             self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
         yield self._sync
 
@@ -419,12 +421,12 @@ class SqliteStore(SqliteReads):
             raise StoreUnavailable("the ledger could not be written: what was written before of the group is lost")
 
     def _sync(self) -> None:
-        with translated("written"):
+        with translated("written", checked=True):
             self._write.execute("COMMIT")
 
     def try_writing(self) -> None:
         """Write and sync something that means nothing, between groups."""
-        with translated("written"):
+        with translated("written", checked=True):
             # SQLite writes nothing where a value stays as it is.
             self._write.execute("UPDATE ledger SET starts = starts + 1")
         if self._note.failure is not None:

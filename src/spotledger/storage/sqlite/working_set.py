@@ -1,8 +1,8 @@
 """
-What the embedded store has in memory: the segments that are not sealed yet, and a bounded cache of accounts.
+The memory of the embedded store: the segments that are not sealed yet, and a bounded cache of accounts.
 
-An open segment is dropped as a whole once it is sealed. Accounts that an open segment changed stay in memory until
-then, because the tables do not have their balances yet.
+An open segment is dropped as a whole once it is sealed. Until then, accounts that it changed stay in memory, because
+the tables do not have their balances yet.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from spotledger.storage.encoding import key_digest
 
 
 class AccountState:
-    """One account at the head of the journal; satisfies :class:`spotledger.storage.base.AccountView`."""
+    """One account at the head; satisfies :class:`spotledger.storage.base.AccountView`."""
 
     __slots__ = ("account", "by_coin", "changed_seq", "complete", "segment", "touched")
 
     def __init__(self, account: Account) -> None:
-        """Start with nothing known of *account*; ``complete`` says that the tables were asked too."""
+        """Start with no balances; ``complete`` says whether those of the tables are loaded."""
         self.account = account
-        #: For the store alone, which changes it; others read ``balances``.
+        #: Only the store may use it; others read ``balances``.
         self.by_coin: dict[str, Balance] = {}
         self.changed_seq = 0
         self.complete = False
-        #: The segment that touched the account last, and what it did to it; kept here to be found at once.
+        #: The segment that changed the account last, and its lines of the account.
         self.segment: OpenSegment | None = None
         self.touched: dict[str, TouchedLine] = {}
 
     @property
     def balances(self) -> Mapping[str, Balance]:
-        """Balances in units of the coins that were ever touched, to be read and not changed."""
-        # Made when asked for: a proxy kept with each account would cost memory, and the write path needs none.
+        """Balances in units of all coins that the account ever had, read-only."""
+        # Created on demand: a stored proxy per account would cost memory, and writes do not need it.
         return MappingProxyType(self.by_coin)
 
     def balance(self, coin: str) -> Balance:
@@ -49,18 +49,18 @@ class AccountState:
 
 
 class TouchedLine:
-    """What the entries of one segment did to one account's coin: where they are, and what it has after the last."""
+    """The entries of one segment that changed one coin of an account: their positions, and the balance after them."""
 
     __slots__ = ("closing", "places")
 
     def __init__(self) -> None:
-        """Start with no entry."""
+        """Start with no entries."""
         self.closing = ZERO
         self.places = array("H")
 
 
 class OpenSegment:
-    """What the entries of one segment have changed, until it is sealed."""
+    """What the entries of one segment changed, until it is sealed."""
 
     __slots__ = (
         "coins",
@@ -77,15 +77,15 @@ class OpenSegment:
     )
 
     def __init__(self, number: int, first_seq: int) -> None:
-        """Start the segment *number*, whose first entry is *first_seq*, with nothing in it."""
+        """Create the empty segment *number*, whose first entry is *first_seq*."""
         self.number = number
         self.first_seq = first_seq
-        #: By the digests of the idempotency keys.
+        #: Entries by the digests of their idempotency keys.
         self.keys: dict[bytes, int] = {}
         self.coins: list[tuple[str, int, int]] = []
         self.customers: dict[str, int] = {}
         self.holds: dict[int, Hold] = {}
-        #: The holds that it opened, by the idempotency keys themselves: most are named by them a short while later.
+        #: The holds that it opened, by idempotency key: most are named by it soon after.
         self.opened: dict[str, int] = {}
         self.expiries: list[tuple[int, int]] = []
         self.holds_of: dict[str, dict[int, None]] = {}
@@ -94,7 +94,7 @@ class OpenSegment:
 
 
 class WorkingSet:
-    """All that memory holds of the journal."""
+    """All that the store has in memory."""
 
     def __init__(self, segment_entries: int, cache_accounts: int) -> None:
         """
@@ -102,7 +102,7 @@ class WorkingSet:
 
         Args:
             segment_entries: Entries in a segment.
-            cache_accounts: How many accounts and customers may stay in memory that no open segment has changed.
+            cache_accounts: How many accounts and customers may stay in memory, besides those of open segments.
         """
         self._segment_entries = segment_entries
         self._cache_accounts = cache_accounts
@@ -133,11 +133,11 @@ class WorkingSet:
         return None
 
     def has_customer(self, customer: str) -> bool:
-        """Say whether *customer* is known here to be registered."""
+        """Return whether memory knows that *customer* is registered."""
         return customer in self.known_customers or any(customer in segment.customers for segment in self.segments)
 
     def hold(self, hold_id: int) -> Hold | None:
-        """Return the hold as the open segments, or what was loaded for this group, have it."""
+        """Return the hold from the open segments or from what was loaded for this group, or None."""
         for segment in reversed(self.segments):
             hold = segment.holds.get(hold_id)
             if hold is not None:
@@ -145,7 +145,7 @@ class WorkingSet:
         return self.loaded_holds.get(hold_id)
 
     def changed_holds_of(self, customer: str) -> dict[int, Hold]:
-        """Return the holds of *customer* that the open segments changed, as they stand."""
+        """Return the holds of *customer* that the open segments changed, at the head."""
         found = {}
         for segment in self.segments:
             for hold_id in segment.holds_of.get(customer, ()):
@@ -153,16 +153,16 @@ class WorkingSet:
         return found
 
     def holds_opened_after(self, after: int) -> Iterator[Hold]:
-        """Give the holds above *after* that the open segments opened, in order, as they stand."""
+        """Yield the holds above *after* that the open segments opened, at the head, by id."""
         for segment in self.segments:
-            for hold_id in segment.holds:  # in the order of their first change, which is the opening for these
+            for hold_id in segment.holds:  # in the order of their first change, here the opening
                 if hold_id > max(after, segment.number * self._segment_entries):
                     hold = self.hold(hold_id)
                     if hold is not None:
                         yield hold
 
     def last_touch(self, account: Account, coin: str, seq: int) -> int | None:
-        """Return the last entry of the open segments, at most *seq*, that touched the account's coin, or None."""
+        """Return the last entry of the open segments, at most *seq*, that changed *coin* of the account, or None."""
         for segment in reversed(self.segments):
             line = segment.touched.get(account, {}).get(coin)
             if line is not None:
@@ -172,14 +172,14 @@ class WorkingSet:
         return None
 
     def pop_due(self, now_ms: int) -> int | None:
-        """Take out one hold with an expiry up to *now_ms*; the caller gives it back if it is still open."""
+        """Remove and return a hold that expires by *now_ms*, or None; :meth:`watch_overdue` puts it back."""
         for expiries in (self._overdue, *[segment.expiries for segment in self.segments]):
             if expiries and expiries[0][0] <= now_ms:
                 return heapq.heappop(expiries)[1]
         return None
 
     def watch_overdue(self, hold: Hold) -> None:
-        """Remember *hold*, whose time has come, until it is closed."""
+        """Have *hold*, which has expired, returned again by :meth:`pop_due`."""
         if hold.expires_ms is not None:
             heapq.heappush(self._overdue, (hold.expires_ms, hold.hold_id))
 
@@ -191,7 +191,7 @@ class WorkingSet:
         return None
 
     def seqs_touching(self, owners: Sequence[str], coin: str | None, after_seq: int) -> set[int]:
-        """Return the entries of the open segments after *after_seq* that touched accounts of any of *owners*."""
+        """Return the entries of the open segments after *after_seq* that changed an account of *owners*."""
         found: set[int] = set()
         for segment, owner, kind in product(self.segments, owners, (*ACCOUNT_IDS, HOUSE_KIND)):
             for name, line in segment.touched.get(Account(owner, kind), {}).items():
@@ -204,9 +204,9 @@ class WorkingSet:
 
     def apply(self, entry: Entry, digest: bytes | None = None) -> None:
         """
-        Take over what *entry* changed; the one place for it, in service and at the start.
+        Apply *entry*, in service and at a start.
 
-        *digest* is that of its key, where it is known already.
+        *digest* is that of its idempotency key, if it is known already.
         """
         seq = entry.seq
         segment = self._segment_of(seq)
@@ -246,19 +246,19 @@ class WorkingSet:
             line.places.append(place)
 
     def state_of(self, account: Account) -> AccountState:
-        """Return the account's state in memory, a new one where there is none."""
+        """Return the state of the account in memory, a new one if there is none."""
         state = self.accounts.get(account)
         if state is None:
             state = self.accounts[account] = AccountState(account)
         return state
 
     def list_coin(self, coin: Coin) -> None:
-        """Add *coin*; the mapping is another object afterwards, so that readers see that it changed."""
+        """Add *coin*, and replace the mapping, so that readers see that it changed."""
         self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (coin.name, coin)])))
 
     def _take_holds(self, segment: OpenSegment, entry: Entry) -> None:
         account, coin, _, _ = entry.balances[0]
-        # Accounts and names of coins are the same in many holds, so they share them.
+        # Many holds have the same account and coin, so they share the objects.
         opened = opened_hold(entry, self.accounts[account].account, self.coins[coin].name)
         if opened is not None:
             if opened.expires_ms is not None:
@@ -269,7 +269,7 @@ class WorkingSet:
         for hold_id, remaining in entry.holds:
             hold = self.hold(hold_id)
             if hold is None:
-                raise LedgerCorrupt(f"entry {entry.seq} uses hold {hold_id}, which no entry before it opened")
+                raise LedgerCorrupt(f"entry {entry.seq} uses hold {hold_id}, which no earlier entry opened")
             self._put_hold(segment, hold.after(remaining, entry.seq))
 
     def _put_hold(self, segment: OpenSegment, hold: Hold) -> None:
@@ -289,11 +289,11 @@ class WorkingSet:
 
     def drop_sealed(self, sealed_to: int, due_seen: tuple[int, int]) -> None:
         """
-        Drop the segments up to the entry *sealed_to*: the tables have all of it.
+        Drop the segments up to the entry *sealed_to*, which are in the tables now.
 
         Args:
             sealed_to: The last sealed entry.
-            due_seen: Up to which expiry, and which hold of that time, the table was looked through for due holds.
+            due_seen: The expiry and id of the last hold that the search for due holds has read from the table.
         """
         sealed_segments = sealed_to // self._segment_entries
         while self.segments and self.segments[0].number < sealed_segments:
@@ -305,13 +305,13 @@ class WorkingSet:
             self._shrink_at = self._cache_accounts
 
     def shrink(self, sealed_to: int) -> None:
-        """Let go of what was loaded beyond the bounds and the tables have as it is, oldest first."""
+        """Evict what exceeds the bounds and is unchanged in the tables, oldest first."""
         if len(self.accounts) > self._shrink_at:
             excess = len(self.accounts) - self._cache_accounts
             clean = (account for account, state in self.accounts.items() if state.changed_seq <= sealed_to)
             for account in list(islice(clean, excess)):
                 del self.accounts[account]
-            # What open segments hold cannot go yet: looking again at each group would cost more than it frees.
+            # Accounts of open segments cannot go yet, and looking at each group again would cost more than it frees.
             self._shrink_at = max(len(self.accounts), self._cache_accounts) + self._cache_accounts // 8
         excess = len(self.known_customers) - self._cache_accounts
         if excess > 0:

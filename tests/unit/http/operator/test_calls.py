@@ -1,4 +1,4 @@
-"""Reading the body of a request of the operator API: whole, of bounded size, in bounded time."""
+"""Reading the body of a request of the operator API: complete, with a maximum size, within a time limit."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import asyncio
 import pytest
 
 from spotledger.errors import MalformedRequest
-from spotledger.http.h1.request import BodySource, Request, RequestGone, path_pattern
+from spotledger.http.h1.request import BodySource, ClientDisconnected, Request
 from spotledger.http.operator import calls as operator_calls
-from spotledger.http.operator.calls import read_body
+from spotledger.http.operator.calls import path_pattern, read_body
 
 
 class Source:
-    """A body that comes later, not at all, or not whole."""
+    """A body that arrives later, never, or incompletely."""
 
     def __init__(self, body: bytes | None = None, problem: Exception | None = None) -> None:
         self.body = body
         self.problem = problem
 
     async def read(self, limit: int) -> bytes:
-        """Return what is to come."""
+        """Return the body."""
         await asyncio.sleep(0)
         if self.problem is not None:
             raise self.problem
@@ -34,25 +34,25 @@ def request(body: bytes | BodySource) -> Request:
 
 
 def test_body_that_is_there_or_comes_is_read_whole() -> None:
-    """It makes no difference whether it came with the head."""
+    """It makes no difference whether the body arrived with the head."""
     assert asyncio.run(read_body(request(b"abc"))) == b"abc"
     assert asyncio.run(read_body(request(Source(b"abc")))) == b"abc"
 
 
 @pytest.mark.parametrize("body", [b"abcde", Source(b"abcde")], ids=["there", "to come"])
 def test_body_over_the_limit_is_refused(body: bytes | BodySource) -> None:
-    """As many bytes as the limit says pass, and one more does not."""
+    """A body as long as the limit passes; one byte more does not."""
     assert asyncio.run(read_body(request(body), 5)) == b"abcde"
     with pytest.raises(MalformedRequest, match="longer than 4 bytes"):
         asyncio.run(read_body(request(body), 4))
 
 
 def test_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A body that stops half-way is refused after the time limit, and its task is not left as cancelled."""
+    """A body that stops half-way is refused after the time limit, and the task is not left cancelled."""
     monkeypatch.setattr(operator_calls, "BODY_TIMEOUT_SECONDS", 0.01)
 
     async def read() -> int:
-        with pytest.raises(MalformedRequest, match="did not come whole"):
+        with pytest.raises(MalformedRequest, match="was not complete"):
             await read_body(request(Source()))
         await asyncio.sleep(0)
         task = asyncio.current_task()
@@ -63,13 +63,13 @@ def test_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_body_of_a_caller_who_went_is_not_answered() -> None:
-    """That he went is passed on as it is."""
-    with pytest.raises(RequestGone):
-        asyncio.run(read_body(request(Source(problem=RequestGone()))))
+    """ClientDisconnected is passed on."""
+    with pytest.raises(ClientDisconnected):
+        asyncio.run(read_body(request(Source(problem=ClientDisconnected()))))
 
 
 def test_cancelling_from_elsewhere_is_passed_on() -> None:
-    """A task that somebody else cancels while it reads ends as cancelled, and its timer with it."""
+    """A task that is cancelled while it reads ends as cancelled, and so does its timer."""
 
     async def read() -> bool:
         task = asyncio.create_task(read_body(request(Source())))
@@ -82,7 +82,7 @@ def test_cancelling_from_elsewhere_is_passed_on() -> None:
 
 
 def test_header_asked_for_once_is_none_where_it_is_given_twice() -> None:
-    """Which of two is meant is never guessed; another header's name is another header."""
+    """Of two headers with the same name neither is chosen; similar names are other headers."""
     found = Request("GET", "/", "", [(b"a", b"1"), (b"b", b"2"), (b"a", b"3")])
     assert (found.header_once(b"a"), found.header_once(b"b"), found.header_once(b"c")) == (None, b"2", None)
     assert (found.header(b"a"), found.header(b"c")) == (b"1", None)
@@ -101,6 +101,34 @@ def test_header_asked_for_once_is_none_where_it_is_given_twice() -> None:
     ],
 )
 def test_path_with_a_parameter_matches_one_part(path: str, parameters: dict[str, str] | None) -> None:
-    """A parameter is one part of a path, whatever is in it but a stroke, and never empty."""
+    """A parameter is one part of a path: any text without a slash, not empty."""
     match = path_pattern("/v1/holds/{hold}/release").match(path)
     assert (match and match.groupdict()) == parameters
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters"),
+    [
+        ("/v1/holds/12", {"hold": "12"}),
+        ("/v1/holds/a.b", {"hold": "a.b"}),
+        ("/v1/holds/", None),
+        ("/v1/holds/12/", None),
+        ("/v1/holds/1/2", None),
+        ("/v1/holds/12\n", {"hold": "12\n"}),
+        ("/v1/holds/12/entries", None),
+        ("/v1xholds/12", None),
+        ("/x/v1/holds/12", None),
+    ],
+)
+def test_path_parameter_is_one_part_and_not_empty(path: str, parameters: dict[str, str] | None) -> None:
+    """A parameter is all between two slashes, and nothing before, after or like the path passes for it."""
+    match = path_pattern("/v1/holds/{hold}").match(path)
+    assert (match.groupdict() if match else None) == parameters
+
+
+def test_path_with_a_dot_matches_only_a_dot() -> None:
+    """What is written in a path is taken literally."""
+    pattern = path_pattern("/openapi.json")
+    assert pattern.match("/openapi.json")
+    assert not pattern.match("/openapi_json")
+    assert not pattern.match("/openapi.json\n")

@@ -1,20 +1,20 @@
--- The ledger on PostgreSQL. The journal and its head are the truth; everything else about money is derived from it in
--- the same transaction, and can be thrown away and made again.
+-- The ledger on PostgreSQL. The journal and its head are the truth. Everything else about money is derived from them in
+-- the same transaction, and can be rebuilt.
 --
--- Units are NUMERIC(38,0): |units| < 10^38. Texts compare by their bytes (COLLATE "C"), as they do everywhere else.
--- A segment is 65,536 entries in a row; what begins with its number is written close together.
+-- Units are NUMERIC(38,0): |units| < 10^38. Texts compare by their bytes (COLLATE "C"), as everywhere in spotledger.
+-- A segment is 65,536 consecutive entries; rows with a segment number first are written close together.
 
--- body and hash are exactly those of the embedded store: one chain of hashes, whatever the store.
+-- body and hash are the same as in the embedded store, so the hash chain does not depend on the store.
 CREATE TABLE entry (
     seq        bigint PRIMARY KEY CHECK (seq > 0),
     body       text COLLATE "C" NOT NULL,  -- JSON, units as decimal text; the bytes that are hashed
-    hash       bytea NOT NULL,             -- SHA-256 of the hash before it and the body
+    hash       bytea NOT NULL,             -- SHA-256 of the previous hash and the body
     key_digest uuid NOT NULL               -- derived: the 128-bit BLAKE2b digest of the idempotency key
 );
 
 CREATE UNIQUE INDEX entry_key ON entry (key_digest);
 
--- One row: the last entry of the last commit. Whoever writes locks it first, so that writers take turns.
+-- One row: the last entry of the last commit. Its row lock is the write lock of the journal.
 CREATE TABLE head (
     only_row  smallint PRIMARY KEY CHECK (only_row = 1),
     seq       bigint NOT NULL,
@@ -43,15 +43,15 @@ CREATE TRIGGER head_never_goes_back BEFORE UPDATE ON head
     FOR EACH ROW WHEN (NEW.seq <= OLD.seq OR NEW.booked_ms < OLD.booked_ms)
     EXECUTE FUNCTION refuse_head_going_back();
 
--- What this database is: the ledger's id, and the epoch that a restore counts up.
+-- One row: the id of the ledger, and the epoch, which each restore increments.
 CREATE TABLE ledger (
     only_row  smallint PRIMARY KEY CHECK (only_row = 1),
     ledger_id text COLLATE "C" NOT NULL,
     epoch     bigint NOT NULL,
-    syncs     bigint NOT NULL              -- counted up by a commit that means nothing but that it is synced
+    syncs     bigint NOT NULL              -- incremented only to make a commit that is synced
 ) WITH (fillfactor = 10);
 
--- Derived: which entries touched an account's coin, clustered by segment. The balances after them are in the entries.
+-- Derived: which entries changed a coin of an account, clustered by segment. The balances after them are in the entries.
 CREATE TABLE history (
     segment  integer NOT NULL,
     customer text COLLATE "C" NOT NULL,
@@ -61,7 +61,7 @@ CREATE TABLE history (
     PRIMARY KEY (segment, customer, account, coin, seq)
 );
 
--- Derived: the balances at the head. Room on each page keeps new versions of a row beside the old ones.
+-- Derived: the balances at the head. Free space on each page keeps new versions of a row on the page of the old ones.
 CREATE TABLE balance (
     customer  text COLLATE "C" NOT NULL,
     account   text COLLATE "C" NOT NULL,
@@ -73,7 +73,7 @@ CREATE TABLE balance (
     CHECK (available >= 0 OR account = 'house')
 ) WITH (fillfactor = 60, autovacuum_vacuum_cost_delay = 0);
 
--- Derived: holds as they are at the head, open and closed.
+-- Derived: all holds at the head, open and closed.
 CREATE TABLE hold (
     hold_id    bigint PRIMARY KEY,
     customer   text COLLATE "C" NOT NULL,
@@ -90,7 +90,7 @@ CREATE TABLE hold (
 
 CREATE INDEX hold_of ON hold (((hold_id - 1) / 65536), customer, hold_id);
 
--- Derived: the holds that are open; a row goes when its hold is closed, so that the rows of hold can stay in place.
+-- Derived: the open holds. A row is deleted when its hold closes, so that the rows of hold can stay in place.
 CREATE TABLE open_hold (
     hold_id    bigint PRIMARY KEY,
     customer   text COLLATE "C" NOT NULL,
@@ -111,13 +111,13 @@ CREATE TABLE customer (
     seq      bigint NOT NULL
 );
 
--- Derived: which entry was reversed, and by which.
+-- Derived: which entry was reversed, and by which entry.
 CREATE TABLE reversal (
     seq    bigint PRIMARY KEY,
     by_seq bigint NOT NULL
 );
 
--- For people with an SQL shell: the journal as postings, one a row.
+-- For use in an SQL shell: the journal with one posting per row.
 CREATE VIEW posting AS
 SELECT entry.seq                            AS seq,
        body.value ->> 'kind'                AS kind,

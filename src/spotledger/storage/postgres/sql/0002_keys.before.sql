@@ -1,6 +1,6 @@
--- Access keys, operator tokens, and what goes with them. They are no part of the journal: no money is in them.
--- Times are ms since 1970. Every write of these tables but last_used_ms locks the one row of key_version first, so
--- writes of all nodes follow one another, and revoked_change numbers the revocations in the order of their commits.
+-- Access keys, operator tokens and what belongs to them. They are not part of the journal. Times are ms since 1970.
+-- Every write except that of last_used_ms locks the row of key_version first. So the writes of all nodes are serialized,
+-- and revoked_change numbers the revocations in the order of their commits.
 
 CREATE TABLE key_version (
     id      integer PRIMARY KEY CHECK (id = 1),
@@ -8,7 +8,7 @@ CREATE TABLE key_version (
 );
 INSERT INTO key_version (id, version) VALUES (1, 0);
 
--- One row an access key. sealed_secret is AES-256-GCM under the master key, with the access key as associated data.
+-- One row per access key. sealed_secret is AES-256-GCM under the master key, with the access key as associated data.
 CREATE TABLE access_keys (
     accesskey      text COLLATE "C" PRIMARY KEY,
     customer       text COLLATE "C" NOT NULL,
@@ -25,7 +25,7 @@ CREATE TABLE access_keys (
 CREATE INDEX access_keys_of_customer ON access_keys (customer, accesskey);
 CREATE INDEX access_keys_revoked ON access_keys (revoked_change) WHERE revoked_change IS NOT NULL;
 
--- One row an operator token; digest is the SHA-256 of it, the token itself is kept nowhere.
+-- One row per operator token. digest is its SHA-256; the token itself is not stored.
 CREATE TABLE operator_tokens (
     token_id       text COLLATE "C" PRIMARY KEY,
     digest         bytea NOT NULL UNIQUE CHECK (length(digest) = 32),
@@ -37,21 +37,21 @@ CREATE TABLE operator_tokens (
 );
 CREATE INDEX operator_tokens_revoked ON operator_tokens (revoked_change) WHERE revoked_change IS NOT NULL;
 
--- The idempotency keys of writes about access keys and tokens. answer_json never holds a secret.
+-- The idempotency keys of writes about access keys and tokens. answer_json never contains a secret.
 CREATE TABLE kept_key_requests (
     idempotency_key text COLLATE "C" PRIMARY KEY,
     request_json    text NOT NULL,
     answer_json     text NOT NULL
 );
 
--- One row while an embedded ledger is being copied into this database: its last entry. No node starts meanwhile.
+-- One row, the last entry of the source, while an embedded ledger is copied into this database. No node starts then.
 CREATE TABLE copy_going_on (
     only_row smallint PRIMARY KEY CHECK (only_row = 1),
     seq      bigint NOT NULL,
     hash     bytea NOT NULL
 );
 
--- Which master key the secrets were sealed with: one row, nothing that gives the key away.
+-- One row: the fingerprint of the master key that seals the secrets. It reveals nothing about the key.
 CREATE TABLE master_key_mark (
     id          integer PRIMARY KEY CHECK (id = 1),
     fingerprint text NOT NULL

@@ -1,5 +1,5 @@
--- Postings say by its place which of the entry's balances they are about, instead of naming account and coin again.
--- Entries of the form before cannot be turned into it: their hashes are over their bytes.
+-- A posting refers to one of the entry's balances by position, and no longer repeats account and coin. Older entries
+-- cannot be converted, because their hashes cover their bytes.
 
 DO $$
 BEGIN
@@ -9,7 +9,7 @@ BEGIN
 END
 $$;
 
--- A node of the version before would go on writing entries of its form: it is refused from now on.
+-- A node of the previous version would go on writing entries of the old form, so it is refused from now on.
 INSERT INTO schema_version (number, phase, name) VALUES (3, 'after', '0003_lines.before.sql');
 
 DROP VIEW posting;

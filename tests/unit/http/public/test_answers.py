@@ -15,7 +15,7 @@ import spotledger
 from spotledger import errors
 from spotledger.domain.accounts import Account
 from spotledger.domain.amounts import format_amount
-from spotledger.http.public.bodies import BalanceBodies, v1_form
+from spotledger.http.public.answers import BalanceBodies, v1_form
 from support_public import Service, service
 
 
@@ -91,7 +91,7 @@ def test_pieces_of_unchanged_coins_are_used_again(public: Service) -> None:
 
 
 def test_bodies_are_bounded_by_bytes_and_by_number(public: Service) -> None:
-    """However many accounts ask, what is kept stays within its bounds, and each answer is right."""
+    """However many accounts are read, the kept bodies stay within their bounds, and each answer is right."""
     seq = public.ledger.head.seq
     for bodies in (
         BalanceBodies(public.ledger, "spot", v1_form("success"), bytes_limit=5_000),
@@ -105,7 +105,7 @@ def test_bodies_are_bounded_by_bytes_and_by_number(public: Service) -> None:
 
 
 def test_empty_ledger_answers_with_no_coins(tmp_path: Path) -> None:
-    """Before any coin is listed the answer is whole all the same, with an empty object."""
+    """Before any coin is listed the answer is complete, with an empty object."""
     with spotledger.open(tmp_path) as ledger:
         empty = BalanceBodies(ledger, "spot", v1_form("success"))
         assert empty.of("alice", 0).content == b'{"code":200,"data":{},"info":"success"}'

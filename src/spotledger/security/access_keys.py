@@ -1,8 +1,8 @@
 """
-Access keys: their records, and the ring that holds those in use ready for checking signatures.
+Access keys: their records, and the key ring, which keeps those in use in memory for checking signatures.
 
-An access key is a UUID, its secret 64 hex digits (rule R13). The secret is shown once, when it is
-made; what is kept is sealed with the master key.
+An access key is a UUID, its secret 64 hex digits (rule R13). The secret is shown once, when it is made; it is stored
+encrypted with the master key.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ import secrets
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, StoreUnavailable
 from spotledger.security.addresses import IpAddress, IpNetwork, parse_network
-from spotledger.security.bounded import BoundedDict
+from spotledger.security.bounded_dict import BoundedDict
 from spotledger.security.cipher import Cipher
 from spotledger.security.signing import UNKNOWN_SECRET, PreparedSecret
 
@@ -25,14 +24,14 @@ PERMISSIONS = ("read", "trade", "withdraw")
 LABEL_MAX_CHARACTERS = 100
 ADDRESSES_MAX = 100
 SECRET_BYTES = 32
-#: Half of the number of access keys that are held ready in memory.
+#: Half the number of access keys that are kept in memory.
 READY_KEYS_GENERATION = 20_000
 NEVER_MS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
 class AccessKeyRecord:
-    """One access key as it is stored. ``addresses`` are CIDR texts; times are ms since 1970, None for never."""
+    """One access key as it is stored. ``addresses`` are CIDR; times are ms since 1970, None for never."""
 
     accesskey: str = field(repr=False)
     customer: str
@@ -50,60 +49,26 @@ class AccessKeyRecords(Protocol):
     """Where access keys are stored."""
 
     def get(self, accesskey: str) -> AccessKeyRecord | None:
-        """Return the record of *accesskey*."""
+        """Return the record of *accesskey*, or None."""
 
     def insert(self, record: AccessKeyRecord) -> None:
         """Store a new record."""
 
     def list(self, customer: str | None, after: str, limit: int) -> list[AccessKeyRecord]:
-        """Return at most *limit* records beyond the access key *after*, of *customer* or of all, in order."""
+        """Return at most *limit* records after the access key *after*, of *customer* or of all, in order."""
 
     def revoke(self, accesskey: str, now_ms: int) -> bool:
-        """Mark *accesskey* as revoked at *now_ms*; return whether it was there and not yet revoked."""
+        """Mark *accesskey* as revoked at *now_ms*; return whether it existed and was not revoked before."""
 
     def replace(self, accesskey: str, record: AccessKeyRecord, now_ms: int) -> bool:
-        """Revoke *accesskey* and store *record*, both or neither; return whether that was done."""
+        """Revoke *accesskey* and store *record*, or do neither; return whether both were done."""
 
     def note_used(self, used: Mapping[str, int]) -> None:
         """Store when access keys were last used: access key → ms since 1970."""
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRecord:
-    """One operator token as it is stored: the SHA-256 of it, never the token."""
-
-    token_id: str
-    digest: bytes = field(repr=False)
-    scopes: tuple[str, ...]
-    label: str
-    created_ms: int
-    revoked_ms: int | None = None
-
-
-class TokenRecords(Protocol):
-    """Where operator tokens are stored."""
-
-    def together(self) -> AbstractContextManager[object]:
-        """Make what is read and written inside one transaction, which no other write comes between."""
-
-    def get(self, token_id: str) -> TokenRecord | None:
-        """Return the record of the token with this id."""
-
-    def by_digest(self, digest: bytes) -> TokenRecord | None:
-        """Return the record of the token whose SHA-256 is *digest*."""
-
-    def insert(self, record: TokenRecord) -> None:
-        """Store a new record."""
-
-    def list(self, after: str, limit: int) -> list[TokenRecord]:
-        """Return at most *limit* records beyond the id *after*, in order."""
-
-    def revoke(self, token_id: str, now_ms: int) -> bool:
-        """Mark the token as revoked at *now_ms*; return whether it was there and not yet revoked."""
-
-
 class ReadyKey:
-    """An access key made ready to check requests with."""
+    """An access key in the form in which requests are checked with it."""
 
     __slots__ = ("accesskey", "customer", "dead_from_ms", "networks", "permissions", "revoked", "secret")
 
@@ -111,33 +76,33 @@ class ReadyKey:
         self.accesskey = record.accesskey
         self.customer = record.customer
         self.permissions = frozenset(record.permissions)
-        #: From where it may be used; empty for anywhere.
+        #: Where it may be used from; empty for anywhere.
         self.networks: tuple[IpNetwork, ...] = tuple(parse_network(text) for text in record.addresses)
         self.secret = secret
         self.revoked = record.revoked_ms is not None
-        #: Revoked or expired from this time on: one comparison on the hot path.
+        #: Revoked or expired from this time on, so that the hot path makes one comparison.
         self.dead_from_ms = 0 if self.revoked else NEVER_MS if record.expires_ms is None else record.expires_ms
 
     def __repr__(self) -> str:
         return f"ReadyKey({hint_of(self.accesskey)}, customer={self.customer!r})"
 
     def allows(self, address: IpAddress) -> bool:
-        """Tell whether the key may be used from *address*."""
+        """Say whether the key may be used from *address*."""
         return not self.networks or any(address in network for network in self.networks)
 
 
 def hint_of(accesskey: str) -> str:
-    """Return the first characters of *accesskey*, enough to find it by and too few to use it (rule R21)."""
+    """Return the first characters of *accesskey*, enough to find it and too few to use it (rule R21)."""
     return f"{accesskey[:8]}…" if len(accesskey) > 16 else "…"
 
 
 class KeyRing:
     """
-    Make, revoke and look up access keys.
+    Makes, revokes and looks up access keys.
 
-    The keys in use are held ready in bounded memory. Revoking takes effect in this process at once; what another one
-    revoked is told by `revoked_elsewhere`. When keys were last used is collected in memory, until `flush_used` stores
-    it. Writes may be made in another thread than the one that looks keys up.
+    Keys in use are kept in bounded memory. A revocation takes effect in this process at once; `revoked_elsewhere` takes
+    over those of other processes. When keys were last used is collected in memory until `flush_used` stores it. Writes
+    may come from another thread than look-ups.
     """
 
     def __init__(
@@ -152,12 +117,12 @@ class KeyRing:
         self._cipher = cipher
         self._clock_ms = clock_ms
         self._ready: BoundedDict[str, ReadyKey] = BoundedDict(generation_limit)
-        # Held for every change of `_ready`, and from reading a record to holding it ready: so a record that was read
-        # before its key was revoked is never put in after that.
+        # Held during each change of `_ready`, and from reading a record until it is there, so that a record read before
+        # its key was revoked is never put in afterwards.
         self._changing = threading.Lock()
-        #: Access key → when it last passed, since the last flush.
+        #: Access key → when it was last used, since the last flush.
         self.used: dict[str, int] = {}
-        #: Why no key may be looked up now, or None: whoever watches for revocations has heard nothing for too long.
+        #: Why no key is accepted now, or None: set if revocations by other nodes have been unknown for too long.
         self.distrusted: str | None = None
 
     def create(
@@ -172,14 +137,14 @@ class KeyRing:
         Make an access key for *customer* and store it.
 
         Args:
-            customer: Who is registered; not checked here.
-            permissions: Of ``read``, ``trade``, ``withdraw``; at least one.
+            customer: A registered customer; not checked here.
+            permissions: At least one of ``read``, ``trade``, ``withdraw``.
             label: At most 100 printable characters.
-            addresses: Addresses or networks (``10.1.0.0/16``) it may be used from; none for anywhere.
-            expires_ms: When it stops working, ms since 1970, later than now; None for never.
+            addresses: Addresses or networks (``10.1.0.0/16``) that it may be used from; none for anywhere.
+            expires_ms: When it expires, in ms since 1970, later than now; None for never.
 
         Returns:
-            The access key and its secret. The secret can't be had again.
+            The access key and its secret, which cannot be read again.
 
         Raises:
             InvalidRequest: One of the arguments is not as above; ``field`` names it.
@@ -201,11 +166,14 @@ class KeyRing:
 
     def rotate(self, accesskey: str) -> tuple[str, str]:
         """
-        Revoke *accesskey* and make another with the same customer, permissions, label, addresses and expiry.
+        Revoke *accesskey*, and make another one with the same customer, permissions, label, addresses and expiry.
+
+        Returns:
+            The new access key and its secret.
 
         Raises:
             AccessKeyUnknown: There is no such access key.
-            AccessKeyRevoked: It is revoked already; nothing is made.
+            AccessKeyRevoked: It was revoked before; nothing is made.
         """
         old = self._records.get(accesskey)
         if old is None:
@@ -220,10 +188,10 @@ class KeyRing:
 
     def revoke(self, accesskey: str) -> bool:
         """
-        Make *accesskey* stop working, at once and for ever.
+        Revoke *accesskey* for ever.
 
         Returns:
-            Whether it was alive before.
+            Whether it was not revoked before.
 
         Raises:
             AccessKeyUnknown: There is no such access key.
@@ -231,31 +199,31 @@ class KeyRing:
         record = self._records.get(accesskey)
         if record is None:
             raise AccessKeyUnknown
-        was_alive = self._records.revoke(accesskey, self._clock_ms())
+        is_new = self._records.revoke(accesskey, self._clock_ms())
         self._hold_as_revoked(record)
-        return was_alive
+        return is_new
 
     def list(self, customer: str | None = None, after: str = "", limit: int = 1000) -> list[AccessKeyRecord]:
-        """Return at most *limit* records beyond the access key *after*, of *customer* or of all."""
+        """Return at most *limit* records after the access key *after*, of *customer* or of all."""
         return self._records.list(customer, after, limit)
 
     def get(self, accesskey: str) -> AccessKeyRecord | None:
-        """Return the stored record of *accesskey*."""
+        """Return the stored record of *accesskey*, or None."""
         return self._records.get(accesskey)
 
     def ready(self, accesskey: str) -> ReadyKey | None:
         """
-        Return *accesskey* ready for checking, dead ones too; None if there is no such key.
+        Return *accesskey* in the form for checking requests, revoked and expired ones too; None if it does not exist.
 
         Raises:
             MasterKeyRefused: Its secret does not open with this master key.
-            StoreUnavailable: It cannot be known now whether the key was revoked.
+            StoreUnavailable: Whether the key was revoked cannot be determined now.
         """
         if self.distrusted is not None:
             raise StoreUnavailable(self.distrusted)
-        return self._ready.younger.get(accesskey) or self._ready_after_all(accesskey)
+        return self._ready.younger.get(accesskey) or self._load(accesskey)
 
-    def _ready_after_all(self, accesskey: str) -> ReadyKey | None:
+    def _load(self, accesskey: str) -> ReadyKey | None:
         with self._changing:
             ready = self._ready.get(accesskey)
             if ready is None:
@@ -267,18 +235,18 @@ class KeyRing:
             return ready
 
     def forget(self) -> None:
-        """Drop all ready keys, so that each is read from the store again."""
+        """Drop all keys from memory, so that each is read from the store again."""
         with self._changing:
             self._ready.clear()
 
     def revoked_elsewhere(self, accesskeys: Iterable[str]) -> None:
-        """Take over that another process has revoked *accesskeys*: each is read from the store before its next use."""
+        """Drop *accesskeys*, which another process revoked, so that each is read from the store before its next use."""
         with self._changing:
             for accesskey in accesskeys:
                 self._ready.drop(accesskey)
 
     def flush_used(self) -> int:
-        """Store when keys were last used, all in one write; return how many. What fails is kept for the next time."""
+        """Store in one write when keys were last used; return how many. After an error they are kept for a retry."""
         used, self.used = self.used, {}
         if used:
             try:
@@ -298,51 +266,54 @@ class KeyRing:
         return ReadyKey(record, PreparedSecret(self._cipher.open(record.accesskey, record.sealed_secret)))
 
     def _hold_as_revoked(self, record: AccessKeyRecord) -> None:
-        # Held as a dead key rather than dropped: a reader that saw the record a moment before the commit
-        # can't bring it back to life, because only a missing key is read from the store.
+        # Kept as revoked instead of dropped: only a missing key is read from the store, so a look-up that read the
+        # record just before the commit cannot make the key valid again.
         with self._changing:
             self._ready.put(record.accesskey, self._made_ready(replace(record, revoked_ms=self._clock_ms())))
 
 
 def checked_permissions(permissions: Iterable[str]) -> tuple[str, ...]:
-    """Return *permissions* in the order of `PERMISSIONS`, each once; raise InvalidRequest otherwise."""
-    asked = {permissions} if isinstance(permissions, str) else set(permissions)
-    unknown = sorted(str(name) for name in asked - set(PERMISSIONS))
+    """Return *permissions* in the order of `PERMISSIONS`, each once; raise InvalidRequest if one is unknown or none."""
+    return checked_names(permissions, PERMISSIONS, "permissions")
+
+
+def checked_names(names: Iterable[str], known: tuple[str, ...], field: str) -> tuple[str, ...]:
+    """Return *names* in the order of *known*, each once; raise InvalidRequest if one is unknown, or there is none."""
+    asked = {names} if isinstance(names, str) else set(names)
+    unknown = sorted(str(name) for name in asked - set(known))
     if unknown or not asked:
         found = ", ".join(unknown) or "none"
-        raise InvalidRequest(
-            f"permissions: found {found}; give one or more of {', '.join(PERMISSIONS)}.", field="permissions"
-        )
-    return tuple(name for name in PERMISSIONS if name in asked)
+        raise InvalidRequest(f"{field}: found {found}; one or more of {', '.join(known)} would pass.", field=field)
+    return tuple(name for name in known if name in asked)
 
 
 def checked_label(label: str) -> str:
-    """Return *label* if it is printable and of 100 characters at most; raise InvalidRequest otherwise."""
+    """Return *label*, or raise InvalidRequest if it is longer than 100 characters or not printable."""
     if not isinstance(label, str) or len(label) > LABEL_MAX_CHARACTERS or not label.isprintable():
-        raise InvalidRequest(f"label: give at most {LABEL_MAX_CHARACTERS} printable characters.", field="label")
+        raise InvalidRequest(f"label: at most {LABEL_MAX_CHARACTERS} printable characters would pass.", field="label")
     return label
 
 
 def checked_addresses(addresses: Iterable[str]) -> tuple[str, ...]:
-    """Return *addresses* as CIDR texts, each once; raise InvalidRequest where one is neither address nor network."""
+    """Return *addresses* as CIDR, each once; raise InvalidRequest if one is neither an address nor a network."""
     texts = [addresses] if isinstance(addresses, str) else list(addresses)
     if len(texts) > ADDRESSES_MAX:
-        raise InvalidRequest(f"addresses: {len(texts)} given; {ADDRESSES_MAX} at most.", field="addresses")
+        raise InvalidRequest(f"addresses: found {len(texts)}; at most {ADDRESSES_MAX} would pass.", field="addresses")
     try:
         return tuple(dict.fromkeys(str(parse_network(text)) for text in texts))
     except ValueError as error:
         raise InvalidRequest(
-            "addresses: each is an address (10.1.2.3) or a network without host bits (10.1.0.0/16).",
+            "addresses: an address (10.1.2.3) or a network without host bits (10.1.0.0/16) would pass.",
             field="addresses",
         ) from error
 
 
 def checked_expiry(expires_ms: int | None, now_ms: int) -> int | None:
-    """Return *expires_ms* if it is later than *now_ms*, or None; raise InvalidRequest otherwise."""
+    """Return *expires_ms* if it is None or later than *now_ms*; raise InvalidRequest otherwise."""
     if expires_ms is None:
         return None
     if isinstance(expires_ms, bool) or not isinstance(expires_ms, int) or not now_ms < expires_ms < NEVER_MS:
         raise InvalidRequest(
-            f"expires_ms: give a time in ms since 1970 later than now ({now_ms}), or leave it out.", field="expires_ms"
+            f"expires_ms: a time in ms since 1970 later than now ({now_ms}) would pass, or none.", field="expires_ms"
         )
     return expires_ms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from spotledger.security.bounded import BoundedDict
+from spotledger.security.bounded_dict import BoundedDict
 
 
 def test_bounded_dict_keeps_what_is_asked_for() -> None:

@@ -13,7 +13,8 @@ import httpx2
 import pytest
 
 from spotledger import errors
-from spotledger.client.operator.api import OperatorClient, Reply
+from spotledger.client import AsyncOperatorLedger
+from spotledger.client.operator.messages import Reply
 from spotledger.client.problems import ERROR_OF_CODE
 
 TOKEN = "token-0123456789abcdef"
@@ -58,7 +59,7 @@ class ScriptedApp:
 def call(app: ScriptedApp, method: str = "GET", path: str = "/v1/coins", **arguments: Any) -> Reply:
     async def run() -> Reply:
         transport = httpx2.ASGITransport(app=app)
-        async with OperatorClient("http://operator", TOKEN, transport) as client:
+        async with AsyncOperatorLedger("http://operator", TOKEN, attempts=1, transport=transport) as client:
             return await client.call(method, path, **arguments)
 
     return asyncio.run(run())
@@ -88,6 +89,26 @@ def test_call_write_sends_token_key_query_and_json() -> None:
     assert app.scope["query_string"] == b"min_seq=3"
     assert json.loads(app.received) == {"customer": "alice", "amount": "100.50"}
     assert body == {"customer": "alice", "amount": "100.50"}
+
+
+def test_call_repeat_of_an_earlier_answer_is_marked() -> None:
+    """A reply says whether the write was done before."""
+    assert call(ScriptedApp(idempotency_replayed="true")).replayed
+    assert not call(ScriptedApp()).replayed
+
+
+def test_answers_are_given_to_the_hook_as_they_arrived() -> None:
+    """Each answer's document reaches ``on_answer`` whole, with what the typed value leaves out."""
+    documents: list[dict[str, Any]] = []
+    document = {"seq": 1, "epoch": 1, "coins": [{"coin": "btc", "scale": 8, "newer": 1}], "newest": 2}
+
+    async def run() -> None:
+        transport = httpx2.ASGITransport(app=ScriptedApp(200, json.dumps(document).encode()))
+        async with AsyncOperatorLedger("http://o", TOKEN, transport=transport, on_answer=documents.append) as ledger:
+            assert (await ledger.coins())["btc"].scale == 8
+
+    asyncio.run(run())
+    assert documents == [document]
 
 
 def test_call_success_without_body_gives_empty_dict() -> None:
@@ -185,7 +206,7 @@ def test_call_nobody_listening_raises_transport_error(unused_port: int, caplog: 
     caplog.set_level(logging.DEBUG)
 
     async def run() -> None:
-        async with OperatorClient(f"http://127.0.0.1:{unused_port}", TOKEN) as client:
+        async with AsyncOperatorLedger(f"http://127.0.0.1:{unused_port}", TOKEN, attempts=1) as client:
             await client.call("DELETE", "/v1/keys/11111111-2222-4333-8444-555555555555")
 
     with pytest.raises(errors.TransportError) as raised:
@@ -206,7 +227,7 @@ def test_call_logs_nothing_at_debug(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_repr_hides_token() -> None:
     """The repr names the address and not the token."""
-    assert repr(OperatorClient("http://h:1/", TOKEN)) == "OperatorClient('http://h:1')"
+    assert repr(AsyncOperatorLedger("http://h:1/", TOKEN)) == "AsyncOperatorLedger('http://h:1')"
 
 
 @pytest.mark.parametrize("path", ["v1/coins", "//evil/v1", "/v1/coins?x=1", "/v1/coins#x", ""])
@@ -220,4 +241,4 @@ def test_call_bad_path_raises_value_error(path: str) -> None:
 def test_client_bad_token_raises_value_error_without_it(token: str) -> None:
     """A token that no header can carry is refused, and not repeated."""
     with pytest.raises(ValueError, match=r"\Atoken must be printable ASCII without blanks\Z"):
-        OperatorClient("http://h", token)
+        AsyncOperatorLedger("http://h", token)

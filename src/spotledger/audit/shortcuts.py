@@ -1,10 +1,9 @@
 """
-The short way through entries of the usual kinds: what an entry has to be is made as a whole from its request and what
-stands before it, and compared with what it is.
+Shortcuts through entries of the usual forms: build the whole entry that a request must lead to, and compare.
 
-Each way returns the lines that the entry touches, in the order of its balances, where all of it is as it should be,
-and None where it is not, or is of a form that is not usual: :meth:`BooksRead.post` and the checks of requests then
-look at it piece by piece. What passes here passes there too.
+A shortcut returns the lines that the entry touches, in the order of its balances, if every part of the entry is as
+expected. It returns None if a part differs or the entry has an unusual form; :meth:`BooksRead.post` and the checks of
+requests then look at each part. They accept everything that a shortcut accepts.
 """
 
 from __future__ import annotations
@@ -12,22 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from spotledger.audit.books import BooksRead, Line, OpenHold
+from spotledger.audit.books import BooksRead, Line
 from spotledger.audit.entries import (
     AVAILABLE,
+    EXTERNAL,
+    FEES,
     FREEZE,
     AccountRead,
+    AmountRead,
     BalanceRead,
     EntryRead,
     PlacedRead,
     SideRead,
     named,
 )
-from spotledger.domain.accounts import EXTERNAL, FEES, RECEIVABLE
+from spotledger.domain.accounts import RECEIVABLE
 from spotledger.domain.operations import REST
 
-_EXTERNAL: Final[AccountRead] = (EXTERNAL.customer, EXTERNAL.kind)
-_FEES: Final[AccountRead] = (FEES.customer, FEES.kind)
 Touched = tuple[Line, ...] | None
 
 
@@ -80,7 +80,7 @@ def _unfreeze(books: BooksRead, entry: EntryRead) -> Touched:
 def _deposit(books: BooksRead, entry: EntryRead) -> Touched:
     request = entry.request
     account = (request.customer, request.account)
-    touched = _moved(books, entry, _EXTERNAL, account)  # type: ignore[arg-type]
+    touched = _moved(books, entry, EXTERNAL, account)  # type: ignore[arg-type]
     if touched is None or books.owed(f"{RECEIVABLE}:{request.customer}", touched[1].coin):
         return None
     return touched
@@ -91,7 +91,7 @@ def _withdraw(books: BooksRead, entry: EntryRead) -> Touched:
     if request.hold is not None:
         return None
     account = (request.customer, request.account)
-    return _moved(books, entry, account, _EXTERNAL)  # type: ignore[arg-type]
+    return _moved(books, entry, account, EXTERNAL)  # type: ignore[arg-type]
 
 
 def _transfer(books: BooksRead, entry: EntryRead) -> Touched:
@@ -111,10 +111,8 @@ def _moved(books: BooksRead, entry: EntryRead, source: AccountRead, target: Acco
         return None
     given, taken = giver.available - units, taker.available + units
     if (
-        (given < 0 and not giver.may_be_negative)
-        or (taken < 0 and not taker.may_be_negative)
-        or giver.freeze < 0
-        or taker.freeze < 0
+        not giver.may_have(given, giver.freeze)
+        or not taker.may_have(taken, taker.freeze)
         or entry.postings != ((0, AVAILABLE, -units, None), (1, AVAILABLE, units, None))
         or entry.balances != ((source, coin, given, giver.freeze), (target, coin, taken, taker.freeze))
         or entry.holds
@@ -124,60 +122,75 @@ def _moved(books: BooksRead, entry: EntryRead, source: AccountRead, target: Acco
 
 
 def _settle(books: BooksRead, entry: EntryRead) -> Touched:
-    """Check a fill of two customers, each with a fee in what he receives, and no dust."""
-    request = entry.request
-    buyer, seller, holds = request.buyer, request.seller, entry.holds
-    base, quote, base_units, quote_units = request.base, request.quote, request.base_units, request.quote_units
-    if (
-        base is None or quote is None or base_units is None or quote_units is None or base == quote
-        or buyer is None or seller is None or len(holds) != 2
-    ):  # fmt: skip
+    """Check a fill of two customers, each with a fee in the coin received, and no dust."""
+    request, holds = entry.request, entry.holds
+    base, base_units = request.base, request.base_units
+    quote, quote_units = request.quote, request.quote_units
+    if not base_units or not quote_units or base == quote or len(holds) != 2:
         return None
-    (buy_id, buy_left), (sell_id, sell_left) = holds
-    buy, sell = books.holds.get(buy_id), books.holds.get(sell_id)
-    if buy is None or sell is None or buy.line.account == sell.line.account:
-        return None
-    bought = _side(books, buyer, buy_id, buy, buy_left, quote, quote_units, base, base_units, 0)
+    bought = _side(books, request.buyer, holds[0], quote, quote_units, base, base_units, 0)
     if bought is None:
         return None
-    sold = _side(books, seller, sell_id, sell, sell_left, base, base_units, quote, quote_units, 3)
-    if sold is None:
+    sold = _side(books, request.seller, holds[1], base, base_units, quote, quote_units, 3)
+    if sold is None or entry.postings != bought[0] + sold[0] or entry.balances != bought[1] + sold[1]:
         return None
-    if entry.postings != bought[0] + sold[0] or entry.balances != bought[1] + sold[1]:
+    lines = bought[2] + sold[2]
+    if lines[0].account == lines[3].account:
         return None
-    books.use_hold(entry, buy_id, buy, buy_left)
-    books.use_hold(entry, sell_id, sell, sell_left)
-    return bought[2] + sold[2]
+    for hold_id, left in holds:
+        books.use_hold(entry, hold_id, books.holds[hold_id], left)
+    return lines
+
+
+_Filled = tuple[tuple[PlacedRead, ...], tuple[BalanceRead, ...], tuple[Line, ...]]
 
 
 def _side(
     books: BooksRead,
-    side: SideRead,
-    hold_id: int,
-    hold: OpenHold,
-    left: int,
-    paid: str,
+    side: SideRead | None,
+    use: tuple[int, int],
+    paid: str | None,
     units: int,
-    coin: str,
+    coin: str | None,
     received: int,
     place: int,
-) -> tuple[tuple[PlacedRead, ...], tuple[BalanceRead, ...], tuple[Line, Line, Line]] | None:
-    """Return postings, balances (from *place* on) and lines of one side, or None where it is not of the usual form."""
-    fee, line = side.fee, hold.line
-    account = line.account
-    if (
-        fee is None or fee.units is None or fee.coin != coin or not 0 < fee.units < received or left < 0
-        or side.dust is not None or line.coin != paid or account == _FEES or not named(side.hold, hold_id)
-    ):  # fmt: skip
+) -> _Filled | None:
+    """
+    Return the postings, balances and lines that one side of a fill must have; None if its form is not the usual one.
+
+    Args:
+        books: The books before the fill.
+        side: The side in the request.
+        use: The hold that the side uses, and what remains of it after the fill.
+        paid: The coin that the side pays.
+        units: How many units of it.
+        coin: The coin that the side receives.
+        received: How many units of it, the fee included.
+        place: The place of the side's first balance in the entry, from 0.
+    """
+    hold_id, left = use
+    hold = books.holds.get(hold_id)
+    if hold is None or side is None or side.fee is None or side.fee.coin != coin or side.dust is not None:
         return None
-    taken, fee_units = hold.remaining - left, fee.units
-    released = 0
-    if side.release is not None:
-        released = taken - units if side.release == REST and not left else side.release_units or 0
-    into, fees = books.lines.get((account, coin)), books.lines.get((_FEES, coin))
-    if into is None or fees is None or released < 0 or taken != units + released:
+    line = hold.line
+    if line.coin != paid or line.account == FEES or not named(side.hold, hold_id):
         return None
-    got = received - fee_units
+    released = hold.remaining - left - units
+    asked = released if side.release == REST and not left else side.release_units or 0
+    if left < 0 or released < 0 or released != asked:
+        return None
+    return _filled(books, line, hold_id, units, released, received, side.fee, place)
+
+
+def _filled(
+    books: BooksRead, line: Line, hold_id: int, units: int, released: int, received: int, fee: AmountRead, place: int
+) -> _Filled | None:
+    """Return what a side leads to that pays *units*, and gets *released* back, of the hold on *line*."""
+    account, fee_units = line.account, fee.units or 0
+    into, fees = books.lines.get((account, fee.coin)), books.lines.get((FEES, fee.coin))
+    if into is None or fees is None or not 0 < fee_units < received:
+        return None
+    taken, got = units + released, received - fee_units
     available, freeze = line.available + released, line.freeze - taken
     into_available, fees_available = into.available + got, fees.available + fee_units
     if available < 0 or freeze < 0 or into_available < 0 or into.freeze < 0 or fees_available < 0 or fees.freeze < 0:
@@ -190,14 +203,14 @@ def _side(
         (place + 2, AVAILABLE, fee_units, None),
     )
     balances = (
-        (account, paid, available, freeze),
-        (account, coin, into_available, into.freeze),
-        (_FEES, coin, fees_available, fees.freeze),
+        (account, line.coin, available, freeze),
+        (account, into.coin, into_available, into.freeze),
+        (FEES, fees.coin, fees_available, fees.freeze),
     )
     return postings, balances, (line, into, fees)
 
 
-#: By kind of entry; others have no short way.
+#: By kind of entry; entries of other kinds have no shortcut.
 SHORTCUTS: Final[dict[str, Callable[[BooksRead, EntryRead], Touched]]] = {
     "freeze": _freeze,
     "unfreeze": _unfreeze,

@@ -1,0 +1,27 @@
+"""What the child processes of audits have in common."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+
+from spotledger.storage.folder import VARIABLE_PREFIX
+
+
+def environ_of_child() -> dict[str, str]:
+    """Return the environment without the service's variables, some of which are secrets."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE_PREFIX)}
+
+
+def run_child(work: Callable[[], None]) -> None:
+    """Do the *work* of a child process, which ends when its parent no longer reads its standard output."""
+    # The work allocates a lot, and no reference cycles; looking for them would take a tenth of its time.
+    gc.disable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends its children
+    with suppress(BrokenPipeError):
+        work()
+        return
+    os._exit(1)  # do not try to flush standard output

@@ -1,0 +1,129 @@
+"""What commands print: lines and tables for people, one JSON document for programs, one line for an error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Context, Decimal, Inexact
+from typing import Any, Final
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from spotledger.errors import LedgerCorrupt, Refused, SpotledgerError
+
+#: The width of a table that is not printed to a terminal.
+PIPE_COLUMNS: Final = 240
+#: Adds amounts of any size exactly; the usual context rounds to 28 digits.
+EXACT: Final = Context(prec=80, traps=[Inexact])
+#: Columns that are aligned to the right.
+AMOUNT_COLUMNS: Final = frozenset(
+    {
+        *("available", "freeze", "total", "amount", "remaining", "after", "scale", "seq", "entry", "age"),
+        *("± available", "± freeze", "customers available", "customers freeze"),
+        *("@external", "@fees", "@dust", "@receivable"),
+    }
+)
+
+#: Shows how far a task is: its name, how much is done, and of how much.
+Tell = Callable[[str, int, int], None]
+
+
+class Output:
+    """
+    The output of one command.
+
+    Lines and tables are for people. With ``--json`` they are left out, and the document is printed in their place.
+    """
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json = as_json
+
+    def document(self, value: object) -> None:
+        """Print *value* as one JSON document, with ``--json`` only."""
+        if self.as_json:
+            click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+    def line(self, text: str) -> None:
+        """Print one line for people."""
+        if not self.as_json:
+            click.echo(text)
+
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
+        """Print *rows* under *columns* for people."""
+        if self.as_json:
+            return
+        shown = Table(
+            title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0)
+        )
+        for name in columns:
+            justify = "right" if name in AMOUNT_COLUMNS else "left"
+            shown.add_column(name, justify=justify, no_wrap=True, overflow="fold")  # type: ignore[arg-type]
+        for row in rows:
+            shown.add_row(*(Text(_text(value)) for value in row))
+        width = None if sys.stdout.isatty() else PIPE_COLUMNS
+        Console(file=sys.stdout, width=width, highlight=False, no_color="NO_COLOR" in os.environ or None).print(shown)
+
+    def balances(
+        self, balances: Iterable[tuple[str, Decimal, Decimal]], *, with_empty: bool, title: str | None = None
+    ) -> None:
+        """
+        Print balances with their totals for people.
+
+        Args:
+            balances: The coin of each, what is available, and what is frozen.
+            with_empty: Whether to print coins with nothing in them.
+            title: Printed above the table.
+        """
+        rows = (
+            (coin, available, freeze, EXACT.add(available, freeze))
+            for coin, available, freeze in balances
+            if with_empty or available or freeze
+        )
+        self.table(("coin", "available", "freeze", "total"), rows, title)
+
+    def error(self, error: SpotledgerError | LedgerCorrupt) -> None:
+        """Print *error* on standard error: one line, or with ``--json`` its problem document."""
+        problem = _problem_of(error)
+        if self.as_json:
+            click.echo(json.dumps(problem, ensure_ascii=False), err=True)
+        else:
+            click.echo(f"spotledger: {problem['detail']} [{problem['code']}]", err=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Tell]:
+        """Give a function that draws progress bars on standard error, if that is a terminal and without ``--json``."""
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        is_off = self.as_json or not console.is_terminal
+        with Progress(*columns, console=console, transient=True, disable=is_off) as bars:
+            tasks: dict[str, TaskID] = {}
+
+            def tell(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = bars.add_task(what)
+                bars.update(tasks[what], completed=done, total=total)
+
+            yield tell
+
+
+def _text(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(_text, value))
+    if isinstance(value, Decimal):
+        return f"{value:f}"
+    return "" if value is None else str(value)
+
+
+def _problem_of(error: SpotledgerError | LedgerCorrupt) -> dict[str, Any]:
+    if isinstance(error, LedgerCorrupt):
+        return {"detail": f"The ledger is damaged: {error}.", "code": "ledger_corrupt"}
+    problem = {"title": (type(error).__doc__ or "").strip(), "detail": error.message, "code": error.code}
+    seq = error.seq if isinstance(error, Refused) else None
+    return {**error.details, **problem, **({} if seq is None else {"seq": seq})}
