@@ -611,6 +611,51 @@ def test_audit_of_a_filter_that_forgot_a_key_names_the_key(healthy: Path, tmp_pa
     assert seen(healthy, tmp_path, forget) == {"filter_key_missing": 16}
 
 
+LAST = "INSERT INTO entry SELECT {}, body, hash FROM entry WHERE seq = 5"
+ABSURD = [
+    (LAST.format(2**62),),
+    (LAST.format(2**63 - 1),),
+    (LAST.format(2**62), f"UPDATE head SET seq = {2**62}"),
+    (LAST.format(2**62), f"UPDATE head SET seq = {2**62}", f"UPDATE books SET sealed_to = {2**62}"),
+    (f"UPDATE entry SET seq = seq + {2**62} WHERE seq > 20",),
+    (f"UPDATE head SET seq = {2**63 - 1}", f"UPDATE books SET sealed_to = {2**63 - 1}"),
+    (f"UPDATE books SET sealed_to = {-(2**63)}",),
+    (f"UPDATE hold SET hold_id = {2**63 - 1} WHERE closed_seq IS NULL",),
+    (f"UPDATE hold SET hold_id = {-(2**63)} WHERE {FIRST_HOLD}",),
+    (f"UPDATE hold SET closed_seq = {2**63 - 1}, remaining = {2**63 - 1}",),
+    (f"UPDATE balance SET seq = {2**63 - 1}, segments = x'ffffffff'",),
+    (f"UPDATE owner_bucket SET bucket = {2**63 - 1} WHERE bucket = (SELECT min(bucket) FROM owner_bucket)",),
+    (f"UPDATE key_bucket SET id = {2**63 - 1} WHERE id = 600",),
+    (f"UPDATE key_filter SET level = {2**63 - 1}, covered_to = {2**63 - 1} WHERE level = 0",),
+    (f"UPDATE key_filter_page SET page = {2**63 - 1} WHERE level = 0",),
+    (f"UPDATE reversal SET seq = {2**63 - 1} WHERE seq = (SELECT min(seq) FROM reversal)",),
+    (f"UPDATE coin SET scale = {2**63 - 1}, seq = {-(2**63)}",),
+    (f"UPDATE ledger SET epoch = {2**63 - 1}, segment_entries = {2**63 - 1}",),
+    (f"UPDATE keys_of SET change = {-(2**63)}",),
+]
+
+
+@pytest.mark.parametrize("statements", ABSURD, ids=lambda statements: statements[-1])
+def test_audit_of_an_absurd_number_names_it_and_does_not_count_up_to_it(
+    healthy: Path, tmp_path: Path, statements: tuple[str, ...]
+) -> None:
+    """However great a number is that somebody wrote, the audit ends as soon as without it."""
+    report = seen(healthy, tmp_path, *map(of, statements))
+    assert report
+
+
+def test_audit_of_a_journal_with_a_wide_gap_reads_what_is_behind_it(healthy: Path, tmp_path: Path) -> None:
+    """One finding says which entries are missing, and the tables of the segments with the gap are not named for it."""
+    folder = copy_of(healthy, tmp_path / "copy")
+    report = audit_after(folder, of("DELETE FROM entry WHERE seq BETWEEN 9 AND 40"))
+    missing = [finding for finding in report.findings if finding.code == "entry_missing"]
+    assert [(finding.seq, finding.found) for finding in missing] == [(9, "no entries 9 to 40")]
+    assert report.audited_to == report.head_seq
+    assert not {"bucket_damaged", "key_row_extra", "history_row_extra"} & set(report.counts)
+    assert len(report.advice) == 1
+    assert "restore" in report.advice[0]
+
+
 SCHEMA = [
     ("journal.db", "DROP TRIGGER entry_is_never_deleted", "trigger_changed", "trigger entry_is_never_deleted"),
     ("journal.db", "DROP TRIGGER head_never_goes_back", "trigger_changed", "trigger head_never_goes_back"),
