@@ -12,11 +12,13 @@ import pytest
 from spotledger.audit import workers as audit_workers
 from spotledger.audit.findings import CODES
 from spotledger.audit.report import KnownHead, Report
+from spotledger.domain.operations import CoinAmount, HoldKey, SettleSide
+from spotledger.ledger.ledger import Ledger
 from spotledger.storage.idempotency_filter import page_checksum
 from spotledger.storage.sqlite.buckets import HistoryLine, HoldsOpened, history_id
 from spotledger.storage.sqlite.noted_head import NOTE_FILE
 from support_audit import Damage, audited, copy_of, damaging, make
-from support_core import raw
+from support_core import START_MS, Clock, fill, open_small, raw, seed
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +339,115 @@ def test_audit_of_a_journal_with_a_new_chain_names_what_was_changed(
     assert not found & {"chain_broken", "head_differs", "journal_cut", "entry_missing"}
 
 
+# --- times of holds, and what reversals take --------------------------------------------------------------
+
+
+USES: dict[str, Callable[[Ledger, int], object]] = {
+    "unfreeze": lambda ledger, hold: ledger.unfreeze(hold, "1", key="use"),
+    "unfreeze all": lambda ledger, hold: ledger.unfreeze(hold, key="use"),
+    "withdraw": lambda ledger, hold: ledger.withdraw("1", key="use", hold=hold),
+    "buy": lambda ledger, hold: ledger.settle(
+        "eth", "btc", "1", "2", SettleSide(str(hold)), SettleSide(HoldKey("other")), key="use"
+    ),
+    "sell with a fee": lambda ledger, hold: ledger.settle(
+        "btc", "eth", "1", "2",
+        SettleSide(HoldKey("other"), CoinAmount("btc", "0.1")), SettleSide(str(hold), CoinAmount("eth", "0.1")),
+        key="use",
+    ),
+}  # fmt: skip
+
+
+def _with_hold(folder: Path, expires_ms: int, use: Callable[[Ledger, int], object], *, sealed: bool) -> Path:
+    """Make a ledger with a hold that a later segment uses; every segment is sealed, or none is."""
+    clock = Clock()
+    with open_small(folder, clock, segment_entries=8 if sealed else 65_536) as ledger:
+        seed(ledger)
+        ledger.list_coin("eth", 8, key="list:eth")
+        ledger.deposit("bob", "eth", "10", key="deposit")
+        ledger.freeze("bob", "eth", "5", key="other")
+        hold = ledger.freeze("ann", "btc", "5", key="hold", expires_ms=expires_ms).hold or 0
+        fill(ledger, 20)
+        clock.now_ms += 10
+        use(ledger, hold)
+        fill(ledger, 20, "after")
+    return folder
+
+
+def _expiring(expires_ms: int | None) -> Callable[[Damage], None]:
+    """Return the damage that gives the hold another time, wherever it is written."""
+
+    def damage(d: Damage) -> None:
+        seq = d.seq_of("hold")
+        in_entry("hold", put("request", "expires_ms", value=expires_ms))(d)
+        d.sql("UPDATE hold SET expires_ms = ? WHERE hold_id = ?", (expires_ms, seq))
+        d.add_up()
+
+    return damage
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("sealed", [True, False])
+def test_audit_of_a_hold_that_was_used_after_its_time_names_the_use(tmp_path: Path, use: str, sealed: bool) -> None:
+    """An entry booked at the time of a hold or later cannot use it."""
+    folder = _with_hold(tmp_path / "ledger", START_MS + 11, USES[use], sealed=sealed)
+    assert seen(folder, tmp_path) == {}
+    (tmp_path / "damaged").mkdir()
+    assert seen(folder, tmp_path / "damaged", _expiring(START_MS + 10), Damage.rehash) == {"hold_used_late": 1}
+
+
+@pytest.mark.parametrize("expires_ms", [START_MS + 11, None])
+@pytest.mark.parametrize("sealed", [True, False])
+def test_audit_of_a_hold_that_expired_before_its_time_names_the_expiry(
+    tmp_path: Path, expires_ms: int | None, sealed: bool
+) -> None:
+    """An expiry is booked at the time of a hold or later, and of no hold without one."""
+    folder = _with_hold(tmp_path / "ledger", START_MS + 10, lambda ledger, _: fill(ledger, 1, "use"), sealed=sealed)
+    assert seen(folder, tmp_path) == {}
+    (tmp_path / "damaged").mkdir()
+    assert seen(folder, tmp_path / "damaged", _expiring(expires_ms), Damage.rehash) == {"hold_expired_early": 1}
+
+
+def test_audit_of_a_hold_that_was_opened_after_its_time_names_it(tmp_path: Path) -> None:
+    """A freeze whose time is past is refused, so none is in a journal."""
+    folder = _with_hold(tmp_path / "ledger", START_MS + 10, lambda ledger, _: fill(ledger, 1, "use"), sealed=True)
+    assert seen(folder, tmp_path, _expiring(START_MS), Damage.rehash) == {"request_differs": 1}
+
+
+@pytest.mark.parametrize("taken", [500_000_000, 0])
+@pytest.mark.parametrize("sealed", [True, False])
+def test_audit_of_a_reversal_that_took_less_than_was_there_names_it(tmp_path: Path, taken: int, sealed: bool) -> None:
+    """What somebody has is taken before anything is owed; balances that fit such a reversal do not hide it."""
+    folder = tmp_path / "ledger"
+    with open_small(folder, segment_entries=8 if sealed else 65_536) as ledger:
+        seed(ledger, "ann", "0.00000001")
+        paid = ledger.deposit("ann", "btc", "10", key="paid")
+        ledger.withdraw("4.00000001", key="out", customer="ann", coin="btc")
+        fill(ledger, 10)
+        ledger.withdraw("0.0000001", key="filled", customer="ann", coin="btc")
+        ledger.reverse(paid.seq, "never came", key="reverse")
+        ledger.register_customer("last", key="last")
+        for number in range(20):
+            ledger.register_customer(f"c{number}", key=f"c{number}")
+
+    def take_less(entry: dict[str, Any]) -> None:
+        [external], [receivable] = [
+            [line for line in entry["balances"] if line[0][0].startswith(name)] for name in ("@external", "@receivable")
+        ]
+        left, owed = 600_000_000 - taken, taken - 1_000_000_000
+        receivable[2] = str(owed)
+        lines = [[external, 1_000_000_000], [receivable, owed]]
+        if taken:
+            lines.insert(1, [[["ann", "spot"], "btc", str(left), "0"], -taken])
+        entry["balances"] = [line for line, _ in lines]
+        entry["postings"] = [[place, "available", str(units)] for place, (_, units) in enumerate(lines)]
+
+    assert seen(folder, tmp_path) == {}
+    (tmp_path / "damaged").mkdir()
+    found = seen(folder, tmp_path / "damaged", in_entry("reverse", take_less), Damage.rehash)
+    books = {"balance_row_differs", "history_row_extra"} if sealed else set()
+    assert {"reversal_wrong"} <= set(found) <= {"reversal_wrong", *books}
+
+
 def test_audit_of_a_cut_journal_whose_head_fits_is_seen_by_the_noted_head(healthy: Path, tmp_path: Path) -> None:
     """What is cut off within the open segment leaves no trace in the journal; the note beside it shows it."""
 
@@ -391,6 +502,7 @@ DERIVED = [
     ("UPDATE balance SET available = CAST(available AS REAL) WHERE customer = 'ann'", {"balance_row_differs"}, SUMS),
     ("UPDATE balance SET available = CAST(available AS TEXT) WHERE customer = 'ann'", {"balance_row_differs"}, SUMS),
     ("UPDATE balance SET available = 'much' WHERE customer = 'ann'", {"balance_row_differs"}, SUMS),
+    ("UPDATE balance SET available = available + 0.5 WHERE customer = 'ann'", {"balance_row_differs"}, SUMS),
     ("UPDATE balance SET \"freeze\" = 1 WHERE customer = 'bob' AND coin = 'usdt'", {"balance_row_differs"}, SUMS),
     ("UPDATE balance SET seq = seq - 1 WHERE customer = 'ann'", {"balance_row_differs"}, SUMS),
     ("UPDATE balance SET seq = 1000 WHERE customer = 'ann'", {"balance_row_differs"}, SUMS),
@@ -442,6 +554,7 @@ DERIVED = [
     ("UPDATE hold SET closed_seq = closed_seq + 1", {"hold_row_differs"}, SUMS),
     ("UPDATE hold SET remaining = 1 WHERE closed_seq IS NULL", {"hold_row_differs"}, SUMS),
     ("UPDATE hold SET remaining = 'much' WHERE closed_seq IS NULL", {"hold_row_differs"}, SUMS),
+    ("UPDATE hold SET remaining = x'00' WHERE closed_seq IS NULL", {"hold_row_differs"}, SUMS),
     ("UPDATE hold SET remaining = CAST(remaining AS REAL) WHERE closed_seq IS NULL", {"hold_row_differs"}, SUMS),
     ("UPDATE hold SET closed_seq = 50, remaining = 0 WHERE closed_seq IS NULL", {"hold_row_differs"}, SUMS | COUNTS),
     ("UPDATE coin SET scale = 2 WHERE coin = 'btc'", {"coin_row_differs"}, COUNTS),
@@ -609,6 +722,51 @@ def test_audit_of_a_filter_that_forgot_a_key_names_the_key(healthy: Path, tmp_pa
         d.sql("UPDATE key_filter_page SET bits = ?, checksum = ? WHERE level = 0", values)
 
     assert seen(healthy, tmp_path, forget) == {"filter_key_missing": 16}
+
+
+LAST = "INSERT INTO entry SELECT {}, body, hash FROM entry WHERE seq = 5"
+ABSURD = [
+    (LAST.format(2**62),),
+    (LAST.format(2**63 - 1),),
+    (LAST.format(2**62), f"UPDATE head SET seq = {2**62}"),
+    (LAST.format(2**62), f"UPDATE head SET seq = {2**62}", f"UPDATE books SET sealed_to = {2**62}"),
+    (f"UPDATE entry SET seq = seq + {2**62} WHERE seq > 20",),
+    (f"UPDATE head SET seq = {2**63 - 1}", f"UPDATE books SET sealed_to = {2**63 - 1}"),
+    (f"UPDATE books SET sealed_to = {-(2**63)}",),
+    (f"UPDATE hold SET hold_id = {2**63 - 1} WHERE closed_seq IS NULL",),
+    (f"UPDATE hold SET hold_id = {-(2**63)} WHERE {FIRST_HOLD}",),
+    (f"UPDATE hold SET closed_seq = {2**63 - 1}, remaining = {2**63 - 1}",),
+    (f"UPDATE balance SET seq = {2**63 - 1}, segments = x'ffffffff'",),
+    (f"UPDATE owner_bucket SET bucket = {2**63 - 1} WHERE bucket = (SELECT min(bucket) FROM owner_bucket)",),
+    (f"UPDATE key_bucket SET id = {2**63 - 1} WHERE id = 600",),
+    (f"UPDATE key_filter SET level = {2**63 - 1}, covered_to = {2**63 - 1} WHERE level = 0",),
+    (f"UPDATE key_filter_page SET page = {2**63 - 1} WHERE level = 0",),
+    (f"UPDATE reversal SET seq = {2**63 - 1} WHERE seq = (SELECT min(seq) FROM reversal)",),
+    (f"UPDATE coin SET scale = {2**63 - 1}, seq = {-(2**63)}",),
+    (f"UPDATE ledger SET epoch = {2**63 - 1}, segment_entries = {2**63 - 1}",),
+    (f"UPDATE keys_of SET change = {-(2**63)}",),
+]
+
+
+@pytest.mark.parametrize("statements", ABSURD, ids=lambda statements: statements[-1])
+def test_audit_of_an_absurd_number_names_it_and_does_not_count_up_to_it(
+    healthy: Path, tmp_path: Path, statements: tuple[str, ...]
+) -> None:
+    """However great a number is that somebody wrote, the audit ends as soon as without it."""
+    report = seen(healthy, tmp_path, *map(of, statements))
+    assert report
+
+
+def test_audit_of_a_journal_with_a_wide_gap_reads_what_is_behind_it(healthy: Path, tmp_path: Path) -> None:
+    """One finding says which entries are missing, and the tables of the segments with the gap are not named for it."""
+    folder = copy_of(healthy, tmp_path / "copy")
+    report = audit_after(folder, of("DELETE FROM entry WHERE seq BETWEEN 9 AND 40"))
+    missing = [finding for finding in report.findings if finding.code == "entry_missing"]
+    assert [(finding.seq, finding.found) for finding in missing] == [(9, "no entries 9 to 40")]
+    assert report.audited_to == report.head_seq
+    assert not {"bucket_damaged", "key_row_extra", "history_row_extra"} & set(report.counts)
+    assert len(report.advice) == 1
+    assert "restore" in report.advice[0]
 
 
 SCHEMA = [

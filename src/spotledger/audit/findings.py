@@ -193,6 +193,8 @@ def advice_on(findings: Findings) -> list[str]:
     """Return what to do about *findings*, as sentences."""
     found = {_part_of(code, None) for code in findings.counts if code not in _ABOUT_FILES}
     found |= {_part_of(finding.code, finding.where) for finding in findings.listed if finding.code in _ABOUT_FILES}
+    if "journal" in found:
+        found.discard("books")  # they were compared with what is damaged, and a restore makes them again
     return [text for part, text in _ADVICE.items() if part in found]
 
 

@@ -361,4 +361,6 @@ def _reading(file: Path) -> Iterator[None]:
     except apsw.NotADBError as error:
         raise SchemaMismatch(f"{file} is no backup made by spotledger, nor an SQLite file.", path=str(file)) from error
     except (apsw.Error, UnicodeDecodeError, LedgerCorrupt) as error:
+        if isinstance(error, apsw.Error) and not is_damage(error):
+            raise StoreUnavailable(f"{file} could not be read: {reason_of(error)}") from error
         raise BackupDamaged(f"{file} is damaged: {error}.", path=str(file)) from error

@@ -41,8 +41,8 @@ from spotledger.storage.sqlite.file import (
     open_writer,
     translated,
 )
-from spotledger.storage.sqlite.head_note import HeadNote
 from spotledger.storage.sqlite.keys import SqliteKeyTables
+from spotledger.storage.sqlite.noted_head import HeadNote
 from spotledger.storage.sqlite.placing import check_journal, go_on_placing
 from spotledger.storage.sqlite.reads import SqliteReads
 from spotledger.storage.sqlite.sealing import Sealer
@@ -318,7 +318,7 @@ class SqliteStore(SqliteReads):
 
     def _seal(self, entries: int = 0) -> None:
         """Have full segments sealed, and let go of what is sealed; after *entries* new ones."""
-        if self._books is None:
+        if self._books is None or self._head.seq - self._sealed_to < self._segment_entries:
             return
         try:
             if self._sealing is None:
@@ -333,16 +333,13 @@ class SqliteStore(SqliteReads):
     def _seal_in_place(self) -> None:
         """Seal what is full, as suits segments that are small."""
         full_to = self._head.seq // self._segment_entries * self._segment_entries
-        if full_to > self._sealed_to:
-            self._seal_here()
-            while self._sealed_to < full_to:
-                self._absorb(self._segment_entries)
+        self._seal_here()
+        while self._sealed_to < full_to:
+            self._absorb(self._segment_entries)
 
     def _seal_beside(self, process: SealingProcess, entries: int) -> None:
         """Have the process seal what is full, and take in a part of what it has sealed."""
-        full = self._head.seq // self._segment_entries
-        if full * self._segment_entries > self._sealed_to:
-            process.seal(full - 1)
+        process.seal(self._head.seq // self._segment_entries - 1)
         process.poll()
         if process.sealed_segments * self._segment_entries > self._sealed_to:
             self._absorb(max(ABSORBED_KEYS, 2 * entries))  # so that it ends before the next segment is full
