@@ -14,7 +14,7 @@ from spotledger.audit.books import Line, mixed
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.audit.keys import FilterCheck, KeySpool
-from spotledger.audit.sums import Sums, add_up, compare_sums
+from spotledger.audit.tables import Sums, add_up, compare_sums
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import column, pack_places, unpack_places
 from spotledger.storage.sqlite.audit import BooksFile

@@ -15,7 +15,6 @@ from typing import Any, Final
 from spotledger.audit.books import Line, mixed, sides, stored_units
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
-from spotledger.audit.sums import Sums, add_up, compare_sums
 from spotledger.storage.encoding import column
 from spotledger.storage.sqlite.audit import BooksFile
 from spotledger.storage.sqlite.books import unpack_segments
@@ -25,9 +24,13 @@ from spotledger.storage.sqlite.buckets import (
     SEGMENT_BUCKETS,
     RowSum,
     owner_bucket,
+    row_digest,
     sum_of,
 )
 from spotledger.storage.sqlite.raw import Row
+
+#: By bucket: how many rows, and the sum of their digests.
+Sums = dict[int, list[int]]
 
 _HOLDS_A_PAGE: Final = 2_000
 _SEGMENT_BYTES: Final = 4
@@ -286,3 +289,34 @@ def _shown(seq: int, available: object, freeze: object) -> str:
 
 def _some(segments: list[int]) -> str:
     return f"{segments[:8]}" if len(segments) <= 8 else f"{len(segments)}, from {segments[0]} to {segments[-1]}"
+
+
+# --- sums of buckets ------------------------------------------------------------------------------------------------
+
+
+def add_up(sums: Sums, table: str, rows: Iterable[tuple[Any, ...]], ids_in_bucket: int = 1) -> None:
+    """Add *rows* of *table* to *sums*; the first column is the bucket, or an id of which a bucket has so many."""
+    for row in rows:
+        bucket = row[0] // ids_in_bucket
+        found = sums.get(bucket)
+        if found is None:
+            sums[bucket] = [1, row_digest(table, row)]
+        else:
+            found[0] += 1
+            found[1] += row_digest(table, row)
+
+
+def compare_sums(findings: Findings, table: str, sums: Sums, kept: dict[int, tuple[int, bytes]]) -> None:
+    """Compare what was added up with what is *kept* in the rows of *table*."""
+    nothing = RowSum().kept()
+    for bucket in sorted(sums.keys() | kept.keys()):
+        count, total = sums.get(bucket, (0, 0))
+        actual = (count, (total % (1 << 128)).to_bytes(16, "little"))
+        said = kept.get(bucket, nothing)
+        if said != actual:
+            findings.add("bucket_sum_differs", None, f"{table} {bucket}", _shown_sum(said), _shown_sum(actual))
+
+
+def _shown_sum(sum_of_rows: tuple[Any, Any]) -> str:
+    count, digest = sum_of_rows
+    return f"{count} rows, {digest.hex() if isinstance(digest, bytes) else digest}"

@@ -30,6 +30,7 @@ from spotledger.storage.sqlite.file import (
     KEYS,
     SCHEMA_VERSION,
     Connection,
+    is_damage,
     open_alone,
     open_reader,
     open_untouched,
