@@ -77,8 +77,8 @@ class Rule(NamedTuple):
     metavar: str
 
 
-class _NotShown(ValueError):
-    """Says what is wrong with a value without showing it, because it may contain a password."""
+class _Found(ValueError):
+    """Says what was found, if not just the value as given; that may contain a password."""
 
 
 def _setting(default: object, convert: Callable[[Any], Any], meaning: str, passes: str, metavar: str) -> Any:
@@ -96,20 +96,25 @@ def _setting(default: object, convert: Callable[[Any], Any], meaning: str, passe
     def read(name: str, given: object) -> Any:
         try:
             return convert(given)
-        except _NotShown as problem:
+        except _Found as problem:
             found = str(problem)
         except ValueError:
-            found = repr(given) if len(repr(given)) <= 80 else repr(given)[:77] + "..."
+            found = _cut(given)
         raise SettingInvalid(f"The setting {name} is {found}; {passes} would pass.", setting=name)
 
     return field(default=default, metadata={"rule": Rule(read, meaning, passes, metavar)})
+
+
+def _cut(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _number(default: int, least: int, most: int, meaning: str) -> Any:
     def convert(given: object) -> int:
         number = int(given) if isinstance(given, str) and _NUMBER.match(given) else given
         if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
-            raise ValueError
+            raise _Found(_cut(number))
         return number
 
     return _setting(default, convert, meaning, f"a whole number from {least} to {most}", "N")
@@ -170,7 +175,7 @@ def _server(pattern: re.Pattern[str], server: str, passes: str, meaning: str) ->
     def convert(given: object) -> ServerUrl:
         found = pattern.match(given) if isinstance(given, str) and given.isascii() and given.isprintable() else None
         if found is None or " " in found[0]:
-            raise _NotShown(f"not the URL of {server} (special characters in a password are written like %40)")
+            raise _Found(f"not the URL of {server} (special characters in a password are written like %40)")
         return ServerUrl(found[0])
 
     return _setting(None, convert, meaning, passes, "URL")
