@@ -176,7 +176,7 @@ def incomplete(path: Path, **options: Any) -> str:
 
 def test_audit_of_what_is_no_ledger_is_incomplete(tmp_path: Path) -> None:
     """A missing file, a folder, another SQLite file, and an empty file are never clean."""
-    assert "not there" in incomplete(tmp_path / "nothing.db")
+    assert "does not exist" in incomplete(tmp_path / "nothing.db")
     assert "not a file" in incomplete(tmp_path)
     other = tmp_path / "other.db"
     connection = sqlite3.connect(other)

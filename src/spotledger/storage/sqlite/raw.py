@@ -79,7 +79,7 @@ class RawFile:
         self.name = path.name
         self.kind = kind
         if not is_file(path):
-            raise OtherFile(f"{path} is not there, or is not a file")
+            raise OtherFile(f"{path} does not exist, or is not a file")
         if not os.access(path, os.R_OK):
             raise Unreadable(f"{path} may not be read by this user")
         with self.saying("the file"):

@@ -116,10 +116,14 @@ class Sealer:
 
     def seal_all(self) -> None:
         """Seal every full segment; raises like :meth:`seal_next`."""
+        for _ in range(self.sealed_segments, self.full_segments()):
+            self.seal_next()
+
+    def full_segments(self) -> int:
+        """Return how many segments of the journal are full."""
         with translated("read"):
             [(head_seq,)] = self._journal.execute("SELECT seq FROM head").fetchall()
-        while self.sealed_to + self._segment_entries <= head_seq:
-            self.seal_next()
+        return int(head_seq) // self._segment_entries
 
     def seal_next(self) -> None:
         """
