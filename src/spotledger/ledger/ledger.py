@@ -301,7 +301,7 @@ class Ledger(LedgerReads):
         """
         Copy the ledger, as it stands when the copying ends, to the empty file *target*; writes go on meanwhile.
 
-        Blocks, so call it in a thread of its own. *progress* is told what is left and what there is, in pages, and
+        Blocks, so call it in a thread of its own. *progress* is told what is left and what there is, in entries, and
         may raise to stop it.
 
         Raises:

@@ -31,7 +31,7 @@ class BackupBody(Body):
 
 
 class BackupAnswer(Answer):
-    """A backup: ``running``, with the pages that are left and those in all, or ``done``, with what it holds."""
+    """A backup: ``running``, with the entries that are left and those in all, or ``done``, with what it holds."""
 
     file: str
     state: str
