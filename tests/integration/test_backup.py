@@ -79,7 +79,7 @@ def _hashes(folder: Path, seq: int) -> list[bytes]:
 
 def test_backup_goes_on_where_a_commit_failed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A group that is given up in the middle of the copying is neither in the ledger nor in the backup."""
-    monkeypatch.setattr(sqlite_copy, "STEP_ROWS", 8)
+    monkeypatch.setattr(sqlite_copy, "STEP_ENTRIES", 8)
     with filled(tmp_path / "data", entries=2000) as ledger:
         steps = 0
 
@@ -115,7 +115,7 @@ def test_backup_does_not_wait_for_a_group_that_is_being_written(tmp_path: Path) 
 
 def test_backup_goes_on_where_another_program_writes_on_and_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Commits of another connection between any two steps neither stop the copying nor make it begin again."""
-    monkeypatch.setattr(sqlite_copy, "STEP_ROWS", 8)
+    monkeypatch.setattr(sqlite_copy, "STEP_ENTRIES", 8)
     steps = []
     with filled(tmp_path / "data", entries=800) as ledger, raw(tmp_path / "data") as other:
 
@@ -132,7 +132,7 @@ def test_backup_goes_on_where_another_program_writes_on_and_on(tmp_path: Path, m
 
 def test_backup_ends_where_writes_are_faster_than_the_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not run after the head for ever, and ends with a whole commit: no group is cut in two."""
-    monkeypatch.setattr(sqlite_copy, "STEP_ROWS", 32)
+    monkeypatch.setattr(sqlite_copy, "STEP_ENTRIES", 32)
     ends = {}
     with filled(tmp_path / "data", entries=80) as ledger:
         before = ledger.head.seq
@@ -283,7 +283,7 @@ BAD_LEDGERS = {
     change_head_time: r"the time of entry \d+, the last, is not the one that the head has",
     flip_journal: r"journal.*damaged .*SQLITE_IOERR_DATA",
     flip_keys: r"access keys.*damaged .*SQLITE_IOERR_DATA",
-    set_keys_back: r"keys\.db .* change 1 or later",
+    set_keys_back: r"access keys .* at change 0; .* change 1 or later",
 }
 
 
@@ -305,7 +305,7 @@ from pathlib import Path
 import spotledger
 from spotledger.archive.backup import back_up
 from spotledger.storage.sqlite import copy as sqlite_copy
-sqlite_copy.STEP_ROWS = 4
+sqlite_copy.STEP_ENTRIES = 4
 folder = Path(sys.argv[1])
 def between(left, entries):
     print(left, flush=True)

@@ -29,7 +29,7 @@ def api(tmp_path: Path) -> Iterator[Api]:
 
 def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a backup of a small ledger take some time."""
-    monkeypatch.setattr(sqlite_copy, "STEP_ROWS", 1)
+    monkeypatch.setattr(sqlite_copy, "STEP_ENTRIES", 1)
     monkeypatch.setattr(sqlite_copy, "REST_SECONDS", 0.02)
     monkeypatch.setattr(operator_backups, "BACKUP_WAIT_SECONDS", 0.01)
 

@@ -281,8 +281,8 @@ class Ledger(LedgerReads):
         """
         Copy the ledger, as it stands when the copy ends, to the empty file *target*; writes go on meanwhile.
 
-        Blocks, so call it in a separate thread. *progress* is called with the pages left and the pages in all, and may
-        raise to stop the copy.
+        Blocks, so call it in a separate thread. *progress* is called with the entries left and the entries in all, and
+        may raise to stop the copy.
 
         Raises:
             StoreUnavailable: The copy cannot be written.

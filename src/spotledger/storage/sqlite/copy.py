@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -21,7 +20,7 @@ import apsw
 from spotledger.errors import BackupDamaged, LedgerCorrupt, SchemaMismatch, StoreUnavailable
 from spotledger.storage.atomic_file import sync
 from spotledger.storage.base import Head
-from spotledger.storage.encoding import decode_entry
+from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash
 from spotledger.storage.sqlite.file import (
     BACKUP,
     BACKUP_ID,
@@ -30,6 +29,7 @@ from spotledger.storage.sqlite.file import (
     KEYS,
     SCHEMA_VERSION,
     Connection,
+    FileKind,
     is_damage,
     open_alone,
     open_reader,
@@ -42,8 +42,8 @@ from spotledger.storage.sqlite.file import (
 )
 from spotledger.storage.sqlite.journal import SqliteJournal
 
-#: Rows copied in one step, and how long the copying rests after each.
-STEP_ROWS: Final = 100
+#: Entries copied in one step, and how long the copying rests after each.
+STEP_ENTRIES: Final = 250
 REST_SECONDS: Final = 0.001
 #: Bytes of entries between two syncs of the copy; one sync of everything at the end would hold up those of commits.
 SYNC_BYTES: Final = 16 * 1024 * 1024
@@ -67,6 +67,11 @@ _STATE: Final = (
     f"SELECT ledger_id, epoch, seq, hash, booked_ms, {SCHEMA_VERSION},"
     " (SELECT fingerprint FROM master_key_mark), ? FROM ledger JOIN keys_of USING (ledger_id), head"
 )
+_STEP_READ: Final = """
+SELECT CAST(group_concat(body, char(10) ORDER BY seq) AS BLOB), group_concat(hex(hash), '' ORDER BY seq)
+FROM source.entry WHERE seq BETWEEN ? AND ?
+"""
+_STEP_WRITE: Final = "INSERT INTO main.entry SELECT seq, body, hash FROM source.entry WHERE seq BETWEEN ? AND ?"
 _KEY_TABLES: Final = tuple(sorted(name for name, sql in schema_of(KEYS).items() if sql.startswith("CREATE TABLE")))
 
 Progress = Callable[[int, int], None]
@@ -95,7 +100,7 @@ class BackupFacts(NamedTuple):
 
 def copy_ledger(journal: Path, keys: Path, target: Path, progress: Progress) -> None:
     """
-    Copy journal and access keys to the empty file *target*, a few rows at a time; call it in a thread of its own.
+    Copy journal and access keys to the empty file *target*, some entries at a time; call it in a thread of its own.
 
     Args:
         journal: The journal; the process that owns it may go on writing.
@@ -107,12 +112,11 @@ def copy_ledger(journal: Path, keys: Path, target: Path, progress: Progress) -> 
         StoreUnavailable: The copy cannot be written, or what is copied cannot be read.
         LedgerCorrupt: The journal or the keys are damaged, or lack what was acknowledged.
     """
-    with _writing(), closing(open_alone(target, BACKUP, _make_tables)) as copy:
-        copy.execute("BEGIN")
-        with SqliteJournal(journal) as source:
-            _copy_keys(keys, source, copy)
-        _copy_entries(journal, copy, target, progress)
-        copy.execute("COMMIT")
+    with closing(open_alone(target, BACKUP, _make_tables)) as copy:
+        with SqliteJournal(journal) as source, _attached(copy, keys, KEYS):
+            _copy_keys(copy, source)
+        with _attached(copy, journal, JOURNAL):
+            _copy_entries(copy, journal, target, progress)
 
 
 def _make_tables(copy: Connection) -> None:
@@ -120,79 +124,134 @@ def _make_tables(copy: Connection) -> None:
     copy.execute(_MARK)
 
 
-def _copy_keys(keys: Path, source: SqliteJournal, copy: Connection) -> None:
-    with closing(open_reader(keys, KEYS)) as connection:
-        with translated("copied", KEYS):
-            connection.execute("BEGIN")
-            found = connection.execute("SELECT ledger_id, change FROM keys_of").fetchall()
-        noted = 0 if source.note is None else source.note.keys_change
-        if len(found) != 1 or found[0][0] != source.ledger_id or found[0][1] < noted:
-            raise LedgerCorrupt(
-                f"{keys} says that it is of the ledger and at the change {found}; of {source.ledger_id} at change"
-                f" {noted} or later would pass"
-            )
-        _copy_rows(connection, copy)
+@contextmanager
+def _attached(copy: Connection, file: Path, kind: FileKind) -> Iterator[None]:
+    """
+    Attach *file* to the copy as ``source``, to be read with it.
+
+    So rows are copied by SQLite alone, and the lock of the interpreter is left to the service.
+    """
+    open_reader(file, kind).close()  # checks what attaching does not
+    with translated("copied", kind):
+        copy.execute("ATTACH ? AS source", (str(file),))
+    yield
+    with _writing():
+        copy.execute("DETACH source")
 
 
-def _rows_of_keys(keys: Connection) -> Iterator[tuple[str, list[tuple[object, ...]]]]:
-    """Give the rows of each table of access keys, some at a time."""
+def _copy_keys(copy: Connection, source: SqliteJournal) -> None:
+    """Copy what is attached, the access keys of the journal *source*."""
+    noted = 0 if source.note is None else source.note.keys_change
     with translated("copied", KEYS):
-        for table in _KEY_TABLES:
-            found = keys.execute(f"SELECT * FROM {table}")
-            while rows := list(islice(found, STEP_ROWS)):
-                yield table, rows
+        copy.execute("BEGIN")
+        found = copy.execute("SELECT ledger_id, change FROM source.keys_of").fetchall()
+    if len(found) != 1:
+        raise LedgerCorrupt("the file of access keys does not say which ledger it is of")
+    [(ledger_id, change)] = found
+    if ledger_id != source.ledger_id or change < noted:
+        raise LedgerCorrupt(
+            f"the file of access keys is of ledger {ledger_id} and at change {change}; ledger {source.ledger_id} and"
+            f" change {noted} or later would pass"
+        )
+    with translated("copied", KEYS):
+        _copy_key_tables(copy)
+        copy.execute("COMMIT")
 
 
-def _insert(copy: Connection, table: str, rows: list[tuple[object, ...]]) -> None:
-    copy.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows[0]))})", rows)
+def _copy_key_tables(copy: Connection) -> None:
+    for table in _KEY_TABLES:
+        copy.execute(f"INSERT INTO main.{table} SELECT * FROM source.{table}")
 
 
-def _copy_entries(journal: Path, copy: Connection, target: Path, progress: Progress) -> None:
-    """Copy the entries up to the head as it stands in the end: to the end of a commit, so no chain is cut in two."""
-    steps = _Steps(copy, target, progress)
-    for number in range(ROUNDS_LIMIT):
-        with SqliteJournal(journal, STEP_ROWS) as source:
-            if number == 0:
-                copy.execute(
-                    "INSERT INTO ledger VALUES (1, ?, ?, ?, 0)",
-                    (source.ledger_id, source.epoch, source.segment_entries),
-                )
-            elif source.head.seq == steps.head.seq:
-                break
+def _copy_entries(copy: Connection, journal: Path, target: Path, progress: Progress) -> None:
+    """
+    Copy the entries of the *journal*, which is attached.
+
+    The copy goes up to the head as it stands in the end, or at least as it stood at the last round: to the end of a
+    commit in any case, so no chain of operations is cut in two.
+    """
+    with SqliteJournal(journal) as source:
+        steps = _Steps(copy, source, target, progress)
+        with _writing():
+            copy.execute(
+                "INSERT INTO main.ledger VALUES (1, ?, ?, ?, 0)",
+                (source.ledger_id, source.epoch, source.segment_entries),
+            )
+    for _ in range(ROUNDS_LIMIT):
+        with SqliteJournal(journal) as source:
             steps.copy_up_to_head(source)
-    copy.execute("INSERT INTO head VALUES (1, ?, ?, ?)", steps.head)
+    with _writing():
+        copy.execute("INSERT INTO main.head VALUES (1, ?, ?, ?)", steps.head)
 
 
 class _Steps:
     """Copies entries step by step."""
 
-    def __init__(self, copy: Connection, target: Path, progress: Progress) -> None:
+    def __init__(self, copy: Connection, source: SqliteJournal, target: Path, progress: Progress) -> None:
         self._copy = copy
         self._target = target
         self._progress = progress
         self._unsynced = 0
-        #: The last entry that was copied, the head of its time.
-        self.head = Head(0, b"", 0)
+        #: The last entry that was copied.
+        self.head = Head(0, genesis_hash(source.ledger_id), 0)
 
     def copy_up_to_head(self, source: SqliteJournal) -> None:
         """Copy the entries of *source* that are not copied yet."""
-        rows = source.rows(self.head.seq)
-        body = b""
-        while part := list(islice(rows, STEP_ROWS)):
-            seq, body, _ = part[-1]
-            self._copy.executemany("INSERT INTO entry VALUES (?, CAST(? AS TEXT), ?)", part)
-            self._progress(source.head.seq - seq, source.head.seq)
-            self._sync(sum(len(row.body) for row in part))
+        head = source.head
+        while self.head.seq < head.seq:
+            self._copy_step(source, min(self.head.seq + STEP_ENTRIES, head.seq))
+            self._progress(head.seq - self.head.seq, head.seq)
             time.sleep(REST_SECONDS)
-        if body and decode_entry(body).booked_ms != source.head.booked_ms:
-            raise LedgerCorrupt(f"the time of entry {source.head.seq}, the last, is not the one that the head has")
-        self.head = source.head
+        if self.head != head:
+            raise LedgerCorrupt(f"the hash or the time of entry {head.seq}, the last, is not the one that the head has")
+
+    def _copy_step(self, source: SqliteJournal, last: int) -> None:
+        """Copy the entries up to *last* out of one snapshot."""
+        first = self.head.seq + 1
+        with translated("copied", JOURNAL):
+            self._copy.execute("BEGIN")
+            [(bodies, hashes)] = self._copy.execute(_STEP_READ, (first, last)).fetchall()
+        found = _linked(self.head.hash, bodies, hashes, last - first + 1)
+        if found is None:
+            for _ in source.rows(self.head.seq):  # finds the entry, which takes longer
+                pass
+            raise LedgerCorrupt(f"the entries {first} to {last} do not fit the chain of hashes")
+        with _writing():
+            self._copy.execute(_STEP_WRITE, (first, last))
+            self._copy.execute("COMMIT")
+        link, body = found
+        self.head = Head(last, link, decode_entry(body).booked_ms)
+        self._sync(len(bodies))
 
     def _sync(self, written: int) -> None:
         self._unsynced += written
         if self._unsynced > SYNC_BYTES:
             self._unsynced = 0
             sync(self._target)
+
+
+def _linked(link: bytes, bodies: bytes | None, hashes: str | None, count: int) -> tuple[bytes, bytes] | None:
+    """
+    Go on with the chain of hashes from *link* over *count* entries.
+
+    Args:
+        link: The hash of the entry before them.
+        bodies: Their bodies, a line each: JSON has no line breaks of its own.
+        hashes: The hashes that they have, in hex.
+        count: How many there are.
+
+    Returns:
+        The hash and the body of the last of them; None where one is missing or does not fit.
+    """
+    lines = (bodies or b"").split(b"\n")
+    kept = bytes.fromhex(hashes or "")
+    if len(lines) != count:
+        return None
+    made = bytearray()
+    for body in lines:
+        link = chain_hash(link, body)
+        made += link
+    return (link, lines[-1]) if made == kept else None
 
 
 def mark_as_backup(file: Path, made_ms: int) -> BackupFacts:
@@ -290,21 +349,18 @@ def make_ledger_again(file: Path, keys: Path, epoch: int, credentials: Credentia
         StoreUnavailable: One of the two cannot be written.
         LedgerCorrupt: The copy is damaged.
     """
+    with closing(open_alone(keys, KEYS, lambda _: None)) as made, translated("restored", KEYS):
+        made.execute("ATTACH ? AS source", (str(file),))
+        made.execute("BEGIN")
+        _copy_key_tables(made)
+        done = _revoke(made, credentials)
+        made.execute("COMMIT")
     with _writing(), _unshared(file) as copy:
-        with closing(open_alone(keys, KEYS, lambda made: _copy_rows(copy, made))) as made:
-            made.execute("BEGIN")
-            done = _revoke(made, credentials)
-            made.execute("COMMIT")
         for table in (*_KEY_TABLES, "backup"):
             copy.execute(f"DROP TABLE {table}")
         copy.execute("UPDATE ledger SET epoch = ?", (epoch,))
         copy.execute(f"PRAGMA application_id = {JOURNAL.application_id}")
     return done
-
-
-def _copy_rows(keys: Connection, copy: Connection) -> None:
-    for table, rows in _rows_of_keys(keys):
-        _insert(copy, table, rows)
 
 
 def _revoke(keys: Connection, credentials: Credentials) -> KeysMade:
