@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -61,7 +60,7 @@ from spotledger.client.operator.operations import (
     texts_of,
 )
 from spotledger.client.operator.service_answers import Audit, Backup, Ready
-from spotledger.client.transport import timeouts
+from spotledger.client.transport import open_http_async
 from spotledger.errors import Refused, TransportError, Unavailable
 
 T = TypeVar("T")
@@ -97,7 +96,7 @@ class AsyncOperatorLedger:
             ValueError: *base_url* is not an http or https address, *token* is not printable ASCII, or *attempts* is 0.
         """
         self._core = OperatorCore(base_url, token, attempts, on_answer)
-        self._http = httpx2.AsyncClient(transport=transport, timeout=timeouts(OPERATOR_READ_TIMEOUT_S))
+        self._http = open_http_async(self, transport, OPERATOR_READ_TIMEOUT_S)
 
     def __repr__(self) -> str:
         return f"AsyncOperatorLedger({self._core.base_url!r})"
@@ -105,9 +104,7 @@ class AsyncOperatorLedger:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -63,7 +62,7 @@ from spotledger.client.operator.operations import (
     texts_of,
 )
 from spotledger.client.operator.service_answers import Audit, Backup, Ready
-from spotledger.client.transport import timeouts
+from spotledger.client.transport import open_http
 from spotledger.errors import Refused, TransportError, Unavailable
 
 T = TypeVar("T")
@@ -99,7 +98,7 @@ class OperatorLedger:
             ValueError: *base_url* is not an http or https address, *token* is not printable ASCII, or *attempts* is 0.
         """
         self._core = OperatorCore(base_url, token, attempts, on_answer)
-        self._http = httpx2.Client(transport=transport, timeout=timeouts(OPERATOR_READ_TIMEOUT_S))
+        self._http = open_http(self, transport, OPERATOR_READ_TIMEOUT_S)
 
     def __repr__(self) -> str:
         return f"OperatorLedger({self._core.base_url!r})"
@@ -107,9 +106,7 @@ class OperatorLedger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
