@@ -41,6 +41,7 @@ from spotledger.client.operator.messages import (
     Params,
     Reply,
     path_of,
+    request,
 )
 from spotledger.client.operator.operations import (
     Amount,
@@ -137,8 +138,8 @@ class AsyncOperatorLedger:
         Raises:
             ValueError: *path* does not begin with one ``/``, or has a query or a fragment. Other errors as :meth:`do`.
         """
-        steps = self._core.call(method, path, body, key, params, attempts)
-        return await drive_async(self._http, steps, OPERATOR_BODY_LIMIT_BYTES)
+        send = request(self._core.base_url, self._core.token, method, path, body, key, params)
+        return await drive_async(self._http, self._core.call(send, attempts), OPERATOR_BODY_LIMIT_BYTES)
 
     async def _ask(self, kind: type[T], method: str, path: str, **more: Any) -> T:
         return decode(kind, (await self.call(method, path, **more)).document)

@@ -43,6 +43,7 @@ from spotledger.client.operator.messages import (
     Params,
     Reply,
     path_of,
+    request,
 )
 from spotledger.client.operator.operations import (
     Amount,
@@ -139,8 +140,8 @@ class OperatorLedger:
         Raises:
             ValueError: *path* does not begin with one ``/``, or has a query or a fragment. Other errors as :meth:`do`.
         """
-        steps = self._core.call(method, path, body, key, params, attempts)
-        return drive(self._http, steps, OPERATOR_BODY_LIMIT_BYTES)
+        send = request(self._core.base_url, self._core.token, method, path, body, key, params)
+        return drive(self._http, self._core.call(send, attempts), OPERATOR_BODY_LIMIT_BYTES)
 
     def _ask(self, kind: type[T], method: str, path: str, **more: Any) -> T:
         return decode(kind, (self.call(method, path, **more)).document)
