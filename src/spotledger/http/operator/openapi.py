@@ -148,7 +148,7 @@ def document(routes: Iterable[Endpoint]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "spotledger operator API", "version": __version__, "description": DESCRIPTION},
         "security": [{"token": []}],
-        "tags": [{"name": name} for name in dict.fromkeys([*_SECTIONS.values(), "Running it"])],
+        "tags": [{"name": name} for name in dict.fromkeys(_SECTIONS.values())],
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": {name: _plain(schema) for name, schema in sorted(components.items())},
