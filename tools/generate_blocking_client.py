@@ -17,6 +17,7 @@ CLIENT: Final = Path(__file__).resolve().parents[1] / "src/spotledger/client"
 MODULES: Final = {
     CLIENT / "async_driver.py": CLIENT / "driver.py",
     CLIENT / "operator/async_ledger.py": CLIENT / "operator/ledger.py",
+    CLIENT / "trader/async_spot.py": CLIENT / "trader/spot.py",
 }
 HEADER: Final = "# Generated from {source} by tools/{script} (`make generate`). Do not edit.\n\n"
 

@@ -328,10 +328,10 @@ def test_forgotten_client_leaves_no_connection_open(server: support.ScriptedServ
     """A client that is never closed, as in the documents, closes its connections when it is forgotten."""
     api = SignedRequestAPI(ACCESSKEY, SECRETKEY, server.url)
     api.get_balance()
-    closing = api._closing
+    http = api._http
     del api
     gc.collect()
-    assert not closing.alive
+    assert http.is_closed
 
 
 # --- nothing secret is shown ----------------------------------------------------------------------

@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Final
 
 import click
+from msgspec.structs import astuple
 
 from spotledger.cli.connection import CommandLedger
 from spotledger.cli.options import ledger_command
@@ -142,14 +143,7 @@ async def trial_balance(ledger: CommandLedger, out: Output) -> None:
     out.document(ledger.document)
     columns = ("coin", "customers available", "customers freeze", *_HOUSE, "total")
     rows = (
-        (
-            coin,
-            sums.customers.available,
-            sums.customers.freeze,
-            *(sums.house.get(owner) for owner in _HOUSE),
-            sums.total,
-        )
-        for coin, sums in found.coins.items()
+        (coin, *astuple(sums.customers), *map(sums.house.get, _HOUSE), sums.total) for coin, sums in found.coins.items()
     )
     state = "balanced" if found.balanced else "NOT BALANCED"
     out.table(columns, rows, title=f"as of entry {found.seq}: {state}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import quote, urlsplit
@@ -33,6 +34,18 @@ _HEADERS = {"Accept-Encoding": "identity", "User-Agent": "spotledger-client"}
 def timeouts(read_s: float = READ_TIMEOUT_S) -> httpx2.Timeout:
     """Return the time limits of one attempt, in seconds."""
     return httpx2.Timeout(connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S, read=read_s, pool=POOL_TIMEOUT_S)
+
+
+def open_http(owner: object, transport: httpx2.BaseTransport | None, read_s: float) -> httpx2.Client:
+    """Return an HTTP client for *owner*; its connections are closed at the latest when *owner* is garbage-collected."""
+    client = httpx2.Client(transport=transport, timeout=timeouts(read_s))
+    weakref.finalize(owner, client.close)
+    return client
+
+
+def open_http_async(owner: object, transport: httpx2.AsyncBaseTransport | None, read_s: float) -> httpx2.AsyncClient:
+    """Return an HTTP client for *owner*, which closes it: closing is a coroutine, so garbage collection cannot."""
+    return httpx2.AsyncClient(transport=transport, timeout=timeouts(read_s))
 
 
 def choose_base_url(base_url: str | None) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -42,6 +41,7 @@ from spotledger.client.operator.messages import (
     Params,
     Reply,
     path_of,
+    request,
 )
 from spotledger.client.operator.operations import (
     Amount,
@@ -61,7 +61,7 @@ from spotledger.client.operator.operations import (
     texts_of,
 )
 from spotledger.client.operator.service_answers import Audit, Backup, Ready
-from spotledger.client.transport import timeouts
+from spotledger.client.transport import open_http_async
 from spotledger.errors import Refused, TransportError, Unavailable
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ class AsyncOperatorLedger:
             ValueError: *base_url* is not an http or https address, *token* is not printable ASCII, or *attempts* is 0.
         """
         self._core = OperatorCore(base_url, token, attempts, on_answer)
-        self._http = httpx2.AsyncClient(transport=transport, timeout=timeouts(OPERATOR_READ_TIMEOUT_S))
+        self._http = open_http_async(self, transport, OPERATOR_READ_TIMEOUT_S)
 
     def __repr__(self) -> str:
         return f"AsyncOperatorLedger({self._core.base_url!r})"
@@ -105,9 +105,7 @@ class AsyncOperatorLedger:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -140,8 +138,8 @@ class AsyncOperatorLedger:
         Raises:
             ValueError: *path* does not begin with one ``/``, or has a query or a fragment. Other errors as :meth:`do`.
         """
-        steps = self._core.call(method, path, body, key, params, attempts)
-        return await drive_async(self._http, steps, OPERATOR_BODY_LIMIT_BYTES)
+        send = request(self._core.base_url, self._core.token, method, path, body, key, params)
+        return await drive_async(self._http, self._core.call(send, attempts), OPERATOR_BODY_LIMIT_BYTES)
 
     async def _ask(self, kind: type[T], method: str, path: str, **more: Any) -> T:
         return decode(kind, (await self.call(method, path, **more)).document)

@@ -7,7 +7,7 @@ A write whose answer was lost is sent again with the same key, so it happens onc
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -15,7 +15,7 @@ from spotledger import paths
 from spotledger.client.exchange import Answer, Failure, Send, Sleep, Steps
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import Entry, Written
-from spotledger.client.operator.messages import Json, Params, Reply, check_token, read_reply, request
+from spotledger.client.operator.messages import Json, Reply, check_token, read_reply, request
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
 from spotledger.client.transport import Started, check_base_url
@@ -42,20 +42,11 @@ class OperatorCore:
         self.attempts = attempts
         self._on_answer = on_answer
 
-    def call(
-        self,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None = None,
-        key: str | None = None,
-        params: Params | None = None,
-        attempts: int | None = None,
-    ) -> Steps[Reply]:
+    def call(self, send: Send, attempts: int | None = None) -> Steps[Reply]:
         """Make one call; send it *attempts* times at most while no answer arrives or the service is unavailable."""
-        send = request(self.base_url, self.token, method, path, body, key, params)
         attempts = attempts or self.attempts
         for attempt in range(1, attempts + 1):
-            reply = self._read((yield send), method)
+            reply = self._read((yield send), send.method)
             if isinstance(reply, Reply):
                 if self._on_answer is not None:
                     self._on_answer(reply.document)

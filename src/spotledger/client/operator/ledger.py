@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx2
@@ -44,6 +43,7 @@ from spotledger.client.operator.messages import (
     Params,
     Reply,
     path_of,
+    request,
 )
 from spotledger.client.operator.operations import (
     Amount,
@@ -63,7 +63,7 @@ from spotledger.client.operator.operations import (
     texts_of,
 )
 from spotledger.client.operator.service_answers import Audit, Backup, Ready
-from spotledger.client.transport import timeouts
+from spotledger.client.transport import open_http
 from spotledger.errors import Refused, TransportError, Unavailable
 
 T = TypeVar("T")
@@ -99,7 +99,7 @@ class OperatorLedger:
             ValueError: *base_url* is not an http or https address, *token* is not printable ASCII, or *attempts* is 0.
         """
         self._core = OperatorCore(base_url, token, attempts, on_answer)
-        self._http = httpx2.Client(transport=transport, timeout=timeouts(OPERATOR_READ_TIMEOUT_S))
+        self._http = open_http(self, transport, OPERATOR_READ_TIMEOUT_S)
 
     def __repr__(self) -> str:
         return f"OperatorLedger({self._core.base_url!r})"
@@ -107,9 +107,7 @@ class OperatorLedger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -142,8 +140,8 @@ class OperatorLedger:
         Raises:
             ValueError: *path* does not begin with one ``/``, or has a query or a fragment. Other errors as :meth:`do`.
         """
-        steps = self._core.call(method, path, body, key, params, attempts)
-        return drive(self._http, steps, OPERATOR_BODY_LIMIT_BYTES)
+        send = request(self._core.base_url, self._core.token, method, path, body, key, params)
+        return drive(self._http, self._core.call(send, attempts), OPERATOR_BODY_LIMIT_BYTES)
 
     def _ask(self, kind: type[T], method: str, path: str, **more: Any) -> T:
         return decode(kind, (self.call(method, path, **more)).document)

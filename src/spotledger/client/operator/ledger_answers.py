@@ -13,6 +13,13 @@ from spotledger.client.operator.decoding import ExactAmount
 Json: TypeAlias = Mapping[str, Any]
 
 
+class _Read(Struct, frozen=True):
+    """An answer that stands for the position ``seq`` of the journal, within one epoch."""
+
+    seq: int
+    epoch: int
+
+
 class SideBalance(Struct, frozen=True):
     """Both sides of a balance."""
 
@@ -109,11 +116,9 @@ class HoldRead(Struct, frozen=True):
     hold: Hold
 
 
-class LedgerBalances(Struct, frozen=True):
+class LedgerBalances(_Read, frozen=True):
     """The balance of each coin in an account at the position ``seq``, and what the customer owes."""
 
-    seq: int
-    epoch: int
     balances: Mapping[str, SideBalance]
     owes: Mapping[str, ExactAmount] = {}
 
@@ -122,29 +127,23 @@ class LedgerBalances(Struct, frozen=True):
         return self.balances[coin]
 
 
-class HoldPage(Struct, frozen=True):
+class HoldPage(_Read, frozen=True):
     """A page of holds; ``next_after`` is the ``after`` of the next page, None on the last."""
 
-    seq: int
-    epoch: int
     holds: tuple[Hold, ...]
     next_after: str | None
 
 
-class EntryPage(Struct, frozen=True):
+class EntryPage(_Read, frozen=True):
     """A page of the journal."""
 
-    seq: int
-    epoch: int
     entries: tuple[Entry, ...]
     next_after_seq: int
 
 
-class Statement(Struct, frozen=True):
+class Statement(_Read, frozen=True):
     """A page of the entries about a customer, with the balances that it touches just before and after it."""
 
-    seq: int
-    epoch: int
     opening: tuple[BalanceAfter, ...]
     entries: tuple[Entry, ...]
     closing: tuple[BalanceAfter, ...]
@@ -159,11 +158,9 @@ class TrialCoin(Struct, frozen=True):
     total: ExactAmount
 
 
-class TrialBalance(Struct, frozen=True):
+class TrialBalance(_Read, frozen=True):
     """The trial balance as of one entry."""
 
-    seq: int
-    epoch: int
     balanced: bool
     coins: Mapping[str, TrialCoin]
 
@@ -175,11 +172,9 @@ class Coin(Struct, frozen=True):
     scale: int
 
 
-class Coins(Struct, frozen=True):
+class Coins(_Read, frozen=True):
     """The listed coins."""
 
-    seq: int
-    epoch: int
     listed: tuple[Coin, ...] = field(name="coins")
 
     @property
@@ -192,10 +187,8 @@ class Coins(Struct, frozen=True):
         return self.coins[coin]
 
 
-class CustomerPage(Struct, frozen=True):
+class CustomerPage(_Read, frozen=True):
     """A page of customer ids; ``next_after`` is the ``after`` of the next page, None on the last."""
 
-    seq: int
-    epoch: int
     customers: tuple[str, ...]
     next_after: str | None

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx2
 
 from spotledger.client.driver import drive
 from spotledger.client.exchange import Answer, Steps
 from spotledger.client.trader.answers import Outcome
-from spotledger.client.trader.core import ACCEPT_V1, ATTEMPTS, Core
-from spotledger.client.trader.signing import Credentials
-from spotledger.client.transport import READ_TIMEOUT_S, choose_base_url, timeouts
+from spotledger.client.trader.core import ACCEPT_V1
+from spotledger.client.trader.spot import TraderClient
 
 #: ``status``, ``data``, ``response``.
 Triple = tuple[bool, dict[str, Any] | None, httpx2.Response | None]
 
 
-class SignedRequestAPI:
+class SignedRequestAPI(TraderClient):
     """
     Call the signed v1 API; every call returns ``(status, data, response)``.
 
@@ -35,54 +32,7 @@ class SignedRequestAPI:
     closes the connections; garbage collection does so too.
     """
 
-    def __init__(
-        self,
-        accesskey: str,
-        secretkey: str,
-        base_url: str | None = None,
-        *,
-        attempts: int = ATTEMPTS,
-        read_timeout_s: float = READ_TIMEOUT_S,
-        transport: httpx2.BaseTransport | None = None,
-    ) -> None:
-        """
-        Take an access key with its secret, and the address of the service.
-
-        Args:
-            accesskey: 1 to 256 printable ASCII characters, no blank, no ``&``; so is *secretkey*.
-            secretkey: The secret of the access key.
-            base_url: Such as ``https://host``; None for ``SPOTLEDGER_URL`` of the environment, else
-                ``http://127.0.0.1:8080``.
-            attempts: How often a call is sent at most, 1 to 10.
-            read_timeout_s: The longest silence while waiting for an answer, in seconds.
-            transport: Used in place of the network.
-
-        Raises:
-            ValueError: An argument has another form. No message repeats a credential.
-        """
-        self._core = Core(
-            Credentials(accesskey, secretkey),
-            choose_base_url(base_url),
-            accept=ACCEPT_V1,
-            attempts=attempts,
-        )
-        self._http = httpx2.Client(transport=transport, timeout=timeouts(read_timeout_s))
-        self._closing = weakref.finalize(self, self._http.close)
-
-    def __repr__(self) -> str:
-        return f"SignedRequestAPI({self._core.credentials.masked!r}, base_url={self._core.base_url!r})"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._closing()
+    _accept = ACCEPT_V1
 
     def get_balance(self) -> Triple:
         """Read the spot account: ``data["data"]`` has ``available`` and ``freeze`` by coin, for every listed coin."""

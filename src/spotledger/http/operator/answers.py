@@ -30,6 +30,13 @@ class Answer(Struct, gc=False):
     """A JSON object with these fields."""
 
 
+class ReadAnswer(Answer):
+    """An answer that stands for one position of the journal."""
+
+    seq: HeadSeq
+    epoch: Epoch
+
+
 class BalanceAnswer(Answer):
     """Both sides of a balance."""
 
@@ -115,74 +122,58 @@ class CoinAnswer(Answer):
     scale: Annotated[int, Meta(description="Decimal places.")]
 
 
-class CoinsAnswer(Answer):
+class CoinsAnswer(ReadAnswer):
     """The listed coins."""
 
-    seq: HeadSeq
-    epoch: Epoch
     coins: list[CoinAnswer]
 
 
-class CustomersAnswer(Answer):
+class CustomersAnswer(ReadAnswer):
     """A page of customers."""
 
-    seq: HeadSeq
-    epoch: Epoch
     customers: list[str]
     next_after: NextAfter
 
 
-class BalancesAnswer(Answer):
+class BalancesAnswer(ReadAnswer):
     """The balances of an account in each listed coin, and what the customer owes the house, if anything."""
 
-    seq: HeadSeq
-    epoch: Epoch
     customer: str
     account: str
     balances: dict[str, BalanceAnswer]
     owes: dict[str, AmountText] | UnsetType = UNSET
 
 
-class HoldsAnswer(Answer):
+class HoldsAnswer(ReadAnswer):
     """A page of holds."""
 
-    seq: HeadSeq
-    epoch: Epoch
     holds: list[HoldAnswer]
     next_after: NextAfter
 
 
-class HoldReadAnswer(Answer):
+class HoldReadAnswer(ReadAnswer):
     """One hold."""
 
-    seq: HeadSeq
-    epoch: Epoch
     hold: HoldAnswer
 
 
-class EntriesAnswer(Answer):
+class EntriesAnswer(ReadAnswer):
     """A page of the journal; ``next_after_seq`` is the ``after_seq`` of the next one."""
 
-    seq: HeadSeq
-    epoch: Epoch
     entries: list[EntryAnswer]
     next_after_seq: Seq
 
 
-class EntryReadAnswer(Answer):
+class EntryReadAnswer(ReadAnswer):
     """One entry, and the entry that reversed it, or null."""
 
-    seq: HeadSeq
-    epoch: Epoch
     entry: EntryAnswer
     reversed_by: Seq | None
 
 
-class StatementAnswer(Answer):
+class StatementAnswer(ReadAnswer):
     """A page of the entries of a customer, with the balances that they touch, before the first and after the last."""
 
-    seq: HeadSeq
-    epoch: Epoch
     customer: str
     opening: list[AfterAnswer]
     entries: list[EntryAnswer]
@@ -198,11 +189,9 @@ class TrialCoinAnswer(Answer):
     total: AmountText
 
 
-class TrialBalanceAnswer(Answer):
+class TrialBalanceAnswer(ReadAnswer):
     """The trial balance as of one entry."""
 
-    seq: HeadSeq
-    epoch: Epoch
     balanced: Annotated[bool, Meta(description="Whether the total of every coin is zero.")]
     coins: dict[str, TrialCoinAnswer]
 

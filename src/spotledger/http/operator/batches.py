@@ -107,22 +107,13 @@ class RefusedResult(Answer):
     replayed: bool | UnsetType = UNSET
 
 
+_RESULT: Final = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("WriteAnswer", "RefusedResult")]}
+
+
 class BatchAnswer(Answer):
     """One result per operation, in order."""
 
-    results: list[
-        Annotated[
-            Any,
-            Meta(
-                extra_json_schema={
-                    "anyOf": [
-                        {"$ref": "#/components/schemas/WriteAnswer"},
-                        {"$ref": "#/components/schemas/RefusedResult"},
-                    ]
-                }
-            ),
-        ]
-    ]
+    results: list[Annotated[Any, Meta(extra_json_schema=_RESULT)]]
 
 
 class BatchCalls:

@@ -114,23 +114,14 @@ class KeyCalls:
     async def create_token(self, call: Write) -> Reply:
         """Make an operator token."""
         body = decode(call.body, TokenBody)
-        request = {
-            "op": "create_token",
-            "scopes": list(checked_scopes(body.scopes)),
-            "label": checked_label(body.label),
-        }
+        scopes, label = list(checked_scopes(body.scopes)), checked_label(body.label)
 
         def make() -> dict[str, Any]:
-            record, token = self._tokens.create(body.scopes, body.label)
-            return {
-                "token_id": record.token_id,
-                "token": token,
-                "scopes": list(record.scopes),
-                "label": record.label,
-                "created_ms": record.created_ms,
-            }
+            made, token = self._tokens.create(body.scopes, body.label)
+            shown = TokenMadeAnswer(made.token_id, token, list(made.scopes), made.label, made.created_ms)
+            return msgspec.structs.asdict(shown)
 
-        return await self._once(call.key, request, make)
+        return await self._once(call.key, {"op": "create_token", "scopes": scopes, "label": label}, make)
 
     async def _once(self, key: str, request: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Reply:
         once = await self._writer.beside(lambda: self._writes.once(key, request, make))

@@ -148,7 +148,7 @@ def document(routes: Iterable[Endpoint]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "spotledger operator API", "version": __version__, "description": DESCRIPTION},
         "security": [{"token": []}],
-        "tags": [{"name": name} for name in dict.fromkeys([*_SECTIONS.values(), "Running it"])],
+        "tags": [{"name": name} for name in dict.fromkeys(_SECTIONS.values())],
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": {name: _plain(schema) for name, schema in sorted(components.items())},
@@ -179,8 +179,8 @@ def _operation(path: str, method: str, call: Call) -> dict[str, Any]:
         "operationId": re.sub(r"[^a-z0-9]+", "_", f"{method} {path.removeprefix(OPERATOR_PREFIX)}".lower()).strip("_"),
         "tags": [section],
         "summary": summary.rstrip("."),
-        "parameters": [*_path_parameters(path), *_query_parameters(call), *_headers(path, method, call)],
-        "responses": _responses(path, method, call),
+        "parameters": [*_path_parameters(path), *_query_parameters(call), *_headers(call)],
+        "responses": _responses(path, call),
     }
     needs = f"Scope: `{call.scope}`." if call.scope else "Any token will do." if call.guarded else "Needs no token."
     operation["description"] = f"{rest} {needs}".strip()
@@ -208,7 +208,7 @@ def _query_parameters(call: Call) -> Iterator[dict[str, Any]]:
         yield {"name": name.rpartition(":")[2], "in": "query", "description": description, "schema": schema}
 
 
-def _headers(path: str, method: str, call: Call) -> Iterator[dict[str, Any]]:
+def _headers(call: Call) -> Iterator[dict[str, Any]]:
     if call.write is not None and call.needs_key:
         yield {"name": KEY_HEADER, "in": "header", "required": True, "description": KEY["description"], "schema": KEY}
     if call.streams:
@@ -224,7 +224,7 @@ def _request_body(takes: type[msgspec.Struct]) -> dict[str, Any]:
     return {"required": needed, "content": {JSON_MEDIA_TYPE: media}}
 
 
-def _responses(path: str, method: str, call: Call) -> dict[str, Any]:
+def _responses(path: str, call: Call) -> dict[str, Any]:
     keyed = call.write is not None and call.needs_key
     good: dict[str, Any] = {"description": "Done." if call.takes else "Found.", "headers": dict(_REQUEST_ID)}
     if keyed:
