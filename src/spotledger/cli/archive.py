@@ -155,9 +155,9 @@ def restore(
         )
     held = {**facts_json(found.backup), "epoch": found.epoch, "backup_epoch": found.backup.epoch}
     if as_json:
-        came_back = None if found.came_back is None else found.came_back.as_json()
+        came_back = found.good.as_json() if found.kept_revoked is None else None
         more = {"access_keys": found.access_keys, "operator_token": found.operator_token, "audit": "clean"}
-        more |= {"kept_revoked": found.kept_revoked, "came_back": came_back}
+        more |= {"kept_revoked": found.kept_revoked, "came_back": came_back, "admin_token": found.good.has_admin}
         show.json_document({"data": str(settings.data), **held, **more})
         return
     show.line(f"{settings.data} is ledger {held['ledger_id']} up to entry {held['seq']}, {_when(held['booked_ms'])}")
@@ -165,17 +165,21 @@ def restore(
     if not found.access_keys:
         show.line("  all access keys are revoked: make new ones with spotledger key create")
     _tell_credentials(found)
-    if not found.operator_token:
+    if not found.good.has_admin:
+        show.line(
+            "  no operator token with the scope admin is left; spotledger token create --scope admin makes one"
+        )
+    elif not found.operator_token:
         show.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
 
 
 def _tell_credentials(found: Restored) -> None:
-    if found.came_back is None:
+    if found.kept_revoked is not None:
         show.line(f"  {found.kept_revoked} access keys and operator tokens that were revoked since the backup stay so")
         return
     what = "access keys and operator tokens" if found.access_keys else "operator tokens"
     show.line(f"  {what} that were revoked since the backup work again: revoke them again")
-    good = found.came_back.as_json()
+    good = found.good.as_json()
     lines = [f"access key {key['accesskey']} of {key['customer']} {key['label']}" for key in good["access_keys"]]
     lines += [f"token {token['token_id']} {token['label']}" for token in good["tokens"]]
     for line in lines[:CAME_BACK_TOLD]:
