@@ -149,6 +149,23 @@ def test_restore_in_place_keeps_revoked_what_was_revoked(tmp_path: Path) -> None
     assert told(data, "balances", "alice")["balances"]["usdt"] == {"available": "70.50", "freeze": "30.00"}
 
 
+def test_restore_in_place_after_all_tokens_were_replaced_asks_for_a_new_one(tmp_path: Path) -> None:
+    """Tokens since the backup are gone and the older ones stay revoked: restore says so, and a new one can be made."""
+    data, file = tmp_path / "data", tmp_path / "b"
+    prepared(data)
+    [first] = told(data, "token", "list")["tokens"]
+    told(data, "backup", file)
+    told(data, "token", "create", "--scope", "admin")
+    told(data, "token", "revoke", first["token_id"])
+    (data / "journal.db").unlink()
+    done = run(data, "restore", file, "--data", data)
+    assert done.exit_code == 0, done.output
+    assert "no operator token with the scope admin is left" in done.stdout
+    assert told(data, "token", "create", "--scope", "admin")["token"]
+    (data / "journal.db").unlink()
+    assert told(data, "restore", file, "--data", data)["admin_token"] is False
+
+
 def test_restored_ledger_without_its_master_key_serves_with_a_new_one(tmp_path: Path) -> None:
     """Where the master key is lost, the old access keys are revoked and new ones can be made."""
     data, new = tmp_path / "data", tmp_path / "new"

@@ -27,11 +27,16 @@ class Revoked(NamedTuple):
     change: int
 
 
-class CameBack(NamedTuple):
+class GoodCredentials(NamedTuple):
     """The access keys and tokens that are good after a restore."""
 
     access_keys: list[AccessKeyRecord]
     tokens: list[TokenRecord]
+
+    @property
+    def has_admin(self) -> bool:
+        """Whether any of the tokens has the scope ``admin``."""
+        return any("admin" in token.scopes for token in self.tokens)
 
     def as_json(self) -> dict[str, Any]:
         """Return what names each of them, without secrets and hashes."""
@@ -88,12 +93,12 @@ def _revoked(tables: SqliteKeyTables, table: str, name: str) -> dict[str, int]:
     return dict(tables.rows(f"SELECT {name}, revoked_ms FROM {table} WHERE revoked_ms IS NOT NULL"))
 
 
-def read_good(file: Path, ledger_id: str, now_ms: int) -> CameBack:
+def read_good(file: Path, ledger_id: str, now_ms: int) -> GoodCredentials:
     """Return what is neither revoked nor expired in the *file* of access keys of the ledger."""
     with closing(SqliteKeyTables(file, ledger_id)) as tables:
         keys = in_pages(lambda after: tables.access_keys.list(None, after, PAGE), "accesskey")
         tokens = in_pages(lambda after: tables.tokens.list(after, PAGE), "token_id")
-        return CameBack(
+        return GoodCredentials(
             [key for key in keys if key.revoked_ms is None and (key.expires_ms or now_ms) >= now_ms],
             [token for token in tokens if token.revoked_ms is None],
         )

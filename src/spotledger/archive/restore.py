@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from spotledger.archive.credentials import CameBack, Revoked, read_good, read_revoked
+from spotledger.archive.credentials import GoodCredentials, Revoked, read_good, read_revoked
 from spotledger.audit.embedded import audit_file
 from spotledger.audit.findings import Finding
 from spotledger.audit.report import CLEAN, KnownHead, Progress, Report
@@ -63,8 +63,7 @@ class Restored(NamedTuple):
     #: How many access keys and tokens the folder knew to be revoked that were good in the backup; None where the
     #: folder knew nothing, or was not asked.
     kept_revoked: int | None
-    #: What works again as of the backup, where nobody could say what was revoked since.
-    came_back: CameBack | None
+    good: GoodCredentials
 
 
 def restore(
@@ -119,11 +118,11 @@ def restore(
         with closing(Sealer(journal, staging / BOOKS_FILE)) as sealer:
             sealer.seal_all()
         _write_note(staging, facts, new_epoch, made.change, 0 if note is None else note.time_ms)
-        came_back = None if revoked else read_good(keys, facts.ledger_id, now_ms())
+        good = read_good(keys, facts.ledger_id, now_ms())
         _check_report(audit_file(journal, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
         put_in_place(folder)
     has_token = (folder / TOKEN_FILE).is_file()
-    return Restored(facts, new_epoch, master_key is not None, has_token, made.revoked if revoked else None, came_back)
+    return Restored(facts, new_epoch, master_key is not None, has_token, made.revoked if revoked else None, good)
 
 
 @contextmanager

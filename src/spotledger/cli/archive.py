@@ -139,27 +139,28 @@ def restore(
         )
     held = {**facts_json(found.backup), "epoch": found.epoch, "backup_epoch": found.backup.epoch}
     more = {"access_keys": found.access_keys, "operator_token": found.operator_token, "audit": "clean"}
-    came_back = None if found.came_back is None else found.came_back.as_json()
-    out.document(
-        {"data": str(settings.data), **held, **more, "kept_revoked": found.kept_revoked, "came_back": came_back}
-    )
+    came_back = found.good.as_json() if found.kept_revoked is None else None
+    more |= {"kept_revoked": found.kept_revoked, "came_back": came_back, "admin_token": found.good.has_admin}
+    out.document({"data": str(settings.data), **held, **more})
     out.line(f"{settings.data} is ledger {held['ledger_id']} up to entry {held['seq']}, {_when(held['booked_ms'])}")
     out.line(f"  the audit is clean; epoch {found.epoch} begins with the next entry")
     if not found.access_keys:
         out.line("  all access keys are revoked; make new ones with spotledger key create")
     _tell_credentials(out, found)
-    if not found.operator_token:
+    if not found.good.has_admin:
+        out.line("  no operator token with the scope admin is left; spotledger token create --scope admin makes one")
+    elif not found.operator_token:
         out.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
 
 
 def _tell_credentials(out: Output, found: Restored) -> None:
     """Print which access keys and tokens work again, or how many stay revoked."""
-    if found.came_back is None:
+    if found.kept_revoked is not None:
         out.line(f"  {found.kept_revoked} access keys and operator tokens revoked after the backup stay revoked")
         return
     what = "access keys and operator tokens" if found.access_keys else "operator tokens"
     out.line(f"  {what} that were revoked after the backup work again; revoke them again")
-    good = found.came_back.as_json()
+    good = found.good.as_json()
     lines = [f"access key {key['accesskey']} of {key['customer']} {key['label']}" for key in good["access_keys"]]
     lines += [f"token {token['token_id']} {token['label']}" for token in good["tokens"]]
     for line in lines[:CAME_BACK_TOLD]:
