@@ -346,7 +346,7 @@ def test_audit_of_a_noted_ledger_without_its_journal_is_damaged(tmp_path: Path) 
     (folder / "journal.db").unlink()
     report = audited(folder)
     assert (report.verdict, report.counts) == ("damaged", {"file_damaged": 1})
-    assert "not there" in report.findings[0].where
+    assert "does not exist" in report.findings[0].where
 
 
 # --- the command --------------------------------------------------------------------------------------------

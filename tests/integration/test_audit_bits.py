@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from spotledger.audit.embedded import audit
+from spotledger.audit.embedded import audit_file
 from spotledger.domain.accounts import ACCOUNT_IDS, Account
 from spotledger.ledger.ledger import Ledger
 from support_audit import audited, every_kind, make
@@ -134,7 +134,7 @@ def test_audit_of_what_a_killed_process_left_and_somebody_changed_never_fails(tm
             chance.choice(WAYS)(chance, content)
             (folder / name).write_bytes(content)
         began = time.monotonic()
-        report = audit(folder / "journal.db")
+        report = audit_file(folder / "journal.db")
         assert time.monotonic() - began < LIMIT_SECONDS
         assert report.verdict in ("clean", "damaged", "incomplete")
         verdicts.add(report.verdict)
