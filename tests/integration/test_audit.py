@@ -218,7 +218,10 @@ def test_audit_of_a_ledger_with_a_file_that_is_none_is_damaged(tmp_path: Path, n
 def test_audit_of_a_file_that_may_not_be_read_is_incomplete_and_says_so_in_a_line(tmp_path: Path) -> None:
     """Without the permission to read a file nothing is known of it: exit code 3, one line, no traceback."""
     folder = make(tmp_path / "ledger")
-    for name in ("journal.db", "books.db", "keys.db"):
+    for name in FILES:
+        (folder / name).chmod(0o644)
+    assert (found := _as_nobody(folder)).returncode == 0, found.stdout + found.stderr
+    for name in FILES[:3]:
         (folder / name).chmod(0)
         found = _as_nobody(folder)
         assert found.returncode == 3, found.stderr
@@ -236,14 +239,15 @@ def test_audit_of_a_file_that_may_not_be_read_is_incomplete_and_says_so_in_a_lin
 def _as_nobody(folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the command as somebody who owns nothing of the ledger, where this process may become one."""
     program = (
-        "import os, sys; from spotledger.cli.main import main\n"
+        "import os, sys, spotledger.cli.audit; from spotledger.cli.main import main\n"
         "if os.geteuid() == 0:\n    os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "sys.argv[0] = 'spotledger'; main()"
     )
     command = [sys.executable, "-c", program, "audit", "--data", str(folder), "--processes", "1"]
-    for parent in (folder, *folder.parents):
-        if parent != Path("/") and parent.stat().st_uid == os.geteuid() and parent.stat().st_mode & 0o777 != 0:
-            parent.chmod(parent.stat().st_mode | 0o055)
+    if os.geteuid() == 0:
+        for parent in (folder, *folder.parents):
+            if parent.stat().st_mode & 0o777:  # only what is locked on purpose stays so
+                parent.chmod(parent.stat().st_mode | 0o055)
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env={"HOME": "/"})
 
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 
 from spotledger.audit.driver import Driver, EntryRow, HeadRow
-from spotledger.audit.files import check_access_keys, check_backup, check_files, check_note
+from spotledger.audit.files import check_access_keys, check_backup, check_files, check_logs, check_note
 from spotledger.audit.findings import advice_on
 from spotledger.audit.keys import FilterCheck, KeySpool
 from spotledger.audit.ranges import SEGMENT_LIMIT, join
@@ -82,6 +82,7 @@ class _FileAudit(Driver):
 
     def _examine(self) -> None:
         try:
+            check_logs(self._path, self._findings)
             with AuditFile(self._path) as self._file:
                 self._examine_files()
         except Unreadable as error:

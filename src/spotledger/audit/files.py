@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.sqlite.audit import AuditFile, LedgerRow
+from spotledger.storage.sqlite.audit import AuditFile, LedgerRow, damaged_logs
 from spotledger.storage.sqlite.file import KEYS, schema_of
 from spotledger.storage.sqlite.noted_head import NOTE_FILE
 from spotledger.storage.sqlite.raw import Damaged, RawFile
@@ -32,8 +33,15 @@ _OPTIONAL: Final = frozenset({"expires_ms", "revoked_ms", "last_used_ms"})
 _AS_IN_SCHEMA: Final = "as the schema has it"
 
 
+def check_logs(path: Path, findings: Findings) -> None:
+    """Check the write-ahead logs, before SQLite takes a damaged one for a short one."""
+    with findings.noting("the write-ahead logs"):
+        for name, damage in damaged_logs(path):
+            findings.add("log_damaged", None, name, damage, "whole, or cut off within its last transaction")
+
+
 def check_files(file: AuditFile, findings: Findings) -> None:
-    """Check that each file is what it should be: its schema, every page, SQLite's structures, the write-ahead logs."""
+    """Check that each file is what it should be: its schema, every page, SQLite's structures."""
     for problem in file.problems:
         findings.unreadable(problem, code="file_damaged")
     for each in file.files():
@@ -45,9 +53,6 @@ def check_files(file: AuditFile, findings: Findings) -> None:
                 findings.add(code, None, where, "missing, another, or one too many", _AS_IN_SCHEMA)
         with findings.noting("a structure"):
             _check_structure(each, findings)
-    with findings.noting("the write-ahead logs"):
-        for name, damage in file.logs():
-            findings.add("log_damaged", None, name, damage, "whole, or cut off within its last transaction")
 
 
 def _check_structure(file: RawFile, findings: Findings) -> None:
@@ -77,8 +82,8 @@ def check_note(file: AuditFile, findings: Findings, ledger: LedgerRow) -> int:
         findings.add("note_damaged", None, NOTE_FILE, str(error), "one whole slot")
         return 0
     if damaged_slot is not None:
-        expected = "a whole slot; the next entry writes it anew"
-        findings.add("note_damaged", None, f"{NOTE_FILE}: slot {damaged_slot}", "it does not check", expected)
+        where = f"{NOTE_FILE}: slot {damaged_slot}"
+        findings.add("note_slot_damaged", None, where, "does not check", "what was written")
     _, last_seq = file.journal.extent()
     if note is None:
         if last_seq and not file.is_alone:

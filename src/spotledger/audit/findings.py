@@ -34,7 +34,8 @@ CODES: Final[dict[str, str]] = {
     "structure_damaged": "SQLite's own check finds pages, rows or indexes that contradict each other.",
     "log_damaged": "A write-ahead log is damaged before its end.",
     "note_differs": "The journal is not the one whose head was noted.",
-    "note_damaged": "One or both slots of the noted head are damaged.",
+    "note_damaged": "Both slots of the noted head are damaged.",
+    "note_slot_damaged": "One slot of the noted head is damaged; the other one counts.",
     "entry_missing": "Entries are missing from the numbering.",
     "entry_out_of_place": "An entry is stored under another number than its own.",
     "entry_unreadable": "An entry cannot be decoded.",
@@ -107,6 +108,7 @@ _OF_BOOKS: Final = frozenset(list(CODES)[list(CODES).index("books_differ") :]) -
     "access_keys_behind",
 }
 _OF_KEYS: Final = frozenset({"access_key_malformed", "access_keys_behind"})
+_OF_NOTE: Final = frozenset({"note_slot_damaged"})
 _OF_END: Final = frozenset({"log_damaged", "note_differs", "note_damaged", "journal_cut"})
 #: What to do, by the part that is damaged.
 _ADVICE: Final = {
@@ -114,6 +116,7 @@ _ADVICE: Final = {
     " clean: spotledger restore",
     "end": "The end of the journal is in doubt. See what is missing, which changes nothing: spotledger recover",
     "books": "The books are derived from the journal. Make them again: spotledger rebuild",
+    "note": "One slot of the noted head is damaged. Examine the disk; the next entry writes the slot again",
     "keys": "The access keys are damaged. Put a good copy of keys.db in their place, or take them from a backup",
 }
 
@@ -136,6 +139,7 @@ class Findings:
         self.counts: Counter[str] = Counter()
         #: What could not be examined, and why.
         self.unexamined: list[str] = []
+        self._damaged: set[str] = set()
 
     def add(self, code: str, seq: int | None, where: str, found: Any, expected: Any) -> None:
         """
@@ -157,13 +161,14 @@ class Findings:
         if why not in self.unexamined and len(self.unexamined) <= UNEXAMINED_LIMIT:
             self.unexamined.append(why if len(self.unexamined) < UNEXAMINED_LIMIT else "and more")
 
-    def unreadable(self, error: Unreadable, segment: int | None = None, code: str = "page_damaged") -> None:
-        """Note what could not be read: as a finding if it is damaged, else as unexamined."""
-        where = str(error) if segment is None else f"{error} (segment {segment})"
-        if isinstance(error, Damaged):
-            self.add(code, None, where, "does not check", "what was written")
-        else:
+    def unreadable(self, error: Unreadable, code: str = "page_damaged") -> None:
+        """Note what could not be read: once as a finding if it is damaged, else as unexamined."""
+        where = str(error)
+        if not isinstance(error, Damaged):
             self.leave_out(where)
+        elif where not in self._damaged:
+            self._damaged.add(where)
+            self.add(code, None, where, "does not check", "what was written")
 
     @contextmanager
     def noting(self, what: str) -> Iterator[None]:
@@ -204,4 +209,5 @@ def _part_of(code: str, where: str | None) -> str:
         return "books" if BOOKS_FILE in where else "keys" if KEYS_FILE in where else "journal"
     if code in _OF_BOOKS:
         return "books"
-    return "keys" if code in _OF_KEYS else "end" if code in _OF_END else "journal"
+    parts = {"keys": _OF_KEYS, "note": _OF_NOTE, "end": _OF_END}
+    return next((part for part, codes in parts.items() if code in codes), "journal")

@@ -57,9 +57,11 @@ class SegmentTables:
         first = border - self._segment_entries + 1
         if self._journal.first_seq > first:
             self.pass_over()
-        elif self._books is not None and self._journal.first_seq == first and self._books.sealed_to() >= border:
-            self.compare(self._books, first // self._segment_entries, first, border)
-            self._journal.forget_collected()
+        elif self._books is not None and self._journal.first_seq == first:
+            with self._findings.noting("the books"):
+                if self._books.sealed_to() >= border:
+                    self.compare(self._books, first // self._segment_entries, first, border)
+                    self._journal.forget_collected()
 
     def pass_over(self) -> None:
         """Forget what is collected without comparing it, because entries are missing, which is noted already."""

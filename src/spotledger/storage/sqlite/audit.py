@@ -149,15 +149,6 @@ class AuditFile:
         """Close the files."""
         self.close()
 
-    def logs(self) -> Iterator[tuple[str, str]]:
-        """Give the write-ahead logs that are damaged: the name, and where and how."""
-        for name in (self.path.name,) if self.is_alone else (JOURNAL_FILE, BOOKS_FILE, KEYS_FILE):
-            log = self.path.with_name(f"{name}-wal")
-            with self.journal.saying(log.name):
-                damage = lasting(partial(find_damage, log))
-            if damage is not None:
-                yield log.name, f"at byte {damage.offset}: {damage.reason}"
-
     def note(self) -> tuple[Note | None, int | None]:
         """
         Return the noted head, or None where there is none, and which of its slots is damaged, or None.
@@ -180,6 +171,23 @@ class AuditFile:
             if isinstance(damage, str):
                 raise Damaged(damage)
             return read_note(path), damage
+
+
+def damaged_logs(path: Path) -> Iterator[tuple[str, str]]:
+    """
+    Give the write-ahead logs of the ledger with the journal at *path* that are damaged: the name, and where and how.
+
+    Raises:
+        Unreadable: One may not be read.
+    """
+    for name in (JOURNAL_FILE, BOOKS_FILE, KEYS_FILE) if path.name == JOURNAL_FILE else (path.name,):
+        log = path.with_name(f"{name}-wal")
+        try:
+            damage = lasting(partial(find_damage, log))
+        except OSError as problem:
+            raise Unreadable(f"{log} could not be read: {problem.strerror}") from problem
+        if damage is not None:
+            yield log.name, f"at byte {damage.offset}: {damage.reason}"
 
 
 class JournalFile(RawFile):
