@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -9,15 +10,20 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import spotledger
+from spotledger.archive.backup import back_up
 from spotledger.archive.restore import Restored, restore
+from spotledger.clock import now_ms
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, ListCoin, RegisterCustomer, Unfreeze
 from spotledger.ledger.ledger import Ledger
 
 MASTER_KEY = "5a" * 32
+#: What is in a folder after a restore.
+RESTORED_FILES = ("books.db", "journal.db", "keys.db", "noted-head")
 
 
 def filled(folder: Path, entries: int = 400, segment_entries: int = 64) -> Ledger:
@@ -78,6 +84,18 @@ class Writing:
             self._thread.join()
 
 
+def small_backup(folder: Path) -> Path:
+    """Make a backup of a small ledger in *folder*, beside its data folder ``data``."""
+    with filled(folder / "data") as ledger:
+        back_up(ledger, folder / "first.backup", now_ms)
+    return folder / "first.backup"
+
+
+def names_in(folder: Path) -> list[str]:
+    """List what is in *folder*."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def restored(file: Path, folder: Path, epoch: int | None = None) -> Restored:
     """Restore a backup of a ledger that never had access keys into the new folder *folder*."""
     folder.mkdir()
@@ -88,6 +106,27 @@ def damaged_copy(file: Path, target: Path) -> Path:
     """Return a copy of a backup that a test may damage."""
     shutil.copyfile(file, target)
     return target
+
+
+def flip_bit(file: Path, place: int, bit: int = 0) -> Path:
+    """Flip one bit of a file, as a disk may."""
+    with file.open("r+b") as opened:
+        opened.seek(place)
+        byte = opened.read(1)[0]
+        opened.seek(place)
+        opened.write(bytes([byte ^ 1 << bit]))
+    return file
+
+
+def rehash(connection: Any) -> None:
+    """Make the chain of hashes of a backup fit its entries, as somebody would who means to cheat."""
+    [(ledger_id,)] = connection.execute("SELECT ledger_id FROM ledger").fetchall()
+    link = hashlib.sha256(b"spotledger ledger " + ledger_id.encode()).digest()
+    for seq, body in connection.execute("SELECT seq, body FROM entry ORDER BY seq").fetchall():
+        link = hashlib.sha256(link + body.encode()).digest()
+        connection.execute("UPDATE entry SET hash = ? WHERE seq = ?", (link, seq))
+    for table in ("head", "backup"):
+        connection.execute(f"UPDATE {table} SET hash = ?", (link,))
 
 
 @contextmanager

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,22 @@ from spotledger.audit.report import Report
 from spotledger.domain.operations import CoinAmount, HoldKey, SettleSide, Withdraw
 from spotledger.errors import Refused
 from spotledger.ledger.ledger import Ledger
-from support_core import Clock, open_small, without_triggers
+from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS
+from spotledger.storage.sqlite.buckets import (
+    HistoryLine,
+    HoldsOpened,
+    RowSum,
+    pack_history,
+    pack_keys,
+    sum_of,
+    unpack_history,
+    unpack_keys,
+)
+from spotledger.storage.sqlite.noted_head import NOTE_FILE, NotedHead
+from support_core import Clock, open_small, raw, without_triggers
+
+#: The files of a ledger that nobody has open.
+FILES = ("journal.db", "books.db", "keys.db", "noted-head")
 
 
 def every_kind(ledger: Ledger, clock: Clock, prefix: str = "") -> None:
@@ -80,33 +94,36 @@ def make(folder: Path, **options: Any) -> Path:
 
 def audited(folder: Path, **options: Any) -> Report:
     """Audit the ledger in *folder*."""
-    return audit_file(folder / "ledger.db", **options)
+    return audit_file(folder / "journal.db", **options)
 
 
 @contextmanager
 def damaging(folder: Path) -> Iterator[Damage]:
-    """Let a test change what it likes in the file; the triggers are there again afterwards."""
-    connection = sqlite3.connect(folder / "ledger.db", isolation_level=None)
-    try:
+    """Let a test change what it likes in the files; page checksums stay right, and the triggers are there again."""
+    with raw(folder) as connection:
+        for name in ("books", "keys"):
+            if (folder / f"{name}.db").exists():
+                connection.execute(f"ATTACH '{folder / name}.db' AS {name}_file")
         triggers = connection.execute("SELECT sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
         without_triggers(connection)
         connection.execute("PRAGMA ignore_check_constraints = ON")
-        yield Damage(connection)
+        yield Damage(folder, connection)
         for (sql,) in triggers:
             connection.execute(sql)
-    finally:
-        connection.close()
 
 
 class Damage:
-    """Ways to change a ledger file."""
+    """Ways to change the files of a ledger."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, folder: Path, connection: Any) -> None:
+        self.folder = folder
         self.sql = connection.execute
 
     def one(self, query: str, *values: Any) -> Any:
         """Return the first column of the first row."""
         return self.sql(query, values).fetchone()[0]
+
+    # --- the journal ------------------------------------------------------------------------------------
 
     def seq_of(self, key: str) -> int:
         """Return the entry that has *key*."""
@@ -128,7 +145,7 @@ class Damage:
         self.put(seq, entry)
 
     def rehash(self) -> None:
-        """Make the chain fit the entries as they are, and the head the last of them."""
+        """Make the chain fit the entries as they are; head, noted head and books say that it is right."""
         link = hashlib.sha256(b"spotledger ledger " + self.one("SELECT ledger_id FROM ledger").encode()).digest()
         seq, booked_ms = 0, 0
         for seq, body in self.sql("SELECT seq, body FROM entry ORDER BY seq").fetchall():
@@ -136,6 +153,10 @@ class Damage:
             self.sql("UPDATE entry SET hash = ? WHERE seq = ?", (link, seq))
             booked_ms = json.loads(body)["booked_ms"]
         self.sql("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", (seq, link, booked_ms))
+        self.sql("UPDATE books SET sealed_hash = coalesce((SELECT hash FROM entry WHERE seq = sealed_to), sealed_hash)")
+        with closing(NotedHead(self.folder / NOTE_FILE)) as noted:
+            assert noted.note is not None
+            noted.write(noted.note._replace(seq=seq, hash=link))
 
     def remove(self, seq: int) -> None:
         """Take an entry out and move those after it up, in their rows and in what they say."""
@@ -145,9 +166,68 @@ class Damage:
             entry["seq"] = later - 1
             self.sql("UPDATE entry SET seq = ?, body = ? WHERE seq = ?", (later - 1, json.dumps(entry), later))
 
+    # --- the books --------------------------------------------------------------------------------------
+
+    def keys(self, bucket: int) -> list[tuple[bytes, int]]:
+        """Return digest and place of the keys in a bucket."""
+        return unpack_keys(bucket, self.one("SELECT packed FROM key_bucket WHERE id = ?", bucket))
+
+    def put_keys(self, bucket: int, keys: list[tuple[bytes, int]]) -> None:
+        """Replace the keys in a bucket, with a checksum that fits."""
+        self.sql("INSERT OR REPLACE INTO key_bucket VALUES (?, ?)", (bucket, pack_keys(bucket, keys)))
+
+    def bucket_with_keys(self, segment: int) -> int:
+        """Return a bucket of *segment* with keys in it."""
+        for bucket, packed in self.sql("SELECT id, packed FROM key_bucket WHERE id / 512 = ?", (segment,)).fetchall():
+            if len(packed) > 16:
+                return int(bucket)
+        raise AssertionError("no keys")
+
+    def change_history(self, bucket: int, change: Callable[[list[HistoryLine], list[HoldsOpened]], object]) -> None:
+        """Change lines and holds of a bucket of the history in place; its checksum fits afterwards."""
+        lines, holds = unpack_history(bucket, self.one("SELECT packed FROM history_bucket WHERE id = ?", bucket))
+        change(lines, holds)
+        self.sql("UPDATE history_bucket SET packed = ? WHERE id = ?", (pack_history(bucket, lines, holds), bucket))
+
+    def add_up(self) -> None:
+        """Make counts and digests of the books fit the rows as they are."""
+        for table, query in {
+            "owner_bucket": (
+                ("balance", f"SELECT {BALANCE_COLUMNS} FROM balance WHERE bucket = ?"),
+                ("customer", "SELECT bucket, customer, seq FROM customer WHERE bucket = ?"),
+            ),
+            "hold_bucket": (("hold", f"SELECT {HOLD_COLUMNS} FROM hold WHERE hold_id / 256 = ?"),),
+        }.items():
+            self.sql(f"DELETE FROM {table}")
+            column = "hold_id / 256" if table == "hold_bucket" else "bucket"
+            source = (
+                "hold" if table == "hold_bucket" else "(SELECT bucket FROM balance UNION SELECT bucket FROM customer)"
+            )
+            for (bucket,) in self.sql(f"SELECT DISTINCT {column} FROM {source}").fetchall():
+                rows = [(name, row) for name, text in query for row in self.sql(text, (bucket,)).fetchall()]
+                self.sql(f"INSERT INTO {table} VALUES (?, ?, ?)", (bucket, *sum_of(rows).kept()))
+        self._add_up_small()
+
+    def _add_up_small(self) -> None:
+        sums: list[RowSum] = []
+        for table, columns in (("coin", "coin, scale, seq"), ("reversal", "seq, by_seq")):
+            sums.append(sum_of((table, row) for row in self.sql(f"SELECT {columns} FROM {table}").fetchall()))
+        is_open = "SELECT count(*) FROM hold WHERE closed_seq IS NULL"
+        counts = [
+            self.one("SELECT count(*) FROM customer"),
+            self.one(is_open),
+            self.one(f"{is_open} AND expires_ms IS NOT NULL"),
+        ]
+        self.sql(
+            "UPDATE books SET coins = ?, coins_digest = ?, reversals = ?, reversals_digest = ?, customers = ?,"
+            " open_holds = ?, expiring_holds = ?",
+            (*sums[0].kept(), *sums[1].kept(), *counts),
+        )
+
 
 def copy_of(folder: Path, target: Path) -> Path:
     """Copy a ledger that nobody has open."""
     target.mkdir()
-    shutil.copy(folder / "ledger.db", target / "ledger.db")
+    for name in FILES:
+        shutil.copy(folder / name, target / name)
     return target

@@ -1,5 +1,5 @@
 """
-An independent reading of a ledger file: SQLite and JSON from the standard library, none of our own code.
+An independent reading of a ledger: SQLite, JSON and MessagePack, none of our own code.
 
 ``check_books`` derives everything about money from the entries again and compares it with what the file says beside
 them. Tests call it after every bad day.
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import apsw
+import apsw.sqlite_extra
+import msgspec
 
 EXTERNAL = "@external"
 RECEIVABLE = "@receivable:"
@@ -35,21 +39,30 @@ class Books:
 
 
 def check_books(folder: Path) -> Books:
-    """Read ``ledger.db`` in *folder*, assert that every promise about the books holds, and return what they say."""
-    connection = sqlite3.connect(folder / "ledger.db")
-    try:
+    """Read the ledger in *folder*, assert that every promise about the books holds, and return what they say."""
+    with opened(folder / "journal.db") as connection:
         books = _read_journal(connection)
         check_holds(books)
-        _check_tables(connection, books)
-    finally:
-        connection.close()
+        size = connection.execute("SELECT segment_entries FROM ledger").fetchall()[0][0]
+    with opened(folder / "books.db") as connection:
+        _check_tables(connection, books, size)
     return books
 
 
-def _read_journal(connection: sqlite3.Connection) -> Books:
-    ledger_id = connection.execute("SELECT ledger_id FROM ledger").fetchone()[0]
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """Give a plain connection to a file of the ledger; its pages are checked as they are read."""
+    with closing(apsw.Connection(":memory:")) as any_connection:
+        apsw.sqlite_extra.load(any_connection, "cksumvfs")
+    with closing(apsw.Connection(str(file), vfs="cksmvfs")) as connection:
+        connection.set_busy_timeout(5_000)
+        yield connection
+
+
+def _read_journal(connection: Any) -> Books:
+    ledger_id = connection.execute("SELECT ledger_id FROM ledger").fetchall()[0][0]
     rows = connection.execute("SELECT seq, body, hash FROM entry ORDER BY seq")
-    head = connection.execute("SELECT seq, hash, booked_ms FROM head").fetchone()
+    [head] = connection.execute("SELECT seq, hash, booked_ms FROM head").fetchall()
     return read_journal(ledger_id, rows, head)
 
 
@@ -139,33 +152,39 @@ def check_holds(books: Books) -> None:
     assert not any(sums.values()), "a coin does not add up to zero"
 
 
-def _check_tables(connection: sqlite3.Connection, books: Books) -> None:
+def _check_tables(connection: Any, books: Books, size: int) -> None:
     """Compare what is derived, up to ``sealed_to``, with the journal."""
-    sealed_to, size = connection.execute("SELECT sealed_to, segment_entries FROM ledger").fetchone()
+    [(sealed_to, own_size)] = connection.execute("SELECT sealed_to, segment_entries FROM books").fetchall()
+    assert own_size == size
     assert sealed_to % size == 0
     assert sealed_to <= books.head
     digests = {hashlib.blake2b(key.encode(), digest_size=16).digest(): seq for key, seq in books.keys.items()}
-    rows = connection.execute("SELECT digest, seq, segment FROM key_seq WHERE seq <= ?", (sealed_to,)).fetchall()
-    assert {digest: seq for digest, seq, _ in rows} == {d: seq for d, seq in digests.items() if seq <= sealed_to}
-    assert all(segment == (seq - 1) // size for _, seq, segment in rows)
+    found_keys = {}
+    for bucket, packed in connection.execute("SELECT id, packed FROM key_bucket"):
+        first, payload = bucket // 512 * size + 1, packed[16:]
+        count = len(payload) // 18
+        for number, seq in enumerate(_seqs_in_any_order(first, payload[16 * count :])):
+            found_keys[payload[16 * number : 16 * number + 16]] = seq
+    assert found_keys == {digest: seq for digest, seq in digests.items() if seq <= sealed_to}
     found: dict[int, set[tuple[str, str, str]]] = {}
-    for segment, *name, places in connection.execute("SELECT segment, customer, account, coin, places FROM history"):
-        for seq in _seqs(segment * size + 1, places):
-            if seq <= sealed_to:
-                found.setdefault(seq, set()).add(tuple(name))
+    owned: set[tuple[str, int]] = set()
+    for bucket, packed in connection.execute("SELECT id, packed FROM history_bucket"):
+        first = bucket // 512 * size + 1
+        lines, holds = msgspec.msgpack.decode(packed[16:])
+        for *name, places in lines:
+            for seq in _seqs(first, places):
+                found.setdefault(seq, set()).add((name[0], name[1], name[2]))
+        owned |= {(customer, seq) for customer, places in holds for seq in _seqs(first, places)}
     expected = {seq: {line[:3] for line in lines} for seq, lines in books.history.items() if seq <= sealed_to and lines}
     assert found == expected
-    owned = {
-        (customer, seq)
-        for segment, customer, places in connection.execute("SELECT segment, customer, places FROM hold_of")
-        for seq in _seqs(segment * size + 1, places)
-        if seq <= sealed_to
-    }
     assert owned == {(hold["name"][0], seq) for seq, hold in books.holds.items() if seq <= sealed_to}
-    sealed = {name for (name,) in connection.execute("SELECT customer FROM customer WHERE seq <= ?", (sealed_to,))}
+    sealed = {name for (name,) in connection.execute("SELECT customer FROM customer")}
     assert sealed == {name for name, seq in books.customers.items() if seq <= sealed_to}
-    if sealed_to == (books.head // size) * size:
-        _check_balances_and_holds(connection, books, sealed_to)
+    _check_balances_and_holds(connection, books, sealed_to)
+
+
+def _seqs_in_any_order(first: int, places: bytes) -> list[int]:
+    return [first + place for (place,) in struct.iter_unpack("<H", places)]
 
 
 def _seqs(first: int, places: bytes) -> list[int]:
@@ -175,7 +194,7 @@ def _seqs(first: int, places: bytes) -> list[int]:
     return seqs
 
 
-def _check_balances_and_holds(connection: sqlite3.Connection, books: Books, sealed_to: int) -> None:
+def _check_balances_and_holds(connection: Any, books: Books, sealed_to: int) -> None:
     """Compare the tables of balances and holds, where no sealing is half done, with the journal at ``sealed_to``."""
     at_seal: dict[tuple[str, str, str], tuple[int, int]] = {}
     for seq in range(1, sealed_to + 1):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from spotledger.domain.operations import Operation
 from spotledger.ledger.group import Group
 from spotledger.ledger.ledger import Ledger
 from spotledger.storage.steps import Steps, drive
+from support_books import opened
 
 START_MS = 1_700_000_000_000
 
@@ -85,7 +85,7 @@ def booked_up_to_commit(ledger: Ledger, operations: Sequence[Operation]) -> Step
 def full_disk(folder: Path) -> Iterator[None]:
     """Let no file of this process grow beyond the write-ahead log as it is: commits fail with a real error."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "ledger.db-wal").stat().st_size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "journal.db-wal").stat().st_size, hard))
     try:
         yield
     finally:
@@ -93,17 +93,26 @@ def full_disk(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def raw(folder: Path) -> Iterator[sqlite3.Connection]:
-    """Give a plain connection to the ledger file, in autocommit."""
-    connection = sqlite3.connect(folder / "ledger.db", isolation_level=None)
-    try:
+def raw(folder: Path, file: str = "journal.db") -> Iterator[Any]:
+    """Give a plain connection to a file of the ledger, in autocommit; it keeps the checksums of pages right."""
+    with opened(folder / file) as connection:
         yield connection
-    finally:
-        connection.close()
 
 
-def without_triggers(connection: sqlite3.Connection) -> None:
+def without_triggers(connection: Any) -> None:
     """Drop the triggers, as somebody would who means to cheat."""
     names = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall()
     for (name,) in names:
         connection.execute(f"DROP TRIGGER {name}")
+
+
+def past_triggers(connection: Any, statement: str) -> None:
+    """Execute *statement* with the triggers out of the way; afterwards the schema is as it was, but for *statement*."""
+    triggers = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    if statement.startswith("DROP"):
+        connection.execute(statement)
+        return
+    without_triggers(connection)
+    connection.execute(statement)
+    for _, sql in triggers:
+        connection.execute(sql)

@@ -46,6 +46,7 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     │   ├── DataFolderInUse
     │   ├── DataFolderUnusable      read-only, full, not a folder, no ledger
     │   ├── SchemaMismatch          the file was written by another version
+    │   ├── JournalShorter          the journal or the access keys lack what was acknowledged
     │   ├── BackupDamaged           incomplete, or not what was written
     │   ├── MasterKeyRefused        missing, malformed or not the one that encrypted the secrets
     │   └── SettingInvalid
@@ -361,6 +362,12 @@ class SchemaMismatch(SetupError):
     """The ledger file was written by another version of spotledger."""
 
     code = "schema_mismatch"
+
+
+class JournalShorter(SetupError):
+    """The journal ends before an entry that was acknowledged, or the access keys are behind a change that was made."""
+
+    code = "journal_shorter"
 
 
 class BackupDamaged(SetupError):

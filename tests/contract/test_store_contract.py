@@ -95,8 +95,6 @@ def test_group_before_publish_is_invisible(ledger: Ledger, filled: int) -> None:
     entries = decided(ledger)
     store.write(entries)
     assert picture(ledger) == before
-    while store.lagging:
-        store.catch_up()
     assert picture(ledger) == before
     drive(store.commit())
     # What is durable on a server, other nodes see at once, and so may a read here.
@@ -117,8 +115,6 @@ def test_recover_throws_away_what_was_written(ledger: Ledger) -> None:
     for _ in range(3):
         entries = decided(ledger)
         store.write(entries)
-        while store.lagging:
-            store.catch_up()
         store.recover()
         assert picture(ledger) == before
     assert all(isinstance(o, Receipt) or o.kept for o in ledger.execute(wide_group(ledger.head.seq)))

@@ -168,6 +168,6 @@ def test_demo_stays_out_of_a_ledger_that_is_not_its_own(tmp_path: Path) -> None:
     assert "is not the demo's" in done.stderr
     env = support_service.environment(SPOTLEDGER_DATA=str(tmp_path / "real"))
     assert support_service.run("demo", "--once", *FREE_PORTS, env=env, cwd=tmp_path).returncode == 0
-    assert (tmp_path / "data" / "demo" / "ledger.db").exists()
+    assert (tmp_path / "data" / "demo" / "journal.db").exists()
     listed = json.loads(support_service.run("coin", "list", "--json", "--data", tmp_path / "real").stdout)
     assert [coin["coin"] for coin in listed["coins"]] == ["eur"]

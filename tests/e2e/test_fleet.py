@@ -63,7 +63,7 @@ def test_first_node_makes_schema_ledger_and_token_and_others_join(node: StartNod
     assert (first.folder / "operator.token").exists()
     other = node("two")
     assert not (other.folder / "operator.token").exists()
-    assert not (other.folder / "ledger.db").exists()
+    assert not (other.folder / "journal.db").exists()
     share_token(first, other)
     first.list_coins(usdt=8)
     alice = first.trader("alice", {"usdt": ("100.50", "20")})
@@ -176,7 +176,7 @@ def test_commands_call_the_node_that_runs_and_else_the_database(node: StartNode,
     made = run("key", "create", "--customer", "alice", "--permission", "read", *direct, **key)
     with SpotClient(str(made["accesskey"]), str(made["secretkey"]), first.public_url) as client:
         assert str(client.balances()["usdt"].available) == "12.00"
-    assert not (beside / "ledger.db").exists()
+    assert not (beside / "journal.db").exists()
 
 
 def test_command_about_a_database_without_a_ledger_makes_none(postgres_url: str, tmp_path: Path) -> None:
@@ -436,6 +436,6 @@ def test_demo_stays_out_of_a_database_that_is_set(postgres_url: str, tmp_path: P
     listen = ("--listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0")
     done = support_service.run("demo", "--once", "--data", tmp_path / "demo", *listen, env=environ)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "demo" / "ledger.db").exists()
+    assert (tmp_path / "demo" / "journal.db").exists()
     with psycopg.connect(postgres_url) as connection:
         assert connection.execute("SELECT to_regclass('entry')").fetchall() == [(None,)]

@@ -201,15 +201,15 @@ def test_serve_on_a_file_in_place_of_the_folder_says_so(tmp_path: Path) -> None:
 
 
 def test_serve_on_a_file_that_is_no_ledger_says_so(tmp_path: Path) -> None:
-    """A ledger.db of another kind is left alone and named."""
+    """A journal.db of another kind is left alone and named."""
     (tmp_path / "data").mkdir(mode=0o700)
-    (tmp_path / "data" / "ledger.db").write_bytes(b"something else entirely" * 500)
+    (tmp_path / "data" / "journal.db").write_bytes(b"something else entirely" * 500)
     done = support_service.run("serve", "--data", tmp_path / "data", "--listen", "127.0.0.1:0")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "ledger.db" in done.stderr
+    assert "journal.db" in done.stderr
     assert done.stderr.count("\n") == 1
-    assert (tmp_path / "data" / "ledger.db").read_bytes().startswith(b"something else")
+    assert (tmp_path / "data" / "journal.db").read_bytes().startswith(b"something else")
 
 
 @pytest.fixture

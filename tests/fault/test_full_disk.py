@@ -117,7 +117,7 @@ folder = sys.argv[1]
 ledger = spotledger.open(folder)
 ledger.list_coin("usdt", 8, key="coin")
 ledger.register_customer("alice", key="alice")
-size = (__import__("pathlib").Path(folder) / "ledger.db-wal").stat().st_size
+size = (__import__("pathlib").Path(folder) / "journal.db-wal").stat().st_size
 resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20_000, resource.RLIM_INFINITY))
 number, failures = 0, 0
 while failures < 3:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ import pytest
 import spotledger
 from spotledger.domain.operations import Deposit
 from spotledger.ledger.ledger import Receipt
-from support_books import check_books
+from support_books import check_books, opened
 
 SCRIPT = Path(__file__).with_name("stream_of_writes.py")
 START_SECONDS = 20
@@ -34,7 +36,7 @@ def test_killed_writer_loses_no_acknowledged_entry_and_doubles_none(tmp_path: Pa
         for key, refused in acknowledged.items():
             assert key in books.keys, f"the acknowledged {key} is lost after kill {seed}"
             assert (key in books.refusals) == refused
-        half_sealed += _rows_beyond_the_seal(tmp_path)
+        half_sealed += _is_behind(tmp_path, segment_entries)
     assert len(acknowledged) > KILLS
     assert half_sealed, "no kill fell into a sealing; the test has lost its point"
 
@@ -75,12 +77,60 @@ def _write_until_killed(folder: Path, seed: int, segment_entries: int, seconds: 
     return acknowledged
 
 
-def _rows_beyond_the_seal(folder: Path) -> int:
-    import sqlite3
+def _is_behind(folder: Path, segment_entries: int) -> bool:
+    """Say whether a full segment is not in the books: the kill fell into its sealing, or before it."""
+    with opened(folder / "journal.db") as journal, opened(folder / "books.db") as books:
+        [(head_seq,)] = journal.execute("SELECT seq FROM head").fetchall()
+        [(sealed_to,)] = books.execute("SELECT sealed_to FROM books").fetchall()
+    return head_seq - sealed_to >= segment_entries
 
-    connection = sqlite3.connect(folder / "ledger.db")
-    try:
-        query = "SELECT count(*) > 0 FROM key_seq, ledger WHERE key_seq.seq > ledger.sealed_to"
-        return int(connection.execute(query).fetchone()[0])
-    finally:
-        connection.close()
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_sealing_process_is_started_again_and_seals_all(tmp_path: Path, signal_number: int) -> None:
+    """However often the process that seals is killed, writes go on, and in the end every full segment is sealed."""
+    size = 4096
+    with spotledger.open(tmp_path, segment_entries=size) as ledger:
+        store = ledger._store
+        ledger.list_coin("btc", 8, key="coin")
+        ledger.register_customer("ann", key="customer")
+        kills = 0
+        for group in range(4 * size // 100):
+            ledger.execute([Deposit(f"k{group}-{n}", "ann", "btc", "1") for n in range(100)])
+            child = store._sealing._child
+            if child is not None and kills < 3:
+                os.kill(child.pid, signal_number)
+                child.wait()
+                kills += 1
+        assert kills == 3
+        deadline = time.monotonic() + 60
+        while store.sealed_to < ledger.head.seq // size * size and time.monotonic() < deadline:
+            ledger.deposit("ann", "btc", "1", key=f"more-{time.monotonic_ns()}")
+            time.sleep(0.005)
+        assert store.sealed_to == ledger.head.seq // size * size
+        assert store.rebuilds == 0
+        assert ledger.execute([Deposit("k0-0", "ann", "btc", "1")])[0].replayed
+    check_books(tmp_path)
+
+
+def test_sealing_process_ends_with_its_parent(tmp_path: Path) -> None:
+    """A service that is killed leaves no process behind, and none that holds the folder's lock."""
+    program = (
+        "import sys, spotledger, time\n"
+        "from spotledger.domain.operations import Deposit\n"
+        "ledger = spotledger.open(sys.argv[1], segment_entries=4096)\n"
+        "ledger.list_coin('btc', 8, key='coin'); ledger.register_customer('ann', key='customer')\n"
+        "for g in range(42): ledger.execute([Deposit(f'k{g}-{n}', 'ann', 'btc', '1') for n in range(100)])\n"
+        "print(ledger._store._sealing._child.pid, flush=True); time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}").exists()
+    spotledger.open(tmp_path).close()
+    check_books(tmp_path)

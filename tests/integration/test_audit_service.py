@@ -117,7 +117,7 @@ def test_audit_in_process_that_is_cancelled_ends_its_process(tmp_path: Path) -> 
         api.set_up()
 
         async def cancelled() -> None:
-            work = asyncio.create_task(audit_in_process(tmp_path / "ledger.db", 1, lambda _: None))
+            work = asyncio.create_task(audit_in_process(tmp_path / "journal.db", 1, lambda _: None))
             await asyncio.sleep(0.3)
             work.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -139,7 +139,7 @@ def test_audit_whose_process_says_what_cannot_be_read_is_incomplete(
     program.write_text(f"#!/bin/sh\nexec cat '{path}'\n")
     program.chmod(0o755)
     monkeypatch.setattr(audit_process.sys, "executable", str(program))
-    report = asyncio.run(audit_in_process(tmp_path / "ledger.db", 0, lambda _: None))
+    report = asyncio.run(audit_in_process(tmp_path / "journal.db", 0, lambda _: None))
     assert report["verdict"] == "incomplete"
     assert "could not be read" in report["unexamined"][0]
 

@@ -1,54 +1,57 @@
-"""Backups made while the ledger is written to, and what is restored from them."""
+"""Backups made while the ledger is written to, and of a ledger that is damaged."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import spotledger
 from spotledger.archive.backup import back_up
-from spotledger.archive.restore import MasterKeySource, restore
+from spotledger.archive.restore import restore
 from spotledger.clock import now_ms
-from spotledger.domain.accounts import Account
 from spotledger.domain.operations import Deposit
 from spotledger.errors import (
-    BackupDamaged,
     DataFolderUnusable,
-    IdempotencyConflict,
     InvalidRequest,
-    MasterKeyRefused,
+    LedgerCorrupt,
     SchemaMismatch,
     StoreUnavailable,
 )
+from spotledger.ledger.ledger import Ledger
+from spotledger.security.access_keys import KeyRing
 from spotledger.security.cipher import Cipher
-from spotledger.storage.sqlite import copy as sqlite_copy
-from support_archive import MASTER_KEY, Writing, damaged_copy, disk_of, filled, restored, write_some
-from support_books import check_books
-from support_core import booked_up_to_commit
-
-SPOT = Account("c1", "spot")
+from spotledger.storage.sqlite import copy as sqlite_copy, file as sqlite_file
+from spotledger.storage.sqlite.file import JOURNAL, schema_of
+from spotledger.storage.steps import drive
+from support_archive import (
+    MASTER_KEY,
+    Writing,
+    disk_of,
+    filled,
+    flip_bit,
+    names_in,
+    restored,
+    small_backup,
+    write_some,
+)
+from support_books import check_books, opened
+from support_core import booked_up_to_commit, past_triggers, raw, without_triggers
 
 
 @pytest.fixture(scope="module")
 def backup(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A backup of a small ledger; tests leave it as it is."""
-    folder = tmp_path_factory.mktemp("backup")
-    with filled(folder / "data") as ledger:
-        back_up(ledger, folder / "first.backup", now_ms)
-    return folder / "first.backup"
-
-
-def names_in(folder: Path) -> list[str]:
-    """List what is in *folder*."""
-    return sorted(path.name for path in folder.iterdir())
+    return small_backup(tmp_path_factory.mktemp("backup"))
 
 
 @pytest.mark.parametrize("size", [1, 5, 200])
@@ -70,20 +73,17 @@ def test_backup_under_writes_is_whole_and_has_what_was_acknowledged_before(tmp_p
 
 
 def _hashes(folder: Path, seq: int) -> list[bytes]:
-    connection = sqlite3.connect(folder / "ledger.db")
-    try:
+    with raw(folder) as connection:
         return [row[0] for row in connection.execute("SELECT hash FROM entry WHERE seq = ?", (seq,))]
-    finally:
-        connection.close()
 
 
 def test_backup_goes_on_where_a_commit_failed_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A group that is given up in the middle of the copying is neither in the ledger nor in the backup."""
-    monkeypatch.setattr(sqlite_copy, "STEP_PAGES", 8)
+    monkeypatch.setattr(sqlite_copy, "STEP_ENTRIES", 8)
     with filled(tmp_path / "data", entries=2000) as ledger:
         steps = 0
 
-        def between(left: int, pages: int) -> None:
+        def between(left: int, entries: int) -> None:
             nonlocal steps
             steps += 1
             if steps == 5:
@@ -99,36 +99,89 @@ def test_backup_goes_on_where_a_commit_failed_meanwhile(tmp_path: Path, monkeypa
     assert not any(key.startswith("lost") for key in books.keys)
 
 
-def test_backup_waits_for_a_group_that_is_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a group is written and not committed nothing is copied, and where that never ends it is said."""
-    monkeypatch.setattr(sqlite_copy, "STALL_SECONDS", 0.2)
+def test_backup_does_not_wait_for_a_group_that_is_being_written(tmp_path: Path) -> None:
+    """A group that is written and not committed holds nothing up; it is not in the backup, and commits afterwards."""
     with filled(tmp_path / "data") as ledger:
+        head = ledger.head
         waiting = booked_up_to_commit(ledger, [Deposit("waiting", "c1", "usdt", "1")])
-        with pytest.raises(StoreUnavailable, match="nothing could be copied"):
-            back_up(ledger, tmp_path / "x.backup", now_ms)
-        waiting.close()
-        back_up(ledger, tmp_path / "x.backup", now_ms)
+        assert back_up(ledger, tmp_path / "x.backup", now_ms).seq == head.seq
+        ledger.finish(drive(waiting))
+        assert ledger.head.seq == head.seq + 1
     assert names_in(tmp_path) == ["data", "x.backup"]
+    restored(tmp_path / "x.backup", tmp_path / "new")
+    assert "waiting" not in check_books(tmp_path / "new").keys
+    assert "waiting" in check_books(tmp_path / "data").keys
 
 
-def test_backup_gives_up_where_another_program_writes_on_and_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Commits of another connection make the copying begin again; after some times it is given up, in words."""
-    monkeypatch.setattr(sqlite_copy, "STEP_PAGES", 8)
+def test_backup_goes_on_where_another_program_writes_on_and_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commits of another connection between any two steps neither stop the copying nor make it begin again."""
+    monkeypatch.setattr(sqlite_copy, "STEP_ENTRIES", 8)
+    steps = []
+    with filled(tmp_path / "data", entries=800) as ledger, raw(tmp_path / "data") as other:
+
+        def between(left: int, entries: int) -> None:
+            steps.append(left)
+            other.execute("UPDATE ledger SET starts = starts + 1")
+
+        facts = back_up(ledger, tmp_path / "x.backup", now_ms, between)
+        assert facts.seq == ledger.head.seq
+    assert steps == [*range(facts.seq - 8, 0, -8), 0]
+    restored(tmp_path / "x.backup", tmp_path / "new")
+    assert check_books(tmp_path / "new").head == facts.seq
+
+
+def test_backup_ends_where_writes_are_faster_than_the_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not run after the head for ever, and ends with a whole commit: no group is cut in two."""
+    monkeypatch.setattr(sqlite_copy, "STEP_ENTRIES", 32)
+    ends = {}
+    with filled(tmp_path / "data", entries=80) as ledger:
+        before = ledger.head.seq
+
+        def between(left: int, entries: int) -> None:
+            if len(ends) < 1000:
+                write_some(ledger, f"live-{len(ends)}", 0, 40)
+            ends[ledger.head.seq] = True
+
+        facts = back_up(ledger, tmp_path / "x.backup", now_ms, between)
+        assert before < facts.seq < ledger.head.seq
+    assert len(ends) < 1000
+    assert facts.seq in ends
+    restored(tmp_path / "x.backup", tmp_path / "new")
+    assert check_books(tmp_path / "new").head == facts.seq
+
+
+def test_backup_has_no_access_key_of_a_customer_that_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While customers are registered and given access keys all the time, each key in a backup has its customer."""
+    monkeypatch.setattr(sqlite_copy, "REST_SECONDS", 0.01)
+    stop, given = threading.Event(), []
     with filled(tmp_path / "data", entries=800) as ledger:
-        other = sqlite3.connect(tmp_path / "data" / "ledger.db", isolation_level=None)
+        ring = KeyRing(ledger.key_tables.access_keys, Cipher(bytes.fromhex(MASTER_KEY)), now_ms)
+
+        def give_keys() -> None:
+            while not stop.is_set():
+                customer = f"new-{len(given)}"
+                ledger.register_customer(customer, key=f"register:{customer}")
+                ring.create(customer, ["read"])
+                given.append(customer)
+
+        giving = threading.Thread(target=give_keys)
+        giving.start()
         try:
-            with pytest.raises(StoreUnavailable, match="another program"):
-                back_up(
-                    ledger,
-                    tmp_path / "x.backup",
-                    now_ms,
-                    lambda left, pages: other.execute("UPDATE ledger SET starts = starts + 1") and None,
-                )
+            for number in range(4):
+                back_up(ledger, tmp_path / f"{number}.backup", now_ms)
         finally:
-            other.close()
-    assert names_in(tmp_path) == ["data"]
+            stop.set()
+            giving.join()
+    found = []
+    for number in range(4):
+        with opened(tmp_path / f"{number}.backup") as connection:
+            keys = {name for (name,) in connection.execute("SELECT customer FROM access_keys")}
+            entries = [json.loads(body) for (body,) in connection.execute("SELECT body FROM entry")]
+        registered = {entry["request"]["customer"] for entry in entries if entry["kind"] == "register_customer"}
+        assert keys <= registered
+        found.append(len(keys))
+    assert found[0] < found[-1] <= len(given), "keys were made while backups were"
+    restored(tmp_path / "3.backup", tmp_path / "new")
 
 
 def test_backup_is_one_private_file_that_says_what_it_is(backup: Path) -> None:
@@ -140,7 +193,7 @@ def test_backup_is_one_private_file_that_says_what_it_is(backup: Path) -> None:
         assert (facts.ledger_id, facts.epoch) == (ledger.ledger_id, 1)
         assert facts[2:5] == ledger.head
     assert facts.master_key_fingerprint is None
-    assert facts.schema_version == 3
+    assert facts.schema_version == 4
     assert names_in(backup.parent) == ["data", "first.backup"]
 
 
@@ -160,188 +213,88 @@ def test_backup_over_an_existing_file_is_refused(tmp_path: Path, backup: Path) -
 
 
 def test_backup_in_place_of_a_ledger_is_not_opened(tmp_path: Path, backup: Path) -> None:
-    """A backup that is merely copied to ledger.db would keep its epoch, so it is refused and restore is named."""
-    shutil.copyfile(backup, tmp_path / "ledger.db")
+    """A backup that is merely copied to journal.db would keep its epoch, so it is refused and restore is named."""
+    shutil.copyfile(backup, tmp_path / "journal.db")
     with pytest.raises(SchemaMismatch, match="spotledger restore"):
         spotledger.open(tmp_path)
 
 
-def test_restored_ledger_goes_on_in_a_new_epoch(tmp_path: Path, backup: Path) -> None:
-    """Keys from before the backup are answered as repeats or conflicts; those from after it are booked again."""
-    with spotledger.open(backup.parent / "data") as old:
-        head = old.head
-        later = old.deposit("c1", "usdt", "3", key="after-the-backup")
-        assert old.epoch == 1
-    found = restored(backup, tmp_path / "new")
-    assert (found.epoch, found.backup.seq) == (2, head.seq)
-    with spotledger.open(tmp_path / "new") as ledger:
-        assert (ledger.epoch, ledger.ledger_id, ledger.head) == (2, old.ledger_id, head)
-        known = ledger.deposit("c0", "usdt", "2", key="first-0")
-        assert known.replayed
-        with pytest.raises(IdempotencyConflict):
-            ledger.deposit("c0", "usdt", "3", key="first-0")
-        again = ledger.deposit("c1", "usdt", "3", key="after-the-backup")
-        assert not again.replayed
-        assert again.seq == later.seq == head.seq + 1
-        write_some(ledger, "on", 0, 120)
-    with spotledger.open(tmp_path / "new") as ledger:
-        assert ledger.epoch == 2
-        back_up(ledger, tmp_path / "second.backup", now_ms)
-    check_books(tmp_path / "new")
-    assert restored(tmp_path / "second.backup", tmp_path / "third").epoch == 3
+# --- a ledger that is damaged -------------------------------------------------------------------------
 
 
-def test_restore_of_one_backup_twice_can_be_given_an_epoch_of_its_own(tmp_path: Path, backup: Path) -> None:
-    """Two restores of one backup would share an epoch; a higher one may be given, but none that was there before."""
-    assert restored(backup, tmp_path / "a").epoch == 2
-    assert restored(backup, tmp_path / "b", epoch=3).epoch == 3
-    with spotledger.open(tmp_path / "b") as ledger:
-        assert ledger.epoch == 3
-    with pytest.raises(InvalidRequest, match="2 or more"):
-        restored(backup, tmp_path / "c", epoch=1)
-    assert names_in(tmp_path / "c") == []
+def damage_entry(folder: Path, ledger: Ledger) -> None:
+    """Change an entry in the middle."""
+    with raw(folder) as connection:
+        past_triggers(connection, "UPDATE entry SET body = replace(body, 'booked_ms', 'booked_us') WHERE seq = 101")
 
 
-def test_restore_into_a_folder_with_a_ledger_is_refused_and_names_it(tmp_path: Path, backup: Path) -> None:
-    """The ledger that is there is named by id and head, and left as it is."""
-    with filled(tmp_path / "data", entries=40) as ledger:
-        head, ledger_id = ledger.head, ledger.ledger_id
-    with pytest.raises(DataFolderUnusable, match=f"{ledger_id}, epoch 1, at entry {head.seq}"):
-        restore(backup, tmp_path / "data", None)
-    (tmp_path / "rest").mkdir()
-    (tmp_path / "rest" / "ledger.db-wal").write_bytes(b"what a crash left")
-    with pytest.raises(DataFolderUnusable, match=r"ledger\.db-wal"):
-        restore(backup, tmp_path / "rest", None)
-    with spotledger.open(tmp_path / "data") as ledger:
-        assert ledger.head == head
+def lose_entry(folder: Path, ledger: Ledger) -> None:
+    """Remove an entry."""
+    with raw(folder) as connection:
+        past_triggers(connection, "DELETE FROM entry WHERE seq = 77")
 
 
-# --- what is no backup, or a damaged one -------------------------------------------------------------
+def lose_end(folder: Path, ledger: Ledger) -> None:
+    """Take the last entries away, with a head that fits what is left, as a file that was set back has it."""
+    with raw(folder) as connection:
+        without_triggers(connection)
+        connection.execute("DELETE FROM entry WHERE seq > 500")
+        connection.execute(
+            "UPDATE head SET seq = 500, hash = entry.hash, booked_ms = entry.body ->> '$.booked_ms'"
+            " FROM entry WHERE entry.seq = 500"
+        )
+        for sql in schema_of(JOURNAL).values():
+            if sql.startswith("CREATE TRIGGER"):
+                connection.execute(sql)
 
 
-def _refused(file: Path, folder: Path, kind: type[Exception], match: str) -> None:
-    folder.mkdir(exist_ok=True)
-    with pytest.raises(kind, match=match):
-        restore(file, folder, None)
-    assert names_in(folder) == []
+def change_head_time(folder: Path, ledger: Ledger) -> None:
+    """Give the head another time than its entry has."""
+    with raw(folder) as connection:
+        past_triggers(connection, "UPDATE head SET booked_ms = booked_ms + 1")
 
 
-def test_restore_of_what_is_no_backup_is_refused(tmp_path: Path, backup: Path) -> None:
-    """Other files, other databases, a ledger itself, and backups of another version are named for what they are."""
-    (tmp_path / "text").write_text("no database at all, but long enough to have a header of one hundred bytes" * 9)
-    (tmp_path / "empty").write_bytes(b"")
-    connection = sqlite3.connect(tmp_path / "other")
-    connection.execute("CREATE TABLE x (y)")
-    connection.close()
-    newer = damaged_copy(backup, tmp_path / "newer")
-    connection = sqlite3.connect(newer)
-    connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    _refused(tmp_path / "text", tmp_path / "new", SchemaMismatch, "not a backup")
-    _refused(tmp_path / "empty", tmp_path / "new", SchemaMismatch, "not a backup")
-    _refused(tmp_path / "other", tmp_path / "new", SchemaMismatch, "not a backup")
-    _refused(newer, tmp_path / "new", SchemaMismatch, "version 99")
-    _refused(backup.parent / "data" / "ledger.db", tmp_path / "new", SchemaMismatch, "a ledger, not a backup")
-    _refused(tmp_path / "absent", tmp_path / "new", InvalidRequest, "not there")
-    _refused(tmp_path, tmp_path / "new", InvalidRequest, "no file")
+def flip_journal(folder: Path, ledger: Ledger) -> None:
+    """Flip a bit in a page of entries."""
+    with raw(folder) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    flip_bit(folder / "journal.db", 4096 * 20 + 2000)
 
 
-DAMAGES = {
-    "head": ("UPDATE backup SET seq = seq - 1", "what it says about itself"),
-    "epoch": ("UPDATE ledger SET epoch = 7", "what it says about itself"),
-    "mark": ("DELETE FROM backup", "does not say what it is"),
-    "balance": ("UPDATE balance SET available = available + 1 WHERE customer = 'c1'", "audit .* damaged: .*balance"),
-    "hold": ("DELETE FROM hold WHERE rowid = (SELECT max(rowid) FROM hold)", "audit .* damaged"),
-    "history": ("UPDATE history SET places = x'0000' WHERE segment = 2", "audit .* damaged"),
-    "entry": (
-        "UPDATE entry SET body = replace(body, '200000000', '200000001') WHERE seq ="
-        " (SELECT max(seq) FROM entry WHERE body LIKE '%200000000%')",
-        "audit .* chain_broken",
-    ),
-    "last": ("DELETE FROM entry WHERE seq = (SELECT max(seq) FROM entry)", "audit .* damaged"),
-    "trigger": ("SELECT 1", "audit .* trigger_changed"),
+def flip_keys(folder: Path, ledger: Ledger) -> None:
+    """Flip a bit in the access keys."""
+    with raw(folder, "keys.db") as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        [(page,)] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'keys_of'").fetchall()
+    flip_bit(folder / "keys.db", 4096 * page - 100)
+
+
+def set_keys_back(folder: Path, ledger: Ledger) -> None:
+    """Put the access keys as they were some changes ago."""
+    ledger.key_tables.master_key_fingerprint = "one"
+    with raw(folder, "keys.db") as connection:
+        connection.execute("UPDATE keys_of SET change = change - 1")
+
+
+BAD_LEDGERS = {
+    damage_entry: "entry 101",
+    lose_entry: "entry 77",
+    lose_end: r"ends with entry 500, but entry \d+ was acknowledged",
+    change_head_time: r"the time of entry \d+, the last, is not the one that the head has",
+    flip_journal: r"journal.*damaged .*SQLITE_IOERR_DATA",
+    flip_keys: r"access keys.*damaged .*SQLITE_IOERR_DATA",
+    set_keys_back: r"access keys .* at change 0; .* change 1 or later",
 }
 
 
-@pytest.mark.parametrize("name", DAMAGES)
-def test_restore_of_a_damaged_backup_is_refused_with_the_finding(tmp_path: Path, backup: Path, name: str) -> None:
-    """What was changed in a backup is found before anything has the ledger's name, and nothing is left."""
-    statement, match = DAMAGES[name]
-    file = damaged_copy(backup, tmp_path / "bad.backup")
-    connection = sqlite3.connect(file, isolation_level=None)
-    triggers = connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
-    for trigger, _ in triggers:
-        connection.execute(f"DROP TRIGGER {trigger}")
-    connection.execute(statement)
-    for _, sql in triggers if name != "trigger" else triggers[1:]:
-        connection.execute(sql)
-    connection.close()
-    _refused(file, tmp_path / "new", BackupDamaged, match)
-
-
-@pytest.mark.parametrize("where", ["cut", "flipped", "zeroed"])
-def test_restore_of_a_file_the_disk_has_damaged_is_refused(tmp_path: Path, backup: Path, where: str) -> None:
-    """A backup that is cut short or has other bytes in its pages is refused."""
-    content = bytearray(backup.read_bytes())
-    if where == "cut":
-        del content[len(content) // 2 :]
-    elif where == "flipped":
-        for place in range(4096 * 3, len(content), 4096):
-            content[place + 5] ^= 0x41
-    else:
-        content[4096 * 4 : 4096 * 6] = bytes(8192)
-    (tmp_path / "bad.backup").write_bytes(content)
-    _refused(tmp_path / "bad.backup", tmp_path / "new", BackupDamaged, "damaged")
-
-
-# --- the master key ------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def sealed(tmp_path: Path) -> Path:
-    """A backup of a ledger whose access keys are sealed."""
-    with filled(tmp_path / "data", entries=40) as ledger:
-        tables = ledger.key_tables
-        tables.master_key_fingerprint = Cipher(bytes.fromhex(MASTER_KEY)).fingerprint
-        from spotledger.security.access_keys import KeyRing
-
-        KeyRing(tables.access_keys, Cipher(bytes.fromhex(MASTER_KEY)), now_ms).create("c1", ["read"])
-        back_up(ledger, tmp_path / "sealed.backup", now_ms)
-    return tmp_path / "sealed.backup"
-
-
-def test_restore_asks_for_the_master_key_that_secrets_are_sealed_with(tmp_path: Path, sealed: Path) -> None:
-    """A missing master key and another one are refused by the fingerprint; the right one passes, wherever it is."""
-    assert MASTER_KEY.encode() not in sealed.read_bytes()
-    assert bytes.fromhex(MASTER_KEY) not in sealed.read_bytes()
-    fingerprint = sqlite_copy.read_facts(sealed).master_key_fingerprint
-    folder = tmp_path / "new"
-    folder.mkdir()
-    with pytest.raises(MasterKeyRefused, match=f"{fingerprint}.* there is none.*--without-master-key"):
-        restore(sealed, folder, MasterKeySource(None, {}))
-    with pytest.raises(MasterKeyRefused, match=f"another one, {fingerprint}"):
-        restore(sealed, folder, MasterKeySource(None, {"SPOTLEDGER_MASTER_KEY": "00" * 32}))
-    assert names_in(folder) == []
-    assert restore(sealed, folder, MasterKeySource(None, {"SPOTLEDGER_MASTER_KEY": MASTER_KEY})).access_keys
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "master.key").write_text(MASTER_KEY)
-    (other / "master.key").chmod(0o600)
-    assert restore(sealed, other, MasterKeySource(None, {})).access_keys
-    with spotledger.open(other) as ledger:
-        assert [record.revoked_ms for record in ledger.key_tables.access_keys.list(None, "", 10)] == [None]
-
-
-def test_restore_without_the_master_key_revokes_all_access_keys(tmp_path: Path, sealed: Path) -> None:
-    """Where the master key is lost the books are restored, no access key is good, and a new master key may be made."""
-    folder = tmp_path / "new"
-    folder.mkdir()
-    assert not restore(sealed, folder, None).access_keys
-    with spotledger.open(folder) as ledger:
-        assert ledger.key_tables.master_key_fingerprint is None
-        records = ledger.key_tables.access_keys.list(None, "", 10)
-        assert [record.revoked_ms is not None for record in records] == [True]
-    check_books(folder)
+@pytest.mark.parametrize("damage", BAD_LEDGERS, ids=lambda damage: damage.__name__)
+def test_backup_of_a_damaged_ledger_is_refused_and_names_it(tmp_path: Path, damage: Any) -> None:
+    """A running service whose files were damaged behind its back gives no backup, and says what is wrong where."""
+    with filled(tmp_path / "data", entries=800) as ledger:
+        damage(tmp_path / "data", ledger)
+        with pytest.raises(LedgerCorrupt, match=BAD_LEDGERS[damage]):
+            back_up(ledger, tmp_path / "x.backup", now_ms)
+    assert names_in(tmp_path) == ["data"]
 
 
 # --- kills and full disks --------------------------------------------------------------------------------
@@ -352,9 +305,9 @@ from pathlib import Path
 import spotledger
 from spotledger.archive.backup import back_up
 from spotledger.storage.sqlite import copy as sqlite_copy
-sqlite_copy.STEP_PAGES = 4
+sqlite_copy.STEP_ENTRIES = 4
 folder = Path(sys.argv[1])
-def between(left, pages):
+def between(left, entries):
     print(left, flush=True)
     time.sleep(0.01)
 back_up(spotledger.open(folder / "data"), folder / "x.backup", lambda: 1, between)
@@ -379,33 +332,6 @@ def test_killed_backup_leaves_nothing_under_its_name(tmp_path: Path) -> None:
     restored(tmp_path / "x.backup", tmp_path / "new")
 
 
-_RESTORING = """
-import sys, time
-from pathlib import Path
-from spotledger.archive import restore
-real = restore.check_structure
-def slow(path):
-    print("copied", flush=True)
-    time.sleep(60)
-restore.check_structure = slow
-restore.restore(Path(sys.argv[1]), Path(sys.argv[2]), None)
-"""
-
-
-def test_killed_restore_leaves_no_ledger_and_can_be_done_again(tmp_path: Path, backup: Path) -> None:
-    """A restore that is killed before its audit leaves no ledger.db; the next one clears up and does it."""
-    (tmp_path / "new").mkdir()
-    arguments = [sys.executable, "-c", _RESTORING, str(backup), str(tmp_path / "new")]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"copied\n"
-        process.kill()
-    assert names_in(tmp_path / "new") == ["restoring"]
-    assert restore(backup, tmp_path / "new", None).epoch == 2
-    assert names_in(tmp_path / "new") == ["ledger.db"]
-    check_books(tmp_path / "new")
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of 512 KiB."""
@@ -428,20 +354,22 @@ def test_backup_and_restore_on_a_full_disk_say_so_and_leave_nothing(tmp_path: Pa
     check_books(tmp_path / "data")
 
 
-def test_backup_of_a_growing_ledger_keeps_the_log_small(tmp_path: Path) -> None:
+def test_backup_of_a_growing_ledger_keeps_the_log_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No snapshot is held while the copying goes on, so the write-ahead log is folded into the file as always."""
-    from spotledger.storage.sqlite.file import CHECKPOINT_PAGES
-
-    largest = 0
-    log = tmp_path / "data" / "ledger.db-wal"
+    pages = 300
+    monkeypatch.setattr(sqlite_file, "CHECKPOINT_PAGES", pages)
+    largest = steps = 0
+    log, journal = tmp_path / "data" / "journal.db-wal", tmp_path / "data" / "journal.db"
     with filled(tmp_path / "data", entries=2000) as ledger:
-        pages_before = (tmp_path / "data" / "ledger.db").stat().st_size // 4096
+        bytes_before = journal.stat().st_size
 
-        def between(left: int, pages: int) -> None:
-            nonlocal largest
+        def between(left: int, entries: int) -> None:
+            nonlocal largest, steps
+            steps += 1
             largest = max(largest, log.stat().st_size)
-            if pages < pages_before + 3 * CHECKPOINT_PAGES:
-                write_some(ledger, f"p{pages}-{left}-{time.monotonic_ns()}", 0, 400)
+            if journal.stat().st_size < bytes_before + 2 * pages * 4096:
+                write_some(ledger, f"p{steps}-{time.monotonic_ns()}", 0, 400)
 
         back_up(ledger, tmp_path / "x.backup", now_ms, between)
-        assert largest < 2 * CHECKPOINT_PAGES * 4096
+        assert journal.stat().st_size > bytes_before + 2 * pages * 4096, "the log was folded meanwhile"
+        assert largest < 2 * pages * 4096

@@ -118,11 +118,52 @@ def test_restore_says_that_what_was_revoked_since_works_again(tmp_path: Path) ->
     done = run(new, "restore", tmp_path / "b", "--data", new, "--master-key-file", data / "master.key")
     assert done.exit_code == 0, done.output
     assert "access keys and operator tokens that were revoked after the backup work again" in done.stdout
+    assert f"token {token_id}" in done.stdout
+    assert "of alice" in done.stdout
     (new / "master.key").write_bytes((data / "master.key").read_bytes())
     (new / "master.key").chmod(0o600)
     states = {found["token_id"]: found["revoked_ms"] for found in told(new, "token", "list")["tokens"]}
     assert states[token_id] is None
     assert told(new, "token", "revoke", token_id)["revoked_ms"] is not None
+
+
+def test_restore_in_place_keeps_revoked_what_was_revoked(tmp_path: Path) -> None:
+    """Where the folder has lost only its journal, what was revoked since the backup stays so, unless told otherwise."""
+    data, file = tmp_path / "data", tmp_path / "b"
+    prepared(data)
+    token_id = told(data, "token", "create", "--scope", "ledger:read")["token_id"]
+    told(data, "backup", file)
+    told(data, "token", "revoke", token_id)
+    (data / "journal.db").unlink()
+    refused = run(data, "balances", "alice")
+    assert refused.exit_code == 1
+    assert "no ledger" in refused.stderr
+    found = told(data, "restore", file, "--data", data)
+    assert (found["epoch"], found["kept_revoked"], found["came_back"]) == (2, 1, None)
+    assert {one["token_id"]: one["revoked_ms"] for one in told(data, "token", "list")["tokens"]}[token_id]
+    (data / "journal.db").unlink()
+    again = told(data, "restore", file, "--data", data, "--credentials-from-backup")
+    assert (again["epoch"], again["kept_revoked"]) == (3, None)
+    assert token_id in [token["token_id"] for token in again["came_back"]["tokens"]]
+    assert [key["customer"] for key in again["came_back"]["access_keys"]] == ["alice"]
+    assert told(data, "balances", "alice")["balances"]["usdt"] == {"available": "70.50", "freeze": "30.00"}
+
+
+def test_restore_in_place_after_all_tokens_were_replaced_asks_for_a_new_one(tmp_path: Path) -> None:
+    """Tokens since the backup are gone and the older ones stay revoked: restore says so, and a new one can be made."""
+    data, file = tmp_path / "data", tmp_path / "b"
+    prepared(data)
+    [first] = told(data, "token", "list")["tokens"]
+    told(data, "backup", file)
+    told(data, "token", "create", "--scope", "admin")
+    told(data, "token", "revoke", first["token_id"])
+    (data / "journal.db").unlink()
+    done = run(data, "restore", file, "--data", data)
+    assert done.exit_code == 0, done.output
+    assert "no operator token with the scope admin is left" in done.stdout
+    assert told(data, "token", "create", "--scope", "admin")["token"]
+    (data / "journal.db").unlink()
+    assert told(data, "restore", file, "--data", data)["admin_token"] is False
 
 
 def test_restored_ledger_without_its_master_key_serves_with_a_new_one(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -13,6 +15,7 @@ from spotledger.http.operator import backups as operator_backups
 from spotledger.storage.sqlite import copy as sqlite_copy
 from support_archive import restored
 from support_books import check_books
+from support_core import past_triggers, raw
 from support_operator import Api, operator_api
 
 
@@ -26,7 +29,7 @@ def api(tmp_path: Path) -> Iterator[Api]:
 
 def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a backup of a small ledger take some time."""
-    monkeypatch.setattr(sqlite_copy, "STEP_PAGES", 1)
+    monkeypatch.setattr(sqlite_copy, "STEP_ENTRIES", 1)
     monkeypatch.setattr(sqlite_copy, "REST_SECONDS", 0.02)
     monkeypatch.setattr(operator_backups, "BACKUP_WAIT_SECONDS", 0.01)
 
@@ -150,18 +153,36 @@ def test_backup_that_runs_while_the_service_stops_is_given_up(tmp_path: Path, mo
     check_books(tmp_path / "data")
 
 
-def test_backup_that_failed_says_why_and_can_be_made_again(
-    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Let no file of this process grow beyond three pages: a backup fails with a real error."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * 4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_backup_that_failed_says_why_and_can_be_made_again(api: Api, tmp_path: Path) -> None:
     """A failure is the answer of whoever waits and of whoever asks later, until the name is asked for anew."""
     headers = api.headers()
-    with monkeypatch.context() as patched:
-        patched.setattr(sqlite_copy, "STALL_SECONDS", -1.0)
-        patched.setattr(sqlite_copy, "STEP_PAGES", 1)
-        patched.setattr(sqlite_copy, "RESTARTS_LIMIT", -1)
+    with small_files():
         failed = api.request("POST", "/v1/backups", json={"file": "x"}, headers=headers)
         assert (failed.status_code, failed.json()["code"]) == (503, "store_unavailable")
+        assert "its disk answered with an error" in failed.json()["detail"]
     assert api.get("/v1/backups/x").status_code == 503
     assert list((tmp_path / "data" / "backups").iterdir()) == []
     assert api.request("POST", "/v1/backups", json={"file": "x"}, headers=headers).status_code == 200
     assert api.get("/v1/backups/x").json()["state"] == "done"
+
+
+def test_backup_of_a_damaged_journal_is_refused_and_names_the_entry(api: Api, tmp_path: Path) -> None:
+    """An entry that does not fit the chain of hashes gives no backup; the answer says which one it is."""
+    with raw(tmp_path / "data") as connection:
+        past_triggers(connection, "UPDATE entry SET body = replace(body, 'booked_ms', 'booked_us') WHERE seq = 3")
+    answer = api.request("POST", "/v1/backups", json={"file": "x"}, headers=api.headers())
+    assert answer.status_code >= 500
+    assert "damaged" in answer.json()["detail"]
+    assert "entry 3" in answer.json()["detail"]
+    assert list((tmp_path / "data" / "backups").iterdir()) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from spotledger.ops.settings import ServerUrl, Settings
 from spotledger.storage.encoding import decode_entry
 from spotledger.storage.postgres.schema import make_ready
 from support_archive import MASTER_KEY, filled, write_some
+from support_core import past_triggers, raw
 
 ENVIRON = {"SPOTLEDGER_MASTER_KEY": MASTER_KEY}
 
@@ -44,8 +44,9 @@ def rows(source: Path | str, statement: str) -> list[tuple[Any, ...]]:
     if isinstance(source, str):
         with psycopg.connect(source) as connection:
             return connection.execute(statement).fetchall()
-    with sqlite3.connect(source / "ledger.db") as file:
-        return file.execute(statement).fetchall()
+    with raw(source) as file:
+        found: list[tuple[Any, ...]] = file.execute(statement).fetchall()
+        return found
 
 
 def test_copy_has_the_same_journal_byte_for_byte(folder: Path, postgres_url: str) -> None:
@@ -149,13 +150,29 @@ def test_copy_of_a_ledger_that_went_on_meanwhile_is_refused(folder: Path, postgr
 
 def test_copy_of_a_damaged_ledger_is_refused_and_served_by_nobody(folder: Path, postgres_url: str) -> None:
     """An entry that was changed breaks the chain: the copy stops before it, and its mark stays."""
-    with sqlite3.connect(folder / "ledger.db") as file:
-        for (name,) in file.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
-            file.execute(f"DROP TRIGGER {name}")
-        file.execute("UPDATE entry SET body = replace(body, '2', '3') WHERE seq = 3000")
+    with raw(folder) as file:
+        past_triggers(file, "UPDATE entry SET body = replace(body, '2', '3') WHERE seq = 3000")
     with pytest.raises(LedgerCorrupt, match="broken at entry 3000"):
         copy_ledger(folder, postgres_url)
     with pytest.raises(SetupError):
+        make_ready(postgres_url)
+
+
+def test_copy_of_what_was_set_back_is_refused(folder: Path, postgres_url: str) -> None:
+    """A journal, or a file of access keys, that lacks what was noted as acknowledged is copied nowhere."""
+    kept = {name: (folder / name).read_bytes() for name in ("journal.db", "keys.db", "noted-head")}
+    with spotledger.open(folder) as ledger:
+        write_some(ledger, "later", 0, 4)
+    later = (folder / "journal.db").read_bytes()
+    (folder / "journal.db").write_bytes(kept["journal.db"])
+    with pytest.raises(LedgerCorrupt, match="was acknowledged"):
+        copy_ledger(folder, postgres_url)
+    (folder / "journal.db").write_bytes(later)
+    with raw(folder, "keys.db") as file:
+        file.execute("UPDATE keys_of SET change = change - 1")
+    with pytest.raises((SetupError, LedgerCorrupt), match=r"access_keys_behind|come back to life"):
+        copy_ledger(folder, postgres_url)
+    with pytest.raises(SetupError, match="run the same spotledger copy again"):
         make_ready(postgres_url)
 
 

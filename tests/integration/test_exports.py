@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from spotledger.archive import exports
 from spotledger.archive.exports import export_journal
 from spotledger.domain.accounts import Account
 from spotledger.errors import DataFolderUnusable, InvalidRequest, LedgerCorrupt, SettingInvalid, StoreUnavailable
-from support_archive import Writing, disk_of, filled, write_some
+from support_archive import Writing, disk_of, filled, flip_bit, write_some
+from support_core import past_triggers, raw
 
 parquet = importlib.import_module("pyarrow.parquet")
 
@@ -32,11 +32,11 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stored(folder: Path) -> list[tuple[int, str, bytes]]:
     """Read the journal as it is in the file."""
-    connection = sqlite3.connect(folder / "ledger.db")
-    try:
-        return connection.execute("SELECT seq, body, hash FROM entry ORDER BY seq").fetchall()
-    finally:
-        connection.close()
+    with raw(folder) as connection:
+        found: list[tuple[int, str, bytes]] = connection.execute(
+            "SELECT seq, body, hash FROM entry ORDER BY seq"
+        ).fetchall()
+    return found
 
 
 def postings(folder: Path, after_seq: int = 0) -> list[tuple[Any, ...]]:
@@ -164,12 +164,33 @@ DAMAGES = [
 def test_exports_of_a_damaged_journal_are_refused(tmp_path: Path, file_format: str, statement: str) -> None:
     """A journal whose chain is broken is not passed on, and no file is left."""
     filled(tmp_path / "data", entries=600).close()
-    connection = sqlite3.connect(tmp_path / "data" / "ledger.db", isolation_level=None)
-    for (trigger,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
-        connection.execute(f"DROP TRIGGER {trigger}")
-    connection.execute(statement)
-    connection.close()
+    with raw(tmp_path / "data") as connection:
+        past_triggers(connection, statement)
     with pytest.raises(LedgerCorrupt, match=r"entry \d+"):
+        export_journal(tmp_path / "data", tmp_path / "out", file_format)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("file_format", exports.FORMATS)
+def test_exports_of_a_journal_that_lost_its_end_are_refused(tmp_path: Path, file_format: str) -> None:
+    """A file that was set back is whole by itself; the noted head shows that acknowledged entries are missing."""
+    filled(tmp_path / "data", entries=80).close()
+    kept = (tmp_path / "data" / "journal.db").read_bytes()
+    with spotledger.open(tmp_path / "data") as ledger:
+        head = ledger.head.seq
+        write_some(ledger, "later", 0, 40)
+    (tmp_path / "data" / "journal.db").write_bytes(kept)
+    with pytest.raises(LedgerCorrupt, match=rf"ends with entry {head}, but entry \d+ was acknowledged"):
+        export_journal(tmp_path / "data", tmp_path / "out", file_format)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("file_format", exports.FORMATS)
+def test_exports_of_a_journal_with_a_flipped_bit_are_refused(tmp_path: Path, file_format: str) -> None:
+    """A bit that flipped in a page of entries is found by the page's checksum, and no file is left."""
+    filled(tmp_path / "data", entries=600).close()
+    flip_bit(tmp_path / "data" / "journal.db", 4096 * 20 + 2000)
+    with pytest.raises(LedgerCorrupt, match="journal could not be read: it is damaged"):
         export_journal(tmp_path / "data", tmp_path / "out", file_format)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 

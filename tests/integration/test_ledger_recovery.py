@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from spotledger.domain.accounts import Balance
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, ListCoin, RegisterCustomer, Unfreeze
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.ledger.ledger import Ledger
+from spotledger.storage.sqlite.file import JOURNAL, schema_of
 from support_books import check_books
 from support_core import (
     Clock,
@@ -82,9 +85,9 @@ def test_commit_on_a_full_disk_while_sealing_goes_on_later(ledger: Ledger, tmp_p
             with full_disk(tmp_path), pytest.raises(StoreUnavailable):
                 ledger.deposit("ann", "btc", UNIT, key=f"n{number}")
         ledger.deposit("ann", "btc", UNIT, key=f"n{number}")
-    with raw(tmp_path) as connection:
-        sealed_to = connection.execute("SELECT sealed_to FROM ledger").fetchone()[0]
-    assert ledger.head.seq - sealed_to < 24
+    with raw(tmp_path, "books.db") as connection:
+        sealed_to = connection.execute("SELECT sealed_to FROM books").fetchone()[0]
+    assert ledger.head.seq - sealed_to < 8
 
 
 def test_reads_while_memory_cannot_be_built_are_refused_not_wrong(ledger: Ledger, tmp_path: Path) -> None:
@@ -131,19 +134,46 @@ def test_recovery_that_finds_damage_stops_reads_and_writes(ledger: Ledger, tmp_p
     assert ledger.corrupt is not None
 
 
-def test_sealing_that_finds_damage_stops_writing(ledger: Ledger, tmp_path: Path) -> None:
-    """Damage that comes to light while a segment is sealed is an invariant broken: no write follows it."""
-    with raw(tmp_path) as connection:
+def test_sealing_that_finds_the_books_damaged_makes_them_again(ledger: Any, tmp_path: Path) -> None:
+    """Books in which a segment cannot be written are thrown away and made again; writes go on."""
+    with raw(tmp_path, "books.db") as connection:
         connection.execute(
-            "CREATE TRIGGER broken BEFORE INSERT ON key_seq BEGIN SELECT RAISE(ABORT, 'a row that breaks a rule'); END"
+            "CREATE TRIGGER broken BEFORE INSERT ON key_bucket BEGIN SELECT RAISE(ABORT, 'a broken rule'); END"
         )
-    with pytest.raises(LedgerCorrupt):
-        fill(ledger, 30, "until-seen")
-    head = ledger.head
-    with pytest.raises(LedgerCorrupt):
-        ledger.deposit("ann", "btc", "5", key="k")
-    assert ledger.head == head
-    assert ledger.corrupt is not None
+    fill(ledger, 30, "until-seen")
+    assert ledger.corrupt is None
+    assert any("made again" in text for text in ledger._store.repairs)
+
+
+def test_sealing_that_finds_other_balances_than_the_postings_lead_to_stops_writing(tmp_path: Path) -> None:
+    """The balances that entries carry are added up by a second path; where they differ, nothing more is written."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        while ledger.head.seq % 8 != 5:
+            ledger.deposit("ann", "btc", "1", key=f"k{ledger.head.seq}")
+        last = ledger.deposit("ann", "btc", "1", key="altered").seq
+    with raw(tmp_path) as connection:
+        [(body,)] = connection.execute("SELECT body FROM entry WHERE seq = ?", (last,)).fetchall()
+        [(link,)] = connection.execute("SELECT hash FROM entry WHERE seq = ?", (last - 1,)).fetchall()
+        entry = json.loads(body)
+        for balance in entry["balances"]:
+            if balance[0][0] == "ann":
+                balance[2] = str(int(balance[2]) + 1)
+        altered = json.dumps(entry, separators=(",", ":"))
+        digest = hashlib.sha256(link + altered.encode()).digest()
+        without_triggers(connection)
+        connection.execute("UPDATE entry SET body = ?, hash = ? WHERE seq = ?", (altered, digest, last))
+        connection.execute("UPDATE head SET hash = ?", (digest,))
+        for sql in schema_of(JOURNAL).values():
+            if sql.startswith("CREATE TRIGGER"):
+                connection.execute(sql)
+    (tmp_path / "noted-head").unlink()
+    with open_small(tmp_path) as ledger:
+        with pytest.raises(LedgerCorrupt, match="its postings lead to"):
+            fill(ledger, 30, "until-seen")
+        with pytest.raises(LedgerCorrupt):
+            ledger.deposit("ann", "btc", "5", key="k")
+        assert ledger.corrupt is not None
 
 
 def test_publishing_that_fails_is_made_good_from_the_journal(ledger: Any) -> None:

@@ -1,20 +1,28 @@
-"""The ledger file itself: what SQLite refuses on its own, and what a start finds out, makes good, or names."""
+"""The files of the ledger: what SQLite refuses on its own, and what a start finds out, makes good, or names."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
+import shutil
 from pathlib import Path
 
+import apsw
 import pytest
 
 from spotledger.domain.accounts import EXTERNAL, Balance
-from spotledger.domain.operations import Deposit, Freeze, Operation
-from spotledger.errors import DataFolderInUse, LedgerCorrupt, SchemaMismatch, StoreUnavailable
+from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation
+from spotledger.errors import (
+    AlreadyReversed,
+    DataFolderInUse,
+    JournalShorter,
+    LedgerCorrupt,
+    SchemaMismatch,
+    StoreUnavailable,
+)
 from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.steps import drive
 from support_books import check_books
-from support_core import booked_up_to_commit, fill, open_small, raw, seed, spot, without_triggers
+from support_core import Clock, booked_up_to_commit, fill, open_small, past_triggers, raw, seed, spot
 
 HUGE = "99999999999999999999.999999999999999999"
 HUGE_UNITS = 10**38 - 1
@@ -22,8 +30,8 @@ HUGE_UNITS = 10**38 - 1
 
 def sealed_to(folder: Path) -> int:
     """Return the last sealed entry, as the file has it."""
-    with raw(folder) as connection:
-        return int(connection.execute("SELECT sealed_to FROM ledger").fetchone()[0])
+    with raw(folder, "books.db") as connection:
+        return int(connection.execute("SELECT sealed_to FROM books").fetchone()[0])
 
 
 def operations_of(count: int) -> list[Operation]:
@@ -68,7 +76,7 @@ def test_journal_changed_by_sql_is_refused(tmp_path: Path, statement: str) -> No
     """No statement updates, deletes or replaces an entry, or takes the head back."""
     with open_small(tmp_path) as ledger:
         seed(ledger)
-    with raw(tmp_path) as connection, pytest.raises(sqlite3.IntegrityError):
+    with raw(tmp_path) as connection, pytest.raises(apsw.ConstraintError):
         connection.execute(statement)
     check_books(tmp_path)
 
@@ -76,58 +84,133 @@ def test_journal_changed_by_sql_is_refused(tmp_path: Path, statement: str) -> No
 # --- what a start names ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "DELETE FROM entry WHERE seq = (SELECT max(seq) FROM entry)",
-        "DELETE FROM entry WHERE seq > (SELECT max(seq) - 3 FROM entry)",
-        "DELETE FROM entry",
-        "DELETE FROM entry WHERE seq = (SELECT sealed_to FROM ledger)",
-        "DELETE FROM entry WHERE seq = (SELECT sealed_to + 1 FROM ledger)",
-        "UPDATE entry SET body = replace(body, 'deposit', 'devosit') WHERE seq = (SELECT max(seq) FROM entry)",
-        "UPDATE entry SET body = body || ' ' WHERE seq = (SELECT sealed_to + 1 FROM ledger)",
-        "UPDATE entry SET body = '{' WHERE seq = (SELECT sealed_to + 1 FROM ledger)",
-        "UPDATE entry SET hash = x'00' WHERE seq = (SELECT sealed_to + 1 FROM ledger)",
-        "UPDATE entry SET hash = x'00' WHERE seq = (SELECT max(seq) FROM entry)",
-        "UPDATE head SET hash = x'00'",
-        "UPDATE head SET seq = seq - 1",
-        "UPDATE head SET seq = seq + 1",
-        "DELETE FROM head",
-        "DELETE FROM ledger",
-        "UPDATE ledger SET sealed_to = sealed_to + 800",
-        "UPDATE ledger SET ledger_id = 'another', sealed_to = 0",
-    ],
-)
-def test_start_with_a_damaged_journal_is_named(tmp_path: Path, damage: str) -> None:
-    """A journal that was cut, changed or has a hole at its end is LedgerCorrupt, and nothing is written to it."""
+DAMAGES = [
+    "DELETE FROM entry WHERE seq = (SELECT max(seq) FROM entry)",
+    "DELETE FROM entry WHERE seq > (SELECT max(seq) - 3 FROM entry)",
+    "DELETE FROM entry",
+    "DELETE FROM entry WHERE seq = :sealed",
+    "DELETE FROM entry WHERE seq = :sealed + 1",
+    "UPDATE entry SET body = replace(body, 'deposit', 'devosit') WHERE seq = (SELECT max(seq) FROM entry)",
+    "UPDATE entry SET body = body || ' ' WHERE seq = :sealed + 1",
+    "UPDATE entry SET body = '{' WHERE seq = :sealed + 1",
+    "UPDATE entry SET hash = x'00' WHERE seq = :sealed + 1",
+    "UPDATE entry SET hash = x'00' WHERE seq = (SELECT max(seq) FROM entry)",
+    "UPDATE head SET hash = x'00'",
+    "UPDATE head SET seq = seq - 1",
+    "UPDATE head SET seq = seq + 1",
+    "DELETE FROM head",
+    "DELETE FROM ledger",
+    "UPDATE ledger SET ledger_id = 'another'",
+    "DROP TRIGGER entry_is_never_deleted",
+    "DROP VIEW posting",
+]
+
+
+@pytest.mark.parametrize("with_note", [True, False])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_start_with_a_damaged_journal_is_named(tmp_path: Path, damage: str, with_note: bool) -> None:
+    """A journal that was cut, changed or has a hole at its end is refused by name, and nothing is written to it."""
     with open_small(tmp_path) as ledger:
         seed(ledger)
-        fill(ledger, 30)
-    assert sealed_to(tmp_path) % 8 == 0
+        fill(ledger, 33)
+    sealed = sealed_to(tmp_path)
+    assert sealed % 8 == 0
     with raw(tmp_path) as connection:
-        assert connection.execute("SELECT max(seq) - sealed_to FROM entry, ledger").fetchone()[0] >= 4
-        without_triggers(connection)
-        connection.execute(damage)
+        assert connection.execute("SELECT max(seq) FROM entry").fetchone()[0] - sealed >= 4
+        past_triggers(connection, damage.replace(":sealed", str(sealed)))
         before = connection.execute("SELECT count(*), max(seq) FROM entry").fetchone()
+    if not with_note:
+        (tmp_path / "noted-head").unlink()
     for _ in range(2):
-        with pytest.raises(LedgerCorrupt):
+        with pytest.raises((LedgerCorrupt, JournalShorter)):
             open_small(tmp_path)
     with raw(tmp_path) as connection:
         assert connection.execute("SELECT count(*), max(seq) FROM entry").fetchone() == before
 
 
+def test_start_with_a_journal_that_ends_before_the_noted_head_names_both(tmp_path: Path) -> None:
+    """An earlier copy of the journal, whole in itself, is not served in the place of the one that went on."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        fill(ledger, 10)
+        early = ledger.head.seq
+    kept = {name: (tmp_path / name).read_bytes() for name in ("journal.db", "books.db")}
+    with open_small(tmp_path) as ledger:
+        fill(ledger, 20, "late")
+        late = ledger.head.seq
+    for name, content in kept.items():
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(JournalShorter, match="spotledger recover") as refused:
+        open_small(tmp_path)
+    assert (refused.value.details["found"], refused.value.details["noted"]) == (early, late)
+
+
+def test_start_with_another_history_of_the_same_length_is_named(tmp_path: Path) -> None:
+    """A journal that has other entries than those that were acknowledged is damage, however whole it is."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+    kept = {name: (tmp_path / name).read_bytes() for name in ("journal.db", "books.db", "noted-head")}
+    with open_small(tmp_path) as ledger:
+        fill(ledger, 20, "one")
+    noted = (tmp_path / "noted-head").read_bytes()
+    for name, content in kept.items():
+        (tmp_path / name).write_bytes(content)
+    with open_small(tmp_path) as ledger:
+        fill(ledger, 20, "other")
+    (tmp_path / "noted-head").write_bytes(noted)
+    with pytest.raises(LedgerCorrupt, match="not the one that was acknowledged"):
+        open_small(tmp_path)
+
+
+def test_start_with_a_log_that_is_damaged_or_cut_is_refused(tmp_path: Path) -> None:
+    """After a kill, a flipped bit in the log, or a log cut or gone, loses no acknowledged entry in silence."""
+    live, killed = tmp_path / "live", tmp_path / "killed"
+    with open_small(live, segment_entries=1024) as ledger:
+        seed(ledger)
+        for number in range(12):
+            ledger.deposit("ann", "btc", "1", key=f"k{number}")
+        head = ledger.head
+        shutil.copytree(live, killed)
+    whole = (killed / "journal.db-wal").read_bytes()
+    places = range(100, len(whole), len(whole) // 25)
+    contents = [_flipped(whole, place) for place in places]
+    contents += [whole[: len(whole) // 2], whole[:-4120], b""]
+    for number, content in enumerate(contents):
+        folder = tmp_path / str(number)
+        shutil.copytree(killed, folder)
+        (folder / "journal.db-wal").write_bytes(content)
+        with pytest.raises((JournalShorter, LedgerCorrupt)):
+            open_small(folder)
+    with open_small(killed) as ledger:
+        assert ledger.head == head
+
+
+def _flipped(content: bytes, place: int) -> bytes:
+    changed = bytearray(content)
+    changed[place] ^= 4
+    return bytes(changed)
+
+
 def test_start_with_a_file_of_noise_is_refused(tmp_path: Path) -> None:
     """A file that is no SQLite file is named as that, and left as it is."""
-    (tmp_path / "ledger.db").write_bytes(b"this is a diary, not a ledger " * 300)
+    (tmp_path / "journal.db").write_bytes(b"this is a diary, not a ledger " * 300)
     with pytest.raises(SchemaMismatch, match="nor an SQLite file"):
         open_small(tmp_path)
-    assert (tmp_path / "ledger.db").read_bytes().startswith(b"this is a diary")
+    assert (tmp_path / "journal.db").read_bytes().startswith(b"this is a diary")
+
+
+def test_start_with_a_ledger_in_one_file_is_refused_by_name(tmp_path: Path) -> None:
+    """A ledger of the earlier form is named, and no empty one is made beside it."""
+    (tmp_path / "ledger.db").write_bytes(b"SQLite format 3\0")
+    with pytest.raises(SchemaMismatch, match=r"ledger\.db is a ledger in one file"):
+        open_small(tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".db"] == ["ledger.db"]
 
 
 @pytest.mark.parametrize(
     ("pragma", "message"),
     [
-        ("application_id = 7", "not a ledger of spotledger"),
+        ("application_id = 7", "no journal of spotledger"),
         ("user_version = 1", "schema version 1"),
         ("user_version = 0", "schema version 0"),
     ],
@@ -165,10 +248,9 @@ def test_open_twice_is_refused(tmp_path: Path) -> None:
 # --- what a start makes good ----------------------------------------------------------------------
 
 
-def test_restart_while_half_sealed_again_and_again_keeps_all(tmp_path: Path) -> None:
-    """However often a sealing is cut off and begun anew, the books stay whole and no key is taken twice."""
+def test_restart_again_and_again_keeps_all(tmp_path: Path) -> None:
+    """However often a ledger is opened and closed, the books stay whole and no key is taken twice."""
     operations = operations_of(120)
-    half_sealed = 0
     with open_small(tmp_path, segment_entries=32) as ledger:
         seed(ledger)
     for start in range(0, len(operations), 3):
@@ -178,13 +260,78 @@ def test_restart_while_half_sealed_again_and_again_keeps_all(tmp_path: Path) -> 
             held = sum(hold.remaining for hold in ledger.holds("ann", "open"))
             assert ledger.account(spot("ann")).balances["btc"].freeze == held
             assert len(ledger.holds("ann")) == len(range(1, start + 3, 2))
-        with raw(tmp_path) as connection:
-            derived = "SELECT max(seq) > sealed_to FROM key_seq, ledger"
-            half_sealed += bool(connection.execute(derived).fetchone()[0])
         check_books(tmp_path)
-    assert half_sealed > 5, "this test has not seen what it is about"
     with open_small(tmp_path) as ledger:
         assert_nothing_twice(ledger, operations)
+
+
+BOOKS_DAMAGES = [
+    "DELETE FROM books",
+    "UPDATE books SET sealed_to = sealed_to + 8",
+    "UPDATE books SET sealed_hash = x'00'",
+    "UPDATE books SET ledger_id = 'another'",
+    "UPDATE books SET segment_entries = 9",
+    "DELETE FROM key_bucket WHERE id = (SELECT min(id) FROM key_bucket WHERE length(packed) > 16)",
+    "UPDATE key_bucket SET packed = zeroblob(length(packed))",
+    "DELETE FROM history_bucket",
+    "UPDATE history_bucket SET packed = substr(packed, 2)",
+    "DELETE FROM balance WHERE customer = 'ann'",
+    "UPDATE balance SET available = available + 1 WHERE customer = 'ann'",
+    "UPDATE balance SET customer = 'anm' WHERE customer = 'ann'",
+    "DELETE FROM customer WHERE customer = 'ann'",
+    "DELETE FROM owner_bucket",
+    "UPDATE hold SET remaining = 1 WHERE closed_seq IS NOT NULL",
+    "UPDATE hold SET closed_seq = NULL",
+    "DELETE FROM hold",
+    "UPDATE hold SET customer = 'bob'",
+    "DELETE FROM hold_bucket",
+    "DELETE FROM coin WHERE coin = 'btc'",
+    "UPDATE coin SET scale = 2 WHERE coin = 'btc'",
+    "DELETE FROM reversal",
+    "DROP INDEX hold_due",
+    "DROP TABLE balance",
+]
+
+
+@pytest.mark.parametrize("damage", BOOKS_DAMAGES)
+def test_books_that_are_damaged_are_made_again_and_nothing_wrong_is_said(tmp_path: Path, damage: str) -> None:
+    """Whatever somebody did to the books, every answer is the journal's, and no key is taken twice."""
+    operations = operations_of(40)
+    folders = tmp_path / "damaged", tmp_path / "twin"
+    for folder in folders:
+        with open_small(folder, clock_ms=Clock()) as ledger:
+            seed(ledger)
+            ledger.execute(operations)
+            deposit = ledger.deposit("bob", "btc", "3", key="to-be-reversed")
+            ledger.reverse(deposit.seq, "a test", key="reversal")
+            for number in range(0, 40, 3):
+                ledger.unfreeze(HoldKey(f"freeze-{number}"), key=f"release-{number}")
+            fill(ledger, 20)
+    with raw(folders[0], "books.db") as connection:
+        connection.execute(damage)
+    answers = []
+    for folder in folders:
+        with open_small(folder, clock_ms=Clock()) as ledger:
+            assert_nothing_twice(ledger, operations)
+            answers.append(everything_of(ledger))
+            with pytest.raises(AlreadyReversed):
+                ledger.reverse(deposit.seq, "a test", key="another-reversal")
+            mended = ledger._store.repairs  # type: ignore[attr-defined]
+            assert bool(mended) == (folder is folders[0])
+            fill(ledger, 20, "more")
+    assert answers[0] == answers[1]
+    assert check_books(folders[0]).balances == check_books(folders[1]).balances
+
+
+def everything_of(ledger: Ledger) -> list[object]:
+    """Ask a ledger for all that can be asked of ann and bob, and of the whole."""
+    found: list[object] = [ledger.customers(), ledger.trial_balance(), dict(ledger.coins)]
+    for customer in ("ann", "bob", "nobody"):
+        account = spot(customer)
+        found += [dict(ledger.account(account).balances), ledger.holds(customer), ledger.holds(customer, "open")]
+        found += [ledger.balances(account, at_seq=seq) for seq in range(0, ledger.head.seq + 1, 7)]
+    found += [ledger.hold(seq) for seq in range(1, ledger.head.seq + 1)]
+    return found
 
 
 FILTER_DAMAGES = [
@@ -214,7 +361,7 @@ def test_filter_of_keys_damaged_is_made_again(tmp_path: Path, damage: str) -> No
         seed(ledger)
         for operation in operations:
             ledger.execute([operation])
-    with raw(tmp_path) as connection:
+    with raw(tmp_path, "books.db") as connection:
         assert connection.execute("SELECT count(*) FROM key_filter").fetchone()[0] >= 2
         connection.execute(damage)
     for round_number in range(2):
@@ -232,14 +379,14 @@ def test_filter_of_keys_older_than_the_journal_is_brought_up(tmp_path: Path) -> 
         seed(ledger)
         ledger.execute(operations[:40])
         fill(ledger, 20, "early")
-    with raw(tmp_path) as connection:
+    with raw(tmp_path, "books.db") as connection:
         levels = connection.execute("SELECT * FROM key_filter").fetchall()
         pages = connection.execute("SELECT * FROM key_filter_page").fetchall()
         assert levels
     with open_small(tmp_path) as ledger:
         ledger.execute(operations[40:])
         fill(ledger, 20, "late")
-    with raw(tmp_path) as connection:
+    with raw(tmp_path, "books.db") as connection:
         connection.execute("DELETE FROM key_filter")
         connection.execute("DELETE FROM key_filter_page")
         connection.executemany("INSERT INTO key_filter VALUES (?, ?, ?)", levels)
@@ -256,11 +403,11 @@ def test_filter_of_keys_when_written_half_way_is_made_good(tmp_path: Path) -> No
         seed(ledger)
         for operation in operations[:30]:
             ledger.execute([operation])
-        with raw(tmp_path) as connection:
+        with raw(tmp_path, "books.db") as connection:
             levels = connection.execute("SELECT * FROM key_filter").fetchall()
         for operation in operations[30:]:
             ledger.execute([operation])
-    with raw(tmp_path) as connection:
+    with raw(tmp_path, "books.db") as connection:
         connection.execute("DELETE FROM key_filter")
         connection.executemany("INSERT INTO key_filter VALUES (?, ?, ?)", levels)
     with open_small(tmp_path) as ledger:
@@ -272,7 +419,7 @@ def test_start_logs_what_it_repaired(tmp_path: Path, caplog: pytest.LogCaptureFi
     with open_small(tmp_path) as ledger:
         seed(ledger)
         fill(ledger, 40)
-    with raw(tmp_path) as connection:
+    with raw(tmp_path, "books.db") as connection:
         connection.execute("UPDATE key_filter_page SET bits = zeroblob(length(bits)) WHERE level = 0")
     open_small(tmp_path).close()
     assert ["level 0" in text for text in caplog.messages] == [True]
@@ -358,10 +505,11 @@ def test_amounts_beyond_64_bits_are_exact_everywhere(tmp_path: Path) -> None:
     assert sealed_to(tmp_path) >= 8
     with open_small(tmp_path) as ledger:
         look(ledger)
-    with raw(tmp_path) as connection:
+    with raw(tmp_path, "books.db") as connection:
         query = "SELECT available, \"freeze\" FROM balance WHERE customer = 'ann' AND coin = 'vast'"
         assert connection.execute(query).fetchone() == (1, str(HUGE_UNITS - 1))
         assert connection.execute("SELECT amount, remaining FROM hold").fetchone() == (str(HUGE_UNITS - 1),) * 2
+    with raw(tmp_path) as connection:
         body = json.loads(connection.execute("SELECT body FROM entry WHERE seq = 5").fetchone()[0])
         assert body["request"]["units"] == str(HUGE_UNITS)
     check_books(tmp_path)

@@ -55,13 +55,14 @@ class Gate:
         self.commits = 0
         self.reached = threading.Event()
         self.opened = threading.Event()
-        ledger._store._write.set_trace_callback(self._seen)
+        ledger._store._write.set_exec_trace(self._seen)
 
-    def _seen(self, statement: str) -> None:
+    def _seen(self, _: Any, statement: str, __: Any) -> bool:
         if statement == "COMMIT":
             self.commits += 1
             self.reached.set()
             self.opened.wait(PATIENCE_SECONDS)
+        return True
 
     async def wait(self) -> None:
         """Return once a commit stands before the gate."""
@@ -76,7 +77,7 @@ def gate_of(ledger: Any) -> Iterator[Gate]:
         yield gate
     finally:
         gate.opened.set()
-        ledger._store._write.set_trace_callback(None)
+        ledger._store._write.set_exec_trace(None)
 
 
 # --- concurrent callers -----------------------------------------------------------------------------

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
-
+import apsw
 import psycopg
 import pytest
 
@@ -23,7 +22,7 @@ _KINDS = (
 )
 #: The names of all result codes of SQLite; other constants of the module have the same prefix.
 SQLITE_NAMES = sorted(
-    name for name in vars(sqlite3) if name.startswith(tuple(f"SQLITE_{kind}" for kind in _KINDS.split()))
+    name for name in vars(apsw) if name.startswith(tuple(f"SQLITE_{kind}" for kind in _KINDS.split()))
 )
 #: Every SQLSTATE that psycopg has a class for.
 POSTGRES_STATES = sorted(
@@ -35,10 +34,10 @@ POSTGRES_STATES = sorted(
 )
 
 
-def sqlite_error(name: str, code: int) -> sqlite3.Error:
+def sqlite_error(code: int) -> apsw.Error:
     """Return an error as SQLite's driver raises it for the result code *code*."""
-    error = sqlite3.DatabaseError("the text says nothing")
-    error.sqlite_errorcode, error.sqlite_errorname = code, name
+    error = apsw.Error("the text says nothing")
+    error.result, error.extendedresult = code & 0xFF, code  # type: ignore[misc]
     return error
 
 
@@ -51,7 +50,7 @@ def postgres_error(state: str | None) -> psycopg.Error:
 @pytest.mark.parametrize("name", SQLITE_NAMES)
 def test_sqlite_code_is_damage_or_unavailable(name: str, checked: bool) -> None:
     """Damage, and a constraint that refuses what was checked, is LedgerCorrupt with its name; all else may pass."""
-    error = sqlite.translate(sqlite_error(name, getattr(sqlite3, name)), "read", checked=checked)
+    error = sqlite.translate(sqlite_error(getattr(apsw, name)), "read", checked=checked)
     damaged = name.startswith(SQLITE_DAMAGE) or (checked and name.startswith(SQLITE_CONSTRAINT))
     assert type(error) is (LedgerCorrupt if damaged else StoreUnavailable)
     assert name in str(error) or not damaged
@@ -74,15 +73,15 @@ def test_code_of_a_driver_that_nobody_knows_is_unavailable() -> None:
     assert "ZZ999" in str(postgres.translate(error, "read"))
     for unknown in (error, psycopg.DataError("no code"), psycopg.InterfaceError("no code"), postgres_error(None)):
         assert type(postgres.translate(unknown, "read")) is StoreUnavailable
-    assert "SQLITE_ODD" in str(sqlite.translate(sqlite_error("SQLITE_ODD", 77), "read"))
-    for odd in (sqlite_error("SQLITE_ODD", 77), sqlite3.ProgrammingError("no code"), sqlite3.InterfaceError("no code")):
+    assert "77" in str(sqlite.translate(sqlite_error(77), "read"))
+    for odd in (sqlite_error(77), apsw.ThreadingViolationError("no code"), apsw.ConnectionClosedError("no code")):
         assert type(sqlite.translate(odd, "read")) is StoreUnavailable
 
 
 @pytest.mark.parametrize(
     ("translated", "error"),
     [
-        (sqlite.translated, sqlite_error("SQLITE_BUSY", sqlite3.SQLITE_BUSY)),
+        (sqlite.translated, sqlite_error(apsw.SQLITE_BUSY)),
         (postgres.translated, postgres_error("55P03")),
     ],
 )

@@ -33,7 +33,7 @@ Progress = Callable[[int, int], None]
 
 
 def back_up(
-    ledger: Ledger, file: Path, clock_ms: Callable[[], int], progress: Progress = lambda left, pages: None
+    ledger: Ledger, file: Path, clock_ms: Callable[[], int], progress: Progress = lambda left, entries: None
 ) -> BackupFacts:
     """
     Make a backup of *ledger* in the new file *file*; writes go on meanwhile, and those acknowledged are in it.
@@ -44,10 +44,10 @@ def back_up(
         ledger: The open ledger.
         file: A name that is not taken, in a folder that is there.
         clock_ms: The time in milliseconds since 1970.
-        progress: Called between steps with the pages that are left and the pages in all; may raise to stop it.
+        progress: Called between steps with the entries that are left and the entries in all; may raise to stop it.
 
     Returns:
-        What the backup holds. It is the ledger as it stood at the end of the copying.
+        What the backup holds: the ledger as it stood at the end of the copying, or shortly before that.
 
     Raises:
         InvalidRequest: *file* is there already, or its folder is not.
@@ -142,8 +142,8 @@ class Backups:
         """
         running = self._running
         if running is not None and running.name == name:
-            left, pages = running.progress
-            return {"file": name, "state": "running", "pages_left": left, "pages": pages}
+            left, entries = running.progress
+            return {"file": name, "state": "running", "pages_left": left, "pages": entries}
         if name in self._failed:
             raise self._failed[name]
         file = self._folder / _checked(name)
@@ -168,8 +168,8 @@ class Backups:
         self._failed.pop(name, None)
         progress = [0, 0]
 
-        def note(left: int, pages: int) -> None:
-            progress[:] = left, pages
+        def note(left: int, entries: int) -> None:
+            progress[:] = left, entries
             if self._stopping.is_set():
                 raise Stopped
 

@@ -13,6 +13,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from spotledger.archive.credentials import PAGE, in_pages
 from spotledger.audit.embedded import audit_file
 from spotledger.audit.postgres import audit_database
 from spotledger.audit.report import CLEAN, KnownHead, Progress, Report
@@ -26,15 +27,13 @@ from spotledger.storage.postgres.connection import Connection, connect, translat
 from spotledger.storage.postgres.keys import PostgresKeyTables
 from spotledger.storage.postgres.schema import make_ledger, make_schema
 from spotledger.storage.postgres.store import PostgresStore
-from spotledger.storage.sqlite.file import open_to_read
+from spotledger.storage.sqlite.file import KEYS_FILE
 from spotledger.storage.sqlite.journal import SqliteJournal
 from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.steps import drive
 
 #: Entries that are written in one transaction.
 GROUP_ENTRIES: Final = 2_000
-#: Access keys and tokens that are read at a time.
-PAGE: Final = 1_000
 #: What the reports of both audits have to agree on.
 COMPARED: Final = (
     *("ledger_id", "epoch", "audited_to", "hash", "head_seq", "entries", "postings", "refusals"),
@@ -80,7 +79,7 @@ def copy_ledger(folder: Path, address: str, tell: Tell = lambda what, done, tota
             _mark(connection, source)
         entries = _copy_entries(source, address, tell)
         report = _audit_both(folder / LEDGER_FILE, address, source, tell)
-        keys, tokens = _copy_keys(folder / LEDGER_FILE, address)
+        keys, tokens = _copy_keys(folder / KEYS_FILE, source, address)
         return Copied(
             source.ledger_id, source.epoch, source.head, entries, keys, tokens, report.open_holds, report.balances
         )
@@ -203,18 +202,17 @@ def _check_same(what: str, ours: Mapping[Any, Any], theirs: Mapping[Any, Any]) -
         )
 
 
-def _copy_keys(file: Path, address: str) -> tuple[int, int]:
+def _copy_keys(file: Path, journal: SqliteJournal, address: str) -> tuple[int, int]:
     """Copy access keys and tokens with all that goes with them, and take the mark away, in one transaction."""
-    read = open_to_read(file)
+    source = SqliteKeyTables(file, journal.ledger_id, 0 if journal.note is None else journal.note.keys_change)
     tables = PostgresKeyTables(lambda: connect(address))
     try:
-        source = SqliteKeyTables(read, read)
         keys = tokens = 0
         with tables.together() as write:
-            for record in _all(lambda after: source.access_keys.list(None, after, PAGE), "accesskey"):
+            for record in in_pages(lambda after: source.access_keys.list(None, after, PAGE), "accesskey"):
                 tables.access_keys.insert(record)
                 keys += 1
-            for record in _all(lambda after: source.tokens.list(after, PAGE), "token_id"):
+            for record in in_pages(lambda after: source.tokens.list(after, PAGE), "token_id"):
                 tables.tokens.insert(record)
                 tokens += 1
             for kept in source.rows("SELECT idempotency_key, request_json, answer_json FROM kept_key_requests"):
@@ -225,11 +223,4 @@ def _copy_keys(file: Path, address: str) -> tuple[int, int]:
         return keys, tokens
     finally:
         tables.close()
-        read.close()
-
-
-def _all(page: Callable[[str], list[Any]], name: str) -> Iterator[Any]:
-    after = ""
-    while found := page(after):
-        yield from found
-        after = getattr(found[-1], name)
+        source.close()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from spotledger.archive.credentials import GoodCredentials, Revoked, read_good, read_revoked
 from spotledger.audit.embedded import audit_file
 from spotledger.audit.findings import Finding
 from spotledger.audit.report import CLEAN, KnownHead, Progress, Report
@@ -20,7 +22,6 @@ from spotledger.errors import (
     SpotledgerError,
 )
 from spotledger.security.cipher import Cipher
-from spotledger.storage.atomic_file import move, sync
 from spotledger.storage.folder import (
     LEDGER_FILE,
     MASTER_KEY_FILE,
@@ -30,11 +31,13 @@ from spotledger.storage.folder import (
     make_folder,
     unusable,
 )
-from spotledger.storage.sqlite.copy import BackupFacts, check_structure, make_ledger_again, read_facts
+from spotledger.storage.sqlite.copy import BackupFacts, Credentials, check_structure, make_ledger_again, read_facts
+from spotledger.storage.sqlite.file import BOOKS_FILE, KEYS_FILE, OLD_FILE
 from spotledger.storage.sqlite.journal import SqliteJournal
+from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, NotedHead, read_note
+from spotledger.storage.sqlite.placing import STAGING_FOLDER, go_on_placing, put_in_place
+from spotledger.storage.sqlite.sealing import Sealer
 
-#: Within the data folder, while a restore is at work; what a killed one left is removed by the next.
-STAGING_FOLDER: Final = "restoring"
 #: An epoch is shown to readers as a JSON number.
 EPOCH_LIMIT: Final = 2**53
 COPY_BYTES: Final = 1024 * 1024
@@ -50,12 +53,17 @@ class MasterKeySource(NamedTuple):
 
 
 class Restored(NamedTuple):
-    """What was restored: what the backup held, the epoch that begins, whether access keys still work."""
+    """What was restored: what the backup held, the epoch that begins, and which credentials work."""
 
     backup: BackupFacts
     epoch: int
+    #: Whether access keys still work at all.
     access_keys: bool
     operator_token: bool
+    #: How many access keys and tokens the folder knew to be revoked that were good in the backup; None where the
+    #: folder knew nothing, or was not asked.
+    kept_revoked: int | None
+    good: GoodCredentials
 
 
 def restore(
@@ -64,51 +72,107 @@ def restore(
     master_key: MasterKeySource | None,
     epoch: int | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
+    *,
+    credentials_from_backup: bool = False,
 ) -> Restored:
     """
     Make the backup *file* the ledger of *folder*, which the caller owns, and audit it.
 
+    What was revoked according to the access keys in *folder* stays revoked.
+
     Args:
         file: What ``spotledger backup`` made; it is left as it is.
-        folder: A data folder without a ledger.
+        folder: A data folder without a journal. Access keys, books and the noted head in it are replaced.
         master_key: Where to look for the master key that the access keys' secrets were sealed with. None: do without
             it; then all access keys are revoked, because nobody can check a signature any more.
-        epoch: The epoch to begin; one more than the backup's where None.
+        epoch: The epoch to begin; where None, one more than the greatest of the backup and the head noted in *folder*.
         progress: Told how far the audit is.
+        credentials_from_backup: Take access keys and tokens as they are in the backup, whatever *folder* has.
 
     Raises:
-        DataFolderUnusable: *folder* has a ledger already, or cannot be written.
+        DataFolderUnusable: *folder* has a ledger already, cannot be written, or its access keys cannot be read.
         SchemaMismatch: *file* is no backup, or of another version.
-        BackupDamaged: It is not whole; the message has the first findings. Nothing is left in *folder*.
+        BackupDamaged: It is not whole; the message has the first findings. Nothing of it is left in *folder*.
         MasterKeyRefused: The master key is missing, or another one.
-        InvalidRequest: *epoch* is not above that of the backup.
+        InvalidRequest: *epoch* is not above those that were there.
         StoreUnavailable: The disk is full, or answers with an error.
     """
+    go_on_placing(folder)
     _check_empty(folder)
     if not file.is_file():
         raise InvalidRequest(f"{file} is not there, or is no file; a backup would pass", field="file")
     facts = read_facts(file)
-    new_epoch = _checked_epoch(facts, epoch)
+    note = _read_note(folder, epoch)
+    new_epoch = _checked_epoch(facts, note, epoch)
     if master_key is not None:
         _check_master_key(facts, folder, master_key)
+    change = note.keys_change if note is not None and note.ledger_id == facts.ledger_id else 0
+    revoked = None if credentials_from_backup else read_revoked(folder, facts.ledger_id, change)
+    known = revoked or Revoked({}, {}, change)
+    credentials = Credentials(known.change, known.access_keys, known.tokens, None if master_key else now_ms())
+    with _staging(folder) as staging, _damage_named(file):
+        journal, keys = staging / LEDGER_FILE, staging / KEYS_FILE
+        _copy(file, journal)
+        _check_copy(journal, facts, file)
+        made = make_ledger_again(journal, keys, new_epoch, credentials)
+        with closing(Sealer(journal, staging / BOOKS_FILE)) as sealer:
+            sealer.seal_all()
+        _write_note(staging, facts, new_epoch, made.change, 0 if note is None else note.time_ms)
+        good = read_good(keys, facts.ledger_id, now_ms())
+        _check_report(audit_file(journal, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
+        put_in_place(folder)
+    has_token = (folder / TOKEN_FILE).is_file()
+    return Restored(facts, new_epoch, master_key is not None, has_token, made.revoked if revoked else None, good)
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """Give a new folder to work in; nothing of it is left."""
     staging = folder / STAGING_FOLDER
     shutil.rmtree(staging, ignore_errors=True)
     make_folder(staging)
     try:
-        copy = staging / LEDGER_FILE
-        _copy(file, copy)
-        _check_copy(copy, facts, file)
-        make_ledger_again(copy, new_epoch, now_ms() if master_key is None else None)
-        _check_report(audit_file(copy, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
-        sync(copy)
-        move(copy, folder / LEDGER_FILE, "ledger")
+        yield staging
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return Restored(facts, new_epoch, master_key is not None, (folder / TOKEN_FILE).is_file())
+
+
+@contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except LedgerCorrupt as damage:
+        raise BackupDamaged(f"{file} is damaged: {damage}.", path=str(file)) from damage
+
+
+def _read_note(folder: Path, epoch: int | None) -> Note | None:
+    """Return what was noted in *folder*; None where it cannot be read and the *epoch* is given."""
+    file = folder / NOTE_FILE
+    try:
+        return read_note(file)
+    except OSError as problem:
+        raise unusable(folder, problem) from problem
+    except LedgerCorrupt as damage:
+        if epoch is not None:
+            return None
+        raise DataFolderUnusable(
+            f"{file} is damaged, so nobody knows which epoch the folder was in; --epoch with a higher one would pass.",
+            path=str(file),
+        ) from damage
+
+
+def _write_note(staging: Path, facts: BackupFacts, epoch: int, keys_change: int, noted_ms: int) -> None:
+    """Note the head of the restored ledger; the time is not later than one that was trusted before."""
+    time_ms = max(facts.made_ms, facts.booked_ms, noted_ms)
+    try:
+        with closing(NotedHead(staging / NOTE_FILE)) as noted:
+            noted.write(Note(facts.ledger_id, epoch, facts.seq, facts.hash, time_ms, keys_change))
+    except OSError as problem:
+        raise unusable(staging.parent, problem) from problem
 
 
 def _check_empty(folder: Path) -> None:
-    for name in (LEDGER_FILE, f"{LEDGER_FILE}-wal", f"{LEDGER_FILE}-journal"):
+    for name in (LEDGER_FILE, f"{LEDGER_FILE}-wal", f"{LEDGER_FILE}-journal", OLD_FILE):
         if (folder / name).exists():
             raise DataFolderUnusable(
                 f"{folder} has a ledger already: {_named(folder / name)}."
@@ -126,12 +190,15 @@ def _named(file: Path) -> str:
         return f"{file.name} is there"
 
 
-def _checked_epoch(facts: BackupFacts, epoch: int | None) -> int:
+def _checked_epoch(facts: BackupFacts, note: Note | None, epoch: int | None) -> int:
+    noted = 0 if note is None else note.epoch
+    last = max(facts.epoch, noted)
     if epoch is None:
-        return facts.epoch + 1
-    if not facts.epoch < epoch < EPOCH_LIMIT:
+        return last + 1
+    if not last < epoch < EPOCH_LIMIT:
+        where = f" and the folder has a note of epoch {noted}" if noted else ""
         raise InvalidRequest(
-            f"epoch is {epoch}; the backup was made in epoch {facts.epoch}, so {facts.epoch + 1} or more would pass",
+            f"epoch is {epoch}; the backup was made in epoch {facts.epoch}{where}, so {last + 1} or more would pass",
             field="epoch",
         )
     return epoch

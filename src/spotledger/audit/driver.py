@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
@@ -45,17 +46,24 @@ class Driver(ABC):
         """Examine everything, and return the report."""
         began = time.monotonic()
         try:
-            self._examine()
-        except TimeIsUp as error:
-            self._findings.leave_out(str(error))
+            with self._noting_limits():
+                self._examine()
         except KeyboardInterrupt:
             self._findings.leave_out("the rest: the audit was interrupted")
         except MemoryError:
             self._findings.leave_out("the rest: there is no memory left")
-        except OSError as error:
-            self._findings.leave_out(f"keys that stand twice: the temporary file failed: {error.strerror}")
         self._report.conclude(self._findings, time.monotonic() - began)
         return self._report
+
+    @contextmanager
+    def _noting_limits(self) -> Iterator[None]:
+        """Note what is left out if the block reaches the time limit, or cannot write its temporary file."""
+        try:
+            yield
+        except TimeIsUp as error:
+            self._findings.leave_out(str(error))
+        except OSError as error:
+            self._findings.leave_out(f"keys that stand twice: the temporary file failed: {error.strerror}")
 
     @abstractmethod
     def _examine(self) -> None:

@@ -1,5 +1,5 @@
 """
-The audit of a ledger file: derive everything about money from the journal again, and compare.
+The audit of a ledger's files: derive everything about money from the journal again, and compare.
 
 It only reads, in short transactions and up to the entry that is the last one at its start, so it runs beside the
 process that writes. The verdict is ``clean`` only if everything was examined.
@@ -11,14 +11,17 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 
-from spotledger.audit.driver import Driver
+from spotledger.audit.driver import Driver, EntryRow, HeadRow
+from spotledger.audit.files import check_access_keys, check_backup, check_files, check_logs, check_note
+from spotledger.audit.findings import advice_on
 from spotledger.audit.keys import FilterCheck, KeySpool
-from spotledger.audit.ranges import join
+from spotledger.audit.ranges import SEGMENT_LIMIT, join
 from spotledger.audit.report import CHUNK_ENTRIES, KnownHead, Pace, Progress, Report
 from spotledger.audit.segments import SegmentTables
-from spotledger.audit.tables import WholeTables
+from spotledger.audit.tables import WholeTables, compare_with_itself
 from spotledger.audit.workers import Ahead, ranges_of
-from spotledger.storage.sqlite.audit import AuditFile, Facts, Unreadable
+from spotledger.storage.sqlite.audit import AuditFile, LedgerRow
+from spotledger.storage.sqlite.raw import Damaged, Unreadable
 
 
 def audit_file(
@@ -31,13 +34,13 @@ def audit_file(
     processes: int = 1,
 ) -> Report:
     """
-    Audit the ledger file at *path*.
+    Audit the ledger with the journal at *path*, and the files beside it; or a backup.
 
     Memory is bounded by the accounts and coins that were ever used, the open holds, the customers and one segment;
     the keys go to a temporary file, 16 bytes an entry. Writes nothing to the ledger.
 
     Args:
-        path: The ledger file.
+        path: The journal, ``journal.db`` in a data folder, or a backup.
         progress: Called after each chunk of entries.
         known_heads: Entries as noted earlier, to be compared.
         entries_per_second: The highest rate of reading; 0 for no limit.
@@ -46,14 +49,14 @@ def audit_file(
             limited rate, only this one reads. The report is the same.
 
     Returns:
-        The report; no state of the file makes it raise.
+        The report; no state of the files makes it raise.
     """
     pace = Pace(entries_per_second, limit_seconds)
     return _FileAudit(Path(path), progress, known_heads, pace, 1 if entries_per_second else processes).run()
 
 
 class _FileAudit(Driver):
-    """One audit of one file."""
+    """One audit of the files of one ledger."""
 
     _file: AuditFile
     _tables: SegmentTables
@@ -71,53 +74,113 @@ class _FileAudit(Driver):
         self._path = path
         self._processes = processes
 
+    def run(self) -> Report:
+        """Examine everything, and return the report, with advice on what was found."""
+        report = super().run()
+        report.advice = advice_on(self._findings)
+        return report
+
     def _examine(self) -> None:
         try:
+            check_logs(self._path, self._findings)
             with AuditFile(self._path) as self._file:
-                self._examine_file(self._file.facts())
+                self._examine_files()
         except Unreadable as error:
-            self._findings.leave_out(str(error))
+            self._findings.unreadable(error, code="file_damaged")
 
-    def _examine_file(self, facts: Facts) -> None:
-        if facts.missing_tables:
-            self._leave_out_tables(facts.missing_tables)
-            return
-        for name in facts.changed_triggers:
-            self._note("trigger_changed", None, name, "missing or another", "the trigger of the schema")
-        if facts.ledger is None:
+    def _examine_files(self) -> None:
+        check_files(self._file, self._findings)
+        ledger = self._file.journal.ledger()
+        if ledger is None:
             self._leave_out_entries()
             return
-        ledger_id, epoch, self._segment_entries, self._report.sealed_to = facts.ledger
-        self._begin(ledger_id, epoch, self._file.body)
-        self._check_facts(facts)
-        if self._segment_entries < 1:
-            self._findings.leave_out(f"the entries: a segment has {self._segment_entries} of them")
+        self._begin(ledger.ledger_id, ledger.epoch, self._file.journal.body)
+        if not self._is_possible(ledger):
             return
+        self._segment_entries = ledger.segment_entries
         try:
-            with closing(KeySpool()) as spool, self._ahead(facts) as ahead:
-                idempotency_filter = FilterCheck(self._file, self._findings, self._segment_entries)
-                self._tables = SegmentTables(self._file, self._journal, self._findings, spool, idempotency_filter)
-                self._read_journal(facts.last_seq, ahead)
-                self._check_end()
-                self._check_head_hash(facts.head)
-                WholeTables(self._file, self._journal, self._findings, self._segment_entries).compare()
-                self._check_keys(spool)
+            with self._findings.noting("the journal"), self._noting_limits():
+                self._examine_journal(ledger)
+            noted_change = 0
+            with self._findings.noting("the noted head"):
+                noted_change = check_note(self._file, self._findings, ledger)
+            with self._findings.noting("the access keys"):
+                check_access_keys(self._file, self._findings, noted_change, self._journal)
         finally:
             self._count()
 
-    def _check_facts(self, facts: Facts) -> None:
-        """Check the rows that say how far the file is."""
-        self._check_head_seq(facts.head, facts.last_seq)
-        first_seq, sealed_to, size = facts.first_seq, self._report.sealed_to, max(1, self._segment_entries)
+    def _is_possible(self, ledger: LedgerRow) -> bool:
+        """Check the row that identifies the ledger, and say whether the entries can be read in its segments."""
+        if ledger.epoch < 1:
+            self._note("ledger_row_wrong", None, "ledger", f"epoch {ledger.epoch}", "1 or more")
+        if 1 <= ledger.segment_entries <= SEGMENT_LIMIT:
+            return True
+        found = f"segments of {ledger.segment_entries} entries"
+        self._note("ledger_row_wrong", None, "ledger", found, f"of 1 to {SEGMENT_LIMIT}")
+        self._findings.leave_out(f"the entries: a segment has {ledger.segment_entries} of them")
+        return False
+
+    def _examine_journal(self, ledger: LedgerRow) -> None:
+        """Read the entries, and compare what is derived from them."""
+        file, findings = self._file, self._findings
+        last_seq, head = self._check_extent()
+        with findings.noting("the books"):
+            self._check_books(ledger, last_seq)
+        with closing(KeySpool()) as spool, self._ahead(last_seq) as ahead:
+            idempotency_filter = FilterCheck(file.books, findings, self._segment_entries)
+            self._tables = SegmentTables(file.books, self._journal, findings, spool, idempotency_filter)
+            self._read_journal(last_seq, ahead)
+            self._check_end()
+            self._check_head_hash(head)
+            compare_with_itself(self._journal, findings)
+            if file.books is not None:
+                WholeTables(file.books, self._journal, findings, self._segment_entries).compare()
+            if file.is_backup:
+                with findings.noting("the row of the backup"):
+                    check_backup(file, findings, ledger)
+            self._check_keys(spool)
+
+    def _check_extent(self) -> tuple[int, HeadRow | None]:
+        """Compare the head with the first and the last entry; return the last entry, and the head if it is readable."""
+        journal = self._file.journal
+        head: HeadRow | None = None
+        with journal.one_instant():
+            first_seq, last_seq = journal.extent()
+            with self._findings.noting("the head"):
+                head = journal.head()
+                self._check_head_seq(head, last_seq)
         if first_seq is not None and first_seq < 1:
             self._note("entry_out_of_place", first_seq, "entry", f"entry {first_seq}", "entry 1 as the first")
-        last_sealed = facts.last_seq - facts.last_seq % size
-        if not 0 <= sealed_to <= last_sealed or sealed_to % size:
-            self._note("sealed_to_wrong", None, "ledger", sealed_to, f"whole segments, up to entry {last_sealed}")
+        return last_seq, head
 
-    def _ahead(self, facts: Facts) -> AbstractContextManager[Ahead | None]:
+    def _check_books(self, ledger: LedgerRow, last_seq: int) -> None:
+        """Compare what the books say of themselves with the ledger, and with the entry that they end with."""
+        file, size = self._file, self._segment_entries
+        if file.books is None:
+            if last_seq >= size and not file.is_alone and not file.problems:
+                self._findings.leave_out("the books: there are none; the next start of the service makes them again")
+            return
+        facts = file.books.facts()
+        if facts is None:
+            self._note("books_differ", None, "books", "no row", "one row")
+            return
+        if (facts.ledger_id, facts.segment_entries) != (ledger.ledger_id, size):
+            found = f"ledger {facts.ledger_id}, segments of {facts.segment_entries}"
+            self._note("books_differ", None, "books", found, f"ledger {ledger.ledger_id}, segments of {size}")
+        sealed_to = self._report.sealed_to = facts.sealed_to
+        last_sealed = last_seq - last_seq % size
+        if not 0 <= sealed_to <= last_sealed or sealed_to % size:
+            self._note("sealed_to_wrong", None, "books", sealed_to, f"whole segments, up to entry {last_sealed}")
+            return
+        kept_hash = file.journal.hash_of(sealed_to) if sealed_to else self._genesis
+        if facts.sealed_hash != kept_hash:
+            self._note("books_differ", sealed_to, "books", facts.sealed_hash, kept_hash)
+
+    def _ahead(self, last_seq: int) -> AbstractContextManager[Ahead | None]:
         """Let other processes read the sealed segments ahead, if that is wanted and there are enough segments."""
-        ranges = ranges_of(min(facts.last_seq, self._report.sealed_to), self._segment_entries)
+        # In a damaged journal the last entry may have any number.
+        last = min(last_seq, self._report.sealed_to, self._file.journal.most_entries())
+        ranges = ranges_of(last, self._segment_entries)
         processes = min(self._processes, len(ranges))
         if processes > 1:
             with suppress(OSError):  # without them it takes longer
@@ -128,16 +191,39 @@ class _FileAudit(Driver):
         journal, chunk = self._journal, self._pace.chunk(CHUNK_ENTRIES)
         while journal.seq < last_seq:
             if ahead is None or not ahead.begins_after(journal.seq) or not self._join(ahead):
-                border = journal.seq - journal.seq % self._segment_entries + self._segment_entries
-                last = min(journal.seq + chunk, border, last_seq)
-                rows = self._file.entries(journal.seq + 1, last)
-                self._check_known_heads(rows)
-                journal.remembers = border > self._report.sealed_to
-                journal.take(rows, last)
-                if last == border:
-                    self._tables.compare_if_sealed(border)
+                self._read_chunk(chunk, last_seq)
             self._tell_progress(last_seq)
             self._pace.rest(journal.seq)
+
+    def _read_chunk(self, chunk: int, last_seq: int) -> None:
+        """Read at most *chunk* entries, up to the end of their segment; if there are none, skip to the next entry."""
+        journal = self._journal
+        border = journal.seq - journal.seq % self._segment_entries + self._segment_entries
+        last = min(journal.seq + chunk, border, last_seq)
+        rows = self._rows(journal.seq + 1, last)
+        is_gap = not rows
+        if is_gap:
+            last = min((self._file.journal.seq_after(last) or last_seq + 1) - 1, last_seq)
+        self._check_known_heads(rows)
+        journal.remembers = border > self._report.sealed_to
+        journal.take(rows, last)
+        if is_gap:
+            self._tables.pass_over()
+        elif last == border:
+            self._tables.compare_if_sealed(border)
+
+    def _rows(self, first: int, last: int) -> list[EntryRow]:
+        """Return the entries from *first* to *last*; if a page is damaged, those that can be read one by one."""
+        file = self._file.journal
+        try:
+            return file.entries(first, last)
+        except Damaged as error:
+            self._findings.unreadable(error)
+        found: list[EntryRow] = []
+        for seq in range(first, last + 1):
+            with suppress(Damaged):
+                found += file.entries(seq, seq)
+        return found
 
     def _join(self, ahead: Ahead) -> bool:
         """Join the next range that was read ahead, if it is sound and fits; say whether it was joined."""
@@ -149,7 +235,7 @@ class _FileAudit(Driver):
             if join(self._journal, read):
                 self._tables.spool.adopt(descriptor, read.key_runs)
                 for seq in [seq for seq in self._known_heads if read.first <= seq <= read.last]:
-                    self._check_known_heads(self._file.entries(seq, seq))
+                    self._check_known_heads(self._file.journal.entries(seq, seq))
                 return True
         return False
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
+
+from spotledger.storage.sqlite.file import BOOKS_FILE, KEYS_FILE
+from spotledger.storage.sqlite.raw import Damaged, Unreadable
 
 #: The most findings that a report lists, in all and of one code; all of them are counted.
 FINDINGS_LIMIT: Final = 200
@@ -21,6 +26,16 @@ CODES: Final[dict[str, str]] = {
     "entry_beyond_head": "The journal has entries after its head.",
     "known_head_differs": "An entry has another hash than was noted of it earlier.",
     "trigger_changed": "A trigger that protects the journal is missing or changed.",
+    "schema_changed": "A table, index or view is missing or changed, or an index or trigger was added.",
+    "ledger_row_wrong": "The row that identifies the ledger has impossible values.",
+    "backup_differs": "A backup names another last entry than it has.",
+    "file_damaged": "A file is not a database of a ledger, or its pages have no checksums.",
+    "page_damaged": "A page of a file does not match its checksum, or its content is malformed.",
+    "structure_damaged": "SQLite's own check finds pages, rows or indexes that contradict each other.",
+    "log_damaged": "A write-ahead log is damaged before its end.",
+    "note_differs": "The journal is not the one whose head was noted.",
+    "note_damaged": "Both slots of the noted head are damaged.",
+    "note_slot_damaged": "One slot of the noted head is damaged; the other one counts.",
     "entry_missing": "Entries are missing from the numbering.",
     "entry_out_of_place": "An entry is stored under another number than its own.",
     "entry_unreadable": "An entry cannot be decoded.",
@@ -42,12 +57,20 @@ CODES: Final[dict[str, str]] = {
     "hold_misused": "An entry's posting and its hold do not belong together.",
     "hold_overdrawn": "An entry uses more of a hold than remains.",
     "hold_after_differs": "What remains of holds after an entry is not what remained before minus what it used.",
+    "hold_expired_early": "A hold was expired before its time, or never expires.",
+    "hold_used_late": "An entry uses a hold after its time.",
     "request_differs": "The postings of an entry are not what its kept request asks for.",
     "reversal_wrong": "A reversal is not the opposite of an entry that can be reversed.",
     "reversed_twice": "An entry was reversed twice.",
     "freeze_unexplained": "The frozen amount is not what remains of the open holds.",
     "coin_not_balanced": "A coin does not sum to zero over all accounts.",
     # what is derived, beside the journal
+    "books_differ": "The books are of another ledger, or of another history.",
+    "bucket_damaged": "A bucket of keys or of the history is missing or does not match its checksum.",
+    "bucket_sum_differs": "The rows of a bucket do not match its count and digest.",
+    "count_differs": "The books do not have the rows that they count.",
+    "access_key_malformed": "An access key or a token is malformed, or of another ledger or an unknown customer.",
+    "access_keys_behind": "The access keys are older than their last noted change, or missing.",
     "sealed_to_wrong": "The last sealed entry is not one that can be.",
     "rows_beyond_journal": "A derived table has rows of segments that cannot be sealed yet.",
     "key_row_missing": "A key of the journal is missing from the table of keys.",
@@ -78,6 +101,26 @@ CODES: Final[dict[str, str]] = {
 }
 
 
+#: Findings about a whole file; their ``where`` begins with the name of the file.
+_ABOUT_FILES: Final = frozenset({"file_damaged", "page_damaged", "structure_damaged", "schema_changed"})
+_OF_BOOKS: Final = frozenset(list(CODES)[list(CODES).index("books_differ") :]) - {
+    "access_key_malformed",
+    "access_keys_behind",
+}
+_OF_KEYS: Final = frozenset({"access_key_malformed", "access_keys_behind"})
+_OF_NOTE: Final = frozenset({"note_slot_damaged"})
+_OF_END: Final = frozenset({"log_damaged", "note_differs", "note_damaged", "journal_cut"})
+#: What to do, by the part that is damaged.
+_ADVICE: Final = {
+    "journal": "The journal is damaged. Keep a copy of the data folder, and restore the newest backup whose audit is"
+    " clean: spotledger restore",
+    "end": "The end of the journal is in doubt. See what is missing, which changes nothing: spotledger recover",
+    "books": "The books are derived from the journal. Make them again: spotledger rebuild",
+    "note": "One slot of the noted head is damaged. Examine the disk; the next entry writes the slot again",
+    "keys": "The access keys are damaged. Put a good copy of keys.db in their place, or take them from a backup",
+}
+
+
 class Finding(NamedTuple):
     """One fault: where it is, what was found, and what was expected."""
 
@@ -96,6 +139,7 @@ class Findings:
         self.counts: Counter[str] = Counter()
         #: What could not be examined, and why.
         self.unexamined: list[str] = []
+        self._damaged: set[str] = set()
 
     def add(self, code: str, seq: int | None, where: str, found: Any, expected: Any) -> None:
         """
@@ -117,6 +161,26 @@ class Findings:
         if why not in self.unexamined and len(self.unexamined) <= UNEXAMINED_LIMIT:
             self.unexamined.append(why if len(self.unexamined) < UNEXAMINED_LIMIT else "and more")
 
+    def unreadable(self, error: Unreadable, code: str = "page_damaged") -> None:
+        """Note what could not be read: once as a finding if it is damaged, else as unexamined."""
+        where = str(error)
+        if not isinstance(error, Damaged):
+            self.leave_out(where)
+        elif where not in self._damaged:
+            self._damaged.add(where)
+            self.add(code, None, where, "does not check", "what was written")
+
+    @contextmanager
+    def noting(self, what: str) -> Iterator[None]:
+        """Note what the block could not examine, and go on after it; *what* says what the block is about."""
+        try:
+            yield
+        except Unreadable as error:
+            self.unreadable(error)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            # Some row has values of other types than its columns; SQLite's own check has named it.
+            self.leave_out(f"{what}: values that are not of the schema ({type(error).__name__}: {error})")
+
     def __len__(self) -> int:
         """Return how many findings there are, listed or not."""
         return sum(self.counts.values())
@@ -128,3 +192,22 @@ def _shown(value: Any) -> str:
     except ValueError:  # Python writes no number of more than 4,300 digits
         return "a number too long to write"
     return text if len(text) <= _TEXT_LIMIT else text[: _TEXT_LIMIT - 3] + "..."
+
+
+def advice_on(findings: Findings) -> list[str]:
+    """Return what to do about *findings*, as sentences."""
+    found = {_part_of(code, None) for code in findings.counts if code not in _ABOUT_FILES}
+    found |= {_part_of(finding.code, finding.where) for finding in findings.listed if finding.code in _ABOUT_FILES}
+    if "journal" in found:
+        found.discard("books")  # they were compared with what is damaged, and a restore makes them again
+    return [text for part, text in _ADVICE.items() if part in found]
+
+
+def _part_of(code: str, where: str | None) -> str:
+    """Return which part of the ledger, a key of the advice, a finding is about."""
+    if where is not None:
+        return "books" if BOOKS_FILE in where else "keys" if KEYS_FILE in where else "journal"
+    if code in _OF_BOOKS:
+        return "books"
+    parts = {"keys": _OF_KEYS, "note": _OF_NOTE, "end": _OF_END}
+    return next((part for part, codes in parts.items() if code in codes), "journal")

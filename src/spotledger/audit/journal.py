@@ -89,7 +89,9 @@ class JournalPass(BooksRead):
         if self.link is None or not rows:
             return False
         seqs, bodies, hashes = zip(*rows, strict=True)
-        if seqs != tuple(range(self.seq + 1, last + 1)):
+        if len(rows) != last - self.seq or seqs != tuple(range(self.seq + 1, last + 1)):
+            return False
+        if {*map(type, bodies), *map(type, hashes)} != {bytes}:
             return False
         links = (self.link, *hashes[:-1])
         return [sha256(link + body).digest() for link, body in zip(links, bodies, strict=True)] == list(hashes)
@@ -125,6 +127,10 @@ class JournalPass(BooksRead):
             if row_seq != seq:
                 self._note_missing(seq, row_seq - 1)
                 seq, link = row_seq, None
+            if not isinstance(body, bytes) or not isinstance(kept_hash, bytes):
+                self._note("entry_unreadable", seq, "row", f"{type(body)}, {type(kept_hash)}", "a text and a hash")
+                link = None
+                continue
             if link is not None and sha256(link + body).digest() != kept_hash:
                 self._note("chain_broken", seq, "hash", kept_hash, sha256(link + body).digest())
             link = kept_hash

@@ -13,18 +13,20 @@ names what is wrong.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from spotledger.audit.books import Line, LineName, OpenHold, has_owner
+from spotledger.audit.books import EXPIRE, Line, LineName, OpenHold, has_owner
 from spotledger.audit.entries import AVAILABLE, EntryRead, decoded
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.audit.keys import FilterCheck, KeySpool
 from spotledger.audit.report import CHUNK_ENTRIES
 from spotledger.audit.segments import SegmentTables
-from spotledger.domain.accounts import HOUSE_KIND
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.sqlite.audit import AuditFile, Facts
+from spotledger.storage.sqlite.audit import AuditFile, LedgerRow
+
+#: The places of entries within a segment are stored in two bytes.
+SEGMENT_LIMIT: Final = 65_536
 
 
 class Unsound(Exception):
@@ -42,8 +44,12 @@ class _NoFindings(Findings):
 
 
 #: One line of a range: customer, kind of account, coin; the first entry that touched it, and available and freeze
-#: before that entry; the last entry that touched it, and available and freeze after that entry.
-LineRead = tuple[str, str, str, int, int, int, int, int, int]
+#: before that entry; the last entry that touched it, and available and freeze after that entry; the sum of
+#: :func:`mixed` over its segments.
+LineRead = tuple[str, str, str, int, int, int, int, int, int, int]
+#: One hold opened before a range: its id, index of its line in ``lines``, what remained before, what remains after;
+#: when it was last used, and when it expired, each None if it did not happen in the range.
+UsedRead = tuple[int, int, int, int, int | None, int | None]
 
 
 class RangeRead(NamedTuple):
@@ -60,12 +66,13 @@ class RangeRead(NamedTuple):
     coins: dict[str, tuple[int, int]]
     customers: dict[str, int]
     lines: list[LineRead]
-    #: Receivable accounts and coins for which nothing was owed before.
-    not_owed: set[tuple[str, str]]
-    #: Holds opened before the range: id, index of the line in ``lines``, what remained before, what remains after.
-    used: list[tuple[int, int, int, int]]
-    #: Holds that the range opened and left open: id, index of the line, what remains, ``closed_seq`` in their row.
-    opened: list[tuple[int, int, int, int | None]]
+    #: Accounts that had nothing of a coin available before, or nothing owed if receivable: customer, kind, coin.
+    nothing: set[tuple[str, str, str]]
+    #: Holds opened before the range.
+    used: list[UsedRead]
+    #: Holds that the range opened and left open: id, index of the line, what remains, ``closed_seq`` in their row, and
+    #: when they expire.
+    opened: list[tuple[int, int, int, int | None, int | None]]
     #: Holds closed without a matching ``closed_seq`` in the range's tables, and the entry that closed each.
     closed_otherwise: dict[int, int]
     reversals: dict[int, int]
@@ -88,14 +95,17 @@ class RangePass(JournalPass):
         super().__init__(_NoFindings(), link, entry_at)
         self.seq = first - 1
         self.remembers = False
-        self._first_seq = first
+        self.first_seq = first
         self.booked_ms = booked_first_ms
         self._first = first
         self._booked_first_ms = booked_first_ms
         self._link_before = link
         self._before: list[tuple[Line, int, int, int]] = []
         self._holds_before: dict[int, tuple[Line, int]] = {}
-        self._not_owed: set[tuple[str, str]] = set()
+        #: When holds opened before the range were last used, and when they expired.
+        self._used_ms: dict[int, int] = {}
+        self._expired_ms: dict[int, int] = {}
+        self._nothing: set[tuple[str, str, str]] = set()
 
     def learn(self, entry: EntryRead) -> bool:
         """Compute the state before *entry* of the lines and holds that it is the first in the range to touch."""
@@ -116,7 +126,7 @@ class RangePass(JournalPass):
                     raise Unsound(f"entry {self.seq} uses hold {hold_id} of another line, or one that is used up")
                 found = True
                 remaining = said[hold_id] - units
-                self.holds[hold_id] = OpenHold(holder, remaining)
+                self.holds[hold_id] = OpenHold(holder, remaining, None)
                 self._holds_before[hold_id] = (holder, remaining)
         return found
 
@@ -132,12 +142,19 @@ class RangePass(JournalPass):
     def _new_line(self, name: LineName) -> Line:
         raise Unsound(f"entry {self.seq} posts to {name} without a balance after it")
 
-    def owed(self, receivable: str, coin: str) -> int:
-        """Return the balance of a customer's receivable after the entry; one not touched yet is assumed to be 0."""
-        name = ((receivable, HOUSE_KIND), coin)
+    def available(self, name: LineName) -> int:
+        """Return what an account has available after the entry; one not touched yet is assumed to have nothing."""
         if name not in self.lines:
-            self._not_owed.add((receivable, coin))
-        return super().owed(receivable, coin)
+            (customer, kind), coin = name
+            self._nothing.add((customer, kind, coin))
+        return super().available(name)
+
+    def check_time(self, entry: EntryRead, hold_id: int, hold: OpenHold) -> None:
+        """Check the time of a use; if the hold was opened before the range, remember the use for :func:`join`."""
+        if hold_id not in self._holds_before:
+            super().check_time(entry, hold_id, hold)
+        else:
+            (self._expired_ms if entry.kind == EXPIRE else self._used_ms)[hold_id] = entry.booked_ms
 
     def result(self, key_runs: list[tuple[int, list[int]]]) -> RangeRead:
         """Return the result of the range, once it is read to its end and compared with its tables."""
@@ -148,19 +165,21 @@ class RangePass(JournalPass):
         for line, first_seq, available, freeze in self._before:
             (customer, kind), coin = line.name
             places[id(line)] = len(lines)
-            lines.append((customer, kind, coin, first_seq, available, freeze, line.seq, line.available, line.freeze))
-        used = []
+            now = (line.seq, line.available, line.freeze, line.segments)
+            lines.append((customer, kind, coin, first_seq, available, freeze, *now))
+        used: list[UsedRead] = []
         for hold_id, (line, remaining) in self._holds_before.items():
-            hold = self.holds.get(hold_id)
-            used.append((hold_id, places[id(line)], remaining, 0 if hold is None else hold.remaining))
+            left = self.holds[hold_id].remaining if hold_id in self.holds else 0
+            times = (self._used_ms.get(hold_id), self._expired_ms.get(hold_id))
+            used.append((hold_id, places[id(line)], remaining, left, *times))
         opened = [
-            (hold_id, places[id(hold.line)], hold.remaining, hold.row_closed_seq)
+            (hold_id, places[id(hold.line)], hold.remaining, hold.row_closed_seq, hold.expires_ms)
             for hold_id, hold in self.holds.items()
             if hold_id not in self._holds_before
         ]
         return RangeRead(
             self._first, self.seq, self._link_before, self.link, self._booked_first_ms, self.booked_ms,
-            self.postings, self.refusals, self.coins, self.customers, lines, self._not_owed, used, opened,
+            self.postings, self.refusals, self.coins, self.customers, lines, self._nothing, used, opened,
             self.closed_otherwise, self.reversals, key_runs,
         )  # fmt: skip
 
@@ -168,27 +187,27 @@ class RangePass(JournalPass):
 class RangeReader:
     """Reads ranges of one ledger file."""
 
-    def __init__(self, file: AuditFile, facts: Facts, spool: KeySpool) -> None:
+    def __init__(self, file: AuditFile, ledger: LedgerRow | None, spool: KeySpool) -> None:
         """
         Read ranges of *file*.
 
         Args:
             file: The ledger file.
-            facts: What the file says of itself.
+            ledger: The row that identifies the ledger, or None.
             spool: Takes the digests of the keys.
 
         Raises:
-            Unsound: The row of the ledger is missing, or the filter of known keys is damaged.
+            Unsound: The row of the ledger or the books are missing, or the filter of known keys is damaged.
             Unreadable: The file cannot be read.
         """
-        if facts.ledger is None or facts.ledger[2] < 1:
-            raise Unsound("the row of the ledger is missing")
-        ledger_id, _, self._segment_entries, _ = facts.ledger
-        self._file = file
+        if file.books is None or ledger is None or not 1 <= ledger.segment_entries <= SEGMENT_LIMIT:
+            raise Unsound("the row of the ledger or the books are missing")
+        self._segment_entries = ledger.segment_entries
+        self._journal, self._books = file.journal, file.books
         self._spool = spool
-        self._genesis = genesis_hash(ledger_id)
+        self._genesis = genesis_hash(ledger.ledger_id)
         self._findings = _NoFindings()
-        self._filter = FilterCheck(file, self._findings, self._segment_entries)
+        self._filter = FilterCheck(file.books, self._findings, self._segment_entries)
 
     def read(self, segments: range) -> RangeRead:
         """
@@ -210,22 +229,22 @@ class RangeReader:
 
     def _start(self, first: int) -> RangePass:
         """Begin before the entry *first*, with the hash and time that the file has there."""
-        before = [(0, b"", self._genesis)] if first == 1 else self._file.entries(first - 1, first - 1)
-        rows = self._file.entries(first, first)
+        before = [(0, b"", self._genesis)] if first == 1 else self._journal.entries(first - 1, first - 1)
+        rows = self._journal.entries(first, first)
         entry = decoded(rows[0][1]) if rows else None
         if not before or entry is None:
             raise Unsound(f"entry {first} or the one before it is missing or cannot be read")
-        return RangePass(first, before[0][2], entry.booked_ms, self._file.body)
+        return RangePass(first, before[0][2], entry.booked_ms, self._journal.body)
 
     def _read(self, journal: RangePass, segments: range) -> None:
         size = self._segment_entries
-        tables = SegmentTables(self._file, journal, self._findings, self._spool, self._filter)
+        tables = SegmentTables(self._books, journal, self._findings, self._spool, self._filter)
         for segment in segments:
             border = (segment + 1) * size
             while journal.seq < border:
                 last = min(journal.seq + CHUNK_ENTRIES, border)
-                journal.take(self._file.entries(journal.seq + 1, last), last)
-            tables.compare(segment, border - size + 1, border)
+                journal.take(self._journal.entries(journal.seq + 1, last), last)
+            tables.compare(self._books, segment, border - size + 1, border)
             journal.forget_collected()
 
 
@@ -246,17 +265,18 @@ def join(journal: JournalPass, read: RangeRead) -> bool:
         line = journal.lines.get(name)
         if line is None:
             line = journal.lines[name] = Line(name)
-        line.seq, line.available, line.freeze = line_read[6:]
+        line.seq, line.available, line.freeze, segments = line_read[6:]
+        line.segments += segments
         lines.append(line)
-    for hold_id, _, _, remaining in read.used:
+    for hold_id, _, _, remaining, *_ in read.used:
         if remaining:
             journal.holds[hold_id].remaining = remaining
     for hold_id, closed_seq in read.closed_otherwise.items():
         hold = journal.holds.pop(hold_id, None)
         if hold is None or hold.row_closed_seq != closed_seq:
             journal.closed_otherwise[hold_id] = closed_seq
-    for hold_id, place, remaining, row_closed_seq in read.opened:
-        hold = journal.holds[hold_id] = OpenHold(lines[place], remaining)
+    for hold_id, place, remaining, row_closed_seq, expires_ms in read.opened:
+        hold = journal.holds[hold_id] = OpenHold(lines[place], remaining, expires_ms)
         hold.row_closed_seq = row_closed_seq
     journal.reversals.update(read.reversals)
     journal.postings += read.postings
@@ -277,7 +297,7 @@ def _fits(journal: JournalPass, read: RangeRead) -> bool:
         and journal.reversals.keys().isdisjoint(read.reversals)
         and all(_line_fits(journal, read, line_read) for line_read in read.lines)
         and all(_hold_fits(journal, read, *used) for used in read.used)
-        and not any(journal.owed(receivable, coin) for receivable, coin in read.not_owed)
+        and not any(journal.available(((customer, kind), coin)) for customer, kind, coin in read.nothing)
     )
 
 
@@ -298,9 +318,22 @@ def _line_fits(journal: JournalPass, read: RangeRead, line_read: LineRead) -> bo
     return has_owner((customer, kind), registered)
 
 
-def _hold_fits(journal: JournalPass, read: RangeRead, hold_id: int, place: int, before: int, _: int) -> bool:
+def _hold_fits(
+    journal: JournalPass,
+    read: RangeRead,
+    hold_id: int,
+    place: int,
+    before: int,
+    _: int,
+    used_ms: int | None,
+    expired_ms: int | None,
+) -> bool:
     hold = journal.holds.get(hold_id)
     if hold is None or hold.remaining != before:
+        return False
+    expires_ms = hold.expires_ms
+    is_late = used_ms is not None and expires_ms is not None and used_ms >= expires_ms
+    if is_late or (expired_ms is not None and (expires_ms is None or expired_ms < expires_ms)):
         return False
     customer, kind, coin = read.lines[place][:3]
     return hold.line.name == ((customer, kind), coin)

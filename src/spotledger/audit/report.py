@@ -61,6 +61,8 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     #: What could not be examined, and why.
     unexamined: list[str] = field(default_factory=list)
+    #: What to do about the findings in a ledger's files.
+    advice: list[str] = field(default_factory=list)
 
     def conclude(self, findings: Findings, seconds: float) -> None:
         """Take over the *findings*, and reach the verdict after *seconds*."""

@@ -35,6 +35,9 @@ class Books(Protocol):
     def owed(self, receivable: str, coin: str) -> int:
         """Return the balance of a customer's *receivable* after the entry: 0 or less."""
 
+    def available(self, name: tuple[AccountRead, str]) -> int:
+        """Return what an account has available of a coin after the entry."""
+
     def earlier(self, seq: int) -> EntryRead | None:
         """Return an entry before the current one, or None if it cannot be read."""
 
@@ -58,6 +61,9 @@ def _freeze(entry: EntryRead, books: Books) -> str | None:
     if (amount := _amount(entry.request)) is None:
         return _MALFORMED
     account, coin, units = amount
+    expires_ms = entry.request.expires_ms
+    if expires_ms is not None and expires_ms <= entry.booked_ms:
+        return f"no hold: it expires at {expires_ms}, and was booked at {entry.booked_ms}"
     return _differing(entry, (account, coin, AVAILABLE, -units, None), (account, coin, FREEZE, units, entry.seq))
 
 
@@ -170,8 +176,12 @@ def _reverse(entry: EntryRead, books: Books) -> str | None:
         return "no freeze and no hold in a reversal"
     done, undone = _net(target), _net(entry)
     for (account, coin), units in done.items():
-        if not _may_take(-undone.get((account, coin), 0), units, account):
+        taken = -undone.get((account, coin), 0)
+        if not _may_take(taken, units, account):
             return f"{account[0]} {coin}: {-units}"
+        is_short = 0 <= taken < units and not _takes_all(units, account)
+        if is_short and (left := books.available((account, coin))):
+            return f"{account[0]} {coin}: {-min(units, taken + left)}, all that was there"
     if _by_owner(done) != {name: -units for name, units in _by_owner(undone).items()}:
         return f"the opposite of entry {seq}: {_by_owner(done)}"
     return None
@@ -181,9 +191,12 @@ def _may_take(taken: int, units: int, account: AccountRead) -> bool:
     """Say whether a reversal may take *taken* units from *account*, which the reversed entry gave *units*."""
     if account[1] == HOUSE_KIND and account[0].startswith(RECEIVABLE):
         return True  # a debt is compared together with the rest of what its customer has
-    if units <= 0 or account in (EXTERNAL, FEES, DUST):
-        return taken == units
-    return 0 <= taken <= units
+    return taken == units if _takes_all(units, account) else 0 <= taken <= units
+
+
+def _takes_all(units: int, account: AccountRead) -> bool:
+    """Say whether a reversal takes back all *units* from *account*, even if it does not have them."""
+    return units <= 0 or account in (EXTERNAL, FEES, DUST)
 
 
 def _net(entry: EntryRead) -> dict[tuple[AccountRead, str], int]:

@@ -45,6 +45,7 @@ def _freeze(books: BooksRead, entry: EntryRead) -> Touched:
         or entry.balances != ((account, coin, available, freeze),)
         or entry.holds != ((seq, units),)
         or seq in books.holds
+        or (request.expires_ms is not None and request.expires_ms <= entry.booked_ms)
     ):
         return None
     books.open_hold(entry, line, units)
@@ -72,7 +73,7 @@ def _unfreeze(books: BooksRead, entry: EntryRead) -> Touched:
         or entry.balances != ((account, coin, available, freeze),)
     ):
         return None
-    books.use_hold(hold_id, hold, remaining)
+    books.use_hold(entry, hold_id, hold, remaining)
     return (line,)
 
 
@@ -137,7 +138,7 @@ def _settle(books: BooksRead, entry: EntryRead) -> Touched:
     if lines[0].account == lines[3].account:
         return None
     for hold_id, left in holds:
-        books.use_hold(hold_id, books.holds[hold_id], left)
+        books.use_hold(entry, hold_id, books.holds[hold_id], left)
     return lines
 
 

@@ -21,8 +21,9 @@ from typing import Final
 
 from spotledger.audit.child import environ_of_child, run_child
 from spotledger.audit.keys import KeySpool
-from spotledger.audit.ranges import RangeRead, RangeReader, Unsound
-from spotledger.storage.sqlite.audit import AuditFile, Unreadable
+from spotledger.audit.ranges import RangeRead, RangeReader
+from spotledger.storage.sqlite.audit import AuditFile
+from spotledger.storage.sqlite.raw import Unreadable
 
 #: A range is as many whole segments as fit into this many entries, and at least one.
 RANGE_ENTRIES: Final = 65_536
@@ -176,8 +177,10 @@ def main(path: str, descriptor: str) -> None:
 def _serve(path: Path, spool: KeySpool) -> None:
     try:
         with AuditFile(path) as file:
-            _answer_all(RangeReader(file, file.facts(), spool))
-    except (Unsound, Unreadable):
+            _answer_all(RangeReader(file, file.journal.ledger(), spool))
+    except BrokenPipeError:
+        raise
+    except Exception:  # noqa: BLE001 - the audit finds the cause when it reads the ranges in order
         _answer_all(None)
 
 
@@ -186,7 +189,8 @@ def _answer_all(reader: RangeReader | None) -> None:
         first, last = line.split()
         answer = b""
         if reader is not None:
-            with suppress(Unsound, Unreadable, OSError):
+            # The audit finds the cause when it reads the range in order.
+            with suppress(Exception):
                 answer = marshal.dumps(tuple(reader.read(range(int(first), int(last) + 1))))
         sys.stdout.buffer.write(len(answer).to_bytes(_LENGTH_BYTES) + answer)
         sys.stdout.buffer.flush()

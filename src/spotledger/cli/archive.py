@@ -16,7 +16,7 @@ import click
 from spotledger.archive.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over
 from spotledger.archive.exports import FORMATS, export_journal
 from spotledger.archive.imports import KEY_PREFIX, OpeningBalance, read_balances
-from spotledger.archive.restore import MasterKeySource, restore as restore_backup
+from spotledger.archive.restore import MasterKeySource, Restored, restore as restore_backup
 from spotledger.cli.connection import CommandLedger
 from spotledger.cli.history import time_text
 from spotledger.cli.options import (
@@ -39,6 +39,8 @@ from spotledger.storage.folder import LEDGER_FILE
 
 #: How long to wait before asking again for the progress of a backup.
 BACKUP_PAUSE_SECONDS: Final = 0.3
+#: How many access keys and tokens that work again after a restore are named; the rest are only counted.
+CAME_BACK_TOLD: Final = 50
 #: Deposits in one request of an import, and so in one commit.
 IMPORT_BATCH: Final = 500
 #: Customers that an import registers at the same time.
@@ -102,33 +104,69 @@ async def _made(ledger: CommandLedger, out: Output, name: str) -> Backup:
     help="If the master key is lost: restore the books, and revoke all access keys.",
 )
 @click.option("--epoch", type=int, metavar="N", help="The epoch to begin, if the same backup was restored before.")
+@click.option(
+    "--credentials-from-backup",
+    is_flag=True,
+    help="Take access keys and tokens as they are in the backup, including those revoked in DIR since.",
+)
 @json_option
 @exit_on_error
 def restore(
-    file: Path, data: str, master_key_file: str | None, without_master_key: bool, epoch: int | None, out: Output
+    file: Path,
+    data: str,
+    master_key_file: str | None,
+    without_master_key: bool,
+    epoch: int | None,
+    credentials_from_backup: bool,
+    out: Output,
 ) -> None:
     """
     Restore the backup FILE to the folder DIR, audit it, and begin a new epoch.
 
-    Writes after the backup are not in it: send them again with the same idempotency keys.
+    Writes after the backup are not in it: send them again with the same idempotency keys. If DIR still has the access
+    keys of the ledger (keys.db), whatever was revoked after the backup stays revoked.
     """
     settings = _settings(data, None, master_key_file=master_key_file)
     source = None if without_master_key else MasterKeySource(settings.master_key_file, os.environ)
     with claim_folder(settings.data), out.progress() as tell:
         found = restore_backup(
-            file, settings.data, source, epoch, lambda position: tell("audit", position.seq, position.last_seq)
+            file,
+            settings.data,
+            source,
+            epoch,
+            lambda position: tell("audit", position.seq, position.last_seq),
+            credentials_from_backup=credentials_from_backup,
         )
     held = {**facts_json(found.backup), "epoch": found.epoch, "backup_epoch": found.backup.epoch}
     more = {"access_keys": found.access_keys, "operator_token": found.operator_token, "audit": "clean"}
+    came_back = found.good.as_json() if found.kept_revoked is None else None
+    more |= {"kept_revoked": found.kept_revoked, "came_back": came_back, "admin_token": found.good.has_admin}
     out.document({"data": str(settings.data), **held, **more})
     out.line(f"{settings.data} is ledger {held['ledger_id']} up to entry {held['seq']}, {_when(held['booked_ms'])}")
     out.line(f"  the audit is clean; epoch {found.epoch} begins with the next entry")
     if not found.access_keys:
         out.line("  all access keys are revoked; make new ones with spotledger key create")
+    _tell_credentials(out, found)
+    if not found.good.has_admin:
+        out.line("  no operator token with the scope admin is left; spotledger token create --scope admin makes one")
+    elif not found.operator_token:
+        out.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
+
+
+def _tell_credentials(out: Output, found: Restored) -> None:
+    """Print which access keys and tokens work again, or how many stay revoked."""
+    if found.kept_revoked is not None:
+        out.line(f"  {found.kept_revoked} access keys and operator tokens revoked after the backup stay revoked")
+        return
     what = "access keys and operator tokens" if found.access_keys else "operator tokens"
     out.line(f"  {what} that were revoked after the backup work again; revoke them again")
-    if not found.operator_token:
-        out.line(f"  operator tokens work as before; put the file operator.token back into {settings.data}")
+    good = found.good.as_json()
+    lines = [f"access key {key['accesskey']} of {key['customer']} {key['label']}" for key in good["access_keys"]]
+    lines += [f"token {token['token_id']} {token['label']}" for token in good["tokens"]]
+    for line in lines[:CAME_BACK_TOLD]:
+        out.line(f"    {line}")
+    if len(lines) > CAME_BACK_TOLD:
+        out.line(f"    and {len(lines) - CAME_BACK_TOLD} more; list them all with spotledger key list and token list")
 
 
 # --- copy -------------------------------------------------------------------------------------------

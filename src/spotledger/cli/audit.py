@@ -125,3 +125,5 @@ def _print(out: Output, report: Report) -> None:
         if count > listed:
             by_code = ", ".join(f"{number} {code}" for code, number in report.counts.items())
             out.line(f"  {listed} of {count} are listed: {by_code}")
+    for what in report.advice:
+        out.line(f"  what to do: {what}")

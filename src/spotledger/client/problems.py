@@ -31,9 +31,11 @@ _HTTP_SERVER_ERROR = 500
 
 
 def _walk(error: type[SpotledgerError]) -> Iterator[type[SpotledgerError]]:
+    """Yield *error* and the errors of ``spotledger.errors`` below it, without what other modules derive of them."""
     yield error
     for below in error.__subclasses__():
-        yield from _walk(below)
+        if below.__module__ == SpotledgerError.__module__:
+            yield from _walk(below)
 
 
 #: Errors that a server may name. TransportError and SetupError are raised on this side only.

@@ -205,9 +205,6 @@ class Ledger(LedgerReads):
                 yield None
                 self._decide_piece(group)
             if group.entries:
-                while self._store.lagging:
-                    self._catch_up()
-                    yield None
                 yield from self._store.commit()
             else:
                 yield from self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
@@ -231,10 +228,6 @@ class Ledger(LedgerReads):
             if entries:
                 self._unfinished = True
                 self._store.write(entries)
-
-    @gc_paused
-    def _catch_up(self) -> None:
-        self._store.catch_up()
 
     def _roll_back(self, error: BaseException) -> Steps[None]:
         """Roll back after *error*; on a remote store, as a step."""
@@ -288,8 +281,8 @@ class Ledger(LedgerReads):
         """
         Copy the ledger, as it stands when the copy ends, to the empty file *target*; writes go on meanwhile.
 
-        Blocks, so call it in a separate thread. *progress* is called with the pages left and the pages in all, and may
-        raise to stop the copy.
+        Blocks, so call it in a separate thread. *progress* is called with the entries left and the entries in all, and
+        may raise to stop the copy.
 
         Raises:
             StoreUnavailable: The copy cannot be written.

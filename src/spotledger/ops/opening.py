@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spotledger.clock import now_ms
 from spotledger.ledger.ledger import Ledger
-from spotledger.storage.folder import LEDGER_FILE, FolderLock
+from spotledger.storage.folder import FolderLock
 from spotledger.storage.sqlite.store import CACHE_ACCOUNTS, SEGMENT_ENTRIES, SqliteStore
 
 
@@ -44,7 +44,7 @@ def open_embedded(
         own.acquire()
     release = own.release if own is not None else lambda: None
     try:
-        store = SqliteStore(Path(path) / LEDGER_FILE, segment_entries=segment_entries, cache_accounts=cache_accounts)
+        store = SqliteStore(Path(path), segment_entries=segment_entries, cache_accounts=cache_accounts)
     except BaseException:
         release()
         raise

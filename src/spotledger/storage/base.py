@@ -169,13 +169,6 @@ class Store(Protocol):
         A group comes in several pieces; a ``remote`` store writes one while the next is decided.
         """
 
-    @property
-    def lagging(self) -> bool:
-        """Whether sealing is behind and should go on before the commit."""
-
-    def catch_up(self) -> None:
-        """Seal for a few milliseconds, as part of the commit that is being written."""
-
     def commit(self) -> Steps[None]:
         """Make the written entries durable."""
 

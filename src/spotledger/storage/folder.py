@@ -2,7 +2,10 @@
 The data folder: its files, and the lock of the one process that owns it.
 
     DIR/                 mode 0700, created on the first start
-      ledger.db          the ledger, access keys (with sealed secrets) and tokens (as hashes)
+      journal.db         the entries of the ledger: the truth
+      books.db           what is derived from them; rebuilt if it is missing
+      keys.db            access keys (with sealed secrets) and tokens (as hashes)
+      noted-head         the last acknowledged entry, so that a journal that lost its end is noticed
       master.key         64 hex digits, mode 0600: opens the sealed secrets; not created if one is given otherwise
       operator.token     mode 0600: the first operator token, with every scope; never changed once it exists
       owner.lock         locked by the owner; its content, the note, says who the owner is and where it listens
@@ -32,7 +35,7 @@ from spotledger.storage.atomic_file import sync
 
 #: The prefix of all environment variables of the service.
 VARIABLE_PREFIX: Final = "SPOTLEDGER_"
-LEDGER_FILE: Final = "ledger.db"
+LEDGER_FILE: Final = "journal.db"
 MASTER_KEY_FILE: Final = "master.key"
 TOKEN_FILE: Final = "operator.token"  # noqa: S105 - a name, not a token
 MASTER_KEY_VARIABLE: Final = f"{VARIABLE_PREFIX}MASTER_KEY"

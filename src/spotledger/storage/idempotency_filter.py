@@ -9,13 +9,21 @@ a checksum, and a level that is damaged or behind is filled again from the keys.
 
 from __future__ import annotations
 
-import sqlite3
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 BITS_PER_KEY: Final = 16
+
+
+class Connection(Protocol):
+    """What the filter needs of a connection to the file that it is kept in."""
+
+    def execute(self, statement: str, values: Any = ..., /) -> Any:
+        """Execute a statement, and return a cursor."""
+
+
 _WORD_BITS: Final = 64
 PAGE_WORDS: Final = 8192
 _FIRST_LEVEL_SEGMENTS: Final = 2
@@ -93,7 +101,11 @@ class IdempotencyFilter:
         for digest in digests:
             level.add(probe_of(digest))
 
-    def write(self, connection: sqlite3.Connection, segment: int) -> Iterator[None]:
+    def cover(self, segment: int) -> None:
+        """Mark *segment*, whose keys are all in, as covered."""
+        self._level_of(segment).covered_to = segment
+
+    def write(self, connection: Connection, segment: int) -> Iterator[None]:
         """Mark *segment* as covered and, if it is time, write its level; yields after each page."""
         level = self._level_of(segment)
         level.covered_to = segment
@@ -111,9 +123,9 @@ class IdempotencyFilter:
         )
         level.written_to = segment
 
-    def load(self, connection: sqlite3.Connection, sealed_segments: int) -> None:
+    def load(self, connection: Connection, sealed_segments: int, digests_of: Callable[[int], Iterable[bytes]]) -> None:
         """
-        Read the filter from the file, and add the keys of those of the *sealed_segments* that it lacks.
+        Read the filter from the file, and add the keys of those of the *sealed_segments* that it lacks (*digests_of*).
 
         A level that is damaged or ahead of the journal is filled again, and :attr:`repairs` says so.
         """
@@ -125,12 +137,11 @@ class IdempotencyFilter:
         for level in self._levels:
             target = min(last, level.last_segment)
             for segment in range(level.covered_to + 1, target + 1):
-                rows = connection.execute("SELECT digest FROM key_seq WHERE segment = ?", (segment,))
-                for (digest,) in rows:
+                for digest in digests_of(segment):
                     level.add(probe_of(digest))
             level.covered_to = target
 
-    def _read_level(self, connection: sqlite3.Connection, level: _Level, last: int) -> None:
+    def _read_level(self, connection: Connection, level: _Level, last: int) -> None:
         row = connection.execute(
             "SELECT covered_to, checksum FROM key_filter WHERE level = ?", (level.number,)
         ).fetchone()

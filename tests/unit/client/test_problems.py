@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -19,6 +21,16 @@ def test_error_that_the_service_sends_is_the_one_that_the_client_raises(kind: ty
     assert type(error) is kind
     assert error.message == "found this"
     assert error.details == {"field": "amount", "available": "1.00", "request_id": "r-1"}
+
+
+def test_errors_that_another_module_derives_are_never_raised() -> None:
+    """In a process that serves, too, where the v4 calls have an error of their own below one with a code."""
+    code = (
+        "import spotledger.http.public.v4; from spotledger.client.problems import ERROR_OF_CODE; "
+        "print({kind.__module__ for kind in ERROR_OF_CODE.values()})"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True, timeout=60)
+    assert said.stdout.strip() == "{'spotledger.errors'}"
 
 
 @pytest.mark.parametrize("code", ["transport_error", "protocol_error", "setup_error", "data_folder_in_use", "error"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -34,6 +34,16 @@ def digests(segment: int) -> list[bytes]:
     return [key_digest(f"{segment}-{n}") for n in range(SEGMENT_ENTRIES)]
 
 
+def digests_in(connection: sqlite3.Connection) -> Callable[[int], list[bytes]]:
+    """Return what gives the digests that the table of keys has of a segment."""
+
+    def read(segment: int) -> list[bytes]:
+        rows = connection.execute("SELECT digest FROM key_seq WHERE segment = ?", (segment,))
+        return [digest for (digest,) in rows]
+
+    return read
+
+
 def seal(connection: sqlite3.Connection, idempotency_filter: IdempotencyFilter, segment: int) -> None:
     """Add a segment as a sealing does."""
     rows = [(segment, digest, n) for n, digest in enumerate(digests(segment))]
@@ -56,7 +66,7 @@ def test_filter_never_denies_a_key_that_it_was_given(connection: sqlite3.Connect
     for segment in range(segments):
         seal(connection, grown, segment)
     loaded = IdempotencyFilter(SEGMENT_ENTRIES)
-    loaded.load(connection, segments)
+    loaded.load(connection, segments, digests_in(connection))
     assert loaded.repairs == []
     for idempotency_filter in (grown, loaded):
         assert not idempotency_filter.is_empty()
@@ -102,7 +112,7 @@ def test_filter_loaded_from_nothing_is_made_from_the_keys(connection: sqlite3.Co
         rows = [(segment, digest, n) for n, digest in enumerate(digests(segment))]
         connection.executemany("INSERT INTO key_seq VALUES (?, ?, ?)", rows)
     idempotency_filter = IdempotencyFilter(SEGMENT_ENTRIES)
-    idempotency_filter.load(connection, 7)
+    idempotency_filter.load(connection, 7, digests_in(connection))
     assert idempotency_filter.repairs == []
     assert all(segment in may_hold(idempotency_filter, digest) for segment in range(7) for digest in digests(segment))
 
@@ -110,7 +120,7 @@ def test_filter_loaded_from_nothing_is_made_from_the_keys(connection: sqlite3.Co
 def test_empty_filter_loads_and_denies_everything(connection: sqlite3.Connection) -> None:
     """A new ledger has no sealed segment, and no key is known."""
     idempotency_filter = IdempotencyFilter(SEGMENT_ENTRIES)
-    idempotency_filter.load(connection, 0)
+    idempotency_filter.load(connection, 0, digests_in(connection))
     assert idempotency_filter.is_empty()
     assert may_hold(idempotency_filter, key_digest("k")) == []
 
@@ -125,7 +135,7 @@ def test_filter_with_one_bit_turned_is_noticed(connection: sqlite3.Connection, b
     bits[bit // 8 % len(bits)] ^= 1 << bit % 8
     connection.execute("UPDATE key_filter_page SET bits = ? WHERE level = 1", (bytes(bits),))
     loaded = IdempotencyFilter(SEGMENT_ENTRIES)
-    loaded.load(connection, 6)
+    loaded.load(connection, 6, digests_in(connection))
     assert len(loaded.repairs) == 1
     assert "level 1" in loaded.repairs[0]
     assert all(segment in may_hold(loaded, digest) for segment in range(6) for digest in digests(segment))
@@ -137,6 +147,6 @@ def test_filter_ahead_of_the_journal_is_made_again(connection: sqlite3.Connectio
     for segment in range(2):
         seal(connection, grown, segment)
     loaded = IdempotencyFilter(SEGMENT_ENTRIES)
-    loaded.load(connection, 1)
+    loaded.load(connection, 1, digests_in(connection))
     assert ["level 0" in text for text in loaded.repairs] == [True]
     assert all(may_hold(loaded, digest) == [0] for digest in digests(0))

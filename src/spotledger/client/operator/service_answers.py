@@ -27,8 +27,8 @@ class AuditReport(Struct, frozen=True):
     """
     The report of an audit: ``verdict`` is ``clean``, ``damaged``, or ``incomplete`` if something could not be checked.
 
-    ``counts`` has the number of findings by code, ``findings`` the first of each code. Keep ``audited_to`` and
-    ``hash`` elsewhere: a later audit can be checked against them.
+    ``counts`` has the number of findings by code, ``findings`` the first of each code, ``advice`` what to do about
+    them. Keep ``audited_to`` and ``hash`` elsewhere: a later audit can be checked against them.
     """
 
     path: str
@@ -50,6 +50,7 @@ class AuditReport(Struct, frozen=True):
     counts: Mapping[str, int]
     findings: tuple[Finding, ...]
     unexamined: tuple[str, ...]
+    advice: tuple[str, ...]
 
 
 class Audit(Struct, frozen=True):

@@ -32,7 +32,7 @@ class BackupBody(Body):
 
 
 class BackupAnswer(Answer):
-    """A backup: ``running``, with the pages left and the pages in all, or ``done``, with its contents."""
+    """A backup: ``running``, with the entries left and the entries in all, or ``done``, with its contents."""
 
     file: str
     state: str

@@ -1,234 +1,380 @@
-"""The ledger file: how it is made, recognised and opened, and the one translation of SQLite's errors."""
+"""
+The files of the embedded store: opened as they must be to keep what they promise, and SQLite's errors translated.
+
+Every file has a checksum on each page (SQLite's ``cksumvfs``), which is checked at each read. Errors are translated
+here and nowhere else, by their code and never by their message: a few codes mean damage, all others that something is
+in the way.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sqlite3
-import uuid
+from collections.abc import Callable
+from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from urllib.parse import quote
 
-from spotledger.errors import LedgerCorrupt, SchemaMismatch, StoreUnavailable
-from spotledger.storage.encoding import genesis_hash
+import apsw
+import apsw.sqlite_extra
 
-#: "SpoL": marks an SQLite file as a ledger.
-APPLICATION_ID: Final = 0x53706F4C
-#: "SpoB": marks a backup. Only a restore turns it into a ledger, so that each restore begins a new epoch.
-BACKUP_ID: Final = 0x53706F42
-SCHEMA_VERSION: Final = 3
+from spotledger.errors import JournalShorter, LedgerCorrupt, SchemaMismatch, StoreUnavailable
+from spotledger.storage.sqlite.wal import find_damage
+
+if TYPE_CHECKING:
+
+    class Connection(Protocol):
+        """A connection of the driver, whose rows are whatever the schema says."""
+
+        @property
+        def in_transaction(self) -> bool:
+            """Whether a transaction has begun and not ended."""
+
+        def execute(self, statement: str, values: Any = ..., /) -> Any:
+            """Execute a statement, and return a cursor."""
+
+        def executemany(self, statement: str, rows: Any, /) -> Any:
+            """Execute a statement once for each of *rows*."""
+
+        def changes(self) -> int:
+            """Return how many rows the last statement changed."""
+
+        def reserve_bytes(self, schema: str = ..., reserve: int = ...) -> int:
+            """Set how many bytes of each page are kept free."""
+
+        def close(self) -> None:
+            """Close the connection."""
+
+else:
+    Connection = apsw.Connection
+
+JOURNAL_FILE: Final = "journal.db"
+BOOKS_FILE: Final = "books.db"
+KEYS_FILE: Final = "keys.db"
+
+#: The one file of the versions before 0.1 was finished.
+OLD_FILE: Final = "ledger.db"
+SCHEMA_VERSION: Final = 4
+#: How long a statement waits for a lock that another process holds. The service is the only one that should.
 BUSY_TIMEOUT_MS: Final = 2_000
 PAGE_CACHE_KIB: Final = 16_384
-#: Pages in the write-ahead log that start a checkpoint.
+#: Pages in a write-ahead log before they are moved to the file.
 CHECKPOINT_PAGES: Final = 2_000
+#: Bytes of each page that hold its checksum.
+CHECKSUM_BYTES: Final = 8
+#: "SpoB": a backup, which only a restore makes a ledger again, so that each restore begins a new epoch.
+BACKUP_ID: Final = 0x53706F42
 
-#: The reasons for errors by result code; an extended code that is not listed has the reason of its primary code.
-_REASONS: Final = {
-    sqlite3.SQLITE_FULL: "its disk is full; make room",
-    sqlite3.SQLITE_IOERR_SHMSIZE: "its disk is full; make room",  # no room for the index of the write-ahead log
-    sqlite3.SQLITE_IOERR: "its disk answered with an error",
-    sqlite3.SQLITE_READONLY: "it is read-only",
-    sqlite3.SQLITE_CANTOPEN: "a file of it could not be opened",
-    sqlite3.SQLITE_BUSY: "another process is writing to it",
-    sqlite3.SQLITE_LOCKED: "another process is writing to it",
-    sqlite3.SQLITE_NOMEM: "there is no memory left",
-    sqlite3.SQLITE_PERM: "this process may not use it",
-    sqlite3.SQLITE_INTERRUPT: "it was interrupted",
+_VFS: Final = "cksmvfs"
+
+
+class FileKind(NamedTuple):
+    """One of the files of the embedded store."""
+
+    #: What it is called in messages.
+    title: str
+    #: What SQLite's header says the file is.
+    application_id: int
+    #: The script of its schema.
+    script: str
+
+
+JOURNAL: Final = FileKind("journal", 0x53706F4A, "journal.sql")
+BOOKS: Final = FileKind("books", 0x53706F4C, "books.sql")
+KEYS: Final = FileKind("file of access keys", 0x53706F4B, "keys.sql")
+#: A journal with the tables of access keys beside it.
+BACKUP: Final = FileKind("backup", BACKUP_ID, JOURNAL.script)
+
+_UNAVAILABLE: Final = {
+    apsw.SQLITE_FULL: "its disk is full; make room",
+    apsw.SQLITE_IOERR_SHMSIZE: "its disk is full; make room",  # no room for the index of the write-ahead log
+    apsw.SQLITE_IOERR: "its disk answered with an error",
+    apsw.SQLITE_READONLY: "it is read-only",
+    apsw.SQLITE_CANTOPEN: "a file of it could not be opened",
+    apsw.SQLITE_BUSY: "another process is writing to it",
+    apsw.SQLITE_LOCKED: "another process is writing to it",
+    apsw.SQLITE_NOMEM: "there is no memory left",
+    apsw.SQLITE_PERM: "this process may not use it",
+    apsw.SQLITE_INTERRUPT: "it was interrupted",
 }
-#: The codes of a damaged file, also by primary code.
+#: A page that does not check, or a structure that contradicts itself.
 _DAMAGE: Final = frozenset(
-    {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_IOERR_DATA, sqlite3.SQLITE_IOERR_CORRUPTFS}
+    {apsw.SQLITE_CORRUPT, apsw.SQLITE_NOTADB, apsw.SQLITE_IOERR_DATA, apsw.SQLITE_IOERR_CORRUPTFS}
 )
-#: Stands for the code of an error that has none; its low byte is no primary code either.
-_NO_CODE: Final = -1
-
-# --- errors -----------------------------------------------------------------------------------------
 
 
 class translated:
     """
-    Run a block of statements, and raise an error of the driver as one of ours.
+    Run a block of statements on one file, and translate errors of SQLite.
 
     A class and not a generator, because each commit passes through several of them.
 
     Raises:
-        StoreUnavailable: The disk or another process is in the way, or the code is unknown; a retry may succeed.
-        LedgerCorrupt: The file is damaged, or *checked* data violated a constraint.
+        StoreUnavailable: Something is in the way; the same request may pass later.
+        LedgerCorrupt: The file is damaged.
     """
 
-    __slots__ = ("_checked", "_doing")
+    __slots__ = ("_checked", "_doing", "_kind")
 
-    def __init__(self, doing: str, *, checked: bool = False) -> None:
-        """Take the arguments of :func:`translate`."""
+    def __init__(self, doing: str, kind: FileKind = JOURNAL, *, checked: bool = False) -> None:
+        """
+        Begin a block.
+
+        Args:
+            doing: What is being done, such as ``"written"``, for the message.
+            kind: The file.
+            checked: Whether everything written was checked before, so that a violated constraint means damage.
+        """
         self._doing = doing
+        self._kind = kind
         self._checked = checked
 
     def __enter__(self) -> None:
-        """Enter the block."""
+        """Begin the block."""
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Translate *error* if it is the driver's."""
-        if isinstance(error, sqlite3.Error):
-            raise translate(error, self._doing, checked=self._checked) from error
+        """Translate *error* if it is SQLite's, or says that a text is none."""
+        if isinstance(error, apsw.Error | UnicodeDecodeError):
+            raise translate(error, self._doing, self._kind, checked=self._checked) from error
 
 
-def translate(error: sqlite3.Error, doing: str, *, checked: bool = False) -> StoreUnavailable | LedgerCorrupt:
+def translate(error: Exception, doing: str, kind: FileKind = JOURNAL, *, checked: bool = False) -> Exception:
+    """Return the error of our tree for *error*; the arguments are those of :class:`translated`."""
+    if is_damage(error, checked=checked):
+        return LedgerCorrupt(f"the {kind.title} could not be {doing}: it is damaged ({name_of(error)}: {error})")
+    advice = "; try again with the same idempotency key" if doing == "written" else ""
+    return StoreUnavailable(f"the {kind.title} could not be {doing}: {reason_of(error)}{advice}")
+
+
+def is_damage(error: Exception, *, checked: bool = False) -> bool:
+    """Say whether *error* means that bytes are not what was written; *checked* as in :class:`translated`."""
+    if isinstance(error, UnicodeDecodeError):
+        return True
+    code = _code_of(error)
+    return code in _DAMAGE or code & 0xFF in _DAMAGE or (checked and code & 0xFF == apsw.SQLITE_CONSTRAINT)
+
+
+def reason_of(error: Exception) -> str:
+    """Return in words what is in the way."""
+    code = _code_of(error)
+    return _UNAVAILABLE.get(code) or _UNAVAILABLE.get(code & 0xFF) or f"SQLite answered {name_of(error)}"
+
+
+def name_of(error: Exception) -> str:
+    """Return the name of SQLite's code, such as ``SQLITE_IOERR_DATA``."""
+    code = _code_of(error)
+    extended: Any = apsw.mapping_extended_result_codes
+    plain: Any = apsw.mapping_result_codes
+    return str(extended.get(code) or plain.get(code & 0xFF) or f"code {code}")
+
+
+def _code_of(error: Exception) -> int:
+    return int(getattr(error, "extendedresult", apsw.SQLITE_ERROR))
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def open_writer(
+    path: Path, kind: FileKind, make: Callable[[Connection], None], *, is_synced: bool = True
+) -> Connection:
     """
-    Return our error for *error*, by its result code.
+    Open the file at *path* for writing, or make it.
 
     Args:
-        error: The driver's error.
-        doing: What failed, for the message: ``"written"`` for a write that a caller may send again, ``"read"`` …
-        checked: The rules have accepted what is written, so a violated constraint is a broken invariant.
-    """
-    if is_damage(error) or (checked and _code(error) & 0xFF == sqlite3.SQLITE_CONSTRAINT):
-        # An error without a code quotes the row.
-        found = f"{error} ({_name(error)})" if _code(error) != _NO_CODE else "a text in it is not UTF-8"
-        return LedgerCorrupt(f"the ledger could not be {doing}: {found}")
-    advice = "; try again with the same idempotency key" if doing == "written" else ""
-    return StoreUnavailable(f"the ledger could not be {doing}: {reason_of(error)}{advice}")
-
-
-def is_damage(error: sqlite3.Error) -> bool:
-    """Return whether *error* means that the file is damaged."""
-    code = _code(error)
-    if code == _NO_CODE:
-        # The driver raises only one error of this class without a code: it could not decode a text.
-        return type(error) is sqlite3.OperationalError
-    return code in _DAMAGE or code & 0xFF in _DAMAGE
-
-
-def reason_of(error: sqlite3.Error) -> str:
-    """Return the reason for *error*, which is not damage, in words."""
-    code = _code(error)
-    return _REASONS.get(code) or _REASONS.get(code & 0xFF) or f"SQLite answered with {_name(error)}"
-
-
-def _code(error: sqlite3.Error) -> int:
-    """Return the extended result code, or `_NO_CODE` for an error of the driver itself."""
-    return getattr(error, "sqlite_errorcode", _NO_CODE)
-
-
-def _name(error: sqlite3.Error) -> str:
-    return getattr(error, "sqlite_errorname", type(error).__name__)
-
-
-# --- opening ----------------------------------------------------------------------------------------
-
-
-def open_file(path: Path, segment_entries: int) -> tuple[sqlite3.Connection, sqlite3.Connection]:
-    """
-    Open the ledger at *path*, or create it; return the connection that writes and the one that reads.
+        path: The file; its folder must be there.
+        kind: What it is.
+        make: Writes the first rows of a file that is made, within the transaction that makes it.
+        is_synced: Whether a commit has returned only when the disk has it; False for what can be made again.
 
     Raises:
         StoreUnavailable: The disk or another process is in the way.
-        SchemaMismatch: The file is not a ledger, or of another version.
-        LedgerCorrupt: The file is damaged.
+        SchemaMismatch: It is another kind of file, or of another version.
+        LedgerCorrupt: It is damaged.
     """
-    with translated("opened"):
+    return _open_to_write(
+        path,
+        kind,
+        make,
+        "journal_mode = WAL",
+        f"synchronous = {'FULL' if is_synced else 'NORMAL'}",
+        f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+    )
+
+
+def open_alone(path: Path, kind: FileKind, make: Callable[[Connection], None]) -> Connection:
+    """
+    Open or make the file at *path*, which nobody else uses, without a log and without a sync.
+
+    It is whole once everything is committed and closed; where it is cut off before, it has to be thrown away. The
+    caller syncs it. The arguments and what is raised are those of :func:`open_writer`.
+    """
+    return _open_to_write(path, kind, make, "journal_mode = OFF", "synchronous = OFF")
+
+
+def _open_to_write(path: Path, kind: FileKind, make: Callable[[Connection], None], *modes: str) -> Connection:
+    with translated("opened", kind):
         _make_private(path)
-        write = _connect(path)
+        connection = _connect(path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
         try:
-            _recognise(write, path)
-            _tune(write)
-            # WAL with full sync: a commit returns only once its frames are on the disk.
-            write.execute("PRAGMA journal_mode = WAL")
-            write.execute("PRAGMA synchronous = FULL")
-            write.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-            if _version(write) == 0:
-                _make(write, segment_entries)
-            read = _connect(path)
-            _tune(read)
-            read.execute("PRAGMA query_only = ON")
+            connection.reserve_bytes(reserve=CHECKSUM_BYTES)
+            is_new = not _recognise(connection, path, kind)
+            _tune(connection)
+            for mode in modes:
+                connection.execute(f"PRAGMA {mode}")
+            if is_new:
+                _make(connection, kind, make)
+            _check_checksums(connection, path)
         except BaseException:
-            write.close()
+            connection.close()
             raise
-    return write, read
-
-
-def open_to_read(path: Path) -> sqlite3.Connection:
-    """
-    Open the ledger at *path* read-only; another process may own it.
-
-    Raises:
-        StoreUnavailable: It does not exist, or the disk is in the way.
-        SchemaMismatch: The file is not a ledger, or of another version.
-        LedgerCorrupt: The file is damaged.
-    """
-    with translated("opened"):
-        # Not mode=ro: if there is no write-ahead log, SQLite has to create an empty one to read the file.
-        read = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=rw", uri=True, isolation_level=None)
-        try:
-            read.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-            read.execute("PRAGMA query_only = ON")
-            _recognise(read, path)
-        except BaseException:
-            read.close()
-            raise
-    return read
-
-
-def _make_private(path: Path) -> None:
-    """Create the file, readable by its owner only, if it is missing; the write-ahead log inherits its mode."""
-    with contextlib.suppress(OSError):  # opening it will tell what is wrong
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    # A commit may run in another thread than the statements before it, but never at the same time.
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     return connection
 
 
-def _tune(connection: sqlite3.Connection) -> None:
-    # These read the first page of the file, so it must have been recognised.
+def open_reader(path: Path, kind: FileKind) -> Connection:
+    """
+    Open the file at *path* for reading only, beside the process that owns it or without one.
+
+    Raises:
+        StoreUnavailable: It is not there, or the disk is in the way.
+        SchemaMismatch: It is another kind of file, or of another version.
+        LedgerCorrupt: It is damaged.
+    """
+    with translated("opened", kind):
+        # Not read-only: without a write-ahead log beside the file, SQLite has to make an empty one to read it.
+        connection = _connect(path, apsw.SQLITE_OPEN_READWRITE)
+        try:
+            connection.execute("PRAGMA query_only = ON")
+            is_empty = not _recognise(connection, path, kind)
+            if not is_empty:
+                _tune(connection)
+                _check_checksums(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+    if is_empty:
+        connection.close()
+        raise SchemaMismatch(f"{path} is empty; a {kind.title} would pass", path=str(path))
+    return connection
+
+
+def open_untouched(path: Path) -> Connection:
+    """
+    Open the file at *path*, which nobody writes to, so that nothing is written in it or beside it.
+
+    Raises an error of the driver.
+    """
+    _register_checksums()
+    uri = f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1"
+    connection: Any = apsw.Connection(uri, apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI, _VFS)
+    return connection  # type: ignore[no-any-return]
+
+
+def open_as_found(path: Path) -> Connection:
+    """
+    Open the file at *path* for reading only, so that the file and a log beside it are left as they were found.
+
+    Beside a write-ahead log a read-only connection leaves everything alone. Without one SQLite makes an empty log for
+    the time of the reading, and only a connection that may write takes it away again. Where the folder cannot be
+    written and there is no log, nobody writes the file: it is read as it lies.
+
+    Raises an error of the driver. Nothing of the file is checked yet.
+    """
+    _register_checksums()
+    if path.with_name(f"{path.name}-wal").exists():
+        flags, mode = apsw.SQLITE_OPEN_READONLY, "mode=ro"
+    elif os.access(path, os.W_OK) and os.access(path.parent, os.W_OK):
+        flags, mode = apsw.SQLITE_OPEN_READWRITE, "mode=rw"
+    else:
+        return open_untouched(path)
+    uri = f"file:{quote(str(path.absolute()))}?{mode}"
+    connection: Any = apsw.Connection(uri, flags | apsw.SQLITE_OPEN_URI, _VFS)
+    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    return connection  # type: ignore[no-any-return]
+
+
+@cache
+def _register_checksums() -> None:
+    """Make the VFS with checksums known to SQLite, once in a process."""
+    with contextlib.closing(apsw.Connection(":memory:")) as connection:
+        apsw.sqlite_extra.load(connection, "cksumvfs")
+
+
+def _connect(path: Path, flags: int) -> Connection:
+    _register_checksums()
+    connection: Any = apsw.Connection(str(path), flags, _VFS)
+    connection.set_busy_timeout(BUSY_TIMEOUT_MS)
+    return connection  # type: ignore[no-any-return]
+
+
+def _make_private(path: Path) -> None:
+    """Make the file, readable by its owner only, if it does not exist; the write-ahead log inherits its mode."""
+    with contextlib.suppress(OSError):  # opening it will say what is wrong with the place
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+
+
+def _tune(connection: Connection) -> None:
     connection.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
     connection.execute("PRAGMA temp_store = MEMORY")
 
 
-def _version(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA user_version").fetchone()[0])
+def pragma(connection: Connection, name: str) -> int:
+    """Return the number that a PRAGMA of SQLite gives."""
+    return int(connection.execute(f"PRAGMA {name}").fetchall()[0][0])
 
 
-def _recognise(connection: sqlite3.Connection, path: Path) -> None:
+def _recognise(connection: Connection, path: Path, kind: FileKind) -> bool:
+    """Say whether there is a file of this *kind* with its schema; False where the file is empty."""
     try:
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
-            raise
-        raise SchemaMismatch(f"{path} is not a ledger of spotledger, nor an SQLite file", path=str(path)) from error
-    version = _version(connection)
-    if tables == 0 and version == 0:
-        return
-    if application == BACKUP_ID:
+        application = pragma(connection, "application_id")
+        tables = connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL").fetchall()
+    except apsw.NotADBError as error:
+        raise SchemaMismatch(f"{path} is no {kind.title} of spotledger, nor an SQLite file", path=str(path)) from error
+    version = pragma(connection, "user_version")
+    if not tables and version == 0:
+        return False
+    if application == BACKUP_ID != kind.application_id:
         raise SchemaMismatch(f"{path} is a backup; restore it with: spotledger restore", path=str(path))
-    if application != APPLICATION_ID:
-        raise SchemaMismatch(f"{path} is an SQLite file, but not a ledger of spotledger", path=str(path))
+    if application != kind.application_id:
+        raise SchemaMismatch(f"{path} is an SQLite file, but no {kind.title} of spotledger", path=str(path))
     if version != SCHEMA_VERSION:
         raise SchemaMismatch(
             f"{path} has schema version {version}; this spotledger reads version {SCHEMA_VERSION}."
             " Use the spotledger that wrote it, or one that can migrate it.",
             path=str(path),
         )
+    expected, found = schema_of(kind), {str(name): str(sql) for name, sql in tables}
+    # litestream and the like add tables of their own; ours must be as they were made.
+    changed = sorted(name for name, sql in expected.items() if found.get(name) != sql)
+    if changed:
+        raise LedgerCorrupt(f"the schema of {path} was changed: {', '.join(changed)}")
+    return True
 
 
-def _make(connection: sqlite3.Connection, segment_entries: int) -> None:
-    """Create the schema and the first rows in one transaction."""
-    ledger_id = str(uuid.uuid4())
+@cache
+def schema_of(kind: FileKind) -> dict[str, str]:
+    """Return what a file of *kind* is made of: the SQL of each table, index, trigger and view, by name."""
+    with contextlib.closing(apsw.Connection(":memory:")) as connection:
+        connection.execute(script_of(kind))
+        return {str(name): str(sql) for name, sql in connection.execute(
+            "SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL"
+        )}  # fmt: skip
+
+
+def script_of(kind: FileKind) -> str:
+    """Return the script that makes the schema of a file of *kind*."""
+    return resources.files("spotledger.storage.sqlite").joinpath("sql", kind.script).read_text()
+
+
+def _make(connection: Connection, kind: FileKind, make: Callable[[Connection], None]) -> None:
+    """Make the schema and the first rows in one transaction, so that a file is whole or empty."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        for name in ("journal.sql", "keys.sql"):
-            _run_script(connection, resources.files("spotledger.storage.sqlite").joinpath("sql", name).read_text())
-        connection.execute(
-            "INSERT INTO ledger VALUES (1, ?, 1, ?, 0, 0)",
-            (ledger_id, segment_entries),
-        )
-        connection.execute("INSERT INTO head VALUES (1, 0, ?, 0)", (genesis_hash(ledger_id),))
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(script_of(kind))
+        make(connection)
+        connection.execute(f"PRAGMA application_id = {kind.application_id}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         connection.execute("COMMIT")
     except BaseException:
@@ -237,11 +383,32 @@ def _make(connection: sqlite3.Connection, segment_entries: int) -> None:
         raise
 
 
-def _run_script(connection: sqlite3.Connection, script: str) -> None:
-    """Run each statement of *script*; unlike ``executescript``, stay within the transaction."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            connection.execute(statement)
-            statement = ""
+def _check_checksums(connection: Connection, path: Path) -> None:
+    """Make sure that pages are checked: one byte of the header switches that off."""
+    if pragma(connection, "checksum_verification") != 1:
+        raise LedgerCorrupt(f"{path} has no checksums on its pages, although it was made with them")
+
+
+# --- before anything is opened --------------------------------------------------------------------------------------
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a ledger of an earlier form, and a log that is damaged, before SQLite opens anything."""
+    journal = folder / JOURNAL_FILE
+    if (folder / OLD_FILE).exists() and not journal.exists():
+        raise SchemaMismatch(
+            f"{folder / OLD_FILE} is a ledger in one file, of a version before 0.1 was finished, which this spotledger"
+            " does not read. Export it with the version that wrote it, or start in another folder.",
+            path=str(folder),
+        )
+    for name in (JOURNAL_FILE, KEYS_FILE):
+        log = folder / f"{name}-wal"
+        damage = find_damage(log)
+        if damage is not None:
+            raise JournalShorter(
+                f"{log} is damaged at byte {damage.offset} (frame {damage.frame}): {damage.reason}. SQLite would take"
+                " it for the end, and lose what was acknowledged after it. Put the file back, or see what is missing"
+                f" with: spotledger recover --data {folder}",
+                path=str(log),
+                offset=damage.offset,
+            )

@@ -1,59 +1,105 @@
-"""Reading the journal of a ledger file in order, beside its writer."""
+"""Reading the journal of an embedded ledger in order, beside the process that writes to it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
+from spotledger.domain.operations import ListCoin
+from spotledger.errors import LedgerCorrupt, StoreUnavailable
+from spotledger.storage.base import Head
 from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
-from spotledger.storage.sqlite.file import open_to_read, translated
-from spotledger.storage.sqlite.reads import head_row, ledger_row
+from spotledger.storage.sqlite.file import JOURNAL, open_reader, translated
+from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_note
 
 
 class SqliteJournal(JournalReader):
-    """The journal of a ledger file, read in short transactions, which do not hold up checkpoints."""
+    """The journal in a file; a transaction is short, so the write-ahead log can be folded into the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, page_entries: int = PAGE_ENTRIES) -> None:
         """
-        Open the ledger file at *path*; another process may own it and write to it.
+        Open the journal at *path*; another process may own it and write to it.
+
+        Args:
+            path: The journal.
+            page_entries: How many entries are read in one transaction.
 
         Raises:
-            SchemaMismatch: It is not a ledger, or of another version.
+            SchemaMismatch: It is no journal, or of another version.
             StoreUnavailable: It cannot be read.
-            LedgerCorrupt: It is damaged.
+            LedgerCorrupt: It is damaged, or ends before the head that was noted beside it.
         """
-        self._connection = open_to_read(path)
+        self._page_entries = page_entries
+        #: What was noted before the journal was looked at, so that it is never ahead of it; None where nothing was.
+        self.note = _read_note(path.with_name(NOTE_FILE))
+        self._connection = open_reader(path, JOURNAL)
         try:
-            with translated("read"):
-                self.ledger_id, self.epoch, _, self._sealed_to = ledger_row(self._connection)
-                self.head = head_row(self._connection)
+            self._read_head(path)
+            self._check_note(path)
         except BaseException:
             self._connection.close()
             raise
+
+    def _read_head(self, path: Path) -> None:
+        with translated("read"):
+            ledger = self._connection.execute("SELECT ledger_id, epoch, segment_entries FROM ledger").fetchall()
+            head = self._connection.execute(
+                "SELECT seq, hash, booked_ms, (SELECT coalesce(max(seq), 0) FROM entry) FROM head"
+            ).fetchall()
+        if len(ledger) != 1 or len(head) != 1:
+            raise LedgerCorrupt(f"{path} does not say which ledger it is, or where it ends")
+        self.ledger_id, self.epoch, self.segment_entries = ledger[0]
+        *fields, last_seq = head[0]
+        self.head = Head(*fields)
+        if last_seq != self.head.seq:
+            raise LedgerCorrupt(f"the head of {path} is entry {self.head.seq}, but its last entry is {last_seq}")
+
+    def _check_note(self, path: Path) -> None:
+        note = self.note
+        if note is None:
+            return
+        if (note.ledger_id, note.epoch) != (self.ledger_id, self.epoch):
+            raise LedgerCorrupt(
+                f"{path} is ledger {self.ledger_id}, epoch {self.epoch}, but the head that was noted beside it is of"
+                f" ledger {note.ledger_id}, epoch {note.epoch}"
+            )
+        if note.seq > self.head.seq:
+            raise LedgerCorrupt(f"{path} ends with entry {self.head.seq}, but entry {note.seq} was acknowledged")
+        if self._link(note.seq) != note.hash:
+            raise LedgerCorrupt(f"entry {note.seq} of {path} is not the one that was acknowledged")
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
 
     def _listings(self, up_to_seq: int) -> list[bytes]:
+        marker = msgspec.json.encode({"kind": ListCoin.kind})[1:-1].decode()
         with translated("read"):
-            sealed = self._connection.execute(
-                "SELECT CAST(body AS BLOB) FROM coin JOIN entry USING (seq) WHERE coin.seq <= ?",
-                (min(up_to_seq, self._sealed_to),),
+            found = self._connection.execute(
+                "SELECT CAST(body AS BLOB) FROM entry WHERE seq <= ? AND instr(body, ?) > 0"
+                " AND body ->> '$.kind' = ? ORDER BY seq",
+                (up_to_seq, marker, ListCoin.kind),
             )
-            listings = [body for (body,) in sealed]
-        for seq in range(self._sealed_to, up_to_seq, PAGE_ENTRIES):
-            listings += [row.body for row in self._page(seq) if row.seq <= up_to_seq]
-        return listings
+            return [body for (body,) in found]
 
     def _read_page(self, after_seq: int) -> list[JournalRow]:
         with translated("read"):
             found = self._connection.execute(
-                "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?",
-                (after_seq, self.head.seq, PAGE_ENTRIES),
+                "SELECT seq, coalesce(CAST(body AS BLOB), x''), hash FROM entry WHERE seq > ? AND seq <= ?"
+                " ORDER BY seq LIMIT ?",
+                (after_seq, self.head.seq, self._page_entries),
             ).fetchall()
         return [JournalRow(*row) for row in found]
 
     def _read_hash(self, seq: int) -> bytes | None:
         with translated("read"):
-            row = self._connection.execute("SELECT hash FROM entry WHERE seq = ?", (seq,)).fetchone()
-        return None if row is None else bytes(row[0])
+            rows = self._connection.execute("SELECT hash FROM entry WHERE seq = ?", (seq,)).fetchall()
+        return bytes(rows[0][0]) if rows else None
+
+
+def _read_note(path: Path) -> Note | None:
+    try:
+        return read_note(path)
+    except OSError as problem:
+        raise StoreUnavailable(f"{path} cannot be read: {problem.strerror}") from problem

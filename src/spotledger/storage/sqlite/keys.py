@@ -1,42 +1,96 @@
-"""Access keys, operator tokens and the idempotency keys of their writes, in the SQLite ledger file."""
+"""Access keys, operator tokens and the idempotency keys of their writes, in ``keys.db``."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from spotledger.errors import LedgerCorrupt
+from spotledger.errors import JournalShorter, LedgerCorrupt
 from spotledger.storage.access_key_rows import KeyTables
-from spotledger.storage.sqlite.file import translate, translated
+from spotledger.storage.sqlite.file import KEYS, Connection, open_reader, open_writer, translated
 
 
 class SqliteKeyTables(KeyTables):
     """
     The tables of access keys and tokens, over two connections in autocommit.
 
-    No commit of the journal may use the write connection meanwhile (`Writer.beside`).
+    Each transaction counts a change, which is noted with the head. So a file that was set back, in which a revoked key
+    would come back to life, is noticed.
     """
 
-    def __init__(self, write: sqlite3.Connection, read: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, ledger_id: str, noted_change: int = 0) -> None:
+        """
+        Open the file at *path*, or make it.
+
+        Args:
+            path: The file.
+            ledger_id: The ledger that the keys are of.
+            noted_change: The number of the last change that was noted.
+
+        Raises:
+            JournalShorter: The file is behind what was noted, or of another ledger.
+            StoreUnavailable: The disk is in the way.
+            LedgerCorrupt: It is damaged.
+        """
         super().__init__()
-        self._write = write
-        self._read = read
+
+        def make(keys: Connection) -> None:
+            keys.execute("INSERT INTO keys_of VALUES (1, ?, 0)", (ledger_id,))
+
+        self._write = open_writer(path, KEYS, make)
+        try:
+            self._read = open_reader(path, KEYS)
+        except BaseException:
+            self._write.close()
+            raise
         self._depth = 0
+        #: Called after each change, to note it.
+        self.on_change: Callable[[], None] = lambda: None
+        try:
+            #: The number of the last change.
+            self.change = self._checked_change(path, ledger_id, noted_change)
+        except BaseException:
+            self.close()
+            raise
+
+    def _checked_change(self, path: Path, ledger_id: str, noted_change: int) -> int:
+        rows = self.rows("SELECT ledger_id, change FROM keys_of")
+        if not rows:
+            raise LedgerCorrupt(f"{path} does not say which ledger it is of")
+        found_id, change = rows[0]
+        if found_id != ledger_id:
+            raise JournalShorter(f"{path} is of the ledger {found_id}, not of {ledger_id}; put the right file back")
+        if change < noted_change:
+            raise JournalShorter(
+                f"{path} is at change {change}, but change {noted_change} was made: keys that were revoked would come"
+                " back to life. Put the file back that has it, or: spotledger recover",
+                found=change,
+                noted=noted_change,
+            )
+        return int(change)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._read.close()
+        self._write.close()
 
     @contextmanager
-    def together(self) -> Iterator[sqlite3.Connection]:
-        """Make all writes of a ``with`` block one transaction; an exception that leaves the block rolls it back."""
-        with translated("written"):
+    def together(self) -> Iterator[Connection]:
+        """Make all writes inside one transaction: all of them are done, or none when an exception leaves the block."""
+        with translated("written", KEYS):
             if self._depth == 0:
                 self._write.execute("BEGIN IMMEDIATE")
             self._depth += 1
             try:
                 yield self._write
                 if self._depth == 1:
+                    self._write.execute("UPDATE keys_of SET change = change + 1")
                     self._write.execute("COMMIT")
+                    self.change += 1
+                    self.on_change()
             except BaseException:
                 if self._depth == 1 and self._write.in_transaction:
                     self._write.execute("ROLLBACK")
@@ -45,24 +99,24 @@ class SqliteKeyTables(KeyTables):
                 self._depth -= 1
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """Return all rows of a query; inside ``together`` it sees the writes of the block."""
-        try:
-            return (self._write if self._depth else self._read).execute(sql, values).fetchall()
-        except sqlite3.Error as error:
-            raise translate(error, "read") from error
+        """Return all rows of a query; inside ``together`` it sees what was written there."""
+        with translated("read", KEYS):
+            found: list[tuple[Any, ...]] = (self._write if self._depth else self._read).execute(sql, values).fetchall()
+            return found
 
     def write(self, sql: str, values: tuple[Any, ...]) -> int:
-        """Run one write; return how many rows it changed."""
+        """Do one write; return how many rows it touched."""
         with self.together() as write:
-            return write.execute(sql, values).rowcount
+            write.execute(sql, values)
+            return int(write.changes())
 
     def revoke(self, table: str, column: str, name: str, now_ms: int) -> bool:
-        """Mark the row of *table* whose *column* is *name* as revoked; return False if it was so or is not there."""
+        """Mark the row of *table* whose *column* is *name* as revoked; return whether it was there, and was not yet."""
         statement = f"UPDATE {table} SET revoked_ms = ? WHERE {column} = ? AND revoked_ms IS NULL"
         return bool(self.write(statement, (now_ms, name)))
 
     def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
+        """Store when access keys were last used, in one transaction; a time earlier than the stored one is ignored."""
         with self.together() as write:
             write.executemany(
                 "UPDATE access_keys SET last_used_ms = max(coalesce(last_used_ms, 0), ?) WHERE accesskey = ?",
@@ -70,11 +124,11 @@ class SqliteKeyTables(KeyTables):
             )
 
     def packed(self, texts: tuple[str, ...]) -> str:
-        """Return *texts* as JSON."""
+        """Return *texts* as one value of a row: JSON."""
         return json.dumps(texts)
 
     def unpacked(self, value: str) -> tuple[str, ...]:
-        """Return the texts in the stored *value*."""
+        """Return the texts that *value* of a row is."""
         try:
             return tuple(json.loads(value))
         except ValueError as error:

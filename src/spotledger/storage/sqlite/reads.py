@@ -1,205 +1,350 @@
-"""The queries of the embedded store; each returns values of the domain."""
+"""
+The reads of the embedded store: from memory what is not sealed, from the books what is, from the journal the entries.
+
+Entries are checked against the chain of hashes as they are read. What the books say is checked by :mod:`books`; where
+it does not check they are made again, and the read is answered then.
+"""
 
 from __future__ import annotations
 
-import json
-import sqlite3
+from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypeVar
 
-from spotledger.domain.accounts import Account, Balance, Coin
-from spotledger.domain.journal import Hold
+from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
+from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt
-from spotledger.storage.base import Head
-from spotledger.storage.encoding import unpack_places
+from spotledger.storage.base import Head, TrialBalance
+from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash, key_digest
+from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
+from spotledger.storage.sqlite.books import Books
+from spotledger.storage.sqlite.buckets import BooksDamaged
+from spotledger.storage.sqlite.file import BOOKS_FILE, JOURNAL_FILE, Connection, translated
+from spotledger.storage.sqlite.trial import trial_balance
+from spotledger.storage.sqlite.working_set import AccountState, WorkingSet
 
-_HOLD = "hold_id, customer, account, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq"
-_PAGE: Final = 500
-
-
-def ledger_row(connection: sqlite3.Connection) -> tuple[str, int, int, int]:
-    """Return the ledger's id, its epoch, the entries of a segment, and the last sealed entry."""
-    row: tuple[str, int, int, int] = _only_row(
-        connection, "SELECT ledger_id, epoch, segment_entries, sealed_to FROM ledger"
-    )
-    return row
+T = TypeVar("T")
 
 
-def head_row(connection: sqlite3.Connection) -> Head:
-    """Return the head as of the last commit."""
-    return Head(*_only_row(connection, "SELECT seq, hash, booked_ms FROM head"))
+class SqliteReads(ABC):
+    """What the embedded store is asked; its state is the store's."""
+
+    ledger_id: str
+    _folder: Path
+    _read: Connection
+    _segment_entries: int
+    _head: Head
+    _sealed_to: int
+    _memory: WorkingSet
+    _filter: IdempotencyFilter
+    #: The digests of the keys that were looked up last.
+    _digests: dict[str, bytes]
+    #: Up to which expiry, and which hold of that time, the books were looked through for due holds.
+    _due_cursor: tuple[int, int]
+    _next_due_ms: int | None
+
+    @abstractmethod
+    def _need_books(self) -> Books:
+        """Return the books; raise StoreUnavailable while they are being made again."""
+
+    @abstractmethod
+    def _from_books(self, read: Callable[[Books], T]) -> T:
+        """Read from the books; where they do not check, begin to make them again."""
+
+    @property
+    def head(self) -> Head:
+        """The last durable entry."""
+        return self._head
+
+    @property
+    def coins(self) -> Mapping[str, Coin]:
+        """The listed coins by name, sorted; another object after each listing."""
+        return self._memory.coins
+
+    # --- what the rules ask for ---------------------------------------------------------------------
+
+    def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the ``seq`` of the entry of each key that is known."""
+        known, digests = {}, self._digests
+        digests.clear()
+        memory, sealed = self._memory, not self._filter.is_empty()
+        for key in dict.fromkeys(keys):
+            seq = memory.opened_by(key)
+            if seq is None:
+                digest = digests[key] = key_digest(key)
+                seq = memory.key_seq(digest)
+                if seq is not None:
+                    self._check_key(seq, key, LedgerCorrupt)
+                elif sealed:
+                    seq = self._sealed_key(key, digest)
+            if seq is not None:
+                known[key] = seq
+        return known
+
+    def _sealed_key(self, key: str, digest: bytes) -> int | None:
+        """Return the entry of the sealed segments that has *key*, or None."""
+        segments = list(self._filter.segments_that_may_hold(probe_of(digest)))
+        if not segments:
+            return None
+
+        def find(books: Books) -> int | None:
+            seqs = books.seqs_of_digest(segments, digest)
+            for seq in seqs:
+                self._check_key(seq, key, BooksDamaged)
+            return seqs[0] if seqs else None
+
+        return self._from_books(find)
+
+    def _check_key(self, seq: int, key: str, damage: type[LedgerCorrupt]) -> None:
+        """Make sure that the entry *seq* has *key*: 128 bits of digest agree by damage only."""
+        entry = self.entry(seq)
+        if entry is None or entry.key != key:
+            raise damage(f"entry {seq} has another idempotency key than the one by which it was found")
+
+    def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
+        """Bring into memory what the rules will ask for, in a few queries whatever the number."""
+        memory = self._memory
+        unknown = [customer for customer in customers if not memory.has_customer(customer)]
+        missing = []
+        for account in accounts:
+            state = memory.accounts.get(account)
+            if state is None or not state.complete:
+                missing.append(account)
+        if unknown:
+            found = self._from_books(lambda books: books.known_customers(unknown))
+            memory.known_customers.update(dict.fromkeys(found))
+        if missing:
+            self._load_accounts(missing)
+        self._load_holds(holds)
+
+    def _load_accounts(self, accounts: Sequence[Account]) -> None:
+        rows = self._from_books(lambda books: books.balances_of(accounts))
+        states = {account: self._memory.state_of(account) for account in accounts}
+        for account, coin, balance, seq in rows:
+            state = states[account]
+            # What an open segment has changed is newer than the books.
+            state.by_coin.setdefault(coin, balance)
+            state.changed_seq = max(state.changed_seq, seq)
+        for state in states.values():
+            state.complete = True
+
+    def _load_holds(self, holds: Iterable[int]) -> None:
+        missing = [hold_id for hold_id in holds if self._memory.hold(hold_id) is None]
+        if missing:
+            for hold in self._from_books(lambda books: books.holds_of_ids(missing)):
+                self._memory.loaded_holds[hold.hold_id] = hold
+
+    def has_customer(self, customer: str) -> bool:
+        """Say whether *customer* is registered."""
+        if self._memory.has_customer(customer):
+            return True
+        self.load([customer], (), ())
+        self._memory.shrink(self._sealed_to)
+        return self._memory.has_customer(customer)
+
+    def account(self, account: Account) -> AccountState:
+        """Return the account as it stands at the head."""
+        state = self._memory.accounts.get(account)
+        if state is None or not state.complete:
+            self._load_accounts([account])
+            state = self._memory.accounts[account]
+            self._memory.shrink(self._sealed_to)
+        return state
+
+    def hold(self, hold_id: int) -> Hold | None:
+        """Return the hold as it stands at the head."""
+        hold = self._memory.hold(hold_id)
+        if hold is None and hold_id <= self._sealed_to:
+            hold = next(iter(self._from_books(lambda books: books.holds_of_ids([hold_id]))), None)
+        return hold
+
+    # --- other reads --------------------------------------------------------------------------------
+
+    def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
+        """Return the balances of the account as they stood after the entry *seq*, at most the head's."""
+        found: dict[str, Balance] = {}
+        wanted = set(self.account(account).balances)
+        for coin in wanted:
+            touch = self._memory.last_touch(account, coin, seq)
+            if touch is None:
+                touch = self._sealed_touch(account, coin, min(seq, self._sealed_to))
+            if touch is not None:
+                found[coin] = self._balance_after(touch, account, coin)
+        return {coin: found.get(coin, ZERO) for coin in sorted(wanted) if coin in found}
+
+    def _sealed_touch(self, account: Account, coin: str, seq: int) -> int | None:
+        return self._from_books(lambda books: books.last_touch(account, coin, seq)) if seq else None
+
+    def _balance_after(self, seq: int, account: Account, coin: str) -> Balance:
+        """Return what the account has of *coin* after the entry *seq*, which touched it."""
+        entry = self.entry(seq)
+        for after in entry.balances if entry is not None else ():
+            if after.account == account and after.coin == coin:
+                return Balance(after.available, after.freeze)
+        raise LedgerCorrupt(f"entry {seq} does not say what {account.customer} has of {coin} after it")
+
+    def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
+        """Return holds of *customer* with ids above *after*, in order of their ids."""
+        changed = self._memory.changed_holds_of(customer)
+        found: list[Hold] = []
+        sealed_to = self._sealed_to
+        sealed = self._sealed_holds(customer, state == "open", after, sealed_to)
+        newer = (changed[hold_id] for hold_id in sorted(changed) if hold_id > max(after, sealed_to))
+        for hold in chain(sealed, newer):
+            current = changed.get(hold.hold_id, hold)
+            if state in (None, current.state):
+                found.append(current)
+            if len(found) == limit:
+                break
+        return found
+
+    def _sealed_holds(self, customer: str, only_open: bool, after: int, sealed_to: int) -> Iterator[Hold]:
+        """Give the holds of *customer* that sealed segments opened, as the books have them, in order."""
+
+        def read(books: Books) -> list[Hold]:
+            if only_open:
+                return books.open_holds_of_customer(customer, after, sealed_to)
+            return books.holds_of_customer(customer, after)
+
+        while page := [hold for hold in self._from_books(read) if hold.hold_id <= sealed_to]:
+            yield from page
+            after = page[-1].hold_id
+
+    def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
+        """Return open holds of anybody that were opened at or before *before_ms*, in order of their ids."""
+        found: list[Hold] = []
+        for hold in chain(self._sealed_open_holds(after), self._memory.holds_opened_after(max(after, self._sealed_to))):
+            if hold.opened_ms > before_ms or len(found) == limit:
+                break
+            current = self._memory.hold(hold.hold_id) or hold
+            if current.closed_seq is None:
+                found.append(current)
+        return found
+
+    def _sealed_open_holds(self, after: int) -> Iterator[Hold]:
+        def read(books: Books) -> list[Hold]:
+            return books.open_holds(after, self._sealed_to)
+
+        while page := self._from_books(read):
+            yield from page
+            after = page[-1].hold_id
+
+    def trial_balance(self) -> TrialBalance:
+        """Add up all that is durable. Blocks; may run in another thread while others write."""
+        self._need_books()
+        return trial_balance(self._folder / JOURNAL_FILE, self._folder / BOOKS_FILE)
+
+    def due_holds(self, now_ms: int, limit: int) -> list[int]:
+        """Return ids of open holds whose time has come, *limit* at the most; the others at the next call."""
+        due: dict[int, Hold] = {}
+        while len(due) < limit and (hold_id := self._memory.pop_due(now_ms)) is not None:
+            self._add_if_open(hold_id, due)
+        while len(due) < limit and self._next_due_ms is not None and now_ms >= self._next_due_ms:
+            rows = self._from_books(lambda books: books.due_rows(self._due_cursor, now_ms, limit - len(due)))
+            self._due_cursor = rows[-1] if rows else self._due_cursor
+            self._next_due_ms = self._from_books(lambda books: books.next_due_ms(self._due_cursor))
+            for _, hold_id in rows:
+                self._add_if_open(hold_id, due)
+        for hold in due.values():
+            self._memory.watch_overdue(hold)
+        return list(due)
+
+    def _add_if_open(self, hold_id: int, due: dict[int, Hold]) -> None:
+        hold = self.hold(hold_id)
+        if hold is not None and hold.remaining:
+            due[hold_id] = hold
+
+    def customers(self, after: str, limit: int) -> list[str]:
+        """Return customers in the order of their ids."""
+        names = set(self._from_books(lambda books: books.customers_after(after, limit)))
+        for segment in self._memory.segments:
+            names.update(name for name in segment.customers if name > after)
+        return sorted(names)[:limit]
+
+    def entry(self, seq: int) -> Entry | None:
+        """Return one entry; None where the journal does not go that far."""
+        found = self.entries(seq - 1, 1) if seq > 0 else []
+        return found[0] if found else None
+
+    def entries(self, after_seq: int, limit: int) -> list[Entry]:
+        """
+        Return entries in order; none that is not yet acknowledged.
+
+        Raises:
+            LedgerCorrupt: One is missing, is another one, or does not fit the chain of hashes.
+        """
+        last = min(after_seq + limit, self._head.seq)
+        if last <= after_seq:
+            return []
+        with translated("read"):
+            rows = self._read.execute(
+                "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq",
+                (after_seq, last),
+            ).fetchall()
+        return [decode_entry(body) for body in checked_bodies(rows, after_seq, last, self.ledger_id)]
+
+    def reversal_of(self, seq: int) -> int | None:
+        """Return the entry that reversed the entry *seq*, or None."""
+        found = self._memory.reversal_of(seq)
+        if found is None:
+            found = self._from_books(lambda books: books.reversal_of(seq))
+        return found
+
+    def seq_at(self, time_ms: int) -> int:
+        """Return the last entry booked at or before *time_ms*; 0 where there is none."""
+        if time_ms >= self._head.booked_ms:
+            return self._head.seq
+        return bisect_right(range(1, self._head.seq), time_ms, key=self._booked_ms)
+
+    def _booked_ms(self, seq: int) -> int:
+        with translated("read"):
+            rows = self._read.execute("SELECT body ->> '$.booked_ms' FROM entry WHERE seq = ?", (seq,)).fetchall()
+        if not rows:
+            raise LedgerCorrupt(f"entry {seq} is missing from the journal")
+        return int(rows[0][0])
+
+    def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
+        """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
+        accounts = [Account(owner, kind) for owner in owners for kind in (*ACCOUNT_IDS, HOUSE_KIND)]
+        found: list[int] = []
+        sealed_to = self._sealed_to
+        for segment in self._from_books(lambda books: books.segments_of(accounts, coin)):
+            first = segment * self._segment_entries + 1
+            if first > sealed_to or first + self._segment_entries <= after_seq + 1:
+                continue
+            places: set[int] = set()
+            for owner in owners:
+                places |= self._from_books(lambda books: books.places(segment, owner, coin, after_seq - first))  # noqa: B023
+            found += [first + place for place in sorted(places)]
+            if len(found) >= limit:
+                return found[:limit]
+        return (found + sorted(self._memory.seqs_touching(owners, coin, after_seq)))[:limit]
 
 
-def _only_row(connection: sqlite3.Connection, query: str) -> Any:
-    row = connection.execute(query).fetchone()
-    if row is None:
-        raise LedgerCorrupt(f"the ledger file has no row for: {query}")
-    return row
+def checked_bodies(rows: Sequence[tuple[Any, ...]], after_seq: int, last: int, ledger_id: str) -> Iterator[bytes]:
+    """
+    Give the bodies of the entries after *after_seq* up to *last*.
 
+    Args:
+        rows: ``seq``, body and hash of the entries from *after_seq* to *last*; there is no entry 0.
+        after_seq: The entry before the first that is wanted.
+        last: The last one.
+        ledger_id: The ledger, whose id begins the chain.
 
-def coin_rows(connection: sqlite3.Connection, sealed_to: int) -> Iterator[Coin]:
-    """Yield the coins whose listing is sealed."""
-    for name, scale in connection.execute("SELECT coin, scale FROM coin WHERE seq <= ? ORDER BY coin", (sealed_to,)):
-        yield Coin(name, scale)
-
-
-def seqs_of_digest(connection: sqlite3.Connection, segments: Sequence[int], digest: bytes) -> list[int]:
-    """Return the entries of *segments* whose key has this digest."""
-    if not segments:
-        return []
-    rows = connection.execute(
-        "SELECT key_seq.seq FROM json_each(?) AS wanted"
-        " CROSS JOIN key_seq ON key_seq.segment = wanted.value AND key_seq.digest = ?",
-        (json.dumps(segments), digest),
-    )
-    return [seq for (seq,) in rows]
-
-
-def known_customers(connection: sqlite3.Connection, customers: Sequence[str], sealed_to: int) -> list[str]:
-    """Return those of *customers* whose registration is sealed."""
-    rows = connection.execute(
-        "SELECT customer FROM customer WHERE customer IN (SELECT value FROM json_each(?)) AND seq <= ?",
-        (json.dumps(customers), sealed_to),
-    )
-    return [customer for (customer,) in rows]
-
-
-def customers_after(connection: sqlite3.Connection, after: str, limit: int) -> list[str]:
-    """Return at most *limit* sealed customers with ids above *after*, by id."""
-    rows = connection.execute(
-        "SELECT customer FROM customer WHERE customer > ? ORDER BY customer LIMIT ?", (after, limit)
-    )
-    return [customer for (customer,) in rows]
-
-
-def balances_of(
-    connection: sqlite3.Connection, accounts: Sequence[Account]
-) -> Iterator[tuple[Account, str, Balance, int]]:
-    """Yield all balances of *accounts*, each with the entry that changed it last."""
-    rows = connection.execute(
-        'SELECT balance.customer, balance.account, coin, available, "freeze", seq FROM json_each(?) AS wanted'
-        " CROSS JOIN balance ON balance.customer = wanted.value ->> 0 AND balance.account = wanted.value ->> 1",
-        (json.dumps(accounts),),
-    )
-    for customer, kind, coin, available, freeze, seq in rows:
-        yield Account(customer, kind), coin, Balance(int(available), int(freeze)), seq
-
-
-def touches_in_segment(
-    connection: sqlite3.Connection, segment: int, account: Account, place: int
-) -> Iterator[tuple[str, int]]:
-    """Yield each coin of *account* that a segment changed up to *place*, with the position of the last such entry."""
-    rows = connection.execute(
-        "SELECT coin, places FROM history WHERE segment = ? AND customer = ? AND account = ?", (segment, *account)
-    )
-    for coin, packed in rows:
-        places = unpack_places(packed)
-        count = bisect_right(places, place)
-        if count:
-            yield coin, places[count - 1]
-
-
-def places_in_segment(
-    connection: sqlite3.Connection, segment: int, owners: Sequence[str], coin: str | None, after: int
-) -> list[int]:
-    """Return the positions after *after* of the entries of one segment that changed an account of *owners*."""
-    which = "" if coin is None else " AND coin = ?"
-    rows = connection.execute(
-        f"SELECT places FROM history WHERE segment = ? AND customer IN (SELECT value FROM json_each(?)){which}",
-        (segment, json.dumps(owners), *([] if coin is None else [coin])),
-    )
-    found: set[int] = set()
-    for (packed,) in rows:
-        places = unpack_places(packed)
-        found.update(places[bisect_right(places, after) :])
-    return sorted(found)
-
-
-def reversal_of(connection: sqlite3.Connection, seq: int, sealed_to: int) -> int | None:
-    """Return the sealed entry that reversed the entry *seq*, or None."""
-    row = connection.execute("SELECT by_seq FROM reversal WHERE seq = ? AND by_seq <= ?", (seq, sealed_to)).fetchone()
-    return None if row is None else int(row[0])
-
-
-def booked_ms(connection: sqlite3.Connection, seq: int) -> int:
-    """Return the time when the entry *seq* was booked, in ms since 1970."""
-    return int(connection.execute("SELECT body ->> '$.booked_ms' FROM entry WHERE seq = ?", (seq,)).fetchone()[0])
-
-
-def holds_of_ids(connection: sqlite3.Connection, ids: Sequence[int]) -> list[Hold]:
-    """Return those holds with these ids that are in the table."""
-    rows = connection.execute(
-        f"SELECT {_HOLD} FROM hold WHERE hold_id IN (SELECT value FROM json_each(?))", (json.dumps(list(ids)),)
-    )
-    return [_hold(row) for row in rows]
-
-
-def holds_of_customer(
-    connection: sqlite3.Connection, customer: str, after: int, only_open: bool, sealed_to: int, segment_entries: int
-) -> list[Hold]:
-    """Return the next page of sealed holds of *customer* above *after*, or of those that are open in the table."""
-    if only_open:
-        rows = connection.execute(
-            f"SELECT {_HOLD} FROM hold WHERE customer = ? AND hold_id > ? AND hold_id <= ? AND closed_seq IS NULL"
-            " ORDER BY hold_id LIMIT ?",
-            (customer, after, sealed_to, _PAGE),
-        )
-        return [_hold(row) for row in rows]
-    for segment in range(after // segment_entries, sealed_to // segment_entries):
-        row = connection.execute(
-            "SELECT places FROM hold_of WHERE segment = ? AND customer = ?", (segment, customer)
-        ).fetchone()
-        if row is None:
-            continue
-        first = segment * segment_entries + 1
-        places = unpack_places(row[0])
-        begin = bisect_right(places, after - first)
-        ids = [first + place for place in places[begin : begin + _PAGE]]
-        if ids:
-            return sorted(holds_of_ids(connection, ids))
-    return []
-
-
-def open_holds(connection: sqlite3.Connection, after: int, sealed_to: int) -> list[Hold]:
-    """Return the next page of sealed holds above *after* that are open in the table."""
-    rows = connection.execute(
-        f"SELECT {_HOLD} FROM hold INDEXED BY hold_age"
-        " WHERE closed_seq IS NULL AND hold_id > ? AND hold_id <= ? ORDER BY hold_id LIMIT ?",
-        (after, sealed_to, _PAGE),
-    )
-    return [_hold(row) for row in rows]
-
-
-def due_rows(connection: sqlite3.Connection, cursor: tuple[int, int], now_ms: int, limit: int) -> list[tuple[int, int]]:
-    """Return (expires_ms, hold_id) of at most *limit* holds after *cursor* that are open in the table and due."""
-    return connection.execute(
-        "SELECT expires_ms, hold_id FROM hold WHERE closed_seq IS NULL AND expires_ms IS NOT NULL"
-        " AND (expires_ms, hold_id) > (?, ?) AND expires_ms <= ? ORDER BY expires_ms, hold_id LIMIT ?",
-        (*cursor, now_ms, limit),
-    ).fetchall()
-
-
-def next_due_ms(connection: sqlite3.Connection, cursor: tuple[int, int]) -> int | None:
-    """Return when the next hold after *cursor* that is open in the table expires, or None."""
-    row = connection.execute(
-        "SELECT expires_ms FROM hold WHERE closed_seq IS NULL AND expires_ms IS NOT NULL"
-        " AND (expires_ms, hold_id) > (?, ?) ORDER BY expires_ms, hold_id LIMIT 1",
-        cursor,
-    ).fetchone()
-    return None if row is None else int(row[0])
-
-
-def _hold(row: tuple[Any, ...]) -> Hold:
-    hold_id, customer, kind, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq = row
-    return Hold(
-        hold_id,
-        Account(customer, kind),
-        coin,
-        int(amount),
-        int(remaining),
-        reference,
-        expires_ms,
-        opened_ms,
-        closed_seq,
-    )
+    Raises:
+        LedgerCorrupt: One is missing, is another one, or does not fit the chain of hashes.
+    """
+    expected = range(max(after_seq, 1), last + 1)
+    found = [row[0] for row in rows]
+    if found != list(expected):
+        missing = next((seq for seq in expected if seq not in set(found)), last)
+        raise LedgerCorrupt(f"entry {missing} is missing from the journal")
+    link = rows[0][2] if after_seq else genesis_hash(ledger_id)
+    for seq, body, kept_hash in rows[1 if after_seq else 0 :]:
+        link = chain_hash(link, body)
+        if kept_hash != link:
+            raise LedgerCorrupt(f"entry {seq} does not fit the chain of hashes")
+        yield body

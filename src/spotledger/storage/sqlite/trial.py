@@ -1,15 +1,14 @@
 """
-The trial balance of the embedded store: all balances added up after one entry.
+The trial balance of the embedded store: what everybody has, added up as of one entry.
 
-It reads one snapshot of the file through its own connection, so it may run in a thread beside writes: the balances of
-the sealed segments, and the postings of all later entries.
+It reads a snapshot of each file through connections of its own, so it may run in a thread while others write: the
+balances of the sealed segments, and then the postings of every entry that they do not have yet.
 """
 
 from __future__ import annotations
 
-import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
@@ -20,18 +19,17 @@ from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, ZERO, Balance
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Posting
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import CUSTOMERS, TrialBalance
-from spotledger.storage.encoding import StoredPosting, postings_of
-from spotledger.storage.sqlite.file import translated
+from spotledger.storage.encoding import StoredPosting, chain_hash, postings_of
+from spotledger.storage.sqlite.books import read_facts
+from spotledger.storage.sqlite.file import BOOKS, JOURNAL, open_reader, translated
 
 _ROWS: Final = 500
-#: A pause after each piece, in which other threads can run.
+#: A pause after each piece, so that whoever serves meanwhile has the interpreter.
 _PAUSE_SECONDS: Final = 0.0005
-
-_Name = tuple[str, str, str]
 
 
 class _Moved(msgspec.Struct, gc=False):
-    """The members of an entry that matter here; the others are skipped."""
+    """What an entry moved; its other members are passed over."""
 
     balances: tuple[BalanceAfter, ...] = ()
     postings: tuple[StoredPosting, ...] = ()
@@ -40,41 +38,46 @@ class _Moved(msgspec.Struct, gc=False):
 _decode: Final = msgspec.json.Decoder(_Moved, strict=False).decode
 
 
-def trial_balance(path: Path) -> TrialBalance:
+def trial_balance(journal: Path, books: Path) -> TrialBalance:
     """
-    Add up the balances in the ledger file at *path*.
+    Add up the ledger of the files *journal* and *books*.
 
     Raises:
-        StoreUnavailable: It cannot be read.
-        LedgerCorrupt: It is damaged, or an entry cannot be decoded.
+        StoreUnavailable: They cannot be read.
+        LedgerCorrupt: Something in them is damaged.
     """
-    with translated("read"), closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA query_only = ON")
+    sums: dict[tuple[str, str], Balance] = {}
+    with closing(open_reader(books, BOOKS)) as connection, translated("read", BOOKS):
         connection.execute("BEGIN")
-        sealed_to = int(connection.execute("SELECT sealed_to FROM ledger").fetchone()[0])
-        seq = int(connection.execute("SELECT seq FROM head").fetchone()[0])
-        sums: dict[tuple[str, str], Balance] = {}
-        # A segment that is being sealed may have written some of its balances already.
-        newer: dict[_Name, int] = {}
-        rows = 'SELECT customer, account, coin, available, "freeze", seq FROM balance'
-        for customer, account, coin, available, freeze, changed_seq in _pieces(connection, rows):
+        facts = read_facts(connection)
+        rows = connection.execute('SELECT customer, account, coin, available, "freeze" FROM balance')
+        for customer, account, coin, available, freeze in _paced(rows):
             _add(sums, _owner(customer, account), coin, int(available), int(freeze))
-            if changed_seq > sealed_to:
-                newer[customer, account, coin] = changed_seq
-        entries = f"SELECT seq, CAST(body AS BLOB) FROM entry WHERE seq > {sealed_to} AND seq <= {seq} ORDER BY seq"
-        for entry_seq, body in _pieces(connection, entries):
+    seq, link = facts.sealed_to, facts.sealed_hash
+    with closing(open_reader(journal, JOURNAL)) as connection, translated("read"):
+        connection.execute("BEGIN")
+        head_seq = int(connection.execute("SELECT seq FROM head").fetchall()[0][0])
+        rows = connection.execute(
+            "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq > ? AND seq <= ? ORDER BY seq", (seq, head_seq)
+        )
+        for found, body, kept_hash in _paced(rows):
+            seq, link = seq + 1, chain_hash(link, body)
+            if (found, kept_hash) != (seq, link):
+                raise LedgerCorrupt(f"entry {seq} is missing, or does not fit the chain of hashes")
             for (customer, account), coin, side, units, _ in _postings(body):
-                if newer.get((customer, account, coin), 0) < entry_seq:
-                    both = (units, 0) if side == AVAILABLE else (0, units)
-                    _add(sums, _owner(customer, account), coin, *both)
-        return TrialBalance(seq, sums)
+                both = (units, 0) if side == AVAILABLE else (0, units)
+                _add(sums, _owner(customer, account), coin, *both)
+    if seq != head_seq:
+        raise LedgerCorrupt(f"entry {seq + 1} is missing from the journal")
+    return TrialBalance(seq, sums)
 
 
-def _pieces(connection: sqlite3.Connection, query: str) -> Iterator[Any]:
-    rows = connection.execute(query)
-    while piece := rows.fetchmany(_ROWS):
-        yield from piece
-        time.sleep(_PAUSE_SECONDS)
+def _paced(rows: Iterable[Any]) -> Iterator[Any]:
+    """Give *rows*, with a pause after each piece."""
+    for number, row in enumerate(rows, 1):
+        yield row
+        if number % _ROWS == 0:
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _postings(body: bytes) -> tuple[Posting, ...]:

@@ -1,8 +1,8 @@
--- Access keys, operator tokens and what belongs to them. They are not part of the journal.
+-- Access keys, operator tokens, and what goes with them. They are no part of the journal: no money is in them.
 -- Times are ms since 1970.
 
--- One row per access key. sealed_secret is AES-256-GCM under the master key, with the access key as associated data.
-CREATE TABLE IF NOT EXISTS access_keys (
+-- One row an access key. sealed_secret is AES-256-GCM under the master key, with the access key as associated data.
+CREATE TABLE access_keys (
     accesskey     TEXT PRIMARY KEY,
     customer      TEXT NOT NULL,
     permissions   TEXT NOT NULL CHECK (json_valid(permissions)),  -- ["read", …]
@@ -15,10 +15,10 @@ CREATE TABLE IF NOT EXISTS access_keys (
     last_used_ms  INTEGER
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX IF NOT EXISTS access_keys_of_customer ON access_keys (customer, accesskey);
+CREATE INDEX access_keys_of_customer ON access_keys (customer, accesskey);
 
--- One row per operator token. digest is its SHA-256; the token itself is not stored.
-CREATE TABLE IF NOT EXISTS operator_tokens (
+-- One row an operator token; digest is the SHA-256 of it, the token itself is kept nowhere.
+CREATE TABLE operator_tokens (
     token_id   TEXT PRIMARY KEY,
     digest     BLOB NOT NULL UNIQUE CHECK (length(digest) = 32),
     scopes     TEXT NOT NULL CHECK (json_valid(scopes)),
@@ -27,15 +27,22 @@ CREATE TABLE IF NOT EXISTS operator_tokens (
     revoked_ms INTEGER
 ) STRICT, WITHOUT ROWID;
 
--- The idempotency keys of writes about access keys and tokens. answer_json never contains a secret.
-CREATE TABLE IF NOT EXISTS kept_key_requests (
+-- The idempotency keys of writes about access keys and tokens. answer_json never holds a secret.
+CREATE TABLE kept_key_requests (
     idempotency_key TEXT PRIMARY KEY,
     request_json    TEXT NOT NULL,
     answer_json     TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- One row: the fingerprint of the master key that seals the secrets. It reveals nothing about the key.
-CREATE TABLE IF NOT EXISTS master_key_mark (
+-- Which master key the secrets were sealed with: one row, nothing that gives the key away.
+CREATE TABLE master_key_mark (
     id          INTEGER PRIMARY KEY CHECK (id = 1),
     fingerprint TEXT NOT NULL
+) STRICT;
+
+-- Which ledger the keys are of, and the number of the last change: a file that is behind what was noted is not served.
+CREATE TABLE keys_of (
+    only_row  INTEGER PRIMARY KEY CHECK (only_row = 1),
+    ledger_id TEXT NOT NULL,
+    change    INTEGER NOT NULL
 ) STRICT;

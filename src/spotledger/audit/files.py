@@ -1,0 +1,167 @@
+"""The files of a ledger as files: pages, schemas, write-ahead logs, the noted head, and the rows of access keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from spotledger.audit.findings import Findings
+from spotledger.audit.journal import JournalPass
+from spotledger.storage.encoding import genesis_hash
+from spotledger.storage.sqlite.audit import AuditFile, LedgerRow, damaged_logs
+from spotledger.storage.sqlite.file import KEYS, schema_of
+from spotledger.storage.sqlite.noted_head import NOTE_FILE
+from spotledger.storage.sqlite.raw import Damaged, RawFile
+
+#: The columns of each table, in the order of the schema.
+TABLES: Final = {
+    "access_keys": (
+        *("accesskey", "customer", "permissions", "label", "addresses", "sealed_secret"),
+        *("created_ms", "expires_ms", "revoked_ms", "last_used_ms"),
+    ),
+    "operator_tokens": ("token_id", "digest", "scopes", "label", "created_ms", "revoked_ms"),
+    "kept_key_requests": ("idempotency_key", "request_json", "answer_json"),
+    "master_key_mark": ("id", "fingerprint"),
+}
+_TEXTS: Final = frozenset({"accesskey", "customer", "label", "token_id", "idempotency_key", "fingerprint"})
+_LISTS: Final = frozenset({"permissions", "addresses", "scopes"})
+_DOCUMENTS: Final = frozenset({"request_json", "answer_json"})
+_BYTES: Final = frozenset({"sealed_secret", "digest"})
+_OPTIONAL: Final = frozenset({"expires_ms", "revoked_ms", "last_used_ms"})
+_AS_IN_SCHEMA: Final = "as the schema has it"
+
+
+def check_logs(path: Path, findings: Findings) -> None:
+    """Check the write-ahead logs, before SQLite takes a damaged one for a short one."""
+    with findings.noting("the write-ahead logs"):
+        for name, damage in damaged_logs(path):
+            findings.add("log_damaged", None, name, damage, "whole, or cut off within its last transaction")
+
+
+def check_files(file: AuditFile, findings: Findings) -> None:
+    """Check that each file is what it should be: its schema, every page, SQLite's structures."""
+    for problem in file.problems:
+        findings.unreadable(problem, code="file_damaged")
+    for each in file.files():
+        with findings.noting("a schema"):
+            has_keys = each is file.journal and file.is_backup
+            for what, name in each.changed_schema(schema_of(each.kind) | (schema_of(KEYS) if has_keys else {})):
+                code = "trigger_changed" if what == "trigger" else "schema_changed"
+                where = f"{each.name}: {what} {name}"
+                findings.add(code, None, where, "missing, another, or one too many", _AS_IN_SCHEMA)
+        with findings.noting("a structure"):
+            _check_structure(each, findings)
+
+
+def _check_structure(file: RawFile, findings: Findings) -> None:
+    try:
+        found = file.structure()
+    except Damaged as error:
+        findings.unreadable(error)
+        found = [""]
+    for text in filter(None, found):
+        findings.add("structure_damaged", None, file.name, text, "ok")
+    if found:
+        for page in file.damaged_pages():
+            findings.add(
+                "page_damaged", None, f"{file.name}: page {page}", "it does not fit its checksum", "what was written"
+            )
+
+
+def check_note(file: AuditFile, findings: Findings, ledger: LedgerRow) -> int:
+    """
+    Compare the journal with the note of its head, which may be of an entry before the last.
+
+    Returns the number of the last change of access keys that was noted.
+    """
+    try:
+        note, damaged_slot = file.note()
+    except Damaged as error:
+        findings.add("note_damaged", None, NOTE_FILE, str(error), "one whole slot")
+        return 0
+    if damaged_slot is not None:
+        where = f"{NOTE_FILE}: slot {damaged_slot}"
+        findings.add("note_slot_damaged", None, where, "does not check", "what was written")
+    _, last_seq = file.journal.extent()
+    if note is None:
+        if last_seq and not file.is_alone:
+            findings.leave_out(f"{NOTE_FILE}: there is none, so that entries cut off at the end would not show")
+        return 0
+    kept = file.journal.hash_of(note.seq) if 0 < note.seq <= last_seq else None
+    found_hash = genesis_hash(ledger.ledger_id) if note.seq == 0 else kept
+    if (ledger.ledger_id, ledger.epoch, found_hash) != (note.ledger_id, note.epoch, note.hash):
+        noted = f"ledger {note.ledger_id}, epoch {note.epoch}, entry {note.seq} with {note.hash.hex()}"
+        actual = "no such entry" if found_hash is None else f"epoch {ledger.epoch}, {found_hash.hex()}"
+        findings.add("note_differs", note.seq, NOTE_FILE, f"ledger {ledger.ledger_id}, {actual}", noted)
+    return note.keys_change
+
+
+def check_backup(file: AuditFile, findings: Findings, ledger: LedgerRow) -> None:
+    """Compare what a backup says it is with what is in it."""
+    head = file.journal.head()
+    said, found = file.journal.backup_row(), None if head is None else (ledger.ledger_id, ledger.epoch, *head)
+    if said != found:
+        findings.add("backup_differs", None, "backup", str(said), str(found))
+
+
+def check_access_keys(file: AuditFile, findings: Findings, noted_change: int, journal: JournalPass) -> None:
+    """Read every access key and token as the service does, as far as that goes without the master key."""
+    if file.keys is None:
+        if noted_change and not file.problems:
+            findings.add("access_keys_behind", None, "keys.db", "no file", f"change {noted_change} or later")
+        return
+    ledger = file.journal.ledger()
+    ledger_id, change = file.keys.of_ledger() or ("no ledger", 0)
+    if ledger is None or ledger_id != ledger.ledger_id:
+        expected = "" if ledger is None else ledger.ledger_id
+        findings.add("access_key_malformed", None, "keys_of", ledger_id, expected)
+    if change < noted_change:
+        findings.add("access_keys_behind", None, "keys_of", f"change {change}", f"change {noted_change} or later")
+    for table in TABLES:
+        with findings.noting(table):
+            for row in file.keys.rows_of(table):
+                # Not more of the name than the first characters: it is half of a credential.
+                where = f"{table} {str(row[0])[:8]}…"
+                wrong = wrong_in_row(table, row)
+                if wrong is not None:
+                    findings.add("access_key_malformed", None, where, wrong, "a row of the schema")
+                elif table == "access_keys" and row[1] not in journal.customers:
+                    _check_owner(file, findings, where, row[1], journal)
+
+
+def _check_owner(file: AuditFile, findings: Findings, where: str, customer: str, journal: JournalPass) -> None:
+    """Note that nobody has registered the *customer* of an access key, unless that may have been since."""
+    head = file.journal.head()
+    if head is None or head.seq <= journal.seq:
+        findings.add("access_key_malformed", None, where, f"of {customer}", "of a customer who is registered")
+
+
+def wrong_in_row(table: str, row: Sequence[Any]) -> str | None:
+    """Say what is wrong with a *row* of *table*, naming columns and no content; None where nothing is."""
+    columns = TABLES[table]
+    if len(row) != len(columns):
+        return f"{len(row)} columns"
+    wrong = [name for name, value in zip(columns, row, strict=True) if not _passes(name, value)]
+    return ", ".join(wrong) or None
+
+
+def _passes(column: str, value: Any) -> bool:
+    if column in _TEXTS:
+        return isinstance(value, str)
+    if column in _BYTES:
+        return isinstance(value, bytes) and bool(value)
+    if column in _LISTS:
+        found = _decoded(value)
+        return isinstance(found, list) and all(isinstance(text, str) for text in found)
+    if column in _DOCUMENTS:
+        return isinstance(_decoded(value), dict)
+    return isinstance(value, int) or (value is None and column in _OPTIONAL)
+
+
+def _decoded(value: Any) -> Any:
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError, RecursionError):
+        return None

@@ -1,0 +1,210 @@
+"""
+The units in which the books prove what is in them, and what is not.
+
+The keys and the history of a segment stand in buckets, each with a checksum that contains its place: every bucket
+exists once a segment is sealed, so an absent key is proven by one row that checks. Rows that change later, such as
+balances and holds, have for each of their buckets a count and a digest: the sum of the digests of its rows.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from spotledger.errors import LedgerCorrupt
+from spotledger.storage.encoding import DIGEST_BYTES, pack_places, unpack_places
+
+#: Buckets of the keys, and of the history, of one segment.
+SEGMENT_BUCKETS: Final = 512
+#: Buckets of owners: customers and house accounts.
+OWNER_BUCKETS: Final = 16_384
+#: Holds in a bucket: as many neighbouring ids.
+HOLD_BUCKET_IDS: Final = 256
+CHECKSUM_BYTES: Final = 16
+_PLACE_BYTES: Final = 2
+_MODULUS: Final = 1 << 128
+
+
+class BooksDamaged(LedgerCorrupt):
+    """Something derived does not check; it is made again from the journal, which is not in doubt."""
+
+
+class HistoryLine(NamedTuple):
+    """Which entries of a segment touched an account and coin: their places, packed."""
+
+    owner: str
+    account: str
+    coin: str
+    places: bytes
+
+
+class HoldsOpened(NamedTuple):
+    """Which entries of a segment opened holds of a customer: their places, packed."""
+
+    customer: str
+    places: bytes
+
+
+class _History(msgspec.Struct, array_like=True, gc=False):
+    lines: list[HistoryLine]
+    holds: list[HoldsOpened]
+
+
+_LAST_BIT: Final = bytes(value & 1 for value in range(256))
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode_history: Final = msgspec.msgpack.Decoder(_History).decode
+
+
+# --- where things are -------------------------------------------------------------------------------------------------
+
+
+def owner_bucket(owner: str) -> int:
+    """Return the bucket of an owner's balances."""
+    return int.from_bytes(blake2b(owner.encode(), digest_size=2).digest(), "little") % OWNER_BUCKETS
+
+
+def history_id(segment: int, owner: str) -> int:
+    """Return the id of the bucket with an owner's history in *segment*."""
+    return segment * SEGMENT_BUCKETS + owner_bucket(owner) % SEGMENT_BUCKETS
+
+
+def key_id(segment: int, digest: bytes) -> int:
+    """Return the id of the bucket in which a key with this *digest* is, if *segment* has it."""
+    # The filter takes its bits from the other end of the digest.
+    return segment * SEGMENT_BUCKETS + int.from_bytes(digest[-2:], "little") % SEGMENT_BUCKETS
+
+
+def ids_of_segment(segment: int) -> range:
+    """Return the ids of all buckets of *segment*."""
+    return range(segment * SEGMENT_BUCKETS, (segment + 1) * SEGMENT_BUCKETS)
+
+
+# --- buckets of a segment ---------------------------------------------------------------------------------------------
+
+
+def pack_keys(bucket_id: int, keys: Sequence[tuple[bytes, int]]) -> bytes:
+    """Return the bucket with these digests of keys and the places of their entries, sorted."""
+    digests = b"".join(digest for digest, _ in keys)
+    return _sealed(b"keys", bucket_id, digests + pack_places(array("H", [place for _, place in keys])))
+
+
+def unpack_keys(bucket_id: int, packed: object) -> list[tuple[bytes, int]]:
+    """
+    Return digest and place of each key of a bucket.
+
+    Raises:
+        BooksDamaged: It does not check.
+    """
+    payload = _opened(b"keys", bucket_id, packed)
+    count, rest = divmod(len(payload), DIGEST_BYTES + _PLACE_BYTES)
+    end = count * DIGEST_BYTES
+    if rest or not _belong_to(bucket_id, payload[:end]):
+        raise BooksDamaged(f"the keys bucket {bucket_id} is cut, or has keys of another one")
+    digests = [payload[start : start + DIGEST_BYTES] for start in range(0, end, DIGEST_BYTES)]
+    return list(zip(digests, unpack_places(payload[end:]), strict=True))
+
+
+def _belong_to(bucket_id: int, digests: bytes) -> bool:
+    """Say whether all of the joined *digests* belong to a bucket, as :func:`key_id` has it, but all at once."""
+    count, number = len(digests) // DIGEST_BYTES, bucket_id % SEGMENT_BUCKETS
+    low, high = digests[DIGEST_BYTES - 2 :: DIGEST_BYTES], digests[DIGEST_BYTES - 1 :: DIGEST_BYTES]
+    return low == bytes([number & 0xFF]) * count and high.translate(_LAST_BIT) == bytes([number >> 8]) * count
+
+
+def places_of_key(bucket_id: int, packed: object, digest: bytes) -> list[int]:
+    """
+    Return the places of the entries of a bucket whose key has this *digest*.
+
+    Raises:
+        BooksDamaged: The bucket does not check.
+    """
+    payload = _opened(b"keys", bucket_id, packed)
+    count = len(payload) // (DIGEST_BYTES + _PLACE_BYTES)
+    if payload.find(digest, 0, count * DIGEST_BYTES) < 0:
+        return []
+    return [place for found, place in unpack_keys(bucket_id, packed) if found == digest]
+
+
+def pack_history(bucket_id: int, lines: list[HistoryLine], holds: list[HoldsOpened]) -> bytes:
+    """Return the bucket with these lines and holds."""
+    return _sealed(b"history", bucket_id, _encode(_History(lines, holds)))
+
+
+def unpack_history(bucket_id: int, packed: object) -> tuple[list[HistoryLine], list[HoldsOpened]]:
+    """
+    Return the lines and the holds of a bucket.
+
+    Raises:
+        BooksDamaged: It does not check.
+    """
+    payload = _opened(b"history", bucket_id, packed)
+    try:
+        found = _decode_history(payload)
+    except msgspec.MsgspecError as error:
+        raise BooksDamaged(f"the history bucket {bucket_id} cannot be read: {error}") from error
+    return found.lines, found.holds
+
+
+def _sealed(table: bytes, bucket_id: int, payload: bytes) -> bytes:
+    return _checksum(table, bucket_id, payload) + payload
+
+
+def _opened(table: bytes, bucket_id: int, packed: object) -> bytes:
+    if not isinstance(packed, bytes):
+        raise BooksDamaged(f"the {table.decode()} bucket {bucket_id} is missing")
+    payload = packed[CHECKSUM_BYTES:]
+    if packed[:CHECKSUM_BYTES] != _checksum(table, bucket_id, payload):
+        raise BooksDamaged(f"the {table.decode()} bucket {bucket_id} does not check")
+    return payload
+
+
+def _checksum(table: bytes, bucket_id: int, payload: bytes) -> bytes:
+    """Return the checksum of a bucket, which contains its table and its place."""
+    place = table.ljust(16, b"\0")
+    return blake2b(payload, digest_size=CHECKSUM_BYTES, salt=bucket_id.to_bytes(16, "little"), person=place).digest()
+
+
+# --- rows that change -------------------------------------------------------------------------------------------------
+
+
+class RowSum:
+    """A count of rows, and the sum of their digests: the same whatever their order."""
+
+    __slots__ = ("digest", "rows")
+
+    def __init__(self, rows: int = 0, digest: bytes = bytes(16)) -> None:
+        """Start with a sum as it is kept; with no rows where none is given."""
+        self.rows = rows
+        self.digest = int.from_bytes(digest, "little")
+
+    def add(self, table: str, row: Sequence[Any]) -> None:
+        """Count a row in."""
+        self.rows += 1
+        self.digest = (self.digest + row_digest(table, row)) % _MODULUS
+
+    def remove(self, table: str, row: Sequence[Any]) -> None:
+        """Count a row out."""
+        self.rows -= 1
+        self.digest = (self.digest - row_digest(table, row)) % _MODULUS
+
+    def kept(self) -> tuple[int, bytes]:
+        """Return count and digest as they are kept."""
+        return self.rows, self.digest.to_bytes(16, "little")
+
+
+def sum_of(rows: Iterable[tuple[str, Sequence[Any]]]) -> RowSum:
+    """Add up *rows*, each with the name of its table."""
+    found = RowSum()
+    for table, row in rows:
+        found.add(table, row)
+    return found
+
+
+def row_digest(table: str, row: Sequence[Any]) -> int:
+    """Return the digest of one row, which is summed up."""
+    content = _encode((table, *row))
+    return int.from_bytes(blake2b(content, digest_size=16).digest(), "little")

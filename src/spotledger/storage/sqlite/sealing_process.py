@@ -1,0 +1,174 @@
+"""
+Sealing in a process of its own, so that it takes nothing from the process that serves.
+
+The child reads lines such as ``seal 3`` and answers ``sealed 3``, or ``damaged`` or ``unavailable`` with the reason. It
+dies with its parent. The parent starts it when the first segment is full, restarts it with a growing pause where it
+died, and looks for answers between groups without waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from spotledger.errors import LedgerCorrupt, SpotledgerError
+from spotledger.storage.folder import VARIABLE_PREFIX
+from spotledger.storage.sqlite.buckets import BooksDamaged
+from spotledger.storage.sqlite.sealing import Sealer
+
+#: How much nicer than the service the process is.
+NICENESS: Final = 5
+#: The pause before a process that died is started again: doubled each time, up to the longest.
+FIRST_PAUSE_SECONDS: Final = 0.2
+LONGEST_PAUSE_SECONDS: Final = 30.0
+_STOP_SECONDS: Final = 10.0
+_PR_SET_PDEATHSIG: Final = 1
+
+_log = logging.getLogger("spotledger.sealing")
+
+
+class SealingProcess:
+    """The child that seals, as its parent sees it."""
+
+    def __init__(self, journal: Path, books: Path) -> None:
+        """Seal segments of *journal* into *books*; nothing is started before there is something to do."""
+        self._journal = journal
+        self._books = books
+        self._child: subprocess.Popen[bytes] | None = None
+        self._asked: int | None = None
+        self._received = b""
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        self._not_before = 0.0
+        #: How often it died.
+        self.restarts = 0
+        #: How many segments are sealed, as far as it said.
+        self.sealed_segments = 0
+
+    def seal(self, segment: int) -> None:
+        """Have *segment*, which is full, sealed, unless that was asked for; does not wait."""
+        if self._child is None:
+            if time.monotonic() < self._not_before:
+                return
+            self._start()
+        if self._asked != segment:
+            self._asked = segment
+            self._send(f"seal {segment}\n")
+
+    def poll(self) -> None:
+        """
+        Take in what the process said; does not wait.
+
+        Raises:
+            BooksDamaged: It found the books damaged.
+            LedgerCorrupt: It found the journal damaged, or other balances than the entries carry.
+        """
+        child = self._child
+        if child is None:
+            return
+        assert child.stdout is not None, "it was asked for"  # noqa: S101
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(child.stdout.fileno(), 65_536):
+                self._received += chunk
+        while b"\n" in self._received:
+            line, self._received = self._received.split(b"\n", 1)
+            self._take(line.decode("utf-8", "replace"))
+        if self._child is not None and child.poll() is not None:
+            _log.warning("the process that seals ended with code %s; it is started again", child.returncode)
+            self._forget()
+
+    def _take(self, line: str) -> None:
+        word, _, rest = line.partition(" ")
+        if word == "sealed":
+            self.sealed_segments = int(rest) + 1
+            self._pause_seconds = FIRST_PAUSE_SECONDS
+            return
+        self._forget()
+        if word == "damaged":
+            raise LedgerCorrupt(rest)
+        if word == "books":
+            raise BooksDamaged(rest)
+        _log.warning("a segment could not be sealed: %s; it is tried again", rest)
+
+    def _start(self) -> None:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE_PREFIX)}
+        command = [sys.executable, "-m", __name__, str(self._journal), str(self._books), str(os.getpid())]
+        self._child = subprocess.Popen(  # noqa: S603 - our own program
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, bufsize=0, start_new_session=True
+        )
+        assert self._child.stdout is not None, "it was asked for"  # noqa: S101
+        os.set_blocking(self._child.stdout.fileno(), False)
+        self._received, self._asked = b"", None
+
+    def _send(self, line: str) -> None:
+        assert self._child is not None, "it was started"  # noqa: S101
+        assert self._child.stdin is not None, "it was asked for"  # noqa: S101
+        with contextlib.suppress(BrokenPipeError):  # that it died, the next poll finds
+            self._child.stdin.write(line.encode())
+
+    def _forget(self) -> None:
+        """Forget a process that ended or is of no use, and start another one after a pause."""
+        self._end()
+        self.restarts += 1
+        self._not_before = time.monotonic() + self._pause_seconds
+        self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+
+    def _end(self) -> None:
+        child, self._child, self._asked = self._child, None, None
+        if child is None:
+            return
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            child.wait(_STOP_SECONDS if child.poll() is None else None)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+    def close(self) -> None:
+        """End the process; a segment that it is at is finished or not sealed at all."""
+        if self._child is not None:
+            self._child.terminate()
+        self._end()
+
+
+def _serve(journal: Path, books: Path, parent: int) -> None:
+    """Be the child: seal what is asked for, until nobody asks any more."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return  # the parent went before it could be asked for
+    os.nice(NICENESS)
+    sealer = None
+    for line in sys.stdin.buffer:
+        segment = int(line.split()[1])
+        try:
+            sealer = sealer or Sealer(journal, books)
+            while sealer.sealed_segments <= segment:
+                sealer.seal_next()
+                _answer(f"sealed {sealer.sealed_segments - 1}")
+        except BooksDamaged as error:
+            answer = f"books {error}"
+        except LedgerCorrupt as error:
+            answer = f"damaged {error}"
+        except SpotledgerError as error:
+            answer = f"unavailable {error}"
+        else:
+            answer = f"sealed {sealer.sealed_segments - 1}"
+        _answer(answer)
+
+
+def _answer(text: str) -> None:
+    sys.stdout.buffer.write(text.replace("\n", " ").encode() + b"\n")
+    sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
