@@ -314,13 +314,14 @@ def test_audit_with_findings_gives_them_typed() -> None:
     )
     report: dict[str, Any] = {
         **dict.fromkeys(numbers, 1),
-        "path": "ledger.db",
+        "path": "journal.db",
         "ledger_id": "x",
         "hash": "cc",
         "verdict": "damaged",
         "counts": {"chain_broken": 3},
         "findings": [finding],
         "unexamined": ["keys"],
+        "advice": ["Restore a backup."],
     }
     answer = {"audit": "x", "state": "done", "began_ms": 1, "seq": 7, "last_seq": 7, "report": report}
 
@@ -333,6 +334,7 @@ def test_audit_with_findings_gives_them_typed() -> None:
     assert found is not None
     assert found.findings == (Finding("chain_broken", 2, "hash", "aa", "bb"),)
     assert (found.verdict, found.counts, found.unexamined) == ("damaged", {"chain_broken": 3}, ("keys",))
+    assert found.advice == ("Restore a backup.",)
     for wrong in ({**report, "findings": [{}]}, {**report, "counts": 7}, {"verdict": "clean"}, 7):
         with pytest.raises(ProtocolError):
             read({**answer, "report": wrong})
