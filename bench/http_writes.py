@@ -47,8 +47,8 @@ BATCH_CONNECTIONS: Final = 8
 SECONDS: Final = 2.0 if QUICK else 13.0
 WARM_UP_SECONDS: Final = 1.0 if QUICK else 3.0
 #: Requests made ready for a round: more than are answered in it, because none may be sent twice.
-SINGLES: Final = int((WARM_UP_SECONDS + SECONDS) * 9_000)
-BATCHES: Final = int((WARM_UP_SECONDS + SECONDS) * 170)
+SINGLES: Final = int((WARM_UP_SECONDS + SECONDS) * 18_000)
+BATCHES: Final = int((WARM_UP_SECONDS + SECONDS) * 400)
 READS_PER_SECOND: Final = 500.0
 READERS: Final = 100
 PATHS: Final = {
