@@ -107,14 +107,7 @@ def read_note(path: Path) -> Note | None:
         LedgerCorrupt: Both slots are damaged.
         OSError: The file cannot be read.
     """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return None
-    try:
-        return _read(descriptor, path)[1]
-    finally:
-        os.close(descriptor)
+    return _look(path)[1]
 
 
 def damaged_slot(path: Path) -> int | None:
@@ -125,12 +118,17 @@ def damaged_slot(path: Path) -> int | None:
         LedgerCorrupt: Both slots are damaged.
         OSError: The file cannot be read.
     """
+    return _look(path)[2]
+
+
+def _look(path: Path) -> tuple[int, Note | None, int | None]:
+    """Return what ``_read`` returns of the file at *path*, which is left as it is and may be missing."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        return None
+        return 0, None, None
     try:
-        return _read(descriptor, path)[2]
+        return _read(descriptor, path)
     finally:
         os.close(descriptor)
 
