@@ -8,13 +8,6 @@ import signal
 from collections.abc import Callable
 from contextlib import suppress
 
-from spotledger.storage.folder import VARIABLE_PREFIX
-
-
-def environ_of_child() -> dict[str, str]:
-    """Return the environment without the service's variables, some of which are secrets."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE_PREFIX)}
-
 
 def run_child(work: Callable[[], None]) -> None:
     """Do the *work* of a child process, which ends when its parent no longer reads its standard output."""

@@ -17,9 +17,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from spotledger.audit.child import environ_of_child, run_child
+from spotledger.audit.child import run_child
 from spotledger.audit.report import INCOMPLETE, Progress, Report
-from spotledger.storage.folder import VARIABLE_PREFIX
+from spotledger.storage.folder import VARIABLE_PREFIX, environ_of_child
 
 #: How much is added to the nice value of the child.
 NICENESS: Final = 10

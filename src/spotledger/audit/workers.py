@@ -19,9 +19,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from spotledger.audit.child import environ_of_child, run_child
+from spotledger.audit.child import run_child
 from spotledger.audit.keys import KeySpool
 from spotledger.audit.ranges import RangeRead, RangeReader
+from spotledger.storage.folder import environ_of_child
 from spotledger.storage.sqlite.audit import AuditFile
 from spotledger.storage.sqlite.raw import Unreadable
 

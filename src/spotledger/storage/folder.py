@@ -61,6 +61,11 @@ _REASONS = {
 }
 
 
+def environ_of_child() -> dict[str, str]:
+    """Return the environment without the service's variables, some of which are secrets."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE_PREFIX)}
+
+
 def unusable(path: Path, problem: OSError) -> DataFolderUnusable:
     """Return the error that says why the data folder *path* cannot be used."""
     reason = _REASONS.get(problem.errno or 0) or os.strerror(problem.errno or errno.EIO)

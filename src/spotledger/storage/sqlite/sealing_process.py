@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from spotledger.errors import LedgerCorrupt, SpotledgerError
-from spotledger.storage.folder import VARIABLE_PREFIX
+from spotledger.storage.folder import environ_of_child
 from spotledger.storage.sqlite.buckets import BooksDamaged
 from spotledger.storage.sqlite.sealing import Sealer
 
@@ -98,10 +98,14 @@ class SealingProcess:
         _log.warning("a segment could not be sealed: %s; it is tried again", rest)
 
     def _start(self) -> None:
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLE_PREFIX)}
         command = [sys.executable, "-m", __name__, str(self._journal), str(self._books), str(os.getpid())]
         self._child = subprocess.Popen(  # noqa: S603 - our own program
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environ, bufsize=0, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environ_of_child(),
+            bufsize=0,
+            start_new_session=True,
         )
         assert self._child.stdout is not None, "it was asked for"  # noqa: S101
         os.set_blocking(self._child.stdout.fileno(), False)
