@@ -19,7 +19,7 @@ class FeedReader:
         self.start: dict[str, Any] = {}
         self.sent = 0
         self.ended = False
-        self._events: asyncio.Queue[tuple[int, dict[str, Any]] | None] = asyncio.Queue()
+        self._events: asyncio.Queue[tuple[Any, dict[str, Any]] | None] = asyncio.Queue()
         self._gate = asyncio.Event()
         self._gate.set()
         self._gone = asyncio.Event()
@@ -61,9 +61,10 @@ class FeedReader:
         if fields.get("event") == "start":
             self.start = json.loads(fields["data"])
         else:
-            self._events.put_nowait((int(fields["id"]), json.loads(fields["data"])))
+            event_id = fields["id"]
+            self._events.put_nowait((int(event_id) if event_id.isdecimal() else event_id, json.loads(fields["data"])))
 
-    async def take(self, count: int) -> list[tuple[int, dict[str, Any]]]:
+    async def take(self, count: int) -> list[tuple[Any, dict[str, Any]]]:
         """Return the next *count* events."""
         found = []
         async with asyncio.timeout(20):

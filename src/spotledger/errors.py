@@ -12,6 +12,9 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     │   ├── AlreadyReversed
     │   ├── LastAdminToken          without it no token could make tokens
     │   ├── ChainPartlyKnown        some keys of a chain were used before and some were not
+    │   ├── EpochMissing            a plain number above the last entry of epoch 1
+    │   ├── UnknownPosition         a position of another history, before a restore
+    │   ├── PreconditionFailed      the hold or entry named is not the one that was meant
     │   ├── NotFound                there is nothing with this path or id
     │   ├── MethodNotAllowed        the path takes another method
     │   └── Kept                    a refusal that the journal keeps with its key
@@ -148,6 +151,24 @@ class ChainPartlyKnown(Refused):
     """Some keys of the chain were used before and some were not; send it unchanged, or with new keys only."""
 
     code = "chain_partly_known"
+
+
+class EpochMissing(Refused):
+    """A plain number means epoch 1, and this one is above its last entry; send the position as EPOCH-SEQ."""
+
+    code = "epoch_missing"
+
+
+class UnknownPosition(Refused):
+    """The position is not in this journal: the ledger was restored, and that entry is gone."""
+
+    code = "unknown_position"
+
+
+class PreconditionFailed(Refused):
+    """The hold or entry is not of the customer, coin or epoch that was named with it."""
+
+    code = "precondition_failed"
 
 
 class NotFound(Refused):

@@ -31,7 +31,16 @@ ACCESSKEY = "11111111-2222-3333-4444-555555555555"
 SIDES = {"available": "1.50", "freeze": "0.00"}
 PLACE = {"customer": "a", "account": "spot", "coin": "x"}
 POSTING = {**PLACE, "side": "freeze", "amount": "-1.50", "after": "2", "hold": "7"}
-ENTRY = {"seq": 9, "kind": "freeze", "key": "k", "booked_ms": 1, "request": {"op": "freeze"}, "postings": [POSTING]}
+ENTRY = {
+    "seq": 9,
+    "epoch": 1,
+    "kind": "freeze",
+    "key": "k",
+    "booked_ms": 1,
+    "actor": "library",
+    "request": {"op": "freeze"},
+    "postings": [POSTING],
+}
 HOLD = {
     "hold": "7",
     **PLACE,
@@ -59,7 +68,7 @@ TRIAL_COIN = {"customers": SIDES, "house": {"@fees": "-1"}, "total": "0"}
 MADE_TOKEN = {"token_id": "t", "token": SECRET, "scopes": ["admin"], "label": "", "created_ms": 1}
 
 DOCUMENTS: list[tuple[type[Struct], dict[str, Any]]] = [
-    (Written, {"seq": 9, "entry": ENTRY, "balances": [{**PLACE, **SIDES}]}),
+    (Written, {"seq": 9, "epoch": 1, "entry": ENTRY, "balances": [{**PLACE, **SIDES}]}),
     (EntryRead, {"entry": {**ENTRY, "holds": [{"hold": "7", "remaining": "1"}]}, "reversed_by": None}),
     (HoldRead, {"hold": HOLD}),
     (LedgerBalances, {"seq": 1, "epoch": 1, "balances": {"x": SIDES}, "owes": {"x": "1"}}),

@@ -81,7 +81,14 @@ def copy_ledger(folder: Path, address: str, tell: Tell = lambda what, done, tota
         report = _audit_both(folder / LEDGER_FILE, address, source, tell)
         keys, tokens = _copy_keys(folder / KEYS_FILE, source, address)
         return Copied(
-            source.ledger_id, source.epoch, source.head, entries, keys, tokens, report.open_holds, report.balances
+            source.ledger_id,
+            source.epochs.current,
+            source.head,
+            entries,
+            keys,
+            tokens,
+            report.open_holds,
+            report.balances,
         )
 
 
@@ -89,7 +96,7 @@ def _mark(connection: Connection, source: JournalReader) -> None:
     """Make the ledger of *source* in an empty database with the mark; refuse where there is anything but its copy."""
     head = source.head
     with translated("copied"), connection.transaction():
-        if make_ledger(connection, source.ledger_id, source.epoch):
+        if make_ledger(connection, source.ledger_id):
             connection.execute("INSERT INTO copy_going_on VALUES (1, %s, %s)", (head.seq, head.hash))
             return
         ledger_id, seq = connection.execute("SELECT ledger_id, seq FROM ledger, head").fetchall()[0]

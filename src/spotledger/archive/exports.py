@@ -88,7 +88,7 @@ def export_from(
     with open_journal() as journal, write_atomically(file, "export") as partial:
         head = journal.head
         writer(journal, _told(journal.rows(after_seq), head.seq - after_seq, progress), after_seq, partial)
-    return Exported(journal.ledger_id, journal.epoch, head.seq - after_seq, after_seq, head.seq, head.hash)
+    return Exported(journal.ledger_id, journal.epochs.current, head.seq - after_seq, after_seq, head.seq, head.hash)
 
 
 def _told(rows: Iterator[JournalRow], entries: int, progress: Progress) -> Iterator[JournalRow]:
@@ -114,7 +114,7 @@ def _parquet_writer() -> Callable[[JournalReader, Iterator[JournalRow], int, Pat
         ) from None
 
     def write(journal: JournalReader, rows: Iterator[JournalRow], after_seq: int, file: Path) -> None:
-        facts = {"ledger_id": journal.ledger_id, "epoch": journal.epoch, "after_seq": after_seq}
+        facts = {"ledger_id": journal.ledger_id, "epoch": journal.epochs.current, "after_seq": after_seq}
         facts |= {"seq": journal.head.seq, "hash": journal.head.hash.hex()}
         schema = _schema(arrow).with_metadata({f"spotledger.{name}": str(value) for name, value in facts.items()})
         with file.open("wb") as opened, parquet.ParquetWriter(opened, schema, compression="zstd") as writer:

@@ -7,10 +7,12 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from spotledger.domain.positions import next_epoch
 from spotledger.errors import DataFolderUnusable, LedgerCorrupt
 from spotledger.storage.atomic_file import sync
 from spotledger.storage.folder import LEDGER_FILE, unusable
 from spotledger.storage.sqlite.file import BOOKS_FILE, JOURNAL, Connection, open_as_found, open_writer, translated
+from spotledger.storage.sqlite.journal import append_epoch, read_epochs
 from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_note
 from spotledger.storage.sqlite.sealing import Sealer
 from spotledger.storage.sqlite.store import remove_books
@@ -49,9 +51,7 @@ def look(folder: Path) -> Found:
         LedgerCorrupt: The journal itself is damaged: only a backup helps.
         StoreUnavailable: The disk is in the way.
     """
-    journal = folder / LEDGER_FILE
-    if not journal.is_file():
-        raise DataFolderUnusable(f"There is no {LEDGER_FILE} in {folder}.", path=str(folder))
+    journal = check_there(folder)
     log = journal.with_name(f"{LEDGER_FILE}-wal")
     problems = []
     try:
@@ -62,14 +62,22 @@ def look(folder: Path) -> Found:
     except OSError as problem:
         raise unusable(folder, problem) from problem
     with translated("read"), closing(open_as_found(journal)) as connection:
-        ledger = connection.execute("SELECT ledger_id, epoch FROM ledger").fetchall()
+        ledger = connection.execute("SELECT ledger_id FROM ledger").fetchall()
         head = connection.execute("SELECT seq FROM head").fetchall()
         if len(ledger) != 1 or len(head) != 1:
             raise LedgerCorrupt(f"{journal} does not say which ledger it is, or where it ends")
-        (ledger_id, epoch), (head_seq,) = ledger[0], head[0]
+        (ledger_id,), (head_seq,), epoch = ledger[0], head[0], read_epochs(connection).current
         if note is not None:
             problems += _differences(connection, note, ledger_id, epoch, head_seq)
     return Found(ledger_id, epoch, head_seq, None if note is None else note.seq, tuple(problems))
+
+
+def check_there(folder: Path) -> Path:
+    """Return the journal in *folder*; raise DataFolderUnusable if there is none."""
+    journal = folder / LEDGER_FILE
+    if not journal.is_file():
+        raise DataFolderUnusable(f"There is no {LEDGER_FILE} in {folder}.", path=str(folder))
+    return journal
 
 
 def _read_note(folder: Path, problems: list[str]) -> Note | None:
@@ -82,6 +90,8 @@ def _read_note(folder: Path, problems: list[str]) -> Note | None:
 
 def _differences(connection: Connection, note: Note, ledger_id: str, epoch: int, head_seq: int) -> list[str]:
     """Say in what the journal is not the one whose head was noted."""
+    if note.ledger_id == ledger_id and note.epoch < epoch:
+        return []
     if (note.ledger_id, note.epoch) != (ledger_id, epoch):
         return [
             f"the noted head is of the ledger {note.ledger_id}, epoch {note.epoch}; the journal is {ledger_id},"
@@ -112,22 +122,21 @@ def accept_loss(folder: Path) -> Found:
     try:
         if log.exists():
             log.with_name(log.name + ASIDE).write_bytes(log.read_bytes())
-        noted_epoch = _noted_epoch(folder)
-        new_epoch = max(found.epoch, noted_epoch) + 1
+        noted = _read_note(folder, [])
+        new_epoch = next_epoch(max(found.epoch, 0 if noted is None else noted.epoch))
         # SQLite takes of the log what checks, and folds it into the file when the connection is closed.
         with closing(open_writer(journal, JOURNAL, lambda _: None)) as connection, translated("written", checked=True):
-            connection.execute("UPDATE ledger SET epoch = ?", (new_epoch,))
+            connection.execute("BEGIN IMMEDIATE")
+            append_epoch(
+                connection, new_epoch, "recovered without what was lost", 0 if noted is None else noted.time_ms
+            )
+            connection.execute("COMMIT")
         if note.exists():
             note.rename(note.with_name(note.name + ASIDE))
         sync(journal)
     except OSError as problem:
         raise unusable(folder, problem) from problem
     return found._replace(new_epoch=new_epoch)
-
-
-def _noted_epoch(folder: Path) -> int:
-    note = _read_note(folder, [])
-    return 0 if note is None else note.epoch
 
 
 def rebuild(folder: Path, tell: Callable[[int, int], None] = lambda done, total: None) -> int:
@@ -148,9 +157,7 @@ def rebuild(folder: Path, tell: Callable[[int, int], None] = lambda done, total:
         LedgerCorrupt: The journal is damaged.
         StoreUnavailable: The disk is in the way.
     """
-    journal, books = folder / LEDGER_FILE, folder / BOOKS_FILE
-    if not journal.is_file():
-        raise DataFolderUnusable(f"There is no {LEDGER_FILE} in {folder}.", path=str(folder))
+    journal, books = check_there(folder), folder / BOOKS_FILE
     unfinished = folder / f"{BOOKS_FILE}.unfinished"
     if not unfinished.exists():
         remove_books(folder)

@@ -13,6 +13,7 @@ from spotledger.audit.embedded import audit_file
 from spotledger.audit.findings import Finding
 from spotledger.audit.report import CLEAN, KnownHead, Progress, Report
 from spotledger.clock import now_ms
+from spotledger.domain.positions import next_epoch
 from spotledger.errors import (
     BackupDamaged,
     DataFolderUnusable,
@@ -38,8 +39,6 @@ from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, NotedHead, rea
 from spotledger.storage.sqlite.placing import STAGING_FOLDER, go_on_placing, put_in_place
 from spotledger.storage.sqlite.sealing import Sealer
 
-#: An epoch is shown to readers as a JSON number.
-EPOCH_LIMIT: Final = 2**53
 COPY_BYTES: Final = 1024 * 1024
 #: How many kinds of findings of an audit are said in a message.
 FINDINGS_SAID: Final = 5
@@ -114,10 +113,10 @@ def restore(
         journal, keys = staging / LEDGER_FILE, staging / KEYS_FILE
         _copy(file, journal)
         _check_copy(journal, facts, file)
-        made = make_ledger_again(journal, keys, new_epoch, credentials)
+        made = make_ledger_again(journal, keys, new_epoch, credentials, _trusted_ms(facts, note))
         with closing(Sealer(journal, staging / BOOKS_FILE)) as sealer:
             sealer.seal_all()
-        _write_note(staging, facts, new_epoch, made.change, 0 if note is None else note.time_ms)
+        _write_note(staging, Note(facts.ledger_id, new_epoch, *made.head, made.change))
         good = read_good(keys, facts.ledger_id, now_ms())
         _check_report(audit_file(journal, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
         put_in_place(folder)
@@ -161,12 +160,16 @@ def _read_note(folder: Path, epoch: int | None) -> Note | None:
         ) from damage
 
 
-def _write_note(staging: Path, facts: BackupFacts, epoch: int, keys_change: int, noted_ms: int) -> None:
-    """Note the head of the restored ledger; the time is not later than one that was trusted before."""
-    time_ms = max(facts.made_ms, facts.booked_ms, noted_ms)
+def _trusted_ms(facts: BackupFacts, note: Note | None) -> int:
+    """Return the latest time that was trusted before; the clock of the machine that restores may be wrong."""
+    return max(facts.made_ms, facts.booked_ms, 0 if note is None else note.time_ms)
+
+
+def _write_note(staging: Path, note: Note) -> None:
+    """Note the head of the restored ledger."""
     try:
         with closing(NotedHead(staging / NOTE_FILE)) as noted:
-            noted.write(Note(facts.ledger_id, epoch, facts.seq, facts.hash, time_ms, keys_change))
+            noted.write(note)
     except OSError as problem:
         raise unusable(staging.parent, problem) from problem
 
@@ -185,23 +188,20 @@ def _named(file: Path) -> str:
     """Say which ledger *file* is, as far as it can be read."""
     try:
         with SqliteJournal(file) as journal:
-            return f"{file.name} is ledger {journal.ledger_id}, epoch {journal.epoch}, at entry {journal.head.seq}"
+            epoch, seq = journal.epochs.current, journal.head.seq
+            return f"{file.name} is ledger {journal.ledger_id}, epoch {epoch}, at entry {seq}"
     except (SpotledgerError, LedgerCorrupt):
         return f"{file.name} is there"
 
 
 def _checked_epoch(facts: BackupFacts, note: Note | None, epoch: int | None) -> int:
     noted = 0 if note is None else note.epoch
-    last = max(facts.epoch, noted)
-    if epoch is None:
-        return last + 1
-    if not last < epoch < EPOCH_LIMIT:
+    try:
+        return next_epoch(max(facts.epoch, noted), epoch)
+    except InvalidRequest as refusal:
         where = f" and the folder has a note of epoch {noted}" if noted else ""
-        raise InvalidRequest(
-            f"epoch is {epoch}; the backup was made in epoch {facts.epoch}{where}, so {last + 1} or more would pass",
-            field="epoch",
-        )
-    return epoch
+        message = f"{refusal.message}: the backup was made in epoch {facts.epoch}{where}"
+        raise InvalidRequest(message, field="epoch") from refusal
 
 
 def _check_master_key(facts: BackupFacts, folder: Path, source: MasterKeySource) -> None:

@@ -77,9 +77,9 @@ class Driver(ABC):
         self._note("ledger_row_missing", None, "ledger", "no row", "one row")
         self._findings.leave_out("the entries: which ledger it is, is not known")
 
-    def _begin(self, ledger_id: str, epoch: int, entry_at: Callable[[int], bytes | None]) -> None:
+    def _begin(self, ledger_id: str, entry_at: Callable[[int], bytes | None]) -> None:
         """Begin the pass before the first entry; *entry_at* returns the body of an entry."""
-        self._report.ledger_id, self._report.epoch = ledger_id, epoch
+        self._report.ledger_id = ledger_id
         self._genesis = genesis_hash(ledger_id)
         self._journal = JournalPass(self._findings, self._genesis, entry_at)
 
@@ -93,6 +93,15 @@ class Driver(ABC):
         report.entries, report.postings, report.refusals = journal.seq, journal.postings, journal.refusals
         report.coins, report.customers = len(journal.coins), len(journal.customers)
         report.balances, report.open_holds = len(journal.lines), len(journal.holds)
+        report.epoch = journal.epochs.current
+
+    def _check_epoch(self, epoch_seq: int) -> None:
+        """Compare where the row of the ledger says that the epoch began with the entries."""
+        begun_seq = self._journal.epochs.begun_seq
+        if epoch_seq != begun_seq:
+            self._note(
+                "ledger_row_wrong", None, "ledger", f"the epoch began with entry {epoch_seq}", f"entry {begun_seq}"
+            )
 
     # --- the head -----------------------------------------------------------------------------------------
 

@@ -94,7 +94,7 @@ class _FileAudit(Driver):
         if ledger is None:
             self._leave_out_entries()
             return
-        self._begin(ledger.ledger_id, ledger.epoch, self._file.journal.body)
+        self._begin(ledger.ledger_id, self._file.journal.body)
         if not self._is_possible(ledger):
             return
         self._segment_entries = ledger.segment_entries
@@ -103,7 +103,7 @@ class _FileAudit(Driver):
                 self._examine_journal(ledger)
             noted_change = 0
             with self._findings.noting("the noted head"):
-                noted_change = check_note(self._file, self._findings, ledger)
+                noted_change = check_note(self._file, self._findings, ledger, self._journal.epochs)
             with self._findings.noting("the access keys"):
                 check_access_keys(self._file, self._findings, noted_change, self._journal)
         finally:
@@ -111,8 +111,6 @@ class _FileAudit(Driver):
 
     def _is_possible(self, ledger: LedgerRow) -> bool:
         """Check the row that identifies the ledger, and say whether the entries can be read in its segments."""
-        if ledger.epoch < 1:
-            self._note("ledger_row_wrong", None, "ledger", f"epoch {ledger.epoch}", "1 or more")
         if 1 <= ledger.segment_entries <= SEGMENT_LIMIT:
             return True
         found = f"segments of {ledger.segment_entries} entries"
@@ -132,12 +130,13 @@ class _FileAudit(Driver):
             self._read_journal(last_seq, ahead)
             self._check_end()
             self._check_head_hash(head)
+            self._check_epoch(ledger.epoch_seq)
             compare_with_itself(self._journal, findings)
             if file.books is not None:
                 WholeTables(file.books, self._journal, findings, self._segment_entries).compare()
             if file.is_backup:
                 with findings.noting("the row of the backup"):
-                    check_backup(file, findings, ledger)
+                    check_backup(file, findings, ledger, self._journal.epochs)
             self._check_keys(spool)
 
     def _check_extent(self) -> tuple[int, HeadRow | None]:

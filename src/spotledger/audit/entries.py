@@ -78,6 +78,9 @@ class RequestRead(msgspec.Struct, gc=False):
     quote_units: int | None = None
     buyer: SideRead | None = None
     seller: SideRead | None = None
+    epoch: int | None = None
+    random_id: str | None = msgspec.field(default=None, name="id")
+    earlier: list[tuple[int, int]] | None = None
 
 
 class EntryRead(msgspec.Struct, gc=False):
@@ -87,6 +90,7 @@ class EntryRead(msgspec.Struct, gc=False):
     kind: str
     key: str
     booked_ms: int
+    actor: str
     request: RequestRead
     postings: tuple[PlacedRead, ...] = ()
     balances: tuple[BalanceRead, ...] = ()

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
+from spotledger.domain.positions import Epochs
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.sqlite.audit import AuditFile, LedgerRow, damaged_logs
 from spotledger.storage.sqlite.file import KEYS, schema_of
@@ -70,7 +71,7 @@ def _check_structure(file: RawFile, findings: Findings) -> None:
             )
 
 
-def check_note(file: AuditFile, findings: Findings, ledger: LedgerRow) -> int:
+def check_note(file: AuditFile, findings: Findings, ledger: LedgerRow, epochs: Epochs) -> int:
     """
     Compare the journal with the note of its head, which may be of an entry before the last.
 
@@ -89,19 +90,21 @@ def check_note(file: AuditFile, findings: Findings, ledger: LedgerRow) -> int:
         if last_seq and not file.is_alone:
             findings.leave_out(f"{NOTE_FILE}: there is none, so that entries cut off at the end would not show")
         return 0
+    if note.ledger_id == ledger.ledger_id and note.epoch < epochs.current:
+        return note.keys_change  # a later epoch began, as after the journal was put back
     kept = file.journal.hash_of(note.seq) if 0 < note.seq <= last_seq else None
     found_hash = genesis_hash(ledger.ledger_id) if note.seq == 0 else kept
-    if (ledger.ledger_id, ledger.epoch, found_hash) != (note.ledger_id, note.epoch, note.hash):
+    if (ledger.ledger_id, epochs.current, found_hash) != (note.ledger_id, note.epoch, note.hash):
         noted = f"ledger {note.ledger_id}, epoch {note.epoch}, entry {note.seq} with {note.hash.hex()}"
-        actual = "no such entry" if found_hash is None else f"epoch {ledger.epoch}, {found_hash.hex()}"
+        actual = "no such entry" if found_hash is None else f"epoch {epochs.current}, {found_hash.hex()}"
         findings.add("note_differs", note.seq, NOTE_FILE, f"ledger {ledger.ledger_id}, {actual}", noted)
     return note.keys_change
 
 
-def check_backup(file: AuditFile, findings: Findings, ledger: LedgerRow) -> None:
+def check_backup(file: AuditFile, findings: Findings, ledger: LedgerRow, epochs: Epochs) -> None:
     """Compare what a backup says it is with what is in it."""
     head = file.journal.head()
-    said, found = file.journal.backup_row(), None if head is None else (ledger.ledger_id, ledger.epoch, *head)
+    said, found = file.journal.backup_row(), None if head is None else (ledger.ledger_id, epochs.current, *head)
     if said != found:
         findings.add("backup_differs", None, "backup", str(said), str(found))
 

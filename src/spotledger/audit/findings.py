@@ -38,6 +38,8 @@ CODES: Final[dict[str, str]] = {
     "note_slot_damaged": "One slot of the noted head is damaged; the other one counts.",
     "entry_missing": "Entries are missing from the numbering.",
     "entry_out_of_place": "An entry is stored under another number than its own.",
+    "actor_wrong": "An entry does not name the credential that caused it.",
+    "epoch_wrong": "An epoch is not above those before, or does not list them.",
     "entry_unreadable": "An entry cannot be decoded.",
     "chain_broken": "The hash of an entry does not follow from its content and the hash before it.",
     "time_falls": "An entry was booked earlier than the entry before it.",

@@ -9,6 +9,7 @@ A fault is noted, and the value in the journal is taken over, so that one fault 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from hashlib import blake2b, sha256
 from typing import Any, Final
@@ -21,11 +22,16 @@ from spotledger.audit.findings import Findings
 from spotledger.audit.requests import CHECKS
 from spotledger.audit.shortcuts import SHORTCUTS
 from spotledger.domain.amounts import MAX_SCALE
+from spotledger.domain.journal import LEDGER, LIBRARY, epoch_key
+from spotledger.domain.positions import EPOCH_LIMIT, Epochs, EpochStart
 from spotledger.errors import Kept
 
 _DIGEST_BYTES: Final = 16
 _KEY_LENGTH: Final = 64
 _WITHOUT_POSTINGS: Final = frozenset({"list_coin", "register_customer"})
+#: The kinds of entries that the ledger writes by itself, under keys with a blank; nothing else does.
+_OWN_KINDS: Final = frozenset({"expire", "begin_epoch"})
+_ACTOR: Final = re.compile(r"token:[!-~]{1,64}|key:[!-~]{1,8}|library|ledger")
 
 
 class JournalPass(BooksRead):
@@ -46,6 +52,7 @@ class JournalPass(BooksRead):
         #: The stored hash of the last entry; None if the entry is missing.
         self.link: bytes | None = genesis
         self.reversals: dict[int, int] = {}
+        self.epochs = Epochs()
         self.postings = self.refusals = 0
         #: The digests of the keys since the last comparison of a segment with its tables, and their entries.
         self.keys: dict[bytes, int] = {}
@@ -79,7 +86,7 @@ class JournalPass(BooksRead):
             entries = [decode(body) for _, body, _ in rows]
         except (msgspec.DecodeError, RecursionError):
             return None
-        if not self._is_in_order(entries) or not self._take_keys(entries):
+        if not self._is_in_order(entries) or any(map(_has_wrong_actor, entries)) or not self._take_keys(entries):
             return None
         self.booked_ms, self.link = entries[-1].booked_ms, rows[-1][2]
         return entries
@@ -110,7 +117,7 @@ class JournalPass(BooksRead):
         together = "".join(keys)
         if not together.isascii() or not together.isprintable() or len(max(keys, key=len)) > _KEY_LENGTH or "" in keys:
             return False
-        if " " in together and any((" " in entry.key) != (entry.kind == "expire") for entry in entries):
+        if " " in together and any((" " in entry.key) != (entry.kind in _OWN_KINDS) for entry in entries):
             return False
         digests = [blake2b(key, digest_size=_DIGEST_BYTES).digest() for key in map(str.encode, keys)]
         new = dict(zip(digests, range(self.seq + 1, self.seq + 1 + len(keys)), strict=True))
@@ -163,11 +170,14 @@ class JournalPass(BooksRead):
             self._note("key_repeated", seq, "key", key, f"another key than entry {self.keys[digest]}")
         self.keys[digest] = seq
         is_printable = 0 < len(key) <= _KEY_LENGTH and key.isascii() and key.isprintable()
-        if not is_printable or (" " in key) != (entry.kind == "expire"):
+        if not is_printable or (" " in key) != (entry.kind in _OWN_KINDS):
             self._note("key_malformed", seq, "key", key, "1 to 64 printable ASCII characters without blanks")
         request = entry.request
         if request.op is not None or request.format is not None:
             self._note("request_differs", seq, "request", f"{request.format}, {request.op}", "neither format nor op")
+        if _has_wrong_actor(entry):
+            expected = "ledger" if entry.kind in _OWN_KINDS else "token:…, key:… or library"
+            self._note("actor_wrong", seq, "actor", entry.actor, expected)
 
     def _book(self, entry: EntryRead) -> None:
         """Apply what an entry does to balances, holds, coins and customers."""
@@ -234,6 +244,8 @@ class JournalPass(BooksRead):
                 self._list_coin(entry.request.coin, entry.request.scale)
             case "register_customer":
                 self._register(entry.request.customer)
+            case "begin_epoch":
+                self._begin_epoch(entry)
             case "reverse":
                 if (expected_postings := CHECKS["reverse"](entry, self)) is not None:
                     self._note("reversal_wrong", self.seq, "postings", "none", expected_postings)
@@ -255,6 +267,18 @@ class JournalPass(BooksRead):
         else:
             self.customers[customer] = self.seq
 
+    def _begin_epoch(self, entry: EntryRead) -> None:
+        """Check that a new epoch is above those before, and lists them."""
+        asked, before = entry.request, self.epochs
+        epoch, earlier = asked.epoch or 0, tuple(EpochStart(*start) for start in asked.earlier or ())
+        is_named = entry.key == epoch_key(epoch) and asked.random_id
+        if not is_named or earlier != before.later or not before.current < epoch < EPOCH_LIMIT:
+            found = f"epoch {epoch} after {[tuple(start) for start in earlier]}"
+            expected = f"an epoch above {before.current} after {[tuple(start) for start in before.later]}"
+            self._note("epoch_wrong", self.seq, "request", found, expected)
+        if epoch > before.current:
+            self.epochs = before.begun(epoch, self.seq)
+
     def _note_unknown_kind(self, kind: str) -> None:
         self._note("kind_unknown", self.seq, "kind", kind, f"one of {', '.join(CHECKS)}")
 
@@ -270,6 +294,12 @@ class JournalPass(BooksRead):
         if seq in self.reversals:
             self._note("reversed_twice", self.seq, f"entry {seq}", f"reversed by {self.reversals[seq]} too", "once")
         self.reversals.setdefault(seq, self.seq)
+
+
+def _has_wrong_actor(entry: EntryRead) -> bool:
+    """Say whether *entry* names no actor that it can have."""
+    actor = entry.actor
+    return (actor == LEDGER) != (entry.kind in _OWN_KINDS) or (actor != LIBRARY and not _ACTOR.fullmatch(actor))
 
 
 def _kept_codes(kind: type[Kept] = Kept) -> frozenset[str]:

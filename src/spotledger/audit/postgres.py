@@ -103,12 +103,12 @@ class _DatabaseAudit(Driver):
             self._leave_out_tables(missing)
             return
         self._check_guards()
-        ledger = self._rows("SELECT ledger_id, epoch FROM ledger WHERE only_row = 1")
+        ledger = self._rows("SELECT ledger_id, epoch_seq FROM ledger WHERE only_row = 1")
         if not ledger:
             self._leave_out_entries()
             return
-        ledger_id, epoch = ledger[0]
-        self._begin(ledger_id, epoch, self._body_of)
+        ledger_id, self._epoch_seq = ledger[0]
+        self._begin(ledger_id, self._body_of)
         try:
             with closing(KeySpool()) as spool:
                 self._examine_entries(spool)
@@ -127,6 +127,7 @@ class _DatabaseAudit(Driver):
             last_seq = self._last_seq()
             self._read_to(last_seq, last_seq, spool, in_snapshot=True)
             self._check_head(last_seq)
+            self._check_epoch(self._epoch_seq)
             self._compare_whole_tables()
         for digest in spool.repeated():
             self._note("key_repeated", None, "key", f"twice: {digest.hex()}", "once")

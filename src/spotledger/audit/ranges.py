@@ -139,6 +139,9 @@ class RangePass(JournalPass):
                 else:
                     line.freeze -= units
 
+    def _begin_epoch(self, entry: EntryRead) -> None:
+        raise Unsound(f"entry {self.seq} begins an epoch, which only those before can be compared with")
+
     def _new_line(self, name: LineName) -> Line:
         raise Unsound(f"entry {self.seq} posts to {name} without a balance after it")
 

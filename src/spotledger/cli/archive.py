@@ -143,7 +143,7 @@ def restore(
     more |= {"kept_revoked": found.kept_revoked, "came_back": came_back, "admin_token": found.good.has_admin}
     out.document({"data": str(settings.data), **held, **more})
     out.line(f"{settings.data} is ledger {held['ledger_id']} up to entry {held['seq']}, {_when(held['booked_ms'])}")
-    out.line(f"  the audit is clean; epoch {found.epoch} begins with the next entry")
+    out.line(f"  the audit is clean; epoch {found.epoch} began with entry {found.backup.seq + 1}")
     if not found.access_keys:
         out.line("  all access keys are revoked; make new ones with spotledger key create")
     _tell_credentials(out, found)

@@ -9,6 +9,7 @@ import click
 
 from spotledger.cli.connection import CommandLedger
 from spotledger.cli.options import (
+    PositionType,
     account_option,
     all_pages,
     duration_ms,
@@ -75,7 +76,7 @@ async def customer_list(ledger: CommandLedger, out: Output) -> None:
 @click.argument("customer")
 @account_option
 @click.option("--all", "with_empty", is_flag=True, help="Include coins with nothing in them.")
-@click.option("--at-seq", type=click.IntRange(min=0), metavar="SEQ", help="The balances after this entry.")
+@click.option("--at-seq", type=PositionType(), metavar="SEQ", help="The balances after this entry.")
 @click.option(
     "--at", metavar="TIME", help="The balances at this time: 2026-01-31T12:00:00Z, or milliseconds since 1970."
 )
@@ -86,7 +87,7 @@ async def balances(
     customer: str,
     account: str,
     with_empty: bool,
-    at_seq: int | None,
+    at_seq: str | None,
     at: str | None,
 ) -> None:
     """Show the balances of CUSTOMER, now or at any moment in the past: available, freeze and their total."""

@@ -14,7 +14,7 @@ import click
 from msgspec.structs import astuple
 
 from spotledger.cli.connection import CommandLedger
-from spotledger.cli.options import ledger_command
+from spotledger.cli.options import PositionType, ledger_command
 from spotledger.cli.output import EXACT, Output
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import BalanceAfter, Entry, Posting, Statement
@@ -31,12 +31,12 @@ _HOUSE: Final = ("@external", "@fees", "@dust", "@receivable")
 @click.argument("customer")
 @click.option("--coin", metavar="COIN", help="Only entries that touch this coin.")
 @click.option(
-    "--after", "after_seq", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only entries after this one."
+    "--after", "after_seq", type=PositionType(), default="0", metavar="SEQ", help="Only entries after this one."
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most this many entries.")
 @ledger_command()
 async def history(
-    ledger: CommandLedger, out: Output, customer: str, coin: str | None, after_seq: int, limit: int | None
+    ledger: CommandLedger, out: Output, customer: str, coin: str | None, after_seq: str, limit: int | None
 ) -> None:
     """Show the entries about CUSTOMER as a statement, with the balances before and after them."""
     statement = await _statement(ledger, customer, coin, after_seq, limit)
@@ -52,7 +52,7 @@ async def history(
 
 
 async def _statement(
-    ledger: CommandLedger, customer: str, coin: str | None, after_seq: int, limit: int | None
+    ledger: CommandLedger, customer: str, coin: str | None, after_seq: str, limit: int | None
 ) -> Statement:
     """Return all pages of a statement as one; ``ledger.document`` is then the same as one document."""
     whole: Json = {}
@@ -60,7 +60,7 @@ async def _statement(
         wanted = PAGE_ENTRIES if limit is None else min(PAGE_ENTRIES, limit - len(whole.get("entries", ())))
         page = await ledger.statement(customer, coin, after_seq, wanted)
         whole = _joined(whole, ledger.document) if whole else ledger.document
-        after_seq = page.next_after_seq
+        after_seq = page.next
         if len(page.entries) < wanted or len(whole["entries"]) == limit:
             break
     ledger.document = whole
@@ -110,17 +110,17 @@ def time_text(time_ms: int) -> str:
 
 @click.command()
 @click.option(
-    "--after", "after_seq", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only entries after this one."
+    "--after", "after_seq", type=PositionType(), default="0", metavar="SEQ", help="Only entries after this one."
 )
 @click.option("--follow", is_flag=True, help="Continue with new entries until Ctrl-C.")
 @ledger_command()
-async def feed(ledger: CommandLedger, out: Output, after_seq: int, follow: bool) -> None:
+async def feed(ledger: CommandLedger, out: Output, after_seq: str, follow: bool) -> None:
     """Show the journal, one entry per line; with --json as JSON objects."""
     while True:
         page = await ledger.entries(after_seq)
         for entry, document in zip(page.entries, ledger.document["entries"], strict=True):
             click.echo(json.dumps(document, ensure_ascii=False) if out.as_json else _feed_line(entry))
-        after_seq = page.next_after_seq
+        after_seq = page.next
         if not page.entries:
             if not follow:
                 return

@@ -45,6 +45,7 @@ for _command in (
     archive.import_,
     repair.recover,
     repair.rebuild,
+    repair.epoch,
     service.migrate,
     service.settings,
     reference.reference,

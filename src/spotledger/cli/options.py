@@ -18,9 +18,11 @@ from spotledger.cli.connection import CommandLedger, Where, connect
 from spotledger.cli.output import Output
 from spotledger.client.operator.operations import HoldKey, HoldName
 from spotledger.domain.operations import KEY_MAX_CHARACTERS
+from spotledger.domain.positions import POSITION_PATTERN
 from spotledger.errors import LedgerCorrupt, SpotledgerError
 from spotledger.ops.settings import RULES, flag_of
 
+_POSITION = re.compile(f"0|{POSITION_PATTERN}")
 F = TypeVar("F", bound=Callable[..., Any])
 
 ACCOUNTS: Final = ("wallet", "spot", "fiat")
@@ -145,6 +147,19 @@ def time_ms(text: str | None, option: str) -> int | None:
         ) from None
     aware = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
     return round(aware.timestamp() * 1000)
+
+
+class PositionType(click.ParamType[str]):
+    """A position in the journal: a number, or ``EPOCH-SEQ``."""
+
+    name = "position"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return *value* as text, or say what would pass."""
+        text = str(value)
+        if not _POSITION.fullmatch(text):
+            self.fail(f"{text!r} is no position; a number such as 42, or 2-42 in epoch 2, would pass", param, ctx)
+        return text
 
 
 def hold_name(text: str) -> HoldName:

@@ -14,7 +14,7 @@ import click
 from spotledger import paths
 from spotledger.cli.connection import CommandLedger
 from spotledger.cli.money import write
-from spotledger.cli.options import hold_name, key_option, ledger_command, reference_option
+from spotledger.cli.options import PositionType, hold_name, key_option, ledger_command, reference_option
 from spotledger.cli.output import Output
 from spotledger.client.operator.operations import CoinAmount, Operation, Reverse, Settle, SettleSide
 from spotledger.errors import MalformedRequest
@@ -78,7 +78,7 @@ def _flag(name: str) -> str:
 
 
 @click.command()
-@click.argument("seq", type=click.IntRange(min=1))
+@click.argument("seq", type=PositionType())
 @click.option("--reason", required=True, metavar="TEXT", help="Why; the journal keeps it.")
 @key_option
 @ledger_command()

@@ -7,14 +7,15 @@ balance can fall below zero.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
 from spotledger.domain.accounts import Account, Coin, Line, may_be_negative
 from spotledger.domain.amounts import UNITS_LIMIT, format_amount
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold, Posting, new_tuple
-from spotledger.domain.operations import HoldKey, HoldName
+from spotledger.domain.operations import HoldKey, HoldName, SettleSide, Unfreeze, Withdraw
+from spotledger.domain.positions import Epochs
 from spotledger.errors import (
     BalanceTooLarge,
     HoldClosed,
@@ -22,6 +23,7 @@ from spotledger.errors import (
     HoldShort,
     InsufficientAvailable,
     LedgerCorrupt,
+    PreconditionFailed,
     UnknownCoin,
     UnknownCustomer,
     UnknownHold,
@@ -32,6 +34,10 @@ T = TypeVar("T")
 
 class State(Protocol):
     """The books just before an operation, as the rules read them."""
+
+    @property
+    def epochs(self) -> Epochs:
+        """The epochs of the journal."""
 
     def coin(self, name: str) -> Coin | None:
         """Return the listed coin, or None."""
@@ -151,15 +157,46 @@ def _shown(name: HoldName) -> str:
     return f"of key {name.key}" if isinstance(name, HoldKey) else name
 
 
-def usable_hold(name: HoldName, hold: Hold | None, now_ms: int, field: str = "hold") -> Hold:
+def usable_hold(
+    named: Unfreeze | Withdraw | SettleSide, hold: Hold | None, state: State, now_ms: int, field: str = "hold"
+) -> Hold:
     """
-    Return *hold*, which was looked up by *name*, or refuse if it has expired or is closed.
+    Return *hold*, which *named* names, or refuse if it is not the one that was meant, has expired or is closed.
 
-    The expiry is checked first, so that the answer is the same whether or not the ledger has written the expiry yet.
+    The expiry is checked before the rest, so that the answer is the same whether or not the ledger has written the
+    expiry yet.
     """
+    name = named.hold
+    assert name is not None, "it names a hold"  # noqa: S101
+    if named.epoch is not None or named.customer is not None or named.coin is not None:
+        _check_hold_is_meant(named, name, hold, state, field)
     if hold is not None and hold.expires_ms is not None and now_ms >= hold.expires_ms:
         raise HoldExpired(f"hold {hold.hold_id} expired at {hold.expires_ms}; the time is {now_ms}", field=field)
     return open_hold(name, hold, field)
+
+
+def _check_hold_is_meant(
+    named: Unfreeze | Withdraw | SettleSide, name: HoldName, hold: Hold | None, state: State, field: str
+) -> None:
+    if hold is not None or not isinstance(name, HoldKey):
+        state.epochs.require(int(name) if isinstance(name, str) else known(hold, name).hold_id, named.epoch, field)
+    if hold is not None:
+        owner = {hold.account.customer}
+        check_meant(f"hold {_shown(name)}", owner, {hold.coin}, named.customer, named.coin, field)
+
+
+def check_meant(
+    what: str, customers: Collection[str], coins: Collection[str], customer: str | None, coin: str | None, field: str
+) -> None:
+    """
+    Check the preconditions of something that is named.
+
+    Raises:
+        PreconditionFailed: *customer* is none of *customers*, or *coin* none of *coins*.
+    """
+    for word, found, wanted in (("customer", customers, customer), ("coin", coins, coin)):
+        if wanted is not None and wanted not in found:
+            raise PreconditionFailed(f"{what} is not of the {word} {wanted}, which was named with it", field=field)
 
 
 def enough_remaining(hold: Hold, coin: Coin, units: int, field: str = "amount") -> None:

@@ -1,5 +1,5 @@
 """
-The journal's records: entries, their postings, and the holds that entries open and use.
+The journal's records: entries, their postings, the holds that entries open and use, and the epochs that they begin.
 
 An entry has its key, its canonical request and the balances after it. So one append makes the movement, its idempotency
 key and its result durable together, and everything else about money can be derived from entries alone.
@@ -12,9 +12,19 @@ from typing import Any, Final, NamedTuple
 
 from spotledger.domain.accounts import Account
 from spotledger.domain.operations import Freeze
+from spotledger.domain.positions import FIRST_EPOCH, Epochs, EpochStart
+from spotledger.errors import LedgerCorrupt
 
 #: The version of the canonical requests in the journal.
 REQUEST_FORMAT: Final = 1
+
+#: The actors that are no credential: who uses the library, and the ledger itself.
+LIBRARY: Final = "library"
+LEDGER: Final = "ledger"
+#: The kind of the entry that begins an epoch.
+BEGIN_EPOCH: Final = "begin_epoch"
+#: Of the random id that distinguishes two histories which began the same epoch.
+EPOCH_ID_BYTES: Final = 16
 
 #: Makes a named tuple from its class and a tuple of its values, in half the time of calling the class.
 new_tuple = tuple.__new__
@@ -81,8 +91,9 @@ class Entry:
     One immutable record of the journal. (The class is not frozen, which would make it five times as slow to create.)
 
     ``seq`` counts 1, 2, 3 … without gaps, and ``booked_ms`` never falls along it. ``request`` is the canonical request.
-    A kept refusal has a ``refusal`` (code, detail, details). It has no postings, and neither has a listing or a
-    registration.
+    A kept refusal has a ``refusal`` (code, detail, details). It has no postings, and neither has a listing, a
+    registration or the beginning of an epoch. ``actor`` is the credential behind the entry: ``token:<id>``,
+    ``library``, or ``ledger``.
     """
 
     seq: int
@@ -95,6 +106,7 @@ class Entry:
     holds: tuple[HoldAfter, ...] = ()
     happened_ms: int | None = None
     refusal: dict[str, Any] | None = None
+    actor: str = LIBRARY
 
     def posting_balances(self) -> list[int]:
         """Return, for each posting, the balance of its side after it, worked back from the balances of the entry."""
@@ -128,3 +140,50 @@ def opened_hold(entry: Entry, account: Account | None = None, coin: str | None =
     account, coin, request = account or posted_to, coin or posted_coin, entry.request
     reference, expires_ms = request.get("reference"), request.get("expires_ms")
     return Hold(entry.seq, account, coin, units, units, reference, expires_ms, entry.booked_ms)
+
+
+def epoch_key(epoch: int) -> str:
+    """Return the idempotency key of the entry with which *epoch* begins; no caller can use it."""
+    return f" begin_epoch:{epoch}"
+
+
+def begin_epoch(epochs: Epochs, seq: int, epoch: int, booked_ms: int, reason: str, random_id: str) -> Entry:
+    """
+    Return the entry *seq*, with which *epoch* begins.
+
+    Args:
+        epochs: The epochs before; the entry lists them, so that the newest one is enough to know all.
+        seq: Its position.
+        epoch: The new epoch, above the current one.
+        booked_ms: When it is booked, in milliseconds since 1970.
+        reason: Why, for people.
+        random_id: Distinguishes two histories that began the same epoch.
+    """
+    request = {
+        "format": REQUEST_FORMAT,
+        "op": BEGIN_EPOCH,
+        "epoch": epoch,
+        "id": random_id,
+        "reason": reason,
+        "earlier": [list(start) for start in epochs.later],
+    }
+    return Entry(seq, BEGIN_EPOCH, epoch_key(epoch), booked_ms, request, actor=LEDGER)
+
+
+def epochs_after(entry: Entry) -> Epochs:
+    """
+    Return the epochs of a journal whose newest epoch begins with *entry*.
+
+    Raises:
+        LedgerCorrupt: *entry* begins no epoch, or does not list those before it.
+    """
+    request = entry.request
+    try:
+        later = [EpochStart(epoch, seq) for epoch, seq in [*request["earlier"], (request["epoch"], entry.seq)]]
+        steps = zip([EpochStart(FIRST_EPOCH, 0), *later], later, strict=False)
+        is_sound = all(before.epoch < after.epoch and before.seq < after.seq for before, after in steps)
+    except (KeyError, TypeError, ValueError):
+        is_sound = False
+    if not is_sound or entry.kind != BEGIN_EPOCH or entry.refusal is not None:
+        raise LedgerCorrupt(f"entry {entry.seq} does not say which epochs there were")
+    return Epochs(later)

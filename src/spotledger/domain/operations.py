@@ -9,11 +9,14 @@ it happens once.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from typing import ClassVar, Final, NamedTuple, TypeAlias
+from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar
 
 from spotledger.domain.accounts import check_account_kind, check_coin, check_customer, check_scale
 from spotledger.domain.amounts import check_amount, shown
+from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN, Epochs, parse_position
 from spotledger.errors import InvalidRequest
 
 KEY_MAX_CHARACTERS: Final = 64
@@ -25,7 +28,7 @@ TIME_MAX_MS: Final = 253_402_300_799_999
 
 _KEY = re.compile(r"\A[\x21-\x7e]{1,64}\Z")
 _ZERO = re.compile(r"\A0(?:\.0{1,18})?\Z")
-_HOLD = re.compile(r"\A[1-9][0-9]{0,17}\Z")
+_HOLD = re.compile(rf"\A{POSITION_PATTERN}\Z")
 #: Characters refused in text that people read in the journal: control characters and lone surrogates.
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -115,23 +118,31 @@ class Freeze:
 
 @dataclass(frozen=True, slots=True)
 class Unfreeze:
-    """Move *amount* of a hold, or all that remains of it, back to available."""
+    """Move *amount* of a hold, or all that remains of it, back to available; the rest are preconditions."""
 
     kind: ClassVar[str] = "unfreeze"
     key: str
     hold: HoldName
     amount: str | None = None
+    customer: str | None = None
+    coin: str | None = None
+    epoch: int | None = None
 
     def __post_init__(self) -> None:
         check_key(self.key)
         check_hold(self.hold)
         if self.amount is not None:
             check_amount(self.amount)
+        check_precondition(self)
 
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Move *amount* to the outside world, out of a hold or directly out of what *customer* has available."""
+    """
+    Move *amount* to the outside world, out of a hold or directly out of what *customer* has available.
+
+    Beside a hold, *customer*, *coin* and *epoch* are preconditions.
+    """
 
     kind: ClassVar[str] = "withdraw"
     key: str
@@ -142,22 +153,24 @@ class Withdraw:
     hold: HoldName | None = None
     reference: str | None = None
     happened_ms: int | None = None
+    epoch: int | None = None
 
     def __post_init__(self) -> None:
         check_key(self.key)
         check_amount(self.amount)
         check_reference(self.reference)
         check_time(self.happened_ms, "happened_ms")
-        if self.hold is None:
-            check_customer(self.customer)
-            check_coin(self.coin)
-            check_account_kind(self.account)
+        if self.hold is not None:
+            check_hold(self.hold)
+            check_precondition(self)
+            if self.account != "spot":
+                raise InvalidRequest("account is given beside hold, which has it; leave it out", field="account")
             return
-        check_hold(self.hold)
-        account = None if self.account == "spot" else self.account
-        for field, value in (("customer", self.customer), ("coin", self.coin), ("account", account)):
-            if value is not None:
-                raise InvalidRequest(f"{field} is given beside hold, which has it; leave it out", field=field)
+        check_customer(self.customer)
+        check_coin(self.coin)
+        check_account_kind(self.account)
+        if self.epoch is not None:
+            raise InvalidRequest("epoch is given without hold, which it is about; leave it out", field="epoch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,16 +221,21 @@ class SettleSide:
         fee: The fee: in the coin received, out of what is received, or in the coin paid, out of the same hold.
         release: What else of the hold goes back to available: decimal text, or ``"rest"`` for all that remains.
         dust: What goes to the house account ``@dust`` out of what is received.
+        customer, coin, epoch: Preconditions that the hold has to meet; None: any.
     """
 
     hold: HoldName
     fee: CoinAmount | None = None
     release: str | None = None
     dust: CoinAmount | None = None
+    customer: str | None = None
+    coin: str | None = None
+    epoch: int | None = None
 
     def check(self, name: str) -> None:
         """Check the form of this side; messages call it *name*."""
         check_hold(self.hold, f"{name}.hold")
+        check_precondition(self, f"{name}.")
         for field, amount in (("fee", self.fee), ("dust", self.dust)):
             if amount is not None:
                 check_coin(amount.coin, f"{name}.{field}.coin")
@@ -258,19 +276,24 @@ class Settle:
 
 @dataclass(frozen=True, slots=True)
 class Reverse:
-    """Undo the deposit, withdrawal, transfer or settlement of the entry *seq*, once, for a stated *reason*."""
+    """
+    Undo the deposit, withdrawal, transfer or settlement of the entry *seq*, once, for a stated *reason*.
+
+    *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions.
+    """
 
     kind: ClassVar[str] = "reverse"
     key: str
-    seq: int
+    seq: int | str
     reason: str
+    customer: str | None = None
+    coin: str | None = None
+    epoch: int | None = None
 
     def __post_init__(self) -> None:
         check_key(self.key)
-        if not isinstance(self.seq, int) or isinstance(self.seq, bool) or not 0 < self.seq < 2**63:
-            raise InvalidRequest(
-                f"seq is {shown(self.seq)}; the position of an entry such as 12 would pass", field="seq"
-            )
+        parse_position(self.seq, "seq", least=1)
+        check_precondition(self)
         if self.reason is None:
             raise InvalidRequest("reason is missing; a line of text that says why would pass", field="reason")
         check_reference(self.reason, "reason")
@@ -292,6 +315,11 @@ class Expire:
 Operation: TypeAlias = (
     ListCoin | RegisterCustomer | Deposit | Freeze | Unfreeze | Withdraw | Transfer | Settle | Reverse | Expire
 )
+
+
+#: What names a hold, and anything that is copied.
+T = TypeVar("T", bound=Unfreeze | Withdraw | SettleSide)
+C = TypeVar("C")
 
 
 def expiry_key(hold_id: int) -> str:
@@ -317,6 +345,21 @@ def check_hold(name: object, field: str = "hold") -> HoldName:
     raise InvalidRequest(f'{field} is {shown(name)}; a hold\'s id such as "12" would pass', field=field)
 
 
+def check_precondition(named: Unfreeze | Withdraw | Reverse | SettleSide, prefix: str = "") -> None:
+    """Check the form of the preconditions of an operation, or of a side of a fill; messages begin with *prefix*."""
+    if named.customer is not None:
+        check_customer(named.customer, f"{prefix}customer")
+    if named.coin is not None:
+        check_coin(named.coin, f"{prefix}coin")
+    epoch = named.epoch
+    if epoch is None:
+        return
+    if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 < epoch < EPOCH_LIMIT:
+        raise InvalidRequest(
+            f"{prefix}epoch is {shown(epoch)}; a whole number from 1 would pass", field=f"{prefix}epoch"
+        )
+
+
 def check_reference(text: object, field: str = "reference") -> None:
     """Check that *text* is None or a line of 1–256 printable characters."""
     if text is None:
@@ -337,6 +380,55 @@ def check_time(value: object, field: str) -> None:
 
 def _is_zero_text(text: object) -> bool:
     return isinstance(text, str) and _ZERO.match(text) is not None
+
+
+def _locate_hold(operation: Unfreeze | Withdraw, epochs: Epochs) -> Operation:
+    return operation if operation.hold is None else _located_hold(operation, epochs, "hold")
+
+
+def _locate_settle(operation: Settle, epochs: Epochs) -> Operation:
+    buyer = _located_hold(operation.buyer, epochs, "buyer.hold")
+    seller = _located_hold(operation.seller, epochs, "seller.hold")
+    if buyer is operation.buyer and seller is operation.seller:
+        return operation
+    return _changed(operation, buyer=buyer, seller=seller)
+
+
+def _locate_reverse(operation: Reverse, epochs: Epochs) -> Operation:
+    if isinstance(operation.seq, int) and (epochs.is_first or operation.epoch is not None):
+        return operation
+    return _changed(operation, seq=_located(operation.seq, operation.epoch, epochs, "seq"))
+
+
+def _located_hold(named: T, epochs: Epochs, field: str) -> T:
+    """Return an operation, or a side of a fill, with its hold as a plain number, unless it is named by a key."""
+    hold, epoch = named.hold, named.epoch
+    if isinstance(hold, HoldKey) or hold is None or (hold.isdecimal() and (epochs.is_first or epoch is not None)):
+        return named
+    return _changed(named, hold=str(_located(hold, epoch, epochs, field)))
+
+
+def _located(name: int | str, epoch: int | None, epochs: Epochs, field: str) -> int:
+    position = parse_position(name, field, least=1)
+    return position.seq if position.epoch is None and epoch is not None else epochs.locate(position, field)
+
+
+def _changed(named: C, **fields: Any) -> C:
+    """Return a copy of *named*, which was checked, with other *fields*, which are not checked."""
+    changed = copy(named)
+    for field, value in fields.items():
+        object.__setattr__(changed, field, value)
+    return changed
+
+
+#: By class: return an operation with the holds and the entry that it names as plain numbers, as the journal keeps them.
+#: A plain number beside ``epoch`` is of that epoch; the rules check it. Each raises EpochMissing or UnknownPosition.
+LOCATING: Final[dict[type[Any], Callable[[Any, Epochs], Operation]]] = {
+    Unfreeze: _locate_hold,
+    Withdraw: _locate_hold,
+    Settle: _locate_settle,
+    Reverse: _locate_reverse,
+}
 
 
 def holds_of(operation: Operation) -> tuple[HoldName, ...]:

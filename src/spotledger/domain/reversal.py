@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from spotledger.domain.accounts import DUST, FEES, Account, Line, may_be_negative, receivable_of
-from spotledger.domain.books import Decision, State, post
+from spotledger.domain.books import Decision, State, check_meant, post
 from spotledger.domain.journal import AVAILABLE, Entry, Posting
 from spotledger.domain.operations import Deposit, Reverse, Settle, Transfer, Withdraw
 from spotledger.errors import AlreadyReversed, HouseShort, InvalidRequest, UnknownEntry
@@ -28,7 +28,8 @@ class Target(NamedTuple):
 
 def target_of(operation: Reverse, state: State) -> Target:
     """Look up the entry that a reversal names."""
-    return Target(state.entry(operation.seq), state.reversal_of(operation.seq))
+    seq = int(operation.seq)
+    return Target(state.entry(seq), state.reversal_of(seq))
 
 
 def reverse(operation: Reverse, target: Target, state: State, seq: int, now_ms: int) -> Decision:
@@ -37,11 +38,15 @@ def reverse(operation: Reverse, target: Target, state: State, seq: int, now_ms: 
 
     Raises:
         UnknownEntry, HouseShort, BalanceTooLarge: Kept.
+        PreconditionFailed: The entry is not the one that was meant.
         AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
     """
     entry = target.entry
+    if operation.epoch is not None:
+        state.epochs.require(int(operation.seq), operation.epoch, "seq")
     if entry is None:
         raise UnknownEntry(f"there is no entry {operation.seq}; the seq of an entry would pass", field="seq")
+    _check_meant(operation, entry)
     if entry.kind not in REVERSIBLE or entry.refusal is not None:
         kind = "a kept refusal" if entry.refusal is not None else f"of kind {entry.kind}"
         raise InvalidRequest(
@@ -55,6 +60,14 @@ def reverse(operation: Reverse, target: Target, state: State, seq: int, now_ms: 
     for (account, coin), units in _net(entry).items():
         lines += _opposite(account, coin, units, state)
     return post(state, lines)
+
+
+def _check_meant(operation: Reverse, entry: Entry) -> None:
+    if operation.customer is None and operation.coin is None:
+        return
+    customers = {posting.account.customer for posting in entry.postings}
+    coins = {posting.coin for posting in entry.postings}
+    check_meant(f"entry {entry.seq}", customers, coins, operation.customer, operation.coin, "seq")
 
 
 def _net(entry: Entry) -> dict[Line, int]:

@@ -2,8 +2,8 @@
 The rules: what an operation does to the books, or why it is refused.
 
 They are pure functions of the operation and the books, the same for every store. Refusals are checked in this order:
-coin, form of the amount, customers, hold (known, not expired, open, enough remaining), enough available, size of the
-balance.
+coin, form of the amount, customers, hold (the one that was meant, known, not expired, open, enough remaining), enough
+available, size of the balance.
 """
 
 from __future__ import annotations
@@ -148,14 +148,14 @@ def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms:
 
 
 def _unfreeze(operation: Unfreeze, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
-    hold = usable_hold(operation.hold, subject.hold, now_ms)
+    hold = usable_hold(operation, subject.hold, state, now_ms)
     units = hold.remaining if subject.units is None else subject.units
     return _use_hold(hold, units, Posting(hold.account, hold.coin, AVAILABLE, units), subject, state, seq)
 
 
 def _withdraw(operation: Withdraw, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     if operation.hold is not None:
-        hold = usable_hold(operation.hold, subject.hold, now_ms)
+        hold = usable_hold(operation, subject.hold, state, now_ms)
         units = known(subject.units, subject.hold)
         return _use_hold(hold, units, Posting(EXTERNAL, hold.coin, AVAILABLE, units), subject, state, seq)
     coin = listed(known(operation.coin, operation), subject.coin)

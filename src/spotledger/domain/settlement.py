@@ -16,7 +16,7 @@ from spotledger.domain.accounts import DUST, FEES, Coin
 from spotledger.domain.amounts import normal_amount, units_of
 from spotledger.domain.books import Decision, State, enough_remaining, find_hold, listed, post, usable_hold
 from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold, Posting, new_tuple
-from spotledger.domain.operations import REST, CoinAmount, HoldKey, HoldName, Settle, SettleSide
+from spotledger.domain.operations import REST, CoinAmount, HoldKey, Settle, SettleSide
 from spotledger.errors import InvalidAmount, InvalidRequest
 
 
@@ -112,6 +112,7 @@ def settle(operation: Settle, fill: Fill, state: State, seq: int, now_ms: int) -
 
     Raises:
         UnknownCoin, UnknownHold, HoldClosed, HoldExpired, HoldShort, BalanceTooLarge: Kept.
+        PreconditionFailed: A hold is not the one that was meant.
         InvalidRequest: A hold is of the wrong coin, or fee and dust exceed what a side receives.
     """
     base, quote, base_units, quote_units, bought, sold = fill
@@ -120,8 +121,8 @@ def settle(operation: Settle, fill: Fill, state: State, seq: int, now_ms: int) -
     assert base_units is not None and quote_units is not None  # noqa: S101, PT018 - both coins are listed
     assert bought is not None and sold is not None  # noqa: S101, PT018 - and so both sides were looked up
     buyer, seller = operation.buyer, operation.seller
-    buys = _hold(buyer.hold, bought.hold, quote, now_ms, _BUYER)
-    sells = _hold(seller.hold, sold.hold, base, now_ms, _SELLER)
+    buys = _hold(buyer, bought.hold, quote, state, now_ms, _BUYER)
+    sells = _hold(seller, sold.hold, base, state, now_ms, _SELLER)
     buyer_gives = _gives(buyer, bought, buys, quote, quote_units, _BUYER)
     seller_gives = _gives(seller, sold, sells, base, base_units, _SELLER)
     lines = [
@@ -132,8 +133,8 @@ def settle(operation: Settle, fill: Fill, state: State, seq: int, now_ms: int) -
     return post(state, lines, holds)
 
 
-def _hold(name: HoldName, found: Hold | None, coin: Coin, now_ms: int, names: _Names) -> Hold:
-    hold = usable_hold(name, found, now_ms, names.hold)
+def _hold(side: SettleSide, found: Hold | None, coin: Coin, state: State, now_ms: int, names: _Names) -> Hold:
+    hold = usable_hold(side, found, state, now_ms, names.hold)
     if hold.coin != coin.name:
         raise InvalidRequest(
             f"{names.hold} is of {hold.coin}; a hold of {coin.name}, which the {names.side} pays with, would pass",

@@ -21,6 +21,11 @@ ADVICE: Final[dict[str, str]] = {
     "already_reversed": "Do nothing: `by` is the entry that reversed it.",
     "last_admin_token": "Make another token with the scope `admin`, then revoke this one.",
     "chain_partly_known": "Send the chain exactly as it was sent before, or with new keys only.",
+    "epoch_missing": "The ledger was restored, and this number was given again: look up what was meant, and send its "
+    "position, such as `2-42`. A follower undoes what it took after `last_common`, and goes on from there.",
+    "unknown_position": "The entry was lost in a restore. A follower undoes what it took after `last_common`, and goes "
+    "on from there; a write that named it has to be looked at by a person.",
+    "precondition_failed": "The hold or entry is not the one that was meant: look it up again. The key is unused.",
     "not_found": "Check the path and the id in it.",
     "method_not_allowed": "Use one of the methods in the `Allow` header.",
     # kept refusals

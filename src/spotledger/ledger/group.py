@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -17,8 +18,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from spotledger.domain import rules
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, HOUSE_KIND, Account, may_be_negative, receivable_of
 from spotledger.domain.books import Decision, Subject
-from spotledger.domain.journal import Entry, HoldAfter, new_tuple
+from spotledger.domain.journal import LEDGER, LIBRARY, Entry, HoldAfter, new_tuple
 from spotledger.domain.operations import (
+    LOCATING,
     Deposit,
     Expire,
     Freeze,
@@ -32,6 +34,7 @@ from spotledger.domain.operations import (
     expiry_key,
     holds_of,
 )
+from spotledger.domain.positions import parse_position, seq_of_text
 from spotledger.domain.rules import AnySubject
 from spotledger.errors import (
     ChainFailed,
@@ -81,14 +84,26 @@ Outcome: TypeAlias = Receipt | Refused
 class Group:
     """Operations that are decided piece by piece and committed together, and what came of them so far."""
 
-    def __init__(self, store: Store, operations: Sequence[Operation], chains: Chains | None, now_ms: int) -> None:
-        """Start at the head of *store*; the entries are booked at *now_ms*, or with the head if that is later."""
+    def __init__(
+        self,
+        store: Store,
+        operations: Sequence[Operation],
+        chains: Chains | None,
+        now_ms: int,
+        actors: Sequence[str] | None = None,
+    ) -> None:
+        """
+        Start at the head of *store*; the entries are booked at *now_ms*, or with the head if that is later.
+
+        *actors* says who asks, for each operation; None: always the library.
+        """
         self.outcomes: list[Outcome] = []
         self.entries: list[Entry] = []
         self.is_decided = False
         self._store = store
         self._operations = operations
         self._chains = chains
+        self._actors = actors
         self._overlay = Overlay(store, self.entries)
         self._now_ms = max(now_ms, self._overlay.head.booked_ms)
         self._next = 0
@@ -113,7 +128,7 @@ class Group:
             accounts |= _accounts_of_entry(store.entry(seq))
         store.load({customer for customer, kind in accounts if kind != HOUSE_KIND}, accounts, ())
         for hold_id in due:
-            self._decide_one(Expire(str(hold_id)))
+            self._decide_one(Expire(str(hold_id)), LEDGER)
 
     def decide(self, count: int) -> list[Entry]:
         """
@@ -124,13 +139,17 @@ class Group:
         """
         start, end = self._next, end_of_cut(self._next, len(self._operations), self._chains, count)
         operations = self._operations[start:end]
+        actors = [LIBRARY] * len(operations) if self._actors is None else self._actors[start:end]
         if self._chains is None:
-            self.outcomes += map(self._decide_one, operations)
+            self.outcomes += map(self._decide_one, operations, actors)
         else:
-            chained = zip(self._chains[start:end], operations, strict=True)
-            for chain, pairs in groupby(chained, key=itemgetter(0)):
-                members = [operation for _, operation in pairs]
-                self.outcomes += map(self._decide_one, members) if chain is None else self._decide_chain(members)
+            chained = zip(self._chains[start:end], operations, actors, strict=True)
+            for chain, members in groupby(chained, key=itemgetter(0)):
+                _, of_chain, by = zip(*members, strict=True)
+                # A chain is part of one request, so it has one actor.
+                self.outcomes += (
+                    map(self._decide_one, of_chain, by) if chain is None else self._decide_chain(of_chain, by[0])
+                )
         self._next = end
         self.is_decided = end >= len(self._operations)
         entries = self.entries[self._taken :]
@@ -138,27 +157,35 @@ class Group:
         _check_entries(entries)
         return entries
 
-    def _decide_one(self, operation: Operation) -> Outcome:
+    def _decide_one(self, operation: Operation, actor: str) -> Outcome:
         overlay = self._overlay
-        kept = overlay.entry_of_key(operation.key)
-        if kept is not None:
-            return _repeat(kept, operation, overlay)
-        seq = overlay.head.seq + len(self.entries) + 1
         subject: AnySubject = Subject()
         try:
+            locate = LOCATING.get(type(operation))
+            if locate is not None:
+                operation = locate(operation, overlay.epochs)
+            kept = overlay.entry_of_key(operation.key)
+            if kept is not None:
+                return _repeat(kept, operation, overlay)
+            seq = overlay.head.seq + len(self.entries) + 1
             subject = rules.subject_of(operation, overlay)
             decision = rules.decide(operation, subject, overlay, seq, self._now_ms)
         except Refused as refusal:
             if refusal.kept:
-                self._keep(operation, subject, refusal=refusal)
+                self._keep(operation, actor, subject, refusal=refusal)
             # Its traceback refers to this group, which holds the refusal: a cycle that only the collector would free.
             return refusal.with_traceback(None)
-        return new_tuple(Receipt, (self._keep(operation, subject, decision), False))
+        return new_tuple(Receipt, (self._keep(operation, actor, subject, decision), False))
 
     def _keep(
-        self, operation: Operation, subject: AnySubject, decision: Decision = _NOTHING, refusal: Refused | None = None
+        self,
+        operation: Operation,
+        actor: str,
+        subject: AnySubject,
+        decision: Decision = _NOTHING,
+        refusal: Refused | None = None,
     ) -> Entry:
-        """Append the entry of a decided *operation*, or of its kept *refusal*."""
+        """Append the entry of an *operation* that *actor* asked for and that was decided, or of its kept *refusal*."""
         holds = tuple([new_tuple(HoldAfter, (hold[0], hold[4])) for hold in decision.holds])
         entry = Entry(
             self._overlay.head.seq + len(self.entries) + 1,
@@ -170,6 +197,8 @@ class Group:
             decision.balances,
             holds,
             operation.happened_ms if isinstance(operation, _DATED) else None,
+            None,
+            actor,
         )
         if refusal is not None:
             refusal.seq = entry.seq
@@ -177,28 +206,32 @@ class Group:
         self._overlay.take(entry, decision)
         return entry
 
-    def _decide_chain(self, operations: Sequence[Operation]) -> list[Outcome]:
-        """Decide operations that succeed or fail together."""
+    def _decide_chain(self, operations: Sequence[Operation], actor: str) -> list[Outcome]:
+        """Decide operations that succeed or fail together, which *actor* asked for."""
         overlay = self._overlay
         keys = [operation.key for operation in operations]
         known = [overlay.entry_of_key(key) is not None for key in keys]
         if len(set(keys)) != len(keys):
             return [InvalidRequest(_twice_in(keys), field="key") for _ in keys]
         if all(known):
-            return [self._decide_one(operation) for operation in operations]
+            return [self._decide_one(operation, actor) for operation in operations]
         if any(known):
             return [ChainPartlyKnown(_partly_known(keys, known), field="key") for _ in keys]
         outcomes: list[Outcome] = []
         overlay.begin_chain()
         for operation in operations:
-            outcomes.append(self._decide_one(operation))
+            outcomes.append(self._decide_one(operation, actor))
             if isinstance(outcomes[-1], Refused):
                 break
         last = outcomes[-1]
         overlay.end_chain(undo=isinstance(last, Refused))
-        return self._refuse_chain(operations, len(outcomes) - 1, last) if isinstance(last, Refused) else outcomes
+        if not isinstance(last, Refused):
+            return outcomes
+        return self._refuse_chain(operations, actor, len(outcomes) - 1, last)
 
-    def _refuse_chain(self, operations: Sequence[Operation], position: int, cause: Refused) -> list[Outcome]:
+    def _refuse_chain(
+        self, operations: Sequence[Operation], actor: str, position: int, cause: Refused
+    ) -> list[Outcome]:
         """Refuse a whole chain: the operation at *position* with its *cause*, the others because of it."""
         outcomes: list[Outcome] = []
         for number, operation in enumerate(operations):
@@ -210,16 +243,22 @@ class Group:
                     cause_code=cause.code,
                 )
             if cause.kept:
-                self._keep(operation, self._subject_or_none(operation), refusal=refusal)
+                self._keep_refused(operation, actor, refusal)
             outcomes.append(refusal)
         return outcomes
 
-    def _subject_or_none(self, operation: Operation) -> AnySubject:
-        """Look up what a refused operation names; its amounts stay text if they do not fit the coin."""
+    def _keep_refused(self, operation: Operation, actor: str, refusal: Refused) -> None:
+        """Keep the refusal of one operation of a chain."""
         try:
-            return rules.subject_of(operation, self._overlay)
-        except InvalidRequest:
-            return Subject()
+            locate = LOCATING.get(type(operation))
+            if locate is not None:
+                operation = locate(operation, self._overlay.epochs)
+        except Refused:
+            return  # it names something of another history, so its key can be used for what was meant
+        subject: AnySubject = Subject()
+        with suppress(InvalidRequest):  # its amounts do not fit the coin, and stay text
+            subject = rules.subject_of(operation, self._overlay)
+        self._keep(operation, actor, subject, refusal=refusal)
 
 
 def wanted_of(operations: Sequence[Operation]) -> Wanted:
@@ -235,12 +274,12 @@ def wanted_of(operations: Sequence[Operation]) -> Wanted:
         if accounts_of is not None:
             accounts.update(accounts_of(operation))
         elif type(operation) is Reverse:
-            entries.add(operation.seq)
+            entries.add(parse_position(operation.seq, "seq").seq)
         for hold in holds_of(operation):
             if isinstance(hold, HoldKey):
                 hold_keys.append(hold.key)
             else:
-                holds.add(int(hold))
+                holds.add(seq_of_text(hold))
     return Wanted(keys, hold_keys, holds, accounts, entries)
 
 

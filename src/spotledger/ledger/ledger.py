@@ -9,11 +9,13 @@ for a disk or a server on its event loop. Reads are in :mod:`spotledger.ledger.r
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from spotledger.domain.journal import EPOCH_ID_BYTES, LIBRARY, begin_epoch
 from spotledger.domain.operations import (
     Deposit,
     Freeze,
@@ -27,7 +29,9 @@ from spotledger.domain.operations import (
     Transfer,
     Unfreeze,
     Withdraw,
+    check_reference,
 )
+from spotledger.domain.positions import next_epoch
 from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
 from spotledger.ledger.group import Chains, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
 from spotledger.ledger.reads import LedgerReads
@@ -81,14 +85,17 @@ class Ledger(LedgerReads):
         """
         return self._do(Freeze(key, customer, coin, amount, **more))
 
-    def unfreeze(self, hold: HoldName | int, amount: str | None = None, *, key: str) -> Receipt:
+    def unfreeze(self, hold: HoldName | int, amount: str | None = None, *, key: str, **more: Any) -> Receipt:
         """
         Move *amount* of *hold*, or all that remains of it if None, back to available.
 
+        Also takes the preconditions ``customer``, ``coin`` and ``epoch``, which the hold has to meet.
+
         Raises:
             UnknownHold, HoldShort, HoldClosed, HoldExpired: Kept with the key.
+            EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         """
-        return self._do(Unfreeze(key, str(hold) if isinstance(hold, int) else hold, amount))
+        return self._do(Unfreeze(key, str(hold) if isinstance(hold, int) else hold, amount, **more))
 
     def withdraw(self, amount: str, *, key: str, **more: Any) -> Receipt:
         """
@@ -130,17 +137,20 @@ class Ledger(LedgerReads):
         """
         return self._do(Settle(key, base, quote, base_amount, quote_amount, buyer, seller, **more))
 
-    def reverse(self, seq: int, reason: str, *, key: str) -> Receipt:
+    def reverse(self, seq: int | str, reason: str, *, key: str, **more: Any) -> Receipt:
         """
         Undo the deposit, withdrawal, transfer or settlement of the entry *seq*, once, for a stated *reason*.
 
-        What the customer no longer has is booked as owed, to the house's receivable of that customer.
+        *seq* is a number, or a position such as ``"2-42"``. Also takes the preconditions ``customer``, ``coin`` and
+        ``epoch``. What the customer no longer has is booked as owed, to the house's receivable of that customer.
 
         Raises:
             UnknownEntry, HouseShort: Kept with the key.
+            EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not an entry of this journal, or not the one
+                that was meant.
             AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
         """
-        return self._do(Reverse(key, seq, reason))
+        return self._do(Reverse(key, seq, reason, **more))
 
     def _do(self, operation: Operation) -> Receipt:
         outcome = self.execute([operation])[0]
@@ -150,7 +160,12 @@ class Ledger(LedgerReads):
 
     @gc_paused
     def execute(
-        self, operations: Sequence[Operation], *, chains: Chains | None = None, atomic: bool = False
+        self,
+        operations: Sequence[Operation],
+        *,
+        chains: Chains | None = None,
+        atomic: bool = False,
+        actor: str = LIBRARY,
     ) -> list[Outcome]:
         """
         Execute *operations* in order as one group, with one synced commit; later ones see the effects of earlier ones.
@@ -159,6 +174,7 @@ class Ledger(LedgerReads):
             operations: The operations.
             chains: One value per operation: neighbours with the same value, not None, succeed or fail together.
             atomic: Whether all operations succeed or fail together.
+            actor: Who asks, as the entries say.
 
         Returns:
             One outcome per operation, in order: a receipt or a refusal.
@@ -170,11 +186,14 @@ class Ledger(LedgerReads):
         """
         with self._write_lock:
             operations = list(operations)
-            return self.finish(self.book(operations, checked_chains(operations, chains, atomic)))
+            checked = checked_chains(operations, chains, atomic)
+            return self.finish(self.book(operations, checked, [actor] * len(operations)))
 
     # --- the steps of a group -------------------------------------------------------------------------
 
-    def book(self, operations: Sequence[Operation], chains: Chains | None = None) -> Group:
+    def book(
+        self, operations: Sequence[Operation], chains: Chains | None = None, actors: Sequence[str] | None = None
+    ) -> Group:
         """
         Decide *operations* and make their entries durable; :meth:`finish` makes them visible.
 
@@ -183,9 +202,11 @@ class Ledger(LedgerReads):
             LedgerCorrupt: An invariant does not hold; nothing more is written.
         """
         with self._write_lock:
-            return drive(self.booking(operations, chains))
+            return drive(self.booking(operations, chains, actors))
 
-    def booking(self, operations: Sequence[Operation], chains: Chains | None = None) -> Steps[Group]:
+    def booking(
+        self, operations: Sequence[Operation], chains: Chains | None = None, actors: Sequence[str] | None = None
+    ) -> Steps[Group]:
         """
         Do what :meth:`book` does, in steps; nothing else may write to the ledger until they end.
 
@@ -199,7 +220,8 @@ class Ledger(LedgerReads):
         try:
             wanted = wanted_of(operations)
             store_ms = yield from self._store.begin(wanted)
-            group = Group(self._store, operations, chains, self._clock_ms() if store_ms is None else store_ms)
+            now_ms = self._clock_ms() if store_ms is None else store_ms
+            group = Group(self._store, operations, chains, now_ms, actors)
             self._decide_piece(group, wanted)
             while not group.is_decided:
                 yield None
@@ -228,6 +250,45 @@ class Ledger(LedgerReads):
             if entries:
                 self._unfinished = True
                 self._store.write(entries)
+
+    def begin_epoch(self, reason: str, epoch: int | None = None) -> int:
+        """
+        Begin a new epoch, after the machine or the database was set back by other means than a restore.
+
+        Args:
+            reason: Why; kept in the entry.
+            epoch: The new epoch, above the current one; None: the next.
+
+        Returns:
+            The ``seq`` of the entry that begins it.
+
+        Raises:
+            InvalidRequest: *epoch* is not above the current one.
+            StoreUnavailable: The write failed.
+        """
+        with self._write_lock:
+            self._check_writable()
+            return drive(self._beginning_epoch(reason, epoch))
+
+    def _beginning_epoch(self, reason: str, epoch: int | None) -> Steps[int]:
+        store = self._store
+        check_reference(reason, "reason")
+        try:
+            store_ms = yield from store.begin(wanted_of(()))
+            new_epoch = next_epoch(store.epochs.current, epoch)
+            head, now_ms = store.head, self._clock_ms() if store_ms is None else store_ms
+            random_id = secrets.token_hex(EPOCH_ID_BYTES)
+            booked_ms = max(now_ms, head.booked_ms)
+            entry = begin_epoch(store.epochs, head.seq + 1, new_epoch, booked_ms, reason, random_id)
+            self._unfinished = True
+            store.write([entry])
+            yield from store.commit()
+        except BaseException as error:
+            yield from self._roll_back(error)
+            raise
+        self._unfinished = False
+        store.publish([entry])
+        return entry.seq
 
     def _roll_back(self, error: BaseException) -> Steps[None]:
         """Roll back after *error*; on a remote store, as a step."""

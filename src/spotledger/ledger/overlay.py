@@ -33,6 +33,7 @@ class Overlay:
         #: The ``seq`` of the entry of each key that was known before the group.
         self.known: dict[str, int] = {}
         self.head = store.head
+        self.epochs = store.epochs
         self._listed = store.coins
         self._entries = entries
         self._standing: dict[Account, Mapping[str, Balance]] = {}

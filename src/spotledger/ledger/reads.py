@@ -14,6 +14,7 @@ from typing import Any, Final
 from spotledger.domain.accounts import Account, Balance, Coin, receivable_of
 from spotledger.domain.amounts import shown
 from spotledger.domain.journal import Entry, Hold
+from spotledger.domain.positions import Epochs
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import AccountView, Head, Store, TrialBalance
 
@@ -74,8 +75,13 @@ class LedgerReads:
 
     @property
     def epoch(self) -> int:
-        """One more than the number of times that the ledger was restored from a backup."""
-        return self._store.epoch
+        """The current epoch; each restore from a backup begins a new one."""
+        return self._store.epochs.current
+
+    @property
+    def epochs(self) -> Epochs:
+        """The epochs of the journal."""
+        return self._store.epochs
 
     @property
     def now_ms(self) -> int:

@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from spotledger.domain.journal import LIBRARY
 from spotledger.domain.operations import Operation
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, checked_chains, end_of_cut
@@ -46,6 +47,7 @@ T = TypeVar("T")
 class _Request:
     operations: Sequence[Operation]
     chains: Chains | None
+    actor: str
     answer: asyncio.Future[list[Outcome]]
 
 
@@ -118,7 +120,12 @@ class Writer:
         self._key_writer.shutdown()
 
     async def submit(
-        self, operations: Sequence[Operation], chains: Chains | None = None, *, atomic: bool = False
+        self,
+        operations: Sequence[Operation],
+        chains: Chains | None = None,
+        *,
+        atomic: bool = False,
+        actor: str = LIBRARY,
     ) -> list[Outcome]:
         """
         Execute *operations* in order and return one outcome each.
@@ -132,10 +139,10 @@ class Writer:
         chains = checked_chains(operations, chains, atomic)
         self._check_room(len(operations))
         if len(operations) <= self._group_limit:
-            return await self._enqueue(operations, chains)
+            return await self._enqueue(operations, chains, actor)
         answers = await asyncio.gather(
             *(
-                self._enqueue(operations[start:end], chains[start:end] if chains else None)
+                self._enqueue(operations[start:end], chains[start:end] if chains else None, actor)
                 for start, end in _cuts(len(operations), chains, self._group_limit)
             )
         )
@@ -150,9 +157,11 @@ class Writer:
             limits = f"{self._waiting} writes are waiting and {self._queue_limit} may"
             raise StoreBusy(f"{limits}; try again with the same idempotency key")
 
-    def _enqueue(self, operations: Sequence[Operation], chains: Chains | None) -> asyncio.Future[list[Outcome]]:
+    def _enqueue(
+        self, operations: Sequence[Operation], chains: Chains | None, actor: str
+    ) -> asyncio.Future[list[Outcome]]:
         answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Request(operations, chains, answer))
+        self._queue.append(_Request(operations, chains, actor, answer))
         self._waiting += len(operations)
         if len(self._queue) >= self._enough or self._waiting >= self._group_limit:
             self._wake.set()
@@ -245,8 +254,9 @@ class Writer:
 
     async def _write(self, requests: Sequence[_Request]) -> None:
         operations = [operation for request in requests for operation in request.operations]
+        actors = [request.actor for request in requests for _ in request.operations]
         try:
-            steps = self._ledger.booking(operations, _joined_chains(requests))
+            steps = self._ledger.booking(operations, _joined_chains(requests), actors)
             group = await drive_on_loop(steps, self._committer)
             self._failed = self._failed and not group.entries
             outcomes = self._ledger.finish(group)

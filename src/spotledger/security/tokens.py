@@ -102,12 +102,13 @@ class Tokens:
         self._records.insert(record)
         return record, text
 
-    def check(self, header: str | None, scope: str) -> TokenRecord:
+    def check(self, header: str | None, scope: str | None) -> TokenRecord:
         """
         Return the record of the token in *header*, if it has *scope*.
 
         Args:
             header: The value of ``Authorization``, or None if it is missing.
+            scope: The scope that it needs; None: any token passes.
 
         Raises:
             TokenRefused: There is no bearer token, or it is unknown or revoked.
@@ -117,7 +118,7 @@ class Tokens:
         record = None if token is None else self.find(token)
         if record is None or record.revoked_ms is not None:
             raise TokenRefused
-        if scope not in record.scopes and "admin" not in record.scopes:
+        if scope is not None and scope not in record.scopes and "admin" not in record.scopes:
             raise ScopeMissing(f"The operator token lacks the scope {scope}.", scope=scope)
         return record
 

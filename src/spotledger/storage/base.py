@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
+from spotledger.domain.positions import Epochs
 from spotledger.storage.steps import Steps
 
 
@@ -70,7 +71,6 @@ class Store(Protocol):
     """Stores the journal and what is derived from it."""
 
     ledger_id: str
-    epoch: int
     #: Access keys and operator tokens, which are not in the journal.
     key_tables: Any
     #: Whether a write waits for a server. Reads then go on meanwhile, and the store locks its own memory.
@@ -79,6 +79,10 @@ class Store(Protocol):
     @property
     def head(self) -> Head:
         """The last durable entry."""
+
+    @property
+    def epochs(self) -> Epochs:
+        """The epochs of the journal; another object after one begins."""
 
     @property
     def coins(self) -> Mapping[str, Coin]:

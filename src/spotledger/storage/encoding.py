@@ -16,7 +16,16 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from spotledger.domain.accounts import Account
-from spotledger.domain.journal import REQUEST_FORMAT, BalanceAfter, Entry, HoldAfter, Posting, new_tuple
+from spotledger.domain.journal import (
+    REQUEST_FORMAT,
+    BalanceAfter,
+    Entry,
+    HoldAfter,
+    Posting,
+    epochs_after,
+    new_tuple,
+)
+from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt
 
 DIGEST_BYTES: Final = 16
@@ -39,6 +48,7 @@ class _Stored(msgspec.Struct, gc=False):
     kind: str
     key: str
     booked_ms: int
+    actor: str
     request: dict[str, Any]
     happened_ms: int | None = None
     balances: tuple[BalanceAfter, ...] = ()
@@ -64,6 +74,7 @@ def encode_entry(entry: Entry) -> bytes:
         "kind": entry.kind,
         "key": entry.key,
         "booked_ms": entry.booked_ms,
+        "actor": entry.actor,
     }
     if entry.happened_ms is not None:
         document["happened_ms"] = entry.happened_ms
@@ -116,7 +127,25 @@ def decode_entry(body: bytes | str) -> Entry:
         stored.holds,
         stored.happened_ms,
         stored.refusal,
+        stored.actor,
     )
+
+
+def epochs_of_row(seq: int, body: bytes | str | None) -> Epochs:
+    """
+    Return the epochs of a journal whose newest one begins with the entry *seq*, with this *body*; 0 if there is none.
+
+    Raises:
+        LedgerCorrupt: The entry is missing, or is another one.
+    """
+    if seq == 0:
+        return Epochs()
+    if body is None:
+        raise LedgerCorrupt(f"entry {seq}, with which the epoch began, is missing")
+    entry = decode_entry(body)
+    if entry.seq != seq:
+        raise LedgerCorrupt(f"in the place of entry {seq}, with which the epoch began, is entry {entry.seq}")
+    return epochs_after(entry)
 
 
 def postings_of(stored: Iterable[StoredPosting], balances: Sequence[BalanceAfter]) -> tuple[Posting, ...]:

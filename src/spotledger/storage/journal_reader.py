@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from spotledger.domain.operations import ListCoin
+from spotledger.domain.positions import Epochs
 from spotledger.errors import InvalidRequest, LedgerCorrupt
 from spotledger.storage.base import Head
 from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash
@@ -32,7 +33,7 @@ class JournalReader(ABC):
     """
 
     ledger_id: str
-    epoch: int
+    epochs: Epochs
     head: Head
 
     def __enter__(self) -> Self:

@@ -10,6 +10,7 @@ from spotledger.domain.accounts import EXTERNAL, Account, receivable_of
 from spotledger.domain.amounts import UNITS_LIMIT
 from spotledger.domain.books import post, usable_hold
 from spotledger.domain.journal import AVAILABLE, FREEZE, Hold, Posting
+from spotledger.domain.operations import Unfreeze
 from spotledger.errors import BalanceTooLarge, HoldClosed, HoldExpired, LedgerCorrupt, UnknownHold
 
 ANN = Account("ann", "spot")
@@ -23,6 +24,10 @@ class Books:
 
     def balance(self, line: tuple[Account, str]) -> tuple[int, int]:
         return self.standing
+
+
+NAMED = Unfreeze("k", "7")
+STATE: Any = None  # nothing is asked of it without a precondition
 
 
 def posted(books: Any, *lines: Posting) -> dict[Any, tuple[int, int]]:
@@ -77,9 +82,9 @@ def test_hold_past_its_time_is_expired_even_when_it_is_closed() -> None:
     """Whether the ledger has let a hold expire already makes no difference to the answer."""
     for remaining in (5, 0):
         with pytest.raises(HoldExpired):
-            usable_hold("7", hold(remaining), 1_000)
-    assert usable_hold("7", hold(), 999) == hold()
+            usable_hold(NAMED, hold(remaining), STATE, 1_000)
+    assert usable_hold(NAMED, hold(), STATE, 999) == hold()
     with pytest.raises(HoldClosed):
-        usable_hold("7", hold(0), 999)
+        usable_hold(NAMED, hold(0), STATE, 999)
     with pytest.raises(UnknownHold):
-        usable_hold("7", None, 999)
+        usable_hold(NAMED, None, STATE, 999)

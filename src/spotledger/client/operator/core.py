@@ -16,6 +16,7 @@ from spotledger.client.exchange import Answer, Failure, Send, Sleep, Steps
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import Entry, Written
 from spotledger.client.operator.messages import Json, Reply, check_token, read_reply, request
+from spotledger.client.operator.operations import Position
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
 from spotledger.client.transport import Started, check_base_url
@@ -104,10 +105,11 @@ def _wait_s(problem: TransportError | Unavailable) -> float:
 class FeedCore:
     """Reads the feed of the journal, and knows where to continue after a break."""
 
-    def __init__(self, core: OperatorCore, after_seq: int) -> None:
+    def __init__(self, core: OperatorCore, after_seq: Position) -> None:
         """Begin after the entry *after_seq*."""
         self._core = core
-        self._after_seq = after_seq
+        #: The position of the last entry.
+        self._after = str(after_seq)
         #: Breaks since the last piece arrived.
         self._failures = 0
         self._refused: Started | None = None
@@ -115,7 +117,7 @@ class FeedCore:
 
     def request(self) -> Send:
         """Return the request that continues after the last entry."""
-        params = {"after_seq": self._after_seq}
+        params = {"after_seq": self._after}
         send = request(self._core.base_url, self._core.token, "GET", paths.ENTRIES, params=params)
         return replace(send, headers={**send.headers, "Accept": "text/event-stream"})
 
@@ -139,9 +141,9 @@ class FeedCore:
         fields = dict(line.split(b": ", 1) for line in event.split(b"\n") if b": " in line and line[:1] != b":")
         if b"id" in fields and b"data" in fields:
             found = decode(Entry, read_object(fields[b"data"]))
-            if found.seq != self._after_seq + 1:
-                raise ProtocolError(f"entry {found.seq} came after entry {self._after_seq} in the feed")
-            self._after_seq = found.seq
+            if found.seq != int(self._after.rpartition("-")[2]) + 1:
+                raise ProtocolError(f"entry {found.seq} came after entry {self._after} in the feed")
+            self._after = fields[b"id"].decode()
             yield found
 
     def ended(self) -> TransportError:

@@ -52,6 +52,7 @@ from spotledger.client.operator.operations import (
     HoldName,
     ListCoin,
     Operation,
+    Position,
     RegisterCustomer,
     Reverse,
     Settle,
@@ -182,9 +183,9 @@ class OperatorLedger:
         """Freeze *amount* and open a hold; also takes ``account``, ``reference`` and ``expires_ms``."""
         return self.do(Freeze(key, customer, coin, amount, **more))
 
-    def unfreeze(self, hold: HoldName, amount: Amount | None = None, *, key: str) -> Written:
-        """Release *amount* of *hold*, or all that remains of it."""
-        return self.do(Unfreeze(key, hold, amount))
+    def unfreeze(self, hold: HoldName, amount: Amount | None = None, *, key: str, **more: Any) -> Written:
+        """Release *amount* of *hold*, or all that remains of it; also takes ``customer``, ``coin`` and ``epoch``."""
+        return self.do(Unfreeze(key, hold, amount, **more))
 
     def withdraw(self, amount: Amount, *, key: str, **more: Any) -> Written:
         """
@@ -216,9 +217,13 @@ class OperatorLedger:
         """Book one fill of a trade as one entry; also takes ``reference`` and ``happened_ms``."""
         return self.do(Settle(key, base, quote, base_amount, quote_amount, buyer, seller, **more))
 
-    def reverse(self, seq: int, reason: str, *, key: str) -> Written:
-        """Reverse the deposit, withdrawal, transfer or settlement of the entry *seq*, once."""
-        return self.do(Reverse(key, seq, reason))
+    def reverse(self, seq: Position, reason: str, *, key: str, **more: Any) -> Written:
+        """
+        Reverse the deposit, withdrawal, transfer or settlement of the entry *seq*, once.
+
+        Also takes the preconditions ``customer``, ``coin`` and ``epoch``.
+        """
+        return self.do(Reverse(key, seq, reason, **more))
 
     def execute(
         self, operations: Sequence[Operation], *, chains: Sequence[str | None] | None = None, atomic: bool = False
@@ -242,12 +247,12 @@ class OperatorLedger:
 
     # --- reads --------------------------------------------------------------------------------------
 
-    def coins(self, *, min_seq: int | None = None) -> Coins:
+    def coins(self, *, min_seq: Position | None = None) -> Coins:
         """Return the listed coins with their scales."""
         return self._get(Coins, paths.COINS, min_seq=min_seq)
 
     def customers(
-        self, after: str | None = None, limit: int | None = None, *, min_seq: int | None = None
+        self, after: str | None = None, limit: int | None = None, *, min_seq: Position | None = None
     ) -> CustomerPage:
         """Return a page of the customers in the order of their ids."""
         return self._get(CustomerPage, paths.CUSTOMERS, after=after, limit=limit, min_seq=min_seq)
@@ -257,15 +262,15 @@ class OperatorLedger:
         customer: str,
         account: str | None = None,
         *,
-        at_seq: int | None = None,
+        at_seq: Position | None = None,
         at_ms: int | None = None,
-        min_seq: int | None = None,
+        min_seq: Position | None = None,
     ) -> LedgerBalances:
         """Return the balances of *customer*: now, after the entry *at_seq*, or at the time *at_ms*."""
         path = path_of(paths.CUSTOMER_BALANCES, customer=customer)
         return self._get(LedgerBalances, path, account=account, at_seq=at_seq, at_ms=at_ms, min_seq=min_seq)
 
-    def hold(self, hold: str, *, min_seq: int | None = None) -> Hold:
+    def hold(self, hold: str, *, min_seq: Position | None = None) -> Hold:
         """Return one hold by its id, open or closed."""
         return (self._get(HoldRead, path_of(paths.HOLD, hold=hold), min_seq=min_seq)).hold
 
@@ -277,14 +282,14 @@ class OperatorLedger:
         limit: int | None = None,
         *,
         older_than_ms: int | None = None,
-        min_seq: int | None = None,
+        min_seq: Position | None = None,
     ) -> HoldPage:
         """Return a page of the holds of *customer*; *state* is ``open``, ``closed``, or None for both."""
         query = {"state": state, "after": after, "limit": limit, "older_than_ms": older_than_ms, "min_seq": min_seq}
         return self._get(HoldPage, path_of(paths.CUSTOMER_HOLDS, customer=customer), **query)
 
     def old_holds(
-        self, older_than_ms: int, after: str | None = None, limit: int | None = None, *, min_seq: int | None = None
+        self, older_than_ms: int, after: str | None = None, limit: int | None = None, *, min_seq: Position | None = None
     ) -> HoldPage:
         """Return a page of all customers' open holds that are at least *older_than_ms* old, the oldest first."""
         query = {"older_than_ms": older_than_ms, "after": after, "limit": limit, "min_seq": min_seq}
@@ -294,28 +299,30 @@ class OperatorLedger:
         self,
         customer: str,
         coin: str | None = None,
-        after_seq: int = 0,
+        after_seq: Position = 0,
         limit: int | None = None,
         *,
-        min_seq: int | None = None,
+        min_seq: Position | None = None,
     ) -> Statement:
         """Return a page of the entries about *customer* and *coin*, with the balances before and after the page."""
         path = path_of(paths.CUSTOMER_ENTRIES, customer=customer)
         return self._get(Statement, path, coin=coin, after_seq=after_seq, limit=limit, min_seq=min_seq)
 
-    def entry(self, seq: int, *, min_seq: int | None = None) -> Entry:
+    def entry(self, seq: Position, *, min_seq: Position | None = None) -> Entry:
         """Return the entry *seq*."""
         return (self._get(EntryRead, path_of(paths.ENTRY, seq=seq), min_seq=min_seq)).entry
 
-    def reversal_of(self, seq: int, *, min_seq: int | None = None) -> int | None:
+    def reversal_of(self, seq: Position, *, min_seq: Position | None = None) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
         return (self._get(EntryRead, path_of(paths.ENTRY, seq=seq), min_seq=min_seq)).reversed_by
 
-    def entries(self, after_seq: int = 0, limit: int | None = None, *, min_seq: int | None = None) -> EntryPage:
+    def entries(
+        self, after_seq: Position = 0, limit: int | None = None, *, min_seq: Position | None = None
+    ) -> EntryPage:
         """Return a page of the journal, in order and without gaps."""
         return self._get(EntryPage, paths.ENTRIES, after_seq=after_seq, limit=limit, min_seq=min_seq)
 
-    def trial_balance(self, *, min_seq: int | None = None) -> TrialBalance:
+    def trial_balance(self, *, min_seq: Position | None = None) -> TrialBalance:
         """Return the sums of all customers and of each house account, by coin."""
         return self._get(TrialBalance, paths.TRIAL_BALANCE, min_seq=min_seq)
 
@@ -458,7 +465,7 @@ class OperatorLedger:
 
     # --- the feed -----------------------------------------------------------------------------------
 
-    def feed(self, after_seq: int = 0) -> Iterator[Entry]:
+    def feed(self, after_seq: Position = 0) -> Iterator[Entry]:
         """
         Yield every entry after *after_seq*, present and future ones, each once and in order.
 
@@ -467,7 +474,7 @@ class OperatorLedger:
         Raises:
             TransportError, Unavailable: The service could not be reached ``attempts`` times in a row.
             Denied: The token is missing, revoked or lacks the scope.
-            Refused: There is no such entry: after a restore, read from the start.
+            EpochMissing, UnknownPosition: The ledger was restored; undo what came after ``last_common`` in the details.
             ProtocolError: An entry is missing, arrived twice, or is not of the documented form.
         """
         feed = FeedCore(self._core, after_seq)

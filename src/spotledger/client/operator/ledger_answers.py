@@ -60,9 +60,11 @@ class Entry(Struct, frozen=True):
     """One entry of the journal; ``refusal`` is set on a kept refusal."""
 
     seq: int
+    epoch: int
     kind: str
     key: str
     booked_ms: int
+    actor: str
     request: Json
     postings: tuple[Posting, ...]
     happened_ms: int | None = None
@@ -83,13 +85,23 @@ class EntryRead(Struct, frozen=True):
 
 
 class Written(Struct, frozen=True):
-    """The answer to a write: ``hold`` is the id of the hold that it opened, ``replayed`` marks a repeat."""
+    """
+    The answer to a write: ``hold`` is the id of the hold that it opened, ``replayed`` marks a repeat.
+
+    ``seq`` is the number of the entry within its ``epoch``; ``position`` names it in every epoch.
+    """
 
     seq: int
+    epoch: int
     entry: Entry
     balances: tuple[BalanceAfter, ...]
     hold: str | None = None
     replayed: bool = False
+
+    @property
+    def position(self) -> str:
+        """The position of the entry: its number in epoch 1, ``EPOCH-SEQ`` in later ones."""
+        return str(self.seq) if self.epoch == 1 else f"{self.epoch}-{self.seq}"
 
 
 class Hold(Struct, frozen=True):
@@ -135,10 +147,11 @@ class HoldPage(_Read, frozen=True):
 
 
 class EntryPage(_Read, frozen=True):
-    """A page of the journal."""
+    """A page of the journal; ``next`` is the position that the next page begins after."""
 
     entries: tuple[Entry, ...]
     next_after_seq: int
+    next: str
 
 
 class Statement(_Read, frozen=True):
@@ -148,6 +161,7 @@ class Statement(_Read, frozen=True):
     entries: tuple[Entry, ...]
     closing: tuple[BalanceAfter, ...]
     next_after_seq: int
+    next: str
 
 
 class TrialCoin(Struct, frozen=True):

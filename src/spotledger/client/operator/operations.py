@@ -16,6 +16,8 @@ from spotledger import paths
 from spotledger.errors import InvalidAmount, InvalidRequest
 
 Amount: TypeAlias = str | Decimal
+#: A position in the journal: a number, which means epoch 1, or text such as ``"2-42"``.
+Position: TypeAlias = int | str
 
 
 class HoldKey(NamedTuple):
@@ -36,12 +38,19 @@ class CoinAmount(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SettleSide:
-    """One side of a fill: the hold that pays, its fee, how much more of it to release (``"rest"``: all), and dust."""
+    """
+    One side of a fill: the hold that pays, its fee, how much more of it to release (``"rest"``: all), and dust.
+
+    *customer*, *coin* and *epoch* are preconditions that the hold has to meet.
+    """
 
     hold: HoldName
     fee: CoinAmount | None = None
     release: Amount | None = None
     dust: CoinAmount | None = None
+    customer: str | None = None
+    coin: str | None = None
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +115,24 @@ class Freeze(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Unfreeze(Operation):
-    """Release *amount* of a hold, or all that remains of it."""
+    """Release *amount* of a hold, or all that remains of it; the rest are preconditions that the hold has to meet."""
 
     op = "unfreeze"
     path = paths.RELEASES
     hold: HoldName
     amount: Amount | None = None
+    customer: str | None = None
+    coin: str | None = None
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Withdraw(Operation):
-    """Book money that went outside, from a hold or from a customer's available."""
+    """
+    Book money that went outside, from a hold or from a customer's available.
+
+    Beside a hold, *customer*, *coin* and *epoch* are preconditions.
+    """
 
     op = "withdraw"
     path = paths.WITHDRAWALS
@@ -127,6 +143,7 @@ class Withdraw(Operation):
     hold: HoldName | None = None
     reference: str | None = None
     happened_ms: int | None = None
+    epoch: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +189,19 @@ class Settle(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Reverse(Operation):
-    """Reverse the deposit, withdrawal, transfer or settlement of the entry *seq*, once."""
+    """
+    Reverse the deposit, withdrawal, transfer or settlement of the entry *seq*, once.
+
+    *customer*, *coin* and *epoch* are preconditions that the entry has to meet.
+    """
 
     op = "reverse"
     path = paths.REVERSALS
-    seq: int
+    seq: Position
     reason: str
+    customer: str | None = None
+    coin: str | None = None
+    epoch: int | None = None
 
 
 def amount_text(amount: object, field: str = "amount") -> str:

@@ -6,23 +6,33 @@ Amounts are decimal text that can be sent back unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, Final, TypeAlias
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from spotledger.domain.accounts import Balance, Coin
+from spotledger.domain.accounts import Balance
 from spotledger.domain.amounts import MAX_SCALE, formatter
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold
+from spotledger.domain.positions import Epochs
+from spotledger.ledger.reads import LedgerReads
 
 Json = dict[str, Any]
 #: Signed decimal text: two decimals at least, but never more than the coin has.
 AmountText = Annotated[str, Meta(extra_json_schema={"pattern": r"^-?[0-9]+(\.[0-9]+)?$", "examples": ["100.50"]})]
-HoldText = Annotated[str, Meta(description="The id of a hold: the seq of the entry that opened it.")]
+HoldText = Annotated[str, Meta(description="The id of a hold: the position of the entry that opened it.")]
 Seq = Annotated[int, Meta(description="A position in the journal.", extra_json_schema={"minimum": 0})]
 HeadSeq = Annotated[int, Meta(description="The position of the journal that this answer stands for.")]
-Epoch = Annotated[int, Meta(description="Counts restores from a backup: a seq means one entry within one epoch.")]
+Epoch = Annotated[int, Meta(description="The epoch of seq; each restore from a backup begins a new one.")]
+PositionText = Annotated[
+    str,
+    Meta(
+        description="A position: the seq of an entry in epoch 1, and EPOCH-SEQ in later ones.",
+        extra_json_schema={"pattern": r"^([1-9][0-9]*-)?[0-9]+$", "examples": ["12", "2-12"]},
+    ),
+]
 NextAfter = Annotated[str | None, Meta(description="The ``after`` of the next page; null if there is none.")]
+Next = Annotated[PositionText, Meta(description="The ``after_seq`` of the next page, as a position.")]
 TimeMs = Annotated[int, Meta(description="Milliseconds since 1970.")]
 
 
@@ -77,9 +87,11 @@ class EntryAnswer(Answer):
     """One entry of the journal: its request, postings and holds; a kept refusal has no postings."""
 
     seq: Seq
+    epoch: Epoch
     kind: str
     key: Annotated[str, Meta(description="The idempotency key; one that starts with a blank is the ledger's own.")]
     booked_ms: TimeMs
+    actor: Annotated[str, Meta(description="The credential behind it: token:ID, library, or ledger for its own.")]
     request: Annotated[Json, Meta(description="The canonical request, as the journal keeps it.")]
     postings: list[PostingAnswer]
     happened_ms: TimeMs | UnsetType = UNSET
@@ -91,6 +103,7 @@ class WriteAnswer(Answer):
     """What a write did: its position in the journal, its entry, the balances after it, the hold that it opened."""
 
     seq: Seq
+    epoch: Epoch
     entry: EntryAnswer
     balances: list[AfterAnswer]
     hold: HoldText | UnsetType = UNSET
@@ -158,10 +171,11 @@ class HoldReadAnswer(ReadAnswer):
 
 
 class EntriesAnswer(ReadAnswer):
-    """A page of the journal; ``next_after_seq`` is the ``after_seq`` of the next one."""
+    """A page of the journal; ``next`` is the ``after_seq`` of the next one, and ``next_after_seq`` its number."""
 
     entries: list[EntryAnswer]
     next_after_seq: Seq
+    next: Next
 
 
 class EntryReadAnswer(ReadAnswer):
@@ -179,6 +193,7 @@ class StatementAnswer(ReadAnswer):
     entries: list[EntryAnswer]
     closing: list[AfterAnswer]
     next_after_seq: Seq
+    next: Next
 
 
 class TrialCoinAnswer(Answer):
@@ -299,17 +314,22 @@ def amount_text(units: int, scale: int) -> str:
 
 
 class CoinTexts(dict[str, Texts]):
-    """The formatters of amounts by coin; *coins* returns the listed coins, which never change."""
+    """The formatters of amounts by coin, and the epochs of positions, of one ledger."""
 
-    __slots__ = ("_coins",)
+    __slots__ = ("_ledger",)
 
-    def __init__(self, coins: Callable[[], Mapping[str, Coin]]) -> None:
+    def __init__(self, ledger: LedgerReads) -> None:
         super().__init__()
-        self._coins = coins
+        self._ledger = ledger
 
     def __missing__(self, coin: str) -> Texts:
-        texts = self[coin] = TEXTS[self._coins()[coin].scale]
+        texts = self[coin] = TEXTS[self._ledger.coins[coin].scale]
         return texts
+
+    @property
+    def epochs(self) -> Epochs:
+        """The epochs of the journal."""
+        return self._ledger.epochs
 
 
 def balance_answer(balance: Balance, scale: int) -> BalanceAnswer:
@@ -320,23 +340,26 @@ def balance_answer(balance: Balance, scale: int) -> BalanceAnswer:
 def entry_answer(entry: Entry, texts: CoinTexts) -> EntryAnswer:
     """Return the answer for one entry."""
     holds: list[HoldAfterAnswer] | UnsetType = UNSET
+    epochs = texts.epochs
     if entry.holds:
         coin_of = {posting.hold: posting.coin for posting in entry.postings}
-        holds = [HoldAfterAnswer(str(hold), texts[coin_of[hold]](remaining)) for hold, remaining in entry.holds]
+        holds = [HoldAfterAnswer(epochs.text(hold), texts[coin_of[hold]](remaining)) for hold, remaining in entry.holds]
     return EntryAnswer(
         entry.seq,
+        epochs.of(entry.seq),
         entry.kind,
         entry.key,
         entry.booked_ms,
+        entry.actor,
         _request_json(entry.request, texts),
-        _postings(entry, texts),
+        _postings(entry, texts, epochs),
         UNSET if entry.happened_ms is None else entry.happened_ms,
         holds,
         UNSET if entry.refusal is None else entry.refusal,
     )
 
 
-def _postings(entry: Entry, texts: CoinTexts) -> list[PostingAnswer]:
+def _postings(entry: Entry, texts: CoinTexts, epochs: Epochs) -> list[PostingAnswer]:
     """Return the postings, each with the balance after it, worked back from the balances after the entry."""
     sides = {(account, coin): [available, freeze] for account, coin, available, freeze in entry.balances}
     answers = []
@@ -347,7 +370,7 @@ def _postings(entry: Entry, texts: CoinTexts) -> list[PostingAnswer]:
         after = both[number]
         both[number] = after - units
         text = texts[coin]
-        held = UNSET if hold is None else str(hold)
+        held = UNSET if hold is None else epochs.text(hold)
         answers.append(PostingAnswer(customer, kind, coin, side, text(units), text(after), held))
     answers.reverse()
     return answers
@@ -398,18 +421,20 @@ def after_answer(after: BalanceAfter, texts: CoinTexts) -> AfterAnswer:
 
 def write_answer(entry: Entry, hold: int | None, texts: CoinTexts) -> WriteAnswer:
     """Return the answer to a write that made *entry* and opened *hold*, if not None."""
+    made = entry_answer(entry, texts)
     return WriteAnswer(
         entry.seq,
-        entry_answer(entry, texts),
+        made.epoch,
+        made,
         [after_answer(after, texts) for after in entry.balances],
-        UNSET if hold is None else str(hold),
+        UNSET if hold is None else texts.epochs.text(hold),
     )
 
 
-def hold_answer(hold: Hold, scale: int, key: str | UnsetType, now_ms: int) -> HoldAnswer:
-    """Return the answer for one hold, opened with the idempotency key *key*, at *now_ms*."""
+def hold_answer(hold: Hold, position: str, scale: int, key: str | UnsetType, now_ms: int) -> HoldAnswer:
+    """Return the answer for one hold, opened at *position* with the idempotency key *key*, at *now_ms*."""
     return HoldAnswer(
-        str(hold.hold_id),
+        position,
         hold.account.customer,
         hold.account.kind,
         hold.coin,

@@ -120,7 +120,7 @@ class BatchCalls:
     """The call for many operations at once."""
 
     def __init__(self, ledger: Ledger, writer: Writer) -> None:
-        self._texts = CoinTexts(lambda: ledger.coins)
+        self._texts = CoinTexts(ledger)
         self._writer = writer
 
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
@@ -143,7 +143,9 @@ class BatchCalls:
                 f"operations has {len(raw.operations)} of them; {BATCH_LIMIT} at most would pass", field="operations"
             )
         operations, chains = await _read(raw, call.body)
-        outcomes = await self._writer.submit(operations, chains, atomic=raw.atomic) if operations else []
+        outcomes: list[Outcome] = []
+        if operations:
+            outcomes = await self._writer.submit(operations, chains, atomic=raw.atomic, actor=call.actor)
         return json_answer(await self._written(outcomes))
 
     async def _written(self, outcomes: Sequence[Outcome]) -> bytes:

@@ -39,6 +39,7 @@ from spotledger.http.operator.fields import (
     CoinOrNone,
     CustomerField,
     CustomerOrNone,
+    EpochOrNone,
     HoldField,
     HoldOrNone,
     ReasonField,
@@ -115,10 +116,13 @@ class ReleaseBody(Body):
     """``POST /v1/holds/{id}/release``: releases *amount*, or by default all that remains."""
 
     amount: AmountOrNone = None
+    customer: CustomerOrNone = None
+    coin: CoinOrNone = None
+    epoch: EpochOrNone = None
 
     def release(self, key: str, hold: str) -> Operation:
         """Return the operation that the body asks for, on the hold that the path names."""
-        return Unfreeze(key, hold, self.amount)
+        return Unfreeze(key, hold, self.amount, self.customer, self.coin, self.epoch)
 
 
 class UnfreezeBody(Body):
@@ -126,10 +130,13 @@ class UnfreezeBody(Body):
 
     hold: HoldField
     amount: AmountOrNone = None
+    customer: CustomerOrNone = None
+    coin: CoinOrNone = None
+    epoch: EpochOrNone = None
 
     def operation(self, key: str) -> Operation:
         """Return the operation that the body asks for."""
-        return Unfreeze(key, hold_name(self.hold), self.amount)
+        return Unfreeze(key, hold_name(self.hold), self.amount, self.customer, self.coin, self.epoch)
 
 
 class WithdrawalBody(Body):
@@ -142,6 +149,7 @@ class WithdrawalBody(Body):
     hold: HoldOrNone = None
     reference: ReferenceField = None
     happened_ms: TimeField = None
+    epoch: EpochOrNone = None
 
     def operation(self, key: str) -> Operation:
         """Return the operation that the body asks for."""
@@ -156,6 +164,7 @@ class WithdrawalBody(Body):
             None if self.hold is None else hold_name(self.hold),
             self.reference,
             self.happened_ms,
+            self.epoch,
         )
 
 
@@ -201,12 +210,15 @@ class CoinAmountBody(Body):
 
 
 class SideBody(Body):
-    """One side of a fill: the hold that pays, the fee, what else is released of the hold, and dust."""
+    """One side of a fill: the hold that pays, with its preconditions, the fee, what else is released, and dust."""
 
     hold: HoldField
     fee: CoinAmountBody | None = None
     release: ReleaseField = None
     dust: CoinAmountBody | None = None
+    customer: CustomerOrNone = None
+    coin: CoinOrNone = None
+    epoch: EpochOrNone = None
 
     def side(self, name: str) -> SettleSide:
         """Return the side; messages call it *name*."""
@@ -215,6 +227,9 @@ class SideBody(Body):
             None if self.fee is None else self.fee.parsed(),
             self.release,
             None if self.dust is None else self.dust.parsed(),
+            self.customer,
+            self.coin,
+            self.epoch,
         )
 
 
@@ -250,10 +265,13 @@ class ReversalBody(Body):
 
     seq: SeqField
     reason: ReasonField
+    customer: CustomerOrNone = None
+    coin: CoinOrNone = None
+    epoch: EpochOrNone = None
 
     def operation(self, key: str) -> Operation:
         """Return the operation that the body asks for."""
-        return Reverse(key, self.seq, self.reason)
+        return Reverse(key, self.seq, self.reason, self.customer, self.coin, self.epoch)
 
 
 class KeyBody(Body):

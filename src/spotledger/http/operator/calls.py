@@ -18,18 +18,21 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from spotledger.domain.journal import LIBRARY
 from spotledger.domain.operations import check_key
+from spotledger.domain.positions import FIRST_EPOCH, Epochs, Position, parse_position
 from spotledger.errors import (
     InvalidRequest,
     MalformedRequest,
     MethodNotAllowed,
     Refused,
-    ScopeMissing,
     SpotledgerError,
     Unavailable,
 )
 from spotledger.http import wire
 from spotledger.http.h1.request import Header, Reply, Request, too_long
+from spotledger.http.operator.answers import ReadAnswer, WriteAnswer
+from spotledger.ledger.reads import LedgerReads
 from spotledger.security.tokens import Tokens
 
 LEDGER_READ: Final = "ledger:read"
@@ -59,11 +62,12 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Write(NamedTuple):
-    """The arguments of a call that writes: its request, its idempotency key, its body."""
+    """The arguments of a call that writes: its request, its idempotency key, its body, and who makes it."""
 
     request: Request
     key: str
     body: bytes
+    actor: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +121,9 @@ class TokenCheck:
         self._tokens = tokens
         self._local = None if local_token is None else f"Bearer {local_token}".encode()
 
-    def check(self, request: Request, needed: str | None) -> None:
+    def check(self, request: Request, needed: str | None) -> str:
         """
-        Check the token of *request*.
+        Check the token of *request*, and return the actor that it stands for.
 
         Raises:
             TokenRefused: The token is missing, unknown or revoked.
@@ -127,12 +131,9 @@ class TokenCheck:
         """
         header = request.header_once(b"authorization")
         if header is not None and self._local is not None and secrets.compare_digest(header, self._local):
-            return
-        try:
-            self._tokens.check(None if header is None else header.decode("latin-1"), needed or ADMIN)
-        except ScopeMissing:
-            if needed is not None:
-                raise
+            return LIBRARY
+        record = self._tokens.check(None if header is None else header.decode("latin-1"), needed)
+        return f"token:{record.token_id}"
 
 
 class Endpoint:
@@ -149,14 +150,15 @@ class Endpoint:
         """Check the token, make the call and return its answer."""
         method = request.method
         call = self.calls.get(method)
+        actor = ""
         if self._token_check is not None:
-            self._token_check.check(request, call.scope if call else None)
+            actor = self._token_check.check(request, call.scope if call else None)
         if call is None:
             allowed = ", ".join(self.calls)
             raise MethodNotAllowed(f"This path does not take {method}; {allowed} would pass.", allow=allowed)
         if call.write is not None:
             key = idempotency_key(request) if call.needs_key else ""
-            return await call.write(Write(request, key, await read_body(request, call.body_limit)))
+            return await call.write(Write(request, key, await read_body(request, call.body_limit), actor))
         assert call.read is not None, "a call reads or writes"  # noqa: S101
         return await call.read(request)
 
@@ -209,7 +211,11 @@ async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
 
 def answer(body: object, status: int = 200, *, replayed: bool = False) -> Reply:
     """Return *body*, encoded, as an answer; *replayed* marks the repeat of an earlier answer."""
-    return json_answer(_encode(body), status, replayed=replayed)
+    reply = json_answer(_encode(body), status, replayed=replayed)
+    if isinstance(body, ReadAnswer | WriteAnswer):
+        position = body.seq if body.epoch == FIRST_EPOCH else f"{body.epoch}-{body.seq}"
+        reply.headers.append((b"x-ledger-position", str(position).encode()))
+    return reply
 
 
 def json_answer(body: bytes, status: int = 200, *, replayed: bool = False) -> Reply:
@@ -259,6 +265,18 @@ def number_in(query: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
+def position_in(query: Mapping[str, str], name: str, epochs: Epochs, default: int) -> int:
+    """
+    Return the ``seq`` of the position in the parameter *name*, or *default* if it is not given.
+
+    Raises:
+        InvalidRequest: It is no position.
+        EpochMissing, UnknownPosition: It is not one of this journal.
+    """
+    text = query.get(name)
+    return default if text is None else epochs.locate(parse_position(text, name), name)
+
+
 def limit_in(query: Mapping[str, str]) -> int:
     """Return the ``limit`` of a page: at least 1, and 1000 if it is more."""
     limit = number_in(query, "limit", PAGE_LIMIT)
@@ -267,21 +285,33 @@ def limit_in(query: Mapping[str, str]) -> int:
     return min(limit, PAGE_LIMIT)
 
 
-async def await_seq(head_seq: Callable[[], int], query: Mapping[str, str]) -> None:
+async def await_seq(ledger: LedgerReads, query: Mapping[str, str]) -> None:
     """
     Wait until the ledger has the entry ``min_seq``.
 
     Raises:
         Unavailable: The entry was not there after 5 seconds.
+        EpochMissing, UnknownPosition: It is not an entry of this journal.
     """
-    wanted = number_in(query, "min_seq", 0)
-    if head_seq() >= wanted:
+    if "min_seq" not in query:
+        return
+    wanted = parse_position(query["min_seq"], "min_seq")
+    if _has(ledger, wanted):
         return
     loop = asyncio.get_running_loop()
     deadline = loop.time() + MIN_SEQ_WAIT_SECONDS
-    while head_seq() < wanted:
+    while not _has(ledger, wanted):
         if loop.time() >= deadline:
             raise Unavailable(
-                f"The ledger is at entry {head_seq()} and does not have min_seq {wanted} yet; try again later."
+                f"The ledger is at entry {ledger.epochs.text(ledger.head.seq)} and does not have min_seq"
+                f" {query['min_seq']} yet; try again later."
             )
         await asyncio.sleep(MIN_SEQ_PAUSE_SECONDS)
+
+
+def _has(ledger: LedgerReads, wanted: Position) -> bool:
+    """Say whether the ledger has the entry *wanted*; a node that follows others may not know its epoch yet."""
+    epochs = ledger.epochs
+    if wanted.epoch is not None and wanted.epoch > epochs.current:
+        return False
+    return epochs.locate(wanted, "min_seq") <= ledger.head.seq

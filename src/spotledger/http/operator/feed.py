@@ -17,7 +17,7 @@ import msgspec
 from spotledger.errors import InvalidRequest, LedgerCorrupt, SpotledgerError, Unavailable
 from spotledger.http.h1.request import Reply, Request, StreamWriter
 from spotledger.http.operator.answers import CoinTexts, entry_answer
-from spotledger.http.operator.calls import number_in, query_of
+from spotledger.http.operator.calls import position_in, query_of
 from spotledger.ledger.ledger import Ledger
 
 EVENT_STREAM_MEDIA_TYPE: Final = "text/event-stream"
@@ -42,7 +42,7 @@ class Feed:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.texts = CoinTexts(lambda: ledger.coins)
+        self.texts = CoinTexts(ledger)
         self.open = 0
         self.stopped = asyncio.Event()
 
@@ -56,18 +56,18 @@ class Feed:
 
         Raises:
             InvalidRequest: It asks for the entries after one that does not exist yet.
+            EpochMissing, UnknownPosition: It asks for the entries after one that is not in this journal.
             Unavailable: Too many streams are open, or the service is stopping.
         """
         query = query_of(request, "after_seq")
         header = request.header(b"last-event-id")
         last = None if header is None else header.decode("latin-1")
         field = "after_seq" if last is None else "Last-Event-ID"
-        after_seq = number_in(query if last is None else {field: last}, field, 0)
-        head = self.ledger.head.seq
+        epochs, head = self.ledger.epochs, self.ledger.head.seq
+        after_seq = position_in(query if last is None else {field: last}, field, epochs, 0)
         if after_seq > head:
             raise InvalidRequest(
-                f"{field} is {after_seq}; 0 to {head}, the end of the journal, would pass."
-                " After a restore of a backup, read from the start",
+                f"{field} is {after_seq}; 0 to {epochs.text(head)}, the end of the journal, would pass",
                 field=field,
             )
         if self.stopped.is_set() or self.open >= FEEDS_LIMIT:
@@ -116,7 +116,7 @@ class _Stream:
         return not ends[0].done()
 
     def _next_piece(self) -> bytes:
-        """Return the next entries as events; the id of each is its seq."""
+        """Return the next entries as events; the id of each is its position."""
         ledger = self._feed.ledger
         if ledger.head.seq <= self._after:
             return b""
@@ -126,7 +126,11 @@ class _Stream:
             _log.warning("a stream of the journal ended: %s", error)
             raise OSError("the journal cannot be read") from error
         texts = self._feed.texts
-        events = [b"id: %d\ndata: %b\n\n" % (entry.seq, _encode(entry_answer(entry, texts))) for entry in entries]
+        text = ledger.epochs.text
+        events = [
+            b"id: %b\ndata: %b\n\n" % (text(entry.seq).encode(), _encode(entry_answer(entry, texts)))
+            for entry in entries
+        ]
         self._after = entries[-1].seq if entries else self._after
         return b"".join(events)
 

@@ -14,6 +14,7 @@ from msgspec import Meta
 from spotledger.domain.accounts import ACCOUNT_IDS
 from spotledger.domain.amounts import MAX_SCALE
 from spotledger.domain.operations import KEY_MAX_CHARACTERS, REFERENCE_MAX_CHARACTERS, TIME_MAX_MS
+from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN
 
 Schema = dict[str, Any]
 
@@ -45,7 +46,7 @@ TIME: Final[Schema] = {
     "maximum": TIME_MAX_MS,
     "description": "Milliseconds since 1970.",
 }
-HOLD_ID: Final[Schema] = {"type": "string", "pattern": r"^[1-9][0-9]{0,17}$", "examples": ["12"]}
+HOLD_ID: Final[Schema] = {"type": "string", "pattern": f"^{POSITION_PATTERN}$", "examples": ["12", "2-12"]}
 HOLD: Final[Schema] = {
     "description": "A hold: its id, or the key that opened it.",
     "oneOf": [
@@ -53,7 +54,12 @@ HOLD: Final[Schema] = {
         {"type": "object", "properties": {"key": KEY}, "required": ["key"], "additionalProperties": False},
     ],
 }
-SEQ: Final[Schema] = {"type": "integer", "minimum": 1, "maximum": 2**63 - 1, "examples": [12]}
+SEQ: Final[Schema] = {
+    "description": "A position: a number in epoch 1, text such as 2-12 in later ones.",
+    "oneOf": [{"type": "integer", "minimum": 1, "maximum": 10**18 - 1}, HOLD_ID],
+    "examples": [12],
+}
+EPOCH: Final[Schema] = {"type": "integer", "minimum": 1, "maximum": EPOCH_LIMIT - 1, "description": "Its epoch."}
 
 
 def _or_null(schema: Schema) -> Schema:
@@ -76,6 +82,7 @@ TimeField = Annotated[Any, Meta(extra_json_schema=TIME)]
 HoldField = Annotated[Any, Meta(extra_json_schema=HOLD)]
 HoldOrNone = Annotated[Any, Meta(extra_json_schema=_or_null(HOLD))]
 SeqField = Annotated[Any, Meta(extra_json_schema=SEQ)]
+EpochOrNone = Annotated[Any, Meta(extra_json_schema=_or_null(EPOCH))]
 ReleaseField = Annotated[
     Any,
     Meta(
@@ -91,22 +98,23 @@ ChainField = Annotated[
     ),
 ]
 
-_POSITION: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
+_NUMBER: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
+_POSITION: Final[Schema] = {"type": "string", "pattern": f"^(0|{POSITION_PATTERN})$", "examples": ["12", "2-12"]}
 
 #: The parameters of queries; a prefix with a colon distinguishes parameters of the same name.
 PARAMETERS: Final[dict[str, Schema]] = {
     "account": {**ACCOUNT, "description": "The customer's account."},
     "after": {"type": "string", "description": "Where the page starts: the `next_after` of the page before."},
     "hold:after": {**_POSITION, "description": "Where the page starts: the `next_after` of the page before."},
-    "after_seq": {**_POSITION, "default": 0, "description": "Only entries after this one."},
-    "at_ms": {**_POSITION, "description": "The balances at this time, in milliseconds since 1970; not in the future."},
+    "after_seq": {**_POSITION, "default": "0", "description": "Only entries after this one."},
+    "at_ms": {**_NUMBER, "description": "The balances at this time, in milliseconds since 1970; not in the future."},
     "at_seq": {**_POSITION, "description": "The balances after this entry."},
     "coin": {**COIN, "description": "Only entries that touch this coin."},
     "customer": {**CUSTOMER, "description": "Only this customer's."},
     "limit": {"type": "integer", "minimum": 1, "maximum": 10**18 - 1, "default": 1000}
     | {"description": "The maximum length of the page; above 1000 it counts as 1000."},
     "min_seq": {**_POSITION, "description": "Wait up to 5 seconds until the journal has this entry."},
-    "older_than_ms": {**_POSITION, "description": "Only holds that were opened at least this many milliseconds ago."},
+    "older_than_ms": {**_NUMBER, "description": "Only holds that were opened at least this many milliseconds ago."},
     "state": {"enum": ["open", "closed"], "description": "Only holds in this state."},
 }
 #: The parameters of paths.
@@ -116,6 +124,6 @@ PATH_PARAMETERS: Final[dict[str, Schema]] = {
     "customer": {"type": "string", "minLength": 1, "examples": ["alice"]},
     "file": {"type": "string", "minLength": 1},
     "hold": HOLD_ID,
-    "seq": {"type": "integer", "minimum": 1, "maximum": 10**18 - 1},
+    "seq": HOLD_ID,
     "token_id": {"type": "string", "minLength": 1},
 }

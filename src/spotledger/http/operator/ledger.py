@@ -67,7 +67,7 @@ class LedgerCalls:
     """The calls for single operations, and the reads on the same paths."""
 
     def __init__(self, ledger: Ledger, writer: Writer, reads: ReadCalls) -> None:
-        self._texts = CoinTexts(lambda: ledger.coins)
+        self._texts = CoinTexts(ledger)
         self._writer = writer
         self._reads = reads
 
@@ -94,17 +94,17 @@ class LedgerCalls:
 
     def _writes(self, kind: type[OperationBody]) -> Call:
         async def write(call: Write) -> Reply:
-            return await self._submit(decode(call.body, kind).operation(call.key))
+            return await self._submit(decode(call.body, kind).operation(call.key), call.actor)
 
         return Call(LEDGER_WRITE, write=write, takes=kind, gives=WriteAnswer, about=_ABOUT[kind])
 
     async def release(self, call: Write) -> Reply:
         """Release all or part of a hold."""
         body = decode(call.body or b"{}", ReleaseBody)
-        return await self._submit(body.release(call.key, call.request.parameters["hold"]))
+        return await self._submit(body.release(call.key, call.request.parameters["hold"]), call.actor)
 
-    async def _submit(self, operation: Operation) -> Reply:
-        result = (await self._writer.submit((operation,)))[0]
+    async def _submit(self, operation: Operation, actor: str) -> Reply:
+        result = (await self._writer.submit((operation,), actor=actor))[0]
         if isinstance(result, Refused):
             raise result
         body = write_answer(result.entry, result.hold, self._texts)

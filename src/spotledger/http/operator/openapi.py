@@ -66,8 +66,11 @@ again, with `Idempotency-Replayed: true`; the same key with other content is a c
 the same request again. A batch needs no such header: its operations have keys of their own.
 
 Every write answers with its `seq`, its position in the journal, and every read with the `seq` that it stands for. A
-read with `min_seq` waits until the journal has that entry. `epoch` counts restores from a backup: a `seq` above the
-head of the backup means another entry in another epoch.
+read with `min_seq` waits until the journal has that entry. Each restore from a backup begins a new epoch, because it
+gives numbers again: a position is `EPOCH-SEQ`, and a plain number means epoch 1. Holds, `next`, the ids of events and
+the header `X-Ledger-Position` are positions. One that is not in this journal is refused with `epoch_missing` or
+`unknown_position`, whose `last_common` says from where a follower has to undo. Releases, withdrawals from a hold, sides
+of a fill and reversals take `customer`, `coin` and `epoch` as preconditions of what they name.
 """
 
 

@@ -27,6 +27,7 @@ from spotledger.domain.accounts import (
     receivable_of,
 )
 from spotledger.domain.journal import BalanceAfter, Entry, Hold
+from spotledger.domain.positions import parse_position
 from spotledger.errors import InvalidRequest, NotFound
 from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.answers import (
@@ -59,6 +60,7 @@ from spotledger.http.operator.calls import (
     await_seq,
     limit_in,
     number_in,
+    position_in,
     query_of,
     route,
 )
@@ -81,7 +83,7 @@ class ReadCalls:
         self._ledger = ledger
         self._feed = feed
         self._adding_up = asyncio.Lock()
-        self._texts = CoinTexts(lambda: ledger.coins)
+        self._texts = CoinTexts(ledger)
 
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes, the most frequent ones first, without those of paths that also take writes."""
@@ -112,7 +114,7 @@ class ReadCalls:
         """List the coins with their scales."""
         await self._await_seq(query_of(request, "min_seq"))
         coins = [CoinAnswer(coin.name, coin.scale) for coin in self._ledger.coins.values()]
-        return answer(CoinsAnswer(self._ledger.head.seq, self._ledger.epoch, coins))
+        return answer(CoinsAnswer(*self._now(), coins))
 
     async def customers(self, request: Request) -> Reply:
         """List the customers in the order of their ids, a page at a time."""
@@ -121,7 +123,7 @@ class ReadCalls:
         await self._await_seq(query)
         found = self._ledger.customers(query.get("after", ""), limit)
         following = found[-1] if len(found) == limit else None
-        return answer(CustomersAnswer(self._ledger.head.seq, self._ledger.epoch, found, following))
+        return answer(CustomersAnswer(*self._now(), found, following))
 
     # --- balances -----------------------------------------------------------------------------------
 
@@ -137,13 +139,13 @@ class ReadCalls:
         if "at_ms" in query:
             seq = at_seq = self._ledger.seq_at(number_in(query, "at_ms", 0))
         elif "at_seq" in query:
-            seq = at_seq = number_in(query, "at_seq", 0)
+            seq = at_seq = position_in(query, "at_seq", self._ledger.epochs, 0)
         balances = self._ledger.balances(account, at_seq)
         listed = {
             name: balance_answer(balances.get(name, ZERO), coin.scale) for name, coin in self._ledger.coins.items()
         }
         owes = UNSET if account.kind == HOUSE_KIND else self._owes(account.customer, at_seq)
-        return answer(BalancesAnswer(seq, self._ledger.epoch, account.customer, account.kind, listed, owes))
+        return answer(BalancesAnswer(seq, self._ledger.epochs.of(seq), account.customer, account.kind, listed, owes))
 
     def _owes(self, customer: str, at_seq: int | None) -> dict[str, str]:
         """Return what *customer* owes the house, as amounts above zero."""
@@ -174,7 +176,7 @@ class ReadCalls:
         query = query_of(request, "state", "older_than_ms", "after", "limit", "min_seq")
         state, limit = query.get("state"), limit_in(query)
         before_ms = self._opened_before(query)
-        after = number_in(query, "after", 0)
+        after = position_in(query, "after", self._ledger.epochs, 0)
         if state is not None and state not in HOLD_STATES:
             raise InvalidRequest(f"state is {state[:64]!r}; open or closed would pass", field="state")
         await self._await_seq(query)
@@ -190,7 +192,7 @@ class ReadCalls:
     async def old_holds(self, request: Request) -> Reply:
         """List the open holds of all customers that are older than a given age, oldest first, a page at a time."""
         query = query_of(request, "older_than_ms", "after", "limit", "min_seq")
-        limit, after = limit_in(query), number_in(query, "after", 0)
+        limit, after = limit_in(query), position_in(query, "after", self._ledger.epochs, 0)
         before_ms = self._opened_before(query)
         await self._await_seq(query)
         before = self._ledger.now_ms if before_ms is None else before_ms
@@ -205,25 +207,26 @@ class ReadCalls:
     async def _holds_page(self, read: Callable[[int, int], list[Hold]], after: int, limit: int) -> Reply:
         seq = self._ledger.head.seq
         found = read(after, limit)
-        following = str(found[-1].hold_id) if len(found) == limit else None
+        following = self._ledger.epochs.text(found[-1].hold_id) if len(found) == limit else None
         answers = [self._hold_answer(hold) for hold in found[:PIECE_ROWS]]
         for start in range(PIECE_ROWS, len(found), PIECE_ROWS):
             await asyncio.sleep(0)
             answers += [self._hold_answer(hold) for hold in found[start : start + PIECE_ROWS]]
-        return answer(HoldsAnswer(seq, self._ledger.epoch, answers, following))
+        return answer(HoldsAnswer(seq, self._ledger.epochs.of(seq), answers, following))
 
     def _hold_answer(self, hold: Hold) -> HoldAnswer:
         opened_by = self._ledger.entry(hold.hold_id)
         key = UNSET if opened_by is None else opened_by.key
-        return hold_answer(hold, self._ledger.coins[hold.coin].scale, key, self._ledger.now_ms)
+        position = self._ledger.epochs.text(hold.hold_id)
+        return hold_answer(hold, position, self._ledger.coins[hold.coin].scale, key, self._ledger.now_ms)
 
     async def hold(self, request: Request) -> Reply:
         """Return one hold, open or closed."""
         await self._await_seq(query_of(request, "min_seq"))
-        hold = self._ledger.hold(_position(request.parameters["hold"]))
+        hold = self._ledger.hold(self._located(request.parameters["hold"], "hold"))
         if hold is None:
             raise NotFound("There is no such hold; the id of a hold would pass.")
-        return answer(HoldReadAnswer(self._ledger.head.seq, self._ledger.epoch, self._hold_answer(hold)))
+        return answer(HoldReadAnswer(*self._now(), self._hold_answer(hold)))
 
     # --- entries --------------------------------------------------------------------------------------
 
@@ -232,29 +235,36 @@ class ReadCalls:
         if request.method == "GET" and _EVENT_STREAM in (request.header(b"accept") or b""):
             return self._feed.answer(request)
         query = query_of(request, "after_seq", "limit", "min_seq")
-        after_seq, limit = number_in(query, "after_seq", 0), limit_in(query)
+        after_seq, limit = position_in(query, "after_seq", self._ledger.epochs, 0), limit_in(query)
         await self._await_seq(query)
         seq = self._ledger.head.seq
         found = await _in_pieces(self._ledger.entries, after_seq, limit)
         seq = max(seq, found[-1].seq if found else 0)
         answers = [entry_answer(entry, self._texts) for entry in found]
-        return answer(EntriesAnswer(seq, self._ledger.epoch, answers, found[-1].seq if found else after_seq))
+        following = found[-1].seq if found else after_seq
+        return answer(
+            EntriesAnswer(seq, self._ledger.epochs.of(seq), answers, following, self._ledger.epochs.text(following))
+        )
 
     async def entry(self, request: Request) -> Reply:
         """Return one entry of the journal, and the entry that reversed it."""
         await self._await_seq(query_of(request, "min_seq"))
-        seq = _position(request.parameters["seq"])
+        seq = self._located(request.parameters["seq"], "seq")
         entry = self._ledger.entry(seq)
         if entry is None:
             raise NotFound("There is no such entry; the seq of an entry would pass.")
         reversed_by = self._ledger.reversal_of(seq)
         found = entry_answer(entry, self._texts)
-        return answer(EntryReadAnswer(self._ledger.head.seq, self._ledger.epoch, found, reversed_by))
+        return answer(EntryReadAnswer(*self._now(), found, reversed_by))
 
     async def statement(self, request: Request) -> Reply:
         """Return the entries of a customer as a statement, with the balances before and after the page."""
         query = query_of(request, *self.STATEMENT)
-        after_seq, limit, coin = number_in(query, "after_seq", 0), limit_in(query), query.get("coin")
+        after_seq, limit, coin = (
+            position_in(query, "after_seq", self._ledger.epochs, 0),
+            limit_in(query),
+            query.get("coin"),
+        )
         if coin is not None:
             check_coin(coin)
         await self._await_seq(query)
@@ -267,14 +277,17 @@ class ReadCalls:
 
         found = await _in_pieces(read, after_seq, limit)
         opening, closing = _page_balances(found, (customer, receivable_of(customer).customer), coin)
+        following = found[-1].seq if found else after_seq
+        seq = max(seq, found[-1].seq if found else 0)
         body = StatementAnswer(
-            max(seq, found[-1].seq if found else 0),
-            self._ledger.epoch,
+            seq,
+            self._ledger.epochs.of(seq),
             customer,
             self._after_answers(opening),
             [entry_answer(entry, self._texts) for entry in found],
             self._after_answers(closing),
-            found[-1].seq if found else after_seq,
+            following,
+            self._ledger.epochs.text(following),
         )
         return answer(body)
 
@@ -293,7 +306,7 @@ class ReadCalls:
             found = await asyncio.to_thread(self._ledger.trial_balance)
         coins = {name: self._trial_coin(found, name) for name in self._ledger.coins}
         balanced = all(not any(part.total.strip("-0.")) for part in coins.values())
-        return answer(TrialBalanceAnswer(found.seq, self._ledger.epoch, balanced, coins))
+        return answer(TrialBalanceAnswer(found.seq, self._ledger.epochs.of(found.seq), balanced, coins))
 
     def _trial_coin(self, found: TrialBalance, coin: str) -> TrialCoinAnswer:
         scale = self._ledger.coins[coin].scale
@@ -308,11 +321,24 @@ class ReadCalls:
             amount_text(total, scale),
         )
 
+    def _now(self) -> tuple[int, int]:
+        """Return ``seq`` and epoch of the head."""
+        seq = self._ledger.head.seq
+        return seq, self._ledger.epochs.of(seq)
+
+    def _located(self, text: str, field: str) -> int:
+        """Return the ``seq`` that a parameter of the path names, or 0, where nothing is, if it is no position."""
+        try:
+            position = parse_position(text, field)
+        except InvalidRequest:
+            return 0
+        return self._ledger.epochs.locate(position, field)
+
     async def _await_seq(self, query: dict[str, str]) -> None:
         """Wait until the ledger has the entry ``min_seq``, or by default the head of all nodes."""
         if self._ledger.remote and "min_seq" not in query:
             await asyncio.to_thread(self._ledger.to_head)
-        await await_seq(lambda: self._ledger.head.seq, query)
+        await await_seq(self._ledger, query)
 
 
 async def _in_pieces(read: Callable[[int, int], list[Entry]], after: int, limit: int) -> list[Entry]:
@@ -325,11 +351,6 @@ async def _in_pieces(read: Callable[[int, int], list[Entry]], after: int, limit:
             break
         found += piece
     return found
-
-
-def _position(text: str) -> int:
-    """Return the position that a path parameter names, or 0, where there is no entry, if it is not a number."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else 0
 
 
 def _page_balances(

@@ -13,9 +13,11 @@ from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar
 
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin
-from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple
+from spotledger.domain.journal import BEGIN_EPOCH, BalanceAfter, Entry, Hold, epochs_after, new_tuple
 from spotledger.domain.operations import ListCoin, RegisterCustomer
+from spotledger.domain.positions import Epochs
 from spotledger.storage.base import Head
+from spotledger.storage.encoding import decode_entry
 from spotledger.storage.postgres.foreign_entries import Change, ForeignEntries, change_in
 from spotledger.storage.postgres.rows import DerivedRows
 
@@ -67,7 +69,7 @@ class RemoteAccount:
 class HeadCache:
     """The cache. Hold the store's guard to change it, or to read more than one thing of it."""
 
-    def __init__(self, head: Head, coins: Iterable[Coin], cache_accounts: int) -> None:
+    def __init__(self, head: Head, coins: Iterable[Coin], cache_accounts: int, epochs: Epochs) -> None:
         """
         Create a cache with nothing but the coins.
 
@@ -75,8 +77,10 @@ class HeadCache:
             head: The entry that the cache stands at.
             coins: The coins listed by then.
             cache_accounts: How many accounts and customers may stay, with `HOLDS_AN_ACCOUNT` holds each.
+            epochs: The epochs begun by then.
         """
         self.head = head
+        self.epochs = epochs
         self.coins: Mapping[str, Coin] = MappingProxyType({coin.name: coin for coin in sorted(coins)})
         self.accounts: dict[Account, RemoteAccount] = {}
         self.customers: dict[str, None] = {}
@@ -129,11 +133,13 @@ class HeadCache:
     def follow(self, entries: ForeignEntries, head: Head) -> None:
         """Apply entries of other nodes, which lead from the head to the new *head*."""
         changed: dict[Account, tuple[int, dict[str, Line]]] = {}
-        for change in entries.changes:
+        for change, body in zip(entries.changes, entries.bodies, strict=True):
             if change.holds:
                 self._follow_holds(change)
             elif not change.balances and change.refusal is None:
                 self._take_other(change.kind, change.request.coin, change.request.scale, change.request.customer)
+                if change.kind == BEGIN_EPOCH:
+                    self.epochs = epochs_after(decode_entry(body))
             _collect(change, self.accounts, changed)
         for account, (seq, lines) in changed.items():
             self.accounts[account].change(seq, _balances(lines))
@@ -164,6 +170,8 @@ class HeadCache:
         for entry in derived.rest:
             asked = entry.request
             self._take_other(entry.kind, asked.get("coin"), asked.get("scale"), asked.get("customer"))
+            if entry.kind == BEGIN_EPOCH:
+                self.epochs = epochs_after(entry)
         watched = self.accounts
         for account, (seq, balances) in derived.by_account().items():
             view = watched.get(account)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
+from spotledger.storage.encoding import epochs_of_row
 from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
 from spotledger.storage.postgres.connection import Connection, translated
 
@@ -22,11 +23,13 @@ class PostgresJournal(JournalReader):
         self._connection = connection
         with translated("read"):
             found = connection.execute(
-                "SELECT ledger_id, epoch, seq, hash, booked_ms FROM ledger JOIN head USING (only_row)"
+                "SELECT ledger_id, head.seq, head.hash, booked_ms, epoch_seq, body"
+                " FROM ledger JOIN head USING (only_row) LEFT JOIN entry ON entry.seq = epoch_seq"
             ).fetchall()
         if not found:
             raise LedgerCorrupt("the row of the ledger, or of the head of its journal, is missing")
-        self.ledger_id, self.epoch, seq, link, booked_ms = found[0]
+        self.ledger_id, seq, link, booked_ms, epoch_seq, body = found[0]
+        self.epochs = epochs_of_row(epoch_seq, body)
         self.head = Head(seq, bytes(link), booked_ms)
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
+from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
 from spotledger.storage.encoding import decode_entry, key_digest
@@ -26,7 +27,7 @@ from spotledger.storage.postgres.connection import connect, translated
 from spotledger.storage.postgres.follower import Follower
 from spotledger.storage.postgres.foreign_entries import read_foreign_entries
 from spotledger.storage.postgres.head_cache import HeadCache, RemoteAccount
-from spotledger.storage.postgres.rows import add_balances, entries_of_keys, head_of, holds_in
+from spotledger.storage.postgres.rows import add_balances, entries_of_keys, epochs_in, head_of, holds_in
 from spotledger.storage.postgres.schema import check_schema, make_ledger
 from spotledger.storage.postgres.session import (
     UUID,
@@ -114,14 +115,18 @@ class PostgresReads:
         _, ledger, head, coins, _ = session.collect()
         if ledger.ntuples == 0:
             raise LedgerCorrupt("the row of the ledger is missing")
-        ledger_id, epoch = rows_of(ledger)[0]
-        self.ledger_id, self.epoch = ledger_id.decode(), int(epoch)
-        self._head_cache = HeadCache(head_of(head), _coins_in(coins), self._cache_accounts)
+        self.ledger_id = rows_of(ledger)[0][0].decode()
+        self._head_cache = HeadCache(head_of(head), _coins_in(coins), self._cache_accounts, epochs_in(ledger))
 
     @property
     def head(self) -> Head:
         """The entry that memory stands at: the last that this node wrote, or saw of other nodes."""
         return self._head_cache.head
+
+    @property
+    def epochs(self) -> Epochs:
+        """The epochs of the journal; another object after one begins."""
+        return self._head_cache.epochs
 
     @property
     def coins(self) -> Mapping[str, Coin]:
@@ -186,7 +191,7 @@ class PostgresReads:
             raise LedgerCorrupt(f"the journal does not have entry {since.seq} as it was acknowledged")
         with self._guard:
             if head.seq > self._head_cache.head.seq:
-                self._head_cache = HeadCache(head, _coins_in(coins), self._cache_accounts)
+                self._head_cache = HeadCache(head, _coins_in(coins), self._cache_accounts, self._head_cache.epochs)
 
     def _hash_in(self, result: PGresult) -> bytes | None:
         return hash_of(rows_of(result)[0][0]) if result.ntuples else None

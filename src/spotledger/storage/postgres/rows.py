@@ -8,11 +8,12 @@ from typing import Final, NamedTuple
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import Account, Balance
-from spotledger.domain.journal import Entry, Hold, new_tuple, opened_hold
+from spotledger.domain.journal import BEGIN_EPOCH, Entry, Hold, new_tuple, opened_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
+from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
-from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, key_digest
+from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, epochs_of_row, key_digest
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.session import (
     BYTEA,
@@ -195,12 +196,15 @@ _OTHER_KINDS: Final[tuple[tuple[str, Statement, dict[str, Callable[..., bytes]]]
 
 
 def _others(entries: Sequence[Entry]) -> Iterator[Order]:
-    """Yield the orders for listings, registrations and reversals."""
+    """Yield the orders for listings, registrations, reversals and epochs."""
     for kind, statement, fields in _OTHER_KINDS:
         found = [entry for entry in entries if entry.kind == kind]
         if found:
             parameters = [array_of(entry.request[field] for entry in found) for field, array_of in fields.items()]
             yield Order(statement, (*parameters, numbers(entry.seq for entry in found)), len(found))
+    begun = [entry.seq for entry in entries if entry.kind == BEGIN_EPOCH]
+    if begun:
+        yield Order(sql.MOVE_EPOCH, (number(begun[-1]),), 1)
 
 
 def numbers_or_null(items: Sequence[int | None]) -> bytes:
@@ -220,6 +224,17 @@ def entries_of_keys(result: PGresult, keys: Mapping[bytes, str]) -> Iterator[Ent
         # A key with the same digest may be another one.
         if keys[bytes.fromhex(digest.decode().replace("-", ""))] == entry.key:
             yield entry
+
+
+def epochs_in(result: PGresult) -> Epochs:
+    """
+    Return the epochs that the row of the ledger in *result* leads to.
+
+    Raises:
+        LedgerCorrupt: The entry with which the newest one began is missing, or begins none.
+    """
+    _, seq, body = rows_of(result)[0]
+    return epochs_of_row(int(seq), body)
 
 
 def head_of(result: PGresult) -> Head:

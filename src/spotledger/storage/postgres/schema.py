@@ -170,14 +170,13 @@ def _refuse_newer(there: set[tuple[int, str]]) -> None:
         )
 
 
-def make_ledger(connection: Connection, ledger_id: str | None = None, epoch: int = 1) -> bool:
+def make_ledger(connection: Connection, ledger_id: str | None = None) -> bool:
     """
     Create the first rows of a ledger, its id and the head of an empty journal, unless there is one.
 
     Args:
         connection: A connection in autocommit, to a database with the schema.
         ledger_id: The id, if the ledger is a copy of another; a new one if None.
-        epoch: The number of restores from a backup, plus one.
 
     Returns:
         Whether the ledger was created now.
@@ -186,8 +185,8 @@ def make_ledger(connection: Connection, ledger_id: str | None = None, epoch: int
     with translated("made"), connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         made = connection.execute(
-            "INSERT INTO ledger (only_row, ledger_id, epoch, syncs) VALUES (1, %s, %s, 0) ON CONFLICT DO NOTHING",
-            (ledger_id, epoch),
+            "INSERT INTO ledger (only_row, ledger_id, epoch_seq, syncs) VALUES (1, %s, 0, 0) ON CONFLICT DO NOTHING",
+            (ledger_id,),
         ).rowcount
         if made:
             connection.execute(

@@ -34,7 +34,10 @@ _ENTRIES: Final = "SELECT {columns} FROM entry WHERE seq > $1 ORDER BY seq LIMIT
 ENTRIES: Final = statement("entries", _ENTRIES.format(columns="body"))
 NEW_ENTRIES: Final = statement("new_entries", _ENTRIES.format(columns="seq, hash, body"), binary_rows=True)
 HASH: Final = statement("hash", "SELECT hash FROM entry WHERE seq = $1")
-LEDGER: Final = statement("ledger", "SELECT ledger_id, epoch FROM ledger WHERE only_row = 1")
+LEDGER: Final = statement(
+    "ledger",
+    "SELECT ledger_id, epoch_seq, body FROM ledger LEFT JOIN entry ON entry.seq = epoch_seq WHERE only_row = 1",
+)
 COINS: Final = statement("coins", "SELECT coin, scale FROM coin ORDER BY coin")
 
 # --- what a group reads -------------------------------------------------------------------------------
@@ -120,6 +123,7 @@ ADD_OPEN_HOLDS: Final = statement(
     " SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[])",
 )
 DROP_OPEN_HOLDS: Final = statement("drop_open_holds", "DELETE FROM open_hold WHERE hold_id = ANY ($1::bigint[])")
+MOVE_EPOCH: Final = statement("move_epoch", "UPDATE ledger SET epoch_seq = $1 WHERE only_row = 1")
 ADD_COINS: Final = statement(
     "add_coins",
     "INSERT INTO coin (coin, scale, seq) SELECT * FROM unnest($1::text[], $2::smallint[], $3::bigint[])",
@@ -196,7 +200,7 @@ WRITING: Final[tuple[Statement, ...]] = (
     *(BEGIN, COMMIT, ROLLBACK, LOCK_HEAD, CLOCK, NEW_ENTRIES, HASH, COINS),
     *(ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, HOLDS_OF_KEYS, BALANCES, BALANCES_OF_HOLDS, BALANCES_OF_KEYS),
     *(CUSTOMERS, REVERSALS, DUE, ADD_ENTRIES, ADD_HISTORY, PUT_BALANCES, ADD_HOLDS, CHANGE_HOLDS),
-    *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_HEAD, NOTIFY, SYNC),
+    *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_EPOCH, MOVE_HEAD, NOTIFY, SYNC),
 )
 READING: Final[tuple[Statement, ...]] = (
     *(BEGIN_SNAPSHOT, COMMIT, HEAD, ENTRIES, NEW_ENTRIES, HASH, LEDGER, COINS, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS),

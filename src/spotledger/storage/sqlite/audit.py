@@ -43,7 +43,8 @@ class LedgerRow(NamedTuple):
     """Which ledger it is."""
 
     ledger_id: str
-    epoch: int
+    #: The entry with which the epoch began; 0 in the first one.
+    epoch_seq: int
     segment_entries: int
 
 
@@ -195,7 +196,7 @@ class JournalFile(RawFile):
 
     def ledger(self) -> LedgerRow | None:
         """Return which ledger it is; None where the row is missing."""
-        query = "SELECT ledger_id, epoch, segment_entries FROM ledger"
+        query = "SELECT ledger_id, epoch_seq, segment_entries FROM ledger"
         row = self.only_row("the row of the ledger", query, (str, int, int))
         return LedgerRow(*row) if row else None
 

@@ -40,7 +40,7 @@ from spotledger.storage.sqlite.file import (
     script_of,
     translated,
 )
-from spotledger.storage.sqlite.journal import SqliteJournal
+from spotledger.storage.sqlite.journal import SqliteJournal, append_epoch, read_epochs
 
 #: Entries copied in one step, and how long the copying rests after each.
 STEP_ENTRIES: Final = 250
@@ -64,7 +64,7 @@ _MARK: Final = """CREATE TABLE backup (
 ) STRICT"""
 _FACTS: Final = "ledger_id, epoch, seq, hash, booked_ms, schema_version, master_key_fingerprint, made_ms"
 _STATE: Final = (
-    f"SELECT ledger_id, epoch, seq, hash, booked_ms, {SCHEMA_VERSION},"
+    f"SELECT ledger_id, ?, seq, hash, booked_ms, {SCHEMA_VERSION},"
     " (SELECT fingerprint FROM master_key_mark), ? FROM ledger JOIN keys_of USING (ledger_id), head"
 )
 _STEP_READ: Final = """
@@ -172,15 +172,12 @@ def _copy_entries(copy: Connection, journal: Path, target: Path, progress: Progr
     """
     with SqliteJournal(journal) as source:
         steps = _Steps(copy, source, target, progress)
-        with _writing():
-            copy.execute(
-                "INSERT INTO main.ledger VALUES (1, ?, ?, ?, 0)",
-                (source.ledger_id, source.epoch, source.segment_entries),
-            )
     for _ in range(ROUNDS_LIMIT):
         with SqliteJournal(journal) as source:
             steps.copy_up_to_head(source)
+            ledger = (source.ledger_id, source.epochs.begun_seq, source.segment_entries)
     with _writing():
+        copy.execute("INSERT INTO main.ledger VALUES (1, ?, ?, ?, 0)", ledger)
         copy.execute("INSERT INTO main.head VALUES (1, ?, ?, ?)", steps.head)
 
 
@@ -262,7 +259,9 @@ def mark_as_backup(file: Path, made_ms: int) -> BackupFacts:
         StoreUnavailable: It cannot be written.
     """
     with _writing(), _unshared(file) as copy:
-        copy.execute(f"INSERT INTO backup (only_row, {_FACTS}) SELECT 1, * FROM ({_STATE})", (made_ms,))
+        copy.execute(
+            f"INSERT INTO backup (only_row, {_FACTS}) SELECT 1, * FROM ({_STATE})", (read_epochs(copy).current, made_ms)
+        )
         return _facts(copy)
 
 
@@ -291,7 +290,7 @@ def read_facts(file: Path) -> BackupFacts:
                 path=str(file),
             )
         facts = _facts(copy)
-        state = copy.execute(_STATE, (0,)).fetchall()
+        state = copy.execute(_STATE, (read_epochs(copy).current, 0)).fetchall()
         if [facts[:-1]] != [row[:-1] for row in state]:
             raise BackupDamaged(f"{file} is damaged: what it says about itself is not what is in it.", path=str(file))
         return facts
@@ -334,16 +333,20 @@ class Credentials(NamedTuple):
     all_revoked_ms: int | None
 
 
-class KeysMade(NamedTuple):
-    """What the restored access keys are: the number of their last change, and how many are revoked since the backup."""
+class LedgerMade(NamedTuple):
+    """What was restored."""
 
+    #: The entry that begins the epoch.
+    head: Head
+    #: The number of the last change of the access keys.
     change: int
+    #: How many of the backup's access keys and tokens were revoked since.
     revoked: int
 
 
-def make_ledger_again(file: Path, keys: Path, epoch: int, credentials: Credentials) -> KeysMade:
+def make_ledger_again(file: Path, keys: Path, epoch: int, credentials: Credentials, now_ms: int) -> LedgerMade:
     """
-    Make the marked copy at *file* a journal in the new *epoch*, and the new file *keys* its access keys.
+    Make the marked copy at *file* a journal, and the new file *keys* its access keys; *epoch* begins at *now_ms*.
 
     Raises:
         StoreUnavailable: One of the two cannot be written.
@@ -353,18 +356,18 @@ def make_ledger_again(file: Path, keys: Path, epoch: int, credentials: Credentia
         made.execute("ATTACH ? AS source", (str(file),))
         made.execute("BEGIN")
         _copy_key_tables(made)
-        done = _revoke(made, credentials)
+        change, revoked = _revoke(made, credentials)
         made.execute("COMMIT")
     with _writing(), _unshared(file) as copy:
         for table in (*_KEY_TABLES, "backup"):
             copy.execute(f"DROP TABLE {table}")
-        copy.execute("UPDATE ledger SET epoch = ?", (epoch,))
+        head = append_epoch(copy, epoch, "restored from a backup", now_ms)
         copy.execute(f"PRAGMA application_id = {JOURNAL.application_id}")
-    return done
+    return LedgerMade(head, change, revoked)
 
 
-def _revoke(keys: Connection, credentials: Credentials) -> KeysMade:
-    """Revoke what is to be, and count the change."""
+def _revoke(keys: Connection, credentials: Credentials) -> tuple[int, int]:
+    """Revoke what is to be, and count the change; return its number, and how many were revoked."""
     keys.execute("UPDATE keys_of SET change = max(change, ?) + 1", (credentials.change,))
     [(change,)] = keys.execute("SELECT change FROM keys_of").fetchall()
     count = 0
@@ -380,7 +383,7 @@ def _revoke(keys: Connection, credentials: Credentials) -> KeysMade:
     if credentials.all_revoked_ms is not None:
         keys.execute("UPDATE access_keys SET revoked_ms = ? WHERE revoked_ms IS NULL", (credentials.all_revoked_ms,))
         keys.execute("DELETE FROM master_key_mark")
-    return KeysMade(change, count)
+    return change, count
 
 
 @contextmanager

@@ -1,16 +1,20 @@
-"""Reading the journal of an embedded ledger in order, beside the process that writes to it."""
+"""Reading the journal of an embedded ledger in order, beside the process that writes to it; its epochs."""
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 import msgspec
 
+from spotledger.domain.journal import EPOCH_ID_BYTES, begin_epoch
 from spotledger.domain.operations import ListCoin
+from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head
+from spotledger.storage.encoding import chain_hash, encode_entry, epochs_of_row, genesis_hash
 from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
-from spotledger.storage.sqlite.file import JOURNAL, open_reader, translated
+from spotledger.storage.sqlite.file import JOURNAL, Connection, open_reader, translated
 from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_note
 
 
@@ -43,13 +47,14 @@ class SqliteJournal(JournalReader):
 
     def _read_head(self, path: Path) -> None:
         with translated("read"):
-            ledger = self._connection.execute("SELECT ledger_id, epoch, segment_entries FROM ledger").fetchall()
+            ledger = self._connection.execute("SELECT ledger_id, segment_entries FROM ledger").fetchall()
             head = self._connection.execute(
                 "SELECT seq, hash, booked_ms, (SELECT coalesce(max(seq), 0) FROM entry) FROM head"
             ).fetchall()
         if len(ledger) != 1 or len(head) != 1:
             raise LedgerCorrupt(f"{path} does not say which ledger it is, or where it ends")
-        self.ledger_id, self.epoch, self.segment_entries = ledger[0]
+        self.ledger_id, self.segment_entries = ledger[0]
+        self.epochs = read_epochs(self._connection)
         *fields, last_seq = head[0]
         self.head = Head(*fields)
         if last_seq != self.head.seq:
@@ -59,11 +64,13 @@ class SqliteJournal(JournalReader):
         note = self.note
         if note is None:
             return
-        if (note.ledger_id, note.epoch) != (self.ledger_id, self.epoch):
+        if note.ledger_id != self.ledger_id or note.epoch > self.epochs.current:
             raise LedgerCorrupt(
-                f"{path} is ledger {self.ledger_id}, epoch {self.epoch}, but the head that was noted beside it is of"
-                f" ledger {note.ledger_id}, epoch {note.epoch}"
+                f"{path} is ledger {self.ledger_id}, epoch {self.epochs.current}, but the head that was noted beside it"
+                f" is of ledger {note.ledger_id}, epoch {note.epoch}"
             )
+        if note.epoch < self.epochs.current:
+            return  # a later epoch began, and so the journal is right and the note is old
         if note.seq > self.head.seq:
             raise LedgerCorrupt(f"{path} ends with entry {self.head.seq}, but entry {note.seq} was acknowledged")
         if self._link(note.seq) != note.hash:
@@ -103,3 +110,50 @@ def _read_note(path: Path) -> Note | None:
         return read_note(path)
     except OSError as problem:
         raise StoreUnavailable(f"{path} cannot be read: {problem.strerror}") from problem
+
+
+def read_epochs(connection: Connection) -> Epochs:
+    """
+    Return the epochs of the journal behind *connection*.
+
+    Raises:
+        LedgerCorrupt: The entry with which the newest one began is missing or damaged, or it begins no epoch.
+        apsw.Error: The journal cannot be read.
+    """
+    rows = connection.execute(
+        "SELECT ledger_id, epoch_seq, (SELECT CAST(body AS BLOB) FROM entry WHERE seq = epoch_seq),"
+        " (SELECT hash FROM entry WHERE seq = epoch_seq), (SELECT hash FROM entry WHERE seq = epoch_seq - 1)"
+        " FROM ledger"
+    ).fetchall()
+    if len(rows) != 1:
+        raise LedgerCorrupt(f"the journal says {len(rows)} times where its epoch began")
+    [(ledger_id, seq, body, kept_hash, before)] = rows
+    if seq and body is not None:
+        previous = genesis_hash(ledger_id) if seq == 1 else before
+        if previous is None or chain_hash(previous, body) != kept_hash:
+            raise LedgerCorrupt(f"entry {seq}, with which the epoch began, is damaged")
+    return epochs_of_row(seq, body)
+
+
+def append_epoch(connection: Connection, epoch: int, reason: str, now_ms: int) -> Head:
+    """
+    Append the entry that begins *epoch* to a journal that nobody else uses, within the transaction of *connection*.
+
+    Args:
+        connection: Opened for writing.
+        epoch: The new epoch, above all others.
+        reason: Why it begins.
+        now_ms: The time now, in ms since 1970; the entry is booked then, or with the head if that is later.
+
+    Returns:
+        The new head.
+    """
+    [row] = connection.execute("SELECT seq, hash, booked_ms FROM head").fetchall()
+    head, epochs = Head(*row), read_epochs(connection)
+    booked_ms, random_id = max(now_ms, head.booked_ms), secrets.token_hex(EPOCH_ID_BYTES)
+    body = encode_entry(begin_epoch(epochs, head.seq + 1, epoch, booked_ms, reason, random_id))
+    new = Head(head.seq + 1, chain_hash(head.hash, body), booked_ms)
+    connection.execute("INSERT INTO entry (seq, body, hash) VALUES (?, ?, ?)", (new.seq, body.decode(), new.hash))
+    connection.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", new)
+    connection.execute("UPDATE ledger SET epoch_seq = ?", (new.seq,))
+    return new

@@ -21,6 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from spotledger.domain.positions import Epochs
 from spotledger.errors import JournalShorter, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head
 from spotledger.storage.sqlite.file import JOURNAL_FILE
@@ -177,9 +178,9 @@ def _checksum(content: bytes) -> bytes:
 class HeadNote:
     """The note of one ledger's head."""
 
-    def __init__(self, folder: Path, ledger_id: str, epoch: int) -> None:
+    def __init__(self, folder: Path, ledger_id: str, epochs: Epochs) -> None:
         """
-        Open the note in *folder*, or make it.
+        Open the note in *folder*, or make it, for the journal of the ledger *ledger_id* with these *epochs*.
 
         Raises:
             LedgerCorrupt: Both of its slots are damaged.
@@ -187,7 +188,8 @@ class HeadNote:
         """
         self._folder = folder
         self._ledger_id = ledger_id
-        self._epoch = epoch
+        #: The epochs of the journal; whoever begins one sets them.
+        self.epochs = epochs
         path = folder / NOTE_FILE
         try:
             self._file = NotedHead(path)
@@ -214,7 +216,7 @@ class HeadNote:
         Compare the journal, which ends with the entry *head_seq*, with the note.
 
         Raises:
-            JournalShorter: The journal ends before the noted entry, or is of another ledger or epoch.
+            JournalShorter: The journal ends before the noted entry, or is of another ledger or an earlier epoch.
             LedgerCorrupt: It has another entry in the place of the noted one.
         """
         note, path, journal = self._file.note, self._file.path, self._folder / JOURNAL_FILE
@@ -225,11 +227,18 @@ class HeadNote:
             if head_seq:
                 _log.warning("%s is missing and is made again: nobody knows what it would have shown", path)
             return
-        if (note.ledger_id, note.epoch) != (self._ledger_id, self._epoch):
+        current = self.epochs.current
+        if note.ledger_id != self._ledger_id or note.epoch > current:
             raise JournalShorter(
                 f"{path} is of the ledger {note.ledger_id}, epoch {note.epoch}; {journal} is {self._ledger_id}, epoch"
-                f" {self._epoch}. Put the right files together, or look at them with: {recover}"
+                f" {current}. Put the right files together, or look at them with: {recover}"
             )
+        if note.epoch < current:
+            _log.warning(
+                "%s is of epoch %d, entry %d; epoch %d began since, with entry %d",
+                path, note.epoch, note.seq, current, self.epochs.begun_seq,
+            )  # fmt: skip
+            return
         if note.seq > head_seq:
             raise JournalShorter(
                 f"{journal} ends with entry {head_seq}, but entry {note.seq} was acknowledged. Put the file back that"
@@ -251,7 +260,7 @@ class HeadNote:
         """
         at_ms = max(head.booked_ms, time_ms, self.noted_ms or 0)
         try:
-            self._file.write(Note(self._ledger_id, self._epoch, head.seq, head.hash, at_ms, keys_change))
+            self._file.write(Note(self._ledger_id, self.epochs.current, head.seq, head.hash, at_ms, keys_change))
         except OSError as problem:
             self.failure = f"the head could not be noted in {self._file.path}: {problem.strerror}"
             _log.error("%s; writes stop", self.failure)

@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from spotledger.domain.journal import Entry
+from spotledger.domain.journal import BEGIN_EPOCH, Entry, epochs_after
 from spotledger.errors import (
     DataFolderUnusable,
     LedgerCorrupt,
@@ -41,6 +41,7 @@ from spotledger.storage.sqlite.file import (
     open_writer,
     translated,
 )
+from spotledger.storage.sqlite.journal import read_epochs
 from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.sqlite.noted_head import HeadNote
 from spotledger.storage.sqlite.placing import check_journal, go_on_placing
@@ -107,18 +108,19 @@ class SqliteStore(SqliteReads):
         ledger_id = str(uuid.uuid4())
 
         def make(journal: Connection) -> None:
-            journal.execute("INSERT INTO ledger VALUES (1, ?, 1, ?, 0)", (ledger_id, segment_entries))
+            journal.execute("INSERT INTO ledger VALUES (1, ?, 0, ?, 0)", (ledger_id, segment_entries))
             journal.execute("INSERT INTO head VALUES (1, 0, ?, 0)", (genesis_hash(ledger_id),))
 
         self._write = self._closed_at_end(open_writer(self._path, JOURNAL, make))
         self._read = self._closed_at_end(open_reader(self._path, JOURNAL))
         with translated("read"):
-            self.ledger_id, self.epoch, self._segment_entries = _only_row(
-                self._read, "SELECT ledger_id, epoch, segment_entries FROM ledger"
+            self.ledger_id, self._segment_entries = _only_row(
+                self._read, "SELECT ledger_id, segment_entries FROM ledger"
             )
+            self.epochs = read_epochs(self._read)
             self._head = Head(*_only_row(self._read, "SELECT seq, hash, booked_ms FROM head"))
         self._pending_head = self._head
-        self._note = HeadNote(self._folder, self.ledger_id, self.epoch)
+        self._note = HeadNote(self._folder, self.ledger_id, self.epochs)
         self._closing.append(self._note.close)
         self._note.check(self._head.seq, self._hash_of)
         self.key_tables = SqliteKeyTables(self._folder / KEYS_FILE, self.ledger_id, self._note.keys_change)
@@ -170,6 +172,7 @@ class SqliteStore(SqliteReads):
         """Build what memory holds from the files: from the books what is sealed, from the journal what is newer."""
         with translated("read"):
             self._head = Head(*_only_row(self._read, "SELECT seq, hash, booked_ms FROM head"))
+            self.epochs = self._note.epochs = read_epochs(self._read)
         self._pending_head = self._head
         self._digests = {}
         self._memory = WorkingSet(self._segment_entries, self._cache_accounts)
@@ -395,7 +398,7 @@ class SqliteStore(SqliteReads):
             body = encode_entry(entry)
             previous = chain_hash(previous, body)
             rows.append((entry.seq, body.decode(), previous))
-        last = entries[-1]
+        last, begun = entries[-1], [entry.seq for entry in entries if entry.kind == BEGIN_EPOCH]
         if rows[0][0] != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {rows[0][0]} to {last.seq} do not follow entry {before.seq}")
         self._pending_head = Head(last.seq, previous, last.booked_ms)
@@ -404,6 +407,8 @@ class SqliteStore(SqliteReads):
                 self._write.execute("BEGIN IMMEDIATE")
             self._check_writing()
             self._write.executemany("INSERT INTO entry (seq, body, hash) VALUES (?, ?, ?)", rows)
+            if begun:
+                self._write.execute("UPDATE ledger SET epoch_seq = ?", (begun[-1],))
 
     def commit(self) -> Steps[None]:
         """Make what was written durable: one step, which blocks until it is synced."""
@@ -434,6 +439,8 @@ class SqliteStore(SqliteReads):
         memory, digests = self._memory, self._digests
         for entry in entries:
             memory.apply(entry, digests.get(entry.key))
+            if entry.kind == BEGIN_EPOCH:
+                self.epochs = self._note.epochs = epochs_after(entry)
         self._head = self._pending_head
         self._note_head()
         self._seal(len(entries))

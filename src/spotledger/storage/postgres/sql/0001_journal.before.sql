@@ -43,11 +43,11 @@ CREATE TRIGGER head_never_goes_back BEFORE UPDATE ON head
     FOR EACH ROW WHEN (NEW.seq <= OLD.seq OR NEW.booked_ms < OLD.booked_ms)
     EXECUTE FUNCTION refuse_head_going_back();
 
--- One row: the id of the ledger, and the epoch, which each restore increments.
+-- One row: the id of the ledger, and the entry with which its epoch began (0 in the first one).
 CREATE TABLE ledger (
     only_row  smallint PRIMARY KEY CHECK (only_row = 1),
     ledger_id text COLLATE "C" NOT NULL,
-    epoch     bigint NOT NULL,
+    epoch_seq bigint NOT NULL,
     syncs     bigint NOT NULL              -- incremented only to make a commit that is synced
 ) WITH (fillfactor = 10);
 

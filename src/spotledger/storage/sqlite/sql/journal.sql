@@ -33,11 +33,12 @@ BEGIN SELECT RAISE(ABORT, 'the head of the journal is never deleted'); END;
 CREATE TRIGGER head_is_never_replaced BEFORE INSERT ON head WHEN EXISTS (SELECT 1 FROM head)
 BEGIN SELECT RAISE(ABORT, 'the head of the journal is never replaced'); END;
 
--- Which ledger this is, the size of a segment, and how often it was started.
+-- Which ledger this is, the entry with which its epoch began (0 in the first one), the size of a segment, and how often
+-- it was started.
 CREATE TABLE ledger (
     only_row        INTEGER PRIMARY KEY CHECK (only_row = 1),
     ledger_id       TEXT NOT NULL,
-    epoch           INTEGER NOT NULL,
+    epoch_seq       INTEGER NOT NULL,
     segment_entries INTEGER NOT NULL,
     starts          INTEGER NOT NULL
 ) STRICT;
@@ -53,6 +54,7 @@ SELECT entry.seq                            AS seq,
        line.value ->> '$[2]'                AS units,
        line.value ->> '$[3]'                AS hold,
        entry.body ->> '$.key'               AS "key",
+       entry.body ->> '$.actor'             AS actor,
        datetime((entry.body ->> '$.booked_ms') / 1000, 'unixepoch') AS booked
 FROM entry, json_each(entry.body, '$.postings') AS line
 -- A posting begins with the place, from 0, of the balance that it is about.
