@@ -67,7 +67,7 @@ class Held:
 class Known(NamedTuple):
     """What is kept of a key: scales by field where the amounts were read as units, or None where they stay text."""
 
-    op: Any
+    op: Any  # None: the beginning of an epoch
     scales: dict[str, int] | None
     code: str
     seq: int

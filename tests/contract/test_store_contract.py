@@ -519,3 +519,32 @@ def test_empty_group_does_nothing(ledger: Ledger) -> None:
     head = ledger.head
     assert ledger.execute([]) == []
     assert ledger.head == head
+
+
+def test_epoch_begins_with_an_entry_and_stays(place: Any) -> None:
+    """Epochs are entries: over starts, in reads of the past and in the audit's books nothing else changes."""
+    with place.open() as ledger:
+        seed(ledger)
+        before = ledger.head.seq
+        assert ledger.begin_epoch("set back") == before + 1
+        assert ledger.begin_epoch("again", 7) == before + 2
+        opened = ledger.freeze("ann", "btc", "1", key="f").seq
+        assert [ledger.epochs.text(seq) for seq in (before, before + 1, opened)] == [
+            str(before),
+            f"2-{before + 1}",
+            f"7-{opened}",
+        ]
+        with pytest.raises(InvalidRequest):
+            ledger.begin_epoch("back", 7)
+        assert ledger.head.seq == opened
+        assert ledger.unfreeze(f"7-{opened}", "0.5", key="u").replayed is False
+        assert ledger.unfreeze(f"7-{opened}", "0.5", key="u", epoch=3).replayed is True
+        fill(ledger, 20)
+        epochs, balances = ledger.epochs, ledger.balances(spot("ann"))
+    with place.open() as ledger:
+        assert (ledger.epochs, ledger.epoch, ledger.balances(spot("ann"))) == (epochs, 7, balances)
+        entry = ledger.entry(before + 2)
+        assert entry is not None
+        assert (entry.kind, entry.actor, entry.request["epoch"], entry.postings) == ("begin_epoch", "ledger", 7, ())
+        assert ledger.balances(spot("ann"), before + 2) == ledger.balances(spot("ann"), before)
+    place.check()

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from bisect import bisect_right
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,22 @@ import spotledger
 import support_books
 from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.journal import Entry
-from spotledger.domain.operations import Deposit, Expire, ListCoin, RegisterCustomer
+from spotledger.domain.operations import (
+    Deposit,
+    Expire,
+    ListCoin,
+    RegisterCustomer,
+    Reverse,
+    Settle,
+    SettleSide,
+    Unfreeze,
+    Withdraw,
+)
 from spotledger.errors import StoreUnavailable
 from spotledger.ledger.ledger import CUSTOMERS as ALL_CUSTOMERS, Ledger, Receipt
 from support_core import START_MS, Clock, full_disk
 from support_ledger_draws import CUSTOMERS, KINDS, SCALES, Draws
-from support_ledger_model import Model
+from support_ledger_model import Known, Model
 
 CUSTOMER_ACCOUNTS = [Account(name, kind) for name in CUSTOMERS for kind in KINDS]
 HOUSE_ACCOUNTS = [Account(f"@{name}", "house") for name in ("external", "fees", "dust")]
@@ -86,9 +97,24 @@ class LedgerMachine(RuleBasedStateMachine):
         self.compare(head, operations, chains, self.execute(operations, chains))
 
     def execute(self, operations: list[Any], chains: list[Any]) -> list[Any]:
+        operations = [self.positioned(operation) for operation in operations]
         if operations and all(chain is True for chain in chains):
             return self.ledger.execute(operations, atomic=True)
         return self.ledger.execute(operations, chains=chains if any(chains) else None)
+
+    def positioned(self, named: Any) -> Any:
+        """Name the holds and the entry in an operation, or in a side of a fill, as the ledger gives them out."""
+        if self.ledger.epoch == 1:
+            return named
+        text = self.ledger.epochs.text
+        match named:
+            case Unfreeze(hold=str(hold)) | Withdraw(hold=str(hold)) | SettleSide(hold=str(hold)):
+                return replace(named, hold=text(int(hold)))
+            case Settle():
+                return replace(named, buyer=self.positioned(named.buyer), seller=self.positioned(named.seller))
+            case Reverse():
+                return replace(named, seq=text(int(named.seq)))
+        return named
 
     def compare(self, head: int, operations: list[Any], chains: list[Any], outcomes: list[Any]) -> None:
         now_ms = max(self.clock.now_ms, self.booked_ms)
@@ -173,6 +199,17 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def let_time_pass_alone(self) -> None:
         self.run([], [])
+
+    @precondition(lambda self: self.ledger.epoch < 4)
+    @rule(skipped=st.integers(1, 3))
+    def begin_an_epoch(self, skipped: int) -> None:
+        epoch = self.ledger.epoch + skipped
+        seq = self.ledger.begin_epoch("set back", epoch)
+        self.model.seq += 1
+        self.model.kinds[seq] = "begin_epoch"
+        self.model.keys[f" begin_epoch:{epoch}"] = Known(None, {}, "ok", seq)
+        self.model.past.append(self.model.past[-1])
+        assert (seq, self.ledger.head.seq, self.ledger.epoch) == (self.model.seq, self.model.seq, epoch)
 
     @rule()
     def reopen(self) -> None:
