@@ -77,7 +77,7 @@ def test_recover_that_accepts_the_loss_goes_on_in_a_new_epoch(shortened: Path) -
     assert found.new_epoch == 2
     assert (shortened / "noted-head.before-recover").exists()
     with open_small(shortened) as ledger:
-        assert (ledger.head.seq, ledger.epoch) == (found.head_seq, 2)
+        assert (ledger.head.seq, ledger.epoch) == (found.head_seq + 1, 2)
         fill(ledger, 5, "again")
     assert look(shortened).problems == ()
     check_books(shortened)
@@ -183,3 +183,65 @@ def rows_of(folder: Path) -> dict[str, list[Any]]:
     with raw(folder, "books.db") as connection:
         names = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
         return {name: sorted(connection.execute(f"SELECT * FROM {name}").fetchall()) for name in names}
+
+
+def test_epoch_begin_tells_a_ledger_that_was_set_back_from_the_one_before(tmp_path: Path) -> None:
+    """The command writes one entry; numbers given again afterwards have another position, over starts."""
+    folder = tmp_path / "data"
+    with open_small(folder) as ledger:
+        seed(ledger)
+        fill(ledger, 10)
+        head = ledger.head.seq
+    done = run("epoch", "begin", "--data", folder, "--reason", "the disk was set back", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"ledger_id": ledger.ledger_id, "epoch": 2, "seq": head + 1}
+    assert run("epoch", "begin", "--data", folder, "--reason", "r", "--epoch", "2").exit_code == 1
+    assert run("epoch", "begin", "--data", folder, "--reason", "r", "--epoch", "9").exit_code == 0
+    with open_small(folder) as ledger:
+        assert [ledger.epochs.text(seq) for seq in (head, head + 1, head + 2)] == [
+            str(head),
+            f"2-{head + 1}",
+            f"9-{head + 2}",
+        ]
+        assert ledger.entry(head + 1).request["reason"] == "the disk was set back"  # type: ignore[union-attr]
+    check_books(folder)
+
+
+def test_epoch_begin_makes_no_ledger_and_takes_none_from_its_owner(tmp_path: Path) -> None:
+    """A folder without a ledger stays as it is; one that a process owns is refused, naming that."""
+    done = run("epoch", "begin", "--data", tmp_path, "--reason", "r")
+    assert (done.exit_code, list(tmp_path.iterdir())) == (1, [])
+    with open_small(tmp_path / "data") as ledger:
+        seed(ledger)
+        head = ledger.head
+        done = run("epoch", "begin", "--data", tmp_path / "data", "--reason", "r")
+        assert (done.exit_code, ledger.head) == (1, head)
+        assert "data_folder_in_use" in done.output
+
+
+def test_note_of_the_epoch_before_passes_and_one_of_a_later_epoch_does_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A kill between an epoch's commit and its note does no harm; a journal of an earlier epoch is refused."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+    before = files_of(tmp_path)
+    with open_small(tmp_path) as ledger:
+        ledger.begin_epoch("set back")
+        fill(ledger, 3)
+    (tmp_path / "noted-head").write_bytes(before["noted-head"])
+    with open_small(tmp_path) as ledger:
+        assert ledger.epoch == 2
+        assert "epoch 2 began since" in caplog.text
+    caplog.clear()
+    with open_small(tmp_path):
+        assert not caplog.text
+    for name in ("journal.db", "books.db"):
+        (tmp_path / name).write_bytes(before[name])
+    with pytest.raises(JournalShorter, match="epoch 2"):
+        open_small(tmp_path)
+    assert "epoch 2" in look(tmp_path).problems[0]
+    assert accept_loss(tmp_path).new_epoch == 3
+    with open_small(tmp_path) as ledger:
+        assert ledger.epoch == 3
+    check_books(tmp_path)
