@@ -324,7 +324,7 @@ def test_audit_without_the_ledgers_own_row_is_damaged_and_says_what_it_left(tmp_
     assert report.unexamined
 
 
-@pytest.mark.parametrize(("column", "value"), [("segment_entries", 0), ("segment_entries", 65_537), ("epoch", 0)])
+@pytest.mark.parametrize(("column", "value"), [("segment_entries", 0), ("segment_entries", 65_537), ("epoch_seq", 3)])
 def test_audit_of_a_ledgers_own_row_that_cannot_be_is_damaged(tmp_path: Path, column: str, value: int) -> None:
     """Sizes of segments and epochs have bounds."""
     folder = make(tmp_path / "ledger")

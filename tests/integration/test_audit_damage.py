@@ -743,7 +743,7 @@ ABSURD = [
     (f"UPDATE key_filter_page SET page = {2**63 - 1} WHERE level = 0",),
     (f"UPDATE reversal SET seq = {2**63 - 1} WHERE seq = (SELECT min(seq) FROM reversal)",),
     (f"UPDATE coin SET scale = {2**63 - 1}, seq = {-(2**63)}",),
-    (f"UPDATE ledger SET epoch = {2**63 - 1}, segment_entries = {2**63 - 1}",),
+    (f"UPDATE ledger SET epoch_seq = {2**63 - 1}, segment_entries = {2**63 - 1}",),
     (f"UPDATE keys_of SET change = {-(2**63)}",),
 ]
 

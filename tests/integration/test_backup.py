@@ -66,7 +66,7 @@ def test_backup_under_writes_is_whole_and_has_what_was_acknowledged_before(tmp_p
         assert facts.hash == next(iter(_hashes(tmp_path / "data", facts.seq)))
     assert restored(tmp_path / "live.backup", tmp_path / "new").epoch == 2
     books = check_books(tmp_path / "new")
-    assert books.head == facts.seq
+    assert books.head == facts.seq + 1  # and the entry that begins the epoch
     assert before.keys() <= books.keys.keys()
     assert {key: seq for key, seq in writing.acknowledged.items() if seq <= facts.seq}.items() <= books.keys.items()
     check_books(tmp_path / "data")
@@ -127,7 +127,7 @@ def test_backup_goes_on_where_another_program_writes_on_and_on(tmp_path: Path, m
         assert facts.seq == ledger.head.seq
     assert steps == [*range(facts.seq - 8, 0, -8), 0]
     restored(tmp_path / "x.backup", tmp_path / "new")
-    assert check_books(tmp_path / "new").head == facts.seq
+    assert check_books(tmp_path / "new").head == facts.seq + 1
 
 
 def test_backup_ends_where_writes_are_faster_than_the_copying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +147,7 @@ def test_backup_ends_where_writes_are_faster_than_the_copying(tmp_path: Path, mo
     assert len(ends) < 1000
     assert facts.seq in ends
     restored(tmp_path / "x.backup", tmp_path / "new")
-    assert check_books(tmp_path / "new").head == facts.seq
+    assert check_books(tmp_path / "new").head == facts.seq + 1
 
 
 def test_backup_has_no_access_key_of_a_customer_that_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +193,7 @@ def test_backup_is_one_private_file_that_says_what_it_is(backup: Path) -> None:
         assert (facts.ledger_id, facts.epoch) == (ledger.ledger_id, 1)
         assert facts[2:5] == ledger.head
     assert facts.master_key_fingerprint is None
-    assert facts.schema_version == 4
+    assert facts.schema_version == sqlite_file.SCHEMA_VERSION
     assert names_in(backup.parent) == ["data", "first.backup"]
 
 

@@ -80,12 +80,12 @@ def test_backup_and_restore_by_command_carry_a_ledger_to_a_new_folder(data: Path
     assert (found["seq"], found["hash"], found["ledger_id"]) == (made["seq"], made["hash"], made["ledger_id"])
     assert (found["epoch"], found["backup_epoch"], found["audit"]) == (2, 1, "clean")
     assert (found["access_keys"], found["operator_token"]) == (True, False)
-    assert check_books(new).head == made["seq"]
+    assert check_books(new).head == made["seq"] + 1
     key = {"SPOTLEDGER_MASTER_KEY": (data / "master.key").read_text()}
     balances = told(new, "balances", "alice", env=key)["balances"]
     assert balances["usdt"] == {"available": "70.50", "freeze": "30.00"}
     again = told(new, "deposit", "alice", "usdt", "7", "--key", "late", env=key)
-    assert (again["replayed"], again["seq"]) == (False, made["seq"] + 1)
+    assert (again["replayed"], again["seq"], again["epoch"]) == (False, made["seq"] + 2, 2)
     assert told(new, "deposit", "alice", "usdt", "100.50", "--key", "d1", env=key)["replayed"]
     assert run(new, "restore", file, "--data", new).exit_code == 1
 

@@ -262,7 +262,7 @@ def test_batch_of_nothing_has_no_results(api: Api) -> None:
         ({"key": "k"}, "operations[1].op"),
         ({"op": "unfreeze", "key": "k", "hold": 7}, "operations[1].hold"),
         ({"op": "unfreeze", "key": "k", "hold": {"key": 7}}, "operations[1].hold.key"),
-        ({"op": "reverse", "key": "k", "seq": "7", "reason": "x"}, "operations[1].seq"),
+        ({"op": "reverse", "key": "k", "seq": "7-", "reason": "x"}, "operations[1].seq"),
         ({"op": "transfer", "key": "k", "from": {}, "to": {}, "coin": "usdt", "amount": "1"}, None),
         ({"op": "settle", "key": "k", "base": "btc", "quote": "usdt", "base_amount": "1"}, None),
         ([], "operations[1]"),

@@ -256,7 +256,7 @@ def test_client_feed_gives_each_entry_once_while_others_write(
 
 
 def events(*seqs: int) -> bytes:
-    entry = '{"seq":%d,"kind":"deposit","key":"k","booked_ms":1,"request":{},"postings":[]}'
+    entry = '{"seq":%d,"epoch":1,"actor":"ledger","kind":"deposit","key":"k","booked_ms":1,"request":{},"postings":[]}'
     return b"".join(f"id: {seq}\ndata: {entry % seq}\n\n".encode() for seq in seqs)
 
 

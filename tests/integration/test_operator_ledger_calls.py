@@ -44,18 +44,19 @@ APART = {
     ("POST", "/v1/holds/{hold}/release"): "POST /v1/releases does the same, and takes holds by their keys too",
 }
 
-SIDE = SettleSide(HoldKey("h"), CoinAmount("btc", "1"), "rest", CoinAmount("btc", "1"))
+SIDE = SettleSide(HoldKey("h"), CoinAmount("btc", "1"), "rest", CoinAmount("btc", "1"), "a", "btc", 1)
+MEANT: dict[str, Any] = {"customer": "a", "coin": "usdt", "epoch": 1}
 SETTLE = {"base": "btc", "quote": "usdt", "base_amount": "1", "quote_amount": "1", "buyer": SIDE, "seller": SIDE}
 MORE = {"reference": "r", "happened_ms": 1}
 PAGE = {"after": "x", "limit": 1}
 OPERATIONS: list[Operation] = [
     Deposit("k", "a", "usdt", "1", "spot", "r", 1),
     Freeze("k", "a", "usdt", "1", "spot", "r", 1),
-    Unfreeze("k", HoldKey("h"), "1"),
-    Withdraw("k", "1", "a", "usdt", "spot", HoldKey("h"), "r", 1),
+    Unfreeze("k", HoldKey("h"), "1", **MEANT),
+    Withdraw("k", "1", "a", "usdt", "spot", HoldKey("h"), "r", 1, 1),
     Transfer("k", "a", "b", "usdt", "1", "spot", "spot", "r"),
     Settle("k", **SETTLE, **MORE),
-    Reverse("k", 1, "why"),
+    Reverse("k", "2-1", "why", **MEANT),
 ]
 #: Each method of the clients, with all the arguments that it takes.
 CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
@@ -64,17 +65,17 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "register_customer": (("a",), {"key": "k"}),
     "deposit": (("a", "usdt", "1"), {"key": "k", "account": "spot", **MORE}),
     "freeze": (("a", "usdt", "1"), {"key": "k", "account": "spot", "reference": "r", "expires_ms": 1}),
-    "unfreeze": ((HoldKey("h"), "1"), {"key": "k"}),
+    "unfreeze": ((HoldKey("h"), "1"), {"key": "k", **MEANT}),
     "withdraw": (
         ("1",),
-        {"key": "k", "customer": "a", "coin": "usdt", "account": "spot", "hold": HoldKey("h"), **MORE},
+        {"key": "k", **MEANT, "account": "spot", "hold": HoldKey("h"), **MORE},
     ),
     "transfer": (
         ("a", "b", "usdt", "1"),
         {"key": "k", "from_account": "spot", "to_account": "spot", "reference": "r"},
     ),
     "settle": ((), {**SETTLE, **MORE, "key": "k"}),
-    "reverse": ((1, "why"), {"key": "k"}),
+    "reverse": ((1, "why"), {"key": "k", **MEANT}),
     "execute": ((OPERATIONS,), {"chains": ["c"] * len(OPERATIONS), "atomic": True}),
     "coins": ((), {"min_seq": 1}),
     "customers": ((), {**PAGE, "min_seq": 1}),

@@ -126,12 +126,16 @@ def test_deposit_answer_has_seq_entry_postings_and_balances(api: Api) -> None:
         {**ALICE_USDT, "amount": "0.5", "reference": "tx 9", "happened_ms": 1_700_000_000_000},
         "deposit-1",
     )
+    [token_id] = [token["token_id"] for token in api.get("/v1/tokens").json()["tokens"]]
     booked_ms = answer["entry"].pop("booked_ms")
     assert abs(booked_ms - api.clock()) < 60_000
     assert answer == {
         "seq": 9,
+        "epoch": 1,
         "entry": {
             "seq": 9,
+            "epoch": 1,
+            "actor": f"token:{token_id}",
             "kind": "deposit",
             "key": "deposit-1",
             "request": {

@@ -59,6 +59,12 @@ def token_of(api: Api, *scopes: str) -> str:
     return str(api.must("/v1/tokens", {"scopes": list(scopes)})["token"])
 
 
+def restored(api: Api) -> Api:
+    """Return *api* in a new epoch."""
+    api.runtime.ledger.begin_epoch("set back")
+    return api
+
+
 PROVOKED: dict[type[errors.SpotledgerError], Callable[[Api], httpx2.Response]] = {
     errors.InvalidRequest: lambda api: api.post("/v1/deposits", {**DEPOSIT, "memo": "x"}, "provoked"),
     errors.MalformedRequest: lambda api: api.post("/v1/deposits", b"{not json", "provoked"),
@@ -70,6 +76,11 @@ PROVOKED: dict[type[errors.SpotledgerError], Callable[[Api], httpx2.Response]] =
         api.must("/v1/deposits", {"customer": "alice", "coin": "whole", "amount": "9" * 38}),
         api.post("/v1/deposits", {"customer": "alice", "coin": "whole", "amount": "1"}, "provoked"),
     )[1],
+    errors.EpochMissing: lambda api: restored(api).post("/v1/holds/999/release", {}, "provoked"),
+    errors.UnknownPosition: lambda api: api.post("/v1/holds/2-8/release", {}, "provoked"),
+    errors.PreconditionFailed: lambda api: api.post(
+        f"/v1/holds/{first_hold(api)}/release", {"customer": "bob"}, "provoked"
+    ),
     errors.NotFound: lambda api: api.get("/v1/customers/nobody/balances"),
     errors.MethodNotAllowed: lambda api: api.request("PUT", "/v1/deposits", headers=api.headers()),
     errors.InsufficientAvailable: lambda api: api.post("/v1/holds", {**FREEZE, "amount": "101"}, "provoked"),
@@ -211,7 +222,12 @@ def test_amount_that_is_none_is_refused_and_touches_nothing(api: Api, path: str,
         ("/v1/holds/１/release", {}, "hold"),
         ("/v1/withdrawals", {"amount": "1"}, "customer"),
         ("/v1/withdrawals", {"amount": "1", "customer": "alice"}, "coin"),
-        ("/v1/withdrawals", {"amount": "1", "hold": "1", "customer": "alice"}, "customer"),
+        ("/v1/withdrawals", {"amount": "1", "hold": "1", "customer": "a b"}, "customer"),
+        ("/v1/withdrawals", {**DEPOSIT, "epoch": 1}, "epoch"),
+        ("/v1/withdrawals", {"amount": "1", "hold": "1", "epoch": "1"}, "epoch"),
+        ("/v1/releases", {"hold": "1", "coin": "BTC"}, "coin"),
+        ("/v1/reversals", {"seq": "0-7", "reason": "x"}, "seq"),
+        ("/v1/reversals", {"seq": 0, "reason": "x"}, "seq"),
         ("/v1/withdrawals", {"amount": "1", "hold": "1", "account": "spot"}, "account"),
         ("/v1/withdrawals", {"amount": "1", "hold": 1}, "hold"),
         ("/v1/withdrawals", {"amount": "1", "hold": {"id": "1"}}, "hold"),

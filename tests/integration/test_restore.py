@@ -55,14 +55,15 @@ def test_restored_ledger_goes_on_in_a_new_epoch(tmp_path: Path, backup: Path) ->
     found = restored(backup, tmp_path / "new")
     assert (found.epoch, found.backup.seq) == (2, head.seq)
     with spotledger.open(tmp_path / "new") as ledger:
-        assert (ledger.epoch, ledger.ledger_id, ledger.head) == (2, old.ledger_id, head)
+        assert (ledger.epoch, ledger.ledger_id, ledger.head.seq) == (2, old.ledger_id, head.seq + 1)
+        assert ledger.epochs.later == ((2, head.seq + 1),)
         known = ledger.deposit("c0", "usdt", "2", key="first-0")
         assert known.replayed
         with pytest.raises(IdempotencyConflict):
             ledger.deposit("c0", "usdt", "3", key="first-0")
         again = ledger.deposit("c1", "usdt", "3", key="after-the-backup")
         assert not again.replayed
-        assert again.seq == later.seq == head.seq + 1
+        assert (again.seq, later.seq) == (head.seq + 2, head.seq + 1)
         write_some(ledger, "on", 0, 120)
     with spotledger.open(tmp_path / "new") as ledger:
         assert ledger.epoch == 2
@@ -128,7 +129,7 @@ def test_restore_of_what_is_no_backup_is_refused(tmp_path: Path, backup: Path) -
 DAMAGES = {
     "head": ("UPDATE backup SET seq = seq - 1", "what it says about itself"),
     "time": ("UPDATE head SET booked_ms = booked_ms + 1", "what it says about itself"),
-    "epoch": ("UPDATE ledger SET epoch = 7", "what it says about itself"),
+    "epoch": ("UPDATE ledger SET epoch_seq = 7", "damaged|does not say which epochs"),
     "mark": ("DELETE FROM backup", "does not say what it is"),
     "shorter": ("UPDATE head SET seq = seq - 1; UPDATE backup SET seq = seq - 1", "audit .* entry_beyond_head"),
     "entry": (

@@ -164,11 +164,11 @@ def test_restore_begins_an_epoch_above_the_one_that_the_folder_was_in(old: Old) 
     file = NotedHead(old.folder / "noted-head")
     file.write(noted._replace(epoch=6))
     file.close()
-    with pytest.raises(InvalidRequest, match="epoch 6, so 7 or more"):
+    with pytest.raises(InvalidRequest, match="7 or more would pass.*epoch 6"):
         old.restore(epoch=6)
     assert old.restore().epoch == 7
     with spotledger.open(old.folder) as ledger:
-        assert (ledger.epoch, ledger.head.seq) == (7, old.backup_seq)
+        assert (ledger.epoch, ledger.head.seq) == (7, old.backup_seq + 1)
 
 
 def test_restore_beside_a_damaged_note_asks_for_the_epoch(old: Old) -> None:
@@ -182,14 +182,16 @@ def test_restore_beside_a_damaged_note_asks_for_the_epoch(old: Old) -> None:
 
 
 def test_restored_note_is_the_head_of_the_backup(old: Old) -> None:
-    """The note has ledger, epoch and head, and no time before one that was trusted; a shorter journal is noticed."""
+    """The note has the entry that began the epoch, and no time before one that was trusted."""
     noted = read_note(old.folder / "noted-head")
     old.restore()
     after = read_note(old.folder / "noted-head")
     facts = sqlite_copy.read_facts(old.file)
     assert noted is not None
     assert after is not None
-    assert after[:4] == (facts.ledger_id, 2, facts.seq, facts.hash)
+    with spotledger.open(old.folder) as ledger:
+        assert after[:4] == (facts.ledger_id, 2, *ledger.head[:2])
+        assert ledger.head.seq == facts.seq + 1
     assert after.time_ms >= max(noted.time_ms, facts.made_ms)
 
 
@@ -245,7 +247,7 @@ def test_restore_killed_at_any_instant_leaves_no_ledger_or_a_whole_one(old: Old,
         if had_ledger or (place / "restored").exists():
             states.append("whole" if had_ledger else "goes on")
             with spotledger.open(place) as ledger:
-                assert (ledger.epoch, ledger.head.seq) == (2, old.backup_seq)
+                assert (ledger.epoch, ledger.head.seq) == (2, old.backup_seq + 1)
             with pytest.raises(DataFolderUnusable, match="has a ledger already"):
                 old.restore()
         else:
@@ -255,7 +257,7 @@ def test_restore_killed_at_any_instant_leaves_no_ledger_or_a_whole_one(old: Old,
             assert not (place / "journal.db").exists()
             assert old.restore().epoch == 2
         assert old.revoked() == {old.good: False, old.leaked: True, old.good_token: False, old.leaked_token: True}
-        assert check_books(place).head == old.backup_seq
+        assert check_books(place).head == old.backup_seq + 1
         assert set(names_in(place)) <= {*RESTORED_FILES, "owner.lock"}
     assert states == sorted(states, key=["none", "goes on", "whole"].index)
     assert {states.count(state) > 2 for state in ("none", "goes on", "whole")} == {True}

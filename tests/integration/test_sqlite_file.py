@@ -468,7 +468,7 @@ def test_posting_view_shows_the_journal_one_line_a_row(tmp_path: Path) -> None:
     with raw(tmp_path) as connection:
         cursor = connection.execute("SELECT * FROM posting WHERE seq > 3 ORDER BY seq, units")
         assert [column[0] for column in cursor.description] == (
-            ["seq", "kind", "customer", "account", "coin", "side", "units", "hold", "key", "booked"]
+            ["seq", "kind", "customer", "account", "coin", "side", "units", "hold", "key", "actor", "booked"]
         )
         rows = [row[:8] for row in cursor.fetchall()]
         total = connection.execute("SELECT sum(units) FROM posting").fetchone()[0]

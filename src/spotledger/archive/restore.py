@@ -32,7 +32,14 @@ from spotledger.storage.folder import (
     make_folder,
     unusable,
 )
-from spotledger.storage.sqlite.copy import BackupFacts, Credentials, check_structure, make_ledger_again, read_facts
+from spotledger.storage.sqlite.copy import (
+    BackupFacts,
+    Credentials,
+    begin_epoch,
+    check_structure,
+    make_ledger_again,
+    read_facts,
+)
 from spotledger.storage.sqlite.file import BOOKS_FILE, KEYS_FILE, OLD_FILE
 from spotledger.storage.sqlite.journal import SqliteJournal
 from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, NotedHead, read_note
@@ -113,12 +120,15 @@ def restore(
         journal, keys = staging / LEDGER_FILE, staging / KEYS_FILE
         _copy(file, journal)
         _check_copy(journal, facts, file)
-        made = make_ledger_again(journal, keys, new_epoch, credentials, _trusted_ms(facts, note))
+        made = make_ledger_again(journal, keys, credentials)
         with closing(Sealer(journal, staging / BOOKS_FILE)) as sealer:
             sealer.seal_all()
-        _write_note(staging, Note(facts.ledger_id, new_epoch, *made.head, made.change))
+        trusted_ms = _trusted_ms(facts, note)
+        _write_note(staging, Note(facts.ledger_id, facts.epoch, facts.seq, facts.hash, trusted_ms, made.change))
         good = read_good(keys, facts.ledger_id, now_ms())
         _check_report(audit_file(journal, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
+        head = begin_epoch(journal, new_epoch, "restored from a backup", trusted_ms)
+        _write_note(staging, Note(facts.ledger_id, new_epoch, *head, made.change))
         put_in_place(folder)
     has_token = (folder / TOKEN_FILE).is_file()
     return Restored(facts, new_epoch, master_key is not None, has_token, made.revoked if revoked else None, good)

@@ -333,20 +333,16 @@ class Credentials(NamedTuple):
     all_revoked_ms: int | None
 
 
-class LedgerMade(NamedTuple):
-    """What was restored."""
+class KeysMade(NamedTuple):
+    """What the restored access keys are: the number of their last change, and how many are revoked since the backup."""
 
-    #: The entry that begins the epoch.
-    head: Head
-    #: The number of the last change of the access keys.
     change: int
-    #: How many of the backup's access keys and tokens were revoked since.
     revoked: int
 
 
-def make_ledger_again(file: Path, keys: Path, epoch: int, credentials: Credentials, now_ms: int) -> LedgerMade:
+def make_ledger_again(file: Path, keys: Path, credentials: Credentials) -> KeysMade:
     """
-    Make the marked copy at *file* a journal, and the new file *keys* its access keys; *epoch* begins at *now_ms*.
+    Make the marked copy at *file* a journal, and the new file *keys* its access keys.
 
     Raises:
         StoreUnavailable: One of the two cannot be written.
@@ -356,18 +352,32 @@ def make_ledger_again(file: Path, keys: Path, epoch: int, credentials: Credentia
         made.execute("ATTACH ? AS source", (str(file),))
         made.execute("BEGIN")
         _copy_key_tables(made)
-        change, revoked = _revoke(made, credentials)
+        done = _revoke(made, credentials)
         made.execute("COMMIT")
     with _writing(), _unshared(file) as copy:
         for table in (*_KEY_TABLES, "backup"):
             copy.execute(f"DROP TABLE {table}")
-        head = append_epoch(copy, epoch, "restored from a backup", now_ms)
         copy.execute(f"PRAGMA application_id = {JOURNAL.application_id}")
-    return LedgerMade(head, change, revoked)
+    return done
 
 
-def _revoke(keys: Connection, credentials: Credentials) -> tuple[int, int]:
-    """Revoke what is to be, and count the change; return its number, and how many were revoked."""
+def begin_epoch(file: Path, epoch: int, reason: str, now_ms: int) -> Head:
+    """
+    Begin *epoch* in the journal at *file*, which nobody else uses; return its new head.
+
+    Raises:
+        StoreUnavailable: It cannot be written.
+        LedgerCorrupt: It is damaged.
+    """
+    with closing(open_alone(file, JOURNAL, lambda _: None)) as journal, translated("written"):
+        journal.execute("BEGIN IMMEDIATE")
+        head = append_epoch(journal, epoch, reason, now_ms)
+        journal.execute("COMMIT")
+    return head
+
+
+def _revoke(keys: Connection, credentials: Credentials) -> KeysMade:
+    """Revoke what is to be, and count the change."""
     keys.execute("UPDATE keys_of SET change = max(change, ?) + 1", (credentials.change,))
     [(change,)] = keys.execute("SELECT change FROM keys_of").fetchall()
     count = 0
@@ -383,7 +393,7 @@ def _revoke(keys: Connection, credentials: Credentials) -> tuple[int, int]:
     if credentials.all_revoked_ms is not None:
         keys.execute("UPDATE access_keys SET revoked_ms = ? WHERE revoked_ms IS NULL", (credentials.all_revoked_ms,))
         keys.execute("DELETE FROM master_key_mark")
-    return change, count
+    return KeysMade(change, count)
 
 
 @contextmanager
