@@ -235,6 +235,11 @@ def head_of(result: PGresult) -> Head:
     return Head(int(seq), hash_of(kept_hash), int(booked_ms))
 
 
+def customers_in(result: PGresult) -> list[str]:
+    """Return the customers in *result*."""
+    return [customer.decode() for (customer,) in rows_of(result)]
+
+
 def holds_in(result: PGresult) -> list[Hold]:
     """Return the holds in *result*."""
     get, found = result.get_value, []

@@ -158,10 +158,10 @@ OPEN_HOLDS_OF: Final = statement(
 )
 HOLDS_OF: Final = statement(
     "holds_of",
-    "SELECT hold.* FROM generate_series(($2::bigint) / 65536, $4::bigint / 65536) AS part (segment)"
+    "SELECT hold.* FROM generate_series(($2::bigint) / 65536, (SELECT seq FROM head) / 65536) AS part (segment)"
     f" CROSS JOIN LATERAL (SELECT {HOLD_COLUMNS} FROM hold"
     " WHERE (hold_id - 1) / 65536 = part.segment AND customer = $1 AND hold_id > $2"
-    " AND (closed_seq IS NOT NULL OR NOT $5::boolean) ORDER BY hold_id LIMIT $3::bigint) AS hold LIMIT $3::bigint",
+    " AND (closed_seq IS NOT NULL OR NOT $4::boolean) ORDER BY hold_id LIMIT $3::bigint) AS hold LIMIT $3::bigint",
 )
 OLD_HOLDS: Final = statement(
     "old_holds",
@@ -176,11 +176,11 @@ TIMES: Final = statement(
 )
 TOUCHES: Final = statement(
     "touches",
-    "SELECT touch.seq FROM generate_series($3::bigint / 65536, $5::bigint / 65536) AS part (segment)"
+    "SELECT touch.seq FROM generate_series($3::bigint / 65536, (SELECT seq FROM head) / 65536) AS part (segment)"
     " CROSS JOIN LATERAL (SELECT DISTINCT seq FROM history"
     " WHERE history.segment = part.segment AND customer = ANY ($1::text[]) AND ($2::text IS NULL OR coin = $2)"
     " AND seq > $3 ORDER BY seq LIMIT $4::bigint) AS touch LIMIT $4::bigint",
-    "btttt",
+    "bttt",
 )
 LAST_TOUCHES: Final = statement(
     "last_touches",
