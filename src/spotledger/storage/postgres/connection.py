@@ -31,6 +31,12 @@ KEEPALIVE_COUNT: Final = 3
 #: Connects to any server, a standby too. Without it, the server that takes writes is looked for.
 ANY_SERVER: Final = {"target_session_attrs": "any"}
 
+#: Settings that every session makes itself, whatever the URL, the role, the database or the server say: a commit waits
+#: for the disk, and for a standby if the server names one; each statement of a write sees what was committed before it.
+FIXED_SETTINGS: Final = {"synchronous_commit": "on", "default_transaction_isolation": "read committed"}
+#: How much of the driver's own words about a failed attempt to connect is repeated.
+WORDS_LIMIT: Final = 600
+
 #: The reasons for errors, by SQLSTATE or its first characters.
 _REASONS: Final = {
     "08": "the connection to it was lost",
@@ -64,13 +70,14 @@ def connect(url: str, *, application: str = "spotledger", steady_plans: bool = T
     Open a connection in autocommit to the server at *url* that takes writes.
 
     Args:
-        url: A PostgreSQL URL or connection string, with one or several hosts; its settings override those here.
+        url: A PostgreSQL URL or connection string, with one or several hosts; its settings override those here, except
+            for `FIXED_SETTINGS`.
         application: The name by which the server lists the connection.
         steady_plans: Plan every statement once and with indexes, which suits tables that grow.
 
     Raises:
         SettingInvalid: *url* is not a PostgreSQL URL.
-        StoreUnavailable: No server that takes writes could be reached.
+        StoreUnavailable: No server that takes writes could be reached; the message says what is in the way.
     """
     try:
         asked = conninfo_to_dict(url)
@@ -88,9 +95,14 @@ def connect(url: str, *, application: str = "spotledger", steady_plans: bool = T
         "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
         **asked,
     }
-    settings["options"] = " ".join([*_options(steady_plans), str(asked.get("options") or "")]).strip()
-    with translated("reached"):
+    fixed = [_option(name, value) for name, value in FIXED_SETTINGS.items()]
+    settings["options"] = " ".join([*_options(steady_plans), str(asked.get("options") or ""), *fixed])
+    try:
         return psycopg.connect(**settings, autocommit=True, prepare_threshold=0)
+    except psycopg.Error as error:
+        # No code tells a refused connection from a wrong password. These words never have the password.
+        words = " ".join(str(error).split())[:WORDS_LIMIT]
+        raise StoreUnavailable(f"the ledger could not be reached: {words}") from error
 
 
 def _options(steady_plans: bool) -> list[str]:
@@ -102,7 +114,6 @@ def _options(steady_plans: bool) -> list[str]:
         "tcp_keepalives_idle": KEEPALIVE_IDLE_SECONDS,
         "tcp_keepalives_interval": KEEPALIVE_INTERVAL_SECONDS,
         "tcp_keepalives_count": KEEPALIVE_COUNT,
-        "default_transaction_isolation": "read\\ committed",
         "timezone": "UTC",
         "jit": "off",
     }
@@ -110,7 +121,12 @@ def _options(steady_plans: bool) -> list[str]:
         # A plan made while a table was small would scan all of it for ever.
         values |= {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_bitmapscan": "off"}
         values |= {"enable_hashjoin": "off", "enable_mergejoin": "off", "max_parallel_workers_per_gather": 0}
-    return [f"-c {name}={value}" for name, value in values.items()]
+    return [_option(name, value) for name, value in values.items()]
+
+
+def _option(name: str, value: object) -> str:
+    """Return a setting of a session as a command line option of the server."""
+    return f"-c {name}={str(value).replace(' ', chr(92) + ' ')}"
 
 
 class translated:
@@ -179,6 +195,7 @@ def is_lost(error: psycopg.Error) -> bool:
     return state.startswith(_FATAL_CLASSES)
 
 
-def any_server(address: str) -> str:
-    """Return *address* changed to accept a standby too, unless it says itself which server it wants."""
-    return address if "target_session_attrs" in conninfo_to_dict(address) else make_conninfo(address, **ANY_SERVER)
+def any_server(address: str, *, always: bool = False) -> str:
+    """Return *address* changed to accept a standby too, unless it says itself which server it wants, or *always*."""
+    says = "target_session_attrs" in conninfo_to_dict(address)
+    return address if says and not always else make_conninfo(address, **ANY_SERVER)

@@ -93,7 +93,7 @@ class PostgresKeyTables(KeyTables):
         with translated("written"):
             write = self._connected()
             try:
-                write.execute("BEGIN")
+                write.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
                 write.execute("SELECT version FROM key_version WHERE id = 1 FOR UPDATE")
             except BaseException:
                 with suppress(psycopg.Error):
