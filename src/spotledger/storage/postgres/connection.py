@@ -40,6 +40,7 @@ WORDS_LIMIT: Final = 600
 #: The reasons for errors, by SQLSTATE or its first characters.
 _REASONS: Final = {
     "08": "the connection to it was lost",
+    "2201E": "no synchronous standby is connected to the server, and the setting standby is required",
     "25006": "the server is a standby and takes no writes",
     "25P03": "the server ended a connection that was idle while it held the write lock",
     "28": "the server refused the role",
@@ -57,6 +58,8 @@ _REASONS: Final = {
 _DAMAGE: Final = frozenset({"XX001", "XX002"})
 #: The class of violated constraints.
 _CONSTRAINT_CLASS: Final = "23"
+#: A statement of a group changed another number of rows than it had to (see `statements.CHANGE_HOLDS`).
+_OTHER_ROWS: Final = "22012"
 #: Codes and classes of errors after which the server has ended the connection.
 _FATAL_CLASSES: Final = ("08", "57P", "25P03")
 
@@ -72,7 +75,8 @@ def connect(url: str, *, application: str = "spotledger", steady_plans: bool = T
     Args:
         url: A PostgreSQL URL or connection string, with one or several hosts; its settings override those here, except
             for `FIXED_SETTINGS`.
-        application: The name by which the server lists the connection.
+        application: The name by which the server lists the connection. If the URL gives a name, that stands in place
+            of "spotledger" in it, so that connections of a node are still told apart.
         steady_plans: Plan every statement once and with indexes, which suits tables that grow.
 
     Raises:
@@ -84,7 +88,6 @@ def connect(url: str, *, application: str = "spotledger", steady_plans: bool = T
     except psycopg.ProgrammingError as error:
         raise SettingInvalid("the database is not a PostgreSQL URL; postgresql://host/name would pass") from error
     settings: dict[str, Any] = {
-        "application_name": application,
         "client_encoding": "UTF8",
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "keepalives": 1,
@@ -94,6 +97,7 @@ def connect(url: str, *, application: str = "spotledger", steady_plans: bool = T
         "target_session_attrs": "read-write",
         "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
         **asked,
+        "application_name": _named(asked.get("application_name"), application),
     }
     fixed = [_option(name, value) for name, value in FIXED_SETTINGS.items()]
     settings["options"] = " ".join([*_options(steady_plans), str(asked.get("options") or ""), *fixed])
@@ -103,6 +107,10 @@ def connect(url: str, *, application: str = "spotledger", steady_plans: bool = T
         # No code tells a refused connection from a wrong password. These words never have the password.
         words = " ".join(str(error).split())[:WORDS_LIMIT]
         raise StoreUnavailable(f"the ledger could not be reached: {words}") from error
+
+
+def _named(given: object, application: str) -> str:
+    return f"{given}{application.removeprefix('spotledger')}" if given else application
 
 
 def _options(steady_plans: bool) -> list[str]:
@@ -135,7 +143,8 @@ class translated:
 
     Raises:
         StoreUnavailable: The server or another node is in the way, or the code is unknown; a retry may succeed.
-        LedgerCorrupt: The server found its files damaged, or *checked* data violated a constraint.
+        LedgerCorrupt: The server found its files damaged, or *checked* data violated a constraint or changed other
+            rows than it had to.
     """
 
     __slots__ = ("_checked", "_doing")
@@ -164,6 +173,11 @@ def translate(error: psycopg.Error, doing: str, *, checked: bool = False) -> Sto
         checked: The rules have accepted what is written, so a violated constraint is a broken invariant.
     """
     state = error.sqlstate or ""
+    if checked and state == _OTHER_ROWS:
+        return LedgerCorrupt(
+            f"the ledger could not be {doing}: a statement changed another number of rows than it had to, so what is"
+            f" derived from the journal does not match it ({state})"
+        )
     if is_damage(error) or (checked and state.startswith(_CONSTRAINT_CLASS)):
         found = error.diag.message_primary or type(error).__name__
         return LedgerCorrupt(f"the ledger could not be {doing}: {found} ({state})")

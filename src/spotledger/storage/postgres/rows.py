@@ -31,11 +31,10 @@ from spotledger.storage.postgres.session import (
 
 
 class Order(NamedTuple):
-    """A statement with its parameters, and the number of rows that it has to change, or None."""
+    """A statement with its parameters."""
 
     statement: Statement
     parameters: tuple[Parameter, ...]
-    changes: int | None = None
 
 
 def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
@@ -50,7 +49,7 @@ def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
         digests.append(key_digest(entry.key))
     last = entries[-1]
     parameters = (number(before.seq), array(TEXT, bodies), array(BYTEA, hashes), array(UUID, digests))
-    return Head(last.seq, previous, last.booked_ms), Order(sql.ADD_ENTRIES, parameters, len(entries))
+    return Head(last.seq, previous, last.booked_ms), Order(sql.ADD_ENTRIES, parameters)
 
 
 class DerivedRows:
@@ -140,7 +139,7 @@ def history_rows(entries: Sequence[Entry]) -> Iterator[Order]:
         owners, kinds = zip(*accounts, strict=True)
         listed = plain_texts(["{" + ",".join(touches[line]) + "}" for line in lines])
         names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
-        yield Order(sql.ADD_HISTORY, (*names, listed), sum(map(len, touches.values())))
+        yield Order(sql.ADD_HISTORY, (*names, listed))
 
 
 def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Order:
@@ -150,7 +149,7 @@ def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Orde
     owners, kinds = zip(*accounts, strict=True)
     available, freeze, seqs = zip(*[balances[line] for line in lines], strict=True)
     names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
-    return Order(sql.PUT_BALANCES, (*names, numbers(available), numbers(freeze), numbers(seqs)), len(lines))
+    return Order(sql.PUT_BALANCES, (*names, numbers(available), numbers(freeze), numbers(seqs)))
 
 
 def _opened(holds: Sequence[Hold]) -> Iterator[Order]:
@@ -163,7 +162,6 @@ def _opened(holds: Sequence[Hold]) -> Iterator[Order]:
             *(numbers(amounts), numbers(remaining), texts(references)),
             *(numbers_or_null(expiries), numbers(opened_ms), numbers_or_null(closed)),
         ),
-        len(holds),
     )
     still_open = [hold for hold in holds if hold.closed_seq is None]
     if still_open:
@@ -174,16 +172,15 @@ def _opened(holds: Sequence[Hold]) -> Iterator[Order]:
                 plain_texts([hold.account.customer for hold in still_open]),
                 numbers_or_null([hold.expires_ms for hold in still_open]),
             ),
-            len(still_open),
         )
 
 
 def _changed(changed: dict[int, tuple[int, int | None]]) -> Iterator[Order]:
     remaining, closed_seqs = zip(*changed.values(), strict=True)
-    yield Order(sql.CHANGE_HOLDS, (numbers(changed), numbers(remaining), numbers_or_null(closed_seqs)), len(changed))
+    yield Order(sql.CHANGE_HOLDS, (numbers(changed), numbers(remaining), numbers_or_null(closed_seqs)))
     closed = [hold_id for hold_id, (left, _) in changed.items() if not left]
     if closed:
-        yield Order(sql.DROP_OPEN_HOLDS, (numbers(closed),), len(closed))
+        yield Order(sql.DROP_OPEN_HOLDS, (numbers(closed),))
 
 
 #: The statement for each other kind of entry, and the fields of the request that are its parameters, before ``seq``.
@@ -200,7 +197,7 @@ def _others(entries: Sequence[Entry]) -> Iterator[Order]:
         found = [entry for entry in entries if entry.kind == kind]
         if found:
             parameters = [array_of(entry.request[field] for entry in found) for field, array_of in fields.items()]
-            yield Order(statement, (*parameters, numbers(entry.seq for entry in found)), len(found))
+            yield Order(statement, (*parameters, numbers(entry.seq for entry in found)))
 
 
 def numbers_or_null(items: Sequence[int | None]) -> bytes:

@@ -108,18 +108,26 @@ ADD_HOLDS: Final = statement(
     " $6::numeric[], $7::text[], $8::bigint[], $9::bigint[], $10::bigint[])",
     "ttttttbttt",
 )
+# These divide by zero unless they change as many rows as they have to: the group then fails before its commit.
+_COUNTED: Final = "WITH done AS ({} RETURNING 1) SELECT 1 / (count(*) = {})::integer FROM done"
 CHANGE_HOLDS: Final = statement(
     "change_holds",
-    "UPDATE hold SET remaining = new.remaining, closed_seq = new.closed_seq"
-    " FROM unnest($1::bigint[], $2::numeric[], $3::bigint[]) AS new (hold_id, remaining, closed_seq)"
-    " WHERE hold.hold_id = new.hold_id",
+    _COUNTED.format(
+        "UPDATE hold SET remaining = new.remaining, closed_seq = new.closed_seq"
+        " FROM unnest($1::bigint[], $2::numeric[], $3::bigint[]) AS new (hold_id, remaining, closed_seq)"
+        " WHERE hold.hold_id = new.hold_id",
+        "cardinality($1::bigint[])",
+    ),
 )
 ADD_OPEN_HOLDS: Final = statement(
     "add_open_holds",
     "INSERT INTO open_hold (hold_id, customer, expires_ms)"
     " SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[])",
 )
-DROP_OPEN_HOLDS: Final = statement("drop_open_holds", "DELETE FROM open_hold WHERE hold_id = ANY ($1::bigint[])")
+DROP_OPEN_HOLDS: Final = statement(
+    "drop_open_holds",
+    _COUNTED.format("DELETE FROM open_hold WHERE hold_id = ANY ($1::bigint[])", "cardinality($1::bigint[])"),
+)
 ADD_COINS: Final = statement(
     "add_coins",
     "INSERT INTO coin (coin, scale, seq) SELECT * FROM unnest($1::text[], $2::smallint[], $3::bigint[])",
@@ -133,7 +141,15 @@ ADD_CUSTOMERS: Final = statement(
 ADD_REVERSALS: Final = statement(
     "add_reversals", "INSERT INTO reversal (seq, by_seq) SELECT * FROM unnest($1::bigint[], $2::bigint[])"
 )
-MOVE_HEAD: Final = statement("move_head", "UPDATE head SET seq = $1, hash = $2, booked_ms = $3 WHERE only_row = 1")
+MOVE_HEAD: Final = statement(
+    "move_head", _COUNTED.format("UPDATE head SET seq = $1, hash = $2, booked_ms = $3 WHERE only_row = 1", "1")
+)
+# Fails with 2201E, the logarithm of zero, unless a synchronous standby is connected.
+STANDBY_THERE: Final = statement(
+    "standby_there",
+    "SELECT ln(count(*)::float8) FROM pg_stat_get_wal_senders()"
+    " WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')",
+)
 NOTIFY: Final = statement("notify", "SELECT pg_notify('spotledger_head', $1)")
 # Has no meaning, but makes the commit one that is synced, and with it all earlier commits.
 SYNC: Final = statement("sync", "UPDATE ledger SET syncs = syncs + 1 WHERE only_row = 1")
@@ -196,7 +212,7 @@ WRITING: Final[tuple[Statement, ...]] = (
     *(BEGIN, COMMIT, ROLLBACK, LOCK_HEAD, CLOCK, NEW_ENTRIES, HASH, COINS),
     *(ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, HOLDS_OF_KEYS, BALANCES, BALANCES_OF_HOLDS, BALANCES_OF_KEYS),
     *(CUSTOMERS, REVERSALS, DUE, ADD_ENTRIES, ADD_HISTORY, PUT_BALANCES, ADD_HOLDS, CHANGE_HOLDS),
-    *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_HEAD, NOTIFY, SYNC),
+    *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_HEAD, NOTIFY, SYNC, STANDBY_THERE),
 )
 READING: Final[tuple[Statement, ...]] = (
     *(BEGIN_SNAPSHOT, COMMIT, HEAD, ENTRIES, NEW_ENTRIES, HASH, LEDGER, COINS, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS),
