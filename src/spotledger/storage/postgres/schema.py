@@ -25,7 +25,7 @@ from spotledger.storage.postgres.connection import (
     translate,
     translated,
 )
-from spotledger.storage.postgres.server_check import check_privileges, connected_at_start
+from spotledger.storage.postgres.server_check import bounded_by_standby, check_privileges, connected_at_start
 
 #: The advisory lock that makes migrations exclusive: "SpoL" as a number.
 MIGRATION_LOCK: Final = 0x53706F4C
@@ -212,7 +212,7 @@ def make_ready(address: str) -> None:
         StoreUnavailable: No server that takes writes could be reached.
     """
     make_schema(address)
-    with connect(address) as connection:
+    with connect(address) as connection, bounded_by_standby(connection, address):
         check_privileges(connection)
         make_ledger(connection)
         _check_no_copy(connection)  # in this order: a copy that begins now finds a ledger

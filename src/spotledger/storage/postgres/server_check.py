@@ -7,6 +7,7 @@ Each refusal names what was found and the cure. A running node does not come her
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Final
@@ -36,6 +37,9 @@ NEEDED_PRIVILEGES: Final[Mapping[str, str]] = {
     "copy_going_on": "SELECT",
     "master_key_mark": "SELECT, INSERT",
 }
+#: How long a start waits for a standby that the server names.
+STANDBY_SECONDS: Final = 5.0
+_GIVE_UP: Final = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = %s AND wait_event = 'SyncRep'"
 _MARK: Final = "spotledger.session_mark"
 _NO_POOLER: Final = (
     "Something between this node and the server, such as PgBouncer, {found}. A node needs sessions of its own: name the"
@@ -57,11 +61,42 @@ def connected_at_start(address: str) -> Iterator[Connection]:
         connection = connect(address)
     except StoreUnavailable as error:
         raise _reason_for(address, error) from error
-    with connection:
+    with connection, bounded_by_standby(connection, address):
         check_encoding(connection)
         _check_settings(connection)
         _check_sessions(connection, address)
         yield connection
+
+
+@contextmanager
+def bounded_by_standby(connection: Connection, address: str) -> Iterator[None]:
+    """
+    Have the server give up waiting for a standby that is away while *connection*, to *address*, commits in the block.
+
+    Raises:
+        StoreUnavailable: It gave up, so the standby may lack what the block has written.
+    """
+    warned, ended = threading.Event(), threading.Event()
+
+    def note(notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            warned.set()
+
+    def watch() -> None:
+        while not ended.wait(STANDBY_SECONDS):
+            with suppress(StoreUnavailable, psycopg.Error), connect(address) as other:
+                other.execute(_GIVE_UP.encode(), (connection.info.backend_pid,))
+
+    connection.add_notice_handler(note)
+    thread = threading.Thread(target=watch, name="watch start", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        connection.remove_notice_handler(note)
+    if warned.is_set():
+        raise StoreUnavailable("the standby did not confirm what the start has written; start again once it is there")
 
 
 def check_encoding(connection: Connection) -> None:
