@@ -195,7 +195,7 @@ def test_database_that_is_away_is_named_without_its_password(tmp_path: Path) -> 
     refused = support_service.run("serve", "--data", tmp_path / "data", "--database", url)
     assert refused.returncode == 1
     assert "Traceback" not in refused.stderr
-    assert "server could not be reached" in refused.stderr
+    assert "ledger could not be reached" in refused.stderr
     assert "hidden" not in refused.stderr
 
 

@@ -163,6 +163,6 @@ def test_workers_on_a_database_that_is_away_do_not_start(tmp_path: Path) -> None
     url = "postgresql://spot@127.0.0.1:1/none"
     refused = support_service.run("serve", "--data", tmp_path / "data", "--database", url, "--workers", "3")
     assert refused.returncode == 1
-    assert refused.stderr.count("server could not be reached") == 1
+    assert refused.stderr.count("ledger could not be reached") == 1
     assert "The first worker did not start" in refused.stderr
     assert "Traceback" not in refused.stderr

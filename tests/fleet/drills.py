@@ -205,7 +205,10 @@ def node_stopped() -> Report:
 
 def stop_in_its_turn(pair: Pair, victim: Node) -> int:
     """Stop *victim* at a moment when its connection holds the head row; return how many tries it took."""
-    holding = "SELECT count(*) FROM pg_stat_activity WHERE application_name = %s AND state = 'idle in transaction'"
+    holding = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE starts_with(application_name, %s || ' ') AND state = 'idle in transaction'"
+    )
     choose = random.Random(1)
     with psycopg.connect(pair.primary.url(LEDGER), autocommit=True) as connection:
         for tries in range(1, 500):

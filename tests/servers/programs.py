@@ -10,7 +10,13 @@ from servers import debian
 from servers.kept import program
 from servers.missing import ServerMissing
 
-PACKAGES: Final = {"haproxy": "haproxy", "etcd": "etcd-server", "patroni": "patroni", "ip": "iproute2"}
+PACKAGES: Final = {
+    "haproxy": "haproxy",
+    "etcd": "etcd-server",
+    "patroni": "patroni",
+    "ip": "iproute2",
+    "pgbouncer": "pgbouncer",
+}
 
 
 @cache

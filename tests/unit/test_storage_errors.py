@@ -14,7 +14,8 @@ from spotledger.storage.sqlite import file as sqlite
 SQLITE_DAMAGE = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_IOERR_DATA", "SQLITE_IOERR_CORRUPTFS")
 SQLITE_CONSTRAINT = "SQLITE_CONSTRAINT"
 POSTGRES_DAMAGE = ("XX001", "XX002")
-POSTGRES_CONSTRAINT = "23"
+#: A violated constraint, and the division by zero that says that other rows were changed than had to be.
+POSTGRES_CHECKED = ("23", "22012")
 
 _KINDS = (
     "ABORT AUTH BUSY CANTOPEN CONSTRAINT CORRUPT EMPTY ERROR FORMAT FULL INTERNAL INTERRUPT IOERR LOCKED MISMATCH"
@@ -59,9 +60,9 @@ def test_sqlite_code_is_damage_or_unavailable(name: str, checked: bool) -> None:
 @pytest.mark.parametrize("checked", [False, True])
 @pytest.mark.parametrize("state", POSTGRES_STATES)
 def test_postgres_code_is_damage_or_unavailable(state: str, checked: bool) -> None:
-    """Damage, and a constraint that refuses what was checked, is LedgerCorrupt with its code; all else may pass."""
+    """Damage, and what refuses what was checked, is LedgerCorrupt with its code; all else may pass."""
     error = postgres.translate(postgres_error(state), "read", checked=checked)
-    damaged = state.startswith(POSTGRES_DAMAGE) or (checked and state.startswith(POSTGRES_CONSTRAINT))
+    damaged = state.startswith(POSTGRES_DAMAGE) or (checked and state.startswith(POSTGRES_CHECKED))
     assert type(error) is (LedgerCorrupt if damaged else StoreUnavailable)
     assert state in str(error) or not damaged
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from spotledger.domain.accounts import Account, Balance, Coin, receivable_of
 from spotledger.domain.amounts import shown
@@ -17,6 +17,8 @@ from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import AccountView, Head, Store, TrialBalance
+
+T = TypeVar("T")
 
 #: Rows of one page at most.
 PAGE_LIMIT: Final = 1_000_000
@@ -67,6 +69,19 @@ class LedgerReads:
         """
         if self._store.remote:
             self._store.seq_at(_END_OF_TIME_MS)  # looks up the last entry of all, and so the head
+
+    def at_one_head(self, read: Callable[[], T]) -> tuple[int, T]:
+        """
+        Return the ``seq`` that all of an answer stands for, and the answer, which *read* returns.
+
+        *read* reads what is now, or entries, of this ledger. It is repeated if other nodes write meanwhile.
+
+        Raises:
+            StoreUnavailable: The server cannot be reached, or the ledger changes too fast.
+        """
+        with self._lock:
+            self._refresh()
+            return self._store.at_one_head(read)
 
     @property
     def ledger_id(self) -> str:
@@ -133,7 +148,7 @@ class LedgerReads:
         with self._lock:
             self._refresh()
             if at_seq is None:
-                return dict(sorted(self._store.account(account).balances.items()))
+                return dict(sorted(self._store.balances_now(account).items()))
             if not 0 <= at_seq <= self.head.seq:
                 raise InvalidRequest(
                     f"at_seq is {at_seq}; 0 to {self.head.seq}, the head of the journal, would pass", field="at_seq"

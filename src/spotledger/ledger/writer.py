@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -34,6 +35,14 @@ QUEUE_LIMIT: Final = 10_000
 GROUP_LIMIT: Final = 1_000
 #: How long a group waits at most for the requests that are expected.
 GATHER_SECONDS: Final = 0.001
+#: How long a request may wait for its outcome on a remote store, which other nodes or a standby may hold up.
+ANSWER_SECONDS: Final = 10.0
+#: How often such requests are looked for.
+LATE_SECONDS: Final = 0.5
+#: Writes of access keys that are made at once on a remote store; each may wait for its server.
+KEY_WRITES: Final = 4
+#: How long such a write may wait for earlier ones before it begins.
+KEY_QUEUE_SECONDS: Final = 2.0
 #: With this many waiting requests, a group is large enough not to wait for more.
 FEW_REQUESTS: Final = 16
 #: How often the writer looks for holds that have expired while nobody writes.
@@ -49,6 +58,8 @@ class _Request:
     chains: Chains | None
     actor: str
     answer: asyncio.Future[list[Outcome]]
+    #: When it came, in seconds of :func:`time.monotonic`.
+    came_s: float
 
 
 class Writer:
@@ -88,7 +99,9 @@ class Writer:
         self._failed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
-        self._key_writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="keys")
+        self._key_writer = ThreadPoolExecutor(max_workers=KEY_WRITES, thread_name_prefix="keys")
+        #: The requests that are being written, or were written last.
+        self._taken: Sequence[_Request] = ()
 
     @property
     def waiting(self) -> int:
@@ -106,15 +119,17 @@ class Writer:
         if self._refuses:
             return
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._expire())]
+        if self._ledger.remote:
+            self._tasks.append(asyncio.create_task(self._answer_late()))
 
     async def stop(self) -> None:
         """Write what is waiting, then stop."""
         self._stopping = True
         self._wake.set()
         if self._tasks:
-            run, expire = self._tasks
-            expire.cancel()
-            await asyncio.gather(run, expire, return_exceptions=True)
+            for task in self._tasks[1:]:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
         self._refuse(self._queue)
         self._committer.shutdown()
         self._key_writer.shutdown()
@@ -161,7 +176,7 @@ class Writer:
         self, operations: Sequence[Operation], chains: Chains | None, actor: str
     ) -> asyncio.Future[list[Outcome]]:
         answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Request(operations, chains, actor, answer))
+        self._queue.append(_Request(operations, chains, actor, answer, time.monotonic()))
         self._waiting += len(operations)
         if len(self._queue) >= self._enough or self._waiting >= self._group_limit:
             self._wake.set()
@@ -171,12 +186,34 @@ class Writer:
         """
         Run *function*, which writes access keys or tokens.
 
-        It runs between two groups; on a remote store, in a thread beside them, one such function at a time.
+        It runs between two groups; on a remote store, in a thread beside them, `KEY_WRITES` such functions at a time.
+
+        Raises:
+            StoreBusy: Earlier ones wait for the server of a remote store; nothing was done.
         """
         if self._ledger.remote:
-            return await asyncio.get_running_loop().run_in_executor(self._key_writer, function)
+            return await self._in_time(self._key_writer.submit(function))
         async with self._write_lock:
             return function()
+
+    async def _in_time(self, waiting: Future[T]) -> T:
+        """Return the result of a function that was handed to a thread, unless it has not begun in time."""
+        outcome = asyncio.wrap_future(waiting)
+        done, _ = await asyncio.wait([outcome], timeout=KEY_QUEUE_SECONDS)
+        if not done and waiting.cancel():
+            raise StoreBusy("earlier writes of access keys wait for the database; try again with the same key")
+        return await outcome
+
+    async def _answer_late(self) -> None:
+        """Answer requests that have waited for too long; those that are being written may still be done."""
+        while True:
+            await asyncio.sleep(LATE_SECONDS)
+            before = time.monotonic() - ANSWER_SECONDS
+            for request in (*self._taken, *self._queue):
+                if request.came_s < before and not request.answer.done():
+                    request.answer.set_exception(
+                        StoreUnavailable("the database did not answer in time; try again with the same idempotency key")
+                    )
 
     async def _run(self) -> None:
         task = asyncio.current_task()
@@ -189,7 +226,7 @@ class Writer:
                 if len(self._queue) < expected and self._waiting < self._group_limit and not self._stopping:
                     await self._gather(expected)
                 async with self._write_lock:
-                    requests = self._take()
+                    self._taken = requests = self._take()
                     await self._write(requests)
                 expected, came = len(requests), len(self._queue)
                 if 0 < came < FEW_REQUESTS:

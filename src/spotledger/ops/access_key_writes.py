@@ -49,6 +49,7 @@ class AccessKeyWrites:
                 kept = self._tables.kept_requests.get(idempotency_key)
                 if kept is not None:
                     _check_same(idempotency_key, json.loads(kept[0]), request)
+                    self._tables.confirm()  # the write may have ended before a standby had it
                     return KeptAnswer(json.loads(kept[1]), replayed=True)
                 answer = make()
                 without_secret = {name: None if name in SECRET_MEMBERS else answer[name] for name in answer}

@@ -8,8 +8,9 @@ an empty database, the first operator token. Everything else is in the database.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -27,8 +28,7 @@ from spotledger.storage.postgres.schema import has_ledger_schema, make_ready, mi
 from spotledger.storage.postgres.standby import StandbyStore
 from spotledger.storage.postgres.store import PostgresStore
 
-#: The ``application_name`` of a node's connections.
-APPLICATION: Final = "spotledger"
+_log = logging.getLogger("spotledger.fleet")
 
 
 def open_postgres(url: str, *, clock_ms: Callable[[], int] | None = None, **options: Any) -> Ledger:
@@ -40,7 +40,8 @@ def open_postgres(url: str, *, clock_ms: Callable[[], int] | None = None, **opti
     Args:
         url: ``postgresql://role@host/database``; of several hosts, the one that accepts writes is used.
         clock_ms: For tests: the time in milliseconds since 1970, instead of the server's clock.
-        **options: ``cache_accounts``: how many accounts stay in memory; ``follow_seconds``: how often to look for
+        **options: ``requires_standby``: refuse to write while no synchronous standby is connected to the server;
+            ``cache_accounts``: how many accounts stay in memory; ``follow_seconds``: how often to look for
             entries of other processes if no notification arrives.
 
     Raises:
@@ -83,16 +84,31 @@ def open_fleet(settings: Settings) -> Iterator[Fleet]:
     address = address_of(settings)
     make_ready(address)
     with contextlib.ExitStack() as stack:
-        key_tables = PostgresKeyTables(lambda: connect(address, application="spotledger keys"))
+        requires = settings.standby == "required"
+        _say_what_is_waited_for(requires=requires)
+        key_tables = PostgresKeyTables(
+            lambda: connect(address, application="spotledger keys"), requires_standby=requires
+        )
         stack.callback(key_tables.close)
         standby = None if settings.read_database is None else _standby(settings, key_tables)
-        store = standby or PostgresStore(address, cache_accounts=settings.cache_accounts)
+        store = standby or PostgresStore(address, cache_accounts=settings.cache_accounts, requires_standby=requires)
         store.key_tables = key_tables
         ledger = stack.enter_context(Ledger(store, now_ms))
         key_changes = KeyChanges(lambda: connect(address, application="spotledger key changes"))
         stack.callback(key_changes.close)
         audit_claim = Claim(lambda: connect(address, application="spotledger audit claim"))
         yield Fleet(ledger, key_changes, _audited(settings), audit_claim, standby)
+
+
+def _say_what_is_waited_for(*, requires: bool) -> None:
+    """Log what an acknowledged write has reached."""
+    if requires:
+        _log.info("standby = required: a write is acknowledged once a synchronous standby has it, else refused")
+        return
+    _log.info(
+        "standby = none: a write is acknowledged once it is on the disk of the server, and of a standby only if the"
+        " server names one in synchronous_standby_names; if the only server with it is lost, so is the write"
+    )
 
 
 def _audited(settings: Settings) -> DatabaseAddress:
@@ -151,7 +167,6 @@ def _with_timeouts(settings: Settings, url: ServerUrl) -> str:
         f" -c tcp_user_timeout={settings.database_network_ms}"
     )
     given = {
-        "application_name": APPLICATION,
         "connect_timeout": settings.database_connect_seconds,
         "tcp_user_timeout": settings.database_network_ms,
         **{name: value for name, value in parts.items() if value is not None},

@@ -271,6 +271,12 @@ class Settings:
         "How long a node without the database accepts the access keys and tokens in its memory; beyond that the answer "
         "is 503.",
     )
+    standby: str = _choice(
+        "none",
+        ("required", "none"),
+        "Whether a write is refused while no synchronous standby is connected to the database; with `none` one is "
+        "waited for only if the server names it in `synchronous_standby_names`.",
+    )
     read_database: ServerUrl | None = _database(
         "A standby of the database: this node answers from it, and takes no writes."
     )
@@ -351,7 +357,11 @@ def load_settings(
 
 def _check_together(settings: Settings) -> None:
     if settings.database is None:
-        for name, given in (("workers", settings.workers > 1), ("read_database", settings.read_database is not None)):
+        for name, given in (
+            ("workers", settings.workers > 1),
+            ("standby", settings.standby == "required"),
+            ("read_database", settings.read_database is not None),
+        ):
             if given:
                 raise SettingInvalid(
                     f"{name} is given without a database; name one with {flag_of('database')}, or leave {name} out.",

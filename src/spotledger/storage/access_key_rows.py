@@ -40,6 +40,10 @@ class KeyTables(ABC):
         """
 
     @abstractmethod
+    def confirm(self) -> None:
+        """Make sure that what a ``together`` block has read is durable when the block has ended."""
+
+    @abstractmethod
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query; inside ``together`` it sees the writes of the block."""
 

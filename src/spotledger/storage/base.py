@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
 from spotledger.storage.steps import Steps
+
+T = TypeVar("T")
 
 
 class Head(NamedTuple):
@@ -113,6 +115,12 @@ class Store(Protocol):
 
     def account(self, account: Account) -> AccountView:
         """Return the account at the head."""
+
+    def balances_now(self, account: Account) -> Mapping[str, Balance]:
+        """Return the balances of the account at the head, by coin; the mapping may change later."""
+
+    def at_one_head(self, read: Callable[[], T]) -> tuple[int, T]:
+        """Return the entry that all of an answer stands for, and the answer; *read* returns it, and may be repeated."""
 
     def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
         """Return the balances of the account after the entry *seq*, which is at most the head."""

@@ -71,10 +71,11 @@ def test_setting_has_a_flag_a_variable_and_a_line(name: str, tmp_path: Path) -> 
         "read_database": "postgresql://standby/ledger",
         "read_staleness_ms": "2000",
         "workers": "4",
+        "standby": "required",
         "redis": "rediss://:pass@cache:6380/1",
         "redis_down": "refuse",
     }
-    needed = {} if name not in ("read_database", "workers") else {"database": "postgresql:///ledger"}
+    needed = {} if name not in ("read_database", "standby", "workers") else {"database": "postgresql:///ledger"}
     text = values.get(name, "1000")
     file = tmp_path / "spotledger.toml"
     file.write_text(f"{name} = {text}\n" if name not in values else f'{name} = "{text}"\n')
@@ -179,7 +180,10 @@ def test_database_password_is_in_nothing_that_is_shown(text: str, said: str) -> 
     assert "hidden" not in f"{settings} {settings.database} {settings.database!r}"
 
 
-@pytest.mark.parametrize(("name", "text"), [("workers", "2"), ("read_database", "postgresql://standby/ledger")])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("workers", "2"), ("standby", "required"), ("read_database", "postgresql://standby/ledger")],
+)
 def test_setting_of_a_fleet_without_a_database_is_refused(name: str, text: str) -> None:
     """An embedded ledger has one process and no standby."""
     with pytest.raises(SettingInvalid, match=f"{name} is given without a database"):

@@ -8,7 +8,7 @@ belongs to the position that the answer names.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final
 
 from msgspec import UNSET
@@ -22,6 +22,7 @@ from spotledger.domain.accounts import (
     ZERO,
     Account,
     Balance,
+    Coin,
     check_account_kind,
     check_coin,
     receivable_of,
@@ -113,17 +114,18 @@ class ReadCalls:
     async def coins(self, request: Request) -> Reply:
         """List the coins with their scales."""
         await self._await_seq(query_of(request, "min_seq"))
-        coins = [CoinAnswer(coin.name, coin.scale) for coin in self._ledger.coins.values()]
-        return answer(CoinsAnswer(*self._now(), coins))
+        seq, listed = self._ledger.at_one_head(lambda: self._ledger.coins)
+        coins = [CoinAnswer(coin.name, coin.scale) for coin in listed.values()]
+        return answer(CoinsAnswer(seq, self._ledger.epochs.of(seq), coins))
 
     async def customers(self, request: Request) -> Reply:
         """List the customers in the order of their ids, a page at a time."""
         query = query_of(request, "after", "limit", "min_seq")
         limit = limit_in(query)
         await self._await_seq(query)
-        found = self._ledger.customers(query.get("after", ""), limit)
+        seq, found = self._ledger.at_one_head(lambda: self._ledger.customers(query.get("after", ""), limit))
         following = found[-1] if len(found) == limit else None
-        return answer(CustomersAnswer(*self._now(), found, following))
+        return answer(CustomersAnswer(seq, self._ledger.epochs.of(seq), found, following))
 
     # --- balances -----------------------------------------------------------------------------------
 
@@ -135,27 +137,24 @@ class ReadCalls:
             raise InvalidRequest("at_seq is given beside at_ms; one of them would pass", field="at_seq")
         await self._await_seq(query)
         self._check_there(account)
-        seq, at_seq = self._ledger.head.seq, None
+        at_seq = None
         if "at_ms" in query:
-            seq = at_seq = self._ledger.seq_at(number_in(query, "at_ms", 0))
+            at_seq = self._ledger.seq_at(number_in(query, "at_ms", 0))
         elif "at_seq" in query:
-            seq = at_seq = position_in(query, "at_seq", self._ledger.epochs, 0)
-        balances = self._ledger.balances(account, at_seq)
-        listed = {
-            name: balance_answer(balances.get(name, ZERO), coin.scale) for name, coin in self._ledger.coins.items()
-        }
-        owes = UNSET if account.kind == HOUSE_KIND else self._owes(account.customer, at_seq)
-        return answer(BalancesAnswer(seq, self._ledger.epochs.of(seq), account.customer, account.kind, listed, owes))
+            at_seq = position_in(query, "at_seq", self._ledger.epochs, 0)
 
-    def _owes(self, customer: str, at_seq: int | None) -> dict[str, str]:
-        """Return what *customer* owes the house, as amounts above zero."""
-        owed = self._ledger.balances(receivable_of(customer), at_seq)
-        coins = self._ledger.coins
-        return {
-            coin: amount_text(-balance.available, coins[coin].scale)
-            for coin, balance in owed.items()
-            if balance.available
-        }
+        def read() -> tuple[Mapping[str, Coin], dict[str, Balance], dict[str, Balance]]:
+            house = account.kind == HOUSE_KIND
+            owed = {} if house else self._ledger.balances(receivable_of(account.customer), at_seq)
+            return self._ledger.coins, self._ledger.balances(account, at_seq), owed
+
+        if at_seq is None:
+            seq, (coins, balances, owed) = self._ledger.at_one_head(read)
+        else:
+            seq, (coins, balances, owed) = at_seq, read()
+        listed = {name: balance_answer(balances.get(name, ZERO), coin.scale) for name, coin in coins.items()}
+        owes = UNSET if account.kind == HOUSE_KIND else _owes(owed, coins)
+        return answer(BalancesAnswer(seq, self._ledger.epochs.of(seq), account.customer, account.kind, listed, owes))
 
     def _account(self, customer: str, kind: str | None) -> Account:
         house = HOUSE_ACCOUNTS.get(customer)
@@ -205,8 +204,7 @@ class ReadCalls:
         return self._ledger.now_ms - number_in(query, "older_than_ms", 0)
 
     async def _holds_page(self, read: Callable[[int, int], list[Hold]], after: int, limit: int) -> Reply:
-        seq = self._ledger.head.seq
-        found = read(after, limit)
+        seq, found = self._ledger.at_one_head(lambda: read(after, limit))
         following = self._ledger.epochs.text(found[-1].hold_id) if len(found) == limit else None
         answers = [self._hold_answer(hold) for hold in found[:PIECE_ROWS]]
         for start in range(PIECE_ROWS, len(found), PIECE_ROWS):
@@ -223,10 +221,11 @@ class ReadCalls:
     async def hold(self, request: Request) -> Reply:
         """Return one hold, open or closed."""
         await self._await_seq(query_of(request, "min_seq"))
-        hold = self._ledger.hold(self._located(request.parameters["hold"], "hold"))
+        hold_id = self._located(request.parameters["hold"], "hold")
+        seq, hold = self._ledger.at_one_head(lambda: self._ledger.hold(hold_id))
         if hold is None:
             raise NotFound("There is no such hold; the id of a hold would pass.")
-        return answer(HoldReadAnswer(*self._now(), self._hold_answer(hold)))
+        return answer(HoldReadAnswer(seq, self._ledger.epochs.of(seq), self._hold_answer(hold)))
 
     # --- entries --------------------------------------------------------------------------------------
 
@@ -249,13 +248,13 @@ class ReadCalls:
     async def entry(self, request: Request) -> Reply:
         """Return one entry of the journal, and the entry that reversed it."""
         await self._await_seq(query_of(request, "min_seq"))
-        seq = self._located(request.parameters["seq"], "seq")
-        entry = self._ledger.entry(seq)
+        number = self._located(request.parameters["seq"], "seq")
+        entry = self._ledger.entry(number)
         if entry is None:
             raise NotFound("There is no such entry; the seq of an entry would pass.")
-        reversed_by = self._ledger.reversal_of(seq)
+        seq, reversed_by = self._ledger.at_one_head(lambda: self._ledger.reversal_of(number))
         found = entry_answer(entry, self._texts)
-        return answer(EntryReadAnswer(*self._now(), found, reversed_by))
+        return answer(EntryReadAnswer(seq, self._ledger.epochs.of(seq), found, reversed_by))
 
     async def statement(self, request: Request) -> Reply:
         """Return the entries of a customer as a statement, with the balances before and after the page."""
@@ -339,6 +338,13 @@ class ReadCalls:
         if self._ledger.remote and "min_seq" not in query:
             await asyncio.to_thread(self._ledger.to_head)
         await await_seq(self._ledger, query)
+
+
+def _owes(owed: Mapping[str, Balance], coins: Mapping[str, Coin]) -> dict[str, str]:
+    """Return what a customer owes the house, as amounts above zero."""
+    return {
+        coin: amount_text(-balance.available, coins[coin].scale) for coin, balance in owed.items() if balance.available
+    }
 
 
 async def _in_pieces(read: Callable[[int, int], list[Entry]], after: int, limit: int) -> list[Entry]:

@@ -67,8 +67,8 @@ def answered(request: Request, head_seq: int | None, content: bytes, limits: lis
 
 
 def answered_with_body(request: Request, head_seq: int, body: Body, limits: list[Header]) -> Answer:
-    """Return a success with a kept body, compressed if it is long and the client accepts that."""
-    headers = [*_first_headers(request, JSON, head_seq), *limits]
+    """Return a success with a kept body, maybe of an entry after *head_seq*; compressed if long and if accepted."""
+    headers = [*_first_headers(request, JSON, max(head_seq, body.changed_seq)), *limits]
     content = body.content
     if len(content) >= GZIP_LEAST_BYTES:
         headers.append(VARY)
@@ -269,13 +269,13 @@ class BalanceBodies:
         view = self._ledger.account(body.account)
         # In this order: a change made meanwhile by the thread that follows other nodes is then seen at the next
         # refresh, and every coin with a balance is among the coins.
-        changed_seq = view.changed_seq
-        balances = view.balances
+        changed_seq, balances = view.changed_seq, view.balances
+        while changed_seq != view.changed_seq:
+            changed_seq, balances = view.changed_seq, view.balances
         coins = self._ledger.coins
         if body.changed_seq != changed_seq or body.coins is not coins:
             self._remake(body, balances, coins)
-            body.coins = coins
-            body.changed_seq = changed_seq
+            body.coins, body.changed_seq = coins, changed_seq
         body.checked_seq = head_seq
 
     def _remake(self, body: Body, balances: Mapping[str, Balance], coins: Mapping[str, Coin]) -> None:

@@ -31,9 +31,16 @@ KEEPALIVE_COUNT: Final = 3
 #: Connects to any server, a standby too. Without it, the server that takes writes is looked for.
 ANY_SERVER: Final = {"target_session_attrs": "any"}
 
+#: Settings that every session makes itself, whatever the URL, the role, the database or the server say: a commit waits
+#: for the disk, and for a standby if the server names one; each statement of a write sees what was committed before it.
+FIXED_SETTINGS: Final = {"synchronous_commit": "on", "default_transaction_isolation": "read committed"}
+#: How much of the driver's own words about a failed attempt to connect is repeated.
+WORDS_LIMIT: Final = 600
+
 #: The reasons for errors, by SQLSTATE or its first characters.
 _REASONS: Final = {
     "08": "the connection to it was lost",
+    "2201E": "no synchronous standby is connected to the server, and the setting standby is required",
     "25006": "the server is a standby and takes no writes",
     "25P03": "the server ended a connection that was idle while it held the write lock",
     "28": "the server refused the role",
@@ -51,6 +58,8 @@ _REASONS: Final = {
 _DAMAGE: Final = frozenset({"XX001", "XX002"})
 #: The class of violated constraints.
 _CONSTRAINT_CLASS: Final = "23"
+#: A statement of a group changed another number of rows than it had to (see `statements.CHANGE_HOLDS`).
+_OTHER_ROWS: Final = "22012"
 #: Codes and classes of errors after which the server has ended the connection.
 _FATAL_CLASSES: Final = ("08", "57P", "25P03")
 
@@ -64,20 +73,21 @@ def connect(url: str, *, application: str = "spotledger", steady_plans: bool = T
     Open a connection in autocommit to the server at *url* that takes writes.
 
     Args:
-        url: A PostgreSQL URL or connection string, with one or several hosts; its settings override those here.
-        application: The name by which the server lists the connection.
+        url: A PostgreSQL URL or connection string, with one or several hosts; its settings override those here, except
+            for `FIXED_SETTINGS`.
+        application: The name by which the server lists the connection. If the URL gives a name, that stands in place
+            of "spotledger" in it, so that connections of a node are still told apart.
         steady_plans: Plan every statement once and with indexes, which suits tables that grow.
 
     Raises:
         SettingInvalid: *url* is not a PostgreSQL URL.
-        StoreUnavailable: No server that takes writes could be reached.
+        StoreUnavailable: No server that takes writes could be reached; the message says what is in the way.
     """
     try:
         asked = conninfo_to_dict(url)
     except psycopg.ProgrammingError as error:
         raise SettingInvalid("the database is not a PostgreSQL URL; postgresql://host/name would pass") from error
     settings: dict[str, Any] = {
-        "application_name": application,
         "client_encoding": "UTF8",
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
         "keepalives": 1,
@@ -87,10 +97,20 @@ def connect(url: str, *, application: str = "spotledger", steady_plans: bool = T
         "target_session_attrs": "read-write",
         "tcp_user_timeout": TCP_USER_TIMEOUT_MS,
         **asked,
+        "application_name": _named(asked.get("application_name"), application),
     }
-    settings["options"] = " ".join([*_options(steady_plans), str(asked.get("options") or "")]).strip()
-    with translated("reached"):
+    fixed = [_option(name, value) for name, value in FIXED_SETTINGS.items()]
+    settings["options"] = " ".join([*_options(steady_plans), str(asked.get("options") or ""), *fixed])
+    try:
         return psycopg.connect(**settings, autocommit=True, prepare_threshold=0)
+    except psycopg.Error as error:
+        # No code tells a refused connection from a wrong password. These words never have the password.
+        words = " ".join(str(error).split())[:WORDS_LIMIT]
+        raise StoreUnavailable(f"the ledger could not be reached: {words}") from error
+
+
+def _named(given: object, application: str) -> str:
+    return f"{given}{application.removeprefix('spotledger')}" if given else application
 
 
 def _options(steady_plans: bool) -> list[str]:
@@ -102,7 +122,6 @@ def _options(steady_plans: bool) -> list[str]:
         "tcp_keepalives_idle": KEEPALIVE_IDLE_SECONDS,
         "tcp_keepalives_interval": KEEPALIVE_INTERVAL_SECONDS,
         "tcp_keepalives_count": KEEPALIVE_COUNT,
-        "default_transaction_isolation": "read\\ committed",
         "timezone": "UTC",
         "jit": "off",
     }
@@ -110,7 +129,12 @@ def _options(steady_plans: bool) -> list[str]:
         # A plan made while a table was small would scan all of it for ever.
         values |= {"plan_cache_mode": "force_generic_plan", "enable_seqscan": "off", "enable_bitmapscan": "off"}
         values |= {"enable_hashjoin": "off", "enable_mergejoin": "off", "max_parallel_workers_per_gather": 0}
-    return [f"-c {name}={value}" for name, value in values.items()]
+    return [_option(name, value) for name, value in values.items()]
+
+
+def _option(name: str, value: object) -> str:
+    """Return a setting of a session as a command line option of the server."""
+    return f"-c {name}={str(value).replace(' ', chr(92) + ' ')}"
 
 
 class translated:
@@ -119,7 +143,8 @@ class translated:
 
     Raises:
         StoreUnavailable: The server or another node is in the way, or the code is unknown; a retry may succeed.
-        LedgerCorrupt: The server found its files damaged, or *checked* data violated a constraint.
+        LedgerCorrupt: The server found its files damaged, or *checked* data violated a constraint or changed other
+            rows than it had to.
     """
 
     __slots__ = ("_checked", "_doing")
@@ -148,6 +173,11 @@ def translate(error: psycopg.Error, doing: str, *, checked: bool = False) -> Sto
         checked: The rules have accepted what is written, so a violated constraint is a broken invariant.
     """
     state = error.sqlstate or ""
+    if checked and state == _OTHER_ROWS:
+        return LedgerCorrupt(
+            f"the ledger could not be {doing}: a statement changed another number of rows than it had to, so what is"
+            f" derived from the journal does not match it ({state})"
+        )
     if is_damage(error) or (checked and state.startswith(_CONSTRAINT_CLASS)):
         found = error.diag.message_primary or type(error).__name__
         return LedgerCorrupt(f"the ledger could not be {doing}: {found} ({state})")
@@ -179,6 +209,7 @@ def is_lost(error: psycopg.Error) -> bool:
     return state.startswith(_FATAL_CLASSES)
 
 
-def any_server(address: str) -> str:
-    """Return *address* changed to accept a standby too, unless it says itself which server it wants."""
-    return address if "target_session_attrs" in conninfo_to_dict(address) else make_conninfo(address, **ANY_SERVER)
+def any_server(address: str, *, always: bool = False) -> str:
+    """Return *address* changed to accept a standby too, unless it says itself which server it wants, or *always*."""
+    says = "target_session_attrs" in conninfo_to_dict(address)
+    return address if says and not always else make_conninfo(address, **ANY_SERVER)

@@ -7,13 +7,13 @@ It advances by whole commits, of this node and of others. A miss means "not load
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar
 
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin
-from spotledger.domain.journal import BEGIN_EPOCH, BalanceAfter, Entry, Hold, epochs_after, new_tuple
+from spotledger.domain.journal import BEGIN_EPOCH, BalanceAfter, Entry, Hold, epochs_after, new_tuple, opened_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer
 from spotledger.domain.positions import Epochs
 from spotledger.storage.base import Head
@@ -92,8 +92,8 @@ class HeadCache:
         self._cache_accounts = cache_accounts
 
     def covers(self, seq: int) -> bool:
-        """Return whether what was read as of the entry *seq*, at most the head, can be advanced to the head."""
-        return self.head.seq - seq <= len(self._recent)
+        """Return whether what was read as of the entry *seq* can be advanced to the head."""
+        return 0 <= self.head.seq - seq <= len(self._recent)
 
     def hold_of_key(self, key: str) -> Hold | None:
         """Return the hold that was opened under *key*, at the head, or None if it is not cached."""
@@ -119,14 +119,26 @@ class HeadCache:
                     seq_after, lines = newer[account]
                     view.change(seq_after, _balances(lines))
 
-    def take_holds(self, seq: int, found: Iterable[Hold]) -> None:
-        """Add holds that were read as of the entry *seq*."""
+    def take_holds(self, seq: int, found: Iterable[Hold], wanted: Collection[int] = ()) -> None:
+        """Add holds that were read as of the entry *seq*, and those of *wanted* that were opened since."""
         holds = {hold.hold_id: hold for hold in found if hold.hold_id not in self.holds}
         for entry in self._after(seq):
+            if entry.seq in wanted and entry.seq not in self.holds:
+                opened = entry.opened_hold() if isinstance(entry, Change) else opened_hold(entry)
+                holds.update({} if opened is None else {opened.hold_id: opened})
             for hold_id, remaining in entry.holds:
                 if hold_id in holds:
                     holds[hold_id] = holds[hold_id].after(remaining, entry.seq)
         self.holds.update(holds)
+
+    def take_customers(self, seq: int, found: Iterable[str], wanted: Collection[str] = ()) -> None:
+        """Add customers that were registered by the entry *seq*, and those of *wanted* that were registered since."""
+        self.customers.update(dict.fromkeys(found))
+        for entry in self._after(seq):
+            if entry.kind == RegisterCustomer.kind and entry.refusal is None:
+                customer = entry.request.customer if isinstance(entry, Change) else entry.request["customer"]
+                if customer is not None and customer in wanted:
+                    self.customers[customer] = None
 
     # --- entries --------------------------------------------------------------------------------------
 

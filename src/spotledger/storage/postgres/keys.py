@@ -2,13 +2,15 @@
 Access keys, operator tokens and the idempotency keys of their writes, in PostgreSQL.
 
 A write locks the row of ``key_version`` first, so the writes of all nodes are serialized, and each sees the earlier
-ones. Every revocation increments the version and notifies the listeners
-(:mod:`spotledger.storage.postgres.key_changes`).
+ones. Each has a session of its own, so none waits for an answer that another one waits for. Every revocation increments
+the version and notifies the listeners (:mod:`spotledger.storage.postgres.key_changes`).
 """
 
 from __future__ import annotations
 
 import threading
+import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Final
@@ -20,10 +22,24 @@ from spotledger.storage.access_key_rows import KeyTables
 from spotledger.storage.postgres.bounded_reader import BoundedReader, Connect
 from spotledger.storage.postgres.connection import translated
 from spotledger.storage.postgres.session import Session
+from spotledger.storage.postgres.statements import STANDBY_THERE
 
 CHANGES_CHANNEL: Final = "spotledger_keys"
-#: How long one statement of a write may take before the connection counts as lost.
-WRITE_PATIENCE_SECONDS: Final = 15.0
+#: How long a write may take, waiting for those of other nodes and for a standby included.
+WRITE_SECONDS: Final = 8.0
+#: Sessions that are kept for the next write.
+SESSIONS_KEPT: Final = 2
+_NOT_CONFIRMED: Final = (
+    "the standby did not confirm a change of access keys or tokens; try again with the same idempotency key"
+)
+
+
+class _Writing(threading.local):
+    """The transaction of a thread, if it has one."""
+
+    session: Session | None = None
+    #: What the session would have executed by now if nothing was changed.
+    executed = 0
 
 
 class PostgresKeyTables(KeyTables):
@@ -34,25 +50,27 @@ class PostgresKeyTables(KeyTables):
     so make them in another thread than the loop's.
     """
 
-    def __init__(self, connect: Connect) -> None:
+    def __init__(self, connect: Connect, *, requires_standby: bool = False) -> None:
         """
         Connect.
 
         Args:
             connect: Makes a connection in autocommit to the server that takes writes, or raises StoreUnavailable.
+            requires_standby: Refuse to write while no synchronous standby is connected to the server.
         """
         super().__init__()
         self._connect = connect
+        self._requires_standby = requires_standby
         self._reader = BoundedReader(connect)
-        self._write: Session | None = None
-        self._lock = threading.RLock()
-        self._writing_thread: int | None = None
+        self._writing = _Writing()
+        #: Sessions that no transaction uses.
+        self._idle: deque[Session] = deque()
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; no transaction may be going on."""
         self._reader.close()
-        with self._lock:
-            self._drop()
+        while self._idle:
+            self._idle.pop().close()
 
     @contextmanager
     def together(self) -> Iterator[Session]:
@@ -60,64 +78,88 @@ class PostgresKeyTables(KeyTables):
         Make all writes of a ``with`` block one transaction; an exception that leaves the block rolls it back.
 
         Raises:
-            StoreUnavailable: It could not be done. If the connection broke at the commit, it may have been done: a
-                retry with the same idempotency key finds out.
+            StoreUnavailable: It could not be done. If the connection broke at the commit, or the standby did not
+                confirm it, it may have been done: a retry with the same idempotency key finds out.
         """
-        with self._lock:
-            if self._writing_thread is not None:
-                yield self._connected()
-                return
-            write = self._begun()
-            self._writing_thread = threading.get_ident()
-            try:
-                with translated("written"):
-                    yield write
-                    write.execute("COMMIT")
-            except BaseException:
-                with suppress(psycopg.Error):
-                    write.execute("ROLLBACK")
-                raise
-            finally:
-                self._writing_thread = None
-
-    def _begun(self) -> Session:
-        """Return the session with a transaction begun that excludes the writes of other nodes."""
+        writing = self._writing
+        if writing.session is not None:
+            yield writing.session
+            return
+        until = time.monotonic() + WRITE_SECONDS
+        session = self._begun(until)
+        writing.session, writing.executed = session, session.executed
         try:
-            return self._begin()
-        except StoreUnavailable:
-            if self._write is not None and self._write.is_open:
-                raise
-            return self._begin()  # the connection broke while it was idle
+            with translated("written"):
+                yield session
+                self._end(session, until)
+        except BaseException:
+            with suppress(psycopg.Error):
+                session.execute("ROLLBACK")
+            raise
+        finally:
+            writing.session = None
+            self._keep(session)
 
-    def _begin(self) -> Session:
-        with translated("written"):
-            write = self._connected()
+    def _begun(self, until: float) -> Session:
+        """Return a session with a transaction begun that excludes the writes of other nodes, by the time *until*."""
+        while self._idle:
+            session = self._idle.pop()
             try:
-                write.execute("BEGIN")
-                write.execute("SELECT version FROM key_version WHERE id = 1 FOR UPDATE")
-            except BaseException:
-                with suppress(psycopg.Error):
-                    write.execute("ROLLBACK")
-                raise
-        return write
+                return self._begin(session, until)
+            except StoreUnavailable:
+                if session.is_open:
+                    raise
+                # The connection broke while it was idle.
+        with translated("written"):
+            session = Session(self._connect(), (), WRITE_SECONDS)
+        return self._begin(session, until)
 
-    def _connected(self) -> Session:
-        if self._write is None or not self._write.is_open:
-            self._drop()
-            self._write = Session(self._connect(), (), WRITE_PATIENCE_SECONDS)
-        return self._write
+    def _begin(self, session: Session, until: float) -> Session:
+        try:
+            with translated("written"):
+                session.patience_seconds = max(0.1, until - time.monotonic())
+                session.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+                session.execute("SELECT version FROM key_version WHERE id = 1 FOR UPDATE")
+        except BaseException:
+            with suppress(psycopg.Error):
+                session.execute("ROLLBACK")
+            self._keep(session)
+            raise
+        return session
 
-    def _drop(self) -> None:
-        session, self._write = self._write, None
-        if session is not None:
+    def _end(self, session: Session, until: float) -> None:
+        """Commit what was changed, and find out whether a standby has it that the server waits for."""
+        if session.executed == self._writing.executed:
+            session.execute("ROLLBACK")  # a commit would wait for the standby, because a row was locked
+            return
+        session.patience_seconds = max(0.1, until - time.monotonic())
+        if self._requires_standby:
+            session.execute(STANDBY_THERE.text)
+        session.execute("COMMIT")
+        if session.take_warning():
+            raise StoreUnavailable(_NOT_CONFIRMED)
+
+    def _keep(self, session: Session) -> None:
+        """Keep *session* for the next write, or close it if there are enough."""
+        if session.is_open and len(self._idle) < SESSIONS_KEPT:
+            session.patience_seconds = WRITE_SECONDS
+            self._idle.append(session)
+        else:
             session.close()
+
+    def confirm(self) -> None:
+        """Make sure that what this block has read is durable before it is answered: its end is then a synced commit."""
+        with self.together() as session:
+            session.execute("UPDATE key_version SET version = version WHERE id = 1")
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query; inside ``together`` it sees the writes of the block."""
         text = _numbered(sql)
-        if self._writing_thread == threading.get_ident():
+        session = self._writing.session
+        if session is not None:
+            self._writing.executed += 1
             with translated("read"):
-                return self._connected().execute(text, values)
+                return session.execute(text, values)
         return self._reader.ask(lambda session: session.execute(text, values))
 
     def write(self, sql: str, values: tuple[Any, ...]) -> int:

@@ -3,14 +3,15 @@ The reads of the store on PostgreSQL, on their own connection, which never waits
 
 Each query is sent together with queries for the head and the entries that memory lacks, in one snapshot. Memory is
 advanced first, so a result is never newer than the head that the node reports, nor older than what it has acknowledged.
+Rows enter memory in one place, :meth:`PostgresReads._joined`, which advances them from their snapshot to the head.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from psycopg.pq.abc import PGresult
 
@@ -27,7 +28,7 @@ from spotledger.storage.postgres.connection import connect, translated
 from spotledger.storage.postgres.follower import Follower
 from spotledger.storage.postgres.foreign_entries import read_foreign_entries
 from spotledger.storage.postgres.head_cache import HeadCache, RemoteAccount
-from spotledger.storage.postgres.rows import add_balances, entries_of_keys, epochs_in, head_of, holds_in
+from spotledger.storage.postgres.rows import add_balances, customers_in, entries_of_keys, epochs_in, head_of, holds_in
 from spotledger.storage.postgres.schema import check_schema, make_ledger
 from spotledger.storage.postgres.session import (
     UUID,
@@ -55,7 +56,27 @@ READ_TRIES: Final = 20
 TIMES_A_TRIP: Final = 100
 
 Question: TypeAlias = tuple[Statement, tuple[Parameter, ...]]
+T = TypeVar("T")
 _BIGINT_LIMIT: Final = 2**63
+_TOO_FAST: Final = "the ledger could not be read: it changed too fast; try again"
+
+
+class Snapshot(NamedTuple):
+    """What one snapshot of the database has: its head, and a result for each query."""
+
+    head: Head
+    answers: Sequence[PGresult]
+
+
+class _Heads(threading.local):
+    """The entries that the parts of one answer stand for, collected by each thread for itself."""
+
+    seqs: set[int] | None = None
+
+    def note(self, seq: int) -> None:
+        """Note that a part stands for the entry *seq*, if an answer is being collected."""
+        if self.seqs is not None:
+            self.seqs.add(seq)
 
 
 class PostgresReads:
@@ -93,6 +114,7 @@ class PostgresReads:
         self.follow_entries = follow_entries
         #: Guards memory; never held during a round trip.
         self._guard = threading.RLock()
+        self._heads = _Heads()
         connecting = partial(connect, url, application="spotledger read")
         with connecting() as connection:
             check_schema(connection)
@@ -131,19 +153,41 @@ class PostgresReads:
     @property
     def coins(self) -> Mapping[str, Coin]:
         """The listed coins by name, sorted; a new object after each listing."""
-        return self._head_cache.coins
+        if self._heads.seqs is None:
+            return self._head_cache.coins
+        with self._guard:
+            self._heads.note(self._head_cache.head.seq)
+            return self._head_cache.coins
 
     def catch_up(self) -> None:
         """Do nothing: what is derived is written with the entries."""
 
     # --- querying the server ----------------------------------------------------------------------------
 
-    def _ask(self, *questions: Question) -> tuple[Head, list[PGresult]]:
+    def at_one_head(self, read: Callable[[], T]) -> tuple[int, T]:
+        """
+        Return the entry that all of an answer stands for, and the answer, which *read* returns.
+
+        *read* may be called several times. It may use ``balances_now``, ``coins``, ``customers``, ``hold``, ``holds``,
+        ``old_holds`` and ``reversal_of``, besides the reads of entries, which never change.
+
+        Raises:
+            StoreUnavailable: The server cannot be reached, or the ledger changes too fast.
+        """
+        for _ in range(READ_TRIES):
+            seqs: set[int] = set()
+            before, self._heads.seqs = self.head.seq, seqs
+            try:
+                answer = read()
+            finally:
+                self._heads.seqs = None
+            if len(seqs) <= 1:
+                return (seqs.pop() if seqs else before), answer
+        raise StoreUnavailable(_TOO_FAST)
+
+    def _ask(self, *questions: Question) -> Snapshot:
         """
         Run queries in one snapshot, and advance memory at least to its head.
-
-        Returns:
-            The head of the snapshot, and a result for each query.
 
         Raises:
             StoreUnavailable: The server cannot be reached.
@@ -152,46 +196,48 @@ class PostgresReads:
         return self._reader.ask(lambda session: self.follow(session, *questions))
 
     @gc_paused
-    def follow(self, session: Session, *questions: Question) -> tuple[Head, list[PGresult]]:
+    def follow(self, session: Session, *questions: Question) -> Snapshot:
         """Do what :meth:`_ask` does, on a session of the caller; raise the errors of the driver."""
         since = self._head_cache.head
-        session.send(sql.BEGIN_SNAPSHOT)
-        session.send(sql.HEAD)
-        session.send(sql.NEW_ENTRIES, number(since.seq), number(self.follow_entries + 1))
-        for statement, parameters in questions:
-            session.send(statement, *parameters)
-        session.send(sql.COMMIT)
-        _, found, news, *answers, _ = session.collect()
-        head = head_of(found)
-        if not self._advance(since, head, news):
-            head = self._restart(session, since)
+        news, *answers = self._snapshot(
+            session, (sql.NEW_ENTRIES, (number(since.seq), number(self.follow_entries + 1))), *questions
+        )
+        snapshot = Snapshot(head_of(answers.pop()), answers)
+        if not self._advance(since, snapshot.head, news):
+            # Memory restarts at the head of another snapshot, so the queries are answered from that one.
+            ledger, coins, kept, *answers = self._snapshot(
+                session, (sql.LEDGER, ()), (sql.COINS, ()), (sql.HASH, (number(since.seq),)), *questions
+            )
+            snapshot = Snapshot(head_of(answers.pop()), answers)
+            self._restart_at(since, [ledger, coins, kept], snapshot.head)
         elif not self.is_writing:
             # Entries of other nodes add holds. A group that is being written relies on what it has loaded.
             with self._guard:
                 self._shrink()
         self._reader.note_answer()
-        return head, answers
+        return snapshot
 
-    def _restart(self, session: Session, since: Head) -> Head:
-        """Read the head and the coins, and restart memory there."""
+    def _snapshot(self, session: Session, *questions: Question) -> list[PGresult]:
+        """Run queries in one snapshot; return a result for each, and at last the one for its head."""
         session.send(sql.BEGIN_SNAPSHOT)
+        for statement, parameters in questions:
+            session.send(statement, *parameters)
         session.send(sql.HEAD)
-        session.send(sql.COINS)
-        session.send(sql.HASH, number(since.seq))
         session.send(sql.COMMIT)
-        _, found, coins, kept, _ = session.collect()
-        head = head_of(found)
-        self._restart_at(since, [coins, kept], head)
-        return head
+        return session.collect()[1:-1]
 
-    def _restart_at(self, since: Head, coins_and_hash: Sequence[PGresult], head: Head) -> None:
-        """Restart memory at *head*, after a check that the journal still has the entry *since*."""
-        coins, kept = coins_and_hash
+    def _restart_at(self, since: Head, found: Sequence[PGresult], head: Head) -> None:
+        """
+        Restart memory at *head*, after a check that the journal still has the entry *since*.
+
+        *found* are the answers of ``LEDGER``, ``COINS`` and the ``HASH`` of *since*.
+        """
+        ledger, coins, kept = found
         if since.seq and self._hash_in(kept) != since.hash:
             raise LedgerCorrupt(f"the journal does not have entry {since.seq} as it was acknowledged")
         with self._guard:
             if head.seq > self._head_cache.head.seq:
-                self._head_cache = HeadCache(head, _coins_in(coins), self._cache_accounts, self._head_cache.epochs)
+                self._head_cache = HeadCache(head, _coins_in(coins), self._cache_accounts, epochs_in(ledger))
 
     def _hash_in(self, result: PGresult) -> bytes | None:
         return hash_of(rows_of(result)[0][0]) if result.ntuples else None
@@ -227,26 +273,53 @@ class PostgresReads:
 
     # --- what memory has, or loads ------------------------------------------------------------------------
 
+    def _joined(self, take: Callable[[HeadCache, Snapshot], T], *questions: Question) -> T:
+        """
+        Run queries, and return what *take* makes of memory and the rows once it may join them; it holds the guard.
+
+        Memory may have advanced beyond the snapshot meanwhile. Then *take* advances the rows with the entries between
+        the two, which :meth:`HeadCache.covers` has checked memory to have.
+
+        Raises:
+            StoreUnavailable: The server cannot be reached, or the ledger changes too fast.
+        """
+        for _ in range(READ_TRIES):
+            snapshot = self._ask(*questions)
+            with self._guard:
+                memory = self._head_cache
+                if memory.covers(snapshot.head.seq):
+                    found = take(memory, snapshot)
+                    self._heads.note(memory.head.seq)
+                    self._shrink()
+                    return found
+        raise StoreUnavailable(_TOO_FAST)
+
     def account(self, account: Account) -> RemoteAccount:
         """Return the account at the head."""
         view = self._head_cache.accounts.get(account)
         return view if view is not None else self._load_accounts([account])[account]
 
+    def balances_now(self, account: Account) -> Mapping[str, Balance]:
+        """Return the balances of the account at the head, by coin."""
+        with self._guard:
+            view = self._head_cache.accounts.get(account)
+            if view is not None:
+                self._heads.note(self._head_cache.head.seq)
+                return view.balances
+        return self._load_accounts([account])[account].balances
+
     def _load_accounts(self, accounts: Sequence[Account]) -> Mapping[Account, RemoteAccount]:
         """Load *accounts* into memory, and return them."""
         asked = [account for account in accounts if _storable(account.customer) and _storable(account.kind)]
         owners, kinds = [account.customer for account in asked], [account.kind for account in asked]
-        for _ in range(READ_TRIES):
-            head, (rows,) = self._ask((sql.BALANCES, (texts(owners), texts(kinds))))
+
+        def take(memory: HeadCache, snapshot: Snapshot) -> Mapping[Account, RemoteAccount]:
             found: dict[Account, tuple[int, dict[str, Balance]]] = {account: (0, {}) for account in accounts}
-            add_balances(rows, found)
-            with self._guard:
-                if self._head_cache.covers(head.seq):
-                    self._head_cache.take_accounts(head.seq, found)
-                    views = {account: self._head_cache.accounts[account] for account in accounts}
-                    self._shrink()
-                    return views
-        raise StoreUnavailable("the ledger could not be read: it changed too fast; try again")
+            add_balances(snapshot.answers[0], found)
+            memory.take_accounts(snapshot.head.seq, found)
+            return {account: memory.accounts[account] for account in accounts}
+
+        return self._joined(take, (sql.BALANCES, (texts(owners), texts(kinds))))
 
     def _shrink(self) -> None:
         """Evict from memory what exceeds its bounds."""
@@ -262,37 +335,39 @@ class PostgresReads:
         self._load_holds(holds)
 
     def _load_holds(self, holds: Iterable[int]) -> list[Hold]:
+        """Load those of *holds* that memory lacks, and return them."""
         missing = [
             hold_id for hold_id in holds if hold_id not in self._head_cache.holds and 0 < hold_id < _BIGINT_LIMIT
         ]
         if not missing:
             return []
-        head, (rows,) = self._ask((sql.HOLDS, (numbers(missing),)))
-        found = holds_in(rows)
-        with self._guard:
-            if self._head_cache.covers(head.seq):
-                self._head_cache.take_holds(head.seq, found)
-        return found
+
+        def take(memory: HeadCache, snapshot: Snapshot) -> list[Hold]:
+            memory.take_holds(snapshot.head.seq, holds_in(snapshot.answers[0]), missing)
+            return [memory.holds[hold_id] for hold_id in missing if hold_id in memory.holds]
+
+        return self._joined(take, (sql.HOLDS, (numbers(missing),)))
 
     def has_customer(self, customer: str) -> bool:
         """Return whether *customer* is registered."""
         if customer in self._head_cache.customers:
-            return True
+            return True  # for ever, so it holds at any later entry
         if not _storable(customer):
             return False
-        _, (rows,) = self._ask((sql.CUSTOMERS, (texts([customer]),)))
-        if not rows.ntuples:
-            return False
-        with self._guard:
-            self._head_cache.customers[customer] = None
-            self._shrink()
-        return True
+
+        def take(memory: HeadCache, snapshot: Snapshot) -> bool:
+            memory.take_customers(snapshot.head.seq, customers_in(snapshot.answers[0]), [customer])
+            return customer in memory.customers
+
+        return self._joined(take, (sql.CUSTOMERS, (texts([customer]),)))
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return the hold at the head, or None."""
-        kept = self._head_cache.holds.get(hold_id)
-        if kept is not None:
-            return kept
+        with self._guard:
+            kept = self._head_cache.holds.get(hold_id)
+            if kept is not None:
+                self._heads.note(self._head_cache.head.seq)
+                return kept
         found = self._load_holds([hold_id])
         return found[0] if found else None
 
@@ -304,11 +379,17 @@ class PostgresReads:
         _, (rows,) = self._ask((sql.ENTRIES_OF_KEYS, (array(UUID, list(digests)),)))
         return {entry.key: entry.seq for entry in entries_of_keys(rows, digests)}
 
+    def _rows_of(self, question: Question) -> PGresult:
+        """Return the rows of one query, which stand for the head of their snapshot."""
+        head, (rows,) = self._ask(question)
+        self._heads.note(head.seq)
+        return rows
+
     def reversal_of(self, seq: int) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
         if not 0 < seq < _BIGINT_LIMIT:
             return None
-        _, (rows,) = self._ask((sql.REVERSALS, (numbers([seq]),)))
+        rows = self._rows_of((sql.REVERSALS, (numbers([seq]),)))
         return int(rows_of(rows)[0][1]) if rows.ntuples else None
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
@@ -337,26 +418,24 @@ class PostgresReads:
         if not _storable(customer):
             return []
         parameters = (customer.encode(), number(after), number(limit))
-        if state == "open":
-            question: Question = (sql.OPEN_HOLDS_OF, parameters)
-        else:
-            last = number(max(self.head.seq, after))
-            question = (sql.HOLDS_OF, (*parameters, last, b"true" if state == "closed" else b"false"))
-        _, (rows,) = self._ask(question)
+        question: Question = (sql.OPEN_HOLDS_OF, parameters)
+        if state != "open":
+            question = (sql.HOLDS_OF, (*parameters, b"true" if state == "closed" else b"false"))
+        rows = self._rows_of(question)
         return sorted(holds_in(rows))
 
     def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
         """Return open holds with ids above *after* that were opened up to *before_ms*, by id."""
         before_ms = max(-1, min(before_ms, _BIGINT_LIMIT - 1))
-        _, (rows,) = self._ask((sql.OLD_HOLDS, (number(after), number(before_ms), number(limit))))
+        rows = self._rows_of((sql.OLD_HOLDS, (number(after), number(before_ms), number(limit))))
         return holds_in(rows)
 
     def customers(self, after: str, limit: int) -> list[str]:
         """Return customers with ids above *after*, by id."""
         if not _storable(after):
             after = "~"  # sorts after every customer id
-        _, (rows,) = self._ask((sql.CUSTOMERS_AFTER, (after.encode(), number(limit))))
-        return [customer.decode() for (customer,) in rows_of(rows)]
+        rows = self._rows_of((sql.CUSTOMERS_AFTER, (after.encode(), number(limit))))
+        return customers_in(rows)
 
     def entry(self, seq: int) -> Entry | None:
         """Return one entry, or None."""
@@ -372,7 +451,7 @@ class PostgresReads:
 
     def seq_at(self, time_ms: int) -> int:
         """Return the last entry booked at or before *time_ms*; 0 if there is none."""
-        head = self._ask()[0]
+        head = self._ask().head
         if time_ms >= head.booked_ms:
             return head.seq
         below, above = 0, head.seq  # the first is booked by then, the second after it
@@ -391,9 +470,8 @@ class PostgresReads:
         asked = [owner for owner in owners if _storable(owner)]
         if not asked or not _storable(coin or ""):
             return []
-        last = max(self.head.seq, after_seq)
         parameters = (texts(asked), None if coin is None else coin.encode(), number(after_seq), number(limit))
-        _, (rows,) = self._ask((sql.TOUCHES, (*parameters, number(last))))
+        _, (rows,) = self._ask((sql.TOUCHES, parameters))
         return sorted(int(seq) for (seq,) in rows_of(rows))
 
     def trial_balance(self) -> TrialBalance:

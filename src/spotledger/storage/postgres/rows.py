@@ -32,11 +32,10 @@ from spotledger.storage.postgres.session import (
 
 
 class Order(NamedTuple):
-    """A statement with its parameters, and the number of rows that it has to change, or None."""
+    """A statement with its parameters."""
 
     statement: Statement
     parameters: tuple[Parameter, ...]
-    changes: int | None = None
 
 
 def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
@@ -51,7 +50,7 @@ def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
         digests.append(key_digest(entry.key))
     last = entries[-1]
     parameters = (number(before.seq), array(TEXT, bodies), array(BYTEA, hashes), array(UUID, digests))
-    return Head(last.seq, previous, last.booked_ms), Order(sql.ADD_ENTRIES, parameters, len(entries))
+    return Head(last.seq, previous, last.booked_ms), Order(sql.ADD_ENTRIES, parameters)
 
 
 class DerivedRows:
@@ -141,7 +140,7 @@ def history_rows(entries: Sequence[Entry]) -> Iterator[Order]:
         owners, kinds = zip(*accounts, strict=True)
         listed = plain_texts(["{" + ",".join(touches[line]) + "}" for line in lines])
         names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
-        yield Order(sql.ADD_HISTORY, (*names, listed), sum(map(len, touches.values())))
+        yield Order(sql.ADD_HISTORY, (*names, listed))
 
 
 def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Order:
@@ -151,7 +150,7 @@ def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Orde
     owners, kinds = zip(*accounts, strict=True)
     available, freeze, seqs = zip(*[balances[line] for line in lines], strict=True)
     names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
-    return Order(sql.PUT_BALANCES, (*names, numbers(available), numbers(freeze), numbers(seqs)), len(lines))
+    return Order(sql.PUT_BALANCES, (*names, numbers(available), numbers(freeze), numbers(seqs)))
 
 
 def _opened(holds: Sequence[Hold]) -> Iterator[Order]:
@@ -164,7 +163,6 @@ def _opened(holds: Sequence[Hold]) -> Iterator[Order]:
             *(numbers(amounts), numbers(remaining), texts(references)),
             *(numbers_or_null(expiries), numbers(opened_ms), numbers_or_null(closed)),
         ),
-        len(holds),
     )
     still_open = [hold for hold in holds if hold.closed_seq is None]
     if still_open:
@@ -175,16 +173,15 @@ def _opened(holds: Sequence[Hold]) -> Iterator[Order]:
                 plain_texts([hold.account.customer for hold in still_open]),
                 numbers_or_null([hold.expires_ms for hold in still_open]),
             ),
-            len(still_open),
         )
 
 
 def _changed(changed: dict[int, tuple[int, int | None]]) -> Iterator[Order]:
     remaining, closed_seqs = zip(*changed.values(), strict=True)
-    yield Order(sql.CHANGE_HOLDS, (numbers(changed), numbers(remaining), numbers_or_null(closed_seqs)), len(changed))
+    yield Order(sql.CHANGE_HOLDS, (numbers(changed), numbers(remaining), numbers_or_null(closed_seqs)))
     closed = [hold_id for hold_id, (left, _) in changed.items() if not left]
     if closed:
-        yield Order(sql.DROP_OPEN_HOLDS, (numbers(closed),), len(closed))
+        yield Order(sql.DROP_OPEN_HOLDS, (numbers(closed),))
 
 
 #: The statement for each other kind of entry, and the fields of the request that are its parameters, before ``seq``.
@@ -201,10 +198,10 @@ def _others(entries: Sequence[Entry]) -> Iterator[Order]:
         found = [entry for entry in entries if entry.kind == kind]
         if found:
             parameters = [array_of(entry.request[field] for entry in found) for field, array_of in fields.items()]
-            yield Order(statement, (*parameters, numbers(entry.seq for entry in found)), len(found))
+            yield Order(statement, (*parameters, numbers(entry.seq for entry in found)))
     begun = [entry.seq for entry in entries if entry.kind == BEGIN_EPOCH]
     if begun:
-        yield Order(sql.MOVE_EPOCH, (number(begun[-1]),), 1)
+        yield Order(sql.MOVE_EPOCH, (number(begun[-1]),))
 
 
 def numbers_or_null(items: Sequence[int | None]) -> bytes:
@@ -248,6 +245,11 @@ def head_of(result: PGresult) -> Head:
         raise LedgerCorrupt("the row of the journal's head is missing")
     seq, kept_hash, booked_ms = rows_of(result)[0]
     return Head(int(seq), hash_of(kept_hash), int(booked_ms))
+
+
+def customers_in(result: PGresult) -> list[str]:
+    """Return the customers in *result*."""
+    return [customer.decode() for (customer,) in rows_of(result)]
 
 
 def holds_in(result: PGresult) -> list[Hold]:

@@ -25,6 +25,7 @@ from spotledger.storage.postgres.connection import (
     translate,
     translated,
 )
+from spotledger.storage.postgres.server_check import bounded_by_standby, check_privileges, connected_at_start
 
 #: The advisory lock that makes migrations exclusive: "SpoL" as a number.
 MIGRATION_LOCK: Final = 0x53706F4C
@@ -183,7 +184,9 @@ def make_ledger(connection: Connection, ledger_id: str | None = None) -> bool:
     """
     ledger_id = ledger_id or str(uuid.uuid4())
     with translated("made"), connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
+        if connection.execute("SELECT 1 FROM ledger").fetchall():
+            return False
+        # Of several nodes at once the first one inserts, and the others wait for it and find the row.
         made = connection.execute(
             "INSERT INTO ledger (only_row, ledger_id, epoch_seq, syncs) VALUES (1, %s, 0, 0) ON CONFLICT DO NOTHING",
             (ledger_id,),
@@ -203,18 +206,20 @@ def make_ready(address: str) -> None:
 
     Raises:
         SchemaMismatch: The database has tables of something else, or an older or newer schema.
-        SetupError: An embedded ledger is being copied into it.
+        SetupError: An embedded ledger is being copied into it; or the server, the role or what stands between cannot be
+            used as it is, and the message names the cure.
         StoreUnavailable: No server that takes writes could be reached.
     """
     make_schema(address)
-    with connect(address) as connection:
+    with connect(address) as connection, bounded_by_standby(connection, address):
+        check_privileges(connection)
         make_ledger(connection)
         _check_no_copy(connection)  # in this order: a copy that begins now finds a ledger
 
 
 def make_schema(address: str) -> None:
     """Create the schema in an empty database, or check the one that exists; raise like :func:`make_ready`."""
-    with connect(address) as connection:
+    with connected_at_start(address) as connection:
         if not has_ledger_schema(connection):
             migrate(connection, after=True)
         check_schema(connection)

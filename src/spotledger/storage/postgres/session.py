@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import psycopg
 from psycopg import abc
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.errors import error_from_result
+from psycopg.errors import Diagnostic, error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
@@ -30,6 +30,8 @@ UUID: Final = 2950
 #: A parameter as it is sent: text, an array in binary form, or NULL.
 Parameter = bytes | None
 
+#: The warning about a ROLLBACK after a commit.
+_NO_TRANSACTION: Final = "25P01"
 _FAILED: Final = (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE)
 _array_head = Struct("!iiiii").pack
 _length = Struct("!i").pack
@@ -75,7 +77,12 @@ class Session:
         """
         self.connection = connection
         self._pgconn = connection.pgconn
-        self._patience_seconds = patience_seconds
+        #: How long one round trip may take before the connection counts as lost.
+        self.patience_seconds = patience_seconds
+        self._warned = False
+        #: How many statements :meth:`execute` and :meth:`change` have run.
+        self.executed = 0
+        connection.add_notice_handler(self._note_warning)
         try:
             self._pgconn.nonblocking = 1
             self._pgconn.enter_pipeline_mode()
@@ -85,6 +92,19 @@ class Session:
         except BaseException:
             self.close()
             raise
+
+    def _note_warning(self, notice: Diagnostic) -> None:
+        is_warning = notice.severity_nonlocalized == "WARNING" and notice.sqlstate != _NO_TRANSACTION
+        self._warned = self._warned or is_warning
+
+    def take_warning(self) -> bool:
+        """
+        Return whether the server has warned since the last call.
+
+        After a commit it warns that it gave up waiting for its standby, which may lack the commit.
+        """
+        warned, self._warned = self._warned, False
+        return warned
 
     @property
     def is_open(self) -> bool:
@@ -117,7 +137,7 @@ class Session:
         """
         pgconn = self._pgconn
         pgconn.pipeline_sync()
-        until = time.monotonic() + self._patience_seconds
+        until = time.monotonic() + self.patience_seconds
         results: list[PGresult] = []
         failed: PGresult | None = None
         try:
@@ -149,7 +169,7 @@ class Session:
     def _check_in_time(self, in_time: bool) -> None:
         if not in_time:
             self.close()
-            raise TimedOut(f"the server did not answer within {self._patience_seconds} seconds")
+            raise TimedOut(f"the server did not answer within {self.patience_seconds:.1f} seconds")
 
     def _check_open(self) -> None:
         if not self.is_open:
@@ -175,6 +195,7 @@ class Session:
         return self._run(text, values)[0].command_tuples or 0
 
     def _run(self, text: str, values: Sequence[Any]) -> tuple[PGresult, abc.Transformer]:
+        self.executed += 1
         adapter: abc.Transformer = Transformer(self.connection)
         parameters = adapter.dump_sequence(values, [PyFormat.AUTO] * len(values))
         self._pgconn.send_query_params(text.encode(), parameters, adapter.types, adapter.formats, Format.BINARY)

@@ -111,18 +111,26 @@ ADD_HOLDS: Final = statement(
     " $6::numeric[], $7::text[], $8::bigint[], $9::bigint[], $10::bigint[])",
     "ttttttbttt",
 )
+# These divide by zero unless they change as many rows as they have to: the group then fails before its commit.
+_COUNTED: Final = "WITH done AS ({} RETURNING 1) SELECT 1 / (count(*) = {})::integer FROM done"
 CHANGE_HOLDS: Final = statement(
     "change_holds",
-    "UPDATE hold SET remaining = new.remaining, closed_seq = new.closed_seq"
-    " FROM unnest($1::bigint[], $2::numeric[], $3::bigint[]) AS new (hold_id, remaining, closed_seq)"
-    " WHERE hold.hold_id = new.hold_id",
+    _COUNTED.format(
+        "UPDATE hold SET remaining = new.remaining, closed_seq = new.closed_seq"
+        " FROM unnest($1::bigint[], $2::numeric[], $3::bigint[]) AS new (hold_id, remaining, closed_seq)"
+        " WHERE hold.hold_id = new.hold_id",
+        "cardinality($1::bigint[])",
+    ),
 )
 ADD_OPEN_HOLDS: Final = statement(
     "add_open_holds",
     "INSERT INTO open_hold (hold_id, customer, expires_ms)"
     " SELECT * FROM unnest($1::bigint[], $2::text[], $3::bigint[])",
 )
-DROP_OPEN_HOLDS: Final = statement("drop_open_holds", "DELETE FROM open_hold WHERE hold_id = ANY ($1::bigint[])")
+DROP_OPEN_HOLDS: Final = statement(
+    "drop_open_holds",
+    _COUNTED.format("DELETE FROM open_hold WHERE hold_id = ANY ($1::bigint[])", "cardinality($1::bigint[])"),
+)
 MOVE_EPOCH: Final = statement("move_epoch", "UPDATE ledger SET epoch_seq = $1 WHERE only_row = 1")
 ADD_COINS: Final = statement(
     "add_coins",
@@ -137,7 +145,15 @@ ADD_CUSTOMERS: Final = statement(
 ADD_REVERSALS: Final = statement(
     "add_reversals", "INSERT INTO reversal (seq, by_seq) SELECT * FROM unnest($1::bigint[], $2::bigint[])"
 )
-MOVE_HEAD: Final = statement("move_head", "UPDATE head SET seq = $1, hash = $2, booked_ms = $3 WHERE only_row = 1")
+MOVE_HEAD: Final = statement(
+    "move_head", _COUNTED.format("UPDATE head SET seq = $1, hash = $2, booked_ms = $3 WHERE only_row = 1", "1")
+)
+# Fails with 2201E, the logarithm of zero, unless a synchronous standby is connected.
+STANDBY_THERE: Final = statement(
+    "standby_there",
+    "SELECT ln(count(*)::float8) FROM pg_stat_get_wal_senders()"
+    " WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')",
+)
 NOTIFY: Final = statement("notify", "SELECT pg_notify('spotledger_head', $1)")
 # Has no meaning, but makes the commit one that is synced, and with it all earlier commits.
 SYNC: Final = statement("sync", "UPDATE ledger SET syncs = syncs + 1 WHERE only_row = 1")
@@ -162,10 +178,10 @@ OPEN_HOLDS_OF: Final = statement(
 )
 HOLDS_OF: Final = statement(
     "holds_of",
-    "SELECT hold.* FROM generate_series(($2::bigint) / 65536, $4::bigint / 65536) AS part (segment)"
+    "SELECT hold.* FROM generate_series(($2::bigint) / 65536, (SELECT seq FROM head) / 65536) AS part (segment)"
     f" CROSS JOIN LATERAL (SELECT {HOLD_COLUMNS} FROM hold"
     " WHERE (hold_id - 1) / 65536 = part.segment AND customer = $1 AND hold_id > $2"
-    " AND (closed_seq IS NOT NULL OR NOT $5::boolean) ORDER BY hold_id LIMIT $3::bigint) AS hold LIMIT $3::bigint",
+    " AND (closed_seq IS NOT NULL OR NOT $4::boolean) ORDER BY hold_id LIMIT $3::bigint) AS hold LIMIT $3::bigint",
 )
 OLD_HOLDS: Final = statement(
     "old_holds",
@@ -180,11 +196,11 @@ TIMES: Final = statement(
 )
 TOUCHES: Final = statement(
     "touches",
-    "SELECT touch.seq FROM generate_series($3::bigint / 65536, $5::bigint / 65536) AS part (segment)"
+    "SELECT touch.seq FROM generate_series($3::bigint / 65536, (SELECT seq FROM head) / 65536) AS part (segment)"
     " CROSS JOIN LATERAL (SELECT DISTINCT seq FROM history"
     " WHERE history.segment = part.segment AND customer = ANY ($1::text[]) AND ($2::text IS NULL OR coin = $2)"
     " AND seq > $3 ORDER BY seq LIMIT $4::bigint) AS touch LIMIT $4::bigint",
-    "btttt",
+    "bttt",
 )
 LAST_TOUCHES: Final = statement(
     "last_touches",
@@ -197,14 +213,15 @@ LAST_TOUCHES: Final = statement(
 )
 
 WRITING: Final[tuple[Statement, ...]] = (
-    *(BEGIN, COMMIT, ROLLBACK, LOCK_HEAD, CLOCK, NEW_ENTRIES, HASH, COINS),
+    *(BEGIN, COMMIT, ROLLBACK, LOCK_HEAD, CLOCK, NEW_ENTRIES, HASH, LEDGER, COINS),
     *(ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, HOLDS_OF_KEYS, BALANCES, BALANCES_OF_HOLDS, BALANCES_OF_KEYS),
     *(CUSTOMERS, REVERSALS, DUE, ADD_ENTRIES, ADD_HISTORY, PUT_BALANCES, ADD_HOLDS, CHANGE_HOLDS),
-    *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_EPOCH, MOVE_HEAD, NOTIFY, SYNC),
+    *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_EPOCH),
+    *(MOVE_HEAD, NOTIFY, SYNC, STANDBY_THERE),
 )
 READING: Final[tuple[Statement, ...]] = (
     *(BEGIN_SNAPSHOT, COMMIT, HEAD, ENTRIES, NEW_ENTRIES, HASH, LEDGER, COINS, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS),
     *(BALANCES, CUSTOMERS, REVERSALS, DUE, OPEN_HOLDS_OF, HOLDS_OF, OLD_HOLDS, CUSTOMERS_AFTER, TIMES),
     *(TOUCHES, LAST_TOUCHES, END_STUCK_WRITERS),
 )
-FOLLOWING: Final[tuple[Statement, ...]] = (BEGIN_SNAPSHOT, COMMIT, LISTEN, HEAD, NEW_ENTRIES, HASH, COINS)
+FOLLOWING: Final[tuple[Statement, ...]] = (BEGIN_SNAPSHOT, COMMIT, LISTEN, HEAD, NEW_ENTRIES, HASH, LEDGER, COINS)

@@ -24,7 +24,7 @@ from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head, Wanted
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
-from spotledger.storage.postgres.connection import connect, is_lost, translate, translated
+from spotledger.storage.postgres.connection import TimedOut, connect, is_lost, translate, translated
 from spotledger.storage.postgres.head_cache import HeadCache
 from spotledger.storage.postgres.lookups import LookupBatch, Lookups
 from spotledger.storage.postgres.reads import PostgresReads
@@ -33,9 +33,9 @@ from spotledger.storage.postgres.session import Session, number, rows_of
 from spotledger.storage.steps import Steps, drive
 
 #: How long a round trip of a write may take before the connection counts as lost.
-WRITE_PATIENCE_SECONDS: Final = 15.0
+WRITE_PATIENCE_SECONDS: Final = 6.0
 #: How long a node tries to find out about a commit whose answer was lost, before it reports that it does not know.
-LOOK_UP_SECONDS: Final = 15.0
+LOOK_UP_SECONDS: Final = 3.5
 LOOK_UP_PAUSE_SECONDS: Final = 0.2
 #: How long the holder of the write lock may be silent before a node that waited for the lock ends its session.
 STUCK_SECONDS: Final = 3.0
@@ -44,6 +44,7 @@ STUCK_SECONDS: Final = 3.0
 CROWD_ENTRIES: Final = 100
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+_NOT_CONFIRMED: Final = "the standby did not confirm; try again with the same idempotency key"
 _LOCK_LOST: Final = "the write lock was lost before the commit; try again with the same idempotency key"
 
 
@@ -52,13 +53,16 @@ class PostgresStore(PostgresReads):
 
     remote = True
 
-    def __init__(self, url: str, *, clock_ms: Callable[[], int] | None = None, **options: Any) -> None:
+    def __init__(
+        self, url: str, *, clock_ms: Callable[[], int] | None = None, requires_standby: bool = False, **options: Any
+    ) -> None:
         """
         Open the ledger in the database at *url*, which has the schema.
 
         Args:
             url: A PostgreSQL URL; of several hosts, the one that takes writes is used.
             clock_ms: For tests: the time in ms since 1970, instead of the server's clock.
+            requires_standby: Refuse to write while no synchronous standby is connected to the server.
             **options: The options of :class:`PostgresReads`.
 
         Raises:
@@ -68,11 +72,10 @@ class PostgresStore(PostgresReads):
             LedgerCorrupt: The first rows of the ledger are missing.
         """
         self._clock_ms = clock_ms
+        self._requires_standby = requires_standby
         self._writing: Session | None = None
         self._lookups: Lookups | None = None
         self._pending_head: Head | None = None
-        self._warned = False
-        self._orders: list[Order] = []
         #: What is derived from the entries that were written since the lock was taken.
         self._derived: DerivedRows | None = None
         self._is_crowded = False
@@ -93,14 +96,14 @@ class PostgresStore(PostgresReads):
             LedgerCorrupt: The journal lacks an entry that this node has acknowledged, or is damaged.
         """
         self.is_writing, self._pending_head = True, None
-        self._derived, self._orders = None, []
+        self._derived = None
         for again in (True, False):
             try:
                 return (yield from self._begin(wanted))
             except psycopg.Error as error:
                 self._drop_writing()
                 # Nothing was written. A connection that was lost while idle shows only now.
-                if not (again and is_lost(error)):
+                if isinstance(error, TimedOut) or not (again and is_lost(error)):
                     yield partial(self._end_stuck_writers, error)
                     raise translate(error, "written") from error
         raise AssertionError("unreachable")
@@ -122,6 +125,7 @@ class PostgresStore(PostgresReads):
         _, locked, clock, news, *answers = waited + (yield from session.answers())
         head = head_of(locked)
         if not self._advance(since, head, news):
+            session.send(sql.LEDGER)
             session.send(sql.COINS)
             session.send(sql.HASH, number(since.seq))
             self._restart_at(since, (yield from session.answers()), head)
@@ -166,13 +170,15 @@ class PostgresStore(PostgresReads):
         try:
             if sync:
                 session.send(sql.SYNC)
-            session.send(sql.COMMIT if sync else sql.ROLLBACK)
+                self._send_commit(session)
+            else:
+                session.send(sql.ROLLBACK)
             yield from session.answers()
         except psycopg.Error as error:
             self._drop_writing()
             raise translate(error, "written") from error
         if sync:
-            yield from self._confirm()
+            yield from self._confirm(session)
             self._synced_seq = self._head_cache.head.seq
 
     # --- what the rules read: looked up with the write lock --------------------------------------------
@@ -263,11 +269,11 @@ class PostgresStore(PostgresReads):
             raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow entry {before.seq}")
         try:
             self._pending_head, order = journal_rows(entries, before)
-            self._order(session, order)
+            _send(session, order)
             session.push()
             derived = DerivedRows(entries)
             for order in (*history_rows(entries), *derived.rows()):
-                self._order(session, order)
+                _send(session, order)
             session.push()
         except psycopg.Error as error:
             self._drop_writing()
@@ -277,18 +283,20 @@ class PostgresStore(PostgresReads):
         else:
             self._derived.add(derived)
 
-    def _order(self, session: Session, order: Order) -> None:
-        self._orders.append(order)
-        session.send(order.statement, *order.parameters)
-
     @gc_paused
     def _send_rest(self, session: Session, pending: Head, derived: DerivedRows) -> None:
         """Send the balances after the group, the new head, *pending*, and the commit."""
         for order in derived.balance_rows():
-            self._order(session, order)
+            _send(session, order)
         seq, kept_hash, booked_ms = pending
         session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
         session.send(sql.NOTIFY, number(seq))
+        self._send_commit(session)
+
+    def _send_commit(self, session: Session) -> None:
+        """Send the commit, and before it the check that a standby is there, if one has to be."""
+        if self._requires_standby:
+            session.send(sql.STANDBY_THERE)
         session.send(sql.COMMIT)
 
     def commit(self) -> Steps[None]:
@@ -299,22 +307,22 @@ class PostgresStore(PostgresReads):
 
         Raises:
             StoreUnavailable: Nothing was written, or it is unknown whether it was.
-            LedgerCorrupt: What was written violates a constraint, or does not match what was derived before.
+            LedgerCorrupt: What was written violates a constraint, or does not match what was derived; nothing was
+            committed.
         """
         session, pending, derived, self._lookups = self._writing_session(), self._pending_head, self._derived, None
         if pending is None or derived is None:
             raise StoreUnavailable(_LOCK_LOST)
         try:
             self._send_rest(session, pending, derived)
-            results = yield from session.answers(meanwhile=partial(self._make_ready, pending, derived))
+            yield from session.answers(meanwhile=partial(self._make_ready, pending, derived))
         except psycopg.Error as error:
             self._drop_writing()
             if not is_lost(error):
                 raise translate(error, "written", checked=True) from error
             yield partial(self._look_up, pending, error)
         else:
-            self._check_changes(results)
-            yield from self._confirm()
+            yield from self._confirm(session)
         self._synced_seq = self._left_seq = pending.seq
 
     def _make_ready(self, pending: Head, derived: DerivedRows) -> None:
@@ -323,33 +331,17 @@ class PostgresStore(PostgresReads):
         with self._guard:
             self._head_cache.make_room(pending.seq - self._head_cache.head.seq)
 
-    def _check_changes(self, results: Sequence[PGresult]) -> None:
-        """Check that each statement changed as many rows as it had to."""
-        for order, result in zip(self._orders, results, strict=False):
-            if order.changes is not None and result.command_tuples != order.changes:
-                raise LedgerCorrupt(
-                    f"{order.statement.name} changed {result.command_tuples} rows instead of {order.changes}:"
-                    " what is derived from the journal does not match it"
-                )
-
-    def _confirm(self) -> Steps[None]:
-        """Commit again if the server warned that its standby may not have the last commit."""
-        if self._warned:
+    def _confirm(self, session: Session) -> Steps[None]:
+        """Commit again if the server warned that its standby may not have the last commit of *session*."""
+        if session.take_warning():
             yield self.try_writing
 
     def _look_up(self, last: Head, lost: psycopg.Error) -> None:
-        """Return if the journal has the entry *last*, whose commit was not answered; else raise."""
+        """Return if the journal has the entry *last*, whose commit was not answered, and a standby too; else raise."""
         until = time.monotonic() + LOOK_UP_SECONDS
         while True:
             try:
-                # The old connection may still be committing; it has ended when the lock is granted.
-                session = drive(self._session_to_write())
-                session.send(sql.BEGIN)
-                session.send(sql.LOCK_HEAD)
-                session.send(sql.HASH, number(last.seq))
-                session.send(sql.SYNC)
-                session.send(sql.COMMIT)
-                _, head, found, _, _ = session.collect()
+                head, found = self._asked_under_lock(last, until)
                 break
             except (psycopg.Error, StoreUnavailable) as error:
                 self._drop_writing()
@@ -364,6 +356,22 @@ class PostgresStore(PostgresReads):
         if self._hash_in(found) != last.hash:
             raise translate(lost, "written") from lost
 
+    def _asked_under_lock(self, last: Head, until: float) -> tuple[PGresult, PGresult]:
+        """Return the head and the hash of the entry *last*, durably, by the time *until*; raise if that fails."""
+        # The old connection may still be committing; it has ended when the lock is granted.
+        session = drive(self._session_to_write())
+        session.patience_seconds = max(0.1, until - time.monotonic())
+        session.send(sql.BEGIN)
+        session.send(sql.LOCK_HEAD)
+        session.send(sql.HASH, number(last.seq))
+        session.send(sql.SYNC)
+        self._send_commit(session)
+        _, head, found, *_ = session.collect()
+        if session.take_warning():
+            raise StoreUnavailable(_NOT_CONFIRMED)
+        session.patience_seconds = WRITE_PATIENCE_SECONDS
+        return head, found
+
     def _check_acknowledged(self, head: Head) -> None:
         if head.seq < self._head_cache.head.seq:
             raise LedgerCorrupt(
@@ -373,16 +381,17 @@ class PostgresStore(PostgresReads):
 
     def try_writing(self) -> None:
         """Write and sync something without a meaning, between groups."""
-        self._warned = False
         try:
             session = drive(self._session_to_write())
+            session.send(sql.BEGIN)
             session.send(sql.SYNC)
+            self._send_commit(session)
             session.collect()
         except psycopg.Error as error:
             self._drop_writing()
             raise translate(error, "written") from error
-        if self._warned:
-            raise StoreUnavailable("the standby did not confirm; try again with the same idempotency key")
+        if session.take_warning():
+            raise StoreUnavailable(_NOT_CONFIRMED)
 
     def publish(self, entries: Sequence[Entry]) -> None:
         """Apply the committed *entries* to memory, unless the follower has done so."""
@@ -428,7 +437,6 @@ class PostgresStore(PostgresReads):
 
     def _connected(self) -> Session:
         connection = connect(self._url, application="spotledger write")
-        connection.add_notice_handler(self._note_warning)
         with translated("written"):
             return Session(connection, sql.WRITING, WRITE_PATIENCE_SECONDS)
 
@@ -437,10 +445,6 @@ class PostgresStore(PostgresReads):
         if self._writing is None:
             raise StoreUnavailable(_LOCK_LOST)
         return self._writing
-
-    def _note_warning(self, notice: psycopg.errors.Diagnostic) -> None:
-        """Note a warning: a commit may have returned before its standby confirmed it."""
-        self._warned = self._warned or notice.severity_nonlocalized == "WARNING"
 
     def _drop_writing(self) -> None:
         session, self._writing, self._lookups = self._writing, None, None
@@ -452,3 +456,7 @@ class PostgresStore(PostgresReads):
         if isinstance(error, psycopg.Error) and error.sqlstate == _LOCK_NOT_AVAILABLE:
             with suppress(StoreUnavailable):
                 self._ask((sql.END_STUCK_WRITERS, (str(STUCK_SECONDS).encode(),)))
+
+
+def _send(session: Session, order: Order) -> None:
+    session.send(order.statement, *order.parameters)

@@ -98,6 +98,9 @@ class SqliteKeyTables(KeyTables):
             finally:
                 self._depth -= 1
 
+    def confirm(self) -> None:
+        """Do nothing: whatever can be read is synced."""
+
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query; inside ``together`` it sees what was written there."""
         with translated("read", KEYS):

@@ -163,6 +163,14 @@ class SqliteReads(ABC):
 
     # --- other reads --------------------------------------------------------------------------------
 
+    def balances_now(self, account: Account) -> Mapping[str, Balance]:
+        """Return the balances of the account at the head, by coin; the mapping may change later."""
+        return self.account(account).balances
+
+    def at_one_head(self, read: Callable[[], T]) -> tuple[int, T]:
+        """Return the head and what *read* returns; the caller excludes writes meanwhile."""
+        return self.head.seq, read()
+
     def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
         """Return the balances of the account as they stood after the entry *seq*, at most the head's."""
         found: dict[str, Balance] = {}
