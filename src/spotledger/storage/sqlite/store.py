@@ -203,9 +203,11 @@ class SqliteStore(SqliteReads):
             raise BooksDamaged(f"the books are sealed up to entry {facts.sealed_to} of another history")
 
     def _load(self) -> None:
-        """Fill memory: the coins, the filter, and what is not sealed of the journal."""
+        """Fill memory: the coins, the filter, and what is not sealed of the journal; BooksDamaged is the caller's."""
         books = self._books
         assert books is not None, "they were opened"  # noqa: S101
+        self._memory = WorkingSet(self._segment_entries, self._cache_accounts)
+        self._filter = IdempotencyFilter(self._segment_entries)
         self._sealed_to = books.facts().sealed_to
         for coin in books.coins(self._sealed_to):
             self._memory.list_coin(coin)
@@ -213,7 +215,7 @@ class SqliteStore(SqliteReads):
         for repair in self._filter.repairs:
             _log.warning("%s", repair)
         self._repairs += self._filter.repairs
-        self._replay()
+        self._replay(books)
         self._next_due_ms = books.next_due_ms(self._due_cursor)
         self._is_built = True
         self._seal()
@@ -225,7 +227,7 @@ class SqliteStore(SqliteReads):
                 yield digest
 
     @gc_paused
-    def _replay(self) -> None:
+    def _replay(self, books: Books) -> None:
         with translated("read"):
             last = self._read.execute("SELECT seq FROM entry ORDER BY seq DESC LIMIT 1").fetchall()
         last_seq = last[0][0] if last else 0
@@ -233,7 +235,8 @@ class SqliteStore(SqliteReads):
             raise LedgerCorrupt(f"the journal is cut: its head is entry {self._head.seq}, its last entry {last_seq}")
         for start in range(self._sealed_to, self._head.seq, _REPLAY_ENTRIES):
             entries = self.entries(start, _REPLAY_ENTRIES)
-            self._load_holds({hold for entry in entries for hold, _ in entry.holds})
+            missing = {hold for entry in entries for hold, _ in entry.holds if self._memory.hold(hold) is None}
+            self._memory.loaded_holds.update((hold.hold_id, hold) for hold in books.holds_of_ids(sorted(missing)))
             for entry in entries:
                 self._memory.apply(entry)
         if self._hash_of(self._head.seq) != self._head.hash:
