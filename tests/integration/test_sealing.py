@@ -4,41 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from spotledger.errors import LedgerCorrupt
+from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.ledger.ledger import Ledger
-from spotledger.storage.sqlite.buckets import BooksDamaged
-from spotledger.storage.sqlite.file import JOURNAL, schema_of
+from spotledger.storage.encoding import EntryChanges
+from spotledger.storage.sqlite.buckets import SEGMENT_BUCKETS, BooksDamaged
 from spotledger.storage.sqlite.sealing import Sealer
 from support_books import check_books
-from support_core import fill, open_small, raw, seed, without_triggers
-
-Change = Callable[[dict[str, Any]], None]
-
-
-def alter_last(folder: Path, change: Change) -> int:
-    """Let *change* alter the last entry of a journal, put its hash right, and return its seq."""
-    with raw(folder) as connection:
-        [(seq, body)] = connection.execute("SELECT seq, body FROM entry ORDER BY seq DESC LIMIT 1").fetchall()
-        [(link,)] = connection.execute("SELECT hash FROM entry WHERE seq = ?", (seq - 1,)).fetchall()
-        entry = json.loads(body)
-        change(entry)
-        altered = json.dumps(entry, separators=(",", ":"))
-        digest = hashlib.sha256(link + altered.encode()).digest()
-        without_triggers(connection)
-        connection.execute("UPDATE entry SET body = ?, hash = ? WHERE seq = ?", (altered, digest, seq))
-        connection.execute("UPDATE head SET hash = ?", (digest,))
-        for sql in schema_of(JOURNAL).values():
-            if sql.startswith("CREATE TRIGGER"):
-                connection.execute(sql)
-    (folder / "noted-head").unlink()
-    return int(seq)
+from support_core import Change, alter_last, fill, open_small, raw, seed
 
 
 def open_up_to_a_hold(folder: Path) -> None:
@@ -155,3 +133,60 @@ def test_sealing_onto_rows_that_do_not_check_blames_the_books(tmp_path: Path, st
         fill(ledger, 20)
         assert ledger._store.rebuilds == 1
     check_books(tmp_path)
+
+
+def full_segments(folder: Path, count: int) -> None:
+    """Make a ledger with *count* full segments of 8 that are not sealed yet."""
+    with open_small(folder) as ledger:
+        seed(ledger)
+        fill(ledger, 8 * count - ledger.head.seq)
+    for file in folder.glob("books.db*"):
+        file.unlink()
+
+
+def test_sealer_that_was_overtaken_seals_nothing_twice(tmp_path: Path) -> None:
+    """Of two that seal one ledger, the one that comes second sees under the lock that its segment is not the next."""
+    full_segments(tmp_path, 2)
+    files = (tmp_path / "journal.db", tmp_path / "books.db")
+    with closing(Sealer(*files)) as first, closing(Sealer(*files)) as second:
+        first.seal_next()
+        with pytest.raises(BooksDamaged, match="sealed to entry 8"):
+            second.seal_next()
+        assert (first.sealed_to, second.sealed_to) == (8, 0)
+        first.seal_next()
+    with raw(tmp_path, "books.db") as connection:
+        [(buckets,)] = connection.execute("SELECT count(*) FROM key_bucket").fetchall()
+    assert buckets == 2 * SEGMENT_BUCKETS
+    open_small(tmp_path).close()
+    check_books(tmp_path)
+
+
+def test_sealing_waits_for_no_other_writer_of_the_books_beyond_its_bound(tmp_path: Path) -> None:
+    """While another process holds the write lock of the books, a sealing is refused, and passes afterwards."""
+    full_segments(tmp_path, 1)
+    with closing(Sealer(tmp_path / "journal.db", tmp_path / "books.db")) as sealer:
+        with raw(tmp_path, "books.db") as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreUnavailable, match="another process is writing"):
+                sealer.seal_next()
+        sealer.seal_next()
+        assert sealer.sealed_to == 8
+
+
+def test_sealing_keeps_no_read_transaction_open_on_the_journal(tmp_path: Path) -> None:
+    """Between two of its reads the log of the journal can be moved to the file as a whole: nothing holds it back."""
+    full_segments(tmp_path, 2)
+    with closing(Sealer(tmp_path / "journal.db", tmp_path / "books.db")) as sealer:
+        reads, read = [], sealer._read
+
+        def watched(first: int, last: int) -> list[EntryChanges]:
+            entries = read(first, last)
+            with raw(tmp_path) as writer:
+                writer.execute("UPDATE ledger SET starts = starts + 1")
+                [(busy, left, _)] = writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            reads.append((busy, left))
+            return entries
+
+        sealer._read = watched  # type: ignore[method-assign]
+        sealer.seal_all()
+    assert reads == [(0, 0)] * 2

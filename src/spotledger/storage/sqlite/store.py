@@ -59,6 +59,8 @@ PROCESS_ENTRIES: Final = 4_096
 UNSEALED_LIMIT: Final = 4
 #: Keys of a sealed segment that are put into the filter with each group.
 ABSORBED_KEYS: Final = 500
+#: As many at once while nothing is written: some 2 ms.
+IDLE_ABSORBED_KEYS: Final = 4_000
 _REPLAY_ENTRIES: Final = 1_000
 
 T = TypeVar("T")
@@ -319,15 +321,15 @@ class SqliteStore(SqliteReads):
 
     # --- sealing ------------------------------------------------------------------------------------
 
-    def _seal(self, entries: int = 0) -> None:
-        """Have full segments sealed, and let go of what is sealed; after *entries* new ones."""
+    def _seal(self, keys: int = ABSORBED_KEYS) -> None:
+        """Have full segments sealed, and let go of what is sealed, with *keys* of it put into the filter."""
         if self._books is None or self._head.seq - self._sealed_to < self._segment_entries:
             return
         try:
             if self._sealing is None:
                 self._seal_in_place()
             else:
-                self._seal_beside(self._sealing, entries)
+                self._seal_beside(self._sealing, keys)
         except StoreUnavailable as problem:
             _log.warning("a segment could not be sealed: %s; it is tried again", problem)
         except BooksDamaged as damage:
@@ -340,12 +342,12 @@ class SqliteStore(SqliteReads):
         while self._sealed_to < full_to:
             self._absorb(self._segment_entries)
 
-    def _seal_beside(self, process: SealingProcess, entries: int) -> None:
+    def _seal_beside(self, process: SealingProcess, keys: int) -> None:
         """Have the process seal what is full, and take in a part of what it has sealed."""
         process.seal(self._head.seq // self._segment_entries - 1)
         process.poll()
         if process.sealed_segments * self._segment_entries > self._sealed_to:
-            self._absorb(max(ABSORBED_KEYS, 2 * entries))  # so that it ends before the next segment is full
+            self._absorb(keys)
 
     def _seal_here(self) -> None:
         with closing(Sealer(self._path, self._folder / BOOKS_FILE)) as sealer:
@@ -376,12 +378,13 @@ class SqliteStore(SqliteReads):
         if not self._is_built:
             self._need_books()
         if self._head.seq - self._sealed_to >= (UNSEALED_LIMIT + 1) * self._segment_entries:
-            self._seal()
+            self._seal(IDLE_ABSORBED_KEYS)
             raise StoreBusy("sealing is behind; try again with the same idempotency key")
         return at_once(None)
 
     def leave(self, *, repeated: bool) -> Steps[None]:
-        """Do nothing: what was answered before is on the disk since then, or since the commit of the start."""
+        """Go on sealing: what was answered before is on the disk since then, or since the commit of the start."""
+        self._seal(IDLE_ABSORBED_KEYS)
         return at_once(None)
 
     # --- writing ------------------------------------------------------------------------------------
@@ -439,7 +442,7 @@ class SqliteStore(SqliteReads):
             memory.apply(entry, digests.get(entry.key))
         self._head = self._pending_head
         self._note_head()
-        self._seal(len(entries))
+        self._seal(max(ABSORBED_KEYS, 2 * len(entries)))  # a segment is let go of before the next one is full
         memory.loaded_holds.clear()
         memory.shrink(self._sealed_to)
 
