@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,12 @@ def child_of(ledger: Ledger) -> int:
     """Return the id of the process that seals *ledger*."""
     process: Any = ledger._store
     return int(process._sealing._child.pid)
+
+
+def files_of(process: int, folder: Path) -> set[str]:
+    """Return the files in *folder* that *process* has open."""
+    opened = {os.path.realpath(file) for file in Path(f"/proc/{process}/fd").iterdir()}
+    return {Path(name).name for name in opened if Path(name).parent == folder.resolve()}
 
 
 def test_full_segment_is_sealed_and_let_go_of_while_nothing_is_written(tmp_path: Path) -> None:
@@ -121,24 +128,32 @@ def test_process_inherits_neither_the_lock_of_the_folder_nor_secrets(
     with ledger_in(tmp_path) as ledger:
         fill_to(ledger, SIZE)
         child = child_of(ledger)
-        files = Path(f"/proc/{child}/fd")
-
-        def opened() -> set[str]:
-            return {os.path.realpath(file) for file in files.iterdir()}
-
-        def in_folder() -> set[str]:
-            return {Path(name).name for name in opened() if name.startswith(str(tmp_path.resolve()))}
-
-        own = {os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()}
-        assert str((tmp_path / "owner.lock").resolve()) in own, "the lock is not held as a file"
-        until(lambda: "books.db" in in_folder())
-        assert {name.removesuffix("-wal").removesuffix("-shm") for name in in_folder()} == {"journal.db", "books.db"}
+        assert "owner.lock" in files_of(os.getpid(), tmp_path), "the lock is not held as a file"
+        until(lambda: "books.db" in files_of(child, tmp_path))
+        found = {name.removesuffix("-wal").removesuffix("-shm") for name in files_of(child, tmp_path)}
+        assert found == {"journal.db", "books.db"}
         environ = Path(f"/proc/{child}/environ").read_bytes()
         assert environ
         assert b"SPOTLEDGER_" not in environ
         assert os.getpriority(os.PRIO_PROCESS, child) == min(
             19, os.getpriority(os.PRIO_PROCESS, 0) + sealing_process.NICENESS
         )
+
+
+def test_process_outlives_the_thread_in_which_it_was_started(tmp_path: Path) -> None:
+    """A program may write from a thread for each of its requests: the process dies with the parent, not with those."""
+    with ledger_in(tmp_path) as ledger:
+
+        def write() -> None:
+            fill_to(ledger, SIZE)
+            until(lambda: "books.db" in files_of(child_of(ledger), tmp_path))
+
+        writing = threading.Thread(target=write)
+        writing.start()
+        writing.join()
+        until(lambda: ledger.sealing_lag == 0, lambda: ledger.execute([]))
+        assert ledger.sealing_restarts == 0
+    check_books(tmp_path)
 
 
 def test_pause_before_a_restart_grows_up_to_its_limit_and_begins_anew_after_a_sealing(
