@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -16,13 +17,13 @@ import pytest
 
 import spotledger
 from spotledger.domain.operations import Deposit
-from spotledger.errors import LedgerCorrupt, StoreBusy
+from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.ledger.ledger import Ledger
 from spotledger.storage.sqlite import sealing_process
 from spotledger.storage.sqlite.sealing_process import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, SealingProcess
 from spotledger.storage.sqlite.store import PROCESS_ENTRIES, UNSEALED_LIMIT
 from support_books import check_books
-from support_core import alter_last, seed
+from support_core import alter_last, raw, seed, spot
 
 SIZE = PROCESS_ENTRIES
 
@@ -117,6 +118,31 @@ def test_process_that_was_killed_is_counted_and_started_again_while_nothing_is_w
         until(lambda: ledger.sealing_restarts == 1, lambda: ledger.execute([]))
         until(lambda: ledger.sealing_lag == 0, lambda: ledger.execute([]))
         assert child_of(ledger) != first
+    check_books(tmp_path)
+
+
+def test_books_that_are_made_again_are_taken_over_while_nothing_is_written(tmp_path: Path) -> None:
+    """The lag counts all segments again, and falls to none by itself, also where the process dies on the way."""
+    with ledger_in(tmp_path) as ledger:
+        fill_to(ledger, 2 * SIZE)
+        until(lambda: ledger.sealing_lag == 0, lambda: ledger.execute([]))
+    with ledger_in(tmp_path) as ledger:
+        store: Any = ledger._store
+        with raw(tmp_path, "books.db") as connection:
+            connection.execute("UPDATE balance SET available = 0 WHERE customer = 'bob'")
+        with pytest.raises(StoreUnavailable, match="0 of 2 segments"):
+            ledger.account(spot("bob"))
+        assert ledger.sealing_lag == 2 * SIZE
+        os.kill(child_of(ledger), signal.SIGKILL)
+
+        def look() -> None:
+            with contextlib.suppress(StoreUnavailable):
+                ledger.execute([])
+
+        until(lambda: ledger.sealing_lag == 0, look)
+        look()  # the last answer of the process may have come before the books were opened
+        assert (store.rebuilds, ledger.sealing_restarts) == (1, 1)
+        assert ledger.account(spot("bob")).balance("btc").available == 1000 * 10**8
     check_books(tmp_path)
 
 

@@ -39,6 +39,7 @@ class SqliteReads(ABC):
     _segment_entries: int
     _head: Head
     _sealed_to: int
+    _books: Books | None
     _sealing: SealingProcess | None
     _memory: WorkingSet
     _filter: IdempotencyFilter
@@ -63,8 +64,11 @@ class SqliteReads(ABC):
 
     @property
     def sealing_lag(self) -> int:
-        """Entries of full segments that are not read from the books yet."""
-        return self._head.seq // self._segment_entries * self._segment_entries - self._sealed_to
+        """Entries of full segments that are not read from the books yet; while they are made again, of all of them."""
+        full_to = self._head.seq // self._segment_entries * self._segment_entries
+        if self._books is not None or self._sealing is None:
+            return full_to - self._sealed_to
+        return full_to - self._sealing.sealed_segments * self._segment_entries
 
     @property
     def sealing_restarts(self) -> int:

@@ -323,10 +323,12 @@ class SqliteStore(SqliteReads):
 
     def _seal(self, keys: int = ABSORBED_KEYS) -> None:
         """Have full segments sealed, and let go of what is sealed, with *keys* of it put into the filter."""
-        if self._books is None or self._head.seq - self._sealed_to < self._segment_entries:
+        if self._books is not None and self._head.seq - self._sealed_to < self._segment_entries:
             return
         try:
-            if self._sealing is None:
+            if self._books is None:
+                self._go_on_rebuilding()
+            elif self._sealing is None:
                 self._seal_in_place()
             else:
                 self._seal_beside(self._sealing, keys)
