@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,13 @@ from spotledger.domain.accounts import Account
 from spotledger.domain.operations import Operation
 from spotledger.ledger.group import Group
 from spotledger.ledger.ledger import Ledger
+from spotledger.storage.sqlite.file import JOURNAL, schema_of
 from spotledger.storage.steps import Steps, drive
 from support_books import opened
 
 START_MS = 1_700_000_000_000
+#: Changes the document of an entry.
+Change = Callable[[dict[str, Any]], None]
 
 
 class Clock:
@@ -116,3 +121,22 @@ def past_triggers(connection: Any, statement: str) -> None:
     connection.execute(statement)
     for _, sql in triggers:
         connection.execute(sql)
+
+
+def alter_last(folder: Path, change: Change) -> int:
+    """Let *change* alter the last entry of a journal, put its hash right, and return its seq."""
+    with raw(folder) as connection:
+        [(seq, body)] = connection.execute("SELECT seq, body FROM entry ORDER BY seq DESC LIMIT 1").fetchall()
+        [(link,)] = connection.execute("SELECT hash FROM entry WHERE seq = ?", (seq - 1,)).fetchall()
+        entry = json.loads(body)
+        change(entry)
+        altered = json.dumps(entry, separators=(",", ":"))
+        digest = hashlib.sha256(link + altered.encode()).digest()
+        without_triggers(connection)
+        connection.execute("UPDATE entry SET body = ?, hash = ? WHERE seq = ?", (altered, digest, seq))
+        connection.execute("UPDATE head SET hash = ?", (digest,))
+        for sql in schema_of(JOURNAL).values():
+            if sql.startswith("CREATE TRIGGER"):
+                connection.execute(sql)
+    (folder / "noted-head").unlink()
+    return int(seq)

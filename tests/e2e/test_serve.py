@@ -8,14 +8,20 @@ import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
+import spotledger
 import support_service
 from spotledger.client import SpotClient
+from spotledger.domain.operations import Deposit
+from spotledger.storage.sqlite.store import PROCESS_ENTRIES
+from support_core import alter_last, seed
 from support_service import Service
 
 StartService = Callable[..., Service]
@@ -270,3 +276,36 @@ def test_serve_over_the_limit_shows_refusals_in_the_metrics(service: StartServic
     metrics = started.client().get("/metrics").text
     assert 'spotledger_public_refusals_total{code="malformed_request"} 1.0' in metrics
     assert "spotledger_replay_forgotten_total 0.0" in metrics
+
+
+def test_serve_stops_writing_where_sealing_finds_other_balances_than_an_entry_carries(
+    service: StartService, tmp_path: Path
+) -> None:
+    """The process that seals is a second witness: both listeners say so, reads go on, and the log names the entry."""
+    folder = tmp_path / "data"
+    with spotledger.open(folder, segment_entries=PROCESS_ENTRIES) as ledger:
+        seed(ledger)
+        for start in range(ledger.head.seq, PROCESS_ENTRIES - 1, 500):
+            count = min(500, PROCESS_ENTRIES - 1 - start)
+            ledger.execute([Deposit(f"{start}-{n}", "ann", "btc", "1") for n in range(count)])
+
+    def another_balance(entry: dict[str, Any]) -> None:
+        entry["balances"][0][2] = str(int(entry["balances"][0][2]) + 1)
+
+    altered = alter_last(folder, another_balance)
+    started = service(folder=folder)
+    assert httpx2.get(f"{started.operator_url}/readyz").json()["sealing"] == {"lag_entries": 0}
+    deposit = {"customer": "bob", "coin": "btc", "amount": "1"}
+    started.write("/v1/deposits", deposit, "fills-the-segment")
+    urls = (f"{started.operator_url}/readyz", f"{started.public_url}/readyz")
+    deadline = time.monotonic() + 60
+    while [httpx2.get(url).status_code for url in urls] != [503, 503]:
+        assert time.monotonic() < deadline, "the service goes on writing"
+        time.sleep(0.05)
+    assert httpx2.get(urls[1]).json() == {"status": "cannot write", "sealing": {"lag_entries": PROCESS_ENTRIES}}
+    client = started.client()
+    refused = client.post("/v1/deposits", json=deposit, headers={"Idempotency-Key": "another"})
+    assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+    assert client.get("/v1/customers/bob/balances").status_code == 200
+    assert f"entry {altered} says" in started.stderr.read_text()
+    started.stop()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +13,10 @@ from spotledger.domain.accounts import Balance
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, ListCoin, RegisterCustomer, Unfreeze
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.ledger.ledger import Ledger
-from spotledger.storage.sqlite.file import JOURNAL, schema_of
 from support_books import check_books
 from support_core import (
     Clock,
+    alter_last,
     booked_up_to_commit,
     fill,
     full_disk,
@@ -152,22 +150,12 @@ def test_sealing_that_finds_other_balances_than_the_postings_lead_to_stops_writi
         while ledger.head.seq % 8 != 5:
             ledger.deposit("ann", "btc", "1", key=f"k{ledger.head.seq}")
         last = ledger.deposit("ann", "btc", "1", key="altered").seq
-    with raw(tmp_path) as connection:
-        [(body,)] = connection.execute("SELECT body FROM entry WHERE seq = ?", (last,)).fetchall()
-        [(link,)] = connection.execute("SELECT hash FROM entry WHERE seq = ?", (last - 1,)).fetchall()
-        entry = json.loads(body)
-        for balance in entry["balances"]:
-            if balance[0][0] == "ann":
-                balance[2] = str(int(balance[2]) + 1)
-        altered = json.dumps(entry, separators=(",", ":"))
-        digest = hashlib.sha256(link + altered.encode()).digest()
-        without_triggers(connection)
-        connection.execute("UPDATE entry SET body = ?, hash = ? WHERE seq = ?", (altered, digest, last))
-        connection.execute("UPDATE head SET hash = ?", (digest,))
-        for sql in schema_of(JOURNAL).values():
-            if sql.startswith("CREATE TRIGGER"):
-                connection.execute(sql)
-    (tmp_path / "noted-head").unlink()
+
+    def another_balance(entry: dict[str, Any]) -> None:
+        [balance] = [each for each in entry["balances"] if each[0][0] == "ann"]
+        balance[2] = str(int(balance[2]) + 1)
+
+    assert alter_last(tmp_path, another_balance) == last
     with open_small(tmp_path) as ledger:
         with pytest.raises(LedgerCorrupt, match="its postings lead to"):
             fill(ledger, 30, "until-seen")

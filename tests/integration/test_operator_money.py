@@ -394,6 +394,8 @@ def test_metrics_show_the_head_and_count_calls_by_path_and_status(api: Api) -> N
     assert f"spotledger_head_seq {float(api.seq)}" in text
     assert "spotledger_waiting_operations 0.0" in text
     assert "spotledger_can_write 1.0" in text
+    assert "spotledger_sealing_lag_entries 0.0" in text
+    assert "spotledger_sealing_restarts_total 0.0" in text
     labels = 'method="GET",path="/v1/customers/{customer}/balances",status="404"'
     assert f"spotledger_operator_requests_total{{{labels}}} 1.0" in text
     assert 'method="other"' in text
@@ -404,7 +406,11 @@ def test_metrics_show_the_head_and_count_calls_by_path_and_status(api: Api) -> N
 def test_health_needs_no_token(api: Api) -> None:
     """/healthz and /readyz need no token."""
     assert api.request("GET", "/healthz").json() == {"status": "alive"}
-    assert api.request("GET", "/readyz").json() == {"status": "ready", "seq": api.seq}
+    assert api.request("GET", "/readyz").json() == {
+        "status": "ready",
+        "seq": api.seq,
+        "sealing": {"lag_entries": 0},
+    }
     api.run(api.runtime.stop())
     assert api.request("GET", "/healthz").status_code == 200
     stopped = api.request("GET", "/readyz")

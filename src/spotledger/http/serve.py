@@ -256,6 +256,7 @@ def _public_app(runtime: Runtime) -> PublicApp:
         settings,
         now_ms,
         is_ready=lambda: runtime.writer.can_write,
+        sealing_lag=lambda: runtime.ledger.sealing_lag,
         gate=gate,
         staleness_ms=None if standby is None else lambda: standby.staleness_ms,
     )

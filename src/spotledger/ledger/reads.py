@@ -84,6 +84,16 @@ class LedgerReads:
             return self._store.at_one_head(read)
 
     @property
+    def sealing_lag(self) -> int | None:
+        """Entries of full segments that are not read from the books yet; None where nothing is sealed."""
+        return self._store.sealing_lag
+
+    @property
+    def sealing_restarts(self) -> int:
+        """How often the process that seals ended and was started again, or is about to be."""
+        return self._store.sealing_restarts
+
+    @property
     def ledger_id(self) -> str:
         """The id of the ledger, with which its hash chain begins."""
         return self._store.ledger_id

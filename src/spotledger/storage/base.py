@@ -87,6 +87,14 @@ class Store(Protocol):
         """The epochs of the journal; another object after one begins."""
 
     @property
+    def sealing_lag(self) -> int | None:
+        """Entries of full segments that are not read from the books yet; None where nothing is sealed."""
+
+    @property
+    def sealing_restarts(self) -> int:
+        """How often the process that seals ended and was started again, or is about to be."""
+
+    @property
     def coins(self) -> Mapping[str, Coin]:
         """The listed coins by name, sorted; a new object after each listing."""
 

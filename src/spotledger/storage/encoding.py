@@ -11,7 +11,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b, sha256
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
@@ -35,7 +35,7 @@ _INTEGER_LIMIT: Final = 2**63
 class StoredPosting(NamedTuple):
     """A posting as it is stored: ``place`` is the position of its balance in the entry, from 0."""
 
-    place: int
+    place: Annotated[int, msgspec.Meta(ge=0)]
     side: str
     units: int
     hold: int | None = None
@@ -57,9 +57,39 @@ class _Stored(msgspec.Struct, gc=False):
     refusal: dict[str, Any] | None = None
 
 
+class RequestChanges(msgspec.Struct, gc=False):
+    """What the books need of a request; the rest is skipped and not decoded."""
+
+    coin: str | None = None
+    scale: int | None = None
+    customer: str | None = None
+    seq: int | None = None
+    reference: str | None = None
+    expires_ms: int | None = None
+    format: Any = None
+    op: Any = None
+
+
+class EntryChanges(msgspec.Struct, gc=False):
+    """What the books need of an entry: which lines it moved, and what is there after it."""
+
+    seq: int
+    kind: str
+    key: str
+    booked_ms: int
+    request: RequestChanges
+    #: ``(account, coin, available, freeze)``, as in :class:`BalanceAfter`.
+    balances: tuple[tuple[tuple[str, str], str, int, int], ...] = ()
+    postings: tuple[StoredPosting, ...] = ()
+    #: ``(hold, remaining)``, as in :class:`HoldAfter`.
+    holds: tuple[tuple[int, int], ...] = ()
+    refusal: dict[str, Any] | None = None
+
+
 _encode = msgspec.json.Encoder().encode
 # Not strict: units are stored as decimal text.
 _decode = msgspec.json.Decoder(_Stored, strict=False).decode
+_decode_changes = msgspec.json.Decoder(EntryChanges, strict=False).decode
 
 
 def encode_entry(entry: Entry) -> bytes:
@@ -148,6 +178,23 @@ def epochs_of_row(seq: int, body: bytes | str | None) -> Epochs:
     return epochs_after(entry)
 
 
+def decode_changes(body: bytes) -> EntryChanges:
+    """
+    Decode what the books need of an entry, in less than half the time of :func:`decode_entry`.
+
+    Raises:
+        LedgerCorrupt: *body* is not an entry.
+    """
+    try:
+        changes = _decode_changes(body)
+    except msgspec.DecodeError as error:
+        raise LedgerCorrupt(f"an entry of the journal cannot be read: {error}") from error
+    request = changes.request
+    if request.format is not None or request.op is not None:
+        raise LedgerCorrupt(f"entry {changes.seq} has a request of a format that this version does not read")
+    return changes
+
+
 def postings_of(stored: Iterable[StoredPosting], balances: Sequence[BalanceAfter]) -> tuple[Posting, ...]:
     """
     Return the postings of an entry, with account and coin of each taken from the *balances* after it.
@@ -158,7 +205,7 @@ def postings_of(stored: Iterable[StoredPosting], balances: Sequence[BalanceAfter
     postings = []
     count = len(balances)
     for place, side, units, hold in stored:
-        if not 0 <= place < count:
+        if place >= count:
             raise LedgerCorrupt(f"an entry of the journal cannot be read: a posting onto line {place} of {count}")
         account, coin, _, _ = balances[place]
         postings.append(new_tuple(Posting, (account, coin, side, units, hold)))

@@ -9,10 +9,13 @@ a checksum, and a level that is damaged or behind is filled again from the keys.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, Protocol
+
+from spotledger.storage.encoding import DIGEST_BYTES
 
 BITS_PER_KEY: Final = 16
 
@@ -59,8 +62,14 @@ class _Level:
         self.words = array("Q", bytes(8 * words))
         self.covered_to = self.written_to = self.first_segment - 1
 
-    def add(self, probe: Probe) -> None:
-        self.words[probe.word % len(self.words)] |= probe.bits
+    def add(self, digests: Iterable[bytes]) -> None:
+        """Set the bits of :func:`probe_of` for each of *digests*, all at once: a sealing has many."""
+        heads = array("Q", b"".join(digests))[:: DIGEST_BYTES // 8]
+        if sys.byteorder == "big":
+            heads.byteswap()
+        words, count, pairs = self.words, len(self.words), _PAIRS
+        for h in heads:
+            words[(h >> 30) % count] |= pairs[h & 4095] | pairs[h >> 12 & 4095] | 1 << (h >> 24 & 63)
 
     def may_hold(self, probe: Probe) -> bool:
         return self.words[probe.word % len(self.words)] & probe.bits == probe.bits
@@ -97,9 +106,7 @@ class IdempotencyFilter:
 
     def add(self, segment: int, digests: Iterable[bytes]) -> None:
         """Add keys of *segment*; it is not covered until :meth:`write` is called."""
-        level = self._level_of(segment)
-        for digest in digests:
-            level.add(probe_of(digest))
+        self._level_of(segment).add(digests)
 
     def cover(self, segment: int) -> None:
         """Mark *segment*, whose keys are all in, as covered."""
@@ -137,8 +144,7 @@ class IdempotencyFilter:
         for level in self._levels:
             target = min(last, level.last_segment)
             for segment in range(level.covered_to + 1, target + 1):
-                for digest in digests_of(segment):
-                    level.add(probe_of(digest))
+                level.add(digests_of(segment))
             level.covered_to = target
 
     def _read_level(self, connection: Connection, level: _Level, last: int) -> None:

@@ -14,6 +14,7 @@ from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import (
     chain_hash,
     column,
+    decode_changes,
     decode_entry,
     encode_entry,
     genesis_hash,
@@ -104,6 +105,39 @@ def test_bytes_that_are_no_entry_are_named(body: bytes) -> None:
     """Anything but an entry is LedgerCorrupt, and no other error."""
     with pytest.raises(LedgerCorrupt):
         decode_entry(body)
+
+
+@pytest.mark.parametrize("changes", [{}, REFUSED, {"request": {"reference": "r", "expires_ms": 8, "coin": "btc"}}])
+def test_changes_of_an_entry_are_those_of_the_whole_entry(changes: dict[str, Any]) -> None:
+    """What sealing decodes of an entry is what a reader of it sees, whatever else stands in the entry."""
+    whole = entry(**changes)
+    found = decode_changes(encode_entry(whole).replace(b'{"seq"', b'{"of a later version":[{}],"seq"'))
+    assert (found.seq, found.kind, found.key, found.booked_ms) == (whole.seq, whole.kind, whole.key, whole.booked_ms)
+    assert found.balances == whole.balances
+    assert found.holds == whole.holds
+    assert found.refusal == whole.refusal
+    postings = [(*found.balances[place][:2], side, units, hold) for place, side, units, hold in found.postings]
+    assert postings == list(whole.postings)
+    for name in ("reference", "expires_ms", "coin", "customer", "seq", "scale"):
+        assert getattr(found.request, name) == whole.request.get(name)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"null", b"[]", b"{}", b"\xff"),
+        *(encode_entry(entry()).replace(b'[0,"freeze"', b'[%s,"freeze"' % place) for place in PLACES[1:-1]),
+        encode_entry(entry()).replace(b'["ann","spot"]', b'["ann"]'),
+        encode_entry(entry()).replace(b'"request":{', b'"request":{"format":2,'),
+        encode_entry(entry()).replace(b'"request":{', b'"request":{"op":"freeze",'),
+        encode_entry(entry()).replace(b'"reference":', b'"reference":7,"other":'),
+        encode_entry(entry()).replace(str(-HUGE).encode(), b"1.5"),
+    ],
+)
+def test_bytes_that_are_no_changes_are_named(body: bytes) -> None:
+    """Sealing takes nothing for an entry that is none."""
+    with pytest.raises(LedgerCorrupt):
+        decode_changes(body)
 
 
 def test_entry_that_does_not_say_a_balance_after_is_not_written() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from spotledger.storage.encoding import key_digest
-from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
+from spotledger.storage.idempotency_filter import IdempotencyFilter, _Level, probe_of
 
 SEGMENT_ENTRIES = 64
 TABLES = """
@@ -56,6 +56,19 @@ def seal(connection: sqlite3.Connection, idempotency_filter: IdempotencyFilter, 
 def may_hold(idempotency_filter: IdempotencyFilter, digest: bytes) -> list[int]:
     """Return the segments in which the filter cannot rule the key out."""
     return list(idempotency_filter.segments_that_may_hold(probe_of(digest)))
+
+
+def test_bits_of_many_keys_are_those_of_each_key() -> None:
+    """Adding keys all at once sets the bits that a look-up probes, and no others."""
+    level = _Level(0, SEGMENT_ENTRIES)
+    expected = [0] * len(level.words)
+    for digest in digests(0):
+        probe = probe_of(digest)
+        expected[probe.word % len(expected)] |= probe.bits
+    level.add(digests(0)[:7])
+    level.add(iter(digests(0)[7:]))
+    level.add([])
+    assert list(level.words) == expected
 
 
 @pytest.mark.parametrize("segments", [1, 2, 3, 6, 7, 14, 15, 40])

@@ -273,11 +273,18 @@ class AliveAnswer(Answer):
     status: str
 
 
+class SealingAnswer(Answer):
+    """How far sealing is behind the journal of an embedded ledger."""
+
+    lag_entries: Annotated[int, Meta(description="Entries of full segments that are not read from the books yet.")]
+
+
 class ReadyAnswer(Answer):
-    """The service accepts writes."""
+    """The service accepts writes; an embedded ledger says how far sealing is behind."""
 
     status: str
     seq: HeadSeq
+    sealing: SealingAnswer | UnsetType = UNSET
 
 
 #: Texts that are cached per scale, because an answer has most of its amounts more than once. A larger cache would cost

@@ -89,7 +89,17 @@ class OperatorApp:
             self.metrics.show(
                 "database_silent_seconds", "Seconds since the database last answered.", lambda: watch.silent_seconds
             )
+        self._show_sealing()
         show_audits(self.metrics, self._runtime.audits)
+
+    def _show_sealing(self) -> None:
+        ledger, metrics = self._runtime.ledger, self.metrics
+        if ledger.sealing_lag is None:
+            return  # what is derived is written with the entries
+        metrics.show("sealing_lag_entries", "Entries of full segments not sealed yet.", lambda: ledger.sealing_lag or 0)
+        metrics.show_total(
+            "sealing_restarts", "How often the process that seals was restarted.", lambda: ledger.sealing_restarts
+        )
 
     async def answer(self, request: Request) -> Reply:
         """
@@ -151,7 +161,11 @@ class OperatorApp:
         """Answer whether the service accepts writes."""
         if not self._runtime.writer.can_write:
             raise StoreUnavailable("The ledger accepts no writes now; try again later.")
-        return answer({"status": "ready", "seq": self._runtime.ledger.head.seq})
+        ledger = self._runtime.ledger
+        found: dict[str, object] = {"status": "ready", "seq": ledger.head.seq}
+        if ledger.sealing_lag is not None:
+            found["sealing"] = {"lag_entries": ledger.sealing_lag}
+        return answer(found)
 
     async def _metrics(self, request: Request) -> Reply:
         """Return metrics of the service, for Prometheus."""

@@ -85,6 +85,7 @@ class PublicApp:
         clock_ms: Callable[[], int] = now_ms,
         *,
         is_ready: Callable[[], bool] = lambda: True,
+        sealing_lag: Callable[[], int | None] = lambda: None,
         request_prefix: str | None = None,
         gate: Gate | None = None,
         staleness_ms: Callable[[], int] | None = None,
@@ -98,6 +99,7 @@ class PublicApp:
             settings: Limits, windows and texts; None: the documented defaults.
             clock_ms: Returns the time in ms since 1970.
             is_ready: Returns whether the service can write; for ``/readyz``.
+            sealing_lag: Returns how many entries wait to be sealed, None where nothing is sealed; for ``/readyz``.
             request_prefix: What request ids begin with; None: random.
             gate: Admits requests; None: one that counts in this process only.
             staleness_ms: On a node that reads from a standby, returns the maximum age of *ledger*; each answer has it.
@@ -111,6 +113,7 @@ class PublicApp:
         self._staleness_ms = staleness_ms
         self._clock_ms = clock_ms
         self._is_ready = is_ready
+        self._sealing_lag = sealing_lag
         self._prefix = os.urandom(6).hex() + "-" if request_prefix is None else request_prefix
         form = v1_form(self.settings.success_info)
         self._bodies = {kind: BalanceBodies(ledger, kind, form) for kind in KINDS_BY_ID.values()}
@@ -208,10 +211,12 @@ class PublicApp:
         return answered(request, self._head_seq(), b'{"status":"alive"}', [])
 
     async def _readyz(self, request: Request) -> Answer:
-        if self._is_ready():
-            return answered(request, self._head_seq(), b'{"status":"ready"}', [])
-        _, headers, content = answered(request, self._head_seq(), b'{"status":"cannot write"}', [])
-        return Answer(503, headers, content)
+        is_ready, lag_entries = self._is_ready(), self._sealing_lag()
+        body: dict[str, Any] = {"status": "ready" if is_ready else "cannot write"}
+        if lag_entries is not None:
+            body["sealing"] = {"lag_entries": lag_entries}
+        status, headers, content = answered(request, self._head_seq(), encode(body), [])
+        return Answer(status if is_ready else 503, headers, content)
 
     async def _readyz_reads(self, request: Request) -> Answer:
         """Answer whether signed reads work: the ledger can be read, and the access keys are trusted."""

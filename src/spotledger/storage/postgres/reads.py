@@ -90,7 +90,8 @@ class PostgresReads:
     #: Whether a group waits for the write lock, and for memory to advance meanwhile.
     is_waiting = False
     #: What is derived is written with the entries, so there is nothing to catch up with.
-    lagging = False
+    sealing_lag: int | None = None
+    sealing_restarts = 0
 
     def __init__(
         self,

@@ -9,7 +9,7 @@ balances and holds, have for each of their buckets a count and a digest: the sum
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
@@ -81,6 +81,20 @@ def key_id(segment: int, digest: bytes) -> int:
 def ids_of_segment(segment: int) -> range:
     """Return the ids of all buckets of *segment*."""
     return range(segment * SEGMENT_BUCKETS, (segment + 1) * SEGMENT_BUCKETS)
+
+
+def keys_by_bucket(segment: int, digests: Iterable[bytes]) -> Iterator[tuple[int, list[tuple[bytes, int]]]]:
+    """
+    Give every bucket of *segment* with the digests of its keys and the places of their entries, sorted.
+
+    *digests* are in the order of the entries; :func:`key_id` says which bucket a digest is in.
+    """
+    buckets: list[list[tuple[bytes, int]]] = [[] for _ in range(SEGMENT_BUCKETS)]
+    for place, digest in enumerate(digests):
+        buckets[(digest[-1] & 1) << 8 | digest[-2]].append((digest, place))
+    for bucket_id, keys in zip(ids_of_segment(segment), buckets, strict=True):
+        keys.sort()
+        yield bucket_id, keys
 
 
 # --- buckets of a segment ---------------------------------------------------------------------------------------------

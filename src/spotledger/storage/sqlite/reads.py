@@ -23,6 +23,7 @@ from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
 from spotledger.storage.sqlite.books import Books
 from spotledger.storage.sqlite.buckets import BooksDamaged
 from spotledger.storage.sqlite.file import BOOKS_FILE, JOURNAL_FILE, Connection, translated
+from spotledger.storage.sqlite.sealing_process import SealingProcess
 from spotledger.storage.sqlite.trial import trial_balance
 from spotledger.storage.sqlite.working_set import AccountState, WorkingSet
 
@@ -38,6 +39,8 @@ class SqliteReads(ABC):
     _segment_entries: int
     _head: Head
     _sealed_to: int
+    _books: Books | None
+    _sealing: SealingProcess | None
     _memory: WorkingSet
     _filter: IdempotencyFilter
     #: The digests of the keys that were looked up last.
@@ -58,6 +61,19 @@ class SqliteReads(ABC):
     def head(self) -> Head:
         """The last durable entry."""
         return self._head
+
+    @property
+    def sealing_lag(self) -> int:
+        """Entries of full segments that are not read from the books yet; while they are made again, of all of them."""
+        full_to = self._head.seq // self._segment_entries * self._segment_entries
+        if self._books is not None or self._sealing is None:
+            return full_to - self._sealed_to
+        return full_to - self._sealing.sealed_segments * self._segment_entries
+
+    @property
+    def sealing_restarts(self) -> int:
+        """How often the process that seals ended and was started again, or is about to be."""
+        return 0 if self._sealing is None else self._sealing.restarts
 
     @property
     def coins(self) -> Mapping[str, Coin]:

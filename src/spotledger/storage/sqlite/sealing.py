@@ -9,36 +9,49 @@ lack, so a sealing that was cut off has not happened.
 from __future__ import annotations
 
 from array import array
-from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from spotledger.domain.accounts import Account, Coin
-from spotledger.domain.journal import AVAILABLE, Entry, Hold
+from spotledger.domain.accounts import Account
+from spotledger.domain.journal import AVAILABLE
+from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
-from spotledger.storage.encoding import chain_hash, column, decode_entry, genesis_hash, pack_places
+from spotledger.storage.encoding import (
+    EntryChanges,
+    chain_hash,
+    column,
+    decode_changes,
+    genesis_hash,
+    key_digest,
+    pack_places,
+)
+from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.idempotency_filter import IdempotencyFilter
-from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS, checked, pack_segments, read_facts
+from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS, Books, checked, pack_segments, read_facts
 from spotledger.storage.sqlite.buckets import (
     HOLD_BUCKET_IDS,
+    SEGMENT_BUCKETS,
     BooksDamaged,
     HistoryLine,
     HoldsOpened,
     RowSum,
-    history_id,
     ids_of_segment,
-    key_id,
+    keys_by_bucket,
     owner_bucket,
     pack_history,
     pack_keys,
     unpack_keys,
 )
 from spotledger.storage.sqlite.file import BOOKS, JOURNAL, Connection, open_reader, open_writer, translated
-from spotledger.storage.sqlite.working_set import OpenSegment, WorkingSet
 
 _READ_ENTRIES: Final = 1_000
-_Line = tuple[Account, str]
+#: Columns of a row of the table of holds, by their place in `HOLD_COLUMNS`.
+_CUSTOMER: Final = 1
+_REMAINING: Final = 5
+_EXPIRES_MS: Final = 7
+_CLOSED_SEQ: Final = 9
 
 
 class Sealer:
@@ -55,6 +68,7 @@ class Sealer:
         self._segment_entries: int
         self.sealed_to: int
         self._link: bytes
+        self._books_path = books
         self._journal = open_reader(journal, JOURNAL)
         try:
             with translated("read"):
@@ -99,9 +113,6 @@ class Sealer:
             self._counts = [facts.customers, facts.open_holds, facts.expiring_holds]
             self._filter = IdempotencyFilter(self._segment_entries)
             self._filter.load(self._books, self.sealed_segments, self._digests_of)
-            self._known = WorkingSet(self._segment_entries, 0)
-            for name, scale in self._books.execute("SELECT coin, scale FROM coin"):
-                self._known.list_coin(Coin(name, scale))
 
     def _digests_of(self, segment: int) -> Iterator[bytes]:
         ids = ids_of_segment(segment)
@@ -125,6 +136,7 @@ class Sealer:
             [(head_seq,)] = self._journal.execute("SELECT seq FROM head").fetchall()
         return int(head_seq) // self._segment_entries
 
+    @gc_paused
     def seal_next(self) -> None:
         """
         Seal the next segment, which is full.
@@ -139,17 +151,14 @@ class Sealer:
         try:
             with checked():
                 self._begin()
-                opened = self._read_segment(segment)
-                _SegmentWriter(self._books, opened, self._link, self).write()
+                sums = self._read_segment(segment)
+                _SegmentWriter(self._books, sums, self._link, self).write()
                 self._books.execute("COMMIT")
         except BaseException:
             self.sealed_to, self._link = before
             if self._books.in_transaction:
                 self._books.execute("ROLLBACK")
             raise
-        self._known.drop_sealed(self.sealed_to, (0, 0))
-        self._known.accounts.clear()
-        self._known.loaded_holds.clear()
 
     def _begin(self) -> None:
         """Begin to write, and make sure that the segment is the next one."""
@@ -160,92 +169,202 @@ class Sealer:
 
     # --- reading the journal ------------------------------------------------------------------------
 
-    def _read_segment(self, segment: int) -> OpenSegment:
-        """Read the entries of *segment*, each of which is checked, and return what they changed."""
+    def _read_segment(self, segment: int) -> _SegmentSums:
+        """Read the entries of *segment*, each of which is checked, and return what they add up to."""
         first, last = segment * self._segment_entries + 1, (segment + 1) * self._segment_entries
-        check = _BalanceCheck(self._books)
+        sums = _SegmentSums(self._books, segment, first)
         for start in range(first, last + 1, _READ_ENTRIES):
             entries = self._read(start, min(start + _READ_ENTRIES - 1, last))
-            self._load_holds({hold for entry in entries for hold, _ in entry.holds if hold < first})
+            sums.load_holds({hold for entry in entries for hold, _ in entry.holds if hold < first})
             for entry in entries:
-                check.take(entry)
-                self._known.apply(entry)
+                try:
+                    sums.take(entry)
+                except LedgerCorrupt:
+                    self._check_beginning(entry)
+                    raise
         self.sealed_to = last
-        return self._known.segments[-1]
+        return sums
 
-    def _read(self, first: int, last: int) -> list[Entry]:
+    def _check_beginning(self, entry: EntryChanges) -> None:
+        """Raise BooksDamaged where *entry*, which contradicts its postings, was added to rows that do not check."""
+        with closing(Books(self._books_path, self._ledger_id, self._segment_entries)) as books:
+            books.balances_of([Account(*account) for account, _, _, _ in entry.balances])
+            books.holds_of_ids([hold for hold, _ in entry.holds])
+
+    def _read(self, first: int, last: int) -> list[EntryChanges]:
         with translated("read"):
             rows = self._journal.execute(
                 "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last)
             ).fetchall()
         if len(rows) != last - first + 1:
             raise LedgerCorrupt(f"of the entries {first} to {last} some are missing from the journal")
-        entries = []
+        entries, link = [], self._link
         for expected, (seq, body, kept_hash) in enumerate(rows, first):
-            self._link = chain_hash(self._link, body)
-            entry = decode_entry(body)
-            if not seq == expected == entry.seq or kept_hash != self._link:
+            link = chain_hash(link, body)
+            entry = decode_changes(body)
+            if not seq == expected == entry.seq or kept_hash != link:
                 raise LedgerCorrupt(f"the journal's chain is broken at entry {expected}")
             entries.append(entry)
+        self._link = link
         return entries
 
-    def _load_holds(self, ids: set[int]) -> None:
-        missing = sorted(hold_id for hold_id in ids if self._known.hold(hold_id) is None)
+
+class _Line:
+    """One account and coin: the row that the books have, what the postings add up to, and the entries' places."""
+
+    __slots__ = ("available", "before", "freeze", "places")
+
+    def __init__(self, before: tuple[Any, ...] | None) -> None:
+        self.before = before
+        self.available, self.freeze = (0, 0) if before is None else (int(before[4]), int(before[5]))
+        self.places = array("H")
+
+
+class _Lines(dict[tuple[tuple[str, str], str], _Line]):
+    """The lines that a segment moves, by account (customer, kind) and coin; a new one begins as the books have it."""
+
+    def __init__(self, books: Connection) -> None:
+        super().__init__()
+        self._books = books
+
+    def __missing__(self, key: tuple[tuple[str, str], str]) -> _Line:
+        account, coin = key
+        rows = self._books.execute(
+            f"SELECT {BALANCE_COLUMNS} FROM balance WHERE bucket = ? AND customer = ? AND account = ? AND coin = ?",
+            (owner_bucket(account[0]), *account, coin),
+        ).fetchall()
+        line = self[key] = _Line(rows[0] if rows else None)
+        return line
+
+
+class _SegmentSums:
+    """
+    What the entries of one segment add up to.
+
+    Balances and what remains of holds are added up from the postings, and compared with what each entry says is there
+    after it. So what the writer had in memory is checked by a second path.
+    """
+
+    def __init__(self, books: Connection, number: int, first_seq: int) -> None:
+        self._books = books
+        self.number = number
+        self.first_seq = first_seq
+        #: The digests of the idempotency keys, in the order of the entries.
+        self.keys: list[bytes] = []
+        self.coins: list[tuple[str, int, int]] = []
+        self.customers: list[tuple[str, int]] = []
+        self.reversals: list[tuple[int, int]] = []
+        self.lines = _Lines(books)
+        #: Rows of the table of holds, as the segment leaves them; and as the books have them.
+        self.holds: dict[int, list[Any]] = {}
+        self.holds_before: dict[int, tuple[Any, ...]] = {}
+
+    def load_holds(self, ids: set[int]) -> None:
+        """Read those of the holds with these *ids*, of earlier segments, that were not read yet."""
+        missing = sorted(ids - self.holds.keys())
         for start in range(0, len(missing), 500):
             part = missing[start : start + 500]
             marks = ", ".join("?" * len(part))
             for row in self._books.execute(f"SELECT {HOLD_COLUMNS} FROM hold WHERE hold_id IN ({marks})", tuple(part)):
-                hold_id, customer, kind, coin, amount, remaining, *rest = row
-                hold = Hold(hold_id, Account(customer, kind), coin, int(amount), int(remaining), *rest)
-                self._known.loaded_holds[hold_id] = hold
+                self.holds_before[row[0]] = row
+                self.holds[row[0]] = hold = list(row)
+                hold[_REMAINING] = int(hold[_REMAINING])
 
-
-class _BalanceCheck:
-    """Adds up the postings of entries, and compares the sums with the balances that the entries carry."""
-
-    def __init__(self, books: Connection) -> None:
-        self._books = books
-        self._lines: dict[_Line, list[int]] = {}
-
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: EntryChanges) -> None:
         """
         Add up one entry.
 
         Raises:
-            LedgerCorrupt: It carries other balances than its postings lead to.
+            LedgerCorrupt: It says that after it there is something else, of a balance or a hold, than its postings
+                lead to.
         """
-        for account, coin, side, units, _ in entry.postings:
-            line = self._lines.get((account, coin))
-            if line is None:
-                line = self._lines[account, coin] = self._opening(account, coin)
-            line[side != AVAILABLE] += units
-        for account, coin, available, freeze in entry.balances:
-            if self._lines.get((account, coin)) != [available, freeze]:
+        self.keys.append(key_digest(entry.key))
+        if entry.refusal is not None:
+            return
+        if entry.postings or entry.balances:
+            try:
+                self._take_postings(entry)
+            except (IndexError, KeyError) as error:
                 raise LedgerCorrupt(
-                    f"entry {entry.seq} says that {account.customer} has {available} and {freeze} units of {coin} after"
-                    f" it; its postings lead to {self._lines.get((account, coin))}"
-                )
+                    f"entry {entry.seq} names a balance or a hold that is not there: {error}"
+                ) from error
+        kind = entry.kind
+        if kind == Reverse.kind:
+            self.reversals.append((_named(entry, "seq"), entry.seq))
+        elif kind == ListCoin.kind:
+            self.coins.append((_named(entry, "coin"), _named(entry, "scale"), entry.seq))
+        elif kind == RegisterCustomer.kind:
+            self.customers.append((_named(entry, "customer"), entry.seq))
 
-    def _opening(self, account: Account, coin: str) -> list[int]:
-        rows = self._books.execute(
-            'SELECT available, "freeze" FROM balance WHERE bucket = ? AND customer = ? AND account = ? AND coin = ?',
-            (owner_bucket(account.customer), *account, coin),
-        ).fetchall()
-        return [int(rows[0][0]), int(rows[0][1])] if rows else [0, 0]
+    def _take_postings(self, entry: EntryChanges) -> None:
+        balances, postings, holds = entry.balances, entry.postings, self.holds
+        seq = entry.seq
+        if entry.kind == Freeze.kind:
+            holds[seq] = _opened_hold(entry)
+        known = self.lines
+        lines = [known[account, coin] for account, coin, _, _ in balances]
+        for place, side, units, hold in postings:
+            if side == AVAILABLE:
+                lines[place].available += units
+            else:
+                lines[place].freeze += units
+            if hold is not None:
+                holds[hold][_REMAINING] += units
+        seq_place = seq - self.first_seq
+        for line, (_, _, available, freeze) in zip(lines, balances, strict=True):
+            if line.available != available or line.freeze != freeze:
+                raise _contradiction(entry, lines.index(line), line)
+            line.places.append(seq_place)
+        for hold, remaining in entry.holds:
+            row = holds[hold]
+            if row[_REMAINING] != remaining:
+                raise LedgerCorrupt(
+                    f"entry {seq} says that hold {hold} has {remaining} units left after it; its postings lead to"
+                    f" {row[_REMAINING]}"
+                )
+            row[_CLOSED_SEQ] = None if remaining else seq
+
+
+def _opened_hold(entry: EntryChanges) -> list[Any]:
+    """Return the row of the hold that *entry* opens; what remains of it, its postings will say."""
+    place, _, units, _ = entry.postings[1]
+    (customer, kind), coin, _, _ = entry.balances[place]
+    seq, request = entry.seq, entry.request
+    reference, expires_ms = request.reference, request.expires_ms
+    return [seq, customer, kind, coin, column(units), 0, reference, expires_ms, entry.booked_ms, None]
+
+
+def _named(entry: EntryChanges, field: str) -> Any:
+    """Return a field of the request that its kind has to have."""
+    value = getattr(entry.request, field)
+    if value is None:
+        raise LedgerCorrupt(f"entry {entry.seq}, a {entry.kind}, names no {field}")
+    return value
+
+
+def _contradiction(entry: EntryChanges, place: int, line: _Line) -> LedgerCorrupt:
+    (customer, _), coin, available, freeze = entry.balances[place]
+    return LedgerCorrupt(
+        f"entry {entry.seq} says that {customer} has {available} and {freeze} units of {coin} after"
+        f" it; its postings lead to {line.available} and {line.freeze}"
+    )
 
 
 class _SegmentWriter:
     """Writes the rows of one segment."""
 
-    def __init__(self, books: Connection, opened: OpenSegment, link: bytes, sealer: Sealer) -> None:
+    def __init__(self, books: Connection, sums: _SegmentSums, link: bytes, sealer: Sealer) -> None:
         self._books = books
-        self._opened = opened
+        self._sums = sums
         self._link = link
         self._sealer = sealer
-        self._segment = opened.number
-        self._first_seq = opened.first_seq
+        self._segment = sums.number
+        self._first_seq = sums.first_seq
         self._owner_sums = _BucketSums(books, "owner_bucket")
         self._hold_sums = _BucketSums(books, "hold_bucket")
+        self._owner_buckets = {
+            customer: owner_bucket(customer) for customer in {account[0] for account, _ in sums.lines}
+        }
 
     def write(self) -> None:
         """Write everything, and that it is sealed."""
@@ -257,7 +376,7 @@ class _SegmentWriter:
         self._owner_sums.write()
         self._hold_sums.write()
         sealer = self._sealer
-        sealer._filter.add(self._segment, self._opened.keys)
+        sealer._filter.add(self._segment, self._sums.keys)
         for _ in sealer._filter.write(self._books, self._segment):
             pass
         self._books.execute(
@@ -267,92 +386,85 @@ class _SegmentWriter:
         )
 
     def _write_keys(self) -> None:
-        buckets: dict[int, list[tuple[bytes, int]]] = {bucket: [] for bucket in ids_of_segment(self._segment)}
-        for digest, seq in self._opened.keys.items():
-            buckets[key_id(self._segment, digest)].append((digest, seq - self._first_seq))
         self._books.executemany(
             "INSERT INTO key_bucket VALUES (?, ?)",
-            [(bucket, pack_keys(bucket, sorted(keys))) for bucket, keys in buckets.items()],
+            [(bucket, pack_keys(bucket, keys)) for bucket, keys in keys_by_bucket(self._segment, self._sums.keys)],
         )
 
     def _write_history(self) -> None:
-        lines: dict[int, list[HistoryLine]] = defaultdict(list)
-        holds: dict[int, list[HoldsOpened]] = defaultdict(list)
-        for (owner, account), touched in self._opened.touched.items():
-            bucket = history_id(self._segment, owner)
-            lines[bucket] += (
-                HistoryLine(owner, account, coin, pack_places(line.places)) for coin, line in touched.items()
-            )
-        for customer, ids in self._opened.holds_of.items():
-            places = array("H", [hold_id - self._first_seq for hold_id in ids if hold_id >= self._first_seq])
-            if places:
-                holds[history_id(self._segment, customer)].append(HoldsOpened(customer, pack_places(places)))
+        lines: list[list[HistoryLine]] = [[] for _ in range(SEGMENT_BUCKETS)]
+        for ((owner, kind), coin), line in sorted(self._sums.lines.items()):
+            bucket = self._owner_buckets[owner] % SEGMENT_BUCKETS
+            lines[bucket].append(HistoryLine(owner, kind, coin, pack_places(line.places)))
+        opened: dict[str, array[int]] = {}
+        for hold_id, hold in self._sums.holds.items():
+            if hold_id >= self._first_seq:
+                places = opened.get(hold[_CUSTOMER])
+                if places is None:
+                    places = opened[hold[_CUSTOMER]] = array("H")
+                places.append(hold_id - self._first_seq)
+        holds: list[list[HoldsOpened]] = [[] for _ in range(SEGMENT_BUCKETS)]
+        for customer, places in sorted(opened.items()):
+            holds[self._owner_buckets[customer] % SEGMENT_BUCKETS].append(HoldsOpened(customer, pack_places(places)))
         self._books.executemany(
             "INSERT INTO history_bucket VALUES (?, ?)",
             [
-                (bucket, pack_history(bucket, sorted(lines[bucket]), sorted(holds[bucket])))
-                for bucket in ids_of_segment(self._segment)
+                (bucket, pack_history(bucket, lines[number], holds[number]))
+                for number, bucket in enumerate(ids_of_segment(self._segment))
             ],
         )
 
     def _write_names(self) -> None:
-        opened, sealer = self._opened, self._sealer
-        for coin in opened.coins:
+        sums, sealer = self._sums, self._sealer
+        for coin in sums.coins:
             sealer._coins.add("coin", coin)
-        for reversal in opened.reversals.items():
+        for reversal in sums.reversals:
             sealer._reversals.add("reversal", reversal)
-        customers = sorted((owner_bucket(customer), customer, seq) for customer, seq in opened.customers.items())
+        customers = sorted((owner_bucket(customer), customer, seq) for customer, seq in sums.customers)
         for row in customers:
             self._owner_sums.of(row[0]).add("customer", row)
         sealer._counts[0] += len(customers)
-        self._books.executemany("INSERT INTO coin VALUES (?, ?, ?)", opened.coins)
-        self._books.executemany("INSERT INTO reversal VALUES (?, ?)", list(opened.reversals.items()))
+        self._books.executemany("INSERT INTO coin VALUES (?, ?, ?)", sums.coins)
+        self._books.executemany("INSERT INTO reversal VALUES (?, ?)", sums.reversals)
         self._books.executemany("INSERT INTO customer VALUES (?, ?, ?)", customers)
 
     def _write_balances(self) -> None:
         rows = []
         own_segment = pack_segments([self._segment])
-        touched = self._opened.touched
-        keys = sorted((owner_bucket(a.customer), a, coin) for a, coins in touched.items() for coin in coins)
-        for bucket, account, coin in keys:
-            line, sums = touched[account][coin], self._owner_sums.of(bucket)
-            before = self._books.execute(
-                f"SELECT {BALANCE_COLUMNS} FROM balance WHERE bucket = ? AND customer = ? AND account = ? AND coin = ?",
-                (bucket, *account, coin),
-            ).fetchall()
+        buckets = self._owner_buckets
+        for (account, coin), line in self._sums.lines.items():
+            bucket, before = buckets[account[0]], line.before
+            sums = self._owner_sums.of(bucket)
             segments = own_segment
-            if before:
-                sums.remove("balance", before[0])
-                segments = before[0][7] + own_segment
-            available, freeze = line.closing
+            if before is not None:
+                sums.remove("balance", before)
+                segments = before[7] + own_segment
             last_seq = self._first_seq + line.places[-1]
-            row = (bucket, *account, coin, column(available), column(freeze), last_seq, segments)
+            row = (bucket, *account, coin, column(line.available), column(line.freeze), last_seq, segments)
             sums.add("balance", row)
             rows.append(row)
+        rows.sort()
         self._books.executemany("INSERT OR REPLACE INTO balance VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
     def _write_holds(self) -> None:
-        counts = self._sealer._counts
-        new: list[tuple[Any, ...]] = []
-        for hold_id, hold in sorted(self._opened.holds.items()):
-            row, sums = _hold_row(hold), self._hold_sums.of(hold_id // HOLD_BUCKET_IDS)
-            was_open = hold_id < self._first_seq
-            if was_open:
-                before = self._books.execute(
-                    f"SELECT {HOLD_COLUMNS} FROM hold WHERE hold_id = ?", (hold_id,)
-                ).fetchall()
-                if not before:
-                    raise BooksDamaged(f"hold {hold_id} is missing")
-                sums.remove("hold", before[0])
-                self._books.execute(
-                    "UPDATE hold SET remaining = ?, closed_seq = ? WHERE hold_id = ?", (row[5], row[9], hold_id)
-                )
-            else:
+        counts, holds_before = self._sealer._counts, self._sums.holds_before
+        new, changed = [], []
+        for hold_id, row in sorted(self._sums.holds.items()):
+            sums = self._hold_sums.of(hold_id // HOLD_BUCKET_IDS)
+            row[_REMAINING] = column(row[_REMAINING])
+            more_open = int(row[_CLOSED_SEQ] is None)
+            before = holds_before.get(hold_id)
+            if before is None:
                 new.append(row)
+            else:
+                more_open -= 1
+                sums.remove("hold", before)
+                changed.append((row[_REMAINING], row[_CLOSED_SEQ], hold_id))
             sums.add("hold", row)
-            change = (hold.closed_seq is None) - was_open
-            counts[1] += change
-            counts[2] += change if hold.expires_ms is not None else 0
+            counts[1] += more_open
+            if row[_EXPIRES_MS] is not None:
+                counts[2] += more_open
+        self._books.executemany("UPDATE hold SET remaining = ?, closed_seq = ? WHERE hold_id = ?", changed)
         self._books.executemany("INSERT INTO hold VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", new)
 
 
@@ -378,9 +490,3 @@ class _BucketSums:
             f"INSERT OR REPLACE INTO {self._table} VALUES (?, ?, ?)",
             [(bucket, *found.kept()) for bucket, found in sorted(self._sums.items())],
         )
-
-
-def _hold_row(hold: Hold) -> tuple[Any, ...]:
-    hold_id, (customer, kind), coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq = hold
-    left = column(remaining)
-    return (hold_id, customer, kind, coin, column(amount), left, reference, expires_ms, opened_ms, closed_seq)

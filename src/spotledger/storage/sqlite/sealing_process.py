@@ -2,21 +2,21 @@
 Sealing in a process of its own, so that it takes nothing from the process that serves.
 
 The child reads lines such as ``seal 3`` and answers ``sealed 3``, or ``damaged`` or ``unavailable`` with the reason. It
-dies with its parent. The parent starts it when the first segment is full, restarts it with a growing pause where it
-died, and looks for answers between groups without waiting.
+dies with its parent, whose end closes the pipe that it reads. The parent starts it when the first segment is full,
+restarts it with a growing pause where it died, and looks for answers between groups without waiting.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
-import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final
 
 from spotledger.errors import LedgerCorrupt, SpotledgerError
@@ -30,7 +30,6 @@ NICENESS: Final = 5
 FIRST_PAUSE_SECONDS: Final = 0.2
 LONGEST_PAUSE_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 10.0
-_PR_SET_PDEATHSIG: Final = 1
 
 _log = logging.getLogger("spotledger.sealing")
 
@@ -98,7 +97,7 @@ class SealingProcess:
         _log.warning("a segment could not be sealed: %s; it is tried again", rest)
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", __name__, str(self._journal), str(self._books), str(os.getpid())]
+        command = [sys.executable, "-m", __name__, str(self._journal), str(self._books)]
         self._child = subprocess.Popen(  # noqa: S603 - our own program
             command,
             stdin=subprocess.PIPE,
@@ -144,15 +143,14 @@ class SealingProcess:
         self._end()
 
 
-def _serve(journal: Path, books: Path, parent: int) -> None:
+def _serve(journal: Path, books: Path) -> None:
     """Be the child: seal what is asked for, until nobody asks any more."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return  # the parent went before it could be asked for
     os.nice(NICENESS)
+    asked: SimpleQueue[int] = SimpleQueue()
+    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
     sealer = None
-    for line in sys.stdin.buffer:
-        segment = int(line.split()[1])
+    while True:
+        segment = asked.get()
         try:
             sealer = sealer or Sealer(journal, books)
             while sealer.sealed_segments <= segment:
@@ -169,10 +167,21 @@ def _serve(journal: Path, books: Path, parent: int) -> None:
         _answer(answer)
 
 
+def _listen(asked: SimpleQueue[int]) -> None:
+    """
+    Pass on what is asked for; end the process with its parent, also in the midst of a sealing, which then never was.
+
+    The kernel's signal at the death of a parent would come when the thread ends that started the process.
+    """
+    for line in sys.stdin.buffer:
+        asked.put(int(line.split()[1]))
+    os._exit(0)
+
+
 def _answer(text: str) -> None:
     sys.stdout.buffer.write(text.replace("\n", " ").encode() + b"\n")
     sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    _serve(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -60,6 +60,8 @@ PROCESS_ENTRIES: Final = 4_096
 UNSEALED_LIMIT: Final = 4
 #: Keys of a sealed segment that are put into the filter with each group.
 ABSORBED_KEYS: Final = 500
+#: As many at once while nothing is written: some 2 ms.
+IDLE_ABSORBED_KEYS: Final = 4_000
 _REPLAY_ENTRIES: Final = 1_000
 
 T = TypeVar("T")
@@ -206,9 +208,11 @@ class SqliteStore(SqliteReads):
             raise BooksDamaged(f"the books are sealed up to entry {facts.sealed_to} of another history")
 
     def _load(self) -> None:
-        """Fill memory: the coins, the filter, and what is not sealed of the journal."""
+        """Fill memory: the coins, the filter, and what is not sealed of the journal; BooksDamaged is the caller's."""
         books = self._books
         assert books is not None, "they were opened"  # noqa: S101
+        self._memory = WorkingSet(self._segment_entries, self._cache_accounts)
+        self._filter = IdempotencyFilter(self._segment_entries)
         self._sealed_to = books.facts().sealed_to
         for coin in books.coins(self._sealed_to):
             self._memory.list_coin(coin)
@@ -216,7 +220,7 @@ class SqliteStore(SqliteReads):
         for repair in self._filter.repairs:
             _log.warning("%s", repair)
         self._repairs += self._filter.repairs
-        self._replay()
+        self._replay(books)
         self._next_due_ms = books.next_due_ms(self._due_cursor)
         self._is_built = True
         self._seal()
@@ -228,7 +232,7 @@ class SqliteStore(SqliteReads):
                 yield digest
 
     @gc_paused
-    def _replay(self) -> None:
+    def _replay(self, books: Books) -> None:
         with translated("read"):
             last = self._read.execute("SELECT seq FROM entry ORDER BY seq DESC LIMIT 1").fetchall()
         last_seq = last[0][0] if last else 0
@@ -236,7 +240,8 @@ class SqliteStore(SqliteReads):
             raise LedgerCorrupt(f"the journal is cut: its head is entry {self._head.seq}, its last entry {last_seq}")
         for start in range(self._sealed_to, self._head.seq, _REPLAY_ENTRIES):
             entries = self.entries(start, _REPLAY_ENTRIES)
-            self._load_holds({hold for entry in entries for hold, _ in entry.holds})
+            missing = {hold for entry in entries for hold, _ in entry.holds if self._memory.hold(hold) is None}
+            self._memory.loaded_holds.update((hold.hold_id, hold) for hold in books.holds_of_ids(sorted(missing)))
             for entry in entries:
                 self._memory.apply(entry)
         if self._hash_of(self._head.seq) != self._head.hash:
@@ -319,15 +324,17 @@ class SqliteStore(SqliteReads):
 
     # --- sealing ------------------------------------------------------------------------------------
 
-    def _seal(self, entries: int = 0) -> None:
-        """Have full segments sealed, and let go of what is sealed; after *entries* new ones."""
-        if self._books is None or self._head.seq - self._sealed_to < self._segment_entries:
+    def _seal(self, keys: int = ABSORBED_KEYS) -> None:
+        """Have full segments sealed, and let go of what is sealed, with *keys* of it put into the filter."""
+        if self._books is not None and self._head.seq - self._sealed_to < self._segment_entries:
             return
         try:
-            if self._sealing is None:
+            if self._books is None:
+                self._go_on_rebuilding()
+            elif self._sealing is None:
                 self._seal_in_place()
             else:
-                self._seal_beside(self._sealing, entries)
+                self._seal_beside(self._sealing, keys)
         except StoreUnavailable as problem:
             _log.warning("a segment could not be sealed: %s; it is tried again", problem)
         except BooksDamaged as damage:
@@ -340,12 +347,12 @@ class SqliteStore(SqliteReads):
         while self._sealed_to < full_to:
             self._absorb(self._segment_entries)
 
-    def _seal_beside(self, process: SealingProcess, entries: int) -> None:
+    def _seal_beside(self, process: SealingProcess, keys: int) -> None:
         """Have the process seal what is full, and take in a part of what it has sealed."""
         process.seal(self._head.seq // self._segment_entries - 1)
         process.poll()
         if process.sealed_segments * self._segment_entries > self._sealed_to:
-            self._absorb(max(ABSORBED_KEYS, 2 * entries))  # so that it ends before the next segment is full
+            self._absorb(keys)
 
     def _seal_here(self) -> None:
         with closing(Sealer(self._path, self._folder / BOOKS_FILE)) as sealer:
@@ -376,12 +383,13 @@ class SqliteStore(SqliteReads):
         if not self._is_built:
             self._need_books()
         if self._head.seq - self._sealed_to >= (UNSEALED_LIMIT + 1) * self._segment_entries:
-            self._seal()
+            self._seal(IDLE_ABSORBED_KEYS)
             raise StoreBusy("sealing is behind; try again with the same idempotency key")
         return at_once(None)
 
     def leave(self, *, repeated: bool) -> Steps[None]:
-        """Do nothing: what was answered before is on the disk since then, or since the commit of the start."""
+        """Go on sealing: what was answered before is on the disk since then, or since the commit of the start."""
+        self._seal(IDLE_ABSORBED_KEYS)
         return at_once(None)
 
     # --- writing ------------------------------------------------------------------------------------
@@ -443,7 +451,7 @@ class SqliteStore(SqliteReads):
                 self.epochs = self._note.epochs = epochs_after(entry)
         self._head = self._pending_head
         self._note_head()
-        self._seal(len(entries))
+        self._seal(max(ABSORBED_KEYS, 2 * len(entries)))  # a segment is let go of before the next one is full
         memory.loaded_holds.clear()
         memory.shrink(self._sealed_to)
 
