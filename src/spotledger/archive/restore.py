@@ -117,7 +117,8 @@ def restore(
         made = make_ledger_again(journal, keys, new_epoch, credentials)
         with closing(Sealer(journal, staging / BOOKS_FILE)) as sealer:
             sealer.seal_all()
-        _write_note(staging, facts, new_epoch, made.change, 0 if note is None else note.time_ms)
+        known_ms = note.time_ms if note is not None and note.time_ms else now_ms()
+        _write_note(staging, facts, new_epoch, made.change, known_ms)
         good = read_good(keys, facts.ledger_id, now_ms())
         _check_report(audit_file(journal, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
         put_in_place(folder)
@@ -161,9 +162,14 @@ def _read_note(folder: Path, epoch: int | None) -> Note | None:
         ) from damage
 
 
-def _write_note(staging: Path, facts: BackupFacts, epoch: int, keys_change: int, noted_ms: int) -> None:
-    """Note the head of the restored ledger; the time is not later than one that was trusted before."""
-    time_ms = max(facts.made_ms, facts.booked_ms, noted_ms)
+def _write_note(staging: Path, facts: BackupFacts, epoch: int, keys_change: int, known_ms: int) -> None:
+    """
+    Note the head of the restored ledger, and the time.
+
+    The age of a backup says nothing about the clock. So *known_ms*, with which the next start compares the clock, is
+    the time that was noted in the folder, or that of the wall clock where nothing was.
+    """
+    time_ms = max(facts.made_ms, facts.booked_ms, known_ms)
     try:
         with closing(NotedHead(staging / NOTE_FILE)) as noted:
             noted.write(Note(facts.ledger_id, epoch, facts.seq, facts.hash, time_ms, keys_change))

@@ -166,6 +166,7 @@ class Ledger(LedgerReads):
         Raises:
             InvalidRequest: A chain, or an atomic group, has more than 1,000 operations; *chains* has another length.
             StoreUnavailable: The write failed and may or may not be durable; try again with the same keys.
+            ClockUntrusted: The wall clock leapt; nothing was done.
             LedgerCorrupt: An invariant does not hold; nothing more is written.
         """
         with self._write_lock:
@@ -199,7 +200,7 @@ class Ledger(LedgerReads):
         try:
             wanted = wanted_of(operations)
             store_ms = yield from self._store.begin(wanted)
-            group = Group(self._store, operations, chains, self._clock_ms() if store_ms is None else store_ms)
+            group = Group(self._store, operations, chains, self.clock.check() if store_ms is None else store_ms)
             self._decide_piece(group, wanted)
             while not group.is_decided:
                 yield None
@@ -276,6 +277,15 @@ class Ledger(LedgerReads):
         with self._write_lock:
             self._check_writable()
             self._store.try_writing()
+
+    def note_time(self) -> None:
+        """Note the trusted time, as a commit does, so that the next start knows it; call it between groups."""
+        self._store.note_time(self.clock.moment())
+
+    def trust_clock(self) -> None:
+        """Trust the wall clock as it stands, on the word of an operator, and note its time for the next start."""
+        with self._write_lock:
+            self._store.note_time(self.clock.trust(), may_fall=True)
 
     def copy_to(self, target: Path, progress: Callable[[int, int], None]) -> None:
         """

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from spotledger.domain.operations import Operation
-from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
+from spotledger.errors import ClockUntrusted, LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, checked_chains, end_of_cut
 from spotledger.ledger.ledger import Ledger, Outcome
 from spotledger.storage.steps import call_in, drive_on_loop
@@ -37,6 +38,8 @@ GATHER_SECONDS: Final = 0.001
 FEW_REQUESTS: Final = 16
 #: How often the writer looks for holds that have expired while nobody writes.
 EXPIRY_SECONDS: Final = 1.0
+#: How often the time is noted, for the next start, also while nobody writes.
+NOTE_SECONDS: Final = 60.0
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -96,7 +99,7 @@ class Writer:
     @property
     def can_write(self) -> bool:
         """Whether the last group was written and another request would be taken."""
-        stopped = self._refuses or self._failed or self._stopping or self._ledger.corrupt
+        stopped = self._refuses or self._failed or self._stopping or self._ledger.corrupt or self._ledger.clock_distrust
         return not stopped and self._waiting < self._queue_limit
 
     async def start(self) -> None:
@@ -214,17 +217,23 @@ class Writer:
                 )
 
     async def _expire(self) -> None:
-        """Let holds expire while nobody writes: an empty request makes the ledger look for them."""
+        """Let holds expire and note the time while nobody writes: an empty request makes the ledger look for them."""
         task = asyncio.current_task()
+        noted_s = time.monotonic()
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
             try:
+                if time.monotonic() - noted_s >= NOTE_SECONDS:
+                    self._ledger.note_time()
+                    noted_s = time.monotonic()
                 if self._failed:
                     async with self._write_lock:
                         await call_in(self._committer, self._ledger.try_writing)
                     self._failed = False
                     if task is not None and task.cancelling():
                         return  # cancelled while the thread was busy
+                if self._ledger.clock.distrust() and not self._ledger.remote:
+                    continue  # the clock says in the log when it is trusted again
                 waiting = True
                 while waiting:
                     before = self._ledger.head.seq
@@ -251,7 +260,8 @@ class Writer:
             self._failed = self._failed and not group.entries
             outcomes = self._ledger.finish(group)
         except Exception as error:  # noqa: BLE001 - every caller gets the error
-            _log.error("a group of %d operations could not be written: %s", len(operations), error)
+            if not isinstance(error, ClockUntrusted):  # the clock says so in the log, once
+                _log.error("a group of %d operations could not be written: %s", len(operations), error)
             await self._fail(requests, error)
             return
         except BaseException:
@@ -268,7 +278,7 @@ class Writer:
         """Pass *error* to the callers of a group; unless the store failed, try each request by itself first."""
         by_store = isinstance(error, (StoreUnavailable, LedgerCorrupt))
         self._failed = self._failed or by_store
-        if len(requests) > 1 and not by_store:
+        if len(requests) > 1 and not by_store and not isinstance(error, ClockUntrusted):
             for request in requests:
                 await self._write([request])
         for request in requests:

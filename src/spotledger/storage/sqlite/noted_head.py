@@ -21,6 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from spotledger.clock import UNKNOWN_BOOT, Moment
 from spotledger.errors import JournalShorter, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head
 from spotledger.storage.sqlite.file import JOURNAL_FILE
@@ -29,8 +30,9 @@ NOTE_FILE: Final = "noted-head"
 BLOCK_BYTES: Final = 4096
 SYNC_SECONDS: Final = 1.0
 _MAGIC: Final = b"SpoN\x01\x00\x00\x00"
-#: Magic, count of notes, ledger id, epoch, seq, hash, time in ms, number of the last change of the access keys.
-_SLOT: Final = struct.Struct("<8sQ36sQQ32sQQ")
+#: Magic, count of notes, ledger id, epoch, seq, hash, time in ms, number of the last change of the access keys, boot,
+#: time in ms since the boot.
+_SLOT: Final = struct.Struct("<8sQ36sQQ32sQQ16sQ")
 _CHECKSUM_BYTES: Final = 16
 
 
@@ -45,10 +47,13 @@ class Note(NamedTuple):
     seq: int
     #: The hash of the entry *seq*.
     hash: bytes
-    #: The trusted time in ms since 1970.
+    #: The trusted time in ms since 1970; 0 where it is not known.
     time_ms: int
     #: The number of the last change of access keys and tokens.
     keys_change: int
+    #: Which boot of the machine it was, and the time since then in ms.
+    boot_id: bytes = UNKNOWN_BOOT
+    steady_ms: int = 0
 
 
 class NotedHead:
@@ -154,8 +159,7 @@ def _read(descriptor: int, path: Path) -> tuple[int, Note | None, int | None]:
 
 def _packed(count: int, note: Note) -> bytes:
     ledger_id = note.ledger_id.encode("ascii")
-    fields = (_MAGIC, count, ledger_id, note.epoch, note.seq, note.hash, note.time_ms, note.keys_change)
-    content = _SLOT.pack(*fields)
+    content = _SLOT.pack(_MAGIC, count, ledger_id, *note[1:])
     return (content + _checksum(content)).ljust(BLOCK_BYTES, b"\0")
 
 
@@ -200,9 +204,10 @@ class HeadNote:
         self._syncing.start()
 
     @property
-    def noted_ms(self) -> int | None:
-        """The time that was noted last, in ms since 1970; None where nothing was."""
-        return None if self._file.note is None else self._file.note.time_ms
+    def moment(self) -> Moment | None:
+        """The trusted time that was noted last; None where none was."""
+        note = self._file.note
+        return Moment(note.time_ms, note.boot_id, note.steady_ms) if note is not None and note.time_ms else None
 
     @property
     def keys_change(self) -> int:
@@ -240,18 +245,23 @@ class HeadNote:
         if hash_of(note.seq) != note.hash:
             raise LedgerCorrupt(f"entry {note.seq} of {journal} is not the one that was acknowledged")
 
-    def write(self, head: Head, keys_change: int, time_ms: int = 0) -> None:
+    def write(self, head: Head, keys_change: int, moment: Moment | None = None, *, may_fall: bool = False) -> None:
         """
         Note the *head*.
 
         Args:
             head: The last acknowledged entry.
             keys_change: The number of the last change of access keys.
-            time_ms: The time now, in ms since 1970; that of the head where it is later.
+            moment: The trusted time now; None, or one before that in the note, leaves the time as it was noted.
+            may_fall: Note *moment* also if it is before that in the note.
         """
-        at_ms = max(head.booked_ms, time_ms, self.noted_ms or 0)
+        known = self.moment
+        if moment is None or (known is not None and moment.time_ms < known.time_ms and not may_fall):
+            moment = known or Moment(0)
         try:
-            self._file.write(Note(self._ledger_id, self._epoch, head.seq, head.hash, at_ms, keys_change))
+            self._file.write(
+                Note(self._ledger_id, self._epoch, head.seq, head.hash, moment.time_ms, keys_change, *moment[1:])
+            )
         except OSError as problem:
             self.failure = f"the head could not be noted in {self._file.path}: {problem.strerror}"
             _log.error("%s; writes stop", self.failure)
