@@ -253,7 +253,7 @@ class TrustedClock(Clock):
 
     def now_ms(self) -> int:
         """Return the trusted time in milliseconds since 1970."""
-        wall, steady = self._read()
+        wall, steady = self._wall_ms(), self._steady_ms()
         if (
             self._distrust is None
             and -self._leap_ms <= wall - steady - self._offset <= self._leap_ms

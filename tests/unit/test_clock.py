@@ -180,7 +180,7 @@ def test_clock_that_drifts_is_followed_however_seldom_it_is_looked_at(drift: int
 def test_clock_of_a_process_that_was_stopped_within_a_reading_is_read_again() -> None:
     """The two clocks are compared as of one moment, else a stopped process would look like a leap."""
     machine = Machine()
-    stops = iter([0, 0, 60_000])
+    stops = iter([60_000, 0, 60_000, 60_000])
 
     def wall() -> int:
         shown = machine.wall
@@ -227,6 +227,20 @@ def test_start_behind_the_noted_time_is_not_over_before_it_is_reached() -> None:
     assert clock.distrust() is not None
     machine.run(1_000, clock)
     assert clock.check() == machine.wall
+
+
+@pytest.mark.parametrize("wrong", [-5 * MINUTE, 5 * MINUTE])
+def test_start_after_a_boot_adopts_no_clock_by_itself(wrong: int) -> None:
+    """Steady and synchronised is not enough there: how long the machine was off is not known."""
+    machine = Machine()
+    clock = machine.clock(Moment(START - wrong), idle_ms=MINUTE)
+    machine.run(4 * MINUTE, clock)
+    assert clock.distrust() is not None
+    clock.trust()
+    machine.leap(wrong)
+    clock.now_ms()
+    machine.run(STEADY_MS, clock)
+    assert clock.check() == machine.wall, "once the time is known, a small leap is adopted again"
 
 
 def test_start_behind_the_noted_time_is_over_once_the_clock_is_set() -> None:
@@ -336,6 +350,13 @@ def test_start_after_a_boot_compares_with_the_noted_time_alone() -> None:
     unknown = noted._replace(boot_id=UNKNOWN_BOOT)
     machine.boot = UNKNOWN_BOOT
     assert machine.clock(unknown).check() == machine.wall
+
+
+def test_start_on_a_steady_clock_that_went_back_compares_with_the_noted_time_alone() -> None:
+    """A boot id may be the same after a boot, in some sandboxes; then nothing is known of the time between."""
+    machine = Machine()
+    noted = Moment(START - DAY, machine.boot, machine.steady + 1)
+    assert machine.clock(noted).check() == START
 
 
 def test_start_that_waits_has_nothing_to_note() -> None:
