@@ -173,9 +173,8 @@ class Clock:
         """Return what is to be noted of the time, for the next start; None for nothing."""
         return None
 
-    def trust(self) -> Moment | None:
-        """Trust the wall clock as it stands, on the word of an operator; return what is to be noted."""
-        return self.moment()
+    def trust(self) -> None:
+        """Trust the wall clock as it stands, on the word of an operator."""
 
 
 class _Range(NamedTuple):
@@ -298,14 +297,13 @@ class TrustedClock(Clock):
             now = self._look(wall, steady)
             return None if self._awaited is not None else Moment(now, self._sources.boot_id(), steady)
 
-    def trust(self) -> Moment:
-        """Trust the wall clock as it stands, on the word of an operator; return the moment to note."""
+    def trust(self) -> None:
+        """Trust the wall clock as it stands, on the word of an operator; note the :meth:`moment` afterwards."""
         with self._guard:
             wall, steady = self._read()
             moved = wall - steady - self._offset
             _log.warning("an operator trusts the clock; it moved by %s against the time that counted", _span(moved))
             self._accept(wall, steady)
-            return Moment(wall, self._sources.boot_id(), steady)
 
     def _read(self) -> tuple[int, int]:
         """Return the time of the wall clock and of the steady one, of the same moment."""

@@ -286,6 +286,19 @@ def test_noted_time_is_renewed_while_nobody_writes(
         assert ledger.head == head
 
 
+def test_start_after_a_small_leap_back_that_was_adopted_does_not_wait_for_it(machine: Machine, folder: Path) -> None:
+    """What is noted follows the trusted time, also where that goes back."""
+    with open_on(machine, folder) as ledger:
+        seed(ledger, "ann")
+        machine.leap(-5 * MINUTE)
+        ledger.clock.now_ms()
+        machine.run(STEADY_MS, ledger.clock)
+        ledger.note_time()
+        assert noted_ms(folder) == machine.wall
+    with open_on(machine, folder) as ledger:
+        assert ledger.clock_distrust is None
+
+
 @pytest.mark.parametrize("is_killed", [False, True], ids=["closed", "not closed"])
 def test_start_behind_the_noted_time_waits_and_then_goes_on(machine: Machine, folder: Path, is_killed: bool) -> None:
     """A machine that boots an hour in the past: reads go on, writes wait, and NTP ends it."""

@@ -131,7 +131,8 @@ def test_clock_with_a_large_leap_waits_for_an_operator(leap: int) -> None:
     machine.leap(leap)
     machine.run(10 * STEADY_MS, clock)
     assert clock.distrust() is not None
-    assert clock.trust().time_ms == machine.wall == clock.check()
+    clock.trust()
+    assert clock.check() == machine.wall
 
 
 def test_clock_that_keeps_leaping_is_not_steady() -> None:
@@ -196,7 +197,9 @@ def test_clock_that_is_trusted_without_need_stays_as_it_is() -> None:
     """To trust a clock that is right changes nothing."""
     machine = Machine()
     clock = machine.clock()
-    assert clock.trust() == clock.moment()
+    before = clock.moment()
+    clock.trust()
+    assert clock.moment() == before
     assert clock.check() == START
 
 
@@ -364,7 +367,8 @@ def test_start_that_waits_has_nothing_to_note() -> None:
     machine = Machine()
     clock = machine.clock(Moment(START + HOUR))
     assert clock.moment() is None
-    assert clock.trust() == Moment(START, machine.boot, machine.steady) == clock.moment()
+    clock.trust()
+    assert clock.moment() == Moment(START, machine.boot, machine.steady)
 
 
 # --- any sequence -----------------------------------------------------------------------------------
@@ -437,7 +441,8 @@ def test_believed_clock_is_trusted_whatever_it_shows() -> None:
     times = count(5, -1)
     clock = Clock(lambda: next(times))
     assert [clock.now_ms(), clock.check(), clock.state().now_ms] == [5, 4, 3]
-    assert (clock.distrust(), clock.moment(), clock.trust(), clock.wall_if_untrusted_ms()) == (None, None, None, None)
+    clock.trust()
+    assert (clock.distrust(), clock.moment(), clock.wall_if_untrusted_ms()) == (None, None, None)
 
 
 def test_system_clocks_are_read_in_milliseconds() -> None:

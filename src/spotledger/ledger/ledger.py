@@ -279,13 +279,15 @@ class Ledger(LedgerReads):
             self._store.try_writing()
 
     def note_time(self) -> None:
-        """Note the trusted time, as a commit does, so that the next start knows it; call it between groups."""
-        self._store.note_time(self.clock.moment())
+        """Note the trusted time, as a commit does, so that the next start knows it."""
+        with self._write_lock:
+            self._store.note_time()
 
     def trust_clock(self) -> None:
-        """Trust the wall clock as it stands, on the word of an operator, and note its time for the next start."""
+        """Trust the wall clock as it stands, on the word of an operator, and note its time."""
         with self._write_lock:
-            self._store.note_time(self.clock.trust(), may_fall=True)
+            self.clock.trust()
+            self._store.note_time()
 
     def copy_to(self, target: Path, progress: Callable[[int, int], None]) -> None:
         """

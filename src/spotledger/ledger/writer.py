@@ -163,7 +163,7 @@ class Writer:
 
     async def beside(self, function: Callable[[], T]) -> T:
         """
-        Run *function*, which writes access keys or tokens.
+        Run *function*, which writes access keys or tokens, or trusts the clock.
 
         It runs between two groups; on a remote store, in a thread beside them, one such function at a time.
         """
@@ -224,7 +224,8 @@ class Writer:
             await asyncio.sleep(EXPIRY_SECONDS)
             try:
                 if time.monotonic() - noted_s >= NOTE_SECONDS:
-                    self._ledger.note_time()
+                    async with self._write_lock:
+                        self._ledger.note_time()
                     noted_s = time.monotonic()
                 if self._failed:
                     async with self._write_lock:

@@ -64,5 +64,5 @@ def open_embedded(
         sources=time_sources,
     )
     store.moment = clock.moment
-    store.note_time(clock.moment())
+    store.note_time()
     return Ledger(store, clock, release)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
-from spotledger.clock import Moment
 from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.storage.steps import Steps
@@ -173,8 +172,8 @@ class Store(Protocol):
     def commit(self) -> Steps[None]:
         """Make the written entries durable."""
 
-    def note_time(self, moment: Moment | None, *, may_fall: bool = False) -> None:
-        """Note the trusted time where the store notes it; *may_fall*: also if a later one was noted."""
+    def note_time(self) -> None:
+        """Note the time between two groups, where the store notes it."""
 
     def try_writing(self) -> None:
         """Write and sync something without a meaning; raises StoreUnavailable if that fails."""

@@ -68,7 +68,7 @@ class OperatorApp:
             *batch_calls.routes(self._token_check),
             *BackupCalls(runtime.backups).routes(self._token_check),
             *AuditCalls(runtime.audits).routes(self._token_check),
-            *ClockCalls(runtime.ledger).routes(self._token_check),
+            *ClockCalls(runtime.ledger, runtime.writer).routes(self._token_check),
             *ledger_calls.routes(self._token_check),
             *read_calls.routes(self._token_check),
             *key_calls.routes(self._token_check),

@@ -8,6 +8,7 @@ from spotledger.http.operator.answers import Answer, TimeMs
 from spotledger.http.operator.calls import ADMIN, LEDGER_READ, Call, Endpoint, TokenCheck, answer, query_of, route
 from spotledger.http.operator.metrics import Metrics
 from spotledger.ledger.ledger import Ledger
+from spotledger.ledger.writer import Writer
 
 
 class ClockAnswer(Answer):
@@ -28,8 +29,9 @@ class ClockAnswer(Answer):
 class ClockCalls:
     """The calls about the clock. They need no idempotency key: to trust a clock that is trusted changes nothing."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, writer: Writer) -> None:
         self._ledger = ledger
+        self._writer = writer
 
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes."""
@@ -46,7 +48,7 @@ class ClockCalls:
     async def trust(self, request: Request) -> Reply:
         """Trust the wall clock of the service as it stands; look at it first, because expiries follow it at once."""
         query_of(request)
-        self._ledger.trust_clock()
+        await self._writer.beside(self._ledger.trust_clock)
         return answer(self._state())
 
     def _state(self) -> ClockAnswer:

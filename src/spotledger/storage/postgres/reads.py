@@ -14,7 +14,6 @@ from typing import Any, Final, TypeAlias
 
 from psycopg.pq.abc import PGresult
 
-from spotledger.clock import Moment
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
@@ -407,7 +406,7 @@ class PostgresReads:
             raise LedgerCorrupt("the row of the journal's head is missing")
         return TrialBalance(int(row[0]), {(owner, coin): Balance(int(av), int(fr)) for owner, coin, av, fr in rows})
 
-    def note_time(self, moment: Moment | None, *, may_fall: bool = False) -> None:
+    def note_time(self) -> None:
         """Do nothing: entries are booked at the time of the database."""
 
     def close(self) -> None:

@@ -245,23 +245,19 @@ class HeadNote:
         if hash_of(note.seq) != note.hash:
             raise LedgerCorrupt(f"entry {note.seq} of {journal} is not the one that was acknowledged")
 
-    def write(self, head: Head, keys_change: int, moment: Moment | None = None, *, may_fall: bool = False) -> None:
+    def write(self, head: Head, keys_change: int, moment: Moment | None = None) -> None:
         """
         Note the *head*.
 
         Args:
             head: The last acknowledged entry.
             keys_change: The number of the last change of access keys.
-            moment: The trusted time now; None, or one before that in the note, leaves the time as it was noted.
-            may_fall: Note *moment* also if it is before that in the note.
+            moment: The trusted time now; None leaves the time as it was noted.
         """
-        known = self.moment
-        if moment is None or (known is not None and moment.time_ms < known.time_ms and not may_fall):
-            moment = known or Moment(0)
+        time_ms, boot_id, steady_ms = moment or self.moment or Moment(0)
+        note = Note(self._ledger_id, self._epoch, head.seq, head.hash, time_ms, keys_change, boot_id, steady_ms)
         try:
-            self._file.write(
-                Note(self._ledger_id, self._epoch, head.seq, head.hash, moment.time_ms, keys_change, *moment[1:])
-            )
+            self._file.write(note)
         except OSError as problem:
             self.failure = f"the head could not be noted in {self._file.path}: {problem.strerror}"
             _log.error("%s; writes stop", self.failure)

@@ -150,9 +150,9 @@ class SqliteStore(SqliteReads):
         """The trusted time that was noted last; None where none was."""
         return self._note.moment
 
-    def note_time(self, moment: Moment | None, *, may_fall: bool = False) -> None:
-        """Note the trusted time between two groups; *may_fall*: also if a later one was noted."""
-        self._note.write(self._head, self.key_tables.change, moment, may_fall=may_fall)
+    def note_time(self) -> None:
+        """Note the head with the time as it is now, between two groups."""
+        self._note_head()
 
     def _note_head(self) -> None:
         self._note.write(self._head, self.key_tables.change, self.moment())
