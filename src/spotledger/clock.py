@@ -66,10 +66,10 @@ def boot_id() -> bytes:
     """Return what names this boot of the machine (Linux), and the time namespace; ``UNKNOWN_BOOT`` elsewhere."""
     try:
         name = _BOOT_ID_FILE.read_bytes()
+        # A container may have a boot clock of its own, which begins elsewhere.
+        offsets = _OFFSETS_FILE.read_bytes() if _OFFSETS_FILE.exists() else b""
     except OSError:
         return UNKNOWN_BOOT
-    # A container may have a boot clock of its own, which begins elsewhere.
-    offsets = _OFFSETS_FILE.read_bytes() if _OFFSETS_FILE.exists() else b""
     return blake2b(name + offsets, digest_size=BOOT_ID_BYTES).digest()
 
 
