@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx2
 
-from spotledger.clock import now_ms
+from spotledger.clock import SYSTEM, TimeSources, now_ms
 from spotledger.http.h1.transport import InProcessTransport
 from spotledger.http.operator.app import OperatorApp
 from spotledger.ops.runtime import Runtime, claim_folder, open_runtime
@@ -109,13 +109,27 @@ class Api:
 
 @contextlib.contextmanager
 def operator_api(
-    folder: Path, *, loop: Callable[[], asyncio.AbstractEventLoop] | None = None, **settings: Any
+    folder: Path,
+    *,
+    loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    time_sources: TimeSources | None = None,
+    **settings: Any,
 ) -> Iterator[Api]:
-    """Give the operator API over the ledger in *folder*, with *settings* by name, in an event loop of *loop*."""
+    """
+    Give the operator API over the ledger in *folder*.
+
+    Args:
+        folder: The data folder.
+        loop: Makes the event loop.
+        time_sources: The clocks of the machine; None: `Api.clock`, which is trusted whatever it shows.
+        **settings: By name.
+    """
     clock = Clock()
+    clock_ms, sources = (clock, SYSTEM) if time_sources is None else (None, time_sources)
+    given = Settings(data=folder, **settings)
     with (
         claim_folder(folder) as lock,
-        open_runtime(Settings(data=folder, **settings), MASTER_KEY, lock, clock) as runtime,
+        open_runtime(given, MASTER_KEY, lock, clock_ms, time_sources=sources) as runtime,
         asyncio.Runner(loop_factory=loop) as runner,
     ):
         runner.run(runtime.start())

@@ -118,15 +118,22 @@ class Service:
             raise
 
 
-def start(folder: Path, **settings: object) -> Service:
-    """Start ``spotledger serve`` on *folder* and free ports, with *settings* by name, and wait until it answers."""
+def start(folder: Path, env: Mapping[str, str] | None = None, **settings: object) -> Service:
+    """
+    Start ``spotledger serve`` on *folder* and free ports, and wait until it answers.
+
+    Args:
+        folder: The data folder.
+        env: Added to the environment.
+        **settings: By name.
+    """
     values = {"listen": "127.0.0.1:0", "operator_listen": "127.0.0.1:0", **settings}
     flags = [text for name, value in values.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     handle, stderr = tempfile.mkstemp(prefix="serve-", suffix=".log", dir=folder.parent)
     with os.fdopen(handle, "wb") as log:
         process = subprocess.Popen(
             [*PROGRAM, "serve", "--json", "--data", str(folder), *flags],
-            env=environment(),
+            env=environment(**(env or {})),
             stdout=subprocess.PIPE,
             stderr=log,
         )

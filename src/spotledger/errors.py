@@ -44,6 +44,7 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     ├── Unavailable                 try again, with the same key
     │   ├── StoreBusy               the queue of writes is full
     │   ├── StoreUnavailable        the disk or the database failed
+    │   ├── ClockUntrusted          the wall clock leapt
     │   └── LimitExceeded           too many requests
     ├── SetupError                  the service cannot start with this setup
     │   ├── DataFolderInUse
@@ -350,6 +351,12 @@ class StoreUnavailable(Unavailable):
     """The ledger could not be written; try again with the same idempotency key."""
 
     code = "store_unavailable"
+
+
+class ClockUntrusted(Unavailable):
+    """The clock of the service leapt, so nothing is booked; try again with the same idempotency key."""
+
+    code = "clock_untrusted"
 
 
 class LimitExceeded(Unavailable):

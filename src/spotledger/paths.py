@@ -34,6 +34,8 @@ ENTRY: Final = "/v1/entries/{seq}"
 TRIAL_BALANCE: Final = "/v1/trial-balance"
 AUDITS: Final = "/v1/audits"
 AUDIT: Final = "/v1/audits/{audit}"
+CLOCK: Final = "/v1/clock"
+CLOCK_TRUST: Final = "/v1/clock/trust"
 BACKUPS: Final = "/v1/backups"
 BACKUP: Final = "/v1/backups/{file}"
 

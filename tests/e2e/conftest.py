@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,8 @@ def service(tmp_path: Path) -> Iterator[StartService]:
     """
     started: list[support_service.Service] = []
 
-    def start(folder: Path | None = None, **settings: object) -> support_service.Service:
-        one = support_service.start(folder or tmp_path / f"data-{len(started)}", **settings)
+    def start(folder: Path | None = None, **options: Any) -> support_service.Service:
+        one = support_service.start(folder or tmp_path / f"data-{len(started)}", **options)
         started.append(one)
         return one
 

@@ -38,7 +38,7 @@ BREACHES = [
         "The listeners and the command line ask the ledger, never the store",
         id="doors",
     ),
-    pytest.param("clock.py", "import spotledger.errors", "Imports go downwards only", id="siblings of a layer"),
+    pytest.param("paths.py", "import spotledger.errors", "Imports go downwards only", id="siblings of a layer"),
     pytest.param("extra.py", "", "Imports go downwards only", id="a module outside the layers"),
     pytest.param("http/extra.py", "", "The listeners know nothing", id="a module outside the layers of a package"),
 ]

@@ -123,12 +123,12 @@ def restore(
         made = make_ledger_again(journal, keys, credentials)
         with closing(Sealer(journal, staging / BOOKS_FILE)) as sealer:
             sealer.seal_all()
-        trusted_ms = _trusted_ms(facts, note)
-        _write_note(staging, Note(facts.ledger_id, facts.epoch, facts.seq, facts.hash, trusted_ms, made.change))
+        trusted_ms, known_ms = _trusted_ms(facts, note), _known_ms(facts, note)
+        _write_note(staging, Note(facts.ledger_id, facts.epoch, facts.seq, facts.hash, known_ms, made.change))
         good = read_good(keys, facts.ledger_id, now_ms())
         _check_report(audit_file(journal, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
         head = begin_epoch(journal, new_epoch, "restored from a backup", trusted_ms)
-        _write_note(staging, Note(facts.ledger_id, new_epoch, *head, made.change))
+        _write_note(staging, Note(facts.ledger_id, new_epoch, head.seq, head.hash, known_ms, made.change))
         put_in_place(folder)
     has_token = (folder / TOKEN_FILE).is_file()
     return Restored(facts, new_epoch, master_key is not None, has_token, made.revoked if revoked else None, good)
@@ -173,6 +173,17 @@ def _read_note(folder: Path, epoch: int | None) -> Note | None:
 def _trusted_ms(facts: BackupFacts, note: Note | None) -> int:
     """Return the latest time that was trusted before; the clock of the machine that restores may be wrong."""
     return max(facts.made_ms, facts.booked_ms, 0 if note is None else note.time_ms)
+
+
+def _known_ms(facts: BackupFacts, note: Note | None) -> int:
+    """
+    Return the time to note, with which the next start compares the clock.
+
+    The age of a backup says nothing about the clock. So it is the time that was noted in the folder, or that of the
+    wall clock where nothing was.
+    """
+    known_ms = note.time_ms if note is not None and note.time_ms else now_ms()
+    return max(facts.made_ms, facts.booked_ms, known_ms)
 
 
 def _write_note(staging: Path, note: Note) -> None:

@@ -7,7 +7,7 @@ import os
 import click
 
 from spotledger import __version__
-from spotledger.cli import archive, audit, books, demo, history, keys, money, reference, repair, service, trades
+from spotledger.cli import archive, audit, books, clock, demo, history, keys, money, reference, repair, service, trades
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -43,6 +43,7 @@ for _command in (
     archive.copy,
     archive.export,
     archive.import_,
+    clock.clock,
     repair.recover,
     repair.rebuild,
     repair.epoch,

@@ -58,6 +58,8 @@ ADVICE: Final[dict[str, str]] = {
     "store_busy": "Wait for `Retry-After`, then send the same request with the same key.",
     "store_unavailable": "Send the same request with the same key: the answer tells whether the first one was done. If "
     "it keeps failing, check the disk and the log of the service.",
+    "clock_untrusted": "Send the same request with the same key later. The operator of the service corrects the clock "
+    "of its machine, or says that it is right: spotledger clock trust.",
     "limit_exceeded": "Wait for `Retry-After`, and send requests less often.",
     # the service cannot start
     "data_folder_in_use": "The message names the process that owns the folder; stop it, or name another folder.",

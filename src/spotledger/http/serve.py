@@ -24,7 +24,6 @@ from granian.http import HTTP1Settings
 from granian.net import SocketHolder  # type: ignore[attr-defined]
 from granian.server.embed import Server
 
-from spotledger.clock import now_ms
 from spotledger.errors import SettingInvalid, SetupError
 from spotledger.http.h1.server import HttpServer
 from spotledger.http.operator.app import OperatorApp
@@ -254,9 +253,10 @@ def _public_app(runtime: Runtime) -> PublicApp:
         runtime.ledger,
         runtime.key_ring,
         settings,
-        now_ms,
+        runtime.ledger.clock.now_ms,
         is_ready=lambda: runtime.writer.can_write,
         sealing_lag=lambda: runtime.ledger.sealing_lag,
+        clock_distrust=lambda: runtime.ledger.clock_distrust,
         gate=gate,
         staleness_ms=None if standby is None else lambda: standby.staleness_ms,
     )
@@ -265,7 +265,7 @@ def _public_app(runtime: Runtime) -> PublicApp:
 def _gate(runtime: Runtime, settings: PublicSettings) -> Gate:
     redis = runtime.settings.redis
     if redis is None:
-        return Gate(runtime.key_ring, settings)
+        return Gate(runtime.key_ring, settings, runtime.ledger.clock.wall_if_untrusted_ms)
     from spotledger.security.fleet_gate import FleetGate  # imports the Redis driver, which nothing else needs
 
     return FleetGate(
@@ -274,6 +274,7 @@ def _gate(runtime: Runtime, settings: PublicSettings) -> Gate:
         redis.secret,
         when_down="refuse" if runtime.settings.redis_down == "refuse" else "local",
         timeout_ms=runtime.settings.redis_timeout_ms,
+        wall_ms=runtime.ledger.clock.wall_if_untrusted_ms,
     )
 
 

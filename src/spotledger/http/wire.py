@@ -68,6 +68,7 @@ TABLE: dict[type[errors.SpotledgerError], Row] = {
     errors.Unavailable: Row(503, 404, "Unavailable now"),
     errors.StoreBusy: Row(503, 404, "Busy"),
     errors.StoreUnavailable: Row(503, 404, "Unavailable"),
+    errors.ClockUntrusted: Row(503, 404, "Clock untrusted"),
     errors.LimitExceeded: Row(429, 404, "Too many requests"),
 }
 

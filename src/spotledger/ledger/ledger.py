@@ -182,6 +182,7 @@ class Ledger(LedgerReads):
         Raises:
             InvalidRequest: A chain, or an atomic group, has more than 1,000 operations; *chains* has another length.
             StoreUnavailable: The write failed and may or may not be durable; try again with the same keys.
+            ClockUntrusted: The wall clock leapt; nothing was done.
             LedgerCorrupt: An invariant does not hold; nothing more is written.
         """
         with self._write_lock:
@@ -220,7 +221,7 @@ class Ledger(LedgerReads):
         try:
             wanted = wanted_of(operations)
             store_ms = yield from self._store.begin(wanted)
-            now_ms = self._clock_ms() if store_ms is None else store_ms
+            now_ms = self.clock.check() if store_ms is None else store_ms
             group = Group(self._store, operations, chains, now_ms, actors)
             self._decide_piece(group, wanted)
             while not group.is_decided:
@@ -276,7 +277,7 @@ class Ledger(LedgerReads):
         try:
             store_ms = yield from store.begin(wanted_of(()))
             new_epoch = next_epoch(store.epochs.current, epoch)
-            head, now_ms = store.head, self._clock_ms() if store_ms is None else store_ms
+            head, now_ms = store.head, self.clock.check() if store_ms is None else store_ms
             random_id = secrets.token_hex(EPOCH_ID_BYTES)
             booked_ms = max(now_ms, head.booked_ms)
             entry = begin_epoch(store.epochs, head.seq + 1, new_epoch, booked_ms, reason, random_id)
@@ -337,6 +338,17 @@ class Ledger(LedgerReads):
         with self._write_lock:
             self._check_writable()
             self._store.try_writing()
+
+    def note_time(self) -> None:
+        """Note the trusted time, as a commit does, so that the next start knows it."""
+        with self._write_lock:
+            self._store.note_time()
+
+    def trust_clock(self) -> None:
+        """Trust the wall clock as it stands, on the word of an operator, and note its time."""
+        with self._write_lock:
+            self.clock.trust()
+            self._store.note_time()
 
     def copy_to(self, target: Path, progress: Callable[[int, int], None]) -> None:
         """

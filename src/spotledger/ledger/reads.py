@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final, TypeVar
 
+from spotledger.clock import Clock
 from spotledger.domain.accounts import Account, Balance, Coin, receivable_of
 from spotledger.domain.amounts import shown
 from spotledger.domain.journal import Entry, Hold
@@ -28,17 +29,17 @@ _END_OF_TIME_MS: Final = 2**62
 class LedgerReads:
     """The reads of the books; :class:`spotledger.ledger.ledger.Ledger` adds the writes."""
 
-    def __init__(self, store: Store, clock_ms: Callable[[], int], release: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, store: Store, clock: Clock, release: Callable[[], None] = lambda: None) -> None:
         """
         Read the books in *store*.
 
         Args:
             store: The journal and what is derived from it.
-            clock_ms: Returns the time in milliseconds since 1970; while it is behind the head, the time stands still.
+            clock: Tells the time, and whether it is trusted; while it is behind the head, the time stands still.
             release: Called once the ledger is closed.
         """
         self._store = store
-        self._clock_ms = clock_ms
+        self.clock = clock
         self._release = release
         #: Held while a group is written.
         self._write_lock = threading.RLock()
@@ -111,7 +112,12 @@ class LedgerReads:
     @property
     def now_ms(self) -> int:
         """The time at which an entry would be booked now, in milliseconds since 1970."""
-        return max(self._clock_ms(), self.head.booked_ms)
+        return max(self.clock.now_ms(), self.head.booked_ms)
+
+    @property
+    def clock_distrust(self) -> str | None:
+        """Why nothing is booked by the clock of this machine now, in words; None where something may be."""
+        return None if self._store.remote else self.clock.distrust()
 
     @property
     def remote(self) -> bool:

@@ -24,7 +24,7 @@ from typing import Final, TypeVar
 
 from spotledger.domain.journal import LIBRARY
 from spotledger.domain.operations import Operation
-from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
+from spotledger.errors import ClockUntrusted, LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, checked_chains, end_of_cut
 from spotledger.ledger.ledger import Ledger, Outcome
 from spotledger.storage.steps import call_in, drive_on_loop
@@ -47,6 +47,8 @@ KEY_QUEUE_SECONDS: Final = 2.0
 FEW_REQUESTS: Final = 16
 #: How often the writer looks for holds that have expired while nobody writes.
 EXPIRY_SECONDS: Final = 1.0
+#: How often the time is noted, for the next start, also while nobody writes.
+NOTE_SECONDS: Final = 60.0
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -111,7 +113,7 @@ class Writer:
     @property
     def can_write(self) -> bool:
         """Whether the last group was written and another request would be taken."""
-        stopped = self._refuses or self._failed or self._stopping or self._ledger.corrupt
+        stopped = self._refuses or self._failed or self._stopping or self._ledger.corrupt or self._ledger.clock_distrust
         return not stopped and self._waiting < self._queue_limit
 
     async def start(self) -> None:
@@ -184,7 +186,7 @@ class Writer:
 
     async def beside(self, function: Callable[[], T]) -> T:
         """
-        Run *function*, which writes access keys or tokens.
+        Run *function*, which writes access keys or tokens, or trusts the clock.
 
         It runs between two groups; on a remote store, in a thread beside them, `KEY_WRITES` such functions at a time.
 
@@ -260,17 +262,24 @@ class Writer:
                 )
 
     async def _expire(self) -> None:
-        """Let holds expire while nobody writes: an empty request makes the ledger look for them."""
+        """Let holds expire and note the time while nobody writes: an empty request makes the ledger look for them."""
         task = asyncio.current_task()
+        noted_s = time.monotonic()
         while True:
             await asyncio.sleep(EXPIRY_SECONDS)
             try:
+                if time.monotonic() - noted_s >= NOTE_SECONDS:
+                    async with self._write_lock:
+                        self._ledger.note_time()
+                    noted_s = time.monotonic()
                 if self._failed:
                     async with self._write_lock:
                         await call_in(self._committer, self._ledger.try_writing)
                     self._failed = False
                     if task is not None and task.cancelling():
                         return  # cancelled while the thread was busy
+                if self._ledger.clock.distrust() and not self._ledger.remote:
+                    continue  # the clock says in the log when it is trusted again
                 waiting = True
                 while waiting:
                     before = self._ledger.head.seq
@@ -298,7 +307,8 @@ class Writer:
             self._failed = self._failed and not group.entries
             outcomes = self._ledger.finish(group)
         except Exception as error:  # noqa: BLE001 - every caller gets the error
-            _log.error("a group of %d operations could not be written: %s", len(operations), error)
+            if not isinstance(error, ClockUntrusted):  # the clock says so in the log, once
+                _log.error("a group of %d operations could not be written: %s", len(operations), error)
             await self._fail(requests, error)
             return
         except BaseException:
@@ -315,7 +325,7 @@ class Writer:
         """Pass *error* to the callers of a group; unless the store failed, try each request by itself first."""
         by_store = isinstance(error, (StoreUnavailable, LedgerCorrupt))
         self._failed = self._failed or by_store
-        if len(requests) > 1 and not by_store:
+        if len(requests) > 1 and not by_store and not isinstance(error, ClockUntrusted):
             for request in requests:
                 await self._write([request])
         for request in requests:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from spotledger.audit.process import DatabaseAddress, audit_in_process
 from spotledger.audit.report import CLEAN, DAMAGED, INCOMPLETE, Progress
+from spotledger.clock import now_ms
 from spotledger.errors import StoreUnavailable
 from spotledger.ops.siblings import Siblings
 
@@ -89,7 +89,12 @@ class Audits:
     """Runs audits of one ledger: one requested audit at a time, and the continuous one."""
 
     def __init__(
-        self, path: Path | DatabaseAddress, siblings: Siblings | None = None, claim: Claim | None = None
+        self,
+        path: Path | DatabaseAddress,
+        siblings: Siblings | None = None,
+        claim: Claim | None = None,
+        *,
+        clock_ms: Callable[[], int] = now_ms,
     ) -> None:
         """
         Prepare audits of a ledger.
@@ -98,8 +103,10 @@ class Audits:
             path: The ledger file, or the address of the database.
             siblings: The workers of this machine, if there are several; each knows the audits of all.
             claim: In a fleet, the node that holds it runs the continuous audit.
+            clock_ms: Returns the time in ms since 1970.
         """
         self._path = path
+        self._clock_ms = clock_ms
         self._siblings = siblings
         self._claim = claim
         self._claiming = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-claim")
@@ -118,9 +125,9 @@ class Audits:
         if running is not None:
             return running
         self._number += 1
-        now_ms = time.time_ns() // 1_000_000
+        began_ms = self._clock_ms()
         worker = "" if self._siblings is None else f"{self._siblings.number}-"
-        found = Audit(f"{now_ms}-{worker}{self._number}", now_ms)
+        found = Audit(f"{began_ms}-{worker}{self._number}", began_ms)
         self._audits[found.audit_id] = self._running = found
         while len(self._audits) > KEPT_AUDITS:
             self._audits.popitem(last=False)
@@ -221,7 +228,7 @@ class Audits:
         state.progress = _end_of(report)
         state.passes[report["verdict"]] += 1
         state.verdict, state.findings = report["verdict"], sum(report["counts"].values())
-        state.audited_to, state.ended_s = report["audited_to"], time.time()
+        state.audited_to, state.ended_s = report["audited_to"], self._clock_ms() / 1000
         if report["verdict"] == DAMAGED:
             _log.critical("the continuous audit found damage: %s; run: spotledger audit", report["counts"])
         elif report["verdict"] == INCOMPLETE:

@@ -16,7 +16,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from spotledger.audit.process import DatabaseAddress
-from spotledger.clock import now_ms
+from spotledger.clock import Clock, TrustedClock
 from spotledger.errors import SchemaMismatch, SettingInvalid, SetupError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ops.settings import ServerUrl, Settings, flag_of
@@ -52,7 +52,8 @@ def open_postgres(url: str, *, clock_ms: Callable[[], int] | None = None, **opti
         LedgerCorrupt: The database is not a complete ledger.
     """
     make_ready(url)
-    return Ledger(PostgresStore(url, clock_ms=clock_ms, **options), clock_ms or now_ms)
+    clock = TrustedClock() if clock_ms is None else Clock(clock_ms)
+    return Ledger(PostgresStore(url, clock_ms=clock_ms, **options), clock)
 
 
 class Fleet(NamedTuple):
@@ -68,11 +69,12 @@ class Fleet(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_fleet(settings: Settings) -> Iterator[Fleet]:
+def open_fleet(settings: Settings, clock: Clock) -> Iterator[Fleet]:
     """
     Open the ledger in the database of *settings* for the length of a ``with`` block; on the standby, if they name one.
 
-    An empty database gets the schema and an empty ledger. Access keys are always read from the primary.
+    An empty database gets the schema and an empty ledger. Access keys are always read from the primary. *clock* is that
+    of the node: it serves nonces and limits, while entries are booked at the time of the database.
 
     Raises:
         SettingInvalid: There is no database, or its address is malformed.
@@ -93,7 +95,7 @@ def open_fleet(settings: Settings) -> Iterator[Fleet]:
         standby = None if settings.read_database is None else _standby(settings, key_tables)
         store = standby or PostgresStore(address, cache_accounts=settings.cache_accounts, requires_standby=requires)
         store.key_tables = key_tables
-        ledger = stack.enter_context(Ledger(store, now_ms))
+        ledger = stack.enter_context(Ledger(store, clock))
         key_changes = KeyChanges(lambda: connect(address, application="spotledger key changes"))
         stack.callback(key_changes.close)
         audit_claim = Claim(lambda: connect(address, application="spotledger audit claim"))

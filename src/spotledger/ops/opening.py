@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from spotledger.clock import now_ms
+from spotledger.clock import IDLE_MS, LEAP_MS, SYSTEM, Clock, TimeSources, TrustedClock
 from spotledger.ledger.ledger import Ledger
 from spotledger.storage.folder import FolderLock
 from spotledger.storage.sqlite.store import CACHE_ACCOUNTS, SEGMENT_ENTRIES, SqliteStore
@@ -20,7 +20,10 @@ def open_embedded(
     *,
     segment_entries: int = SEGMENT_ENTRIES,
     cache_accounts: int = CACHE_ACCOUNTS,
-    clock_ms: Callable[[], int] = now_ms,
+    clock_ms: Callable[[], int] | None = None,
+    clock_leap_ms: int = LEAP_MS,
+    clock_idle_ms: int = IDLE_MS,
+    time_sources: TimeSources = SYSTEM,
     lock: FolderLock | None = None,
 ) -> Ledger:
     """
@@ -30,7 +33,10 @@ def open_embedded(
         path: The data folder. One process owns it at a time.
         segment_entries: Entries in a segment, 8 to 65,536, if the ledger is made now.
         cache_accounts: How many unchanged accounts may stay in memory.
-        clock_ms: Returns the time in milliseconds since 1970.
+        clock_ms: For tests: returns the time in ms since 1970, which is trusted whatever it is.
+        clock_leap_ms: How far the wall clock may move against the boot clock, in ms.
+        clock_idle_ms: How far ahead of the noted time the wall clock may be after a boot, in ms.
+        time_sources: Where the trusted clock gets the time from.
         lock: The lock of the folder, if the caller holds it already; it stays the caller's.
 
     Raises:
@@ -48,4 +54,15 @@ def open_embedded(
     except BaseException:
         release()
         raise
-    return Ledger(store, clock_ms, release)
+    if clock_ms is not None:
+        return Ledger(store, Clock(clock_ms), release)
+    clock = TrustedClock(
+        store.noted_moment,
+        not_before_ms=store.head.booked_ms,
+        leap_ms=clock_leap_ms,
+        idle_ms=clock_idle_ms,
+        sources=time_sources,
+    )
+    store.moment = clock.moment
+    store.note_time()
+    return Ledger(store, clock, release)

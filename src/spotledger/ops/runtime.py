@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from spotledger.archive.backup import BACKUPS_FOLDER, Backups
-from spotledger.clock import now_ms
+from spotledger.clock import SYSTEM, Clock, TimeSources, TrustedClock
 from spotledger.errors import LedgerCorrupt, MasterKeyRefused, SpotledgerError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
@@ -41,6 +41,7 @@ from spotledger.storage.folder import (
 if TYPE_CHECKING:
     from spotledger.ops.fleet import Fleet
 
+DAY_MS: Final = 24 * 3_600_000
 #: The answer to every write on a node that reads from a standby.
 ONLY_READS: Final = "This node reads from a standby and takes no writes; ask another one."
 
@@ -142,8 +143,9 @@ def open_runtime(
     settings: Settings,
     environ: Mapping[str, str],
     lock: FolderLock,
-    clock_ms: Callable[[], int] = now_ms,
+    clock_ms: Callable[[], int] | None = None,
     siblings: Siblings | None = None,
+    time_sources: TimeSources = SYSTEM,
 ) -> Iterator[Runtime]:
     """
     Open the ledger, in the data folder or in the database of *settings*, for the length of a ``with`` block.
@@ -154,8 +156,9 @@ def open_runtime(
         settings: The settings in force.
         environ: The environment, which may contain the master key.
         lock: The lock of the data folder, which this process holds.
-        clock_ms: Returns the time in milliseconds since 1970.
+        clock_ms: For tests: returns the time in ms since 1970, which is trusted whatever it is.
         siblings: The workers of this machine, if there are several.
+        time_sources: Where the trusted clock gets the time from.
 
     Raises:
         DataFolderUnusable, SchemaMismatch, MasterKeyRefused, SettingInvalid: The set-up has to be changed.
@@ -165,28 +168,31 @@ def open_runtime(
     if settings.database is not None:
         from spotledger.ops.fleet import open_fleet  # imported here, so that an embedded ledger needs no driver
 
-        with open_fleet(settings) as fleet:
-            yield _assemble(settings, environ, fleet.ledger, clock_ms, fleet, siblings)
+        clock = Clock(clock_ms) if clock_ms else TrustedClock(leap_ms=settings.clock_leap_ms, sources=time_sources)
+        with open_fleet(settings, clock) as fleet:
+            yield _assemble(settings, environ, fleet.ledger, fleet, siblings)
         return
     with open_embedded(
         settings.data,
         segment_entries=settings.segment_entries,
         cache_accounts=settings.cache_accounts,
         clock_ms=clock_ms,
+        clock_leap_ms=settings.clock_leap_ms,
+        clock_idle_ms=settings.clock_idle_days * DAY_MS,
+        time_sources=time_sources,
         lock=lock,
     ) as ledger:
-        yield _assemble(settings, environ, ledger, clock_ms)
+        yield _assemble(settings, environ, ledger)
 
 
 def _assemble(
     settings: Settings,
     environ: Mapping[str, str],
     ledger: Ledger,
-    clock_ms: Callable[[], int],
     fleet: Fleet | None = None,
     siblings: Siblings | None = None,
 ) -> Runtime:
-    tables = ledger.key_tables
+    tables, clock_ms = ledger.key_tables, ledger.clock.now_ms
     # In one transaction: if several nodes start on an empty database, one stores the fingerprint and the token.
     with tables.together():
         key_ring = KeyRing(tables.access_keys, _cipher(settings, environ, tables), clock_ms)
@@ -204,17 +210,17 @@ def _assemble(
         tokens,
         AccessKeyWrites(tables, key_ring),
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
-        _audits(settings, fleet, siblings),
+        _audits(settings, clock_ms, fleet, siblings),
         standby,
         None if fleet is None else _revocation_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
         siblings,
     )
 
 
-def _audits(settings: Settings, fleet: Fleet | None, siblings: Siblings | None) -> Audits:
+def _audits(settings: Settings, clock_ms: Callable[[], int], fleet: Fleet | None, siblings: Siblings | None) -> Audits:
     if fleet is None:
-        return Audits(settings.data / LEDGER_FILE, siblings)
-    return Audits(fleet.audited, siblings, fleet.audit_claim)
+        return Audits(settings.data / LEDGER_FILE, siblings, clock_ms=clock_ms)
+    return Audits(fleet.audited, siblings, fleet.audit_claim, clock_ms=clock_ms)
 
 
 def _revocation_watch(fleet: Fleet, key_ring: KeyRing, tokens: Tokens, trust_seconds: float) -> RevocationWatch:

@@ -297,6 +297,18 @@ class Settings:
     workers: int = _number(
         1, 1, 64, "How many processes serve the ports on this machine; more than one needs a database."
     )
+    clock_leap_ms: int = _number(
+        2_000,
+        100,
+        600_000,
+        "How far the wall clock may move against the clock that counts since the boot; beyond that nothing is booked.",
+    )
+    clock_idle_days: int = _number(
+        7,
+        1,
+        3_650,
+        "A start after a boot that finds the clock further ahead of the noted time waits for `spotledger clock trust`.",
+    )
     log_level: str = _choice(
         "info", ("debug", "info", "warning", "error"), "The lowest level of the messages logged to standard error."
     )

@@ -32,6 +32,7 @@ class FleetGate(Gate):
         when_down: WhenDown,
         timeout_ms: int,
         shared_clock_ms: Callable[[], int] = lambda: 0,
+        wall_ms: Callable[[], int | None] = lambda: None,
     ) -> None:
         """
         Prepare the connection to Redis; `start` opens it.
@@ -43,11 +44,12 @@ class FleetGate(Gate):
             when_down: What to do while Redis does not answer.
             timeout_ms: How long Redis may take to answer.
             shared_clock_ms: The clock of the shared counts; if it returns 0, Redis's own clock.
+            wall_ms: As for `Gate`.
 
         Raises:
             SettingInvalid: *redis* is not a URL of Redis.
         """
-        super().__init__(key_ring, settings)
+        super().__init__(key_ring, settings, wall_ms)
         limits = (self.address_limit, self.asset_limit, self.account_limit)
         self._places = {limit.name: place for place, limit in enumerate(limits)}
         self._when_down = when_down

@@ -90,9 +90,20 @@ class Gate:
     #: The counts shared with other nodes, if there are any.
     shared: SharedCountsState | None = None
 
-    def __init__(self, key_ring: KeyRing, settings: GateSettings) -> None:
+    def __init__(
+        self, key_ring: KeyRing, settings: GateSettings, wall_ms: Callable[[], int | None] = lambda: None
+    ) -> None:
+        """
+        Admit requests by the access keys of *key_ring*.
+
+        Args:
+            key_ring: The access keys.
+            settings: Limits and windows.
+            wall_ms: Returns the wall clock's time while that is not trusted, else None: a nonce passes by either.
+        """
         self.key_ring = key_ring
         self.settings = settings
+        self._wall_ms = wall_ms
         self._past_ms = settings.nonce_past_ms
         self._future_ms = settings.nonce_future_ms
         lock_ms = settings.lock_seconds * SECOND_MS
@@ -203,9 +214,14 @@ class Gate:
         if permission not in key.permissions:
             raise PermissionMissing(f"The access key lacks the permission {permission}, which this call needs.")
         past = self._past_ms if past_ms is None or past_ms > self._past_ms else past_ms
-        if not -self._future_ms <= now_ms - stamp_ms <= past:
+        if not -self._future_ms <= now_ms - stamp_ms <= past and not self._fits_wall_clock(stamp_ms, past):
             raise self._nonce_refused(stamp_ms, now_ms, past)
         return key
+
+    def _fits_wall_clock(self, stamp_ms: int, past_ms: int) -> bool:
+        """Say whether a nonce fits a wall clock that is not trusted: the client may have its time from there."""
+        wall_ms = self._wall_ms()
+        return wall_ms is not None and -self._future_ms <= wall_ms - stamp_ms <= past_ms
 
     def _nonce_refused(self, stamp_ms: int, now_ms: int, past_ms: int) -> NonceRefused:
         side = "behind" if stamp_ms < now_ms else "ahead of"

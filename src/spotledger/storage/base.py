@@ -192,6 +192,9 @@ class Store(Protocol):
     def commit(self) -> Steps[None]:
         """Make the written entries durable."""
 
+    def note_time(self) -> None:
+        """Note the time between two groups, where the store notes it."""
+
     def try_writing(self) -> None:
         """Write and sync something without a meaning; raises StoreUnavailable if that fails."""
 

@@ -61,7 +61,7 @@ from spotledger.client.operator.operations import (
     batch_body,
     texts_of,
 )
-from spotledger.client.operator.service_answers import Audit, Backup, Ready
+from spotledger.client.operator.service_answers import Audit, Backup, ClockState, Ready
 from spotledger.client.transport import open_http_async
 from spotledger.errors import Refused, TransportError, Unavailable
 
@@ -422,6 +422,14 @@ class AsyncOperatorLedger:
             TransportError: No answer arrived.
         """
         return await self._ask(Ready, "GET", paths.READYZ, attempts=1)
+
+    async def clock(self) -> ClockState:
+        """Return what the clock of the service shows, and whether it is trusted."""
+        return await self._get(ClockState, paths.CLOCK)
+
+    async def trust_clock(self) -> ClockState:
+        """Trust the wall clock of the service as it stands; look at it first, because expiries follow it at once."""
+        return await self._ask(ClockState, "POST", paths.CLOCK_TRUST)
 
     async def start_audit(self) -> Audit:
         """Begin an audit of the whole ledger, or return the one that is running."""

@@ -63,7 +63,7 @@ from spotledger.client.operator.operations import (
     batch_body,
     texts_of,
 )
-from spotledger.client.operator.service_answers import Audit, Backup, Ready
+from spotledger.client.operator.service_answers import Audit, Backup, ClockState, Ready
 from spotledger.client.transport import open_http
 from spotledger.errors import Refused, TransportError, Unavailable
 
@@ -424,6 +424,14 @@ class OperatorLedger:
             TransportError: No answer arrived.
         """
         return self._ask(Ready, "GET", paths.READYZ, attempts=1)
+
+    def clock(self) -> ClockState:
+        """Return what the clock of the service shows, and whether it is trusted."""
+        return self._get(ClockState, paths.CLOCK)
+
+    def trust_clock(self) -> ClockState:
+        """Trust the wall clock of the service as it stands; look at it first, because expiries follow it at once."""
+        return self._ask(ClockState, "POST", paths.CLOCK_TRUST)
 
     def start_audit(self) -> Audit:
         """Begin an audit of the whole ledger, or return the one that is running."""

@@ -64,6 +64,21 @@ class Audit(Struct, frozen=True):
     report: AuditReport | None
 
 
+class ClockState(Struct, frozen=True):
+    """
+    The clock of the service, in ms since 1970: the time that counts, and that of the wall clock.
+
+    ``offset_ms`` is how far the wall clock is ahead. While ``trusted`` is false, nothing is booked, and ``reason`` says
+    why.
+    """
+
+    trusted: bool
+    now_ms: int
+    wall_ms: int
+    offset_ms: int
+    reason: str | None
+
+
 class Backup(Struct, frozen=True):
     """A backup: ``running``, with the pages that are left and in all, or ``done``, with what it contains."""
 

@@ -12,7 +12,7 @@ import os
 from typing import Final
 
 from spotledger import paths
-from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
+from spotledger.errors import ClockUntrusted, LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
 from spotledger.http import wire
 from spotledger.http.h1.request import ClientDisconnected, Reply, Request
 from spotledger.http.operator.answers import AliveAnswer, ReadyAnswer
@@ -20,6 +20,7 @@ from spotledger.http.operator.audits import AuditCalls, show_audits
 from spotledger.http.operator.backups import BackupCalls
 from spotledger.http.operator.batches import BatchCalls
 from spotledger.http.operator.calls import Call, Endpoint, TokenCheck, answer, problem_answer, route
+from spotledger.http.operator.clock import ClockCalls, show_clock
 from spotledger.http.operator.docs import doc_routes
 from spotledger.http.operator.feed import Feed
 from spotledger.http.operator.keys import KeyCalls
@@ -67,6 +68,7 @@ class OperatorApp:
             *batch_calls.routes(self._token_check),
             *BackupCalls(runtime.backups).routes(self._token_check),
             *AuditCalls(runtime.audits).routes(self._token_check),
+            *ClockCalls(runtime.ledger, runtime.writer).routes(self._token_check),
             *ledger_calls.routes(self._token_check),
             *read_calls.routes(self._token_check),
             *key_calls.routes(self._token_check),
@@ -90,6 +92,7 @@ class OperatorApp:
                 "database_silent_seconds", "Seconds since the database last answered.", lambda: watch.silent_seconds
             )
         self._show_sealing()
+        show_clock(self.metrics, runtime.ledger)
         show_audits(self.metrics, self._runtime.audits)
 
     def _show_sealing(self) -> None:
@@ -160,6 +163,9 @@ class OperatorApp:
     async def _ready(self, request: Request) -> Reply:
         """Answer whether the service accepts writes."""
         if not self._runtime.writer.can_write:
+            distrust = self._runtime.ledger.clock_distrust
+            if distrust is not None:
+                raise ClockUntrusted(f"Nothing is booked now: {distrust}.")
             raise StoreUnavailable("The ledger accepts no writes now; try again later.")
         ledger = self._runtime.ledger
         found: dict[str, object] = {"status": "ready", "seq": ledger.head.seq}

@@ -56,6 +56,7 @@ _SECTIONS: Final = {
     "keys": "Access keys and tokens",
     "tokens": "Access keys and tokens",
     "backups": "Running it",
+    "clock": "Running it",
 }
 DESCRIPTION: Final = """\
 The exchange's own systems move money through this API, and read everything about it. Amounts are decimal text, never

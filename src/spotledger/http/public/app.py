@@ -19,7 +19,14 @@ from typing import Any
 
 from spotledger import paths
 from spotledger.clock import now_ms
-from spotledger.errors import LedgerCorrupt, MalformedRequest, MethodNotAllowed, NotFound, SpotledgerError
+from spotledger.errors import (
+    ClockUntrusted,
+    LedgerCorrupt,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    SpotledgerError,
+)
 from spotledger.http import wire
 from spotledger.http.public import v4
 from spotledger.http.public.answers import (
@@ -59,6 +66,7 @@ _ACCOUNTS = [
     {"name": "trading account", "id": 2},
     {"name": "fiat account", "id": 3},
 ]
+_CLOCK_UNTRUSTED = {"status": "cannot write", "code": ClockUntrusted.code}
 _SIGNED_NAMES = frozenset({"accesskey", "accessKey", "signature"})
 _log = logging.getLogger(__name__)
 
@@ -86,6 +94,7 @@ class PublicApp:
         *,
         is_ready: Callable[[], bool] = lambda: True,
         sealing_lag: Callable[[], int | None] = lambda: None,
+        clock_distrust: Callable[[], str | None] = lambda: None,
         request_prefix: str | None = None,
         gate: Gate | None = None,
         staleness_ms: Callable[[], int] | None = None,
@@ -100,6 +109,7 @@ class PublicApp:
             clock_ms: Returns the time in ms since 1970.
             is_ready: Returns whether the service can write; for ``/readyz``.
             sealing_lag: Returns how many entries wait to be sealed, None where nothing is sealed; for ``/readyz``.
+            clock_distrust: Returns why nothing is booked because of the clock, or None; for ``/readyz``.
             request_prefix: What request ids begin with; None: random.
             gate: Admits requests; None: one that counts in this process only.
             staleness_ms: On a node that reads from a standby, returns the maximum age of *ledger*; each answer has it.
@@ -114,6 +124,7 @@ class PublicApp:
         self._clock_ms = clock_ms
         self._is_ready = is_ready
         self._sealing_lag = sealing_lag
+        self._clock_distrust = clock_distrust
         self._prefix = os.urandom(6).hex() + "-" if request_prefix is None else request_prefix
         form = v1_form(self.settings.success_info)
         self._bodies = {kind: BalanceBodies(ledger, kind, form) for kind in KINDS_BY_ID.values()}
@@ -213,6 +224,8 @@ class PublicApp:
     async def _readyz(self, request: Request) -> Answer:
         is_ready, lag_entries = self._is_ready(), self._sealing_lag()
         body: dict[str, Any] = {"status": "ready" if is_ready else "cannot write"}
+        if not is_ready and self._clock_distrust() is not None:
+            body.update(_CLOCK_UNTRUSTED)
         if lag_entries is not None:
             body["sealing"] = {"lag_entries": lag_entries}
         status, headers, content = answered(request, self._head_seq(), encode(body), [])

@@ -490,6 +490,9 @@ class PostgresReads:
             raise LedgerCorrupt("the row of the journal's head is missing")
         return TrialBalance(int(row[0]), {(owner, coin): Balance(int(av), int(fr)) for owner, coin, av, fr in rows})
 
+    def note_time(self) -> None:
+        """Do nothing: entries are booked at the time of the database."""
+
     def close(self) -> None:
         """Stop following the journal, and close the connections."""
         if self._follower is not None:

@@ -21,6 +21,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from spotledger.clock import UNKNOWN_BOOT, Moment
 from spotledger.domain.positions import Epochs
 from spotledger.errors import JournalShorter, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head
@@ -30,8 +31,9 @@ NOTE_FILE: Final = "noted-head"
 BLOCK_BYTES: Final = 4096
 SYNC_SECONDS: Final = 1.0
 _MAGIC: Final = b"SpoN\x01\x00\x00\x00"
-#: Magic, count of notes, ledger id, epoch, seq, hash, time in ms, number of the last change of the access keys.
-_SLOT: Final = struct.Struct("<8sQ36sQQ32sQQ")
+#: Magic, count of notes, ledger id, epoch, seq, hash, time in ms, number of the last change of the access keys, boot,
+#: time in ms since the boot.
+_SLOT: Final = struct.Struct("<8sQ36sQQ32sQQ16sQ")
 _CHECKSUM_BYTES: Final = 16
 
 
@@ -46,10 +48,13 @@ class Note(NamedTuple):
     seq: int
     #: The hash of the entry *seq*.
     hash: bytes
-    #: The trusted time in ms since 1970.
+    #: The trusted time in ms since 1970; 0 where it is not known.
     time_ms: int
     #: The number of the last change of access keys and tokens.
     keys_change: int
+    #: Which boot of the machine it was, and the time since then in ms.
+    boot_id: bytes = UNKNOWN_BOOT
+    steady_ms: int = 0
 
 
 class NotedHead:
@@ -155,8 +160,7 @@ def _read(descriptor: int, path: Path) -> tuple[int, Note | None, int | None]:
 
 def _packed(count: int, note: Note) -> bytes:
     ledger_id = note.ledger_id.encode("ascii")
-    fields = (_MAGIC, count, ledger_id, note.epoch, note.seq, note.hash, note.time_ms, note.keys_change)
-    content = _SLOT.pack(*fields)
+    content = _SLOT.pack(_MAGIC, count, ledger_id, *note[1:])
     return (content + _checksum(content)).ljust(BLOCK_BYTES, b"\0")
 
 
@@ -202,9 +206,10 @@ class HeadNote:
         self._syncing.start()
 
     @property
-    def noted_ms(self) -> int | None:
-        """The time that was noted last, in ms since 1970; None where nothing was."""
-        return None if self._file.note is None else self._file.note.time_ms
+    def moment(self) -> Moment | None:
+        """The trusted time that was noted last; None where none was."""
+        note = self._file.note
+        return Moment(note.time_ms, note.boot_id, note.steady_ms) if note is not None and note.time_ms else None
 
     @property
     def keys_change(self) -> int:
@@ -249,18 +254,19 @@ class HeadNote:
         if hash_of(note.seq) != note.hash:
             raise LedgerCorrupt(f"entry {note.seq} of {journal} is not the one that was acknowledged")
 
-    def write(self, head: Head, keys_change: int, time_ms: int = 0) -> None:
+    def write(self, head: Head, keys_change: int, moment: Moment | None = None) -> None:
         """
         Note the *head*.
 
         Args:
             head: The last acknowledged entry.
             keys_change: The number of the last change of access keys.
-            time_ms: The time now, in ms since 1970; that of the head where it is later.
+            moment: The trusted time now; None leaves the time as it was noted.
         """
-        at_ms = max(head.booked_ms, time_ms, self.noted_ms or 0)
+        time_ms, boot_id, steady_ms = moment or self.moment or Moment(0)
+        note = Note(self._ledger_id, self.epochs.current, head.seq, head.hash, time_ms, keys_change, boot_id, steady_ms)
         try:
-            self._file.write(Note(self._ledger_id, self.epochs.current, head.seq, head.hash, at_ms, keys_change))
+            self._file.write(note)
         except OSError as problem:
             self.failure = f"the head could not be noted in {self._file.path}: {problem.strerror}"
             _log.error("%s; writes stop", self.failure)

@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from spotledger.clock import Moment
 from spotledger.domain.journal import BEGIN_EPOCH, Entry, epochs_after
 from spotledger.errors import (
     DataFolderUnusable,
@@ -90,6 +91,8 @@ class SqliteStore(SqliteReads):
             JournalShorter: The journal ends before the entry that was noted as the last.
             LedgerCorrupt: The journal or the access keys are damaged.
         """
+        #: Returns what is noted of the trusted time with each commit.
+        self.moment: Callable[[], Moment | None] = lambda: None
         self._folder = folder
         self._path = folder / JOURNAL_FILE
         self._cache_accounts = cache_accounts
@@ -147,16 +150,16 @@ class SqliteStore(SqliteReads):
         return connection
 
     @property
-    def noted_ms(self) -> int | None:
-        """The time that was noted last, in ms since 1970; None where nothing was."""
-        return self._note.noted_ms
+    def noted_moment(self) -> Moment | None:
+        """The trusted time that was noted last; None where none was."""
+        return self._note.moment
 
-    def note_time(self, time_ms: int) -> None:
-        """Note that it is *time_ms* now, in ms since 1970, while nothing is written."""
-        self._note.write(self._head, self.key_tables.change, time_ms)
+    def note_time(self) -> None:
+        """Note the head with the time as it is now, between two groups."""
+        self._note_head()
 
     def _note_head(self) -> None:
-        self._note.write(self._head, self.key_tables.change)
+        self._note.write(self._head, self.key_tables.change, self.moment())
 
     # --- the state of the head ----------------------------------------------------------------------
 
