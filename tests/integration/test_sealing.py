@@ -103,7 +103,14 @@ def one_more(folder: Path) -> None:
     with raw(folder) as connection:
         [(seq, link, booked_ms)] = connection.execute("SELECT seq, hash, booked_ms FROM head").fetchall()
         request = {"coin": "eth", "scale": 8}
-        entry = {"seq": seq + 1, "kind": "list_coin", "key": "eth", "booked_ms": booked_ms, "request": request}
+        entry = {
+            "seq": seq + 1,
+            "kind": "list_coin",
+            "key": "eth",
+            "booked_ms": booked_ms,
+            "actor": "library",
+            "request": request,
+        }
         body = json.dumps(entry)
         digest = hashlib.sha256(link + body.encode()).digest()
         connection.execute("INSERT INTO entry (seq, body, hash) VALUES (?, ?, ?)", (seq + 1, body, digest))
