@@ -157,7 +157,7 @@ def test_sealer_that_was_overtaken_seals_nothing_twice(tmp_path: Path) -> None:
     files = (tmp_path / "journal.db", tmp_path / "books.db")
     with closing(Sealer(*files)) as first, closing(Sealer(*files)) as second:
         first.seal_next()
-        with pytest.raises(BooksDamaged, match="sealed to entry 8"):
+        with pytest.raises(StoreUnavailable, match="has sealed up to entry 8"):
             second.seal_next()
         assert (first.sealed_to, second.sealed_to) == (8, 0)
         first.seal_next()
@@ -166,6 +166,17 @@ def test_sealer_that_was_overtaken_seals_nothing_twice(tmp_path: Path) -> None:
     assert buckets == 2 * SEGMENT_BUCKETS
     open_small(tmp_path).close()
     check_books(tmp_path)
+
+
+def test_sealer_whose_books_were_set_back_says_so(tmp_path: Path) -> None:
+    """Books that have lost a segment since they were opened are damaged: it is not sealed on top of what is left."""
+    full_segments(tmp_path, 2)
+    with closing(Sealer(tmp_path / "journal.db", tmp_path / "books.db")) as sealer:
+        sealer.seal_next()
+        with raw(tmp_path, "books.db") as connection:
+            connection.execute("UPDATE books SET sealed_to = 0")
+        with pytest.raises(BooksDamaged, match="sealed to entry 0"):
+            sealer.seal_next()
 
 
 def test_sealing_waits_for_no_other_writer_of_the_books_beyond_its_bound(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,7 @@ from spotledger.domain.operations import Deposit
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.ledger.ledger import Ledger
 from spotledger.storage.sqlite import sealing_process
+from spotledger.storage.sqlite.sealing import Sealer
 from spotledger.storage.sqlite.sealing_process import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, SealingProcess
 from spotledger.storage.sqlite.store import PROCESS_ENTRIES, UNSEALED_LIMIT
 from support_books import check_books
@@ -146,6 +147,23 @@ def test_books_that_are_made_again_are_taken_over_while_nothing_is_written(tmp_p
     check_books(tmp_path)
 
 
+def test_process_that_finds_its_segment_sealed_by_another_one_goes_on(tmp_path: Path) -> None:
+    """One that is still there after its parent was killed may have sealed the segment: that is no damage."""
+    with ledger_in(tmp_path) as ledger:
+        store: Any = ledger._store
+        fill_to(ledger, SIZE)
+        until(lambda: ledger.sealing_lag == 0, lambda: ledger.execute([]))
+        fill_to(ledger, 2 * SIZE - 500)
+        os.kill(child_of(ledger), signal.SIGSTOP)
+        fill_to(ledger, 2 * SIZE)
+        with closing(Sealer(tmp_path / "journal.db", tmp_path / "books.db")) as other:
+            other.seal_next()
+        os.kill(child_of(ledger), signal.SIGCONT)
+        until(lambda: ledger.sealing_lag == 0, lambda: ledger.execute([]))
+        assert (ledger.sealing_restarts, store.rebuilds) == (1, 0)
+    check_books(tmp_path)
+
+
 def test_process_inherits_neither_the_lock_of_the_folder_nor_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,10 +221,9 @@ def test_pause_before_a_restart_grows_up_to_its_limit_and_begins_anew_after_a_se
             expected = min(2 * expected, LONGEST_PAUSE_SECONDS)
         assert pauses[-1] == LONGEST_PAUSE_SECONDS
         with ledger_in(tmp_path) as ledger:
-            ledger._store._sealing.close()
             fill_to(ledger, SIZE)
-            process.seal(0)
-            until(lambda: process.sealed_segments == 1, process.poll)
+        process.seal(0)
+        until(lambda: process.sealed_segments == 1, process.poll)
         assert process._pause_seconds == FIRST_PAUSE_SECONDS
     finally:
         process.close()

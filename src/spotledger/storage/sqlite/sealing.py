@@ -17,7 +17,7 @@ from typing import Any, Final
 from spotledger.domain.accounts import Account
 from spotledger.domain.journal import AVAILABLE
 from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
-from spotledger.errors import LedgerCorrupt
+from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.encoding import (
     EntryChanges,
     chain_hash,
@@ -144,7 +144,7 @@ class Sealer:
         Raises:
             BooksDamaged: What the books have does not check, or does not fit the journal.
             LedgerCorrupt: The journal is damaged, or an entry carries other balances than its postings lead to.
-            StoreUnavailable: The disk is in the way.
+            StoreUnavailable: The disk is in the way, or another process has sealed the segment meanwhile.
         """
         segment = self.sealed_segments
         before = (self.sealed_to, self._link)
@@ -164,6 +164,8 @@ class Sealer:
         """Begin to write, and make sure that the segment is the next one."""
         self._books.execute("BEGIN IMMEDIATE")
         found = read_facts(self._books).sealed_to
+        if found > self.sealed_to:
+            raise StoreUnavailable(f"another process has sealed up to entry {found} meanwhile")
         if found != self.sealed_to:
             raise BooksDamaged(f"the books are sealed to entry {found}, where entry {self.sealed_to} was the last")
 

@@ -329,8 +329,10 @@ class SqliteStore(SqliteReads):
 
     def _seal(self, keys: int = ABSORBED_KEYS) -> None:
         """Have full segments sealed, and let go of what is sealed, with *keys* of it put into the filter."""
-        if self._books is not None and self._head.seq - self._sealed_to < self._segment_entries:
-            return
+        if self._books is None or self._head.seq - self._sealed_to >= self._segment_entries:
+            self._go_on_sealing(keys)
+
+    def _go_on_sealing(self, keys: int) -> None:
         try:
             if self._books is None:
                 self._go_on_rebuilding()
