@@ -406,6 +406,9 @@ class ProtocolError(SpotledgerError):
 class LedgerCorrupt(Exception):
     """An invariant of the ledger does not hold; nothing more is written until someone has examined it."""
 
+    #: Whether the journal is damaged, so that nothing more is written; not so for what is derived and for access keys.
+    stops_writes: ClassVar[bool] = True
+
 
 def refusal_of_code(code: str, message: str, details: dict[str, Any]) -> Refused:
     """

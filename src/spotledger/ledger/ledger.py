@@ -290,7 +290,8 @@ class Ledger(LedgerReads):
         """
         with self._lock:
             self._check_writable()
-        self._store.copy_to(target, progress)
+        with self._noting():
+            self._store.copy_to(target, progress)
 
     def close(self) -> None:
         """Close the store; a second call does nothing."""

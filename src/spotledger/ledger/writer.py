@@ -97,7 +97,7 @@ class Writer:
     def can_write(self) -> bool:
         """Whether the last group was written and another request would be taken."""
         stopped = self._refuses or self._failed or self._stopping or self._ledger.corrupt
-        return not stopped and self._waiting < self._queue_limit
+        return not stopped and self._ledger.takes_writes and self._waiting < self._queue_limit
 
     async def start(self) -> None:
         """Start taking requests."""
@@ -225,13 +225,20 @@ class Writer:
                     self._failed = False
                     if task is not None and task.cancelling():
                         return  # cancelled while the thread was busy
-                waiting = True
+                waiting = self._goes_on()
                 while waiting:
                     before = self._ledger.head.seq
                     await self.submit([])
                     waiting = self._ledger.head.seq - before >= EXPIRIES_A_GROUP
             except Exception as error:  # noqa: BLE001 - try again at the next look
-                _log.warning("looking for expired holds failed: %s", error)
+                level = logging.INFO if self._waits_for_books(error) else logging.WARNING
+                _log.log(level, "looking for expired holds failed: %s", error)
+
+    def _goes_on(self) -> bool:
+        """Say whether anything can be written; until the books are there after a start without them, ask for them."""
+        if not self._ledger.takes_writes:
+            self._ledger.go_on_rebuilding()
+        return self._ledger.takes_writes
 
     def _take(self) -> list[_Request]:
         """Take requests off the queue, up to the limit of a group."""
@@ -251,7 +258,8 @@ class Writer:
             self._failed = self._failed and not group.entries
             outcomes = self._ledger.finish(group)
         except Exception as error:  # noqa: BLE001 - every caller gets the error
-            _log.error("a group of %d operations could not be written: %s", len(operations), error)
+            level = logging.INFO if self._waits_for_books(error) else logging.ERROR
+            _log.log(level, "a group of %d operations could not be written: %s", len(operations), error)
             await self._fail(requests, error)
             return
         except BaseException:
@@ -266,7 +274,7 @@ class Writer:
 
     async def _fail(self, requests: Sequence[_Request], error: Exception) -> None:
         """Pass *error* to the callers of a group; unless the store failed, try each request by itself first."""
-        by_store = isinstance(error, (StoreUnavailable, LedgerCorrupt))
+        by_store = isinstance(error, (StoreUnavailable, LedgerCorrupt)) and not self._waits_for_books(error)
         self._failed = self._failed or by_store
         if len(requests) > 1 and not by_store:
             for request in requests:
@@ -274,6 +282,10 @@ class Writer:
         for request in requests:
             if not request.answer.done():
                 request.answer.set_exception(error)
+
+    def _waits_for_books(self, error: Exception) -> bool:
+        """Say whether *error* may be one that only operations get which need books that are being made again."""
+        return isinstance(error, StoreUnavailable) and self._ledger.rebuilding is not None
 
 
 def _cuts(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, int]]:

@@ -34,7 +34,7 @@ from spotledger.storage.sqlite.buckets import (
     sum_of,
     unpack_history,
 )
-from spotledger.storage.sqlite.file import BOOKS, Connection, is_damage, name_of, open_reader, translate
+from spotledger.storage.sqlite.file import BOOKS, Connection, is_damage, name_of, open_reader, place_of, translate
 
 HOLD_COLUMNS: Final = (
     "hold_id, customer, account, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq"
@@ -80,7 +80,7 @@ def checked() -> Iterator[None]:
         yield
     except (apsw.Error, UnicodeDecodeError) as error:
         if is_damage(error, checked=True):
-            raise BooksDamaged(f"the books are damaged: {name_of(error)}: {error}") from error
+            raise BooksDamaged(f"the books are damaged{place_of(error)}: {name_of(error)}: {error}") from error
         raise translate(error, "read", BOOKS) from error
 
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from spotledger.errors import JournalShorter, LedgerCorrupt
+from spotledger.errors import JournalShorter
 from spotledger.storage.access_key_rows import KeyTables
-from spotledger.storage.sqlite.file import KEYS, Connection, open_reader, open_writer, translated
+from spotledger.storage.sqlite.file import KEYS, Connection, KeysDamaged, open_reader, open_writer, translated
 
 
 class SqliteKeyTables(KeyTables):
@@ -59,7 +59,7 @@ class SqliteKeyTables(KeyTables):
     def _checked_change(self, path: Path, ledger_id: str, noted_change: int) -> int:
         rows = self.rows("SELECT ledger_id, change FROM keys_of")
         if not rows:
-            raise LedgerCorrupt(f"{path} does not say which ledger it is of")
+            raise KeysDamaged(f"{path} does not say which ledger it is of")
         found_id, change = rows[0]
         if found_id != ledger_id:
             raise JournalShorter(f"{path} is of the ledger {found_id}, not of {ledger_id}; put the right file back")
@@ -100,7 +100,7 @@ class SqliteKeyTables(KeyTables):
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query; inside ``together`` it sees what was written there."""
-        with translated("read", KEYS):
+        with translated("read", KEYS, values):
             found: list[tuple[Any, ...]] = (self._write if self._depth else self._read).execute(sql, values).fetchall()
             return found
 
@@ -132,4 +132,4 @@ class SqliteKeyTables(KeyTables):
         try:
             return tuple(json.loads(value))
         except ValueError as error:
-            raise LedgerCorrupt(f"a list in a row of access keys or tokens cannot be read: {error}") from error
+            raise KeysDamaged(f"a list in a row of access keys or tokens cannot be read: {error}") from error

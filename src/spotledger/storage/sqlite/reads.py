@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
-from spotledger.errors import LedgerCorrupt
+from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head, TrialBalance
 from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash, key_digest
 from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
@@ -46,6 +46,18 @@ class SqliteReads(ABC):
     _due_cursor: tuple[int, int]
     _next_due_ms: int | None
 
+    #: Whether memory has what it should; not so at a start without books, until they are made again.
+    _is_built: bool
+
+    @property
+    @abstractmethod
+    def rebuilding(self) -> str | None:
+        """How far the books have been made again, in words; None where they are whole."""
+
+    @abstractmethod
+    def _suspect(self, damage: BooksDamaged) -> None:
+        """Have the books made again at the next call that needs them; for other threads than the one that writes."""
+
     @abstractmethod
     def _need_books(self) -> Books:
         """Return the books; raise StoreUnavailable while they are being made again."""
@@ -70,7 +82,7 @@ class SqliteReads(ABC):
         """Return the ``seq`` of the entry of each key that is known."""
         known, digests = {}, self._digests
         digests.clear()
-        memory, sealed = self._memory, not self._filter.is_empty()
+        memory, sealed = self._memory, not (self._is_built and self._filter.is_empty())
         for key in dict.fromkeys(keys):
             seq = memory.opened_by(key)
             if seq is None:
@@ -87,7 +99,7 @@ class SqliteReads(ABC):
     def _sealed_key(self, key: str, digest: bytes) -> int | None:
         """Return the entry of the sealed segments that has *key*, or None."""
         segments = list(self._filter.segments_that_may_hold(probe_of(digest)))
-        if not segments:
+        if not segments and self._is_built:
             return None
 
         def find(books: Books) -> int | None:
@@ -157,7 +169,7 @@ class SqliteReads(ABC):
     def hold(self, hold_id: int) -> Hold | None:
         """Return the hold as it stands at the head."""
         hold = self._memory.hold(hold_id)
-        if hold is None and hold_id <= self._sealed_to:
+        if hold is None and (hold_id <= self._sealed_to or not self._is_built):
             hold = next(iter(self._from_books(lambda books: books.holds_of_ids([hold_id]))), None)
         return hold
 
@@ -234,8 +246,13 @@ class SqliteReads(ABC):
 
     def trial_balance(self) -> TrialBalance:
         """Add up all that is durable. Blocks; may run in another thread while others write."""
-        self._need_books()
-        return trial_balance(self._folder / JOURNAL_FILE, self._folder / BOOKS_FILE)
+        if self.rebuilding is not None:
+            raise StoreUnavailable(f"{self.rebuilding}; try again later")
+        try:
+            return trial_balance(self._folder / JOURNAL_FILE, self._folder / BOOKS_FILE)
+        except BooksDamaged as damage:
+            self._suspect(damage)  # making them again is for the thread that writes
+            raise StoreUnavailable(f"{damage}; they are made again from the journal") from damage
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
         """Return ids of open holds whose time has come, *limit* at the most; the others at the next call."""
@@ -279,11 +296,7 @@ class SqliteReads(ABC):
         last = min(after_seq + limit, self._head.seq)
         if last <= after_seq:
             return []
-        with translated("read"):
-            rows = self._read.execute(
-                "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq",
-                (after_seq, last),
-            ).fetchall()
+        rows = entry_rows(self._read, after_seq, last)
         return [decode_entry(body) for body in checked_bodies(rows, after_seq, last, self.ledger_id)]
 
     def reversal_of(self, seq: int) -> int | None:
@@ -300,11 +313,10 @@ class SqliteReads(ABC):
         return bisect_right(range(1, self._head.seq), time_ms, key=self._booked_ms)
 
     def _booked_ms(self, seq: int) -> int:
-        with translated("read"):
-            rows = self._read.execute("SELECT body ->> '$.booked_ms' FROM entry WHERE seq = ?", (seq,)).fetchall()
-        if not rows:
+        entry = self.entry(seq)
+        if entry is None:
             raise LedgerCorrupt(f"entry {seq} is missing from the journal")
-        return int(rows[0][0])
+        return entry.booked_ms
 
     def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
         """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
@@ -322,6 +334,33 @@ class SqliteReads(ABC):
             if len(found) >= limit:
                 return found[:limit]
         return (found + sorted(self._memory.seqs_touching(owners, coin, after_seq)))[:limit]
+
+
+def entry_rows(journal: Connection, first: int, last: int) -> list[tuple[int, bytes, bytes]]:
+    """
+    Return ``seq``, body and hash of the entries from *first* to *last* that are there, in order.
+
+    Raises:
+        LedgerCorrupt: A page of the journal does not check; the message names the first entry that cannot be read.
+        StoreUnavailable: The disk is in the way.
+    """
+    try:
+        return _rows_between(journal, first, last)
+    except LedgerCorrupt as damage:
+        for seq in range(first, last + 1):
+            try:
+                _rows_between(journal, seq, seq)
+            except LedgerCorrupt as found:
+                raise LedgerCorrupt(f"entry {seq}: {found}") from damage
+        raise
+
+
+def _rows_between(journal: Connection, first: int, last: int) -> list[tuple[int, bytes, bytes]]:
+    with translated("read"):
+        found: list[tuple[int, bytes, bytes]] = journal.execute(
+            "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last)
+        ).fetchall()
+        return found
 
 
 def checked_bodies(rows: Sequence[tuple[Any, ...]], after_seq: int, last: int, ledger_id: str) -> Iterator[bytes]:

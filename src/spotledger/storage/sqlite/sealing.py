@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from spotledger.domain.accounts import Account, Coin
 from spotledger.domain.journal import AVAILABLE, Entry, Hold
-from spotledger.errors import LedgerCorrupt
+from spotledger.errors import LedgerCorrupt, SchemaMismatch
 from spotledger.storage.encoding import chain_hash, column, decode_entry, genesis_hash, pack_places
 from spotledger.storage.idempotency_filter import IdempotencyFilter
 from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS, checked, pack_segments, read_facts
@@ -35,6 +35,7 @@ from spotledger.storage.sqlite.buckets import (
     unpack_keys,
 )
 from spotledger.storage.sqlite.file import BOOKS, JOURNAL, Connection, open_reader, open_writer, translated
+from spotledger.storage.sqlite.reads import entry_rows
 from spotledger.storage.sqlite.working_set import OpenSegment, WorkingSet
 
 _READ_ENTRIES: Final = 1_000
@@ -49,7 +50,8 @@ class Sealer:
         Open the *journal* to read and the *books* to write; the latter are made where they are not there.
 
         Raises:
-            LedgerCorrupt: One of them is damaged, or the books are of another ledger.
+            LedgerCorrupt: The journal is damaged.
+            BooksDamaged: The books are, or they are of another ledger.
             StoreUnavailable: The disk is in the way.
         """
         self._segment_entries: int
@@ -62,6 +64,9 @@ class Sealer:
                     "SELECT ledger_id, segment_entries FROM ledger"
                 ).fetchall()
             self._books = open_writer(books, BOOKS, self._make, is_synced=False)
+        except SchemaMismatch as error:
+            self._journal.close()
+            raise BooksDamaged(str(error)) from error
         except BaseException:
             self._journal.close()
             raise
@@ -174,10 +179,7 @@ class Sealer:
         return self._known.segments[-1]
 
     def _read(self, first: int, last: int) -> list[Entry]:
-        with translated("read"):
-            rows = self._journal.execute(
-                "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last)
-            ).fetchall()
+        rows = entry_rows(self._journal, first, last)
         if len(rows) != last - first + 1:
             raise LedgerCorrupt(f"of the entries {first} to {last} some are missing from the journal")
         entries = []

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -28,7 +27,6 @@ from spotledger.storage.encoding import chain_hash, encode_entry, genesis_hash
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.idempotency_filter import IdempotencyFilter
 from spotledger.storage.sqlite import copy as sqlite_copy
-from spotledger.storage.sqlite.books import Books
 from spotledger.storage.sqlite.buckets import BooksDamaged, ids_of_segment, unpack_keys
 from spotledger.storage.sqlite.file import (
     BOOKS_FILE,
@@ -44,10 +42,8 @@ from spotledger.storage.sqlite.file import (
 from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.sqlite.noted_head import HeadNote
 from spotledger.storage.sqlite.placing import check_journal, go_on_placing
-from spotledger.storage.sqlite.reads import SqliteReads
-from spotledger.storage.sqlite.sealing import Sealer
+from spotledger.storage.sqlite.rebuilding import RebuiltBooks
 from spotledger.storage.sqlite.sealing_process import SealingProcess
-from spotledger.storage.sqlite.wal import find_damage
 from spotledger.storage.sqlite.working_set import WorkingSet
 from spotledger.storage.steps import Steps, at_once
 
@@ -65,7 +61,7 @@ T = TypeVar("T")
 _log = logging.getLogger("spotledger.store")
 
 
-class SqliteStore(SqliteReads):
+class SqliteStore(RebuiltBooks):
     """The embedded store in one folder; satisfies :class:`spotledger.storage.base.Store`."""
 
     remote = False
@@ -126,13 +122,13 @@ class SqliteStore(SqliteReads):
         with translated("opened"):
             # A read must not rest on what the disk may lack: sync once before the first answer.
             self._write.execute("UPDATE ledger SET starts = starts + 1")
-        self._sealing: SealingProcess | None = None
+        self._sealing = None
         if self._segment_entries >= PROCESS_ENTRIES:
             self._sealing = SealingProcess(self._path, self._folder / BOOKS_FILE)
             self._closing.append(self._sealing.close)
-        #: How often the books were found damaged or missing, and made again.
         self.rebuilds = 0
-        self._books: Books | None = None
+        self._books = None
+        self._suspected = None
         self._closing.append(self._close_books)
         self._build()
         self._note_head()
@@ -171,36 +167,23 @@ class SqliteStore(SqliteReads):
         with translated("read"):
             self._head = Head(*_only_row(self._read, "SELECT seq, hash, booked_ms FROM head"))
         self._pending_head = self._head
-        self._digests = {}
-        self._memory = WorkingSet(self._segment_entries, self._cache_accounts)
-        self._filter = IdempotencyFilter(self._segment_entries)
-        self._repairs: list[str] = []
-        self._absorbing: Iterator[bytes] | None = None
-        self._is_built = False
-        self._sealed_to = 0
-        self._due_cursor = (0, 0)
-        self._next_due_ms = None
+        self._repairs = []
+        self._empty_memory()
         try:
             self._open_books()
             self._load()
         except BooksDamaged as damage:
             self._rebuild(damage)
 
-    def _open_books(self) -> None:
-        """Open the books and check that they fit the journal."""
-        self._close_books()
-        path = self._folder / BOOKS_FILE
-        if find_damage(path.with_name(path.name + "-wal")) is not None:
-            raise BooksDamaged("the write-ahead log of the books is damaged")
-        if not path.exists():
-            if self._head.seq < self._segment_entries:
-                Sealer(self._path, path).close()
-            else:
-                raise BooksDamaged("there are no books")
-        self._books = Books(path, self.ledger_id, self._segment_entries)
-        facts = self._books.facts()
-        if facts.sealed_to > self._head.seq or facts.sealed_hash != self._hash_of(facts.sealed_to):
-            raise BooksDamaged(f"the books are sealed up to entry {facts.sealed_to} of another history")
+    def _empty_memory(self) -> None:
+        self._digests = {}
+        self._memory = WorkingSet(self._segment_entries, self._cache_accounts)
+        self._filter = IdempotencyFilter(self._segment_entries)
+        self._absorbing: Iterator[bytes] | None = None
+        self._is_built = False
+        self._sealed_to = 0
+        self._due_cursor = (0, 0)
+        self._next_due_ms = None
 
     def _load(self) -> None:
         """Fill memory: the coins, the filter, and what is not sealed of the journal."""
@@ -248,72 +231,6 @@ class SqliteStore(SqliteReads):
             raise LedgerCorrupt(f"entry {seq} is missing from the journal")
         return bytes(rows[0][0])
 
-    # --- books that are damaged ---------------------------------------------------------------------
-
-    def _need_books(self) -> Books:
-        """
-        Return the books.
-
-        Raises:
-            StoreUnavailable: They are being made again; the message says how far that is.
-        """
-        if self._books is None:
-            self._go_on_rebuilding()
-        if self._books is None:
-            sealed = 0 if self._sealing is None else self._sealing.sealed_segments
-            raise StoreUnavailable(
-                f"the books are being made again from the journal: {sealed} of"
-                f" {self._head.seq // self._segment_entries} segments; try again with the same idempotency key"
-            )
-        return self._books
-
-    def _from_books(self, read: Callable[[Books], T]) -> T:
-        """Read from the books; where they do not check, begin to make them again."""
-        try:
-            return read(self._need_books())
-        except BooksDamaged as damage:
-            self._rebuild(damage)
-            return read(self._need_books())
-
-    def _rebuild(self, damage: BooksDamaged) -> None:
-        """Throw the books away and make them again: at once where that is quick, else in the process that seals."""
-        self.rebuilds += 1
-        self._repairs.append(f"{damage}; they were made again from the journal")
-        _log.error("%s; they are made again from the journal", damage)
-        self._close_books()
-        if self._sealing is not None:
-            self._sealing.close()
-            self._sealing.sealed_segments = 0
-        remove_books(self._folder)
-        if self._sealing is None:
-            self._seal_here()
-            self._take_over_books()
-        else:
-            self._go_on_rebuilding()
-
-    def _go_on_rebuilding(self) -> None:
-        full = self._head.seq // self._segment_entries
-        if self._sealing is None:
-            return
-        if full:
-            self._sealing.seal(full - 1)
-            self._sealing.poll()
-        if self._sealing.sealed_segments >= full:
-            if not full:
-                Sealer(self._path, self._folder / BOOKS_FILE).close()
-            self._take_over_books()
-
-    def _take_over_books(self) -> None:
-        """Open books that were made again; memory keeps what it has of the segments that are open."""
-        self._open_books()
-        if not self._is_built:
-            self._load()
-
-    def _close_books(self) -> None:
-        books, self._books = self._books, None
-        if books is not None:
-            books.close()
-
     # --- sealing ------------------------------------------------------------------------------------
 
     def _seal(self, entries: int = 0) -> None:
@@ -344,10 +261,6 @@ class SqliteStore(SqliteReads):
         if process.sealed_segments * self._segment_entries > self._sealed_to:
             self._absorb(max(ABSORBED_KEYS, 2 * entries))  # so that it ends before the next segment is full
 
-    def _seal_here(self) -> None:
-        with closing(Sealer(self._path, self._folder / BOOKS_FILE)) as sealer:
-            sealer.seal_all()
-
     def _absorb(self, keys: int) -> None:
         """Put keys of the oldest open segment, which is sealed, into the filter; drop the segment after the last."""
         segment = self._sealed_to // self._segment_entries
@@ -370,8 +283,8 @@ class SqliteStore(SqliteReads):
         """Check that writing makes sense; this process is the only one that writes, and it has one clock."""
         if self._note.failure is not None:
             raise StoreUnavailable(f"{self._note.failure}; try again with the same idempotency key")
-        if not self._is_built:
-            self._need_books()
+        if self._books is None or self._suspected is not None:
+            self.go_on_rebuilding()
         if self._head.seq - self._sealed_to >= (UNSEALED_LIMIT + 1) * self._segment_entries:
             self._seal()
             raise StoreBusy("sealing is behind; try again with the same idempotency key")
@@ -442,8 +355,8 @@ class SqliteStore(SqliteReads):
 
     def recover(self) -> None:
         """Roll back what was written, and build memory from the files again."""
-        if self._is_built and self._pending_head == self._head and not self._write.in_transaction:
-            return  # nothing was written
+        if self._pending_head == self._head and not self._write.in_transaction:
+            return  # nothing was written; and where the books are being made again, that goes on
         before = dict(vars(self))
         try:
             with translated("read"):
@@ -469,12 +382,6 @@ class SqliteStore(SqliteReads):
     def _close_all(self) -> None:
         while self._closing:
             self._closing.pop()()
-
-
-def remove_books(folder: Path) -> None:
-    """Remove the books in *folder*, and their log; they can be made again."""
-    for suffix in ("", "-wal", "-shm"):
-        (folder / f"{BOOKS_FILE}{suffix}").unlink(missing_ok=True)
 
 
 def _only_row(connection: Connection, query: str) -> tuple[Any, ...]:
