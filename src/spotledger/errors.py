@@ -42,6 +42,7 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     │   ├── StoreBusy               the queue of writes is full
     │   ├── StoreUnavailable        the disk or the database failed
     │   └── LimitExceeded           too many requests
+    ├── LedgerDamaged               what a `LedgerCorrupt` is to a caller: no repeat of the request will pass
     ├── SetupError                  the service cannot start with this setup
     │   ├── DataFolderInUse
     │   ├── DataFolderUnusable      read-only, full, not a folder, no ledger
@@ -335,6 +336,15 @@ class LimitExceeded(Unavailable):
     """Too many requests; wait and try again."""
 
     code = "limit_exceeded"
+
+
+# --- the ledger is damaged -----------------------------------------------------------------------
+
+
+class LedgerDamaged(SpotledgerError):
+    """The ledger is damaged where this request needs it; the operator of the service has to look at it."""
+
+    code = "ledger_damaged"
 
 
 # --- the service cannot start ---------------------------------------------------------------------

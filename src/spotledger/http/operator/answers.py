@@ -259,10 +259,11 @@ class AliveAnswer(Answer):
 
 
 class ReadyAnswer(Answer):
-    """The service accepts writes."""
+    """The service accepts writes; while the books are made again, not those that need them."""
 
     status: str
     seq: HeadSeq
+    rebuilding: Annotated[str, Meta(description="How far the books have been made again.")] | UnsetType = UNSET
 
 
 #: Texts that are cached per scale, because an answer has most of its amounts more than once. A larger cache would cost

@@ -11,6 +11,8 @@ import logging
 import os
 from typing import Final
 
+from msgspec import UNSET
+
 from spotledger import paths
 from spotledger.errors import LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
 from spotledger.http import wire
@@ -82,6 +84,10 @@ class OperatorApp:
         self.metrics.show("waiting_operations", "Operations that wait for the writer.", lambda: writer.waiting)
         self.metrics.show("open_feeds", "Open streams of the journal.", lambda: self.feed.open)
         self.metrics.show("can_write", "1 while writes are accepted, else 0.", lambda: int(writer.can_write))
+        ledger = runtime.ledger
+        self.metrics.show("damaged", "1 once the journal was found damaged, else 0.", lambda: int(bool(ledger.corrupt)))
+        self.metrics.show("rebuilding", "1 while the books are made again.", lambda: int(bool(ledger.rebuilding)))
+        self.metrics.show_total("rebuilds", "How often the books were made again.", lambda: ledger.rebuilds)
         standby, watch = runtime.standby, runtime.revocation_watch
         if standby is not None:
             self.metrics.show("staleness_ms", "The maximum age of what is read.", lambda: standby.staleness_ms)
@@ -149,9 +155,13 @@ class OperatorApp:
 
     async def _ready(self, request: Request) -> Reply:
         """Answer whether the service accepts writes."""
+        ledger = self._runtime.ledger
+        if ledger.corrupt is not None:
+            raise wire.damage_of(ledger.corrupt)
         if not self._runtime.writer.can_write:
-            raise StoreUnavailable("The ledger accepts no writes now; try again later.")
-        return answer({"status": "ready", "seq": self._runtime.ledger.head.seq})
+            reason = ledger.rebuilding or "try again later"
+            raise StoreUnavailable(f"The ledger accepts no writes now: {reason}.")
+        return answer(ReadyAnswer("ready", ledger.head.seq, ledger.rebuilding or UNSET))
 
     async def _metrics(self, request: Request) -> Reply:
         """Return metrics of the service, for Prometheus."""
@@ -164,6 +174,6 @@ def _public_error(error: Exception, request_id: str) -> SpotledgerError:
         return error
     if isinstance(error, LedgerCorrupt):
         _log.critical("request %s: %s", request_id, error)
-        return StoreUnavailable(wire.DAMAGED)
+        return wire.damage_of(error)
     _log.error("request %s ended in an unexpected error", request_id, exc_info=error)
     return SpotledgerError(f"An unexpected error occurred; the log of the service has it under {request_id}.")

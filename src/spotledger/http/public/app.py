@@ -19,7 +19,14 @@ from typing import Any
 
 from spotledger import paths
 from spotledger.clock import now_ms
-from spotledger.errors import LedgerCorrupt, MalformedRequest, MethodNotAllowed, NotFound, SpotledgerError
+from spotledger.errors import (
+    LedgerCorrupt,
+    LedgerDamaged,
+    MalformedRequest,
+    MethodNotAllowed,
+    NotFound,
+    SpotledgerError,
+)
 from spotledger.http import wire
 from spotledger.http.public import v4
 from spotledger.http.public.answers import (
@@ -240,7 +247,7 @@ class PublicApp:
     def _unexpected(self, request: Request, error: Exception) -> Answer:
         if isinstance(error, LedgerCorrupt):
             _log.critical("request %s: %s", request.request_id, error)
-            return self._refused(request, SpotledgerError(wire.DAMAGED), [])
+            return self._refused(request, LedgerDamaged(), [])
         # The text and the locals of the error may contain what was sent, so only its class and its frames are logged.
         places = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
         _log.error("request %s: unexpected %s\n%s", request.request_id, type(error).__name__, places)
