@@ -67,7 +67,7 @@ class Watch:
 
 def name_of(handle: asyncio.Handle) -> str:
     """Return what a callback is: of a step of a task the name of its coroutine."""
-    callback: Any = handle._callback
+    callback: Any = getattr(handle, "_callback")  # noqa: B009 - it is private
     task = getattr(callback, "__self__", None)
     if isinstance(task, asyncio.Task):
         return str(getattr(task.get_coro(), "__qualname__", task))
@@ -90,8 +90,8 @@ def main() -> None:
     def watched(handle: asyncio.Handle) -> None:
         watch.run(handle, run)
 
-    asyncio.Handle._run = watched  # type: ignore[method-assign]
-    serve._loop_factory = lambda: asyncio.SelectorEventLoop  # type: ignore[assignment]
+    setattr(asyncio.Handle, "_run", watched)  # noqa: B010 - it is private, and its type is that of the method
+    setattr(serve, "_loop_factory", lambda: asyncio.SelectorEventLoop)  # noqa: B010
     threading.Thread(target=obey, args=(watch,), daemon=True).start()
     sys.argv[1:1] = ["serve", "--json"]
     spotledger()

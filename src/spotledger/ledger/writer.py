@@ -3,8 +3,8 @@ The writer of a server: one bounded queue with group commit.
 
 All waiting requests become one group, which is decided on the event loop, committed with one sync, and then answered.
 A disk is waited for in a thread; a server is waited for on the loop, because a thread would compete with the loop for
-the interpreter at each of the server's answers. Nothing else writes meanwhile; writes of access keys go through
-``beside``.
+the interpreter at each of the server's answers. Nothing else writes the journal meanwhile; writes of access keys, which
+are elsewhere, go through ``beside``.
 
 Callers that are answered together usually send their next requests together. So after a group of several requests the
 writer waits a moment for as many again, and for as many more as arrived during the write: otherwise two callers would
@@ -162,12 +162,10 @@ class Writer:
         """
         Run *function*, which writes access keys or tokens.
 
-        It runs between two groups; on a remote store, in a thread beside them, one such function at a time.
+        It runs in a thread, one such function at a time: it may wait for a server, or for the lock of a file that
+        another process holds.
         """
-        if self._ledger.remote:
-            return await asyncio.get_running_loop().run_in_executor(self._key_writer, function)
-        async with self._write_lock:
-            return function()
+        return await asyncio.get_running_loop().run_in_executor(self._key_writer, function)
 
     async def _run(self) -> None:
         task = asyncio.current_task()

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
         def reserve_bytes(self, schema: str = ..., reserve: int = ...) -> int:
             """Set how many bytes of each page are kept free."""
 
+        def set_busy_timeout(self, milliseconds: int) -> None:
+            """Set how long a statement waits for a lock."""
+
         def close(self) -> None:
             """Close the connection."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from spotledger.storage.sqlite.file import KEYS, Connection, KeysDamaged, open_r
 class SqliteKeyTables(KeyTables):
     """
     The tables of access keys and tokens, over two connections in autocommit.
+
+    One thread writes at a time, and sees what it has written within :meth:`together`; others read meanwhile, and wait
+    for nothing.
 
     Each transaction counts a change, which is noted with the head. So a file that was set back, in which a revoked key
     would come back to life, is noticed.
@@ -47,6 +51,11 @@ class SqliteKeyTables(KeyTables):
             self._write.close()
             raise
         self._depth = 0
+        #: Held for the length of a transaction, by the thread that writes.
+        self._writing = threading.RLock()
+        self._writer: int | None = None
+        #: Held during a query, which is short.
+        self._reading = threading.Lock()
         #: Called after each change, to note it.
         self.on_change: Callable[[], None] = lambda: None
         try:
@@ -80,9 +89,10 @@ class SqliteKeyTables(KeyTables):
     @contextmanager
     def together(self) -> Iterator[Connection]:
         """Make all writes inside one transaction: all of them are done, or none when an exception leaves the block."""
-        with translated("written", KEYS):
+        with self._writing, translated("written", KEYS):
             if self._depth == 0:
                 self._write.execute("BEGIN IMMEDIATE")
+                self._writer = threading.get_ident()
             self._depth += 1
             try:
                 yield self._write
@@ -97,11 +107,14 @@ class SqliteKeyTables(KeyTables):
                 raise
             finally:
                 self._depth -= 1
+                if self._depth == 0:
+                    self._writer = None
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query; inside ``together`` it sees what was written there."""
-        with translated("read", KEYS, values):
-            found: list[tuple[Any, ...]] = (self._write if self._depth else self._read).execute(sql, values).fetchall()
+        with translated("read", KEYS, values), self._reading:
+            source = self._write if self._writer == threading.get_ident() else self._read
+            found: list[tuple[Any, ...]] = source.execute(sql, values).fetchall()
             return found
 
     def write(self, sql: str, values: tuple[Any, ...]) -> int:

@@ -9,11 +9,14 @@ a time, by :mod:`sealing`; what is newer is in memory (:mod:`working_set`), and 
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
+
+import apsw
 
 from spotledger.domain.journal import Entry
 from spotledger.errors import (
@@ -30,6 +33,7 @@ from spotledger.storage.sqlite import copy as sqlite_copy
 from spotledger.storage.sqlite.buckets import BooksDamaged, ids_of_segment, unpack_keys
 from spotledger.storage.sqlite.file import (
     BOOKS_FILE,
+    BUSY_TIMEOUT_MS,
     JOURNAL,
     JOURNAL_FILE,
     KEYS_FILE,
@@ -56,6 +60,7 @@ UNSEALED_LIMIT: Final = 4
 #: Keys of a sealed segment that are put into the filter with each group.
 ABSORBED_KEYS: Final = 500
 _REPLAY_ENTRIES: Final = 1_000
+_INSERT: Final = "INSERT INTO entry (seq, body, hash) VALUES (?, ?, ?)"
 
 T = TypeVar("T")
 _log = logging.getLogger("spotledger.store")
@@ -114,6 +119,10 @@ class SqliteStore(RebuiltBooks):
             )
             self._head = Head(*_only_row(self._read, "SELECT seq, hash, booked_ms FROM head"))
         self._pending_head = self._head
+        #: What is to be written once another process releases the lock of the file; None where nothing waits.
+        self._waiting_rows: list[tuple[int, str, bytes]] | None = None
+        #: Held while the head is noted, so that no note of an earlier head follows that of a later one.
+        self._noting = threading.Lock()
         self._note = HeadNote(self._folder, self.ledger_id, self.epoch)
         self._closing.append(self._note.close)
         self._note.check(self._head.seq, self._hash_of)
@@ -122,6 +131,7 @@ class SqliteStore(RebuiltBooks):
         with translated("opened"):
             # A read must not rest on what the disk may lack: sync once before the first answer.
             self._write.execute("UPDATE ledger SET starts = starts + 1")
+            self._write.set_busy_timeout(0)  # from now on it is used by the thread that serves
         self._sealing = None
         if self._segment_entries >= PROCESS_ENTRIES:
             self._sealing = SealingProcess(self._path, self._folder / BOOKS_FILE)
@@ -145,10 +155,12 @@ class SqliteStore(RebuiltBooks):
 
     def note_time(self, time_ms: int) -> None:
         """Note that it is *time_ms* now, in ms since 1970, while nothing is written."""
-        self._note.write(self._head, self.key_tables.change, time_ms)
+        with self._noting:
+            self._note.write(self._head, self.key_tables.change, time_ms)
 
     def _note_head(self) -> None:
-        self._note.write(self._head, self.key_tables.change)
+        with self._noting:  # a change of access keys is noted by the thread that made it
+            self._note.write(self._head, self.key_tables.change)
 
     # --- the state of the head ----------------------------------------------------------------------
 
@@ -313,17 +325,37 @@ class SqliteStore(RebuiltBooks):
             raise LedgerCorrupt(f"entries {rows[0][0]} to {last.seq} do not follow entry {before.seq}")
         self._pending_head = Head(last.seq, previous, last.booked_ms)
         with translated("written", checked=True):
-            if before.seq == self._head.seq:
-                self._write.execute("BEGIN IMMEDIATE")
+            try:
+                if before.seq == self._head.seq:
+                    self._write.execute("BEGIN IMMEDIATE")
+            except apsw.BusyError:
+                self._waiting_rows = []  # another process holds the lock: only the commit may wait for it
+            if self._waiting_rows is not None:
+                self._waiting_rows += rows
+                return
             self._check_writing()
-            self._write.executemany("INSERT INTO entry (seq, body, hash) VALUES (?, ?, ?)", rows)
+            self._write.executemany(_INSERT, rows)
 
     def commit(self) -> Steps[None]:
         """Make what was written durable: one step, which blocks until it is synced."""
+        if self._waiting_rows is not None:
+            yield self._write_late
         self._check_writing()
         with translated("written", checked=True):
             self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
         yield self._sync
+
+    def _write_late(self) -> None:
+        """Wait for the lock that another process holds, in a thread where there is one, and write what waits for it."""
+        assert self._waiting_rows is not None, "rows wait for the lock"  # noqa: S101
+        with translated("written", checked=True):
+            self._write.set_busy_timeout(BUSY_TIMEOUT_MS)
+            try:
+                self._write.execute("BEGIN IMMEDIATE")
+            finally:
+                self._write.set_busy_timeout(0)
+            self._write.executemany(_INSERT, self._waiting_rows)
+        self._waiting_rows = None
 
     def _check_writing(self) -> None:
         # SQLite ends a transaction by itself when the disk fails; what comes after must not be written without it.
@@ -355,6 +387,8 @@ class SqliteStore(RebuiltBooks):
 
     def recover(self) -> None:
         """Roll back what was written, and build memory from the files again."""
+        if self._waiting_rows is not None and not self._write.in_transaction:
+            self._waiting_rows, self._pending_head = None, self._head  # the lock never came, so nothing was written
         if self._pending_head == self._head and not self._write.in_transaction:
             return  # nothing was written; and where the books are being made again, that goes on
         before = dict(vars(self))
@@ -362,6 +396,7 @@ class SqliteStore(RebuiltBooks):
             with translated("read"):
                 if self._write.in_transaction:
                     self._write.execute("ROLLBACK")
+                self._waiting_rows = None
                 self._build()
         except BaseException:
             # The head and the coins stay those of the last acknowledged entry, not of a memory that is half built.
