@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
@@ -27,6 +27,8 @@ from spotledger.storage.sqlite.trial import trial_balance
 from spotledger.storage.sqlite.working_set import AccountState, WorkingSet
 
 T = TypeVar("T")
+#: Digests of keys that are kept from their look-up until the group is published.
+DIGESTS_KEPT: Final = 4_000
 
 
 class SqliteReads(ABC):
@@ -81,7 +83,8 @@ class SqliteReads(ABC):
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ``seq`` of the entry of each key that is known."""
         known, digests = {}, self._digests
-        digests.clear()
+        if len(digests) > DIGESTS_KEPT:
+            digests.clear()
         memory, sealed = self._memory, not (self._is_built and self._filter.is_empty())
         for key in dict.fromkeys(keys):
             seq = memory.opened_by(key)
@@ -203,7 +206,7 @@ class SqliteReads(ABC):
         changed = self._memory.changed_holds_of(customer)
         found: list[Hold] = []
         sealed_to = self._sealed_to
-        sealed = self._sealed_holds(customer, state == "open", after, sealed_to)
+        sealed = self._sealed_holds(customer, state == "open", after, sealed_to, limit)
         newer = (changed[hold_id] for hold_id in sorted(changed) if hold_id > max(after, sealed_to))
         for hold in chain(sealed, newer):
             current = changed.get(hold.hold_id, hold)
@@ -213,13 +216,13 @@ class SqliteReads(ABC):
                 break
         return found
 
-    def _sealed_holds(self, customer: str, only_open: bool, after: int, sealed_to: int) -> Iterator[Hold]:
+    def _sealed_holds(self, customer: str, only_open: bool, after: int, sealed_to: int, limit: int) -> Iterator[Hold]:
         """Give the holds of *customer* that sealed segments opened, as the books have them, in order."""
 
         def read(books: Books) -> list[Hold]:
             if only_open:
-                return books.open_holds_of_customer(customer, after, sealed_to)
-            return books.holds_of_customer(customer, after)
+                return books.open_holds_of_customer(customer, after, sealed_to, limit)
+            return books.holds_of_customer(customer, after, limit)
 
         while page := [hold for hold in self._from_books(read) if hold.hold_id <= sealed_to]:
             yield from page
@@ -228,7 +231,8 @@ class SqliteReads(ABC):
     def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
         """Return open holds of anybody that were opened at or before *before_ms*, in order of their ids."""
         found: list[Hold] = []
-        for hold in chain(self._sealed_open_holds(after), self._memory.holds_opened_after(max(after, self._sealed_to))):
+        sealed = self._sealed_open_holds(after, limit)
+        for hold in chain(sealed, self._memory.holds_opened_after(max(after, self._sealed_to))):
             if hold.opened_ms > before_ms or len(found) == limit:
                 break
             current = self._memory.hold(hold.hold_id) or hold
@@ -236,9 +240,9 @@ class SqliteReads(ABC):
                 found.append(current)
         return found
 
-    def _sealed_open_holds(self, after: int) -> Iterator[Hold]:
+    def _sealed_open_holds(self, after: int, limit: int) -> Iterator[Hold]:
         def read(books: Books) -> list[Hold]:
-            return books.open_holds(after, self._sealed_to)
+            return books.open_holds(after, self._sealed_to, limit)
 
         while page := self._from_books(read):
             yield from page
