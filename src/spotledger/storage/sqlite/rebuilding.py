@@ -8,22 +8,29 @@ StoreUnavailable, which says how far they are, and what memory knows is answered
 from __future__ import annotations
 
 import logging
+import threading
 from abc import abstractmethod
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterable
+from contextlib import closing, suppress
+from copy import copy
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from spotledger.domain.accounts import Coin
 from spotledger.domain.operations import ListCoin
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.sqlite.books import Books
 from spotledger.storage.sqlite.buckets import BooksDamaged
-from spotledger.storage.sqlite.file import BOOKS_FILE, translated
+from spotledger.storage.sqlite.file import BOOKS_FILE, JOURNAL, open_reader, translated
 from spotledger.storage.sqlite.reads import SqliteReads
 from spotledger.storage.sqlite.sealing import Sealer
 from spotledger.storage.sqlite.sealing_process import SealingProcess
 from spotledger.storage.sqlite.wal import find_damage
+
+#: What of memory a copy of the store builds: of a store that has none yet.
+_MEMORY: Final = (
+    *("_memory", "_filter", "_digests", "_absorbing", "_sealed_to", "_due_cursor", "_next_due_ms", "_is_built"),
+)
 
 T = TypeVar("T")
 _log = logging.getLogger("spotledger.store")
@@ -40,6 +47,10 @@ class RebuiltBooks(SqliteReads):
     _suspected: BooksDamaged | None
     _sealing: SealingProcess | None
     _repairs: list[str]
+    #: Takes over books that have been made again, in a thread; None where nothing is under way.
+    _preparing: _Preparation | None
+    #: Whether this is the copy in which that thread works.
+    _is_prepared: bool
 
     @abstractmethod
     def _hash_of(self, seq: int) -> bytes:
@@ -66,6 +77,8 @@ class RebuiltBooks(SqliteReads):
                 raise BooksDamaged("there are no books")
         self._books = Books(path, self.ledger_id, self._segment_entries)
         facts = self._books.facts()
+        if self._is_built and facts.sealed_to < self._sealed_to:
+            raise BooksDamaged(f"the books are sealed up to entry {facts.sealed_to}, and were up to {self._sealed_to}")
         if facts.sealed_to > self._head.seq or facts.sealed_hash != self._hash_of(facts.sealed_to):
             raise BooksDamaged(f"the books are sealed up to entry {facts.sealed_to} of another history")
 
@@ -116,15 +129,18 @@ class RebuiltBooks(SqliteReads):
 
     def _rebuild(self, damage: BooksDamaged) -> None:
         """Throw the books away and make them again: at once where that is quick, else in the process that seals."""
+        if self._is_prepared:
+            raise damage  # the store that it is prepared for makes them again
         self.rebuilds += 1
         self._repairs.append(f"{damage}; they were made again from the journal")
         _log.error("%s; they are made again from the journal", damage)
         self._close_books()
         self._next_due_ms = None  # what is due in the books waits for them; nobody can use it meanwhile
+        self._end_preparing()
         if self._sealing is not None:
-            self._sealing.close()
+            self._sealing.kill()  # what it is at is thrown away
             self._sealing.sealed_segments = 0
-        remove_books(self._folder)
+        _throw_away(self._folder)
         if self._sealing is None:
             self._seal_here()
             self._take_over_books()
@@ -154,21 +170,23 @@ class RebuiltBooks(SqliteReads):
         """
         try:
             self._need_books()
+        except BooksDamaged as damage:
+            self._rebuild(damage)
         except StoreUnavailable:
             if not self._is_built:
                 raise
 
     def _go_on_rebuilding(self) -> None:
         full = self._head.seq // self._segment_entries
-        if self._sealing is None:
-            return
-        if full:
-            self._sealing.seal(full - 1)
-            self._sealing.poll()
-        if self._sealing.sealed_segments >= full:
-            if not full:
-                Sealer(self._path, self._folder / BOOKS_FILE).close()
-            self._take_over_books()
+        if self._preparing is not None:
+            self._take_over_prepared(self._preparing)
+        elif self._sealing is not None:
+            if full:
+                self._sealing.seal(full - 1)
+                self._sealing.poll()
+            if self._sealing.sealed_segments >= full:
+                self._preparing = _Preparation(self._prepared)
+                self._preparing.start()
 
     def _take_over_books(self) -> None:
         """Open books that were made again; memory keeps what it has of the segments that are open."""
@@ -177,6 +195,42 @@ class RebuiltBooks(SqliteReads):
             self._empty_memory()
             self._load()
         self._next_due_ms = self._need_books().next_due_ms(self._due_cursor)
+
+    def _prepared(self) -> RebuiltBooks:
+        """Take over the books in a copy of this store, which takes long: in a thread, over another connection."""
+        made = copy(self)
+        made._is_prepared, made._preparing = True, None
+        made._read = open_reader(self._path, JOURNAL)
+        try:
+            made._take_over_books()
+        except BaseException:
+            made._close_books()
+            raise
+        finally:
+            made._read.close()
+        return made
+
+    def _take_over_prepared(self, preparing: _Preparation) -> None:
+        """Take over from a copy what it has prepared, once it has."""
+        if preparing.is_alive():
+            return
+        self._preparing = None
+        if preparing.problem is not None:
+            raise preparing.problem
+        made = preparing.made
+        assert made is not None, "it ended without a problem"  # noqa: S101
+        self._books, self._next_due_ms = made._books, made._next_due_ms
+        if not self._is_built:
+            for name in _MEMORY:
+                setattr(self, name, getattr(made, name))
+
+    def _end_preparing(self) -> None:
+        """Wait for a preparation that is under way, and let go of what it has made."""
+        preparing, self._preparing = self._preparing, None
+        if preparing is not None:
+            preparing.join()
+            if preparing.made is not None:
+                preparing.made._close_books()
 
     def _close_books(self) -> None:
         books, self._books = self._books, None
@@ -188,7 +242,41 @@ class RebuiltBooks(SqliteReads):
             sealer.seal_all()
 
 
+class _Preparation(threading.Thread):
+    """A thread that prepares a copy of the store: ``made``, unless there is a ``problem``."""
+
+    def __init__(self, prepare: Callable[[], RebuiltBooks]) -> None:
+        super().__init__(name="books", daemon=True)
+        self._prepare = prepare
+        self.made: RebuiltBooks | None = None
+        self.problem: Exception | None = None
+
+    def run(self) -> None:
+        """Prepare it."""
+        try:
+            self.made = self._prepare()
+        except Exception as problem:  # noqa: BLE001 - raised by whoever takes over
+            self.problem = problem
+
+
+def _throw_away(folder: Path) -> None:
+    """Take the books in *folder* away; a large file is removed in a thread, because that takes the disk a while."""
+    thrown = []
+    for suffix in ("", "-wal", "-shm"):
+        file = folder / f"{BOOKS_FILE}{suffix}"
+        with suppress(FileNotFoundError):
+            thrown.append(file.replace(file.with_name(f"{file.name}.thrown-away")))
+    threading.Thread(target=_remove, args=(thrown,), name="books-removal", daemon=True).start()
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        with suppress(OSError):  # another rebuild, or a start, removes it
+            file.unlink()
+
+
 def remove_books(folder: Path) -> None:
     """Remove the books in *folder*, and their log; they can be made again."""
     for suffix in ("", "-wal", "-shm"):
         (folder / f"{BOOKS_FILE}{suffix}").unlink(missing_ok=True)
+        (folder / f"{BOOKS_FILE}{suffix}.thrown-away").unlink(missing_ok=True)

@@ -138,8 +138,10 @@ class SqliteStore(RebuiltBooks):
             self._closing.append(self._sealing.close)
         self.rebuilds = 0
         self._books = None
-        self._suspected = None
+        self._suspected = self._preparing = None
+        self._is_prepared = False
         self._closing.append(self._close_books)
+        self._closing.append(self._end_preparing)
         self._build()
         self._note_head()
         self.key_tables.on_change = self._note_head
@@ -184,6 +186,7 @@ class SqliteStore(RebuiltBooks):
         try:
             self._open_books()
             self._load()
+            self._seal()
         except BooksDamaged as damage:
             self._rebuild(damage)
 
@@ -211,7 +214,6 @@ class SqliteStore(RebuiltBooks):
         self._replay()
         self._next_due_ms = books.next_due_ms(self._due_cursor)
         self._is_built = True
-        self._seal()
 
     def _digests_of(self, segment: int) -> Iterator[bytes]:
         books = self._need_books()
