@@ -24,13 +24,14 @@ from typing import Final, TypeVar
 from spotledger.domain.operations import Operation
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, checked_chains, end_of_cut
-from spotledger.ledger.ledger import Ledger, Outcome
+from spotledger.ledger.ledger import PIECE_OPERATIONS, Ledger, Outcome
 from spotledger.storage.steps import call_in, drive_on_loop
 
 #: Operations that may wait; a request beyond that is refused at once.
 QUEUE_LIMIT: Final = 10_000
-#: Operations in a group; a longer request is cut into several groups.
-GROUP_LIMIT: Final = 1_000
+#: Operations in a group; a longer request is cut into several groups. Making a group visible cannot be interrupted, and
+#: takes up to 12 µs for each operation.
+GROUP_LIMIT: Final = 250
 #: How long a group waits at most for the requests that are expected.
 GATHER_SECONDS: Final = 0.001
 #: With this many waiting requests, a group is large enough not to wait for more.
@@ -185,6 +186,8 @@ class Writer:
                     expected = max(expected, min(expected + came, FEW_REQUESTS))
                 if task is not None and task.cancelling():
                     return  # cancelled while the disk was busy
+                if self._waiting >= PIECE_OPERATIONS:
+                    await asyncio.sleep(0)  # making a large group visible, and loading the next, are enough each
         finally:
             self._stopping = True
             self._refuse(self._queue)
