@@ -23,6 +23,7 @@ from bench import books
 from bench.harness import QUICK, Aim, Cores, Report, Table, conditions, pinned, stop, tell
 from bench.load import Credentials, sign
 from spotledger.domain.operations import Deposit, Freeze, RegisterCustomer
+from spotledger.storage.sqlite.file import BOOKS, open_reader
 
 ENTRIES: Final = 140_000 if QUICK else 300_000
 CUSTOMERS: Final = 10_000 if QUICK else 50_000
@@ -153,6 +154,7 @@ class Cases:
 
         def work(case: Case) -> None:
             with closing(apsw.Connection(str(self._service.data / file), apsw.SQLITE_OPEN_READWRITE)) as connection:
+                connection.set_busy_timeout(60_000)
                 connection.execute("BEGIN IMMEDIATE")  # nothing is written, so the checksums of pages stay right
                 writing = threading.Thread(target=write, args=(case,))
                 writing.start()
@@ -244,6 +246,9 @@ class Cases:
     def rebuild(self, case: Case) -> None:
         """Damage the books, meet the damage, and wait until they have been made again."""
         file = self._service.data / "books.db"
+        with closing(open_reader(file, BOOKS)) as connection:
+            connection.set_busy_timeout(60_000)
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         with file.open("r+b") as opened:
             for place in range(2 * PAGE_BYTES + 100, file.stat().st_size, PAGE_BYTES):
                 opened.seek(place)
