@@ -46,6 +46,8 @@ class Case:
     #: Of callbacks that held the loop for a millisecond: ns held, ns of processor, name; longest first.
     listed: list[tuple[int, int, str]]
     callbacks: int
+    #: ns by which a timer of the loop was late at most, without the time in which the loop waited for a core.
+    late: int = 0
     #: Seconds of the probes, by name.
     probes: dict[str, list[float]] = field(default_factory=dict)
     #: Statuses of what the case itself asked for.
@@ -95,7 +97,8 @@ class Watched:
         with probing(self, case):
             work(case)
         told = self.tell("report")
-        case.listed, case.callbacks = [tuple(each) for each in told["listed"]], told["callbacks"]
+        case.listed = [tuple(each) for each in told["listed"]]
+        case.callbacks, case.late = told["callbacks"], told["late"]
         return case
 
 
@@ -337,14 +340,15 @@ def run() -> Report:
 
 def summarise(report: Report, found: list[Case], entries: int) -> None:
     """Put *found* into *report*."""
-    columns = ["case", "over 5 ms", "longest ms", "of it processor ms", "where", "answers"]
+    columns = ["case", "over 5 ms", "longest ms", "of it processor ms", "where", "a timer late, ms", "answers"]
     table = Table("Callbacks of the loop", columns)
     probes = Table("Probes, ms", ["case", "/healthz p99", "longest", "getBalance p99", "longest"])
     for case in found:
         held, used, where = case.listed[0] if case.listed else (0, 0, "")
         over = sum(each[0] > HELD_MS_AIM * 1e6 for each in case.listed)
         answers = ", ".join(f"{count} × {status}" for status, count in sorted(case.statuses.items()))
-        table.rows.append([case.name, over, round(held / 1e6, 1), round(used / 1e6, 1), where, answers])
+        figures = [round(ns / 1e6, 1) for ns in (held, used, case.late)]
+        table.rows.append([case.name, over, *figures[:2], where, figures[2], answers])
         probes.rows.append([case.name, *(figure for name in ("healthz", "getBalance") for figure in tail(case, name))])
     report.tables += [table, probes]
     longest = max((case.listed[0][0] for case in found if case.listed), default=0) / 1e6

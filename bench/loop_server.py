@@ -24,6 +24,7 @@ from spotledger.ops.gc_freeze import collect_all
 #: A callback that held the loop this long is listed by name.
 LISTED_NS = 1_000_000
 LISTED = 400
+BEAT_SECONDS = 0.005
 
 
 class Watch:
@@ -37,6 +38,8 @@ class Watch:
     def clear(self) -> None:
         """Forget everything."""
         self.callbacks = 0
+        #: How late a timer was at most, in ns, because of many callbacks in a row or a thread that computes.
+        self.late = 0
         self.listed: list[tuple[int, int, str]] = []
 
     def run(self, handle: asyncio.Handle, run: Any) -> None:
@@ -44,23 +47,31 @@ class Watch:
         if self._schedule < 0:
             self.loop = asyncio.get_running_loop()
             self._schedule = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+            self._beat(self.loop.time(), self._waited_ns())
         waited, used, began = self._waited_ns(), time.thread_time_ns(), time.perf_counter_ns()
         try:
             run(handle)
         finally:
             passed = time.perf_counter_ns() - began
             self.callbacks += 1
-            if passed >= LISTED_NS and len(self.listed) < LISTED:
+            if passed >= LISTED_NS:
                 held = passed - (self._waited_ns() - waited)
                 if held >= LISTED_NS:
                     self.listed.append((held, time.thread_time_ns() - used, name_of(handle)))
+
+    def _beat(self, due: float, waited: int) -> None:
+        """Run every few ms, and note how late that is, without the time in which the thread waited for a core."""
+        assert self.loop is not None
+        late = int(1e9 * (self.loop.time() - due))
+        self.late = max(self.late, late - (self._waited_ns() - waited))
+        self.loop.call_later(BEAT_SECONDS, self._beat, self.loop.time() + BEAT_SECONDS, self._waited_ns())
 
     def _waited_ns(self) -> int:
         return int(os.pread(self._schedule, 100, 0).split()[1])
 
     def report(self) -> dict[str, Any]:
         """Return what was seen, and begin anew."""
-        found = {"callbacks": self.callbacks, "listed": sorted(self.listed, reverse=True)}
+        found = {"callbacks": self.callbacks, "late": self.late, "listed": sorted(self.listed, reverse=True)[:LISTED]}
         self.clear()
         return found
 
