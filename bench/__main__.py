@@ -14,6 +14,7 @@ BENCHES = (
     "http_writes",
     "growth",
     "start",
+    "loop",
     "read",
     "postgres",
     "postgres_callers",

@@ -46,6 +46,7 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     │   ├── StoreUnavailable        the disk or the database failed
     │   ├── ClockUntrusted          the wall clock leapt
     │   └── LimitExceeded           too many requests
+    ├── LedgerDamaged               what a `LedgerCorrupt` is to a caller: no repeat of the request will pass
     ├── SetupError                  the service cannot start with this setup
     │   ├── DataFolderInUse
     │   ├── DataFolderUnusable      read-only, full, not a folder, no ledger
@@ -365,6 +366,15 @@ class LimitExceeded(Unavailable):
     code = "limit_exceeded"
 
 
+# --- the ledger is damaged -----------------------------------------------------------------------
+
+
+class LedgerDamaged(SpotledgerError):
+    """The ledger is damaged where this request needs it; the operator of the service has to look at it."""
+
+    code = "ledger_damaged"
+
+
 # --- the service cannot start ---------------------------------------------------------------------
 
 
@@ -433,6 +443,9 @@ class ProtocolError(SpotledgerError):
 
 class LedgerCorrupt(Exception):
     """An invariant of the ledger does not hold; nothing more is written until someone has examined it."""
+
+    #: Whether the journal is damaged, so that nothing more is written; not so for what is derived and for access keys.
+    stops_writes: ClassVar[bool] = True
 
 
 def refusal_of_code(code: str, message: str, details: dict[str, Any]) -> Refused:

@@ -57,7 +57,8 @@ def decided(ledger: Ledger) -> list[Entry]:
     wanted = wanted_of(operations)
     drive(store.begin(wanted))
     group = Group(store, operations, None, ledger.head.booked_ms)
-    group.load(wanted)
+    for _ in group.load(wanted, 2):
+        pass  # in pieces, as large groups are loaded
     entries = group.decide(len(operations))
     assert group.is_decided
     return entries

@@ -444,9 +444,13 @@ def test_unexpected_error_is_a_problem_without_a_trace(api: Api, caplog: pytest.
 
 
 def test_damaged_ledger_takes_no_writes_and_says_so(api: Api) -> None:
-    """Once an invariant was found broken, writes are unavailable and the service is not ready; reads go on."""
-    api.runtime.ledger._corrupt = errors.LedgerCorrupt("made up by this test")
-    problem = check_problem(api.post("/v1/deposits", DEPOSIT), errors.StoreUnavailable)
-    assert "damaged" in problem["detail"]
-    assert api.request("GET", "/readyz").status_code == 503
+    """Damage is no outage: writes answer 500 and name the place, nobody is told to try again, and reads go on."""
+    api.runtime.ledger._corrupt = errors.LedgerCorrupt("entry 7: made up by this test")
+    batch = {"operations": [{"op": "deposit", "key": "k-1", **DEPOSIT}]}
+    for answer in (api.post("/v1/deposits", DEPOSIT), api.post("/v1/batches", batch), api.request("GET", "/readyz")):
+        problem = check_problem(answer, errors.LedgerDamaged)
+        assert (answer.status_code, problem["code"]) == (500, "ledger_damaged")
+        assert "entry 7" in problem["detail"]
+        assert "retry-after" not in answer.headers
+    assert "spotledger_damaged 1.0" in api.get("/metrics").text
     assert api.get("/v1/customers/alice/balances").status_code == 200

@@ -94,19 +94,20 @@ def test_damaged_value_of_an_access_key_is_named(folder: Path, statement: str) -
 
 
 def test_listeners_name_a_damaged_key_table(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither listener tells a caller to try again, or shows the inside; the log names the damage."""
+    """Neither listener tells a caller to try again; only the operator is told the place; the log names the damage."""
     damage(folder, "access_keys")
     with operator_api(folder) as api:
         service = Service(api.runtime.ledger, PublicSettings())
         refusal = document(service.ask(signed_query()))
         problem = api.get("/v1/keys").json()
     assert refusal["code"] == 404
-    assert problem["status"] == 503
+    assert (problem["status"], problem["code"]) == (500, "ledger_damaged")
+    assert "at byte " in problem["detail"]
     for text in (refusal["info"], problem["detail"]):
         assert "damaged" in text
         assert "again" not in text
         assert "Traceback" not in text
-        assert "SQLITE" not in text
+    assert "SQLITE" not in refusal["info"]
     named = [record.getMessage() for record in caplog.records if "SQLITE_IOERR_DATA" in record.getMessage()]
     assert len(named) == 2
     assert not any("Traceback" in text or KEY in text for text in named)

@@ -403,28 +403,40 @@ def test_caller_that_is_cancelled_or_times_out_has_it_done_once(ledger: Ledger, 
     run(test())
 
 
-def test_beside_runs_while_no_commit_does(ledger: Any) -> None:
-    """Whatever writes beside the journal has the connection to itself, and the caller gets what it raises."""
+def test_beside_runs_in_a_thread_one_at_a_time(ledger: Any) -> None:
+    """A change of access keys waits for no commit, holds up nobody, and its caller gets what it raises."""
 
     async def test() -> None:
         writer = Writer(ledger)
         await writer.start()
-        connection = ledger._store._write
+        threads: list[int] = []
+        may_end = threading.Event()
+
+        def slow() -> str:
+            threads.append(threading.get_ident())
+            assert may_end.wait(20)
+            return "slow"
+
+        def quick() -> str:
+            threads.append(threading.get_ident())
+            return "quick"
+
         with gate_of(ledger) as gate:
             first = asyncio.create_task(writer.submit(deposit("first")))
             await gate.wait()
-            alone = asyncio.create_task(writer.beside(lambda: connection.in_transaction))
-            await asyncio.sleep(0.02)
-            assert not alone.done()
+            both = [asyncio.create_task(writer.beside(function)) for function in (slow, quick)]
+            while not threads:
+                await asyncio.sleep(0)
+            assert not any(task.done() for task in (first, *both))
+            may_end.set()
+            assert await asyncio.gather(*both) == ["slow", "quick"]
+            assert not first.done()
             gate.opened.set()
             await first
-            assert await alone is False
+        assert len(set(threads)) == 1
+        assert threading.get_ident() not in threads
         with pytest.raises(ZeroDivisionError):
             await writer.beside(lambda: 1 // 0)
-        many = [asyncio.create_task(writer.submit(deposit(f"k{n}"))) for n in range(20)]
-        states = [await writer.beside(lambda: connection.in_transaction) for _ in range(20)]
-        assert states == [False] * 20
-        await asyncio.gather(*many)
         await writer.stop()
 
     run(test())

@@ -69,7 +69,7 @@ def test_error_is_one_line_or_its_problem_document(capsys: pytest.CaptureFixture
     found = json.loads(document)
     assert (found["code"], found["available"], found["seq"]) == ("insufficient_available", "1.00", 7)
     Output().error(LedgerCorrupt("entry 3"))
-    assert capsys.readouterr().err == "spotledger: The ledger is damaged: entry 3. [ledger_corrupt]\n"
+    assert capsys.readouterr().err == "spotledger: The ledger is damaged: entry 3. [ledger_damaged]\n"
 
 
 def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 from spotledger.errors import (
     InvalidRequest,
     LedgerCorrupt,
+    LedgerDamaged,
     NotFound,
     SetupError,
     SpotledgerError,
@@ -120,6 +121,7 @@ class Backups:
             InvalidRequest: *name* cannot be the name of a backup, or is taken.
             StoreBusy: Another backup is being made.
             StoreUnavailable: It could not be written.
+            LedgerDamaged: The ledger is damaged.
         """
         if self._stopping.is_set():
             raise StoreBusy("the service is stopping; ask it again once it runs")
@@ -138,6 +140,7 @@ class Backups:
         Raises:
             NotFound: There is none of this name.
             StoreUnavailable: It could not be made.
+            LedgerDamaged: The ledger is damaged.
             InvalidRequest: The file is damaged, or is no backup.
         """
         running = self._running
@@ -189,7 +192,7 @@ class Backups:
             case SpotledgerError() as error:
                 self._failed = {name: error}
             case LedgerCorrupt() as error:
-                self._failed = {name: StoreUnavailable(f"the ledger is damaged, so no backup was made: {error}")}
+                self._failed = {name: LedgerDamaged(f"The ledger is damaged, so no backup was made: {error}.")}
             case error:
                 self._failed = {name: StoreUnavailable(f"the backup was not made: {type(error).__name__}")}
 

@@ -14,8 +14,8 @@ from spotledger.storage.folder import LEDGER_FILE, unusable
 from spotledger.storage.sqlite.file import BOOKS_FILE, JOURNAL, Connection, open_as_found, open_writer, translated
 from spotledger.storage.sqlite.journal import append_epoch, read_epochs
 from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_note
+from spotledger.storage.sqlite.rebuilding import remove_books
 from spotledger.storage.sqlite.sealing import Sealer
-from spotledger.storage.sqlite.store import remove_books
 from spotledger.storage.sqlite.wal import find_damage
 
 #: What is put aside is called so, beside where it was.

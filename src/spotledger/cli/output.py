@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from spotledger.errors import LedgerCorrupt, Refused, SpotledgerError
+from spotledger.errors import LedgerCorrupt, LedgerDamaged, Refused, SpotledgerError
 
 #: The width of a table that is not printed to a terminal.
 PIPE_COLUMNS: Final = 240
@@ -123,7 +123,7 @@ def _text(value: object) -> str:
 
 def _problem_of(error: SpotledgerError | LedgerCorrupt) -> dict[str, Any]:
     if isinstance(error, LedgerCorrupt):
-        return {"detail": f"The ledger is damaged: {error}.", "code": "ledger_corrupt"}
+        return {"detail": f"The ledger is damaged: {error}.", "code": LedgerDamaged.code}
     problem = {"title": (type(error).__doc__ or "").strip(), "detail": error.message, "code": error.code}
     seq = error.seq if isinstance(error, Refused) else None
     return {**error.details, **problem, **({} if seq is None else {"seq": seq})}

@@ -9,6 +9,7 @@ from typing import Any
 from spotledger.errors import (
     Denied,
     IdempotencyConflict,
+    LedgerDamaged,
     NotFound,
     Refused,
     ScopeMissing,
@@ -40,7 +41,7 @@ def _walk(error: type[SpotledgerError]) -> Iterator[type[SpotledgerError]]:
 
 #: Errors that a server may name. TransportError and SetupError are raised on this side only.
 ERROR_OF_CODE: Mapping[str, type[SpotledgerError]] = {
-    error.code: error for branch in (Refused, Denied, Unavailable) for error in _walk(branch)
+    error.code: error for branch in (Refused, Denied, Unavailable, LedgerDamaged) for error in _walk(branch)
 }
 #: For codes of a newer server, which this version does not know.
 _ERROR_OF_STATUS: Mapping[int, type[SpotledgerError]] = {

@@ -61,6 +61,9 @@ ADVICE: Final[dict[str, str]] = {
     "clock_untrusted": "Send the same request with the same key later. The operator of the service corrects the clock "
     "of its machine, or says that it is right: spotledger clock trust.",
     "limit_exceeded": "Wait for `Retry-After`, and send requests less often.",
+    # the ledger is damaged
+    "ledger_damaged": "Do not send the request again: it will not pass. Read `detail`, which names the place, keep the "
+    "files as they are, and run `spotledger audit`.",
     # the service cannot start
     "data_folder_in_use": "The message names the process that owns the folder; stop it, or name another folder.",
     "data_folder_unusable": "Free space, give permission to write, or name another folder.",
@@ -77,6 +80,7 @@ _BRANCHES: Final = (
     (errors.Refused, "Refused: change the request", "No money moved."),
     (errors.Denied, "Denied: prove who you are", "Nothing was done."),
     (errors.Unavailable, "Unavailable: try again", "Use the same idempotency key, so that the write happens once."),
+    (errors.LedgerDamaged, "The ledger is damaged", "Trying again does not help: the operator has to look at it."),
     (errors.SetupError, "The service cannot start", "Printed by the command line, never sent over HTTP."),
     (errors.TransportError, "Client: no answer", "Raised by the Python clients."),
     (errors.ProtocolError, "Client: an answer of another form", "Raised by the Python clients."),
@@ -104,11 +108,11 @@ def errors_markdown() -> str:
         "the same request with the same key gets the same refusal for ever, so try again with a new key. The public v1",
         "API sends its own codes in bodies with HTTP status 200; they are in the last column.",
         "",
-        "If an invariant of the ledger is broken, writes fail with `store_unavailable`, the service is not ready, and",
-        "the log says what was found: run `spotledger audit`.",
+        "If the journal is damaged, every write fails with `ledger_damaged`, which names the entry and the byte of the",
+        "file, and the service is not ready until it is started again. Traders are not told where the damage is.",
     ]
     for branch, title, about in _BRANCHES:
-        over_http = branch in (errors.Refused, errors.Denied, errors.Unavailable)
+        over_http = branch in (errors.Refused, errors.Denied, errors.Unavailable, errors.LedgerDamaged)
         lines += ["", f"## {title}", "", about, ""]
         lines += ["| code | status | meaning | what to do | v1 |", "|---|---|---|---|---|"]
         for kind in leaves(branch):

@@ -29,7 +29,7 @@ from spotledger.http.h1.server import HttpServer
 from spotledger.http.operator.app import OperatorApp
 from spotledger.http.operator.metrics import Metrics, show_shared_counts
 from spotledger.http.public.app import PublicApp, PublicSettings
-from spotledger.ops.gc_freeze import collect_all_hourly, freeze_survivors
+from spotledger.ops.gc_freeze import collect_all_regularly, freeze_survivors
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import Address, Settings, flag_of
 from spotledger.ops.siblings import Siblings
@@ -218,7 +218,7 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
     await operator_server.start()
     public_server = _Server(public_app, listeners.public)
     running = asyncio.create_task(public_server.serve())
-    background = [asyncio.create_task(work) for work in (_flush_used_regularly(runtime), collect_all_hourly())]
+    background = [asyncio.create_task(work) for work in (_flush_used_regularly(runtime), collect_all_regularly())]
     working = asyncio.create_task(_run_while_serving(while_serving, listening, stop))
     try:
         await asyncio.wait([working, running], return_when=asyncio.FIRST_COMPLETED)

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from spotledger import errors
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
-#: What a caller is told of a `LedgerCorrupt`; the log has the rest.
-DAMAGED = "The ledger is damaged; the operator of the service has to look at it."
 
 
 class Row(NamedTuple):
@@ -70,6 +68,8 @@ TABLE: dict[type[errors.SpotledgerError], Row] = {
     errors.StoreUnavailable: Row(503, 404, "Unavailable"),
     errors.ClockUntrusted: Row(503, 404, "Clock untrusted"),
     errors.LimitExceeded: Row(429, 404, "Too many requests"),
+    # the operator has to look at the ledger
+    errors.LedgerDamaged: Row(500, 404, "Ledger damaged"),
 }
 
 
@@ -77,6 +77,11 @@ def row_of(error: errors.SpotledgerError | type[errors.SpotledgerError]) -> Row:
     """Return the row for *error*: its own, or that of its nearest base."""
     kind = error if isinstance(error, type) else type(error)
     return next(TABLE[base] for base in kind.__mro__ if base in TABLE)
+
+
+def damage_of(corrupt: errors.LedgerCorrupt) -> errors.LedgerDamaged:
+    """Return *corrupt* as the operator API answers it: with the place. Traders are not told it."""
+    return errors.LedgerDamaged(f"The ledger is damaged: {corrupt}.")
 
 
 def problem(error: errors.SpotledgerError, request_id: str) -> dict[str, Any]:

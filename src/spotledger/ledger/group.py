@@ -9,7 +9,7 @@ refusal, or an error that leaves no trace.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
@@ -109,11 +109,15 @@ class Group:
         self._next = 0
         self._taken = 0
 
-    def load(self, wanted: Wanted) -> None:
-        """Load what the rules will ask for, in a few queries, and let the holds expire whose time has come."""
+    def load(self, wanted: Wanted, piece: int) -> Iterator[None]:
+        """Load what the rules will ask for, *piece* keys or accounts at a time, and let due holds expire."""
         store, overlay = self._store, self._overlay
         due = store.due_holds(self._now_ms, EXPIRIES_A_GROUP)
-        known = overlay.known = store.find_keys([*map(expiry_key, due), *wanted.keys, *wanted.hold_keys])
+        keys, known = [*map(expiry_key, due), *wanted.keys, *wanted.hold_keys], overlay.known
+        for start in range(0, len(keys), piece):
+            if start:
+                yield
+            known.update(store.find_keys(keys[start : start + piece]))
         hold_ids = {*due, *wanted.holds}
         hold_ids.update(known[key] for key in wanted.hold_keys if key in known)
         accounts = set(wanted.accounts)
@@ -126,7 +130,12 @@ class Group:
                 accounts.add(hold.account)
         for seq in wanted.entries:
             accounts |= _accounts_of_entry(store.entry(seq))
-        store.load({customer for customer, kind in accounts if kind != HOUSE_KIND}, accounts, ())
+        in_order = list(accounts)
+        for start in range(0, len(in_order), piece):
+            if start:
+                yield
+            part = in_order[start : start + piece]
+            store.load({customer for customer, kind in part if kind != HOUSE_KIND}, part, ())
         for hold_id in due:
             self._decide_one(Expire(str(hold_id)), LEDGER)
 

@@ -10,7 +10,8 @@ for a disk or a server on its event loop. Reads are in :mod:`spotledger.ledger.r
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -35,13 +36,15 @@ from spotledger.domain.positions import next_epoch
 from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
 from spotledger.ledger.group import Chains, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
 from spotledger.ledger.reads import LedgerReads
-from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance, Wanted
+from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.steps import Steps, drive
 
 #: Operations that are decided before their entries are written: few enough to stay in the processor's cache, and not
 #: to keep a server or the other tasks of an event loop waiting.
 PIECE_OPERATIONS: Final = 64
+#: Keys, or accounts, that are loaded before other tasks may run; a remote store has looked them up with the lock.
+LOADED_TOGETHER: Final = 50
 
 
 class Ledger(LedgerReads):
@@ -223,10 +226,11 @@ class Ledger(LedgerReads):
             store_ms = yield from self._store.begin(wanted)
             now_ms = self.clock.check() if store_ms is None else store_ms
             group = Group(self._store, operations, chains, now_ms, actors)
-            self._decide_piece(group, wanted)
+            loading = group.load(wanted, sys.maxsize if self._store.remote else LOADED_TOGETHER)
+            self._go_on(group, loading)
             while not group.is_decided:
                 yield None
-                self._decide_piece(group)
+                self._go_on(group, loading)
             if group.entries:
                 yield from self._store.commit()
             else:
@@ -237,11 +241,11 @@ class Ledger(LedgerReads):
         return group
 
     @gc_paused
-    def _decide_piece(self, group: Group, wanted: Wanted | None = None) -> None:
-        """Decide the next piece of *group*, the first one after loading what is *wanted*, and write its entries."""
+    def _go_on(self, group: Group, loading: Iterator[None]) -> None:
+        """Load the next piece of what the rules will ask for, or decide one of *group* and write its entries."""
         with self._write_lock:
-            if wanted is not None:
-                group.load(wanted)
+            if next(loading, self) is None:
+                return
             try:
                 entries = group.decide(PIECE_OPERATIONS)
             except LedgerCorrupt:
@@ -363,7 +367,8 @@ class Ledger(LedgerReads):
         """
         with self._lock:
             self._check_writable()
-        self._store.copy_to(target, progress)
+        with self._noting():
+            self._store.copy_to(target, progress)
 
     def close(self) -> None:
         """Close the store; a second call does nothing."""

@@ -7,8 +7,8 @@ After a failed commit, memory is rebuilt from the journal before the next answer
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final, TypeVar
 
 from spotledger.clock import Clock
@@ -135,6 +135,21 @@ class LedgerReads:
         return self._corrupt
 
     @property
+    def rebuilds(self) -> int:
+        """How often what is derived from the journal was found damaged or missing since the start, and made again."""
+        return self._store.rebuilds
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether anything can be written now; False while the idempotency keys are unknown (see ``rebuilding``)."""
+        return self._store.takes_writes
+
+    @property
+    def rebuilding(self) -> str | None:
+        """How far what is derived from the journal has been made again, in words; None where it is whole."""
+        return self._store.rebuilding
+
+    @property
     def coins(self) -> Mapping[str, Coin]:
         """The listed coins by name, sorted; a new object after each listing."""
         return self._store.coins
@@ -161,8 +176,7 @@ class LedgerReads:
             InvalidRequest: *at_seq* is above the head, or *account* is not an :class:`Account`.
         """
         _check_account(account)
-        with self._lock:
-            self._refresh()
+        with self._reading():
             if at_seq is None:
                 return dict(sorted(self._store.balances_now(account).items()))
             if not 0 <= at_seq <= self.head.seq:
@@ -178,8 +192,7 @@ class LedgerReads:
         Raises:
             InvalidRequest: *time_ms* is in the future, when more entries may be booked.
         """
-        with self._lock:
-            self._refresh()
+        with self._reading():
             now_ms = self.now_ms
             if not 0 <= time_ms <= now_ms:
                 raise InvalidRequest(
@@ -189,8 +202,7 @@ class LedgerReads:
 
     def statement(self, customer: str, coin: str | None = None, after_seq: int = 0, limit: int = 1000) -> list[Entry]:
         """Return at most *limit* entries after *after_seq* that touch *customer* (and *coin*), in order."""
-        with self._lock:
-            self._refresh()
+        with self._reading():
             after_seq, limit = self._page(after_seq, limit)
             owners = (customer, receivable_of(customer).customer)
             seqs = self._store.account_seqs(owners, coin, after_seq, limit)
@@ -199,26 +211,22 @@ class LedgerReads:
 
     def reversal_of(self, seq: int) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
-        with self._lock:
-            self._refresh()
+        with self._reading():
             return self._store.reversal_of(seq) if self._is_booked(seq) else None
 
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
-        with self._lock:
-            self._refresh()
+        with self._reading():
             return self._store.has_customer(customer)
 
     def customers(self, after: str = "", limit: int = 1000) -> list[str]:
         """Return at most *limit* customer ids above *after*, in order."""
-        with self._lock:
-            self._refresh()
+        with self._reading():
             return self._store.customers(after, self._page(0, limit)[1])
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return one hold, open or closed, or None."""
-        with self._lock:
-            self._refresh()
+        with self._reading():
             return self._store.hold(hold_id) if self._is_booked(hold_id) else None
 
     def holds(self, customer: str, state: str | None = None, after: int = 0, limit: int = 1000) -> list[Hold]:
@@ -230,15 +238,13 @@ class LedgerReads:
         """
         if state not in (None, "open", "closed"):
             raise InvalidRequest(f"state is {state!r}; open or closed would pass", field="state")
-        with self._lock:
-            self._refresh()
+        with self._reading():
             after, limit = self._page(after, limit)
             return self._store.holds(customer, state, after, limit)
 
     def old_holds(self, before_ms: int, after: int = 0, limit: int = 1000) -> list[Hold]:
         """Return at most *limit* open holds with ids above *after*, opened at or before *before_ms*."""
-        with self._lock:
-            self._refresh()
+        with self._reading():
             after, limit = self._page(after, limit)
             return self._store.old_holds(before_ms, after, limit)
 
@@ -250,26 +256,24 @@ class LedgerReads:
         """
         with self._lock:
             self._refresh()
-        return self._store.trial_balance()
+        with self._noting():
+            return self._store.trial_balance()
 
     def entry(self, seq: int) -> Entry | None:
         """Return the entry *seq*, or None."""
-        with self._lock:
-            self._refresh()
+        with self._reading():
             return self._store.entry(seq) if self._is_booked(seq) else None
 
     def entries(self, after_seq: int = 0, limit: int = 1000) -> list[Entry]:
         """Return at most *limit* entries after *after_seq*, in order and without gaps."""
-        with self._lock:
-            self._refresh()
+        with self._reading():
             return self._store.entries(*self._page(after_seq, limit))
 
     def entry_of_key(self, key: str) -> Entry | None:
         """Return the entry of an idempotency key, or None if the key was never used."""
         if not key.isascii():
             return None  # not a valid key
-        with self._lock:
-            self._refresh()
+        with self._reading():
             seq = self._store.find_keys([key]).get(key)
             return None if seq is None else self._store.entry(seq)
 
@@ -282,7 +286,29 @@ class LedgerReads:
             raise InvalidRequest(f"limit is {limit!r}; a whole number above zero would pass", field="limit")
         return max(0, min(after, self.head.seq)), min(limit, PAGE_LIMIT)
 
+    def go_on_rebuilding(self) -> None:
+        """Take over what is derived where it has been made again since it was last needed; does not wait for it."""
+        with self._reading():
+            self._store.go_on_rebuilding()
+
     # --- before each answer ---------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Keep writes out for the length of a ``with`` block; damage found in the journal stops them for good."""
+        with self._lock, self._noting():
+            self._refresh()
+            yield
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Stop writes if the block finds the journal damaged; a remote store's server judges that for itself."""
+        try:
+            yield
+        except LedgerCorrupt as corrupt:
+            if not self._store.remote:
+                self._note(corrupt)
+            raise
 
     def _refresh(self) -> None:
         if self._closed:
@@ -300,7 +326,7 @@ class LedgerReads:
             self._stale = False
 
     def _note(self, error: BaseException) -> None:
-        if isinstance(error, LedgerCorrupt) and self._corrupt is None:
+        if isinstance(error, LedgerCorrupt) and error.stops_writes and self._corrupt is None:
             self._corrupt = error
 
 

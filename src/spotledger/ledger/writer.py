@@ -3,8 +3,8 @@ The writer of a server: one bounded queue with group commit.
 
 All waiting requests become one group, which is decided on the event loop, committed with one sync, and then answered.
 A disk is waited for in a thread; a server is waited for on the loop, because a thread would compete with the loop for
-the interpreter at each of the server's answers. Nothing else writes meanwhile; writes of access keys go through
-``beside``.
+the interpreter at each of the server's answers. Nothing else writes the journal meanwhile; writes of access keys, which
+are elsewhere, go through ``beside``.
 
 Callers that are answered together usually send their next requests together. So after a group of several requests the
 writer waits a moment for as many again, and for as many more as arrived during the write: otherwise two callers would
@@ -26,13 +26,14 @@ from spotledger.domain.journal import LIBRARY
 from spotledger.domain.operations import Operation
 from spotledger.errors import ClockUntrusted, LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, checked_chains, end_of_cut
-from spotledger.ledger.ledger import Ledger, Outcome
+from spotledger.ledger.ledger import PIECE_OPERATIONS, Ledger, Outcome
 from spotledger.storage.steps import call_in, drive_on_loop
 
 #: Operations that may wait; a request beyond that is refused at once.
 QUEUE_LIMIT: Final = 10_000
-#: Operations in a group; a longer request is cut into several groups.
-GROUP_LIMIT: Final = 1_000
+#: Operations in a group; a longer request is cut into several groups. Making a group visible cannot be interrupted, and
+#: takes up to 12 µs for each operation.
+GROUP_LIMIT: Final = 250
 #: How long a group waits at most for the requests that are expected.
 GATHER_SECONDS: Final = 0.001
 #: How long a request may wait for its outcome on a remote store, which other nodes or a standby may hold up.
@@ -114,7 +115,7 @@ class Writer:
     def can_write(self) -> bool:
         """Whether the last group was written and another request would be taken."""
         stopped = self._refuses or self._failed or self._stopping or self._ledger.corrupt or self._ledger.clock_distrust
-        return not stopped and self._waiting < self._queue_limit
+        return not stopped and self._ledger.takes_writes and self._waiting < self._queue_limit
 
     async def start(self) -> None:
         """Start taking requests."""
@@ -188,15 +189,15 @@ class Writer:
         """
         Run *function*, which writes access keys or tokens, or trusts the clock.
 
-        It runs between two groups; on a remote store, in a thread beside them, `KEY_WRITES` such functions at a time.
+        It runs in a thread, because it may wait for a server, or for the lock of a file that another process holds: one
+        such function at a time, on a remote store `KEY_WRITES`.
 
         Raises:
             StoreBusy: Earlier ones wait for the server of a remote store; nothing was done.
         """
         if self._ledger.remote:
             return await self._in_time(self._key_writer.submit(function))
-        async with self._write_lock:
-            return function()
+        return await asyncio.get_running_loop().run_in_executor(self._key_writer, function)
 
     async def _in_time(self, waiting: Future[T]) -> T:
         """Return the result of a function that was handed to a thread, unless it has not begun in time."""
@@ -235,6 +236,8 @@ class Writer:
                     expected = max(expected, min(expected + came, FEW_REQUESTS))
                 if task is not None and task.cancelling():
                     return  # cancelled while the disk was busy
+                if self._waiting >= PIECE_OPERATIONS:
+                    await asyncio.sleep(0)  # making a large group visible, and loading the next, are enough each
         finally:
             self._stopping = True
             self._refuse(self._queue)
@@ -280,13 +283,20 @@ class Writer:
                         return  # cancelled while the thread was busy
                 if self._ledger.clock.distrust() and not self._ledger.remote:
                     continue  # the clock says in the log when it is trusted again
-                waiting = True
+                waiting = self._goes_on()
                 while waiting:
                     before = self._ledger.head.seq
                     await self.submit([])
                     waiting = self._ledger.head.seq - before >= EXPIRIES_A_GROUP
             except Exception as error:  # noqa: BLE001 - try again at the next look
-                _log.warning("looking for expired holds failed: %s", error)
+                level = logging.INFO if self._waits_for_books(error) else logging.WARNING
+                _log.log(level, "looking for expired holds failed: %s", error)
+
+    def _goes_on(self) -> bool:
+        """Say whether anything can be written; until the books are there after a start without them, ask for them."""
+        if not self._ledger.takes_writes:
+            self._ledger.go_on_rebuilding()
+        return self._ledger.takes_writes
 
     def _take(self) -> list[_Request]:
         """Take requests off the queue, up to the limit of a group."""
@@ -308,7 +318,8 @@ class Writer:
             outcomes = self._ledger.finish(group)
         except Exception as error:  # noqa: BLE001 - every caller gets the error
             if not isinstance(error, ClockUntrusted):  # the clock says so in the log, once
-                _log.error("a group of %d operations could not be written: %s", len(operations), error)
+                level = logging.INFO if self._waits_for_books(error) else logging.ERROR
+                _log.log(level, "a group of %d operations could not be written: %s", len(operations), error)
             await self._fail(requests, error)
             return
         except BaseException:
@@ -323,7 +334,7 @@ class Writer:
 
     async def _fail(self, requests: Sequence[_Request], error: Exception) -> None:
         """Pass *error* to the callers of a group; unless the store failed, try each request by itself first."""
-        by_store = isinstance(error, (StoreUnavailable, LedgerCorrupt))
+        by_store = isinstance(error, (StoreUnavailable, LedgerCorrupt)) and not self._waits_for_books(error)
         self._failed = self._failed or by_store
         if len(requests) > 1 and not by_store and not isinstance(error, ClockUntrusted):
             for request in requests:
@@ -331,6 +342,10 @@ class Writer:
         for request in requests:
             if not request.answer.done():
                 request.answer.set_exception(error)
+
+    def _waits_for_books(self, error: Exception) -> bool:
+        """Say whether *error* may be one that only operations get which need books that are being made again."""
+        return isinstance(error, StoreUnavailable) and self._ledger.rebuilding is not None
 
 
 def _cuts(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, int]]:

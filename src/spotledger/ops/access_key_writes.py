@@ -23,8 +23,8 @@ class AccessKeyWrites:
     """
     Does each write of access keys and tokens once.
 
-    A write and its kept answer, which contains no secret, are one transaction. Call it while no commit of the journal
-    uses the connection (``Writer.beside``).
+    A write and its kept answer, which contains no secret, are one transaction. Call it in the thread of
+    ``Writer.beside``: it may wait.
     """
 
     def __init__(self, tables: Any, key_ring: KeyRing) -> None:

@@ -15,8 +15,11 @@ from typing import Any, Final
 
 #: Net allocations that trigger a collection.
 YOUNG_OBJECTS: Final = 2_000
-#: How often all objects are examined.
+#: The pause before all objects are examined. It is doubled while that finds little, up to the longest.
 COLLECT_ALL_SECONDS: Final = 3600.0
+LONGEST_PAUSE_SECONDS: Final = 24 * 3600.0
+#: Garbage that is worth stopping the process for.
+WORTH_OBJECTS: Final = 10_000
 
 
 def freeze_survivors() -> None:
@@ -37,11 +40,13 @@ def collect_all() -> int:
     return gc.collect()  # its callback freezes what survives
 
 
-async def collect_all_hourly() -> None:
-    """Run `collect_all` every hour, until cancelled."""
+async def collect_all_regularly() -> None:
+    """Run `collect_all` every hour, or as seldom as once a day while it finds little, until cancelled."""
+    seconds = COLLECT_ALL_SECONDS
     while True:
-        await asyncio.sleep(COLLECT_ALL_SECONDS)
-        collect_all()
+        await asyncio.sleep(seconds)
+        found = collect_all()
+        seconds = COLLECT_ALL_SECONDS if found >= WORTH_OBJECTS else min(2 * seconds, LONGEST_PAUSE_SECONDS)
 
 
 def _freeze(phase: str, _: dict[str, Any]) -> None:

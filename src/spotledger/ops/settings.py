@@ -234,7 +234,7 @@ class Settings:
     queue_limit: int = _number(
         10_000, 1, 1_000_000, "How many operations may wait for the writer; beyond that the answer is 503."
     )
-    group_limit: int = _number(1_000, 1, 100_000, "The most operations that are committed, and synced, together.")
+    group_limit: int = _number(250, 1, 100_000, "The most operations that are committed, and synced, together.")
     segment_entries: int = _number(
         65_536, 8, 65_536, "Entries in a segment, fixed when the ledger is made. Smaller segments are for tests."
     )

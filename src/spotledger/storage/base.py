@@ -77,6 +77,8 @@ class Store(Protocol):
     key_tables: Any
     #: Whether a write waits for a server. Reads then go on meanwhile, and the store locks its own memory.
     remote: bool
+    #: How often what is derived was found damaged or missing, and made again; 0 where a server keeps it.
+    rebuilds: int
 
     @property
     def head(self) -> Head:
@@ -93,6 +95,17 @@ class Store(Protocol):
     @property
     def sealing_restarts(self) -> int:
         """How often the process that seals ended and was started again, or is about to be."""
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether anything can be written now: not on a standby, nor before all idempotency keys are known."""
+
+    @property
+    def rebuilding(self) -> str | None:
+        """How far what is derived has been made again, in words; None where it is whole."""
+
+    def go_on_rebuilding(self) -> None:
+        """Take over what has been made again; does not wait for it, and does nothing where all is whole."""
 
     @property
     def coins(self) -> Mapping[str, Coin]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from spotledger.ops import gc_freeze
-from spotledger.ops.gc_freeze import YOUNG_OBJECTS, collect_all, collect_all_hourly, freeze_survivors
+from spotledger.ops.gc_freeze import WORTH_OBJECTS, YOUNG_OBJECTS, collect_all, collect_all_regularly, freeze_survivors
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def test_everything_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -
     freeze_survivors()
 
     async def serve() -> None:
-        looking = asyncio.create_task(collect_all_hourly())
+        looking = asyncio.create_task(collect_all_regularly())
         for _ in range(2):
             garbage = weakref.ref(Circle())
             gc.freeze()
@@ -84,3 +84,19 @@ def test_everything_is_looked_at_now_and_then(monkeypatch: pytest.MonkeyPatch) -
         looking.cancel()
 
     asyncio.run(serve())
+
+
+def test_everything_is_looked_at_more_seldom_while_little_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pause doubles up to a day, and is an hour again after a look that was worth it."""
+    freeze_survivors()
+    found = iter([0, WORTH_OBJECTS - 1, 0, 0, 0, 0, WORTH_OBJECTS, 0])
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds / 3600)
+
+    monkeypatch.setattr(gc_freeze, "collect_all", lambda: next(found))
+    monkeypatch.setattr(gc_freeze.asyncio, "sleep", sleep)
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        asyncio.run(collect_all_regularly())
+    assert pauses == [1, 2, 4, 8, 16, 24, 24, 1, 2]

@@ -280,11 +280,16 @@ class SealingAnswer(Answer):
 
 
 class ReadyAnswer(Answer):
-    """The service accepts writes; an embedded ledger says how far sealing is behind."""
+    """
+    The service accepts writes; an embedded ledger says how far sealing is behind.
+
+    While the books are made again, writes that need them are not accepted.
+    """
 
     status: str
     seq: HeadSeq
     sealing: SealingAnswer | UnsetType = UNSET
+    rebuilding: Annotated[str, Meta(description="How far the books have been made again.")] | UnsetType = UNSET
 
 
 #: Texts that are cached per scale, because an answer has most of its amounts more than once. A larger cache would cost

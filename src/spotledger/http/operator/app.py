@@ -11,11 +11,13 @@ import logging
 import os
 from typing import Final
 
+from msgspec import UNSET
+
 from spotledger import paths
 from spotledger.errors import ClockUntrusted, LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
 from spotledger.http import wire
 from spotledger.http.h1.request import ClientDisconnected, Reply, Request
-from spotledger.http.operator.answers import AliveAnswer, ReadyAnswer
+from spotledger.http.operator.answers import AliveAnswer, ReadyAnswer, SealingAnswer
 from spotledger.http.operator.audits import AuditCalls, show_audits
 from spotledger.http.operator.backups import BackupCalls
 from spotledger.http.operator.batches import BatchCalls
@@ -84,6 +86,10 @@ class OperatorApp:
         self.metrics.show("waiting_operations", "Operations that wait for the writer.", lambda: writer.waiting)
         self.metrics.show("open_feeds", "Open streams of the journal.", lambda: self.feed.open)
         self.metrics.show("can_write", "1 while writes are accepted, else 0.", lambda: int(writer.can_write))
+        ledger = runtime.ledger
+        self.metrics.show("damaged", "1 once the journal was found damaged, else 0.", lambda: int(bool(ledger.corrupt)))
+        self.metrics.show("rebuilding", "1 while the books are made again.", lambda: int(bool(ledger.rebuilding)))
+        self.metrics.show_total("rebuilds", "How often the books were made again.", lambda: ledger.rebuilds)
         standby, watch = runtime.standby, runtime.revocation_watch
         if standby is not None:
             self.metrics.show("staleness_ms", "The maximum age of what is read.", lambda: standby.staleness_ms)
@@ -162,16 +168,18 @@ class OperatorApp:
 
     async def _ready(self, request: Request) -> Reply:
         """Answer whether the service accepts writes."""
+        ledger = self._runtime.ledger
+        if ledger.corrupt is not None:
+            raise wire.damage_of(ledger.corrupt)
         if not self._runtime.writer.can_write:
-            distrust = self._runtime.ledger.clock_distrust
+            distrust = ledger.clock_distrust
             if distrust is not None:
                 raise ClockUntrusted(f"Nothing is booked now: {distrust}.")
-            raise StoreUnavailable("The ledger accepts no writes now; try again later.")
-        ledger = self._runtime.ledger
-        found: dict[str, object] = {"status": "ready", "seq": ledger.head.seq}
-        if ledger.sealing_lag is not None:
-            found["sealing"] = {"lag_entries": ledger.sealing_lag}
-        return answer(found)
+            reason = ledger.rebuilding or "try again later"
+            raise StoreUnavailable(f"The ledger accepts no writes now: {reason}.")
+        lag_entries = ledger.sealing_lag
+        sealing = UNSET if lag_entries is None else SealingAnswer(lag_entries)
+        return answer(ReadyAnswer("ready", ledger.head.seq, sealing, ledger.rebuilding or UNSET))
 
     async def _metrics(self, request: Request) -> Reply:
         """Return metrics of the service, for Prometheus."""
@@ -184,6 +192,6 @@ def _public_error(error: Exception, request_id: str) -> SpotledgerError:
         return error
     if isinstance(error, LedgerCorrupt):
         _log.critical("request %s: %s", request_id, error)
-        return StoreUnavailable(wire.DAMAGED)
+        return wire.damage_of(error)
     _log.error("request %s ended in an unexpected error", request_id, exc_info=error)
     return SpotledgerError(f"An unexpected error occurred; the log of the service has it under {request_id}.")

@@ -11,9 +11,9 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -43,6 +43,8 @@ ADMIN: Final = "admin"
 BODY_LIMIT_BYTES: Final = 1024 * 1024
 BODY_TIMEOUT_SECONDS: Final = 10.0
 PAGE_LIMIT: Final = 1000
+#: Rows of a page that are read, or encoded, before other tasks may run.
+PIECE_ROWS: Final = 100
 RETRY_AFTER_SECONDS: Final = 1
 #: How long a read waits for the entry that ``min_seq`` names.
 MIN_SEQ_WAIT_SECONDS: Final = 5.0
@@ -55,6 +57,8 @@ REPLAYED_HEADER: Final = "Idempotency-Replayed"
 _JSON: Final = (b"content-type", JSON_MEDIA_TYPE.encode())
 _PROBLEM: Final = (b"content-type", wire.PROBLEM_MEDIA_TYPE.encode())
 _REPLAYED: Final = (REPLAYED_HEADER.lower().encode(), b"true")
+
+R = TypeVar("R")
 
 _PARAMETER = re.compile(r"{(\w+)}")
 _SEQ = re.compile(r"\A[0-9]{1,18}\Z")
@@ -221,6 +225,20 @@ def answer(body: object, status: int = 200, *, replayed: bool = False) -> Reply:
 def json_answer(body: bytes, status: int = 200, *, replayed: bool = False) -> Reply:
     """Return encoded JSON as an answer; *replayed* marks the repeat of an earlier answer."""
     return Reply(status, body, (_JSON, _REPLAYED) if replayed else (_JSON,))
+
+
+async def encoded_in_pieces(
+    body: msgspec.Struct, member: str, rows: Sequence[R], row_answer: Callable[[R], msgspec.Struct]
+) -> bytes:
+    """Return *body*, encoded, with its empty list *member* filled from *rows*; other tasks may run between pieces."""
+    before, empty, after = _encode(body).partition(b'"%b":[]' % member.encode())
+    assert empty, "the list is there, and empty"  # noqa: S101
+    pieces = []
+    for start in range(0, len(rows), PIECE_ROWS):
+        if start:
+            await asyncio.sleep(0)
+        pieces.append(_encode([row_answer(row) for row in rows[start : start + PIECE_ROWS]])[1:-1])
+    return before + empty[:-1] + b",".join(pieces) + b"]" + after
 
 
 def problem_answer(error: SpotledgerError, request_id: str) -> Reply:

@@ -57,6 +57,7 @@ class Feed:
         Raises:
             InvalidRequest: It asks for the entries after one that does not exist yet.
             EpochMissing, UnknownPosition: It asks for the entries after one that is not in this journal.
+            LedgerCorrupt: The first of them is damaged.
             Unavailable: Too many streams are open, or the service is stopping.
         """
         query = query_of(request, "after_seq")
@@ -70,6 +71,8 @@ class Feed:
                 f"{field} is {after_seq}; 0 to {epochs.text(head)}, the end of the journal, would pass",
                 field=field,
             )
+        if after_seq < head:
+            self.ledger.entries(after_seq, 1)  # damage is answered as such; a stream could only break off
         if self.stopped.is_set() or self.open >= FEEDS_LIMIT:
             raise Unavailable("No other stream can be opened now; try again later.")
         return Reply(200, b"", [_EVENT_STREAM], _Stream(self, after_seq))
@@ -123,7 +126,8 @@ class _Stream:
         try:
             entries = ledger.entries(self._after, FEED_PIECE_ENTRIES)
         except (SpotledgerError, LedgerCorrupt) as error:
-            _log.warning("a stream of the journal ended: %s", error)
+            level = logging.CRITICAL if isinstance(error, LedgerCorrupt) else logging.WARNING
+            _log.log(level, "a stream of the journal ended: %s", error)
             raise OSError("the journal cannot be read") from error
         texts = self._feed.texts
         text = ledger.epochs.text

@@ -39,6 +39,7 @@ from spotledger.http.operator.answers import (
     CoinTexts,
     CustomersAnswer,
     EntriesAnswer,
+    EntryAnswer,
     EntryReadAnswer,
     HoldAnswer,
     HoldReadAnswer,
@@ -54,11 +55,14 @@ from spotledger.http.operator.answers import (
 )
 from spotledger.http.operator.calls import (
     LEDGER_READ,
+    PIECE_ROWS,
     Call,
     Endpoint,
     TokenCheck,
     answer,
     await_seq,
+    encoded_in_pieces,
+    json_answer,
     limit_in,
     number_in,
     position_in,
@@ -71,8 +75,6 @@ from spotledger.ledger.ledger import CUSTOMERS, Ledger, TrialBalance
 HOLD_STATES: Final = ("open", "closed")
 #: The house accounts that are not per customer.
 HOUSE_ACCOUNTS: Final = {account.customer: account for account in (EXTERNAL, FEES, DUST)}
-#: Rows that are read before other tasks may run.
-PIECE_ROWS: Final = 100
 
 _EVENT_STREAM: Final = EVENT_STREAM_MEDIA_TYPE.encode()
 
@@ -204,13 +206,26 @@ class ReadCalls:
         return self._ledger.now_ms - number_in(query, "older_than_ms", 0)
 
     async def _holds_page(self, read: Callable[[int, int], list[Hold]], after: int, limit: int) -> Reply:
-        seq, found = self._ledger.at_one_head(lambda: read(after, limit))
+        seq, found = await self._holds_at_head(read, after, limit)
         following = self._ledger.epochs.text(found[-1].hold_id) if len(found) == limit else None
-        answers = [self._hold_answer(hold) for hold in found[:PIECE_ROWS]]
-        for start in range(PIECE_ROWS, len(found), PIECE_ROWS):
+        body = HoldsAnswer(seq, self._ledger.epochs.of(seq), [], following)
+        return json_answer(await encoded_in_pieces(body, "holds", found, self._hold_answer))
+
+    async def _holds_at_head(
+        self, read: Callable[[int, int], list[Hold]], after: int, limit: int
+    ) -> tuple[int, list[Hold]]:
+        """Read a page of holds, and the position for which all stand: in pieces, at once if an entry comes between."""
+        seq = self._ledger.head.seq
+        found = read(after, min(limit, PIECE_ROWS))
+        while found and len(found) % PIECE_ROWS == 0 and len(found) < limit:
             await asyncio.sleep(0)
-            answers += [self._hold_answer(hold) for hold in found[start : start + PIECE_ROWS]]
-        return answer(HoldsAnswer(seq, self._ledger.epochs.of(seq), answers, following))
+            if self._ledger.head.seq != seq:
+                return self._ledger.head.seq, read(after, limit)
+            piece = read(found[-1].hold_id, min(limit - len(found), PIECE_ROWS))
+            if not piece:
+                break
+            found += piece
+        return seq, found
 
     def _hold_answer(self, hold: Hold) -> HoldAnswer:
         opened_by = self._ledger.entry(hold.hold_id)
@@ -239,11 +254,12 @@ class ReadCalls:
         seq = self._ledger.head.seq
         found = await _in_pieces(self._ledger.entries, after_seq, limit)
         seq = max(seq, found[-1].seq if found else 0)
-        answers = [entry_answer(entry, self._texts) for entry in found]
         following = found[-1].seq if found else after_seq
-        return answer(
-            EntriesAnswer(seq, self._ledger.epochs.of(seq), answers, following, self._ledger.epochs.text(following))
-        )
+        body = EntriesAnswer(seq, self._ledger.epochs.of(seq), [], following, self._ledger.epochs.text(following))
+        return json_answer(await encoded_in_pieces(body, "entries", found, self._entry_answer))
+
+    def _entry_answer(self, entry: Entry) -> EntryAnswer:
+        return entry_answer(entry, self._texts)
 
     async def entry(self, request: Request) -> Reply:
         """Return one entry of the journal, and the entry that reversed it."""
@@ -283,12 +299,12 @@ class ReadCalls:
             self._ledger.epochs.of(seq),
             customer,
             self._after_answers(opening),
-            [entry_answer(entry, self._texts) for entry in found],
+            [],
             self._after_answers(closing),
             following,
             self._ledger.epochs.text(following),
         )
-        return answer(body)
+        return json_answer(await encoded_in_pieces(body, "entries", found, self._entry_answer))
 
     def _after_answers(self, balances: dict[tuple[Account, str], Balance]) -> list[AfterAnswer]:
         return [

@@ -22,6 +22,7 @@ from spotledger.clock import now_ms
 from spotledger.errors import (
     ClockUntrusted,
     LedgerCorrupt,
+    LedgerDamaged,
     MalformedRequest,
     MethodNotAllowed,
     NotFound,
@@ -258,7 +259,7 @@ class PublicApp:
     def _unexpected(self, request: Request, error: Exception) -> Answer:
         if isinstance(error, LedgerCorrupt):
             _log.critical("request %s: %s", request.request_id, error)
-            return self._refused(request, SpotledgerError(wire.DAMAGED), [])
+            return self._refused(request, LedgerDamaged(), [])
         # The text and the locals of the error may contain what was sent, so only its class and its frames are logged.
         places = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
         _log.error("request %s: unexpected %s\n%s", request.request_id, type(error).__name__, places)

@@ -85,6 +85,9 @@ class PostgresReads:
     key_tables: Any = None
     #: Whether the server takes writes; it can then create a ledger, and notify of new entries.
     takes_writes = True
+    # What is derived is the server's.
+    rebuilds = 0
+    rebuilding: str | None = None
     #: Whether a group is being written, which advances memory itself.
     is_writing = False
     #: Whether a group waits for the write lock, and for memory to advance meanwhile.
@@ -92,6 +95,9 @@ class PostgresReads:
     #: What is derived is written with the entries, so there is nothing to catch up with.
     sealing_lag: int | None = None
     sealing_restarts = 0
+
+    def go_on_rebuilding(self) -> None:
+        """Do nothing: all is whole."""
 
     def __init__(
         self,

@@ -34,13 +34,14 @@ from spotledger.storage.sqlite.buckets import (
     sum_of,
     unpack_history,
 )
-from spotledger.storage.sqlite.file import BOOKS, Connection, is_damage, name_of, open_reader, translate
+from spotledger.storage.sqlite.file import BOOKS, Connection, is_damage, name_of, open_reader, place_of, translate
 
 HOLD_COLUMNS: Final = (
     "hold_id, customer, account, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq"
 )
 BALANCE_COLUMNS: Final = 'bucket, customer, account, coin, available, "freeze", seq, segments'
 _PAGE: Final = 500
+_PAGE_MIN: Final = 100
 
 
 class BooksFacts(NamedTuple):
@@ -80,7 +81,7 @@ def checked() -> Iterator[None]:
         yield
     except (apsw.Error, UnicodeDecodeError) as error:
         if is_damage(error, checked=True):
-            raise BooksDamaged(f"the books are damaged: {name_of(error)}: {error}") from error
+            raise BooksDamaged(f"the books are damaged{place_of(error)}: {name_of(error)}: {error}") from error
         raise translate(error, "read", BOOKS) from error
 
 
@@ -283,7 +284,7 @@ class Books:
             )
         return [_hold(row) for row in rows]
 
-    def holds_of_customer(self, customer: str, after: int) -> list[Hold]:
+    def holds_of_customer(self, customer: str, after: int, limit: int) -> list[Hold]:
         """Return the next page of sealed holds of *customer* above *after*, in order."""
         accounts = [Account(customer, kind) for kind in (*ACCOUNT_IDS, HOUSE_KIND)]
         for segment in self.segments_of(accounts, None):
@@ -293,7 +294,7 @@ class Books:
             for held in self.history(segment, customer)[1]:
                 places = unpack_places(held.places)
                 begin = bisect_right(places, after - first)
-                ids = [first + place for place in places[begin : begin + _PAGE]]
+                ids = [first + place for place in places[begin : begin + _page(limit)]]
                 if ids:
                     found = sorted(self.holds_of_ids(ids))
                     if len(found) != len(ids):
@@ -301,21 +302,21 @@ class Books:
                     return found
         return []
 
-    def open_holds_of_customer(self, customer: str, after: int, up_to: int) -> list[Hold]:
+    def open_holds_of_customer(self, customer: str, after: int, up_to: int, limit: int) -> list[Hold]:
         """Return the next page of holds of *customer* above *after* that the books have as open."""
         rows = self._rows(
             "SELECT hold_id FROM hold INDEXED BY hold_open WHERE customer = ? AND hold_id > ? AND hold_id <= ?"
             " AND closed_seq IS NULL ORDER BY hold_id LIMIT ?",
-            (customer, after, up_to, _PAGE),
+            (customer, after, up_to, _page(limit)),
         )
         return sorted(self.holds_of_ids([hold_id for (hold_id,) in rows])) if rows else []
 
-    def open_holds(self, after: int, up_to: int) -> list[Hold]:
+    def open_holds(self, after: int, up_to: int, limit: int) -> list[Hold]:
         """Return the next page of holds above *after* that the books have as open."""
         rows = self._rows(
             "SELECT hold_id FROM hold INDEXED BY hold_age"
             " WHERE closed_seq IS NULL AND hold_id > ? AND hold_id <= ? ORDER BY hold_id LIMIT ?",
-            (after, up_to, _PAGE),
+            (after, up_to, _page(limit)),
         )
         return sorted(self.holds_of_ids([hold_id for (hold_id,) in rows])) if rows else []
 
@@ -363,6 +364,11 @@ class Books:
     def filter_source(self) -> Connection:
         """Return the connection over which the filter of known keys is read."""
         return self._connection
+
+
+def _page(limit: int) -> int:
+    """Return how many holds to read where *limit* are asked for: some more than a few, as some may not be wanted."""
+    return min(max(limit, _PAGE_MIN), _PAGE)
 
 
 def _hold(row: Sequence[Any]) -> Hold:

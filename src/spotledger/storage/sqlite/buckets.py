@@ -32,6 +32,8 @@ _MODULUS: Final = 1 << 128
 class BooksDamaged(LedgerCorrupt):
     """Something derived does not check; it is made again from the journal, which is not in doubt."""
 
+    stops_writes = False
+
 
 class HistoryLine(NamedTuple):
     """Which entries of a segment touched an account and coin: their places, packed."""

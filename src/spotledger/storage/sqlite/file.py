@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import threading
 from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 from urllib.parse import quote
 
 import apsw
 import apsw.sqlite_extra
 
 from spotledger.errors import JournalShorter, LedgerCorrupt, SchemaMismatch, StoreUnavailable
+from spotledger.storage.sqlite.buckets import BooksDamaged
 from spotledger.storage.sqlite.wal import find_damage
 
 if TYPE_CHECKING:
@@ -43,6 +46,9 @@ if TYPE_CHECKING:
 
         def reserve_bytes(self, schema: str = ..., reserve: int = ...) -> int:
             """Set how many bytes of each page are kept free."""
+
+        def set_busy_timeout(self, milliseconds: int) -> None:
+            """Set how long a statement waits for a lock."""
 
         def close(self) -> None:
             """Close the connection."""
@@ -68,6 +74,36 @@ CHECKSUM_BYTES: Final = 8
 BACKUP_ID: Final = 0x53706F42
 
 _VFS: Final = "cksmvfs"
+
+Row: TypeAlias = tuple[Any, ...]
+
+
+class KeysDamaged(LedgerCorrupt):
+    """Access keys or tokens are damaged; the ones concerned are refused, and everything else goes on."""
+
+    stops_writes = False
+
+
+class _Fault(threading.local):
+    """The last page whose checksum did not fit, as SQLite's log has it, in this thread."""
+
+    place = ""
+
+
+_fault: Final = _Fault()
+_FAULT: Final = re.compile(r'checksum fault offset (\d+) of "(.*)"')
+
+
+def _note_fault(code: int, message: str) -> None:
+    """Take from SQLite's log where a page is whose checksum does not fit: the error that follows does not say it."""
+    found = _FAULT.match(message)
+    if found is not None:
+        _fault.place = f" at byte {found[1]} of {Path(found[2]).name}"
+
+
+# SQLite takes it only before it is used; in a program that used it before, damage is named without the byte.
+with contextlib.suppress(apsw.MisuseError):
+    apsw.config(apsw.SQLITE_CONFIG_LOG, _note_fault)
 
 
 class FileKind(NamedTuple):
@@ -116,20 +152,19 @@ class translated:
         LedgerCorrupt: The file is damaged.
     """
 
-    __slots__ = ("_checked", "_doing", "_kind")
+    __slots__ = ("_checked", "_doing", "_kind", "_values")
 
-    def __init__(self, doing: str, kind: FileKind = JOURNAL, *, checked: bool = False) -> None:
+    def __init__(self, doing: str, kind: FileKind = JOURNAL, values: Row = (), *, checked: bool = False) -> None:
         """
         Begin a block.
 
         Args:
             doing: What is being done, such as ``"written"``, for the message.
-            kind: The file.
+            kind, values: The file, and what was looked up in it.
             checked: Whether everything written was checked before, so that a violated constraint means damage.
         """
-        self._doing = doing
-        self._kind = kind
-        self._checked = checked
+        self._doing, self._kind, self._checked = doing, kind, checked
+        self._values = values
 
     def __enter__(self) -> None:
         """Begin the block."""
@@ -137,15 +172,27 @@ class translated:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Translate *error* if it is SQLite's, or says that a text is none."""
         if isinstance(error, apsw.Error | UnicodeDecodeError):
-            raise translate(error, self._doing, self._kind, checked=self._checked) from error
+            raise translate(error, self._doing + _hint(self._values), self._kind, checked=self._checked) from error
+
+
+def _hint(values: Row) -> str:
+    """Return for whom a look-up was, such as `` for 1b4e28ba…``: enough to find an access key, too little to use it."""
+    first = values[0] if values else None
+    return f" for {first[:8]}…" if isinstance(first, str) and len(first) > 16 else ""
 
 
 def translate(error: Exception, doing: str, kind: FileKind = JOURNAL, *, checked: bool = False) -> Exception:
     """Return the error of our tree for *error*; the arguments are those of :class:`translated`."""
     if is_damage(error, checked=checked):
-        return LedgerCorrupt(f"the {kind.title} could not be {doing}: it is damaged ({name_of(error)}: {error})")
+        found = f"it is damaged{place_of(error)} ({name_of(error)}: {error})"
+        return damage_of(kind)(f"the {kind.title} could not be {doing}: {found}")
     advice = "; try again with the same idempotency key" if doing == "written" else ""
     return StoreUnavailable(f"the {kind.title} could not be {doing}: {reason_of(error)}{advice}")
+
+
+def damage_of(kind: FileKind) -> type[LedgerCorrupt]:
+    """Return the error for damage to a file of *kind*: the journal's stops all writes."""
+    return {KEYS: KeysDamaged, BOOKS: BooksDamaged}.get(kind, LedgerCorrupt)
 
 
 def is_damage(error: Exception, *, checked: bool = False) -> bool:
@@ -154,6 +201,12 @@ def is_damage(error: Exception, *, checked: bool = False) -> bool:
         return True
     code = _code_of(error)
     return code in _DAMAGE or code & 0xFF in _DAMAGE or (checked and code & 0xFF == apsw.SQLITE_CONSTRAINT)
+
+
+def place_of(error: Exception) -> str:
+    """Return where the damage is that *error*, just raised in this thread, is about, such as `` at byte 4096 of …``."""
+    place, _fault.place = _fault.place, ""
+    return place if _code_of(error) == apsw.SQLITE_IOERR_DATA else ""
 
 
 def reason_of(error: Exception) -> str:
@@ -226,7 +279,7 @@ def _open_to_write(path: Path, kind: FileKind, make: Callable[[Connection], None
                 connection.execute(f"PRAGMA {mode}")
             if is_new:
                 _make(connection, kind, make)
-            _check_checksums(connection, path)
+            _check_checksums(connection, path, kind)
         except BaseException:
             connection.close()
             raise
@@ -250,7 +303,7 @@ def open_reader(path: Path, kind: FileKind) -> Connection:
             is_empty = not _recognise(connection, path, kind)
             if not is_empty:
                 _tune(connection)
-                _check_checksums(connection, path)
+                _check_checksums(connection, path, kind)
         except BaseException:
             connection.close()
             raise
@@ -349,7 +402,7 @@ def _recognise(connection: Connection, path: Path, kind: FileKind) -> bool:
     # litestream and the like add tables of their own; ours must be as they were made.
     changed = sorted(name for name, sql in expected.items() if found.get(name) != sql)
     if changed:
-        raise LedgerCorrupt(f"the schema of {path} was changed: {', '.join(changed)}")
+        raise damage_of(kind)(f"the schema of {path} was changed: {', '.join(changed)}")
     return True
 
 
@@ -383,10 +436,10 @@ def _make(connection: Connection, kind: FileKind, make: Callable[[Connection], N
         raise
 
 
-def _check_checksums(connection: Connection, path: Path) -> None:
+def _check_checksums(connection: Connection, path: Path, kind: FileKind) -> None:
     """Make sure that pages are checked: one byte of the header switches that off."""
     if pragma(connection, "checksum_verification") != 1:
-        raise LedgerCorrupt(f"{path} has no checksums on its pages, although it was made with them")
+        raise damage_of(kind)(f"{path} has no checksums on its pages, although it was made with them")
 
 
 # --- before anything is opened --------------------------------------------------------------------------------------

@@ -112,6 +112,33 @@ def _read_note(path: Path) -> Note | None:
         raise StoreUnavailable(f"{path} cannot be read: {problem.strerror}") from problem
 
 
+def entry_rows(journal: Connection, first: int, last: int) -> list[tuple[int, bytes, bytes]]:
+    """
+    Return ``seq``, body and hash of the entries from *first* to *last* that are there, in order.
+
+    Raises:
+        LedgerCorrupt: A page of the journal does not check; the message names the first entry that cannot be read.
+        StoreUnavailable: The disk is in the way.
+    """
+    try:
+        return _rows_between(journal, first, last)
+    except LedgerCorrupt as damage:
+        for seq in range(first, last + 1):
+            try:
+                _rows_between(journal, seq, seq)
+            except LedgerCorrupt as found:
+                raise LedgerCorrupt(f"entry {seq}: {found}") from damage
+        raise
+
+
+def _rows_between(journal: Connection, first: int, last: int) -> list[tuple[int, bytes, bytes]]:
+    with translated("read"):
+        found: list[tuple[int, bytes, bytes]] = journal.execute(
+            "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last)
+        ).fetchall()
+        return found
+
+
 def read_epochs(connection: Connection) -> Epochs:
     """
     Return the epochs of the journal behind *connection*.

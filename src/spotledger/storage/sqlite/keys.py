@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from spotledger.errors import JournalShorter, LedgerCorrupt
+from spotledger.errors import JournalShorter
 from spotledger.storage.access_key_rows import KeyTables
-from spotledger.storage.sqlite.file import KEYS, Connection, open_reader, open_writer, translated
+from spotledger.storage.sqlite.file import KEYS, Connection, KeysDamaged, open_reader, open_writer, translated
 
 
 class SqliteKeyTables(KeyTables):
     """
     The tables of access keys and tokens, over two connections in autocommit.
+
+    One thread writes at a time, and sees what it has written within :meth:`together`; others read meanwhile, and wait
+    for nothing.
 
     Each transaction counts a change, which is noted with the head. So a file that was set back, in which a revoked key
     would come back to life, is noticed.
@@ -47,6 +51,11 @@ class SqliteKeyTables(KeyTables):
             self._write.close()
             raise
         self._depth = 0
+        #: Held for the length of a transaction, by the thread that writes.
+        self._writing = threading.RLock()
+        self._writer: int | None = None
+        #: Held during a query, which is short.
+        self._reading = threading.Lock()
         #: Called after each change, to note it.
         self.on_change: Callable[[], None] = lambda: None
         try:
@@ -59,7 +68,7 @@ class SqliteKeyTables(KeyTables):
     def _checked_change(self, path: Path, ledger_id: str, noted_change: int) -> int:
         rows = self.rows("SELECT ledger_id, change FROM keys_of")
         if not rows:
-            raise LedgerCorrupt(f"{path} does not say which ledger it is of")
+            raise KeysDamaged(f"{path} does not say which ledger it is of")
         found_id, change = rows[0]
         if found_id != ledger_id:
             raise JournalShorter(f"{path} is of the ledger {found_id}, not of {ledger_id}; put the right file back")
@@ -80,9 +89,10 @@ class SqliteKeyTables(KeyTables):
     @contextmanager
     def together(self) -> Iterator[Connection]:
         """Make all writes inside one transaction: all of them are done, or none when an exception leaves the block."""
-        with translated("written", KEYS):
+        with self._writing, translated("written", KEYS):
             if self._depth == 0:
                 self._write.execute("BEGIN IMMEDIATE")
+                self._writer = threading.get_ident()
             self._depth += 1
             try:
                 yield self._write
@@ -97,14 +107,17 @@ class SqliteKeyTables(KeyTables):
                 raise
             finally:
                 self._depth -= 1
+                if self._depth == 0:
+                    self._writer = None
 
     def confirm(self) -> None:
         """Do nothing: whatever can be read is synced."""
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query; inside ``together`` it sees what was written there."""
-        with translated("read", KEYS):
-            found: list[tuple[Any, ...]] = (self._write if self._depth else self._read).execute(sql, values).fetchall()
+        with translated("read", KEYS, values), self._reading:
+            source = self._write if self._writer == threading.get_ident() else self._read
+            found: list[tuple[Any, ...]] = source.execute(sql, values).fetchall()
             return found
 
     def write(self, sql: str, values: tuple[Any, ...]) -> int:
@@ -135,4 +148,4 @@ class SqliteKeyTables(KeyTables):
         try:
             return tuple(json.loads(value))
         except ValueError as error:
-            raise LedgerCorrupt(f"a list in a row of access keys or tokens cannot be read: {error}") from error
+            raise KeysDamaged(f"a list in a row of access keys or tokens cannot be read: {error}") from error

@@ -12,22 +12,25 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
-from spotledger.errors import LedgerCorrupt
+from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head, TrialBalance
 from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash, key_digest
 from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
 from spotledger.storage.sqlite.books import Books
 from spotledger.storage.sqlite.buckets import BooksDamaged
-from spotledger.storage.sqlite.file import BOOKS_FILE, JOURNAL_FILE, Connection, translated
+from spotledger.storage.sqlite.file import BOOKS_FILE, JOURNAL_FILE, Connection
+from spotledger.storage.sqlite.journal import entry_rows
 from spotledger.storage.sqlite.sealing_process import SealingProcess
 from spotledger.storage.sqlite.trial import trial_balance
 from spotledger.storage.sqlite.working_set import AccountState, WorkingSet
 
 T = TypeVar("T")
+#: Digests of keys that are kept from their look-up until the group is published.
+DIGESTS_KEPT: Final = 4_000
 
 
 class SqliteReads(ABC):
@@ -48,6 +51,18 @@ class SqliteReads(ABC):
     #: Up to which expiry, and which hold of that time, the books were looked through for due holds.
     _due_cursor: tuple[int, int]
     _next_due_ms: int | None
+
+    #: Whether memory has what it should; not so at a start without books, until they are made again.
+    _is_built: bool
+
+    @property
+    @abstractmethod
+    def rebuilding(self) -> str | None:
+        """How far the books have been made again, in words; None where they are whole."""
+
+    @abstractmethod
+    def _suspect(self, damage: BooksDamaged) -> None:
+        """Have the books made again at the next call that needs them; for other threads than the one that writes."""
 
     @abstractmethod
     def _need_books(self) -> Books:
@@ -85,8 +100,9 @@ class SqliteReads(ABC):
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ``seq`` of the entry of each key that is known."""
         known, digests = {}, self._digests
-        digests.clear()
-        memory, sealed = self._memory, not self._filter.is_empty()
+        if len(digests) > DIGESTS_KEPT:
+            digests.clear()
+        memory, sealed = self._memory, not (self._is_built and self._filter.is_empty())
         for key in dict.fromkeys(keys):
             seq = memory.opened_by(key)
             if seq is None:
@@ -103,7 +119,7 @@ class SqliteReads(ABC):
     def _sealed_key(self, key: str, digest: bytes) -> int | None:
         """Return the entry of the sealed segments that has *key*, or None."""
         segments = list(self._filter.segments_that_may_hold(probe_of(digest)))
-        if not segments:
+        if not segments and self._is_built:
             return None
 
         def find(books: Books) -> int | None:
@@ -173,7 +189,7 @@ class SqliteReads(ABC):
     def hold(self, hold_id: int) -> Hold | None:
         """Return the hold as it stands at the head."""
         hold = self._memory.hold(hold_id)
-        if hold is None and hold_id <= self._sealed_to:
+        if hold is None and (hold_id <= self._sealed_to or not self._is_built):
             hold = next(iter(self._from_books(lambda books: books.holds_of_ids([hold_id]))), None)
         return hold
 
@@ -215,7 +231,7 @@ class SqliteReads(ABC):
         changed = self._memory.changed_holds_of(customer)
         found: list[Hold] = []
         sealed_to = self._sealed_to
-        sealed = self._sealed_holds(customer, state == "open", after, sealed_to)
+        sealed = self._sealed_holds(customer, state == "open", after, sealed_to, limit)
         newer = (changed[hold_id] for hold_id in sorted(changed) if hold_id > max(after, sealed_to))
         for hold in chain(sealed, newer):
             current = changed.get(hold.hold_id, hold)
@@ -225,13 +241,13 @@ class SqliteReads(ABC):
                 break
         return found
 
-    def _sealed_holds(self, customer: str, only_open: bool, after: int, sealed_to: int) -> Iterator[Hold]:
+    def _sealed_holds(self, customer: str, only_open: bool, after: int, sealed_to: int, limit: int) -> Iterator[Hold]:
         """Give the holds of *customer* that sealed segments opened, as the books have them, in order."""
 
         def read(books: Books) -> list[Hold]:
             if only_open:
-                return books.open_holds_of_customer(customer, after, sealed_to)
-            return books.holds_of_customer(customer, after)
+                return books.open_holds_of_customer(customer, after, sealed_to, limit)
+            return books.holds_of_customer(customer, after, limit)
 
         while page := [hold for hold in self._from_books(read) if hold.hold_id <= sealed_to]:
             yield from page
@@ -240,7 +256,8 @@ class SqliteReads(ABC):
     def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
         """Return open holds of anybody that were opened at or before *before_ms*, in order of their ids."""
         found: list[Hold] = []
-        for hold in chain(self._sealed_open_holds(after), self._memory.holds_opened_after(max(after, self._sealed_to))):
+        sealed = self._sealed_open_holds(after, limit)
+        for hold in chain(sealed, self._memory.holds_opened_after(max(after, self._sealed_to))):
             if hold.opened_ms > before_ms or len(found) == limit:
                 break
             current = self._memory.hold(hold.hold_id) or hold
@@ -248,9 +265,9 @@ class SqliteReads(ABC):
                 found.append(current)
         return found
 
-    def _sealed_open_holds(self, after: int) -> Iterator[Hold]:
+    def _sealed_open_holds(self, after: int, limit: int) -> Iterator[Hold]:
         def read(books: Books) -> list[Hold]:
-            return books.open_holds(after, self._sealed_to)
+            return books.open_holds(after, self._sealed_to, limit)
 
         while page := self._from_books(read):
             yield from page
@@ -258,8 +275,13 @@ class SqliteReads(ABC):
 
     def trial_balance(self) -> TrialBalance:
         """Add up all that is durable. Blocks; may run in another thread while others write."""
-        self._need_books()
-        return trial_balance(self._folder / JOURNAL_FILE, self._folder / BOOKS_FILE)
+        if self.rebuilding is not None:
+            raise StoreUnavailable(f"{self.rebuilding}; try again later")
+        try:
+            return trial_balance(self._folder / JOURNAL_FILE, self._folder / BOOKS_FILE)
+        except BooksDamaged as damage:
+            self._suspect(damage)  # making them again is for the thread that writes
+            raise StoreUnavailable(f"{damage}; they are made again from the journal") from damage
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
         """Return ids of open holds whose time has come, *limit* at the most; the others at the next call."""
@@ -303,11 +325,7 @@ class SqliteReads(ABC):
         last = min(after_seq + limit, self._head.seq)
         if last <= after_seq:
             return []
-        with translated("read"):
-            rows = self._read.execute(
-                "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq",
-                (after_seq, last),
-            ).fetchall()
+        rows = entry_rows(self._read, after_seq, last)
         return [decode_entry(body) for body in checked_bodies(rows, after_seq, last, self.ledger_id)]
 
     def reversal_of(self, seq: int) -> int | None:
@@ -324,11 +342,10 @@ class SqliteReads(ABC):
         return bisect_right(range(1, self._head.seq), time_ms, key=self._booked_ms)
 
     def _booked_ms(self, seq: int) -> int:
-        with translated("read"):
-            rows = self._read.execute("SELECT body ->> '$.booked_ms' FROM entry WHERE seq = ?", (seq,)).fetchall()
-        if not rows:
+        entry = self.entry(seq)
+        if entry is None:
             raise LedgerCorrupt(f"entry {seq} is missing from the journal")
-        return int(rows[0][0])
+        return entry.booked_ms
 
     def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
         """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""

@@ -17,7 +17,7 @@ from typing import Any, Final
 from spotledger.domain.accounts import Account
 from spotledger.domain.journal import AVAILABLE
 from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
-from spotledger.errors import LedgerCorrupt, StoreUnavailable
+from spotledger.errors import LedgerCorrupt, SchemaMismatch, StoreUnavailable
 from spotledger.storage.encoding import (
     EntryChanges,
     chain_hash,
@@ -45,6 +45,7 @@ from spotledger.storage.sqlite.buckets import (
     unpack_keys,
 )
 from spotledger.storage.sqlite.file import BOOKS, JOURNAL, Connection, open_reader, open_writer, translated
+from spotledger.storage.sqlite.journal import entry_rows
 
 _READ_ENTRIES: Final = 1_000
 #: Columns of a row of the table of holds, by their place in `HOLD_COLUMNS`.
@@ -62,7 +63,8 @@ class Sealer:
         Open the *journal* to read and the *books* to write; the latter are made where they are not there.
 
         Raises:
-            LedgerCorrupt: One of them is damaged, or the books are of another ledger.
+            LedgerCorrupt: The journal is damaged.
+            BooksDamaged: The books are, or they are of another ledger.
             StoreUnavailable: The disk is in the way.
         """
         self._segment_entries: int
@@ -76,6 +78,9 @@ class Sealer:
                     "SELECT ledger_id, segment_entries FROM ledger"
                 ).fetchall()
             self._books = open_writer(books, BOOKS, self._make, is_synced=False)
+        except SchemaMismatch as error:
+            self._journal.close()
+            raise BooksDamaged(str(error)) from error
         except BaseException:
             self._journal.close()
             raise
@@ -194,10 +199,7 @@ class Sealer:
             books.holds_of_ids([hold for hold, _ in entry.holds])
 
     def _read(self, first: int, last: int) -> list[EntryChanges]:
-        with translated("read"):
-            rows = self._journal.execute(
-                "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last)
-            ).fetchall()
+        rows = entry_rows(self._journal, first, last)
         if len(rows) != last - first + 1:
             raise LedgerCorrupt(f"of the entries {first} to {last} some are missing from the journal")
         entries, link = [], self._link

@@ -136,11 +136,26 @@ class SealingProcess:
             child.kill()
             child.wait()
 
+    def kill(self) -> None:
+        """End the process at once, whatever it is at; does not wait."""
+        child, self._child, self._asked = self._child, None, None
+        if child is not None:
+            child.kill()
+            threading.Thread(target=_reap, args=(child,), name="sealing-end", daemon=True).start()
+
     def close(self) -> None:
         """End the process; a segment that it is at is finished or not sealed at all."""
         if self._child is not None:
             self._child.terminate()
         self._end()
+
+
+def _reap(child: subprocess.Popen[bytes]) -> None:
+    """Wait for the end of *child*, which was killed."""
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None:
+            pipe.close()
+    child.wait()
 
 
 def _serve(journal: Path, books: Path) -> None:

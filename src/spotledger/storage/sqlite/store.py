@@ -9,12 +9,14 @@ a time, by :mod:`sealing`; what is newer is in memory (:mod:`working_set`), and 
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
+
+import apsw
 
 from spotledger.clock import Moment
 from spotledger.domain.journal import BEGIN_EPOCH, Entry, epochs_after
@@ -33,6 +35,7 @@ from spotledger.storage.sqlite.books import Books
 from spotledger.storage.sqlite.buckets import BooksDamaged, ids_of_segment, unpack_keys
 from spotledger.storage.sqlite.file import (
     BOOKS_FILE,
+    BUSY_TIMEOUT_MS,
     JOURNAL,
     JOURNAL_FILE,
     KEYS_FILE,
@@ -46,10 +49,8 @@ from spotledger.storage.sqlite.journal import read_epochs
 from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.sqlite.noted_head import HeadNote
 from spotledger.storage.sqlite.placing import check_journal, go_on_placing
-from spotledger.storage.sqlite.reads import SqliteReads
-from spotledger.storage.sqlite.sealing import Sealer
+from spotledger.storage.sqlite.rebuilding import RebuiltBooks
 from spotledger.storage.sqlite.sealing_process import SealingProcess
-from spotledger.storage.sqlite.wal import find_damage
 from spotledger.storage.sqlite.working_set import WorkingSet
 from spotledger.storage.steps import Steps, at_once
 
@@ -64,12 +65,13 @@ ABSORBED_KEYS: Final = 500
 #: As many at once while nothing is written: some 2 ms.
 IDLE_ABSORBED_KEYS: Final = 4_000
 _REPLAY_ENTRIES: Final = 1_000
+_INSERT: Final = "INSERT INTO entry (seq, body, hash) VALUES (?, ?, ?)"
 
 T = TypeVar("T")
 _log = logging.getLogger("spotledger.store")
 
 
-class SqliteStore(SqliteReads):
+class SqliteStore(RebuiltBooks):
     """The embedded store in one folder; satisfies :class:`spotledger.storage.base.Store`."""
 
     remote = False
@@ -125,6 +127,12 @@ class SqliteStore(SqliteReads):
             self.epochs = read_epochs(self._read)
             self._head = Head(*_only_row(self._read, "SELECT seq, hash, booked_ms FROM head"))
         self._pending_head = self._head
+        #: The entry among those being written with which an epoch begins, or None.
+        self._begun_seq: int | None = None
+        #: What is to be written once another process releases the lock of the file; None where nothing waits.
+        self._waiting_rows: list[tuple[int, str, bytes]] | None = None
+        #: Held while the head is noted, so that no note of an earlier head follows that of a later one.
+        self._noting = threading.Lock()
         self._note = HeadNote(self._folder, self.ledger_id, self.epochs)
         self._closing.append(self._note.close)
         self._note.check(self._head.seq, self._hash_of)
@@ -133,14 +141,17 @@ class SqliteStore(SqliteReads):
         with translated("opened"):
             # A read must not rest on what the disk may lack: sync once before the first answer.
             self._write.execute("UPDATE ledger SET starts = starts + 1")
-        self._sealing: SealingProcess | None = None
+            self._write.set_busy_timeout(0)  # from now on it is used by the thread that serves
+        self._sealing = None
         if self._segment_entries >= PROCESS_ENTRIES:
             self._sealing = SealingProcess(self._path, self._folder / BOOKS_FILE)
             self._closing.append(self._sealing.close)
-        #: How often the books were found damaged or missing, and made again.
         self.rebuilds = 0
-        self._books: Books | None = None
+        self._books = None
+        self._suspected = self._preparing = None
+        self._is_prepared = False
         self._closing.append(self._close_books)
+        self._closing.append(self._end_preparing)
         self._build()
         self._note_head()
         self.key_tables.on_change = self._note_head
@@ -159,7 +170,8 @@ class SqliteStore(SqliteReads):
         self._note_head()
 
     def _note_head(self) -> None:
-        self._note.write(self._head, self.key_tables.change, self.moment())
+        with self._noting:  # a change of access keys is noted by the thread that made it
+            self._note.write(self._head, self.key_tables.change, self.moment())
 
     # --- the state of the head ----------------------------------------------------------------------
 
@@ -179,43 +191,29 @@ class SqliteStore(SqliteReads):
             self._head = Head(*_only_row(self._read, "SELECT seq, hash, booked_ms FROM head"))
             self.epochs = self._note.epochs = read_epochs(self._read)
         self._pending_head = self._head
+        self._repairs = []
+        self._empty_memory()
+        try:
+            self._open_books()
+            self._load()
+            self._seal()
+        except BooksDamaged as damage:
+            self._rebuild(damage)
+
+    def _empty_memory(self) -> None:
         self._digests = {}
         self._memory = WorkingSet(self._segment_entries, self._cache_accounts)
         self._filter = IdempotencyFilter(self._segment_entries)
-        self._repairs: list[str] = []
         self._absorbing: Iterator[bytes] | None = None
         self._is_built = False
         self._sealed_to = 0
         self._due_cursor = (0, 0)
         self._next_due_ms = None
-        try:
-            self._open_books()
-            self._load()
-        except BooksDamaged as damage:
-            self._rebuild(damage)
-
-    def _open_books(self) -> None:
-        """Open the books and check that they fit the journal."""
-        self._close_books()
-        path = self._folder / BOOKS_FILE
-        if find_damage(path.with_name(path.name + "-wal")) is not None:
-            raise BooksDamaged("the write-ahead log of the books is damaged")
-        if not path.exists():
-            if self._head.seq < self._segment_entries:
-                Sealer(self._path, path).close()
-            else:
-                raise BooksDamaged("there are no books")
-        self._books = Books(path, self.ledger_id, self._segment_entries)
-        facts = self._books.facts()
-        if facts.sealed_to > self._head.seq or facts.sealed_hash != self._hash_of(facts.sealed_to):
-            raise BooksDamaged(f"the books are sealed up to entry {facts.sealed_to} of another history")
 
     def _load(self) -> None:
         """Fill memory: the coins, the filter, and what is not sealed of the journal; BooksDamaged is the caller's."""
         books = self._books
         assert books is not None, "they were opened"  # noqa: S101
-        self._memory = WorkingSet(self._segment_entries, self._cache_accounts)
-        self._filter = IdempotencyFilter(self._segment_entries)
         self._sealed_to = books.facts().sealed_to
         for coin in books.coins(self._sealed_to):
             self._memory.list_coin(coin)
@@ -226,7 +224,6 @@ class SqliteStore(SqliteReads):
         self._replay(books)
         self._next_due_ms = books.next_due_ms(self._due_cursor)
         self._is_built = True
-        self._seal()
 
     def _digests_of(self, segment: int) -> Iterator[bytes]:
         books = self._need_books()
@@ -258,72 +255,6 @@ class SqliteStore(SqliteReads):
         if not rows:
             raise LedgerCorrupt(f"entry {seq} is missing from the journal")
         return bytes(rows[0][0])
-
-    # --- books that are damaged ---------------------------------------------------------------------
-
-    def _need_books(self) -> Books:
-        """
-        Return the books.
-
-        Raises:
-            StoreUnavailable: They are being made again; the message says how far that is.
-        """
-        if self._books is None:
-            self._go_on_rebuilding()
-        if self._books is None:
-            sealed = 0 if self._sealing is None else self._sealing.sealed_segments
-            raise StoreUnavailable(
-                f"the books are being made again from the journal: {sealed} of"
-                f" {self._head.seq // self._segment_entries} segments; try again with the same idempotency key"
-            )
-        return self._books
-
-    def _from_books(self, read: Callable[[Books], T]) -> T:
-        """Read from the books; where they do not check, begin to make them again."""
-        try:
-            return read(self._need_books())
-        except BooksDamaged as damage:
-            self._rebuild(damage)
-            return read(self._need_books())
-
-    def _rebuild(self, damage: BooksDamaged) -> None:
-        """Throw the books away and make them again: at once where that is quick, else in the process that seals."""
-        self.rebuilds += 1
-        self._repairs.append(f"{damage}; they were made again from the journal")
-        _log.error("%s; they are made again from the journal", damage)
-        self._close_books()
-        if self._sealing is not None:
-            self._sealing.close()
-            self._sealing.sealed_segments = 0
-        remove_books(self._folder)
-        if self._sealing is None:
-            self._seal_here()
-            self._take_over_books()
-        else:
-            self._go_on_rebuilding()
-
-    def _go_on_rebuilding(self) -> None:
-        full = self._head.seq // self._segment_entries
-        if self._sealing is None:
-            return
-        if full:
-            self._sealing.seal(full - 1)
-            self._sealing.poll()
-        if self._sealing.sealed_segments >= full:
-            if not full:
-                Sealer(self._path, self._folder / BOOKS_FILE).close()
-            self._take_over_books()
-
-    def _take_over_books(self) -> None:
-        """Open books that were made again; memory keeps what it has of the segments that are open."""
-        self._open_books()
-        if not self._is_built:
-            self._load()
-
-    def _close_books(self) -> None:
-        books, self._books = self._books, None
-        if books is not None:
-            books.close()
 
     # --- sealing ------------------------------------------------------------------------------------
 
@@ -359,10 +290,6 @@ class SqliteStore(SqliteReads):
         if process.sealed_segments * self._segment_entries > self._sealed_to:
             self._absorb(keys)
 
-    def _seal_here(self) -> None:
-        with closing(Sealer(self._path, self._folder / BOOKS_FILE)) as sealer:
-            sealer.seal_all()
-
     def _absorb(self, keys: int) -> None:
         """Put keys of the oldest open segment, which is sealed, into the filter; drop the segment after the last."""
         segment = self._sealed_to // self._segment_entries
@@ -385,8 +312,8 @@ class SqliteStore(SqliteReads):
         """Check that writing makes sense; this process is the only one that writes, and it has one clock."""
         if self._note.failure is not None:
             raise StoreUnavailable(f"{self._note.failure}; try again with the same idempotency key")
-        if not self._is_built:
-            self._need_books()
+        if self._books is None or self._suspected is not None:
+            self.go_on_rebuilding()
         if self._head.seq - self._sealed_to >= (UNSEALED_LIMIT + 1) * self._segment_entries:
             self._seal(IDLE_ABSORBED_KEYS)
             raise StoreBusy("sealing is behind; try again with the same idempotency key")
@@ -412,23 +339,45 @@ class SqliteStore(SqliteReads):
             previous = chain_hash(previous, body)
             rows.append((entry.seq, body.decode(), previous))
         last, begun = entries[-1], [entry.seq for entry in entries if entry.kind == BEGIN_EPOCH]
+        self._begun_seq = begun[-1] if begun else self._begun_seq
         if rows[0][0] != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {rows[0][0]} to {last.seq} do not follow entry {before.seq}")
         self._pending_head = Head(last.seq, previous, last.booked_ms)
         with translated("written", checked=True):
-            if before.seq == self._head.seq:
-                self._write.execute("BEGIN IMMEDIATE")
+            try:
+                if before.seq == self._head.seq:
+                    self._write.execute("BEGIN IMMEDIATE")
+            except apsw.BusyError:
+                self._waiting_rows = []  # another process holds the lock: only the commit may wait for it
+            if self._waiting_rows is not None:
+                self._waiting_rows += rows
+                return
             self._check_writing()
-            self._write.executemany("INSERT INTO entry (seq, body, hash) VALUES (?, ?, ?)", rows)
-            if begun:
-                self._write.execute("UPDATE ledger SET epoch_seq = ?", (begun[-1],))
+            self._write.executemany(_INSERT, rows)
 
     def commit(self) -> Steps[None]:
         """Make what was written durable: one step, which blocks until it is synced."""
+        if self._waiting_rows is not None:
+            yield self._write_late
         self._check_writing()
         with translated("written", checked=True):
             self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
+            if self._begun_seq is not None:
+                self._write.execute("UPDATE ledger SET epoch_seq = ?", (self._begun_seq,))
+        self._begun_seq = None
         yield self._sync
+
+    def _write_late(self) -> None:
+        """Wait for the lock that another process holds, in a thread where there is one, and write what waits for it."""
+        assert self._waiting_rows is not None, "rows wait for the lock"  # noqa: S101
+        with translated("written", checked=True):
+            self._write.set_busy_timeout(BUSY_TIMEOUT_MS)
+            try:
+                self._write.execute("BEGIN IMMEDIATE")
+            finally:
+                self._write.set_busy_timeout(0)
+            self._write.executemany(_INSERT, self._waiting_rows)
+        self._waiting_rows = None
 
     def _check_writing(self) -> None:
         # SQLite ends a transaction by itself when the disk fails; what comes after must not be written without it.
@@ -462,13 +411,17 @@ class SqliteStore(SqliteReads):
 
     def recover(self) -> None:
         """Roll back what was written, and build memory from the files again."""
-        if self._is_built and self._pending_head == self._head and not self._write.in_transaction:
-            return  # nothing was written
+        self._begun_seq = None
+        if self._waiting_rows is not None and not self._write.in_transaction:
+            self._waiting_rows, self._pending_head = None, self._head  # the lock never came, so nothing was written
+        if self._pending_head == self._head and not self._write.in_transaction:
+            return  # nothing was written; and where the books are being made again, that goes on
         before = dict(vars(self))
         try:
             with translated("read"):
                 if self._write.in_transaction:
                     self._write.execute("ROLLBACK")
+                self._waiting_rows = None
                 self._build()
         except BaseException:
             # The head and the coins stay those of the last acknowledged entry, not of a memory that is half built.
@@ -489,12 +442,6 @@ class SqliteStore(SqliteReads):
     def _close_all(self) -> None:
         while self._closing:
             self._closing.pop()()
-
-
-def remove_books(folder: Path) -> None:
-    """Remove the books in *folder*, and their log; they can be made again."""
-    for suffix in ("", "-wal", "-shm"):
-        (folder / f"{BOOKS_FILE}{suffix}").unlink(missing_ok=True)
 
 
 def _only_row(connection: Connection, query: str) -> tuple[Any, ...]:

@@ -17,11 +17,12 @@ import msgspec
 
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, ZERO, Balance
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Posting
-from spotledger.errors import LedgerCorrupt
+from spotledger.errors import LedgerCorrupt, SchemaMismatch
 from spotledger.storage.base import CUSTOMERS, TrialBalance
 from spotledger.storage.encoding import StoredPosting, chain_hash, postings_of
-from spotledger.storage.sqlite.books import read_facts
-from spotledger.storage.sqlite.file import BOOKS, JOURNAL, open_reader, translated
+from spotledger.storage.sqlite.books import checked, read_facts
+from spotledger.storage.sqlite.buckets import BooksDamaged
+from spotledger.storage.sqlite.file import BOOKS, JOURNAL, Connection, open_reader, translated
 
 _ROWS: Final = 500
 #: A pause after each piece, so that whoever serves meanwhile has the interpreter.
@@ -44,10 +45,11 @@ def trial_balance(journal: Path, books: Path) -> TrialBalance:
 
     Raises:
         StoreUnavailable: They cannot be read.
-        LedgerCorrupt: Something in them is damaged.
+        BooksDamaged: The books are damaged.
+        LedgerCorrupt: The journal is damaged.
     """
     sums: dict[tuple[str, str], Balance] = {}
-    with closing(open_reader(books, BOOKS)) as connection, translated("read", BOOKS):
+    with closing(_opened_books(books)) as connection, checked():
         connection.execute("BEGIN")
         facts = read_facts(connection)
         rows = connection.execute('SELECT customer, account, coin, available, "freeze" FROM balance')
@@ -70,6 +72,13 @@ def trial_balance(journal: Path, books: Path) -> TrialBalance:
     if seq != head_seq:
         raise LedgerCorrupt(f"entry {seq + 1} is missing from the journal")
     return TrialBalance(seq, sums)
+
+
+def _opened_books(path: Path) -> Connection:
+    try:
+        return open_reader(path, BOOKS)
+    except SchemaMismatch as error:
+        raise BooksDamaged(str(error)) from error
 
 
 def _paced(rows: Iterable[Any]) -> Iterator[Any]:

@@ -8,17 +8,24 @@ the tables do not have their balances yet.
 from __future__ import annotations
 
 import heapq
+import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, product
 from types import MappingProxyType
+from typing import Any, Final
 
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold, new_tuple, opened_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import key_digest
+
+#: Keys of a segment that is freed in a thread.
+LET_GO_BESIDE: Final = 4_096
+#: Accounts that are looked at, and customers that are evicted, after one group.
+LOOKED_AT: Final = 2_000
 
 
 class AccountState:
@@ -92,6 +99,13 @@ class OpenSegment:
         self.touched: dict[Account, dict[str, TouchedLine]] = {}
         self.reversals: dict[int, int] = {}
 
+    def let_go(self) -> None:
+        """Empty the large mappings item by item: to free one at once would stop the other threads for some ms."""
+        parts: tuple[dict[Any, Any], ...] = (self.keys, self.opened, self.holds, self.holds_of, self.touched)
+        for part in parts:
+            while part:
+                part.popitem()
+
 
 class WorkingSet:
     """All that the store has in memory."""
@@ -113,6 +127,7 @@ class WorkingSet:
         self.coins: Mapping[str, Coin] = MappingProxyType({})
         self._overdue: list[tuple[int, int]] = []
         self._shrink_at = cache_accounts
+        self._looked_at = 0
 
     # --- look-ups ---------------------------------------------------------------------------------
 
@@ -303,17 +318,29 @@ class WorkingSet:
             for customer in segment.customers:
                 self.known_customers[customer] = None
             self._shrink_at = self._cache_accounts
+            if len(segment.keys) >= LET_GO_BESIDE:
+                threading.Thread(target=segment.let_go, name="let-go", daemon=True).start()
 
     def shrink(self, sealed_to: int) -> None:
         """Evict what exceeds the bounds and is unchanged in the tables, oldest first."""
         if len(self.accounts) > self._shrink_at:
-            excess = len(self.accounts) - self._cache_accounts
-            clean = (account for account, state in self.accounts.items() if state.changed_seq <= sealed_to)
-            for account in list(islice(clean, excess)):
-                del self.accounts[account]
-            # Accounts of open segments cannot go yet, and looking at each group again would cost more than it frees.
-            self._shrink_at = max(len(self.accounts), self._cache_accounts) + self._cache_accounts // 8
+            self._evict_accounts(sealed_to)
         excess = len(self.known_customers) - self._cache_accounts
         if excess > 0:
-            for customer in list(islice(self.known_customers, excess)):
+            for customer in list(islice(self.known_customers, min(excess, LOOKED_AT))):
                 del self.known_customers[customer]
+
+    def _evict_accounts(self, sealed_to: int) -> None:
+        """Look at the oldest accounts: those that are unchanged go, the others become the youngest."""
+        accounts = self.accounts
+        for account in list(islice(accounts, LOOKED_AT)):
+            if len(accounts) <= self._cache_accounts:
+                break
+            state = accounts.pop(account)
+            if state.changed_seq > sealed_to:
+                accounts[account] = state
+        self._looked_at += LOOKED_AT
+        if len(accounts) <= self._cache_accounts or self._looked_at >= len(accounts):
+            # Accounts of open segments cannot go yet, and looking at each group again would cost more than it frees.
+            self._looked_at = 0
+            self._shrink_at = max(len(accounts), self._cache_accounts) + self._cache_accounts // 8
