@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import apsw
+
 from spotledger.errors import JournalShorter, LedgerCorrupt
 from spotledger.storage.access_key_rows import KeyTables
+from spotledger.storage.sqlite.buckets import RowSum
 from spotledger.storage.sqlite.file import KEYS, Connection, open_reader, open_writer, translated
+from spotledger.storage.sqlite.key_sum import KeptSum, check_sum
+
+_log = logging.getLogger("spotledger.store")
 
 
 class SqliteKeyTables(KeyTables):
@@ -18,7 +25,9 @@ class SqliteKeyTables(KeyTables):
     The tables of access keys and tokens, over two connections in autocommit.
 
     Each transaction counts a change, which is noted with the head. So a file that was set back, in which a revoked key
-    would come back to life, is noticed.
+    would come back to life, is noticed. All rows are added up when the file is opened, so a part of it that was set
+    back or mixed up is noticed, too: then nothing is read from it. A page that is damaged is named when it is read, and
+    the keys in other pages go on working.
     """
 
     def __init__(self, path: Path, ledger_id: str, noted_change: int = 0) -> None:
@@ -38,7 +47,7 @@ class SqliteKeyTables(KeyTables):
         super().__init__()
 
         def make(keys: Connection) -> None:
-            keys.execute("INSERT INTO keys_of VALUES (1, ?, 0)", (ledger_id,))
+            keys.execute("INSERT INTO keys_of VALUES (1, ?, 0, ?, ?)", (ledger_id, *RowSum().kept()))
 
         self._write = open_writer(path, KEYS, make)
         try:
@@ -47,11 +56,16 @@ class SqliteKeyTables(KeyTables):
             self._write.close()
             raise
         self._depth = 0
+        #: Why nothing is read or written: the rows are not those that were written last.
+        self._damage: LedgerCorrupt | None = None
         #: Called after each change, to note it.
         self.on_change: Callable[[], None] = lambda: None
         try:
             #: The number of the last change.
             self.change = self._checked_change(path, ledger_id, noted_change)
+            self._check_rows(path)
+            with translated("opened", KEYS):
+                self._sum = KeptSum(self._write)
         except BaseException:
             self.close()
             raise
@@ -72,6 +86,21 @@ class SqliteKeyTables(KeyTables):
             )
         return int(change)
 
+    def _check_rows(self, path: Path) -> None:
+        """Add up the rows; where a page does not fit its checksum, only what is in it is refused, when it is read."""
+        try:
+            with translated("read", KEYS):
+                self._read.execute("BEGIN")
+                try:
+                    check_sum(self._read)
+                finally:
+                    if self._read.in_transaction:
+                        self._read.execute("ROLLBACK")
+        except LedgerCorrupt as damage:
+            _log.error("%s: %s", path, damage)
+            if getattr(damage.__cause__, "extendedresult", 0) != apsw.SQLITE_IOERR_DATA:
+                self._damage = LedgerCorrupt(f"{path} cannot be read: {damage}; put the file back, or restore a backup")
+
     def close(self) -> None:
         """Close the file."""
         self._read.close()
@@ -81,12 +110,16 @@ class SqliteKeyTables(KeyTables):
     def together(self) -> Iterator[Connection]:
         """Make all writes inside one transaction: all of them are done, or none when an exception leaves the block."""
         with translated("written", KEYS):
+            if self._damage is not None:
+                raise self._damage
             if self._depth == 0:
                 self._write.execute("BEGIN IMMEDIATE")
+                self._sum.begin()
             self._depth += 1
             try:
                 yield self._write
                 if self._depth == 1:
+                    self._sum.store()
                     self._write.execute("UPDATE keys_of SET change = change + 1")
                     self._write.execute("COMMIT")
                     self.change += 1
@@ -100,6 +133,8 @@ class SqliteKeyTables(KeyTables):
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query; inside ``together`` it sees what was written there."""
+        if self._damage is not None:
+            raise self._damage
         with translated("read", KEYS):
             found: list[tuple[Any, ...]] = (self._write if self._depth else self._read).execute(sql, values).fetchall()
             return found
@@ -131,5 +166,5 @@ class SqliteKeyTables(KeyTables):
         """Return the texts that *value* of a row is."""
         try:
             return tuple(json.loads(value))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise LedgerCorrupt(f"a list in a row of access keys or tokens cannot be read: {error}") from error
