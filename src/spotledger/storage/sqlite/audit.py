@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from spotledger.errors import LedgerCorrupt
-from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS, BooksFacts
+from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS, BooksFacts, sum_of_buckets
 from spotledger.storage.sqlite.buckets import HOLD_BUCKET_IDS, ids_of_segment
 from spotledger.storage.sqlite.file import (
     BACKUP_ID,
@@ -79,6 +79,8 @@ class SmallTables(NamedTuple):
     facts: BooksFacts
     coins: list[Row]
     reversals: list[Row]
+    #: Count and digest of the buckets of owners and of holds.
+    buckets: tuple[int, bytes]
     #: Customers, open holds and expiring holds, by the index that was counted.
     counts: dict[str, int]
 
@@ -343,6 +345,7 @@ class BooksFile(RawFile):
                 facts,
                 ask("SELECT coin, scale, seq FROM coin").fetchall(),
                 ask("SELECT seq, by_seq FROM reversal").fetchall(),
+                sum_of_buckets(self._connection).kept(),
                 {index: ask(query).fetchall()[0][0] for index, query in counts.items()},
             )
 
@@ -380,7 +383,7 @@ class BooksFile(RawFile):
 
 
 _FACTS: Final = f"SELECT {', '.join(BooksFacts._fields)} FROM books"
-_FACT_TYPES: Final = (str, int, int, bytes, int, bytes, int, bytes, int, int, int)
+_FACT_TYPES: Final = (str, int, int, bytes, int, bytes, int, bytes, int, bytes, int, int, int)
 
 
 def _facts(rows: list[Row]) -> BooksFacts | None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
-from spotledger.errors import LedgerCorrupt
+from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head, TrialBalance
 from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash, key_digest
 from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
@@ -45,6 +45,8 @@ class SqliteReads(ABC):
     #: Up to which expiry, and which hold of that time, the books were looked through for due holds.
     _due_cursor: tuple[int, int]
     _next_due_ms: int | None
+    #: What another thread found damaged in the books; the next read that needs them makes them again.
+    _found_damage: BooksDamaged | None = None
 
     @abstractmethod
     def _need_books(self) -> Books:
@@ -235,7 +237,11 @@ class SqliteReads(ABC):
     def trial_balance(self) -> TrialBalance:
         """Add up all that is durable. Blocks; may run in another thread while others write."""
         self._need_books()
-        return trial_balance(self._folder / JOURNAL_FILE, self._folder / BOOKS_FILE)
+        try:
+            return trial_balance(self._folder / JOURNAL_FILE, self._folder / BOOKS_FILE)
+        except BooksDamaged as damage:
+            self._found_damage = damage  # another thread may be writing, so the next read makes them again
+            raise StoreUnavailable(f"{damage}; the books are made again from the journal, try again") from damage
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
         """Return ids of open holds whose time has come, *limit* at the most; the others at the next call."""

@@ -28,7 +28,7 @@ from spotledger.storage.encoding import chain_hash, encode_entry, genesis_hash
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.idempotency_filter import IdempotencyFilter
 from spotledger.storage.sqlite import copy as sqlite_copy
-from spotledger.storage.sqlite.books import Books
+from spotledger.storage.sqlite.books import Books, checked
 from spotledger.storage.sqlite.buckets import BooksDamaged, ids_of_segment, unpack_keys
 from spotledger.storage.sqlite.file import (
     BOOKS_FILE,
@@ -209,7 +209,8 @@ class SqliteStore(SqliteReads):
         self._sealed_to = books.facts().sealed_to
         for coin in books.coins(self._sealed_to):
             self._memory.list_coin(coin)
-        self._filter.load(books.filter_source(), self._sealed_to // self._segment_entries, self._digests_of)
+        with checked():
+            self._filter.load(books.filter_source(), self._sealed_to // self._segment_entries, self._digests_of)
         for repair in self._filter.repairs:
             _log.warning("%s", repair)
         self._repairs += self._filter.repairs
@@ -257,6 +258,14 @@ class SqliteStore(SqliteReads):
         Raises:
             StoreUnavailable: They are being made again; the message says how far that is.
         """
+        if self._books is None or self._found_damage is not None:
+            return self._books_again()
+        return self._books
+
+    def _books_again(self) -> Books:
+        damage, self._found_damage = self._found_damage, None
+        if damage is not None:
+            self._rebuild(damage)
         if self._books is None:
             self._go_on_rebuilding()
         if self._books is None:

@@ -8,6 +8,7 @@ balances of the sealed segments, and then the postings of every entry that they 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,8 +21,9 @@ from spotledger.domain.journal import AVAILABLE, BalanceAfter, Posting
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import CUSTOMERS, TrialBalance
 from spotledger.storage.encoding import StoredPosting, chain_hash, postings_of
-from spotledger.storage.sqlite.books import read_facts
-from spotledger.storage.sqlite.file import BOOKS, JOURNAL, open_reader, translated
+from spotledger.storage.sqlite.books import BALANCE_COLUMNS, checked, open_books, read_facts
+from spotledger.storage.sqlite.buckets import BooksDamaged, RowSum
+from spotledger.storage.sqlite.file import JOURNAL, Connection, open_reader, translated
 
 _ROWS: Final = 500
 #: A pause after each piece, so that whoever serves meanwhile has the interpreter.
@@ -44,15 +46,14 @@ def trial_balance(journal: Path, books: Path) -> TrialBalance:
 
     Raises:
         StoreUnavailable: They cannot be read.
-        LedgerCorrupt: Something in them is damaged.
+        BooksDamaged: The books are damaged.
+        LedgerCorrupt: The journal is damaged.
     """
     sums: dict[tuple[str, str], Balance] = {}
-    with closing(open_reader(books, BOOKS)) as connection, translated("read", BOOKS):
+    with closing(open_books(books)) as connection, checked():
         connection.execute("BEGIN")
         facts = read_facts(connection)
-        rows = connection.execute('SELECT customer, account, coin, available, "freeze" FROM balance')
-        for customer, account, coin, available, freeze in _paced(rows):
-            _add(sums, _owner(customer, account), coin, int(available), int(freeze))
+        _add_balances(connection, sums)
     seq, link = facts.sealed_to, facts.sealed_hash
     with closing(open_reader(journal, JOURNAL)) as connection, translated("read"):
         connection.execute("BEGIN")
@@ -70,6 +71,23 @@ def trial_balance(journal: Path, books: Path) -> TrialBalance:
     if seq != head_seq:
         raise LedgerCorrupt(f"entry {seq + 1} is missing from the journal")
     return TrialBalance(seq, sums)
+
+
+def _add_balances(connection: Connection, sums: dict[tuple[str, str], Balance]) -> None:
+    """Add up all balances of the books, and compare the rows of each bucket with what is kept of them."""
+    buckets: defaultdict[int, RowSum] = defaultdict(RowSum)
+    for row in _paced(connection.execute(f"SELECT {BALANCE_COLUMNS} FROM balance")):
+        bucket, customer, account, coin, available, freeze, *_ = row
+        buckets[bucket].add("balance", row)
+        try:
+            _add(sums, _owner(customer, account), coin, int(available), int(freeze))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise BooksDamaged("a balance of the books is none") from error
+    for row in _paced(connection.execute("SELECT bucket, customer, seq FROM customer")):
+        buckets[row[0]].add("customer", row)
+    kept = {bucket: (rows, digest) for bucket, rows, digest in connection.execute("SELECT * FROM owner_bucket")}
+    if kept != {bucket: found.kept() for bucket, found in buckets.items()}:
+        raise BooksDamaged("the balances of the books do not add up to what is kept of them")
 
 
 def _paced(rows: Iterable[Any]) -> Iterator[Any]:
