@@ -71,6 +71,7 @@ CODES: Final[dict[str, str]] = {
     "count_differs": "The books do not have the rows that they count.",
     "access_key_malformed": "An access key or a token is malformed, or of another ledger or an unknown customer.",
     "access_keys_behind": "The access keys are older than their last noted change, or missing.",
+    "access_keys_differ": "The access keys and tokens are not those that were written last.",
     "sealed_to_wrong": "The last sealed entry is not one that can be.",
     "rows_beyond_journal": "A derived table has rows of segments that cannot be sealed yet.",
     "key_row_missing": "A key of the journal is missing from the table of keys.",
@@ -106,8 +107,9 @@ _ABOUT_FILES: Final = frozenset({"file_damaged", "page_damaged", "structure_dama
 _OF_BOOKS: Final = frozenset(list(CODES)[list(CODES).index("books_differ") :]) - {
     "access_key_malformed",
     "access_keys_behind",
+    "access_keys_differ",
 }
-_OF_KEYS: Final = frozenset({"access_key_malformed", "access_keys_behind"})
+_OF_KEYS: Final = frozenset({"access_key_malformed", "access_keys_behind", "access_keys_differ"})
 _OF_NOTE: Final = frozenset({"note_slot_damaged"})
 _OF_END: Final = frozenset({"log_damaged", "note_differs", "note_damaged", "journal_cut"})
 #: What to do, by the part that is damaged.

@@ -26,6 +26,7 @@ from spotledger.storage.sqlite.file import (
     KEYS,
     KEYS_FILE,
 )
+from spotledger.storage.sqlite.key_sum import check_sum
 from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, damaged_slot, read_note
 from spotledger.storage.sqlite.raw import Damaged, OtherFile, RawFile, Row, Unreadable, is_file, is_formed, lasting
 from spotledger.storage.sqlite.wal import find_damage
@@ -257,6 +258,15 @@ class KeysFile(RawFile):
         """Return the ledger that the access keys are of, and the number of their last change; None without the row."""
         row = self.only_row("the access keys", "SELECT ledger_id, change FROM keys_of", (str, int))
         return (row[0], row[1]) if row else None
+
+    def wrong_sum(self) -> str | None:
+        """Say why the rows are not those that were written last, as their sum shows; None where they are."""
+        with self.one_instant("the access keys"):
+            try:
+                check_sum(self._connection)
+            except LedgerCorrupt as damage:
+                return str(damage)
+        return None
 
     def rows_of(self, table: str) -> list[Row]:
         """Return the rows of a table of access keys, tokens, or what goes with them."""
