@@ -339,6 +339,20 @@ def test_audit_of_a_journal_with_a_new_chain_names_what_was_changed(
     assert not found & {"chain_broken", "head_differs", "journal_cut", "entry_missing"}
 
 
+@pytest.mark.parametrize(("units", "codes"), [(10**38 - 1, set()), (10**38, {"balance_too_large"})])
+def test_audit_of_a_balance_beyond_the_limit_names_it(tmp_path: Path, units: int, codes: set[str]) -> None:
+    """Amounts and balances stay below 10^38 units, also where everything else about them fits."""
+    with open_small(tmp_path) as ledger:
+        ledger.list_coin("unit", 0, key="list")
+        ledger.register_customer("ann", key="ann")
+        ledger.deposit("ann", "unit", "7", key="deposit")
+    with damaging(tmp_path) as damage:
+        text = json.dumps(damage.entry(3)).replace('"7"', f'"{units}"').replace('"-7"', f'"-{units}"')
+        damage.put(3, json.loads(text))
+        damage.rehash()
+    assert set(audited(tmp_path).counts) == codes
+
+
 # --- times of holds, and what reversals take --------------------------------------------------------------
 
 
