@@ -27,7 +27,7 @@ from spotledger.storage.sqlite.file import (
     KEYS_FILE,
 )
 from spotledger.storage.sqlite.key_sum import check_sum
-from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, damaged_slot, read_note
+from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_slots
 from spotledger.storage.sqlite.raw import Damaged, OtherFile, RawFile, Row, Unreadable, is_file, is_formed, lasting
 from spotledger.storage.sqlite.wal import find_damage
 
@@ -162,18 +162,21 @@ class AuditFile:
         if self.is_alone:
             return None, None
         path = self.path.with_name(NOTE_FILE)
+        note: Note | None = None
 
         def look() -> int | str | None:
+            nonlocal note
             try:
-                return damaged_slot(path)
+                note, damage = read_slots(path)
             except LedgerCorrupt as error:
                 return str(error)
+            return damage
 
         with self.journal.saying(NOTE_FILE):
             damage = lasting(look)
-            if isinstance(damage, str):
-                raise Damaged(damage)
-            return read_note(path), damage
+        if isinstance(damage, str):
+            raise Damaged(damage)
+        return note, damage
 
 
 def damaged_logs(path: Path) -> Iterator[tuple[str, str]]:
