@@ -6,6 +6,7 @@ import argparse
 import multiprocessing
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -135,6 +136,8 @@ def main() -> int:
     result = Result(given.seed, given.first, given.flips)
     folder = Path(tempfile.mkdtemp(prefix="damage-", dir=MEMORY if MEMORY.is_dir() else None))
     told = time.monotonic()
+    for number in (signal.SIGINT, signal.SIGTERM):  # in the background a shell has Ctrl-C ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         for trial in trials(given.flips, given.first, given.seed, given.processes, folder):
             result.add(trial)

@@ -20,6 +20,33 @@ from spotledger.storage.sqlite.key_sum import KeptSum, check_sum
 _log = logging.getLogger("spotledger.store")
 
 
+class _Refusing:
+    """In the place of a connection to a file that is not believed: whatever is asked of it is refused."""
+
+    in_transaction = False
+
+    def __init__(self, damage: LedgerCorrupt) -> None:
+        self._damage = damage
+
+    def execute(self, statement: str, values: Any = (), /) -> Any:
+        raise self._damage
+
+    def executemany(self, statement: str, rows: Any, /) -> Any:
+        raise self._damage
+
+    def changes(self) -> int:
+        raise self._damage
+
+    def reserve_bytes(self, schema: str = "", reserve: int = 0) -> int:
+        raise self._damage
+
+    def create_scalar_function(self, name: str, function: Any, /) -> None:
+        raise self._damage
+
+    def close(self) -> None:
+        """Do nothing: the connection is closed."""
+
+
 class SqliteKeyTables(KeyTables):
     """
     The tables of access keys and tokens, over two connections in autocommit.
@@ -56,16 +83,14 @@ class SqliteKeyTables(KeyTables):
             self._write.close()
             raise
         self._depth = 0
-        #: Why nothing is read or written: the rows are not those that were written last.
-        self._damage: LedgerCorrupt | None = None
         #: Called after each change, to note it.
         self.on_change: Callable[[], None] = lambda: None
         try:
             #: The number of the last change.
             self.change = self._checked_change(path, ledger_id, noted_change)
-            self._check_rows(path)
             with translated("opened", KEYS):
                 self._sum = KeptSum(self._write)
+            self._check_rows(path)
         except BaseException:
             self.close()
             raise
@@ -99,7 +124,9 @@ class SqliteKeyTables(KeyTables):
         except LedgerCorrupt as damage:
             _log.error("%s: %s", path, damage)
             if getattr(damage.__cause__, "extendedresult", 0) != apsw.SQLITE_IOERR_DATA:
-                self._damage = LedgerCorrupt(f"{path} cannot be read: {damage}; put the file back, or restore a backup")
+                self.close()
+                refusal = f"{path} cannot be read: {damage}; put the file back, or restore a backup"
+                self._read = self._write = _Refusing(LedgerCorrupt(refusal))
 
     def close(self) -> None:
         """Close the file."""
@@ -110,8 +137,6 @@ class SqliteKeyTables(KeyTables):
     def together(self) -> Iterator[Connection]:
         """Make all writes inside one transaction: all of them are done, or none when an exception leaves the block."""
         with translated("written", KEYS):
-            if self._damage is not None:
-                raise self._damage
             if self._depth == 0:
                 self._write.execute("BEGIN IMMEDIATE")
                 self._sum.begin()
@@ -133,8 +158,6 @@ class SqliteKeyTables(KeyTables):
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query; inside ``together`` it sees what was written there."""
-        if self._damage is not None:
-            raise self._damage
         with translated("read", KEYS):
             found: list[tuple[Any, ...]] = (self._write if self._depth else self._read).execute(sql, values).fetchall()
             return found
