@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+FLIPS ?= 20000
+SEED ?= 1
 # Most tests wait for processes that they started, so running several tests at once is faster.
 PROCESSES ?= --numprocesses=logical --maxprocesses=4 --dist=loadgroup
 
@@ -16,7 +18,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev demo test quick lint format generate types walls bench lock clean
+.PHONY: help setup dev demo test quick flips lint format generate types walls bench lock clean
 
 help: ## List the targets
 	@echo "Targets of spotledger:"
@@ -40,6 +42,10 @@ test: dev ## Run all tests
 quick: dev ## Run one file of unit tests in about a second: FILE=tests/unit/domain/test_rules.py
 	@test -n "$(FILE)" || { echo "Name a file: make quick FILE=tests/unit/domain/test_rules.py" >&2; exit 2; }
 	PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 $(BIN)/pytest -p pytest_timeout -q $(ARGS) $(FILE)
+
+# Some 20 minutes of two processors. Ctrl-C writes what is done. A trial is seen again with: --first NUMBER --flips 1
+flips: dev ## Damage a ledger 20,000 times (FLIPS=N SEED=S), and write the result to docs/reliability-flips.md
+	PYTHONPATH=tests $(BIN)/python -m damage --flips $(FLIPS) --seed $(SEED) --write docs/reliability-flips.md $(ARGS)
 
 lint: dev ## Check style and formatting (make format fixes what it can)
 	$(BIN)/ruff check .

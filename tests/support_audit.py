@@ -218,10 +218,12 @@ class Damage:
             self.one(is_open),
             self.one(f"{is_open} AND expires_ms IS NOT NULL"),
         ]
+        tables = ("owner_bucket", "hold_bucket")
+        sums.append(sum_of((table, row) for table in tables for row in self.sql(f"SELECT * FROM {table}").fetchall()))
         self.sql(
-            "UPDATE books SET coins = ?, coins_digest = ?, reversals = ?, reversals_digest = ?, customers = ?,"
-            " open_holds = ?, expiring_holds = ?",
-            (*sums[0].kept(), *sums[1].kept(), *counts),
+            "UPDATE books SET coins = ?, coins_digest = ?, reversals = ?, reversals_digest = ?, buckets = ?,"
+            " buckets_digest = ?, customers = ?, open_holds = ?, expiring_holds = ?",
+            (*sums[0].kept(), *sums[1].kept(), *sums[2].kept(), *counts),
         )
 
 

@@ -50,6 +50,7 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     ├── SetupError                  the service cannot start with this setup
     │   ├── DataFolderInUse
     │   ├── DataFolderUnusable      read-only, full, not a folder, no ledger
+    │   ├── FileUnusable            a file that a command names cannot be read or written
     │   ├── SchemaMismatch          the file was written by another version
     │   ├── JournalShorter          the journal or the access keys lack what was acknowledged
     │   ├── BackupDamaged           incomplete, or not what was written
@@ -394,6 +395,12 @@ class DataFolderUnusable(SetupError):
     """The data folder cannot be used."""
 
     code = "data_folder_unusable"
+
+
+class FileUnusable(SetupError):
+    """A file cannot be read or written."""
+
+    code = "file_unusable"
 
 
 class SchemaMismatch(SetupError):

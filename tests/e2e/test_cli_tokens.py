@@ -71,9 +71,9 @@ def test_first_token_that_leaked_is_replaced_without_a_stop(data: Path, tmp_path
     assert stat.S_IMODE(new.stat().st_mode) == 0o600
     assert new.read_text().strip() not in shown.stdout
     taken = spotledger(data, "token", "create", "--scope", "admin", "--write", new)
-    assert (taken.returncode, "already exists" in taken.stderr) == (1, True)
+    assert (taken.returncode, "is there already" in taken.stderr) == (1, True)
     nowhere = spotledger(data, "token", "create", "--scope", "admin", "--write", tmp_path / "none" / "x")
-    assert (nowhere.returncode, "is in a folder that does not exist" in nowhere.stderr) == (1, True)
+    assert (nowhere.returncode, "none does not exist; create it" in nowhere.stderr) == (3, True)
     first = next(found for found in told(data, "token", "list")["tokens"] if found["label"] == "operator.token")
     new.replace(data / "operator.token")
     assert told(data, "token", "revoke", first["token_id"])["revoked_ms"] is not None

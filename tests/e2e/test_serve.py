@@ -201,7 +201,7 @@ def test_serve_on_a_file_in_place_of_the_folder_says_so(tmp_path: Path) -> None:
     """A path that is no folder is a clear message and a non-zero exit."""
     (tmp_path / "data").write_text("not a folder")
     done = support_service.run("serve", "--data", tmp_path / "data")
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "is not a folder" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -240,7 +240,7 @@ def mounted(tmp_path: Path):  # type: ignore[no-untyped-def]
 def test_serve_on_a_folder_that_cannot_be_written_says_why(mounted, options: str, told: str) -> None:  # type: ignore[no-untyped-def]
     """A read-only folder and a full one are clear messages and a non-zero exit."""
     done = support_service.run("serve", "--data", mounted(options) / "data", "--listen", "127.0.0.1:0")
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.count("\n") == 1

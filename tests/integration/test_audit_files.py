@@ -14,6 +14,7 @@ import pytest
 from spotledger.audit.embedded import audit_file
 from spotledger.storage.sqlite.copy import copy_ledger, mark_as_backup
 from spotledger.storage.sqlite.file import BOOKS, JOURNAL, KEYS, schema_of
+from spotledger.storage.sqlite.key_sum import store_sum
 from spotledger.storage.sqlite.noted_head import BLOCK_BYTES, NOTE_FILE, Note, NotedHead
 from support_audit import FILES, audited, copy_of, damaging, every_kind, make
 from support_core import Clock, open_small, raw
@@ -28,6 +29,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         keys.execute("INSERT INTO operator_tokens VALUES ('t', zeroblob(32), '[]', '', 1, NULL)")
         keys.execute("INSERT INTO kept_key_requests VALUES ('i', '{}', '{}')")
         keys.execute("INSERT INTO master_key_mark VALUES (1, 'ab')")
+        store_sum(keys)
     return folder
 
 
@@ -166,6 +168,7 @@ def test_audit_of_a_malformed_access_key_does_not_show_it(folder: Path) -> None:
     """A finding names the first characters of the key and the column, so that no credential is in a report."""
     with raw(folder, "keys.db") as keys:
         keys.execute("UPDATE access_keys SET accesskey = 'abcdefghijkl', sealed_secret = x'', label = 'of the bot'")
+        store_sum(keys)
     [finding] = audited(folder).findings
     assert finding[:3] == ("access_key_malformed", None, "access_keys abcdefgh…")
     assert finding.found == "sealed_secret"
@@ -200,7 +203,7 @@ def test_audit_of_a_backup_is_clean_and_makes_no_file_beside_it(backup: Path) ->
         ("UPDATE backup SET epoch = 9", "backup_differs"),
         ("DELETE FROM backup", "backup_differs"),
         ("UPDATE keys_of SET ledger_id = 'another'", "access_key_malformed"),
-        ("UPDATE access_keys SET customer = 'nobody'", "access_key_malformed"),
+        ("UPDATE access_keys SET customer = 'nobody'", "access_key_malformed access_keys_differ"),
         ("DROP INDEX access_keys_of_customer", "schema_changed"),
         ("DROP TRIGGER entry_is_never_deleted", "trigger_changed"),
     ],
@@ -209,7 +212,7 @@ def test_audit_of_a_backup_that_was_changed_names_it(backup: Path, statement: st
     """A backup says which entry it ends with, and holds the tables of two files."""
     with raw(backup.parent, backup.name) as connection:
         connection.execute(statement)
-    assert audit_file(backup).counts == {code: 1}
+    assert audit_file(backup).counts == dict.fromkeys(code.split(), 1)
 
 
 # --- values of other types ------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from spotledger.clock import now_ms
 from spotledger.domain.operations import Deposit
 from spotledger.errors import (
     DataFolderUnusable,
+    FileUnusable,
     InvalidRequest,
     LedgerCorrupt,
     SchemaMismatch,
@@ -206,7 +207,7 @@ def test_backup_over_an_existing_file_is_refused(tmp_path: Path, backup: Path) -
         for name in ("file", "folder", "link"):
             with pytest.raises(InvalidRequest, match="there already"):
                 back_up(ledger, tmp_path / name, now_ms)
-        with pytest.raises(InvalidRequest, match="does not exist"):
+        with pytest.raises(FileUnusable, match="does not exist"):
             back_up(ledger, tmp_path / "absent" / "x", now_ms)
     assert (tmp_path / "file").read_text() == "precious"
     assert not (tmp_path / "nowhere").exists()

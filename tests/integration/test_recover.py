@@ -123,6 +123,59 @@ def test_recover_of_two_damaged_slots_needs_the_word_of_the_operator(tmp_path: P
     open_small(tmp_path).close()
 
 
+@pytest.mark.parametrize("loss", ["set back", "removed"])
+def test_recover_of_access_keys_that_are_behind_says_so_and_goes_on(tmp_path: Path, loss: str) -> None:
+    """A start refuses keys in which a revocation would be undone, and so they come back by word only."""
+    keys = tmp_path / "keys.db"
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        ledger.key_tables.kept_requests.keep("first", "{}", "{}")
+    before = keys.read_bytes()
+    with open_small(tmp_path) as ledger:
+        ledger.key_tables.kept_requests.keep("second", "{}", "{}")
+        head = ledger.head.seq
+    if loss == "removed":
+        keys.unlink()
+    else:
+        keys.write_bytes(before)
+    with pytest.raises(JournalShorter, match="spotledger recover"):
+        open_small(tmp_path)
+    if loss == "removed":
+        keys.unlink()
+    found = look(tmp_path)
+    assert ["those revoked since work again" in problem for problem in found.problems] == [True]
+    assert accept_loss(tmp_path).new_epoch == 2
+    assert look(tmp_path).problems == ()
+    with open_small(tmp_path) as ledger:
+        assert (ledger.head.seq, ledger.epoch) == (head, 2)
+        assert (ledger.key_tables.kept_requests.get("first") is None) == (loss == "removed")
+    check_books(tmp_path)
+
+
+def test_recover_of_a_damaged_log_of_the_access_keys_keeps_what_checks(tmp_path: Path) -> None:
+    """The log of keys.db is looked at as that of the journal is, and a copy of it is kept."""
+    live, killed = tmp_path / "live", tmp_path / "killed"
+    with open_small(live, segment_entries=1024) as ledger:
+        seed(ledger)
+        for number in range(20):
+            ledger.key_tables.kept_requests.keep(f"k{number}", "{}", "{}")
+        shutil.copytree(live, killed)
+    log = killed / "keys.db-wal"
+    content = bytearray(log.read_bytes())
+    content[len(content) // 2] ^= 1
+    log.write_bytes(content)
+    with pytest.raises(JournalShorter, match=r"keys\.db-wal is damaged.*spotledger recover"):
+        open_small(killed)
+    assert "keys.db-wal is damaged" in look(killed).problems[0]
+    assert accept_loss(killed).new_epoch == 2
+    assert (killed / "keys.db-wal.before-recover").read_bytes() == bytes(content)
+    with open_small(killed) as ledger:
+        kept = [ledger.key_tables.kept_requests.get(f"k{number}") is not None for number in range(20)]
+        assert kept == sorted(kept, reverse=True)
+        assert kept[0]
+        assert not kept[-1]
+
+
 def test_recover_where_there_is_no_ledger_says_so(tmp_path: Path) -> None:
     """A folder without a journal is named, and none is made."""
     for act in (look, accept_loss, rebuild):

@@ -21,6 +21,7 @@ from spotledger.errors import (
 )
 from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.steps import drive
+from support_audit import audited
 from support_books import check_books
 from support_core import Clock, booked_up_to_commit, fill, open_small, past_triggers, raw, seed, spot
 
@@ -370,6 +371,26 @@ def test_filter_of_keys_damaged_is_made_again(tmp_path: Path, damage: str) -> No
             fill(ledger, 20, f"more-{round_number}")
             assert_nothing_twice(ledger, operations)
     check_books(tmp_path)
+
+
+def test_filter_level_that_is_complete_and_damaged_is_written_again_by_the_next_sealing(tmp_path: Path) -> None:
+    """A level to which no segment will be added is not left damaged until the books are made again."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        fill(ledger, 40)
+    with raw(tmp_path, "books.db") as connection:
+        [(covered_to,)] = connection.execute("SELECT covered_to FROM key_filter WHERE level = 0").fetchall()
+        connection.execute("UPDATE key_filter_page SET bits = zeroblob(length(bits)) WHERE level = 0")
+    assert {finding.code for finding in audited(tmp_path).findings} == {"filter_page_damaged"}
+    with open_small(tmp_path) as ledger:
+        assert ["level 0" in text for text in ledger._store.repairs] == [True]  # type: ignore[attr-defined]
+        fill(ledger, 8, "more")
+    assert audited(tmp_path).verdict == "clean"
+    with raw(tmp_path, "books.db") as connection:
+        assert connection.execute("SELECT covered_to FROM key_filter WHERE level = 0").fetchall() == [(covered_to,)]
+    with open_small(tmp_path) as ledger:
+        assert ledger._store.repairs == ()  # type: ignore[attr-defined]
+        assert ledger.deposit("ann", "btc", "0.00000001", key="fill:3").replayed
 
 
 def test_filter_of_keys_older_than_the_journal_is_brought_up(tmp_path: Path) -> None:

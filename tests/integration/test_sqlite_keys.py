@@ -109,5 +109,5 @@ def test_listeners_name_a_damaged_key_table(folder: Path, caplog: pytest.LogCapt
         assert "Traceback" not in text
     assert "SQLITE" not in refusal["info"]
     named = [record.getMessage() for record in caplog.records if "SQLITE_IOERR_DATA" in record.getMessage()]
-    assert len(named) == 2
+    assert len(named) == 3, "the start names it, and so does each listener"
     assert not any("Traceback" in text or KEY in text for text in named)

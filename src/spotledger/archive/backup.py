@@ -189,6 +189,8 @@ class Backups:
         match task.exception():
             case None:
                 return
+            case SetupError() as error:
+                self._failed = {name: StoreUnavailable(f"the backup was not made: {error}")}
             case SpotledgerError() as error:
                 self._failed = {name: error}
             case LedgerCorrupt() as error:

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, TextIO
 from spotledger.domain.amounts import parse_amount
 from spotledger.domain.operations import KEY_MAX_CHARACTERS, Deposit, check_key
 from spotledger.errors import InvalidRequest
+from spotledger.os_errors import unusable_file
 
 REQUIRED: Final = ("customer", "coin", "amount")
 OPTIONAL: Final = ("account", "reference", "key")
@@ -80,7 +81,7 @@ def read_balances(
         with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as opened:
             reading.read(opened)
     except OSError as problem:
-        raise InvalidRequest(f"{file} cannot be read: {problem.strerror}", field="file") from problem
+        raise unusable_file(problem, file) from problem
     if reading.bad_count:
         raise _refused(file, reading)
     return Plan(reading.balances, list(reading.new_customers))

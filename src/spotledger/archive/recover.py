@@ -11,7 +11,16 @@ from spotledger.domain.positions import next_epoch
 from spotledger.errors import DataFolderUnusable, LedgerCorrupt
 from spotledger.storage.atomic_file import sync
 from spotledger.storage.folder import LEDGER_FILE, unusable
-from spotledger.storage.sqlite.file import BOOKS_FILE, JOURNAL, Connection, open_as_found, open_writer, translated
+from spotledger.storage.sqlite.file import (
+    BOOKS_FILE,
+    JOURNAL,
+    KEYS,
+    KEYS_FILE,
+    Connection,
+    open_as_found,
+    open_writer,
+    translated,
+)
 from spotledger.storage.sqlite.journal import append_epoch, read_epochs
 from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_note
 from spotledger.storage.sqlite.rebuilding import remove_books
@@ -52,12 +61,12 @@ def look(folder: Path) -> Found:
         StoreUnavailable: The disk is in the way.
     """
     journal = check_there(folder)
-    log = journal.with_name(f"{LEDGER_FILE}-wal")
     problems = []
     try:
-        damage = find_damage(log)
-        if damage is not None:
-            problems.append(f"{log} is damaged at byte {damage.offset} (frame {damage.frame}): {damage.reason}")
+        for log in _logs(folder):
+            damage = find_damage(log)
+            if damage is not None:
+                problems.append(f"{log} is damaged at byte {damage.offset} (frame {damage.frame}): {damage.reason}")
         note = _read_note(folder, problems)
     except OSError as problem:
         raise unusable(folder, problem) from problem
@@ -69,6 +78,8 @@ def look(folder: Path) -> Found:
         (ledger_id,), (head_seq,), epoch = ledger[0], head[0], read_epochs(connection).current
         if note is not None:
             problems += _differences(connection, note, ledger_id, epoch, head_seq)
+    if note is not None:
+        problems += _missing_changes(folder / KEYS_FILE, note)
     return Found(ledger_id, epoch, head_seq, None if note is None else note.seq, tuple(problems))
 
 
@@ -105,6 +116,22 @@ def _differences(connection: Connection, note: Note, ledger_id: str, epoch: int,
     return []
 
 
+def _missing_changes(keys: Path, note: Note) -> list[str]:
+    """Say whether the file of access keys is behind the last change that was noted."""
+    change = 0
+    if keys.is_file() and keys.stat().st_size:
+        with translated("read", KEYS), closing(open_as_found(keys)) as connection:
+            rows = connection.execute("SELECT change FROM keys_of").fetchall()
+        change = rows[0][0] if rows else 0
+    if change >= note.keys_change:
+        return []
+    found = f"is at change {change}" if keys.is_file() else "is missing"
+    return [
+        f"{keys} {found}, and change {note.keys_change} was made: access keys and tokens made since are lost, and those"
+        " revoked since work again"
+    ]
+
+
 def accept_loss(folder: Path) -> Found:
     """
     Go on from where the journal in *folder* ends, in a new epoch; the caller owns the folder.
@@ -117,10 +144,9 @@ def accept_loss(folder: Path) -> Found:
     found = look(folder)
     if not found.problems:
         return found
-    journal = folder / LEDGER_FILE
-    log, note = journal.with_name(f"{LEDGER_FILE}-wal"), folder / NOTE_FILE
+    journal, keys, note = folder / LEDGER_FILE, folder / KEYS_FILE, folder / NOTE_FILE
     try:
-        if log.exists():
+        for log in filter(Path.exists, _logs(folder)):
             log.with_name(log.name + ASIDE).write_bytes(log.read_bytes())
         noted = _read_note(folder, [])
         new_epoch = next_epoch(max(found.epoch, 0 if noted is None else noted.epoch))
@@ -131,12 +157,19 @@ def accept_loss(folder: Path) -> Found:
                 connection, new_epoch, "recovered without what was lost", 0 if noted is None else noted.time_ms
             )
             connection.execute("COMMIT")
+        if keys.exists() and keys.stat().st_size:
+            open_writer(keys, KEYS, lambda _: None).close()
         if note.exists():
             note.rename(note.with_name(note.name + ASIDE))
         sync(journal)
     except OSError as problem:
         raise unusable(folder, problem) from problem
     return found._replace(new_epoch=new_epoch)
+
+
+def _logs(folder: Path) -> list[Path]:
+    """Return the write-ahead logs that a start looks at before anything is opened."""
+    return [folder / f"{name}-wal" for name in (LEDGER_FILE, KEYS_FILE)]
 
 
 def rebuild(folder: Path, tell: Callable[[int, int], None] = lambda done, total: None) -> int:

@@ -22,6 +22,7 @@ from spotledger.errors import (
     MasterKeyRefused,
     SpotledgerError,
 )
+from spotledger.os_errors import unusable_file
 from spotledger.security.cipher import Cipher
 from spotledger.storage.folder import (
     LEDGER_FILE,
@@ -249,7 +250,7 @@ def _copy(file: Path, copy: Path) -> None:
     try:
         source = file.open("rb")
     except OSError as problem:
-        raise InvalidRequest(f"{file} cannot be read: {problem.strerror}", field="file") from problem
+        raise unusable_file(problem, file) from problem
     try:
         with source:
             copy.touch(mode=0o600, exist_ok=False)

@@ -13,19 +13,10 @@ from spotledger.domain.positions import Epochs
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.sqlite.audit import AuditFile, LedgerRow, damaged_logs
 from spotledger.storage.sqlite.file import KEYS, schema_of
+from spotledger.storage.sqlite.key_sum import TABLES
 from spotledger.storage.sqlite.noted_head import NOTE_FILE
 from spotledger.storage.sqlite.raw import Damaged, RawFile
 
-#: The columns of each table, in the order of the schema.
-TABLES: Final = {
-    "access_keys": (
-        *("accesskey", "customer", "permissions", "label", "addresses", "sealed_secret"),
-        *("created_ms", "expires_ms", "revoked_ms", "last_used_ms"),
-    ),
-    "operator_tokens": ("token_id", "digest", "scopes", "label", "created_ms", "revoked_ms"),
-    "kept_key_requests": ("idempotency_key", "request_json", "answer_json"),
-    "master_key_mark": ("id", "fingerprint"),
-}
 _TEXTS: Final = frozenset({"accesskey", "customer", "label", "token_id", "idempotency_key", "fingerprint"})
 _LISTS: Final = frozenset({"permissions", "addresses", "scopes"})
 _DOCUMENTS: Final = frozenset({"request_json", "answer_json"})
@@ -122,6 +113,10 @@ def check_access_keys(file: AuditFile, findings: Findings, noted_change: int, jo
         findings.add("access_key_malformed", None, "keys_of", ledger_id, expected)
     if change < noted_change:
         findings.add("access_keys_behind", None, "keys_of", f"change {change}", f"change {noted_change} or later")
+    with findings.noting("the sum of the access keys"):
+        wrong_sum = file.keys.wrong_sum()
+        if wrong_sum is not None:
+            findings.add("access_keys_differ", None, "keys_of", wrong_sum, "the rows that were written last")
     for table in TABLES:
         with findings.noting(table):
             for row in file.keys.rows_of(table):

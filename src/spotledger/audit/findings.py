@@ -54,6 +54,7 @@ CODES: Final[dict[str, str]] = {
     "customer_unknown": "An entry moves money of a customer who was not registered before.",
     "not_zero_sum": "The postings of an entry do not sum to zero for a coin.",
     "below_zero": "An entry takes a balance below zero that must not be.",
+    "balance_too_large": "A balance has 10^38 units or more, or 10^38 or more below zero.",
     "balance_after_differs": "The balances after an entry are not those before it plus its postings.",
     "hold_unknown": "An entry uses a hold that is not open: it never was, or is used up.",
     "hold_misused": "An entry's posting and its hold do not belong together.",
@@ -73,6 +74,7 @@ CODES: Final[dict[str, str]] = {
     "count_differs": "The books do not have the rows that they count.",
     "access_key_malformed": "An access key or a token is malformed, or of another ledger or an unknown customer.",
     "access_keys_behind": "The access keys are older than their last noted change, or missing.",
+    "access_keys_differ": "The access keys and tokens are not those that were written last.",
     "sealed_to_wrong": "The last sealed entry is not one that can be.",
     "rows_beyond_journal": "A derived table has rows of segments that cannot be sealed yet.",
     "key_row_missing": "A key of the journal is missing from the table of keys.",
@@ -108,8 +110,9 @@ _ABOUT_FILES: Final = frozenset({"file_damaged", "page_damaged", "structure_dama
 _OF_BOOKS: Final = frozenset(list(CODES)[list(CODES).index("books_differ") :]) - {
     "access_key_malformed",
     "access_keys_behind",
+    "access_keys_differ",
 }
-_OF_KEYS: Final = frozenset({"access_key_malformed", "access_keys_behind"})
+_OF_KEYS: Final = frozenset({"access_key_malformed", "access_keys_behind", "access_keys_differ"})
 _OF_NOTE: Final = frozenset({"note_slot_damaged"})
 _OF_END: Final = frozenset({"log_damaged", "note_differs", "note_damaged", "journal_cut"})
 #: What to do, by the part that is damaged.

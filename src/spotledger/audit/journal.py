@@ -21,7 +21,7 @@ from spotledger.audit.entries import EntryRead, decode, decoded
 from spotledger.audit.findings import Findings
 from spotledger.audit.requests import CHECKS
 from spotledger.audit.shortcuts import SHORTCUTS
-from spotledger.domain.amounts import MAX_SCALE
+from spotledger.domain.amounts import MAX_SCALE, UNITS_LIMIT
 from spotledger.domain.journal import LEDGER, LIBRARY, epoch_key
 from spotledger.domain.positions import EPOCH_LIMIT, Epochs, EpochStart
 from spotledger.errors import Kept
@@ -86,7 +86,8 @@ class JournalPass(BooksRead):
             entries = [decode(body) for _, body, _ in rows]
         except (msgspec.DecodeError, RecursionError):
             return None
-        if not self._is_in_order(entries) or any(map(_has_wrong_actor, entries)) or not self._take_keys(entries):
+        in_order = self._is_in_order(entries) and not any(map(_has_wrong_actor, entries))
+        if not in_order or _too_large(entries) or not self._take_keys(entries):
             return None
         self.booked_ms, self.link = entries[-1].booked_ms, rows[-1][2]
         return entries
@@ -148,6 +149,8 @@ class JournalPass(BooksRead):
                 continue
             self.seq = seq
             self._check_header(entry)
+            if _too_large([entry]):
+                self._note("balance_too_large", seq, "balances", _shown(entry), "less than 10^38 units each")
             self._book(entry)
         if seq < last:
             self._note_missing(seq + 1, last)
@@ -300,6 +303,19 @@ def _has_wrong_actor(entry: EntryRead) -> bool:
     """Say whether *entry* names no actor that it can have."""
     actor = entry.actor
     return (actor == LEDGER) != (entry.kind in _OWN_KINDS) or (actor != LIBRARY and not _ACTOR.fullmatch(actor))
+
+
+def _too_large(entries: list[EntryRead]) -> bool:
+    """Say whether a balance after one of *entries* has 10^38 units or more."""
+    totals = [available + freeze for entry in entries for _, _, available, freeze in entry.balances]
+    return bool(totals) and (max(totals) >= UNITS_LIMIT or min(totals) <= -UNITS_LIMIT)
+
+
+def _shown(entry: EntryRead) -> str:
+    try:
+        return str(entry.balances)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "numbers too long to write"
 
 
 def _kept_codes(kind: type[Kept] = Kept) -> frozenset[str]:

@@ -209,6 +209,7 @@ class WholeTables:
         self._compare_count("coin", (facts.coins, facts.coins_digest), sum_of(_named("coin", tables.coins)).kept())
         found: RowSum = sum_of(_named("reversal", tables.reversals))
         self._compare_count("reversal", (facts.reversals, facts.reversals_digest), found.kept())
+        self._compare_count("buckets", (facts.buckets, facts.buckets_digest), tables.buckets)
         open_holds, counts = facts.open_holds, tables.counts
         self._compare_count("customer_name", facts.customers, counts["customer_name"])
         self._compare_count("hold_age", open_holds, counts["hold_age"])

@@ -59,7 +59,7 @@ def _when(booked_ms: int) -> str:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(readable=False, path_type=Path))
 @ledger_command()
 async def backup(ledger: CommandLedger, out: Output, file: Path) -> None:
     """
@@ -95,7 +95,7 @@ async def _made(ledger: CommandLedger, out: Output, name: str) -> Backup:
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(readable=False, path_type=Path))
 @click.option("--data", required=True, metavar="DIR", help="The data folder: a new one, or one without a ledger.")
 @click.option("--master-key-file", metavar="FILE", help="The file with the master key (else as for serve).")
 @click.option(
@@ -213,7 +213,7 @@ def export() -> None:
 
 
 @export.command("journal")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(readable=False, path_type=Path))
 @click.option("--format", "file_format", type=click.Choice(FORMATS), default=FORMATS[0], show_default=True)
 @click.option("--after-seq", type=click.IntRange(0), default=0, metavar="N", help="Only entries after this one.")
 @data_option
@@ -252,7 +252,7 @@ def import_() -> None:
 
 
 @import_.command("balances")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(readable=False, path_type=Path))
 @click.option(
     "--key-prefix", default=KEY_PREFIX, show_default=True, metavar="P", help="The prefix of the idempotency keys."
 )

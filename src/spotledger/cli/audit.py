@@ -14,7 +14,14 @@ import click
 
 from spotledger.audit.embedded import audit_file
 from spotledger.audit.report import CLEAN, DAMAGED, INCOMPLETE, KnownHead, Report
-from spotledger.cli.options import config_option, data_option, database_option, json_option
+from spotledger.cli.options import (
+    EXIT_IN_THE_WAY,
+    config_option,
+    data_option,
+    database_option,
+    exit_on_error,
+    json_option,
+)
 from spotledger.cli.output import Output
 from spotledger.errors import SpotledgerError
 from spotledger.ops.settings import Settings, load_settings
@@ -22,7 +29,7 @@ from spotledger.storage.folder import LEDGER_FILE
 
 #: Processes that read a file at once; fewer already keep the process busy that combines their results.
 PROCESSES_LIMIT: Final = 8
-EXIT_CODES: Final = {CLEAN: 0, DAMAGED: 1, INCOMPLETE: 3}
+EXIT_CODES: Final = {CLEAN: 0, DAMAGED: 1, INCOMPLETE: EXIT_IN_THE_WAY}
 _KNOWN_HEAD: Final = re.compile(r"\A([0-9]{1,18}):([0-9a-fA-F]{64})\Z")
 
 
@@ -46,6 +53,7 @@ _KNOWN_HEAD: Final = re.compile(r"\A([0-9]{1,18}):([0-9a-fA-F]{64})\Z")
 )
 @config_option
 @json_option
+@exit_on_error
 def audit(
     data: str | None,
     file: str | None,
@@ -68,7 +76,7 @@ def audit(
         run = _audit_of(file, settings, processes or min(PROCESSES_LIMIT, _processors()))
     except SpotledgerError as error:
         out.error(error)
-        raise click.exceptions.Exit(EXIT_CODES[INCOMPLETE]) from None
+        raise click.exceptions.Exit(EXIT_IN_THE_WAY) from None
     gc.disable()  # an audit makes many objects and no reference cycles
     with out.progress() as tell:
         report = run(

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import click
 
+from spotledger.archive.backup import check_place
 from spotledger.cli.connection import CommandLedger
 from spotledger.cli.history import time_text
 from spotledger.cli.options import (
@@ -35,6 +36,7 @@ from spotledger.errors import (
     TransportError,
     Unavailable,
 )
+from spotledger.os_errors import unusable_file
 from spotledger.security.access_keys import PERMISSIONS
 from spotledger.security.tokens import SCOPES
 from spotledger.storage.folder import write_secret_file
@@ -126,9 +128,8 @@ def token() -> None:
 @ledger_command(may_make=True)
 async def token_create(ledger: CommandLedger, out: Output, key: str | None, file: str | None, **given: Any) -> None:
     """Make an operator token. It is shown only once."""
-    if file is not None and (Path(file).exists() or not Path(file).parent.is_dir()):
-        found = "already exists" if Path(file).exists() else "is in a folder that does not exist"
-        raise SettingInvalid(f"{file} {found}; name a new file with --write.")
+    if file is not None:
+        check_place(Path(file))
     made = await ledger.create_token(**given, key=own_key(key, "token-create"))
     document, shown = ledger.document, made.token or "was shown when it was made, and is not kept"
     if file is not None:
@@ -217,4 +218,4 @@ def _secret(file: str | None) -> str:
     try:
         return Path(file).read_text(encoding="utf-8", errors="replace").strip()
     except OSError as problem:
-        raise SettingInvalid(f"The secret file {file} cannot be read: {problem.strerror}.") from None
+        raise unusable_file(problem, file, "secret file") from None

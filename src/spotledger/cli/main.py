@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import click
 
 from spotledger import __version__
 from spotledger.cli import archive, audit, books, clock, demo, history, keys, money, reference, repair, service, trades
+from spotledger.cli.options import Commands
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="spotledger")
 def program() -> None:
     """Keep the spot accounts of an exchange, and answer signed getBalance requests."""
@@ -55,6 +57,17 @@ for _command in (
 
 
 def main() -> None:
-    """Run the command; exit with 0, 1 (refused or failed), 2 (wrong usage) or 3 (an incomplete audit)."""
+    """Run the command; exit with 0, 1 (refused or failed), 2 (wrong usage) or 3 (something could not be looked at)."""
     os.umask(0o077)  # only the owner may read what is written
-    program(prog_name="spotledger")
+    try:
+        program(prog_name="spotledger")
+    finally:
+        _let_go_of_output()
+
+
+def _let_go_of_output() -> None:
+    """Drop output that cannot be written, as to a full disk: Python would try it again at its end, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

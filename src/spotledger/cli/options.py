@@ -6,10 +6,13 @@ import asyncio
 import functools
 import hashlib
 import re
+import sys
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
@@ -19,11 +22,18 @@ from spotledger.cli.output import Output
 from spotledger.client.operator.operations import HoldKey, HoldName
 from spotledger.domain.operations import KEY_MAX_CHARACTERS
 from spotledger.domain.positions import POSITION_PATTERN
-from spotledger.errors import LedgerCorrupt, SpotledgerError
+from spotledger.errors import FileUnusable, LedgerCorrupt, SpotledgerError, StoreUnavailable
 from spotledger.ops.settings import RULES, flag_of
+from spotledger.os_errors import unusable_file
 
 _POSITION = re.compile(f"0|{POSITION_PATTERN}")
 F = TypeVar("F", bound=Callable[..., Any])
+
+#: Refused, or failed.
+EXIT_FAILED: Final = 1
+#: Something could not be looked at or written: a file, a folder, or the disk.
+EXIT_IN_THE_WAY: Final = 3
+_IN_THE_WAY: Final = (OSError, FileUnusable, StoreUnavailable)
 
 ACCOUNTS: Final = ("wallet", "spot", "fiat")
 _DURATION: Final = re.compile(r"\A([1-9][0-9]{0,5})([smhdw])\Z")
@@ -52,17 +62,79 @@ reference_option = click.option("--reference", metavar="TEXT", help="What it is 
 
 
 def exit_on_error(function: F) -> F:
-    """Print an error of the command *function* and exit with 1."""
+    """Print an error of the command *function*, one line, and exit as :func:`ended_with` says."""
 
     @functools.wraps(function)
     def ended(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
-        except (SpotledgerError, LedgerCorrupt) as error:
-            (kwargs.get("out") or Output()).error(error)
-        raise click.exceptions.Exit(1)
+        except BrokenPipeError:
+            raise  # nobody reads the output any more, which click ends quietly
+        except (SpotledgerError, LedgerCorrupt, OSError) as error:
+            raise ended_with(error, kwargs.get("out") or Output()) from error
 
     return ended  # type: ignore[return-value]
+
+
+def ended_with(error: SpotledgerError | LedgerCorrupt | OSError, out: Output) -> click.exceptions.Exit:
+    """
+    Print *error* to *out*, and return what ends the command.
+
+    The exit code is 3 where a file, a folder or the disk is in the way, so that nothing is known of the ledger, and 1
+    for everything else.
+    """
+    shown = unusable_file(error) if isinstance(error, OSError) else error
+    out.error(shown)
+    return click.exceptions.Exit(EXIT_IN_THE_WAY if _is_in_the_way(shown) else EXIT_FAILED)
+
+
+def _is_in_the_way(error: BaseException | None) -> bool:
+    """Say whether *error*, or what caused it, is about a file, a folder or the disk."""
+    return error is not None and (isinstance(error, _IN_THE_WAY) or _is_in_the_way(error.__cause__))
+
+
+class Commands(click.Group):
+    """The group of all commands: what the system refuses before a command begins, or after it, ends like an error."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the options of the group, such as --help."""
+        with _ending(Output()):
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command, and write out what it printed."""
+        with _ending(Output("--json" in (*ctx._protected_args, *ctx.args))):
+            found = super().invoke(ctx)
+            sys.stdout.flush()
+            return found
+
+
+@contextmanager
+def _ending(out: Output) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except (FileUnusable, OSError) as error:
+        raise ended_with(error, out) from error
+
+
+class InputFile(click.ParamType[Any]):
+    """A file that is read, or ``-`` for standard input; one that cannot be opened ends like every other error."""
+
+    name = "filename"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Open the file."""
+        if value == "-":
+            return sys.stdin.buffer
+        try:
+            opened = Path(value).open("rb")  # noqa: SIM115 - closed with the context
+        except OSError as problem:
+            raise unusable_file(problem, value) from None
+        if ctx is not None:
+            ctx.call_on_close(opened.close)
+        return opened
 
 
 def setting_options(function: F) -> F:

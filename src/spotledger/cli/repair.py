@@ -27,9 +27,9 @@ def recover(data: str | None, accept_loss: bool, config: str | None, out: Output
     """
     Say what is missing of a ledger that a start refuses; changes nothing without --accept-loss.
 
-    For a journal that ends before the noted head, a damaged write-ahead log, or a damaged note. Put the files back that
-    have the missing entries, if there are any: with --accept-loss those entries are lost, and their numbers are given
-    again in the new epoch. Exits with 1 while something is missing.
+    For a journal that ends before the noted head, access keys that are behind it, a damaged write-ahead log, or a
+    damaged note. Put the files back that have what is missing, if there are any: with --accept-loss those entries are
+    lost, and their numbers are given again in the new epoch. Exits with 1 while something is missing.
     """
     folder = load_settings({"data": data}, os.environ, config).settings.data
     with claim_folder(folder):

@@ -14,7 +14,7 @@ import click
 from spotledger import paths
 from spotledger.cli.connection import CommandLedger
 from spotledger.cli.money import write
-from spotledger.cli.options import PositionType, hold_name, key_option, ledger_command, reference_option
+from spotledger.cli.options import InputFile, PositionType, hold_name, key_option, ledger_command, reference_option
 from spotledger.cli.output import Output
 from spotledger.client.operator.operations import CoinAmount, Operation, Reverse, Settle, SettleSide
 from spotledger.errors import MalformedRequest
@@ -24,7 +24,7 @@ BATCH_OPERATIONS: Final = 1000
 
 
 @click.command()
-@click.argument("file", type=click.File("rb"), required=False)
+@click.argument("file", type=InputFile(), required=False)
 @key_option
 @click.option("--base", metavar="COIN", help="The coin that is traded, such as btc.")
 @click.option("--quote", metavar="COIN", help="The coin that it is paid in, such as usdt.")
@@ -88,7 +88,7 @@ async def reverse(ledger: CommandLedger, out: Output, **given: Any) -> None:
 
 
 @click.command()
-@click.argument("file", type=click.File("rb"))
+@click.argument("file", type=InputFile())
 @click.option("--atomic", is_flag=True, help="Do all of them or none; at most 1,000 operations.")
 @ledger_command()
 async def batch(ledger: CommandLedger, out: Output, file: IO[bytes], atomic: bool) -> None:

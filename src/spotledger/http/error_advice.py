@@ -67,6 +67,7 @@ ADVICE: Final[dict[str, str]] = {
     # the service cannot start
     "data_folder_in_use": "The message names the process that owns the folder; stop it, or name another folder.",
     "data_folder_unusable": "Free space, give permission to write, or name another folder.",
+    "file_unusable": "The message names the file and what is in the way.",
     "schema_mismatch": "Use the version of spotledger that wrote the file, or one that can migrate it.",
     "journal_shorter": "Put back the file with the missing entries, or see what is missing with spotledger recover.",
     "master_key_refused": "Give the master key that encrypted the secrets.",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from spotledger.errors import SettingInvalid
+from spotledger.os_errors import unusable_file
 from spotledger.storage.folder import VARIABLE_PREFIX
 
 CONFIG_VARIABLE: Final = "SPOTLEDGER_CONFIG"
@@ -390,7 +391,7 @@ def _read_file(file: Path) -> dict[str, Any]:
     try:
         lines = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as problem:
-        raise SettingInvalid(f"The settings file {file} cannot be read: {problem.strerror}.") from None
+        raise unusable_file(problem, file, "settings file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise SettingInvalid(f"The settings file {file} is not TOML: {problem}.") from None
     for name in lines:

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from spotledger.errors import InvalidRequest, StoreUnavailable
+from spotledger.errors import FileUnusable, InvalidRequest, SpotledgerError, StoreUnavailable
+from spotledger.os_errors import unusable_file
 
 #: The suffix of a file that is being written; one that a killed process left behind is overwritten.
 PARTIAL: Final = ".partial"
@@ -32,7 +33,8 @@ def write_atomically(file: Path, what: str) -> Iterator[Path]:
         what: What is written, such as ``"backup"``, for messages.
 
     Raises:
-        InvalidRequest: *file* exists, or its folder does not.
+        InvalidRequest: *file* exists.
+        FileUnusable: Its folder does not exist, or may not be used.
         StoreUnavailable: The disk is full or fails.
     """
     check_new(file)
@@ -56,12 +58,13 @@ def check_new(file: Path) -> None:
     Check that *file* can be created.
 
     Raises:
-        InvalidRequest: *file* exists, or its folder does not.
+        InvalidRequest: *file* exists.
+        FileUnusable: Its folder does not exist, or may not be used.
     """
     if os.path.lexists(file):
         raise InvalidRequest(f"{file} is there already; another name would pass", field="file")
     if not file.parent.is_dir():
-        raise InvalidRequest(f"The folder {file.parent} does not exist; create it, or name another one", field="file")
+        raise FileUnusable(f"The folder {file.parent} does not exist; create it, or name another one.", path=str(file))
 
 
 def move(source: Path, file: Path, what: str) -> None:
@@ -69,7 +72,8 @@ def move(source: Path, file: Path, what: str) -> None:
     Move *source* to *file*, which may be on another disk.
 
     Raises:
-        InvalidRequest: *file* exists, or its folder does not.
+        InvalidRequest: *file* exists.
+        FileUnusable: Its folder does not exist, or may not be used.
         StoreUnavailable: The disk is full or fails; *source* stays.
     """
     check_new(file)
@@ -107,10 +111,11 @@ def _remove(partial: Path) -> None:
         partial.with_name(partial.name + ending).unlink(missing_ok=True)
 
 
-def _translate(problem: OSError, file: Path, what: str) -> InvalidRequest | StoreUnavailable:
+def _translate(problem: OSError, file: Path, what: str) -> SpotledgerError:
     if problem.errno in _FULL:
         return StoreUnavailable(f"the {what} could not be written to {file}: the disk is full; make room")
-    if problem.errno in (errno.EEXIST, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS):
-        reason = os.strerror(problem.errno)
-        return InvalidRequest(f"{file} cannot be created ({reason}); another name or folder would pass", field="file")
+    if problem.errno == errno.EEXIST:
+        return InvalidRequest(f"{file} is there already; another name would pass", field="file")
+    if problem.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP):
+        return unusable_file(problem, file)
     return StoreUnavailable(f"the {what} could not be written to {file}: {os.strerror(problem.errno or errno.EIO)}")

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, MasterKeyRefused
+from spotledger.os_errors import unusable_file
 from spotledger.security import cipher
 from spotledger.security.tokens import TOKEN_BYTES
 from spotledger.storage.atomic_file import sync
@@ -83,7 +84,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as problem:
-        raise unusable(path, problem) from None
+        raise unusable(path, problem) from problem
 
 
 def read_note(path: Path) -> str | None:
@@ -98,13 +99,13 @@ def read_note(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as problem:
-        raise unusable(path, problem) from None
+        raise unusable(path, problem) from problem
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return os.pread(descriptor, NOTE_LIMIT_BYTES, 0).decode("utf-8", "replace")
     except OSError as problem:
-        raise unusable(path, problem) from None
+        raise unusable(path, problem) from problem
     else:
         return None
     finally:
@@ -152,7 +153,7 @@ class FolderLock:
         try:
             descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as problem:
-            raise unusable(self.path, problem) from None
+            raise unusable(self.path, problem) from problem
         try:
             self._take(descriptor)
             self._descriptor = descriptor
@@ -172,7 +173,7 @@ class FolderLock:
                     raise self._in_use(descriptor) from None
                 time.sleep(ACQUIRE_PAUSE_SECONDS)
             except OSError as problem:
-                raise unusable(self.path, problem) from None
+                raise unusable(self.path, problem) from problem
             else:
                 return
 
@@ -204,7 +205,7 @@ class FolderLock:
             os.pwrite(self._descriptor, data, 0)
             os.ftruncate(self._descriptor, len(data))
         except OSError as problem:
-            raise unusable(self.path, problem) from None
+            raise unusable(self.path, problem) from problem
 
     def release(self) -> None:
         """Release the lock if it is held, and clear the note."""
@@ -263,7 +264,7 @@ def write_secret_file(file: Path, text: str) -> None:
     except OSError as problem:
         with contextlib.suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise unusable(file.parent, problem) from None
+        raise unusable(file.parent, problem) from problem
 
 
 def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str], *, may_make: bool) -> bytes:
@@ -300,14 +301,13 @@ def read_token(file: Path) -> str:
     Return the operator token in *file*.
 
     Raises:
-        DataFolderUnusable: *file* cannot be read, or contains no token.
+        FileUnusable: *file* cannot be read.
+        DataFolderUnusable: It contains no token.
     """
     try:
         text = file.read_text(encoding="ascii", errors="replace").strip()
     except OSError as problem:
-        raise DataFolderUnusable(
-            f"The operator token in {file} cannot be read: {problem.strerror}.", path=str(file)
-        ) from None
+        raise unusable_file(problem, file, "file with the operator token") from None
     if not _TOKEN.match(text):
         raise DataFolderUnusable(
             f"{file} contains no operator token; 64 hex digits would pass.",

@@ -74,10 +74,14 @@ class _Level:
     def may_hold(self, probe: Probe) -> bool:
         return self.words[probe.word % len(self.words)] & probe.bits == probe.bits
 
+    @property
+    def is_complete(self) -> bool:
+        return self.covered_to == self.last_segment
+
     def wants_writing(self) -> bool:
         behind = self.covered_to - self.written_to
         segments = self.last_segment - self.first_segment + 1
-        return self.covered_to == self.last_segment or behind >= max(1, segments // _WRITES_A_LEVEL)
+        return self.is_complete or behind >= max(1, segments // _WRITES_A_LEVEL)
 
     def pages(self) -> Iterator[tuple[int, bytes]]:
         for page, start in enumerate(range(0, len(self.words), PAGE_WORDS)):
@@ -113,11 +117,20 @@ class IdempotencyFilter:
         self._level_of(segment).covered_to = segment
 
     def write(self, connection: Connection, segment: int) -> Iterator[None]:
-        """Mark *segment* as covered and, if it is time, write its level; yields after each page."""
+        """
+        Mark *segment* as covered and, if it is time, write its level; yields after each page.
+
+        Complete levels that :meth:`load` found damaged are written, too.
+        """
         level = self._level_of(segment)
         level.covered_to = segment
-        if not level.wants_writing():
-            return
+        for other in self._levels:
+            if other.is_complete and other.written_to < other.covered_to:
+                yield from self._write_level(connection, other)
+        if level.written_to < segment and level.wants_writing():
+            yield from self._write_level(connection, level)
+
+    def _write_level(self, connection: Connection, level: _Level) -> Iterator[None]:
         for page, bits in level.pages():
             connection.execute(
                 "INSERT OR REPLACE INTO key_filter_page VALUES (?, ?, ?, ?)",
@@ -126,9 +139,9 @@ class IdempotencyFilter:
             yield
         connection.execute(
             "INSERT OR REPLACE INTO key_filter VALUES (?, ?, ?)",
-            (level.number, segment, level_checksum(level.number, segment)),
+            (level.number, level.covered_to, level_checksum(level.number, level.covered_to)),
         )
-        level.written_to = segment
+        level.written_to = level.covered_to
 
     def load(self, connection: Connection, sealed_segments: int, digests_of: Callable[[int], Iterable[bytes]]) -> None:
         """

@@ -11,7 +11,7 @@ import pytest
 from spotledger.archive import imports
 from spotledger.archive.imports import Plan, read_balances
 from spotledger.domain.operations import Deposit
-from spotledger.errors import InvalidRequest
+from spotledger.errors import FileUnusable, InvalidRequest
 
 COINS = {"btc": 8, "usdt": 8, "whole": 0, "shib": 18}
 CUSTOMERS = {"alice", "bob"}
@@ -200,7 +200,7 @@ def test_imports_of_other_files_are_refused_in_words(tmp_path: Path, content: st
 def test_imports_of_what_is_no_file_are_refused(tmp_path: Path) -> None:
     """A missing file and a folder are named."""
     for path in (tmp_path / "absent.csv", tmp_path):
-        with pytest.raises(InvalidRequest, match="cannot be read"):
+        with pytest.raises(FileUnusable, match="cannot be used"):
             read_balances(path, COINS, CUSTOMERS)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spotledger.errors import SettingInvalid
+from spotledger.errors import FileUnusable, SettingInvalid
 from spotledger.http.public.app import PublicSettings
 from spotledger.ops.settings import (
     RULES,
@@ -220,7 +220,7 @@ def test_settings_file_that_cannot_be_read_is_named(content: bytes | None, tmp_p
     file = tmp_path / "spotledger.toml"
     if content is not None:
         file.write_bytes(content)
-    with pytest.raises(SettingInvalid, match=r"spotledger\.toml"):
+    with pytest.raises((FileUnusable, SettingInvalid), match=r"spotledger\.toml"):
         load_settings({}, {}, file)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spotledger.errors import InvalidRequest, StoreUnavailable
+from spotledger.errors import FileUnusable, InvalidRequest, StoreUnavailable
 from spotledger.storage.atomic_file import PARTIAL, move, write_atomically
 
 
@@ -85,7 +85,7 @@ def test_partial_file_of_a_killed_process_is_written_over(tmp_path: Path) -> Non
 
 def test_file_in_a_folder_that_is_missing_is_refused(tmp_path: Path) -> None:
     """No folder is made on the way."""
-    with pytest.raises(InvalidRequest), write_atomically(tmp_path / "no" / "a", "backup"):
+    with pytest.raises(FileUnusable), write_atomically(tmp_path / "no" / "a", "backup"):
         pytest.fail("the block must not run")
     assert list(tmp_path.iterdir()) == []
 
@@ -96,12 +96,12 @@ def test_file_in_a_folder_that_is_missing_is_refused(tmp_path: Path) -> None:
         (errno.ENOSPC, StoreUnavailable),
         (errno.EDQUOT, StoreUnavailable),
         (errno.EIO, StoreUnavailable),
-        (errno.EROFS, InvalidRequest),
-        (errno.EACCES, InvalidRequest),
+        (errno.EROFS, FileUnusable),
+        (errno.EACCES, FileUnusable),
     ],
 )
 def test_error_of_the_disk_says_whether_another_name_would_help(tmp_path: Path, code: int, kind: type) -> None:
-    """A full or failing disk is to be tried again later; a place that cannot be written is a wrong request."""
+    """A full or failing disk is to be tried again later; a place that cannot be written is named."""
     with pytest.raises(kind, match="new-backup"), write_atomically(tmp_path / "new-backup", "backup"):
         raise OSError(code, os.strerror(code))
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from spotledger.errors import DataFolderInUse, DataFolderUnusable, MasterKeyRefused
+from spotledger.errors import DataFolderInUse, DataFolderUnusable, FileUnusable, MasterKeyRefused
 from spotledger.storage.folder import (
     FolderLock,
     Owner,
@@ -231,5 +231,5 @@ def test_token_file_without_a_token_is_refused_without_a_word_of_it(content: byt
     with pytest.raises(DataFolderUnusable) as refusal:
         read_token(tmp_path / "operator.token")
     assert "64 hex digits" in refusal.value.message
-    with pytest.raises(DataFolderUnusable):
+    with pytest.raises(FileUnusable, match="does not exist"):
         read_token(tmp_path / "none")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from spotledger.errors import LedgerCorrupt
-from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS, BooksFacts
+from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS, BooksFacts, sum_of_buckets
 from spotledger.storage.sqlite.buckets import HOLD_BUCKET_IDS, ids_of_segment
 from spotledger.storage.sqlite.file import (
     BACKUP_ID,
@@ -26,7 +26,8 @@ from spotledger.storage.sqlite.file import (
     KEYS,
     KEYS_FILE,
 )
-from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, damaged_slot, read_note
+from spotledger.storage.sqlite.key_sum import check_sum
+from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_slots
 from spotledger.storage.sqlite.raw import Damaged, OtherFile, RawFile, Row, Unreadable, is_file, is_formed, lasting
 from spotledger.storage.sqlite.wal import find_damage
 
@@ -80,6 +81,8 @@ class SmallTables(NamedTuple):
     facts: BooksFacts
     coins: list[Row]
     reversals: list[Row]
+    #: Count and digest of the buckets of owners and of holds.
+    buckets: tuple[int, bytes]
     #: Customers, open holds and expiring holds, by the index that was counted.
     counts: dict[str, int]
 
@@ -160,18 +163,21 @@ class AuditFile:
         if self.is_alone:
             return None, None
         path = self.path.with_name(NOTE_FILE)
+        note: Note | None = None
 
         def look() -> int | str | None:
+            nonlocal note
             try:
-                return damaged_slot(path)
+                note, damage = read_slots(path)
             except LedgerCorrupt as error:
                 return str(error)
+            return damage
 
         with self.journal.saying(NOTE_FILE):
             damage = lasting(look)
-            if isinstance(damage, str):
-                raise Damaged(damage)
-            return read_note(path), damage
+        if isinstance(damage, str):
+            raise Damaged(damage)
+        return note, damage
 
 
 def damaged_logs(path: Path) -> Iterator[tuple[str, str]]:
@@ -256,6 +262,15 @@ class KeysFile(RawFile):
         """Return the ledger that the access keys are of, and the number of their last change; None without the row."""
         row = self.only_row("the access keys", "SELECT ledger_id, change FROM keys_of", (str, int))
         return (row[0], row[1]) if row else None
+
+    def wrong_sum(self) -> str | None:
+        """Say why the rows are not those that were written last, as their sum shows; None where they are."""
+        with self.one_instant("the access keys"):
+            try:
+                check_sum(self._connection)
+            except LedgerCorrupt as damage:
+                return str(damage)
+        return None
 
     def rows_of(self, table: str) -> list[Row]:
         """Return the rows of a table of access keys, tokens, or what goes with them."""
@@ -344,6 +359,7 @@ class BooksFile(RawFile):
                 facts,
                 ask("SELECT coin, scale, seq FROM coin").fetchall(),
                 ask("SELECT seq, by_seq FROM reversal").fetchall(),
+                sum_of_buckets(self._connection).kept(),
                 {index: ask(query).fetchall()[0][0] for index, query in counts.items()},
             )
 
@@ -381,7 +397,7 @@ class BooksFile(RawFile):
 
 
 _FACTS: Final = f"SELECT {', '.join(BooksFacts._fields)} FROM books"
-_FACT_TYPES: Final = (str, int, int, bytes, int, bytes, int, bytes, int, int, int)
+_FACT_TYPES: Final = (str, int, int, bytes, int, bytes, int, bytes, int, bytes, int, int, int)
 
 
 def _facts(rows: list[Row]) -> BooksFacts | None:

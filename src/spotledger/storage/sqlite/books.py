@@ -40,6 +40,8 @@ HOLD_COLUMNS: Final = (
     "hold_id, customer, account, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq"
 )
 BALANCE_COLUMNS: Final = 'bucket, customer, account, coin, available, "freeze", seq, segments'
+#: Tables of what the rows of a bucket add up to.
+BUCKET_TABLES: Final = ("owner_bucket", "hold_bucket")
 _PAGE: Final = 500
 _PAGE_MIN: Final = 100
 
@@ -56,6 +58,9 @@ class BooksFacts(NamedTuple):
     coins_digest: bytes
     reversals: int
     reversals_digest: bytes
+    #: The buckets of owners and of holds: a bucket that was set back with all its rows shows here.
+    buckets: int
+    buckets_digest: bytes
     customers: int
     open_holds: int
     expiring_holds: int
@@ -85,6 +90,29 @@ def checked() -> Iterator[None]:
         raise translate(error, "read", BOOKS) from error
 
 
+def sum_of_buckets(connection: Connection) -> RowSum:
+    """Add up what is kept of the buckets of owners and of holds."""
+    found = RowSum()
+    for table in BUCKET_TABLES:
+        for row in connection.execute(f"SELECT bucket, rows, digest FROM {table}"):
+            found.add(table, row)
+    return found
+
+
+def open_books(path: Path) -> Connection:
+    """
+    Open the books at *path* to read.
+
+    Raises:
+        BooksDamaged: They are missing, or their header or schema is damaged.
+        StoreUnavailable: The disk is in the way.
+    """
+    try:
+        return open_reader(path, BOOKS)
+    except (SchemaMismatch, LedgerCorrupt) as error:
+        raise BooksDamaged(str(error)) from error
+
+
 class Books:
     """The books, open for reading; the process that seals may write to them meanwhile."""
 
@@ -99,10 +127,7 @@ class Books:
         self._owners_believed: set[int] = set()
         self._holds_believed: set[int] = set()
         self._segment_entries = segment_entries
-        try:
-            self._connection = open_reader(path, BOOKS)
-        except (SchemaMismatch, LedgerCorrupt) as error:
-            raise BooksDamaged(str(error)) from error
+        self._connection = open_books(path)
         try:
             with self._one_instant():
                 self._check_facts(ledger_id)
@@ -126,6 +151,8 @@ class Books:
             raise BooksDamaged("the table of coins does not check")
         if reversals.kept() != (facts.reversals, facts.reversals_digest):
             raise BooksDamaged("the table of reversals does not check")
+        if sum_of_buckets(self._connection).kept() != (facts.buckets, facts.buckets_digest):
+            raise BooksDamaged("the buckets of owners and holds do not check")
         is_open = "FROM hold INDEXED BY {} WHERE closed_seq IS NULL"
         counts = {
             "customer_name": (facts.customers, "FROM customer INDEXED BY customer_name"),

@@ -41,6 +41,7 @@ from spotledger.storage.sqlite.file import (
     translated,
 )
 from spotledger.storage.sqlite.journal import SqliteJournal, append_epoch, read_epochs
+from spotledger.storage.sqlite.key_sum import check_sum, store_sum
 
 #: Entries copied in one step, and how long the copying rests after each.
 STEP_ENTRIES: Final = 250
@@ -352,7 +353,9 @@ def make_ledger_again(file: Path, keys: Path, credentials: Credentials) -> KeysM
         made.execute("ATTACH ? AS source", (str(file),))
         made.execute("BEGIN")
         _copy_key_tables(made)
+        check_sum(made)
         done = _revoke(made, credentials)
+        store_sum(made)
         made.execute("COMMIT")
     with _writing(), _unshared(file) as copy:
         for table in (*_KEY_TABLES, "backup"):

@@ -44,6 +44,9 @@ if TYPE_CHECKING:
         def changes(self) -> int:
             """Return how many rows the last statement changed."""
 
+        def create_scalar_function(self, name: str, function: Any, /) -> None:
+            """Make *function* known to SQL; it takes any number of arguments."""
+
         def reserve_bytes(self, schema: str = ..., reserve: int = ...) -> int:
             """Set how many bytes of each page are kept free."""
 

@@ -3,15 +3,52 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from spotledger.errors import JournalShorter
+import apsw
+
+from spotledger.errors import JournalShorter, LedgerCorrupt
 from spotledger.storage.access_key_rows import KeyTables
+from spotledger.storage.sqlite.buckets import RowSum
 from spotledger.storage.sqlite.file import KEYS, Connection, KeysDamaged, open_reader, open_writer, translated
+from spotledger.storage.sqlite.key_sum import KeptSum, check_sum
+
+_log = logging.getLogger("spotledger.store")
+
+
+class _Refusing:
+    """In the place of a connection to a file that is not believed: whatever is asked of it is refused."""
+
+    in_transaction = False
+
+    def __init__(self, damage: LedgerCorrupt) -> None:
+        self._damage = damage
+
+    def execute(self, statement: str, values: Any = (), /) -> Any:
+        raise self._damage
+
+    def executemany(self, statement: str, rows: Any, /) -> Any:
+        raise self._damage
+
+    def changes(self) -> int:
+        raise self._damage
+
+    def reserve_bytes(self, schema: str = "", reserve: int = 0) -> int:
+        raise self._damage
+
+    def set_busy_timeout(self, milliseconds: int, /) -> None:
+        """Do nothing: it waits for nobody."""
+
+    def create_scalar_function(self, name: str, function: Any, /) -> None:
+        raise self._damage
+
+    def close(self) -> None:
+        """Do nothing: the connection is closed."""
 
 
 class SqliteKeyTables(KeyTables):
@@ -22,7 +59,9 @@ class SqliteKeyTables(KeyTables):
     for nothing.
 
     Each transaction counts a change, which is noted with the head. So a file that was set back, in which a revoked key
-    would come back to life, is noticed.
+    would come back to life, is noticed. All rows are added up when the file is opened, so a part of it that was set
+    back or mixed up is noticed, too: then nothing is read from it. A page that is damaged is named when it is read, and
+    the keys in other pages go on working.
     """
 
     def __init__(self, path: Path, ledger_id: str, noted_change: int = 0) -> None:
@@ -42,7 +81,7 @@ class SqliteKeyTables(KeyTables):
         super().__init__()
 
         def make(keys: Connection) -> None:
-            keys.execute("INSERT INTO keys_of VALUES (1, ?, 0)", (ledger_id,))
+            keys.execute("INSERT INTO keys_of VALUES (1, ?, 0, ?, ?)", (ledger_id, *RowSum().kept()))
 
         self._write = open_writer(path, KEYS, make)
         try:
@@ -61,6 +100,9 @@ class SqliteKeyTables(KeyTables):
         try:
             #: The number of the last change.
             self.change = self._checked_change(path, ledger_id, noted_change)
+            with translated("opened", KEYS):
+                self._sum = KeptSum(self._write)
+            self._check_rows(path)
         except BaseException:
             self.close()
             raise
@@ -81,6 +123,23 @@ class SqliteKeyTables(KeyTables):
             )
         return int(change)
 
+    def _check_rows(self, path: Path) -> None:
+        """Add up the rows; where a page does not fit its checksum, only what is in it is refused, when it is read."""
+        try:
+            with translated("read", KEYS):
+                self._read.execute("BEGIN")
+                try:
+                    check_sum(self._read)
+                finally:
+                    if self._read.in_transaction:
+                        self._read.execute("ROLLBACK")
+        except LedgerCorrupt as damage:
+            _log.error("%s: %s", path, damage)
+            if getattr(damage.__cause__, "extendedresult", 0) != apsw.SQLITE_IOERR_DATA:
+                self.close()
+                refusal = f"{path} cannot be read: {damage}; put the file back, or restore a backup"
+                self._read = self._write = _Refusing(KeysDamaged(refusal))
+
     def close(self) -> None:
         """Close the file."""
         self._read.close()
@@ -95,8 +154,11 @@ class SqliteKeyTables(KeyTables):
                 self._writer = threading.get_ident()
             self._depth += 1
             try:
+                if self._depth == 1:
+                    self._sum.begin()
                 yield self._write
                 if self._depth == 1:
+                    self._sum.store()
                     self._write.execute("UPDATE keys_of SET change = change + 1")
                     self._write.execute("COMMIT")
                     self.change += 1
@@ -147,5 +209,5 @@ class SqliteKeyTables(KeyTables):
         """Return the texts that *value* of a row is."""
         try:
             return tuple(json.loads(value))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise KeysDamaged(f"a list in a row of access keys or tokens cannot be read: {error}") from error

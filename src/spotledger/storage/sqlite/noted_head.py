@@ -116,15 +116,15 @@ def read_note(path: Path) -> Note | None:
     return _look(path)[1]
 
 
-def damaged_slot(path: Path) -> int | None:
+def read_slots(path: Path) -> tuple[Note | None, int | None]:
     """
-    Return which slot of the note at *path* is damaged while the other one is whole, or None.
+    Return what :func:`read_note` does, and which slot is damaged while the other one is whole, or None.
 
     Raises:
         LedgerCorrupt: Both slots are damaged.
         OSError: The file cannot be read.
     """
-    return _look(path)[2]
+    return _look(path)[1:]
 
 
 def _look(path: Path) -> tuple[int, Note | None, int | None]:

@@ -103,8 +103,8 @@ class Sealer:
     def _make(self, books: Connection) -> None:
         nothing = RowSum().kept()
         books.execute(
-            "INSERT INTO books VALUES (1, ?, ?, 0, ?, ?, ?, ?, ?, 0, 0, 0)",
-            (self._ledger_id, self._segment_entries, genesis_hash(self._ledger_id), *nothing, *nothing),
+            "INSERT INTO books VALUES (1, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0)",
+            (self._ledger_id, self._segment_entries, genesis_hash(self._ledger_id), *nothing, *nothing, *nothing),
         )
 
     def _start(self) -> None:
@@ -115,6 +115,7 @@ class Sealer:
             self.sealed_to, self._link = facts.sealed_to, facts.sealed_hash
             self._coins = RowSum(facts.coins, facts.coins_digest)
             self._reversals = RowSum(facts.reversals, facts.reversals_digest)
+            self._buckets = RowSum(facts.buckets, facts.buckets_digest)
             self._counts = [facts.customers, facts.open_holds, facts.expiring_holds]
             self._filter = IdempotencyFilter(self._segment_entries)
             self._filter.load(self._books, self.sealed_segments, self._digests_of)
@@ -377,16 +378,19 @@ class _SegmentWriter:
         self._write_names()
         self._write_balances()
         self._write_holds()
-        self._owner_sums.write()
-        self._hold_sums.write()
         sealer = self._sealer
+        self._owner_sums.write(sealer._buckets)
+        self._hold_sums.write(sealer._buckets)
         sealer._filter.add(self._segment, self._sums.keys)
         for _ in sealer._filter.write(self._books, self._segment):
             pass
         self._books.execute(
             "UPDATE books SET sealed_to = ?, sealed_hash = ?, coins = ?, coins_digest = ?, reversals = ?,"
-            " reversals_digest = ?, customers = ?, open_holds = ?, expiring_holds = ?",
-            (sealer.sealed_to, self._link, *sealer._coins.kept(), *sealer._reversals.kept(), *sealer._counts),
+            " reversals_digest = ?, buckets = ?, buckets_digest = ?, customers = ?, open_holds = ?, expiring_holds = ?",
+            (
+                *(sealer.sealed_to, self._link, *sealer._coins.kept(), *sealer._reversals.kept()),
+                *(*sealer._buckets.kept(), *sealer._counts),
+            ),
         )
 
     def _write_keys(self) -> None:
@@ -479,6 +483,8 @@ class _BucketSums:
         self._books = books
         self._table = table
         self._sums: dict[int, RowSum] = {}
+        #: What was kept of the buckets that were there before.
+        self._kept: dict[int, tuple[int, bytes]] = {}
 
     def of(self, bucket: int) -> RowSum:
         """Return the sum of *bucket*, to be changed."""
@@ -486,10 +492,16 @@ class _BucketSums:
         if found is None:
             rows = self._books.execute(f"SELECT rows, digest FROM {self._table} WHERE bucket = ?", (bucket,)).fetchall()
             found = self._sums[bucket] = RowSum(*rows[0]) if rows else RowSum()
+            if rows:
+                self._kept[bucket] = rows[0]
         return found
 
-    def write(self) -> None:
-        """Write what was changed."""
+    def write(self, buckets: RowSum) -> None:
+        """Write what was changed, and keep up the sum of all *buckets*."""
+        for bucket, kept in self._kept.items():
+            buckets.remove(self._table, (bucket, *kept))
+        for bucket, found in self._sums.items():
+            buckets.add(self._table, (bucket, *found.kept()))
         self._books.executemany(
             f"INSERT OR REPLACE INTO {self._table} VALUES (?, ?, ?)",
             [(bucket, *found.kept()) for bucket, found in sorted(self._sums.items())],

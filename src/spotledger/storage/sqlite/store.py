@@ -31,7 +31,7 @@ from spotledger.storage.encoding import chain_hash, encode_entry, genesis_hash
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.idempotency_filter import IdempotencyFilter
 from spotledger.storage.sqlite import copy as sqlite_copy
-from spotledger.storage.sqlite.books import Books
+from spotledger.storage.sqlite.books import Books, checked
 from spotledger.storage.sqlite.buckets import BooksDamaged, ids_of_segment, unpack_keys
 from spotledger.storage.sqlite.file import (
     BOOKS_FILE,
@@ -217,7 +217,8 @@ class SqliteStore(RebuiltBooks):
         self._sealed_to = books.facts().sealed_to
         for coin in books.coins(self._sealed_to):
             self._memory.list_coin(coin)
-        self._filter.load(books.filter_source(), self._sealed_to // self._segment_entries, self._digests_of)
+        with checked():
+            self._filter.load(books.filter_source(), self._sealed_to // self._segment_entries, self._digests_of)
         for repair in self._filter.repairs:
             _log.warning("%s", repair)
         self._repairs += self._filter.repairs

@@ -8,6 +8,7 @@ balances of the sealed segments, and then the postings of every entry that they 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,12 +18,12 @@ import msgspec
 
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, ZERO, Balance
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Posting
-from spotledger.errors import LedgerCorrupt, SchemaMismatch
+from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import CUSTOMERS, TrialBalance
 from spotledger.storage.encoding import StoredPosting, chain_hash, postings_of
-from spotledger.storage.sqlite.books import checked, read_facts
-from spotledger.storage.sqlite.buckets import BooksDamaged
-from spotledger.storage.sqlite.file import BOOKS, JOURNAL, Connection, open_reader, translated
+from spotledger.storage.sqlite.books import BALANCE_COLUMNS, checked, open_books, read_facts
+from spotledger.storage.sqlite.buckets import BooksDamaged, RowSum
+from spotledger.storage.sqlite.file import JOURNAL, Connection, open_reader, translated
 
 _ROWS: Final = 500
 #: A pause after each piece, so that whoever serves meanwhile has the interpreter.
@@ -49,12 +50,10 @@ def trial_balance(journal: Path, books: Path) -> TrialBalance:
         LedgerCorrupt: The journal is damaged.
     """
     sums: dict[tuple[str, str], Balance] = {}
-    with closing(_opened_books(books)) as connection, checked():
+    with closing(open_books(books)) as connection, checked():
         connection.execute("BEGIN")
         facts = read_facts(connection)
-        rows = connection.execute('SELECT customer, account, coin, available, "freeze" FROM balance')
-        for customer, account, coin, available, freeze in _paced(rows):
-            _add(sums, _owner(customer, account), coin, int(available), int(freeze))
+        _add_balances(connection, sums)
     seq, link = facts.sealed_to, facts.sealed_hash
     with closing(open_reader(journal, JOURNAL)) as connection, translated("read"):
         connection.execute("BEGIN")
@@ -74,11 +73,21 @@ def trial_balance(journal: Path, books: Path) -> TrialBalance:
     return TrialBalance(seq, sums)
 
 
-def _opened_books(path: Path) -> Connection:
-    try:
-        return open_reader(path, BOOKS)
-    except SchemaMismatch as error:
-        raise BooksDamaged(str(error)) from error
+def _add_balances(connection: Connection, sums: dict[tuple[str, str], Balance]) -> None:
+    """Add up all balances of the books, and compare the rows of each bucket with what is kept of them."""
+    buckets: defaultdict[int, RowSum] = defaultdict(RowSum)
+    for row in _paced(connection.execute(f"SELECT {BALANCE_COLUMNS} FROM balance")):
+        bucket, customer, account, coin, available, freeze, *_ = row
+        buckets[bucket].add("balance", row)
+        try:
+            _add(sums, _owner(customer, account), coin, int(available), int(freeze))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise BooksDamaged("a balance of the books is none") from error
+    for row in _paced(connection.execute("SELECT bucket, customer, seq FROM customer")):
+        buckets[row[0]].add("customer", row)
+    kept = {bucket: (rows, digest) for bucket, rows, digest in connection.execute("SELECT * FROM owner_bucket")}
+    if kept != {bucket: found.kept() for bucket, found in buckets.items()}:
+        raise BooksDamaged("the balances of the books do not add up to what is kept of them")
 
 
 def _paced(rows: Iterable[Any]) -> Iterator[Any]:

@@ -16,6 +16,8 @@ CREATE TABLE books (
     coins_digest     BLOB NOT NULL,     -- sums of the digests of the rows
     reversals        INTEGER NOT NULL,
     reversals_digest BLOB NOT NULL,
+    buckets          INTEGER NOT NULL,  -- of the tables owner_bucket and hold_bucket together, so that none is an older one
+    buckets_digest   BLOB NOT NULL,
     customers        INTEGER NOT NULL,
     open_holds       INTEGER NOT NULL,
     expiring_holds   INTEGER NOT NULL   -- of the open ones, those with an expiry

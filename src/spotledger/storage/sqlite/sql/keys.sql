@@ -41,8 +41,11 @@ CREATE TABLE master_key_mark (
 ) STRICT;
 
 -- Which ledger the keys are of, and the number of the last change: a file that is behind what was noted is not served.
+-- Count and digest are of all rows of the other tables, so that a page that was swapped or set back shows.
 CREATE TABLE keys_of (
     only_row  INTEGER PRIMARY KEY CHECK (only_row = 1),
     ledger_id TEXT NOT NULL,
-    change    INTEGER NOT NULL
+    change    INTEGER NOT NULL,
+    rows      INTEGER NOT NULL,
+    digest    BLOB NOT NULL
 ) STRICT;
