@@ -25,7 +25,12 @@ from spotledger.storage.postgres.connection import (
     translate,
     translated,
 )
-from spotledger.storage.postgres.server_check import bounded_by_standby, check_privileges, connected_at_start
+from spotledger.storage.postgres.server_check import (
+    bounded_by_standby,
+    check_privileges,
+    check_sees_standbys,
+    connected_at_start,
+)
 
 #: The advisory lock that makes migrations exclusive: "SpoL" as a number.
 MIGRATION_LOCK: Final = 0x53706F4C
@@ -199,7 +204,7 @@ def make_ledger(connection: Connection, ledger_id: str | None = None, epoch: int
     return bool(made)
 
 
-def make_ready(address: str) -> None:
+def make_ready(address: str, *, requires_standby: bool = False) -> None:
     """
     Create the schema and the ledger in an empty database, or check those that exist.
 
@@ -214,6 +219,8 @@ def make_ready(address: str) -> None:
     make_schema(address)
     with connect(address) as connection, bounded_by_standby(connection, address):
         check_privileges(connection)
+        if requires_standby:
+            check_sees_standbys(connection)
         make_ledger(connection)
         _check_no_copy(connection)  # in this order: a copy that begins now finds a ledger
 
