@@ -249,7 +249,7 @@ def _public_app(runtime: Runtime) -> PublicApp:
     names = [item.name for item in dataclasses.fields(PublicSettings)]
     settings = PublicSettings(**{name: getattr(runtime.settings, name) for name in names})
     gate = _gate(runtime, settings)
-    standby = runtime.standby
+    followed = runtime.followed
     return PublicApp(
         runtime.ledger,
         runtime.key_ring,
@@ -257,7 +257,7 @@ def _public_app(runtime: Runtime) -> PublicApp:
         now_ms,
         is_ready=lambda: runtime.writer.can_write,
         gate=gate,
-        staleness_ms=None if standby is None else lambda: standby.staleness_ms,
+        age_ms=None if followed is None else lambda: followed.age_ms,
     )
 
 

@@ -12,7 +12,6 @@ from typing import Any, Final, Protocol
 import psycopg
 
 from spotledger.errors import LedgerCorrupt, SpotledgerError
-from spotledger.storage.base import Head
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import connect
 from spotledger.storage.postgres.session import Session
@@ -37,7 +36,7 @@ class Followed(Protocol):
     """The store whose memory follows the journal."""
 
     @property
-    def head(self) -> Head:
+    def head_seq(self) -> int:
         """The entry that memory stands at."""
 
     @property
@@ -90,7 +89,7 @@ class Follower:
     def _is_new(self, told: Sequence[bytes]) -> bool:
         """Return whether to read after the notices *told*; a group with the write lock reads new entries anyway."""
         store = self._store
-        if not any(int(seq) > store.head.seq for seq in told):
+        if not any(int(seq) > store.head_seq for seq in told):
             return False
         if store.is_waiting:
             self._stopped.wait(GRACE_SECONDS)

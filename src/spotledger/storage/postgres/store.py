@@ -18,6 +18,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.pq.abc import PGresult
 
+from spotledger.clock import steady_s
 from spotledger.domain.accounts import Account
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
@@ -112,6 +113,7 @@ class PostgresStore(PostgresReads):
         session = yield from self._session_to_write()
         now_ms = None if self._clock_ms is None else self._clock_ms()
         memory, batch = self._lookup_batch(wanted, now_ms)
+        at_s = steady_s()
         session.send(sql.BEGIN)
         session.send(sql.LOCK_HEAD)
         waited = (yield from self._wait(session)) if self._is_crowded else []
@@ -134,6 +136,7 @@ class PostgresStore(PostgresReads):
         self._is_crowded = head.seq - self._left_seq > CROWD_ENTRIES
         if self._head_cache.head != head:
             raise LedgerCorrupt(f"memory stands at entry {self._head_cache.head.seq}, the locked head is {head.seq}")
+        self._note_followed(at_s)
         self._take_lookups(batch, answers)
         return int(rows_of(clock)[0][0]) if now_ms is None else None
 
