@@ -292,7 +292,6 @@ class PostgresStore(PostgresReads):
             _send(session, order)
         seq, kept_hash, booked_ms = pending
         session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
-        session.send(sql.NOTIFY, number(seq))
         self._send_commit(session)
 
     def _send_commit(self, session: Session) -> None:
@@ -414,6 +413,8 @@ class PostgresStore(PostgresReads):
         finally:
             # Not earlier: the follower would read the entries of this group.
             self.is_writing = False
+        if self._follower is not None:
+            self._follower.tell_others(entries[-1].seq)
 
     def recover(self) -> None:
         """Roll back, and advance memory to the head of the journal."""
