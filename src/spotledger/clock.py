@@ -56,6 +56,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def steady_s() -> float:
+    """Return seconds of a clock that nobody sets; on Linux it goes on while the machine is suspended."""
+    return time.clock_gettime(_BOOT_CLOCK)
+
+
 def boot_ms() -> int:
     """Return the milliseconds since the machine was started, those of a suspension included."""
     return time.clock_gettime_ns(_BOOT_CLOCK) // 1_000_000

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+from urllib.parse import urlsplit, urlunsplit
 
+import psycopg
 import pytest
 
 import spotledger
@@ -14,6 +17,9 @@ from support_books import check_books
 from support_core import Clock, seed
 from support_database_books import check_database
 from support_public import Service, service
+
+#: A role that may do what a ledger needs, and its password.
+UNHINTED = "unhinted"
 
 
 class Place(Protocol):
@@ -60,6 +66,25 @@ class PostgresPlace:
         check_database(self._url)
 
 
+class UnhintedPlace(PostgresPlace):
+    """A database in which the role may neither notify nor take advisory locks: both only make things quicker."""
+
+    def __init__(self, url: str) -> None:
+        parts, name = urlsplit(url), urlsplit(url).path.lstrip("/")
+        with psycopg.connect(url, autocommit=True) as connection:
+            with suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
+                connection.execute(f"CREATE ROLE {UNHINTED} LOGIN PASSWORD '{UNHINTED}'".encode())
+            connection.execute(f"ALTER DATABASE {name} OWNER TO {UNHINTED}".encode())
+            for function in ("pg_notify(text, text)", *_advisory_locks(connection)):
+                connection.execute(f"REVOKE EXECUTE ON FUNCTION {function} FROM PUBLIC".encode())
+        super().__init__(urlunsplit(parts._replace(netloc=f"{UNHINTED}:{UNHINTED}@{parts.hostname}:{parts.port}")))
+
+
+def _advisory_locks(connection: psycopg.Connection[Any]) -> list[str]:
+    found = connection.execute("SELECT oid::regprocedure::text FROM pg_proc WHERE proname ~ 'advisory_(xact_)?lock'")
+    return [name for (name,) in found]
+
+
 def _embedded(request: pytest.FixtureRequest) -> Place:
     return EmbeddedPlace(request.getfixturevalue("tmp_path"))
 
@@ -68,7 +93,15 @@ def _postgres(request: pytest.FixtureRequest) -> Place:
     return PostgresPlace(request.getfixturevalue("postgres_url"))
 
 
-PLACES: dict[str, Callable[[pytest.FixtureRequest], Place]] = {"embedded": _embedded, "postgres": _postgres}
+def _unhinted(request: pytest.FixtureRequest) -> Place:
+    return UnhintedPlace(request.getfixturevalue("postgres_url"))
+
+
+PLACES: dict[str, Callable[[pytest.FixtureRequest], Place]] = {
+    "embedded": _embedded,
+    "postgres": _postgres,
+    "postgres_without_hints": _unhinted,
+}
 
 
 @pytest.fixture(params=PLACES)

@@ -125,6 +125,22 @@ def test_role_without_a_privilege_is_refused_with_the_grant_that_it_lacks(postgr
         run(postgres_url, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
+def test_role_that_does_not_see_standbys_is_refused_where_one_is_required(postgres_url: str) -> None:
+    """It would take every standby for absent and refuse every write, so the start names the GRANT; it then passes."""
+    name = name_of(postgres_url)
+    role = f"role_{name}"
+    url = f"postgresql://{role}:p@{urlsplit(postgres_url).hostname}:{urlsplit(postgres_url).port}/{name}"
+    run(postgres_url, f"CREATE ROLE {role} LOGIN PASSWORD 'p'", f"GRANT CREATE ON SCHEMA public TO {role}")
+    try:
+        with pytest.raises(SetupError, match=f"GRANT pg_read_all_stats TO {role}"):
+            spotledger.open(url, requires_standby=True)
+        run(postgres_url, f"GRANT pg_read_all_stats TO {role}")
+        with spotledger.open(url, requires_standby=True) as ledger:
+            assert ledger.head.seq == 0
+    finally:
+        run(postgres_url, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
 def test_read_only_database_is_named(postgres_url: str) -> None:
     """default_transaction_read_only stops writes on purpose, perhaps: it is named, not overridden."""
     run(postgres_url, f"ALTER DATABASE {name_of(postgres_url)} SET default_transaction_read_only = on")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import NoReturn
 
-import pytest
-
 
 class ServerMissing(Exception):
     """A server is not there and could not be installed; the text says what was tried."""
@@ -14,6 +12,8 @@ class ServerMissing(Exception):
 
 def skip_or_fail(problem: ServerMissing) -> NoReturn:
     """Skip the test that needs what is missing; with ``CI=true`` fail it, so that a hole is seen."""
+    import pytest  # here, because the drills run without it
+
     if os.environ.get("CI") == "true":
         pytest.fail(f"CI=true, and {problem}")
     pytest.skip(str(problem))

@@ -248,7 +248,7 @@ def _public_app(runtime: Runtime) -> PublicApp:
     names = [item.name for item in dataclasses.fields(PublicSettings)]
     settings = PublicSettings(**{name: getattr(runtime.settings, name) for name in names})
     gate = _gate(runtime, settings)
-    standby = runtime.standby
+    followed = runtime.followed
     return PublicApp(
         runtime.ledger,
         runtime.key_ring,
@@ -258,7 +258,7 @@ def _public_app(runtime: Runtime) -> PublicApp:
         sealing_lag=lambda: runtime.ledger.sealing_lag,
         clock_distrust=lambda: runtime.ledger.clock_distrust,
         gate=gate,
-        staleness_ms=None if standby is None else lambda: standby.staleness_ms,
+        age_ms=None if followed is None else lambda: followed.age_ms,
     )
 
 

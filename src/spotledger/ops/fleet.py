@@ -51,13 +51,13 @@ def open_postgres(url: str, *, clock_ms: Callable[[], int] | None = None, **opti
         SetupError: An embedded ledger is being copied into the database.
         LedgerCorrupt: The database is not a complete ledger.
     """
-    make_ready(url)
+    make_ready(url, requires_standby=options.get("requires_standby", False))
     clock = TrustedClock() if clock_ms is None else Clock(clock_ms)
     return Ledger(PostgresStore(url, clock_ms=clock_ms, **options), clock)
 
 
 class Fleet(NamedTuple):
-    """What the runtime of a node needs: the ledger, the revocations of other nodes, and the standby if it reads one."""
+    """What the runtime of a node needs: the ledger and its store, and the revocations of other nodes."""
 
     ledger: Ledger
     key_changes: KeyChanges
@@ -65,7 +65,12 @@ class Fleet(NamedTuple):
     audited: DatabaseAddress
     #: Held by the node that runs the continuous audit.
     audit_claim: Claim
-    standby: StandbyStore | None = None
+    store: PostgresStore | StandbyStore
+
+    @property
+    def standby(self) -> StandbyStore | None:
+        """The standby that this node reads from, if it does."""
+        return self.store if isinstance(self.store, StandbyStore) else None
 
 
 @contextlib.contextmanager
@@ -83,23 +88,27 @@ def open_fleet(settings: Settings, clock: Clock) -> Iterator[Fleet]:
         SetupError: The standby has another ledger.
         LedgerCorrupt: The ledger is inconsistent.
     """
-    address = address_of(settings)
-    make_ready(address)
+    address, requires = address_of(settings), settings.standby == "required"
+    make_ready(address, requires_standby=requires)
     with contextlib.ExitStack() as stack:
-        requires = settings.standby == "required"
         _say_what_is_waited_for(requires=requires)
         key_tables = PostgresKeyTables(
             lambda: connect(address, application="spotledger keys"), requires_standby=requires
         )
         stack.callback(key_tables.close)
         standby = None if settings.read_database is None else _standby(settings, key_tables)
-        store = standby or PostgresStore(address, cache_accounts=settings.cache_accounts, requires_standby=requires)
+        store = standby or PostgresStore(
+            address,
+            cache_accounts=settings.cache_accounts,
+            age_limit_ms=settings.read_age_limit_ms,
+            requires_standby=requires,
+        )
         store.key_tables = key_tables
         ledger = stack.enter_context(Ledger(store, clock))
         key_changes = KeyChanges(lambda: connect(address, application="spotledger key changes"))
         stack.callback(key_changes.close)
         audit_claim = Claim(lambda: connect(address, application="spotledger audit claim"))
-        yield Fleet(ledger, key_changes, _audited(settings), audit_claim, standby)
+        yield Fleet(ledger, key_changes, _audited(settings), audit_claim, store)
 
 
 def _say_what_is_waited_for(*, requires: bool) -> None:
@@ -120,8 +129,9 @@ def _audited(settings: Settings) -> DatabaseAddress:
 
 
 def _standby(settings: Settings, key_tables: PostgresKeyTables) -> StandbyStore:
-    address, limit_ms = standby_address_of(settings), settings.read_staleness_ms
-    standby = StandbyStore(address, limit_ms, cache_accounts=settings.cache_accounts)
+    standby = StandbyStore(
+        standby_address_of(settings), cache_accounts=settings.cache_accounts, age_limit_ms=settings.read_age_limit_ms
+    )
     [(ledger_id,)] = key_tables.rows("SELECT ledger_id FROM ledger")
     if standby.ledger_id != ledger_id:
         standby.close()

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, Protocol
 
+from spotledger.clock import steady_s
 from spotledger.errors import StoreUnavailable
 from spotledger.security.access_keys import KeyRing
 from spotledger.security.tokens import Tokens
 
 #: How long to wait after the database did not answer.
 RETRY_SECONDS: Final = 0.2
+#: A database that answers is silent for less than this; a node that was silent for longer had frozen.
+ANSWERING_SECONDS: Final = 2.0
 
 _log = logging.getLogger("spotledger.keys")
 
@@ -30,7 +32,7 @@ class Revocations(Protocol):
 
     @property
     def at_s(self) -> float:
-        """The answer is as of this time (monotonic) or later."""
+        """The answer is as of this time (`steady_s`) or later."""
 
     @property
     def head_seq(self) -> int:
@@ -75,21 +77,35 @@ class RevocationWatch:
             key_ring: The access keys of this node.
             tokens: The operator tokens of this node.
             trust_seconds: How long they are accepted after the last answer of the database.
-            on_answer: Called with each answer's time (monotonic) and its last entry of the journal.
+            on_answer: Called with each answer's time (`steady_s`) and its last entry of the journal.
         """
         self._on_answer = on_answer
         self._source = source
         self._key_ring = key_ring
         self._tokens = tokens
         self._trust_seconds = trust_seconds
-        self._answered_s = time.monotonic()
+        self._answered_s = steady_s()
+        self._is_lost = self._said_so = False
+        key_ring.trust = tokens.trust = self
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="key-watch")
         self._task: asyncio.Task[None] | None = None
 
     @property
     def silent_seconds(self) -> float:
         """How long ago the database last answered."""
-        return time.monotonic() - self._answered_s
+        return steady_s() - self._answered_s
+
+    def check(self) -> None:
+        """
+        Check that revocations are known well enough to let somebody in; a node that froze knows them no longer.
+
+        Raises:
+            StoreUnavailable: The database has been silent for too long.
+        """
+        if self.silent_seconds > max(self._trust_seconds, 0 if self._is_lost else ANSWERING_SECONDS):
+            raise StoreUnavailable(
+                "The database has not answered for too long to know which keys are revoked; try again later."
+            )
 
     async def start(self) -> None:
         """Begin the watch."""
@@ -109,33 +125,32 @@ class RevocationWatch:
             try:
                 revocations = await loop.run_in_executor(self._thread, self._source.wait)
             except StoreUnavailable:
-                self._distrust_if_silent()
+                self._say_if_silent()
                 await asyncio.sleep(RETRY_SECONDS)
             except Exception as problem:  # noqa: BLE001 - no error may end the watch unnoticed
                 _log.error("revocations could not be read: %s; retrying", problem)
-                self._distrust_if_silent()
+                self._say_if_silent()
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 self._apply(revocations)
 
     def _apply(self, revocations: Revocations) -> None:
-        self._answered_s = revocations.at_s
+        self._answered_s, self._is_lost = revocations.at_s, False
         self._on_answer(revocations.at_s, revocations.head_seq)
         if revocations.everything:
             self._key_ring.forget()
         self._key_ring.revoked_elsewhere(revocations.accesskeys)
         if revocations.tokens or revocations.everything:
             self._tokens.forget()
-        if self._key_ring.distrusted is not None:
+        if self._said_so:
             _log.warning("the database answers again: access keys and tokens are accepted")
-        self._key_ring.distrusted = self._tokens.distrusted = None
+        self._said_so = False
 
-    def _distrust_if_silent(self) -> None:
-        if self.silent_seconds <= self._trust_seconds or self._key_ring.distrusted is not None:
-            return
-        _log.error(
-            "the database has not answered for %.1f s: no access key or token is accepted until it does",
-            self.silent_seconds,
-        )
-        reason = "The database has not answered for too long to know which keys are revoked; try again later."
-        self._key_ring.distrusted = self._tokens.distrusted = reason
+    def _say_if_silent(self) -> None:
+        self._is_lost = True
+        if self.silent_seconds > self._trust_seconds and not self._said_so:
+            self._said_so = True
+            _log.error(
+                "the database has not answered for %.1f s: no access key or token is accepted until it does",
+                self.silent_seconds,
+            )

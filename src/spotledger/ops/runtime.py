@@ -48,16 +48,16 @@ ONLY_READS: Final = "This node reads from a standby and takes no writes; ask ano
 _log = logging.getLogger("spotledger.runtime")
 
 
-class Standby(Protocol):
-    """The standby that a node reads from."""
+class Followed(Protocol):
+    """The memory of a node that follows others, or a standby."""
 
     @property
-    def staleness_ms(self) -> int:
+    def age_ms(self) -> int:
         """How old an answer may be."""
 
     @property
     def head_seq(self) -> int:
-        """The last entry that the standby has, even if it is too old to be served."""
+        """The last entry that it has, even if it is too old to be served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +72,8 @@ class Runtime:
     access_key_writes: AccessKeyWrites
     backups: Backups
     audits: Audits
-    #: The standby that this node reads from; None if it accepts writes.
-    standby: Standby | None = None
+    #: What this node reads, and how old that is; None if no other process writes the ledger.
+    followed: Followed | None = None
     #: None if no other process can revoke access keys.
     revocation_watch: RevocationWatch | None = None
     #: The workers of this machine; None if this process is the only one.
@@ -82,7 +82,7 @@ class Runtime:
     @property
     def head_seq(self) -> int:
         """The last entry that this node has, even if it is too old to be served."""
-        return self.ledger.head.seq if self.standby is None else self.standby.head_seq
+        return self.ledger.head.seq if self.followed is None else self.followed.head_seq
 
     def check_token_file(self) -> None:
         """Log a warning if the token in the folder's ``operator.token`` is not accepted; the file is not changed."""
@@ -211,7 +211,7 @@ def _assemble(
         AccessKeyWrites(tables, key_ring),
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
         _audits(settings, clock_ms, fleet, siblings),
-        standby,
+        None if fleet is None else fleet.store,
         None if fleet is None else _revocation_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
         siblings,
     )

@@ -281,8 +281,11 @@ class Settings:
     read_database: ServerUrl | None = _database(
         "A standby of the database: this node answers from it, and takes no writes."
     )
-    read_staleness_ms: int = _number(
-        10_000, 1_100, 3_600_000, "How far the standby may be behind; beyond that its node answers 503."
+    read_age_limit_ms: int = _number(
+        5_000,
+        1_100,
+        3_600_000,
+        "How long a node may not have followed the others, or its standby the primary; beyond that reads get 503.",
     )
     redis: ServerUrl | None = _redis(
         "The Redis or Valkey in which all nodes share limits and the memory of signed requests."

@@ -67,6 +67,13 @@ class AccessKeyRecords(Protocol):
         """Store when access keys were last used: access key → ms since 1970."""
 
 
+class Trust(Protocol):
+    """Judges whether the revocations of other nodes are known well enough to let anybody in."""
+
+    def check(self) -> None:
+        """Raise StoreUnavailable if they are not."""
+
+
 class ReadyKey:
     """An access key in the form in which requests are checked with it."""
 
@@ -122,8 +129,18 @@ class KeyRing:
         self._changing = threading.Lock()
         #: Access key → when it was last used, since the last flush.
         self.used: dict[str, int] = {}
-        #: Why no key is accepted now, or None: set if revocations by other nodes have been unknown for too long.
-        self.distrusted: str | None = None
+        #: Asked each time that somebody is let in; None if no other process revokes keys.
+        self.trust: Trust | None = None
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether keys are accepted now."""
+        try:
+            if self.trust is not None:
+                self.trust.check()
+        except StoreUnavailable:
+            return False
+        return True
 
     def create(
         self,
@@ -219,8 +236,8 @@ class KeyRing:
             MasterKeyRefused: Its secret does not open with this master key.
             StoreUnavailable: Whether the key was revoked cannot be determined now.
         """
-        if self.distrusted is not None:
-            raise StoreUnavailable(self.distrusted)
+        if self.trust is not None:
+            self.trust.check()
         return self._ready.younger.get(accesskey) or self._load(accesskey)
 
     def _load(self, accesskey: str) -> ReadyKey | None:

@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from spotledger.errors import InvalidRequest, LastAdminToken, NotFound, ScopeMissing, StoreUnavailable, TokenRefused
-from spotledger.security.access_keys import checked_label, checked_names
+from spotledger.errors import InvalidRequest, LastAdminToken, NotFound, ScopeMissing, TokenRefused
+from spotledger.security.access_keys import Trust, checked_label, checked_names
 from spotledger.security.bounded_dict import BoundedDict
 
 SCOPES = ("ledger:read", "ledger:write", "keys:write", "admin")
@@ -71,8 +71,8 @@ class Tokens:
         self._known: BoundedDict[bytes, TokenRecord] = BoundedDict(TOKENS_GENERATION)
         # Held from reading a record until it is in memory, so that a record read before a revocation is not kept.
         self._changing = threading.Lock()
-        #: Why no token is accepted now, or None; see `KeyRing.distrusted`.
-        self.distrusted: str | None = None
+        #: As `KeyRing.trust`.
+        self.trust: Trust | None = None
 
     def create(self, scopes: Iterable[str], label: str = "", *, token: str | None = None) -> tuple[TokenRecord, str]:
         """
@@ -129,8 +129,8 @@ class Tokens:
         Raises:
             StoreUnavailable: Whether the token was revoked cannot be determined now.
         """
-        if self.distrusted is not None:
-            raise StoreUnavailable(self.distrusted)
+        if self.trust is not None:
+            self.trust.check()
         # The look-up is by hash, so its duration says nothing about the token.
         digest = digest_of(token)
         with self._changing:

@@ -69,7 +69,7 @@ def test_setting_has_a_flag_a_variable_and_a_line(name: str, tmp_path: Path) -> 
         "database_connect_seconds": "7",
         "database_network_ms": "2000",
         "read_database": "postgresql://standby/ledger",
-        "read_staleness_ms": "2000",
+        "read_age_limit_ms": "2000",
         "workers": "4",
         "standby": "required",
         "redis": "rediss://:pass@cache:6380/1",

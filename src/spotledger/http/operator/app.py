@@ -90,9 +90,9 @@ class OperatorApp:
         self.metrics.show("damaged", "1 once the journal was found damaged, else 0.", lambda: int(bool(ledger.corrupt)))
         self.metrics.show("rebuilding", "1 while the books are made again.", lambda: int(bool(ledger.rebuilding)))
         self.metrics.show_total("rebuilds", "How often the books were made again.", lambda: ledger.rebuilds)
-        standby, watch = runtime.standby, runtime.revocation_watch
-        if standby is not None:
-            self.metrics.show("staleness_ms", "The maximum age of what is read.", lambda: standby.staleness_ms)
+        followed, watch = runtime.followed, runtime.revocation_watch
+        if followed is not None:
+            self.metrics.show("age_ms", "The maximum age of what is read.", lambda: followed.age_ms)
         if watch is not None:
             self.metrics.show(
                 "database_silent_seconds", "Seconds since the database last answered.", lambda: watch.silent_seconds
@@ -145,8 +145,8 @@ class OperatorApp:
     def _add_headers(self, reply: Reply, request_id: str) -> None:
         """Add the headers that every answer has."""
         reply.headers += [(b"x-request-id", request_id.encode()), _NO_STORE]
-        if self._runtime.standby is not None:
-            reply.headers.append((b"x-ledger-staleness-ms", b"%d" % self._runtime.standby.staleness_ms))
+        if self._runtime.followed is not None:
+            reply.headers.append((b"x-ledger-age-ms", b"%d" % self._runtime.followed.age_ms))
 
     def _endpoint(self, request: Request) -> Endpoint:
         """Return the endpoint of the path of *request*, and set its path parameters."""

@@ -98,7 +98,7 @@ class PublicApp:
         clock_distrust: Callable[[], str | None] = lambda: None,
         request_prefix: str | None = None,
         gate: Gate | None = None,
-        staleness_ms: Callable[[], int] | None = None,
+        age_ms: Callable[[], int] | None = None,
     ) -> None:
         """
         Connect a ledger and its access keys to a listener.
@@ -113,7 +113,7 @@ class PublicApp:
             clock_distrust: Returns why nothing is booked because of the clock, or None; for ``/readyz``.
             request_prefix: What request ids begin with; None: random.
             gate: Admits requests; None: one that counts in this process only.
-            staleness_ms: On a node that reads from a standby, returns the maximum age of *ledger*; each answer has it.
+            age_ms: On a node that follows others, returns the maximum age of *ledger*; each answer has it.
         """
         self.settings = settings or PublicSettings()
         self.gate = gate or Gate(key_ring, self.settings)
@@ -121,7 +121,7 @@ class PublicApp:
         self.requests = 0
         self.refusals: dict[str, int] = {}
         self._ledger = ledger
-        self._staleness_ms = staleness_ms
+        self._age_ms = age_ms
         self._clock_ms = clock_ms
         self._is_ready = is_ready
         self._sealing_lag = sealing_lag
@@ -161,8 +161,8 @@ class PublicApp:
         request_id = f"{self._prefix}{self.requests:x}"
         request = Request(method, path, query, headers, peer, body, self._clock_ms(), request_id)
         found = await self._answered(request)
-        if self._staleness_ms is not None:
-            found.headers.append(("x-ledger-staleness-ms", str(self._staleness_ms())))
+        if self._age_ms is not None:
+            found.headers.append(("x-ledger-age-ms", str(self._age_ms())))
         return found
 
     async def _answered(self, request: Request) -> Answer:
@@ -235,7 +235,7 @@ class PublicApp:
     async def _readyz_reads(self, request: Request) -> Answer:
         """Answer whether signed reads work: the ledger can be read, and the access keys are trusted."""
         seq = self._head_seq()
-        if seq is not None and self.gate.key_ring.distrusted is None:
+        if seq is not None and self.gate.key_ring.is_trusted:
             return answered(request, seq, b'{"status":"ready"}', [])
         _, headers, content = answered(request, seq, b'{"status":"cannot read"}', [])
         return Answer(503, headers, content)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
+
+import psycopg
 
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.postgres.bounded_reader import BoundedReader, Connect
@@ -14,6 +17,9 @@ AUDIT_LOCK: Final = 0x53706F41
 PATIENCE_SECONDS: Final = 3.0
 #: A holder that is silent for this long has frozen: the server ends its session, which releases the lock.
 IDLE_SECONDS: Final = 30
+
+
+_log = logging.getLogger(__name__)
 
 
 class Claim:
@@ -51,7 +57,12 @@ class Claim:
     def _try(self, session: Session) -> int | None:
         """Return the process id of the session that holds the lock now, or None if another node holds it."""
         session.execute(f"SET idle_session_timeout = '{IDLE_SECONDS}s'")
-        [(has_it, pid)] = session.execute("SELECT pg_try_advisory_lock($1), pg_backend_pid()", (self._lock,))
+        try:
+            [(has_it,)] = session.execute("SELECT pg_try_advisory_lock($1)", (self._lock,))
+        except psycopg.errors.InsufficientPrivilege as error:
+            _log.warning("every node audits, because none may take the lock for it: %s", error)
+            has_it = True
+        [(pid,)] = session.execute("SELECT pg_backend_pid()")
         return pid if has_it else None
 
     def is_held(self) -> bool:

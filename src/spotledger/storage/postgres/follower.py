@@ -1,4 +1,8 @@
-"""A thread that follows the journal and applies entries of other nodes to the store's memory."""
+"""
+A thread that follows the journal and applies entries of other nodes to the store's memory, and tells others of its own.
+
+Notices make this quicker, and nothing rests on them: every node polls as well.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,15 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import psycopg
 
 from spotledger.errors import LedgerCorrupt, SpotledgerError
-from spotledger.storage.base import Head
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import connect
-from spotledger.storage.postgres.session import Session
+from spotledger.storage.postgres.session import Session, number
 
 #: How long one round trip may take before the connection counts as lost.
 PATIENCE_SECONDS: Final = 5.0
@@ -37,7 +41,7 @@ class Followed(Protocol):
     """The store whose memory follows the journal."""
 
     @property
-    def head(self) -> Head:
+    def head_seq(self) -> int:
         """The entry that memory stands at."""
 
     @property
@@ -63,8 +67,19 @@ class Follower:
         self._poll_seconds = poll_seconds
         self._stopped = threading.Event()
         self._wakened, self._waker = os.pipe()
+        os.set_blocking(self._wakened, False)
+        #: The last entry that others are to be told of, and whether the thread knows of it.
+        self._own_seq = self._told_seq = 0
+        self._may_tell = listens
         self._thread = threading.Thread(target=self._run, name="follow journal", daemon=True)
         self._thread.start()
+
+    def tell_others(self, seq: int) -> None:
+        """Have other nodes told that this one has committed the entry *seq*."""
+        if self._may_tell:
+            is_known, self._own_seq = self._own_seq > self._told_seq, seq
+            if not is_known:
+                os.write(self._waker, b"!")
 
     def stop(self) -> None:
         """Stop the thread and close its connection."""
@@ -90,7 +105,7 @@ class Follower:
     def _is_new(self, told: Sequence[bytes]) -> bool:
         """Return whether to read after the notices *told*; a group with the write lock reads new entries anyway."""
         store = self._store
-        if not any(int(seq) > store.head.seq for seq in told):
+        if not any(int(seq) > store.head_seq for seq in told):
             return False
         if store.is_waiting:
             self._stopped.wait(GRACE_SECONDS)
@@ -100,6 +115,21 @@ class Follower:
         """Return whether to poll; *followed* is the time of the last read."""
         polls = WRITING_POLLS if self._store.is_writing else 1
         return time.monotonic() >= followed + self._poll_seconds * polls
+
+    def _tell(self, session: Session) -> None:
+        """Tell others of the last own entry, if they were not told."""
+        seq = self._own_seq
+        if seq <= self._told_seq or not self._may_tell:
+            return
+        self._told_seq = seq
+        with suppress(BlockingIOError):
+            os.read(self._wakened, 4096)
+        try:
+            session.send(sql.NOTIFY, number(seq))
+            session.collect()
+        except psycopg.errors.InsufficientPrivilege as error:
+            self._may_tell = False
+            _log.warning("other nodes are not notified of new entries, and find them by polling: %s", error)
 
     def _listen(self) -> None:
         session = Session(connect(self._url, application="spotledger follow"), sql.FOLLOWING, PATIENCE_SECONDS)
@@ -116,6 +146,7 @@ class Follower:
                     told = session.notices()
                 if self._stopped.is_set():
                     return
+                self._tell(session)
                 if self._is_time(followed) or self._is_new(told):
                     self._store.follow(session)
                     followed = time.monotonic()

@@ -6,11 +6,14 @@ It advances by whole commits, of this node and of others. A miss means "not load
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, NamedTuple, TypeAlias, TypeVar
+
+from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.journal import BEGIN_EPOCH, BalanceAfter, Entry, Hold, epochs_after, new_tuple, opened_hold
@@ -30,6 +33,32 @@ HOLDS_AN_ACCOUNT: Final = 2
 Line: TypeAlias = BalanceAfter | tuple[tuple[str, str], str, int, int]
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+class Snapshot(NamedTuple):
+    """What one snapshot of the database has: its head, and a result for each query."""
+
+    head: Head
+    answers: Sequence[PGresult]
+
+
+class AnswerHeads(threading.local):
+    """The entries that the parts of one answer stand for, collected by each thread for itself."""
+
+    seqs: set[int] | None = None
+
+    def collected(self, read: Callable[[], V]) -> tuple[set[int], V]:
+        """Return the entries that the parts of the answer of *read* stand for, and the answer."""
+        seqs = self.seqs = set[int]()
+        try:
+            return seqs, read()
+        finally:
+            self.seqs = None
+
+    def note(self, seq: int) -> None:
+        """Note that a part stands for the entry *seq*, if an answer is being collected."""
+        if self.seqs is not None:
+            self.seqs.add(seq)
 
 
 class RemoteAccount:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import Final, NamedTuple
 
+from spotledger.clock import steady_s
 from spotledger.storage.postgres.bounded_reader import BoundedReader, Connect
 from spotledger.storage.postgres.connection import Connection
 from spotledger.storage.postgres.keys import CHANGES_CHANNEL
@@ -15,7 +15,7 @@ POLL_SECONDS: Final = 0.2
 
 
 class Revocations(NamedTuple):
-    """What changed, as of the time *at_s* (monotonic) or later."""
+    """What changed, as of the time *at_s* (`steady_s`) or later."""
 
     at_s: float
     #: The last entry of the journal at that time.
@@ -61,7 +61,7 @@ class KeyChanges:
         seen = self._seen
         if seen is not None and not session.notices() and session.wait_for_notice(POLL_SECONDS):
             session.notices()
-        at_s = time.monotonic()
+        at_s = steady_s()
         [(version, head)] = session.execute("SELECT version, coalesce((SELECT seq FROM head), 0) FROM key_version")
         # A lower version: another server took over, and may lack the last revocations.
         if seen is None or version < seen:

@@ -22,7 +22,7 @@ from spotledger.storage.access_key_rows import KeyTables
 from spotledger.storage.postgres.bounded_reader import BoundedReader, Connect
 from spotledger.storage.postgres.connection import translated
 from spotledger.storage.postgres.session import Session
-from spotledger.storage.postgres.statements import STANDBY_THERE
+from spotledger.storage.postgres.statements import NOTIFY_TEXT, STANDBY_THERE
 
 CHANGES_CHANNEL: Final = "spotledger_keys"
 #: How long a write may take, waiting for those of other nodes and for a standby included.
@@ -38,6 +38,8 @@ class _Writing(threading.local):
     """The transaction of a thread, if it has one."""
 
     session: Session | None = None
+    #: Whether the others are to be notified of a revocation once it is committed.
+    revokes = False
     #: What the session would have executed by now if nothing was changed.
     executed = 0
 
@@ -87,7 +89,7 @@ class PostgresKeyTables(KeyTables):
             return
         until = time.monotonic() + WRITE_SECONDS
         session = self._begun(until)
-        writing.session, writing.executed = session, session.executed
+        writing.session, writing.executed, writing.revokes = session, session.executed, False
         try:
             with translated("written"):
                 yield session
@@ -138,6 +140,9 @@ class PostgresKeyTables(KeyTables):
         session.execute("COMMIT")
         if session.take_warning():
             raise StoreUnavailable(_NOT_CONFIRMED)
+        if self._writing.revokes:
+            with suppress(psycopg.Error):  # the others poll as well
+                session.execute(NOTIFY_TEXT.format(f"'{CHANGES_CHANNEL}'"), ("",))
 
     def _keep(self, session: Session) -> None:
         """Keep *session* for the next write, or close it if there are enough."""
@@ -171,7 +176,7 @@ class PostgresKeyTables(KeyTables):
         """Mark the row of *table* whose *column* is *name* as revoked; return False if it was so or is not there."""
         statement = f"UPDATE {table} SET revoked_ms = ?, revoked_change = ? WHERE {column} = ? AND revoked_ms IS NULL"
         with self.together() as session:
-            session.execute("SELECT pg_notify($1, '')", (CHANGES_CHANNEL,))
+            self._writing.revokes = True
             [(change,)] = session.execute("UPDATE key_version SET version = version + 1 WHERE id = 1 RETURNING version")
             return bool(self.write(statement, (now_ms, change, name)))
 

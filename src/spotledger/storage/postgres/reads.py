@@ -11,15 +11,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from psycopg.pq.abc import PGresult
 
-from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin
+from spotledger.clock import steady_s
+from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
-from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
+from spotledger.storage.base import Head, TrialBalance
 from spotledger.storage.encoding import decode_entry, key_digest
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
@@ -27,8 +28,18 @@ from spotledger.storage.postgres.bounded_reader import BoundedReader
 from spotledger.storage.postgres.connection import connect, translated
 from spotledger.storage.postgres.follower import Follower
 from spotledger.storage.postgres.foreign_entries import read_foreign_entries
-from spotledger.storage.postgres.head_cache import HeadCache, RemoteAccount
-from spotledger.storage.postgres.rows import add_balances, customers_in, entries_of_keys, epochs_in, head_of, holds_in
+from spotledger.storage.postgres.head_cache import AnswerHeads, HeadCache, RemoteAccount, Snapshot
+from spotledger.storage.postgres.rows import (
+    add_balances,
+    coins_in,
+    customers_in,
+    entries_of_keys,
+    epochs_in,
+    head_of,
+    holds_in,
+    is_storable,
+    sums_of,
+)
 from spotledger.storage.postgres.schema import check_schema, make_ledger
 from spotledger.storage.postgres.session import (
     UUID,
@@ -61,24 +72,6 @@ _BIGINT_LIMIT: Final = 2**63
 _TOO_FAST: Final = "the ledger could not be read: it changed too fast; try again"
 
 
-class Snapshot(NamedTuple):
-    """What one snapshot of the database has: its head, and a result for each query."""
-
-    head: Head
-    answers: Sequence[PGresult]
-
-
-class _Heads(threading.local):
-    """The entries that the parts of one answer stand for, collected by each thread for itself."""
-
-    seqs: set[int] | None = None
-
-    def note(self, seq: int) -> None:
-        """Note that a part stands for the entry *seq*, if an answer is being collected."""
-        if self.seqs is not None:
-            self.seqs.add(seq)
-
-
 class PostgresReads:
     """The reads of the store on PostgreSQL, and how its memory is kept at the head."""
 
@@ -106,6 +99,7 @@ class PostgresReads:
         cache_accounts: int = CACHE_ACCOUNTS,
         follow_seconds: float | None = FOLLOW_SECONDS,
         follow_entries: int = FOLLOW_ENTRIES,
+        age_limit_ms: int | None = None,
     ) -> None:
         """
         Connect, and load the head of the journal.
@@ -115,13 +109,17 @@ class PostgresReads:
             cache_accounts: How many accounts and customers may stay in memory.
             follow_seconds: How often the journal is polled for entries of other nodes; None: only when it is read.
             follow_entries: If more entries of other nodes are missing, memory restarts at the head.
+            age_limit_ms: How old what is read may be; None: it is read from memory however old that is.
         """
         self._url = url
         self._cache_accounts = cache_accounts
         self.follow_entries = follow_entries
+        self._age_limit_ms = age_limit_ms
+        #: What was acknowledged up to this time (`steady_s`) is in memory.
+        self._as_of_s = float("-inf")
         #: Guards memory; never held during a round trip.
         self._guard = threading.RLock()
-        self._heads = _Heads()
+        self._heads = AnswerHeads()
         connecting = partial(connect, url, application="spotledger read")
         with connecting() as connection:
             check_schema(connection)
@@ -139,23 +137,48 @@ class PostgresReads:
 
     def _open(self, session: Session) -> None:
         """Read the row of the ledger, and start memory at the head."""
+        at_s = steady_s()
         for statement in (sql.BEGIN_SNAPSHOT, sql.LEDGER, sql.HEAD, sql.COINS, sql.COMMIT):
             session.send(statement)
         _, ledger, head, coins, _ = session.collect()
         if ledger.ntuples == 0:
             raise LedgerCorrupt("the row of the ledger is missing")
         self.ledger_id = rows_of(ledger)[0][0].decode()
-        self._head_cache = HeadCache(head_of(head), _coins_in(coins), self._cache_accounts, epochs_in(ledger))
+        self._head_cache = HeadCache(head_of(head), coins_in(coins), self._cache_accounts, epochs_in(ledger))
+        self._note_followed(at_s)
 
     @property
     def head(self) -> Head:
-        """The entry that memory stands at: the last that this node wrote, or saw of other nodes."""
+        """
+        The entry that memory stands at: the last that this node wrote, or saw of other nodes.
+
+        Raises:
+            StoreUnavailable: It may be older than the bound, because this node does not follow the others.
+        """
+        if self._age_limit_ms is not None and self.age_ms > self._age_limit_ms:
+            raise StoreUnavailable(
+                f"This node may be more than {self._age_limit_ms} ms behind; ask another node, or try again later."
+            )
         return self._head_cache.head
 
     @property
     def epochs(self) -> Epochs:
         """The epochs of the journal; another object after one begins."""
         return self._head_cache.epochs
+
+    @property
+    def head_seq(self) -> int:
+        """The entry that memory stands at, however old it is."""
+        return self._head_cache.head.seq
+
+    @property
+    def age_ms(self) -> int:
+        """How old what is read may be, in ms: everything that was acknowledged longer ago is included."""
+        return round(min((steady_s() - self._as_of_s) * 1000, 2**53))
+
+    def _note_followed(self, at_s: float) -> None:
+        """Note that memory has what was acknowledged up to the time *at_s* (`steady_s`)."""
+        self._as_of_s = max(self._as_of_s, at_s)
 
     @property
     def coins(self) -> Mapping[str, Coin]:
@@ -182,12 +205,7 @@ class PostgresReads:
             StoreUnavailable: The server cannot be reached, or the ledger changes too fast.
         """
         for _ in range(READ_TRIES):
-            seqs: set[int] = set()
-            before, self._heads.seqs = self.head.seq, seqs
-            try:
-                answer = read()
-            finally:
-                self._heads.seqs = None
+            before, (seqs, answer) = self.head.seq, self._heads.collected(read)
             if len(seqs) <= 1:
                 return (seqs.pop() if seqs else before), answer
         raise StoreUnavailable(_TOO_FAST)
@@ -205,7 +223,7 @@ class PostgresReads:
     @gc_paused
     def follow(self, session: Session, *questions: Question) -> Snapshot:
         """Do what :meth:`_ask` does, on a session of the caller; raise the errors of the driver."""
-        since = self._head_cache.head
+        since, at_s = self._head_cache.head, steady_s()
         news, *answers = self._snapshot(
             session, (sql.NEW_ENTRIES, (number(since.seq), number(self.follow_entries + 1))), *questions
         )
@@ -221,6 +239,7 @@ class PostgresReads:
             # Entries of other nodes add holds. A group that is being written relies on what it has loaded.
             with self._guard:
                 self._shrink()
+        self._note_followed(at_s)
         self._reader.note_answer()
         return snapshot
 
@@ -244,7 +263,7 @@ class PostgresReads:
             raise LedgerCorrupt(f"the journal does not have entry {since.seq} as it was acknowledged")
         with self._guard:
             if head.seq > self._head_cache.head.seq:
-                self._head_cache = HeadCache(head, _coins_in(coins), self._cache_accounts, epochs_in(ledger))
+                self._head_cache = HeadCache(head, coins_in(coins), self._cache_accounts, epochs_in(ledger))
 
     def _hash_in(self, result: PGresult) -> bytes | None:
         return hash_of(rows_of(result)[0][0]) if result.ntuples else None
@@ -317,7 +336,7 @@ class PostgresReads:
 
     def _load_accounts(self, accounts: Sequence[Account]) -> Mapping[Account, RemoteAccount]:
         """Load *accounts* into memory, and return them."""
-        asked = [account for account in accounts if _storable(account.customer) and _storable(account.kind)]
+        asked = [account for account in accounts if is_storable(account.customer) and is_storable(account.kind)]
         owners, kinds = [account.customer for account in asked], [account.kind for account in asked]
 
         def take(memory: HeadCache, snapshot: Snapshot) -> Mapping[Account, RemoteAccount]:
@@ -359,7 +378,7 @@ class PostgresReads:
         """Return whether *customer* is registered."""
         if customer in self._head_cache.customers:
             return True  # for ever, so it holds at any later entry
-        if not _storable(customer):
+        if not is_storable(customer):
             return False
 
         def take(memory: HeadCache, snapshot: Snapshot) -> bool:
@@ -422,7 +441,7 @@ class PostgresReads:
 
     def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
         """Return holds of *customer*, ``open``, ``closed`` or both (None), with ids above *after*, by id."""
-        if not _storable(customer):
+        if not is_storable(customer):
             return []
         parameters = (customer.encode(), number(after), number(limit))
         question: Question = (sql.OPEN_HOLDS_OF, parameters)
@@ -439,7 +458,7 @@ class PostgresReads:
 
     def customers(self, after: str, limit: int) -> list[str]:
         """Return customers with ids above *after*, by id."""
-        if not _storable(after):
+        if not is_storable(after):
             after = "~"  # sorts after every customer id
         rows = self._rows_of((sql.CUSTOMERS_AFTER, (after.encode(), number(limit))))
         return customers_in(rows)
@@ -474,8 +493,8 @@ class PostgresReads:
 
     def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
         """Return the entries after *after_seq* that changed an account of *owners*, in order."""
-        asked = [owner for owner in owners if _storable(owner)]
-        if not asked or not _storable(coin or ""):
+        asked = [owner for owner in owners if is_storable(owner)]
+        if not asked or not is_storable(coin or ""):
             return []
         parameters = (texts(asked), None if coin is None else coin.encode(), number(after_seq), number(limit))
         _, (rows,) = self._ask((sql.TOUCHES, parameters))
@@ -484,17 +503,7 @@ class PostgresReads:
     def trial_balance(self) -> TrialBalance:
         """Add up all durable balances, on a connection of its own."""
         with translated("read"), connect(self._url, application="spotledger sums", steady_plans=False) as connection:
-            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            row = connection.execute("SELECT seq FROM head").fetchone()
-            rows = connection.execute(
-                "SELECT CASE WHEN account <> %s THEN %s WHEN starts_with(customer, %s) THEN %s ELSE customer END, coin,"
-                ' sum(available)::text, sum("freeze")::text FROM balance GROUP BY 1, 2',
-                (HOUSE_KIND, CUSTOMERS, RECEIVABLE, RECEIVABLE),
-            ).fetchall()
-            connection.execute("COMMIT")
-        if row is None:
-            raise LedgerCorrupt("the row of the journal's head is missing")
-        return TrialBalance(int(row[0]), {(owner, coin): Balance(int(av), int(fr)) for owner, coin, av, fr in rows})
+            return sums_of(connection)
 
     def note_time(self) -> None:
         """Do nothing: entries are booked at the time of the database."""
@@ -504,15 +513,3 @@ class PostgresReads:
         if self._follower is not None:
             self._follower.stop()
         self._reader.close()
-
-
-def _coins_in(result: PGresult) -> list[Coin]:
-    return [Coin(name.decode(), int(scale)) for name, scale in rows_of(result)]
-
-
-def _storable(text: str) -> bool:
-    """Return whether the server can store *text* at all."""
-    try:
-        return b"\0" not in text.encode()
-    except UnicodeEncodeError:
-        return False

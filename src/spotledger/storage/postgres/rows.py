@@ -7,14 +7,15 @@ from typing import Final, NamedTuple
 
 from psycopg.pq.abc import PGresult
 
-from spotledger.domain.accounts import Account, Balance
+from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin
 from spotledger.domain.journal import BEGIN_EPOCH, Entry, Hold, new_tuple, opened_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt
-from spotledger.storage.base import Head
+from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
 from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, epochs_of_row, key_digest
 from spotledger.storage.postgres import statements as sql
+from spotledger.storage.postgres.connection import Connection
 from spotledger.storage.postgres.session import (
     BYTEA,
     TEXT,
@@ -247,6 +248,11 @@ def head_of(result: PGresult) -> Head:
     return Head(int(seq), hash_of(kept_hash), int(booked_ms))
 
 
+def coins_in(result: PGresult) -> list[Coin]:
+    """Return the coins in *result*."""
+    return [Coin(name.decode(), int(scale)) for name, scale in rows_of(result)]
+
+
 def customers_in(result: PGresult) -> list[str]:
     """Return the customers in *result*."""
     return [customer.decode() for (customer,) in rows_of(result)]
@@ -286,3 +292,31 @@ def add_balances(result: PGresult, found: dict[Account, tuple[int, dict[str, Bal
         changed_seq, balances = found.get(account, (0, {}))
         balances[coin.decode()] = Balance(int(available), int(freeze))
         found[account] = (max(changed_seq, int(seq)), balances)
+
+
+def sums_of(connection: Connection) -> TrialBalance:
+    """
+    Add up all balances in one snapshot; raise the errors of the driver.
+
+    Raises:
+        LedgerCorrupt: The row of the head is missing.
+    """
+    connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+    row = connection.execute("SELECT seq FROM head").fetchone()
+    rows = connection.execute(
+        "SELECT CASE WHEN account <> %s THEN %s WHEN starts_with(customer, %s) THEN %s ELSE customer END, coin,"
+        ' sum(available)::text, sum("freeze")::text FROM balance GROUP BY 1, 2',
+        (HOUSE_KIND, CUSTOMERS, RECEIVABLE, RECEIVABLE),
+    ).fetchall()
+    connection.execute("COMMIT")
+    if row is None:
+        raise LedgerCorrupt("the row of the journal's head is missing")
+    return TrialBalance(int(row[0]), {(owner, coin): Balance(int(av), int(fr)) for owner, coin, av, fr in rows})
+
+
+def is_storable(text: str) -> bool:
+    """Return whether the server can store *text* at all."""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

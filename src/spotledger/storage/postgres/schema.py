@@ -25,10 +25,15 @@ from spotledger.storage.postgres.connection import (
     translate,
     translated,
 )
-from spotledger.storage.postgres.server_check import bounded_by_standby, check_privileges, connected_at_start
+from spotledger.storage.postgres.server_check import (
+    bounded_by_standby,
+    check_privileges,
+    check_sees_standbys,
+    connected_at_start,
+)
 
-#: The advisory lock that makes migrations exclusive: "SpoL" as a number.
-MIGRATION_LOCK: Final = 0x53706F4C
+#: How often the first table is made, if others make it at the same time.
+MAKE_TRIES: Final = 5
 BEFORE: Final = "before"
 AFTER: Final = "after"
 #: insufficient_privilege.
@@ -79,21 +84,27 @@ def migrate(connection: Connection, *, after: bool = False) -> list[str]:
         LedgerCorrupt: The server found its files damaged.
     """
     applied: list[str] = []
-    try:
-        _migrate(connection, applied, after=after)
-    except psycopg.Error as error:
-        raise _failure(error, connection) from error
+    for left in reversed(range(MAKE_TRIES)):
+        try:
+            _migrate(connection, applied, after=after)
+            break
+        except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable) as error:
+            # Another one made the first table just now. Once it is there, its lock keeps the others out.
+            if not left or getattr(error, "__notes__", None):
+                raise _failure(error, connection) from error
+        except psycopg.Error as error:
+            raise _failure(error, connection) from error
     return applied
 
 
 def _migrate(connection: Connection, applied: list[str], *, after: bool) -> None:
     with connection.transaction():
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_version ("
             ' number integer NOT NULL, phase text NOT NULL COLLATE "C", name text NOT NULL,'
             " applied timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (number, phase))"
         )
+        connection.execute("LOCK TABLE schema_version IN EXCLUSIVE MODE")
         there = _applied(connection)
         _refuse_newer(there)
         for migration in migrations():
@@ -198,7 +209,7 @@ def make_ledger(connection: Connection, ledger_id: str | None = None) -> bool:
     return bool(made)
 
 
-def make_ready(address: str) -> None:
+def make_ready(address: str, *, requires_standby: bool = False) -> None:
     """
     Create the schema and the ledger in an empty database, or check those that exist.
 
@@ -213,6 +224,8 @@ def make_ready(address: str) -> None:
     make_schema(address)
     with connect(address) as connection, bounded_by_standby(connection, address):
         check_privileges(connection)
+        if requires_standby:
+            check_sees_standbys(connection)
         make_ledger(connection)
         _check_no_copy(connection)  # in this order: a copy that begins now finds a ledger
 

@@ -133,6 +133,17 @@ def check_privileges(connection: Connection) -> None:
         )
 
 
+def check_sees_standbys(connection: Connection) -> None:
+    """Check that the role may see whether a synchronous standby is connected; raise SetupError."""
+    with translated("opened"):
+        [(sees,)] = connection.execute("SELECT pg_has_role('pg_read_all_stats', 'USAGE')").fetchall()
+    if not sees:
+        raise SetupError(
+            f"The role {connection.info.user} may not see whether a standby is connected, which the setting standby ="
+            f" required needs. Run as a superuser: GRANT pg_read_all_stats TO {connection.info.user}"
+        )
+
+
 def _check_settings(connection: Connection) -> None:
     """Check that the settings of the session, which it sent when it connected, are in force."""
     with translated("opened"):

@@ -1,13 +1,12 @@
 """
-Reading from a standby: the same results as from the primary, a little later, with a known staleness.
+Reading from a standby: the same results as from the primary, a little later, with a known age.
 
-The watch of the primary notes which entry was its last at which time. A standby is as stale as the latest such time
+The watch of the primary notes which entry was its last at which time. A standby is as old as the latest such time
 whose entry it has; beyond a bound, nothing is read from it.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,50 +32,26 @@ class StandbyStore(PostgresReads):
     remote = True
     takes_writes = False
 
-    def __init__(self, url: str, staleness_limit_ms: int, **options: Any) -> None:
+    def __init__(self, url: str, **options: Any) -> None:
         """
         Open the ledger on the standby at *url*.
 
         Args:
             url: A PostgreSQL URL.
-            staleness_limit_ms: How stale results may be.
             **options: The options of :class:`PostgresReads`.
 
         Raises:
             StoreUnavailable: It cannot be reached.
             SchemaMismatch, LedgerCorrupt: As for :class:`PostgresStore`.
         """
-        self._limit_ms = staleness_limit_ms
         self._moments: deque[tuple[float, int]] = deque(maxlen=MOMENTS)
-        self._as_of_s = float("-inf")
         super().__init__(url, **options)
 
-    @property
-    def head(self) -> Head:
-        """
-        The entry that memory stands at.
-
-        Raises:
-            StoreUnavailable: It may be staler than the bound.
-        """
-        if (time.monotonic() - self._as_of_s) * 1000 > self._limit_ms:
-            raise StoreUnavailable(
-                f"The standby may be more than {self._limit_ms} ms behind; ask another node, or try again later."
-            )
-        return self._head_cache.head
-
-    @property
-    def head_seq(self) -> int:
-        """The entry that memory stands at, however stale it is."""
-        return self._head_cache.head.seq
-
-    @property
-    def staleness_ms(self) -> int:
-        """The staleness in ms: everything that was acknowledged longer ago is included."""
-        return round(min((time.monotonic() - self._as_of_s) * 1000, 2**53))
+    def _note_followed(self, at_s: float) -> None:
+        """Do nothing: how old it is, the standby does not know; see :meth:`note_head`."""
 
     def note_head(self, at_s: float, seq: int) -> None:
-        """Note that *seq* was the last entry of the primary at the time *at_s* (monotonic)."""
+        """Note that *seq* was the last entry of the primary at the time *at_s* (`steady_s`)."""
         self._moments.append((at_s, seq))
         here = self._head_cache.head.seq
         while self._moments and self._moments[0][1] <= here:

@@ -154,7 +154,10 @@ STANDBY_THERE: Final = statement(
     "SELECT ln(count(*)::float8) FROM pg_stat_get_wal_senders()"
     " WHERE state = 'streaming' AND sync_state IN ('sync', 'quorum')",
 )
-NOTIFY: Final = statement("notify", "SELECT pg_notify('spotledger_head', $1)")
+# By itself, after the commit: in a commit it takes a lock of the whole server until a standby has it. Unsynced, because
+# it is only a hint.
+NOTIFY_TEXT: Final = "SELECT set_config('synchronous_commit', 'off', true), pg_notify({}, $1)"
+NOTIFY: Final = statement("notify", NOTIFY_TEXT.format("'spotledger_head'"))
 # Has no meaning, but makes the commit one that is synced, and with it all earlier commits.
 SYNC: Final = statement("sync", "UPDATE ledger SET syncs = syncs + 1 WHERE only_row = 1")
 
@@ -217,11 +220,13 @@ WRITING: Final[tuple[Statement, ...]] = (
     *(ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, HOLDS_OF_KEYS, BALANCES, BALANCES_OF_HOLDS, BALANCES_OF_KEYS),
     *(CUSTOMERS, REVERSALS, DUE, ADD_ENTRIES, ADD_HISTORY, PUT_BALANCES, ADD_HOLDS, CHANGE_HOLDS),
     *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_EPOCH),
-    *(MOVE_HEAD, NOTIFY, SYNC, STANDBY_THERE),
+    *(MOVE_HEAD, SYNC, STANDBY_THERE),
 )
 READING: Final[tuple[Statement, ...]] = (
     *(BEGIN_SNAPSHOT, COMMIT, HEAD, ENTRIES, NEW_ENTRIES, HASH, LEDGER, COINS, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS),
     *(BALANCES, CUSTOMERS, REVERSALS, DUE, OPEN_HOLDS_OF, HOLDS_OF, OLD_HOLDS, CUSTOMERS_AFTER, TIMES),
     *(TOUCHES, LAST_TOUCHES, END_STUCK_WRITERS),
 )
-FOLLOWING: Final[tuple[Statement, ...]] = (BEGIN_SNAPSHOT, COMMIT, LISTEN, HEAD, NEW_ENTRIES, HASH, LEDGER, COINS)
+FOLLOWING: Final[tuple[Statement, ...]] = (
+    *(BEGIN_SNAPSHOT, COMMIT, LISTEN, NOTIFY, HEAD, NEW_ENTRIES, HASH, LEDGER, COINS),
+)

@@ -18,6 +18,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.pq.abc import PGresult
 
+from spotledger.clock import steady_s
 from spotledger.domain.accounts import Account
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
@@ -112,6 +113,7 @@ class PostgresStore(PostgresReads):
         session = yield from self._session_to_write()
         now_ms = None if self._clock_ms is None else self._clock_ms()
         memory, batch = self._lookup_batch(wanted, now_ms)
+        at_s = steady_s()
         session.send(sql.BEGIN)
         session.send(sql.LOCK_HEAD)
         waited = (yield from self._wait(session)) if self._is_crowded else []
@@ -135,6 +137,7 @@ class PostgresStore(PostgresReads):
         self._is_crowded = head.seq - self._left_seq > CROWD_ENTRIES
         if self._head_cache.head != head:
             raise LedgerCorrupt(f"memory stands at entry {self._head_cache.head.seq}, the locked head is {head.seq}")
+        self._note_followed(at_s)
         self._take_lookups(batch, answers)
         return int(rows_of(clock)[0][0]) if now_ms is None else None
 
@@ -290,7 +293,6 @@ class PostgresStore(PostgresReads):
             _send(session, order)
         seq, kept_hash, booked_ms = pending
         session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
-        session.send(sql.NOTIFY, number(seq))
         self._send_commit(session)
 
     def _send_commit(self, session: Session) -> None:
@@ -412,6 +414,8 @@ class PostgresStore(PostgresReads):
         finally:
             # Not earlier: the follower would read the entries of this group.
             self.is_writing = False
+        if self._follower is not None:
+            self._follower.tell_others(entries[-1].seq)
 
     def recover(self) -> None:
         """Roll back, and advance memory to the head of the journal."""
