@@ -13,7 +13,7 @@ from spotledger.domain.positions import Epochs
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.sqlite.audit import AuditFile, LedgerRow, damaged_logs
 from spotledger.storage.sqlite.file import KEYS, schema_of
-from spotledger.storage.sqlite.key_sum import TABLES
+from spotledger.storage.sqlite.keys import TABLES
 from spotledger.storage.sqlite.noted_head import NOTE_FILE
 from spotledger.storage.sqlite.raw import Damaged, RawFile
 

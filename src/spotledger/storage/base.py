@@ -222,3 +222,18 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Close the store."""
+
+
+class DerivedAtOnce:
+    """What a store says that writes what is derived with the entries, at the time of its server: nothing is behind."""
+
+    rebuilds = 0
+    rebuilding: str | None = None
+    sealing_lag: int | None = None
+    sealing_restarts = 0
+
+    def go_on_rebuilding(self) -> None:
+        """Do nothing: all is whole."""
+
+    def note_time(self) -> None:
+        """Do nothing: entries are booked at the time of the server."""

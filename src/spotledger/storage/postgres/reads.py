@@ -20,7 +20,7 @@ from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
-from spotledger.storage.base import Head, TrialBalance
+from spotledger.storage.base import DerivedAtOnce, Head, TrialBalance
 from spotledger.storage.encoding import decode_entry, key_digest
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
@@ -72,25 +72,16 @@ _BIGINT_LIMIT: Final = 2**63
 _TOO_FAST: Final = "the ledger could not be read: it changed too fast; try again"
 
 
-class PostgresReads:
+class PostgresReads(DerivedAtOnce):
     """The reads of the store on PostgreSQL, and how its memory is kept at the head."""
 
     key_tables: Any = None
     #: Whether the server takes writes; it can then create a ledger, and notify of new entries.
     takes_writes = True
-    # What is derived is the server's.
-    rebuilds = 0
-    rebuilding: str | None = None
     #: Whether a group is being written, which advances memory itself.
     is_writing = False
     #: Whether a group waits for the write lock, and for memory to advance meanwhile.
     is_waiting = False
-    #: What is derived is written with the entries, so there is nothing to catch up with.
-    sealing_lag: int | None = None
-    sealing_restarts = 0
-
-    def go_on_rebuilding(self) -> None:
-        """Do nothing: all is whole."""
 
     def __init__(
         self,
@@ -188,9 +179,6 @@ class PostgresReads:
         with self._guard:
             self._heads.note(self._head_cache.head.seq)
             return self._head_cache.coins
-
-    def catch_up(self) -> None:
-        """Do nothing: what is derived is written with the entries."""
 
     # --- querying the server ----------------------------------------------------------------------------
 
@@ -504,9 +492,6 @@ class PostgresReads:
         """Add up all durable balances, on a connection of its own."""
         with translated("read"), connect(self._url, application="spotledger sums", steady_plans=False) as connection:
             return sums_of(connection)
-
-    def note_time(self) -> None:
-        """Do nothing: entries are booked at the time of the database."""
 
     def close(self) -> None:
         """Stop following the journal, and close the connections."""

@@ -26,7 +26,7 @@ from spotledger.storage.sqlite.file import (
     KEYS,
     KEYS_FILE,
 )
-from spotledger.storage.sqlite.key_sum import check_sum
+from spotledger.storage.sqlite.keys import check_sum
 from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_slots
 from spotledger.storage.sqlite.raw import Damaged, OtherFile, RawFile, Row, Unreadable, is_file, is_formed, lasting
 from spotledger.storage.sqlite.wal import find_damage

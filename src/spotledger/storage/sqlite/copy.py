@@ -41,7 +41,7 @@ from spotledger.storage.sqlite.file import (
     translated,
 )
 from spotledger.storage.sqlite.journal import SqliteJournal, append_epoch, read_epochs
-from spotledger.storage.sqlite.key_sum import check_sum, store_sum
+from spotledger.storage.sqlite.keys import check_sum, store_sum
 
 #: Entries copied in one step, and how long the copying rests after each.
 STEP_ENTRIES: Final = 250
