@@ -62,7 +62,7 @@ PROCESS_ENTRIES: Final = 4_096
 UNSEALED_LIMIT: Final = 4
 #: Keys of a sealed segment that are put into the filter with each group.
 ABSORBED_KEYS: Final = 500
-#: As many at once while nothing is written: some 2 ms.
+#: As many at once while nothing is written: some 1 ms.
 IDLE_ABSORBED_KEYS: Final = 4_000
 _REPLAY_ENTRIES: Final = 1_000
 _INSERT: Final = "INSERT INTO entry (seq, body, hash) VALUES (?, ?, ?)"
