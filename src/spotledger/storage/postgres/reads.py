@@ -76,7 +76,6 @@ class PostgresReads(DerivedAtOnce):
     """The reads of the store on PostgreSQL, and how its memory is kept at the head."""
 
     key_tables: Any = None
-    #: Whether the server takes writes; it can then create a ledger, and notify of new entries.
     takes_writes = True
     #: Whether a group is being written, which advances memory itself.
     is_writing = False
@@ -184,9 +183,9 @@ class PostgresReads(DerivedAtOnce):
 
     def at_one_head(self, read: Callable[[], T]) -> tuple[int, T]:
         """
-        Return the entry that all of an answer stands for, and the answer, which *read* returns.
+        Return the entry that all of an answer stands for, and the answer of *read*.
 
-        *read* may be called several times. It may use ``balances_now``, ``coins``, ``customers``, ``hold``, ``holds``,
+        It may be called several times. It may use ``balances_now``, ``coins``, ``customers``, ``hold``, ``holds``,
         ``old_holds`` and ``reversal_of``, besides the reads of entries, which never change.
 
         Raises:
@@ -195,7 +194,7 @@ class PostgresReads(DerivedAtOnce):
         for _ in range(READ_TRIES):
             before, (seqs, answer) = self.head.seq, self._heads.collected(read)
             if len(seqs) <= 1:
-                return (seqs.pop() if seqs else before), answer
+                return next(iter(seqs), before), answer
         raise StoreUnavailable(_TOO_FAST)
 
     def _ask(self, *questions: Question) -> Snapshot:
