@@ -8,9 +8,10 @@ from msgspec import Struct
 
 
 class Ready(Struct, frozen=True):
-    """The service takes writes; ``seq`` is the head of its journal."""
+    """The service takes writes; ``seq`` is the head of its journal, ``rebuilding`` how far its books are, if broken."""
 
     seq: int
+    rebuilding: str | None = None
 
 
 class Finding(Struct, frozen=True):
