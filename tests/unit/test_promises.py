@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "promises.md"
-PROMISES = 10
+PROMISES = 13
 
 
 def _named() -> list[tuple[str, str | None]]:
