@@ -109,6 +109,13 @@ class Epochs:
         if self.of(seq) == (FIRST_EPOCH if epoch is None else epoch) or (seq == 0 and epoch in (None, FIRST_EPOCH)):
             return seq
         common = self.text(self._last_common(FIRST_EPOCH if epoch is None else epoch, seq))
+        if epoch is not None and not self._has(epoch):
+            raise UnknownPosition(
+                f"{field} is {epoch}-{seq}, and this journal has no epoch {epoch}; an entry from before that epoch began"
+                " would pass, if it is of this journal too",
+                field=field,
+                last_common=common,
+            )
         if epoch is None:
             raise EpochMissing(
                 f"{field} is {seq}, which means epoch 1, and that ended with entry {self._starts[1].seq - 1}: the"
@@ -123,10 +130,18 @@ class Epochs:
             last_common=common,
         )
 
+    def _has(self, epoch: int) -> bool:
+        return any(start.epoch == epoch for start in self._starts)
+
     def _last_common(self, epoch: int, seq: int) -> int:
-        """Return the last entry up to *seq* that this journal has in common with the history of *epoch*."""
-        if epoch > self.current:
-            return min(seq, self._starts[-1].seq - 1)  # nobody here knows where that epoch began
+        """
+        Return the last entry up to *seq* that this journal surely has in common with the history of *epoch*.
+
+        That is none if this journal never had that epoch: it may have begun anywhere, as after a backup that is older
+        than the one that was restored afterwards.
+        """
+        if not self._has(epoch):
+            return 0
         return min([seq, *(start.seq - 1 for start in self._starts if start.epoch > epoch)])
 
     def require(self, seq: int, epoch: int | None, field: str) -> None:

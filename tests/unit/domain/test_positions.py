@@ -57,14 +57,24 @@ def test_positions_of_other_epochs_are_those_of_this_journal() -> None:
         ("2-20", "2-19"),
         ("2-1000", "2-19"),
         ("2-9", "9"),
-        ("3-5", "5"),
-        ("3-1000", "2-19"),
         ("5-19", "2-19"),
-        ("6-1000", "2-19"),
     ):
         with pytest.raises(UnknownPosition) as refused:
             located(text)
         assert refused.value.details["last_common"] == common, text
+
+
+@pytest.mark.parametrize("text", ["3-5", "3-15", "3-1000", "6-5", "6-1000"])
+def test_nothing_is_surely_in_common_with_an_epoch_of_another_history(text: str) -> None:
+    """
+    Where an epoch began that this journal never had, it cannot say.
+
+    Epoch 3 may have begun with entry 5, after an older backup: a follower at 3-15 then has nothing after entry 4 in
+    common with this journal, although entry 15 is in it.
+    """
+    with pytest.raises(UnknownPosition) as refused:
+        located(text)
+    assert refused.value.details["last_common"] == "0"
 
 
 def test_positions_without_a_restore_are_plain_numbers() -> None:
