@@ -14,7 +14,7 @@ from spotledger.archive.backup import back_up
 from spotledger.archive.restore import restore
 from spotledger.audit.embedded import audit_file
 from spotledger.clock import now_ms
-from spotledger.errors import EpochMissing, PreconditionFailed, UnknownPosition
+from spotledger.errors import EpochMissing, InvalidRequest, PreconditionFailed, UnknownPosition
 from spotledger.storage.folder import LEDGER_FILE
 from support_feed import FeedReader
 from support_operator import Api, operator_api
@@ -256,6 +256,9 @@ def test_epochs_begun_by_hand_are_kept_over_starts_and_audits(tmp_path: Path) ->
             assert ledger.begin_epoch("set back", None if epoch == 8 else epoch) == ledger.head.seq
             for number in range(9):
                 ledger.freeze("ann", "usdt", "1", key=f"f{epoch}-{number}")
+        for reason in (None, "", "two\nlines"):
+            with pytest.raises(InvalidRequest):
+                ledger.begin_epoch(reason)  # type: ignore[arg-type]
         names = [ledger.epochs.text(hold.hold_id) for hold in ledger.holds("ann")]
         assert (names[0], names[-1], ledger.epoch) == ("2-5", "8-33", 8)
     with spotledger.open(folder) as ledger:

@@ -181,13 +181,14 @@ def next_epoch(last: int, epoch: int | None = None) -> int:
     Return the epoch to begin: *epoch* if given, else the one after *last*.
 
     Raises:
-        InvalidRequest: *epoch* is not above *last*.
+        InvalidRequest: *epoch* is not above *last*, or *last* was the greatest that there can be.
     """
-    if epoch is None:
-        return last + 1
-    if not last < epoch < EPOCH_LIMIT:
-        raise InvalidRequest(f"epoch is {epoch}; {last + 1} or more would pass", field="epoch")
-    return epoch
+    found = last + 1 if epoch is None else epoch
+    if not isinstance(found, int) or not last < found < EPOCH_LIMIT:
+        raise InvalidRequest(
+            f"epoch is {shown(found)}; {last + 1} or more, below {EPOCH_LIMIT}, would pass", field="epoch"
+        )
+    return found
 
 
 def _seq_of_start(start: EpochStart) -> int:

@@ -32,7 +32,7 @@ from spotledger.domain.operations import (
     check_reference,
 )
 from spotledger.domain.positions import next_epoch
-from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
+from spotledger.errors import InvalidRequest, LedgerCorrupt, Refused, StoreUnavailable
 from spotledger.ledger.group import Chains, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
 from spotledger.ledger.reads import LedgerReads
 from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance, Wanted
@@ -264,7 +264,7 @@ class Ledger(LedgerReads):
             The ``seq`` of the entry that begins it.
 
         Raises:
-            InvalidRequest: *epoch* is not above the current one.
+            InvalidRequest: *epoch* is not above the current one, or *reason* is not a line of text.
             StoreUnavailable: The write failed.
         """
         with self._write_lock:
@@ -273,6 +273,8 @@ class Ledger(LedgerReads):
 
     def _beginning_epoch(self, reason: str, epoch: int | None) -> Steps[int]:
         store = self._store
+        if reason is None:
+            raise InvalidRequest("reason is missing; a line of text that says why would pass", field="reason")
         check_reference(reason, "reason")
         try:
             store_ms = yield from store.begin(wanted_of(()))

@@ -134,6 +134,9 @@ def test_entry_that_begins_an_epoch_says_all_of_them() -> None:
         {"earlier": ["x"]},
         {"epoch": 2},
         {"epoch": "5"},
+        {"epoch": 5.0},
+        {"epoch": 2**53},
+        {"earlier": [[2, 10.0]]},
     ],
 )
 def test_entry_with_impossible_epochs_is_damage(change: dict[str, Any]) -> None:
@@ -154,6 +157,8 @@ def test_next_epoch_is_above_the_last() -> None:
     for epoch in (4, 3, 2**53):
         with pytest.raises(InvalidRequest):
             next_epoch(4, epoch)
+    with pytest.raises(InvalidRequest):
+        next_epoch(2**53 - 1)
 
 
 def test_position_is_a_pair() -> None:
