@@ -275,3 +275,23 @@ def test_epochs_begun_by_hand_are_kept_over_starts_and_audits(tmp_path: Path) ->
             ledger.reverse("2-3", "x", key="x")
     report = audit_file(folder / LEDGER_FILE)
     assert (report.verdict, report.epoch, report.counts) == ("clean", 8, {})
+
+
+@pytest.mark.parametrize("hold", ["11", "1-11"])
+def test_chain_that_names_another_history_keeps_nothing(api: Api, hold: str) -> None:
+    """Such a chain is answered alike each time, also where an operation before it has a cause that would be kept."""
+    takes = {"op": "withdraw", "key": "takes", "customer": "bob", "coin": "usdt", "amount": "1000"}
+    late = {"op": "unfreeze", "key": "late", "hold": hold}
+    seq = api.seq
+    for _ in range(2):
+        results = api.post("/v1/batches", {"operations": [takes, late], "atomic": True}).json()["results"]
+        code = "epoch_missing" if hold == "11" else "unknown_position"
+        assert [result["code"] for result in results] == ["chain_failed", code]
+        assert (results[0]["cause_key"], results[0]["cause_code"]) == ("late", code)
+        assert (results[1]["field"], results[1]["last_common"]) == ("hold", "8")
+    assert api.seq == seq
+    meant = {"operations": [{**takes, "amount": "1"}, {**late, "hold": "2-11"}], "atomic": True}
+    for is_repeat in (None, True):
+        results = api.post("/v1/batches", meant).json()["results"]
+        assert [result.get("replayed") for result in results] == [is_repeat, is_repeat]
+        assert [result["seq"] for result in results] == [seq + 1, seq + 2]

@@ -111,8 +111,8 @@ class Epochs:
         common = self.text(self._last_common(FIRST_EPOCH if epoch is None else epoch, seq))
         if epoch is not None and not self._has(epoch):
             raise UnknownPosition(
-                f"{field} is {epoch}-{seq}, and this journal has no epoch {epoch}; an entry from before that epoch began"
-                " would pass, if it is of this journal too",
+                f"{field} is {epoch}-{seq}, and this journal has no epoch {epoch}; an entry from before that epoch, if"
+                " it is in this journal too, would pass",
                 field=field,
                 last_common=common,
             )

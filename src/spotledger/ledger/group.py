@@ -217,6 +217,11 @@ class Group:
             return [self._decide_one(operation, actor) for operation in operations]
         if any(known):
             return [ChainPartlyKnown(_partly_known(keys, known), field="key") for _ in keys]
+        for position, operation in enumerate(operations):
+            try:
+                _located(operation, overlay)
+            except Refused as refusal:  # before another cause is kept for the whole chain
+                return self._refuse_chain(operations, actor, position, refusal.with_traceback(None))
         outcomes: list[Outcome] = []
         overlay.begin_chain()
         for operation in operations:
@@ -249,12 +254,7 @@ class Group:
 
     def _keep_refused(self, operation: Operation, actor: str, refusal: Refused) -> None:
         """Keep the refusal of one operation of a chain."""
-        try:
-            locate = LOCATING.get(type(operation))
-            if locate is not None:
-                operation = locate(operation, self._overlay.epochs)
-        except Refused:
-            return  # it names something of another history, so its key can be used for what was meant
+        operation = _located(operation, self._overlay)
         subject: AnySubject = Subject()
         with suppress(InvalidRequest):  # its amounts do not fit the coin, and stay text
             subject = rules.subject_of(operation, self._overlay)
@@ -326,6 +326,12 @@ def _partly_known(keys: Sequence[str], known: Sequence[bool]) -> str:
         f"key {used} of this chain was used before and another key was not;"
         " the chain as it was sent then, or with new keys only, would pass"
     )
+
+
+def _located(operation: Operation, overlay: Overlay) -> Operation:
+    """Return *operation* with plain numbers in place of positions; raise if it names what is not in this journal."""
+    locate = LOCATING.get(type(operation))
+    return operation if locate is None else locate(operation, overlay.epochs)
 
 
 def _repeat(kept: Entry, operation: Operation, overlay: Overlay) -> Outcome:
