@@ -295,3 +295,21 @@ def test_chain_that_names_another_history_keeps_nothing(api: Api, hold: str) -> 
         results = api.post("/v1/batches", meant).json()["results"]
         assert [result.get("replayed") for result in results] == [is_repeat, is_repeat]
         assert [result["seq"] for result in results] == [seq + 1, seq + 2]
+
+
+def test_receipt_names_what_it_booked_in_every_epoch(tmp_path: Path) -> None:
+    """What a program that uses the library passes on works after a restore as before, also from a repeat."""
+    with spotledger.open(tmp_path / "data") as ledger:
+        ledger.list_coin("usdt", 2, key="c")
+        ledger.register_customer("ann", key="r")
+        for epoch in (1, 2, 3):
+            if epoch > 1:
+                ledger.begin_epoch("set back")
+            paid = ledger.deposit("ann", "usdt", "5", key=f"d{epoch}")
+            made = ledger.freeze("ann", "usdt", "1", key=f"f{epoch}")
+            assert made.position == ledger.epochs.text(made.seq)
+            assert ledger.unfreeze(made.position, "0.5", key=f"u{epoch}").epoch == epoch
+            assert ledger.withdraw("0.5", hold=made.position, key=f"w{epoch}").epoch == epoch
+            assert ledger.reverse(paid.position, "mistake", key=f"v{epoch}").epoch == epoch
+            again = ledger.freeze("ann", "usdt", "1", key="f1")
+            assert (again.replayed, again.epoch, again.position) == (True, 1, str(again.hold))

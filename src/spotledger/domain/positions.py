@@ -55,6 +55,11 @@ def seq_of_text(text: str) -> int:
     return int(text.rpartition("-")[2])
 
 
+def position_text(epoch: int, seq: int) -> str:
+    """Return the position of the entry *seq* of *epoch* as text: a plain number in epoch 1."""
+    return str(seq) if epoch == FIRST_EPOCH else f"{epoch}-{seq}"
+
+
 class EpochStart(NamedTuple):
     """An epoch, and the ``seq`` of its first entry."""
 
@@ -92,8 +97,7 @@ class Epochs:
 
     def text(self, seq: int) -> str:
         """Return the position of the entry *seq* as text: a plain number in epoch 1."""
-        epoch = self.of(seq)
-        return str(seq) if epoch == FIRST_EPOCH else f"{epoch}-{seq}"
+        return position_text(self.of(seq), seq)
 
     def locate(self, position: Position, field: str) -> int:
         """

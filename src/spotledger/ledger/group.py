@@ -34,7 +34,7 @@ from spotledger.domain.operations import (
     expiry_key,
     holds_of,
 )
-from spotledger.domain.positions import parse_position, seq_of_text
+from spotledger.domain.positions import FIRST_EPOCH, parse_position, position_text, seq_of_text
 from spotledger.domain.rules import AnySubject
 from spotledger.errors import (
     ChainFailed,
@@ -62,19 +62,25 @@ _DATED: Final = (Deposit, Withdraw, Settle)
 
 
 class Receipt(NamedTuple):
-    """The answer to a booked write: its entry, and whether an earlier request with the same key booked it."""
+    """The answer to a booked write: its entry, whether an earlier request with its key booked it, and the epoch."""
 
     entry: Entry
     replayed: bool = False
+    epoch: int = FIRST_EPOCH
 
     @property
     def seq(self) -> int:
-        """The position of the entry in the journal."""
+        """The number of the entry in the journal; a plain number names it in epoch 1 only."""
         return self.entry.seq
 
     @property
+    def position(self) -> str:
+        """What names the entry, and the hold that it opened, after a restore too: ``"42"``, or ``"2-42"``."""
+        return position_text(self.epoch, self.entry.seq)
+
+    @property
     def hold(self) -> int | None:
-        """The id of the hold that the entry opened, or None."""
+        """The number of the hold that the entry opened, or None; :attr:`position` names it in every epoch."""
         return self.entry.seq if self.entry.kind == Freeze.kind else None
 
 
@@ -175,7 +181,8 @@ class Group:
                 self._keep(operation, actor, subject, refusal=refusal)
             # Its traceback refers to this group, which holds the refusal: a cycle that only the collector would free.
             return refusal.with_traceback(None)
-        return new_tuple(Receipt, (self._keep(operation, actor, subject, decision), False))
+        entry = self._keep(operation, actor, subject, decision)
+        return new_tuple(Receipt, (entry, False, overlay.epochs.current))
 
     def _keep(
         self,
@@ -345,7 +352,7 @@ def _repeat(kept: Entry, operation: Operation, overlay: Overlay) -> Outcome:
             first_seq=kept.seq,
         )
     if kept.refusal is None:
-        return Receipt(kept, replayed=True)
+        return Receipt(kept, True, overlay.epochs.of(kept.seq))
     refusal = refusal_of_code(kept.refusal["code"], kept.refusal["detail"], kept.refusal["details"])
     refusal.seq = kept.seq
     refusal.replayed = True

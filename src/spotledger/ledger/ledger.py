@@ -78,7 +78,7 @@ class Ledger(LedgerReads):
 
     def freeze(self, customer: str, coin: str, amount: str, *, key: str, **more: Any) -> Receipt:
         """
-        Move *amount* from available to freeze and open a hold for it; ``receipt.hold`` is its id.
+        Move *amount* from available to freeze and open a hold for it, which ``receipt.position`` names.
 
         Also takes ``account``, ``reference`` and ``expires_ms``. Raises what :meth:`deposit` raises, and
         ``InsufficientAvailable``, kept with the key, if less is available. Keeps ``available + freeze``.
@@ -141,8 +141,9 @@ class Ledger(LedgerReads):
         """
         Undo the deposit, withdrawal, transfer or settlement of the entry *seq*, once, for a stated *reason*.
 
-        *seq* is a number, or a position such as ``"2-42"``. Also takes the preconditions ``customer``, ``coin`` and
-        ``epoch``. What the customer no longer has is booked as owed, to the house's receivable of that customer.
+        *seq* is a number, which means epoch 1, or a position such as ``"2-42"`` (``receipt.position``). Also takes the
+        preconditions ``customer``, ``coin`` and ``epoch``. What the customer no longer has is booked as owed, to the
+        house's receivable of that customer.
 
         Raises:
             UnknownEntry, HouseShort: Kept with the key.
