@@ -13,8 +13,9 @@ import spotledger
 from spotledger.archive.backup import back_up
 from spotledger.archive.restore import restore
 from spotledger.audit.embedded import audit_file
+from spotledger.client.problems import error_of_problem
 from spotledger.clock import now_ms
-from spotledger.errors import EpochMissing, InvalidRequest, PreconditionFailed, UnknownPosition
+from spotledger.errors import EpochMissing, InvalidRequest, PreconditionFailed, Refused, UnknownPosition
 from spotledger.storage.folder import LEDGER_FILE
 from support_feed import FeedReader
 from support_operator import Api, operator_api
@@ -313,3 +314,18 @@ def test_receipt_names_what_it_booked_in_every_epoch(tmp_path: Path) -> None:
             assert ledger.reverse(paid.position, "mistake", key=f"v{epoch}").epoch == epoch
             again = ledger.freeze("ann", "usdt", "1", key="f1")
             assert (again.replayed, again.epoch, again.position) == (True, 1, str(again.hold))
+
+
+def test_kept_refusal_says_of_which_epoch_its_entry_is(api: Api) -> None:
+    """The number of a kept refusal alone would name an entry of epoch 1; a repeat says the same."""
+    short = {"customer": "bob", "coin": "usdt", "amount": "1000"}
+    answers = [api.post("/v1/withdrawals", short, "short").json() for _ in range(2)]
+    operations = [{"op": "withdraw", "key": key, **short} for key in ("short", "other")]
+    answers += api.post("/v1/batches", {"operations": operations}).json()["results"]
+    assert [(answer["seq"], answer["epoch"]) for answer in answers] == [(12, 2), (12, 2), (12, 2), (13, 2)]
+    assert api.get("/v1/entries/2-12").json()["entry"]["key"] == "short"
+    error = error_of_problem(422, {}, answers[0])
+    assert isinstance(error, Refused)
+    assert (error.seq, error.epoch, "epoch" in error.details) == (12, 2, False)
+    failed = error_of_problem(422, {}, api.post("/v1/releases", {"hold": "2-11", "epoch": 1}).json())
+    assert (failed.details["epoch"], failed.details["last_common"]) == (2, "8")

@@ -208,7 +208,7 @@ class Group:
             actor,
         )
         if refusal is not None:
-            refusal.seq = entry.seq
+            refusal.seq, refusal.epoch = entry.seq, self._overlay.epochs.current
             entry.refusal = {"code": refusal.code, "detail": refusal.message, "details": refusal.details}
         self._overlay.take(entry, decision)
         return entry
@@ -354,7 +354,7 @@ def _repeat(kept: Entry, operation: Operation, overlay: Overlay) -> Outcome:
     if kept.refusal is None:
         return Receipt(kept, True, overlay.epochs.of(kept.seq))
     refusal = refusal_of_code(kept.refusal["code"], kept.refusal["detail"], kept.refusal["details"])
-    refusal.seq = kept.seq
+    refusal.seq, refusal.epoch = kept.seq, overlay.epochs.of(kept.seq)
     refusal.replayed = True
     return refusal
 
