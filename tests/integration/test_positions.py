@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import spotledger
 from spotledger.archive.backup import back_up
 from spotledger.archive.restore import restore
 from spotledger.audit.embedded import audit_file
+from spotledger.cli.main import program
 from spotledger.client.problems import error_of_problem
 from spotledger.clock import now_ms
 from spotledger.errors import EpochMissing, InvalidRequest, PreconditionFailed, Refused, UnknownPosition
@@ -329,3 +332,30 @@ def test_kept_refusal_says_of_which_epoch_its_entry_is(api: Api) -> None:
     assert (error.seq, error.epoch, "epoch" in error.details) == (12, 2, False)
     failed = error_of_problem(422, {}, api.post("/v1/releases", {"hold": "2-11", "epoch": 1}).json())
     assert (failed.details["epoch"], failed.details["last_common"]) == (2, "8")
+
+
+def test_command_line_shows_positions_that_it_takes_back(tmp_path: Path) -> None:
+    """Whatever names an entry in a table or a line can be given to the next command, after a restore too."""
+    folder = tmp_path / "data"
+    with spotledger.open(folder) as ledger:
+        ledger.list_coin("usdt", 2, key="c")
+        ledger.register_customer("ann", key="r")
+        ledger.begin_epoch("set back")
+
+    def said(*arguments: str, code: int = 0) -> str:
+        environment = {"SPOTLEDGER_MASTER_KEY": "5a" * 32}
+        done = CliRunner().invoke(program, [*arguments, "--data", str(folder)], env=environment)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    assert "entry 2-4: deposit" in said("deposit", "ann", "usdt", "5", "--key", "d")
+    assert "(entry 2-5)" in said("coin", "add", "btc", "--scale", "8")
+    history = said("history", "ann").splitlines()
+    assert history[0].strip() == "ann, as of entry 2-5"
+    assert [line.split()[0] for line in history[3:-1]] == ["2-4"]
+    assert "as of entry 2-5" in said("balances", "ann")
+    assert "as of entry 2-5: balanced" in said("trial-balance")
+    assert [line.split()[0] for line in said("feed").splitlines()] == ["1", "2", "2-3", "2-4", "2-5"]
+    assert "entry 2-6: reverse" in said("reverse", "2-4", "--reason", "mistake", "--key", "v")
+    refused = json.loads(said("withdraw", "ann", "usdt", "5", "--key", "w", "--json", code=1).splitlines()[-1])
+    assert (refused["code"], refused["seq"], refused["epoch"]) == ("insufficient_available", 7, 2)
