@@ -164,3 +164,41 @@ def test_next_epoch_is_above_the_last() -> None:
 def test_position_is_a_pair() -> None:
     """A position without an epoch is told from one in epoch 1."""
     assert parse_position("7", "seq") == Position(None, 7) != parse_position("1-7", "seq")
+
+
+Histories = list[list[tuple[int, int]]]
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> Histories:
+    """Draw histories of one ledger as the positions of their entries: each goes on from somewhere in an earlier one."""
+    drawn: Histories = [[(1, seq) for seq in range(1, draw(st.integers(1, 9)))]]
+    epoch = 1
+    for _ in range(draw(st.integers(1, 5))):
+        source = draw(st.sampled_from(drawn))
+        kept = draw(st.integers(0, len(source)))
+        epoch += draw(st.integers(1, 2))
+        later = range(kept + 1, kept + draw(st.integers(2, 9)))
+        drawn.append([*source[:kept], *((epoch, seq) for seq in later)])
+    return drawn
+
+
+@given(histories(), st.data())
+def test_what_one_history_names_another_never_takes_for_something_else(drawn: Histories, data: st.DataObject) -> None:
+    """It is the same entry, or none yet, or refused with an entry up to which the two are the same."""
+    theirs = data.draw(st.sampled_from([history for history in drawn if history]))
+    ours = data.draw(st.sampled_from(drawn))
+    epochs = Epochs()
+    for epoch, seq in ours:
+        if epoch != epochs.current:
+            epochs = epochs.begun(epoch, seq)
+    epoch, seq = data.draw(st.sampled_from(theirs))
+    common = 0
+    while common < min(len(ours), seq) and ours[common] == theirs[common]:
+        common += 1
+    if common == seq or (seq > len(ours) and epoch == epochs.current):
+        assert located(f"{epoch}-{seq}", epochs) == seq
+        return
+    with pytest.raises(UnknownPosition) as refused:
+        located(f"{epoch}-{seq}", epochs)
+    assert located(refused.value.details["last_common"], epochs) <= common
