@@ -96,8 +96,9 @@ class Refused(SpotledgerError):
 
     code = "refused"
     kept: ClassVar[bool] = False
-    #: The position of a kept refusal in the journal.
+    #: The number of a kept refusal in the journal, and its epoch.
     seq: int | None = None
+    epoch: int | None = None
     #: Whether this repeats the answer to an earlier request with the same key.
     replayed: bool = False
 

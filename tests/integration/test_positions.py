@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import spotledger
 from spotledger.archive.backup import back_up
 from spotledger.archive.restore import restore
 from spotledger.audit.embedded import audit_file
+from spotledger.cli.main import program
+from spotledger.client.problems import error_of_problem
 from spotledger.clock import now_ms
-from spotledger.errors import EpochMissing, PreconditionFailed, UnknownPosition
+from spotledger.errors import EpochMissing, InvalidRequest, PreconditionFailed, Refused, UnknownPosition
 from spotledger.storage.folder import LEDGER_FILE
 from support_feed import FeedReader
 from support_operator import Api, operator_api
@@ -256,6 +260,9 @@ def test_epochs_begun_by_hand_are_kept_over_starts_and_audits(tmp_path: Path) ->
             assert ledger.begin_epoch("set back", None if epoch == 8 else epoch) == ledger.head.seq
             for number in range(9):
                 ledger.freeze("ann", "usdt", "1", key=f"f{epoch}-{number}")
+        for reason in (None, "", "two\nlines"):
+            with pytest.raises(InvalidRequest):
+                ledger.begin_epoch(reason)  # type: ignore[arg-type]
         names = [ledger.epochs.text(hold.hold_id) for hold in ledger.holds("ann")]
         assert (names[0], names[-1], ledger.epoch) == ("2-5", "8-33", 8)
     with spotledger.open(folder) as ledger:
@@ -272,3 +279,83 @@ def test_epochs_begun_by_hand_are_kept_over_starts_and_audits(tmp_path: Path) ->
             ledger.reverse("2-3", "x", key="x")
     report = audit_file(folder / LEDGER_FILE)
     assert (report.verdict, report.epoch, report.counts) == ("clean", 8, {})
+
+
+@pytest.mark.parametrize("hold", ["11", "1-11"])
+def test_chain_that_names_another_history_keeps_nothing(api: Api, hold: str) -> None:
+    """Such a chain is answered alike each time, also where an operation before it has a cause that would be kept."""
+    takes = {"op": "withdraw", "key": "takes", "customer": "bob", "coin": "usdt", "amount": "1000"}
+    late = {"op": "unfreeze", "key": "late", "hold": hold}
+    seq = api.seq
+    for _ in range(2):
+        results = api.post("/v1/batches", {"operations": [takes, late], "atomic": True}).json()["results"]
+        code = "epoch_missing" if hold == "11" else "unknown_position"
+        assert [result["code"] for result in results] == ["chain_failed", code]
+        assert (results[0]["cause_key"], results[0]["cause_code"]) == ("late", code)
+        assert (results[1]["field"], results[1]["last_common"]) == ("hold", "8")
+    assert api.seq == seq
+    meant = {"operations": [{**takes, "amount": "1"}, {**late, "hold": "2-11"}], "atomic": True}
+    for is_repeat in (None, True):
+        results = api.post("/v1/batches", meant).json()["results"]
+        assert [result.get("replayed") for result in results] == [is_repeat, is_repeat]
+        assert [result["seq"] for result in results] == [seq + 1, seq + 2]
+
+
+def test_receipt_names_what_it_booked_in_every_epoch(tmp_path: Path) -> None:
+    """What a program that uses the library passes on works after a restore as before, also from a repeat."""
+    with spotledger.open(tmp_path / "data") as ledger:
+        ledger.list_coin("usdt", 2, key="c")
+        ledger.register_customer("ann", key="r")
+        for epoch in (1, 2, 3):
+            if epoch > 1:
+                ledger.begin_epoch("set back")
+            paid = ledger.deposit("ann", "usdt", "5", key=f"d{epoch}")
+            made = ledger.freeze("ann", "usdt", "1", key=f"f{epoch}")
+            assert made.position == ledger.epochs.text(made.seq)
+            assert ledger.unfreeze(made.position, "0.5", key=f"u{epoch}").epoch == epoch
+            assert ledger.withdraw("0.5", hold=made.position, key=f"w{epoch}").epoch == epoch
+            assert ledger.reverse(paid.position, "mistake", key=f"v{epoch}").epoch == epoch
+            again = ledger.freeze("ann", "usdt", "1", key="f1")
+            assert (again.replayed, again.epoch, again.position) == (True, 1, str(again.hold))
+
+
+def test_kept_refusal_says_of_which_epoch_its_entry_is(api: Api) -> None:
+    """The number of a kept refusal alone would name an entry of epoch 1; a repeat says the same."""
+    short = {"customer": "bob", "coin": "usdt", "amount": "1000"}
+    answers = [api.post("/v1/withdrawals", short, "short").json() for _ in range(2)]
+    operations = [{"op": "withdraw", "key": key, **short} for key in ("short", "other")]
+    answers += api.post("/v1/batches", {"operations": operations}).json()["results"]
+    assert [(answer["seq"], answer["epoch"]) for answer in answers] == [(12, 2), (12, 2), (12, 2), (13, 2)]
+    assert api.get("/v1/entries/2-12").json()["entry"]["key"] == "short"
+    error = error_of_problem(422, {}, answers[0])
+    assert isinstance(error, Refused)
+    assert (error.seq, error.epoch, "epoch" in error.details) == (12, 2, False)
+    failed = error_of_problem(422, {}, api.post("/v1/releases", {"hold": "2-11", "epoch": 1}).json())
+    assert (failed.details["epoch"], failed.details["last_common"]) == (2, "8")
+
+
+def test_command_line_shows_positions_that_it_takes_back(tmp_path: Path) -> None:
+    """Whatever names an entry in a table or a line can be given to the next command, after a restore too."""
+    folder = tmp_path / "data"
+    with spotledger.open(folder) as ledger:
+        ledger.list_coin("usdt", 2, key="c")
+        ledger.register_customer("ann", key="r")
+        ledger.begin_epoch("set back")
+
+    def said(*arguments: str, code: int = 0) -> str:
+        environment = {"SPOTLEDGER_MASTER_KEY": "5a" * 32}
+        done = CliRunner().invoke(program, [*arguments, "--data", str(folder)], env=environment)
+        assert done.exit_code == code, done.output
+        return done.output
+
+    assert "entry 2-4: deposit" in said("deposit", "ann", "usdt", "5", "--key", "d")
+    assert "(entry 2-5)" in said("coin", "add", "btc", "--scale", "8")
+    history = said("history", "ann").splitlines()
+    assert history[0].strip() == "ann, as of entry 2-5"
+    assert [line.split()[0] for line in history[3:-1]] == ["2-4"]
+    assert "as of entry 2-5" in said("balances", "ann")
+    assert "as of entry 2-5: balanced" in said("trial-balance")
+    assert [line.split()[0] for line in said("feed").splitlines()] == ["1", "2", "2-3", "2-4", "2-5"]
+    assert "entry 2-6: reverse" in said("reverse", "2-4", "--reason", "mistake", "--key", "v")
+    refused = json.loads(said("withdraw", "ann", "usdt", "5", "--key", "w", "--json", code=1).splitlines()[-1])
+    assert (refused["code"], refused["seq"], refused["epoch"]) == ("insufficient_available", 7, 2)

@@ -78,9 +78,10 @@ class RequestRead(msgspec.Struct, gc=False):
     quote_units: int | None = None
     buyer: SideRead | None = None
     seller: SideRead | None = None
-    epoch: int | None = None
-    random_id: str | None = msgspec.field(default=None, name="id")
-    earlier: list[tuple[int, int]] | None = None
+    #: As they stand, because a start takes no text for a number here.
+    epoch: Any = None
+    random_id: Any = msgspec.field(default=None, name="id")
+    earlier: Any = None
 
 
 class EntryRead(msgspec.Struct, gc=False):

@@ -23,7 +23,7 @@ from spotledger.audit.requests import CHECKS
 from spotledger.audit.shortcuts import SHORTCUTS
 from spotledger.domain.amounts import MAX_SCALE, UNITS_LIMIT
 from spotledger.domain.journal import LEDGER, LIBRARY, epoch_key
-from spotledger.domain.positions import EPOCH_LIMIT, Epochs, EpochStart
+from spotledger.domain.positions import EPOCH_LIMIT, Epochs
 from spotledger.errors import Kept
 
 _DIGEST_BYTES: Final = 16
@@ -273,12 +273,12 @@ class JournalPass(BooksRead):
     def _begin_epoch(self, entry: EntryRead) -> None:
         """Check that a new epoch is above those before, and lists them."""
         asked, before = entry.request, self.epochs
-        epoch, earlier = asked.epoch or 0, tuple(EpochStart(*start) for start in asked.earlier or ())
-        is_named = entry.key == epoch_key(epoch) and asked.random_id
-        if not is_named or earlier != before.later or not before.current < epoch < EPOCH_LIMIT:
-            found = f"epoch {epoch} after {[tuple(start) for start in earlier]}"
-            expected = f"an epoch above {before.current} after {[tuple(start) for start in before.later]}"
-            self._note("epoch_wrong", self.seq, "request", found, expected)
+        epoch = asked.epoch if type(asked.epoch) is int else 0
+        expected = [list(start) for start in before.later]
+        is_named = entry.key == epoch_key(epoch) and isinstance(asked.random_id, str) and asked.random_id
+        if not is_named or asked.earlier != expected or not before.current < epoch < EPOCH_LIMIT:
+            found = f"epoch {asked.epoch!r} after {asked.earlier!r}"
+            self._note("epoch_wrong", self.seq, "request", found, f"an epoch above {before.current} after {expected}")
         if epoch > before.current:
             self.epochs = before.begun(epoch, self.seq)
 

@@ -35,7 +35,7 @@ async def coin_add(ledger: CommandLedger, out: Output, coin: str, scale: int, ke
     """List COIN. A listing never changes; running the command again changes nothing."""
     written = await ledger.list_coin(coin, scale, key=key or natural_key("coin-add", coin))
     out.document(ledger.document)
-    out.line(f"coin {coin} is listed with {scale} decimals (entry {written.seq})")
+    out.line(f"coin {coin} is listed with {scale} decimals (entry {written.position})")
 
 
 @coin.command("list")
@@ -60,7 +60,7 @@ async def customer_add(ledger: CommandLedger, out: Output, customer: str, key: s
     """Register CUSTOMER with a wallet, a spot and a fiat account. Running it again changes nothing."""
     written = await ledger.register_customer(customer, key=key or natural_key("customer-add", customer))
     out.document(ledger.document)
-    out.line(f"customer {customer} is registered (entry {written.seq})")
+    out.line(f"customer {customer} is registered (entry {written.position})")
 
 
 @customer.command("list")
@@ -94,7 +94,7 @@ async def balances(
     is_house = customer.startswith("@")
     found = await ledger.balances(customer, None if is_house else account, at_seq=at_seq, at_ms=time_ms(at, "--at"))
     out.document(ledger.document)
-    title = f"{customer}, {'house' if is_house else account}, as of entry {found.seq}"
+    title = f"{customer}, {'house' if is_house else account}, as of entry {found.position}"
     rows = ((coin, both.available, both.freeze) for coin, both in found.balances.items())
     out.balances(rows, with_empty=with_empty, title=title)
     for coin, amount in found.owes.items():

@@ -48,7 +48,7 @@ async def history(
         *(_entry_rows(entry, owners, coin) for entry in statement.entries),
         (_balance_row("closing", after) for after in statement.closing),
     )
-    out.table(columns, rows, title=f"{customer}, as of entry {statement.seq}")
+    out.table(columns, rows, title=f"{customer}, as of entry {statement.position}")
 
 
 async def _statement(
@@ -100,7 +100,7 @@ def _entry_rows(entry: Entry, owners: tuple[str, str], coin: str | None) -> Iter
     for place, sides in moved.items():
         signed = [f"{sides[side]:+f}" if sides.get(side) else "" for side in SIDES]
         now = [after[place].get(side) for side in SIDES]
-        yield (entry.seq, time_text(entry.booked_ms), entry.kind, *place, *signed, *now, why)
+        yield (entry.position, time_text(entry.booked_ms), entry.kind, *place, *signed, *now, why)
 
 
 def time_text(time_ms: int) -> str:
@@ -131,7 +131,7 @@ def _feed_line(entry: Entry) -> str:
     told = "; ".join(f"{line.customer} {line.side} {line.amount:f} {line.coin}" for line in entry.postings)
     if entry.refusal is not None:
         told = f"refused: {entry.refusal['detail']}"
-    line = f"{entry.seq} {time_text(entry.booked_ms)} {entry.kind} [{entry.key.strip()}]"
+    line = f"{entry.position} {time_text(entry.booked_ms)} {entry.kind} [{entry.key.strip()}]"
     return f"{line} {told}" if told else line
 
 
@@ -146,6 +146,6 @@ async def trial_balance(ledger: CommandLedger, out: Output) -> None:
         (coin, *astuple(sums.customers), *map(sums.house.get, _HOUSE), sums.total) for coin, sums in found.coins.items()
     )
     state = "balanced" if found.balanced else "NOT BALANCED"
-    out.table(columns, rows, title=f"as of entry {found.seq}: {state}")
+    out.table(columns, rows, title=f"as of entry {found.position}: {state}")
     if not found.balanced:
         raise click.exceptions.Exit(1)

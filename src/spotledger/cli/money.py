@@ -26,7 +26,7 @@ async def write(ledger: CommandLedger, out: Output, operation: Operation) -> Non
     out.document({**ledger.document, "replayed": written.replayed})
     again = ", done before under this key" if written.replayed else ""
     hold = "" if written.hold is None else f", hold {written.hold}"
-    out.line(f"entry {written.seq}: {written.entry.kind}{hold}{again}")
+    out.line(f"entry {written.position}: {written.entry.kind}{hold}{again}")
     columns = ("customer", "account", "coin", "available", "freeze")
     rows = [[getattr(after, name) for name in columns] for after in written.balances if after.account != "house"]
     out.table(columns, rows)

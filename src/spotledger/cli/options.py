@@ -222,14 +222,17 @@ def time_ms(text: str | None, option: str) -> int | None:
 
 
 class PositionType(click.ParamType[str]):
-    """A position in the journal: a number, or ``EPOCH-SEQ``."""
+    """A position in the journal: a number, or ``EPOCH-SEQ``; 0 only where the journal may be read from its start."""
 
     name = "position"
+
+    def __init__(self, *, with_zero: bool = True) -> None:
+        self._with_zero = with_zero
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return *value* as text, or say what would pass."""
         text = str(value)
-        if not _POSITION.fullmatch(text):
+        if not _POSITION.fullmatch(text) or (text == "0" and not self._with_zero):
             self.fail(f"{text!r} is no position; a number such as 42, or 2-42 in epoch 2, would pass", param, ctx)
         return text
 

@@ -124,6 +124,11 @@ def _text(value: object) -> str:
 def _problem_of(error: SpotledgerError | LedgerCorrupt) -> dict[str, Any]:
     if isinstance(error, LedgerCorrupt):
         return {"detail": f"The ledger is damaged: {error}.", "code": LedgerDamaged.code}
-    problem = {"title": (type(error).__doc__ or "").strip(), "detail": error.message, "code": error.code}
-    seq = error.seq if isinstance(error, Refused) else None
-    return {**error.details, **problem, **({} if seq is None else {"seq": seq})}
+    problem: dict[str, Any] = {
+        "title": (type(error).__doc__ or "").strip(),
+        "detail": error.message,
+        "code": error.code,
+    }
+    if isinstance(error, Refused) and error.seq is not None:
+        problem |= {"seq": error.seq, "epoch": error.epoch}
+    return {**error.details, **problem}

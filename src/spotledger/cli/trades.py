@@ -78,7 +78,7 @@ def _flag(name: str) -> str:
 
 
 @click.command()
-@click.argument("seq", type=PositionType())
+@click.argument("seq", type=PositionType(with_zero=False))
 @click.option("--reason", required=True, metavar="TEXT", help="Why; the journal keeps it.")
 @key_option
 @ledger_command()

@@ -63,19 +63,21 @@ def error_of_problem(status: int, headers: Mapping[str, str], problem: Mapping[s
     Return the error that *problem* names.
 
     Its message is the problem's ``detail``; its details are the problem's further members, and ``retry_after_s`` if the
-    answer has a Retry-After. A kept refusal has its ``seq``, and ``replayed`` if it was answered before.
+    answer has a Retry-After. A kept refusal has its ``seq`` and ``epoch``, and ``replayed`` if it was answered before.
     """
     details = {
         name: value for name, value in problem.items() if name not in _READ_BY_NAME and isinstance(value, str | int)
     }
+    seq = problem.get("seq")
+    epoch = details.pop("epoch", None) if isinstance(seq, int) else None
     seconds = retry_after_s(headers)  # never the one in the body, which is not checked
     if seconds is not None:
         details["retry_after_s"] = seconds
     text = problem.get("detail") or problem.get("title")
     error = _error_type(status, problem.get("code"))(text if isinstance(text, str) else None, **details)
     if isinstance(error, Refused):
-        seq = problem.get("seq")
         error.seq = seq if isinstance(seq, int) else None
+        error.epoch = epoch if isinstance(epoch, int) else None
         error.replayed = headers.get("idempotency-replayed", "").lower() == "true" or problem.get("replayed") is True
     return error
 

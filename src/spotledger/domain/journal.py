@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from spotledger.domain.accounts import Account
 from spotledger.domain.operations import Freeze
-from spotledger.domain.positions import FIRST_EPOCH, Epochs, EpochStart
+from spotledger.domain.positions import EPOCH_LIMIT, FIRST_EPOCH, Epochs, EpochStart
 from spotledger.errors import LedgerCorrupt
 
 #: The version of the canonical requests in the journal.
@@ -181,7 +181,9 @@ def epochs_after(entry: Entry) -> Epochs:
     try:
         later = [EpochStart(epoch, seq) for epoch, seq in [*request["earlier"], (request["epoch"], entry.seq)]]
         steps = zip([EpochStart(FIRST_EPOCH, 0), *later], later, strict=False)
-        is_sound = all(before.epoch < after.epoch and before.seq < after.seq for before, after in steps)
+        is_sound = all(type(number) is int for start in later for number in start) and all(
+            before.epoch < after.epoch < EPOCH_LIMIT and before.seq < after.seq for before, after in steps
+        )
     except (KeyError, TypeError, ValueError):
         is_sound = False
     if not is_sound or entry.kind != BEGIN_EPOCH or entry.refusal is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar
 
@@ -415,9 +414,10 @@ def _located(name: int | str, epoch: int | None, epochs: Epochs, field: str) -> 
 
 def _changed(named: C, **fields: Any) -> C:
     """Return a copy of *named*, which was checked, with other *fields*, which are not checked."""
-    changed = copy(named)
-    for field, value in fields.items():
-        object.__setattr__(changed, field, value)
+    changed = object.__new__(type(named))
+    # copy.copy takes three times as long.
+    for field in type(named).__slots__:  # type: ignore[attr-defined]  # each is a dataclass with slots
+        object.__setattr__(changed, field, fields[field] if field in fields else getattr(named, field))
     return changed
 
 

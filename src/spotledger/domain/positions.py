@@ -55,6 +55,11 @@ def seq_of_text(text: str) -> int:
     return int(text.rpartition("-")[2])
 
 
+def position_text(epoch: int, seq: int) -> str:
+    """Return the position of the entry *seq* of *epoch* as text: a plain number in epoch 1."""
+    return str(seq) if epoch == FIRST_EPOCH else f"{epoch}-{seq}"
+
+
 class EpochStart(NamedTuple):
     """An epoch, and the ``seq`` of its first entry."""
 
@@ -92,8 +97,7 @@ class Epochs:
 
     def text(self, seq: int) -> str:
         """Return the position of the entry *seq* as text: a plain number in epoch 1."""
-        epoch = self.of(seq)
-        return str(seq) if epoch == FIRST_EPOCH else f"{epoch}-{seq}"
+        return position_text(self.of(seq), seq)
 
     def locate(self, position: Position, field: str) -> int:
         """
@@ -109,6 +113,13 @@ class Epochs:
         if self.of(seq) == (FIRST_EPOCH if epoch is None else epoch) or (seq == 0 and epoch in (None, FIRST_EPOCH)):
             return seq
         common = self.text(self._last_common(FIRST_EPOCH if epoch is None else epoch, seq))
+        if epoch is not None and not self._has(epoch):
+            raise UnknownPosition(
+                f"{field} is {epoch}-{seq}, and this journal has no epoch {epoch}; an entry from before that epoch, if"
+                " it is in this journal too, would pass",
+                field=field,
+                last_common=common,
+            )
         if epoch is None:
             raise EpochMissing(
                 f"{field} is {seq}, which means epoch 1, and that ended with entry {self._starts[1].seq - 1}: the"
@@ -123,10 +134,18 @@ class Epochs:
             last_common=common,
         )
 
+    def _has(self, epoch: int) -> bool:
+        return any(start.epoch == epoch for start in self._starts)
+
     def _last_common(self, epoch: int, seq: int) -> int:
-        """Return the last entry up to *seq* that this journal has in common with the history of *epoch*."""
-        if epoch > self.current:
-            return min(seq, self._starts[-1].seq - 1)  # nobody here knows where that epoch began
+        """
+        Return the last entry up to *seq* that this journal surely has in common with the history of *epoch*.
+
+        That is none if this journal never had that epoch: it may have begun anywhere, as after a backup that is older
+        than the one that was restored afterwards.
+        """
+        if not self._has(epoch):
+            return 0
         return min([seq, *(start.seq - 1 for start in self._starts if start.epoch > epoch)])
 
     def require(self, seq: int, epoch: int | None, field: str) -> None:
@@ -166,13 +185,14 @@ def next_epoch(last: int, epoch: int | None = None) -> int:
     Return the epoch to begin: *epoch* if given, else the one after *last*.
 
     Raises:
-        InvalidRequest: *epoch* is not above *last*.
+        InvalidRequest: *epoch* is not above *last*, or *last* was the greatest that there can be.
     """
-    if epoch is None:
-        return last + 1
-    if not last < epoch < EPOCH_LIMIT:
-        raise InvalidRequest(f"epoch is {epoch}; {last + 1} or more would pass", field="epoch")
-    return epoch
+    found = last + 1 if epoch is None else epoch
+    if not isinstance(found, int) or not last < found < EPOCH_LIMIT:
+        raise InvalidRequest(
+            f"epoch is {shown(found)}; {last + 1} or more, below {EPOCH_LIMIT}, would pass", field="epoch"
+        )
+    return found
 
 
 def _seq_of_start(start: EpochStart) -> int:

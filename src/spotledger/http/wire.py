@@ -90,7 +90,7 @@ def problem(error: errors.SpotledgerError, request_id: str) -> dict[str, Any]:
 
     Returns:
         The members ``type``, ``title``, ``status``, ``detail``, ``code`` and ``request_id``, the details of the error,
-        which never replace one of those, and ``seq`` for a kept refusal.
+        which never replace one of those, and ``seq`` and ``epoch`` for a kept refusal.
     """
     row = row_of(error)
     body: dict[str, Any] = {
@@ -101,7 +101,6 @@ def problem(error: errors.SpotledgerError, request_id: str) -> dict[str, Any]:
         "code": error.code,
         "request_id": request_id,
     }
-    seq = getattr(error, "seq", None)
-    if seq is not None:
-        body["seq"] = seq
+    if isinstance(error, errors.Refused) and error.seq is not None:
+        body |= {"seq": error.seq, "epoch": error.epoch}
     return {**error.details, **body}

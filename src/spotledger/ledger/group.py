@@ -34,7 +34,7 @@ from spotledger.domain.operations import (
     expiry_key,
     holds_of,
 )
-from spotledger.domain.positions import parse_position, seq_of_text
+from spotledger.domain.positions import FIRST_EPOCH, parse_position, position_text, seq_of_text
 from spotledger.domain.rules import AnySubject
 from spotledger.errors import (
     ChainFailed,
@@ -62,19 +62,25 @@ _DATED: Final = (Deposit, Withdraw, Settle)
 
 
 class Receipt(NamedTuple):
-    """The answer to a booked write: its entry, and whether an earlier request with the same key booked it."""
+    """The answer to a booked write: its entry, whether an earlier request with its key booked it, and the epoch."""
 
     entry: Entry
     replayed: bool = False
+    epoch: int = FIRST_EPOCH
 
     @property
     def seq(self) -> int:
-        """The position of the entry in the journal."""
+        """The number of the entry in the journal; a plain number names it in epoch 1 only."""
         return self.entry.seq
 
     @property
+    def position(self) -> str:
+        """What names the entry, and the hold that it opened, after a restore too: ``"42"``, or ``"2-42"``."""
+        return position_text(self.epoch, self.entry.seq)
+
+    @property
     def hold(self) -> int | None:
-        """The id of the hold that the entry opened, or None."""
+        """The number of the hold that the entry opened, or None; :attr:`position` names it in every epoch."""
         return self.entry.seq if self.entry.kind == Freeze.kind else None
 
 
@@ -184,7 +190,8 @@ class Group:
                 self._keep(operation, actor, subject, refusal=refusal)
             # Its traceback refers to this group, which holds the refusal: a cycle that only the collector would free.
             return refusal.with_traceback(None)
-        return new_tuple(Receipt, (self._keep(operation, actor, subject, decision), False))
+        entry = self._keep(operation, actor, subject, decision)
+        return new_tuple(Receipt, (entry, False, overlay.epochs.current))
 
     def _keep(
         self,
@@ -210,7 +217,7 @@ class Group:
             actor,
         )
         if refusal is not None:
-            refusal.seq = entry.seq
+            refusal.seq, refusal.epoch = entry.seq, self._overlay.epochs.current
             entry.refusal = {"code": refusal.code, "detail": refusal.message, "details": refusal.details}
         self._overlay.take(entry, decision)
         return entry
@@ -226,6 +233,11 @@ class Group:
             return [self._decide_one(operation, actor) for operation in operations]
         if any(known):
             return [ChainPartlyKnown(_partly_known(keys, known), field="key") for _ in keys]
+        for position, operation in enumerate(operations):
+            try:
+                _located(operation, overlay)
+            except Refused as refusal:  # before another cause is kept for the whole chain
+                return self._refuse_chain(operations, actor, position, refusal.with_traceback(None))
         outcomes: list[Outcome] = []
         overlay.begin_chain()
         for operation in operations:
@@ -258,12 +270,7 @@ class Group:
 
     def _keep_refused(self, operation: Operation, actor: str, refusal: Refused) -> None:
         """Keep the refusal of one operation of a chain."""
-        try:
-            locate = LOCATING.get(type(operation))
-            if locate is not None:
-                operation = locate(operation, self._overlay.epochs)
-        except Refused:
-            return  # it names something of another history, so its key can be used for what was meant
+        operation = _located(operation, self._overlay)
         subject: AnySubject = Subject()
         with suppress(InvalidRequest):  # its amounts do not fit the coin, and stay text
             subject = rules.subject_of(operation, self._overlay)
@@ -337,6 +344,12 @@ def _partly_known(keys: Sequence[str], known: Sequence[bool]) -> str:
     )
 
 
+def _located(operation: Operation, overlay: Overlay) -> Operation:
+    """Return *operation* with plain numbers in place of positions; raise if it names what is not in this journal."""
+    locate = LOCATING.get(type(operation))
+    return operation if locate is None else locate(operation, overlay.epochs)
+
+
 def _repeat(kept: Entry, operation: Operation, overlay: Overlay) -> Outcome:
     """Return the kept outcome of a known key, or a conflict if the operation has other content."""
     name = rules.differing_field(kept.request, operation, lambda coin: found(overlay.coin(coin)).scale)
@@ -348,9 +361,9 @@ def _repeat(kept: Entry, operation: Operation, overlay: Overlay) -> Outcome:
             first_seq=kept.seq,
         )
     if kept.refusal is None:
-        return Receipt(kept, replayed=True)
+        return Receipt(kept, True, overlay.epochs.of(kept.seq))
     refusal = refusal_of_code(kept.refusal["code"], kept.refusal["detail"], kept.refusal["details"])
-    refusal.seq = kept.seq
+    refusal.seq, refusal.epoch = kept.seq, overlay.epochs.of(kept.seq)
     refusal.replayed = True
     return refusal
 

@@ -33,7 +33,7 @@ from spotledger.domain.operations import (
     check_reference,
 )
 from spotledger.domain.positions import next_epoch
-from spotledger.errors import LedgerCorrupt, Refused, StoreUnavailable
+from spotledger.errors import InvalidRequest, LedgerCorrupt, Refused, StoreUnavailable
 from spotledger.ledger.group import Chains, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
 from spotledger.ledger.reads import LedgerReads
 from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance
@@ -81,7 +81,7 @@ class Ledger(LedgerReads):
 
     def freeze(self, customer: str, coin: str, amount: str, *, key: str, **more: Any) -> Receipt:
         """
-        Move *amount* from available to freeze and open a hold for it; ``receipt.hold`` is its id.
+        Move *amount* from available to freeze and open a hold for it, which ``receipt.position`` names.
 
         Also takes ``account``, ``reference`` and ``expires_ms``. Raises what :meth:`deposit` raises, and
         ``InsufficientAvailable``, kept with the key, if less is available. Keeps ``available + freeze``.
@@ -144,8 +144,9 @@ class Ledger(LedgerReads):
         """
         Undo the deposit, withdrawal, transfer or settlement of the entry *seq*, once, for a stated *reason*.
 
-        *seq* is a number, or a position such as ``"2-42"``. Also takes the preconditions ``customer``, ``coin`` and
-        ``epoch``. What the customer no longer has is booked as owed, to the house's receivable of that customer.
+        *seq* is a number, which means epoch 1, or a position such as ``"2-42"`` (``receipt.position``). Also takes the
+        preconditions ``customer``, ``coin`` and ``epoch``. What the customer no longer has is booked as owed, to the
+        house's receivable of that customer.
 
         Raises:
             UnknownEntry, HouseShort: Kept with the key.
@@ -268,7 +269,7 @@ class Ledger(LedgerReads):
             The ``seq`` of the entry that begins it.
 
         Raises:
-            InvalidRequest: *epoch* is not above the current one.
+            InvalidRequest: *epoch* is not above the current one, or *reason* is not a line of text.
             StoreUnavailable: The write failed.
         """
         with self._write_lock:
@@ -277,6 +278,8 @@ class Ledger(LedgerReads):
 
     def _beginning_epoch(self, reason: str, epoch: int | None) -> Steps[int]:
         store = self._store
+        if reason is None:
+            raise InvalidRequest("reason is missing; a line of text that says why would pass", field="reason")
         check_reference(reason, "reason")
         try:
             store_ms = yield from store.begin(wanted_of(()))

@@ -170,7 +170,7 @@ def epochs_of_row(seq: int, body: bytes | str | None) -> Epochs:
     """
     if seq == 0:
         return Epochs()
-    if body is None:
+    if not body:
         raise LedgerCorrupt(f"entry {seq}, with which the epoch began, is missing")
     entry = decode_entry(body)
     if entry.seq != seq:

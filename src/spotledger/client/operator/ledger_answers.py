@@ -13,11 +13,20 @@ from spotledger.client.operator.decoding import ExactAmount
 Json: TypeAlias = Mapping[str, Any]
 
 
-class _Read(Struct, frozen=True):
-    """An answer that stands for the position ``seq`` of the journal, within one epoch."""
+class _Placed(Struct, frozen=True):
+    """What has a place in the journal: ``seq`` is its number within its ``epoch``, ``position`` names it in every."""
 
     seq: int
     epoch: int
+
+    @property
+    def position(self) -> str:
+        """The position: its number in epoch 1, ``EPOCH-SEQ`` in later ones."""
+        return str(self.seq) if self.epoch == 1 else f"{self.epoch}-{self.seq}"
+
+
+class _Read(_Placed, frozen=True):
+    """An answer that stands for one position of the journal."""
 
 
 class SideBalance(Struct, frozen=True):
@@ -56,11 +65,9 @@ class HoldAfter(Struct, frozen=True):
     remaining: ExactAmount
 
 
-class Entry(Struct, frozen=True):
+class Entry(_Placed, frozen=True):
     """One entry of the journal; ``refusal`` is set on a kept refusal."""
 
-    seq: int
-    epoch: int
     kind: str
     key: str
     booked_ms: int
@@ -84,24 +91,17 @@ class EntryRead(Struct, frozen=True):
     reversed_by: int | None
 
 
-class Written(Struct, frozen=True):
+class Written(_Placed, frozen=True):
     """
     The answer to a write: ``hold`` is the id of the hold that it opened, ``replayed`` marks a repeat.
 
     ``seq`` is the number of the entry within its ``epoch``; ``position`` names it in every epoch.
     """
 
-    seq: int
-    epoch: int
     entry: Entry
     balances: tuple[BalanceAfter, ...]
     hold: str | None = None
     replayed: bool = False
-
-    @property
-    def position(self) -> str:
-        """The position of the entry: its number in epoch 1, ``EPOCH-SEQ`` in later ones."""
-        return str(self.seq) if self.epoch == 1 else f"{self.epoch}-{self.seq}"
 
 
 class Hold(Struct, frozen=True):

@@ -21,7 +21,10 @@ Json = dict[str, Any]
 #: Signed decimal text: two decimals at least, but never more than the coin has.
 AmountText = Annotated[str, Meta(extra_json_schema={"pattern": r"^-?[0-9]+(\.[0-9]+)?$", "examples": ["100.50"]})]
 HoldText = Annotated[str, Meta(description="The id of a hold: the position of the entry that opened it.")]
-Seq = Annotated[int, Meta(description="A position in the journal.", extra_json_schema={"minimum": 0})]
+Seq = Annotated[
+    int,
+    Meta(description="The number of an entry in this journal, without its epoch.", extra_json_schema={"minimum": 0}),
+]
 HeadSeq = Annotated[int, Meta(description="The position of the journal that this answer stands for.")]
 Epoch = Annotated[int, Meta(description="The epoch of seq; each restore from a backup begins a new one.")]
 PositionText = Annotated[

@@ -18,7 +18,7 @@ from spotledger import paths
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, MalformedRequest, Refused
 from spotledger.http.h1.request import Reply
-from spotledger.http.operator.answers import Answer, CoinTexts, Seq, WriteAnswer, write_answer
+from spotledger.http.operator.answers import Answer, CoinTexts, Epoch, Seq, WriteAnswer, write_answer
 from spotledger.http.operator.bodies import (
     Body,
     DepositBody,
@@ -98,12 +98,13 @@ class BatchBody(Body):
 
 
 class RefusedResult(Answer):
-    """The refusal of one operation of a batch, with facts about it; kept refusals have a seq."""
+    """The refusal of one operation of a batch, with facts about it; kept refusals have a seq and an epoch."""
 
     code: str
     detail: str
     field: str | UnsetType = UNSET
     seq: Seq | UnsetType = UNSET
+    epoch: Epoch | UnsetType = UNSET
     replayed: bool | UnsetType = UNSET
 
 
@@ -248,7 +249,7 @@ def _result(outcome: Outcome, texts: CoinTexts) -> WriteAnswer | dict[str, Any]:
     if isinstance(outcome, Refused):
         result = {**outcome.details, "code": outcome.code, "detail": outcome.message}
         if outcome.seq is not None:
-            result["seq"] = outcome.seq
+            result |= {"seq": outcome.seq, "epoch": outcome.epoch}
         if outcome.replayed:
             result["replayed"] = True
         return result

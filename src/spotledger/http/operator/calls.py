@@ -20,7 +20,7 @@ import msgspec
 
 from spotledger.domain.journal import LIBRARY
 from spotledger.domain.operations import check_key
-from spotledger.domain.positions import FIRST_EPOCH, Epochs, Position, parse_position
+from spotledger.domain.positions import FIRST_EPOCH, Position, parse_position
 from spotledger.errors import (
     InvalidRequest,
     MalformedRequest,
@@ -283,16 +283,32 @@ def number_in(query: Mapping[str, str], name: str, default: int) -> int:
     return int(text)
 
 
-def position_in(query: Mapping[str, str], name: str, epochs: Epochs, default: int) -> int:
+def position_in(query: Mapping[str, str], name: str, ledger: LedgerReads, default: int) -> int:
     """
     Return the ``seq`` of the position in the parameter *name*, or *default* if it is not given.
 
     Raises:
         InvalidRequest: It is no position.
         EpochMissing, UnknownPosition: It is not one of this journal.
+        Unavailable: It is of an epoch that a node which follows others does not know, or not yet.
     """
     text = query.get(name)
-    return default if text is None else epochs.locate(parse_position(text, name), name)
+    return default if text is None else seq_of(parse_position(text, name), name, ledger)
+
+
+def seq_of(position: Position, field: str, ledger: LedgerReads) -> int:
+    """Return the ``seq`` of *position*; raises what :func:`position_in` does."""
+    if _is_ahead(ledger, position):
+        raise Unavailable(
+            f"{field} is of epoch {position.epoch}, and this node is at entry {ledger.epochs.text(ledger.head.seq)};"
+            " try again later."
+        )
+    return ledger.epochs.locate(position, field)
+
+
+def _is_ahead(ledger: LedgerReads, position: Position) -> bool:
+    """Say whether *position* is of an epoch that another node may have begun."""
+    return ledger.remote and position.epoch is not None and position.epoch > ledger.epochs.current
 
 
 def limit_in(query: Mapping[str, str]) -> int:
@@ -329,7 +345,4 @@ async def await_seq(ledger: LedgerReads, query: Mapping[str, str]) -> None:
 
 def _has(ledger: LedgerReads, wanted: Position) -> bool:
     """Say whether the ledger has the entry *wanted*; a node that follows others may not know its epoch yet."""
-    epochs = ledger.epochs
-    if wanted.epoch is not None and wanted.epoch > epochs.current:
-        return False
-    return epochs.locate(wanted, "min_seq") <= ledger.head.seq
+    return not _is_ahead(ledger, wanted) and ledger.epochs.locate(wanted, "min_seq") <= ledger.head.seq

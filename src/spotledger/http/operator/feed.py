@@ -58,17 +58,18 @@ class Feed:
             InvalidRequest: It asks for the entries after one that does not exist yet.
             EpochMissing, UnknownPosition: It asks for the entries after one that is not in this journal.
             LedgerCorrupt: The first of them is damaged.
-            Unavailable: Too many streams are open, or the service is stopping.
+            Unavailable: Too many streams are open, the service is stopping, or this node does not know the epoch yet.
         """
         query = query_of(request, "after_seq")
         header = request.header(b"last-event-id")
         last = None if header is None else header.decode("latin-1")
         field = "after_seq" if last is None else "Last-Event-ID"
-        epochs, head = self.ledger.epochs, self.ledger.head.seq
-        after_seq = position_in(query if last is None else {field: last}, field, epochs, 0)
+        head = self.ledger.head.seq
+        after_seq = position_in(query if last is None else {field: last}, field, self.ledger, 0)
         if after_seq > head:
+            end = self.ledger.epochs.text(head)
             raise InvalidRequest(
-                f"{field} is {after_seq}; 0 to {epochs.text(head)}, the end of the journal, would pass",
+                f"{field} is {after_seq}; 0 to {end}, the end of the journal, would pass",
                 field=field,
             )
         if after_seq < head:

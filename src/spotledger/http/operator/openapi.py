@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from spotledger import __version__, errors
 from spotledger.http import wire
-from spotledger.http.operator.answers import Answer, Seq
+from spotledger.http.operator.answers import Answer, Epoch, Seq
 from spotledger.http.operator.batches import BatchBody, RefusedResult
 from spotledger.http.operator.bodies import (
     CoinBody,
@@ -124,7 +124,7 @@ EXAMPLES: Final[dict[type[msgspec.Struct], dict[str, Any]]] = {
 
 
 class Problem(Answer):
-    """Why a call failed (RFC 9457); ``code`` is stable. A refusal that the journal keeps has its seq."""
+    """Why a call failed (RFC 9457); ``code`` is stable. A refusal that the journal keeps has its seq and epoch."""
 
     type: str
     title: str
@@ -136,6 +136,7 @@ class Problem(Answer):
         msgspec.UNSET
     )
     seq: Seq | msgspec.UnsetType = msgspec.UNSET
+    epoch: Epoch | msgspec.UnsetType = msgspec.UNSET
 
 
 def document(routes: Iterable[Endpoint]) -> dict[str, Any]:

@@ -68,6 +68,7 @@ from spotledger.http.operator.calls import (
     position_in,
     query_of,
     route,
+    seq_of,
 )
 from spotledger.http.operator.feed import EVENT_STREAM_MEDIA_TYPE, Feed
 from spotledger.ledger.ledger import CUSTOMERS, Ledger, TrialBalance
@@ -143,7 +144,7 @@ class ReadCalls:
         if "at_ms" in query:
             at_seq = self._ledger.seq_at(number_in(query, "at_ms", 0))
         elif "at_seq" in query:
-            at_seq = position_in(query, "at_seq", self._ledger.epochs, 0)
+            at_seq = position_in(query, "at_seq", self._ledger, 0)
 
         def read() -> tuple[Mapping[str, Coin], dict[str, Balance], dict[str, Balance]]:
             house = account.kind == HOUSE_KIND
@@ -177,10 +178,10 @@ class ReadCalls:
         query = query_of(request, "state", "older_than_ms", "after", "limit", "min_seq")
         state, limit = query.get("state"), limit_in(query)
         before_ms = self._opened_before(query)
-        after = position_in(query, "after", self._ledger.epochs, 0)
         if state is not None and state not in HOLD_STATES:
             raise InvalidRequest(f"state is {state[:64]!r}; open or closed would pass", field="state")
         await self._await_seq(query)
+        after = position_in(query, "after", self._ledger, 0)
         customer = request.parameters["customer"]
         self._check_there(Account(customer, "spot"))
 
@@ -193,9 +194,9 @@ class ReadCalls:
     async def old_holds(self, request: Request) -> Reply:
         """List the open holds of all customers that are older than a given age, oldest first, a page at a time."""
         query = query_of(request, "older_than_ms", "after", "limit", "min_seq")
-        limit, after = limit_in(query), position_in(query, "after", self._ledger.epochs, 0)
-        before_ms = self._opened_before(query)
+        limit, before_ms = limit_in(query), self._opened_before(query)
         await self._await_seq(query)
+        after = position_in(query, "after", self._ledger, 0)
         before = self._ledger.now_ms if before_ms is None else before_ms
         return await self._holds_page(lambda after, limit: self._ledger.old_holds(before, after, limit), after, limit)
 
@@ -247,10 +248,12 @@ class ReadCalls:
     async def entries(self, request: Request) -> Reply:
         """Return the journal, numbered without gaps: a page of it, or a stream of server-sent events."""
         if request.method == "GET" and _EVENT_STREAM in (request.header(b"accept") or b""):
+            await self._await_seq({})
             return self._feed.answer(request)
         query = query_of(request, "after_seq", "limit", "min_seq")
-        after_seq, limit = position_in(query, "after_seq", self._ledger.epochs, 0), limit_in(query)
+        limit = limit_in(query)
         await self._await_seq(query)
+        after_seq = position_in(query, "after_seq", self._ledger, 0)
         seq = self._ledger.head.seq
         found = await _in_pieces(self._ledger.entries, after_seq, limit)
         seq = max(seq, found[-1].seq if found else 0)
@@ -275,14 +278,11 @@ class ReadCalls:
     async def statement(self, request: Request) -> Reply:
         """Return the entries of a customer as a statement, with the balances before and after the page."""
         query = query_of(request, *self.STATEMENT)
-        after_seq, limit, coin = (
-            position_in(query, "after_seq", self._ledger.epochs, 0),
-            limit_in(query),
-            query.get("coin"),
-        )
+        limit, coin = limit_in(query), query.get("coin")
         if coin is not None:
             check_coin(coin)
         await self._await_seq(query)
+        after_seq = position_in(query, "after_seq", self._ledger, 0)
         customer = request.parameters["customer"]
         self._check_there(Account(customer, "spot"))
         seq = self._ledger.head.seq
@@ -347,10 +347,14 @@ class ReadCalls:
             position = parse_position(text, field)
         except InvalidRequest:
             return 0
-        return self._ledger.epochs.locate(position, field)
+        return seq_of(position, field, self._ledger)
 
     async def _await_seq(self, query: dict[str, str]) -> None:
-        """Wait until the ledger has the entry ``min_seq``, or by default the head of all nodes."""
+        """
+        Wait until the ledger has the entry ``min_seq``, or by default the head of all nodes.
+
+        Positions are looked up afterwards: a node that follows others may not know their epoch before.
+        """
         if self._ledger.remote and "min_seq" not in query:
             await asyncio.to_thread(self._ledger.to_head)
         await await_seq(self._ledger, query)
