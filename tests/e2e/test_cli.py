@@ -81,7 +81,7 @@ SESSION = [
 
 
 def normal(text: str) -> str:
-    """Take out of an output what differs from run to run: times, ages and request ids."""
+    """Take out of an output what differs from run to run: times, ages, request ids, and who asked."""
     lines = []
     for line in text.splitlines():
         try:
@@ -90,7 +90,7 @@ def normal(text: str) -> str:
             lines.append(re.sub(r"\b[0-9]+s\s*\Z", "AGE", line))
             continue
         for part in (found, found.get("entry", {}), *found.get("holds", [])):
-            for name in ("booked_ms", "request_id", "opened_ms", "age_ms"):
+            for name in ("booked_ms", "request_id", "opened_ms", "age_ms", "actor"):
                 part.pop(name, None)
         lines.append(json.dumps(found))
     return "\n".join(lines)

@@ -193,7 +193,7 @@ def test_database_that_is_away_is_named_without_its_password(tmp_path: Path) -> 
     """A start without a database ends at once and says so in one line."""
     url = "postgresql://spot:hidden@127.0.0.1:1/none"
     refused = support_service.run("serve", "--data", tmp_path / "data", "--database", url)
-    assert refused.returncode == 1
+    assert refused.returncode == 3
     assert "Traceback" not in refused.stderr
     assert "ledger could not be reached" in refused.stderr
     assert "hidden" not in refused.stderr

@@ -299,13 +299,13 @@ def test_serve_stops_writing_where_sealing_finds_other_balances_than_an_entry_ca
     started.write("/v1/deposits", deposit, "fills-the-segment")
     urls = (f"{started.operator_url}/readyz", f"{started.public_url}/readyz")
     deadline = time.monotonic() + 60
-    while [httpx2.get(url).status_code for url in urls] != [503, 503]:
+    while [httpx2.get(url).status_code for url in urls] != [500, 503]:
         assert time.monotonic() < deadline, "the service goes on writing"
         time.sleep(0.05)
     assert httpx2.get(urls[1]).json() == {"status": "cannot write", "sealing": {"lag_entries": PROCESS_ENTRIES}}
     client = started.client()
     refused = client.post("/v1/deposits", json=deposit, headers={"Idempotency-Key": "another"})
-    assert (refused.status_code, refused.json()["code"]) == (503, "store_unavailable")
+    assert (refused.status_code, refused.json()["code"]) == (500, "ledger_damaged")
     assert client.get("/v1/customers/bob/balances").status_code == 200
     assert f"entry {altered} says" in started.stderr.read_text()
     started.stop()

@@ -194,7 +194,10 @@ def test_damaged_journal_stops_writes_and_names_entry_and_byte(folder: Path) -> 
         assert_damaged(stream, "entry 1999", f"at byte {page} of journal.db")
         assert metric(client, "spotledger_damaged") == 1
         assert client.get("/v1/customers/bob/balances").json()["balances"]["btc"]["freeze"] == "1.00"
-        assert httpx2.get(f"{service.public_url}/readyz").json() == {"status": "cannot write"}
+        assert httpx2.get(f"{service.public_url}/readyz").json() == {
+            "status": "cannot write",
+            "sealing": {"lag_entries": 0},
+        }
         with SpotClient(trader.accesskey, trader.secretkey, base_url=service.public_url) as spot:
             assert str(spot.balances()["btc"].available) == "2.00"
         before = metric(client, DEPOSITS_500)

@@ -126,6 +126,7 @@ TYPES: dict[str, tuple[type, set[str]]] = {
     "KeysAnswer": (key_answers.KeyPage, set()),
     "PostingAnswer": (ledger_answers.Posting, set()),
     "ReadyAnswer": (service_answers.Ready, {"status"}),
+    "SealingAnswer": (service_answers.Sealing, set()),
     "StatementAnswer": (ledger_answers.Statement, {"customer"}),
     "TokenAnswer": (key_answers.OperatorToken, set()),
     "TokenMadeAnswer": (key_answers.MadeToken, set()),

@@ -256,6 +256,7 @@ class LedgerReads:
         """
         with self._lock:
             self._refresh()
+            self._store.go_on_rebuilding()
         with self._noting():
             return self._store.trial_balance()
 

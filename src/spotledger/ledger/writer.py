@@ -102,7 +102,7 @@ class Writer:
         self._failed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
-        self._key_writer = ThreadPoolExecutor(max_workers=KEY_WRITES, thread_name_prefix="keys")
+        self._key_writer = ThreadPoolExecutor(max_workers=KEY_WRITES if ledger.remote else 1, thread_name_prefix="keys")
         #: The requests that are being written, or were written last.
         self._taken: Sequence[_Request] = ()
 

@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 
+class Sealing(Struct, frozen=True):
+    """How far sealing is behind the journal of an embedded ledger."""
+
+    lag_entries: int
+
+
 class Ready(Struct, frozen=True):
     """The service takes writes; ``seq`` is the head of its journal, ``rebuilding`` how far its books are, if broken."""
 
     seq: int
+    sealing: Sealing | None = None
     rebuilding: str | None = None
 
 
