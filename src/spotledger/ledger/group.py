@@ -57,6 +57,7 @@ CHAIN_LIMIT: Final = 1_000
 Chains: TypeAlias = Sequence[Hashable | None]
 
 _NOTHING: Final = Decision()
+_NO_SUBJECT: Final[AnySubject] = Subject()
 #: Operations that say when they happened.
 _DATED: Final = (Deposit, Withdraw, Settle)
 
@@ -174,7 +175,7 @@ class Group:
 
     def _decide_one(self, operation: Operation, actor: str) -> Outcome:
         overlay = self._overlay
-        subject: AnySubject = Subject()
+        subject = _NO_SUBJECT
         try:
             locate = LOCATING.get(type(operation))
             if locate is not None:

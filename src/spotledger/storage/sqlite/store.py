@@ -339,8 +339,9 @@ class SqliteStore(RebuiltBooks):
             body = encode_entry(entry)
             previous = chain_hash(previous, body)
             rows.append((entry.seq, body.decode(), previous))
-        last, begun = entries[-1], [entry.seq for entry in entries if entry.kind == BEGIN_EPOCH]
-        self._begun_seq = begun[-1] if begun else self._begun_seq
+        last = entries[-1]
+        if last.kind == BEGIN_EPOCH:  # it is written alone
+            self._begun_seq = last.seq
         if rows[0][0] != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {rows[0][0]} to {last.seq} do not follow entry {before.seq}")
         self._pending_head = Head(last.seq, previous, last.booked_ms)
@@ -402,8 +403,8 @@ class SqliteStore(RebuiltBooks):
         memory, digests = self._memory, self._digests
         for entry in entries:
             memory.apply(entry, digests.get(entry.key))
-            if entry.kind == BEGIN_EPOCH:
-                self.epochs = self._note.epochs = epochs_after(entry)
+        if entries[-1].kind == BEGIN_EPOCH:
+            self.epochs = self._note.epochs = epochs_after(entries[-1])
         self._head = self._pending_head
         self._note_head()
         self._seal(max(ABSORBED_KEYS, 2 * len(entries)))  # a segment is let go of before the next one is full
