@@ -192,6 +192,9 @@ def test_follower_pages_over_the_restore_with_next(api: Api) -> None:
         after = page["next"]
     assert seen == [*((1, seq) for seq in range(1, 9)), (2, 9), (2, 10), (2, 11)]
     assert after == "2-11"
+    for path in ("/v1/entries", "/v1/customers/bob/entries", "/v1/customers/bob/holds", "/v1/holds", "/v1/coins"):
+        assert api.get(path).headers["x-ledger-position"] == "2-11", path
+    assert api.get("/v1/customers/bob/balances", at_seq="8").headers["x-ledger-position"] == "8"
     begun = api.get("/v1/entries/2-9").json()["entry"]
     assert (begun["kind"], begun["actor"], begun["request"]["epoch"]) == ("begin_epoch", "ledger", 2)
     assert api.get("/v1/customers/bob/entries").json()["next"] == "2-11"

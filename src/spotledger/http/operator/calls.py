@@ -215,7 +215,11 @@ async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
 
 def answer(body: object, status: int = 200, *, replayed: bool = False) -> Reply:
     """Return *body*, encoded, as an answer; *replayed* marks the repeat of an earlier answer."""
-    reply = json_answer(_encode(body), status, replayed=replayed)
+    return positioned(json_answer(_encode(body), status, replayed=replayed), body)
+
+
+def positioned(reply: Reply, body: object) -> Reply:
+    """Return *reply* with the position that its *body* stands for, or that of the entry that a write made."""
     if isinstance(body, ReadAnswer | WriteAnswer):
         position = body.seq if body.epoch == FIRST_EPOCH else f"{body.epoch}-{body.seq}"
         reply.headers.append((b"x-ledger-position", str(position).encode()))

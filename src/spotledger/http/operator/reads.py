@@ -66,6 +66,7 @@ from spotledger.http.operator.calls import (
     limit_in,
     number_in,
     position_in,
+    positioned,
     query_of,
     route,
     seq_of,
@@ -210,7 +211,7 @@ class ReadCalls:
         seq, found = await self._holds_at_head(read, after, limit)
         following = self._ledger.epochs.text(found[-1].hold_id) if len(found) == limit else None
         body = HoldsAnswer(seq, self._ledger.epochs.of(seq), [], following)
-        return json_answer(await encoded_in_pieces(body, "holds", found, self._hold_answer))
+        return positioned(json_answer(await encoded_in_pieces(body, "holds", found, self._hold_answer)), body)
 
     async def _holds_at_head(
         self, read: Callable[[int, int], list[Hold]], after: int, limit: int
@@ -259,7 +260,7 @@ class ReadCalls:
         seq = max(seq, found[-1].seq if found else 0)
         following = found[-1].seq if found else after_seq
         body = EntriesAnswer(seq, self._ledger.epochs.of(seq), [], following, self._ledger.epochs.text(following))
-        return json_answer(await encoded_in_pieces(body, "entries", found, self._entry_answer))
+        return positioned(json_answer(await encoded_in_pieces(body, "entries", found, self._entry_answer)), body)
 
     def _entry_answer(self, entry: Entry) -> EntryAnswer:
         return entry_answer(entry, self._texts)
@@ -304,7 +305,7 @@ class ReadCalls:
             following,
             self._ledger.epochs.text(following),
         )
-        return json_answer(await encoded_in_pieces(body, "entries", found, self._entry_answer))
+        return positioned(json_answer(await encoded_in_pieces(body, "entries", found, self._entry_answer)), body)
 
     def _after_answers(self, balances: dict[tuple[Account, str], Balance]) -> list[AfterAnswer]:
         return [
