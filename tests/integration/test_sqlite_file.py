@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 
 import apsw
 import pytest
 
+from spotledger.archive.recover import look
 from spotledger.domain.accounts import EXTERNAL, Balance
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation
 from spotledger.errors import (
@@ -17,12 +20,15 @@ from spotledger.errors import (
     JournalShorter,
     LedgerCorrupt,
     SchemaMismatch,
+    SetupError,
     StoreUnavailable,
 )
 from spotledger.ledger.ledger import Ledger, Receipt
+from spotledger.security.access_keys import KeyRing
+from spotledger.security.cipher import Cipher
 from spotledger.storage.steps import drive
 from support_audit import audited
-from support_books import check_books
+from support_books import check_books, opened
 from support_core import Clock, booked_up_to_commit, fill, open_small, past_triggers, raw, seed, spot
 
 HUGE = "99999999999999999999.999999999999999999"
@@ -567,3 +573,49 @@ def test_names_that_look_like_other_values_stay_text(tmp_path: Path, word: str) 
         assert [hold.reference for hold in ledger.holds(word)] == [word]
         assert ledger.freeze(word, "btc", "1.0", key=word, reference=word).replayed
         assert ledger.customers() == sorted(["ann", word])
+
+
+def _swapped_roots(path: Path) -> list[tuple[str, str, bytes]]:
+    """Return the file at *path* with the first pages of each two of its tables and indexes swapped; checksums fit."""
+    with opened(path) as connection:
+        size = connection.execute("PRAGMA page_size").fetchone()[0]
+        roots = connection.execute("SELECT name, rootpage FROM sqlite_schema WHERE rootpage > 0").fetchall()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = path.read_bytes()
+    made = []
+    for (one, first), (other, second) in combinations(roots, 2):
+        swapped = bytearray(content)
+        a, b = slice((first - 1) * size, first * size), slice((second - 1) * size, second * size)
+        swapped[a], swapped[b] = content[b], content[a]
+        made.append((one, other, bytes(swapped)))
+    return made
+
+
+@pytest.mark.parametrize("file", ["journal.db", "books.db", "keys.db"])
+def test_tables_whose_pages_are_swapped_are_named_or_made_again(tmp_path: Path, file: str) -> None:
+    """A row of another table in the place of the head, of the ledger, or of any other is damage, not a wrong value."""
+    folder = tmp_path / "whole"
+    with open_small(folder) as ledger:
+        seed(ledger)
+        fill(ledger, 20)
+        KeyRing(ledger.key_tables.access_keys, Cipher(bytes(32)), lambda: 1).create("ann", ["read"])
+        expected, head = ledger.balances(spot("ann")), ledger.head
+    pairs = _swapped_roots(folder / file)
+    assert len(pairs) > 2
+    for one, other, content in pairs:
+        shutil.rmtree(tmp_path / "swapped", ignore_errors=True)
+        shutil.copytree(folder, tmp_path / "swapped")
+        (tmp_path / "swapped" / file).write_bytes(content)
+        try:
+            ledger = open_small(tmp_path / "swapped")
+        except (LedgerCorrupt, SetupError):
+            assert file != "books.db", (one, other)
+            continue
+        with ledger:
+            try:
+                assert (ledger.balances(spot("ann")), ledger.head) == (expected, head), (one, other)
+            except LedgerCorrupt:
+                assert file == "journal.db", (one, other)
+        audited(tmp_path / "swapped")
+        with suppress(LedgerCorrupt, SetupError):
+            look(tmp_path / "swapped")

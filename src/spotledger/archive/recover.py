@@ -17,11 +17,12 @@ from spotledger.storage.sqlite.file import (
     KEYS,
     KEYS_FILE,
     Connection,
+    only_row,
     open_as_found,
     open_writer,
     translated,
 )
-from spotledger.storage.sqlite.journal import append_epoch, read_epochs
+from spotledger.storage.sqlite.journal import append_epoch, read_epochs, read_head
 from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_note
 from spotledger.storage.sqlite.rebuilding import remove_books
 from spotledger.storage.sqlite.sealing import Sealer
@@ -71,11 +72,8 @@ def look(folder: Path) -> Found:
     except OSError as problem:
         raise unusable(folder, problem) from problem
     with translated("read"), closing(open_as_found(journal)) as connection:
-        ledger = connection.execute("SELECT ledger_id FROM ledger").fetchall()
-        head = connection.execute("SELECT seq FROM head").fetchall()
-        if len(ledger) != 1 or len(head) != 1:
-            raise LedgerCorrupt(f"{journal} does not say which ledger it is, or where it ends")
-        (ledger_id,), (head_seq,), epoch = ledger[0], head[0], read_epochs(connection).current
+        (ledger_id,) = only_row(connection, "SELECT ledger_id FROM ledger", str)
+        head_seq, epoch = read_head(connection).seq, read_epochs(connection).current
         if note is not None:
             problems += _differences(connection, note, ledger_id, epoch, head_seq)
     if note is not None:
@@ -121,8 +119,7 @@ def _missing_changes(keys: Path, note: Note) -> list[str]:
     change = 0
     if keys.is_file() and keys.stat().st_size:
         with translated("read", KEYS), closing(open_as_found(keys)) as connection:
-            rows = connection.execute("SELECT change FROM keys_of").fetchall()
-        change = rows[0][0] if rows else 0
+            (change,) = only_row(connection, "SELECT change FROM keys_of", int)
     if change >= note.keys_change:
         return []
     found = f"is at change {change}" if keys.is_file() else "is missing"

@@ -168,12 +168,15 @@ class IdempotencyFilter:
             return
         covered_to, checksum = row
         words = array("Q")
-        sound = checksum == level_checksum(level.number, covered_to) and level.first_segment <= covered_to <= last
+        # Rows of another table may stand here, if pages were swapped.
+        sound = isinstance(covered_to, int) and level.first_segment <= covered_to <= last
+        sound = sound and checksum == level_checksum(level.number, covered_to)
         pages = connection.execute(
             "SELECT page, bits, checksum FROM key_filter_page WHERE level = ? ORDER BY page", (level.number,)
         )
         for expected_page, (page, bits, kept_checksum) in enumerate(pages):
-            sound = sound and page == expected_page and kept_checksum == page_checksum(level.number, page, bits)
+            sound = sound and page == expected_page and isinstance(bits, bytes)
+            sound = sound and kept_checksum == page_checksum(level.number, page, bits)
             if sound:
                 words.frombytes(bits)
         if sound and len(words) == len(level.words):

@@ -66,6 +66,9 @@ class BooksFacts(NamedTuple):
     expiring_holds: int
 
 
+_KINDS: Final = (str, int, int, bytes, int, bytes, int, bytes, int, bytes, int, int, int)
+
+
 def read_facts(connection: Connection) -> BooksFacts:
     """
     Return the row that says what the books are.
@@ -74,7 +77,7 @@ def read_facts(connection: Connection) -> BooksFacts:
         BooksDamaged: It is missing.
     """
     rows = connection.execute(f"SELECT {', '.join(BooksFacts._fields)} FROM books").fetchall()
-    if not rows:
+    if len(rows) != 1 or tuple(map(type, rows[0])) != _KINDS:
         raise BooksDamaged("the books do not say what they are")
     return BooksFacts(*rows[0])
 

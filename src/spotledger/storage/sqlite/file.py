@@ -468,3 +468,17 @@ def check_folder(folder: Path) -> None:
                 path=str(log),
                 offset=damage.offset,
             )
+
+
+def only_row(connection: Connection, query: str, *kinds: type) -> tuple[Any, ...]:
+    """
+    Return the only row of *query*, with columns of these *kinds*: a page in the place of another has a good checksum.
+
+    Raises:
+        LedgerCorrupt: There is another number of rows, or the row is of another form.
+        apsw.Error: The file cannot be read.
+    """
+    rows = connection.execute(query).fetchall()
+    if len(rows) != 1 or tuple(map(type, rows[0])) != kinds:
+        raise LedgerCorrupt(f"where there is one row of a known form, {len(rows)} were found, or another form: {query}")
+    return tuple(rows[0])

@@ -14,7 +14,7 @@ from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head
 from spotledger.storage.encoding import chain_hash, encode_entry, epochs_of_row, genesis_hash
 from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
-from spotledger.storage.sqlite.file import JOURNAL, Connection, open_reader, translated
+from spotledger.storage.sqlite.file import JOURNAL, Connection, only_row, open_reader, translated
 from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, read_note
 
 
@@ -47,15 +47,15 @@ class SqliteJournal(JournalReader):
 
     def _read_head(self, path: Path) -> None:
         with translated("read"):
-            ledger = self._connection.execute("SELECT ledger_id, segment_entries FROM ledger").fetchall()
-            head = self._connection.execute(
-                "SELECT seq, hash, booked_ms, (SELECT coalesce(max(seq), 0) FROM entry) FROM head"
-            ).fetchall()
-        if len(ledger) != 1 or len(head) != 1:
-            raise LedgerCorrupt(f"{path} does not say which ledger it is, or where it ends")
-        self.ledger_id, self.segment_entries = ledger[0]
-        self.epochs = read_epochs(self._connection)
-        *fields, last_seq = head[0]
+            self.ledger_id, self.segment_entries = only_row(
+                self._connection, "SELECT ledger_id, segment_entries FROM ledger", str, int
+            )
+            *fields, last_seq = only_row(
+                self._connection,
+                "SELECT seq, hash, booked_ms, (SELECT coalesce(max(seq), 0) FROM entry) FROM head",
+                *(int, bytes, int, int),
+            )
+            self.epochs = read_epochs(self._connection)
         self.head = Head(*fields)
         if last_seq != self.head.seq:
             raise LedgerCorrupt(f"the head of {path} is entry {self.head.seq}, but its last entry is {last_seq}")
@@ -102,7 +102,7 @@ class SqliteJournal(JournalReader):
     def _read_hash(self, seq: int) -> bytes | None:
         with translated("read"):
             rows = self._connection.execute("SELECT hash FROM entry WHERE seq = ?", (seq,)).fetchall()
-        return bytes(rows[0][0]) if rows else None
+        return rows[0][0] if rows and isinstance(rows[0][0], bytes) else None
 
 
 def _read_note(path: Path) -> Note | None:
@@ -147,19 +147,21 @@ def read_epochs(connection: Connection) -> Epochs:
         LedgerCorrupt: The entry with which the newest one began is missing or damaged, or it begins no epoch.
         apsw.Error: The journal cannot be read.
     """
-    rows = connection.execute(
-        "SELECT ledger_id, epoch_seq, (SELECT CAST(body AS BLOB) FROM entry WHERE seq = epoch_seq),"
-        " (SELECT hash FROM entry WHERE seq = epoch_seq), (SELECT hash FROM entry WHERE seq = epoch_seq - 1)"
-        " FROM ledger"
-    ).fetchall()
-    if len(rows) != 1:
-        raise LedgerCorrupt(f"the journal says {len(rows)} times where its epoch began")
-    [(ledger_id, seq, body, kept_hash, before)] = rows
-    if seq and body is not None:
-        previous = genesis_hash(ledger_id) if seq == 1 else before
-        if previous is None or chain_hash(previous, body) != kept_hash:
+    ledger_id, seq = only_row(connection, "SELECT ledger_id, epoch_seq FROM ledger", str, int)
+    if seq == 0:
+        return Epochs()
+    rows = {found: (body, kept_hash) for found, body, kept_hash in _rows_between(connection, seq - 1, seq)}
+    body, kept_hash = rows.get(seq, (None, b""))
+    if body is not None:
+        previous = genesis_hash(ledger_id) if seq == 1 else rows.get(seq - 1, (b"", None))[1]
+        if not isinstance(previous, bytes) or chain_hash(previous, body) != kept_hash:
             raise LedgerCorrupt(f"entry {seq}, with which the epoch began, is damaged")
     return epochs_of_row(seq, body)
+
+
+def read_head(connection: Connection) -> Head:
+    """Return the head of the journal behind *connection*; raise LedgerCorrupt if its row is not of the right form."""
+    return Head(*only_row(connection, "SELECT seq, hash, booked_ms FROM head", int, bytes, int))
 
 
 def append_epoch(connection: Connection, epoch: int, reason: str, now_ms: int) -> Head:
@@ -175,8 +177,7 @@ def append_epoch(connection: Connection, epoch: int, reason: str, now_ms: int) -
     Returns:
         The new head.
     """
-    [row] = connection.execute("SELECT seq, hash, booked_ms FROM head").fetchall()
-    head, epochs = Head(*row), read_epochs(connection)
+    head, epochs = read_head(connection), read_epochs(connection)
     booked_ms, random_id = max(now_ms, head.booked_ms), secrets.token_hex(EPOCH_ID_BYTES)
     body = encode_entry(begin_epoch(epochs, head.seq + 1, epoch, booked_ms, reason, random_id))
     new = Head(head.seq + 1, chain_hash(head.hash, body), booked_ms)

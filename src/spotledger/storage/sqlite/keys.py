@@ -23,7 +23,7 @@ import apsw
 from spotledger.errors import JournalShorter, LedgerCorrupt
 from spotledger.storage.access_key_rows import KeyTables
 from spotledger.storage.sqlite.buckets import RowSum
-from spotledger.storage.sqlite.file import KEYS, Connection, KeysDamaged, open_reader, open_writer, translated
+from spotledger.storage.sqlite.file import KEYS, Connection, KeysDamaged, only_row, open_reader, open_writer, translated
 
 _log = logging.getLogger("spotledger.store")
 
@@ -85,8 +85,7 @@ def check_sum(connection: Connection) -> None:
     Raises:
         LedgerCorrupt: They are not all there, or not as they were written last.
     """
-    rows = connection.execute("SELECT rows, digest FROM keys_of").fetchall()
-    if len(rows) != 1 or sum_of_keys(connection).kept() != tuple(rows[0]):
+    if sum_of_keys(connection).kept() != only_row(connection, "SELECT rows, digest FROM keys_of", int, bytes):
         raise LedgerCorrupt(
             "the access keys and tokens are not as they were written last: rows are missing, or older than the others"
         )
@@ -110,7 +109,7 @@ class KeptSum:
 
     def begin(self) -> None:
         """Go on from the sum in the file, within a transaction that has begun."""
-        self._sum = RowSum(*self._connection.execute("SELECT rows, digest FROM keys_of").fetchall()[0])
+        self._sum = RowSum(*only_row(self._connection, "SELECT rows, digest FROM keys_of", int, bytes))
 
     def store(self) -> None:
         """Write the sum to the file, within the same transaction."""
@@ -217,7 +216,7 @@ class SqliteKeyTables(KeyTables):
 
     def _checked_change(self, path: Path, ledger_id: str, noted_change: int) -> int:
         rows = self.rows("SELECT ledger_id, change FROM keys_of")
-        if not rows:
+        if len(rows) != 1 or tuple(map(type, rows[0])) != (str, int):
             raise KeysDamaged(f"{path} does not say which ledger it is of")
         found_id, change = rows[0]
         if found_id != ledger_id:

@@ -52,8 +52,8 @@ from spotledger.storage.sqlite.buckets import (
     pack_keys,
     unpack_keys,
 )
-from spotledger.storage.sqlite.file import BOOKS, JOURNAL, Connection, open_reader, open_writer, translated
-from spotledger.storage.sqlite.journal import entry_rows
+from spotledger.storage.sqlite.file import BOOKS, JOURNAL, Connection, only_row, open_reader, open_writer, translated
+from spotledger.storage.sqlite.journal import entry_rows, read_head
 
 _READ_ENTRIES: Final = 1_000
 #: Columns of a row of the table of holds, by their place in `HOLD_COLUMNS`.
@@ -82,9 +82,9 @@ class Sealer:
         self._journal = open_reader(journal, JOURNAL)
         try:
             with translated("read"):
-                [(self._ledger_id, self._segment_entries)] = self._journal.execute(
-                    "SELECT ledger_id, segment_entries FROM ledger"
-                ).fetchall()
+                self._ledger_id, self._segment_entries = only_row(
+                    self._journal, "SELECT ledger_id, segment_entries FROM ledger", str, int
+                )
             self._books = open_writer(books, BOOKS, self._make, is_synced=False)
         except SchemaMismatch as error:
             self._journal.close()
@@ -147,8 +147,8 @@ class Sealer:
     def full_segments(self) -> int:
         """Return how many segments of the journal are full."""
         with translated("read"):
-            [(head_seq,)] = self._journal.execute("SELECT seq FROM head").fetchall()
-        return int(head_seq) // self._segment_entries
+            head = read_head(self._journal)
+        return head.seq // self._segment_entries
 
     @gc_paused
     def seal_next(self) -> None:

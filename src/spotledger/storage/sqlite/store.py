@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import apsw
 
@@ -41,11 +41,12 @@ from spotledger.storage.sqlite.file import (
     KEYS_FILE,
     Connection,
     check_folder,
+    only_row,
     open_reader,
     open_writer,
     translated,
 )
-from spotledger.storage.sqlite.journal import read_epochs
+from spotledger.storage.sqlite.journal import read_epochs, read_head
 from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.sqlite.noted_head import HeadNote
 from spotledger.storage.sqlite.placing import check_journal, go_on_placing
@@ -121,11 +122,11 @@ class SqliteStore(RebuiltBooks):
         self._write = self._closed_at_end(open_writer(self._path, JOURNAL, make))
         self._read = self._closed_at_end(open_reader(self._path, JOURNAL))
         with translated("read"):
-            self.ledger_id, self._segment_entries = _only_row(
-                self._read, "SELECT ledger_id, segment_entries FROM ledger"
+            self.ledger_id, self._segment_entries = only_row(
+                self._read, "SELECT ledger_id, segment_entries FROM ledger", str, int
             )
             self.epochs = read_epochs(self._read)
-            self._head = Head(*_only_row(self._read, "SELECT seq, hash, booked_ms FROM head"))
+            self._head = read_head(self._read)
         self._pending_head = self._head
         #: The entry among those being written with which an epoch begins, or None.
         self._begun_seq: int | None = None
@@ -188,7 +189,7 @@ class SqliteStore(RebuiltBooks):
     def _build(self) -> None:
         """Build what memory holds from the files: from the books what is sealed, from the journal what is newer."""
         with translated("read"):
-            self._head = Head(*_only_row(self._read, "SELECT seq, hash, booked_ms FROM head"))
+            self._head = read_head(self._read)
             self.epochs = self._note.epochs = read_epochs(self._read)
         self._pending_head = self._head
         self._repairs = []
@@ -253,9 +254,9 @@ class SqliteStore(RebuiltBooks):
             return genesis_hash(self.ledger_id)
         with translated("read"):
             rows = self._read.execute("SELECT hash FROM entry WHERE seq = ?", (seq,)).fetchall()
-        if not rows:
-            raise LedgerCorrupt(f"entry {seq} is missing from the journal")
-        return bytes(rows[0][0])
+        if not rows or not isinstance(rows[0][0], bytes):
+            raise LedgerCorrupt(f"entry {seq} is missing from the journal, or has no hash")
+        return rows[0][0]
 
     # --- sealing ------------------------------------------------------------------------------------
 
@@ -444,10 +445,3 @@ class SqliteStore(RebuiltBooks):
     def _close_all(self) -> None:
         while self._closing:
             self._closing.pop()()
-
-
-def _only_row(connection: Connection, query: str) -> tuple[Any, ...]:
-    rows = connection.execute(query).fetchall()
-    if len(rows) != 1:
-        raise LedgerCorrupt(f"the journal has {len(rows)} rows where there is one: {query}")
-    return tuple(rows[0])

@@ -24,6 +24,7 @@ from spotledger.storage.encoding import StoredPosting, chain_hash, postings_of
 from spotledger.storage.sqlite.books import BALANCE_COLUMNS, checked, open_books, read_facts
 from spotledger.storage.sqlite.buckets import BooksDamaged, RowSum
 from spotledger.storage.sqlite.file import JOURNAL, Connection, open_reader, translated
+from spotledger.storage.sqlite.journal import read_head
 
 _ROWS: Final = 500
 #: A pause after each piece, so that whoever serves meanwhile has the interpreter.
@@ -57,7 +58,7 @@ def trial_balance(journal: Path, books: Path) -> TrialBalance:
     seq, link = facts.sealed_to, facts.sealed_hash
     with closing(open_reader(journal, JOURNAL)) as connection, translated("read"):
         connection.execute("BEGIN")
-        head_seq = int(connection.execute("SELECT seq FROM head").fetchall()[0][0])
+        head_seq = read_head(connection).seq
         rows = connection.execute(
             "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq > ? AND seq <= ? ORDER BY seq", (seq, head_seq)
         )
