@@ -49,7 +49,8 @@ def trials(count: int, first: int, seed: str, processes: int, folder: Path) -> I
     subjects = make_subjects(folder, seed)
     pairs = [(subject, twin_of(folder / f"twin-{subject.name}", subject)) for subject in subjects]
     one = partial(_trial, seed, pairs, folder)
-    with multiprocessing.get_context("fork").Pool(processes) as pool:
+    end_quietly = (signal.SIGTERM, signal.SIG_DFL)  # at the end of the pool
+    with multiprocessing.get_context("fork").Pool(processes, signal.signal, end_quietly) as pool:
         yield from pool.imap_unordered(one, range(first, first + count), chunksize=5)
 
 
