@@ -141,8 +141,9 @@ class RightServer:
         with self._lock:
             self._servers[connection] = place.server
             old = [each for each, server in self._servers.items() if not self.seen.is_current(server)]
-        for each in old:
-            _cut(each)
+            for each in old:
+                del self._servers[each]
+                _cut(each)
 
 
 class Restart(NamedTuple):
@@ -229,12 +230,10 @@ def _server_of(connection: Connection) -> ServerId:
 
 def _cut(connection: Connection) -> None:
     """Have whichever thread uses *connection* find it lost."""
-    with suppress(OSError, psycopg.Error):
-        copy = socket.socket(fileno=os.dup(connection.pgconn.socket))
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.pgconn.socket)) as copy:
         # Still open, so the descriptor was that of the connection when it was copied.
         if connection.pgconn.status == ConnStatus.OK:
             copy.shutdown(socket.SHUT_RDWR)
-        copy.close()
 
 
 def _say_accepted(seen: Seen, place: Place) -> None:
