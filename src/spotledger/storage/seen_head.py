@@ -21,6 +21,9 @@ from spotledger.storage.two_slots import Form, TwoSlots, read_two_slots
 
 SEEN_FILE: Final = "seen-head"
 SYNC_SECONDS: Final = 1.0
+NEW_NODE: Final = (
+    f"Name the right database. If this node is to serve another ledger, give it a data folder without {SEEN_FILE}"
+)
 _log = logging.getLogger("spotledger.store")
 
 
@@ -101,7 +104,9 @@ def check_place(seen: Seen, place: Place) -> None:
     """
     where = f"the server {place.name} is not the right one: "
     if place.ledger_id != seen.ledger_id:
-        raise OtherHistory(f"{where}it has the ledger {place.ledger_id}, and this node serves {seen.ledger_id}")
+        raise OtherHistory(
+            f"{where}it has the ledger {place.ledger_id}, and this node serves {seen.ledger_id}. {NEW_NODE}"
+        )
     if place.epoch > seen.epoch:
         return
     if seen.seq and place.kept is None and place.seq < seen.seq:

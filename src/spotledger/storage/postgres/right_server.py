@@ -28,7 +28,16 @@ from spotledger.storage.encoding import epochs_of_row
 from spotledger.storage.postgres.connection import Connection, connect, translated
 from spotledger.storage.postgres.foreign_entries import read_foreign_entries
 from spotledger.storage.postgres.session import hash_of, rows_of
-from spotledger.storage.seen_head import NotCaughtUp, OtherHistory, Place, Seen, SeenHead, ServerId, check_place
+from spotledger.storage.seen_head import (
+    NEW_NODE,
+    NotCaughtUp,
+    OtherHistory,
+    Place,
+    Seen,
+    SeenHead,
+    ServerId,
+    check_place,
+)
 
 _PLACE: Final = (
     "SELECT ledger_id, epoch_seq, begun.body, head.seq, (SELECT hash FROM entry WHERE seq = %s), pg_is_in_recovery()"
@@ -127,7 +136,7 @@ class RightServer:
             if seen is not None:
                 raise OtherHistory(
                     f"the database at {name_of(connection)} has no ledger, and this node has seen entry {seen.position}"
-                    f" of the ledger {seen.ledger_id}",
+                    f" of the ledger {seen.ledger_id}. {NEW_NODE}",
                     noted=seen.seq,
                     found=0,
                 )
