@@ -27,6 +27,11 @@ def test_primary_killed_standby_promoted_loses_and_doubles_nothing() -> None:
     assert drilled(drills.primary_killed).details["promoted_seconds"] > 0
 
 
+def test_old_primary_that_returns_gets_no_write_and_stops_no_node() -> None:
+    """It comes back without its standby setting, alone and then beside the new primary."""
+    drilled(drills.old_primary_returns)
+
+
 def test_node_killed_loses_and_doubles_nothing() -> None:
     """A node is killed with -9; callers go on through the others, and it comes back."""
     drilled(drills.node_killed)

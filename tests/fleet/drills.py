@@ -173,6 +173,39 @@ def primary_killed() -> Report:
         return fleet.report("primary_killed", moment, pair.primary.url(LEDGER), promoted_seconds=round(promoted, 2))
 
 
+def old_primary_returns() -> Report:
+    """Bring the old primary back without its standby setting, alone and then beside the new one: nothing goes to it."""
+    with running() as (pair, fleet):
+        pair.kill_primary()
+        pair.promote()
+        fleet.wait_for_writes(time.monotonic())
+        moment = time.monotonic()
+        pair.primary.stop()
+        old, victim = pair.standby, fleet.nodes[0]
+        old.stop()  # it was killed; what is left of it here
+        old.configure(synchronous_standby_names="")
+        old.start()
+        before = check_database(old.url(LEDGER)).head
+        time.sleep(0.5)  # what was on its way is answered by now
+        alone = time.monotonic()
+        victim.stop()
+        victim.start(wait=False)
+        until(lambda: "journal_shorter" in victim.written(), RECOVERY_SECONDS, "a node started on the old history")
+        time.sleep(1.0)
+        meanwhile = fleet.load.since(alone)
+        assert meanwhile == 0, f"{meanwhile} writes were acknowledged while only the old primary was there"
+        back = time.monotonic()
+        pair.primary.start()
+        went_on = fleet.wait_for_writes(back)
+        victim.stop()
+        victim.start()
+        until(lambda: all(node.is_ready() for node in fleet.nodes), RECOVERY_SECONDS, "a node cannot write")
+        time.sleep(AFTER_SECONDS)
+        assert check_database(old.url(LEDGER)).head == before, "an entry was written to the old primary"
+        details = {"went_on_after_seconds": round(went_on, 2)}
+        return fleet.report("old_primary_returns", moment, pair.primary.url(LEDGER), **details)
+
+
 def node_killed() -> Report:
     """Kill a node with -9: the proxy sends its callers to the others, and it comes back when it is started again."""
     with running() as (pair, fleet):
@@ -284,6 +317,7 @@ DRILLS: dict[str, Callable[[], Report]] = {
     drill.__name__: drill
     for drill in (
         primary_killed,
+        old_primary_returns,
         node_killed,
         node_stopped,
         redis_killed,

@@ -15,7 +15,8 @@ from spotledger.audit.embedded import audit_file
 from spotledger.storage.sqlite.copy import copy_ledger, mark_as_backup
 from spotledger.storage.sqlite.file import BOOKS, JOURNAL, KEYS, schema_of
 from spotledger.storage.sqlite.keys import store_sum
-from spotledger.storage.sqlite.noted_head import BLOCK_BYTES, NOTE_FILE, Note, NotedHead
+from spotledger.storage.sqlite.noted_head import NOTE_FILE, Note, NotedHead
+from spotledger.storage.two_slots import BLOCK_BYTES
 from support_audit import FILES, audited, copy_of, damaging, every_kind, make
 from support_core import Clock, open_small, raw
 

@@ -24,8 +24,7 @@ from spotledger.security.access_keys import KeyRing
 from spotledger.security.cipher import Cipher
 from spotledger.security.tokens import Tokens
 from spotledger.storage.postgres.connection import Connection, connect
-from spotledger.storage.postgres.key_changes import KeyChanges
-from spotledger.storage.postgres.keys import PostgresKeyTables
+from spotledger.storage.postgres.keys import KeyChanges, PostgresKeyTables
 from spotledger.storage.postgres.schema import migrate
 
 NOW = 1_562_919_832_183

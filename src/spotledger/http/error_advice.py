@@ -69,7 +69,7 @@ ADVICE: Final[dict[str, str]] = {
     "data_folder_unusable": "Free space, give permission to write, or name another folder.",
     "file_unusable": "The message names the file and what is in the way.",
     "schema_mismatch": "Use the version of spotledger that wrote the file, or one that can migrate it.",
-    "journal_shorter": "Put back the file with the missing entries, or see what is missing with spotledger recover.",
+    "journal_shorter": "Put back the file, or the server, that has the missing entries; spotledger recover says which.",
     "master_key_refused": "Give the master key that encrypted the secrets.",
     "backup_damaged": "Use another backup; this file is not what was written.",
     "setting_invalid": "The message names the setting and what would pass.",

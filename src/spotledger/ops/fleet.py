@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import psycopg
@@ -22,11 +23,12 @@ from spotledger.ledger.ledger import Ledger
 from spotledger.ops.settings import ServerUrl, Settings, flag_of
 from spotledger.storage.postgres.claim import Claim
 from spotledger.storage.postgres.connection import ANY_SERVER, connect
-from spotledger.storage.postgres.key_changes import KeyChanges
-from spotledger.storage.postgres.keys import PostgresKeyTables
+from spotledger.storage.postgres.keys import KeyChanges, PostgresKeyTables
+from spotledger.storage.postgres.right_server import RightServer
 from spotledger.storage.postgres.schema import has_ledger_schema, make_ready, migrate
 from spotledger.storage.postgres.standby import StandbyStore
 from spotledger.storage.postgres.store import PostgresStore
+from spotledger.storage.seen_head import SeenHead
 
 _log = logging.getLogger("spotledger.fleet")
 
@@ -74,40 +76,47 @@ class Fleet(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_fleet(settings: Settings, clock: Clock) -> Iterator[Fleet]:
+def open_fleet(settings: Settings, clock: Clock, worker: int = 0) -> Iterator[Fleet]:
     """
     Open the ledger in the database of *settings* for the length of a ``with`` block; on the standby, if they name one.
 
     An empty database gets the schema and an empty ledger. Access keys are always read from the primary. *clock* is that
-    of the node: it serves nonces and limits, while entries are booked at the time of the database.
+    of the node: it serves nonces and limits, while entries are booked at the time of the database. *worker* is the
+    number of this process among those that share the data folder.
 
     Raises:
+        JournalShorter: The database lacks the entry that this node saw last, or has no ledger.
         SettingInvalid: There is no database, or its address is malformed.
-        StoreUnavailable: The primary or the standby cannot be reached.
+        StoreUnavailable: The primary or the standby cannot be reached, or is not the right server.
         SchemaMismatch: The database contains something else, or the schema has another version.
         SetupError: The standby has another ledger.
         LedgerCorrupt: The ledger is inconsistent.
     """
     address, requires = address_of(settings), settings.standby == "required"
-    make_ready(address, requires_standby=requires)
     with contextlib.ExitStack() as stack:
+        seen = SeenHead(settings.data, worker)
+        stack.callback(seen.close)
+        right = RightServer(address, seen)
+        if seen.seen is not None:
+            with right.connect_at_start("spotledger"):
+                pass  # nothing is made in a database that lacks what this node has seen
+        make_ready(address, requires_standby=requires)
         _say_what_is_waited_for(requires=requires)
-        key_tables = PostgresKeyTables(
-            lambda: connect(address, application="spotledger keys"), requires_standby=requires
-        )
+        key_tables = PostgresKeyTables(partial(right.connect, "spotledger keys"), requires_standby=requires)
         stack.callback(key_tables.close)
-        standby = None if settings.read_database is None else _standby(settings, key_tables)
+        standby = None if settings.read_database is None else _standby(settings, key_tables, seen)
         store = standby or PostgresStore(
             address,
             cache_accounts=settings.cache_accounts,
             age_limit_ms=settings.read_age_limit_ms,
             requires_standby=requires,
+            seen=seen,
         )
         store.key_tables = key_tables
         ledger = stack.enter_context(Ledger(store, clock))
-        key_changes = KeyChanges(lambda: connect(address, application="spotledger key changes"))
+        key_changes = KeyChanges(partial(right.connect, "spotledger key changes"))
         stack.callback(key_changes.close)
-        audit_claim = Claim(lambda: connect(address, application="spotledger audit claim"))
+        audit_claim = Claim(partial(right.connect, "spotledger audit claim"))
         yield Fleet(ledger, key_changes, _audited(settings), audit_claim, store)
 
 
@@ -128,9 +137,12 @@ def _audited(settings: Settings) -> DatabaseAddress:
     return DatabaseAddress(str(settings.read_database), standby_address_of(settings))
 
 
-def _standby(settings: Settings, key_tables: PostgresKeyTables) -> StandbyStore:
+def _standby(settings: Settings, key_tables: PostgresKeyTables, seen: SeenHead) -> StandbyStore:
     standby = StandbyStore(
-        standby_address_of(settings), cache_accounts=settings.cache_accounts, age_limit_ms=settings.read_age_limit_ms
+        standby_address_of(settings),
+        cache_accounts=settings.cache_accounts,
+        age_limit_ms=settings.read_age_limit_ms,
+        seen=seen,
     )
     [(ledger_id,)] = key_tables.rows("SELECT ledger_id FROM ledger")
     if standby.ledger_id != ledger_id:

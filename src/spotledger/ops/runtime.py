@@ -169,7 +169,7 @@ def open_runtime(
         from spotledger.ops.fleet import open_fleet  # imported here, so that an embedded ledger needs no driver
 
         clock = Clock(clock_ms) if clock_ms else TrustedClock(leap_ms=settings.clock_leap_ms, sources=time_sources)
-        with open_fleet(settings, clock) as fleet:
+        with open_fleet(settings, clock, 0 if siblings is None else siblings.number) as fleet:
             yield _assemble(settings, environ, fleet.ledger, fleet, siblings)
         return
     with open_embedded(

@@ -13,6 +13,7 @@ import psycopg
 from spotledger.errors import SpotledgerError, StoreUnavailable
 from spotledger.storage.postgres.connection import Connection, TimedOut, is_lost, translate, translated
 from spotledger.storage.postgres.session import Session, Statement
+from spotledger.storage.seen_head import NotCaughtUp, OtherHistory
 
 T = TypeVar("T")
 Connect: TypeAlias = Callable[[], Connection]
@@ -59,6 +60,8 @@ class BoundedReader:
         self._guard = threading.Lock()
         self._connecting: threading.Event | None = None
         self._is_away = False
+        #: Why the last attempt to connect failed, where that is more than that the server is away.
+        self._refusal: StoreUnavailable | None = None
         self._away_until = 0.0
         self._closed = False
         self._session: Session | None = self._connected()
@@ -91,6 +94,11 @@ class BoundedReader:
                 elif is_lost(error) and not is_last:
                     continue
                 raise translate(error, "read") from error
+            except OtherHistory:
+                # Another host of the address may be the right server.
+                self._drop()
+                if is_last:
+                    raise
             finally:
                 self._lock.release()
         raise AssertionError("unreachable")
@@ -117,6 +125,8 @@ class BoundedReader:
         attempt = self._start_connecting()
         if attempt is None or self._is_away or not attempt.wait(CONNECT_WAIT_SECONDS) or self._session is None:
             self._is_away = True
+            if self._refusal is not None:
+                raise StoreUnavailable(f"the ledger could not be read: {self._refusal.message}")
             raise StoreUnavailable("the ledger could not be read: its server is away")
 
     def _current(self) -> Session:
@@ -152,6 +162,7 @@ class BoundedReader:
             session = self._connected()
         except SpotledgerError as error:
             _log.debug("no connection for reads: %s", error)
+            self._refusal = error if isinstance(error, (OtherHistory, NotCaughtUp)) else None
             self._away_until = time.monotonic() + AWAY_SECONDS
         else:
             with self._lock:
@@ -159,7 +170,7 @@ class BoundedReader:
                 if self._closed:
                     session.close()
                 else:
-                    self._session, self._is_away = session, False
+                    self._session, self._is_away, self._refusal = session, False, None
         finally:
             with self._guard:
                 self._connecting = None

@@ -18,7 +18,7 @@ import psycopg
 
 from spotledger.errors import LedgerCorrupt, SpotledgerError
 from spotledger.storage.postgres import statements as sql
-from spotledger.storage.postgres.connection import connect
+from spotledger.storage.postgres.bounded_reader import Connect
 from spotledger.storage.postgres.session import Session, number
 
 #: How long one round trip may take before the connection counts as lost.
@@ -59,10 +59,10 @@ class Followed(Protocol):
 class Follower:
     """Listens for new entries, and polls for them as well."""
 
-    def __init__(self, url: str, store: Followed, poll_seconds: float, *, listens: bool = True) -> None:
-        """Start to follow the journal at *url* with *store*: by polling and, if *listens*, by LISTEN."""
+    def __init__(self, connect: Connect, store: Followed, poll_seconds: float, *, listens: bool = True) -> None:
+        """Start to follow the journal that *connect* leads to with *store*: by polling and, if *listens*, by LISTEN."""
         self._listens = listens
-        self._url = url
+        self._connect = connect
         self._store = store
         self._poll_seconds = poll_seconds
         self._stopped = threading.Event()
@@ -91,6 +91,7 @@ class Follower:
             os.close(self._waker)
 
     def _run(self) -> None:
+        said = ""
         while not self._stopped.is_set():
             try:
                 self._listen()
@@ -99,7 +100,9 @@ class Follower:
                 _log.error("the journal is no longer followed: %s", corrupt)
                 return
             except (psycopg.Error, SpotledgerError) as error:
-                _log.warning("the journal could not be followed: %s", error)
+                if str(error) != said:
+                    said = str(error)
+                    _log.warning("the journal could not be followed: %s", error)
                 self._stopped.wait(PAUSE_SECONDS)
 
     def _is_new(self, told: Sequence[bytes]) -> bool:
@@ -132,7 +135,7 @@ class Follower:
             _log.warning("other nodes are not notified of new entries, and find them by polling: %s", error)
 
     def _listen(self) -> None:
-        session = Session(connect(self._url, application="spotledger follow"), sql.FOLLOWING, PATIENCE_SECONDS)
+        session = Session(self._connect(), sql.FOLLOWING, PATIENCE_SECONDS)
         try:
             if self._listens:
                 session.send(sql.LISTEN)

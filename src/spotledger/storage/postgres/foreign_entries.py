@@ -80,6 +80,14 @@ class ForeignEntries(NamedTuple):
         return ForeignEntries(self.changes[known:], self.bodies[known:])
 
 
+def do_lead(rows: PGresult, since: Head, head: Head) -> bool:
+    """Return whether the result of `statements.NEW_ENTRIES` goes on from *since*, as far as its first entry shows."""
+    if head.seq <= since.seq:
+        return head.seq == since.seq and head.hash == since.hash
+    body = rows.get_value(0, 2) or b"" if rows.ntuples else b""
+    return rows.ntuples > 0 and rows.get_value(0, 1) == sha256(since.hash + body).digest()
+
+
 def read_foreign_entries(rows: PGresult, since: Head, head: Head, known_seq: int) -> ForeignEntries:
     """
     Check and decode the result of `statements.NEW_ENTRIES`.

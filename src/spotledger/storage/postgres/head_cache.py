@@ -21,8 +21,10 @@ from spotledger.domain.operations import ListCoin, RegisterCustomer
 from spotledger.domain.positions import Epochs
 from spotledger.storage.base import Head
 from spotledger.storage.encoding import decode_entry
+from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.foreign_entries import Change, ForeignEntries, change_in
 from spotledger.storage.postgres.rows import DerivedRows
+from spotledger.storage.postgres.session import Parameter, Session, Statement
 
 #: Entries that are kept to advance what was read as of an earlier entry.
 RECENT_ENTRIES: Final = 4_000
@@ -31,6 +33,7 @@ HOLDS_AN_ACCOUNT: Final = 2
 
 #: Account, coin, available and freeze after an entry, from the domain or from a `Change`.
 Line: TypeAlias = BalanceAfter | tuple[tuple[str, str], str, int, int]
+Question: TypeAlias = tuple[Statement, tuple[Parameter, ...]]
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -40,6 +43,18 @@ class Snapshot(NamedTuple):
 
     head: Head
     answers: Sequence[PGresult]
+    #: That of the cache which it may be joined with.
+    history: int
+
+
+def answers_in_snapshot(session: Session, *questions: Question) -> list[PGresult]:
+    """Run queries in one snapshot; return a result for each, and at last the one for its head."""
+    session.send(sql.BEGIN_SNAPSHOT)
+    for statement, parameters in questions:
+        session.send(statement, *parameters)
+    session.send(sql.HEAD)
+    session.send(sql.COMMIT)
+    return session.collect()[1:-1]
 
 
 class AnswerHeads(threading.local):
@@ -98,7 +113,9 @@ class RemoteAccount:
 class HeadCache:
     """The cache. Hold the store's guard to change it, or to read more than one thing of it."""
 
-    def __init__(self, head: Head, coins: Iterable[Coin], cache_accounts: int, epochs: Epochs) -> None:
+    def __init__(
+        self, head: Head, coins: Iterable[Coin], cache_accounts: int, epochs: Epochs, history: int = 0
+    ) -> None:
         """
         Create a cache with nothing but the coins.
 
@@ -107,8 +124,11 @@ class HeadCache:
             coins: The coins listed by then.
             cache_accounts: How many accounts and customers may stay, with `HOLDS_AN_ACCOUNT` holds each.
             epochs: The epochs begun by then.
+            history: How often the ledger was found to be put back to an earlier state: what was read before stands for
+                other entries.
         """
         self.head = head
+        self.history = history
         self.epochs = epochs
         self.coins: Mapping[str, Coin] = MappingProxyType({coin.name: coin for coin in sorted(coins)})
         self.accounts: dict[Account, RemoteAccount] = {}
@@ -120,9 +140,9 @@ class HeadCache:
         self._recent: deque[Entry | bytes] = deque(maxlen=RECENT_ENTRIES)
         self._cache_accounts = cache_accounts
 
-    def covers(self, seq: int) -> bool:
-        """Return whether what was read as of the entry *seq* can be advanced to the head."""
-        return 0 <= self.head.seq - seq <= len(self._recent)
+    def covers(self, snapshot: Snapshot) -> bool:
+        """Return whether what was read in *snapshot* can be advanced to the head."""
+        return snapshot.history == self.history and 0 <= self.head.seq - snapshot.head.seq <= len(self._recent)
 
     def hold_of_key(self, key: str) -> Hold | None:
         """Return the hold that was opened under *key*, at the head, or None if it is not cached."""

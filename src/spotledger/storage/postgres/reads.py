@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeVar
 
 from psycopg.pq.abc import PGresult
 
@@ -25,12 +25,21 @@ from spotledger.storage.encoding import decode_entry, key_digest
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.bounded_reader import BoundedReader
-from spotledger.storage.postgres.connection import connect, translated
+from spotledger.storage.postgres.connection import translated
 from spotledger.storage.postgres.follower import Follower
-from spotledger.storage.postgres.foreign_entries import read_foreign_entries
-from spotledger.storage.postgres.head_cache import AnswerHeads, HeadCache, RemoteAccount, Snapshot
+from spotledger.storage.postgres.foreign_entries import do_lead, read_foreign_entries
+from spotledger.storage.postgres.head_cache import (
+    AnswerHeads,
+    HeadCache,
+    Question,
+    RemoteAccount,
+    Snapshot,
+    answers_in_snapshot,
+)
+from spotledger.storage.postgres.right_server import Restart, RightServer, name_of
 from spotledger.storage.postgres.rows import (
     add_balances,
+    balances_after,
     coins_in,
     customers_in,
     entries_of_keys,
@@ -38,21 +47,12 @@ from spotledger.storage.postgres.rows import (
     head_of,
     holds_in,
     is_storable,
+    last_booked_by,
     sums_of,
 )
 from spotledger.storage.postgres.schema import check_schema, make_ledger
-from spotledger.storage.postgres.session import (
-    UUID,
-    Parameter,
-    Session,
-    Statement,
-    array,
-    hash_of,
-    number,
-    numbers,
-    rows_of,
-    texts,
-)
+from spotledger.storage.postgres.session import UUID, Session, array, number, numbers, rows_of, texts
+from spotledger.storage.seen_head import OtherHistory, Seen, SeenHead
 
 CACHE_ACCOUNTS: Final = 50_000
 #: How many entries of other nodes are read to advance memory; if there are more, memory restarts at the head.
@@ -63,13 +63,11 @@ FOLLOW_SECONDS: Final = 0.2
 READ_PATIENCE_SECONDS: Final = 3.0
 #: How often a read is tried when memory advances too far meanwhile.
 READ_TRIES: Final = 20
-#: Entries that one round trip of a search by time reads.
-TIMES_A_TRIP: Final = 100
 
-Question: TypeAlias = tuple[Statement, tuple[Parameter, ...]]
 T = TypeVar("T")
 _BIGINT_LIMIT: Final = 2**63
 _TOO_FAST: Final = "the ledger could not be read: it changed too fast; try again"
+_PUT_BACK: Final = "the ledger was put back to an earlier state meanwhile; try again"
 
 
 class PostgresReads(DerivedAtOnce):
@@ -90,6 +88,7 @@ class PostgresReads(DerivedAtOnce):
         follow_seconds: float | None = FOLLOW_SECONDS,
         follow_entries: int = FOLLOW_ENTRIES,
         age_limit_ms: int | None = None,
+        seen: SeenHead | None = None,
     ) -> None:
         """
         Connect, and load the head of the journal.
@@ -100,8 +99,9 @@ class PostgresReads(DerivedAtOnce):
             follow_seconds: How often the journal is polled for entries of other nodes; None: only when it is read.
             follow_entries: If more entries of other nodes are missing, memory restarts at the head.
             age_limit_ms: How old what is read may be; None: it is read from memory however old that is.
+            seen: What this node saw last; a server without it is refused.
         """
-        self._url = url
+        self._right = RightServer(url, seen)
         self._cache_accounts = cache_accounts
         self.follow_entries = follow_entries
         self._age_limit_ms = age_limit_ms
@@ -110,8 +110,8 @@ class PostgresReads(DerivedAtOnce):
         #: Guards memory; never held during a round trip.
         self._guard = threading.RLock()
         self._heads = AnswerHeads()
-        connecting = partial(connect, url, application="spotledger read")
-        with connecting() as connection:
+        connecting = partial(self._right.connect, "spotledger read")
+        with self._right.connect_at_start("spotledger read") as connection:
             check_schema(connection)
             if self.takes_writes:
                 make_ledger(connection)
@@ -123,7 +123,8 @@ class PostgresReads(DerivedAtOnce):
             raise
         self._follower = None
         if follow_seconds is not None:
-            self._follower = Follower(url, self, follow_seconds, listens=self.takes_writes)
+            following = partial(self._right.connect, "spotledger follow")
+            self._follower = Follower(following, self, follow_seconds, listens=self.takes_writes)
 
     def _open(self, session: Session) -> None:
         """Read the row of the ledger, and start memory at the head."""
@@ -136,6 +137,7 @@ class PostgresReads(DerivedAtOnce):
         self.ledger_id = rows_of(ledger)[0][0].decode()
         self._head_cache = HeadCache(head_of(head), coins_in(coins), self._cache_accounts, epochs_in(ledger))
         self._note_followed(at_s)
+        self._note_seen()
 
     @property
     def head(self) -> Head:
@@ -210,71 +212,82 @@ class PostgresReads(DerivedAtOnce):
     @gc_paused
     def follow(self, session: Session, *questions: Question) -> Snapshot:
         """Do what :meth:`_ask` does, on a session of the caller; raise the errors of the driver."""
-        since, at_s = self._head_cache.head, steady_s()
-        news, *answers = self._snapshot(
+        memory, at_s = self._head_cache, steady_s()
+        since = memory.head
+        news, *answers = answers_in_snapshot(
             session, (sql.NEW_ENTRIES, (number(since.seq), number(self.follow_entries + 1))), *questions
         )
-        snapshot = Snapshot(head_of(answers.pop()), answers)
-        if not self._advance(since, snapshot.head, news):
+        snapshot = Snapshot(head_of(answers.pop()), answers, memory.history)
+        if not self._advance(memory.history, since, snapshot.head, news):
             # Memory restarts at the head of another snapshot, so the queries are answered from that one.
-            ledger, coins, kept, *answers = self._snapshot(
+            ledger, coins, kept, *answers = answers_in_snapshot(
                 session, (sql.LEDGER, ()), (sql.COINS, ()), (sql.HASH, (number(since.seq),)), *questions
             )
-            snapshot = Snapshot(head_of(answers.pop()), answers)
-            self._restart_at(since, [ledger, coins, kept], snapshot.head)
+            head = head_of(answers.pop())
+            restart = Restart(name_of(session.connection), since, snapshot.head, news, [ledger, coins, kept])
+            snapshot = Snapshot(head, answers, self._restart_at(memory, restart, head))
         elif not self.is_writing:
             # Entries of other nodes add holds. A group that is being written relies on what it has loaded.
             with self._guard:
                 self._shrink()
         self._note_followed(at_s)
+        self._note_seen()
         self._reader.note_answer()
         return snapshot
 
-    def _snapshot(self, session: Session, *questions: Question) -> list[PGresult]:
-        """Run queries in one snapshot; return a result for each, and at last the one for its head."""
-        session.send(sql.BEGIN_SNAPSHOT)
-        for statement, parameters in questions:
-            session.send(statement, *parameters)
-        session.send(sql.HEAD)
-        session.send(sql.COMMIT)
-        return session.collect()[1:-1]
-
-    def _restart_at(self, since: Head, found: Sequence[PGresult], head: Head) -> None:
-        """
-        Restart memory at *head*, after a check that the journal still has the entry *since*.
-
-        *found* are the answers of ``LEDGER``, ``COINS`` and the ``HASH`` of *since*.
-        """
-        ledger, coins, kept = found
-        if since.seq and self._hash_in(kept) != since.hash:
-            raise LedgerCorrupt(f"the journal does not have entry {since.seq} as it was acknowledged")
+    def _note_seen(self) -> None:
+        """Note what memory stands at, for the choice of servers."""
         with self._guard:
-            if head.seq > self._head_cache.head.seq:
-                self._head_cache = HeadCache(head, coins_in(coins), self._cache_accounts, epochs_in(ledger))
+            head, epoch = self._head_cache.head, self._head_cache.epochs.current
+        self._right.seen.note(self.ledger_id, epoch, head)
 
-    def _hash_in(self, result: PGresult) -> bytes | None:
-        return hash_of(rows_of(result)[0][0]) if result.ntuples else None
+    def _restart_at(self, memory: HeadCache, restart: Restart, head: Head) -> int:
+        """
+        Restart memory at *head*, unless another thread did; *memory* is what it was before. Return its history.
+
+        Raises:
+            OtherHistory, NotCaughtUp: The server is not the right one, or behind.
+            LedgerCorrupt: The server has the entry that memory stood at, and its journal does not go on from there.
+        """
+        ledger, coins, _ = restart.answers
+        epochs = epochs_in(ledger)
+        seen = Seen(self.ledger_id, memory.epochs.of(restart.since.seq), restart.since.seq, restart.since.hash)
+        is_put_back = restart.check(seen, epochs.current, head, is_standby=not self.takes_writes)
+        if not is_put_back and restart.news.ntuples <= self.follow_entries:
+            restart.blame()  # not too many entries, so something is wrong with the first, or with the head
+        with self._guard:
+            now = self._head_cache
+            if now.history != memory.history or (is_put_back and now.epochs.current >= epochs.current):
+                raise OtherHistory(_PUT_BACK)
+            if is_put_back or head.seq > now.head.seq:
+                history = now.history + is_put_back
+                self._head_cache = HeadCache(head, coins_in(coins), self._cache_accounts, epochs, history)
+            if is_put_back:
+                self._begin_history()
+            return self._head_cache.history
+
+    def _begin_history(self) -> None:
+        """Forget what was noted about entries besides memory: the ledger was put back to an earlier state."""
 
     @gc_paused
-    def _advance(self, since: Head, head: Head, news: PGresult) -> bool:
+    def _advance(self, history: int, since: Head, head: Head, news: PGresult) -> bool:
         """
         Advance memory from *since*, its head before the query, to *head*, with the entries in *news*.
 
         Returns:
-            False if there are too many entries, so that memory has to restart.
+            False if there are too many entries, or they do not go on from *since*, so that memory has to restart.
 
         Raises:
-            LedgerCorrupt: The entries do not lead from *since* to *head*.
+            OtherHistory: Memory has another history meanwhile.
+            LedgerCorrupt: The entries do not lead to *head*.
         """
-        if head.seq < since.seq or (head.seq == since.seq and head.hash != since.hash):
-            raise LedgerCorrupt(
-                f"the server's journal ends at entry {head.seq}, and lacks entry {since.seq} as it was acknowledged"
-            )
-        if news.ntuples > self.follow_entries:
+        if news.ntuples > self.follow_entries or not do_lead(news, since, head):
             return False
         read = read_foreign_entries(news, since, head, self._head_cache.head.seq)
         with self._guard:
             memory = self._head_cache
+            if memory.history != history:
+                raise OtherHistory(_PUT_BACK)
             new = read.after(memory.head.seq)
             if new.changes:
                 try:
@@ -300,7 +313,7 @@ class PostgresReads(DerivedAtOnce):
             snapshot = self._ask(*questions)
             with self._guard:
                 memory = self._head_cache
-                if memory.covers(snapshot.head.seq):
+                if memory.covers(snapshot):
                     found = take(memory, snapshot)
                     self._heads.note(memory.head.seq)
                     self._shrink()
@@ -389,14 +402,14 @@ class PostgresReads(DerivedAtOnce):
         digests = {key_digest(key): key for key in keys}
         if not digests:
             return {}
-        _, (rows,) = self._ask((sql.ENTRIES_OF_KEYS, (array(UUID, list(digests)),)))
+        (rows,) = self._ask((sql.ENTRIES_OF_KEYS, (array(UUID, list(digests)),))).answers
         return {entry.key: entry.seq for entry in entries_of_keys(rows, digests)}
 
     def _rows_of(self, question: Question) -> PGresult:
         """Return the rows of one query, which stand for the head of their snapshot."""
-        head, (rows,) = self._ask(question)
-        self._heads.note(head.seq)
-        return rows
+        snapshot = self._ask(question)
+        self._heads.note(snapshot.head.seq)
+        return snapshot.answers[0]
 
     def reversal_of(self, seq: int) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
@@ -407,7 +420,7 @@ class PostgresReads(DerivedAtOnce):
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
         """Return the ids of at most *limit* open holds that expire by *now_ms*."""
-        _, (rows,) = self._ask((sql.DUE, (number(now_ms), number(limit))))
+        (rows,) = self._ask((sql.DUE, (number(now_ms), number(limit)))).answers
         return [hold.hold_id for hold in holds_in(rows)]
 
     # --- other reads ----------------------------------------------------------------------------------------
@@ -418,13 +431,8 @@ class PostgresReads(DerivedAtOnce):
         if not coins or seq < 1:
             return {}
         parameters = (texts(coins), account.customer.encode(), account.kind.encode(), number(seq))
-        _, (rows,) = self._ask((sql.LAST_TOUCHES, parameters))
-        found = {}
-        for name, body in rows_of(rows):
-            coin = name.decode()
-            after = next(b for b in decode_entry(body).balances if b.account == account and b.coin == coin)
-            found[coin] = Balance(after.available, after.freeze)
-        return dict(sorted(found.items()))
+        (rows,) = self._ask((sql.LAST_TOUCHES, parameters)).answers
+        return balances_after(rows, account)
 
     def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
         """Return holds of *customer*, ``open``, ``closed`` or both (None), with ids above *after*, by id."""
@@ -459,7 +467,7 @@ class PostgresReads(DerivedAtOnce):
         """Return durable entries after *after_seq*, in order."""
         if after_seq >= _BIGINT_LIMIT:
             return []
-        _, (rows,) = self._ask((sql.ENTRIES, (number(after_seq), number(limit))))
+        (rows,) = self._ask((sql.ENTRIES, (number(after_seq), number(limit)))).answers
         return [decode_entry(body) for (body,) in rows_of(rows)]
 
     def seq_at(self, time_ms: int) -> int:
@@ -467,16 +475,7 @@ class PostgresReads(DerivedAtOnce):
         head = self._ask().head
         if time_ms >= head.booked_ms:
             return head.seq
-        below, above = 0, head.seq  # the first is booked by then, the second after it
-        while above - below > 1:
-            step = max(1, (above - below) // TIMES_A_TRIP)
-            _, (rows,) = self._ask((sql.TIMES, (numbers(range(below + step, above, step)),)))
-            for seq, booked_ms in rows_of(rows):
-                if int(booked_ms) > time_ms:
-                    above = int(seq)
-                    break
-                below = int(seq)
-        return below
+        return last_booked_by(time_ms, head.seq, lambda question: self._ask(question).answers[0])
 
     def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
         """Return the entries after *after_seq* that changed an account of *owners*, in order."""
@@ -484,12 +483,12 @@ class PostgresReads(DerivedAtOnce):
         if not asked or not is_storable(coin or ""):
             return []
         parameters = (texts(asked), None if coin is None else coin.encode(), number(after_seq), number(limit))
-        _, (rows,) = self._ask((sql.TOUCHES, parameters))
+        (rows,) = self._ask((sql.TOUCHES, parameters)).answers
         return sorted(int(seq) for (seq,) in rows_of(rows))
 
     def trial_balance(self) -> TrialBalance:
         """Add up all durable balances, on a connection of its own."""
-        with translated("read"), connect(self._url, application="spotledger sums", steady_plans=False) as connection:
+        with translated("read"), self._right.connect("spotledger sums", steady_plans=False) as connection:
             return sums_of(connection)
 
     def close(self) -> None:

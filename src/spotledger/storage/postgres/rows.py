@@ -31,6 +31,9 @@ from spotledger.storage.postgres.session import (
     texts,
 )
 
+#: Entries that one round trip of a search by time reads.
+TIMES_A_TRIP: Final = 100
+
 
 class Order(NamedTuple):
     """A statement with its parameters."""
@@ -320,3 +323,28 @@ def is_storable(text: str) -> bool:
         return b"\0" not in text.encode()
     except UnicodeEncodeError:
         return False
+
+
+def balances_after(rows: PGresult, account: Account) -> dict[str, Balance]:
+    """Return the balances of *account* after the entries in *rows*, which have each coin and the last for it."""
+    found = {}
+    for name, body in rows_of(rows):
+        coin = name.decode()
+        after = next(b for b in decode_entry(body).balances if b.account == account and b.coin == coin)
+        found[coin] = Balance(after.available, after.freeze)
+    return dict(sorted(found.items()))
+
+
+def last_booked_by(
+    time_ms: int, head_seq: int, ask: Callable[[tuple[Statement, tuple[Parameter, ...]]], PGresult]
+) -> int:
+    """Return the last entry booked at or before *time_ms*, before the one at *head_seq*; *ask* runs a query."""
+    below, above = 0, head_seq  # the first is booked by then, the second after it
+    while above - below > 1:
+        step = max(1, (above - below) // TIMES_A_TRIP)
+        for seq, booked_ms in rows_of(ask((sql.TIMES, (numbers(range(below + step, above, step)),)))):
+            if int(booked_ms) > time_ms:
+                above = int(seq)
+                break
+            below = int(seq)
+    return below

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from psycopg.pq.abc import PGresult
-
 from spotledger.domain.journal import Entry
 from spotledger.errors import StoreUnavailable
-from spotledger.storage.base import Head, Wanted
+from spotledger.storage.base import Wanted
 from spotledger.storage.postgres.reads import PostgresReads
 from spotledger.storage.steps import Steps, at_once
 
@@ -57,13 +55,8 @@ class StandbyStore(PostgresReads):
         while self._moments and self._moments[0][1] <= here:
             self._as_of_s = self._moments.popleft()[0]
 
-    def _advance(self, since: Head, head: Head, news: PGresult) -> bool:
-        # This may be another standby than the last time, which is further behind, and will catch up soon.
-        if head.seq < since.seq:
-            raise StoreUnavailable(
-                f"the standby is at entry {head.seq}, behind entry {since.seq}, which was seen before"
-            )
-        return super()._advance(since, head, news)
+    def _begin_history(self) -> None:
+        self._moments.clear()
 
     # --- what a standby does not do -----------------------------------------------------------------------
 

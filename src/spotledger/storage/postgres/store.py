@@ -25,12 +25,14 @@ from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head, Wanted
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
-from spotledger.storage.postgres.connection import TimedOut, connect, is_lost, translate, translated
+from spotledger.storage.postgres.connection import TimedOut, is_lost, translate, translated
 from spotledger.storage.postgres.head_cache import HeadCache
 from spotledger.storage.postgres.lookups import LookupBatch, Lookups
 from spotledger.storage.postgres.reads import PostgresReads
+from spotledger.storage.postgres.right_server import Restart, name_of
 from spotledger.storage.postgres.rows import DerivedRows, Order, head_of, history_rows, journal_rows
-from spotledger.storage.postgres.session import Session, number, rows_of
+from spotledger.storage.postgres.session import Session, hash_of, number, rows_of
+from spotledger.storage.seen_head import OtherHistory
 from spotledger.storage.steps import Steps, drive
 
 #: How long a round trip of a write may take before the connection counts as lost.
@@ -93,8 +95,9 @@ class PostgresStore(PostgresReads):
         Take the write lock, and look up in the same round trip what memory does not have of *wanted*.
 
         Raises:
-            StoreUnavailable: The server cannot be reached, or another node held the lock for too long.
-            LedgerCorrupt: The journal lacks an entry that this node has acknowledged, or is damaged.
+            StoreUnavailable: The server cannot be reached, it is not the right one, or another node held the lock for
+            too long.
+            LedgerCorrupt: The journal is damaged.
         """
         self.is_writing, self._pending_head = True, None
         self._derived = None
@@ -107,6 +110,9 @@ class PostgresStore(PostgresReads):
                 if isinstance(error, TimedOut) or not (again and is_lost(error)):
                     yield partial(self._end_stuck_writers, error)
                     raise translate(error, "written") from error
+            except OtherHistory:
+                self._drop_writing()
+                raise
         raise AssertionError("unreachable")
 
     def _begin(self, wanted: Wanted) -> Steps[int | None]:
@@ -126,11 +132,12 @@ class PostgresStore(PostgresReads):
         batch.send(session)
         _, locked, clock, news, *answers = waited + (yield from session.answers())
         head = head_of(locked)
-        if not self._advance(since, head, news):
+        if not self._advance(memory.history, since, head, news):
             session.send(sql.LEDGER)
             session.send(sql.COINS)
             session.send(sql.HASH, number(since.seq))
-            self._restart_at(since, (yield from session.answers()), head)
+            found = yield from session.answers()
+            self._restart_at(memory, Restart(name_of(session.connection), since, head, news, found), head)
             _, batch = self._lookup_batch(wanted, now_ms)
             batch.send(session)
             answers = yield from session.answers()
@@ -138,6 +145,7 @@ class PostgresStore(PostgresReads):
         if self._head_cache.head != head:
             raise LedgerCorrupt(f"memory stands at entry {self._head_cache.head.seq}, the locked head is {head.seq}")
         self._note_followed(at_s)
+        self._note_seen()
         self._take_lookups(batch, answers)
         return int(rows_of(clock)[0][0]) if now_ms is None else None
 
@@ -355,7 +363,7 @@ class PostgresStore(PostgresReads):
                 self._end_stuck_writers(error)
                 time.sleep(LOOK_UP_PAUSE_SECONDS)
         self._check_acknowledged(head_of(head))
-        if self._hash_in(found) != last.hash:
+        if not found.ntuples or hash_of(rows_of(found)[0][0]) != last.hash:
             raise translate(lost, "written") from lost
 
     def _asked_under_lock(self, last: Head, until: float) -> tuple[PGresult, PGresult]:
@@ -375,11 +383,9 @@ class PostgresStore(PostgresReads):
         return head, found
 
     def _check_acknowledged(self, head: Head) -> None:
-        if head.seq < self._head_cache.head.seq:
-            raise LedgerCorrupt(
-                f"the server's journal ends at entry {head.seq}, before entry {self._head_cache.head.seq},"
-                " which was acknowledged"
-            )
+        here = self._head_cache.head.seq
+        if head.seq < here:
+            raise OtherHistory(f"the server's journal ends at entry {head.seq}, and this node has seen entry {here}")
 
     def try_writing(self) -> None:
         """Write and sync something without a meaning, between groups."""
@@ -414,6 +420,7 @@ class PostgresStore(PostgresReads):
         finally:
             # Not earlier: the follower would read the entries of this group.
             self.is_writing = False
+        self._note_seen()
         if self._follower is not None:
             self._follower.tell_others(entries[-1].seq)
 
@@ -426,6 +433,9 @@ class PostgresStore(PostgresReads):
     def copy_to(self, target: Path, progress: Callable[[int, int], None]) -> None:
         """Refuse: use the means of the server to copy it."""
         raise InvalidRequest("a ledger on PostgreSQL is backed up by the means of the server, such as pg_basebackup")
+
+    def _begin_history(self) -> None:
+        self._synced_seq = self._left_seq = 0
 
     def close(self) -> None:
         """Close all connections."""
@@ -440,7 +450,7 @@ class PostgresStore(PostgresReads):
         return self._writing
 
     def _connected(self) -> Session:
-        connection = connect(self._url, application="spotledger write")
+        connection = self._right.connect("spotledger write")
         with translated("written"):
             return Session(connection, sql.WRITING, WRITE_PATIENCE_SECONDS)
 

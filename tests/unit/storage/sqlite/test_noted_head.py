@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from spotledger.errors import LedgerCorrupt
-from spotledger.storage.sqlite.noted_head import BLOCK_BYTES, Note, NotedHead, read_note
+from spotledger.storage.sqlite.noted_head import Note, NotedHead, read_note
+from spotledger.storage.two_slots import BLOCK_BYTES
 
 LEDGER = "11111111-2222-4333-8444-555555555555"
 
