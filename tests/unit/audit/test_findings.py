@@ -29,7 +29,7 @@ def test_findings_of_one_code_are_capped_and_counted() -> None:
 def test_finding_codes_in_the_source_are_all_documented_and_all_used() -> None:
     """Each code that the audit can give has its line in CODES and in the how-to, and no other is there."""
     texts = set()
-    for path in AUDIT.glob("*.py"):
+    for path in AUDIT.rglob("*.py"):
         if path.name != "findings.py":
             tree = ast.parse(path.read_text(encoding="utf-8"))
             texts |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
