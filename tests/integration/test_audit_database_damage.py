@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Iterator
@@ -13,13 +14,16 @@ import pytest
 from psycopg import sql
 
 import spotledger
+import support_service
 from servers.postgres import PostgresServer
 from spotledger.audit.findings import CODES
-from spotledger.audit.postgres import audit_database
+from spotledger.audit.postgres import audit_database, database, tables
 from spotledger.audit.report import CLEAN, DAMAGED
+from spotledger.storage.postgres import statements
 from support_audit import every_kind
 from support_core import Clock
 
+SMALL_SEGMENT = 10
 FOLDER = Path(__file__).parents[1] / "damage" / "database"
 
 #: Rows that the service writes beside the journal.
@@ -111,6 +115,87 @@ def test_kind_of_damage_is_named_with_its_place(postgres_server: PostgresServer,
     assert (kind.code, where) in {(finding.code, finding.where) for finding in report.findings}, report
     assert set(report.counts) <= set(CODES)
     assert report.advice
+
+
+@pytest.fixture
+def segments(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Give the URL of a database whose entries are in several segments of few entries each."""
+    for module in (statements, database, tables):
+        monkeypatch.setattr(module, "SEGMENT_ENTRIES", SMALL_SEGMENT)
+    clock = Clock()
+    with spotledger.open(postgres_url, clock_ms=clock) as ledger:
+        every_kind(ledger, clock)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("UPDATE history SET segment = (seq - 1) / %s", (SMALL_SEGMENT,))
+    report = audit_database(postgres_url)
+    assert (report.verdict, report.counts) == (CLEAN, {})
+    assert report.entries > 3 * SMALL_SEGMENT
+    return postgres_url
+
+
+#: Statements that do damage across segments, and the findings that name it.
+ACROSS = {
+    "key digests swapped": (
+        "CREATE TABLE kept AS SELECT seq, key_digest FROM entry WHERE seq IN (6, 20);"
+        " UPDATE entry SET key_digest = gen_random_uuid() WHERE seq IN (6, 20);"
+        " UPDATE entry SET key_digest = kept.key_digest FROM kept WHERE kept.seq = 26 - entry.seq"
+        " AND entry.seq IN (6, 20)",
+        {("key_row_extra", 6), ("key_row_extra", 20), ("key_row_missing", 6), ("key_row_missing", 20)},
+    ),
+    "a history row in a later segment, of a customer who has others there": (
+        "INSERT INTO history VALUES (1, 'ann', 'spot', 'btc', 6)",
+        {("history_row_extra", 6)},
+    ),
+    "a history row in an earlier segment": (
+        "UPDATE history SET segment = 0 WHERE seq = 13",
+        {("history_row_extra", 13), ("history_row_missing", 13)},
+    ),
+    "a history row in another segment, of a customer without any": (
+        "INSERT INTO history VALUES (2, 'zed', 'spot', 'btc', 6)",
+        {("history_row_extra", 6)},
+    ),
+    "a key twice": (
+        "ALTER TABLE entry DROP CONSTRAINT entry_pkey; DROP INDEX entry_key;"
+        ' UPDATE entry SET body = replace(body, \'"key":"\', \'"key":"x\') WHERE seq = 6;'
+        ' UPDATE entry SET body = regexp_replace(body, \'"key":"[^"]*\', \'"key":"x\' ||'
+        ' (SELECT substring(other.body from \'"key":"x([^"]*)\') FROM entry AS other WHERE other.seq = 6))'
+        " WHERE seq = 20",
+        {("key_repeated", None), ("chain_broken", 6), ("chain_broken", 20)},
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", ACROSS)
+def test_damage_across_segments_is_named_with_its_entry(segments: str, damage: str) -> None:
+    """What is compared segment by segment misses nothing that was moved from one to another."""
+    change, expected = ACROSS[damage]
+    with psycopg.connect(segments, autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute(change.encode(), prepare=False)
+    report = audit_database(segments)
+    assert report.verdict == DAMAGED
+    assert {(finding.code, finding.seq) for finding in report.findings} >= expected, report
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "verdict"),
+    [
+        ("SELECT 1", 0, "clean"),
+        ("ALTER TABLE balance ALTER seq DROP NOT NULL; UPDATE balance SET seq = NULL", 1, "damaged"),
+        ("DROP TABLE hold CASCADE", 1, "damaged"),
+        ("INSERT INTO copy_going_on SELECT 1, seq, hash FROM head", 3, "incomplete"),
+    ],
+)
+def test_command_exits_with_the_verdict(
+    postgres_server: PostgresServer, copied: str, change: str, code: int, verdict: str
+) -> None:
+    """Whatever is in the tables, the command ends with a report and the exit code of its verdict."""
+    url = postgres_server.url(copied)
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(change.encode(), prepare=False)
+    done = support_service.run("audit", "--database", url, "--json")
+    assert (done.returncode, json.loads(done.stdout)["verdict"]) == (code, verdict)
+    assert "Traceback" not in done.stderr
 
 
 def test_every_kind_has_a_name_of_its_own() -> None:

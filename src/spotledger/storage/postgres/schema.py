@@ -268,7 +268,7 @@ def has_ledger_schema(connection: Connection) -> bool:
     with translated("opened"):
         ours, others = connection.execute(
             "SELECT to_regclass('schema_version') IS NOT NULL, (SELECT count(*) FROM pg_class"
-            " WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p'))"
+            " WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind IN ('r', 'p'))"
         ).fetchall()[0]
     if not ours and others:
         raise SchemaMismatch(
