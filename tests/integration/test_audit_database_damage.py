@@ -34,6 +34,7 @@ INSERT INTO operator_tokens (token_id, digest, scopes, label, created_ms, revoke
 VALUES ('tok', sha256('token'), '{admin}', 'console', 5, 6, 1);
 INSERT INTO kept_key_requests VALUES ('kept-1', '{}', '{}');
 UPDATE key_version SET version = 1;
+INSERT INTO master_key_mark VALUES (1, 'fingerprint');
 """
 
 
@@ -91,6 +92,7 @@ def do(url: str, kind: Kind) -> str:
         ).fetchall()
         names = dict(zip(("hold", "closed", "last", "reversed", "database"), map(str, row), strict=True))
         statements, where = kind.statements, kind.where
+        names["long"] = f"balance {'x' * 189}..."
         for name, value in names.items():
             statements, where = (text.replace(f"{{{name}}}", value) for text in (statements, where))
         connection.execute("SET session_replication_role = replica")

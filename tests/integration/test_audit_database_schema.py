@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import psycopg
@@ -119,6 +120,7 @@ TYPES = {
     "double precision": "'NaN'",
     "timestamp with time zone": "'infinity'",
     "bigint": "-1",
+    "numeric": "0.5",
 }
 #: Without keys, checks and triggers every column takes any type, and no value.
 WITHOUT_GUARDS = """
@@ -175,5 +177,6 @@ def test_any_column_of_any_other_type_is_named_and_ends_no_audit(books: str, cha
         )
         report = audit_database(books)
         assert report.verdict == DAMAGED
+        json.dumps(report.as_json())
         assert report.counts["schema_changed"] == found + (not is_as_before), (table, column, definition)
         found = report.counts["schema_changed"]

@@ -172,7 +172,8 @@ class Findings:
         """
         self.counts[code] += 1
         if self.counts[code] <= FINDINGS_OF_A_CODE and len(self.listed) < FINDINGS_LIMIT:
-            self.listed.append(Finding(code, seq, where, _shown(found), _shown(expected)))
+            number = seq if isinstance(seq, int) else None  # a damaged column may have values of any type
+            self.listed.append(Finding(code, number, _shown(where), _shown(found), _shown(expected)))
 
     def leave_out(self, why: str) -> None:
         """Note what could not be examined, and why; a report with such a note is never clean."""

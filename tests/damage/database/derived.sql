@@ -236,3 +236,10 @@ INSERT INTO reversal VALUES (1, 2);
 -- reversal dup after pk dropped | row_repeated | reversal {reversed}
 ALTER TABLE reversal DROP CONSTRAINT reversal_pkey;
 INSERT INTO reversal SELECT * FROM reversal WHERE seq = {reversed};
+
+-- history.seq: the least number | rows_beyond_journal | history
+UPDATE history SET seq = -9223372036854775808 WHERE seq = 6 AND customer = 'ann';
+
+-- balance: a customer with an enormous name | balance_row_extra | {long}
+ALTER TABLE balance DROP CONSTRAINT balance_pkey;
+INSERT INTO balance VALUES (repeat('x', 1000000), 'spot', 'btc', 0, 0, 1);

@@ -163,3 +163,17 @@ INSERT INTO ledger SELECT * FROM ledger;
 
 -- copy_going_on left | ledger_row_wrong | copy_going_on
 INSERT INTO copy_going_on VALUES (1, 3, '');
+
+-- entry.seq: far away | entry_missing | journal
+UPDATE entry SET seq = 9223372036854775807 WHERE seq = {last};
+
+-- entry: a second row at the end of all numbers | entry_missing | journal
+INSERT INTO entry SELECT 9223372036854775807, body, hash, gen_random_uuid() FROM entry WHERE seq = 6;
+
+-- head.only_row | head_missing | head
+ALTER TABLE head DROP CONSTRAINT head_only_row_check;
+UPDATE head SET only_row = 2;
+
+-- ledger.only_row | ledger_row_missing | ledger
+ALTER TABLE ledger DROP CONSTRAINT ledger_only_row_check;
+UPDATE ledger SET only_row = 2;

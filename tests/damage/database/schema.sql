@@ -220,3 +220,15 @@ ALTER DATABASE {database} SET search_path = other, public;
 
 -- search path: before the server's own | schema_changed | search path
 ALTER DATABASE {database} SET search_path = public, pg_catalog;
+
+-- triggers ignored for all sessions | trigger_changed | session_replication_role
+ALTER DATABASE {database} SET session_replication_role = replica;
+
+-- triggers of entry hidden in the catalog | schema_changed | entry: table
+UPDATE pg_class SET relhastriggers = false WHERE oid = 'entry'::regclass;
+
+-- indexes of entry hidden in the catalog | schema_changed | entry: table
+UPDATE pg_class SET relhasindex = false WHERE oid = 'entry'::regclass;
+
+-- checks of balance hidden in the catalog | schema_changed | balance: table
+UPDATE pg_class SET relchecks = 0 WHERE oid = 'balance'::regclass;

@@ -81,11 +81,19 @@ class CredentialCheck:
         """Check every row; has to be called in one snapshot with the end of the journal."""
         with self._source.examining("key_version"):
             self._check_version()
-        for table in ("access_keys", "operator_tokens", "kept_key_requests", "master_key_mark"):
+        for table in ("access_keys", "operator_tokens", "kept_key_requests"):
             with self._source.examining(table):
-                count = self._check_table(table)
-                if table == "master_key_mark" and count > 1:
-                    self._findings.add("row_repeated", None, table, f"{count} rows", "one row")
+                self._check_table(table)
+        with self._source.examining("master_key_mark"):
+            self._check_mark()
+
+    def _check_mark(self) -> None:
+        """Check that it is known with which master key the secrets are sealed."""
+        count = self._check_table("master_key_mark")
+        if count > 1:
+            self._findings.add("row_repeated", None, "master_key_mark", f"{count} rows", "one row")
+        if not count and self._source.rows("SELECT 1 FROM access_keys LIMIT 1"):
+            self._findings.add(_CODE, None, "master_key_mark", "no row", "the mark of the key that seals the secrets")
 
     def _check_version(self) -> None:
         count = self._check_table("key_version")

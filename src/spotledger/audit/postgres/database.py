@@ -92,6 +92,8 @@ class _DatabaseAudit(Driver):
         super().__init__(_shown_address(url), progress, known_heads, pace)
         self._url = url
         self._while_copied = while_copied
+        #: How many entries were read.
+        self._taken = 0
 
     def run(self) -> Report:
         """Examine everything, and return the report, with advice on what was found."""
@@ -160,11 +162,11 @@ class _DatabaseAudit(Driver):
 
     def _ledger_id(self) -> str | None:
         """Return which ledger it is; None, noted, if that is not known."""
-        rows = self._rows("SELECT ledger_id FROM ledger ORDER BY (only_row = 1) DESC NULLS LAST")
-        if not rows:
+        row = self._only_row("ledger", "ledger_id")
+        if row is None:
             self._leave_out_entries()
             return None
-        ledger_id = rows[0][0]
+        ledger_id = row[0]
         if not isinstance(ledger_id, str) or not ledger_id:
             self._note("ledger_row_wrong", None, "ledger", f"ledger_id {ledger_id!r}", "a text")
             self._findings.leave_out("the entries: which ledger it is, is not known")
@@ -173,29 +175,34 @@ class _DatabaseAudit(Driver):
 
     def _check_rows_of_ledger(self) -> None:
         """Check what the row of the ledger says besides its id."""
-        rows = self._rows("SELECT epoch_seq, syncs FROM ledger ORDER BY (only_row = 1) DESC NULLS LAST")
-        if len(rows) > 1:
-            self._note("row_repeated", None, "ledger", f"{len(rows)} rows", "one row")
-        for epoch_seq, syncs in rows[:1]:
-            self._check_epoch(epoch_seq)
-            if not isinstance(syncs, int) or syncs < 0:
-                self._note("ledger_row_wrong", None, "ledger", f"syncs {syncs}", "0 or more")
+        row = self._only_row("ledger", "epoch_seq, syncs")
+        if row is not None:
+            self._check_epoch(row[0])
+            if not isinstance(row[1], int) or row[1] < 0:
+                self._note("ledger_row_wrong", None, "ledger", f"syncs {row[1]}", "0 or more")
+        for table in ("ledger", "head"):
+            [(count,)] = self._rows(f"SELECT count(*) FROM {table}")
+            if count > 1:
+                self._note("row_repeated", None, table, f"{count} rows", "one row")
 
     def _check_head(self, last_seq: int) -> None:
         self._report.sealed_to = last_seq
         self._check_end()
-        rows = self._rows("SELECT seq, hash, booked_ms FROM head ORDER BY (only_row = 1) DESC NULLS LAST")
-        if len(rows) > 1:
-            self._note("row_repeated", None, "head", f"{len(rows)} rows", "one row")
         head: HeadRow | None = None
-        if rows:
-            seq, kept_hash, booked_ms = rows[0]
+        row = self._only_row("head", "seq, hash, booked_ms")
+        if row is not None:
+            seq, kept_hash, booked_ms = row
             if not isinstance(seq, int) or not isinstance(kept_hash, bytes) or not isinstance(booked_ms, int):
-                self._note("head_differs", None, "head", rows[0], "two numbers and a hash")
+                self._note("head_differs", None, "head", row, "two numbers and a hash")
                 return
             head = (seq, kept_hash, booked_ms)
         self._check_head_seq(head, last_seq)
         self._check_head_hash(head)
+
+    def _only_row(self, table: str, columns: str) -> Row | None:
+        """Return the row of *table* that the nodes read, or None."""
+        rows = self._rows(f"SELECT {columns} FROM {table} WHERE only_row = 1")
+        return rows[0] if rows else None
 
     def _check_copy(self) -> None:
         """Look for the mark of a copy that has not ended: no node starts on such a database."""
@@ -240,21 +247,34 @@ class _DatabaseAudit(Driver):
             tables.compare_segment()
         while journal.seq < last:
             border = (journal.seq // SEGMENT_ENTRIES + 1) * SEGMENT_ENTRIES
-            self._take_page(journal.seq + 1, min(journal.seq + page, border, last))
+            if not self._take_page(journal.seq + 1, min(journal.seq + page, border, last)):
+                self._skip_gap(min(journal.seq + page, border, last), last)
             self._tell_progress(last_seq)
             if journal.seq == border or (in_snapshot and journal.seq == last):
                 tables.compare_segment()
             if in_snapshot:
                 self._pace.check_time(journal.seq)
             else:
-                self._pace.rest(journal.seq)
+                self._pace.rest(self._taken)
 
-    def _take_page(self, first: int, last: int) -> None:
-        found = self._entries(first, last)
+    def _skip_gap(self, empty_to: int, last: int) -> None:
+        """Go on with the next entry there is behind *empty_to*, which may be far away; none is above *last*."""
+        self._tables.compare_segment()
+        [(next_seq,)] = self._rows("SELECT min(seq) FROM entry WHERE seq > %s AND seq <= %s", empty_to, last)
+        self._journal.take([], last if next_seq is None else int(next_seq) - 1)
+        self._tables.pass_over()
+
+    def _take_page(self, first: int, last: int) -> bool:
+        """Take the entries from *first* to *last*; return False, and take nothing, if there are none."""
+        found = [(int(seq), *values) for seq, *values in self._entries(first, last)]
+        if not found:
+            return False
+        self._taken += len(found)
         self._tables.digests.update((getattr(digest, "bytes", digest), seq) for seq, _, _, digest in found)
         rows: list[EntryRow] = [(seq, _as_bytes(body), kept_hash) for seq, body, kept_hash, _ in found]
         self._check_known_heads(rows)
         self._journal.take(rows, last)
+        return True
 
     def _entries(self, first: int, last: int) -> list[Row]:
         """Return the entries from *first* to *last*; if a page of the server is damaged, those that can be read."""

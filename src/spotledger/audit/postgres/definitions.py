@@ -54,6 +54,14 @@ def read_definitions(connection: Connection, schema: str, names: Mapping[str, An
     return found
 
 
+#: Settings of this database, of all, or of roles in them, under which the triggers of the journal do not fire.
+_WITHOUT_TRIGGERS: Final = (
+    "SELECT coalesce(rolname, 'every role') FROM pg_db_role_setting LEFT JOIN pg_roles ON pg_roles.oid = setrole"
+    " WHERE setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))"
+    " AND 'session_replication_role=replica' = ANY (setconfig)"
+)
+
+
 class DefinitionCheck:
     """The comparison of one database with the description."""
 
@@ -68,6 +76,9 @@ class DefinitionCheck:
         schema = self._check_places()
         if schema is None:
             return
+        for (role,) in self._connection.execute(_WITHOUT_TRIGGERS):
+            where = "session_replication_role"
+            self._findings.add("trigger_changed", None, where, f"replica, for {role}", "origin: else no trigger fires")
         found = read_definitions(self._connection, schema, self._expected)
         newer = [part for part in found.get(MIGRATIONS_TABLE, {}) if _version_in(part) > known_version()]
         if newer:

@@ -10,6 +10,11 @@ SELECT relname::text, relkind_words.text,
            CASE relpersistence WHEN 'p' THEN NULL WHEN 'u' THEN 'unlogged' ELSE 'temporary' END,
            (SELECT 'using ' || amname FROM pg_am WHERE pg_am.oid = relam AND amname <> 'heap'),
            CASE WHEN relispartition THEN 'a partition' END,
+           CASE WHEN NOT relhasindex AND EXISTS (SELECT FROM pg_index WHERE indrelid = ours.oid) THEN 'indexes ignored' END,
+           CASE WHEN NOT relhastriggers AND EXISTS (SELECT FROM pg_trigger WHERE tgrelid = ours.oid)
+               THEN 'triggers ignored' END,
+           CASE WHEN relchecks <> (SELECT count(*) FROM pg_constraint WHERE conrelid = ours.oid AND contype = 'c')
+               THEN 'checks ignored' END,
            CASE WHEN relrowsecurity THEN 'with row security' END,
            CASE WHEN relforcerowsecurity THEN 'with forced row security' END,
            (SELECT 'with ' || string_agg(option, ', ' ORDER BY option) FROM unnest(reloptions) AS option),

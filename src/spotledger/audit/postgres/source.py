@@ -53,7 +53,8 @@ class Source:
             else:
                 self._findings.leave_out(f"{what}: {reason_of(error) or _words(error)}")
         except _STRANGE as error:
-            self._findings.leave_out(f"{what}: values that are not of the schema ({type(error).__name__}: {error})")
+            words = f"{type(error).__name__}: {error}"[:_WORDS_LIMIT]
+            self._findings.leave_out(f"{what}: values that are not of the schema ({words})")
 
 
 def _words(error: psycopg.Error) -> str:
