@@ -17,8 +17,7 @@ import pytest
 
 import spotledger
 from servers.kept import until
-from spotledger.audit import postgres as audit_postgres
-from spotledger.audit.postgres import audit_database
+from spotledger.audit.postgres import audit_database, database as audit_postgres
 from spotledger.audit.process import DatabaseAddress
 from spotledger.audit.report import CHUNK_ENTRIES, CLEAN, DAMAGED, INCOMPLETE
 from spotledger.ops import audits

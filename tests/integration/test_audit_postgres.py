@@ -135,7 +135,7 @@ DAMAGES = {
     ),
     "a reversal removed": ("DELETE FROM reversal", {"reversal_row_missing"}),
     "a trigger disabled": ("ALTER TABLE entry DISABLE TRIGGER entry_is_never_changed", {"trigger_changed"}),
-    "the unique index dropped": ("DROP INDEX entry_key", {"trigger_changed"}),
+    "the unique index dropped": ("DROP INDEX entry_key", {"schema_changed"}),
 }
 
 

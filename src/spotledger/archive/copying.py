@@ -160,7 +160,8 @@ def _audit_both(file: Path, address: str, source: JournalReader, tell: Tell) -> 
         raise LedgerCorrupt(f"the audit of the file says {report.verdict}: {found}")
     with connect(address, steady_plans=False) as connection, translated("audited"), connection.transaction():
         _check_database(connection, source, tell)
-    theirs = audit_database(address, known_heads=[KnownHead(head.seq, head.hash)] if head.seq else [])
+    known_heads = [KnownHead(head.seq, head.hash)] if head.seq else []
+    theirs = audit_database(address, known_heads=known_heads, while_copied=True)
     if theirs.verdict != CLEAN:
         found = ", ".join(theirs.counts) or "; ".join(theirs.unexamined)
         raise LedgerCorrupt(f"the audit of the database says {theirs.verdict}: {found}")

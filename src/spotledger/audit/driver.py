@@ -95,7 +95,7 @@ class Driver(ABC):
         report.balances, report.open_holds = len(journal.lines), len(journal.holds)
         report.epoch = journal.epochs.current
 
-    def _check_epoch(self, epoch_seq: int) -> None:
+    def _check_epoch(self, epoch_seq: object) -> None:
         """Compare where the row of the ledger says that the epoch began with the entries."""
         begun_seq = self._journal.epochs.begun_seq
         if epoch_seq != begun_seq:

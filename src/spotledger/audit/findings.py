@@ -25,8 +25,8 @@ CODES: Final[dict[str, str]] = {
     "journal_cut": "The journal ends before its head.",
     "entry_beyond_head": "The journal has entries after its head.",
     "known_head_differs": "An entry has another hash than was noted of it earlier.",
-    "trigger_changed": "A trigger that protects the journal is missing or changed.",
-    "schema_changed": "A table, index or view is missing or changed, or an index or trigger was added.",
+    "trigger_changed": "A trigger that protects the journal, or its function, is missing or changed, or one was added.",
+    "schema_changed": "A table, column, constraint, index, rule or view is missing or changed, or one was added.",
     "ledger_row_wrong": "The row that identifies the ledger has impossible values.",
     "backup_differs": "A backup names another last entry than it has.",
     "file_damaged": "A file is not a database of a ledger, or its pages have no checksums.",
@@ -76,6 +76,7 @@ CODES: Final[dict[str, str]] = {
     "access_keys_behind": "The access keys are older than their last noted change, or missing.",
     "access_keys_differ": "The access keys and tokens are not those that were written last.",
     "sealed_to_wrong": "The last sealed entry is not one that can be.",
+    "row_repeated": "A table has a second row where its key allows one.",
     "rows_beyond_journal": "A derived table has rows of segments that cannot be sealed yet.",
     "key_row_missing": "A key of the journal is missing from the table of keys.",
     "key_row_extra": "The table of keys has a key that is not in the journal.",
@@ -124,6 +125,18 @@ _ADVICE: Final = {
     "note": "One slot of the noted head is damaged. Examine the disk; the next entry writes the slot again",
     "keys": "The access keys are damaged. Put a good copy of keys.db in their place, or take them from a backup",
 }
+#: The same for a database.
+_ADVICE_ON_DATABASE: Final = {
+    "journal": "The journal is damaged. Stop the nodes and keep a copy of the database. Put a standby in its place"
+    " whose audit is clean, or a backup from before the damage",
+    "schema": "The schema is not what the migrations make. Put back what the finding expects, as the owner of the"
+    " tables, and audit again: rows may have been changed meanwhile",
+    "books": "A table that is derived from the journal is damaged. Stop the nodes; the finding says what the row should"
+    " be",
+    "keys": "The access keys are damaged. Revoke the key or token that is named, and make another",
+}
+_OF_SCHEMA: Final = frozenset({"trigger_changed", "schema_changed"})
+_JOURNAL_TABLES: Final = ("entry", "head", "ledger")
 
 
 class Finding(NamedTuple):
@@ -159,7 +172,8 @@ class Findings:
         """
         self.counts[code] += 1
         if self.counts[code] <= FINDINGS_OF_A_CODE and len(self.listed) < FINDINGS_LIMIT:
-            self.listed.append(Finding(code, seq, where, _shown(found), _shown(expected)))
+            number = seq if isinstance(seq, int) else None  # a damaged column may have values of any type
+            self.listed.append(Finding(code, number, _shown(where), _shown(found), _shown(expected)))
 
     def leave_out(self, why: str) -> None:
         """Note what could not be examined, and why; a report with such a note is never clean."""
@@ -206,6 +220,21 @@ def advice_on(findings: Findings) -> list[str]:
     if "journal" in found:
         found.discard("books")  # they were compared with what is damaged, and a restore makes them again
     return [text for part, text in _ADVICE.items() if part in found]
+
+
+def advice_on_database(findings: Findings) -> list[str]:
+    """Return what to do about *findings* in a database, as sentences."""
+    found = {_part_of_database(finding) for finding in findings.listed}
+    return [text for part, text in _ADVICE_ON_DATABASE.items() if part in found]
+
+
+def _part_of_database(finding: Finding) -> str:
+    if finding.code in _OF_SCHEMA:
+        return "schema"
+    if finding.code in _OF_KEYS:
+        return "keys"
+    is_of_books = finding.code in _OF_BOOKS and not finding.where.startswith(_JOURNAL_TABLES)
+    return "books" if is_of_books else "journal"
 
 
 def _part_of(code: str, where: str | None) -> str:

@@ -131,6 +131,9 @@ class JournalPass(BooksRead):
         """Take the entries in *rows* one by one, and note what is wrong."""
         seq, link = self.seq, self.link
         for row_seq, body, kept_hash in rows:
+            if row_seq <= seq:
+                self._note("row_repeated", row_seq, f"entry {row_seq}", "a second row", "one row")
+                continue
             seq += 1
             if row_seq != seq:
                 self._note_missing(seq, row_seq - 1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+from decimal import Decimal
 from pathlib import Path
 
 from spotledger.audit import findings as audit_findings
@@ -26,10 +28,20 @@ def test_findings_of_one_code_are_capped_and_counted() -> None:
     assert len(findings.unexamined) == UNEXAMINED_LIMIT + 1
 
 
+def test_finding_of_damaged_values_stays_short_and_can_be_written_as_json() -> None:
+    """A name of a million characters is cut, and what is no number is no number of an entry."""
+    findings = Findings()
+    findings.add("row_repeated", Decimal("1.5"), "x" * 1_000_000, None, 10**5_000)  # type: ignore[arg-type]
+    [finding] = findings.listed
+    assert finding.seq is None
+    assert len(finding.where) == 200
+    assert len(json.dumps(finding)) < 1_000
+
+
 def test_finding_codes_in_the_source_are_all_documented_and_all_used() -> None:
     """Each code that the audit can give has its line in CODES and in the how-to, and no other is there."""
     texts = set()
-    for path in AUDIT.glob("*.py"):
+    for path in AUDIT.rglob("*.py"):
         if path.name != "findings.py":
             tree = ast.parse(path.read_text(encoding="utf-8"))
             texts |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}

@@ -4,6 +4,9 @@ The schema of a ledger on PostgreSQL, created and changed by numbered SQL files.
 A file ``0002_name.before.sql`` is applied before nodes of version 2 start; ``0002_name.after.sql``, if there is one,
 after the last older node has stopped. Between the two, nodes of both versions run side by side. A migration happens
 completely or not at all. If several start at once, one does the work, and the others find it done.
+
+The audit compares a database with a description of what the files make: after a new one, run
+``tools/describe_schema.py``.
 """
 
 from __future__ import annotations
@@ -268,7 +271,7 @@ def has_ledger_schema(connection: Connection) -> bool:
     with translated("opened"):
         ours, others = connection.execute(
             "SELECT to_regclass('schema_version') IS NOT NULL, (SELECT count(*) FROM pg_class"
-            " WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p'))"
+            " WHERE relnamespace = quote_ident(current_schema())::regnamespace AND relkind IN ('r', 'p'))"
         ).fetchall()[0]
     if not ours and others:
         raise SchemaMismatch(

@@ -1,0 +1,139 @@
+"""Access keys, tokens and what belongs to them, as far as they can be checked without the master key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+from spotledger.audit.findings import Findings
+from spotledger.audit.journal import JournalPass
+from spotledger.audit.postgres.source import Source
+
+_DIGEST_BYTES: Final = 32
+Test = Callable[[Any], bool]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _is_secret(value: Any) -> bool:
+    return isinstance(value, bytes) and bool(value)
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, bytes) and len(value) == _DIGEST_BYTES
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _is_time_or_none(value: Any) -> bool:
+    return value is None or _is_time(value)
+
+
+def _is_document(value: Any) -> bool:
+    with suppress(TypeError, ValueError, RecursionError):
+        return isinstance(json.loads(value), dict)
+    return False
+
+
+#: What each column has to be, by table; the first one names the row.
+_COLUMNS: Final[Mapping[str, Mapping[str, Test]]] = {
+    "access_keys": {
+        "accesskey": _is_name, "customer": _is_name, "permissions": _is_list, "label": _is_text, "addresses": _is_list,
+        "sealed_secret": _is_secret, "created_ms": _is_time, "expires_ms": _is_time_or_none,
+        "revoked_ms": _is_time_or_none, "last_used_ms": _is_time_or_none, "revoked_change": _is_time_or_none,
+    },
+    "operator_tokens": {
+        "token_id": _is_name, "digest": _is_digest, "scopes": _is_list, "label": _is_text, "created_ms": _is_time,
+        "revoked_ms": _is_time_or_none, "revoked_change": _is_time_or_none,
+    },
+    "kept_key_requests": {"idempotency_key": _is_name, "request_json": _is_document, "answer_json": _is_document},
+    "key_version": {"id": _is_time, "version": _is_time},
+    "master_key_mark": {"id": _is_time, "fingerprint": _is_name},
+}  # fmt: skip
+_CODE: Final = "access_key_malformed"
+
+
+class CredentialCheck:
+    """The check of one database."""
+
+    def __init__(self, source: Source, journal: JournalPass, findings: Findings) -> None:
+        """Check the tables of *source*; *journal* says which customers there are."""
+        self._source = source
+        self._journal = journal
+        self._findings = findings
+        self._version = 0
+
+    def check(self) -> None:
+        """Check every row; has to be called in one snapshot with the end of the journal."""
+        with self._source.examining("key_version"):
+            self._check_version()
+        for table in ("access_keys", "operator_tokens", "kept_key_requests"):
+            with self._source.examining(table):
+                self._check_table(table)
+        with self._source.examining("master_key_mark"):
+            self._check_mark()
+
+    def _check_mark(self) -> None:
+        """Check that it is known with which master key the secrets are sealed."""
+        count = self._check_table("master_key_mark")
+        if count > 1:
+            self._findings.add("row_repeated", None, "master_key_mark", f"{count} rows", "one row")
+        if not count and self._source.rows("SELECT 1 FROM access_keys LIMIT 1"):
+            self._findings.add(_CODE, None, "master_key_mark", "no row", "the mark of the key that seals the secrets")
+
+    def _check_version(self) -> None:
+        count = self._check_table("key_version")
+        if count > 1:
+            self._findings.add("row_repeated", None, "key_version", f"{count} rows", "one row")
+        if not count:
+            self._findings.add(_CODE, None, "key_version", "no row", "one row")
+        versions = [row[0] for row in self._source.rows("SELECT version FROM key_version") if _is_time(row[0])]
+        self._version = max(versions, default=0)
+
+    def _check_table(self, table: str) -> int:
+        """Check the rows of *table*; return how many there are."""
+        columns = _COLUMNS[table]
+        rows = self._source.rows(f"SELECT {', '.join(columns)} FROM {table}")
+        seen: set[Any] = set()
+        for row in rows:
+            values = dict(zip(columns, row, strict=True))
+            # Not more of the name than the first characters: it is half of a credential.
+            where = f"{table} {str(row[0])[:8]}…"
+            wrong = [name for name, passes in columns.items() if not passes(values[name])]
+            if wrong:
+                self._findings.add(_CODE, None, where, ", ".join(wrong), "as the schema has it")
+                continue
+            if row[0] in seen:
+                self._findings.add("row_repeated", None, where, "a second row", "one row")
+            seen.add(row[0])
+            self._check_values(where, values)
+        return len(rows)
+
+    def _check_values(self, where: str, values: Mapping[str, Any]) -> None:
+        """Check what the values of a well-formed row say of each other, of the journal and of the version."""
+        customer = values.get("customer")
+        if customer is not None and customer not in self._journal.customers:
+            self._findings.add(_CODE, None, where, f"of {customer}", "of a customer who is registered")
+        if "revoked_ms" not in values:
+            return
+        revoked_ms, change = values["revoked_ms"], values["revoked_change"]
+        if (revoked_ms is None) != (change is None):
+            found = f"revoked_ms {revoked_ms}, revoked_change {change}"
+            self._findings.add(_CODE, None, where, found, "both or neither")
+        elif change is not None and not 1 <= change <= self._version:
+            expected = f"1 to {self._version}, the version of the keys"
+            self._findings.add(_CODE, None, where, f"revoked_change {change}", expected)

@@ -1,0 +1,91 @@
+"""The audit of a hot standby, and of a server whose disk has lost what it wrote."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+import spotledger
+from fleet.pair import LEDGER, Pair
+from servers.kept import until
+from servers.missing import ServerMissing, skip_or_fail
+from servers.postgres import QUICK, Cluster, new_cluster
+from spotledger.audit.postgres import audit_database
+from spotledger.audit.report import CLEAN, DAMAGED
+from support_audit import every_kind
+from support_core import Clock
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[Cluster]:
+    """Give a server whose files a test may damage."""
+    try:
+        cluster = new_cluster(QUICK)
+    except ServerMissing as problem:
+        skip_or_fail(problem)
+    cluster.start()
+    yield cluster
+    cluster.stop()
+    shutil.rmtree(cluster.folder)
+
+
+def fill(url: str) -> None:
+    clock = Clock()
+    with spotledger.open(url, clock_ms=clock) as ledger:
+        every_kind(ledger, clock)
+
+
+def rows(url: str, query: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def test_audit_of_a_hot_standby_says_what_that_of_the_primary_says() -> None:
+    """It compares the same, definitions included; whatever was damaged on the primary is damaged here."""
+    try:
+        pair = Pair()
+    except ServerMissing as problem:
+        skip_or_fail(problem)
+    try:
+        fill(pair.url())
+        standby = pair.standby.url(LEDGER)
+        head = "SELECT seq FROM head"
+        until(lambda: rows(standby, head) == rows(pair.primary.url(LEDGER), head))
+        report = audit_database(standby)
+        assert (report.verdict, report.counts, report.unexamined) == (CLEAN, {}, [])
+        assert report.hash == audit_database(pair.url()).hash
+        with psycopg.connect(pair.primary.url(LEDGER), autocommit=True) as connection:
+            connection.execute("ALTER TABLE entry DISABLE TRIGGER USER")
+            connection.execute("UPDATE balance SET available = available + 1 WHERE customer = 'ann'")
+        until(
+            lambda: (
+                rows(standby, "SELECT tgenabled FROM pg_trigger WHERE tgname = 'entry_is_never_changed'") == [("D",)]
+            )
+        )
+        report = audit_database(standby)
+        assert set(report.counts) == {"trigger_changed", "balance_row_differs"}
+        assert report.verdict == DAMAGED
+    finally:
+        pair.stop()
+
+
+@pytest.mark.parametrize("table", ["entry", "balance", "history", "hold", "head", "access_keys"])
+def test_page_that_the_server_finds_damaged_is_damage(own_cluster: Cluster, table: str) -> None:
+    """The server refuses a page; the audit says which table, and goes on with the others."""
+    url = own_cluster.url()
+    fill(url)
+    rows(url, "INSERT INTO access_keys SELECT 'x', 'ann', '{}', '', '{}', 'x', 5 RETURNING 1")
+    [(path,)] = rows(url, f"SELECT pg_relation_filepath('{table}')")
+    own_cluster.stop()
+    with (own_cluster.data / str(path)).open("r+b") as file:
+        file.seek(8)
+        file.write(b"\xff" * 32)  # within the header of the page
+    own_cluster.start()
+    report = audit_database(url)
+    assert report.verdict == DAMAGED
+    damaged = [finding for finding in report.findings if finding.code == "page_damaged"]
+    assert damaged
+    assert all(str(path) in finding.found for finding in damaged)
