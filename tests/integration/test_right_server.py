@@ -237,3 +237,30 @@ def test_old_connection_neither_advances_nor_joins_memory_that_was_put_back(post
         assert store._head_cache.head == before
         assert not store._head_cache.covers(Snapshot(late, [], memory.history))
         assert store._head_cache.covers(Snapshot(before, [], store._head_cache.history))
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_ordinary_role_learns_which_server_it_is_unless_that_is_revoked(
+    postgres_url: str, postgres_server: PostgresServer, says: bool
+) -> None:
+    """Where the server does not say, the entry alone counts, and everything works."""
+    database = urlsplit(postgres_url).path.lstrip("/")
+    role = f"plain_{database}"
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'plain'".encode())
+        connection.execute(f"ALTER DATABASE {database} OWNER TO {role}".encode())
+        if not says:
+            connection.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
+    try:
+        with spotledger.open(f"postgresql://{role}:plain@127.0.0.1:{postgres_server.port}/{database}") as ledger:
+            seed(ledger)
+            store: Any = ledger._store
+            seen = store._right.seen.seen
+            assert (seen.epoch, seen.seq, seen.hash) == (1, ledger.head.seq, ledger.head.hash)
+            assert (seen.system > 0, seen.timeline) == (says, int(says))
+    finally:
+        with psycopg.connect(postgres_url, autocommit=True) as connection:
+            connection.execute(f"ALTER DATABASE {database} OWNER TO CURRENT_USER".encode())
+            connection.execute(f"REASSIGN OWNED BY {role} TO CURRENT_USER".encode())
+            connection.execute(f"DROP OWNED BY {role}".encode())
+            connection.execute(f"DROP ROLE {role}".encode())
