@@ -179,6 +179,11 @@ def old_primary_returns() -> Report:
         pair.kill_primary()
         pair.promote()
         fleet.wait_for_writes(time.monotonic())
+        written = check_database(pair.primary.url(LEDGER)).head
+        until(
+            lambda: all(node.metric("spotledger_head_seq", fleet.token) >= written for node in fleet.nodes),
+            RECOVERY_SECONDS, "a node does not follow the new primary",
+        )  # fmt: skip
         moment = time.monotonic()
         pair.primary.stop()
         old, victim = pair.standby, fleet.nodes[0]
