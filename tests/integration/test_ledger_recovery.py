@@ -11,7 +11,7 @@ import pytest
 
 from spotledger.domain.accounts import Balance
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, ListCoin, RegisterCustomer, Unfreeze
-from spotledger.errors import LedgerCorrupt, StoreUnavailable
+from spotledger.errors import HoldClosed, LedgerCorrupt, StoreUnavailable
 from spotledger.ledger.ledger import Ledger
 from support_books import check_books
 from support_core import (
@@ -232,4 +232,28 @@ def test_clock_that_jumps_back_stands_still(tmp_path: Path) -> None:
         assert ledger.seq_at(start + 1_000) == receipt.seq
     with open_small(tmp_path, clock) as ledger:
         assert ledger.deposit("ann", "btc", "1", key="after").entry.booked_ms == start + 1_000
+    check_books(tmp_path)
+
+
+def test_hold_closed_in_a_segment_that_a_start_seals_stays_closed(tmp_path: Path) -> None:
+    """
+    A kill between a commit and the sealing of its segment does not open a hold again.
+
+    The start reads the hold from the books, as it was before, and what closed it from the journal; then it seals that.
+    """
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        hold = ledger.freeze("ann", "btc", "3", key="freeze").hold
+        fill(ledger, 8)
+    books = (tmp_path / "books.db").read_bytes()
+    with open_small(tmp_path) as ledger:
+        ledger.unfreeze(str(hold), key="release")
+        fill(ledger, 12, "later")
+        balance = ledger.balances(spot("ann"))["btc"]
+    (tmp_path / "books.db").write_bytes(books)
+    with open_small(tmp_path) as ledger:
+        with pytest.raises(HoldClosed):
+            ledger.unfreeze(str(hold), key="again")
+        assert ledger.hold(hold).remaining == 0  # type: ignore[arg-type,union-attr]
+        assert ledger.balances(spot("ann"))["btc"] == balance
     check_books(tmp_path)

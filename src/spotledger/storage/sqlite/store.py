@@ -246,6 +246,7 @@ class SqliteStore(RebuiltBooks):
             self._memory.loaded_holds.update((hold.hold_id, hold) for hold in books.holds_of_ids(sorted(missing)))
             for entry in entries:
                 self._memory.apply(entry)
+        self._memory.loaded_holds.clear()
         if self._hash_of(self._head.seq) != self._head.hash:
             raise LedgerCorrupt(f"the hash of entry {self._head.seq}, the last, is not the one that the head has")
 

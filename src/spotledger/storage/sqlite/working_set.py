@@ -123,6 +123,7 @@ class WorkingSet:
         self.segments: list[OpenSegment] = []
         self.accounts: dict[Account, AccountState] = {}
         self.known_customers: dict[str, None] = {}
+        #: Holds as the tables have them, which the open segments have not changed or have in a later state.
         self.loaded_holds: dict[int, Hold] = {}
         self.coins: Mapping[str, Coin] = MappingProxyType({})
         self._overdue: list[tuple[int, int]] = []
@@ -310,6 +311,7 @@ class WorkingSet:
             sealed_to: The last sealed entry.
             due_seen: The expiry and id of the last hold that the search for due holds has read from the table.
         """
+        self.loaded_holds.clear()  # what was read from the tables before is older than what is in them now
         sealed_segments = sealed_to // self._segment_entries
         while self.segments and self.segments[0].number < sealed_segments:
             segment = self.segments.pop(0)
