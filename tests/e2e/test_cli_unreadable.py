@@ -49,7 +49,8 @@ def _call(name: str, **given: str) -> list[str]:
     """Return the arguments of the command *name*, with *given* for its parameters, and something for the others."""
     command, options, arguments = COMMANDS[name], [], []
     for param in command.params:
-        value = given.get(param.name or "")
+        # Another process may listen at the default addresses.
+        value = given.get(param.name or "", "127.0.0.1:0" if param.name in ("listen", "operator_listen") else None)
         if isinstance(param, click.Argument):
             if param.required or value is not None:
                 arguments.append(value or VALUES.get(param.name or "", "x"))

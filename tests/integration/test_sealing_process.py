@@ -140,8 +140,7 @@ def test_books_that_are_made_again_are_taken_over_while_nothing_is_written(tmp_p
             with contextlib.suppress(StoreUnavailable):
                 ledger.execute([])
 
-        until(lambda: ledger.sealing_lag == 0, look)
-        look()  # the last answer of the process may have come before the books were opened
+        until(lambda: ledger.sealing_lag == 0 and store.rebuilding is None, look)  # a thread opens them
         assert (store.rebuilds, ledger.sealing_restarts) == (1, 1)
         assert ledger.account(spot("bob")).balance("btc").available == 1000 * 10**8
     check_books(tmp_path)
