@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import suppress
-from itertools import combinations
+from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
@@ -33,6 +34,7 @@ from support_core import Clock, booked_up_to_commit, fill, open_small, past_trig
 
 HUGE = "99999999999999999999.999999999999999999"
 HUGE_UNITS = 10**38 - 1
+EXPIRY = 1_800_000_000_000
 
 
 def sealed_to(folder: Path) -> int:
@@ -575,47 +577,61 @@ def test_names_that_look_like_other_values_stay_text(tmp_path: Path, word: str) 
         assert ledger.customers() == sorted(["ann", word])
 
 
-def _swapped_roots(path: Path) -> list[tuple[str, str, bytes]]:
-    """Return the file at *path* with the first pages of each two of its tables and indexes swapped; checksums fit."""
+def _mixed_up(path: Path) -> list[tuple[str, str, bytes]]:
+    """Return the file at *path* with the first pages of two tables or indexes swapped, or one copied to the other."""
     with opened(path) as connection:
         size = connection.execute("PRAGMA page_size").fetchone()[0]
         roots = connection.execute("SELECT name, rootpage FROM sqlite_schema WHERE rootpage > 0").fetchall()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     content = path.read_bytes()
     made = []
-    for (one, first), (other, second) in combinations(roots, 2):
-        swapped = bytearray(content)
+    for (one, first), (other, second) in permutations(roots, 2):
         a, b = slice((first - 1) * size, first * size), slice((second - 1) * size, second * size)
-        swapped[a], swapped[b] = content[b], content[a]
-        made.append((one, other, bytes(swapped)))
+        mixed = bytearray(content)
+        mixed[a] = content[b]
+        made.append((one, other, bytes(mixed)))
+        if first < second:
+            mixed[b] = content[a]
+            made.append((one, other, bytes(mixed)))
     return made
 
 
+def _everything(ledger: Ledger) -> tuple[Any, ...]:
+    """Return what the books are asked for."""
+    holds = [ledger.holds(name, state) for name in ("ann", "bob") for state in (None, "open")]
+    balances = [ledger.balances(spot(name)) for name in ("ann", "bob")]
+    return balances, holds, ledger.old_holds(2**60), ledger.customers(), ledger.statement("bob"), ledger.head
+
+
 @pytest.mark.parametrize("file", ["journal.db", "books.db", "keys.db"])
-def test_tables_whose_pages_are_swapped_are_named_or_made_again(tmp_path: Path, file: str) -> None:
+def test_tables_whose_pages_are_mixed_up_are_named_or_made_again(tmp_path: Path, file: str) -> None:
     """A row of another table in the place of the head, of the ledger, or of any other is damage, not a wrong value."""
     folder = tmp_path / "whole"
     with open_small(folder) as ledger:
         seed(ledger)
+        for number in range(5):
+            ledger.freeze(("ann", "bob")[number % 2], "btc", "1", key=f"hold-{number}", expires_ms=EXPIRY + number)
+        ledger.unfreeze(HoldKey("hold-3"), key="release")
         fill(ledger, 20)
         KeyRing(ledger.key_tables.access_keys, Cipher(bytes(32)), lambda: 1).create("ann", ["read"])
-        expected, head = ledger.balances(spot("ann")), ledger.head
-    pairs = _swapped_roots(folder / file)
-    assert len(pairs) > 2
-    for one, other, content in pairs:
-        shutil.rmtree(tmp_path / "swapped", ignore_errors=True)
-        shutil.copytree(folder, tmp_path / "swapped")
-        (tmp_path / "swapped" / file).write_bytes(content)
+    with open_small(folder) as ledger:
+        expected = _everything(ledger)
+    mixed = _mixed_up(folder / file)
+    assert len(mixed) > 6
+    for one, other, content in mixed:
+        shutil.rmtree(tmp_path / "mixed", ignore_errors=True)
+        shutil.copytree(folder, tmp_path / "mixed")
+        (tmp_path / "mixed" / file).write_bytes(content)
         try:
-            ledger = open_small(tmp_path / "swapped")
+            ledger = open_small(tmp_path / "mixed")
         except (LedgerCorrupt, SetupError):
             assert file != "books.db", (one, other)
             continue
         with ledger:
             try:
-                assert (ledger.balances(spot("ann")), ledger.head) == (expected, head), (one, other)
+                assert _everything(ledger) == expected, (one, other)
             except LedgerCorrupt:
                 assert file == "journal.db", (one, other)
-        audited(tmp_path / "swapped")
+        audited(tmp_path / "mixed")
         with suppress(LedgerCorrupt, SetupError):
-            look(tmp_path / "swapped")
+            look(tmp_path / "mixed")

@@ -43,6 +43,7 @@ BALANCE_COLUMNS: Final = 'bucket, customer, account, coin, available, "freeze", 
 #: Tables of what the rows of a bucket add up to.
 BUCKET_TABLES: Final = ("owner_bucket", "hold_bucket")
 _PAGE: Final = 500
+_LAST_ID: Final = 2**63 - 1
 _PAGE_MIN: Final = 100
 
 
@@ -156,17 +157,45 @@ class Books:
             raise BooksDamaged("the table of reversals does not check")
         if sum_of_buckets(self._connection).kept() != (facts.buckets, facts.buckets_digest):
             raise BooksDamaged("the buckets of owners and holds do not check")
-        is_open = "FROM hold INDEXED BY {} WHERE closed_seq IS NULL"
-        counts = {
-            "customer_name": (facts.customers, "FROM customer INDEXED BY customer_name"),
-            "hold_age": (facts.open_holds, is_open.format("hold_age")),
-            "hold_open": (facts.open_holds, is_open.format("hold_open")),
-            "hold_due": (facts.expiring_holds, is_open.format("hold_due") + " AND expires_ms IS NOT NULL"),
-        }
-        for index, (expected, what) in counts.items():
-            [(found,)] = ask(f"SELECT count(*) {what}").fetchall()
-            if found != expected:
-                raise BooksDamaged(f"the index {index} has {found} rows where there are {expected}")
+        self._check_indexes(facts)
+
+    def _check_indexes(self, facts: BooksFacts) -> None:
+        """
+        Check that each index has the rows that it should have, in order.
+
+        A page of one index in the place of another's, or one that was set back, has a good checksum.
+        """
+        ask = self._connection.execute
+        is_open = "FROM hold INDEXED BY {} WHERE closed_seq IS NULL AND"
+        # The bounds are true of every row, and make SQLite look at the first column of the index.
+        by_age = ask(
+            f"SELECT hold_id {is_open.format('hold_age')} hold_id BETWEEN 1 AND ?", (facts.sealed_to,)
+        ).fetchall()
+        by_customer = ask(f"SELECT customer, hold_id {is_open.format('hold_open')} customer >= ''").fetchall()
+        by_expiry = ask(f"SELECT expires_ms, hold_id {is_open.format('hold_due')} expires_ms <= {_LAST_ID}").fetchall()
+        one = "SELECT customer, expires_ms, hold_id FROM hold NOT INDEXED WHERE hold_id = ? AND closed_seq IS NULL"
+        held = [row for age in by_age for row in ask(one, age)]
+        for index, found, expected, count in (
+            ("hold_age", by_age, [(hold_id,) for _, _, hold_id in held], facts.open_holds),
+            ("hold_open", by_customer, [(customer, hold_id) for customer, _, hold_id in held], facts.open_holds),
+            ("hold_due", by_expiry, [row[1:] for row in held if row[1] is not None], facts.expiring_holds),
+        ):
+            if len(found) != count:
+                raise BooksDamaged(f"the index {index} has {len(found)} rows where there are {count}")
+            if found != sorted(expected):
+                raise BooksDamaged(f"the index {index} has other rows than its table")
+        # There may be millions of customers, so none is kept: the index is counted and summed, and so is its table.
+        by_name = ask("SELECT customer FROM customer INDEXED BY customer_name WHERE customer >= ''")
+        count = total = 0
+        last = ""
+        for (name,) in by_name:
+            if not last < name:
+                raise BooksDamaged("the index customer_name is not in order")
+            count, total, last = count + 1, total + hash(name), name
+        if count != facts.customers:
+            raise BooksDamaged(f"the index customer_name has {count} rows where there are {facts.customers}")
+        if sum(hash(name) for (name,) in ask("SELECT customer FROM customer NOT INDEXED")) != total:
+            raise BooksDamaged("the index customer_name has other customers than its table")
 
     def facts(self) -> BooksFacts:
         """Return the row that says what the books are."""
