@@ -33,7 +33,7 @@ def check_logs(path: Path, findings: Findings) -> None:
 
 
 def check_files(file: AuditFile, findings: Findings) -> None:
-    """Check that each file is what it should be: its schema, every page, SQLite's structures."""
+    """Check the schema of each file, the checksum of every page, and SQLite's own structures."""
     for problem in file.problems:
         findings.unreadable(problem, code="file_damaged")
     for each in file.files():
