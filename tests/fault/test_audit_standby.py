@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 
 import psycopg
@@ -10,9 +9,10 @@ import pytest
 
 import spotledger
 from fleet.pair import LEDGER, Pair
+from servers import postgres
 from servers.kept import until
 from servers.missing import ServerMissing, skip_or_fail
-from servers.postgres import QUICK, Cluster, new_cluster
+from servers.postgres import Cluster
 from spotledger.audit.postgres import audit_database
 from spotledger.audit.report import CLEAN, DAMAGED
 from support_audit import every_kind
@@ -22,14 +22,8 @@ from support_core import Clock
 @pytest.fixture
 def own_cluster() -> Iterator[Cluster]:
     """Give a server whose files a test may damage."""
-    try:
-        cluster = new_cluster(QUICK)
-    except ServerMissing as problem:
-        skip_or_fail(problem)
-    cluster.start()
-    yield cluster
-    cluster.stop()
-    shutil.rmtree(cluster.folder)
+    with postgres.own_cluster(postgres.QUICK) as cluster:
+        yield cluster
 
 
 def fill(url: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import spotledger
-from servers.missing import ServerMissing, skip_or_fail
-from servers.postgres import DURABLE, Cluster, new_cluster
+from servers import postgres
+from servers.postgres import Cluster
 from spotledger.ledger.ledger import Receipt
 from support_core import seed
 from support_database_books import check_database
@@ -103,14 +102,8 @@ def test_killed_writers_beside_others_lose_and_double_nothing(
 @pytest.fixture
 def own_cluster() -> Iterator[Cluster]:
     """Give a server that a test may kill."""
-    try:
-        cluster = new_cluster(DURABLE)
-    except ServerMissing as problem:
-        skip_or_fail(problem)
-    cluster.start()
-    yield cluster
-    cluster.stop()
-    shutil.rmtree(cluster.folder)
+    with postgres.own_cluster(postgres.DURABLE) as cluster:
+        yield cluster
 
 
 def test_killed_server_loses_nothing_acknowledged_and_nodes_go_on(

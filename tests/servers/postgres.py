@@ -36,7 +36,7 @@ from servers.kept import (
     start,
     until_ready,
 )
-from servers.missing import ServerMissing
+from servers.missing import ServerMissing, skip_or_fail
 
 VERSION_LEAST: Final = 15
 ROLE: Final = "spotledger"
@@ -223,6 +223,19 @@ def start_cluster(settings: Mapping[str, str] = QUICK) -> Cluster:
             if not left:
                 raise
     return cluster
+
+
+@contextmanager
+def own_cluster(settings: Mapping[str, str]) -> Iterator[Cluster]:
+    """Give a running cluster that one test may stop, kill or damage; without PostgreSQL, skip or fail the test."""
+    try:
+        cluster = new_cluster(settings)
+    except ServerMissing as problem:
+        skip_or_fail(problem)
+    cluster.start()
+    yield cluster
+    cluster.stop()
+    shutil.rmtree(cluster.folder)
 
 
 @dataclass(frozen=True)
