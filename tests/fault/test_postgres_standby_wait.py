@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -99,14 +99,19 @@ def cancelling(url: str) -> Iterator[list[int]]:
         thread.join()
 
 
-def until_waited_for(ledger: Ledger, url: str) -> int:
+def until_not_acknowledged(write: Callable[[int], object]) -> int:
     """Write until a write is not acknowledged, which the server's new setting brings about; return how many were."""
     for number in range(1000):
         try:
-            ledger.deposit("ann", "btc", "1", key=f"n{number}")
+            write(number)
         except StoreUnavailable:
             return number
-    raise AssertionError("no commit waits for the standby")
+    raise AssertionError("no write waits for the standby")
+
+
+def until_waited_for(ledger: Ledger) -> int:
+    """Deposit until a deposit is not acknowledged; return its number."""
+    return until_not_acknowledged(lambda number: ledger.deposit("ann", "btc", "1", key=f"n{number}"))
 
 
 def test_cancelled_wait_is_no_yes_in_the_look_up_of_an_unknown_outcome(
@@ -130,7 +135,7 @@ def test_cancelled_wait_is_no_yes_in_the_look_up_of_an_unknown_outcome(
 
         ledger._store._look_up = cancelled_look_up  # type: ignore[attr-defined]
         set_standby(url, "nobody")
-        number = until_waited_for(ledger, url)
+        number = until_waited_for(ledger)
         set_standby(url, "")
         assert ledger.deposit("ann", "btc", "1", key=f"n{number}").replayed
     check_database(url)
@@ -151,13 +156,8 @@ def make_key(writes: AccessKeyWrites, ring: KeyRing, key: str) -> Any:
 
 
 def until_not_made(writes: AccessKeyWrites, ring: KeyRing) -> int:
-    """Make keys until one is not acknowledged, which the server's new setting brings about; return its number."""
-    for number in range(1000):
-        try:
-            make_key(writes, ring, f"key-{number}")
-        except StoreUnavailable:
-            return number
-    raise AssertionError("no write of a key waits for the standby")
+    """Make keys until one is not acknowledged; return its number."""
+    return until_not_acknowledged(lambda number: make_key(writes, ring, f"key-{number}"))
 
 
 def test_write_of_a_key_that_no_standby_confirmed_is_no_yes_and_neither_is_its_repeat(
