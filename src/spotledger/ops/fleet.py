@@ -27,6 +27,7 @@ from spotledger.storage.postgres.keys import KeyChanges, PostgresKeyTables
 from spotledger.storage.postgres.right_server import RightServer
 from spotledger.storage.postgres.schema import has_ledger_schema, make_ready, migrate
 from spotledger.storage.postgres.standby import StandbyStore
+from spotledger.storage.postgres.statements import SEGMENT_ENTRIES
 from spotledger.storage.postgres.store import PostgresStore
 from spotledger.storage.seen_head import SeenHead
 
@@ -43,8 +44,9 @@ def open_postgres(url: str, *, clock_ms: Callable[[], int] | None = None, **opti
         url: ``postgresql://role@host/database``; of several hosts, the one that accepts writes is used.
         clock_ms: For tests: the time in milliseconds since 1970, instead of the server's clock.
         **options: ``requires_standby``: refuse to write while no synchronous standby is connected to the server;
-            ``cache_accounts``: how many accounts stay in memory; ``follow_seconds``: how often to look for
-            entries of other processes if no notification arrives.
+            ``segment_entries``: entries in a segment, for a ledger that is made; ``cache_accounts``: how many accounts
+            stay in memory; ``follow_seconds``: how often to look for entries of other processes if no notification
+            arrives.
 
     Raises:
         SettingInvalid: *url* is malformed.
@@ -53,7 +55,8 @@ def open_postgres(url: str, *, clock_ms: Callable[[], int] | None = None, **opti
         SetupError: An embedded ledger is being copied into the database.
         LedgerCorrupt: The database is not a complete ledger.
     """
-    make_ready(url, requires_standby=options.get("requires_standby", False))
+    segment_entries = options.pop("segment_entries", SEGMENT_ENTRIES)
+    make_ready(url, requires_standby=options.get("requires_standby", False), segment_entries=segment_entries)
     clock = TrustedClock() if clock_ms is None else Clock(clock_ms)
     return Ledger(PostgresStore(url, clock_ms=clock_ms, **options), clock)
 

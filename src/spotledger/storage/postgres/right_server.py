@@ -13,21 +13,17 @@ import os
 import socket
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple, NoReturn
+from typing import Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus
-from psycopg.pq.abc import PGresult
 
 from spotledger.errors import JournalShorter, LedgerCorrupt, StoreUnavailable
-from spotledger.storage.base import Head
 from spotledger.storage.encoding import epochs_of_row
 from spotledger.storage.postgres.connection import Connection, connect, translated
-from spotledger.storage.postgres.foreign_entries import read_foreign_entries
-from spotledger.storage.postgres.session import hash_of, rows_of
 from spotledger.storage.seen_head import (
     NEW_NODE,
     NotCaughtUp,
@@ -40,8 +36,9 @@ from spotledger.storage.seen_head import (
 )
 
 _PLACE: Final = (
-    "SELECT ledger_id, epoch_seq, begun.body, head.seq, (SELECT hash FROM entry WHERE seq = %s), pg_is_in_recovery()"
-    " FROM ledger JOIN head USING (only_row) LEFT JOIN entry AS begun ON begun.seq = epoch_seq"
+    "SELECT ledger_id, epoch_seq, begun.body, coalesce((SELECT max(seq) FROM entry), 0),"
+    " (SELECT hash FROM entry WHERE seq = %s), pg_is_in_recovery()"
+    " FROM ledger LEFT JOIN entry AS begun ON begun.seq = epoch_seq"
 )
 #: A standby's timeline is not asked for: it is noted late there.
 _SERVER: Final = (
@@ -155,46 +152,24 @@ class RightServer:
                 _cut(each)
 
 
-class Restart(NamedTuple):
-    """Why memory has to restart, and what the server answered then."""
+def is_put_back(seen: Seen, place: Place) -> bool:
+    """
+    Check that the server at *place* goes on from what was *seen*.
 
-    #: For people: the address of the server.
-    name: str
-    #: The head of memory before.
-    since: Head
-    #: The server's head, and its entries after *since*.
-    head: Head
-    news: PGresult
-    #: The answers of ``LEDGER``, ``COINS`` and the ``HASH`` of *since*, from a later snapshot.
-    answers: Sequence[PGresult]
+    Returns:
+        Whether it began a later epoch from an earlier entry.
 
-    def check(self, seen: Seen, epoch: int, head: Head, *, is_standby: bool) -> bool:
-        """
-        Check that the server, now in *epoch* and at *head*, goes on from what was *seen*.
-
-        Returns:
-            Whether it began a later epoch from an earlier entry.
-
-        Raises:
-            OtherHistory, NotCaughtUp: It does not go on from there.
-            LedgerCorrupt: It has later entries and lacks that one.
-        """
-        ledger, _, found = self.answers
-        kept = hash_of(rows_of(found)[0][0]) if found.ntuples else None
-        ledger_id = rows_of(ledger)[0][0].decode()
-        place = Place(self.name, ledger_id, epoch, head.seq, kept, is_standby=is_standby)
-        check_place(seen, place)
-        if seen.seq == 0 or kept == seen.hash:
-            return False
-        if epoch <= seen.epoch:
-            raise LedgerCorrupt(f"the journal lacks entry {seen.seq}, and has later ones")
-        _say_accepted(seen, place)
-        return True
-
-    def blame(self) -> NoReturn:
-        """Raise LedgerCorrupt: the server has the entry *since*, and its journal does not go on from there."""
-        read_foreign_entries(self.news, self.since, self.head, self.since.seq)
-        raise LedgerCorrupt(f"the journal's head names entry {self.head.seq}, and the journal goes further")
+    Raises:
+        OtherHistory, NotCaughtUp: It does not go on from there.
+        LedgerCorrupt: It has later entries and lacks that one.
+    """
+    check_place(seen, place)
+    if seen.seq == 0 or place.kept == seen.hash:
+        return False
+    if place.epoch <= seen.epoch:
+        raise LedgerCorrupt(f"the journal lacks entry {seen.seq}, and has later ones")
+    _say_accepted(seen, place)
+    return True
 
 
 def place_of(connection: Connection, seq: int) -> Place | None:

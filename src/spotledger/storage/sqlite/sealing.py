@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from spotledger.domain.accounts import Account
 from spotledger.errors import LedgerCorrupt, SchemaMismatch, StoreUnavailable
+from spotledger.storage.base import BooksDamaged
 from spotledger.storage.encoding import (
     EntryChanges,
     chain_hash,
@@ -47,7 +48,6 @@ from spotledger.storage.sqlite.books import (
 from spotledger.storage.sqlite.buckets import (
     HOLD_BUCKET_IDS,
     SEGMENT_BUCKETS,
-    BooksDamaged,
     HistoryLine,
     HoldsOpened,
     RowSum,
