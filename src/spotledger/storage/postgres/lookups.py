@@ -129,6 +129,10 @@ class LookupBatch:
         self._ask(sql.ENTRIES_OF_SEQS, numbers(seqs), take=self._take_entries)
         self._ask(sql.REVERSALS, numbers(seqs), take=self._take_reversals)
 
+    def is_about(self, memory: HeadCache) -> bool:
+        """Return whether the queries and *memory* together have all that is wanted."""
+        return memory is self._head_cache and memory.is_whole
+
     def send(self, session: Session) -> None:
         """Send the queries."""
         for statement, parameters, _ in self._asked:
@@ -136,7 +140,7 @@ class LookupBatch:
 
     def lookups(self, answers: Sequence[PGresult], memory: HeadCache) -> Lookups:
         """Add *answers* to *memory*, which stands at the locked head and covers them; return what else was found."""
-        lookups, self._head_cache = self._lookups, memory
+        lookups = self._lookups
         lookups.head_seq = memory.head.seq
         for (_, _, take), answer in zip(self._asked, answers, strict=True):
             take(answer)

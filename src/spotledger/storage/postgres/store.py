@@ -176,7 +176,7 @@ class PostgresStore(PostgresReads):
         found = found_in(now, self.ledger_id)
         yield from self._advancing(session, News(memory, since, found, page))
         while not self._take_lookups(batch, answers, found):
-            # Memory was built anew meanwhile, and reaches back less far than what was looked up.
+            # Memory was built anew meanwhile: it lacks what the old one had, or reaches back less far than the answers.
             session.send(sql.HEAD)
             session.send(sql.NEW_ENTRIES, *self._after(self._head_cache.head))
             batch = self._lookup_batch(wanted, now_ms)
@@ -209,9 +209,8 @@ class PostgresStore(PostgresReads):
         """Add what was looked up to memory; return False, and do nothing, if memory cannot be joined with it."""
         with self._guard:
             memory = self._head_cache
-            if memory.head != found.head or not memory.is_whole or memory.base > found.sealed_seq:
+            if not batch.is_about(memory) or memory.head != found.head or memory.base > found.sealed_seq:
                 return False
-            memory.drop_sealed(found.sealed_seq)
             self._lookups = batch.lookups(answers, memory)
             return True
 
@@ -458,6 +457,7 @@ class PostgresStore(PostgresReads):
                 memory.apply(new, pending, epochs_after(new[-1]) if new[-1].kind == BEGIN_EPOCH else None)
                 size = memory.segment_entries
                 self._has_filled = self._has_filled or pending.seq // size > (new[0].seq - 1) // size
+                memory.drop_sealed()
                 memory.shrink()
         finally:
             # Not earlier: the follower would read the entries of this group.

@@ -307,10 +307,13 @@ class HeadCache(OpenSegments):
 
     # --- sealed entries -------------------------------------------------------------------------------
 
-    def drop_sealed(self, sealed_seq: int) -> None:
-        """Drop the segments up to the entry *sealed_seq*, of which the tables have everything."""
+    def note_sealed(self, sealed_seq: int) -> None:
+        """Note that a snapshot had everything up to the entry *sealed_seq* in the tables."""
         self.sealed_seq = max(self.sealed_seq, sealed_seq)
-        for segment in self._drop_to(sealed_seq, self.due_seen):
+
+    def drop_sealed(self) -> None:
+        """Drop the segments that are known to be sealed: the tables have everything of them."""
+        for segment in self._drop_to(self.sealed_seq, self.due_seen):
             for hold_id in self.holds.keys() & segment.changed.keys():
                 self.holds[hold_id] = self.holds[hold_id].after(*segment.changed[hold_id])
             for hold_id in self.holds.keys() & segment.holds.keys():

@@ -146,9 +146,9 @@ class FollowedMemory:
                 session.send(sql.NEW_ENTRIES, *self._after(since))
                 [page] = yield from session.answers()
         with self._guard:
-            # A group that is being written relies on what it has loaded.
-            if self._head_cache is memory and not self.is_writing:
-                memory.drop_sealed(found.sealed_seq)
+            memory.note_sealed(found.sealed_seq)
+            if not self.is_writing:  # a group that is being written relies on what memory has
+                memory.drop_sealed()
                 memory.shrink()
 
     @gc_paused
