@@ -22,14 +22,14 @@ from spotledger.errors import SchemaMismatch, SettingInvalid, SetupError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ops.settings import ServerUrl, Settings, flag_of
 from spotledger.storage.postgres.claim import Claim
-from spotledger.storage.postgres.connection import ANY_SERVER, connect
+from spotledger.storage.postgres.connection import ANY_SERVER, Connection, connect
 from spotledger.storage.postgres.keys import KeyChanges, PostgresKeyTables
 from spotledger.storage.postgres.right_server import RightServer
 from spotledger.storage.postgres.schema import has_ledger_schema, make_ready, migrate
 from spotledger.storage.postgres.standby import StandbyStore
 from spotledger.storage.postgres.statements import SEGMENT_ENTRIES
 from spotledger.storage.postgres.store import PostgresStore
-from spotledger.storage.seen_head import SeenHead
+from spotledger.storage.seen_head import SeenHead, read_seen
 
 _log = logging.getLogger("spotledger.fleet")
 
@@ -100,10 +100,8 @@ def open_fleet(settings: Settings, clock: Clock, worker: int = 0) -> Iterator[Fl
         seen = SeenHead(settings.data, worker)
         stack.callback(seen.close)
         right = RightServer(address, seen)
-        if seen.seen is not None:
-            with right.connect_at_start("spotledger"):
-                pass  # nothing is made in a database that lacks what this node has seen
-        make_ready(address, requires_standby=requires)
+        # Nothing is made in a database that lacks what this node has seen, nor on another server of the address.
+        make_ready(_address_at_start(right), requires_standby=requires)
         _say_what_is_waited_for(requires=requires)
         key_tables = PostgresKeyTables(partial(right.connect, "spotledger keys"), requires_standby=requires)
         stack.callback(key_tables.close)
@@ -121,6 +119,42 @@ def open_fleet(settings: Settings, clock: Clock, worker: int = 0) -> Iterator[Fl
         stack.callback(key_changes.close)
         audit_claim = Claim(partial(right.connect, "spotledger audit claim"))
         yield Fleet(ledger, key_changes, _audited(settings), audit_claim, store)
+
+
+def right_server(settings: Settings) -> RightServer:
+    """
+    Return what connects to the right server of *settings*: the one that has what the node in the data folder saw last.
+
+    Every command that is given a database connects through this. Nothing is written to the folder; if it has no
+    ``seen-head``, nothing is known, and the server that the address leads to is the right one.
+
+    Raises:
+        SettingInvalid: There is no database, or its address is malformed.
+        StoreUnavailable, LedgerCorrupt: What the node saw last cannot be read.
+    """
+    return RightServer(address_of(settings), SeenHead(seen=read_seen(settings.data)))
+
+
+def _address_at_start(right: RightServer) -> str:
+    """Return the address of the right server, or that of *right* where nothing is known; raise like a start."""
+    if right.seen.seen is None:
+        return right.address
+    with right.connect_at_start("spotledger") as connection:
+        return right.address_of(connection)
+
+
+def address_to_change(right: RightServer) -> str:
+    """
+    Return the address of the one server that a command may change.
+
+    That is the right server; where nothing is known, the only one of the address that takes writes.
+
+    Raises:
+        JournalShorter, OtherHistory, NotCaughtUp: No server that could be reached has what was seen.
+        SetupError: Several servers take writes, and none is known to be the right one.
+        SettingInvalid, StoreUnavailable: There is no connection.
+    """
+    return right.only_server() if right.seen.seen is None else _address_at_start(right)
 
 
 def _say_what_is_waited_for(*, requires: bool) -> None:
@@ -207,15 +241,20 @@ def check_there(settings: Settings) -> None:
     Check that the database of *settings* has a ledger.
 
     Raises:
+        JournalShorter, OtherHistory: It is not the one that the node in the data folder has seen.
         SchemaMismatch: It has none, or contains something else.
         StoreUnavailable: The database cannot be reached.
     """
-    with connect(address_of(settings)) as connection:
-        if not has_ledger_schema(connection):
-            raise SchemaMismatch(
-                f"There is no ledger in the database {settings.database}. spotledger serve, coin add and customer add"
-                " make a new one; spotledger copy copies an embedded one there."
-            )
+    with right_server(settings).connect_at_start("spotledger") as connection:
+        _check_there(connection, settings)
+
+
+def _check_there(connection: Connection, settings: Settings) -> None:
+    if not has_ledger_schema(connection):
+        raise SchemaMismatch(
+            f"There is no ledger in the database {settings.database}. spotledger serve, coin add and customer add"
+            " make a new one; spotledger copy copies an embedded one there."
+        )
 
 
 def migrate_database(settings: Settings, *, after: bool) -> list[str]:
@@ -223,13 +262,15 @@ def migrate_database(settings: Settings, *, after: bool) -> list[str]:
     Migrate the schema of the database to the version of this program; return the names of the migrations applied.
 
     Args:
-        settings: The settings that name the database.
+        settings: The settings that name the database, and the data folder of a node, if there is one.
         after: Apply the migrations too that nodes of the previous version do not work with.
 
     Raises:
+        JournalShorter, OtherHistory: The database is not the one that the node has seen; nothing was changed.
+        SetupError: Several servers of the address take writes, and none is known to be the right one.
         SchemaMismatch: The database contains something else, or has a newer schema.
         StoreUnavailable: The server reports an error or cannot be reached; nothing was changed.
     """
-    with connect(address_of(settings)) as connection:
+    with connect(address_to_change(right_server(settings)), application="spotledger migrate") as connection:
         has_ledger_schema(connection)
         return migrate(connection, after=after)
