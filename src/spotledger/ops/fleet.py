@@ -18,18 +18,18 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from spotledger.audit.process import DatabaseAddress
 from spotledger.clock import Clock, TrustedClock
-from spotledger.errors import SchemaMismatch, SettingInvalid, SetupError
+from spotledger.errors import JournalShorter, SchemaMismatch, SettingInvalid, SetupError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ops.settings import ServerUrl, Settings, flag_of
 from spotledger.storage.postgres.claim import Claim
 from spotledger.storage.postgres.connection import ANY_SERVER, Connection, connect
 from spotledger.storage.postgres.keys import KeyChanges, PostgresKeyTables
-from spotledger.storage.postgres.right_server import RightServer
+from spotledger.storage.postgres.right_server import RightServer, place_of
 from spotledger.storage.postgres.schema import has_ledger_schema, make_ready, migrate
 from spotledger.storage.postgres.standby import StandbyStore
 from spotledger.storage.postgres.statements import SEGMENT_ENTRIES
 from spotledger.storage.postgres.store import PostgresStore
-from spotledger.storage.seen_head import SeenHead, read_seen
+from spotledger.storage.seen_head import OtherHistory, Seen, SeenHead, check_place, read_seen
 
 _log = logging.getLogger("spotledger.fleet")
 
@@ -274,3 +274,52 @@ def migrate_database(settings: Settings, *, after: bool) -> list[str]:
     with connect(address_to_change(right_server(settings)), application="spotledger migrate") as connection:
         has_ledger_schema(connection)
         return migrate(connection, after=after)
+
+
+class EpochBegun(NamedTuple):
+    """A new epoch: the ledger, its number, the entry that began it, and the entry that was given up; None for none."""
+
+    ledger_id: str
+    epoch: int
+    seq: int
+    given_up: Seen | None
+
+
+def begin_epoch(settings: Settings, reason: str, number: int | None, *, accept_loss: bool) -> EpochBegun:
+    """
+    Begin a new epoch in the database of *settings*, above every one that the node in the data folder has seen.
+
+    Args:
+        settings: The settings that name the database, and the data folder of a node, if there is one.
+        reason: Why; the journal keeps it.
+        number: The number of the epoch; None for the next one.
+        accept_loss: Begin it too where the database lacks what the node has seen.
+
+    Raises:
+        JournalShorter, OtherHistory: The database lacks it, and the loss is not accepted; or it has another ledger.
+        SettingInvalid: The node has seen the epoch *number*, or a later one.
+        SetupError: Several servers of the address take writes, and none is known to be the right one.
+        SchemaMismatch: The database has no ledger, or contains something else.
+        StoreUnavailable: The database cannot be reached.
+    """
+    right, given_up = right_server(settings), None
+    seen = right.seen.seen
+    if seen is not None and number is not None and number <= seen.epoch:
+        raise SettingInvalid(f"The node in {settings.data} has seen epoch {seen.epoch}; --epoch {seen.epoch + 1} would"
+                             " pass.", setting="epoch")  # fmt: skip
+    try:
+        address = address_to_change(right)
+    except (JournalShorter, OtherHistory):
+        if not accept_loss or seen is None:
+            raise
+        address, given_up = right.only_server(), seen
+    with connect(address) as connection:
+        _check_there(connection, settings)
+        place = place_of(connection, 0)
+        if seen is not None and place is not None and place.ledger_id != seen.ledger_id:
+            check_place(seen, place)
+    with open_postgres(address) as ledger:
+        if number is None and seen is not None and seen.epoch > ledger.epoch:
+            number = seen.epoch + 1
+        seq = ledger.begin_epoch(reason, number)
+        return EpochBegun(ledger.ledger_id, ledger.epoch, seq, given_up)

@@ -140,7 +140,7 @@ def advice(seen: Seen, epoch: int) -> str:
     return (
         "Start the server again that has it, or make this one its standby. Only if the database was put back to an"
         " earlier state on purpose, as by a point-in-time recovery:"
-        f" spotledger epoch begin --database …{number} --reason …"
+        f" spotledger epoch begin --database …{number} --accept-loss --reason …"
     )
 
 
