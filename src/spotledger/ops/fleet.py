@@ -71,6 +71,8 @@ class Fleet(NamedTuple):
     #: Held by the node that runs the continuous audit.
     audit_claim: Claim
     store: PostgresStore | StandbyStore
+    #: What this node saw last.
+    seen: SeenHead
 
     @property
     def standby(self) -> StandbyStore | None:
@@ -118,7 +120,7 @@ def open_fleet(settings: Settings, clock: Clock, worker: int = 0) -> Iterator[Fl
         key_changes = KeyChanges(partial(right.connect, "spotledger key changes"))
         stack.callback(key_changes.close)
         audit_claim = Claim(partial(right.connect, "spotledger audit claim"))
-        yield Fleet(ledger, key_changes, _audited(settings), audit_claim, store)
+        yield Fleet(ledger, key_changes, _audited(settings), audit_claim, store, seen)
 
 
 def right_server(settings: Settings) -> RightServer:
