@@ -22,6 +22,7 @@ from spotledger.audit.report import CLEAN, DAMAGED
 from spotledger.storage.postgres import statements
 from support_audit import every_kind
 from support_core import Clock
+from support_database_books import seal
 
 SMALL_SEGMENT = 10
 FOLDER = Path(__file__).parents[1] / "damage" / "database"
@@ -66,6 +67,7 @@ def template(postgres_server: PostgresServer) -> Iterator[str]:
         every_kind(ledger, clock)
         ledger.freeze("ann", "btc", "1", key="open", reference="order 9", expires_ms=clock.now_ms + 1_000)
         ledger.register_customer("eve", key="register:eve")
+    seal(postgres_server.url(name))
     with psycopg.connect(postgres_server.url(name), autocommit=True) as connection:
         connection.execute(CREDENTIALS)
     yield name
@@ -127,6 +129,7 @@ def segments(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     clock = Clock()
     with spotledger.open(postgres_url, clock_ms=clock) as ledger:
         every_kind(ledger, clock)
+    seal(postgres_url)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
         connection.execute("UPDATE history SET segment = (seq - 1) / %s", (SMALL_SEGMENT,))
     report = audit_database(postgres_url)

@@ -30,6 +30,7 @@ from spotledger.storage.postgres.claim import Claim
 from spotledger.storage.postgres.connection import connect
 from support_archive import Writing, write_some
 from support_core import fill, seed
+from support_database_books import seal
 from support_operator import operator_api
 from support_postgres import end_sessions
 from support_put_back import keep_state, swap
@@ -54,6 +55,7 @@ def books(postgres_url: str) -> str:
         for number in range(10):
             ledger.register_customer(f"c{number}", key=f"c{number}")
         write_some(ledger, "some", 0, 400)
+    seal(postgres_url)
     return postgres_url
 
 

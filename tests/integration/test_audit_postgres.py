@@ -23,7 +23,7 @@ def books(postgres_url: str) -> str:
         for prefix in ("", "again-"):
             every_kind(ledger, clock, prefix)
         ledger.freeze("ann", "btc", "1", key="open", expires_ms=clock.now_ms + 1_000)
-    check_database(postgres_url)
+    check_database(postgres_url)  # which seals all
     return postgres_url
 
 
@@ -75,9 +75,9 @@ DAMAGES = {
         "DELETE FROM entry WHERE seq > (SELECT seq - 3 FROM head)",
         {"journal_cut", "rows_beyond_journal"},
     ),
-    "the last cut off and the head put back": (
+    "the last cut off and what is sealed put back": (
         "DELETE FROM entry WHERE seq = (SELECT seq FROM head);"
-        " UPDATE head SET seq = seq - 1, hash = (SELECT hash FROM entry ORDER BY seq DESC LIMIT 1)",
+        " UPDATE sealed SET seq = seq - 1, hash = (SELECT hash FROM entry ORDER BY seq DESC LIMIT 1)",
         {"balance_row_differs", "rows_beyond_journal"},
     ),
     "a broken link": ("UPDATE entry SET hash = decode(repeat('00', 32), 'hex') WHERE seq = 12", {"chain_broken"}),
@@ -87,8 +87,8 @@ DAMAGES = {
         {"chain_broken", "entry_out_of_place"},
     ),
     "another digest of a key": ("UPDATE entry SET key_digest = gen_random_uuid() WHERE seq = 5", {"key_row_extra"}),
-    "another head": ("UPDATE head SET booked_ms = booked_ms + 1", {"head_differs"}),
-    "no head": ("DELETE FROM head", {"head_missing"}),
+    "another sealed entry": ("UPDATE sealed SET seq = seq - 1", {"books_differ"}),
+    "nothing that says what is sealed": ("DELETE FROM sealed", {"books_differ"}),
     "no ledger row": ("DELETE FROM ledger", {"ledger_row_missing"}),
     "a changed balance": (
         "UPDATE balance SET available = available + 1 WHERE customer = 'ann' AND coin = 'btc'",
@@ -150,12 +150,12 @@ def test_damage_is_named(books: str, damage: str) -> None:
 
 
 def test_kept_refusal_removed_with_the_chain_made_again_is_found(books: str) -> None:
-    """Who removes the last refusal and mends the head leaves no trace but in a head that was noted before."""
+    """Who changes the last entry and what names it leaves no trace but in a head that was noted before."""
     with psycopg.connect(books, autocommit=True) as connection:
         head = connection.execute("SELECT seq, hash FROM head").fetchall()[0]
         connection.execute("SET session_replication_role = replica")
         connection.execute("UPDATE entry SET hash = sha256(hash) WHERE seq = %s", (head[0],))
-        connection.execute("UPDATE head SET hash = sha256(hash)")
+        connection.execute("UPDATE sealed SET hash = sha256(hash)")
     assert "known_head_differs" in codes_of(audit_database(books, known_heads=[KnownHead(*head)]))
 
 

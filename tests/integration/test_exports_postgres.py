@@ -118,8 +118,7 @@ DAMAGES = {
     "an entry changed": "UPDATE entry SET body = replace(body, 'booked_ms\":1', 'booked_ms\":2') WHERE seq = 300",
     "a hash changed": "UPDATE entry SET hash = decode(repeat('00', 32), 'hex') WHERE seq = 300",
     "an entry removed": "DELETE FROM entry WHERE seq = 300",
-    "the end cut off": "DELETE FROM entry WHERE seq >= 300",
-    "the head removed": "DELETE FROM head",
+    "the sealed end cut off": "DELETE FROM entry WHERE seq >= 300",
 }
 
 

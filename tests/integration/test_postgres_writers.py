@@ -361,7 +361,7 @@ def test_server_that_is_not_there_is_unavailable() -> None:
 def test_damaged_derived_row_stops_writing_when_the_next_segment_is_sealed(
     open_node: Open, postgres_url: str, damage: str, repair: str, found: str
 ) -> None:
-    """Sealing adds up from the rows: one that is missing or wrong is seen, nothing is booked on it, and writing stops."""
+    """Sealing adds up from the rows: one that is missing or wrong is seen, and writing stops."""
     ledger = open_node(segment_entries=4)
     seed(ledger, "ann")
     hold = ledger.freeze("ann", "btc", "1", key="f").hold

@@ -19,10 +19,10 @@ import spotledger
 from spotledger.domain.operations import Deposit
 from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.ledger.ledger import Ledger
-from spotledger.storage.sqlite import sealing_process
+from spotledger.storage import sealing_process
+from spotledger.storage.sealing_process import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, SealingProcess
 from spotledger.storage.sqlite.sealing import Sealer
-from spotledger.storage.sqlite.sealing_process import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, SealingProcess
-from spotledger.storage.sqlite.store import PROCESS_ENTRIES, UNSEALED_LIMIT
+from spotledger.storage.sqlite.store import PROCESS_ENTRIES, SEALING_MODULE, UNSEALED_LIMIT
 from support_books import check_books
 from support_core import alter_last, raw, seed, spot
 
@@ -205,7 +205,7 @@ def test_pause_before_a_restart_grows_up_to_its_limit_and_begins_anew_after_a_se
     """A process that can do nothing is not started again and again at once."""
     now = time.monotonic()
     monkeypatch.setattr(sealing_process, "time", SimpleNamespace(monotonic=lambda: now))
-    process = SealingProcess(tmp_path / "journal.db", tmp_path / "books.db")
+    process = SealingProcess(SEALING_MODULE, [str(tmp_path / "journal.db"), str(tmp_path / "books.db")])
     expected, pauses = FIRST_PAUSE_SECONDS, []
     try:
         for restarts in range(1, 10):

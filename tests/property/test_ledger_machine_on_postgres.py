@@ -37,9 +37,7 @@ class PostgresMachine(LedgerMachine):
 
     def open_ledger(self) -> Ledger:
         size = self.segment
-        return spotledger.open(
-            self.proxy.url, segment_entries=size, cache_accounts=2 * size, clock_ms=self.clock
-        )
+        return spotledger.open(self.proxy.url, segment_entries=size, cache_accounts=2 * size, clock_ms=self.clock)
 
     @contextmanager
     def failing(self, data: st.DataObject) -> Iterator[None]:

@@ -1,14 +1,15 @@
 """
 Copying an embedded ledger into an empty PostgreSQL database: the same id, entries and hashes, access keys and tokens.
 
-The journal is written again entry by entry, and what is derived from it along with it. A mark in the database says that
-a copy is going on, so that no node starts on half of a ledger; the same command goes on where one was broken off. Both
-sides are audited before the mark is taken away.
+The journal is written again entry by entry, and what is derived from it is sealed behind it. A mark in the database
+says that a copy is going on, so that no node starts on half of a ledger; the same command goes on where one was broken
+off. Both sides are audited before the mark is taken away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,6 +28,7 @@ from spotledger.storage.postgres.connection import Connection, connect, translat
 from spotledger.storage.postgres.keys import PostgresKeyTables
 from spotledger.storage.postgres.right_server import RightServer
 from spotledger.storage.postgres.schema import make_ledger, make_schema
+from spotledger.storage.postgres.sealing import Sealer
 from spotledger.storage.postgres.store import PostgresStore
 from spotledger.storage.seen_head import Seen, SeenHead
 from spotledger.storage.sqlite.file import KEYS_FILE
@@ -125,7 +127,8 @@ def _mark(connection: Connection, source: JournalReader) -> None:
 
 def _copy_entries(source: JournalReader, address: str, tell: Tell) -> int:
     """Write what the database lacks of the journal; return how many entries that were."""
-    store = PostgresStore(address, follow_seconds=None)
+    sealer = Sealer(partial(connect, address, application="spotledger seal"))
+    store = PostgresStore(address, follow_seconds=None, seals=False)
     try:
         start = store.head
         rows = source.rows(start.seq)
@@ -139,9 +142,13 @@ def _copy_entries(source: JournalReader, address: str, tell: Tell) -> int:
             store.publish(entries)
             if store.head.hash != group[-1].hash:
                 raise LedgerCorrupt(f"entry {store.head.seq} has another hash in the database")
+            if store.sealing_lag:
+                sealer.seal_all()
             tell("copy", store.head.seq, source.head.seq)
+        sealer.seal_all(to_head=True)
         return store.head.seq - start.seq
     finally:
+        sealer.close()
         store.close()
 
 

@@ -131,12 +131,12 @@ _ADVICE_ON_DATABASE: Final = {
     " whose audit is clean, or a backup from before the damage",
     "schema": "The schema is not what the migrations make. Put back what the finding expects, as the owner of the"
     " tables, and audit again: rows may have been changed meanwhile",
-    "books": "A table that is derived from the journal is damaged. Stop the nodes; the finding says what the row should"
-    " be",
+    "books": "What is derived from the journal is damaged. Make it again, while the nodes go on: spotledger rebuild"
+    " --database URL",
     "keys": "The access keys are damaged. Revoke the key or token that is named, and make another",
 }
 _OF_SCHEMA: Final = frozenset({"trigger_changed", "schema_changed"})
-_JOURNAL_TABLES: Final = ("entry", "head", "ledger")
+_JOURNAL_TABLES: Final = ("entry", "ledger")
 
 
 class Finding(NamedTuple):

@@ -1,4 +1,4 @@
---! Damage to the journal, its head, and the row that identifies the ledger.
+--! Damage to the journal, the row that says what is sealed, and the row that identifies the ledger.
 --! Each kind: its name, the code of a finding, the place that the finding names; then the statements that do it.
 --! {hold} is an open hold that expires, {closed} a closed one, {last} the last entry, {reversed} an entry that was reversed.
 
@@ -31,11 +31,11 @@ ALTER TABLE entry ALTER body DROP NOT NULL;
 UPDATE entry SET body = NULL WHERE seq = 6;
 
 -- entry.body made json | schema_changed | entry: column body
-DROP VIEW posting;
+DROP VIEW posting, head;
 ALTER TABLE entry ALTER body TYPE jsonb USING body::jsonb;
 
 -- entry.body made bytes | schema_changed | entry: column body
-DROP VIEW posting;
+DROP VIEW posting, head;
 ALTER TABLE entry ALTER body TYPE bytea USING convert_to(body, 'UTF8');
 
 -- entry.hash null-length | chain_broken | hash
@@ -60,11 +60,11 @@ CREATE TABLE kept AS SELECT seq, key_digest FROM entry WHERE seq IN (6, 7);
 UPDATE entry SET key_digest = gen_random_uuid() WHERE seq IN (6, 7);
 UPDATE entry SET key_digest = kept.key_digest FROM kept WHERE kept.seq = 13 - entry.seq AND entry.seq IN (6, 7);
 
--- entry.last row body replaced w/ hash+head recomputed | customer_row_missing | customer adam
+-- entry.last row body replaced w/ hash recomputed | customer_row_missing | customer adam
 UPDATE entry SET body = replace(body, '"customer":"eve"', '"customer":"adam"') WHERE seq = {last};
 UPDATE entry SET hash = sha256((SELECT hash FROM entry WHERE seq = {last} - 1) || convert_to(body, 'UTF8')) WHERE seq
     = {last};
-UPDATE head SET hash = (SELECT hash FROM entry WHERE seq = {last});
+UPDATE sealed SET hash = (SELECT hash FROM entry WHERE seq = {last});
 
 -- entry.seq: no number | entry_out_of_place | entry
 ALTER TABLE entry DROP CONSTRAINT entry_pkey, ALTER seq DROP NOT NULL;
@@ -75,11 +75,11 @@ ALTER TABLE entry DROP CONSTRAINT entry_seq_check;
 UPDATE entry SET seq = 0 WHERE seq = 6;
 
 -- entry.seq made text | schema_changed | entry: column seq
-DROP VIEW posting;
+DROP VIEW posting, head;
 ALTER TABLE entry DROP CONSTRAINT entry_seq_check, ALTER seq TYPE text;
 
 -- entry.seq made double | schema_changed | entry: column seq
-DROP VIEW posting;
+DROP VIEW posting, head;
 ALTER TABLE entry ALTER seq TYPE double precision;
 
 -- entry: dup after pk dropped | row_repeated | entry 6
@@ -92,43 +92,54 @@ ALTER TABLE entry DROP COLUMN body CASCADE;
 -- entry: all gone | journal_cut | journal
 DELETE FROM entry;
 
--- head.hash | head_differs | head
-UPDATE head SET hash = sha256(hash);
+-- sealed.hash | books_differ | sealed
+UPDATE sealed SET hash = sha256(hash);
 
--- head.hash empty | head_differs | head
-UPDATE head SET hash = '';
+-- sealed.hash empty | books_differ | sealed
+UPDATE sealed SET hash = '';
 
--- head.seq+1 | journal_cut | journal
-UPDATE head SET seq = seq + 1;
+-- sealed.seq+1 | journal_cut | journal
+UPDATE sealed SET seq = seq + 1;
 
--- head.seq-1 | entry_beyond_head | journal
-UPDATE head SET seq = seq - 1;
+-- sealed.seq-1 | books_differ | sealed
+UPDATE sealed SET seq = seq - 1;
 
--- head.booked | head_differs | head
-UPDATE head SET booked_ms = booked_ms + 1;
+-- sealed.seq-1 with its hash | rows_beyond_journal | history
+UPDATE sealed SET seq = seq - 3, hash = (SELECT hash FROM entry WHERE entry.seq = sealed.seq - 3);
 
--- head.seq null | head_differs | head
-ALTER TABLE head ALTER seq DROP NOT NULL;
-UPDATE head SET seq = NULL;
+-- sealed.seq below zero | sealed_to_wrong | sealed
+ALTER TABLE sealed DROP CONSTRAINT sealed_seq_check;
+UPDATE sealed SET seq = -1;
 
--- head.hash null | head_differs | head
-ALTER TABLE head ALTER hash DROP NOT NULL;
-UPDATE head SET hash = NULL;
+-- sealed.seq null | sealed_to_wrong | sealed
+ALTER TABLE sealed ALTER seq DROP NOT NULL;
+UPDATE sealed SET seq = NULL;
 
--- head.booked null | head_differs | head
-ALTER TABLE head ALTER booked_ms DROP NOT NULL;
-UPDATE head SET booked_ms = NULL;
+-- sealed.hash null | books_differ | sealed
+ALTER TABLE sealed ALTER hash DROP NOT NULL;
+UPDATE sealed SET hash = NULL;
 
--- head gone | head_missing | head
-DELETE FROM head;
+-- sealed.seq zero | balance_row_extra | balance ann spot btc
+UPDATE sealed SET seq = 0;
 
--- head twice | row_repeated | head
-ALTER TABLE head DROP CONSTRAINT head_pkey;
-INSERT INTO head SELECT * FROM head;
+-- sealed gone | books_differ | sealed
+DELETE FROM sealed;
 
--- head: another row | row_repeated | head
-ALTER TABLE head DROP CONSTRAINT head_only_row_check;
-INSERT INTO head SELECT 2, seq, hash, booked_ms FROM head;
+-- sealed twice | row_repeated | sealed
+ALTER TABLE sealed DROP CONSTRAINT sealed_pkey;
+INSERT INTO sealed SELECT * FROM sealed;
+
+-- sealed: another row | row_repeated | sealed
+ALTER TABLE sealed DROP CONSTRAINT sealed_only_row_check;
+INSERT INTO sealed SELECT 2, seq, hash FROM sealed;
+
+-- ledger.segment_entries | ledger_row_wrong | ledger
+ALTER TABLE ledger DROP CONSTRAINT ledger_segment_entries_check;
+UPDATE ledger SET segment_entries = 0;
+
+-- ledger.segment_entries null | ledger_row_wrong | ledger
+ALTER TABLE ledger ALTER segment_entries DROP NOT NULL;
+UPDATE ledger SET segment_entries = NULL;
 
 -- ledger.id | chain_broken | hash
 UPDATE ledger SET ledger_id = 'another';
@@ -170,9 +181,9 @@ UPDATE entry SET seq = 9223372036854775807 WHERE seq = {last};
 -- entry: a second row at the end of all numbers | entry_missing | journal
 INSERT INTO entry SELECT 9223372036854775807, body, hash, gen_random_uuid() FROM entry WHERE seq = 6;
 
--- head.only_row | head_missing | head
-ALTER TABLE head DROP CONSTRAINT head_only_row_check;
-UPDATE head SET only_row = 2;
+-- sealed.only_row | books_differ | sealed
+ALTER TABLE sealed DROP CONSTRAINT sealed_only_row_check;
+UPDATE sealed SET only_row = 2;
 
 -- ledger.only_row | ledger_row_missing | ledger
 ALTER TABLE ledger DROP CONSTRAINT ledger_only_row_check;

@@ -37,14 +37,14 @@ CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON oth
 -- trigger function made harmless | trigger_changed | refuse_change_of_journal(): function
 CREATE OR REPLACE FUNCTION refuse_change_of_journal() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
 
--- trigger function of another language | trigger_changed | refuse_head_going_back(): function
-CREATE OR REPLACE FUNCTION refuse_head_going_back() RETURNS trigger LANGUAGE internal AS
+-- trigger function of another language | trigger_changed | refuse_change_of_journal(): function
+CREATE OR REPLACE FUNCTION refuse_change_of_journal() RETURNS trigger LANGUAGE internal AS
     'suppress_redundant_updates_trigger';
 
--- trigger head: WHEN (false) | trigger_changed | head: trigger head_never_goes_back
-DROP TRIGGER head_never_goes_back ON head;
-CREATE TRIGGER head_never_goes_back BEFORE UPDATE ON head FOR EACH ROW WHEN (false) EXECUTE FUNCTION
-    refuse_head_going_back();
+-- trigger entry: WHEN (false) | trigger_changed | entry: trigger entry_is_never_changed
+DROP TRIGGER entry_is_never_changed ON entry;
+CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON entry FOR EACH STATEMENT WHEN (false)
+    EXECUTE FUNCTION refuse_change_of_journal();
 
 -- trigger on entry that drops inserts | trigger_changed | entry: trigger lost
 CREATE FUNCTION harmless() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
@@ -209,8 +209,14 @@ ALTER TABLE entry SET UNLOGGED;
 -- balance unlogged | schema_changed | balance: table
 ALTER TABLE balance SET UNLOGGED;
 
--- head: options reset | schema_changed | head: table
-ALTER TABLE head RESET (fillfactor);
+-- ledger: options reset | schema_changed | ledger: table
+ALTER TABLE ledger RESET (fillfactor);
+
+-- view head dropped | schema_changed | head: view
+DROP VIEW head;
+
+-- view head changed | schema_changed | head: view
+CREATE OR REPLACE VIEW head AS SELECT 1::smallint AS only_row, 7::bigint AS seq, ''::bytea AS hash, 0::bigint AS booked_ms;
 
 -- search path: another schema in front | schema_changed | balance: schema
 CREATE SCHEMA other;

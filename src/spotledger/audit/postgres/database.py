@@ -2,21 +2,21 @@
 The audit of a ledger on PostgreSQL: derive everything about money from the journal again, and compare.
 
 The journal is read in short transactions, a segment at a time, and what is final of a segment (keys, history, closed
-holds) is compared as it is read. The rest of the journal, and the tables that change with it (balances, open holds),
-are read at the end in one snapshot. So an audit runs beside the nodes that write, and blocks none of them. An audit
-with a pace catches up until little is left for the snapshot, which then takes no longer than without a pace.
+holds) is compared as it is read. The tables that change with each sealing are compared in one snapshot with the last
+sealed entry, and the rest of the journal is read behind it. So an audit runs beside the nodes that write, and blocks
+none of them. An audit with a pace catches up until little is left for a snapshot, which it reads without a pause.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from spotledger.audit.driver import Driver, EntryRow, HeadRow
+from spotledger.audit.driver import Driver, EntryRow
 from spotledger.audit.findings import advice_on_database
 from spotledger.audit.keys import KeySpool
 from spotledger.audit.postgres.credentials import CredentialCheck
@@ -24,7 +24,9 @@ from spotledger.audit.postgres.definitions import DefinitionCheck
 from spotledger.audit.postgres.server import connect_audited
 from spotledger.audit.postgres.source import Row, Source
 from spotledger.audit.postgres.tables import DerivedTables
+from spotledger.audit.ranges import SEGMENT_LIMIT
 from spotledger.audit.report import KnownHead, Pace, Progress, Report
+from spotledger.audit.tables import compare_with_itself
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.postgres.connection import is_damage, translated
 from spotledger.storage.postgres.statements import SEGMENT_ENTRIES
@@ -36,7 +38,18 @@ PAGE_ENTRIES: Final = 2_000
 SNAPSHOT_ENTRIES: Final = 10_000
 #: An audit with a pace gives up if more than this share of what it read has been written meanwhile: it would not end.
 OUTGROWN_SHARE: Final = 0.8
-_TABLES: Final = ["entry", "head", "ledger", "history", "balance", "hold", "open_hold", "coin", "customer", "reversal"]
+_TABLES: Final = [
+    "entry",
+    "sealed",
+    "ledger",
+    "history",
+    "balance",
+    "hold",
+    "open_hold",
+    "coin",
+    "customer",
+    "reversal",
+]
 
 
 def audit_database(
@@ -142,25 +155,39 @@ class _DatabaseAudit(Driver):
                 self._count()
 
     def _examine_entries(self, spool: KeySpool) -> None:
-        # Whole segments only: the last one is read in the snapshot, with the tables that change while it is written.
+        # Only what is sealed: the tables have no more.
         if self._pace.is_set:
-            self._catch_up()
+            self._catch_up(self._sealed_seq)
         else:
+            self._read_to((self._sealed_seq() // SEGMENT_ENTRIES) * SEGMENT_ENTRIES, self._last_seq())
+        with self._snapshot():
             last_seq = self._last_seq()
-            self._read_to((last_seq // SEGMENT_ENTRIES) * SEGMENT_ENTRIES, last_seq)
-        with self._source.connection.transaction():
-            self._source.connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            last_seq = self._last_seq()
+            self._report.sealed_to = self._sealed_seq()
+            self._read_to(self._report.sealed_to, last_seq, in_snapshot=True)
+            self._tables.compare_at_end(last_seq)
+            with self._source.examining("the row that says what is sealed"):
+                self._check_sealed(last_seq)
+        self._tables.is_sealed = False
+        if self._pace.is_set:
+            self._catch_up(self._last_seq)
+        with self._snapshot():
+            last_seq = self._report.head_seq = self._last_seq()
             self._read_to(last_seq, last_seq, in_snapshot=True)
-            with self._source.examining("the head"):
-                self._check_head(last_seq)
+            self._check_end()
+            compare_with_itself(self._journal, self._findings)
             with self._source.examining("the epoch"):
                 self._check_rows_of_ledger()
-            self._tables.compare_at_end()
             self._check_copy()
             CredentialCheck(self._source, self._journal, self._findings).check()
         for digest in spool.repeated():
             self._note("key_repeated", None, "key", f"twice: {digest.hex()}", "once")
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Read all of the block in one snapshot."""
+        with self._source.connection.transaction():
+            self._source.connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            yield
 
     def _rows(self, query: str, *values: Any) -> list[Row]:
         return self._source.rows(query, *values)
@@ -182,29 +209,42 @@ class _DatabaseAudit(Driver):
 
     def _check_rows_of_ledger(self) -> None:
         """Check what the row of the ledger says besides its id."""
-        row = self._only_row("ledger", "epoch_seq, syncs")
+        row = self._only_row("ledger", "epoch_seq, syncs, segment_entries")
         if row is not None:
             self._check_epoch(row[0])
             if not isinstance(row[1], int) or row[1] < 0:
                 self._note("ledger_row_wrong", None, "ledger", f"syncs {row[1]}", "0 or more")
-        for table in ("ledger", "head"):
+            size = row[2]
+            if not isinstance(size, int) or not 1 <= size <= SEGMENT_LIMIT:
+                found = f"segments of {size} entries"
+                self._note("ledger_row_wrong", None, "ledger", found, f"of 1 to {SEGMENT_LIMIT}")
+        for table in ("ledger", "sealed"):
             [(count,)] = self._rows(f"SELECT count(*) FROM {table}")
             if count > 1:
                 self._note("row_repeated", None, table, f"{count} rows", "one row")
 
-    def _check_head(self, last_seq: int) -> None:
-        self._report.sealed_to = last_seq
-        self._check_end()
-        head: HeadRow | None = None
-        row = self._only_row("head", "seq, hash, booked_ms")
-        if row is not None:
-            seq, kept_hash, booked_ms = row
-            if not isinstance(seq, int) or not isinstance(kept_hash, bytes) or not isinstance(booked_ms, int):
-                self._note("head_differs", None, "head", row, "two numbers and a hash")
-                return
-            head = (seq, kept_hash, booked_ms)
-        self._check_head_seq(head, last_seq)
-        self._check_head_hash(head)
+    def _sealed_seq(self) -> int:
+        """Return the last sealed entry as far as the row that says so can be; what cannot be is noted later."""
+        row = self._only_row("sealed", "seq")
+        seq = row[0] if row is not None else None
+        return min(seq, self._last_seq()) if isinstance(seq, int) and seq > 0 else 0
+
+    def _check_sealed(self, last_seq: int) -> None:
+        """Compare the row that says what is sealed with the entry that it names, which was read last."""
+        row = self._only_row("sealed", "seq, hash")
+        if row is None:
+            self._note("books_differ", None, "sealed", "no row", "one row")
+            return
+        seq, kept_hash = row
+        if not isinstance(seq, int) or seq < 0:
+            self._note("sealed_to_wrong", None, "sealed", f"entry {seq}", f"0 to {last_seq}")
+            return
+        if seq > last_seq:
+            self._note("journal_cut", last_seq, "journal", f"its last entry is {last_seq}", f"{seq}, which was sealed")
+            return
+        link = self._journal.link if seq else self._genesis
+        if kept_hash != link and link is not None:
+            self._note("books_differ", seq, "sealed", kept_hash, link)
 
     def _only_row(self, table: str, columns: str) -> Row | None:
         """Return the row of *table* that the nodes read, or None."""
@@ -234,10 +274,10 @@ class _DatabaseAudit(Driver):
         body = _as_bytes(rows[0][0]) if rows else None
         return body if isinstance(body, bytes) else None
 
-    def _catch_up(self) -> None:
-        """Read at the pace that is set until few enough entries are left for the snapshot."""
+    def _catch_up(self, find_last: Callable[[], int]) -> None:
+        """Read at the pace that is set until few enough entries are left for a snapshot, up to the last to be found."""
         before: int | None = None
-        while (left := (last_seq := self._last_seq()) - self._journal.seq) > SNAPSHOT_ENTRIES:
+        while (left := (last_seq := find_last()) - self._journal.seq) > SNAPSHOT_ENTRIES:
             if before is not None and left > before * OUTGROWN_SHARE:
                 raise StoreUnavailable(
                     f"{left} entries were written while {before} were read at the pace that is set;"

@@ -10,7 +10,6 @@ from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.audit.keys import KeySpool
 from spotledger.audit.postgres.source import Row, Source
-from spotledger.audit.tables import compare_with_itself
 from spotledger.storage.postgres.statements import SEGMENT_ENTRIES
 
 _HOLDS_AT_ONCE: Final = 2_000
@@ -33,6 +32,8 @@ class DerivedTables:
         self.digests: set[tuple[Any, int]] = set()
         #: The first entry that was not compared yet.
         self.first = 1
+        #: Whether the tables have what the entries lead to that are read now; False behind the last sealed one.
+        self.is_sealed = True
 
     # --- segments ---------------------------------------------------------------------------------------
 
@@ -45,10 +46,11 @@ class DerivedTables:
         with self._source.examining(f"the keys of segment {segment}"):
             self._compare_keys()
         self._spool.put(sorted(journal.keys))
-        with self._source.examining(f"the history of segment {segment}"):
-            self._compare_history(segment, first, last)
-        with self._source.examining(f"the holds of segment {segment}"):
-            self._compare_holds(first, last)
+        if self.is_sealed:
+            with self._source.examining(f"the history of segment {segment}"):
+                self._compare_history(segment, first, last)
+            with self._source.examining(f"the holds of segment {segment}"):
+                self._compare_holds(first, last)
         self.digests.clear()
         self.first = last + 1
         journal.forget_collected()
@@ -103,9 +105,13 @@ class DerivedTables:
 
     # --- at the end -------------------------------------------------------------------------------------
 
-    def compare_at_end(self) -> None:
-        """Compare the tables that change with the journal; has to be called in one snapshot with its end."""
-        compare_with_itself(self._journal, self._findings)
+    def compare_at_end(self, last_seq: int) -> None:
+        """
+        Compare the tables that change with each sealing, at the last sealed entry, in one snapshot with it.
+
+        *last_seq* is the last entry of the journal.
+        """
+        self._last_seq = last_seq
         for what, compare in (
             ("the balances", self._compare_balances),
             ("the open holds", self._compare_open_holds),
@@ -159,7 +165,7 @@ class DerivedTables:
         """Look for rows of entries that do not exist, and for rows of the history in a segment that is not theirs."""
         last_seq = self._journal.seq
         for table, column, low, high in (
-            ("entry", "seq", 1, last_seq),
+            ("entry", "seq", 1, self._last_seq),
             ("hold", "hold_id", 1, last_seq),
             ("history", "segment", 0, max(0, last_seq - 1) // SEGMENT_ENTRIES),
             ("history", "seq", 1, last_seq),

@@ -17,22 +17,25 @@ class PostgresJournal(JournalReader):
         Take over *connection*, in autocommit and to a database with a ledger; a standby will do.
 
         Raises:
-            LedgerCorrupt: The row of the ledger or of its head is missing, or the server found its files damaged.
+            LedgerCorrupt: The row of the ledger or what says what is sealed is missing, the journal ends before what
+                was sealed, or the server found its files damaged.
             StoreUnavailable: The database cannot be read.
         """
         self._connection = connection
         with translated("read"):
             found = connection.execute(
-                "SELECT ledger_id, last.seq, last.hash, last.body, epoch_seq, begun.body"
-                " FROM ledger LEFT JOIN entry AS begun ON begun.seq = epoch_seq"
+                "SELECT ledger_id, sealed.seq, coalesce(last.seq, 0), last.hash, last.body, epoch_seq, begun.body"
+                " FROM ledger JOIN sealed USING (only_row) LEFT JOIN entry AS begun ON begun.seq = epoch_seq"
                 " LEFT JOIN LATERAL (SELECT seq, hash, body FROM entry ORDER BY seq DESC LIMIT 1) AS last ON true"
             ).fetchall()
         if not found:
-            raise LedgerCorrupt("the row of the ledger is missing")
-        self.ledger_id, seq, link, last, epoch_seq, body = found[0]
+            raise LedgerCorrupt("the row of the ledger is missing, or the one that says what is sealed")
+        self.ledger_id, sealed_seq, seq, link, last, epoch_seq, body = found[0]
+        if seq < sealed_seq:
+            raise LedgerCorrupt(f"the journal ends at entry {seq}, and is sealed up to entry {sealed_seq}")
         self.epochs = epochs_of_row(epoch_seq, body)
         self.head = Head(0, genesis_hash(self.ledger_id), 0)
-        if seq is not None:
+        if seq:
             self.head = Head(seq, bytes(link), decode_changes(last.encode()).booked_ms)
 
     def close(self) -> None:

@@ -256,7 +256,8 @@ class KeyChanges:
         if seen is not None and not session.notices() and session.wait_for_notice(POLL_SECONDS):
             session.notices()
         at_s = steady_s()
-        [(version, head)] = session.execute("SELECT version, coalesce((SELECT max(seq) FROM entry), 0) FROM key_version")
+        question = "SELECT version, coalesce((SELECT max(seq) FROM entry), 0) FROM key_version"
+        [(version, head)] = session.execute(question)
         # A lower version: another server took over, and may lack the last revocations.
         if seen is None or version < seen:
             return version, Revocations(at_s, head, (), tokens=True, everything=True)

@@ -58,11 +58,17 @@ class PostgresStore(PostgresReads):
     """The store on one PostgreSQL database; satisfies :class:`spotledger.storage.base.Store`."""
 
     remote = True
-    #: None until the store is open.
+    #: None until the store is open, and if the caller seals.
     _sealing: SealingDuty | None = None
 
     def __init__(
-        self, url: str, *, clock_ms: Callable[[], int] | None = None, requires_standby: bool = False, **options: Any
+        self,
+        url: str,
+        *,
+        clock_ms: Callable[[], int] | None = None,
+        requires_standby: bool = False,
+        seals: bool = True,
+        **options: Any,
     ) -> None:
         """
         Open the ledger in the database at *url*, which has the schema.
@@ -71,6 +77,7 @@ class PostgresStore(PostgresReads):
             url: A PostgreSQL URL; of several hosts, the one that takes writes is used.
             clock_ms: For tests: the time in ms since 1970, instead of the server's clock.
             requires_standby: Refuse to write while no synchronous standby is connected to the server.
+            seals: Have full segments sealed; False if the caller does.
             **options: The options of :class:`PostgresReads`.
 
         Raises:
@@ -88,8 +95,9 @@ class PostgresStore(PostgresReads):
         #: The last entry when this node last released the write lock.
         self._left_seq = 0
         super().__init__(url, **options)
-        connecting = partial(self._right.connect, "spotledger seal")
-        self._sealing = SealingDuty(url, connecting, self._head_cache.segment_entries)
+        if seals:
+            connecting = partial(self._right.connect, "spotledger seal")
+            self._sealing = SealingDuty(url, connecting, self._head_cache.segment_entries)
         #: Whether a group of this node filled a segment that is not sealed yet.
         self._has_filled = False
         #: The last entry that a synced commit of this node covers: kept results up to it are durable.
@@ -136,7 +144,8 @@ class PostgresStore(PostgresReads):
             LedgerCorrupt: The journal or what is derived from it is damaged.
         """
         memory, sealing = self._head_cache, self._sealing
-        assert sealing is not None, "the store is open"  # noqa: S101
+        if sealing is None:
+            return
         if not sealing.is_due(memory.head.seq, memory.sealed_seq):
             self._has_filled = False
         elif sealing.seals_in_place:

@@ -8,8 +8,8 @@ import pytest
 
 from spotledger.domain.accounts import EXTERNAL, Account
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, HoldAfter, Posting, opened_hold
-from spotledger.errors import LedgerCorrupt
 from spotledger.domain.positions import Epochs
+from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
 from spotledger.storage.encoding import decode_changes, encode_entry
 from spotledger.storage.postgres.following.foreign_entries import ForeignEntries

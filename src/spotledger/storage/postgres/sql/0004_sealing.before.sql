@@ -15,6 +15,7 @@ INSERT INTO sealed (only_row, seq, hash) SELECT only_row, seq, hash FROM head;
 -- The row of the ledger is the write lock of the journal. It also says how many entries are sealed at once.
 ALTER TABLE ledger ADD COLUMN segment_entries integer NOT NULL DEFAULT 65536
     CHECK (segment_entries BETWEEN 1 AND 65536);
+ALTER TABLE ledger ALTER COLUMN segment_entries DROP DEFAULT;
 
 DROP TABLE head;
 DROP FUNCTION refuse_head_going_back();
