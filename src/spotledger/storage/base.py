@@ -236,4 +236,4 @@ class DerivedAtOnce:
         """Do nothing: all is whole."""
 
     def note_time(self) -> None:
-        """Do nothing: entries are booked at the time of the server."""
+        """Do nothing: the clock of a node notes the time itself."""
