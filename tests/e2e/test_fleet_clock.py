@@ -15,10 +15,12 @@ from typing import Any
 import httpx2
 import pytest
 
+import spotledger
 import support_service
 from servers import postgres
 from servers.faketime import FakeTime
 from servers.missing import ServerMissing, skip_or_fail
+from spotledger.errors import ClockUntrusted
 from support_clock_service import (
     HOUR,
     SETTINGS,
@@ -34,6 +36,7 @@ from support_clock_service import (
     true_ms,
     wait_for,
 )
+from support_core import seed
 from support_postgres import proxy_to
 from support_service import Service
 
@@ -242,6 +245,24 @@ def test_node_that_is_started_while_the_databases_clock_is_wrong_is_not_fooled(
         database.set("+0")
         wait_for(200, *readiness(first))
         assert freeze(first, f"waits{offset}", true_ms() + HOUR).status_code == 200
+
+
+def test_library_refuses_a_database_whose_clock_leapt_and_goes_on_by_itself(database: Database) -> None:
+    """Nobody asks for the time between two groups there, so each group finds out."""
+    with spotledger.open(database.url) as ledger:
+        seed(ledger, "ann")
+        head = ledger.head
+        database.set("-1h")
+        for _ in range(2):
+            with pytest.raises(ClockUntrusted, match=r"60\.0 min behind this node's"):
+                ledger.deposit("ann", "btc", "1", key="refused")
+        assert ledger.head == head
+        assert ledger.clock_distrust is not None
+        database.set("+0")
+        time.sleep(1.1)
+        receipt = ledger.deposit("ann", "btc", "1", key="refused")
+        assert head.booked_ms <= receipt.entry.booked_ms <= true_ms()
+        assert ledger.clock_distrust is None
 
 
 def test_database_that_an_operator_trusts_counts_also_after_a_restart(node: StartNode, database: Database) -> None:
