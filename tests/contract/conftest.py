@@ -58,8 +58,8 @@ class PostgresPlace:
         self._url = url
 
     def open(self) -> Ledger:
-        """Open the ledger that is here, with hardly any cache."""
-        return spotledger.open(self._url, cache_accounts=6, clock_ms=self.clock)
+        """Open the ledger that is here, with tiny segments and hardly any cache."""
+        return spotledger.open(self._url, segment_entries=8, cache_accounts=6, clock_ms=self.clock)
 
     def check(self) -> None:
         """Let an independent reader check what is kept here."""

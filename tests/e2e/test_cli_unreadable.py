@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
 from support_audit import make
-from support_unreadable import NOBODY, commands
+from support_commands import COMMANDS, call_of
+from support_unreadable import NOBODY
 
 #: The parameters that name a file or a folder, and what each is: read, written, or the data folder.
 PATHS = {
@@ -37,27 +37,6 @@ UNNEEDED = {
 }
 #: Commands that do not touch a ledger in a folder.
 WITHOUT_FOLDER = {"settings", "migrate", "reference", "get-balance"}
-#: Values of the parameters that a command must have.
-VALUES = {
-    "scale": "8", "amount": "1", "key": "k", "permissions": "read", "scopes": "admin", "seq": "1", "reason": "r",
-    "customer": "ann", "coin": "btc", "what": "ann", "hold": "1", "page": "errors",
-}  # fmt: skip
-COMMANDS = {" ".join(path): command for path, command in commands()}
-
-
-def _call(name: str, **given: str) -> list[str]:
-    """Return the arguments of the command *name*, with *given* for its parameters, and something for the others."""
-    command, options, arguments = COMMANDS[name], [], []
-    for param in command.params:
-        # Another process may listen at the default addresses.
-        value = given.get(param.name or "", "127.0.0.1:0" if param.name in ("listen", "operator_listen") else None)
-        if isinstance(param, click.Argument):
-            if param.required or value is not None:
-                arguments.append(value or VALUES.get(param.name or "", "x"))
-        elif value is not None or param.required:
-            options += [max(param.opts, key=len), value or VALUES.get(param.name or "", "x")]
-    more = ["btc", "1"] if name == "withdraw" else []
-    return [*name.split(), *options, "--", *arguments, *more]
 
 
 def _results(calls: list[list[str]], env: dict[str, str] | None = None) -> list[dict[str, Any]]:
@@ -156,7 +135,7 @@ def test_file_that_cannot_be_used_is_one_line_and_exit_code_3(place: Path, ledge
         if parameter == "token_file":
             given["operator_url"] = "http://127.0.0.1:9"
         if (name, parameter) not in UNSEEN:
-            calls += [_call(name, **{**given, parameter: path}) for path in unusable(place, use)]
+            calls += [call_of(name, **{**given, parameter: path}) for path in unusable(place, use)]
     assert len(calls) >= 8
     _assert_all_say_so(calls)
 
@@ -171,7 +150,7 @@ def test_data_folder_that_cannot_be_used_is_one_line_and_exit_code_3(place: Path
         given = {"file": str(place / "open")} if name in ("restore", "import balances", "batch") else {}
         if name == "copy":
             given["database"] = "postgresql://nobody@127.0.0.1:9/nothing"
-        calls += [_call(name, **{**given, "data": path}) for path in unusable(place, "folder")]
+        calls += [call_of(name, **{**given, "data": path}) for path in unusable(place, "folder")]
     assert len(calls) > 150
     _assert_all_say_so(calls)
 
@@ -200,7 +179,7 @@ def test_file_of_the_ledger_that_cannot_be_used_is_one_line_and_exit_code_3(
         if command in UNNEEDED.get(name, ()):
             continue
         given = {"file": str(ledger / f"{command.split()[0]}-made")} if command in ("backup", "export journal") else {}
-        calls.append(_call(command, data=str(ledger), **given))
+        calls.append(call_of(command, data=str(ledger), **given))
     _assert_all_say_so(calls)
 
 
@@ -208,13 +187,13 @@ def test_file_of_the_ledger_that_cannot_be_used_is_one_line_and_exit_code_3(
 def test_folder_that_cannot_be_written_is_one_line_and_exit_code_3(place: Path, ledger: Path) -> None:
     """A read-only folder, as on a disk that was mounted so after errors, is named; an audit only reads."""
     ledger.chmod(0o500)
-    [audited] = _results([_call("audit", data=str(ledger), processes="1")])
+    [audited] = _results([call_of("audit", data=str(ledger), processes="1")])
     assert audited["code"] == 0
     ledger.chmod(0o555)
     os.chown(ledger, 0, 0)
     (ledger / "owner.lock").unlink()
     _assert_all_say_so(
-        [_call(name, data=str(ledger)) for name in ("coin list", "deposit", "recover", "rebuild", "serve")]
+        [call_of(name, data=str(ledger)) for name in ("coin list", "deposit", "recover", "rebuild", "serve")]
     )
 
 

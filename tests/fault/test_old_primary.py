@@ -179,6 +179,10 @@ def test_node_that_finds_only_the_old_primary_waits_for_the_right_server(pair: P
         assert again.returncode == 3
         assert f"ends at entry {found}" in again.stderr
         assert f"seen entry {seen}" in again.stderr
+        for command in (("audit",), ("export", "journal", tmp_path / "out"), ("migrate",), ("customer", "list")):
+            again = support_service.run(*command, "--data", folder, "--database", address)
+            assert again.returncode == 3
+            assert f"ends at entry {found}" in again.stderr + again.stdout
         assert head_of(old) == found
 
         pair.primary.start()

@@ -326,7 +326,7 @@ def test_request_that_waits_for_too_long_is_answered_and_not_lost(
         await writer.start()
         deposits = [writer.submit([Deposit(f"late-{n}", "ann", "btc", "1")]) for n in range(3)]
         with psycopg.connect(url) as holder:
-            holder.execute("SELECT seq FROM head FOR UPDATE")
+            holder.execute("SELECT ledger_id FROM ledger FOR UPDATE")
             answers = await asyncio.gather(*deposits, return_exceptions=True)
         await writer.stop()
         return answers

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -27,8 +29,10 @@ from spotledger.storage.postgres import claim as postgres_claim
 from spotledger.storage.postgres.claim import Claim
 from spotledger.storage.postgres.connection import connect
 from support_archive import Writing, write_some
+from support_core import fill, seed
 from support_operator import operator_api
 from support_postgres import end_sessions
+from support_put_back import keep_state, swap
 
 #: Beyond this a wait has failed; nothing is said of how long it takes.
 WAIT_SECONDS = 30
@@ -288,3 +292,27 @@ def test_damage_in_the_database_is_in_the_log_and_in_the_metrics(
         assert "spotledger_audit_findings 1.0" in shown
     assert "balance_row_differs" in caplog.text
     assert "spotledger audit" in caplog.text
+
+
+def test_entries_that_are_gone_are_named_by_an_audit_of_the_service(tmp_path: Path, postgres_url: str) -> None:
+    """A node tells its audits what it has seen: the journal that is left fits, and is too short."""
+    with spotledger.open(postgres_url) as ledger:
+        seed(ledger)
+        kept = keep_state(postgres_url)
+        fill(ledger, 3)
+    with operator_api(tmp_path / "node", database=ServerUrl(postgres_url)) as api:
+        audits_here = api.runtime.audits
+
+        async def report() -> dict[str, Any]:
+            found = await audits_here.start()
+            while found.report is None:
+                await asyncio.sleep(0.05)
+            return found.report
+
+        assert api.run(report())["verdict"] == CLEAN
+        swap(postgres_url, kept)
+        damaged = api.run(report())
+        assert (damaged["verdict"], damaged["counts"]) == (DAMAGED, {"known_head_differs": 1})
+        swap(postgres_url, kept)
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {urlsplit(kept).path.lstrip('/')} WITH (FORCE)".encode())

@@ -1,8 +1,9 @@
 """
 What one answer says comes from one snapshot, whatever other nodes write between any two steps of a read.
 
-The schedule is the test's: at each step of a read it lets another node write nothing, a little, or more than memory
-follows, and lets another thread of the node follow or not. Every schedule of the first steps is tried.
+The schedule is the test's: at each step of a read it lets another node write nothing, a little, or more than a page,
+with or without segments that are sealed by it, and lets another thread of the node follow or not. Every schedule of the
+first steps is tried.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from spotledger.storage.postgres.session import Session
 from support_core import seed, spot
 from support_database_books import check_database
 
-#: With more entries of other nodes, memory restarts at the head.
+#: How many entries of other nodes are read at once.
 FOLLOW_ENTRIES = 3
 #: What happens at a step: entries that another node writes, and whether another thread of the node follows then.
 ACTIONS = ((0, False), (0, True), (2, False), (2, True), (5, False), (5, True))
-#: The steps of a read at which something may happen: before each round trip, of which there are two where memory has to
-#: restart, and before the rows are joined with memory.
+#: Entries in a segment: so many that nothing is sealed, or so few that each write seals some of those before it.
+SEGMENTS = (65_536, 2)
+#: The steps of a read at which something may happen: before each round trip, of which there are several where one page
+#: is not enough, and before the rows are joined with memory.
 STEPS = 3
 #: The id of ann's first hold.
 HELD = 6
@@ -92,11 +95,14 @@ class Table:
             self.reader.hold(HELD)
 
 
-@pytest.fixture
-def table(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
+@pytest.fixture(params=SEGMENTS)
+def table(request: pytest.FixtureRequest, postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
     """Give the table with a seeded ledger, whose books are checked at the end."""
     options = {"follow_seconds": None, "follow_entries": FOLLOW_ENTRIES}
-    with spotledger.open(postgres_url) as writer, spotledger.open(postgres_url, **options) as reader:
+    with (
+        spotledger.open(postgres_url, segment_entries=request.param) as writer,
+        spotledger.open(postgres_url, **options) as reader,
+    ):
         seed(writer, "ann bob")
         assert writer.freeze("ann", "btc", "100", key="held:ann").hold == HELD
         writer.freeze("bob", "btc", "100", key="held:bob")
@@ -189,7 +195,8 @@ def test_answer_stands_for_the_entry_that_it_states_in_every_interleaving(
         seq, answer = table.reader.at_one_head(lambda: read(table.reader))
         memory = table.store._head_cache
         kept = memory.accounts.get(spot("ann"))
-        holds = {hold_id: hold.remaining for hold_id, hold in memory.holds.items()}
+        known = ((hold_id, memory.hold(hold_id)) for hold_id in range(memory.head.seq + 1))
+        holds = {hold_id: hold.remaining for hold_id, hold in known if hold is not None}
         now = None if kept is None else tuple(kept.balance("btc"))
         assert before <= seq <= memory.head.seq
         found.append((schedule, seq, answer, memory.head.seq, now, holds))

@@ -59,7 +59,7 @@ def is_booked(outcomes: list[Outcome], replayed: bool = False) -> bool:
 def turn_taken(url: str) -> Iterator[None]:
     """Hold the journal's turn, as another node would, for the length of a ``with`` block."""
     with psycopg.connect(url) as connection:
-        connection.execute("SELECT seq FROM head FOR UPDATE")
+        connection.execute("SELECT ledger_id FROM ledger FOR UPDATE")
         yield
 
 

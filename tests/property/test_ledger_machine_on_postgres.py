@@ -36,7 +36,10 @@ class PostgresMachine(LedgerMachine):
         self.other: Ledger | None = None
 
     def open_ledger(self) -> Ledger:
-        return spotledger.open(self.proxy.url, cache_accounts=2 * self.segment, clock_ms=self.clock)
+        size = self.segment
+        return spotledger.open(
+            self.proxy.url, segment_entries=size, cache_accounts=2 * size, clock_ms=self.clock
+        )
 
     @contextmanager
     def failing(self, data: st.DataObject) -> Iterator[None]:

@@ -25,8 +25,10 @@ from spotledger.storage.folder import LEDGER_FILE
 from spotledger.storage.journal_reader import JournalReader, JournalRow
 from spotledger.storage.postgres.connection import Connection, connect, translated
 from spotledger.storage.postgres.keys import PostgresKeyTables
+from spotledger.storage.postgres.right_server import RightServer
 from spotledger.storage.postgres.schema import make_ledger, make_schema
 from spotledger.storage.postgres.store import PostgresStore
+from spotledger.storage.seen_head import Seen, SeenHead
 from spotledger.storage.sqlite.file import KEYS_FILE
 from spotledger.storage.sqlite.journal import SqliteJournal
 from spotledger.storage.sqlite.keys import SqliteKeyTables
@@ -59,7 +61,9 @@ class Copied(NamedTuple):
     balances: int
 
 
-def copy_ledger(folder: Path, address: str, tell: Tell = lambda what, done, total: None) -> Copied:
+def copy_ledger(
+    folder: Path, address: str, tell: Tell = lambda what, done, total: None, seen: Seen | None = None
+) -> Copied:
     """
     Copy the embedded ledger in *folder*, which the caller owns, into the database at *address*.
 
@@ -67,12 +71,18 @@ def copy_ledger(folder: Path, address: str, tell: Tell = lambda what, done, tota
         folder: The data folder; no server runs in it. It is left as it is.
         address: A database that is empty, or into which the same ledger was being copied.
         tell: Told how far it is.
+        seen: What a node with this folder saw last in a database. What came after the copy is there only, so an empty
+            database is refused.
 
     Raises:
+        OtherHistory: The database lacks what was seen; nothing was made there.
         SchemaMismatch: The database has another ledger, or something else.
         LedgerCorrupt: One of the two is damaged, or they are not equal; the mark stays, and no node starts.
         StoreUnavailable: The file or the database is in the way; the same command goes on from there.
     """
+    right = RightServer(address, SeenHead(seen=seen))
+    with right.connect() as connection:
+        address = right.address_of(connection)  # all of it goes to one server
     make_schema(address)
     with SqliteJournal(folder / LEDGER_FILE) as source:
         with connect(address) as connection:

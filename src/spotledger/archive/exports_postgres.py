@@ -6,9 +6,11 @@ from pathlib import Path
 
 from spotledger.archive.exports import Exported, Progress, export_from
 from spotledger.storage.journal_reader import JournalReader
-from spotledger.storage.postgres.connection import any_server, connect
+from spotledger.storage.postgres.connection import any_server
 from spotledger.storage.postgres.journal import PostgresJournal
+from spotledger.storage.postgres.right_server import RightServer
 from spotledger.storage.postgres.schema import check_ledger
+from spotledger.storage.seen_head import Seen, SeenHead
 
 
 def export_database(
@@ -17,6 +19,7 @@ def export_database(
     file_format: str,
     after_seq: int = 0,
     progress: Progress = lambda done, entries: None,
+    seen: Seen | None = None,
 ) -> Exported:
     """
     Write the entries after *after_seq* of the ledger in the database at *address* to the new file *file*.
@@ -26,15 +29,18 @@ def export_database(
 
     Args:
         address: Where the database is; a standby of it will do.
+        seen: What a node saw last; a server without it is refused.
 
     Raises:
+        OtherHistory, NotCaughtUp: No server that could be reached has what was seen.
         SchemaMismatch: The database has no ledger, or of another version.
         SetupError: An embedded ledger is being copied into it.
         StoreUnavailable: It cannot be reached, or was lost on the way; no file is left.
     """
 
     def opened() -> JournalReader:
-        connection = connect(any_server(address), application="spotledger export")
+        right = RightServer(any_server(address), SeenHead(seen=seen))
+        connection = right.connect_once_caught_up("spotledger export")
         try:
             check_ledger(connection)
             return PostgresJournal(connection)

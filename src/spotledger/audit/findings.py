@@ -24,7 +24,7 @@ CODES: Final[dict[str, str]] = {
     "head_differs": "The head is not the last entry.",
     "journal_cut": "The journal ends before its head.",
     "entry_beyond_head": "The journal has entries after its head.",
-    "known_head_differs": "An entry has another hash than was noted of it earlier.",
+    "known_head_differs": "An entry that was noted earlier is missing, or has another hash.",
     "trigger_changed": "A trigger that protects the journal, or its function, is missing or changed, or one was added.",
     "schema_changed": "A table, column, constraint, index, rule or view is missing or changed, or one was added.",
     "ledger_row_wrong": "The row that identifies the ledger has impossible values.",

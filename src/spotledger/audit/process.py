@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from spotledger.audit.child import run_child
 from spotledger.audit.report import INCOMPLETE, Progress, Report
 from spotledger.storage.folder import VARIABLE_PREFIX, environ_of_child
+from spotledger.storage.seen_head import Seen
 
 #: How much is added to the nice value of the child.
 NICENESS: Final = 10
@@ -44,7 +45,10 @@ class DatabaseAddress(NamedTuple):
 
 
 async def audit_in_process(
-    path: Path | DatabaseAddress, entries_per_second: int, progress: Callable[[Progress], None]
+    path: Path | DatabaseAddress,
+    entries_per_second: int,
+    progress: Callable[[Progress], None],
+    seen: Seen | None = None,
 ) -> dict[str, Any]:
     """
     Audit the ledger at *path* in a child process, and return the report as a JSON object.
@@ -53,13 +57,14 @@ async def audit_in_process(
         path: The ledger file, or the address of the database.
         entries_per_second: The highest rate of reading; 0 for no limit.
         progress: Called a few times a second.
+        seen: What this node saw last in the database.
 
     If cancelled, it ends the child.
     """
     environ = environ_of_child()
     if isinstance(path, DatabaseAddress):
         environ[ADDRESS_VARIABLE] = path.secret  # everyone on the machine can see a command line
-    command = (sys.executable, "-m", __name__, str(path), str(entries_per_second))
+    command = (sys.executable, "-m", __name__, str(path), str(entries_per_second), _as_text(seen))
     try:
         child = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, env=environ,
@@ -125,13 +130,25 @@ def _write(document: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def main(path: str, entries_per_second: str) -> None:
+def _as_text(seen: Seen | None) -> str:
+    return "null" if seen is None else json.dumps(seen._replace(hash=seen.hash.hex()))  # type: ignore[arg-type]
+
+
+def _seen_in(text: str) -> Seen | None:
+    fields = json.loads(text)
+    if fields is None:
+        return None
+    ledger_id, epoch, seq, link, system, timeline = fields
+    return Seen(ledger_id, epoch, seq, bytes.fromhex(link), system, timeline)
+
+
+def main(path: str, entries_per_second: str, seen: str) -> None:
     """Run the child: audit, and write the report."""
     _lower_priority(only_idle=entries_per_second != "0")
-    run_child(lambda: _write({"report": _report(path, int(entries_per_second)).as_json()}))
+    run_child(lambda: _write({"report": _report(path, int(entries_per_second), _seen_in(seen)).as_json()}))
 
 
-def _report(path: str, entries_per_second: int) -> Report:
+def _report(path: str, entries_per_second: int, seen: Seen | None) -> Report:
     # Imported here, so that the service loads neither, and an audit of a file no database driver.
     address = os.environ.pop(ADDRESS_VARIABLE, None)
     if address is None:
@@ -140,7 +157,7 @@ def _report(path: str, entries_per_second: int) -> Report:
         return audit_file(path, progress=_ProgressLines(), entries_per_second=entries_per_second)
     from spotledger.audit.postgres import audit_database
 
-    return audit_database(address, progress=_ProgressLines(), entries_per_second=entries_per_second)
+    return audit_database(address, progress=_ProgressLines(), entries_per_second=entries_per_second, seen=seen)
 
 
 def _lower_priority(*, only_idle: bool) -> None:

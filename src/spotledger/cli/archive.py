@@ -186,14 +186,14 @@ def copy(data: str | None, database: str | None, config: str | None, out: Output
     it; no node starts on an incomplete copy. DIR stays unchanged: from then on, serve the database and not DIR.
     """
     from spotledger.archive.copying import copy_ledger  # imports the database driver
-    from spotledger.ops.fleet import address_of
+    from spotledger.ops.fleet import right_server
 
     settings = _settings(data, config, database=database)
-    address = address_of(settings)
+    right = right_server(settings)
     if not (settings.data / LEDGER_FILE).exists():
         raise DataFolderUnusable(f"There is no ledger in {settings.data}; name its folder with --data.")
     with claim_folder(settings.data), out.progress() as tell:
-        done = copy_ledger(settings.data, address, tell)
+        done = copy_ledger(settings.data, right.address, tell, right.seen.seen)
     found = {**done._asdict(), "seq": done.head.seq, "hash": done.head.hash.hex(), "audit": "clean"}
     del found["head"]
     out.document(found)
@@ -230,7 +230,11 @@ def export_journal_command(
     config: str | None,
     out: Output,
 ) -> None:
-    """Write the journal to FILE: JSON with one line per entry, or Parquet with one row per posting."""
+    """
+    Write the journal to FILE: JSON with one line per entry, or Parquet with one row per posting.
+
+    A database must have what the node in DIR has seen; another server is not exported.
+    """
     settings = _settings(data, config, database=database)
     with out.progress() as tell:
         bar = partial(tell, "export")
@@ -238,9 +242,10 @@ def export_journal_command(
             done = export_journal(settings.data, file, file_format, after_seq, bar)
         else:
             from spotledger.archive.exports_postgres import export_database  # imports the database driver
-            from spotledger.ops.fleet import address_of
+            from spotledger.ops.fleet import right_server
 
-            done = export_database(address_of(settings), file, file_format, after_seq, bar)
+            right = right_server(settings)
+            done = export_database(right.address, file, file_format, after_seq, bar, right.seen.seen)
     out.document({"file": str(file), "format": file_format, **done._asdict(), "hash": done.hash.hex()})
     out.line(f"{file}: {done.entries} entries, {done.after_seq + 1} to {done.seq}, of epoch {done.epoch}")
     out.line(f"  hash of entry {done.seq}: {done.hash.hex()}")

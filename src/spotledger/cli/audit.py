@@ -67,8 +67,8 @@ def audit(
     """
     Derive everything about money from the journal again, and compare.
 
-    Only reads the file or the database, and may run beside servers. Exits with 0 (clean), 1 (damaged) or 3
-    (incomplete: something could not be checked).
+    Only reads the file or the database, and may run beside servers. A database must have what the node in DIR has seen;
+    another server is not audited. Exits with 0 (clean), 1 (damaged) or 3 (incomplete: something could not be checked).
     """
     heads = [_known_head(text) for text in known_heads]
     try:
@@ -95,9 +95,10 @@ def _audit_of(file: str | None, settings: Settings, processes: int) -> Callable[
     if file is not None or settings.database is None:
         return partial(audit_file, Path(file) if file else settings.data / LEDGER_FILE, processes=processes)
     from spotledger.audit.postgres import audit_database  # imports the database driver
-    from spotledger.ops.fleet import address_of
+    from spotledger.ops.fleet import right_server
 
-    return partial(audit_database, address_of(settings))
+    right = right_server(settings)
+    return partial(audit_database, right.address, seen=right.seen.seen)
 
 
 def _processors() -> int:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import click
 
 from spotledger.archive import recover as recovering
 from spotledger.cli.options import config_option, data_option, database_option, exit_on_error, json_option
 from spotledger.cli.output import Output
-from spotledger.ledger.ledger import Ledger
+from spotledger.errors import SettingInvalid
 from spotledger.ops.opening import open_embedded
 from spotledger.ops.runtime import claim_folder
 from spotledger.ops.settings import Settings, load_settings
@@ -70,37 +69,49 @@ def epoch() -> None:
 @database_option
 @click.option("--reason", required=True, metavar="TEXT", help="Why; the journal keeps it.")
 @click.option("--epoch", "number", type=int, metavar="N", help="The epoch to begin, if a later one was used before.")
+@click.option(
+    "--accept-loss", is_flag=True, help="Also where the database lacks what the node in DIR has seen: it is lost."
+)
 @config_option
 @json_option
 @exit_on_error
 def begin(
-    data: str | None, database: str | None, reason: str, number: int | None, config: str | None, out: Output
+    data: str | None,
+    database: str | None,
+    reason: str,
+    number: int | None,
+    accept_loss: bool,
+    config: str | None,
+    out: Output,
 ) -> None:
     """
     Begin a new epoch, after the ledger was set back by other means than restore.
 
     For a machine or a database that was put back to an earlier state, as by a snapshot of the disk or a point-in-time
     recovery: entries that were lost have numbers that are given again, and the new epoch tells them apart. The embedded
-    ledger must not be running.
+    ledger must not be running. A database that lacks what the node in DIR has seen is refused without --accept-loss.
     """
     settings = load_settings({"data": data, "database": database}, os.environ, config).settings
-    with _opened(settings) as ledger:
-        seq = ledger.begin_epoch(reason, number)
-        document = {"ledger_id": ledger.ledger_id, "epoch": ledger.epoch, "seq": seq}
-    out.document(document)
-    out.line(f"epoch {document['epoch']} of ledger {document['ledger_id']} began with entry {seq}")
+    begun = _begun(settings, reason, number, accept_loss=accept_loss)
+    out.document(begun)
+    out.line(f"epoch {begun['epoch']} of ledger {begun['ledger_id']} began with entry {begun['seq']}")
+    if begun.get("given_up"):
+        out.line(
+            f"  given up: what followed up to entry {begun['given_up']}, which the node in {settings.data} has seen"
+        )
 
 
-@contextmanager
-def _opened(settings: Settings) -> Iterator[Ledger]:
-    """Open the ledger that is there; none is made."""
+def _begun(settings: Settings, reason: str, number: int | None, *, accept_loss: bool) -> dict[str, Any]:
+    """Begin an epoch of the ledger that is there, and describe it; no ledger is made."""
     if settings.database is not None:
-        from spotledger.ops.fleet import address_of, check_there, open_postgres
+        from spotledger.ops.fleet import begin_epoch  # imports the database driver
 
-        check_there(settings)
-        with open_postgres(address_of(settings)) as ledger:
-            yield ledger
-        return
+        begun = begin_epoch(settings, reason, number, accept_loss=accept_loss)
+        given_up = begun.given_up
+        return {**begun._asdict(), "given_up": None if given_up is None else f"{given_up.epoch}-{given_up.seq}"}
+    if accept_loss:
+        raise SettingInvalid("--accept-loss of epoch begin needs --database; spotledger recover takes it for a folder.")
     recovering.check_there(settings.data)
     with claim_folder(settings.data) as lock, open_embedded(settings.data, lock=lock) as ledger:
-        yield ledger
+        seq = ledger.begin_epoch(reason, number)
+        return {"ledger_id": ledger.ledger_id, "epoch": ledger.epoch, "seq": seq}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import click
 
 from spotledger import __version__
-from spotledger.cli.options import config_option, exit_on_error, json_option, setting_options
+from spotledger.cli.options import config_option, data_option, exit_on_error, json_option, setting_options
 from spotledger.cli.output import Output
 from spotledger.http.serve import Listening, serve as run_service
 from spotledger.http.workers import serve_workers
@@ -51,12 +51,13 @@ def serve(flags: Mapping[str, str | None], config: str | None, out: Output) -> N
 
 
 @click.command()
+@data_option
 @click.option("--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE).")
 @click.option("--after", is_flag=True, help="Also remove what only nodes of the previous version need.")
 @config_option
 @json_option
 @exit_on_error
-def migrate(database: str | None, after: bool, config: str | None, out: Output) -> None:
+def migrate(data: str | None, database: str | None, after: bool, config: str | None, out: Output) -> None:
     """
     Bring the schema of the database to this version. Running it again changes nothing; there is no way back.
 
@@ -65,7 +66,8 @@ def migrate(database: str | None, after: bool, config: str | None, out: Output) 
     """
     from spotledger.ops.fleet import migrate_database  # imports the database driver
 
-    applied = migrate_database(load_settings({"database": database}, os.environ, config).settings, after=after)
+    settings = load_settings({"data": data, "database": database}, os.environ, config).settings
+    applied = migrate_database(settings, after=after)
     out.document({"applied": applied})
     for name in applied:
         out.line(f"applied {name}")

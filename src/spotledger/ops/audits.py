@@ -16,6 +16,7 @@ from spotledger.audit.report import CLEAN, DAMAGED, INCOMPLETE, Progress
 from spotledger.clock import now_ms
 from spotledger.errors import StoreUnavailable
 from spotledger.ops.siblings import Siblings
+from spotledger.storage.seen_head import Seen
 
 T = TypeVar("T")
 
@@ -95,6 +96,7 @@ class Audits:
         claim: Claim | None = None,
         *,
         clock_ms: Callable[[], int] = now_ms,
+        seen: Callable[[], Seen | None] = lambda: None,
     ) -> None:
         """
         Prepare audits of a ledger.
@@ -104,9 +106,11 @@ class Audits:
             siblings: The workers of this machine, if there are several; each knows the audits of all.
             claim: In a fleet, the node that holds it runs the continuous audit.
             clock_ms: Returns the time in ms since 1970.
+            seen: Returns what this node saw last in the database, which the journal has to have.
         """
         self._path = path
         self._clock_ms = clock_ms
+        self._seen = seen
         self._siblings = siblings
         self._claim = claim
         self._claiming = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit-claim")
@@ -173,7 +177,7 @@ class Audits:
             self._publish()
 
         try:
-            found.report = await audit_in_process(self._path, 0, note)
+            found.report = await audit_in_process(self._path, 0, note, self._seen())
             note(_end_of(found.report))
         finally:
             self._running = None
@@ -217,7 +221,7 @@ class Audits:
         state.is_here = True
         try:
             while True:
-                self._note(await audit_in_process(self._path, entries_per_second, note))
+                self._note(await audit_in_process(self._path, entries_per_second, note, self._seen()))
                 await asyncio.sleep(pause_seconds)
         finally:
             state.is_here = False

@@ -18,18 +18,19 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from spotledger.audit.process import DatabaseAddress
 from spotledger.clock import SYSTEM, Clock, TimeSources, steady_s
-from spotledger.errors import SchemaMismatch, SettingInvalid, SetupError
+from spotledger.errors import JournalShorter, SchemaMismatch, SettingInvalid, SetupError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ops.fleet_clock import FleetClock
 from spotledger.ops.settings import ServerUrl, Settings, flag_of
 from spotledger.storage.postgres.claim import Claim
-from spotledger.storage.postgres.connection import ANY_SERVER, connect
+from spotledger.storage.postgres.connection import ANY_SERVER, Connection, connect
 from spotledger.storage.postgres.keys import KeyChanges, PostgresKeyTables
-from spotledger.storage.postgres.right_server import RightServer
+from spotledger.storage.postgres.right_server import RightServer, place_of
 from spotledger.storage.postgres.schema import has_ledger_schema, make_ready, migrate
 from spotledger.storage.postgres.standby import StandbyStore
+from spotledger.storage.postgres.statements import SEGMENT_ENTRIES
 from spotledger.storage.postgres.store import PostgresStore
-from spotledger.storage.seen_head import SeenHead
+from spotledger.storage.seen_head import OtherHistory, Seen, SeenHead, check_place, read_seen
 
 _log = logging.getLogger("spotledger.fleet")
 
@@ -44,8 +45,9 @@ def open_postgres(url: str, *, clock_ms: Callable[[], int] | None = None, **opti
         url: ``postgresql://role@host/database``; of several hosts, the one that accepts writes is used.
         clock_ms: For tests: the time in milliseconds since 1970, instead of the server's clock.
         **options: ``requires_standby``: refuse to write while no synchronous standby is connected to the server;
-            ``cache_accounts``: how many accounts stay in memory; ``follow_seconds``: how often to look for
-            entries of other processes if no notification arrives.
+            ``segment_entries``: entries in a segment, for a ledger that is made; ``cache_accounts``: how many accounts
+            stay in memory; ``follow_seconds``: how often to look for entries of other processes if no notification
+            arrives.
 
     Raises:
         SettingInvalid: *url* is malformed.
@@ -54,7 +56,8 @@ def open_postgres(url: str, *, clock_ms: Callable[[], int] | None = None, **opti
         SetupError: An embedded ledger is being copied into the database.
         LedgerCorrupt: The database is not a complete ledger.
     """
-    make_ready(url, requires_standby=options.get("requires_standby", False))
+    segment_entries = options.pop("segment_entries", SEGMENT_ENTRIES)
+    make_ready(url, requires_standby=options.get("requires_standby", False), segment_entries=segment_entries)
     store = PostgresStore(url, clock_ms=clock_ms, **options)
     if clock_ms is not None:
         return Ledger(store, Clock(clock_ms))
@@ -71,6 +74,8 @@ class Fleet(NamedTuple):
     #: Held by the node that runs the continuous audit.
     audit_claim: Claim
     store: PostgresStore | StandbyStore
+    #: What this node saw last.
+    seen: SeenHead
 
     @property
     def standby(self) -> StandbyStore | None:
@@ -110,10 +115,8 @@ def open_fleet(
         seen = SeenHead(settings.data, worker)
         stack.callback(seen.close)
         right = RightServer(address, seen)
-        if seen.seen is not None:
-            with right.connect_at_start("spotledger"):
-                pass  # nothing is made in a database that lacks what this node has seen
-        make_ready(address, requires_standby=requires)
+        # Nothing is made in a database that lacks what this node has seen, nor on another server of the address.
+        make_ready(_address_at_start(right), requires_standby=requires)
         _say_what_is_waited_for(requires=requires)
         key_tables = PostgresKeyTables(partial(right.connect, "spotledger keys"), requires_standby=requires)
         stack.callback(key_tables.close)
@@ -134,7 +137,43 @@ def open_fleet(
         key_changes = KeyChanges(partial(right.connect, "spotledger key changes"))
         stack.callback(key_changes.close)
         audit_claim = Claim(partial(right.connect, "spotledger audit claim"))
-        yield Fleet(ledger, key_changes, _audited(settings), audit_claim, store)
+        yield Fleet(ledger, key_changes, _audited(settings), audit_claim, store, seen)
+
+
+def right_server(settings: Settings) -> RightServer:
+    """
+    Return what connects to the right server of *settings*: the one that has what the node in the data folder saw last.
+
+    Every command that is given a database connects through this. Nothing is written to the folder; if it has no
+    ``seen-head``, nothing is known, and the server that the address leads to is the right one.
+
+    Raises:
+        SettingInvalid: There is no database, or its address is malformed.
+        StoreUnavailable, LedgerCorrupt: What the node saw last cannot be read.
+    """
+    return RightServer(address_of(settings), SeenHead(seen=read_seen(settings.data)))
+
+
+def _address_at_start(right: RightServer) -> str:
+    """Return the address of the right server, or that of *right* where nothing is known; raise like a start."""
+    if right.seen.seen is None:
+        return right.address
+    with right.connect_at_start("spotledger") as connection:
+        return right.address_of(connection)
+
+
+def address_to_change(right: RightServer) -> str:
+    """
+    Return the address of the one server that a command may change.
+
+    That is the right server; where nothing is known, the only one of the address that takes writes.
+
+    Raises:
+        JournalShorter, OtherHistory, NotCaughtUp: No server that could be reached has what was seen.
+        SetupError: Several servers take writes, and none is known to be the right one.
+        SettingInvalid, StoreUnavailable: There is no connection.
+    """
+    return right.only_server() if right.seen.seen is None else _address_at_start(right)
 
 
 def _clock(settings: Settings, worker: int, store: PostgresStore | StandbyStore, sources: TimeSources) -> FleetClock:
@@ -232,15 +271,20 @@ def check_there(settings: Settings) -> None:
     Check that the database of *settings* has a ledger.
 
     Raises:
+        JournalShorter, OtherHistory: It is not the one that the node in the data folder has seen.
         SchemaMismatch: It has none, or contains something else.
         StoreUnavailable: The database cannot be reached.
     """
-    with connect(address_of(settings)) as connection:
-        if not has_ledger_schema(connection):
-            raise SchemaMismatch(
-                f"There is no ledger in the database {settings.database}. spotledger serve, coin add and customer add"
-                " make a new one; spotledger copy copies an embedded one there."
-            )
+    with right_server(settings).connect_at_start("spotledger") as connection:
+        _check_there(connection, settings)
+
+
+def _check_there(connection: Connection, settings: Settings) -> None:
+    if not has_ledger_schema(connection):
+        raise SchemaMismatch(
+            f"There is no ledger in the database {settings.database}. spotledger serve, coin add and customer add"
+            " make a new one; spotledger copy copies an embedded one there."
+        )
 
 
 def migrate_database(settings: Settings, *, after: bool) -> list[str]:
@@ -248,13 +292,64 @@ def migrate_database(settings: Settings, *, after: bool) -> list[str]:
     Migrate the schema of the database to the version of this program; return the names of the migrations applied.
 
     Args:
-        settings: The settings that name the database.
+        settings: The settings that name the database, and the data folder of a node, if there is one.
         after: Apply the migrations too that nodes of the previous version do not work with.
 
     Raises:
+        JournalShorter, OtherHistory: The database is not the one that the node has seen; nothing was changed.
+        SetupError: Several servers of the address take writes, and none is known to be the right one.
         SchemaMismatch: The database contains something else, or has a newer schema.
         StoreUnavailable: The server reports an error or cannot be reached; nothing was changed.
     """
-    with connect(address_of(settings)) as connection:
+    with connect(address_to_change(right_server(settings)), application="spotledger migrate") as connection:
         has_ledger_schema(connection)
         return migrate(connection, after=after)
+
+
+class EpochBegun(NamedTuple):
+    """A new epoch: the ledger, its number, the entry that began it, and the entry that was given up; None for none."""
+
+    ledger_id: str
+    epoch: int
+    seq: int
+    given_up: Seen | None
+
+
+def begin_epoch(settings: Settings, reason: str, number: int | None, *, accept_loss: bool) -> EpochBegun:
+    """
+    Begin a new epoch in the database of *settings*, above every one that the node in the data folder has seen.
+
+    Args:
+        settings: The settings that name the database, and the data folder of a node, if there is one.
+        reason: Why; the journal keeps it.
+        number: The number of the epoch; None for the next one.
+        accept_loss: Begin it too where the database lacks what the node has seen.
+
+    Raises:
+        JournalShorter, OtherHistory: The database lacks it, and the loss is not accepted; or it has another ledger.
+        SettingInvalid: The node has seen the epoch *number*, or a later one.
+        SetupError: Several servers of the address take writes, and none is known to be the right one.
+        SchemaMismatch: The database has no ledger, or contains something else.
+        StoreUnavailable: The database cannot be reached.
+    """
+    right, given_up = right_server(settings), None
+    seen = right.seen.seen
+    if seen is not None and number is not None and number <= seen.epoch:
+        raise SettingInvalid(f"The node in {settings.data} has seen epoch {seen.epoch}; --epoch {seen.epoch + 1} would"
+                             " pass.", setting="epoch")  # fmt: skip
+    try:
+        address = address_to_change(right)
+    except (JournalShorter, OtherHistory):
+        if not accept_loss or seen is None:
+            raise
+        address, given_up = right.only_server(), seen
+    with connect(address) as connection:
+        _check_there(connection, settings)
+        place = place_of(connection, 0)
+        if seen is not None and place is not None and place.ledger_id != seen.ledger_id:
+            check_place(seen, place)
+    with open_postgres(address) as ledger:
+        if number is None and seen is not None and seen.epoch > ledger.epoch:
+            number = seen.epoch + 1
+        seq = ledger.begin_epoch(reason, number)
+        return EpochBegun(ledger.ledger_id, ledger.epoch, seq, given_up)

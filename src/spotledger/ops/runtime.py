@@ -220,7 +220,7 @@ def _assemble(
 def _audits(settings: Settings, clock_ms: Callable[[], int], fleet: Fleet | None, siblings: Siblings | None) -> Audits:
     if fleet is None:
         return Audits(settings.data / LEDGER_FILE, siblings, clock_ms=clock_ms)
-    return Audits(fleet.audited, siblings, fleet.audit_claim, clock_ms=clock_ms)
+    return Audits(fleet.audited, siblings, fleet.audit_claim, clock_ms=clock_ms, seen=lambda: fleet.seen.seen)
 
 
 def _revocation_watch(fleet: Fleet, key_ring: KeyRing, tokens: Tokens, trust_seconds: float) -> RevocationWatch:

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
+from spotledger.errors import LedgerCorrupt
 from spotledger.storage.steps import Steps
 
 T = TypeVar("T")
@@ -69,6 +70,12 @@ class AccountView(Protocol):
         """Return the balance of *coin* in units; zero on both sides if the account never had it."""
 
 
+class BooksDamaged(LedgerCorrupt):
+    """Something derived does not check; it is made again from the journal, which is not in doubt."""
+
+    stops_writes = False
+
+
 class Store(Protocol):
     """Stores the journal and what is derived from it."""
 
@@ -89,8 +96,8 @@ class Store(Protocol):
         """The epochs of the journal; another object after one begins."""
 
     @property
-    def sealing_lag(self) -> int | None:
-        """Entries of full segments that are not read from the books yet; None where nothing is sealed."""
+    def sealing_lag(self) -> int:
+        """Entries of full segments that are not sealed yet, as far as is known here."""
 
     @property
     def sealing_restarts(self) -> int:
@@ -222,18 +229,3 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Close the store."""
-
-
-class DerivedAtOnce:
-    """What a store says that writes what is derived with the entries, at the time of its server: nothing is behind."""
-
-    rebuilds = 0
-    rebuilding: str | None = None
-    sealing_lag: int | None = None
-    sealing_restarts = 0
-
-    def go_on_rebuilding(self) -> None:
-        """Do nothing: all is whole."""
-
-    def note_time(self) -> None:
-        """Do nothing: the clock of a node notes the time itself."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -139,7 +140,7 @@ def advice(seen: Seen, epoch: int) -> str:
     return (
         "Start the server again that has it, or make this one its standby. Only if the database was put back to an"
         " earlier state on purpose, as by a point-in-time recovery:"
-        f" spotledger epoch begin --database …{number} --reason …"
+        f" spotledger epoch begin --database …{number} --accept-loss --reason …"
     )
 
 
@@ -151,9 +152,9 @@ def is_older(server: ServerId, than: ServerId) -> bool:
 class SeenHead:
     """What this node saw last, in memory and, if it has a folder, in a file. Any thread may use it."""
 
-    def __init__(self, folder: Path | None = None, worker: int = 0) -> None:
+    def __init__(self, folder: Path | None = None, worker: int = 0, *, seen: Seen | None = None) -> None:
         """
-        Open the file in *folder*, or make it, and read it; None: remember nothing across restarts.
+        Open the file in *folder*, or make it, and read it; None: begin with *seen*, remember nothing across restarts.
 
         Each *worker* of one machine has a file of its own, because each writes when it likes; what any of them saw
         counts for all of them at a start.
@@ -164,8 +165,8 @@ class SeenHead:
         """
         self._lock = threading.Lock()
         self._file: TwoSlots[Seen] | None = None
-        self.seen: Seen | None = None
-        self._server = ServerId()
+        self.seen = seen
+        self._server = ServerId() if seen is None else seen.server
         self._stopped = threading.Event()
         self._is_failing = False
         if folder is None:
@@ -173,7 +174,7 @@ class SeenHead:
         path = folder / (f"{SEEN_FILE}-{worker}" if worker else SEEN_FILE)
         try:
             self._file = TwoSlots(path, _FORM)
-            self.seen = _latest(folder, path, self._file)
+            self.seen = _latest([self._file.note, *_notes_in(folder, path.name)])
         except OSError as problem:
             raise StoreUnavailable(f"{path} cannot be used: {problem.strerror}") from problem
         if self._file.damaged_slot is not None:
@@ -241,13 +242,36 @@ class SeenHead:
                 _log.warning("what this node saw last could not be synced: %s", problem.strerror)
 
 
-def _latest(folder: Path, own: Path, file: TwoSlots[Seen]) -> Seen | None:
-    """Return what this worker or another one of the machine saw last."""
-    found = [file.note]
-    for path in folder.glob(f"{SEEN_FILE}*"):
-        if path != own:
-            found.append(read_two_slots(path, _FORM).note)
-    there = [seen for seen in found if seen is not None]
+def read_seen(folder: Path) -> Seen | None:
+    """
+    Return what the node with the data *folder* saw last; None if it saw nothing, or is no node of a fleet.
+
+    Nothing is written there, so a node may be running in it.
+
+    Raises:
+        LedgerCorrupt: Both slots of a file are damaged.
+        StoreUnavailable: The folder or a file in it cannot be read.
+    """
+    try:
+        return _latest(_notes_in(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as problem:
+        raise StoreUnavailable(
+            f"what the node with the data folder {folder} has seen cannot be read: {problem.strerror}. Name the folder"
+            " of a node with --data, or one that does not exist"
+        ) from problem
+
+
+def _notes_in(folder: Path, but: str = "") -> list[Seen | None]:
+    """Return what each worker with a file in *folder* saw last, leaving out the file named *but*."""
+    paths = [path for path in folder.iterdir() if path.name.startswith(SEEN_FILE) and path.name != but]
+    return [read_two_slots(path, _FORM).note for path in paths]
+
+
+def _latest(notes: Iterable[Seen | None]) -> Seen | None:
+    """Return what any of the workers of one machine saw last."""
+    there = [seen for seen in notes if seen is not None]
     if not there:
         return None
     last = max(there, key=lambda seen: (seen.epoch, seen.seq))

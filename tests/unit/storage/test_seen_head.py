@@ -18,6 +18,7 @@ from spotledger.storage.seen_head import (
     SeenHead,
     ServerId,
     check_place,
+    read_seen,
 )
 
 LEDGER = "11111111-2222-4333-8444-555555555555"
@@ -64,7 +65,10 @@ def test_server_that_goes_on_from_what_was_seen_is_right(right: Place) -> None:
     ("wrong", "message"),
     [
         (place(seq=99, kept=None), "ends at entry 99 of epoch 2, and this node has seen entry 100 of epoch 2"),
-        (place(seq=0, kept=None, epoch=1), r"ends at entry 0 of epoch 1.*epoch begin --database … --epoch 3 --reason"),
+        (
+            place(seq=0, kept=None, epoch=1),
+            r"ends at entry 0 of epoch 1.*epoch begin --database … --epoch 3 --accept-loss --reason",
+        ),
         (place(kept=ANOTHER), "another entry 100 .*; its journal ends at entry 100"),
         (place(seq=5000, kept=ANOTHER), "another entry 100 .*; its journal ends at entry 5000"),
         (place(server=ServerId(7, 2)), "on timeline 2, at entry 100, .* seen timeline 3"),
@@ -171,3 +175,31 @@ def test_note_that_cannot_be_written_is_logged_once_and_kept_in_memory(
     again = SeenHead(tmp_path)
     assert again.seen == Seen(LEDGER, 1, 3, HASH)
     again.close()
+
+
+def test_what_was_seen_is_read_beside_the_node_and_nothing_is_written(tmp_path: Path) -> None:
+    """A command reads what the latest worker saw, while all of them run; no folder and no file are nothing seen."""
+    for missing in (tmp_path / "missing", tmp_path):
+        assert read_seen(missing) is None
+    assert list(tmp_path.iterdir()) == []
+    one, two = SeenHead(tmp_path), SeenHead(tmp_path, 1)
+    assert read_seen(tmp_path) is None
+    two.note(LEDGER, 1, Head(9, HASH, 0))
+    one.note(LEDGER, 1, Head(8, ANOTHER, 0))
+    assert read_seen(tmp_path) == Seen(LEDGER, 1, 9, HASH)
+    two.close()
+    one.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [SEEN_FILE, f"{SEEN_FILE}-1"]
+
+
+def test_what_was_seen_and_cannot_be_read_is_no_absence(tmp_path: Path) -> None:
+    """A file that is damaged throughout, or is none, is named."""
+    (tmp_path / SEEN_FILE).write_bytes(b"x" * 8192)
+    with pytest.raises(LedgerCorrupt, match="both slots"):
+        read_seen(tmp_path)
+    (tmp_path / SEEN_FILE).unlink()
+    (tmp_path / SEEN_FILE).mkdir()
+    with pytest.raises(StoreUnavailable, match="cannot be read: Is a directory"):
+        read_seen(tmp_path)
+    (tmp_path / "file").touch()
+    assert read_seen(tmp_path / "file") is None

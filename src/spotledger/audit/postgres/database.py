@@ -21,12 +21,14 @@ from spotledger.audit.findings import advice_on_database
 from spotledger.audit.keys import KeySpool
 from spotledger.audit.postgres.credentials import CredentialCheck
 from spotledger.audit.postgres.definitions import DefinitionCheck
+from spotledger.audit.postgres.server import connect_audited
 from spotledger.audit.postgres.source import Row, Source
 from spotledger.audit.postgres.tables import DerivedTables
 from spotledger.audit.report import KnownHead, Pace, Progress, Report
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
-from spotledger.storage.postgres.connection import any_server, connect, is_damage, translated
+from spotledger.storage.postgres.connection import is_damage, translated
 from spotledger.storage.postgres.statements import SEGMENT_ENTRIES
+from spotledger.storage.seen_head import Seen
 
 #: Entries that are read at once.
 PAGE_ENTRIES: Final = 2_000
@@ -45,6 +47,7 @@ def audit_database(
     entries_per_second: int = 0,
     limit_seconds: float | None = None,
     while_copied: bool = False,
+    seen: Seen | None = None,
 ) -> Report:
     """
     Audit the ledger in the database at *url*.
@@ -60,12 +63,13 @@ def audit_database(
             journal are read without a limit, at the end. Incomplete if the ledger grows nearly as fast.
         limit_seconds: Stop, incomplete, after this time.
         while_copied: An embedded ledger is being copied into the database; else such a copy makes it incomplete.
+        seen: What a node saw last: the journal has to have that entry, and another server is not audited.
 
     Returns:
         The report; no state of the database makes it raise.
     """
     pace = Pace(entries_per_second, limit_seconds)
-    return _DatabaseAudit(url, progress, known_heads, pace, while_copied=while_copied).run()
+    return _DatabaseAudit(url, progress, known_heads, pace, while_copied=while_copied, seen=seen).run()
 
 
 def _shown_address(url: str) -> str:
@@ -88,10 +92,12 @@ class _DatabaseAudit(Driver):
         pace: Pace,
         *,
         while_copied: bool,
+        seen: Seen | None,
     ) -> None:
         super().__init__(_shown_address(url), progress, known_heads, pace)
         self._url = url
         self._while_copied = while_copied
+        self._seen = seen
         #: How many entries were read.
         self._taken = 0
 
@@ -103,7 +109,8 @@ class _DatabaseAudit(Driver):
 
     def _examine(self) -> None:
         try:
-            connection = connect(any_server(self._url), application="spotledger audit")
+            connection, known_heads = connect_audited(self._url, self._seen)
+            self._known_heads.update((known.seq, known.hash) for known in known_heads)
             with connection, translated("audited"):
                 self._source = Source(connection, self._findings)
                 self._examine_database()

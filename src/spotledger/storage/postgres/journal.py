@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
-from spotledger.storage.encoding import epochs_of_row
+from spotledger.storage.encoding import decode_changes, epochs_of_row, genesis_hash
 from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
 from spotledger.storage.postgres.connection import Connection, translated
 
@@ -23,14 +23,17 @@ class PostgresJournal(JournalReader):
         self._connection = connection
         with translated("read"):
             found = connection.execute(
-                "SELECT ledger_id, head.seq, head.hash, booked_ms, epoch_seq, body"
-                " FROM ledger JOIN head USING (only_row) LEFT JOIN entry ON entry.seq = epoch_seq"
+                "SELECT ledger_id, last.seq, last.hash, last.body, epoch_seq, begun.body"
+                " FROM ledger LEFT JOIN entry AS begun ON begun.seq = epoch_seq"
+                " LEFT JOIN LATERAL (SELECT seq, hash, body FROM entry ORDER BY seq DESC LIMIT 1) AS last ON true"
             ).fetchall()
         if not found:
-            raise LedgerCorrupt("the row of the ledger, or of the head of its journal, is missing")
-        self.ledger_id, seq, link, booked_ms, epoch_seq, body = found[0]
+            raise LedgerCorrupt("the row of the ledger is missing")
+        self.ledger_id, seq, link, last, epoch_seq, body = found[0]
         self.epochs = epochs_of_row(epoch_seq, body)
-        self.head = Head(seq, bytes(link), booked_ms)
+        self.head = Head(0, genesis_hash(self.ledger_id), 0)
+        if seq is not None:
+            self.head = Head(seq, bytes(link), decode_changes(last.encode()).booked_ms)
 
     def close(self) -> None:
         """Close the connection."""

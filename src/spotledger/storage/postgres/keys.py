@@ -265,7 +265,7 @@ class KeyChanges:
             session.notices()
         at_s = steady_s()
         [(version, head, now)] = session.execute(
-            f"SELECT version, coalesce((SELECT seq FROM head), 0), {_SERVER_MS} FROM key_version"
+            f"SELECT version, coalesce((SELECT max(seq) FROM entry), 0), {_SERVER_MS} FROM key_version"
         )
         # A lower version: another server took over, and may lack the last revocations.
         if seen is None or version < seen:

@@ -9,12 +9,11 @@ from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import HOUSE_KIND, Account, Balance
 from spotledger.domain.journal import Entry, opens_hold
-from spotledger.domain.operations import expiry_key
 from spotledger.storage.base import Wanted
 from spotledger.storage.encoding import decode_entry, key_digest
 from spotledger.storage.postgres import statements as sql
-from spotledger.storage.postgres.head_cache import HeadCache
-from spotledger.storage.postgres.rows import add_balances, entries_of_keys, holds_in
+from spotledger.storage.postgres.following.head_cache import HeadCache
+from spotledger.storage.postgres.rows import add_balances, customers_in, entries_of_keys, holds_in
 from spotledger.storage.postgres.session import (
     UUID,
     Parameter,
@@ -46,8 +45,6 @@ class Lookups:
         self.keys: dict[str, int] = {}
         self.entries: dict[int, Entry] = {}
         self.reversals: dict[int, int] = {}
-        #: Expiry and id of the holds that are due, in that order.
-        self.due: list[tuple[int, int]] = []
 
 
 class LookupBatch:
@@ -67,7 +64,10 @@ class LookupBatch:
         self._accounts: Accounts = {}
         self._keys: dict[bytes, str] = {}
         self._head_cache = memory
-        self._ask(sql.DUE, None if now_ms is None else number(now_ms), number(sql.DUE_LIMIT), take=self._due)
+        head_ms, (seen_ms, seen_id) = memory.head.booked_ms, memory.due_seen
+        now = None if now_ms is None else number(max(now_ms, head_ms))
+        bounds = (number(sql.DUE_LIMIT), number(seen_ms), number(seen_id), number(head_ms))
+        self._ask(sql.DUE, now, *bounds, take=self._take_due)
         named = self._ask_for_keys(wanted) if wanted.keys or wanted.hold_keys else set()
         self._ask_for_accounts(wanted, named)
         if wanted.entries:
@@ -103,7 +103,7 @@ class LookupBatch:
         accounts = named.union(wanted.accounts)
         missing = []
         for hold_id in wanted.holds:
-            hold = memory.holds.get(hold_id)
+            hold = memory.hold(hold_id)
             if hold is not None:
                 accounts.add(hold.account)
             elif hold_id < _BIGINT_LIMIT:
@@ -119,7 +119,7 @@ class LookupBatch:
             owners, kinds = zip(*unknown, strict=True)
             self._ask(sql.BALANCES, texts(owners), texts(kinds), take=self._take_balances)
         customers = {customer for customer, kind in accounts if kind != HOUSE_KIND}
-        new = [customer for customer in customers if customer not in memory.customers]
+        new = [customer for customer in customers if not memory.has_customer(customer)]
         if new:
             self._lookups.customers_absent.update(new)
             self._ask(sql.CUSTOMERS, texts(new), take=self._take_customers)
@@ -129,30 +129,34 @@ class LookupBatch:
         self._ask(sql.ENTRIES_OF_SEQS, numbers(seqs), take=self._take_entries)
         self._ask(sql.REVERSALS, numbers(seqs), take=self._take_reversals)
 
+    def is_about(self, memory: HeadCache) -> bool:
+        """Return whether the queries and *memory* together have all that is wanted."""
+        return memory is self._head_cache and memory.is_whole
+
     def send(self, session: Session) -> None:
         """Send the queries."""
         for statement, parameters, _ in self._asked:
             session.send(statement, *parameters)
 
     def lookups(self, answers: Sequence[PGresult], memory: HeadCache) -> Lookups:
-        """Add *answers* to *memory*, which stands at the locked head, and return what else was found."""
-        self._head_cache = memory
-        self._lookups.head_seq = memory.head.seq
+        """Add *answers* to *memory*, which stands at the locked head and covers them; return what else was found."""
+        lookups = self._lookups
+        lookups.head_seq = memory.head.seq
         for (_, _, take), answer in zip(self._asked, answers, strict=True):
             take(answer)
-        memory.take_accounts(memory.head.seq, self._accounts)
-        return self._lookups
+        memory.take_accounts(self._accounts)
+        lookups.holds_absent = {hold_id for hold_id in lookups.holds_absent if memory.hold(hold_id) is None}
+        lookups.customers_absent = {name for name in lookups.customers_absent if not memory.has_customer(name)}
+        for seq in lookups.reversals_asked:
+            by_seq = memory.reversal_of(seq)
+            if by_seq is not None:
+                lookups.reversals[seq] = by_seq
+        return lookups
 
     # --- results ------------------------------------------------------------------------------------
 
-    def _due(self, result: PGresult) -> None:
-        holds = holds_in(result)
-        self._head_cache.take_holds(self._head_cache.head.seq, holds)
-        for hold in holds:
-            if hold.expires_ms is not None:
-                self._lookups.due.append((hold.expires_ms, hold.hold_id))
-            # It is open, so the idempotency key of its expiry is not known.
-            self._lookups.keys_asked.add(expiry_key(hold.hold_id))
+    def _take_due(self, result: PGresult) -> None:
+        self._head_cache.take_due(holds_in(result))
 
     def _take_keys(self, result: PGresult) -> None:
         for entry in entries_of_keys(result, self._keys):
@@ -162,17 +166,13 @@ class LookupBatch:
                 self._lookups.holds_absent.add(entry.seq)
 
     def _take_holds(self, result: PGresult) -> None:
-        holds = holds_in(result)
-        self._lookups.holds_absent.difference_update(hold.hold_id for hold in holds)
-        self._head_cache.take_holds(self._head_cache.head.seq, holds)
+        self._head_cache.take_holds(holds_in(result))
 
     def _take_balances(self, result: PGresult) -> None:
         add_balances(result, self._accounts)
 
     def _take_customers(self, result: PGresult) -> None:
-        for (customer,) in rows_of(result):
-            self._lookups.customers_absent.discard(customer.decode())
-            self._head_cache.customers[customer.decode()] = None
+        self._head_cache.take_customers(customers_in(result))
 
     def _take_entries(self, result: PGresult) -> None:
         for seq, body in rows_of(result):

@@ -12,22 +12,19 @@ import logging
 import os
 import socket
 import threading
+import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Final, NamedTuple, NoReturn
+from typing import Final
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import ConnStatus
-from psycopg.pq.abc import PGresult
 
-from spotledger.errors import JournalShorter, LedgerCorrupt, StoreUnavailable
-from spotledger.storage.base import Head
+from spotledger.errors import JournalShorter, LedgerCorrupt, SetupError, StoreUnavailable
 from spotledger.storage.encoding import epochs_of_row
 from spotledger.storage.postgres.connection import Connection, connect, translated
-from spotledger.storage.postgres.foreign_entries import read_foreign_entries
-from spotledger.storage.postgres.session import hash_of, rows_of
 from spotledger.storage.seen_head import (
     NEW_NODE,
     NotCaughtUp,
@@ -39,9 +36,14 @@ from spotledger.storage.seen_head import (
     check_place,
 )
 
+#: How long a command waits for a standby to have what was seen, and how often it looks.
+CATCH_UP_SECONDS: Final = 10.0
+CATCH_UP_PAUSE_SECONDS: Final = 0.2
+
 _PLACE: Final = (
-    "SELECT ledger_id, epoch_seq, begun.body, head.seq, (SELECT hash FROM entry WHERE seq = %s), pg_is_in_recovery()"
-    " FROM ledger JOIN head USING (only_row) LEFT JOIN entry AS begun ON begun.seq = epoch_seq"
+    "SELECT ledger_id, epoch_seq, begun.body, coalesce((SELECT max(seq) FROM entry), 0),"
+    " (SELECT hash FROM entry WHERE seq = %s), pg_is_in_recovery()"
+    " FROM ledger LEFT JOIN entry AS begun ON begun.seq = epoch_seq"
 )
 #: A standby's timeline is not asked for: it is noted late there.
 _SERVER: Final = (
@@ -63,7 +65,7 @@ class RightServer:
 
     def __init__(self, address: str, seen: SeenHead | None = None) -> None:
         """Make connections to *address*, where the ledger has what was *seen*; None: what is seen from now on."""
-        self._address = address
+        self.address = address
         self.seen = SeenHead() if seen is None else seen
         #: The server of each connection that says which one it is.
         self._servers: weakref.WeakKeyDictionary[Connection, ServerId] = weakref.WeakKeyDictionary()
@@ -77,15 +79,33 @@ class RightServer:
             OtherHistory, NotCaughtUp: Every server that could be reached is a wrong one, or behind.
             SettingInvalid, StoreUnavailable: As for :func:`connect`.
         """
-        connection = connect(self._address, application=application, steady_plans=steady_plans)
+        connection = connect(self.address, application=application, steady_plans=steady_plans)
         host, port = connection.info.host, connection.info.port
         try:
             return self._checked(connection)
         except (OtherHistory, NotCaughtUp) as error:
-            for address in self._others(host, port):
+            others = [address for *place, address in self.hosts() if place != [host, str(port)]]
+            for address in others:
                 with suppress(StoreUnavailable):
                     return self._checked(connect(address, application=application, steady_plans=steady_plans))
             raise error from None
+
+    def connect_once_caught_up(self, application: str, *, steady_plans: bool = True) -> Connection:
+        """
+        Open a connection like :meth:`connect`; wait a moment for a standby that is merely behind.
+
+        Raises:
+            NotCaughtUp: It is still behind after `CATCH_UP_SECONDS`.
+            OtherHistory, SettingInvalid, StoreUnavailable: As for :meth:`connect`.
+        """
+        deadline = time.monotonic() + CATCH_UP_SECONDS
+        while True:
+            try:
+                return self.connect(application, steady_plans=steady_plans)
+            except NotCaughtUp:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(CATCH_UP_PAUSE_SECONDS)
 
     @contextmanager
     def connect_at_start(self, application: str) -> Iterator[Connection]:
@@ -105,20 +125,44 @@ class RightServer:
         with connection:
             yield connection
 
-    def _others(self, tried_host: str, tried_port: int) -> Iterator[str]:
-        """Yield the address with one host at a time, without the one that was tried."""
-        parts = conninfo_to_dict(self._address)
+    def address_of(self, connection: Connection) -> str:
+        """Return the address of the one server that *connection* leads to; it may contain the password."""
+        host, port = connection.info.host, str(connection.info.port)
+        return next((address for *place, address in self.hosts() if place == [host, port]), self.address)
+
+    def only_server(self) -> str:
+        """
+        Return the address of the only server that takes writes, whatever its history is.
+
+        Raises:
+            SetupError: Several servers of the address take writes; the message names them.
+            SettingInvalid, StoreUnavailable: As for :func:`connect`.
+        """
+        found: list[tuple[str, str]] = []
+        for _, _, address in self.hosts():
+            writes = make_conninfo(address, target_session_attrs="read-write")
+            with suppress(StoreUnavailable), connect(writes) as connection:
+                found.append((name_of(connection), address))
+        if len(found) > 1:
+            raise SetupError(
+                f"Several servers of the address take writes: {', '.join(name for name, _ in found)}. Only one of them"
+                " may go on; stop the others, or give an address with that one alone."
+            )
+        return found[0][1] if found else self.address
+
+    def hosts(self) -> Iterator[tuple[str, str, str]]:
+        """Yield each host of the address if there are several: its name, its port, and the address with it alone."""
+        parts = conninfo_to_dict(self.address)
         name = "host" if parts.get("host") else "hostaddr"
         hosts = str(parts.get(name) or "").split(",")
         ports = str(parts.get("port") or "").split(",")
         addresses = str(parts.get("hostaddr") or "").split(",")
         for place, host in enumerate(hosts if len(hosts) > 1 else ()):
             port = ports[place] if len(ports) == len(hosts) else ports[0]
-            one = {name: host, "port": port or None}
+            one = {name: host, "port": port}
             if name == "host" and len(addresses) == len(hosts):
-                one["hostaddr"] = addresses[place] or None
-            if (host, port or "5432") != (tried_host, str(tried_port)):
-                yield make_conninfo(self._address, **one)
+                one["hostaddr"] = addresses[place]
+            yield host, port or "5432", make_conninfo(self.address, **one)
 
     def _checked(self, connection: Connection) -> Connection:
         try:
@@ -155,46 +199,24 @@ class RightServer:
                 _cut(each)
 
 
-class Restart(NamedTuple):
-    """Why memory has to restart, and what the server answered then."""
+def is_put_back(seen: Seen, place: Place) -> bool:
+    """
+    Check that the server at *place* goes on from what was *seen*.
 
-    #: For people: the address of the server.
-    name: str
-    #: The head of memory before.
-    since: Head
-    #: The server's head, and its entries after *since*.
-    head: Head
-    news: PGresult
-    #: The answers of ``LEDGER``, ``COINS`` and the ``HASH`` of *since*, from a later snapshot.
-    answers: Sequence[PGresult]
+    Returns:
+        Whether it began a later epoch from an earlier entry.
 
-    def check(self, seen: Seen, epoch: int, head: Head, *, is_standby: bool) -> bool:
-        """
-        Check that the server, now in *epoch* and at *head*, goes on from what was *seen*.
-
-        Returns:
-            Whether it began a later epoch from an earlier entry.
-
-        Raises:
-            OtherHistory, NotCaughtUp: It does not go on from there.
-            LedgerCorrupt: It has later entries and lacks that one.
-        """
-        ledger, _, found = self.answers
-        kept = hash_of(rows_of(found)[0][0]) if found.ntuples else None
-        ledger_id = rows_of(ledger)[0][0].decode()
-        place = Place(self.name, ledger_id, epoch, head.seq, kept, is_standby=is_standby)
-        check_place(seen, place)
-        if seen.seq == 0 or kept == seen.hash:
-            return False
-        if epoch <= seen.epoch:
-            raise LedgerCorrupt(f"the journal lacks entry {seen.seq}, and has later ones")
-        _say_accepted(seen, place)
-        return True
-
-    def blame(self) -> NoReturn:
-        """Raise LedgerCorrupt: the server has the entry *since*, and its journal does not go on from there."""
-        read_foreign_entries(self.news, self.since, self.head, self.since.seq)
-        raise LedgerCorrupt(f"the journal's head names entry {self.head.seq}, and the journal goes further")
+    Raises:
+        OtherHistory, NotCaughtUp: It does not go on from there.
+        LedgerCorrupt: It has later entries and lacks that one.
+    """
+    check_place(seen, place)
+    if seen.seq == 0 or place.kept == seen.hash:
+        return False
+    if place.epoch <= seen.epoch:
+        raise LedgerCorrupt(f"the journal lacks entry {seen.seq}, and has later ones")
+    _say_accepted(seen, place)
+    return True
 
 
 def place_of(connection: Connection, seq: int) -> Place | None:
@@ -215,7 +237,7 @@ def place_of(connection: Connection, seq: int) -> Place | None:
     ledger_id, epoch_seq, body, head_seq, kept, is_standby = found[0]
     return Place(
         name_of(connection), ledger_id, epochs_of_row(epoch_seq, body).current, head_seq,
-        None if kept is None else bytes(kept), ServerId() if is_standby else _server_of(connection), is_standby,
+        None if kept is None else bytes(kept), ServerId() if is_standby else server_of(connection), is_standby,
     )  # fmt: skip
 
 
@@ -224,7 +246,7 @@ def name_of(connection: Connection) -> str:
     return f"{connection.info.host}:{connection.info.port}"
 
 
-def _server_of(connection: Connection) -> ServerId:
+def server_of(connection: Connection) -> ServerId:
     """Return which server it is; zeros where it does not say."""
     try:
         with translated("opened"):

@@ -1,4 +1,4 @@
-"""Entries as rows of PostgreSQL: what a group writes, as arrays for a few statements of any size, and back."""
+"""Entries as rows of PostgreSQL: what a group writes, as arrays for one statement, and rows as values of the domain."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from typing import Final, NamedTuple
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin
-from spotledger.domain.journal import BEGIN_EPOCH, Entry, Hold, new_tuple, opened_hold
-from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
+from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
-from spotledger.storage.encoding import chain_hash, decode_entry, encode_entry, epochs_of_row, key_digest
+from spotledger.storage.encoding import (
+    chain_hash,
+    decode_changes,
+    decode_entry,
+    encode_entry,
+    epochs_of_row,
+    genesis_hash,
+    key_digest,
+)
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import Connection
 from spotledger.storage.postgres.session import (
@@ -26,24 +33,18 @@ from spotledger.storage.postgres.session import (
     hash_of,
     number,
     numbers,
-    plain_texts,
     rows_of,
-    texts,
 )
+from spotledger.storage.trial_sums import TrialSums
 
 #: Entries that one round trip of a search by time reads.
 TIMES_A_TRIP: Final = 100
+#: Entries that one round trip of the trial balance reads.
+ROWS_A_TRIP: Final = 1_000
 
 
-class Order(NamedTuple):
-    """A statement with its parameters."""
-
-    statement: Statement
-    parameters: tuple[Parameter, ...]
-
-
-def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
-    """Return the head after *entries*, which follow *before*, and the order that appends them to the journal."""
+def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, tuple[Parameter, ...]]:
+    """Return the head after *entries*, which follow *before*, and the parameters of `statements.ADD_ENTRIES`."""
     previous = before.hash
     bodies, hashes, digests = [], [], []
     for entry in entries:
@@ -54,163 +55,7 @@ def journal_rows(entries: Sequence[Entry], before: Head) -> tuple[Head, Order]:
         digests.append(key_digest(entry.key))
     last = entries[-1]
     parameters = (number(before.seq), array(TEXT, bodies), array(BYTEA, hashes), array(UUID, digests))
-    return Head(last.seq, previous, last.booked_ms), Order(sql.ADD_ENTRIES, parameters)
-
-
-class DerivedRows:
-    """What is derived from the entries of a group, computed once for the tables and for memory."""
-
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        """Derive it from *entries*, in order."""
-        #: Available, freeze and the last entry, by account and coin.
-        self.balances: dict[tuple[Account, str], tuple[int, int, int]] = {}
-        #: The holds that the entries opened; and of others what remains, and the entry that closed them.
-        self.opened: dict[int, Hold] = {}
-        self.changed: dict[int, tuple[int, int | None]] = {}
-        #: Listings, registrations and reversals.
-        self.rest: list[Entry] = []
-        self._by_account: dict[Account, tuple[int, dict[str, Balance]]] | None = None
-        for entry in entries:
-            if entry.refusal is None:
-                self._take(entry)
-
-    def _take(self, entry: Entry) -> None:
-        seq, balances = entry.seq, self.balances
-        for account, coin, available, freeze in entry.balances:
-            balances[account, coin] = (available, freeze, seq)
-        if not entry.holds:
-            if not entry.postings or entry.kind == Reverse.kind:
-                self.rest.append(entry)
-            return
-        hold = opened_hold(entry)
-        if hold is not None:
-            self.opened[seq] = hold
-            return
-        for hold_id, remaining in entry.holds:
-            if hold_id in self.opened:
-                self.opened[hold_id] = self.opened[hold_id].after(remaining, seq)
-            else:
-                self.changed[hold_id] = (remaining, None if remaining else seq)
-
-    def add(self, later: DerivedRows) -> None:
-        """Add what is derived from later entries."""
-        self._by_account = None
-        self.balances.update(later.balances)
-        for hold_id, (remaining, closed_seq) in later.changed.items():
-            if hold_id in self.opened:
-                self.opened[hold_id] = self.opened[hold_id].after(remaining, closed_seq or 0)
-            else:
-                self.changed[hold_id] = (remaining, closed_seq)
-        self.opened.update(later.opened)
-        self.rest += later.rest
-
-    def by_account(self) -> dict[Account, tuple[int, dict[str, Balance]]]:
-        """Return the last entry of each account, and its changed balances; computed once."""
-        if self._by_account is None:
-            found: dict[Account, tuple[int, dict[str, Balance]]] = {}
-            for (account, coin), (available, freeze, seq) in self.balances.items():
-                last, balances = found.get(account) or (0, {})
-                balances[coin] = new_tuple(Balance, (available, freeze))
-                if seq > last:
-                    found[account] = (seq, balances)
-            self._by_account = found
-        return self._by_account
-
-    def rows(self) -> Iterator[Order]:
-        """Yield the orders for the tables of holds, coins, customers and reversals."""
-        if self.opened:
-            yield from _opened(list(self.opened.values()))
-        if self.changed:
-            yield from _changed(self.changed)
-        yield from _others(self.rest)
-
-    def balance_rows(self) -> Iterator[Order]:
-        """Yield the order for the balances, once for all entries of a group, because many change the same."""
-        if self.balances:
-            yield _balances(self.balances)
-
-
-def history_rows(entries: Sequence[Entry]) -> Iterator[Order]:
-    """Yield the order that adds the accounts and coins of *entries* to the history."""
-    touches: dict[tuple[Account, str], list[str]] = {}
-    for entry in entries:
-        if entry.refusal is None:
-            seq = str(entry.seq)
-            for account, coin, _, _ in entry.balances:
-                touches.setdefault((account, coin), []).append(seq)
-    if touches:
-        lines = sorted(touches)
-        accounts, coins = zip(*lines, strict=True)
-        owners, kinds = zip(*accounts, strict=True)
-        listed = plain_texts(["{" + ",".join(touches[line]) + "}" for line in lines])
-        names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
-        yield Order(sql.ADD_HISTORY, (*names, listed))
-
-
-def _balances(balances: dict[tuple[Account, str], tuple[int, int, int]]) -> Order:
-    # In the order of the index, so that neighbouring rows are written together.
-    lines = sorted(balances)
-    accounts, coins = zip(*lines, strict=True)
-    owners, kinds = zip(*accounts, strict=True)
-    available, freeze, seqs = zip(*[balances[line] for line in lines], strict=True)
-    names = (plain_texts(owners), plain_texts(kinds), plain_texts(coins))
-    return Order(sql.PUT_BALANCES, (*names, numbers(available), numbers(freeze), numbers(seqs)))
-
-
-def _opened(holds: Sequence[Hold]) -> Iterator[Order]:
-    ids, accounts, coins, amounts, remaining, references, expiries, opened_ms, closed = zip(*holds, strict=True)
-    owners, kinds = zip(*accounts, strict=True)
-    yield Order(
-        sql.ADD_HOLDS,
-        (
-            *(numbers(ids), plain_texts(owners), plain_texts(kinds), plain_texts(coins)),
-            *(numbers(amounts), numbers(remaining), texts(references)),
-            *(numbers_or_null(expiries), numbers(opened_ms), numbers_or_null(closed)),
-        ),
-    )
-    still_open = [hold for hold in holds if hold.closed_seq is None]
-    if still_open:
-        yield Order(
-            sql.ADD_OPEN_HOLDS,
-            (
-                numbers([hold.hold_id for hold in still_open]),
-                plain_texts([hold.account.customer for hold in still_open]),
-                numbers_or_null([hold.expires_ms for hold in still_open]),
-            ),
-        )
-
-
-def _changed(changed: dict[int, tuple[int, int | None]]) -> Iterator[Order]:
-    remaining, closed_seqs = zip(*changed.values(), strict=True)
-    yield Order(sql.CHANGE_HOLDS, (numbers(changed), numbers(remaining), numbers_or_null(closed_seqs)))
-    closed = [hold_id for hold_id, (left, _) in changed.items() if not left]
-    if closed:
-        yield Order(sql.DROP_OPEN_HOLDS, (numbers(closed),))
-
-
-#: The statement for each other kind of entry, and the fields of the request that are its parameters, before ``seq``.
-_OTHER_KINDS: Final[tuple[tuple[str, Statement, dict[str, Callable[..., bytes]]], ...]] = (
-    (ListCoin.kind, sql.ADD_COINS, {"coin": texts, "scale": numbers}),
-    (RegisterCustomer.kind, sql.ADD_CUSTOMERS, {"customer": texts}),
-    (Reverse.kind, sql.ADD_REVERSALS, {"seq": numbers}),
-)
-
-
-def _others(entries: Sequence[Entry]) -> Iterator[Order]:
-    """Yield the orders for listings, registrations, reversals and epochs."""
-    for kind, statement, fields in _OTHER_KINDS:
-        found = [entry for entry in entries if entry.kind == kind]
-        if found:
-            parameters = [array_of(entry.request[field] for entry in found) for field, array_of in fields.items()]
-            yield Order(statement, (*parameters, numbers(entry.seq for entry in found)))
-    begun = [entry.seq for entry in entries if entry.kind == BEGIN_EPOCH]
-    if begun:
-        yield Order(sql.MOVE_EPOCH, (number(begun[-1]),))
-
-
-def numbers_or_null(items: Sequence[int | None]) -> bytes:
-    """Encode an array of whole numbers or NULLs as text."""
-    return ("{" + ",".join(["NULL" if item is None else str(item) for item in items]) + "}").encode()
+    return Head(last.seq, previous, last.booked_ms), parameters
 
 
 # --- rows as values of the domain ---------------------------------------------------------------------
@@ -227,28 +72,57 @@ def entries_of_keys(result: PGresult, keys: Mapping[bytes, str]) -> Iterator[Ent
             yield entry
 
 
-def epochs_in(result: PGresult) -> Epochs:
+def ledger_in(result: PGresult) -> tuple[str, Epochs, int]:
     """
-    Return the epochs that the row of the ledger in *result* leads to.
+    Return the id of the ledger, its epochs and the entries in a segment, from the row of the ledger in *result*.
 
     Raises:
-        LedgerCorrupt: The entry with which the newest one began is missing, or begins none.
-    """
-    _, seq, body = rows_of(result)[0]
-    return epochs_of_row(int(seq), body)
-
-
-def head_of(result: PGresult) -> Head:
-    """
-    Return the head in the only row of *result*.
-
-    Raises:
-        LedgerCorrupt: There is no row.
+        LedgerCorrupt: There is no row; or the entry with which the newest epoch began is missing, or begins none.
     """
     if result.ntuples == 0:
-        raise LedgerCorrupt("the row of the journal's head is missing")
-    seq, kept_hash, booked_ms = rows_of(result)[0]
-    return Head(int(seq), hash_of(kept_hash), int(booked_ms))
+        raise LedgerCorrupt("the row of the ledger is missing")
+    ledger_id, seq, segment_entries, body = rows_of(result)[0]
+    return ledger_id.decode(), epochs_of_row(int(seq), body), int(segment_entries)
+
+
+class Found(NamedTuple):
+    """The head of the journal, and the last sealed entry."""
+
+    head: Head
+    sealed_seq: int
+
+
+def found_in(result: PGresult, ledger_id: str) -> Found:
+    """
+    Return what `statements.HEAD` found.
+
+    Raises:
+        LedgerCorrupt: The row that says what is sealed is missing, or the last entry cannot be read.
+    """
+    if result.ntuples == 0:
+        raise LedgerCorrupt("the row that says up to which entry the journal is sealed is missing")
+    sealed_seq, seq, kept_hash, body = rows_of(result)[0]
+    if not seq:
+        return Found(Head(0, genesis_hash(ledger_id), 0), int(sealed_seq))
+    return Found(Head(int(seq), hash_of(kept_hash), decode_changes(body).booked_ms), int(sealed_seq))
+
+
+def sealed_in(result: PGresult, ledger_id: str) -> Head:
+    """
+    Return the last sealed entry, as `statements.SEALED` found it.
+
+    Raises:
+        LedgerCorrupt: The journal does not have it as it is noted.
+    """
+    if result.ntuples == 0:
+        raise LedgerCorrupt("the row that says up to which entry the journal is sealed is missing")
+    seq, noted_hash, kept_hash, body = rows_of(result)[0]
+    noted = Head(int(seq), hash_of(noted_hash), 0)
+    if noted == (0, genesis_hash(ledger_id), 0):
+        return noted
+    if noted_hash != kept_hash:
+        raise LedgerCorrupt(f"entry {noted.seq}, up to which the journal is sealed, is missing or has another hash")
+    return noted._replace(booked_ms=decode_changes(body).booked_ms)
 
 
 def coins_in(result: PGresult) -> list[Coin]:
@@ -297,24 +171,32 @@ def add_balances(result: PGresult, found: dict[Account, tuple[int, dict[str, Bal
         found[account] = (max(changed_seq, int(seq)), balances)
 
 
-def sums_of(connection: Connection) -> TrialBalance:
+def sums_of(connection: Connection, ledger_id: str) -> TrialBalance:
     """
     Add up all balances in one snapshot; raise the errors of the driver.
 
     Raises:
-        LedgerCorrupt: The row of the head is missing.
+        LedgerCorrupt: The row that says what is sealed is missing, or the journal is damaged.
     """
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-    row = connection.execute("SELECT seq FROM head").fetchone()
-    rows = connection.execute(
-        "SELECT CASE WHEN account <> %s THEN %s WHEN starts_with(customer, %s) THEN %s ELSE customer END, coin,"
-        ' sum(available)::text, sum("freeze")::text FROM balance GROUP BY 1, 2',
+    sealed = connection.execute("SELECT seq, hash FROM sealed").fetchall()
+    if not sealed:
+        raise LedgerCorrupt("the row that says up to which entry the journal is sealed is missing")
+    sums = TrialSums(sealed[0][0], bytes(sealed[0][1]))
+    for customer, account, coin, available, freeze in connection.execute(
+        "SELECT CASE WHEN account <> %s THEN %s WHEN starts_with(customer, %s) THEN %s ELSE customer END,"
+        ' min(account), coin, sum(available)::text, sum("freeze")::text FROM balance GROUP BY 1, coin',
         (HOUSE_KIND, CUSTOMERS, RECEIVABLE, RECEIVABLE),
-    ).fetchall()
+    ):
+        sums.add(customer, account, coin, int(available), int(freeze))
+    head_seq = connection.execute("SELECT coalesce(max(seq), 0) FROM entry").fetchall()[0][0]
+    with connection.cursor(name="unsealed") as rows:
+        rows.itersize = ROWS_A_TRIP
+        rows.execute("SELECT seq, body, hash FROM entry WHERE seq > %s ORDER BY seq", (sealed[0][0],))
+        for seq, body, kept_hash in rows:
+            sums.add_entry(seq, body.encode(), bytes(kept_hash))
     connection.execute("COMMIT")
-    if row is None:
-        raise LedgerCorrupt("the row of the journal's head is missing")
-    return TrialBalance(int(row[0]), {(owner, coin): Balance(int(av), int(fr)) for owner, coin, av, fr in rows})
+    return sums.end(head_seq)
 
 
 def is_storable(text: str) -> bool:
@@ -325,14 +207,18 @@ def is_storable(text: str) -> bool:
         return False
 
 
-def balances_after(rows: PGresult, account: Account) -> dict[str, Balance]:
-    """Return the balances of *account* after the entries in *rows*, which have each coin and the last for it."""
-    found = {}
-    for name, body in rows_of(rows):
-        coin = name.decode()
-        after = next(b for b in decode_entry(body).balances if b.account == account and b.coin == coin)
-        found[coin] = Balance(after.available, after.freeze)
-    return dict(sorted(found.items()))
+def balance_after(body: bytes, account: Account, coin: str) -> Balance:
+    """
+    Return what *account* has of *coin* after the entry with this *body*, which changed it.
+
+    Raises:
+        LedgerCorrupt: The entry does not say.
+    """
+    entry = decode_entry(body)
+    for after in entry.balances:
+        if after.account == account and after.coin == coin:
+            return Balance(after.available, after.freeze)
+    raise LedgerCorrupt(f"entry {entry.seq} does not say what {account.customer} has of {coin} after it")
 
 
 def last_booked_by(

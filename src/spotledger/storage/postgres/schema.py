@@ -34,6 +34,7 @@ from spotledger.storage.postgres.server_check import (
     check_sees_standbys,
     connected_at_start,
 )
+from spotledger.storage.postgres.statements import SEGMENT_ENTRIES
 
 #: How often the first table is made, if others make it at the same time.
 MAKE_TRIES: Final = 5
@@ -185,13 +186,16 @@ def _refuse_newer(there: set[tuple[int, str]]) -> None:
         )
 
 
-def make_ledger(connection: Connection, ledger_id: str | None = None) -> bool:
+def make_ledger(
+    connection: Connection, ledger_id: str | None = None, *, segment_entries: int = SEGMENT_ENTRIES
+) -> bool:
     """
-    Create the first rows of a ledger, its id and the head of an empty journal, unless there is one.
+    Create the first rows of a ledger, its id and that nothing is sealed, unless there is one.
 
     Args:
         connection: A connection in autocommit, to a database with the schema.
         ledger_id: The id, if the ledger is a copy of another; a new one if None.
+        segment_entries: Entries in a segment, 1 to 65,536.
 
     Returns:
         Whether the ledger was created now.
@@ -202,17 +206,16 @@ def make_ledger(connection: Connection, ledger_id: str | None = None) -> bool:
             return False
         # Of several nodes at once the first one inserts, and the others wait for it and find the row.
         made = connection.execute(
-            "INSERT INTO ledger (only_row, ledger_id, epoch_seq, syncs) VALUES (1, %s, 0, 0) ON CONFLICT DO NOTHING",
-            (ledger_id,),
+            "INSERT INTO ledger (only_row, ledger_id, epoch_seq, syncs, segment_entries) VALUES (1, %s, 0, 0, %s)"
+            " ON CONFLICT DO NOTHING",
+            (ledger_id, segment_entries),
         ).rowcount
         if made:
-            connection.execute(
-                "INSERT INTO head (only_row, seq, hash, booked_ms) VALUES (1, 0, %s, 0)", (genesis_hash(ledger_id),)
-            )
+            connection.execute("INSERT INTO sealed (only_row, seq, hash) VALUES (1, 0, %s)", (genesis_hash(ledger_id),))
     return bool(made)
 
 
-def make_ready(address: str, *, requires_standby: bool = False) -> None:
+def make_ready(address: str, *, requires_standby: bool = False, segment_entries: int = SEGMENT_ENTRIES) -> None:
     """
     Create the schema and the ledger in an empty database, or check those that exist.
 
@@ -229,7 +232,7 @@ def make_ready(address: str, *, requires_standby: bool = False) -> None:
         check_privileges(connection)
         if requires_standby:
             check_sees_standbys(connection)
-        make_ledger(connection)
+        make_ledger(connection, segment_entries=segment_entries)
         _check_no_copy(connection)  # in this order: a copy that begins now finds a ledger
 
 

@@ -21,7 +21,7 @@ from spotledger.storage.postgres.connection import FIXED_SETTINGS, Connection, a
 NEEDED_PRIVILEGES: Final[Mapping[str, str]] = {
     "schema_version": "SELECT",
     "ledger": "SELECT, UPDATE",
-    "head": "SELECT, UPDATE",
+    "sealed": "SELECT, UPDATE",
     "entry": "SELECT, INSERT",
     "history": "SELECT, INSERT",
     "balance": "SELECT, INSERT, UPDATE",

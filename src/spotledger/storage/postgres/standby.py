@@ -64,6 +64,10 @@ class StandbyStore(PostgresReads):
         """Refuse: a standby takes no writes."""
         raise StoreUnavailable(_NO_WRITES)
 
+    def due_holds(self, now_ms: int, limit: int) -> list[int]:
+        """Return nothing: the nodes that write let holds expire."""
+        return []
+
     def leave(self, *, repeated: bool) -> Steps[None]:
         """Do nothing: there is no lock to release."""
         return at_once(None)

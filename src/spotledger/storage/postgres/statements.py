@@ -26,17 +26,28 @@ LISTEN: Final = statement("listen", "LISTEN spotledger_head")
 
 # --- the head, and what follows it ------------------------------------------------------------------
 
-# A separate statement: those after it take their snapshots once the lock is held.
-LOCK_HEAD: Final = statement("lock_head", "SELECT seq, hash, booked_ms FROM head WHERE only_row = 1 FOR UPDATE")
+# The write lock of the journal. A separate statement: those after it take their snapshots once the lock is held.
+LOCK: Final = statement("lock", "SELECT ledger_id FROM ledger WHERE only_row = 1 FOR UPDATE")
 CLOCK: Final = statement("clock", f"SELECT {_CLOCK}")
-HEAD: Final = statement("head", "SELECT seq, hash, booked_ms FROM head WHERE only_row = 1")
+HEAD: Final = statement(
+    "head",
+    "SELECT sealed.seq, last.seq, last.hash, last.body FROM sealed"
+    " LEFT JOIN LATERAL (SELECT seq, hash, body FROM entry ORDER BY seq DESC LIMIT 1) AS last ON true"
+    " WHERE only_row = 1",
+)
+SEALED: Final = statement(
+    "sealed",
+    "SELECT sealed.seq, sealed.hash, entry.hash, entry.body FROM sealed LEFT JOIN entry ON entry.seq = sealed.seq"
+    " WHERE only_row = 1",
+)
 _ENTRIES: Final = "SELECT {columns} FROM entry WHERE seq > $1 ORDER BY seq LIMIT $2::bigint"
 ENTRIES: Final = statement("entries", _ENTRIES.format(columns="body"))
 NEW_ENTRIES: Final = statement("new_entries", _ENTRIES.format(columns="seq, hash, body"), binary_rows=True)
 HASH: Final = statement("hash", "SELECT hash FROM entry WHERE seq = $1")
 LEDGER: Final = statement(
     "ledger",
-    "SELECT ledger_id, epoch_seq, body FROM ledger LEFT JOIN entry ON entry.seq = epoch_seq WHERE only_row = 1",
+    "SELECT ledger_id, epoch_seq, segment_entries, body FROM ledger LEFT JOIN entry ON entry.seq = epoch_seq"
+    " WHERE only_row = 1",
 )
 COINS: Final = statement("coins", "SELECT coin, scale FROM coin ORDER BY coin")
 
@@ -59,29 +70,37 @@ BALANCES: Final = statement(
     " JOIN balance ON balance.customer = wanted.customer AND balance.account = wanted.account",
     "bb",
 )
+LINES: Final = statement(
+    "lines",
+    'SELECT balance.customer, balance.account, balance.coin, available, "freeze", seq'
+    " FROM unnest($1::text[], $2::text[], $3::text[]) AS wanted (customer, account, coin)"
+    " JOIN balance ON balance.customer = wanted.customer AND balance.account = wanted.account"
+    " AND balance.coin = wanted.coin",
+    "bbb",
+)
+# The balances of those who own holds. The entry that opened a hold names its account, whether or not it is sealed.
 _OF_HOLDS: Final = (
     'SELECT balance.customer, balance.account, coin, available, "freeze", seq'
-    " FROM (SELECT DISTINCT customer, account FROM {source}) AS wanted"
+    " FROM (SELECT DISTINCT body::json #>> '{{balances,0,0,0}}', body::json #>> '{{balances,0,0,1}}'"
+    " FROM entry WHERE {which}) AS wanted (customer, account)"
     " JOIN balance ON balance.customer = wanted.customer AND balance.account = wanted.account"
 )
-BALANCES_OF_HOLDS: Final = statement(
-    "balances_of_holds", _OF_HOLDS.format(source="hold WHERE hold_id = ANY ($1::bigint[])")
-)
+BALANCES_OF_HOLDS: Final = statement("balances_of_holds", _OF_HOLDS.format(which="entry.seq = ANY ($1::bigint[])"))
 BALANCES_OF_KEYS: Final = statement(
-    "balances_of_keys",
-    _OF_HOLDS.format(source="entry JOIN hold ON hold.hold_id = entry.seq WHERE entry.key_digest = ANY ($1::uuid[])"),
-    "b",
+    "balances_of_keys", _OF_HOLDS.format(which="entry.key_digest = ANY ($1::uuid[])"), "b"
 )
 CUSTOMERS: Final = statement("customers", "SELECT customer FROM customer WHERE customer = ANY ($1::text[])", "b")
 REVERSALS: Final = statement("reversals", "SELECT seq, by_seq FROM reversal WHERE seq = ANY ($1::bigint[])")
+#: Those after the expiry $3 and the hold $4, in this order, because the caller knows those before.
 DUE: Final = statement(
     "due",
     f"SELECT {HOLD_COLUMNS} FROM open_hold AS due JOIN hold USING (hold_id)"
-    f" WHERE due.expires_ms <= coalesce($1::bigint, greatest({_CLOCK}, (SELECT booked_ms FROM head)))"
+    f" WHERE due.expires_ms <= coalesce($1::bigint, greatest({_CLOCK}, $5::bigint))"
+    " AND (due.expires_ms, due.hold_id) > ($3::bigint, $4::bigint)"
     " ORDER BY due.expires_ms, due.hold_id LIMIT $2::bigint",
 )
 
-# --- what a group writes --------------------------------------------------------------------------------
+# --- what a group writes, and what sealing derives from it ----------------------------------------------
 
 ADD_ENTRIES: Final = statement(
     "add_entries",
@@ -145,8 +164,9 @@ ADD_CUSTOMERS: Final = statement(
 ADD_REVERSALS: Final = statement(
     "add_reversals", "INSERT INTO reversal (seq, by_seq) SELECT * FROM unnest($1::bigint[], $2::bigint[])"
 )
-MOVE_HEAD: Final = statement(
-    "move_head", _COUNTED.format("UPDATE head SET seq = $1, hash = $2, booked_ms = $3 WHERE only_row = 1", "1")
+LEASE: Final = statement("lease", "SELECT seq, hash FROM sealed WHERE only_row = 1 FOR UPDATE SKIP LOCKED")
+MOVE_SEALED: Final = statement(
+    "move_sealed", _COUNTED.format("UPDATE sealed SET seq = $1, hash = $2 WHERE only_row = 1", "1")
 )
 # Fails with 2201E, the logarithm of zero, unless a synchronous standby is connected.
 STANDBY_THERE: Final = statement(
@@ -167,7 +187,7 @@ END_STUCK_WRITERS: Final = statement(
     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
     " WHERE pid <> pg_backend_pid() AND usename = current_user AND wait_event = 'ClientRead'"
     " AND xact_start IS NOT NULL AND state_change < clock_timestamp() - $1::float8 * interval '1 second'"
-    " AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'relation' AND relation = 'head'::regclass"
+    " AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'relation' AND relation = 'ledger'::regclass"
     " AND mode = 'RowShareLock' AND granted"
     " AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))",
 )
@@ -181,10 +201,10 @@ OPEN_HOLDS_OF: Final = statement(
 )
 HOLDS_OF: Final = statement(
     "holds_of",
-    "SELECT hold.* FROM generate_series(($2::bigint) / 65536, (SELECT seq FROM head) / 65536) AS part (segment)"
+    "SELECT hold.* FROM generate_series(($2::bigint) / 65536, (SELECT seq FROM sealed) / 65536) AS part (segment)"
     f" CROSS JOIN LATERAL (SELECT {HOLD_COLUMNS} FROM hold"
     " WHERE (hold_id - 1) / 65536 = part.segment AND customer = $1 AND hold_id > $2"
-    " AND (closed_seq IS NOT NULL OR NOT $4::boolean) ORDER BY hold_id LIMIT $3::bigint) AS hold LIMIT $3::bigint",
+    " ORDER BY hold_id LIMIT $3::bigint) AS hold LIMIT $3::bigint",
 )
 OLD_HOLDS: Final = statement(
     "old_holds",
@@ -199,7 +219,7 @@ TIMES: Final = statement(
 )
 TOUCHES: Final = statement(
     "touches",
-    "SELECT touch.seq FROM generate_series($3::bigint / 65536, (SELECT seq FROM head) / 65536) AS part (segment)"
+    "SELECT touch.seq FROM generate_series($3::bigint / 65536, (SELECT seq FROM sealed) / 65536) AS part (segment)"
     " CROSS JOIN LATERAL (SELECT DISTINCT seq FROM history"
     " WHERE history.segment = part.segment AND customer = ANY ($1::text[]) AND ($2::text IS NULL OR coin = $2)"
     " AND seq > $3 ORDER BY seq LIMIT $4::bigint) AS touch LIMIT $4::bigint",
@@ -215,18 +235,32 @@ LAST_TOUCHES: Final = statement(
     "bttt",
 )
 
+_FOLLOWED: Final = (HEAD, SEALED, NEW_ENTRIES, HASH, LEDGER, COINS)
 WRITING: Final[tuple[Statement, ...]] = (
-    *(BEGIN, COMMIT, ROLLBACK, LOCK_HEAD, CLOCK, NEW_ENTRIES, HASH, LEDGER, COINS),
+    *(BEGIN, COMMIT, ROLLBACK, LOCK, CLOCK, *_FOLLOWED),
     *(ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, HOLDS_OF_KEYS, BALANCES, BALANCES_OF_HOLDS, BALANCES_OF_KEYS),
-    *(CUSTOMERS, REVERSALS, DUE, ADD_ENTRIES, ADD_HISTORY, PUT_BALANCES, ADD_HOLDS, CHANGE_HOLDS),
-    *(ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_EPOCH),
-    *(MOVE_HEAD, SYNC, STANDBY_THERE),
+    *(CUSTOMERS, REVERSALS, DUE, ADD_ENTRIES, MOVE_EPOCH, SYNC, STANDBY_THERE),
 )
 READING: Final[tuple[Statement, ...]] = (
-    *(BEGIN_SNAPSHOT, COMMIT, HEAD, ENTRIES, NEW_ENTRIES, HASH, LEDGER, COINS, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS),
-    *(BALANCES, CUSTOMERS, REVERSALS, DUE, OPEN_HOLDS_OF, HOLDS_OF, OLD_HOLDS, CUSTOMERS_AFTER, TIMES),
-    *(TOUCHES, LAST_TOUCHES, END_STUCK_WRITERS),
+    *(BEGIN_SNAPSHOT, COMMIT, *_FOLLOWED, ENTRIES, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, BALANCES, CUSTOMERS),
+    *(REVERSALS, OPEN_HOLDS_OF, HOLDS_OF, OLD_HOLDS, CUSTOMERS_AFTER, TIMES, TOUCHES, LAST_TOUCHES, END_STUCK_WRITERS),
 )
-FOLLOWING: Final[tuple[Statement, ...]] = (
-    *(BEGIN_SNAPSHOT, COMMIT, LISTEN, NOTIFY, HEAD, NEW_ENTRIES, HASH, LEDGER, COINS),
+FOLLOWING: Final[tuple[Statement, ...]] = (BEGIN_SNAPSHOT, COMMIT, LISTEN, NOTIFY, *_FOLLOWED)
+SEALING: Final[tuple[Statement, ...]] = (
+    *(
+        BEGIN,
+        COMMIT,
+        ROLLBACK,
+        LEDGER,
+        HEAD,
+        HASH,
+        LEASE,
+        NEW_ENTRIES,
+        LINES,
+        HOLDS,
+        ADD_HISTORY,
+        PUT_BALANCES,
+        ADD_HOLDS,
+    ),
+    *(CHANGE_HOLDS, ADD_OPEN_HOLDS, DROP_OPEN_HOLDS, ADD_COINS, ADD_CUSTOMERS, ADD_REVERSALS, MOVE_SEALED),
 )

@@ -1,9 +1,10 @@
 """
-The store on PostgreSQL, for many nodes at once: the node that writes holds the lock of the journal's head row.
+The store on PostgreSQL, for many nodes at once: the node that writes holds the lock of the row of the ledger.
 
 A group costs two round trips. The first takes the write lock and looks up what the rules will read and memory does not
-have. The second writes the entries and everything derived from them, and commits. The head cache stands at exactly one
-entry, never at an older one than this node has acknowledged, and advances with the writes of this and other nodes.
+have. The second appends the entries and commits; what is derived from them is sealed later, by :mod:`sealing`. Memory
+stands at exactly one entry, never at an older one than this node has acknowledged, and advances with the writes of this
+and other nodes.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ from psycopg.pq.abc import PGresult
 
 from spotledger.clock import steady_s
 from spotledger.domain.accounts import Account
-from spotledger.domain.journal import Entry, Hold
-from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
+from spotledger.domain.journal import BEGIN_EPOCH, Entry, Hold, epochs_after
+from spotledger.domain.operations import expiry_key
+from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.storage.base import Head, Wanted
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import TimedOut, is_lost, translate, translated
-from spotledger.storage.postgres.head_cache import HeadCache
+from spotledger.storage.postgres.following.head_cache import Question, Snapshot
+from spotledger.storage.postgres.following.memory import News
 from spotledger.storage.postgres.lookups import LookupBatch, Lookups
 from spotledger.storage.postgres.reads import PostgresReads
-from spotledger.storage.postgres.right_server import Restart, name_of
-from spotledger.storage.postgres.rows import DerivedRows, Order, head_of, history_rows, journal_rows
+from spotledger.storage.postgres.rows import Found, found_in, journal_rows
+from spotledger.storage.postgres.sealing_duty import SealingDuty
 from spotledger.storage.postgres.session import Session, hash_of, number, rows_of
 from spotledger.storage.seen_head import OtherHistory
 from spotledger.storage.steps import Steps, drive
@@ -55,6 +58,8 @@ class PostgresStore(PostgresReads):
     """The store on one PostgreSQL database; satisfies :class:`spotledger.storage.base.Store`."""
 
     remote = True
+    #: None until the store is open.
+    _sealing: SealingDuty | None = None
 
     def __init__(
         self, url: str, *, clock_ms: Callable[[], int] | None = None, requires_standby: bool = False, **options: Any
@@ -79,12 +84,14 @@ class PostgresStore(PostgresReads):
         self._writing: Session | None = None
         self._lookups: Lookups | None = None
         self._pending_head: Head | None = None
-        #: What is derived from the entries that were written since the lock was taken.
-        self._derived: DerivedRows | None = None
         self._is_crowded = False
         #: The last entry when this node last released the write lock.
         self._left_seq = 0
         super().__init__(url, **options)
+        connecting = partial(self._right.connect, "spotledger seal")
+        self._sealing = SealingDuty(url, connecting, self._head_cache.segment_entries)
+        #: Whether a group of this node filled a segment that is not sealed yet.
+        self._has_filled = False
         #: The last entry that a synced commit of this node covers: kept results up to it are durable.
         self._synced_seq = 0
 
@@ -99,8 +106,8 @@ class PostgresStore(PostgresReads):
             too long.
             LedgerCorrupt: The journal is damaged.
         """
+        yield from self._go_on_sealing()
         self.is_writing, self._pending_head = True, None
-        self._derived = None
         for again in (True, False):
             try:
                 return (yield from self._begin(wanted))
@@ -115,38 +122,72 @@ class PostgresStore(PostgresReads):
                 raise
         raise AssertionError("unreachable")
 
+    @property
+    def sealing_restarts(self) -> int:
+        """How often the process that seals ended and was started again, or is about to be."""
+        return 0 if self._sealing is None else self._sealing.restarts
+
+    def _go_on_sealing(self) -> Steps[None]:
+        """
+        Have sealed what is full.
+
+        Raises:
+            StoreBusy: So much waits for it that writes have to.
+            LedgerCorrupt: The journal or what is derived from it is damaged.
+        """
+        memory, sealing = self._head_cache, self._sealing
+        assert sealing is not None, "the store is open"  # noqa: S101
+        if not sealing.is_due(memory.head.seq, memory.sealed_seq):
+            self._has_filled = False
+        elif sealing.seals_in_place:
+            yield sealing.seal_here
+        else:
+            sealing.go_on(memory.head, memory.sealed_seq, is_own=self._has_filled)
+            if sealing.is_behind(memory.head.seq, memory.sealed_seq):
+                self._ask()  # it may have been sealed meanwhile
+                if sealing.is_behind(memory.head.seq, self._head_cache.sealed_seq):
+                    raise StoreBusy("sealing is behind; try again with the same idempotency key")
+
+    def follow(self, session: Session, *questions: Question) -> Snapshot:
+        """Advance memory, and have sealed what nobody seals."""
+        snapshot = super().follow(session, *questions)
+        memory, sealing = self._head_cache, self._sealing
+        if sealing is None or self.is_writing or sealing.seals_in_place:
+            return snapshot  # a group that begins does it
+        if sealing.is_due(memory.head.seq, memory.sealed_seq):
+            sealing.go_on(memory.head, memory.sealed_seq, is_own=self._has_filled)
+        return snapshot
+
     def _begin(self, wanted: Wanted) -> Steps[int | None]:
         session = yield from self._session_to_write()
         now_ms = None if self._clock_ms is None else self._clock_ms()
-        memory, batch = self._lookup_batch(wanted, now_ms)
+        batch = self._lookup_batch(wanted, now_ms)
         at_s = steady_s()
         session.send(sql.BEGIN)
-        session.send(sql.LOCK_HEAD)
+        session.send(sql.LOCK)
         waited = (yield from self._wait(session)) if self._is_crowded else []
-        if memory is not self._head_cache:
-            # It was far behind, and restarted meanwhile.
-            memory, batch = self._lookup_batch(wanted, now_ms)
+        memory = self._head_cache
         since = memory.head
         session.send(sql.CLOCK)
-        session.send(sql.NEW_ENTRIES, number(since.seq), number(self.follow_entries + 1))
+        session.send(sql.HEAD)
+        session.send(sql.NEW_ENTRIES, *self._after(since))
         batch.send(session)
-        _, locked, clock, news, *answers = waited + (yield from session.answers())
-        head = head_of(locked)
-        if not self._advance(memory.history, since, head, news):
-            session.send(sql.LEDGER)
-            session.send(sql.COINS)
-            session.send(sql.HASH, number(since.seq))
-            found = yield from session.answers()
-            self._restart_at(memory, Restart(name_of(session.connection), since, head, news, found), head)
-            _, batch = self._lookup_batch(wanted, now_ms)
+        _, _, clock, now, page, *answers = waited + (yield from session.answers())
+        found = found_in(now, self.ledger_id)
+        yield from self._advancing(session, News(memory, since, found, page))
+        while not self._take_lookups(batch, answers, found):
+            # Memory was built anew meanwhile: it lacks what the old one had, or reaches back less far than the answers.
+            session.send(sql.HEAD)
+            session.send(sql.NEW_ENTRIES, *self._after(self._head_cache.head))
+            batch = self._lookup_batch(wanted, now_ms)
             batch.send(session)
-            answers = yield from session.answers()
-        self._is_crowded = head.seq - self._left_seq > CROWD_ENTRIES
-        if self._head_cache.head != head:
-            raise LedgerCorrupt(f"memory stands at entry {self._head_cache.head.seq}, the locked head is {head.seq}")
+            memory, since = self._head_cache, self._head_cache.head
+            now, page, *answers = yield from session.answers()
+            found = found_in(now, self.ledger_id)
+            yield from self._advancing(session, News(memory, since, found, page))
+        self._is_crowded = found.head.seq - self._left_seq > CROWD_ENTRIES
         self._note_followed(at_s)
         self._note_seen()
-        self._take_lookups(batch, answers)
         return int(rows_of(clock)[0][0]) if now_ms is None else None
 
     def _wait(self, session: Session) -> Steps[list[PGresult]]:
@@ -158,15 +199,20 @@ class PostgresStore(PostgresReads):
             self.is_waiting = False
 
     @gc_paused
-    def _lookup_batch(self, wanted: Wanted, now_ms: int | None) -> tuple[HeadCache, LookupBatch]:
-        """Return memory, and the queries for what it lacks of *wanted*."""
+    def _lookup_batch(self, wanted: Wanted, now_ms: int | None) -> LookupBatch:
+        """Return the queries for what memory lacks of *wanted*."""
         with self._guard:
-            return self._head_cache, LookupBatch(self._head_cache, wanted, now_ms)
+            return LookupBatch(self._head_cache, wanted, now_ms)
 
     @gc_paused
-    def _take_lookups(self, batch: LookupBatch, answers: Sequence[PGresult]) -> None:
+    def _take_lookups(self, batch: LookupBatch, answers: Sequence[PGresult], found: Found) -> bool:
+        """Add what was looked up to memory; return False, and do nothing, if memory cannot be joined with it."""
         with self._guard:
-            self._lookups = batch.lookups(answers, self._head_cache)
+            memory = self._head_cache
+            if not batch.is_about(memory) or memory.head != found.head or memory.base > found.sealed_seq:
+                return False
+            self._lookups = batch.lookups(answers, memory)
+            return True
 
     def leave(self, *, repeated: bool) -> Steps[None]:
         """
@@ -219,11 +265,29 @@ class PostgresStore(PostgresReads):
         super().load(customers, accounts, holds)
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
-        """Return the ids of at most *limit* open holds that expire by *now_ms*."""
+        """Return the ids of at most *limit* open holds that expire by *now_ms*, with the write lock."""
+        found: dict[int, Hold] = {}
+        while len(found) < limit:
+            with self._guard:
+                due = self._head_cache.pop_due_holds(now_ms, limit - len(found))
+            if not due:
+                break
+            try:
+                self._load_holds(due)
+            except BaseException:
+                with self._guard:
+                    self._head_cache.put_back_due([*found, *due])
+                raise
+            holds = ((hold_id, self.hold(hold_id)) for hold_id in due)
+            found.update((hold_id, hold) for hold_id, hold in holds if hold is not None and hold.closed_seq is None)
+        with self._guard:
+            for hold in found.values():
+                self._head_cache.watch_overdue(hold)
         lookups = self._lookups_at_head()
-        if lookups is not None and limit <= sql.DUE_LIMIT:
-            return [hold_id for expires_ms, hold_id in lookups.due if expires_ms <= now_ms][:limit]
-        return super().due_holds(now_ms, limit)
+        if lookups is not None:
+            # They are open, so the idempotency keys of their expiry are not known.
+            lookups.keys_asked.update(map(expiry_key, found))
+        return list(found)
 
     def has_customer(self, customer: str) -> bool:
         """Return whether *customer* is registered."""
@@ -279,29 +343,14 @@ class PostgresStore(PostgresReads):
         if entries[0].seq != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow entry {before.seq}")
         try:
-            self._pending_head, order = journal_rows(entries, before)
-            _send(session, order)
-            session.push()
-            derived = DerivedRows(entries)
-            for order in (*history_rows(entries), *derived.rows()):
-                _send(session, order)
+            self._pending_head, parameters = journal_rows(entries, before)
+            session.send(sql.ADD_ENTRIES, *parameters)
+            if last.kind == BEGIN_EPOCH:  # it is written alone
+                session.send(sql.MOVE_EPOCH, number(last.seq))
             session.push()
         except psycopg.Error as error:
             self._drop_writing()
             raise translate(error, "written") from error
-        if self._derived is None:
-            self._derived = derived
-        else:
-            self._derived.add(derived)
-
-    @gc_paused
-    def _send_rest(self, session: Session, pending: Head, derived: DerivedRows) -> None:
-        """Send the balances after the group, the new head, *pending*, and the commit."""
-        for order in derived.balance_rows():
-            _send(session, order)
-        seq, kept_hash, booked_ms = pending
-        session.send(sql.MOVE_HEAD, number(seq), b"\\x" + kept_hash.hex().encode(), number(booked_ms))
-        self._send_commit(session)
 
     def _send_commit(self, session: Session) -> None:
         """Send the commit, and before it the check that a standby is there, if one has to be."""
@@ -317,15 +366,14 @@ class PostgresStore(PostgresReads):
 
         Raises:
             StoreUnavailable: Nothing was written, or it is unknown whether it was.
-            LedgerCorrupt: What was written violates a constraint, or does not match what was derived; nothing was
-            committed.
+            LedgerCorrupt: What was written violates a constraint; nothing was committed.
         """
-        session, pending, derived, self._lookups = self._writing_session(), self._pending_head, self._derived, None
-        if pending is None or derived is None:
+        session, pending, self._lookups = self._writing_session(), self._pending_head, None
+        if pending is None:
             raise StoreUnavailable(_LOCK_LOST)
         try:
-            self._send_rest(session, pending, derived)
-            yield from session.answers(meanwhile=partial(self._make_ready, pending, derived))
+            self._send_commit(session)
+            yield from session.answers()
         except psycopg.Error as error:
             self._drop_writing()
             if not is_lost(error):
@@ -334,12 +382,6 @@ class PostgresStore(PostgresReads):
         else:
             yield from self._confirm(session)
         self._synced_seq = self._left_seq = pending.seq
-
-    def _make_ready(self, pending: Head, derived: DerivedRows) -> None:
-        """Prepare :meth:`publish` while the server syncs; nothing becomes visible yet."""
-        derived.by_account()
-        with self._guard:
-            self._head_cache.make_room(pending.seq - self._head_cache.head.seq)
 
     def _confirm(self, session: Session) -> Steps[None]:
         """Commit again if the server warned that its standby may not have the last commit of *session*."""
@@ -362,7 +404,7 @@ class PostgresStore(PostgresReads):
                     ) from error
                 self._end_stuck_writers(error)
                 time.sleep(LOOK_UP_PAUSE_SECONDS)
-        self._check_acknowledged(head_of(head))
+        self._check_acknowledged(found_in(head, self.ledger_id).head)
         if not found.ntuples or hash_of(rows_of(found)[0][0]) != last.hash:
             raise translate(lost, "written") from lost
 
@@ -372,11 +414,12 @@ class PostgresStore(PostgresReads):
         session = drive(self._session_to_write())
         session.patience_seconds = max(0.1, until - time.monotonic())
         session.send(sql.BEGIN)
-        session.send(sql.LOCK_HEAD)
+        session.send(sql.LOCK)
+        session.send(sql.HEAD)
         session.send(sql.HASH, number(last.seq))
         session.send(sql.SYNC)
         self._send_commit(session)
-        _, head, found, *_ = session.collect()
+        _, _, head, found, *_ = session.collect()
         if session.take_warning():
             raise StoreUnavailable(_NOT_CONFIRMED)
         session.patience_seconds = WRITE_PATIENCE_SECONDS
@@ -401,22 +444,21 @@ class PostgresStore(PostgresReads):
         if session.take_warning():
             raise StoreUnavailable(_NOT_CONFIRMED)
 
+    @gc_paused
     def publish(self, entries: Sequence[Entry]) -> None:
         """Apply the committed *entries* to memory, unless the follower has done so."""
         pending, self._pending_head = self._pending_head, None
-        derived, self._derived = self._derived, None
         try:
             with self._guard:
                 memory = self._head_cache
                 new = [entry for entry in entries if entry.seq > memory.head.seq]
                 if not new or pending is None:
                     return
-                try:
-                    memory.apply(new, pending, derived if len(new) == len(entries) else None)
-                    memory.shrink()
-                except BaseException:
-                    memory.forget()
-                    raise
+                memory.apply(new, pending, epochs_after(new[-1]) if new[-1].kind == BEGIN_EPOCH else None)
+                size = memory.segment_entries
+                self._has_filled = self._has_filled or pending.seq // size > (new[0].seq - 1) // size
+                memory.drop_sealed()
+                memory.shrink()
         finally:
             # Not earlier: the follower would read the entries of this group.
             self.is_writing = False
@@ -439,6 +481,8 @@ class PostgresStore(PostgresReads):
 
     def close(self) -> None:
         """Close all connections."""
+        if self._sealing is not None:
+            self._sealing.close()
         self._drop_writing()
         super().close()
 
@@ -470,7 +514,3 @@ class PostgresStore(PostgresReads):
         if isinstance(error, psycopg.Error) and error.sqlstate == _LOCK_NOT_AVAILABLE:
             with suppress(StoreUnavailable):
                 self._ask((sql.END_STUCK_WRITERS, (str(STUCK_SECONDS).encode(),)))
-
-
-def _send(session: Session, order: Order) -> None:
-    session.send(order.statement, *order.parameters)

@@ -20,10 +20,10 @@ import apsw
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, Account, Balance, Coin
 from spotledger.domain.journal import Hold
 from spotledger.errors import LedgerCorrupt, SchemaMismatch
+from spotledger.storage.base import BooksDamaged
 from spotledger.storage.encoding import unpack_places
 from spotledger.storage.sqlite.buckets import (
     HOLD_BUCKET_IDS,
-    BooksDamaged,
     HistoryLine,
     HoldsOpened,
     RowSum,

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from spotledger.errors import LedgerCorrupt
+from spotledger.storage.base import BooksDamaged
 from spotledger.storage.encoding import DIGEST_BYTES, pack_places, unpack_places
 
 #: Buckets of the keys, and of the history, of one segment.
@@ -27,12 +27,6 @@ HOLD_BUCKET_IDS: Final = 256
 CHECKSUM_BYTES: Final = 16
 _PLACE_BYTES: Final = 2
 _MODULUS: Final = 1 << 128
-
-
-class BooksDamaged(LedgerCorrupt):
-    """Something derived does not check; it is made again from the journal, which is not in doubt."""
-
-    stops_writes = False
 
 
 class HistoryLine(NamedTuple):

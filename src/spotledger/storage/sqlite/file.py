@@ -23,7 +23,7 @@ import apsw
 import apsw.sqlite_extra
 
 from spotledger.errors import JournalShorter, LedgerCorrupt, SchemaMismatch, StoreUnavailable
-from spotledger.storage.sqlite.buckets import BooksDamaged
+from spotledger.storage.base import BooksDamaged
 from spotledger.storage.sqlite.wal import find_damage
 
 if TYPE_CHECKING:

@@ -17,14 +17,13 @@ from typing import Any, Final, TypeVar
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
-from spotledger.storage.base import Head, TrialBalance
+from spotledger.storage.base import BooksDamaged, Head, TrialBalance
 from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash, key_digest
 from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
+from spotledger.storage.sealing_process import SealingProcess
 from spotledger.storage.sqlite.books import Books
-from spotledger.storage.sqlite.buckets import BooksDamaged
 from spotledger.storage.sqlite.file import BOOKS_FILE, JOURNAL_FILE, Connection
 from spotledger.storage.sqlite.journal import entry_rows
-from spotledger.storage.sqlite.sealing_process import SealingProcess
 from spotledger.storage.sqlite.trial import trial_balance
 from spotledger.storage.sqlite.working_set import AccountState, WorkingSet
 

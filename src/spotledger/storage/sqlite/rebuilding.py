@@ -19,12 +19,12 @@ from typing import Final, TypeVar
 from spotledger.domain.accounts import Coin
 from spotledger.domain.operations import ListCoin
 from spotledger.errors import StoreUnavailable
+from spotledger.storage.base import BooksDamaged
+from spotledger.storage.sealing_process import SealingProcess
 from spotledger.storage.sqlite.books import Books
-from spotledger.storage.sqlite.buckets import BooksDamaged
 from spotledger.storage.sqlite.file import BOOKS_FILE, JOURNAL, open_reader, translated
 from spotledger.storage.sqlite.reads import SqliteReads
 from spotledger.storage.sqlite.sealing import Sealer
-from spotledger.storage.sqlite.sealing_process import SealingProcess
 from spotledger.storage.sqlite.wal import find_damage
 
 #: What of memory a copy of the store builds: of a store that has none yet.

@@ -9,26 +9,33 @@ lack, so a sealing that was cut off has not happened.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
 from spotledger.domain.accounts import Account
-from spotledger.domain.journal import AVAILABLE
-from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt, SchemaMismatch, StoreUnavailable
+from spotledger.storage.base import BooksDamaged
 from spotledger.storage.encoding import (
     EntryChanges,
     chain_hash,
     column,
     decode_changes,
     genesis_hash,
-    key_digest,
     pack_places,
 )
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.idempotency_filter import IdempotencyFilter
+from spotledger.storage.segment_sums import (
+    HOLD_CLOSED_SEQ,
+    HOLD_CUSTOMER,
+    HOLD_EXPIRES_MS,
+    HOLD_REMAINING,
+    Before,
+    LineName,
+    SegmentSums,
+)
 from spotledger.storage.sqlite.books import (
     BALANCE_COLUMNS,
     HOLD_COLUMNS,
@@ -41,7 +48,6 @@ from spotledger.storage.sqlite.books import (
 from spotledger.storage.sqlite.buckets import (
     HOLD_BUCKET_IDS,
     SEGMENT_BUCKETS,
-    BooksDamaged,
     HistoryLine,
     HoldsOpened,
     RowSum,
@@ -56,11 +62,6 @@ from spotledger.storage.sqlite.file import BOOKS, JOURNAL, Connection, only_row,
 from spotledger.storage.sqlite.journal import entry_rows, read_head
 
 _READ_ENTRIES: Final = 1_000
-#: Columns of a row of the table of holds, by their place in `HOLD_COLUMNS`.
-_CUSTOMER: Final = 1
-_REMAINING: Final = 5
-_EXPIRES_MS: Final = 7
-_CLOSED_SEQ: Final = 9
 
 
 class Sealer:
@@ -166,7 +167,7 @@ class Sealer:
             with checked():
                 self._begin()
                 sums = self._read_segment(segment)
-                _SegmentWriter(self._books, sums, self._link, self).write()
+                _SegmentWriter(self._books, sums, segment, self._link, self).write()
                 self._books.execute("COMMIT")
         except BaseException:
             self.sealed_to, self._link = before
@@ -185,13 +186,13 @@ class Sealer:
 
     # --- reading the journal ------------------------------------------------------------------------
 
-    def _read_segment(self, segment: int) -> _SegmentSums:
+    def _read_segment(self, segment: int) -> SegmentSums:
         """Read the entries of *segment*, each of which is checked, and return what they add up to."""
         first, last = segment * self._segment_entries + 1, (segment + 1) * self._segment_entries
-        sums = _SegmentSums(self._books, segment, first)
+        sums = SegmentSums(_RowsOfBooks(self._books), first)
         for start in range(first, last + 1, _READ_ENTRIES):
             entries = self._read(start, min(start + _READ_ENTRIES - 1, last))
-            sums.load_holds({hold for entry in entries for hold, _ in entry.holds if hold < first})
+            sums.load(entries)
             for entry in entries:
                 try:
                     sums.take(entry)
@@ -222,156 +223,39 @@ class Sealer:
         return entries
 
 
-class _Line:
-    """One account and coin: the row that the books have, what the postings add up to, and the entries' places."""
-
-    __slots__ = ("available", "before", "freeze", "places")
-
-    def __init__(self, before: tuple[Any, ...] | None) -> None:
-        self.before = before
-        self.available, self.freeze = (0, 0) if before is None else (int(before[4]), int(before[5]))
-        self.places = array("H")
-
-
-class _Lines(dict[tuple[tuple[str, str], str], _Line]):
-    """The lines that a segment moves, by account (customer, kind) and coin; a new one begins as the books have it."""
+class _RowsOfBooks:
+    """The rows of the books before the segment that is sealed; satisfies `RowsBefore`."""
 
     def __init__(self, books: Connection) -> None:
-        super().__init__()
         self._books = books
 
-    def __missing__(self, key: tuple[tuple[str, str], str]) -> _Line:
-        account, coin = key
-        rows = self._books.execute(
-            f"SELECT {BALANCE_COLUMNS} FROM balance WHERE bucket = ? AND customer = ? AND account = ? AND coin = ?",
-            (owner_bucket(account[0]), *account, coin),
-        ).fetchall()
-        line = self[key] = _Line(rows[0] if rows else None)
-        return line
+    def lines(self, names: Iterable[LineName]) -> dict[LineName, Before]:
+        found = {}
+        for (customer, kind), coin in names:
+            rows = self._books.execute(
+                f"SELECT {BALANCE_COLUMNS} FROM balance WHERE bucket = ? AND customer = ? AND account = ? AND coin = ?",
+                (owner_bucket(customer), customer, kind, coin),
+            ).fetchall()
+            if rows:
+                found[(customer, kind), coin] = Before(int(rows[0][4]), int(rows[0][5]), rows[0])
+        return found
 
-
-class _SegmentSums:
-    """
-    What the entries of one segment add up to.
-
-    Balances and what remains of holds are added up from the postings, and compared with what each entry says is there
-    after it. So what the writer had in memory is checked by a second path.
-    """
-
-    def __init__(self, books: Connection, number: int, first_seq: int) -> None:
-        self._books = books
-        self.number = number
-        self.first_seq = first_seq
-        #: The digests of the idempotency keys, in the order of the entries.
-        self.keys: list[bytes] = []
-        self.coins: list[tuple[str, int, int]] = []
-        self.customers: list[tuple[str, int]] = []
-        self.reversals: list[tuple[int, int]] = []
-        self.lines = _Lines(books)
-        #: Rows of the table of holds, as the segment leaves them; and as the books have them.
-        self.holds: dict[int, list[Any]] = {}
-        self.holds_before: dict[int, tuple[Any, ...]] = {}
-
-    def load_holds(self, ids: set[int]) -> None:
-        """Read those of the holds with these *ids*, of earlier segments, that were not read yet."""
-        missing = sorted(ids - self.holds.keys())
-        for start in range(0, len(missing), 500):
-            part = missing[start : start + 500]
+    def holds(self, ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(ids), 500):
+            part = ids[start : start + 500]
             marks = ", ".join("?" * len(part))
-            for row in self._books.execute(f"SELECT {HOLD_COLUMNS} FROM hold WHERE hold_id IN ({marks})", tuple(part)):
-                self.holds_before[row[0]] = row
-                self.holds[row[0]] = hold = list(row)
-                hold[_REMAINING] = int(hold[_REMAINING])
-
-    def take(self, entry: EntryChanges) -> None:
-        """
-        Add up one entry.
-
-        Raises:
-            LedgerCorrupt: It says that after it there is something else, of a balance or a hold, than its postings
-                lead to.
-        """
-        self.keys.append(key_digest(entry.key))
-        if entry.refusal is not None:
-            return
-        if entry.postings or entry.balances:
-            try:
-                self._take_postings(entry)
-            except (IndexError, KeyError) as error:
-                raise LedgerCorrupt(
-                    f"entry {entry.seq} names a balance or a hold that is not there: {error}"
-                ) from error
-        kind = entry.kind
-        if kind == Reverse.kind:
-            self.reversals.append((_named(entry, "seq"), entry.seq))
-        elif kind == ListCoin.kind:
-            self.coins.append((_named(entry, "coin"), _named(entry, "scale"), entry.seq))
-        elif kind == RegisterCustomer.kind:
-            self.customers.append((_named(entry, "customer"), entry.seq))
-
-    def _take_postings(self, entry: EntryChanges) -> None:
-        balances, postings, holds = entry.balances, entry.postings, self.holds
-        seq = entry.seq
-        if entry.kind == Freeze.kind:
-            holds[seq] = _opened_hold(entry)
-        known = self.lines
-        lines = [known[account, coin] for account, coin, _, _ in balances]
-        for place, side, units, hold in postings:
-            if side == AVAILABLE:
-                lines[place].available += units
-            else:
-                lines[place].freeze += units
-            if hold is not None:
-                holds[hold][_REMAINING] += units
-        seq_place = seq - self.first_seq
-        for line, (_, _, available, freeze) in zip(lines, balances, strict=True):
-            if line.available != available or line.freeze != freeze:
-                raise _contradiction(entry, lines.index(line), line)
-            line.places.append(seq_place)
-        for hold, remaining in entry.holds:
-            row = holds[hold]
-            if row[_REMAINING] != remaining:
-                raise LedgerCorrupt(
-                    f"entry {seq} says that hold {hold} has {remaining} units left after it; its postings lead to"
-                    f" {row[_REMAINING]}"
-                )
-            row[_CLOSED_SEQ] = None if remaining else seq
-
-
-def _opened_hold(entry: EntryChanges) -> list[Any]:
-    """Return the row of the hold that *entry* opens; what remains of it, its postings will say."""
-    place, _, units, _ = entry.postings[1]
-    (customer, kind), coin, _, _ = entry.balances[place]
-    seq, request = entry.seq, entry.request
-    reference, expires_ms = request.reference, request.expires_ms
-    return [seq, customer, kind, coin, column(units), 0, reference, expires_ms, entry.booked_ms, None]
-
-
-def _named(entry: EntryChanges, field: str) -> Any:
-    """Return a field of the request that its kind has to have."""
-    value = getattr(entry.request, field)
-    if value is None:
-        raise LedgerCorrupt(f"entry {entry.seq}, a {entry.kind}, names no {field}")
-    return value
-
-
-def _contradiction(entry: EntryChanges, place: int, line: _Line) -> LedgerCorrupt:
-    (customer, _), coin, available, freeze = entry.balances[place]
-    return LedgerCorrupt(
-        f"entry {entry.seq} says that {customer} has {available} and {freeze} units of {coin} after"
-        f" it; its postings lead to {line.available} and {line.freeze}"
-    )
+            yield from self._books.execute(f"SELECT {HOLD_COLUMNS} FROM hold WHERE hold_id IN ({marks})", tuple(part))
 
 
 class _SegmentWriter:
     """Writes the rows of one segment."""
 
-    def __init__(self, books: Connection, sums: _SegmentSums, link: bytes, sealer: Sealer) -> None:
+    def __init__(self, books: Connection, sums: SegmentSums, segment: int, link: bytes, sealer: Sealer) -> None:
         self._books = books
         self._sums = sums
         self._link = link
         self._sealer = sealer
-        self._segment = sums.number
+        self._segment = segment
         self._first_seq = sums.first_seq
         self._owner_sums = BucketSums(books, "owner_bucket")
         self._hold_sums = BucketSums(books, "hold_bucket")
@@ -415,9 +299,9 @@ class _SegmentWriter:
         opened: dict[str, array[int]] = {}
         for hold_id, hold in self._sums.holds.items():
             if hold_id >= self._first_seq:
-                places = opened.get(hold[_CUSTOMER])
+                places = opened.get(hold[HOLD_CUSTOMER])
                 if places is None:
-                    places = opened[hold[_CUSTOMER]] = array("H")
+                    places = opened[hold[HOLD_CUSTOMER]] = array("H")
                 places.append(hold_id - self._first_seq)
         holds: list[list[HoldsOpened]] = [[] for _ in range(SEGMENT_BUCKETS)]
         for customer, places in sorted(opened.items()):
@@ -453,8 +337,8 @@ class _SegmentWriter:
             sums = self._owner_sums.of(bucket)
             segments = own_segment
             if before is not None:
-                sums.remove("balance", before)
-                segments = before[7] + own_segment
+                sums.remove("balance", before.row)
+                segments = before.row[7] + own_segment
             last_seq = self._first_seq + line.places[-1]
             row = (bucket, *account, coin, column(line.available), column(line.freeze), last_seq, segments)
             sums.add("balance", row)
@@ -467,18 +351,18 @@ class _SegmentWriter:
         new, changed = [], []
         for hold_id, row in sorted(self._sums.holds.items()):
             sums = self._hold_sums.of(hold_id // HOLD_BUCKET_IDS)
-            row[_REMAINING] = column(row[_REMAINING])
-            more_open = int(row[_CLOSED_SEQ] is None)
+            row[HOLD_REMAINING] = column(row[HOLD_REMAINING])
+            more_open = int(row[HOLD_CLOSED_SEQ] is None)
             before = holds_before.get(hold_id)
             if before is None:
                 new.append(row)
             else:
                 more_open -= 1
                 sums.remove("hold", before)
-                changed.append((row[_REMAINING], row[_CLOSED_SEQ], hold_id))
+                changed.append((row[HOLD_REMAINING], row[HOLD_CLOSED_SEQ], hold_id))
             sums.add("hold", row)
             counts[1] += more_open
-            if row[_EXPIRES_MS] is not None:
+            if row[HOLD_EXPIRES_MS] is not None:
                 counts[2] += more_open
         self._books.executemany("UPDATE hold SET remaining = ?, closed_seq = ? WHERE hold_id = ?", changed)
         self._books.executemany("INSERT INTO hold VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", new)

@@ -26,13 +26,14 @@ from spotledger.errors import (
     StoreBusy,
     StoreUnavailable,
 )
-from spotledger.storage.base import Head, Wanted
+from spotledger.storage.base import BooksDamaged, Head, Wanted
 from spotledger.storage.encoding import chain_hash, encode_entry, genesis_hash
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.idempotency_filter import IdempotencyFilter
+from spotledger.storage.sealing_process import SealingProcess
 from spotledger.storage.sqlite import copy as sqlite_copy
 from spotledger.storage.sqlite.books import Books, checked
-from spotledger.storage.sqlite.buckets import BooksDamaged, ids_of_segment, unpack_keys
+from spotledger.storage.sqlite.buckets import ids_of_segment, unpack_keys
 from spotledger.storage.sqlite.file import (
     BOOKS_FILE,
     BUSY_TIMEOUT_MS,
@@ -51,7 +52,6 @@ from spotledger.storage.sqlite.keys import SqliteKeyTables
 from spotledger.storage.sqlite.noted_head import HeadNote
 from spotledger.storage.sqlite.placing import check_journal, go_on_placing
 from spotledger.storage.sqlite.rebuilding import RebuiltBooks
-from spotledger.storage.sqlite.sealing_process import SealingProcess
 from spotledger.storage.sqlite.working_set import WorkingSet
 from spotledger.storage.steps import Steps, at_once
 
@@ -65,6 +65,7 @@ UNSEALED_LIMIT: Final = 4
 ABSORBED_KEYS: Final = 500
 #: As many at once while nothing is written: some 1 ms.
 IDLE_ABSORBED_KEYS: Final = 4_000
+SEALING_MODULE: Final = "spotledger.storage.sqlite.sealing_process"
 _REPLAY_ENTRIES: Final = 1_000
 _INSERT: Final = "INSERT INTO entry (seq, body, hash) VALUES (?, ?, ?)"
 
@@ -145,7 +146,7 @@ class SqliteStore(RebuiltBooks):
             self._write.set_busy_timeout(0)  # from now on it is used by the thread that serves
         self._sealing = None
         if self._segment_entries >= PROCESS_ENTRIES:
-            self._sealing = SealingProcess(self._path, self._folder / BOOKS_FILE)
+            self._sealing = SealingProcess(SEALING_MODULE, [str(self._path), str(self._folder / BOOKS_FILE)])
             self._closing.append(self._sealing.close)
         self.rebuilds = 0
         self._books = None

@@ -9,8 +9,11 @@ import pytest
 from spotledger.domain.accounts import EXTERNAL, Account
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, HoldAfter, Posting, opened_hold
 from spotledger.errors import LedgerCorrupt
-from spotledger.storage.encoding import encode_entry
-from spotledger.storage.postgres.foreign_entries import ForeignEntries, change_in
+from spotledger.domain.positions import Epochs
+from spotledger.storage.base import Head
+from spotledger.storage.encoding import decode_changes, encode_entry
+from spotledger.storage.postgres.following.foreign_entries import ForeignEntries
+from spotledger.storage.postgres.following.head_cache import HeadCache
 
 ANN = Account("ann", "spot")
 HUGE = 10**38 - 1
@@ -34,11 +37,18 @@ def entry(**changes: Any) -> Entry:
     return Entry(**values)
 
 
+def opened(body: bytes) -> Hold | None:
+    """Return the hold that memory has after the entry with this *body*."""
+    memory = HeadCache(Head(6, b"", 0), [], Epochs(), segment_entries=8, cache_accounts=4)
+    memory.apply([decode_changes(body)], Head(7, b"", 0))
+    return memory.hold(7)
+
+
 @pytest.mark.parametrize("more", [{}, {"reference": "null"}, {"reference": "17", "expires_ms": 2**53}])
 def test_freeze_read_for_its_changes_opens_the_same_hold(more: dict[str, Any]) -> None:
     """Account, amounts beyond 64 bits, reference and time are those of the whole entry, of the domain's types."""
     whole = entry(request={**FREEZE, "units": str(HUGE), **more})
-    hold = change_in(encode_entry(whole)).opened_hold()
+    hold = opened(encode_entry(whole))
     assert hold == opened_hold(whole)
     assert type(hold) is Hold
     assert type(hold.account) is Account
@@ -62,20 +72,21 @@ def test_freeze_read_for_its_changes_opens_the_same_hold(more: dict[str, Any]) -
 def test_movement_read_for_its_changes_leaves_the_same_balances_and_holds(changes: dict[str, Any]) -> None:
     """Balances equal those of the entry, and nothing but a freeze opens a hold; what is unknown is passed over."""
     whole = entry(**changes)
-    change = change_in(encode_entry(whole))
+    change = decode_changes(encode_entry(whole))
     assert change.balances == whole.balances
     assert change.holds == whole.holds
     assert (change.seq, change.kind, change.booked_ms) == (whole.seq, whole.kind, whole.booked_ms)
-    assert change.opened_hold() is None
+    assert opened(encode_entry(whole)) is None
     assert change.refusal is None
 
 
 def test_refused_freeze_read_for_its_changes_changed_nothing() -> None:
     """A refusal that was kept has no balances, and opens no hold."""
     refusal = {"code": "unknown_coin", "detail": "so", "details": {"n": [1]}}
-    change = change_in(encode_entry(entry(postings=(), balances=(), holds=(), refusal=refusal)))
+    body = encode_entry(entry(postings=(), balances=(), holds=(), refusal=refusal))
+    change = decode_changes(body)
     assert change.refusal is not None
-    assert change.opened_hold() is None
+    assert opened(body) is None
     assert change.balances == ()
 
 
@@ -83,13 +94,13 @@ def test_refused_freeze_read_for_its_changes_changed_nothing() -> None:
 def test_bytes_that_are_no_entry_are_damage(body: bytes) -> None:
     """What cannot be read is said to be damage of the journal, not an error of the reader."""
     with pytest.raises(LedgerCorrupt, match="cannot be read"):
-        change_in(body)
+        decode_changes(body)
 
 
 @pytest.mark.parametrize(("known", "left"), [(0, [7, 8, 9]), (6, [7, 8, 9]), (7, [8, 9]), (9, []), (12, [])])
 def test_news_after_an_entry_are_those_that_follow_it(known: int, left: list[int]) -> None:
-    """Changes and bytes that memory has already are left out together."""
-    bodies = [encode_entry(entry(seq=seq)) for seq in (7, 8, 9)]
-    news = ForeignEntries([change_in(body) for body in bodies], bodies).after(known)
+    """Changes that memory has already are left out."""
+    changes = [decode_changes(encode_entry(entry(seq=seq))) for seq in (7, 8, 9)]
+    news = ForeignEntries(changes, Head(9, b"", 0), None).after(known)
     assert [change.seq for change in news.changes] == left
-    assert news.bodies == bodies[3 - len(left) :]
+    assert news.last.seq == 9

@@ -1,0 +1,110 @@
+"""
+When a node seals: at once if it filled the segment, else if nobody has for a while.
+
+Any node may seal at any time, because the database lets one at a time; to wait spares the others the attempt.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from spotledger.errors import LedgerCorrupt
+from spotledger.storage.base import Head
+from spotledger.storage.postgres.connection import Connection
+from spotledger.storage.postgres.sealing import Sealer
+from spotledger.storage.sealing_process import SealingProcess
+
+#: Smaller segments are sealed in the process that serves, where a group begins.
+PROCESS_ENTRIES: Final = 4_096
+#: Full segments that may wait for sealing before writes have to.
+UNSEALED_LIMIT: Final = 4
+#: How long a node leaves it to others to seal a segment that it did not fill.
+OTHERS_SECONDS: Final = 5.0
+#: How long a node waits before it asks its sealing process once more.
+AGAIN_SECONDS: Final = 1.0
+
+
+class SealingDuty:
+    """Has the segments of one ledger sealed. Any thread may use it."""
+
+    def __init__(self, address: str, connect: Callable[[], Connection], segment_entries: int) -> None:
+        """
+        Prepare; nothing is connected or started before there is something to do.
+
+        Args:
+            address: Where the sealing process connects to.
+            connect: Makes a connection in autocommit to the right server, for small segments.
+            segment_entries: Entries in a segment.
+        """
+        self._segment_entries = segment_entries
+        self._lock = threading.Lock()
+        self._sealer = Sealer(connect) if segment_entries < PROCESS_ENTRIES else None
+        self._process = SealingProcess("spotledger.storage.postgres.sealing_process", greeting=address)
+        self._not_before = 0.0
+        self._waiting_for = 0
+        self._damage: LedgerCorrupt | None = None
+
+    @property
+    def restarts(self) -> int:
+        """How often the process that seals ended and was started again, or is about to be."""
+        return self._process.restarts
+
+    @property
+    def seals_in_place(self) -> bool:
+        """Whether segments are so small that they are sealed here, by :meth:`seal_here`."""
+        return self._sealer is not None
+
+    def is_due(self, head_seq: int, sealed_seq: int) -> bool:
+        """Return whether there is a full segment that is not sealed."""
+        return head_seq // self._segment_entries > sealed_seq // self._segment_entries
+
+    def is_behind(self, head_seq: int, sealed_seq: int) -> bool:
+        """Return whether so much waits for sealing that memory must not grow further."""
+        return head_seq - sealed_seq >= (UNSEALED_LIMIT + 1) * self._segment_entries
+
+    def seal_here(self) -> None:
+        """Seal what is full; blocks. Raises like :meth:`Sealer.seal_next`."""
+        with self._lock:
+            assert self._sealer is not None, "segments are small"  # noqa: S101
+            self._sealer.seal_all()
+
+    def go_on(self, head: Head, sealed_seq: int, *, is_own: bool) -> None:
+        """
+        Have the process seal what is full up to *head*, if that is for this node to do; does not wait.
+
+        Args:
+            head: The last entry that this node saw; a server without it is not sealed.
+            sealed_seq: The last sealed entry, as far as this node has seen.
+            is_own: Whether this node filled the segment.
+
+        Raises:
+            LedgerCorrupt: The process found the journal or what is derived from it damaged.
+        """
+        if self._damage is not None:
+            raise self._damage
+        now = time.monotonic()
+        if now < self._not_before or not self._lock.acquire(blocking=False):
+            return
+        try:
+            if not is_own and self._waiting_for <= sealed_seq:
+                self._waiting_for = sealed_seq + 1
+                self._not_before = now + OTHERS_SECONDS
+                return
+            self._not_before = now + AGAIN_SECONDS
+            self._process.poll()
+            self._process.seal(head.seq // self._segment_entries - 1, f"{head.seq} {head.hash.hex()}")
+        except LedgerCorrupt as damage:
+            self._damage = damage
+            raise
+        finally:
+            self._lock.release()
+
+    def close(self) -> None:
+        """End the process, and close the connection."""
+        with self._lock:
+            self._process.close()
+            if self._sealer is not None:
+                self._sealer.close()
