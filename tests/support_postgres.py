@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit, urlunsplit
@@ -37,6 +38,8 @@ class Proxy:
         self.refuses = False
         #: Whether new connections are taken and never answered, as by a network that drops everything.
         self.swallows = False
+        #: How long the answers of the server are held back.
+        self.delay_seconds = 0.0
         self._swallowed: list[socket.socket] = []
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -78,6 +81,8 @@ class Proxy:
                         return
                     if not data:
                         return
+                    if ready is server:
+                        time.sleep(self.delay_seconds)
                     (server if ready is client else client).sendall(data)
 
     def cut_all(self) -> None:

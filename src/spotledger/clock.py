@@ -4,7 +4,7 @@ The clocks: the wall clock, and the trusted clock, which notices when the wall c
 The trusted clock compares the wall clock with one that never leaps and also counts suspension (``CLOCK_BOOTTIME``).
 While the two agree, the trusted time is the wall clock's. When the wall clock leaps, the trusted time goes on by the
 other clock, and nothing is booked until the wall clock agrees again, has been steady and synchronised for long enough,
-or an operator trusts it. See ``docs/decisions/0012-trusted-clock.md``.
+or an operator trusts it. See ``docs/decisions/0012-trusted-clock.md``; for a fleet :mod:`spotledger.ops.fleet_clock`.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class ClockState(NamedTuple):
 
 
 class Clock:
-    """A wall clock that is trusted whatever it shows: for tests, and where the time of a database counts."""
+    """A wall clock that is trusted whatever it shows, and a database's with it: for tests."""
 
     def __init__(self, wall_ms: Callable[[], int] = now_ms) -> None:
         self._wall_ms = wall_ms
@@ -159,6 +159,23 @@ class Clock:
     def check(self) -> int:
         """Return the time for what is about to be booked; a :class:`TrustedClock` may refuse that."""
         return self._wall_ms()
+
+    def before_asking(self) -> int:
+        """Return when a server is asked, for :meth:`check_server`; raise if nothing may be booked, as is known."""
+        return 0
+
+    def check_server(self, server_ms: int, asked_ms: int) -> int:
+        """
+        Return the time for what is about to be booked in a database; a clock that is compared may refuse it.
+
+        Args:
+            server_ms: The time of the database, in ms since 1970.
+            asked_ms: What :meth:`before_asking` returned.
+        """
+        return server_ms
+
+    def observe(self, server_ms: int, age_ms: int) -> None:
+        """Take note of the time of the database, *server_ms*, which was read at most *age_ms* ago."""
 
     def distrust(self) -> str | None:
         """Return why the wall clock is not trusted now, in words; None while it is."""
@@ -178,8 +195,11 @@ class Clock:
         """Return what is to be noted of the time, for the next start; None for nothing."""
         return None
 
+    def close(self) -> None:
+        """Close what the clock notes the time in, if it does so itself."""
+
     def trust(self) -> None:
-        """Trust the wall clock as it stands, on the word of an operator."""
+        """Trust the clock as it stands, on the word of an operator."""
 
 
 class _Range(NamedTuple):
@@ -200,6 +220,13 @@ class TrustedClock(Clock):
 
     A leap is noticed at the next look, and everything that is booked looks first.
     """
+
+    #: For people: what it is, and what it is compared with.
+    name = "the wall clock"
+    compared_with = "the time that is known"
+    #: Whether a start on the noted boot goes on as if it had not stopped; else it waits until a clock that was set back
+    #: has reached the noted time.
+    resumes = False
 
     def __init__(
         self,
@@ -244,6 +271,11 @@ class TrustedClock(Clock):
         least = noted.time_ms - self._leap_ms
         counted = steady - noted.steady_ms
         is_same_boot = noted.boot_id == self._sources.boot_id() != UNKNOWN_BOOT and counted >= 0
+        if is_same_boot and self.resumes:
+            self._offset = noted.time_ms - noted.steady_ms
+            self._followed_at = self._agreed_at = noted.steady_ms
+            self._look(wall, steady)
+            return
         if is_same_boot:  # the steady clock went on counting
             offset = noted.time_ms - noted.steady_ms
             most: int | None = offset + self._allowed(counted)
@@ -278,10 +310,7 @@ class TrustedClock(Clock):
         now = self.now_ms()
         distrust = self._distrust
         if distrust is not None:
-            raise ClockUntrusted(
-                f"The clock is not trusted: {distrust}. Nothing is booked until it is right again, or until an operator"
-                " trusts it (spotledger clock trust); try again with the same idempotency key."
-            )
+            raise untrusted(distrust)
         return now
 
     def distrust(self) -> str | None:
@@ -302,12 +331,12 @@ class TrustedClock(Clock):
             now = self._look(wall, steady)
             return None if self._awaited is not None else Moment(now, self._sources.boot_id(), steady)
 
-    def trust(self) -> None:
-        """Trust the wall clock as it stands, on the word of an operator; note the :meth:`moment` afterwards."""
+    def trust(self, why: str = "an operator trusts the clock") -> None:
+        """Trust the wall clock as it stands and log *why*; note the :meth:`moment` afterwards."""
         with self._guard:
             wall, steady = self._read()
             moved = wall - steady - self._offset
-            _log.warning("an operator trusts the clock; it moved by %s against the time that counted", _span(moved))
+            _log.warning("%s; it moved by %s against the time that counted", why, span(moved))
             self._accept(wall, steady)
 
     def _read(self) -> tuple[int, int]:
@@ -349,7 +378,7 @@ class TrustedClock(Clock):
         if self._leapt_to is None or abs(offset - self._leapt_to) > JITTER_MS:
             is_new = self._distrust is None
             side = "ahead of" if moved > 0 else "behind"
-            self._distrust = f"the wall clock is {_span(abs(moved))} {side} the time that is known"
+            self._distrust = f"{self.name} is {span(abs(moved))} {side} {self.compared_with}"
             if is_new:
                 _log.error("%s; nothing is booked and nothing expires until it is right, or trusted", self._distrust)
             self._leapt_to, self._steady_since = offset, steady
@@ -359,7 +388,7 @@ class TrustedClock(Clock):
             and steady - self._steady_since >= STEADY_MS
             and self._sources.is_synchronised()
         ):
-            _log.warning("the clock moved by %s, is steady and synchronised: it is trusted again", _span(moved))
+            _log.warning("%s moved by %s, is steady and synchronised: it is trusted again", self.name, span(moved))
             self._accept(offset + steady, steady)
 
     def _accept(self, wall: int, steady: int) -> None:
@@ -371,7 +400,15 @@ class TrustedClock(Clock):
         self._leapt_to = self._distrust = self._awaited = None
 
 
-def _span(milliseconds: int) -> str:
+def untrusted(distrust: str) -> ClockUntrusted:
+    """Return the error for what is not booked because of the clock; *distrust* says why."""
+    return ClockUntrusted(
+        f"The clock is not trusted: {distrust}. Nothing is booked until it is right again, or until an operator"
+        " trusts it (spotledger clock trust); try again with the same idempotency key."
+    )
+
+
+def span(milliseconds: int) -> str:
     """Write a span of time for people: ``3.0 h``, ``-12.5 s``."""
     seconds = milliseconds / 1000
     for unit, name in ((86_400, "d"), (3_600, "h"), (60, "min")):

@@ -44,7 +44,7 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     ├── Unavailable                 try again, with the same key
     │   ├── StoreBusy               the queue of writes is full
     │   ├── StoreUnavailable        the disk or the database failed
-    │   ├── ClockUntrusted          the wall clock leapt
+    │   ├── ClockUntrusted          the clock leapt, or disagrees with the database's
     │   └── LimitExceeded           too many requests
     ├── LedgerDamaged               what a `LedgerCorrupt` is to a caller: no repeat of the request will pass
     ├── SetupError                  the service cannot start with this setup
@@ -357,7 +357,7 @@ class StoreUnavailable(Unavailable):
 
 
 class ClockUntrusted(Unavailable):
-    """The clock of the service leapt, so nothing is booked; try again with the same idempotency key."""
+    """The clock leapt, or disagrees with the database's: nothing is booked; try again with the same idempotency key."""
 
     code = "clock_untrusted"
 

@@ -118,6 +118,8 @@ class Cluster:
     password: str
     settings: dict[str, str] = field(default_factory=dict)
     kept: Kept | None = None
+    #: Added to the environment of the server.
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def data(self) -> Path:
@@ -171,8 +173,10 @@ class Cluster:
 
     def start(self, *, remove: bool = False, wait: bool = True) -> None:
         """Start the server, and wait until it takes connections; *remove* the folder when it has ended."""
+        added = (f"{name}={value}" for name, value in self.environment.items())
         self.kept = start(
-            [self.binaries / "postgres", "-D", self.data], folder=self.folder, identity=ordinary_identity(),
+            ["env", *added, self.binaries / "postgres", "-D", self.data],
+            folder=self.folder, identity=ordinary_identity(),
             stop_signals=STOP_SIGNALS, remove=remove,
         )  # fmt: skip
         if wait:

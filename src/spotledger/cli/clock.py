@@ -19,7 +19,7 @@ def clock() -> None:
 @clock.command("show")
 @ledger_command()
 async def clock_show(ledger: CommandLedger, out: Output) -> None:
-    """Show the time that counts, that of the wall clock, and whether it is trusted."""
+    """Show the time that counts, that of the wall clock (in a fleet: the database's), and whether it is trusted."""
     _show(out, ledger, await ledger.clock())
 
 
@@ -31,6 +31,9 @@ async def clock_trust(ledger: CommandLedger, out: Output) -> None:
 
     Look at it first: entries are booked at its time, and holds expire by it at once. Without a running server, the time
     is noted, and the next start goes on.
+
+    For a node of a fleet (--data, and --database where it does not run) this trusts the clock of the database, whatever
+    that of the node shows. Tell each node that needs it.
     """
     _show(out, ledger, await ledger.trust_clock())
 

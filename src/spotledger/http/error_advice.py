@@ -59,7 +59,7 @@ ADVICE: Final[dict[str, str]] = {
     "store_unavailable": "Send the same request with the same key: the answer tells whether the first one was done. If "
     "it keeps failing, check the disk and the log of the service.",
     "clock_untrusted": "Send the same request with the same key later. The operator of the service corrects the clock "
-    "of its machine, or says that it is right: spotledger clock trust.",
+    "of its machine, or of the database, or says that it is right: spotledger clock trust.",
     "limit_exceeded": "Wait for `Retry-After`, and send requests less often.",
     # the ledger is damaged
     "ledger_damaged": "Do not send the request again: it will not pass. Read `detail`, which names the place, keep the "

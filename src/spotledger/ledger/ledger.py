@@ -222,10 +222,11 @@ class Ledger(LedgerReads):
             if self._unfinished:
                 self.abandon()  # the caller left the last group unfinished
             self._check_writable()
+        clock, asked_ms = self.clock, self.clock.before_asking() if self._store.remote else 0
         try:
             wanted = wanted_of(operations)
             store_ms = yield from self._store.begin(wanted)
-            now_ms = self.clock.check() if store_ms is None else store_ms
+            now_ms = clock.check() if store_ms is None else clock.check_server(store_ms, asked_ms)
             group = Group(self._store, operations, chains, now_ms, actors)
             loading = group.load(wanted, sys.maxsize if self._store.remote else LOADED_TOGETHER)
             self._go_on(group, loading)
@@ -281,10 +282,12 @@ class Ledger(LedgerReads):
         if reason is None:
             raise InvalidRequest("reason is missing; a line of text that says why would pass", field="reason")
         check_reference(reason, "reason")
+        clock, asked_ms = self.clock, self.clock.before_asking() if self._store.remote else 0
         try:
             store_ms = yield from store.begin(wanted_of(()))
             new_epoch = next_epoch(store.epochs.current, epoch)
-            head, now_ms = store.head, self.clock.check() if store_ms is None else store_ms
+            head = store.head
+            now_ms = clock.check() if store_ms is None else clock.check_server(store_ms, asked_ms)
             random_id = secrets.token_hex(EPOCH_ID_BYTES)
             booked_ms = max(now_ms, head.booked_ms)
             entry = begin_epoch(store.epochs, head.seq + 1, new_epoch, booked_ms, reason, random_id)

@@ -116,8 +116,8 @@ class LedgerReads:
 
     @property
     def clock_distrust(self) -> str | None:
-        """Why nothing is booked by the clock of this machine now, in words; None where something may be."""
-        return None if self._store.remote else self.clock.distrust()
+        """Why nothing is booked because of the clock now, in words; None where something may be."""
+        return self.clock.distrust()
 
     @property
     def remote(self) -> bool:

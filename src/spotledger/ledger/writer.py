@@ -281,7 +281,7 @@ class Writer:
                     self._failed = False
                     if task is not None and task.cancelling():
                         return  # cancelled while the thread was busy
-                if self._ledger.clock.distrust() and not self._ledger.remote:
+                if self._ledger.clock_distrust:
                     continue  # the clock says in the log when it is trusted again
                 waiting = self._goes_on()
                 while waiting:

@@ -17,9 +17,10 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from spotledger.audit.process import DatabaseAddress
-from spotledger.clock import Clock, TrustedClock
+from spotledger.clock import SYSTEM, Clock, TimeSources, steady_s
 from spotledger.errors import JournalShorter, SchemaMismatch, SettingInvalid, SetupError
 from spotledger.ledger.ledger import Ledger
+from spotledger.ops.fleet_clock import FleetClock
 from spotledger.ops.settings import ServerUrl, Settings, flag_of
 from spotledger.storage.postgres.claim import Claim
 from spotledger.storage.postgres.connection import ANY_SERVER, Connection, connect
@@ -57,8 +58,10 @@ def open_postgres(url: str, *, clock_ms: Callable[[], int] | None = None, **opti
     """
     segment_entries = options.pop("segment_entries", SEGMENT_ENTRIES)
     make_ready(url, requires_standby=options.get("requires_standby", False), segment_entries=segment_entries)
-    clock = TrustedClock() if clock_ms is None else Clock(clock_ms)
-    return Ledger(PostgresStore(url, clock_ms=clock_ms, **options), clock)
+    store = PostgresStore(url, clock_ms=clock_ms, **options)
+    if clock_ms is not None:
+        return Ledger(store, Clock(clock_ms))
+    return Ledger(store, FleetClock(store.ledger_id, not_before_ms=store.head.booked_ms))
 
 
 class Fleet(NamedTuple):
@@ -81,13 +84,23 @@ class Fleet(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_fleet(settings: Settings, clock: Clock, worker: int = 0) -> Iterator[Fleet]:
+def open_fleet(
+    settings: Settings,
+    worker: int = 0,
+    *,
+    clock_ms: Callable[[], int] | None = None,
+    time_sources: TimeSources = SYSTEM,
+) -> Iterator[Fleet]:
     """
     Open the ledger in the database of *settings* for the length of a ``with`` block; on the standby, if they name one.
 
-    An empty database gets the schema and an empty ledger. Access keys are always read from the primary. *clock* is that
-    of the node: it serves nonces and limits, while entries are booked at the time of the database. *worker* is the
-    number of this process among those that share the data folder.
+    An empty database gets the schema and an empty ledger. Access keys are always read from the primary.
+
+    Args:
+        settings: The settings in force.
+        worker: The number of this process among those that share the data folder.
+        clock_ms: For tests: returns the time in ms since 1970, with which the database's clock is not compared.
+        time_sources: Where the node's clock gets the time from.
 
     Raises:
         JournalShorter: The database lacks the entry that this node saw last, or has no ledger.
@@ -116,6 +129,10 @@ def open_fleet(settings: Settings, clock: Clock, worker: int = 0) -> Iterator[Fl
             seen=seen,
         )
         store.key_tables = key_tables
+        clock = Clock(clock_ms) if clock_ms else _clock(settings, worker, store, time_sources)
+        stack.callback(clock.close)
+        asked_s = steady_s()
+        clock.observe(key_tables.server_ms(), round((steady_s() - asked_s) * 1000))
         ledger = stack.enter_context(Ledger(store, clock))
         key_changes = KeyChanges(partial(right.connect, "spotledger key changes"))
         stack.callback(key_changes.close)
@@ -157,6 +174,17 @@ def address_to_change(right: RightServer) -> str:
         SettingInvalid, StoreUnavailable: There is no connection.
     """
     return right.only_server() if right.seen.seen is None else _address_at_start(right)
+
+
+def _clock(settings: Settings, worker: int, store: PostgresStore | StandbyStore, sources: TimeSources) -> FleetClock:
+    return FleetClock(
+        store.ledger_id,
+        settings.data,
+        worker,
+        not_before_ms=store.head.booked_ms if store.takes_writes else 0,
+        leap_ms=settings.clock_leap_ms,
+        sources=sources,
+    )
 
 
 def _say_what_is_waited_for(*, requires: bool) -> None:

@@ -39,6 +39,10 @@ class Revocations(Protocol):
         """The last entry of the journal at that time."""
 
     @property
+    def server_ms(self) -> int:
+        """The time of the database, in ms since 1970."""
+
+    @property
     def accesskeys(self) -> tuple[str, ...]:
         """The access keys that were revoked."""
 
@@ -67,7 +71,7 @@ class RevocationWatch:
         key_ring: KeyRing,
         tokens: Tokens,
         trust_seconds: float,
-        on_answer: Callable[[float, int], None] = lambda at_s, head_seq: None,
+        on_answer: Callable[[Revocations], None] = lambda found: None,
     ) -> None:
         """
         Prepare the watch; `start` begins it.
@@ -77,7 +81,7 @@ class RevocationWatch:
             key_ring: The access keys of this node.
             tokens: The operator tokens of this node.
             trust_seconds: How long they are accepted after the last answer of the database.
-            on_answer: Called with each answer's time (`steady_s`) and its last entry of the journal.
+            on_answer: Called with each answer.
         """
         self._on_answer = on_answer
         self._source = source
@@ -136,7 +140,7 @@ class RevocationWatch:
 
     def _apply(self, revocations: Revocations) -> None:
         self._answered_s, self._is_lost = revocations.at_s, False
-        self._on_answer(revocations.at_s, revocations.head_seq)
+        self._on_answer(revocations)
         if revocations.everything:
             self._key_ring.forget()
         self._key_ring.revoked_elsewhere(revocations.accesskeys)

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from spotledger.archive.backup import BACKUPS_FOLDER, Backups
-from spotledger.clock import SYSTEM, Clock, TimeSources, TrustedClock
+from spotledger.clock import SYSTEM, TimeSources, steady_s
 from spotledger.errors import LedgerCorrupt, MasterKeyRefused, SpotledgerError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 from spotledger.ops.access_key_writes import AccessKeyWrites
 from spotledger.ops.audits import Audits
 from spotledger.ops.opening import open_embedded
-from spotledger.ops.revocation_watch import RevocationWatch
+from spotledger.ops.revocation_watch import Revocations, RevocationWatch
 from spotledger.ops.settings import Settings
 from spotledger.ops.siblings import Siblings
 from spotledger.security.access_keys import KeyRing
@@ -168,8 +168,8 @@ def open_runtime(
     if settings.database is not None:
         from spotledger.ops.fleet import open_fleet  # imported here, so that an embedded ledger needs no driver
 
-        clock = Clock(clock_ms) if clock_ms else TrustedClock(leap_ms=settings.clock_leap_ms, sources=time_sources)
-        with open_fleet(settings, clock, 0 if siblings is None else siblings.number) as fleet:
+        worker = 0 if siblings is None else siblings.number
+        with open_fleet(settings, worker, clock_ms=clock_ms, time_sources=time_sources) as fleet:
             yield _assemble(settings, environ, fleet.ledger, fleet, siblings)
         return
     with open_embedded(
@@ -224,9 +224,14 @@ def _audits(settings: Settings, clock_ms: Callable[[], int], fleet: Fleet | None
 
 
 def _revocation_watch(fleet: Fleet, key_ring: KeyRing, tokens: Tokens, trust_seconds: float) -> RevocationWatch:
-    if fleet.standby is None:
-        return RevocationWatch(fleet.key_changes, key_ring, tokens, trust_seconds)
-    return RevocationWatch(fleet.key_changes, key_ring, tokens, trust_seconds, fleet.standby.note_head)
+    clock, standby = fleet.ledger.clock, fleet.standby
+
+    def on_answer(found: Revocations) -> None:
+        clock.observe(found.server_ms, round((steady_s() - found.at_s) * 1000))
+        if standby is not None:
+            standby.note_head(found.at_s, found.head_seq)
+
+    return RevocationWatch(fleet.key_changes, key_ring, tokens, trust_seconds, on_answer)
 
 
 def _cipher(settings: Settings, environ: Mapping[str, str], tables: Any) -> Cipher:

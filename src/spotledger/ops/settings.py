@@ -305,7 +305,8 @@ class Settings:
         2_000,
         100,
         600_000,
-        "How far the wall clock may move against the clock that counts since the boot; beyond that nothing is booked.",
+        "How far the wall clock may move against the clock that counts since the boot, and in a fleet the database's"
+        " clock may differ from the node's; beyond that nothing is booked.",
     )
     clock_idle_days: int = _number(
         7,

@@ -428,7 +428,7 @@ class AsyncOperatorLedger:
         return await self._get(ClockState, paths.CLOCK)
 
     async def trust_clock(self) -> ClockState:
-        """Trust the wall clock of the service as it stands; look at it first, because expiries follow it at once."""
+        """Trust the wall clock as it stands, in a fleet the database's too; look first, for expiries follow at once."""
         return await self._ask(ClockState, "POST", paths.CLOCK_TRUST)
 
     async def start_audit(self) -> Audit:

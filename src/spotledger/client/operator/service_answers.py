@@ -77,7 +77,7 @@ class ClockState(Struct, frozen=True):
     The clock of the service, in ms since 1970: the time that counts, and that of the wall clock.
 
     ``offset_ms`` is how far the wall clock is ahead. While ``trusted`` is false, nothing is booked, and ``reason`` says
-    why.
+    why. In a fleet ``wall_ms`` is the time of the database, unless the wall clock of the node has leapt.
     """
 
     trusted: bool

@@ -16,7 +16,7 @@ class ClockAnswer(Answer):
     The clock of the service: the time that counts, and that of the wall clock.
 
     ``offset_ms`` is how far the wall clock is ahead. While ``trusted`` is false, nothing is booked, and ``reason`` says
-    why.
+    why. In a fleet ``wall_ms`` is the time of the database, unless the wall clock of the node has leapt.
     """
 
     trusted: bool
@@ -46,7 +46,7 @@ class ClockCalls:
         return answer(self._state())
 
     async def trust(self, request: Request) -> Reply:
-        """Trust the wall clock of the service as it stands; look at it first, because expiries follow it at once."""
+        """Trust the wall clock as it stands, in a fleet the database's too; look first, for expiries follow at once."""
         query_of(request)
         await self._writer.beside(self._ledger.trust_clock)
         return answer(self._state())

@@ -31,6 +31,7 @@ CHANGES_CHANNEL: Final = "spotledger_keys"
 WRITE_SECONDS: Final = 8.0
 #: Sessions that are kept for the next write.
 SESSIONS_KEPT: Final = 2
+_SERVER_MS: Final = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 #: How long to wait for a notice before polling.
 POLL_SECONDS: Final = 0.2
 _NOT_CONFIRMED: Final = (
@@ -156,6 +157,11 @@ class PostgresKeyTables(KeyTables):
         else:
             session.close()
 
+    def server_ms(self) -> int:
+        """Return the time of the server, in ms since 1970."""
+        [(now,)] = self.rows(f"SELECT {_SERVER_MS}")
+        return int(now)
+
     def confirm(self) -> None:
         """Make sure that what this block has read is durable before it is answered: its end is then a synced commit."""
         with self.together() as session:
@@ -214,6 +220,8 @@ class Revocations(NamedTuple):
     at_s: float
     #: The last entry of the journal at that time.
     head_seq: int
+    #: The server's time, in ms since 1970.
+    server_ms: int
     #: Access keys that were revoked since the last call.
     accesskeys: tuple[str, ...]
     #: Whether an operator token was revoked.
@@ -256,13 +264,15 @@ class KeyChanges:
         if seen is not None and not session.notices() and session.wait_for_notice(POLL_SECONDS):
             session.notices()
         at_s = steady_s()
-        question = "SELECT version, coalesce((SELECT max(seq) FROM entry), 0) FROM key_version"
-        [(version, head)] = session.execute(question)
+        [(version, head, now)] = session.execute(
+            f"SELECT version, coalesce((SELECT max(seq) FROM entry), 0), {_SERVER_MS} FROM key_version"
+        )
         # A lower version: another server took over, and may lack the last revocations.
         if seen is None or version < seen:
-            return version, Revocations(at_s, head, (), tokens=True, everything=True)
+            return version, Revocations(at_s, head, now, (), tokens=True, everything=True)
         if version == seen:
-            return version, Revocations(at_s, head, (), tokens=False, everything=False)
+            return version, Revocations(at_s, head, now, (), tokens=False, everything=False)
         keys = session.execute("SELECT accesskey FROM access_keys WHERE revoked_change > $1", (seen,))
         tokens = session.execute("SELECT EXISTS (SELECT FROM operator_tokens WHERE revoked_change > $1)", (seen,))
-        return version, Revocations(at_s, head, tuple(row[0] for row in keys), tokens=tokens[0][0], everything=False)
+        revoked = tuple(row[0] for row in keys)
+        return version, Revocations(at_s, head, now, revoked, tokens=tokens[0][0], everything=False)
