@@ -15,7 +15,7 @@ from typing import Any
 import psycopg
 
 from spotledger.storage.postgres.connection import connect
-from spotledger.storage.postgres.sealing import Sealer
+from spotledger.storage.postgres.sealing.sealer import Sealer
 from support_books import Books, check_holds, read_journal
 
 SEGMENT = 65_536

@@ -28,7 +28,7 @@ from spotledger.storage.postgres.connection import Connection, connect, translat
 from spotledger.storage.postgres.keys import PostgresKeyTables
 from spotledger.storage.postgres.right_server import RightServer
 from spotledger.storage.postgres.schema import make_ledger, make_schema
-from spotledger.storage.postgres.sealing import Sealer
+from spotledger.storage.postgres.sealing.sealer import Sealer
 from spotledger.storage.postgres.store import PostgresStore
 from spotledger.storage.seen_head import Seen, SeenHead
 from spotledger.storage.sqlite.file import KEYS_FILE

@@ -47,16 +47,32 @@ def recover(data: str | None, accept_loss: bool, config: str | None, out: Output
 
 @click.command()
 @data_option
+@database_option
 @config_option
 @json_option
 @exit_on_error
-def rebuild(data: str | None, config: str | None, out: Output) -> None:
-    """Throw away what is derived from the journal, and derive it again; goes on if it was interrupted."""
-    folder = load_settings({"data": data}, os.environ, config).settings.data
-    with claim_folder(folder), out.progress() as tell:
-        sealed_to = recovering.rebuild(folder, lambda done, total: tell("rebuild", done, total))
-    out.document({"data": str(folder), "sealed_to": sealed_to})
-    out.line(f"the books of {folder} are derived again, up to entry {sealed_to}; the service has the rest in memory")
+def rebuild(data: str | None, database: str | None, config: str | None, out: Output) -> None:
+    """
+    Throw away what is derived from the journal, and derive it again.
+
+    The embedded ledger must not be running; a rebuild that was interrupted goes on. In a database it happens completely
+    or not at all, while nodes go on; the role has to own the tables.
+    """
+    settings = load_settings({"data": data, "database": database}, os.environ, config).settings
+    with out.progress() as progress:
+
+        def tell(done: int, total: int) -> None:
+            progress("rebuild", done, total)
+
+        if settings.database is not None:
+            from spotledger.ops.fleet import rebuild_database  # imports the database driver
+
+            what, sealed_to = str(settings.database), rebuild_database(settings, tell)
+        else:
+            with claim_folder(settings.data):
+                what, sealed_to = str(settings.data), recovering.rebuild(settings.data, tell)
+    out.document({"data" if settings.database is None else "database": what, "sealed_to": sealed_to})
+    out.line(f"what is derived in {what} is derived again, up to entry {sealed_to}; the service has the rest in memory")
 
 
 @click.group()

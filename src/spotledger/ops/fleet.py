@@ -26,7 +26,8 @@ from spotledger.storage.postgres.claim import Claim
 from spotledger.storage.postgres.connection import ANY_SERVER, Connection, connect
 from spotledger.storage.postgres.keys import KeyChanges, PostgresKeyTables
 from spotledger.storage.postgres.right_server import RightServer, place_of
-from spotledger.storage.postgres.schema import has_ledger_schema, make_ready, migrate
+from spotledger.storage.postgres.schema import check_ledger, has_ledger_schema, make_ready, migrate
+from spotledger.storage.postgres.sealing.rebuilding import rebuild
 from spotledger.storage.postgres.standby import StandbyStore
 from spotledger.storage.postgres.statements import SEGMENT_ENTRIES
 from spotledger.storage.postgres.store import PostgresStore
@@ -313,6 +314,30 @@ class EpochBegun(NamedTuple):
     epoch: int
     seq: int
     given_up: Seen | None
+
+
+def rebuild_database(settings: Settings, progress: Callable[[int, int], None]) -> int:
+    """
+    Derive the tables of the database of *settings* from its journal again, while nodes go on.
+
+    Args:
+        settings: The settings that name the database, and the data folder of a node, if there is one.
+        progress: Told how many entries are sealed, and how many will be.
+
+    Returns:
+        The last entry that is sealed then.
+
+    Raises:
+        JournalShorter, OtherHistory: The database lacks what the node has seen.
+        SetupError: Several servers of the address take writes, and none is known to be the right one.
+        SchemaMismatch: The database has no ledger, or contains something else.
+        LedgerCorrupt: The journal is damaged; nothing was changed.
+        StoreUnavailable: The database cannot be reached, or the role lacks a privilege; nothing was changed.
+    """
+    address = address_to_change(right_server(settings))
+    with connect(address) as connection:
+        check_ledger(connection)
+    return rebuild(partial(connect, address, application="spotledger rebuild"), progress)
 
 
 def begin_epoch(settings: Settings, reason: str, number: int | None, *, accept_loss: bool) -> EpochBegun:

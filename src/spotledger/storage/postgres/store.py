@@ -10,7 +10,7 @@ and other nodes.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -20,9 +20,7 @@ import psycopg
 from psycopg.pq.abc import PGresult
 
 from spotledger.clock import steady_s
-from spotledger.domain.accounts import Account
-from spotledger.domain.journal import BEGIN_EPOCH, Entry, Hold, epochs_after
-from spotledger.domain.operations import expiry_key
+from spotledger.domain.journal import BEGIN_EPOCH, Entry, epochs_after
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.storage.base import Head, Wanted
 from spotledger.storage.gc_pause import gc_paused
@@ -30,10 +28,10 @@ from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.connection import TimedOut, is_lost, translate, translated
 from spotledger.storage.postgres.following.head_cache import Question, Snapshot
 from spotledger.storage.postgres.following.memory import News
-from spotledger.storage.postgres.lookups import LookupBatch, Lookups
-from spotledger.storage.postgres.reads import PostgresReads
+from spotledger.storage.postgres.group_reads import GroupReads
+from spotledger.storage.postgres.lookups import LookupBatch
 from spotledger.storage.postgres.rows import Found, found_in, journal_rows
-from spotledger.storage.postgres.sealing_duty import SealingDuty
+from spotledger.storage.postgres.sealing.duty import SealingDuty
 from spotledger.storage.postgres.session import Session, hash_of, number, rows_of
 from spotledger.storage.seen_head import OtherHistory
 from spotledger.storage.steps import Steps, drive
@@ -54,7 +52,7 @@ _NOT_CONFIRMED: Final = "the standby did not confirm; try again with the same id
 _LOCK_LOST: Final = "the write lock was lost before the commit; try again with the same idempotency key"
 
 
-class PostgresStore(PostgresReads):
+class PostgresStore(GroupReads):
     """The store on one PostgreSQL database; satisfies :class:`spotledger.storage.base.Store`."""
 
     remote = True
@@ -78,7 +76,7 @@ class PostgresStore(PostgresReads):
             clock_ms: For tests: the time in ms since 1970, instead of the server's clock.
             requires_standby: Refuse to write while no synchronous standby is connected to the server.
             seals: Have full segments sealed; False if the caller does.
-            **options: The options of :class:`PostgresReads`.
+            **options: The options of :class:`~spotledger.storage.postgres.reads.PostgresReads`.
 
         Raises:
             SettingInvalid: *url* is not a PostgreSQL URL.
@@ -89,7 +87,6 @@ class PostgresStore(PostgresReads):
         self._clock_ms = clock_ms
         self._requires_standby = requires_standby
         self._writing: Session | None = None
-        self._lookups: Lookups | None = None
         self._pending_head: Head | None = None
         self._is_crowded = False
         #: The last entry when this node last released the write lock.
@@ -246,84 +243,6 @@ class PostgresStore(PostgresReads):
         if sync:
             yield from self._confirm(session)
             self._synced_seq = self._head_cache.head.seq
-
-    # --- what the rules read: looked up with the write lock --------------------------------------------
-
-    def _lookups_at_head(self) -> Lookups | None:
-        """Return what was looked up for the group while it is still true; other threads may call this, too."""
-        lookups = self._lookups
-        return lookups if lookups is not None and lookups.head_seq == self._head_cache.head.seq else None
-
-    def _shrink(self) -> None:
-        """Evict what exceeds the bounds of memory, but not during a group, which would load it again."""
-        if self._lookups is None:
-            super()._shrink()
-
-    def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
-        """Return the ``seq`` of the entry of each of *keys* that is known."""
-        lookups = self._lookups_at_head()
-        if lookups is not None and lookups.keys_asked.issuperset(keys):
-            return {key: lookups.keys[key] for key in keys if key in lookups.keys}
-        return super().find_keys(keys)
-
-    def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
-        """Load what the rules will read and was not looked up with the lock."""
-        lookups = self._lookups_at_head()
-        if lookups is not None:
-            holds = [hold_id for hold_id in holds if hold_id not in lookups.holds_absent]
-        super().load(customers, accounts, holds)
-
-    def due_holds(self, now_ms: int, limit: int) -> list[int]:
-        """Return the ids of at most *limit* open holds that expire by *now_ms*, with the write lock."""
-        found: dict[int, Hold] = {}
-        while len(found) < limit:
-            with self._guard:
-                due = self._head_cache.pop_due_holds(now_ms, limit - len(found))
-            if not due:
-                break
-            try:
-                self._load_holds(due)
-            except BaseException:
-                with self._guard:
-                    self._head_cache.put_back_due([*found, *due])
-                raise
-            holds = ((hold_id, self.hold(hold_id)) for hold_id in due)
-            found.update((hold_id, hold) for hold_id, hold in holds if hold is not None and hold.closed_seq is None)
-        with self._guard:
-            for hold in found.values():
-                self._head_cache.watch_overdue(hold)
-        lookups = self._lookups_at_head()
-        if lookups is not None:
-            # They are open, so the idempotency keys of their expiry are not known.
-            lookups.keys_asked.update(map(expiry_key, found))
-        return list(found)
-
-    def has_customer(self, customer: str) -> bool:
-        """Return whether *customer* is registered."""
-        lookups = self._lookups_at_head()
-        if lookups is not None and customer in lookups.customers_absent:
-            return False
-        return super().has_customer(customer)
-
-    def hold(self, hold_id: int) -> Hold | None:
-        """Return the hold at the head, or None."""
-        lookups = self._lookups_at_head()
-        if lookups is not None and hold_id in lookups.holds_absent:
-            return None
-        return super().hold(hold_id)
-
-    def entry(self, seq: int) -> Entry | None:
-        """Return one entry, or None."""
-        lookups = self._lookups_at_head()
-        found = lookups.entries.get(seq) if lookups is not None else None
-        return found if found is not None else super().entry(seq)
-
-    def reversal_of(self, seq: int) -> int | None:
-        """Return the entry that reversed the entry *seq*, or None."""
-        lookups = self._lookups_at_head()
-        if lookups is not None and seq in lookups.reversals_asked:
-            return lookups.reversals.get(seq)
-        return super().reversal_of(seq)
 
     # --- writing --------------------------------------------------------------------------------------
 

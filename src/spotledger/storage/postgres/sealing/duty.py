@@ -14,7 +14,7 @@ from typing import Final
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
 from spotledger.storage.postgres.connection import Connection
-from spotledger.storage.postgres.sealing import Sealer
+from spotledger.storage.postgres.sealing.sealer import Sealer
 from spotledger.storage.sealing_process import SealingProcess
 
 #: Smaller segments are sealed in the process that serves, where a group begins.
@@ -42,7 +42,7 @@ class SealingDuty:
         self._segment_entries = segment_entries
         self._lock = threading.Lock()
         self._sealer = Sealer(connect) if segment_entries < PROCESS_ENTRIES else None
-        self._process = SealingProcess("spotledger.storage.postgres.sealing_process", greeting=address)
+        self._process = SealingProcess("spotledger.storage.postgres.sealing.process", greeting=address)
         self._not_before = 0.0
         self._waiting_for = 0
         self._damage: LedgerCorrupt | None = None

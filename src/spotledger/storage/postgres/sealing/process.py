@@ -8,7 +8,7 @@ from functools import partial
 
 from spotledger.storage.base import Head
 from spotledger.storage.postgres.connection import connect
-from spotledger.storage.postgres.sealing import Sealer
+from spotledger.storage.postgres.sealing.sealer import Sealer
 from spotledger.storage.sealing_process import serve
 
 
