@@ -160,7 +160,7 @@ ACROSS = {
         {("history_row_extra", 6)},
     ),
     "a key twice": (
-        "ALTER TABLE entry DROP CONSTRAINT entry_pkey; DROP INDEX entry_key;"
+        "ALTER TABLE entry DROP CONSTRAINT entry_pkey CASCADE; DROP INDEX entry_key;"
         ' UPDATE entry SET body = replace(body, \'"key":"\', \'"key":"x\') WHERE seq = 6;'
         ' UPDATE entry SET body = regexp_replace(body, \'"key":"[^"]*\', \'"key":"x\' ||'
         ' (SELECT substring(other.body from \'"key":"x([^"]*)\') FROM entry AS other WHERE other.seq = 6))'

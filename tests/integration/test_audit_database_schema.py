@@ -131,7 +131,7 @@ DO $$
 DECLARE found record;
 BEGIN
     FOR found IN SELECT conrelid::regclass AS of, conname FROM pg_constraint
-        WHERE connamespace = 'public'::regnamespace AND contype IN ('c', 'p', 'u')
+        WHERE connamespace = 'public'::regnamespace AND contype IN ('c', 'f', 'p', 'u') ORDER BY contype <> 'f'
     LOOP
         EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', found.of, found.conname);
     END LOOP;

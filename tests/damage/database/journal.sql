@@ -67,7 +67,7 @@ UPDATE entry SET hash = sha256((SELECT hash FROM entry WHERE seq = {last} - 1) |
 UPDATE sealed SET hash = (SELECT hash FROM entry WHERE seq = {last});
 
 -- entry.seq: no number | entry_out_of_place | entry
-ALTER TABLE entry DROP CONSTRAINT entry_pkey, ALTER seq DROP NOT NULL;
+ALTER TABLE entry DROP CONSTRAINT entry_pkey CASCADE, ALTER seq DROP NOT NULL;
 INSERT INTO entry VALUES (NULL, '', '', gen_random_uuid());
 
 -- entry.seq: zero | entry_out_of_place | entry
@@ -76,14 +76,16 @@ UPDATE entry SET seq = 0 WHERE seq = 6;
 
 -- entry.seq made text | schema_changed | entry: column seq
 DROP VIEW posting, head;
+ALTER TABLE coin DROP CONSTRAINT coin_listed;
 ALTER TABLE entry DROP CONSTRAINT entry_seq_check, ALTER seq TYPE text;
 
 -- entry.seq made double | schema_changed | entry: column seq
 DROP VIEW posting, head;
+ALTER TABLE coin DROP CONSTRAINT coin_listed;
 ALTER TABLE entry ALTER seq TYPE double precision;
 
 -- entry: dup after pk dropped | row_repeated | entry 6
-ALTER TABLE entry DROP CONSTRAINT entry_pkey;
+ALTER TABLE entry DROP CONSTRAINT entry_pkey CASCADE;
 INSERT INTO entry SELECT seq, body, hash, gen_random_uuid() FROM entry WHERE seq = 6;
 
 -- entry: body dropped | schema_changed | entry: column body

@@ -7,7 +7,7 @@ DROP TRIGGER entry_is_never_changed ON entry;
 
 -- trigger entry moved to another table | trigger_changed | entry: trigger entry_is_never_changed
 DROP TRIGGER entry_is_never_changed ON entry;
-CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON coin FOR EACH STATEMENT EXECUTE FUNCTION
+CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE ON coin FOR EACH ROW EXECUTE FUNCTION
     refuse_change_of_journal();
 
 -- trigger entry: only TRUNCATE now | trigger_changed | entry: trigger entry_is_never_changed
@@ -17,21 +17,21 @@ CREATE TRIGGER entry_is_never_changed BEFORE TRUNCATE ON entry FOR EACH STATEMEN
 
 -- trigger entry: of some columns | trigger_changed | entry: trigger entry_is_never_changed
 DROP TRIGGER entry_is_never_changed ON entry;
-CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OF hash OR DELETE OR TRUNCATE ON entry FOR EACH STATEMENT EXECUTE
+CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OF hash OR DELETE ON entry FOR EACH ROW EXECUTE
     FUNCTION refuse_change_of_journal();
 
 -- trigger entry: another function of that name | trigger_changed | entry: trigger entry_is_never_changed
 CREATE SCHEMA other;
 CREATE FUNCTION other.refuse_change_of_journal() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
 DROP TRIGGER entry_is_never_changed ON entry;
-CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON entry FOR EACH STATEMENT EXECUTE FUNCTION
+CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE ON entry FOR EACH ROW EXECUTE FUNCTION
     other.refuse_change_of_journal();
 
 -- trigger dropped while another schema has one of that name | trigger_changed | entry: trigger entry_is_never_changed
 CREATE SCHEMA other;
 CREATE TABLE other.entry (LIKE entry);
 DROP TRIGGER entry_is_never_changed ON entry;
-CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON other.entry FOR EACH STATEMENT EXECUTE
+CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE ON other.entry FOR EACH ROW EXECUTE
     FUNCTION refuse_change_of_journal();
 
 -- trigger function made harmless | trigger_changed | refuse_change_of_journal(): function
@@ -43,7 +43,7 @@ CREATE OR REPLACE FUNCTION refuse_change_of_journal() RETURNS trigger LANGUAGE i
 
 -- trigger entry: WHEN (false) | trigger_changed | entry: trigger entry_is_never_changed
 DROP TRIGGER entry_is_never_changed ON entry;
-CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE OR TRUNCATE ON entry FOR EACH STATEMENT WHEN (false)
+CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE ON entry FOR EACH ROW WHEN (false)
     EXECUTE FUNCTION refuse_change_of_journal();
 
 -- trigger on entry that drops inserts | trigger_changed | entry: trigger lost
@@ -211,6 +211,9 @@ ALTER TABLE balance SET UNLOGGED;
 
 -- ledger: options reset | schema_changed | ledger: table
 ALTER TABLE ledger RESET (fillfactor);
+
+-- constraint that refuses TRUNCATE dropped | schema_changed | coin: constraint coin_listed
+ALTER TABLE coin DROP CONSTRAINT coin_listed;
 
 -- view head dropped | schema_changed | head: view
 DROP VIEW head;

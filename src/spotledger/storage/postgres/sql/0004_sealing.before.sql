@@ -20,6 +20,12 @@ ALTER TABLE ledger ALTER COLUMN segment_entries DROP DEFAULT;
 DROP TABLE head;
 DROP FUNCTION refuse_head_going_back();
 
+-- Distributed databases have no statement-level triggers. TRUNCATE is refused because another table refers to the journal.
+DROP TRIGGER entry_is_never_changed ON entry;
+CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE ON entry
+    FOR EACH ROW EXECUTE FUNCTION refuse_change_of_journal();
+ALTER TABLE coin ADD CONSTRAINT coin_listed FOREIGN KEY (seq) REFERENCES entry (seq);
+
 -- For use in an SQL shell: the last entry of the journal; before the first one, what that is chained to.
 CREATE VIEW head AS
 SELECT ledger.only_row                                                                          AS only_row,
