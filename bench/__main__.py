@@ -20,6 +20,7 @@ BENCHES = (
     "postgres_callers",
     "postgres_growth",
     "postgres_read",
+    "postgres_snapshot",
 )
 
 

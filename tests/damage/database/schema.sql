@@ -204,6 +204,7 @@ UPDATE schema_version SET name = 'x' WHERE number = 1;
 INSERT INTO schema_version VALUES (1, 'after', 'x');
 
 -- entry unlogged | schema_changed | entry: table
+ALTER TABLE coin DROP CONSTRAINT coin_listed;
 ALTER TABLE entry SET UNLOGGED;
 
 -- balance unlogged | schema_changed | balance: table
