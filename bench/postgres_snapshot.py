@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
@@ -68,7 +70,7 @@ def run() -> Report:
     allowed = os.sched_getaffinity(0)
     parts: list[Part] = []
     with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="spotledger-bench-"))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spotledger-bench-")))
         report = Report("postgres_snapshot", (__doc__ or "").strip(), conditions(folder, cores))
         server = stack.enter_context(alone(cores))
         report.conditions["postgresql"] = server.settings()
@@ -87,7 +89,7 @@ def run() -> Report:
         report.notes.append(f"The ledger grew to {ledger.head.seq:,} entries.")
     found: dict[bool, list[Part]] = {held: [each for each in parts if each.is_held is held] for held in (False, True)}
     columns = ["snapshot", "operations/s", f"in the last {END_SECONDS:g} s"]
-    rows: list[list[Any]] = [
+    rows: list[Sequence[Any]] = [
         [
             "open" if held else "none",
             round(median(each.operations_per_second for each in taken)),
@@ -97,8 +99,6 @@ def run() -> Report:
     ]
     report.tables.append(Table(f"Groups of {GROUP}, the exchange mix", columns, rows))
     report.aims.append(Aim("with a snapshot ÷ without, at the end", round(rows[1][2] / rows[0][2], 2), RATIO_AIM))
-    report.notes.append(
-        f"Each part takes {SECONDS:g} s; those without a snapshot come before and after the one with it."
-    )
+    report.notes.append(f"Each part takes {SECONDS:g} s; one without a snapshot comes before and after each with one.")
     report.raw = {"parts": [asdict(each) for each in parts]}
     return report

@@ -327,7 +327,7 @@ def test_journal_is_never_changed_by_a_statement(open_node: Open, postgres_url: 
         "TRUNCATE entry",
     ):
         refused = (psycopg.errors.RestrictViolation, psycopg.errors.FeatureNotSupported)
-        with psycopg.connect(postgres_url) as connection, pytest.raises(refused, match="journal|referenced"):
+        with psycopg.connect(postgres_url) as connection, pytest.raises(refused, match=r"journal|referenced"):
             connection.execute(statement)
 
 
