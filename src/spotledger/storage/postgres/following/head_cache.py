@@ -21,6 +21,7 @@ from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple
 from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
 from spotledger.domain.positions import Epochs
+from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
 from spotledger.storage.encoding import EntryChanges
 from spotledger.storage.open_segments import OpenSegment, OpenSegments, TouchedLine
@@ -248,13 +249,21 @@ class HeadCache(OpenSegments):
     # --- entries --------------------------------------------------------------------------------------
 
     def apply(self, entries: Sequence[Entry | EntryChanges], head: Head, epochs: Epochs | None = None) -> None:
-        """Apply *entries*, which lead from the head to the new *head*; *epochs* if one begins among them."""
+        """
+        Apply *entries*, which lead from the head to the new *head*; *epochs* if one begins among them.
+
+        Raises:
+            LedgerCorrupt: One of them lacks what its kind has; memory is not whole afterwards.
+        """
         self.is_whole = False
         changed: dict[Account, tuple[int, dict[str, AfterLine]]] = {}
-        for entry in entries:
-            if entry.refusal is None:
-                self._take(entry)
-                _collect(entry, self.accounts, changed)
+        for number, entry in enumerate(entries, self.head.seq + 1):
+            try:
+                if entry.refusal is None:
+                    self._take(entry)
+                    _collect(entry, self.accounts, changed)
+            except (AttributeError, LookupError, TypeError, ValueError) as error:
+                raise LedgerCorrupt(f"entry {number} of the journal lacks what its kind has: {error}") from error
         for account, (seq, lines) in changed.items():
             self.accounts[account].change(seq, _balances(lines))
         if epochs is not None:
