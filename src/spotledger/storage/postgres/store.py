@@ -149,8 +149,10 @@ class PostgresStore(GroupReads):
             yield sealing.seal_here
         else:
             sealing.go_on(memory.head, memory.sealed_seq, is_own=self._has_filled)
+            if sealing.damage is not None:
+                raise sealing.damage
             if sealing.is_behind(memory.head.seq, memory.sealed_seq):
-                self._ask()  # it may have been sealed meanwhile
+                yield self._ask  # it may have been sealed meanwhile
                 if sealing.is_behind(memory.head.seq, self._head_cache.sealed_seq):
                     raise StoreBusy("sealing is behind; try again with the same idempotency key")
 

@@ -6,6 +6,7 @@ Any node may seal at any time, because the database lets one at a time; to wait 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,8 @@ OTHERS_SECONDS: Final = 5.0
 #: How long a node waits before it asks its sealing process once more.
 AGAIN_SECONDS: Final = 1.0
 
+_log = logging.getLogger("spotledger.sealing")
+
 
 class SealingDuty:
     """Has the segments of one ledger sealed. Any thread may use it."""
@@ -45,7 +48,8 @@ class SealingDuty:
         self._process = SealingProcess("spotledger.storage.postgres.sealing.process", greeting=address)
         self._not_before = 0.0
         self._waiting_for = 0
-        self._damage: LedgerCorrupt | None = None
+        #: What was found damaged, because of which nothing more is written.
+        self.damage: LedgerCorrupt | None = None
 
     @property
     def restarts(self) -> int:
@@ -75,18 +79,15 @@ class SealingDuty:
         """
         Have the process seal what is full up to *head*, if that is for this node to do; does not wait.
 
+        What the process finds damaged is in `damage` from then on.
+
         Args:
             head: The last entry that this node saw; a server without it is not sealed.
             sealed_seq: The last sealed entry, as far as this node has seen.
             is_own: Whether this node filled the segment.
-
-        Raises:
-            LedgerCorrupt: The process found the journal or what is derived from it damaged.
         """
-        if self._damage is not None:
-            raise self._damage
         now = time.monotonic()
-        if now < self._not_before or not self._lock.acquire(blocking=False):
+        if self.damage is not None or now < self._not_before or not self._lock.acquire(blocking=False):
             return
         try:
             if not is_own and self._waiting_for <= sealed_seq:
@@ -97,8 +98,8 @@ class SealingDuty:
             self._process.poll()
             self._process.seal(head.seq // self._segment_entries - 1, f"{head.seq} {head.hash.hex()}")
         except LedgerCorrupt as damage:
-            self._damage = damage
-            raise
+            _log.error("a segment could not be sealed: %s", damage)
+            self.damage = damage
         finally:
             self._lock.release()
 
