@@ -19,6 +19,8 @@ from spotledger.archive.exports import export_journal
 from spotledger.archive.exports_postgres import export_database
 from spotledger.cli.main import program
 from spotledger.errors import InvalidRequest, LedgerCorrupt, SchemaMismatch, SetupError, StoreUnavailable
+from spotledger.storage.postgres.connection import connect
+from spotledger.storage.postgres.journal import PostgresJournal
 from support_archive import Writing, filled, write_some
 from support_core import seed
 
@@ -107,15 +109,16 @@ def test_export_beside_writers_ends_at_the_head_of_its_beginning(
         assert max(parquet.read_table(tmp_path / "out")["seq"].to_pylist()) == done.seq
 
 
-def test_export_knows_coins_whose_listing_is_not_sealed(tmp_path: Path, postgres_url: str) -> None:
-    """Amounts have the scale of their coin, wherever in the journal the coin was listed."""
+def test_export_knows_coins_whose_listing_is_not_sealed(postgres_url: str) -> None:
+    """The scale of a coin is found wherever in the journal the coin was listed."""
     with spotledger.open(postgres_url, segment_entries=4) as ledger:
         seed(ledger, "ann")  # one sealed coin
         ledger.deposit("ann", "btc", "1", key="fills:list_coin")
         ledger.list_coin("tiny", 2, key="late")
         last = ledger.deposit("ann", "tiny", "1.25", key="d").seq
-    export_database(postgres_url, tmp_path / "out", "jsonl", last - 1)
-    assert b'"1.25"' in (tmp_path / "out").read_bytes()
+    with PostgresJournal(connect(postgres_url)) as journal:
+        assert journal.scales(last) == {"btc": 8, "tiny": 2}
+        assert journal.scales(last - 2) == {"btc": 8}
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from spotledger.domain.operations import ListCoin
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
-from spotledger.storage.encoding import EntryChanges, decode_changes, epochs_of_row, genesis_hash
+from spotledger.storage.encoding import decode_changes, epochs_of_row, genesis_hash
 from spotledger.storage.journal_reader import PAGE_ENTRIES, JournalReader, JournalRow
 from spotledger.storage.postgres.connection import Connection, translated
 
@@ -45,15 +45,14 @@ class PostgresJournal(JournalReader):
 
     def _listings(self, up_to_seq: int) -> list[bytes]:
         with translated("read"):
-            # Those that are not sealed are looked for in the journal, where the text may also be part of a key.
+            # Those that are not sealed are looked for in the journal; other entries may have the word, too.
             found = self._connection.execute(
                 "SELECT body FROM coin JOIN entry USING (seq) WHERE coin.seq <= %s"
                 " UNION ALL SELECT body FROM entry WHERE seq > (SELECT seq FROM sealed) AND seq <= %s AND"
                 " strpos(body, %s) > 0",
                 (up_to_seq, up_to_seq, ListCoin.kind),
             ).fetchall()
-        bodies = [body.encode() for (body,) in found]
-        return [body for body in bodies if _is_listing(decode_changes(body))]
+        return [body.encode() for (body,) in found]
 
     def _read_page(self, after_seq: int) -> list[JournalRow]:
         with translated("read"):
@@ -68,7 +67,3 @@ class PostgresJournal(JournalReader):
         with translated("read"):
             found = self._connection.execute("SELECT hash FROM entry WHERE seq = %s", (seq,)).fetchall()
         return bytes(found[0][0]) if found else None
-
-
-def _is_listing(entry: EntryChanges) -> bool:
-    return entry.kind == ListCoin.kind and entry.refusal is None
