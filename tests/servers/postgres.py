@@ -13,7 +13,7 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -58,6 +58,25 @@ QUICK: Final[Mapping[str, str]] = {"fsync": "off", "full_page_writes": "off"}
 DURABLE: Final[Mapping[str, str]] = {"fsync": "on", "synchronous_commit": "on"}
 
 
+#: The folder with the binaries, where somebody named one.
+_chosen: Path | None = None
+
+
+def use_binaries(folder: Path) -> None:
+    """
+    Have `find_postgres` return *folder*.
+
+    Raises:
+        ServerMissing: It has no PostgreSQL 15 or later.
+    """
+    global _chosen
+    version = version_of(folder)
+    if version < VERSION_LEAST:
+        found = f"PostgreSQL {version}" if version else "no postgres and initdb that can be run"
+        raise ServerMissing(f"{folder} has {found}; the binaries of PostgreSQL {VERSION_LEAST} or later would pass")
+    _chosen = folder
+
+
 @cache
 def find_postgres() -> Path:
     """
@@ -66,6 +85,8 @@ def find_postgres() -> Path:
     Raises:
         ServerMissing: There is none, and none could be installed.
     """
+    if _chosen is not None:
+        return _chosen
     found = _installed()
     if found is None:
         problem = debian.install("postgresql")
@@ -117,6 +138,8 @@ class Cluster:
     port: int
     password: str
     settings: dict[str, str] = field(default_factory=dict)
+    #: What its command begins with, such as ``env NAME=VALUE``.
+    prefix: Sequence[str | Path] = ()
     kept: Kept | None = None
 
     @property
@@ -172,8 +195,8 @@ class Cluster:
     def start(self, *, remove: bool = False, wait: bool = True) -> None:
         """Start the server, and wait until it takes connections; *remove* the folder when it has ended."""
         self.kept = start(
-            [self.binaries / "postgres", "-D", self.data], folder=self.folder, identity=ordinary_identity(),
-            stop_signals=STOP_SIGNALS, remove=remove,
+            [*self.prefix, self.binaries / "postgres", "-D", self.data], folder=self.folder,
+            identity=ordinary_identity(), stop_signals=STOP_SIGNALS, remove=remove,
         )  # fmt: skip
         if wait:
             until_ready(self.kept, self.is_ready)
