@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
-from fleet import drills, networks, patroni
+from fleet import networks, node_drills, patroni, primary_drills, standby_drills
+from fleet.drills import Report
 from servers.missing import ServerMissing, skip_or_fail
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("fleet")]
 
 
-def drilled(drill: Callable[[], drills.Report]) -> drills.Report:
+def drilled(drill: Callable[[], Report]) -> Report:
     """Run *drill*, which checks the books itself; skip where what it needs is missing."""
     try:
         report = drill()
@@ -24,37 +25,37 @@ def drilled(drill: Callable[[], drills.Report]) -> drills.Report:
 
 def test_primary_killed_standby_promoted_loses_and_doubles_nothing() -> None:
     """The primary is killed with -9 and the standby promoted; the nodes follow by themselves."""
-    assert drilled(drills.primary_killed).details["promoted_seconds"] > 0
+    assert drilled(primary_drills.primary_killed).details["promoted_seconds"] > 0
 
 
 def test_old_primary_that_returns_gets_no_write_and_stops_no_node() -> None:
     """It comes back without its standby setting, alone and then beside the new primary."""
-    drilled(drills.old_primary_returns)
+    drilled(primary_drills.old_primary_returns)
 
 
 def test_node_killed_loses_and_doubles_nothing() -> None:
     """A node is killed with -9; callers go on through the others, and it comes back."""
-    drilled(drills.node_killed)
+    drilled(node_drills.node_killed)
 
 
 def test_node_stopped_in_its_turn_lets_the_others_go_on_and_does_no_harm_when_it_wakes() -> None:
     """A node stopped while it holds the head row loses its turn, and what it does on waking changes nothing."""
-    assert drilled(drills.node_stopped).details["tries_to_hit_its_turn"] > 0
+    assert drilled(node_drills.node_stopped).details["tries_to_hit_its_turn"] > 0
 
 
 def test_redis_killed_stops_neither_reads_nor_writes() -> None:
     """Without Redis the nodes go by their own counts, and come back to it by themselves."""
-    assert drilled(drills.redis_killed).reads > 0
+    assert drilled(node_drills.redis_killed).reads > 0
 
 
 def test_standby_gone_makes_writes_wait_where_the_primary_waits_for_it() -> None:
     """No write is acknowledged that no standby has, until there is a standby again."""
-    drilled(drills.standby_gone_and_waited_for)
+    drilled(standby_drills.standby_gone_and_waited_for)
 
 
 def test_standby_gone_lets_writes_go_on_where_the_operator_decides_so() -> None:
     """With no standby to wait for, the primary goes on alone."""
-    drilled(drills.standby_gone_and_not_waited_for)
+    drilled(standby_drills.standby_gone_and_not_waited_for)
 
 
 def test_node_cut_off_in_its_turn_lets_the_others_go_on_and_comes_back() -> None:

@@ -68,6 +68,13 @@ class Node:
         except httpx2.TransportError:
             return False
 
+    def is_alive(self) -> bool:
+        """Whether it answers, if only that it cannot write."""
+        try:
+            return httpx2.get(f"http://{self.operator}/healthz", timeout=2).status_code == 200
+        except httpx2.TransportError:
+            return False
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process."""
         assert self.process is not None
@@ -139,9 +146,20 @@ def remove_folders(nodes: Sequence[Node]) -> None:
         shutil.rmtree(node.folder, ignore_errors=True)
 
 
+def try_to_write(
+    node: Node, token: str, path: str, body: Mapping[str, Any], key: str | None, timeout: float = 30
+) -> httpx2.Response:
+    """Send one write to *node*, whatever comes of it."""
+    return _send(f"http://{node.operator}", token, path, body, key, timeout)
+
+
 def post(url: str, token: str, path: str, body: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Do one write that must succeed at once."""
-    headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": key}
-    answer = httpx2.post(f"{url}{path}", content=json.dumps(body), headers=headers, timeout=30)
+    answer = _send(url, token, path, body, key, 30)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
+
+
+def _send(url: str, token: str, path: str, body: Mapping[str, Any], key: str | None, timeout: float) -> httpx2.Response:
+    headers = {"Authorization": f"Bearer {token}", **({"Idempotency-Key": key} if key else {})}
+    return httpx2.post(f"{url}{path}", content=json.dumps(body), headers=headers, timeout=timeout)
