@@ -10,11 +10,10 @@ import json
 from collections.abc import Iterable
 from decimal import Decimal
 
-import httpx2
 import psycopg
 
 import support_service
-from fleet.nodes import Node
+from fleet.nodes import Node, balance
 from support_books import Books, check_holds, read_journal
 
 AUDIT_SECONDS = 120
@@ -53,13 +52,10 @@ def check_answers(nodes: Iterable[Node], token: str, books: Books, customers: It
     for node in nodes:
         if node.process is None or not node.is_ready():
             continue
-        with httpx2.Client(base_url=f"http://{node.operator}", headers={"Authorization": f"Bearer {token}"}) as client:
-            for name in names:
-                answer = client.get(f"/v1/customers/{name}/balances", params={"min_seq": books.head}, timeout=10)
-                assert answer.status_code == 200, f"{node.name}: {answer.text}"
-                told = {
-                    coin: [int(Decimal(balance[side]).scaleb(books.coins[coin])) for side in ("available", "freeze")]
-                    for coin, balance in answer.json()["balances"].items()
-                }
-                expected = {coin: books.balances.get((name, "spot", coin), [0, 0]) for coin in told}
-                assert told == expected, f"{node.name} answers for {name} other than the journal adds up to"
+        for name in names:
+            told = {
+                coin: [int(Decimal(sides[side]).scaleb(books.coins[coin])) for side in ("available", "freeze")]
+                for coin, sides in balance(node, token, name, min_seq=books.head)["balances"].items()
+            }
+            expected = {coin: books.balances.get((name, "spot", coin), [0, 0]) for coin in told}
+            assert told == expected, f"{node.name} answers for {name} other than the journal adds up to"

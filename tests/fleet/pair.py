@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import psycopg
 
@@ -77,6 +79,29 @@ class Pair:
         self.primary.kept.signal(signal.SIGKILL)
         self.primary.kept.wait()
 
+    def kill_standby(self) -> None:
+        """Kill the standby's postmaster with -9."""
+        assert self.standby.kept is not None
+        self.standby.kept.signal(signal.SIGKILL)
+        self.standby.kept.wait()
+
+    def freeze_standby(self) -> None:
+        """Stop every process of the standby; its connections stay."""
+        self._signal_standby(signal.SIGSTOP)
+
+    def thaw_standby(self) -> None:
+        """Let the standby go on."""
+        self._signal_standby(signal.SIGCONT)
+
+    def _signal_standby(self, number: signal.Signals) -> None:
+        if self.standby.kept is None:
+            return
+        pid = self.standby.kept.pid
+        with contextlib.suppress(OSError):
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            for each in (pid, *map(int, children)):
+                os.kill(each, number)
+
     def promote(self) -> None:
         """Make the standby the primary; the old one, which must be dead, is the next standby."""
         self.standby.run("pg_ctl", "promote", "--pgdata", self.standby.data, "--wait")
@@ -104,6 +129,7 @@ class Pair:
 
     def stop(self) -> None:
         """Stop all and remove their folders."""
+        self.thaw_standby()
         for cluster in (*self._others, self.standby, self.primary):
             with contextlib.suppress(ProcessLookupError):
                 cluster.stop()
