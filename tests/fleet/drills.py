@@ -12,6 +12,7 @@ with the tests.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -203,16 +204,17 @@ def running(
 
 
 @contextmanager
-def one_server(*, prefix: Sequence[str] = (), **settings: str) -> Iterator[postgres.Cluster]:
+def one_server(environment: Mapping[str, str] | None = None, **settings: str) -> Iterator[postgres.Cluster]:
     """Run one PostgreSQL server, with an empty database for the ledger, for the length of a ``with`` block."""
     cluster = postgres.new_cluster({**postgres.DURABLE, **settings})
-    cluster.prefix = prefix
+    cluster.environment = dict(environment or {})
     try:
-        cluster.start(remove=True)
+        cluster.start()
         create_database(cluster)
         yield cluster
     finally:
         cluster.stop()
+        shutil.rmtree(cluster.folder, ignore_errors=True)
 
 
 def create_database(cluster: postgres.Cluster, name: str = LEDGER, more: str = "") -> str:

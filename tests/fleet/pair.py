@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import psycopg
 
@@ -94,13 +92,9 @@ class Pair:
         self._signal_standby(signal.SIGCONT)
 
     def _signal_standby(self, number: signal.Signals) -> None:
-        if self.standby.kept is None:
-            return
-        pid = self.standby.kept.pid
-        with contextlib.suppress(OSError):
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            for each in (pid, *map(int, children)):
-                os.kill(each, number)
+        if self.standby.kept is not None:
+            with contextlib.suppress(OSError):  # it was killed
+                self.standby.kept.signal_all(number)
 
     def promote(self) -> None:
         """Make the standby the primary; the old one, which must be dead, is the next standby."""

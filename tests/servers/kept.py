@@ -110,6 +110,13 @@ class Kept:
         """Send a signal to the process itself."""
         os.kill(self.pid, number)
 
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to the process and to those that it has started (Linux)."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for pid in (self.pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def wait(self, seconds: float = keeper.STOP_SECONDS) -> None:
         """Wait until it has ended."""
         until(lambda: not self.is_alive, seconds, f"process {self.pid} did not end")

@@ -13,7 +13,7 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -138,9 +138,9 @@ class Cluster:
     port: int
     password: str
     settings: dict[str, str] = field(default_factory=dict)
-    #: What its command begins with, such as ``env NAME=VALUE``.
-    prefix: Sequence[str | Path] = ()
     kept: Kept | None = None
+    #: Added to the environment of the server.
+    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def data(self) -> Path:
@@ -194,9 +194,11 @@ class Cluster:
 
     def start(self, *, remove: bool = False, wait: bool = True) -> None:
         """Start the server, and wait until it takes connections; *remove* the folder when it has ended."""
+        added = (f"{name}={value}" for name, value in self.environment.items())
         self.kept = start(
-            [*self.prefix, self.binaries / "postgres", "-D", self.data], folder=self.folder,
-            identity=ordinary_identity(), stop_signals=STOP_SIGNALS, remove=remove,
+            ["env", *added, self.binaries / "postgres", "-D", self.data],
+            folder=self.folder, identity=ordinary_identity(),
+            stop_signals=STOP_SIGNALS, remove=remove,
         )  # fmt: skip
         if wait:
             until_ready(self.kept, self.is_ready)
@@ -211,6 +213,12 @@ class Cluster:
 
     def _pid(self) -> int:
         return self.kept.pid if self.kept else 0
+
+    def kill(self) -> None:
+        """Kill every process of the server with -9."""
+        assert self.kept is not None
+        self.kept.signal_all(signal.SIGKILL)
+        self.kept.wait()
 
     def stop(self) -> None:
         """Stop the server and wait for its end."""
