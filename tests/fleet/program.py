@@ -16,6 +16,7 @@ from typing import Any, Final, NoReturn
 
 from fleet import (  # noqa: F401 - each adds its drills
     database_drills,
+    frozen_node,
     networks,
     node_drills,
     patroni,
