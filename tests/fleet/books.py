@@ -38,6 +38,13 @@ def last_entry(url: str) -> int:
     return int(seq)
 
 
+def booked_ms(url: str) -> int:
+    """Return when the last entry in the database at *url* was booked, in ms since 1970."""
+    with psycopg.connect(url) as connection:
+        [(body,)] = connection.execute("SELECT body FROM entry ORDER BY seq DESC LIMIT 1").fetchall()
+    return int(json.loads(body)["booked_ms"])
+
+
 def audit(url: str) -> None:
     """Have the product audit the database at *url*, and assert that it is clean."""
     environment = support_service.environment(SPOTLEDGER_DATABASE=url)

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any, Final, NoReturn
 
 from fleet import (  # noqa: F401 - each adds its drills
+    clock_drills,
     database_drills,
     frozen_node,
     networks,
