@@ -66,7 +66,7 @@ def test_drill_needs_nothing_but_what_setup_installs() -> None:
     )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) > 10
+    assert len(lines) > 15
     for line in lines:
         name, sentence = line.split(maxsplit=1)
         assert name.isidentifier()
@@ -96,6 +96,7 @@ def test_drill_without_setup_names_the_command(tmp_path: Path) -> None:
     [
         (["node_killd"], 2, "there is no drill node_killd; node_killed is one"),
         (["--nonsense"], 2, "unrecognized arguments: --nonsense"),
+        (["--seconds", "5", "node_killed"], 2, "--seconds is an option of snapshot_held"),
         (["--seconds", "soon"], 2, "'soon' is not a number from 1"),
         (["--first-port", "80"], 2, "'80' is not a number from 1024"),
         (["--postgres", "/nowhere", "node_killed"], 3, "/nowhere has no postgres and initdb that can be run; the"),
@@ -144,7 +145,7 @@ def test_drill_that_is_interrupted_leaves_nothing_behind(place: Path, number: si
         [sys.executable, DRILL, "node_killed"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "TMPDIR": str(place)},
     ) as process:  # fmt: skip
-        until(lambda: any(place.glob("*/*/haproxy.log")) or process.poll() is not None, 40, "no proxy is started")
+        until(lambda: any(place.glob("*/*/node1.log")) or process.poll() is not None, 40, "no node is started")
         process.send_signal(number)
         _, told = process.communicate(timeout=60)
     if number != signal.SIGKILL:
