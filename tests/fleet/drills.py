@@ -80,6 +80,7 @@ class Fleet:
         redis: RedisServer | None = None,
         nodes: Sequence[Node] = (),
         settings: Mapping[str, str] | None = None,
+        lanes: int = LANES,
     ) -> None:
         """
         Start nodes and proxy.
@@ -89,6 +90,7 @@ class Fleet:
             redis: What the nodes share limits through.
             nodes: Three that are prepared; ordinary ones if there are none.
             settings: More of them, for all nodes.
+            lanes: How many callers write at once.
         """
         key_file = make_folder({}) / "master.key"
         key_file.write_text(MASTER_KEY)
@@ -104,15 +106,15 @@ class Fleet:
         self.proxy = Proxy(self.nodes)
         self.proxy.start()
         self.token = self.nodes[0].token_file.read_text().strip()
-        self.load = self._prepared_load()
+        self.load = self._prepared_load(lanes)
 
     def start(self, node: Node, database: str, *, wait: bool = True) -> None:
         """Start *node* on *database* with the settings of this fleet; its own count."""
         node.settings = {**self.settings, **node.settings, "database": database}
         node.start(wait=wait)
 
-    def _prepared_load(self) -> Load:
-        load = Load(self.proxy.operator_url, self.token, LANES)
+    def _prepared_load(self, lanes: int) -> Load:
+        load = Load(self.proxy.operator_url, self.token, lanes)
         self.post("/v1/coins", {"coin": "usdt", "scale": 8}, "coin-usdt")
         for lane in load.lanes:
             self.post("/v1/customers", {"customer": lane.name}, f"customer-{lane.name}")
