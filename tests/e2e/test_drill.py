@@ -109,6 +109,30 @@ def test_argument_that_is_wrong_is_one_line(arguments: list[str], code: int, tol
     assert told in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        ("AssertionError('an entry\\nis lost')", 1, "made_up: FAILED: an entry is lost (program.py:"),
+        ("ServerMissing('haproxy is not installed')", 3, "drill: made_up is left out: haproxy is not installed\n"),
+        ("ServerDidNotStart('Address already in use')", 3, "drill: made_up is left out: another program took a port"),
+    ],
+)
+def test_outcome_of_a_drill_is_one_line_and_the_exit_code(error: str, code: int, told: str) -> None:
+    """A failure is told apart from what is only in the way."""
+    program = (
+        "import sys; from fleet import drills, program; from servers.kept import ServerDidNotStart\n"
+        "from servers.missing import ServerMissing\n"
+        f"def made_up(): raise {error}\n"
+        "drills.drill(made_up); sys.exit(program.main(['made_up']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60, env=environment
+    )
+    assert (done.returncode, (done.stdout + done.stderr).count("\n")) == (code, 1), done.stderr
+    assert (done.stdout + done.stderr).startswith(told)
+
+
 def test_port_in_use_is_one_line_and_nothing_is_left(place: Path) -> None:
     """A port that was asked for and is taken is named, and what was started before is gone."""
     with socket.socket() as taken:

@@ -109,16 +109,17 @@ def node_frozen(entries: int = ENTRIES) -> Report:
         with ThreadPoolExecutor(READERS * 2 + SPENDERS) as pool:
             reading = [pool.submit(reader.run) for reader in readers]
             spending = [pool.submit(_spend_again, fleet, frozen, number) for number in range(SPENDERS)]
-            time.sleep(0.5)  # all of them wait for the node now
-            woke = time.monotonic()
-            frozen.signal(signal.SIGCONT)
             try:
+                time.sleep(0.5)  # all of them wait for the node now
+                woke = time.monotonic()
+                frozen.signal(signal.SIGCONT)
                 until(lambda: _has(frozen, fleet.token, written[-1].seq), RECOVERY_SECONDS, "it does not catch up")
                 caught_up = time.monotonic() - woke
                 until(frozen.is_ready, RECOVERY_SECONDS, "the node that was frozen cannot write")
                 time.sleep(AFTER_SECONDS)
             finally:
                 stop.set()
+                frozen.signal(signal.SIGCONT)  # else they would wait for it
             for waited in (*reading, *spending):
                 waited.result()
         written += [Written(one.at, one.seq) for one in fleet.load.acknowledged]

@@ -38,6 +38,8 @@ SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Options of single drills: their parameters of the same name.
 OPTIONS: Final = ("entries", "seconds")
 PORTS_MOST: Final = 30
+#: What PostgreSQL, HAProxy and Redis say of a port that is in use, and what a node says.
+PORT_TAKEN: Final = ("ddress already in use", "another process listens there")
 
 ABOUT: Final = """Rehearse the bad days of a fleet on this machine.
 
@@ -148,7 +150,8 @@ def _run(asked: argparse.Namespace) -> int:
         options = {option: getattr(asked, option) for option in OPTIONS if _takes(drill, option)}
         kept.take_ports_from(asked.first_port)
         try:
-            report = drill(**{option: value for option, value in options.items() if value is not None}).as_json()
+            with kept.all_ended():
+                report = drill(**{option: value for option, value in options.items() if value is not None}).as_json()
         except ServerMissing as problem:
             codes.add(_in_the_way(f"{name} is left out: {problem}"))
         except PortInUse as problem:
@@ -172,10 +175,11 @@ def _passed(name: str, report: dict[str, Any], as_json: bool) -> None:
 
 
 def _failed(name: str, problem: Exception, as_json: bool) -> int:
-    if isinstance(problem, ServerDidNotStart) and "in use" in str(problem):
-        return _in_the_way(f"{name} is left out: another program took a port that was free; run it again: {problem}")
+    if isinstance(problem, ServerDidNotStart) and any(words in str(problem) for words in PORT_TAKEN):
+        return _in_the_way(f"{name} is left out: another program took a port that was free; run the drill again")
     text = " ".join(str(problem).split()) or type(problem).__name__
-    place = traceback.extract_tb(problem.__traceback__)[-1]
+    frames = traceback.extract_tb(problem.__traceback__)
+    place = [frame for frame in frames if Path(frame.filename).parent == Path(__file__).parent][-1]
     where = f"{Path(place.filename).name}:{place.lineno}"
     _say(
         json.dumps({"drill": name, "failed": text, "where": where}) if as_json else f"{name}: FAILED: {text} ({where})"

@@ -202,6 +202,17 @@ def hold(folder: Path, name: str = "server") -> Kept | None:
 
 
 @contextlib.contextmanager
+def all_ended() -> Iterator[None]:
+    """End every process that is started in the block, the last one first, if that was not done already."""
+    first = len(_held)
+    try:
+        yield
+    finally:
+        for held in reversed(_held[first:]):
+            held.let_go()
+
+
+@contextlib.contextmanager
 def in_one_folder() -> Iterator[Path]:
     """
     Have every temporary folder made in one new folder, and leave nothing behind.
@@ -219,14 +230,12 @@ def in_one_folder() -> Iterator[Path]:
             f"the user that PostgreSQL runs as cannot enter {base.parent}; a TMPDIR that everybody can enter would pass"
         )
     own = start([sys.executable, "-I", "-c", "import signal; signal.pause()"], folder=base, name="base")
-    first = len(_held)
     before, tempfile.tempdir = tempfile.tempdir, str(base)
     try:
-        yield base
+        with all_ended():
+            yield base
     finally:
         tempfile.tempdir = before
-        for held in reversed(_held[first:]):
-            held.let_go()
         for place in base.glob(f"*/*.{keeper.SOCKET}"):  # one whose start was interrupted
             stray = hold(place.parent, place.name.removesuffix(f".{keeper.SOCKET}"))
             if stray is not None:
