@@ -110,7 +110,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--first-port", type=_number_from(1024), metavar="N", help=f"take up to {PORTS_MOST} ports from N on"
     )
     parser.add_argument("--postgres", type=Path, metavar="FOLDER", help="the folder with PostgreSQL's binaries")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)
     for name in asked.names:
         if name not in DRILLS:
             near = difflib.get_close_matches(name, DRILLS, 1)
