@@ -100,6 +100,16 @@ def test_node_with_another_master_key_refuses_to_start_and_says_why(node: StartN
         node("three", master_key_file=None)
 
 
+def test_start_does_not_wait_for_a_write_of_access_keys_that_is_stuck(node: StartNode, postgres_url: str) -> None:
+    """A write of keys that waits for a standby holds their lock; a node that starts meanwhile writes none."""
+    first = node("one")
+    with psycopg.connect(postgres_url) as stuck:
+        stuck.execute("SELECT version FROM key_version WHERE id = 1 FOR UPDATE")
+        begun = time.monotonic()
+        share_token(first, node("two")).list_coins(usdt=8)
+        assert time.monotonic() - begun < 4
+
+
 def test_node_does_not_tell_the_password_of_its_database(node: StartNode, postgres_url: str) -> None:
     """Neither the settings nor what a node writes on standard error has the password in it."""
     password = postgres_url.split(":")[2].split("@")[0]

@@ -35,15 +35,17 @@ class Acknowledged(NamedTuple):
 
 
 @dataclass
-class BoundedReader:
+class Lane:
     """One caller: it sends one request after the other, each until it is answered, always with the same keys."""
 
     name: str
     url: str
     token: str
     stop: threading.Event
+    #: Nobody wants to know any more what became of the last request.
+    given_up: threading.Event
     acknowledged: list[Acknowledged] = field(default_factory=list)
-    #: What the customer of this reader has in units, available and freeze.
+    #: What the customer of this caller has in units, available and freeze.
     available: int = 0
     freeze: int = 0
     tries_in_vain: int = 0
@@ -92,7 +94,8 @@ class BoundedReader:
                 if time.monotonic() > deadline:
                     self.problems.append(f"{key}: not answered within {FINISH_SECONDS:g} s")
                     return False
-            time.sleep(RETRY_SECONDS)
+            if self.given_up.wait(RETRY_SECONDS):
+                return False
 
     def _keep(self, path: str, body: dict[str, Any], key: str | None, answer: httpx2.Response) -> bool:
         now, told = time.monotonic(), answer.json()
@@ -116,7 +119,7 @@ class BoundedReader:
 
 @dataclass
 class Reader:
-    """A trader who asks for his balance all the time."""
+    """A trader who asks for their balance all the time."""
 
     url: str
     accesskey: str
@@ -149,7 +152,8 @@ class Load:
 
     def __init__(self, url: str, token: str, lanes: int) -> None:
         self.stop_told = threading.Event()
-        self.lanes = [BoundedReader(f"lane{number}", url, token, self.stop_told) for number in range(lanes)]
+        self._given_up = threading.Event()
+        self.lanes = [Lane(f"lane{number}", url, token, self.stop_told, self._given_up) for number in range(lanes)]
         self.reader: Reader | None = None
         self._threads: list[threading.Thread] = []
 
@@ -160,7 +164,7 @@ class Load:
     def start(self) -> None:
         """Begin."""
         runners = [*self.lanes, *([self.reader] if self.reader else [])]
-        self._threads = [threading.Thread(target=runner.run) for runner in runners]
+        self._threads = [threading.Thread(target=runner.run, daemon=True) for runner in runners]
         for thread in self._threads:
             thread.start()
 
@@ -171,10 +175,15 @@ class Load:
             thread.join()
         self._threads = []
 
+    def give_up(self) -> None:
+        """Stop, and leave open what is not answered yet."""
+        self._given_up.set()
+        self.stop_told.set()
+
     @property
     def acknowledged(self) -> list[Acknowledged]:
         """All writes that were answered yes so far."""
-        return [one for reader in self.lanes for one in list(reader.acknowledged)]
+        return [one for lane in self.lanes for one in list(lane.acknowledged)]
 
     def since(self, moment: float) -> int:
         """Return how many were acknowledged after *moment*."""
@@ -182,12 +191,12 @@ class Load:
 
     def check(self, books: Books) -> None:
         """Assert that *books*, read independently, hold everything that was acknowledged, once, and nothing else."""
-        problems = [problem for reader in self.lanes for problem in reader.problems]
+        problems = [problem for lane in self.lanes for problem in lane.problems]
         assert problems == []
         lost = [one for one in self.acknowledged if books.keys.get(one.key) != one.seq]
         assert lost == [], f"{len(lost)} acknowledged writes are not in the journal as they were acknowledged"
         ours = {key for key in books.keys if key.startswith("lane")}
         assert ours == {one.key for one in self.acknowledged}
         balances: Mapping[tuple[str, str, str], Any] = books.balances
-        found = {reader.name: list(balances[reader.name, "spot", "usdt"]) for reader in self.lanes}
-        assert found == {reader.name: [reader.available, reader.freeze] for reader in self.lanes}
+        found = {lane.name: list(balances[lane.name, "spot", "usdt"]) for lane in self.lanes}
+        assert found == {lane.name: [lane.available, lane.freeze] for lane in self.lanes}

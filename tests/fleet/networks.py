@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleet import drills
-from fleet.drills import AFTER_SECONDS, DRILLS, NODES, RECOVERY_SECONDS, Fleet, Report
+from fleet.drills import AFTER_SECONDS, NODES, RECOVERY_SECONDS, Fleet, Report, drill
+from fleet.node_drills import stop_in_its_turn
 from fleet.nodes import Node
 from fleet.pair import LEDGER, Pair
 from servers import kept
@@ -115,6 +115,7 @@ class NodeOnCable(Node):
             kept.until_ready(self.process, self.is_ready)
 
 
+@drill
 def node_cut_off() -> Report:
     """Let all packets of a node vanish while it holds the head row: the others go on, and it comes back when mended."""
     check_that_networks_can_be_made()
@@ -126,14 +127,10 @@ def node_cut_off() -> Report:
         hosts = {victim.name: cable.here}
         fleet = Fleet(
             lambda name: pair.url(hosts.get(name, "127.0.0.1"), application_name=name),
-            None,
-            [victim, *(Node(f"node{number}", {}) for number in range(2, NODES + 1))],
+            nodes=[victim, *(Node(f"node{number}", {}) for number in range(2, NODES + 1))],
         )
-        stack.callback(fleet.stop)
-        fleet.load.start()
-        fleet.wait_for_writes(time.monotonic())
-        time.sleep(drills.BEFORE_SECONDS)
-        drills.stop_in_its_turn(pair, victim)
+        stack.enter_context(fleet.loaded())
+        stop_in_its_turn(pair, victim)
         moment = time.monotonic()
         cable.cut()
         victim.signal(signal.SIGCONT)
@@ -144,6 +141,3 @@ def node_cut_off() -> Report:
         time.sleep(AFTER_SECONDS)
         details = {"others_went_on_after_seconds": round(went_on, 2)}
         return fleet.report("node_cut_off", moment, pair.primary.url(LEDGER), **details)
-
-
-DRILLS[node_cut_off.__name__] = node_cut_off

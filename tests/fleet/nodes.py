@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,13 @@ import httpx2
 
 from servers import kept
 from servers.programs import find_program
-from support_service import PROGRAM, environment
+from support_service import PROGRAM, environment, run
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "fleet"
 READY_SECONDS = 30
+#: How long a caller may wait for an answer, and what a busy machine adds to that.
+ANSWER_SECONDS = 10.0
+SLACK_SECONDS = 2.0
 
 
 @dataclass
@@ -52,14 +56,20 @@ class Node:
 
     def start(self, *, wait: bool = True) -> None:
         """Start the node, and wait until it can write."""
-        told = {"listen": self.public, "operator_listen": self.operator, **self.settings}
-        variables = {f"SPOTLEDGER_{name.upper()}": value for name, value in told.items()}
         self.process = kept.start(
             [*self.prefix, *PROGRAM, "serve", "--json", "--data", self.folder / "data"],
-            folder=self.folder, environment=environment(**variables), name=self.name, remove=False,
+            folder=self.folder, environment=self._environment(), name=self.name, remove=False,
         )  # fmt: skip
         if wait:
             kept.until_ready(self.process, self.is_ready, READY_SECONDS)
+
+    def start_and_end(self) -> subprocess.CompletedProcess[str]:
+        """Start the node, which must refuse, and wait for its end."""
+        return run("serve", "--json", "--data", self.folder / "data", env=self._environment(), timeout=READY_SECONDS)
+
+    def _environment(self) -> dict[str, str]:
+        told = {"listen": self.public, "operator_listen": self.operator, **self.settings}
+        return environment(**{f"SPOTLEDGER_{name.upper()}": value for name, value in told.items()})
 
     def is_ready(self) -> bool:
         """Whether it says that it can write."""
@@ -67,6 +77,18 @@ class Node:
             return httpx2.get(f"http://{self.operator}/readyz", timeout=2).status_code == 200
         except httpx2.TransportError:
             return False
+
+    def is_alive(self) -> bool:
+        """Whether it answers, if only that it cannot write."""
+        try:
+            return httpx2.get(f"http://{self.operator}/healthz", timeout=2).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def wait_until_alive(self, seconds: float) -> None:
+        """Wait until it answers; raise `kept.ServerDidNotStart` with what it wrote if it ends, or does not in time."""
+        assert self.process is not None
+        kept.until_ready(self.process, self.is_alive, seconds)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process."""
@@ -139,9 +161,28 @@ def remove_folders(nodes: Sequence[Node]) -> None:
         shutil.rmtree(node.folder, ignore_errors=True)
 
 
+def try_to_write(
+    node: Node, token: str, path: str, body: Mapping[str, Any], key: str | None, timeout: float = 30
+) -> httpx2.Response:
+    """Send one write to *node*, whatever comes of it."""
+    return _send(f"http://{node.operator}", token, path, body, key, timeout)
+
+
+def balance(node: Node, token: str, customer: str, **parameters: Any) -> dict[str, Any]:
+    """Return what *node* answers about the spot balances of *customer*."""
+    url = f"http://{node.operator}/v1/customers/{customer}/balances"
+    answer = httpx2.get(url, params=parameters, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+    assert answer.status_code == httpx2.codes.OK, f"{node.name}: {answer.text}"
+    return dict(answer.json())
+
+
 def post(url: str, token: str, path: str, body: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Do one write that must succeed at once."""
-    headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": key}
-    answer = httpx2.post(f"{url}{path}", content=json.dumps(body), headers=headers, timeout=30)
+    answer = _send(url, token, path, body, key, 30)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
+
+
+def _send(url: str, token: str, path: str, body: Mapping[str, Any], key: str | None, timeout: float) -> httpx2.Response:
+    headers = {"Authorization": f"Bearer {token}", **({"Idempotency-Key": key} if key else {})}
+    return httpx2.post(f"{url}{path}", content=json.dumps(body), headers=headers, timeout=timeout)

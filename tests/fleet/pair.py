@@ -29,6 +29,7 @@ class Pair:
             networks: From where else than this machine connections are taken, with the password.
             settings: PostgreSQL's, for both.
         """
+        self._others: list[postgres.Cluster] = []
         self.primary = postgres.new_cluster({**postgres.DURABLE, "wal_keep_size": "256MB", **settings})
         with (self.primary.data / "pg_hba.conf").open("a") as rules:
             rules.writelines(f"host all all {network} scram-sha-256\n" for network in networks)
@@ -76,6 +77,25 @@ class Pair:
         self.primary.kept.signal(signal.SIGKILL)
         self.primary.kept.wait()
 
+    def kill_standby(self) -> None:
+        """Kill the standby's postmaster with -9."""
+        assert self.standby.kept is not None
+        self.standby.kept.signal(signal.SIGKILL)
+        self.standby.kept.wait()
+
+    def freeze_standby(self) -> None:
+        """Stop every process of the standby; its connections stay."""
+        self._signal_standby(signal.SIGSTOP)
+
+    def thaw_standby(self) -> None:
+        """Let the standby go on."""
+        self._signal_standby(signal.SIGCONT)
+
+    def _signal_standby(self, number: signal.Signals) -> None:
+        if self.standby.kept is not None:
+            with contextlib.suppress(OSError):  # it was killed
+                self.standby.kept.signal_all(number)
+
     def promote(self) -> None:
         """Make the standby the primary; the old one, which must be dead, is the next standby."""
         self.standby.run("pg_ctl", "promote", "--pgdata", self.standby.data, "--wait")
@@ -93,9 +113,18 @@ class Pair:
         self.wait_for_standby()
         self.primary.reload(synchronous_standby_names=ANY_STANDBY)
 
+    def add_standby(self) -> None:
+        """Give the primary a new standby beside the server that was one, or was to be, and have it wait for that."""
+        self._others.append(self.standby)
+        self.standby = self._clone(self.primary)
+        self.standby.start()
+        self.wait_for_standby()
+        self.primary.reload(synchronous_standby_names=ANY_STANDBY)
+
     def stop(self) -> None:
-        """Stop both and remove their folders."""
-        for cluster in (self.standby, self.primary):
+        """Stop all and remove their folders."""
+        self.thaw_standby()
+        for cluster in (*self._others, self.standby, self.primary):
             with contextlib.suppress(ProcessLookupError):
                 cluster.stop()
             shutil.rmtree(cluster.folder, ignore_errors=True)

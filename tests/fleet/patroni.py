@@ -14,8 +14,7 @@ from pathlib import Path
 import httpx2
 import psycopg
 
-from fleet import drills
-from fleet.drills import AFTER_SECONDS, DRILLS, Fleet, Report
+from fleet.drills import AFTER_SECONDS, Fleet, Report, drill
 from fleet.nodes import EXAMPLES
 from fleet.pair import LEDGER
 from servers import kept, postgres
@@ -176,16 +175,14 @@ class Guarded:
         self.etcd.stop()
 
 
+@drill
 def primary_lost_with_patroni() -> Report:
     """Kill the primary and its Patroni with -9: the standby is promoted, the nodes follow, the lost one rejoins."""
     with contextlib.ExitStack() as stack:
         guarded = Guarded()
         stack.callback(guarded.stop)
-        fleet = Fleet(guarded.url, None)
-        stack.callback(fleet.stop)
-        fleet.load.start()
-        fleet.wait_for_writes(time.monotonic())
-        time.sleep(drills.BEFORE_SECONDS)
+        fleet = Fleet(guarded.url)
+        stack.enter_context(fleet.loaded())
         lost = guarded.primary
         moment = time.monotonic()
         lost.kill()
@@ -200,6 +197,3 @@ def primary_lost_with_patroni() -> Report:
         time.sleep(AFTER_SECONDS)
         details = {"promoted_seconds": round(promoted, 2)}
         return fleet.report("primary_lost_with_patroni", moment, guarded._url(other, LEDGER), **details)
-
-
-DRILLS[primary_lost_with_patroni.__name__] = primary_lost_with_patroni

@@ -18,7 +18,7 @@ INSTALL_SECONDS = 240
 def install(*packages: str) -> str:
     """Try to install *packages*; return "" if that was done, else why not."""
     if os.getuid() != 0:
-        return "Debian's package is installed by root only"
+        return f"root may do so: apt-get install {' '.join(packages)}"
     if shutil.which("apt-get") is None:
         return "this is no Debian (no apt-get)"
     try:

@@ -26,6 +26,8 @@ FIRST_HOLD_SECONDS = 30.0
 #: How long the server has after each signal that asks it to end, but the last.
 STOP_SECONDS = 10.0
 REAP_SECONDS = 0.1
+#: How long a folder may take to go away while what is in it still ends.
+REMOVE_SECONDS = 30.0
 SOCKET = "keeper"
 
 _PR_SET_PDEATHSIG = 1
@@ -50,7 +52,7 @@ def main() -> None:
         last = _wait_until_let_go(listener, server)
         _end(server, [signal.Signals[name] for name in told["stop_signals"]])
         if told["remove"]:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         else:
             path.unlink(missing_ok=True)
         if last is not None:
@@ -120,6 +122,14 @@ def _end(server: subprocess.Popen[bytes], numbers: list[signal.Signals]) -> None
                 os.kill(pid, signal.SIGKILL)
         _reap_strangers(0)
         time.sleep(0.02)
+
+
+def _remove(folder: Path) -> None:
+    deadline = time.monotonic() + REMOVE_SECONDS
+    shutil.rmtree(folder, ignore_errors=True)
+    while folder.exists() and time.monotonic() < deadline:
+        time.sleep(REAP_SECONDS)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _children() -> list[int]:

@@ -20,12 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from servers import keeper
+from servers.missing import ServerMissing
 
 START_SECONDS = 30.0
+PORT_LAST = 65_535
+
+#: What we hold, in the order in which it was started.
+_held: list[Kept] = []
+#: The ports that `free_port` gives, one after the other; any where None.
+_ports: Iterator[int] | None = None
 
 
 class ServerDidNotStart(Exception):
     """A server ended, or did not answer in time; the text holds what it wrote."""
+
+
+class PortInUse(Exception):
+    """A port that was asked for by its number is taken."""
 
 
 def ordinary_identity() -> dict[str, Any]:
@@ -50,10 +61,30 @@ def give(path: Path, identity: Mapping[str, Any]) -> None:
         os.chown(path, identity["user"], identity["group"])
 
 
+def take_ports_from(first: int | None) -> None:
+    """Have `free_port` give *first* and the ports after it; with None, any again."""
+    global _ports
+    _ports = None if first is None else iter(range(first, PORT_LAST + 1))
+
+
 def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing listened at a moment ago."""
+    """
+    Return a TCP port of 127.0.0.1 that nothing listened at a moment ago.
+
+    Raises:
+        PortInUse: Ports were chosen with `take_ports_from`, and the next one is taken, or there is none.
+    """
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        port = 0
+        if _ports is not None:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            port = next(_ports, -1)
+            if port < 0:
+                raise PortInUse(f"there is no port beyond {PORT_LAST}")
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise PortInUse(f"port {port} of 127.0.0.1 cannot be used: {error.strerror}") from None
         return int(probe.getsockname()[1])
 
 
@@ -79,12 +110,21 @@ class Kept:
         """Send a signal to the process itself."""
         os.kill(self.pid, number)
 
+    def signal_all(self, number: signal.Signals) -> None:
+        """Send a signal to the process and to those that it has started (Linux)."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        for pid in (self.pid, *map(int, children)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def wait(self, seconds: float = keeper.STOP_SECONDS) -> None:
         """Wait until it has ended."""
         until(lambda: not self.is_alive, seconds, f"process {self.pid} did not end")
 
     def let_go(self) -> None:
         """Let it go: it is ended, and its folder removed, before this returns, unless others hold it too."""
+        with contextlib.suppress(ValueError):
+            _held.remove(self)
         with contextlib.suppress(OSError):
             self._hold.shutdown(socket.SHUT_WR)
             self._hold.settimeout(60)
@@ -156,7 +196,51 @@ def hold(folder: Path, name: str = "server") -> Kept | None:
     if not told:
         channel.close()
         return None
-    return Kept(int(told), folder, folder / f"{name}.log", channel)
+    held = Kept(int(told), folder, folder / f"{name}.log", channel)
+    _held.append(held)
+    return held
+
+
+@contextlib.contextmanager
+def all_ended() -> Iterator[None]:
+    """End every process that is started in the block, the last one first, if that was not done already."""
+    first = len(_held)
+    try:
+        yield
+    finally:
+        for held in reversed(_held[first:]):
+            held.let_go()
+
+
+@contextlib.contextmanager
+def in_one_folder() -> Iterator[Path]:
+    """
+    Have every temporary folder made in one new folder, and leave nothing behind.
+
+    At the end of the block all processes are ended and the folder is removed. If we are killed, their keepers do it.
+
+    Raises:
+        ServerMissing: Servers run as somebody else, who cannot enter the folder.
+    """
+    base = Path(tempfile.mkdtemp(prefix="spotledger-"))
+    base.chmod(0o711)
+    if subprocess.run(["test", "-x", base], check=False, cwd="/", **ordinary_identity()).returncode:
+        base.rmdir()
+        raise ServerMissing(
+            f"the user that PostgreSQL runs as cannot enter {base.parent}; a TMPDIR that everybody can enter would pass"
+        )
+    own = start([sys.executable, "-I", "-c", "import signal; signal.pause()"], folder=base, name="base")
+    before, tempfile.tempdir = tempfile.tempdir, str(base)
+    try:
+        with all_ended():
+            yield base
+    finally:
+        tempfile.tempdir = before
+        for place in base.glob(f"*/*.{keeper.SOCKET}"):  # one whose start was interrupted
+            stray = hold(place.parent, place.name.removesuffix(f".{keeper.SOCKET}"))
+            if stray is not None:
+                stray.let_go()
+        own.let_go()
 
 
 def until(

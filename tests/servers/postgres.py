@@ -58,6 +58,25 @@ QUICK: Final[Mapping[str, str]] = {"fsync": "off", "full_page_writes": "off"}
 DURABLE: Final[Mapping[str, str]] = {"fsync": "on", "synchronous_commit": "on"}
 
 
+#: The folder with the binaries, where somebody named one.
+_chosen: Path | None = None
+
+
+def use_binaries(folder: Path) -> None:
+    """
+    Have `find_postgres` return *folder*.
+
+    Raises:
+        ServerMissing: It has no PostgreSQL 15 or later.
+    """
+    global _chosen
+    version = version_of(folder)
+    if version < VERSION_LEAST:
+        found = f"PostgreSQL {version}" if version else "no postgres and initdb that can be run"
+        raise ServerMissing(f"{folder} has {found}; the binaries of PostgreSQL {VERSION_LEAST} or later would pass")
+    _chosen = folder
+
+
 @cache
 def find_postgres() -> Path:
     """
@@ -66,6 +85,8 @@ def find_postgres() -> Path:
     Raises:
         ServerMissing: There is none, and none could be installed.
     """
+    if _chosen is not None:
+        return _chosen
     found = _installed()
     if found is None:
         problem = debian.install("postgresql")
@@ -192,6 +213,12 @@ class Cluster:
 
     def _pid(self) -> int:
         return self.kept.pid if self.kept else 0
+
+    def kill(self) -> None:
+        """Kill every process of the server with -9."""
+        assert self.kept is not None
+        self.kept.signal_all(signal.SIGKILL)
+        self.kept.wait()
 
     def stop(self) -> None:
         """Stop the server and wait for its end."""

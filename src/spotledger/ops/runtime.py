@@ -193,8 +193,10 @@ def _assemble(
     siblings: Siblings | None = None,
 ) -> Runtime:
     tables, clock_ms = ledger.key_tables, ledger.clock.now_ms
-    # In one transaction: if several nodes start on an empty database, one stores the fingerprint and the token.
-    with tables.together():
+    # In one transaction: if several nodes start on an empty database, one stores the fingerprint and the token. Later
+    # starts write neither, and do not wait for a write of keys that waits for a standby.
+    made = tables.master_key_fingerprint is not None and tables.tokens.list("", 1)
+    with contextlib.nullcontext() if made else tables.together():
         key_ring = KeyRing(tables.access_keys, _cipher(settings, environ, tables), clock_ms)
         tokens = Tokens(tables.tokens, clock_ms)
         if not tokens.list(limit=1):
