@@ -76,7 +76,7 @@ def test_old_nodes_run_on_between_before_and_after(new_version: NewVersion, post
     assert new_version.applied("--after", url=postgres_url) == []
     with pytest.raises(SchemaMismatch, match=f"has version {NEXT} of the schema"):
         spotledger.open(postgres_url)
-    assert rows(postgres_url, "SELECT count(*) FROM coin") == [(3,)]
+    assert rows(postgres_url, "SELECT count(*) FROM entry") == [(3,)]
 
 
 def test_new_version_on_the_old_schema_asks_for_migrate(

@@ -22,7 +22,7 @@ LOAD_SECONDS = 1.0
 LAZY = {"wal_writer_delay": "10s"}
 CONTROL_ROWS = 20
 SNAPSHOT_SECONDS = 45
-#: Callers while a snapshot is open: enough to keep the head row busy.
+#: Callers while a snapshot is open: enough to keep the write lock busy.
 MANY_LANES = 32
 #: What must be left of the rate while a snapshot is open. The aim is 0.8; a machine that is shared is not steady.
 RATIO_LEAST = 0.5

@@ -30,7 +30,7 @@ def node_killed() -> Report:
 
 @drill
 def node_stopped() -> Report:
-    """Stop a node with SIGSTOP while it holds the head row, and let it go on later: it does no harm."""
+    """Stop a node with SIGSTOP while it holds the write lock, and let it go on later: it does no harm."""
     with running() as (pair, fleet):
         victim = fleet.nodes[0]
         tries = stop_in_its_turn(pair, victim)
@@ -47,7 +47,7 @@ def node_stopped() -> Report:
 
 
 def stop_in_its_turn(pair: Pair, victim: Node) -> int:
-    """Stop *victim* at a moment when its connection holds the head row; return how many tries it took."""
+    """Stop *victim* at a moment when its connection holds the write lock; return how many tries it took."""
     holding = (
         "SELECT count(*) FROM pg_stat_activity"
         " WHERE starts_with(application_name, %s || ' ') AND state = 'idle in transaction'"
@@ -62,7 +62,7 @@ def stop_in_its_turn(pair: Pair, victim: Node) -> int:
                 return tries
             victim.signal(signal.SIGCONT)
             time.sleep(choose.uniform(0.005, 0.05))
-    raise AssertionError("the node could not be stopped while it held the head row")
+    raise AssertionError("the node could not be stopped while it held the write lock")
 
 
 @drill
