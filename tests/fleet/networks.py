@@ -117,7 +117,7 @@ class NodeOnCable(Node):
 
 @drill
 def node_cut_off() -> Report:
-    """Let all packets of a node vanish while it holds the write lock: the others go on, and it comes back when mended."""
+    """Let all packets of a node vanish while it holds the write lock: others go on, and it comes back when mended."""
     check_that_networks_can_be_made()
     victim = NodeOnCable("node1", {})
     cable = victim.lay(os.getpid() % 250 + 1)

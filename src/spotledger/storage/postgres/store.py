@@ -30,6 +30,7 @@ from spotledger.storage.postgres.following.head_cache import Question, Snapshot
 from spotledger.storage.postgres.following.memory import News
 from spotledger.storage.postgres.group_reads import GroupReads
 from spotledger.storage.postgres.lookups import LookupBatch
+from spotledger.storage.postgres.reads import READ_TRIES
 from spotledger.storage.postgres.rows import Found, found_in, journal_rows
 from spotledger.storage.postgres.sealing.duty import SealingDuty
 from spotledger.storage.postgres.session import Session, hash_of, number, rows_of
@@ -48,6 +49,7 @@ STUCK_SECONDS: Final = 3.0
 CROWD_ENTRIES: Final = 100
 
 _LOCK_NOT_AVAILABLE: Final = "55P03"
+_TOO_FAST: Final = "memory changed too fast; try again with the same idempotency key"
 _NOT_CONFIRMED: Final = "the standby did not confirm; try again with the same idempotency key"
 _LOCK_LOST: Final = "the write lock was lost before the commit; try again with the same idempotency key"
 
@@ -183,16 +185,21 @@ class PostgresStore(GroupReads):
         _, _, clock, now, page, *answers = waited + (yield from session.answers())
         found = found_in(now, self.ledger_id)
         yield from self._advancing(session, News(memory, since, found, page))
-        while not self._take_lookups(batch, answers, found):
+        for _ in range(READ_TRIES):
+            if self._take_lookups(batch, answers, found):
+                break
             # Memory was built anew meanwhile: it lacks what the old one had, or reaches back less far than the answers.
-            session.send(sql.HEAD)
-            session.send(sql.NEW_ENTRIES, *self._after(self._head_cache.head))
             batch = self._lookup_batch(wanted, now_ms)
+            memory = self._head_cache
+            since = memory.head
+            session.send(sql.HEAD)
+            session.send(sql.NEW_ENTRIES, *self._after(since))
             batch.send(session)
-            memory, since = self._head_cache, self._head_cache.head
             now, page, *answers = yield from session.answers()
             found = found_in(now, self.ledger_id)
             yield from self._advancing(session, News(memory, since, found, page))
+        else:
+            raise StoreUnavailable(_TOO_FAST)
         self._is_crowded = found.head.seq - self._left_seq > CROWD_ENTRIES
         self._note_followed(at_s)
         self._note_seen()

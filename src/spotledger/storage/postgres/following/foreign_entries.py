@@ -41,8 +41,12 @@ def do_lead(rows: PGresult, since: Head, head: Head) -> bool:
     """Return whether the result of `statements.NEW_ENTRIES` goes on from *since*, as far as its first entry shows."""
     if head.seq <= since.seq:
         return head.seq == since.seq and head.hash == since.hash
-    body = rows.get_value(0, 2) or b"" if rows.ntuples else b""
-    return rows.ntuples > 0 and rows.get_value(0, 1) == sha256(since.hash + body).digest()
+    return rows.ntuples > 0 and goes_on(rows, since)
+
+
+def goes_on(rows: PGresult, since: Head) -> bool:
+    """Return whether the first of *rows*, of which there is one, is chained to *since*."""
+    return rows.get_value(0, 1) == sha256(since.hash + (rows.get_value(0, 2) or b"")).digest()
 
 
 def read_foreign_entries(rows: PGresult, since: Head, known_seq: int, head: Head | None = None) -> ForeignEntries:

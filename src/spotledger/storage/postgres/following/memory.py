@@ -18,7 +18,7 @@ from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
-from spotledger.storage.postgres.following.foreign_entries import do_lead, read_foreign_entries
+from spotledger.storage.postgres.following.foreign_entries import do_lead, goes_on, read_foreign_entries
 from spotledger.storage.postgres.following.head_cache import HeadCache, Question, Snapshot, answers_in_snapshot
 from spotledger.storage.postgres.right_server import RightServer, is_put_back, name_of
 from spotledger.storage.postgres.rows import Found, coins_in, found_in, ledger_in, sealed_in
@@ -145,6 +145,8 @@ class FollowedMemory:
             if since.seq < found.head.seq:
                 session.send(sql.NEW_ENTRIES, *self._after(since))
                 [page] = yield from session.answers()
+                if page.ntuples and not goes_on(page, since):
+                    raise OtherHistory(_PUT_BACK)  # between two pages; the next attempt finds out what is there now
         with self._guard:
             memory.note_sealed(found.sealed_seq)
             if not self.is_writing:  # a group that is being written relies on what memory has
@@ -200,7 +202,7 @@ class FollowedMemory:
             session.send(sql.HASH, number(news.since.seq))
             [kept] = yield from session.answers()
             if news.since.seq and (not kept.ntuples or hash_of(rows_of(kept)[0][0]) != news.since.hash):
-                yield from self._is_put_back(session, news)
+                history += yield from self._is_put_back(session, news)
         built = yield from self._built(session, history, news.found.head.seq)
         with self._guard:
             now = self._head_cache
