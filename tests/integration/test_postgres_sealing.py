@@ -161,6 +161,17 @@ def test_process_seals_behind_the_writes_and_is_started_again(postgres_url: str)
     check_database(postgres_url)
 
 
+def test_program_that_runs_only_for_a_moment_has_its_segment_sealed(postgres_url: str) -> None:
+    """A process that is sealing when its ledger is closed finishes the segment."""
+    with spotledger.open(postgres_url, segment_entries=SIZE) as ledger:
+        seed(ledger)
+        fill_to(ledger, SIZE + 10)
+        ledger.execute([])
+        store: Any = ledger._store
+        assert store._sealing._process._asked == 0
+    assert sealed_seq(postgres_url) == SIZE
+
+
 def test_segment_that_its_node_does_not_seal_is_sealed_by_another(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -152,10 +152,19 @@ class SealingProcess:
             child.kill()
             threading.Thread(target=_reap, args=(child,), name="sealing-end", daemon=True).start()
 
-    def close(self) -> None:
-        """End the process; a segment that it is at is finished or not sealed at all."""
-        if self._child is not None:
-            self._child.terminate()
+    def close(self, *, finishes: bool = False) -> None:
+        """
+        End the process; a segment that it is at is finished or not sealed at all.
+
+        With *finishes* it has some seconds to finish it: else programs that run only for seconds would never seal any.
+        """
+        child = self._child
+        if child is not None and finishes:
+            self._send("end\n")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_STOP_SECONDS)
+        if child is not None and child.poll() is None:
+            child.terminate()
         self._end()
 
 
@@ -174,10 +183,10 @@ def serve(seal: Callable[[int, str], Iterator[int]]) -> None:
     *seal* yields the last sealed segment each time that it has sealed one, and at its end.
     """
     os.nice(NICENESS)
-    asked: SimpleQueue[tuple[int, str]] = SimpleQueue()
+    asked: SimpleQueue[tuple[int, str] | None] = SimpleQueue()
     threading.Thread(target=_listen, args=(asked,), daemon=True).start()
-    while True:
-        segment, known = asked.get()
+    while (request := asked.get()) is not None:
+        segment, known = request
         try:
             for sealed in seal(segment, known):
                 _answer(f"sealed {sealed}")
@@ -189,15 +198,15 @@ def serve(seal: Callable[[int, str], Iterator[int]]) -> None:
             _answer(f"unavailable {error}")
 
 
-def _listen(asked: SimpleQueue[tuple[int, str]]) -> None:
+def _listen(asked: SimpleQueue[tuple[int, str] | None]) -> None:
     """
     Pass on what is asked for; end the process with its parent, also in the midst of a sealing, which then never was.
 
     The kernel's signal at the death of a parent would come when the thread ends that started the process.
     """
     for line in sys.stdin.buffer:
-        _, segment, known = line.decode().rstrip("\n").split(" ", 2)
-        asked.put((int(segment), known))
+        word, *request = line.decode().rstrip("\n").split(" ", 2)
+        asked.put(None if word == "end" else (int(request[0]), request[1]))
     os._exit(0)
 
 

@@ -104,8 +104,8 @@ class SealingDuty:
             self._lock.release()
 
     def close(self) -> None:
-        """End the process, and close the connection."""
+        """End the process, once it has finished the segment that it is at, and close the connection."""
         with self._lock:
-            self._process.close()
+            self._process.close(finishes=True)
             if self._sealer is not None:
                 self._sealer.close()
