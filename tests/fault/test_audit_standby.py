@@ -21,6 +21,7 @@ from spotledger.storage.postgres import right_server
 from spotledger.storage.seen_head import Seen
 from support_audit import every_kind
 from support_core import Clock, seed
+from support_database_books import seal
 
 
 @pytest.fixture
@@ -34,6 +35,7 @@ def fill(url: str) -> None:
     clock = Clock()
     with spotledger.open(url, clock_ms=clock) as ledger:
         every_kind(ledger, clock)
+    seal(url)
 
 
 def rows(url: str, query: str) -> list[tuple[object, ...]]:
@@ -50,7 +52,7 @@ def test_audit_of_a_hot_standby_says_what_that_of_the_primary_says() -> None:
     try:
         fill(pair.url())
         standby = pair.standby.url(LEDGER)
-        head = "SELECT seq FROM head"
+        head = "SELECT seq FROM sealed"
         until(lambda: rows(standby, head) == rows(pair.primary.url(LEDGER), head))
         report = audit_database(standby)
         assert (report.verdict, report.counts, report.unexamined) == (CLEAN, {}, [])
@@ -98,7 +100,7 @@ def test_audit_of_a_standby_waits_for_what_was_seen(monkeypatch: pytest.MonkeyPa
         pair.stop()
 
 
-@pytest.mark.parametrize("table", ["entry", "balance", "history", "hold", "head", "access_keys"])
+@pytest.mark.parametrize("table", ["entry", "balance", "history", "hold", "sealed", "access_keys"])
 def test_page_that_the_server_finds_damaged_is_damage(own_cluster: Cluster, table: str) -> None:
     """The server refuses a page; the audit says which table, and goes on with the others."""
     url = own_cluster.url()

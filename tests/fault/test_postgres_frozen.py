@@ -131,6 +131,8 @@ def test_node_that_found_damage_stops_answering_reads(nodes: tuple[Service, Serv
     assert b"100.0" in Waiting(frozen, balance(frozen, trader)).answer()
     with psycopg.connect(postgres_url) as connection:
         connection.execute("SET session_replication_role = replica")
-        connection.execute("UPDATE head SET hash = sha256('other')")
+        connection.execute(
+            "INSERT INTO entry SELECT seq + 1, body, hash, gen_random_uuid() FROM entry ORDER BY seq DESC LIMIT 1"
+        )
     until(lambda: httpx2.get(f"{frozen.public_url}/readyz/reads").status_code == 503)
     assert b'"code":200' not in Waiting(frozen, balance(frozen, trader)).answer()

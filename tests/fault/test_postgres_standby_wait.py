@@ -298,17 +298,17 @@ def test_required_standby_that_is_there_gets_each_write_before_its_answer() -> N
         pair.stop()
 
 
-def test_check_of_derived_rows_comes_before_the_commit(own_cluster: Cluster) -> None:
-    """A row that is derived was taken away by hand: the write that finds it is damage, and nothing of it is booked."""
+def test_entry_that_the_database_refuses_is_not_booked(own_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that takes a known key for a new one is stopped by the journal's own index, before the commit."""
     url = own_cluster.url()
     with spotledger.open(url) as ledger:
         seed(ledger)
-        hold = ledger.freeze("ann", "btc", "1", key="f").hold
+        ledger.deposit("ann", "btc", "1", key="once")
         head = ledger.head
-        with psycopg.connect(url) as connection:
-            connection.execute("DELETE FROM hold")
-        with pytest.raises(LedgerCorrupt, match="another number of rows"):
-            ledger.unfreeze(hold or 0, key="u")
+        monkeypatch.setattr(type(ledger._store), "find_keys", lambda self, keys: {})
+        with pytest.raises(LedgerCorrupt, match="23505"):
+            ledger.deposit("ann", "btc", "1", key="once")
+        assert ledger.head == head
     with psycopg.connect(url) as connection:
         assert connection.execute("SELECT max(seq) FROM entry").fetchone() == (head.seq,)
 
