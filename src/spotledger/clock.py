@@ -177,6 +177,9 @@ class Clock:
     def observe(self, server_ms: int, age_ms: int) -> None:
         """Take note of the time of the database, *server_ms*, which was read at most *age_ms* ago."""
 
+    def heed(self, trusts: int) -> None:
+        """Take note that an operator has said *trusts* times that the database's clock is right."""
+
     def distrust(self) -> str | None:
         """Return why the wall clock is not trusted now, in words; None while it is."""
         return None

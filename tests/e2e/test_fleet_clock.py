@@ -299,6 +299,27 @@ def test_clock_that_is_trusted_without_a_node_is_trusted_by_the_next_start(node:
     assert made.status_code == 200, made.text
 
 
+@pytest.mark.parametrize("by", ["a node", "the command"])
+def test_every_node_trusts_a_database_that_an_operator_trusts(node: StartNode, database: Database, by: str) -> None:
+    """The word is about the database's clock, so it is for all that disagree with it: they read it in one row."""
+    nodes = [node(name, database=database.url) for name in ("one", "two")]
+    set_up(nodes[0])
+    database.set("+20m")
+    for each in nodes:
+        wait_for(503, *readiness(each))
+    where: tuple[object, ...] = ("--data", nodes[0].folder)
+    if by == "the command":
+        folder = nodes[0].folder.with_name("of-nobody")
+        folder.mkdir(mode=0o700)
+        shutil.copy(nodes[0].folder / "master.key", folder)
+        where = ("--database", database.url, "--data", folder)
+    clock_command("trust", *where)
+    for number, each in enumerate(nodes):
+        wait_for(200, *readiness(each))
+        made = post(each, "/v1/deposits", {"customer": "alice", "coin": "usdt", "amount": "1"}, f"of-{number}")
+        assert made.status_code == 200, made.text
+
+
 def test_any_worker_trusts_what_an_operator_trusts(node: StartNode, database: Database) -> None:
     """The call reaches one process of the node."""
     one = node("one", database=database.url, workers=2)

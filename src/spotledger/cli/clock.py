@@ -32,8 +32,8 @@ async def clock_trust(ledger: CommandLedger, out: Output) -> None:
     Look at it first: entries are booked at its time, and holds expire by it at once. Without a running server, the time
     is noted, and the next start goes on.
 
-    For a node of a fleet (--data, and --database where it does not run) this trusts the clock of the database, whatever
-    that of the node shows. Tell each node that needs it.
+    In a fleet (--data of a node, or --database) this trusts the clock of the database, whatever that of the node shows,
+    and every node that runs follows. The wall clock is trusted on that node only.
     """
     _show(out, ledger, await ledger.trust_clock())
 

@@ -130,7 +130,7 @@ def open_fleet(
             seen=seen,
         )
         store.key_tables = key_tables
-        clock = Clock(clock_ms) if clock_ms else _clock(settings, worker, store, time_sources)
+        clock = Clock(clock_ms) if clock_ms else _clock(settings, worker, store, time_sources, key_tables.trust_clock)
         stack.callback(clock.close)
         asked_s = steady_s()
         clock.observe(key_tables.server_ms(), round((steady_s() - asked_s) * 1000))
@@ -177,7 +177,13 @@ def address_to_change(right: RightServer) -> str:
     return right.only_server() if right.seen.seen is None else _address_at_start(right)
 
 
-def _clock(settings: Settings, worker: int, store: PostgresStore | StandbyStore, sources: TimeSources) -> FleetClock:
+def _clock(
+    settings: Settings,
+    worker: int,
+    store: PostgresStore | StandbyStore,
+    sources: TimeSources,
+    tell_others: Callable[[], None],
+) -> FleetClock:
     return FleetClock(
         store.ledger_id,
         settings.data,
@@ -185,6 +191,7 @@ def _clock(settings: Settings, worker: int, store: PostgresStore | StandbyStore,
         not_before_ms=store.head.booked_ms if store.takes_writes else 0,
         leap_ms=settings.clock_leap_ms,
         sources=sources,
+        tell_others=tell_others,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,6 +145,7 @@ class FleetClock(Clock):
         not_before_ms: int = 0,
         leap_ms: int = LEAP_MS,
         sources: TimeSources = SYSTEM,
+        tell_others: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Start from the wall clock of this machine, if it fits what was noted.
@@ -155,6 +157,7 @@ class FleetClock(Clock):
             not_before_ms: Where nothing was noted: a time that is over, in ms since 1970.
             leap_ms: How far the clocks may differ, in ms, > 0.
             sources: Where the time comes from.
+            tell_others: Tells all nodes that an operator trusts the clock of the database.
 
         Raises:
             LedgerCorrupt: Both slots of a note are damaged.
@@ -165,6 +168,9 @@ class FleetClock(Clock):
         self._leap_ms = leap_ms
         self._ledger_id = ledger_id
         self._lock = threading.RLock()
+        self._tell_others = tell_others
+        #: How often an operator had said to any node that the database's clock is right; None before it was read.
+        self._heeded: int | None = None
         self._folder = folder
         self._file = None if folder is None else _opened(folder / (f"{CLOCK_FILE}-{worker}" if worker else CLOCK_FILE))
         note = self._latest()
@@ -281,20 +287,43 @@ class FleetClock(Clock):
         return ClockState(own.now_ms + offset, wall, distrust)
 
     def trust(self) -> None:
-        """Trust the clock of the database as it stands, and the wall clock, on the word of an operator; note it."""
+        """
+        Trust the clock of the database as it stands, and the wall clock, on the word of an operator; note it.
+
+        The other nodes are told that the clock of the database is right.
+
+        Raises:
+            StoreUnavailable: They could not be told; this node trusts it all the same.
+        """
         with self._lock:
             self._own.trust()
-            server = self._server_now()
-            if server is not None:
-                ahead = server - self._own.now_ms()
-                _log.warning("an operator trusts the database's clock, which is %s ahead of this node's", span(ahead))
-                self._server.accept(ahead)
-            self._trusted_ms = self._sources.steady_ms()
-            self._note()
+            self._trust_server()
             file = self._file
         if file is not None:
             with suppress(OSError):
                 file.sync()
+        self._tell_others()
+
+    def heed(self, trusts: int) -> None:
+        """
+        Trust the clock of the database if an operator has said to any node that it is right, *trusts* times by now.
+
+        It counts for a disagreement that this node has at that moment, and only of the database's clock: whether the
+        wall clock of this node is right, nobody has said.
+        """
+        with self._lock:
+            is_new, self._heeded = self._heeded is not None and trusts > self._heeded, trusts
+            if is_new and self._server.why is not None:
+                self._trust_server()
+
+    def _trust_server(self) -> None:
+        server = self._server_now()
+        if server is not None:
+            ahead = server - self._own.now_ms()
+            _log.warning("an operator trusts the database's clock, which is %s ahead of this node's", span(ahead))
+            self._server.accept(ahead)
+        self._trusted_ms = self._sources.steady_ms()
+        self._note()
 
     # --- what is noted ----------------------------------------------------------------------------------
 

@@ -43,6 +43,10 @@ class Revocations(Protocol):
         """The time of the database, in ms since 1970."""
 
     @property
+    def clock_trusts(self) -> int:
+        """How often an operator has said that this time is right."""
+
+    @property
     def accesskeys(self) -> tuple[str, ...]:
         """The access keys that were revoked."""
 

@@ -230,6 +230,7 @@ def _revocation_watch(fleet: Fleet, key_ring: KeyRing, tokens: Tokens, trust_sec
 
     def on_answer(found: Revocations) -> None:
         clock.observe(found.server_ms, round((steady_s() - found.at_s) * 1000))
+        clock.heed(found.clock_trusts)
         if standby is not None:
             standby.note_head(found.at_s, found.head_seq)
 

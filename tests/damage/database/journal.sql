@@ -174,6 +174,14 @@ DELETE FROM ledger;
 ALTER TABLE ledger DROP CONSTRAINT ledger_pkey;
 INSERT INTO ledger SELECT * FROM ledger;
 
+-- clock_trust.number | ledger_row_wrong | clock_trust
+ALTER TABLE clock_trust DROP CONSTRAINT clock_trust_number_check;
+UPDATE clock_trust SET number = -1;
+
+-- clock_trust twice | row_repeated | clock_trust
+ALTER TABLE clock_trust DROP CONSTRAINT clock_trust_pkey;
+INSERT INTO clock_trust SELECT * FROM clock_trust;
+
 -- copy_going_on left | ledger_row_wrong | copy_going_on
 INSERT INTO copy_going_on VALUES (1, 3, '');
 

@@ -445,3 +445,32 @@ def test_note_is_renewed_once_a_minute(fleet: Fleet, tmp_path: Path) -> None:
     assert not changes(lambda: fleet.run(59_000))
     assert changes(lambda: fleet.run(1_000))
     assert not changes(lambda: fleet.run(59_000))
+
+
+def test_word_about_the_databases_clock_is_heeded_by_every_node_that_disagrees(fleet: Fleet) -> None:
+    """A number that rises while the node disagrees; not one that was there before, and not for its own wall clock."""
+    fleet.clock.heed(7)
+    fleet.error = HOUR
+    fleet.look()
+    assert fleet.is_refused()
+    fleet.clock.heed(7)
+    assert fleet.is_refused()
+    fleet.clock.heed(8)
+    assert not fleet.is_refused()
+    assert fleet.clock.now_ms() == fleet.server_ms
+    fleet.machine.leap(DAY)
+    fleet.look()
+    fleet.clock.heed(9)
+    assert fleet.is_refused()
+
+
+def test_operator_who_trusts_the_clock_of_a_node_tells_the_others(fleet: Fleet) -> None:
+    """They are told once, after the node itself trusts it."""
+    told: list[str | None] = []
+    clock = FleetClock(
+        LEDGER, None, sources=fleet.machine.sources, tell_others=lambda: told.append(clock.distrust())
+    )  # fmt: skip
+    clock.observe(fleet.machine.true + HOUR, 0)
+    assert clock.distrust() is not None
+    clock.trust()
+    assert told == [None]

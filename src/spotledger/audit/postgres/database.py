@@ -218,7 +218,10 @@ class _DatabaseAudit(Driver):
             if not isinstance(size, int) or not 1 <= size <= SEGMENT_LIMIT:
                 found = f"segments of {size} entries"
                 self._note("ledger_row_wrong", None, "ledger", found, f"of 1 to {SEGMENT_LIMIT}")
-        for table in ("ledger", "sealed"):
+        for (number,) in self._rows("SELECT number FROM clock_trust"):
+            if not isinstance(number, int) or number < 0:
+                self._note("ledger_row_wrong", None, "clock_trust", f"number {number}", "0 or more")
+        for table in ("ledger", "sealed", "clock_trust"):
             [(count,)] = self._rows(f"SELECT count(*) FROM {table}")
             if count > 1:
                 self._note("row_repeated", None, table, f"{count} rows", "one row")

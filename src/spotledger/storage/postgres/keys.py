@@ -162,6 +162,14 @@ class PostgresKeyTables(KeyTables):
         [(now,)] = self.rows(f"SELECT {_SERVER_MS}")
         return int(now)
 
+    def trust_clock(self) -> None:
+        """Tell all nodes that the clock of the server is right, as an operator says."""
+        self.write(
+            "INSERT INTO clock_trust (only_row, number) VALUES (1, ?)"
+            " ON CONFLICT (only_row) DO UPDATE SET number = clock_trust.number + 1",
+            (1,),
+        )
+
     def confirm(self) -> None:
         """Make sure that what this block has read is durable before it is answered: its end is then a synced commit."""
         with self.together() as session:
@@ -220,8 +228,9 @@ class Revocations(NamedTuple):
     at_s: float
     #: The last entry of the journal at that time.
     head_seq: int
-    #: The server's time, in ms since 1970.
+    #: The server's time, in ms since 1970, and how often an operator has said that it is right.
     server_ms: int
+    clock_trusts: int
     #: Access keys that were revoked since the last call.
     accesskeys: tuple[str, ...]
     #: Whether an operator token was revoked.
@@ -264,15 +273,16 @@ class KeyChanges:
         if seen is not None and not session.notices() and session.wait_for_notice(POLL_SECONDS):
             session.notices()
         at_s = steady_s()
-        [(version, head, now)] = session.execute(
-            f"SELECT version, coalesce((SELECT max(seq) FROM entry), 0), {_SERVER_MS} FROM key_version"
+        [(version, head, now, trusts)] = session.execute(
+            f"SELECT version, coalesce((SELECT max(seq) FROM entry), 0), {_SERVER_MS},"
+            " coalesce((SELECT number FROM clock_trust), 0) FROM key_version"
         )
         # A lower version: another server took over, and may lack the last revocations.
         if seen is None or version < seen:
-            return version, Revocations(at_s, head, now, (), tokens=True, everything=True)
+            return version, Revocations(at_s, head, now, trusts, (), tokens=True, everything=True)
         if version == seen:
-            return version, Revocations(at_s, head, now, (), tokens=False, everything=False)
+            return version, Revocations(at_s, head, now, trusts, (), tokens=False, everything=False)
         keys = session.execute("SELECT accesskey FROM access_keys WHERE revoked_change > $1", (seen,))
         tokens = session.execute("SELECT EXISTS (SELECT FROM operator_tokens WHERE revoked_change > $1)", (seen,))
         revoked = tuple(row[0] for row in keys)
-        return version, Revocations(at_s, head, now, revoked, tokens=tokens[0][0], everything=False)
+        return version, Revocations(at_s, head, now, trusts, revoked, tokens=tokens[0][0], everything=False)

@@ -36,6 +36,7 @@ NEEDED_PRIVILEGES: Final[Mapping[str, str]] = {
     "kept_key_requests": "SELECT, INSERT",
     "copy_going_on": "SELECT",
     "master_key_mark": "SELECT, INSERT",
+    "clock_trust": "SELECT, INSERT, UPDATE",
 }
 #: How long a start waits for a standby that the server names.
 STANDBY_SECONDS: Final = 5.0
