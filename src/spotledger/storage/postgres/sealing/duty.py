@@ -24,6 +24,8 @@ PROCESS_ENTRIES: Final = 4_096
 UNSEALED_LIMIT: Final = 4
 #: How long a node leaves it to others to seal a segment that it did not fill.
 OTHERS_SECONDS: Final = 5.0
+#: With so many segments to seal, every node tries.
+OVERDUE_SEGMENTS: Final = 2
 #: How long a node waits before it asks its sealing process once more.
 AGAIN_SECONDS: Final = 1.0
 
@@ -47,7 +49,8 @@ class SealingDuty:
         self._sealer = Sealer(connect) if segment_entries < PROCESS_ENTRIES else None
         self._process = SealingProcess("spotledger.storage.postgres.sealing.process", greeting=address)
         self._not_before = 0.0
-        self._waiting_for = 0
+        #: At which sealed entry the next segment was left to other nodes, and until when.
+        self._left_at, self._left_until = -1, 0.0
         #: What was found damaged, because of which nothing more is written.
         self.damage: LedgerCorrupt | None = None
 
@@ -87,13 +90,14 @@ class SealingDuty:
             is_own: Whether this node filled the segment.
         """
         now = time.monotonic()
-        if self.damage is not None or now < self._not_before or not self._lock.acquire(blocking=False):
+        is_left = not is_own and head.seq - sealed_seq < OVERDUE_SEGMENTS * self._segment_entries
+        if is_left and self._left_at != sealed_seq:
+            self._left_at, self._left_until = sealed_seq, now + OTHERS_SECONDS
+        if self.damage is not None or now < (self._left_until if is_left else 0.0):
+            return
+        if now < self._not_before or not self._lock.acquire(blocking=False):
             return
         try:
-            if not is_own and self._waiting_for <= sealed_seq:
-                self._waiting_for = sealed_seq + 1
-                self._not_before = now + OTHERS_SECONDS
-                return
             self._not_before = now + AGAIN_SECONDS
             self._process.poll()
             self._process.seal(head.seq // self._segment_entries - 1, f"{head.seq} {head.hash.hex()}")
