@@ -128,11 +128,13 @@ class FollowedMemory:
             LedgerCorrupt: The journal is damaged.
         """
         memory, found = news.memory, news.found
+        with self._guard:  # else another thread may be in the midst of a change
+            is_whole = memory.is_whole
         if not do_lead(news.page, news.since, found.head):
             if (yield from self._is_put_back(session, news)):
                 yield from self._restarting(session, news, history=memory.history + 1)
                 return
-        elif not memory.is_whole or found.sealed_seq < memory.base or found.sealed_seq > news.since.seq:
+        elif not is_whole or found.sealed_seq < memory.base or found.sealed_seq > news.since.seq:
             yield from self._restarting(session, news, history=memory.history)
             return
         since, page = news.since, news.page
