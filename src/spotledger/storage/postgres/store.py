@@ -179,10 +179,10 @@ class PostgresStore(GroupReads):
         memory = self._head_cache
         since = memory.head
         session.send(sql.CLOCK)
-        session.send(sql.HEAD)
         session.send(sql.NEW_ENTRIES, *self._after(since))
         batch.send(session)
-        _, _, clock, now, page, *answers = waited + (yield from session.answers())
+        session.send(sql.HEAD)  # last: each statement has its own snapshot, and a rebuild may seal less than memory has
+        _, _, clock, page, *answers, now = waited + (yield from session.answers())
         found = found_in(now, self.ledger_id)
         yield from self._advancing(session, News(memory, since, found, page))
         for _ in range(READ_TRIES):
@@ -192,10 +192,10 @@ class PostgresStore(GroupReads):
             batch = self._lookup_batch(wanted, now_ms)
             memory = self._head_cache
             since = memory.head
-            session.send(sql.HEAD)
             session.send(sql.NEW_ENTRIES, *self._after(since))
             batch.send(session)
-            now, page, *answers = yield from session.answers()
+            session.send(sql.HEAD)
+            page, *answers, now = yield from session.answers()
             found = found_in(now, self.ledger_id)
             yield from self._advancing(session, News(memory, since, found, page))
         else:
