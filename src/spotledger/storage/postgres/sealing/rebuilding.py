@@ -61,16 +61,15 @@ def _rebuild(session: Session, progress: Callable[[int, int], None]) -> int:
         f"lock_timeout = '{LEASE_SECONDS}s'",
     ):
         session.execute(f"SET LOCAL {setting}")
-    for statement in (sql.LEDGER, sql.HEAD):
-        session.send(statement)
     session.patience_seconds = EMPTY_SECONDS
-    ledger, now = session.collect()
+    session.send(sql.LEDGER)
+    [ledger] = session.collect()
     ledger_id, _, segment_entries = ledger_in(ledger)
     genesis = genesis_hash(ledger_id)
     if not session.change("UPDATE sealed SET seq = 0, hash = $1 WHERE only_row = 1", (genesis,)):
         session.execute("INSERT INTO sealed (only_row, seq, hash) VALUES (1, 0, $1)", (genesis,))
-        session.send(sql.HEAD)
-        [now] = session.collect()
+    session.send(sql.HEAD)  # now that nobody else seals
+    [now] = session.collect()
     for table in DERIVED_TABLES:
         session.execute(f"DELETE FROM {table}")
     session.patience_seconds = PATIENCE_SECONDS
