@@ -67,6 +67,10 @@ class SealingProcess:
             self._asked = segment
             self._send(f"seal {segment} {known}\n")
 
+    def ask_again(self) -> None:
+        """Have the next :meth:`seal` ask, whatever was asked for and sealed before."""
+        self._asked = None
+
     def poll(self) -> None:
         """
         Take in what the process said; does not wait.

@@ -100,6 +100,8 @@ class SealingDuty:
         try:
             self._not_before = now + AGAIN_SECONDS
             self._process.poll()
+            if self._process.sealed_segments > sealed_seq // self._segment_entries:
+                self._process.ask_again()  # a failover may have lost what it sealed
             self._process.seal(head.seq // self._segment_entries - 1, f"{head.seq} {head.hash.hex()}")
         except LedgerCorrupt as damage:
             _log.error("a segment could not be sealed: %s", damage)
