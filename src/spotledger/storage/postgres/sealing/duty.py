@@ -106,6 +106,8 @@ class SealingDuty:
         except LedgerCorrupt as damage:
             _log.error("a segment could not be sealed: %s", damage)
             self.damage = damage
+        except OSError as error:
+            _log.warning("the process that seals could not be started: %s; it is tried again", error)
         finally:
             self._lock.release()
 
