@@ -93,12 +93,12 @@ class PostgresStore(GroupReads):
         self._is_crowded = False
         #: The last entry when this node last released the write lock.
         self._left_seq = 0
-        super().__init__(url, **options)
+        #: Whether a group of this node filled a segment that is not sealed yet.
+        self._has_filled = False
+        super().__init__(url, **options)  # which starts to follow the journal
         if seals:
             connecting = partial(self._right.connect, "spotledger seal")
             self._sealing = SealingDuty(url, connecting, self._head_cache.segment_entries)
-        #: Whether a group of this node filled a segment that is not sealed yet.
-        self._has_filled = False
         #: The last entry that a synced commit of this node covers: kept results up to it are durable.
         self._synced_seq = 0
 

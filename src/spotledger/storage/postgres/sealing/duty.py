@@ -51,6 +51,7 @@ class SealingDuty:
         self._not_before = 0.0
         #: At which sealed entry the next segment was left to other nodes, and until when.
         self._left_at, self._left_until = -1, 0.0
+        self._is_closed = False
         #: What was found damaged, because of which nothing more is written.
         self.damage: LedgerCorrupt | None = None
 
@@ -98,6 +99,8 @@ class SealingDuty:
         if now < self._not_before or not self._lock.acquire(blocking=False):
             return
         try:
+            if self._is_closed:
+                return
             self._not_before = now + AGAIN_SECONDS
             self._process.poll()
             if self._process.sealed_segments > sealed_seq // self._segment_entries:
@@ -114,6 +117,7 @@ class SealingDuty:
     def close(self) -> None:
         """End the process, once it has finished the segment that it is at, and close the connection."""
         with self._lock:
+            self._is_closed = True
             self._process.close(finishes=True)
             if self._sealer is not None:
                 self._sealer.close()
