@@ -69,7 +69,7 @@ def _read_journal(
     genesis = hashlib.sha256(b"spotledger ledger " + ledger_id.encode()).digest()
     head = (rows[-1][0], rows[-1][2], json.loads(rows[-1][1])["booked_ms"]) if rows else (0, genesis, 0)
     if last_seq is None:
-        assert connection.execute("SELECT seq, hash, booked_ms FROM head").fetchall() == [head]
+        assert connection.execute("SELECT seq, hash, booked_ms FROM journal_head").fetchall() == [head]
     return read_journal(ledger_id, rows, head, entries.append), entries
 
 

@@ -65,7 +65,7 @@ def bring_back(pair: Pair) -> Cluster:
 def head_of(cluster: Cluster) -> int:
     """Return the last entry on the server."""
     with psycopg.connect(cluster.url(LEDGER)) as connection:
-        [(seq,)] = connection.execute("SELECT seq FROM head").fetchall()
+        [(seq,)] = connection.execute("SELECT seq FROM journal_head").fetchall()
     return int(seq)
 
 

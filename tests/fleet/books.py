@@ -25,7 +25,7 @@ def read_books(url: str) -> Books:
         connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         [(ledger_id,)] = connection.execute("SELECT ledger_id FROM ledger").fetchall()
         rows = connection.execute("SELECT seq, body, hash FROM entry ORDER BY seq").fetchall()
-        [head] = connection.execute("SELECT seq, hash, booked_ms FROM head").fetchall()
+        [head] = connection.execute("SELECT seq, hash, booked_ms FROM journal_head").fetchall()
     books = read_journal(ledger_id, rows, head)
     check_holds(books)
     return books

@@ -90,7 +90,7 @@ def do(url: str, kind: Kind) -> str:
     with psycopg.connect(url, autocommit=True) as connection:
         [row] = connection.execute(
             "SELECT (SELECT max(hold_id) FROM open_hold), (SELECT min(hold_id) FROM hold WHERE closed_seq IS NOT NULL),"
-            " (SELECT seq FROM head), (SELECT min(seq) FROM reversal), current_database()"
+            " (SELECT seq FROM journal_head), (SELECT min(seq) FROM reversal), current_database()"
         ).fetchall()
         names = dict(zip(("hold", "closed", "last", "reversed", "database"), map(str, row), strict=True))
         statements, where = kind.statements, kind.where
@@ -188,7 +188,7 @@ def test_damage_across_segments_is_named_with_its_entry(segments: str, damage: s
         ("SELECT 1", 0, "clean"),
         ("ALTER TABLE balance ALTER seq DROP NOT NULL; UPDATE balance SET seq = NULL", 1, "damaged"),
         ("DROP TABLE hold CASCADE", 1, "damaged"),
-        ("INSERT INTO copy_going_on SELECT 1, seq, hash FROM head", 3, "incomplete"),
+        ("INSERT INTO copy_going_on SELECT 1, seq, hash FROM journal_head", 3, "incomplete"),
     ],
 )
 def test_command_exits_with_the_verdict(

@@ -106,7 +106,7 @@ def test_role_that_only_reads_is_enough(books: str, request: pytest.FixtureReque
 
 def test_copy_that_has_not_ended_makes_an_audit_incomplete(books: str) -> None:
     """No node starts on it; the copying itself audits what it has written."""
-    do(books, "INSERT INTO copy_going_on SELECT 1, seq, hash FROM head")
+    do(books, "INSERT INTO copy_going_on SELECT 1, seq, hash FROM journal_head")
     report = audit_database(books)
     assert (report.verdict, report.counts) == (INCOMPLETE, {})
     assert "spotledger copy" in report.unexamined[0]

@@ -38,7 +38,7 @@ def test_whole_ledger_is_clean_and_counted(books: str) -> None:
     assert (report.verdict, report.counts, report.unexamined) == (CLEAN, {}, [])
     with psycopg.connect(books) as connection:
         counts = connection.execute(
-            "SELECT (SELECT seq FROM head), (SELECT count(*) FROM balance), (SELECT count(*) FROM open_hold),"
+            "SELECT (SELECT seq FROM journal_head), (SELECT count(*) FROM balance), (SELECT count(*) FROM open_hold),"
             " (SELECT count(*) FROM coin), (SELECT count(*) FROM customer)"
         ).fetchall()[0]
         hashes = dict(connection.execute("SELECT seq, hash FROM entry").fetchall())
@@ -72,11 +72,11 @@ DAMAGES = {
     ),
     "an entry removed": ("DELETE FROM entry WHERE seq = 9", {"entry_missing", "history_row_extra"}),
     "the last entries cut off": (
-        "DELETE FROM entry WHERE seq > (SELECT seq - 3 FROM head)",
+        "DELETE FROM entry WHERE seq > (SELECT seq - 3 FROM journal_head)",
         {"journal_cut", "rows_beyond_journal"},
     ),
     "the last cut off and what is sealed put back": (
-        "DELETE FROM entry WHERE seq = (SELECT seq FROM head);"
+        "DELETE FROM entry WHERE seq = (SELECT seq FROM journal_head);"
         " UPDATE sealed SET seq = seq - 1, hash = (SELECT hash FROM entry ORDER BY seq DESC LIMIT 1)",
         {"balance_row_differs", "rows_beyond_journal"},
     ),
@@ -152,7 +152,7 @@ def test_damage_is_named(books: str, damage: str) -> None:
 def test_kept_refusal_removed_with_the_chain_made_again_is_found(books: str) -> None:
     """Who changes the last entry and what names it leaves no trace but in a head that was noted before."""
     with psycopg.connect(books, autocommit=True) as connection:
-        head = connection.execute("SELECT seq, hash FROM head").fetchall()[0]
+        head = connection.execute("SELECT seq, hash FROM journal_head").fetchall()[0]
         connection.execute("SET session_replication_role = replica")
         connection.execute("UPDATE entry SET hash = sha256(hash) WHERE seq = %s", (head[0],))
         connection.execute("UPDATE sealed SET hash = sha256(hash)")

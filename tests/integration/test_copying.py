@@ -100,7 +100,7 @@ def test_copy_that_was_broken_off_keeps_nodes_out_and_goes_on(folder: Path, post
     done = copy_ledger(folder, postgres_url)
     assert done.entries == done.head.seq - steps[1] > 0
     make_ready(postgres_url)
-    assert rows(postgres_url, "SELECT seq, hash FROM head") == rows(folder, "SELECT seq, hash FROM head")
+    assert rows(postgres_url, "SELECT seq, hash FROM journal_head") == rows(folder, "SELECT seq, hash FROM head")
 
 
 def test_copy_that_was_broken_off_before_the_keys_ends_with_them(folder: Path, postgres_url: str) -> None:

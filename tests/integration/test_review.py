@@ -15,6 +15,8 @@ import pytest
 import spotledger
 from servers.kept import until
 from spotledger.domain.operations import Deposit
+from spotledger.storage.encoding import genesis_hash
+from spotledger.storage.postgres import schema
 from spotledger.storage.postgres.connection import connect
 from spotledger.storage.postgres.sealing import duty
 from spotledger.storage.postgres.sealing.rebuilding import DERIVED_TABLES, rebuild
@@ -186,3 +188,27 @@ def test_rebuild_seals_no_less_than_was_sealed_while_it_waited(postgres_url: str
     with closing(Sealer(partial(connect, postgres_url))) as sealer:
         sealer.seal_all()
     check_database(postgres_url)
+
+
+def test_migration_waits_for_a_write_of_the_previous_version(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sealed is the entry at which the tables stand, and old nodes find nothing that looks like the head."""
+    found = schema.migrations()
+    with connect(postgres_url) as connection, psycopg.connect(postgres_url) as old:
+        with monkeypatch.context() as patch:
+            patch.setattr(schema, "migrations", lambda: [each for each in found if each.number < 4])
+            schema.migrate(connection, after=True)
+        connection.execute("INSERT INTO ledger (only_row, ledger_id, epoch_seq, syncs) VALUES (1, 'x', 0, 0)")
+        connection.execute(
+            "INSERT INTO head (only_row, seq, hash, booked_ms) VALUES (1, 0, %s, 0)", (genesis_hash("x"),)
+        )
+        old.execute("SELECT seq FROM head WHERE only_row = 1 FOR UPDATE")
+        migrating = threading.Thread(target=schema.migrate, args=(connection,))
+        migrating.start()
+        time.sleep(0.5)
+        old.execute("UPDATE head SET seq = 1, booked_ms = 1")
+        old.commit()
+        migrating.join()
+        assert connection.execute("SELECT seq FROM sealed").fetchall() == [(1,)]
+        assert connection.execute("SELECT to_regclass('head')").fetchall() == [(None,)]

@@ -216,11 +216,11 @@ ALTER TABLE ledger RESET (fillfactor);
 -- constraint that refuses TRUNCATE dropped | schema_changed | coin: constraint coin_listed
 ALTER TABLE coin DROP CONSTRAINT coin_listed;
 
--- view head dropped | schema_changed | head: view
-DROP VIEW head;
+-- view journal_head dropped | schema_changed | journal_head: view
+DROP VIEW journal_head;
 
--- view head changed | schema_changed | head: view
-CREATE OR REPLACE VIEW head AS SELECT 1::smallint AS only_row, 7::bigint AS seq, ''::bytea AS hash, 0::bigint AS booked_ms;
+-- view journal_head changed | schema_changed | journal_head: view
+CREATE OR REPLACE VIEW journal_head AS SELECT 1::smallint AS only_row, 7::bigint AS seq, ''::bytea AS hash, 0::bigint AS booked_ms;
 
 -- search path: another schema in front | schema_changed | balance: schema
 CREATE SCHEMA other;

@@ -4,6 +4,9 @@
 -- A node of the previous version would go on writing what is derived with each commit, so it is refused from now on.
 INSERT INTO schema_version (number, phase, name) VALUES (4, 'after', '0004_sealing.before.sql');
 
+-- Such a node may be in the midst of a write: only when it is done do the tables stand at one entry.
+LOCK TABLE head IN ACCESS EXCLUSIVE MODE;
+
 -- One row: the last entry from which everything derived was written, and its hash.
 CREATE TABLE sealed (
     only_row smallint PRIMARY KEY CHECK (only_row = 1),
@@ -27,7 +30,9 @@ CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE ON entry
 ALTER TABLE coin ADD CONSTRAINT coin_listed FOREIGN KEY (seq) REFERENCES entry (seq);
 
 -- For use in an SQL shell: the last entry of the journal; before the first one, what that is chained to.
-CREATE VIEW head AS
+-- Not under the name of the old table: nodes of the previous version that still run would take what is sealed for the
+-- state at this entry.
+CREATE VIEW journal_head AS
 SELECT ledger.only_row                                                                          AS only_row,
        coalesce(last.seq, 0)                                                                    AS seq,
        coalesce(last.hash, sha256(convert_to('spotledger ledger ' || ledger.ledger_id, 'UTF8'))) AS hash,
