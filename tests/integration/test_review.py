@@ -142,7 +142,7 @@ def test_no_process_is_started_once_the_store_is_closed(postgres_url: str) -> No
         sealing = store._sealing
         sealing.close()
         sealing._not_before = 0.0
-        sealing.go_on(store._head_cache.head, 0, is_own=True)
+        sealing.go_on(store._right.seen.seen, 0, is_own=True)
         assert sealing._process._child is None
 
 

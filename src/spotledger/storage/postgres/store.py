@@ -149,8 +149,8 @@ class PostgresStore(GroupReads):
             self._has_filled = False
         elif sealing.seals_in_place:
             yield sealing.seal_here
-        else:
-            sealing.go_on(memory.head, memory.sealed_seq, is_own=self._has_filled)
+        elif (seen := self._right.seen.seen) is not None:
+            sealing.go_on(seen, memory.sealed_seq, is_own=self._has_filled)
             if sealing.damage is not None:
                 raise sealing.damage
             if sealing.is_behind(memory.head.seq, memory.sealed_seq):
@@ -164,8 +164,9 @@ class PostgresStore(GroupReads):
         memory, sealing = self._head_cache, self._sealing
         if sealing is None or self.is_writing or sealing.seals_in_place:
             return snapshot  # a group that begins does it
-        if sealing.is_due(memory.head.seq, memory.sealed_seq):
-            sealing.go_on(memory.head, memory.sealed_seq, is_own=self._has_filled)
+        seen = self._right.seen.seen
+        if seen is not None and sealing.is_due(memory.head.seq, memory.sealed_seq):
+            sealing.go_on(seen, memory.sealed_seq, is_own=self._has_filled)
         return snapshot
 
     def _begin(self, wanted: Wanted) -> Steps[int | None]:

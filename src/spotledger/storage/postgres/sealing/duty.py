@@ -13,10 +13,10 @@ from collections.abc import Callable
 from typing import Final
 
 from spotledger.errors import LedgerCorrupt
-from spotledger.storage.base import Head
 from spotledger.storage.postgres.connection import Connection
 from spotledger.storage.postgres.sealing.sealer import Sealer
 from spotledger.storage.sealing_process import SealingProcess
+from spotledger.storage.seen_head import Seen
 
 #: Smaller segments are sealed in the process that serves, where a group begins.
 PROCESS_ENTRIES: Final = 4_096
@@ -79,14 +79,14 @@ class SealingDuty:
             assert self._sealer is not None, "segments are small"  # noqa: S101
             self._sealer.seal_all()
 
-    def go_on(self, head: Head, sealed_seq: int, *, is_own: bool) -> None:
+    def go_on(self, seen: Seen, sealed_seq: int, *, is_own: bool) -> None:
         """
-        Have the process seal what is full up to *head*, if that is for this node to do; does not wait.
+        Have the process seal what is full up to *seen*, if that is for this node to do; does not wait.
 
         What the process finds damaged is in `damage` from then on.
 
         Args:
-            head: The last entry that this node saw; a server without it is not sealed.
+            seen: What this node saw last; a server without it is not sealed.
             sealed_seq: The last sealed entry, as far as this node has seen.
             is_own: Whether this node filled the segment.
         """
@@ -105,7 +105,8 @@ class SealingDuty:
             self._process.poll()
             if self._process.sealed_segments > sealed_seq // self._segment_entries:
                 self._process.ask_again()  # a failover may have lost what it sealed
-            self._process.seal(head.seq // self._segment_entries - 1, f"{head.seq} {head.hash.hex()}")
+            known = " ".join(map(str, seen._replace(hash=seen.hash.hex())))  # type: ignore[arg-type]
+            self._process.seal(seen.seq // self._segment_entries - 1, known)
         except LedgerCorrupt as damage:
             _log.error("a segment could not be sealed: %s", damage)
             self.damage = damage
