@@ -15,10 +15,11 @@ import pytest
 import spotledger
 from servers.kept import until
 from spotledger.domain.operations import Deposit
+from spotledger.errors import StoreUnavailable
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.postgres import schema
 from spotledger.storage.postgres.connection import connect
-from spotledger.storage.postgres.sealing import duty
+from spotledger.storage.postgres.sealing import duty, rebuilding
 from spotledger.storage.postgres.sealing.rebuilding import DERIVED_TABLES, rebuild
 from spotledger.storage.postgres.sealing.sealer import Sealer
 from spotledger.storage.postgres.store import PostgresStore
@@ -212,3 +213,20 @@ def test_migration_waits_for_a_write_of_the_previous_version(
         migrating.join()
         assert connection.execute("SELECT seq FROM sealed").fetchall() == [(1,)]
         assert connection.execute("SELECT to_regclass('head')").fetchall() == [(None,)]
+
+
+def test_rebuild_that_freezes_loses_the_lease(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else can seal meanwhile, so the server ends it, and nothing has happened."""
+    monkeypatch.setattr(rebuilding, "IDLE_SECONDS", 1)
+    with spotledger.open(postgres_url, segment_entries=8, seals=False) as ledger:
+        seed(ledger)
+        fill(ledger, 15)
+
+        def freeze(done: int, total: int) -> None:
+            time.sleep(2)
+            with closing(Sealer(partial(connect, postgres_url))) as sealer:
+                assert sealer.seal_next().seq == 8
+
+        with pytest.raises(StoreUnavailable):
+            rebuild(partial(connect, postgres_url), freeze)
+    check_database(postgres_url)

@@ -24,6 +24,8 @@ from spotledger.storage.postgres.session import Session
 DERIVED_TABLES: Final = ("history", "balance", "hold", "open_hold", "coin", "customer", "reversal")
 #: How long a rebuild waits for a node that is sealing.
 LEASE_SECONDS: Final = 60
+#: A rebuild that is silent for this long has frozen: the server ends its session, and nodes seal again.
+IDLE_SECONDS: Final = 60
 #: How long the server may take to empty a table.
 EMPTY_SECONDS: Final = 3_600.0
 
@@ -57,7 +59,7 @@ def _rebuild(session: Session, progress: Callable[[int, int], None]) -> int:
     session.execute("BEGIN")
     for setting in (
         "synchronous_commit = local",
-        "idle_in_transaction_session_timeout = 0",
+        f"idle_in_transaction_session_timeout = '{IDLE_SECONDS}s'",
         f"lock_timeout = '{LEASE_SECONDS}s'",
     ):
         session.execute(f"SET LOCAL {setting}")
