@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from spotledger.errors import LedgerCorrupt
+from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.postgres.connection import Connection
 from spotledger.storage.postgres.sealing.sealer import Sealer
 from spotledger.storage.sealing_process import SealingProcess
@@ -74,10 +74,18 @@ class SealingDuty:
         return head_seq - sealed_seq >= (UNSEALED_LIMIT + 1) * self._segment_entries
 
     def seal_here(self) -> None:
-        """Seal what is full; blocks. Raises like :meth:`Sealer.seal_next`."""
+        """
+        Seal what is full; blocks. Where the server is in the way, that is logged, and the next call tries again.
+
+        Raises:
+            LedgerCorrupt: The journal or what is derived from it is damaged.
+        """
         with self._lock:
             assert self._sealer is not None, "segments are small"  # noqa: S101
-            self._sealer.seal_all()
+            try:
+                self._sealer.seal_all()
+            except StoreUnavailable as problem:
+                _log.warning("a segment could not be sealed: %s; it is tried again", problem)
 
     def go_on(self, seen: Seen, sealed_seq: int, *, is_own: bool) -> None:
         """
@@ -91,7 +99,7 @@ class SealingDuty:
             is_own: Whether this node filled the segment.
         """
         now = time.monotonic()
-        is_left = not is_own and head.seq - sealed_seq < OVERDUE_SEGMENTS * self._segment_entries
+        is_left = not is_own and seen.seq - sealed_seq < OVERDUE_SEGMENTS * self._segment_entries
         if is_left and self._left_at != sealed_seq:
             self._left_at, self._left_until = sealed_seq, now + OTHERS_SECONDS
         if self.damage is not None or now < (self._left_until if is_left else 0.0):
