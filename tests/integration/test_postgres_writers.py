@@ -325,6 +325,8 @@ def test_journal_is_never_changed_by_a_statement(open_node: Open, postgres_url: 
         "UPDATE entry SET body = body",
         "DELETE FROM entry",
         "TRUNCATE entry",
+        "TRUNCATE entry, coin",
+        "TRUNCATE entry CASCADE",
     ):
         refused = (psycopg.errors.RestrictViolation, psycopg.errors.FeatureNotSupported)
         with psycopg.connect(postgres_url) as connection, pytest.raises(refused, match=r"journal|referenced"):

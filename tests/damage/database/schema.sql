@@ -213,6 +213,9 @@ ALTER TABLE balance SET UNLOGGED;
 -- ledger: options reset | schema_changed | ledger: table
 ALTER TABLE ledger RESET (fillfactor);
 
+-- trigger that refuses TRUNCATE dropped | trigger_changed | entry: trigger entry_is_never_truncated
+DROP TRIGGER entry_is_never_truncated ON entry;
+
 -- constraint that refuses TRUNCATE dropped | schema_changed | coin: constraint coin_listed
 ALTER TABLE coin DROP CONSTRAINT coin_listed;
 

@@ -23,11 +23,20 @@ ALTER TABLE ledger ALTER COLUMN segment_entries DROP DEFAULT;
 DROP TABLE head;
 DROP FUNCTION refuse_head_going_back();
 
--- Distributed databases have no statement-level triggers. TRUNCATE is refused because another table refers to the journal.
+-- Distributed databases have no statement-level triggers. There, TRUNCATE of this table alone is refused because another
+-- one refers to it.
 DROP TRIGGER entry_is_never_changed ON entry;
 CREATE TRIGGER entry_is_never_changed BEFORE UPDATE OR DELETE ON entry
     FOR EACH ROW EXECUTE FUNCTION refuse_change_of_journal();
 ALTER TABLE coin ADD CONSTRAINT coin_listed FOREIGN KEY (seq) REFERENCES entry (seq);
+DO $$
+BEGIN
+    CREATE TRIGGER entry_is_never_truncated BEFORE TRUNCATE ON entry
+        FOR EACH STATEMENT EXECUTE FUNCTION refuse_change_of_journal();
+EXCEPTION
+    WHEN feature_not_supported THEN NULL;
+END
+$$;
 
 -- For use in an SQL shell: the last entry of the journal; before the first one, what that is chained to.
 -- Not under the name of the old table: nodes of the previous version that still run would take what is sealed for the
