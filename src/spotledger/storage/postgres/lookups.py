@@ -12,7 +12,7 @@ from spotledger.domain.journal import Entry, opens_hold
 from spotledger.storage.base import Wanted
 from spotledger.storage.encoding import decode_entry, key_digest
 from spotledger.storage.postgres import statements as sql
-from spotledger.storage.postgres.following.head_cache import HeadCache
+from spotledger.storage.postgres.following.head_cache import HeadCache, Question
 from spotledger.storage.postgres.rows import add_balances, customers_in, entries_of_keys, holds_in
 from spotledger.storage.postgres.session import (
     UUID,
@@ -64,10 +64,13 @@ class LookupBatch:
         self._accounts: Accounts = {}
         self._keys: dict[bytes, str] = {}
         self._head_cache = memory
-        head_ms, (seen_ms, seen_id) = memory.head.booked_ms, memory.due_seen
-        now = None if now_ms is None else number(max(now_ms, head_ms))
-        bounds = (number(sql.DUE_LIMIT), number(seen_ms), number(seen_id), number(head_ms))
-        self._ask(sql.DUE, now, *bounds, take=self._take_due)
+        head_ms = memory.head.booked_ms
+        self._now, self._head_ms = None if now_ms is None else number(max(now_ms, head_ms)), number(head_ms)
+        #: Whether the tables may have further holds that are due: so at first, and after a full page.
+        self._has_more_due = True
+        due = self.due_question()
+        assert due is not None, "nothing was asked yet"  # noqa: S101
+        self._ask(due[0], *due[1], take=self.take_due)
         named = self._ask_for_keys(wanted) if wanted.keys or wanted.hold_keys else set()
         self._ask_for_accounts(wanted, named)
         if wanted.entries:
@@ -133,6 +136,13 @@ class LookupBatch:
         """Return whether the queries and *memory* together have all that is wanted."""
         return memory is self._head_cache and memory.is_whole
 
+    def due_question(self) -> Question | None:
+        """Return the query for further due holds, if there may be some behind those that were found; else None."""
+        if not self._has_more_due:
+            return None
+        seen_ms, seen_id = self._head_cache.due_seen
+        return sql.DUE, (self._now, number(sql.DUE_LIMIT), number(seen_ms), number(seen_id), self._head_ms)
+
     def send(self, session: Session) -> None:
         """Send the queries."""
         for statement, parameters, _ in self._asked:
@@ -155,7 +165,9 @@ class LookupBatch:
 
     # --- results ------------------------------------------------------------------------------------
 
-    def _take_due(self, result: PGresult) -> None:
+    def take_due(self, result: PGresult) -> None:
+        """Add a page of due holds to memory."""
+        self._has_more_due = result.ntuples == sql.DUE_LIMIT
         self._head_cache.take_due(holds_in(result))
 
     def _take_keys(self, result: PGresult) -> None:

@@ -48,6 +48,9 @@ STUCK_SECONDS: Final = 3.0
 #: meanwhile: reading so many entries under the lock costs more than a round trip.
 CROWD_ENTRIES: Final = 100
 
+#: Pages of due holds that one group reads besides the first.
+DUE_PAGES: Final = 10
+
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _TOO_FAST: Final = "memory changed too fast; try again with the same idempotency key"
 _NOT_CONFIRMED: Final = "the standby did not confirm; try again with the same idempotency key"
@@ -201,10 +204,26 @@ class PostgresStore(GroupReads):
             yield from self._advancing(session, News(memory, since, found, page))
         else:
             raise StoreUnavailable(_TOO_FAST)
+        yield from self._look_for_due(session, batch)
         self._is_crowded = found.head.seq - self._left_seq > CROWD_ENTRIES
         self._note_followed(at_s)
         self._note_seen()
         return int(rows_of(clock)[0][0]) if now_ms is None else None
+
+    def _look_for_due(self, session: Session, batch: LookupBatch) -> Steps[None]:
+        """Read on where a page of due holds was full: all of them may be closed by what is not sealed."""
+        for _ in range(DUE_PAGES):
+            question = batch.due_question()
+            if question is None:
+                return
+            session.send(question[0], *question[1])
+            session.send(sql.HEAD)
+            page, now = yield from session.answers()
+            with self._guard:
+                memory = self._head_cache
+                if not batch.is_about(memory) or memory.base > found_in(now, self.ledger_id).sealed_seq:
+                    return
+                batch.take_due(page)
 
     def _wait(self, session: Session) -> Steps[list[PGresult]]:
         """Wait for the write lock alone, while the follower applies what others write before."""
