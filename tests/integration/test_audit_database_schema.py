@@ -126,7 +126,7 @@ TYPES = {
 }
 #: Without keys, checks and triggers every column takes any type, and no value.
 WITHOUT_GUARDS = """
-DROP VIEW posting, head;
+DROP VIEW posting, journal_head;
 DO $$
 DECLARE found record;
 BEGIN

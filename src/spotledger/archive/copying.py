@@ -111,7 +111,9 @@ def _mark(connection: Connection, source: JournalReader) -> None:
         if make_ledger(connection, source.ledger_id):
             connection.execute("INSERT INTO copy_going_on VALUES (1, %s, %s)", (head.seq, head.hash))
             return
-        ledger_id, seq = connection.execute("SELECT ledger_id, seq FROM ledger, head").fetchall()[0]
+        ledger_id, seq = connection.execute(
+            "SELECT ledger_id, coalesce((SELECT max(seq) FROM entry), 0) FROM ledger"
+        ).fetchall()[0]
         going_on = connection.execute("SELECT seq, hash FROM copy_going_on").fetchall()
     if not going_on:
         raise SchemaMismatch(

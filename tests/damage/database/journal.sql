@@ -31,11 +31,11 @@ ALTER TABLE entry ALTER body DROP NOT NULL;
 UPDATE entry SET body = NULL WHERE seq = 6;
 
 -- entry.body made json | schema_changed | entry: column body
-DROP VIEW posting, head;
+DROP VIEW posting, journal_head;
 ALTER TABLE entry ALTER body TYPE jsonb USING body::jsonb;
 
 -- entry.body made bytes | schema_changed | entry: column body
-DROP VIEW posting, head;
+DROP VIEW posting, journal_head;
 ALTER TABLE entry ALTER body TYPE bytea USING convert_to(body, 'UTF8');
 
 -- entry.hash null-length | chain_broken | hash
@@ -75,12 +75,12 @@ ALTER TABLE entry DROP CONSTRAINT entry_seq_check;
 UPDATE entry SET seq = 0 WHERE seq = 6;
 
 -- entry.seq made text | schema_changed | entry: column seq
-DROP VIEW posting, head;
+DROP VIEW posting, journal_head;
 ALTER TABLE coin DROP CONSTRAINT coin_listed;
 ALTER TABLE entry DROP CONSTRAINT entry_seq_check, ALTER seq TYPE text;
 
 -- entry.seq made double | schema_changed | entry: column seq
-DROP VIEW posting, head;
+DROP VIEW posting, journal_head;
 ALTER TABLE coin DROP CONSTRAINT coin_listed;
 ALTER TABLE entry ALTER seq TYPE double precision;
 
