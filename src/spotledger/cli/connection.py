@@ -42,6 +42,7 @@ class Where(NamedTuple):
     config: str | None = None
     operator_url: str | None = None
     token_file: str | None = None
+    proxy: str | None = None
 
 
 class CommandLedger(AsyncOperatorLedger):
@@ -51,8 +52,10 @@ class CommandLedger(AsyncOperatorLedger):
     ``document`` is the last answer as it arrived. ``folder`` is the data folder; None with ``--operator-url``.
     """
 
-    def __init__(self, url: str, token: str, transport: httpx2.AsyncBaseTransport | None = None) -> None:
-        super().__init__(url, token, attempts=1, transport=transport, on_answer=self._keep)
+    def __init__(
+        self, url: str, token: str, *, proxy: str | None = None, transport: httpx2.AsyncBaseTransport | None = None
+    ) -> None:
+        super().__init__(url, token, attempts=1, proxy=proxy, transport=transport, on_answer=self._keep)
         self.document: Json = {}
         self.folder: Path | None = None
 
@@ -76,9 +79,11 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Comm
     if where.operator_url is not None:
         if where.token_file is None:
             raise SettingInvalid("--operator-url needs --token-file with an operator token of that server.")
-        async with _at_server(where.operator_url, Path(where.token_file)) as ledger:
+        async with _at_server(where.operator_url, Path(where.token_file), where.proxy) as ledger:
             yield ledger
         return
+    if where.proxy is not None:
+        raise SettingInvalid("--proxy needs --operator-url; a server on this machine is called directly.")
     settings = load_settings({"data": where.data, "database": where.database}, os.environ, where.config).settings
     folder = settings.data
     if not may_make and settings.database is None:
@@ -87,7 +92,7 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Comm
         owner = await _claim_or_find_owner(folder, stack)
         if isinstance(owner, Owner):
             token_file = Path(where.token_file) if where.token_file else folder / TOKEN_FILE
-            connection = _at_server(str(owner.operator_url), token_file, httpx2.AsyncHTTPTransport())
+            connection = _at_server(str(owner.operator_url), token_file)
         else:
             connection = _in_this_process(settings, owner, may_make=may_make)
         async with connection as ledger:
@@ -122,11 +127,9 @@ async def _claim_or_find_owner(folder: Path, stack: contextlib.ExitStack) -> Own
 
 
 @contextlib.asynccontextmanager
-async def _at_server(
-    url: str, token_file: Path, transport: httpx2.AsyncBaseTransport | None = None
-) -> AsyncIterator[CommandLedger]:
+async def _at_server(url: str, token_file: Path, proxy: str | None = None) -> AsyncIterator[CommandLedger]:
     """Give a client of a running server; if its token is refused, the error names the file."""
-    async with _ledger_at(url, read_token(token_file), transport) as ledger:
+    async with ledger_at(url, read_token(token_file), proxy) as ledger:
         try:
             yield ledger
         except TokenRefused:
@@ -148,19 +151,20 @@ async def _in_this_process(settings: Settings, lock: FolderLock, *, may_make: bo
         await runtime.start()
         try:
             transport = InProcessTransport(OperatorApp(runtime, token))
-            async with CommandLedger(_OWN_ADDRESS, token, transport) as ledger:
+            async with CommandLedger(_OWN_ADDRESS, token, transport=transport) as ledger:
                 yield ledger
         finally:
             await runtime.stop()
 
 
-def near_ledger(url: str, token: str) -> CommandLedger:
-    """Return a client of a server on this machine; it ignores the proxies that the environment names."""
-    return _ledger_at(url, token, httpx2.AsyncHTTPTransport())
+def ledger_at(url: str, token: str, proxy: str | None = None) -> CommandLedger:
+    """
+    Return a client of the server at *url*.
 
-
-def _ledger_at(url: str, token: str, transport: httpx2.AsyncBaseTransport | None) -> CommandLedger:
+    Raises:
+        SettingInvalid: *url*, *token* or *proxy* has another form.
+    """
     try:
-        return CommandLedger(url, token, transport)
+        return CommandLedger(url, token, proxy=proxy)
     except ValueError as problem:
         raise SettingInvalid(f"The operator API cannot be called: {problem}.") from None

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import click
-import httpx2
 
 from spotledger import paths
 from spotledger.cli import demo_story
-from spotledger.cli.connection import CommandLedger, near_ledger
+from spotledger.cli.connection import CommandLedger, ledger_at
 from spotledger.cli.keys import read_balance, sides_of
 from spotledger.cli.options import config_option, exit_on_error, setting_options
 from spotledger.cli.output import Output
@@ -56,13 +55,12 @@ def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> Non
 
     async def perform(listening: Listening) -> bool:
         folder = settings.data
-        async with near_ledger(listening.operator_url, read_token(folder / TOKEN_FILE)) as ledger:
+        async with ledger_at(listening.operator_url, read_token(folder / TOKEN_FILE)) as ledger:
             await _check_is_demo(ledger, folder)
             new = await demo_story.tell(ledger)
             key = await _demo_key(ledger, folder / DEMO_KEY_FILE)
         _show_start(listening, folder, new)
-        near = httpx2.HTTPTransport()  # ignores proxies that the environment names
-        with SignedRequestAPI(key.accesskey, key.secretkey, listening.public_url, transport=near) as api:
+        with SignedRequestAPI(key.accesskey, key.secretkey, listening.public_url) as api:
             answer = await asyncio.to_thread(read_balance, api)
         _show_answer(answer)
         _show_next(listening, folder, key)

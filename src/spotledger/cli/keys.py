@@ -23,6 +23,7 @@ from spotledger.cli.options import (
     ledger_command,
     own_key,
     own_key_option,
+    proxy_option,
 )
 from spotledger.cli.output import Output
 from spotledger.client.operator.key_answers import AccessKey, MadeKey, OperatorToken
@@ -169,16 +170,23 @@ async def token_revoke(ledger: CommandLedger, out: Output, token_id: str) -> Non
 @click.option("--accesskey", required=True, help="The access key.")
 @click.option("--secret-file", metavar="FILE", help=f"The file with its secret (else the variable {SECRET_VARIABLE}).")
 @click.option("--url", metavar="URL", help="The public listener (else SPOTLEDGER_URL, else http://127.0.0.1:8080).")
+@proxy_option
 @click.option("--account", type=click.Choice(ACCOUNTS), default="spot", show_default=True)
 @click.option("--all", "with_empty", is_flag=True, help="Include coins with nothing in them.")
 @json_option
 @exit_on_error
 def get_balance(
-    accesskey: str, secret_file: str | None, url: str | None, account: str, with_empty: bool, out: Output
+    accesskey: str,
+    secret_file: str | None,
+    url: str | None,
+    proxy: str | None,
+    account: str,
+    with_empty: bool,
+    out: Output,
 ) -> None:
     """Read balances as a trader does, with a signed request to the public listener."""
     try:
-        api = SignedRequestAPI(accesskey, _secret(secret_file), url)
+        api = SignedRequestAPI(accesskey, _secret(secret_file), url, proxy=proxy)
     except ValueError as problem:
         raise SettingInvalid(f"The request cannot be signed: {problem}.") from None
     with api:

@@ -50,6 +50,9 @@ data_option = click.option("--data", metavar="DIR", help="The data folder (else 
 database_option = click.option(
     "--database", metavar="URL", help="The PostgreSQL database (else SPOTLEDGER_DATABASE), or a standby of it."
 )
+proxy_option = click.option(
+    "--proxy", metavar="URL", help="The proxy to that server; none that the environment names is used."
+)
 config_option = click.option("--config", metavar="FILE", help="A TOML file with settings.")
 key_option = click.option(
     "--key", required=True, metavar="KEY", help="The idempotency key of this write, unique for ever."
@@ -168,6 +171,7 @@ def ledger_command(*, may_make: bool = False) -> Callable[[Callable[..., Awaitab
         @click.option(
             "--token-file", metavar="FILE", help="The file with the operator token (else DIR/operator.token)."
         )
+        @proxy_option
         @config_option
         @json_option
         @functools.wraps(function)

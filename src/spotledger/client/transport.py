@@ -36,16 +36,47 @@ def timeouts(read_s: float = READ_TIMEOUT_S) -> httpx2.Timeout:
     return httpx2.Timeout(connect=CONNECT_TIMEOUT_S, write=WRITE_TIMEOUT_S, read=read_s, pool=POOL_TIMEOUT_S)
 
 
-def open_http(owner: object, transport: httpx2.BaseTransport | None, read_s: float) -> httpx2.Client:
-    """Return an HTTP client for *owner*; its connections are closed at the latest when *owner* is garbage-collected."""
-    client = httpx2.Client(transport=transport, timeout=timeouts(read_s))
+def open_http(owner: object, transport: httpx2.BaseTransport | None, proxy: str | None, read_s: float) -> httpx2.Client:
+    """
+    Return an HTTP client for *owner*; its connections are closed at the latest when *owner* is garbage-collected.
+
+    Args:
+        owner: The object whose client it is.
+        transport: Used in place of the network.
+        proxy: The URL of a proxy, or None. The environment's proxies are never used: a request carries a credential.
+        read_s: The longest silence while waiting for an answer, in seconds.
+    """
+    used = transport or httpx2.HTTPTransport(proxy=check_proxy(proxy))
+    client = httpx2.Client(transport=used, timeout=timeouts(read_s), trust_env=False)
     weakref.finalize(owner, client.close)
     return client
 
 
-def open_http_async(owner: object, transport: httpx2.AsyncBaseTransport | None, read_s: float) -> httpx2.AsyncClient:
-    """Return an HTTP client for *owner*, which closes it: closing is a coroutine, so garbage collection cannot."""
-    return httpx2.AsyncClient(transport=transport, timeout=timeouts(read_s))
+def open_http_async(
+    owner: object, transport: httpx2.AsyncBaseTransport | None, proxy: str | None, read_s: float
+) -> httpx2.AsyncClient:
+    """Return what ``open_http`` does, for asyncio. *owner* closes it: closing is a coroutine."""
+    used = transport or httpx2.AsyncHTTPTransport(proxy=check_proxy(proxy))
+    return httpx2.AsyncClient(transport=used, timeout=timeouts(read_s), trust_env=False)
+
+
+def check_proxy(proxy: str | None) -> str | None:
+    """
+    Return *proxy*, the URL of an HTTP proxy, which may have a user name and a password.
+
+    Raises:
+        ValueError: It has another form. The message does not repeat it, because it may contain a password.
+    """
+    if proxy is None:
+        return None
+    try:
+        parts = urlsplit(proxy)
+        named = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port is not None
+    except ValueError:
+        named = False
+    if not named or not proxy.isprintable() or " " in proxy:
+        raise ValueError("proxy must look like http://host:port or http://user:password@host:port")
+    return proxy
 
 
 def choose_base_url(base_url: str | None) -> str:

@@ -81,6 +81,7 @@ class AsyncOperatorLedger:
         token: str,
         *,
         attempts: int = ATTEMPTS,
+        proxy: str | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
         on_answer: Callable[[Json], object] | None = None,
     ) -> None:
@@ -91,14 +92,15 @@ class AsyncOperatorLedger:
             base_url: Such as ``http://127.0.0.1:8081``.
             token: An operator token. No message, ``repr`` or log line of this client shows it.
             attempts: How often a call is sent at most, 1 or more.
+            proxy: The URL of a proxy; the proxies that the environment names are never used.
             transport: Used in place of the network.
             on_answer: Called with the JSON document of each answer before it is decoded; the feed excepted.
 
         Raises:
-            ValueError: *base_url* is not an http or https address, *token* is not printable ASCII, or *attempts* is 0.
+            ValueError: An argument has another form. No message repeats the token or the proxy.
         """
         self._core = OperatorCore(base_url, token, attempts, on_answer)
-        self._http = open_http_async(self, transport, OPERATOR_READ_TIMEOUT_S)
+        self._http = open_http_async(self, transport, proxy, OPERATOR_READ_TIMEOUT_S)
 
     def __repr__(self) -> str:
         return f"AsyncOperatorLedger({self._core.base_url!r})"
@@ -147,8 +149,6 @@ class AsyncOperatorLedger:
 
     async def _get(self, kind: type[T], path: str, **params: str | int | None) -> T:
         return await self._ask(kind, "GET", path, params=params)
-
-    # --- operations ---------------------------------------------------------------------------------
 
     async def do(self, operation: Operation) -> Written:
         """

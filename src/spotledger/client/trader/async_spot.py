@@ -26,6 +26,7 @@ class AsyncTraderClient:
         *,
         attempts: int = ATTEMPTS,
         read_timeout_s: float = READ_TIMEOUT_S,
+        proxy: str | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """
@@ -38,6 +39,7 @@ class AsyncTraderClient:
                 ``http://127.0.0.1:8080``.
             attempts: How often a call is sent at most, 1 to 10.
             read_timeout_s: The longest silence while waiting for an answer, in seconds.
+            proxy: The URL of a proxy; the proxies that the environment names are never used.
             transport: Used in place of the network.
 
         Raises:
@@ -45,7 +47,7 @@ class AsyncTraderClient:
         """
         credentials = Credentials(accesskey, secretkey)
         self._core = Core(credentials, choose_base_url(base_url), accept=self._accept, attempts=attempts)
-        self._http = open_http_async(self, transport, read_timeout_s)
+        self._http = open_http_async(self, transport, proxy, read_timeout_s)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._core.credentials.masked!r}, base_url={self._core.base_url!r})"
