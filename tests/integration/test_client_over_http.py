@@ -279,6 +279,29 @@ def test_redirect_is_not_followed(server: support.ScriptedServer, spot: SpotClie
     assert [seen.path for seen in server.seen] == ["/trade/api/v1/getBalance"]
 
 
+@pytest.mark.parametrize("status", [301, 307, 400, 200])
+def test_answer_that_repeats_the_request_is_shown_without_its_secrets(
+    status: int, server: support.ScriptedServer, api: SignedRequestAPI
+) -> None:
+    """Neither a redirect nor any other header, nor a body, hands on the signed URL; a redirect has no target at all."""
+
+    def repeat(handler: support.Handler) -> None:
+        body = {"code": 400, "info": f"cannot read {handler.path} signed with {SECRETKEY}"}
+        headers = {"Location": "/elsewhere?x", "X-Request": handler.path, "Link": f"<{handler.path}>; rel=next"}
+        handler.reply(Reply(body, status, headers | {"Refresh": f"0; url={handler.path}", "X-Kept": "yes"}))
+
+    server.script.extend([repeat, repeat])  # twice, because the text names a nonce
+    _, data, response = api.get_balance()
+    assert response is not None
+    shown = f"{response.headers} {response.text} {data}"
+    signatures = [seen.params["signature"] for seen in server.calls("getBalance")]
+    assert not [secret for secret in (*signatures, SECRETKEY) if secret in shown]
+    assert ACCESSKEY not in str(response.headers)
+    assert "location" not in response.headers
+    assert response.next_request is None
+    assert response.headers["x-kept"] == "yes"
+
+
 @pytest.mark.parametrize("ahead_ms", [-3_600_000, -40_000, 40_000, 86_400_000])
 def test_clock_that_is_wrong_is_corrected_once(ahead_ms: int, server: support.ScriptedServer) -> None:
     """A client whose clock is off by seconds or a day gets its answer, and keeps the correction."""

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import quote
 
 from spotledger.client.exchange import Answer, Failure, Send, Sleep, Steps
 from spotledger.client.trader.answers import (
@@ -57,6 +58,24 @@ ACCOUNT_IDS = range(1, 4)
 ACCEPT_V1 = "application/json"
 #: Also accepts refusals as problem documents, which are more precise.
 ACCEPT_PROBLEMS = "application/json, application/problem+json"
+
+
+#: Headers that repeat the address of the request, which is signed. No redirect is followed.
+_ADDRESSES = frozenset({"location", "content-location", "refresh", "link"})
+#: Stands for a secret that an answer repeats; ASCII, because headers are.
+HIDDEN = "***"
+
+
+def _without(secrets: Sequence[str], hidden: Sequence[str], answer: Answer) -> Answer:
+    """Return *answer* without *secrets* in its body and without *hidden* in its headers, encoded for a URL or not."""
+    headers = {name: value for name, value in answer.headers.items() if name not in _ADDRESSES}
+    for text in {spelling for secret in hidden for spelling in (secret, quote(secret, safe=""))}:
+        headers = {name: value.replace(text, HIDDEN) for name, value in headers.items()}
+    body = answer.body
+    if body is not None:
+        for text in {spelling for secret in secrets for spelling in (secret, quote(secret, safe=""))}:
+            body = body.replace(text.encode(), HIDDEN.encode())
+    return Answer(answer.status, headers, body)
 
 
 def wall_clock_ms() -> int:
@@ -164,14 +183,16 @@ class Core:
     def _read(self, result: Answer | Failure | None, outgoing: Send) -> Outcome:
         if result is None:
             raise TypeError("a Send must be followed by an Answer or a Failure")
-        hidden = [self.credentials.secretkey, self.credentials.accesskey]
-        hidden += [value for name, value in outgoing.params if name == "signature"]
+        secrets = [self.credentials.secretkey, *(value for name, value in outgoing.params if name == "signature")]
+        hidden = [*secrets, self.credentials.accesskey]
 
         def hide(text: str) -> str:
             for secret in hidden:
-                text = text.replace(secret, "…")
+                text = text.replace(secret, HIDDEN)
             return "".join(sign if sign.isprintable() else "\ufffd" for sign in text[:LONGEST_TEXT])
 
+        if isinstance(result, Answer):
+            result = _without(secrets, hidden, result)
         return read_outcome(result, hide)
 
     def _correct_clock(self) -> Steps[bool]:
