@@ -15,7 +15,7 @@ from spotledger import paths
 from spotledger.client.exchange import Answer, Failure, Send, Sleep, Steps
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import Entry, Written
-from spotledger.client.operator.messages import Json, Reply, check_token, read_reply, request
+from spotledger.client.operator.messages import Json, Reply, check_token, error_of_answer, read_reply, request
 from spotledger.client.operator.operations import Position
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
@@ -65,8 +65,8 @@ class OperatorCore:
             return TransportError(f"{method} {self.base_url}: {answer.reason}")
         try:
             return read_reply(answer)
-        except Unavailable as unavailable:
-            return unavailable
+        except (Unavailable, TransportError) as passing:
+            return passing
 
 
 def outcomes_of(document: Json, count: int) -> list[Written | Refused]:
@@ -98,8 +98,8 @@ def pause_s(attempt: int, problem: TransportError | Unavailable) -> float:
 
 
 def _wait_s(problem: TransportError | Unavailable) -> float:
-    """Return the seconds to wait that the service asked for."""
-    return float(problem.details.get("retry_after_s", 0)) if isinstance(problem, Unavailable) else 0.0
+    """Return the seconds to wait that the service, or a gateway in front of it, asked for."""
+    return float(problem.details.get("retry_after_s", 0))
 
 
 class FeedCore:
@@ -149,7 +149,7 @@ class FeedCore:
     def ended(self) -> TransportError:
         """Return the error for an answer that came to its end; raise its refusal if it was one."""
         if self._refused is not None:
-            raise error_of_problem(self._refused.status, self._refused.headers, read_object(self._text))
+            raise error_of_answer(Answer(self._refused.status, self._refused.headers, self._text))
         return TransportError("the feed ended")
 
     def pause_s(self, problem: TransportError | Unavailable) -> float:

@@ -8,9 +8,16 @@ from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote, urlsplit
 
 from spotledger.client.exchange import Answer, Send
-from spotledger.client.problems import error_of_problem
+from spotledger.client.problems import error_of_problem, retry_after_s
 from spotledger.client.reading import read_object
-from spotledger.errors import InvalidRequest, ProtocolError
+from spotledger.errors import (
+    InvalidRequest,
+    LimitExceeded,
+    ProtocolError,
+    SpotledgerError,
+    TransportError,
+    Unavailable,
+)
 
 #: A page of 1,000 entries with a few postings each fits.
 OPERATOR_BODY_LIMIT_BYTES = 64 * 1024 * 1024
@@ -18,6 +25,12 @@ OPERATOR_BODY_LIMIT_BYTES = 64 * 1024 * 1024
 OPERATOR_READ_TIMEOUT_S = 60.0
 
 _SUCCESSES = range(200, 300)
+_ERROR_OF_GATEWAY: Mapping[int, type[SpotledgerError]] = {
+    429: LimitExceeded,
+    502: TransportError,
+    503: Unavailable,
+    504: TransportError,
+}
 
 Json: TypeAlias = dict[str, Any]
 #: The parameters of a query; those that are None are left out.
@@ -91,16 +104,29 @@ def request(
 
 
 def read_reply(answer: Answer) -> Reply:
-    """Return the reply, or raise the error that a problem document names."""
+    """Return the reply, or raise the error that another answer stands for."""
     if answer.status in _SUCCESSES:
         return Reply(answer.status, answer.headers, read_object(answer.body) if answer.body != b"" else {})
-    problem = None
+    raise error_of_answer(answer)
+
+
+def error_of_answer(answer: Answer) -> SpotledgerError:
+    """
+    Return the error that an answer stands for: a problem document of the service, or the page of a gateway.
+
+    A gateway answers 429 and 503 without asking the service. After 502 and 504 the service may have done the write.
+    """
+    problem: Json = {}
+    found = "a JSON body that names no code"
     try:
         problem = read_object(answer.body)
     except ProtocolError as error:
-        unreadable = error.message
-    if problem is None:
-        raise ProtocolError(f"HTTP status {answer.status}, and {unreadable}")
-    if not isinstance(problem.get("code"), str):
-        raise ProtocolError(f"HTTP status {answer.status} with a JSON body that names no code")
-    raise error_of_problem(answer.status, answer.headers, problem)
+        found = error.message
+    if isinstance(problem.get("code"), str):
+        return error_of_problem(answer.status, answer.headers, problem)
+    kind = _ERROR_OF_GATEWAY.get(answer.status)
+    if kind is None:
+        return ProtocolError(f"HTTP status {answer.status}, and {found}")
+    seconds = retry_after_s(answer.headers)
+    details = {} if seconds is None else {"retry_after_s": seconds}
+    return kind(f"HTTP status {answer.status} from a gateway in front of the service", **details)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import socket
+import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 
@@ -13,7 +14,8 @@ import httpx2
 import pytest
 
 from spotledger import errors
-from spotledger.client import AsyncOperatorLedger
+from spotledger.client import AsyncOperatorLedger, OperatorLedger
+from spotledger.client.operator import core
 from spotledger.client.operator.messages import Reply
 from spotledger.client.problems import ERROR_OF_CODE
 
@@ -178,8 +180,7 @@ def test_call_code_of_own_side_is_not_taken_from_answer(code: str) -> None:
         (200, b'{"a":NaN}'),
         (200, b"\xff"),
         (200, b"[" * 100_000),
-        (502, b"<html>"),
-        (502, b""),
+        (500, b"<html>"),
         (302, b""),
         (422, b"{}"),
         (422, b'{"code":400}'),
@@ -191,6 +192,84 @@ def test_call_undocumented_answer_raises_protocol_error(status: int, body: bytes
         call(ScriptedApp(status, body))
     assert raised.value.__context__ is None
     assert raised.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (429, errors.LimitExceeded),
+        (503, errors.Unavailable),
+        (502, errors.TransportError),
+        (504, errors.TransportError),
+    ],
+)
+@pytest.mark.parametrize("body", [b"<html>", b"", b"{}", b'{"code":503}'])
+def test_call_page_of_a_gateway_is_tried_again_with_the_same_key(
+    status: int, expected: type[Exception], body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway's answer may pass; whether a write was done is known after 429 and 503 only."""
+    monkeypatch.setattr(core, "FIRST_PAUSE_S", 0.001)
+    keys = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        keys.append(request.headers["idempotency-key"])
+        return httpx2.Response(status, stream=httpx2.ByteStream(body), headers={"Retry-After": "0"})
+
+    with OperatorLedger("http://o", TOKEN, attempts=3, transport=httpx2.MockTransport(handle)) as ledger:
+        with pytest.raises(expected) as raised:
+            ledger.deposit("a", "usdt", "1", key="k")
+        assert type(raised.value) is expected
+        assert str(status) in str(raised.value)
+        assert raised.value.__context__ is None
+    assert keys == ["k", "k", "k"]
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+@pytest.mark.parametrize(("retry_after", "calls"), [("1", 2), ("5", 2), ("6", 1), ("999999999", 1), ("soon", 2)])
+def test_call_waits_as_long_as_a_gateway_asks_within_bounds(
+    status: int, retry_after: str, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A short Retry-After is waited for; a long one is told to the caller at once."""
+    waits: list[float] = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    sent = []
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        sent.append(request)
+        stream = httpx2.ByteStream(b"<html>")
+        return httpx2.Response(status, stream=stream, headers={"Retry-After": retry_after})
+
+    with OperatorLedger("http://o", TOKEN, attempts=2, transport=httpx2.MockTransport(handle)) as ledger:
+        with pytest.raises((errors.Unavailable, errors.TransportError)) as raised:
+            ledger.coins()
+        assert len(sent) == calls
+        if retry_after.isdigit():
+            assert raised.value.details["retry_after_s"] == int(retry_after)
+            assert waits in ([], [pytest.approx(int(retry_after))])
+
+
+def test_feed_behind_a_gateway_without_servers_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page of a gateway breaks the feed off like a lost connection."""
+    monkeypatch.setattr(core, "FIRST_PAUSE_S", 0.001)
+    entry = {
+        "seq": 1,
+        "kind": "d",
+        "key": "k",
+        "booked_ms": 1,
+        "request": {},
+        "postings": [],
+        "epoch": 1,
+        "actor": "library",
+    }
+    event = b"id: 1\ndata: " + json.dumps(entry).encode() + b"\n\n"
+    answers = [(502, b"<html>"), (503, b""), (504, b"<html>"), (200, event)]
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        status, body = answers.pop(0)
+        return httpx2.Response(status, stream=httpx2.ByteStream(body))
+
+    with OperatorLedger("http://o", TOKEN, transport=httpx2.MockTransport(handle)) as ledger:
+        assert next(ledger.feed()).seq == 1
 
 
 @pytest.fixture
