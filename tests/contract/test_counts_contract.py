@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from spotledger.security.limits import Locks, WindowLimit
 from spotledger.security.replay import ReplayMemory
-from spotledger.security.shared_counts import SharedCounts
+from spotledger.security.shared_counts import Ask, SharedCounts
 
 WINDOW_MS = 1_000
 
@@ -70,7 +70,7 @@ class InRedis:
     def _ask(self, address: str, signature: str, strict: bool, who: str, which: int, now_ms: int) -> tuple[bool, int]:
         assert self._counts is not None
         self._now_ms = now_ms + 1
-        verdict = self._runner.run(self._counts.ask((address, signature, strict, who, which)))
+        verdict = self._runner.run(self._counts.ask(Ask(address, signature, strict, who, which, address)))
         assert verdict is not None
         return verdict.passes, verdict.left
 

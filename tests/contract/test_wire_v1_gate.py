@@ -259,3 +259,15 @@ def test_r20_limit_of_zero_is_off(public: Service) -> None:
     answers = [public.ask(signed_query()) for _ in range(50)]
     assert {document(answer)["code"] for answer in answers} == {200}
     assert header(answers[0], "ratelimit-policy") is None
+
+
+def test_r20_addresses_of_one_ipv6_64_are_counted_together_and_replay_tells_them_apart(tmp_path: Path) -> None:
+    """R20: a caller with a /64 has one limit; R12: a signature stays bound to the one address that used it."""
+    with service(tmp_path, asset_limit_per_second=0, address_limit_per_minute=3) as public:
+        query = signed_query()
+        assert public.code(query, peer="[2001:db8:1:2::1]:5000") == 200
+        assert public.code(query, peer="[2001:db8:1:2::2]:5000") == 400
+        assert public.code(signed_query(nonce=NONCE + 1), peer="[2001:db8:1:2::3]:5000") == 200
+        answer = document(public.ask(signed_query(nonce=NONCE + 2), peer="[2001:db8:1:2:ffff::4]:5000"))
+        assert (answer["code"], "This address" in answer["info"]) == (404, True)
+        assert public.code(signed_query(nonce=NONCE + 3), peer="[2001:db8:1:3::1]:5000") == 200

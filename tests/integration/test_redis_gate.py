@@ -14,8 +14,9 @@ import redis as redis_client
 
 from servers.redis import RedisServer
 from spotledger.errors import LimitExceeded, ReplayRefused, SettingInvalid, StoreUnavailable
+from spotledger.security.addresses import Peer
 from spotledger.security.fleet_gate import FleetGate
-from spotledger.security.gate import GateSettings, Peer, SignedRequest
+from spotledger.security.gate import GateSettings, SignedRequest
 from support_public import KEY, NONCE, OTHER_PEER, PEER, SECRET, Service, raw_text, service, sign
 
 WAIT_SECONDS = 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from spotledger.errors import SettingInvalid
 
@@ -17,6 +18,8 @@ NO_ADDRESS = ipaddress.IPv4Address(0)
 FORWARDED_HOPS_MAX = 20
 
 _MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+#: The bits of an IPv6 address that its user chooses.
+_HOST_BITS = 64
 _WITH_PORT = re.compile(r"\[([^\]]+)\](?::[0-9]{1,5})?|([0-9.]+):[0-9]{1,5}", re.ASCII)
 
 
@@ -32,6 +35,31 @@ def parse_address(text: str) -> IpAddress | None:
         # Addresses are compared without their zone, which names one of our own interfaces.
         return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
     return address
+
+
+def counted_as(address: IpAddress) -> str:
+    """
+    Return whom a limit counts a request from *address* against.
+
+    One customer of a provider has a whole /64 of IPv6 and may use another address for each request, so it counts as
+    one. An IPv4 address counts by itself.
+    """
+    if address.version == 4:
+        return str(address)
+    return f"{ipaddress.IPv6Address(int(address) >> _HOST_BITS << _HOST_BITS)}/{128 - _HOST_BITS}"
+
+
+class Peer(NamedTuple):
+    """Where a request comes from: its address, the same as text (for replay), and whom limits count (an IPv6 /64)."""
+
+    address: IpAddress
+    text: str
+    counted: str
+
+
+def peer_at(address: IpAddress) -> Peer:
+    """Return the peer at *address*."""
+    return Peer(address, text := str(address), text if address.version == 4 else counted_as(address))
 
 
 def parse_network(text: str) -> IpNetwork:

@@ -12,7 +12,8 @@ from typing import Literal
 
 from spotledger.errors import ReplayRefused, SpotledgerError, StoreUnavailable
 from spotledger.security.access_keys import KeyRing, ReadyKey
-from spotledger.security.gate import Gate, GateSettings, Peer, SignedRequest, limit_exceeded
+from spotledger.security.addresses import Peer
+from spotledger.security.gate import Gate, GateSettings, SignedRequest, limit_exceeded
 from spotledger.security.limits import WindowLimit
 from spotledger.security.shared_counts import Ask, SharedCounts, SharedVerdict
 
@@ -70,13 +71,13 @@ class FleetGate(Gate):
         """Count a request that is refused for another reason against the limit of its address."""
         if not self.counts.is_up:
             super().count(peer, now_ms)
-        elif not self.address_limit.locks.remaining_ms(peer.text, now_ms):
-            self.counts.note(Ask(peer.text))
+        elif not self.address_limit.locks.remaining_ms(peer.counted, now_ms):
+            self.counts.note(Ask(peer.counted))
 
     async def enter(self, peer: Peer, now_ms: int) -> None:
         """Admit an unsigned request, as `Gate.enter` does."""
         self._refuse_if_locked(peer, now_ms)
-        verdict = await self.counts.ask(Ask(peer.text))
+        verdict = await self.counts.ask(Ask(peer.counted))
         if verdict is None:
             self._refuse_without_redis()
             await super().enter(peer, now_ms)
@@ -115,7 +116,8 @@ class FleetGate(Gate):
         mode = self.replay.mode
         strict = changes or mode == "strict"
         signature = request.signature.hex() if changes or mode != "off" else ""
-        verdict = await self.counts.ask(Ask(peer.text, signature, strict, key.customer, self._places[limit.name]))
+        place = self._places[limit.name]
+        verdict = await self.counts.ask(Ask(peer.counted, signature, strict, key.customer, place, peer.text))
         if verdict is None:
             self._refuse_without_redis()
             return await super().admit(request, peer, permission, limit, now_ms, past_ms=past_ms, changes=changes)
@@ -134,12 +136,12 @@ class FleetGate(Gate):
         return key, left
 
     def _follow_address(self, verdict: SharedVerdict, peer: Peer, now_ms: int) -> None:
-        self.address_limit.follow(peer.text, verdict.address_left, verdict.address_reset_ms, now_ms)
+        self.address_limit.follow(peer.counted, verdict.address_left, verdict.address_reset_ms, now_ms)
         if verdict.address_left < 0:
             raise limit_exceeded(self.address_limit, verdict.address_left)
 
     def _refuse_if_locked(self, peer: Peer, now_ms: int) -> None:
-        locked_ms = self.address_limit.locks.remaining_ms(peer.text, now_ms)
+        locked_ms = self.address_limit.locks.remaining_ms(peer.counted, now_ms)
         if locked_ms:
             raise limit_exceeded(self.address_limit, -locked_ms)
 

@@ -27,7 +27,7 @@ from spotledger.errors import (
     SignatureRefused,
 )
 from spotledger.security.access_keys import KeyRing, ReadyKey
-from spotledger.security.addresses import AddressResolver, IpAddress
+from spotledger.security.addresses import AddressResolver, Peer, peer_at
 from spotledger.security.bounded_dict import BoundedDict
 from spotledger.security.limits import Locks, WindowLimit, whole_seconds
 from spotledger.security.replay import ReplayMemory, ReplayMode
@@ -57,13 +57,6 @@ class GateSettings:
     replay: ReplayMode = "address"
     replay_capacity: int = 1_000_000
     trusted_proxies: tuple[str, ...] = ()
-
-
-class Peer(NamedTuple):
-    """Where a request comes from: its address, and the same as text, for limits and replay."""
-
-    address: IpAddress
-    text: str
 
 
 class SignedRequest(NamedTuple):
@@ -124,20 +117,17 @@ class Gate:
 
     def peer(self, connection: str, forwarded_for: Callable[[], Iterable[str]]) -> Peer:
         """Return where a request on *connection*, ``host:port``, comes from; see `AddressResolver.resolve`."""
-        host = connection.rpartition(":")[0]
-        peer = self._peers.get(host)
+        peer = self._peers.get(host := connection.rpartition(":")[0])
         if peer is None:
-            address = self._resolver.resolve(connection, list)
-            peer = Peer(address, str(address))
+            peer = peer_at(self._resolver.resolve(connection, list))
             self._peers.put(host, peer)
         if self._behind_proxies and self._resolver.is_trusted(peer.address):
-            address = self._resolver.resolve(connection, forwarded_for)
-            return Peer(address, str(address))
+            return peer_at(self._resolver.resolve(connection, forwarded_for))
         return peer
 
     def count(self, peer: Peer, now_ms: int) -> None:
         """Count a request that is refused for another reason against the limit of its address."""
-        self.address_limit.hit(peer.text, now_ms)
+        self.address_limit.hit(peer.counted, now_ms)
 
     async def enter(self, peer: Peer, now_ms: int) -> None:
         """
@@ -146,7 +136,7 @@ class Gate:
         Raises:
             LimitExceeded: The address sent too many requests.
         """
-        left = self.address_limit.hit(peer.text, now_ms)
+        left = self.address_limit.hit(peer.counted, now_ms)
         if left < 0:
             raise limit_exceeded(self.address_limit, left)
 
@@ -181,7 +171,7 @@ class Gate:
             SignatureRefused, PermissionMissing, NonceRefused, ReplayRefused, LimitExceeded (of the account): in this
             order of precedence.
         """
-        left = self.address_limit.hit(peer.text, now_ms)
+        left = self.address_limit.hit(peer.counted, now_ms)
         if left < 0:
             raise limit_exceeded(self.address_limit, left)
         key = self.check(request, peer, permission, now_ms, past_ms)

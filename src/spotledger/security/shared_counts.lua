@@ -5,7 +5,8 @@
 --     now_ms     0 for the clock of this server: the nodes' own clocks differ by more than a window may
 --     replay_ms  how long a nonce can be in the window: past and future together
 --     limits     each { name, limit, window_ms, lock_ms, lock's name }; the first is that of addresses
---     asks       each { address, signature or "", strict, customer or "", number of the account's limit }
+--     asks       each { address to count, signature or "", strict, customer or "", number of the account's limit,
+--                address to bind the signature to }
 -- The answer is msgpack, five numbers for each ask: what is left for the address and the ms until its window, or its
 -- lock, ends; 1 if the signature passes; the same two for the account. What is left is below zero where the request
 -- is refused: the ms to wait. Where one refuses, those after it are not asked.
@@ -74,11 +75,11 @@ if now == 0 then
 end
 local answers = {}
 for _, ask in ipairs(told[4]) do
-  local address, signature, strict, customer, which = ask[1], ask[2], ask[3], ask[4], ask[5]
+  local address, signature, strict, customer, which, sender = ask[1], ask[2], ask[3], ask[4], ask[5], ask[6]
   local address_left, address_reset = hit(limits[1], address, now)
   local passed, left, reset = 1, 0, 0
   if address_left >= 0 then
-    if signature ~= '' and not passes(signature, address, strict, now, replay_ms) then
+    if signature ~= '' and not passes(signature, sender, strict, now, replay_ms) then
       passed = 0
     elseif customer ~= '' then
       left, reset = hit(limits[which + 1], customer, now)

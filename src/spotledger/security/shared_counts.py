@@ -42,6 +42,7 @@ _log = logging.getLogger("spotledger.redis")
 class Ask(NamedTuple):
     """One request to be counted."""
 
+    #: Whom the limit of addresses counts it against.
     address: str
     #: In hex digits; "" if it is not to be remembered.
     signature: str = ""
@@ -51,6 +52,8 @@ class Ask(NamedTuple):
     customer: str = ""
     #: The place of the account's limit among the limits.
     limit: int = 0
+    #: The address that its signature is bound to; "" for an unsigned request.
+    sender: str = ""
 
 
 #: What a probe counts: an address that nobody has.

@@ -7,7 +7,7 @@ import ipaddress
 import pytest
 
 from spotledger.errors import SettingInvalid
-from spotledger.security.addresses import NO_ADDRESS, AddressResolver, parse_address
+from spotledger.security.addresses import NO_ADDRESS, AddressResolver, counted_as, parse_address
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,21 @@ def test_trusted_proxy_that_is_no_network_is_refused() -> None:
     """A setting that names no network is refused by its name."""
     with pytest.raises(SettingInvalid, match="trusted_proxies"):
         AddressResolver(["10.0.0.1/8"])
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::", "2001:db8:1:3::/64"),
+        ("::1", "::/64"),
+    ],
+)
+def test_limits_count_ipv6_by_64_bits(address: str, counted: str) -> None:
+    """Whoever has a /64 cannot use each of its addresses as another caller."""
+    found = parse_address(address)
+    assert found is not None
+    assert counted_as(found) == counted

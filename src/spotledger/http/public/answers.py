@@ -19,8 +19,9 @@ from spotledger.domain.amounts import formatter
 from spotledger.errors import LimitExceeded, SpotledgerError, Unavailable
 from spotledger.http import wire
 from spotledger.http.public.request import Request, RequestHeaders
+from spotledger.security.addresses import Peer
 from spotledger.security.bounded_dict import BoundedDict
-from spotledger.security.gate import Gate, Peer
+from spotledger.security.gate import Gate
 
 Header = tuple[str, str]
 
@@ -125,7 +126,7 @@ def limit_headers(error: SpotledgerError | None, gate: Gate, peer: Peer, now_ms:
         if policy[1].startswith(f'"{name}";q=0;'):
             return [("retry-after", str(wait_s))]
         return [policy, ("ratelimit", f'"{name}";r=0;t={wait_s}'), ("retry-after", str(wait_s))]
-    headers = gate.address_limit.headers(peer.text, now_ms)
+    headers = gate.address_limit.headers(peer.counted, now_ms)
     if isinstance(error, Unavailable):
         headers.append(("retry-after", str(RETRY_AFTER_S)))
     return headers
