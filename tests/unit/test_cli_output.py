@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 from collections.abc import Iterator
 from decimal import Decimal
 
 import pytest
 
 from spotledger.cli.output import Output
+from spotledger.cli.service import LogFormatter
 from spotledger.errors import InsufficientAvailable, LedgerCorrupt
 
 BIG = Decimal("589000000000000.123456789012345678")
@@ -70,6 +73,51 @@ def test_error_is_one_line_or_its_problem_document(capsys: pytest.CaptureFixture
     assert (found["code"], found["available"], found["seq"]) == ("insufficient_available", "1.00", 7)
     Output().error(LedgerCorrupt("entry 3"))
     assert capsys.readouterr().err == "spotledger: The ledger is damaged: entry 3. [ledger_damaged]\n"
+
+
+ATTACK = "a\x1b]0;title\x07\x1b[2J\u202eb\u2028\x9b1A\rc"
+ESCAPED = r"a\u001b]0;title\u0007\u001b[2J\u202eb\u2028\u009b1A\rc"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_output_moves_no_cursor_and_turns_no_text(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a server, a file or a customer wrote reaches the terminal as visible text, also in JSON."""
+    out = Output(as_json)
+    out.document({"a": ATTACK, ATTACK: 1})
+    out.line(ATTACK)
+    out.table(("coin", "why"), [("btc", ATTACK), ("btc", (ATTACK, "x"))], title=ATTACK)
+    out.json({"a": ATTACK})
+    out.text(ATTACK)
+    out.error(InsufficientAvailable(ATTACK, detail_of_server=ATTACK))
+    printed = capsys.readouterr()
+    assert {character for character in printed.out + printed.err if not character.isprintable()} == {"\n"}
+    assert ESCAPED in printed.out
+    assert ESCAPED in printed.err
+
+
+def test_line_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """A text cannot add a line of its own to a line or a table."""
+    Output().line("a\nb")
+    Output().table(("why",), [("a\nb",)])
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == ["a\\nb", "why", "a\\nb"]
+
+
+def test_log_of_a_text_is_one_line_and_its_traceback_looks_like_none() -> None:
+    """What a caller sent can neither forge a log line nor move the cursor of who reads the log."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(LogFormatter("%(levelname)s %(message)s"))
+    logger = logging.Logger("test")
+    logger.addHandler(handler)
+    try:
+        int("sent\nERROR forged \x1b[2J\u202e", 16)
+    except ValueError:
+        logger.exception("failed: %s", "x\nERROR forged\x1b[2J")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == r"ERROR failed: x\nERROR forged\u001b[2J"
+    assert not [line for line in lines[1:] if line.startswith("ERROR")]
+    assert "\x1b" not in stream.getvalue()
+    assert "\u202e" not in stream.getvalue()
 
 
 def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,10 +89,10 @@ def imported_modules(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "domain").rglob("*.py")), ids=lambda path: path.name)
-def test_domain_module_imports_only_the_standard_library_and_errors(path: Path) -> None:
+def test_domain_module_imports_only_the_standard_library_errors_and_texts(path: Path) -> None:
     """The rules can be read, run and moved without anything being installed."""
     for name in imported_modules(path):
-        inside = name == "spotledger.errors" or name.split(".")[:2] == ["spotledger", "domain"]
+        inside = name in ("spotledger.errors", "spotledger.texts") or name.split(".")[:2] == ["spotledger", "domain"]
         assert inside or name.split(".")[0] in sys.stdlib_module_names, f"{path.name} imports {name}"
 
 

@@ -65,7 +65,7 @@ def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> Non
         _show_answer(answer)
         _show_next(listening, folder, key)
         if not once:
-            click.echo("\nServing. Ctrl-C stops it; the next start continues with this ledger.")
+            Output.text("\nServing. Ctrl-C stops it; the next start continues with this ledger.")
         return not once
 
     serve(settings, os.environ, perform)
@@ -102,22 +102,22 @@ def _read_demo_key(file: Path) -> DemoKey | None:
 
 
 def _show_start(listening: Listening, folder: Path, new: int) -> None:
-    click.echo(f"The service runs, on the ledger in {folder}.")
-    click.echo(f"  traders    {listening.public_url}")
-    click.echo(f"  operators  {listening.operator_url}   token: {folder / TOKEN_FILE}")
+    Output.text(f"The service runs, on the ledger in {folder}.")
+    Output.text(f"  traders    {listening.public_url}")
+    Output.text(f"  operators  {listening.operator_url}   token: {folder / TOKEN_FILE}")
     if new:
-        click.echo(
+        Output.text(
             f"\nBooked {new} operations: coins, customers, deposits, freezes, unfreezes, withdrawals, transfers."
         )
     else:
-        click.echo("\nThe operations were booked by an earlier start; none was booked again.")
+        Output.text("\nThe operations were booked by an earlier start; none was booked again.")
 
 
 def _show_answer(answer: dict[str, Any]) -> None:
-    click.echo(f"\nA signed getBalance of {demo_story.CUSTOMER}, made with spotledger.client:\n")
+    Output.text(f"\nA signed getBalance of {demo_story.CUSTOMER}, made with spotledger.client:\n")
     Output().balances(sides_of(answer), with_empty=True)
-    click.echo("\nThe same answer as it came:\n")
-    click.echo(json.dumps(answer, ensure_ascii=False))
+    Output.text("\nThe same answer as it came:\n")
+    Output.json(answer)
 
 
 def curl_line(public_url: str, key: DemoKey) -> str:
@@ -134,9 +134,9 @@ def _show_next(listening: Listening, folder: Path, key: DemoKey) -> None:
     token = f'"Authorization: Bearer $(cat {shlex.quote(str(folder / TOKEN_FILE))})"'
     program = "spotledger" if shutil.which("spotledger") else shlex.quote(sys.argv[0])
     data = shlex.quote(str(folder))
-    click.echo("\nThe same call by curl and openssl; paste it:\n")
-    click.echo(curl_line(listening.public_url, key))
-    click.echo(
+    Output.text("\nThe same call by curl and openssl; paste it:\n")
+    Output.text(curl_line(listening.public_url, key))
+    Output.text(
         f"""
 In Python:
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -119,7 +118,10 @@ async def feed(ledger: CommandLedger, out: Output, after_seq: str, follow: bool)
     while True:
         page = await ledger.entries(after_seq)
         for entry, document in zip(page.entries, ledger.document["entries"], strict=True):
-            click.echo(json.dumps(document, ensure_ascii=False) if out.as_json else _feed_line(entry))
+            if out.as_json:
+                out.json(document)
+            else:
+                out.line(_feed_line(entry))
         after_seq = page.next
         if not page.entries:
             if not follow:

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spotledger.errors import LedgerCorrupt, LedgerDamaged, Refused, SpotledgerError
+from spotledger.texts import escaped
 
 #: The width of a table that is not printed to a terminal.
 PIPE_COLUMNS: Final = 240
@@ -37,9 +38,10 @@ Tell = Callable[[str, int, int], None]
 
 class Output:
     """
-    The output of one command.
+    The output of one command: all that commands print goes through it.
 
-    Lines and tables are for people. With ``--json`` they are left out, and the document is printed in their place.
+    Lines and tables are for people. With ``--json`` they are left out, and the document is printed in their place. What
+    a terminal would obey, or would show in another order, is escaped: texts come from servers, files and customers.
     """
 
     def __init__(self, as_json: bool = False) -> None:
@@ -48,25 +50,40 @@ class Output:
     def document(self, value: object) -> None:
         """Print *value* as one JSON document, with ``--json`` only."""
         if self.as_json:
-            click.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+            self.json(value, indent=2 if sys.stdout.isatty() else None)
+
+    @staticmethod
+    def json(value: object, indent: int | None = None) -> None:
+        """Print *value* as JSON, whether or not there is ``--json``."""
+        click.echo(escaped(json.dumps(value, ensure_ascii=False, indent=indent), keep="\n"))
 
     def line(self, text: str) -> None:
-        """Print one line for people."""
+        """Print one line for people; a newline in it is escaped."""
         if not self.as_json:
-            click.echo(text)
+            click.echo(escaped(text))
+
+    @staticmethod
+    def text(text: str) -> None:
+        """Print *text* of our own, which may have lines, as it is but for escapes."""
+        click.echo(escaped(text, keep="\n"), nl=not text.endswith("\n"))
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
         """Print *rows* under *columns* for people."""
         if self.as_json:
             return
         shown = Table(
-            title=title, title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 3, 0, 0)
+            title=None if title is None else escaped(title),
+            title_justify="left",
+            header_style="bold",
+            box=None,
+            pad_edge=False,
+            padding=(0, 3, 0, 0),
         )
         for name in columns:
             justify = "right" if name in AMOUNT_COLUMNS else "left"
             shown.add_column(name, justify=justify, no_wrap=True, overflow="fold")  # type: ignore[arg-type]
         for row in rows:
-            shown.add_row(*(Text(_text(value)) for value in row))
+            shown.add_row(*(Text(escaped(_text(value))) for value in row))
         width = None if sys.stdout.isatty() else PIPE_COLUMNS
         Console(file=sys.stdout, width=width, highlight=False, no_color="NO_COLOR" in os.environ or None).print(shown)
 
@@ -92,9 +109,9 @@ class Output:
         """Print *error* on standard error: one line, or with ``--json`` its problem document."""
         problem = _problem_of(error)
         if self.as_json:
-            click.echo(json.dumps(problem, ensure_ascii=False), err=True)
+            click.echo(escaped(json.dumps(problem, ensure_ascii=False)), err=True)
         else:
-            click.echo(f"spotledger: {problem['detail']} [{problem['code']}]", err=True)
+            click.echo(escaped(f"spotledger: {problem['detail']} [{problem['code']}]", keep="\n"), err=True)
 
     @contextmanager
     def progress(self) -> Iterator[Tell]:

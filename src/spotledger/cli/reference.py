@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import click
 
+from spotledger.cli.output import Output
 from spotledger.http.error_advice import errors_markdown
 from spotledger.http.operator.app import OperatorApp
 from spotledger.http.operator.docs import operator_markdown
@@ -22,11 +22,11 @@ from spotledger.ops.settings import Settings
 def reference(page: str) -> None:
     """Print the page of the operator API or of the errors as Markdown, or the OpenAPI document."""
     if page == "errors":
-        click.echo(errors_markdown(), nl=False)
+        Output.text(errors_markdown())
     elif page == "operator-api":
-        click.echo(operator_markdown(_described()), nl=False)
+        Output.text(operator_markdown(_described()))
     else:
-        click.echo(json.dumps(_described(), ensure_ascii=False, indent=2))
+        Output.json(_described(), indent=2)
 
 
 def _described() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -15,11 +16,26 @@ from spotledger.http.serve import Listening, serve as run_service
 from spotledger.http.workers import serve_workers
 from spotledger.ops.settings import Settings, load_settings, markdown, plain, shown
 from spotledger.storage.folder import TOKEN_FILE
+from spotledger.texts import escaped
+
+
+class LogFormatter(logging.Formatter):
+    """One line for each record, and its traceback: texts in them cannot begin a line or move a terminal's cursor."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line of *record*."""
+        return escaped(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        """Return the traceback; its lines stay lines, indented, so that none looks like a record."""
+        return escaped(super().formatException(ei), keep="\n").replace("\n", "\n  ")
 
 
 def log_to_stderr(settings: Settings) -> None:
     """Log to standard error from the level that is set."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
 
 
 @click.command()
@@ -83,7 +99,7 @@ def migrate(data: str | None, database: str | None, after: bool, config: str | N
 def settings(flags: Mapping[str, str | None], config: str | None, out: Output, as_markdown: bool) -> None:
     """Show the settings in force and the source of each. Takes the same flags as serve."""
     if as_markdown:
-        click.echo(markdown(), nl=False)
+        out.text(markdown())
         return
     in_force, sources = load_settings(flags, os.environ, config)
     values = {name: getattr(in_force, name) for name in sources}

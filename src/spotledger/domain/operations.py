@@ -17,6 +17,7 @@ from spotledger.domain.accounts import check_account_kind, check_coin, check_cus
 from spotledger.domain.amounts import check_amount, shown
 from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN, Epochs, parse_position
 from spotledger.errors import InvalidRequest
+from spotledger.texts import FIT, is_line
 
 KEY_MAX_CHARACTERS: Final = 64
 REFERENCE_MAX_CHARACTERS: Final = 256
@@ -28,8 +29,6 @@ TIME_MAX_MS: Final = 253_402_300_799_999
 _KEY = re.compile(r"\A[\x21-\x7e]{1,64}\Z")
 _ZERO = re.compile(r"\A0(?:\.0{1,18})?\Z")
 _HOLD = re.compile(rf"\A{POSITION_PATTERN}\Z")
-#: Characters refused in text that people read in the journal: control characters and lone surrogates.
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class HoldKey(NamedTuple):
@@ -360,11 +359,11 @@ def check_precondition(named: Unfreeze | Withdraw | Reverse | SettleSide, prefix
 
 
 def check_reference(text: object, field: str = "reference") -> None:
-    """Check that *text* is None or a line of 1–256 printable characters."""
+    """Check that *text* is None or a line of 1–256 characters (``spotledger.texts``)."""
     if text is None:
         return
-    if not isinstance(text, str) or not 1 <= len(text) <= REFERENCE_MAX_CHARACTERS or _UNFIT.search(text):
-        allowed = f"1 to {REFERENCE_MAX_CHARACTERS} characters, no control characters,"
+    if not isinstance(text, str) or not 1 <= len(text) <= REFERENCE_MAX_CHARACTERS or not is_line(text):
+        allowed = f"1 to {REFERENCE_MAX_CHARACTERS} {FIT}"
         raise InvalidRequest(f"{field} is {shown(text)}; {allowed} would pass", field=field)
 
 

@@ -19,6 +19,7 @@ from spotledger.security.addresses import IpAddress, IpNetwork, parse_network
 from spotledger.security.bounded_dict import BoundedDict
 from spotledger.security.cipher import Cipher
 from spotledger.security.signing import UNKNOWN_SECRET, PreparedSecret
+from spotledger.texts import FIT, is_line
 
 PERMISSIONS = ("read", "trade", "withdraw")
 LABEL_MAX_CHARACTERS = 100
@@ -156,7 +157,7 @@ class KeyRing:
         Args:
             customer: A registered customer; not checked here.
             permissions: At least one of ``read``, ``trade``, ``withdraw``.
-            label: At most 100 printable characters.
+            label: A line of at most 100 characters.
             addresses: Addresses or networks (``10.1.0.0/16``) that it may be used from; none for anywhere.
             expires_ms: When it expires, in ms since 1970, later than now; None for never.
 
@@ -305,9 +306,9 @@ def checked_names(names: Iterable[str], known: tuple[str, ...], field: str) -> t
 
 
 def checked_label(label: str) -> str:
-    """Return *label*, or raise InvalidRequest if it is longer than 100 characters or not printable."""
-    if not isinstance(label, str) or len(label) > LABEL_MAX_CHARACTERS or not label.isprintable():
-        raise InvalidRequest(f"label: at most {LABEL_MAX_CHARACTERS} printable characters would pass.", field="label")
+    """Return *label*, or raise InvalidRequest if it is no line of at most 100 characters (``spotledger.texts``)."""
+    if not isinstance(label, str) or len(label) > LABEL_MAX_CHARACTERS or not is_line(label):
+        raise InvalidRequest(f"label: at most {LABEL_MAX_CHARACTERS} {FIT} would pass.", field="label")
     return label
 
 

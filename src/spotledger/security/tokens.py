@@ -80,7 +80,7 @@ class Tokens:
 
         Args:
             scopes: At least one of `SCOPES`; ``admin`` includes all of them.
-            label: At most 100 printable characters.
+            label: A line of at most 100 characters.
             token: Use this token (64 hex digits), such as one from ``operator.token``, instead of a random one.
 
         Returns:

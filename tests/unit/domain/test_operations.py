@@ -105,7 +105,7 @@ def test_operation_of_right_form_is_made_and_frozen(maker: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "reference", ["x", "x" * 256, "order 7", "引用 ✓", "e\u0301", '"; DROP TABLE entry; --', "\\u0000", "{}", "\u2028"]
+    "reference", ["x", "x" * 256, "order 7", "引用 ✓", "e\u0301", '"; DROP TABLE entry; --', "\\u0000", "{}"]
 )
 def test_reference_of_one_line_passes(reference: str) -> None:
     """A reference is a line of up to 256 characters in any script."""

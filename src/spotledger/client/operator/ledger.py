@@ -348,7 +348,7 @@ class OperatorLedger:
         Args:
             customer: A registered customer.
             permissions: One or more of ``read``, ``trade`` and ``withdraw``.
-            label: Up to 100 printable characters.
+            label: A line of up to 100 characters.
             addresses: The addresses or networks (``10.1.0.0/16``) that it may be used from; empty for any.
             expires_ms: When it stops working, in ms since 1970, in the future; None for never.
             key: The idempotency key of this write, not an access key.

@@ -37,7 +37,8 @@ REFERENCE: Final[Schema] = {
     "type": ["string", "null"],
     "minLength": 1,
     "maxLength": REFERENCE_MAX_CHARACTERS,
-    "description": "A reference of the caller, such as an order number; no control characters.",
+    "description": "A reference of the caller, such as an order number; no control characters, "
+    "and none that end a line or turn the direction of writing.",
     "examples": ["order-7"],
 }
 TIME: Final[Schema] = {
