@@ -16,7 +16,7 @@ from spotledger.errors import InvalidRequest, LastAdminToken, NotFound, ScopeMis
 from spotledger.security.access_keys import Trust, checked_label, checked_names
 from spotledger.security.bounded_dict import BoundedDict
 
-SCOPES = ("ledger:read", "ledger:write", "keys:write", "admin")
+SCOPES = ("ledger:read", "ledger:write", "keys:write", "metrics:read", "admin")
 TOKEN_BYTES = 32
 FINGERPRINT_DIGITS = 16
 #: Half the number of tokens that are kept in memory.

@@ -21,7 +21,7 @@ from spotledger.http.operator.answers import AliveAnswer, ReadyAnswer, SealingAn
 from spotledger.http.operator.audits import AuditCalls, show_audits
 from spotledger.http.operator.backups import BackupCalls
 from spotledger.http.operator.batches import BatchCalls
-from spotledger.http.operator.calls import Call, Endpoint, TokenCheck, answer, problem_answer, route
+from spotledger.http.operator.calls import METRICS_READ, Call, Endpoint, TokenCheck, answer, problem_answer, route
 from spotledger.http.operator.clock import ClockCalls, show_clock
 from spotledger.http.operator.docs import doc_routes
 from spotledger.http.operator.feed import Feed
@@ -75,7 +75,7 @@ class OperatorApp:
             *read_calls.routes(self._token_check),
             *key_calls.routes(self._token_check),
             *doc_routes(lambda: self.routes),
-            route(self._token_check, paths.METRICS, GET=Call(None, self._metrics, media_type="text/plain")),
+            route(self._token_check, paths.METRICS, GET=Call(METRICS_READ, self._metrics, media_type="text/plain")),
             route(None, paths.HEALTHZ, GET=Call(None, self._alive, gives=AliveAnswer, guarded=False)),
             route(None, paths.READYZ, GET=Call(None, self._ready, gives=ReadyAnswer, guarded=False)),
         ]

@@ -38,6 +38,7 @@ from spotledger.security.tokens import Tokens
 LEDGER_READ: Final = "ledger:read"
 LEDGER_WRITE: Final = "ledger:write"
 KEYS_WRITE: Final = "keys:write"
+METRICS_READ: Final = "metrics:read"
 ADMIN: Final = "admin"
 
 BODY_LIMIT_BYTES: Final = 1024 * 1024
