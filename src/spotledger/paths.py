@@ -45,6 +45,8 @@ ACCESS_KEY_ROTATION: Final = "/v1/keys/{accesskey}/rotate"
 TOKENS: Final = "/v1/tokens"
 TOKEN: Final = "/v1/tokens/{token_id}"  # noqa: S105 - a path
 
+#: Answered without a token, to a command that asks whether the service owns the data folder.
+OWNER: Final = "/v1/owner"
 METRICS: Final = "/metrics"
 DOCS: Final = "/docs"
 OPENAPI: Final = "/openapi.json"

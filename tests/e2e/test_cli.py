@@ -150,6 +150,7 @@ def test_cli_with_url_and_token_file_needs_no_data_folder(service: StartService,
     running.list_coins(btc=8)
     made = told(running.folder, "token", "create", "--scope", "ledger:read", "--label", "reader")
     (tmp_path / "token").write_text(made["token"])
+    (tmp_path / "token").chmod(0o600)
     there = ("--operator-url", running.operator_url, "--token-file", str(tmp_path / "token"))
     listed = support_service.run("coin", "list", "--json", *there)
     assert json.loads(listed.stdout)["coins"] == [{"coin": "btc", "scale": 8}]
@@ -168,6 +169,7 @@ def test_cli_with_url_but_no_token_file_says_what_is_missing() -> None:
 def test_cli_of_a_server_that_is_not_there_says_so(tmp_path: Path) -> None:
     """No connection is one clear line."""
     (tmp_path / "token").write_text("ab" * 32)
+    (tmp_path / "token").chmod(0o600)
     done = support_service.run(
         "coin", "list", "--operator-url", "http://127.0.0.1:9", "--token-file", tmp_path / "token"
     )

@@ -185,7 +185,7 @@ def test_serve_with_a_master_key_others_may_read_is_refused(service: StartServic
     first.stop()
     (first.folder / "master.key").chmod(0o644)
     done = support_service.run("serve", "--data", first.folder, "--listen", "127.0.0.1:0")
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "0600" in done.stderr
 
 
@@ -210,6 +210,7 @@ def test_serve_on_a_file_that_is_no_ledger_says_so(tmp_path: Path) -> None:
     """A journal.db of another kind is left alone and named."""
     (tmp_path / "data").mkdir(mode=0o700)
     (tmp_path / "data" / "journal.db").write_bytes(b"something else entirely" * 500)
+    (tmp_path / "data" / "journal.db").chmod(0o600)
     done = support_service.run("serve", "--data", tmp_path / "data", "--listen", "127.0.0.1:0")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

@@ -165,7 +165,7 @@ class Backups:
             await asyncio.wait({self._running.task})
 
     def _begin(self, name: str) -> _Running:
-        make_folder(self._folder)
+        make_folder(self._folder, may_be_link=True)
         file = self._folder / name
         check_new(file)
         self._failed.pop(name, None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hmac
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -18,19 +19,33 @@ from typing import Final, NamedTuple
 
 import httpx2
 
+from spotledger import paths
 from spotledger.client import AsyncOperatorLedger
+from spotledger.client.async_driver import send_async
+from spotledger.client.exchange import Failure, Send
 from spotledger.client.operator.messages import Json
-from spotledger.errors import DataFolderInUse, DataFolderUnusable, SettingInvalid, TokenRefused
+from spotledger.client.reading import read_object
+from spotledger.client.transport import READ_TIMEOUT_S, check_base_url, open_http_async
+from spotledger.errors import (
+    DataFolderInUse,
+    DataFolderUnusable,
+    FileUnusable,
+    ProtocolError,
+    SettingInvalid,
+    TokenRefused,
+    TransportError,
+)
 from spotledger.http.h1.transport import InProcessTransport
 from spotledger.http.operator.app import OperatorApp
 from spotledger.ops.runtime import FolderLock, claim_folder, open_runtime
 from spotledger.ops.settings import Settings, load_settings
 from spotledger.security.tokens import TOKEN_BYTES
-from spotledger.storage.folder import LEDGER_FILE, TOKEN_FILE, Owner, read_owner, read_token
+from spotledger.storage.folder import LEDGER_FILE, LOCK_FILE, TOKEN_FILE, Owner, proof_of, read_owner, read_token
 
 #: How long to wait for another command, or for a server that is starting, to release the folder.
 OWNER_PATIENCE_SECONDS: Final = 5.0
 OWNER_PAUSE_SECONDS: Final = 0.05
+CHALLENGE_BYTES: Final = 32
 _OWN_ADDRESS: Final = "http://ledger.invalid"
 
 
@@ -92,7 +107,8 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Comm
         owner = await _claim_or_find_owner(folder, stack)
         if isinstance(owner, Owner):
             token_file = Path(where.token_file) if where.token_file else folder / TOKEN_FILE
-            connection = _at_server(str(owner.operator_url), token_file)
+            await _check_proof(folder, owner)
+            connection = _at_server(str(owner.operator_url), token_file, named_by_us=not where.token_file)
         else:
             connection = _in_this_process(settings, owner, may_make=may_make)
         async with connection as ledger:
@@ -102,7 +118,7 @@ async def connect(where: Where, *, may_make: bool = False) -> AsyncIterator[Comm
 
 def _check_there(folder: Path) -> None:
     """Raise DataFolderUnusable if *folder* has neither a ledger nor an owner, such as a server of a fleet."""
-    if not (folder / LEDGER_FILE).exists() and read_owner(folder) is None:
+    if not os.path.lexists(folder / LEDGER_FILE) and read_owner(folder) is None:
         raise DataFolderUnusable(
             f"There is no ledger in {folder}; name its folder with --data. "
             "A new one is made by: spotledger serve, coin add, or customer add.",
@@ -126,10 +142,43 @@ async def _claim_or_find_owner(folder: Path, stack: contextlib.ExitStack) -> Own
         await asyncio.sleep(OWNER_PAUSE_SECONDS)
 
 
+async def _check_proof(folder: Path, owner: Owner) -> None:
+    """
+    Have the service at the address in the note of *folder* prove that it wrote the note; nothing secret is sent.
+
+    A note outlives a service that was killed, and somebody else may listen at its address by then.
+
+    Raises:
+        FileUnusable: It does not prove it.
+        TransportError: Nothing answers there.
+    """
+    challenge = secrets.token_hex(CHALLENGE_BYTES)
+    send = Send("GET", f"{check_base_url(str(owner.operator_url))}{paths.OWNER}", (("challenge", challenge),))
+    async with open_http_async(folder, None, None, READ_TIMEOUT_S) as http:
+        found = await send_async(http, send)
+    lock = folder / LOCK_FILE
+    if isinstance(found, Failure):
+        raise TransportError(
+            f"{lock} names the server at {owner.operator_url}, which does not answer: {found.reason}. Look whether "
+            f"process {owner.pid} still runs."
+        )
+    proof = ""
+    with contextlib.suppress(ProtocolError):
+        proof = str(read_object(found.body).get("proof", ""))
+    if not owner.proof_key or not hmac.compare_digest(proof.encode(), proof_of(owner.proof_key, challenge).encode()):
+        raise FileUnusable(
+            f"{lock} names the server at {owner.operator_url}, which does not prove that it owns {folder}; no token "
+            f"was sent to it. Look what listens there, and who holds the lock (process {owner.pid} wrote the note).",
+            path=str(lock),
+        )
+
+
 @contextlib.asynccontextmanager
-async def _at_server(url: str, token_file: Path, proxy: str | None = None) -> AsyncIterator[CommandLedger]:
+async def _at_server(
+    url: str, token_file: Path, proxy: str | None = None, *, named_by_us: bool = False
+) -> AsyncIterator[CommandLedger]:
     """Give a client of a running server; if its token is refused, the error names the file."""
-    async with ledger_at(url, read_token(token_file), proxy) as ledger:
+    async with ledger_at(url, read_token(token_file, named_by_us=named_by_us), proxy) as ledger:
         try:
             yield ledger
         except TokenRefused:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from spotledger.archive.backup import BACKUPS_FOLDER, Backups
 from spotledger.clock import SYSTEM, TimeSources, steady_s
-from spotledger.errors import LedgerCorrupt, MasterKeyRefused, SpotledgerError
+from spotledger.errors import FileUnusable, LedgerCorrupt, MasterKeyRefused, NotFound, SpotledgerError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 from spotledger.ops.access_key_writes import AccessKeyWrites
@@ -60,6 +60,10 @@ class Followed(Protocol):
         """The last entry that it has, even if it is too old to be served."""
 
 
+def _proves_nothing(challenge: str) -> str:
+    raise NotFound("This process owns no data folder.")
+
+
 @dataclass(frozen=True, slots=True)
 class Runtime:
     """The parts of one service. Start it in the event loop in which it is used."""
@@ -78,6 +82,8 @@ class Runtime:
     revocation_watch: RevocationWatch | None = None
     #: The workers of this machine; None if this process is the only one.
     siblings: Siblings | None = None
+    #: Answers the challenge of a command that found the address of this service in the folder.
+    prove: Callable[[str], str] = _proves_nothing
 
     @property
     def head_seq(self) -> int:
@@ -85,12 +91,19 @@ class Runtime:
         return self.ledger.head.seq if self.followed is None else self.followed.head_seq
 
     def check_token_file(self) -> None:
-        """Log a warning if the token in the folder's ``operator.token`` is not accepted; the file is not changed."""
+        """
+        Log a warning if the token in the folder's ``operator.token`` is not accepted; the file is not changed.
+
+        Raises:
+            FileUnusable: The file belongs to somebody else, or others may use it.
+        """
         file = self.settings.data / TOKEN_FILE
-        if not file.exists():
+        if not os.path.lexists(file):
             return
         try:
             record = self.tokens.find(read_token(file))
+        except FileUnusable:
+            raise
         except SpotledgerError as problem:
             _log.warning("%s", problem)
             return
@@ -170,7 +183,7 @@ def open_runtime(
 
         worker = 0 if siblings is None else siblings.number
         with open_fleet(settings, worker, clock_ms=clock_ms, time_sources=time_sources) as fleet:
-            yield _assemble(settings, environ, fleet.ledger, fleet, siblings)
+            yield _assemble(settings, environ, fleet.ledger, lock, fleet, siblings)
         return
     with open_embedded(
         settings.data,
@@ -182,13 +195,14 @@ def open_runtime(
         time_sources=time_sources,
         lock=lock,
     ) as ledger:
-        yield _assemble(settings, environ, ledger)
+        yield _assemble(settings, environ, ledger, lock)
 
 
 def _assemble(
     settings: Settings,
     environ: Mapping[str, str],
     ledger: Ledger,
+    lock: FolderLock,
     fleet: Fleet | None = None,
     siblings: Siblings | None = None,
 ) -> Runtime:
@@ -216,6 +230,7 @@ def _assemble(
         None if fleet is None else fleet.store,
         None if fleet is None else _revocation_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
         siblings,
+        lock.prove,
     )
 
 

@@ -11,7 +11,11 @@ The data folder: its files, and the lock of the one process that owns it.
       owner.lock         locked by the owner; its content, the note, says who the owner is and where it listens
 
 The lock is an ``flock``. The system releases it when the process ends, however it ends, so a killed owner leaves
-nothing to clean up. The note is valid only while the lock is held.
+nothing to clean up. The note is valid only while the lock is held. Who is about to send a token to the address in it
+first has the service prove that it wrote the note: the note has a random key of this start, and the service answers a
+challenge with it (:meth:`FolderLock.prove`, :func:`proof_of`).
+
+Each file is checked when it is opened (:mod:`spotledger.storage.private`).
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
+import hmac
 import json
 import os
 import re
@@ -29,10 +35,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from spotledger.errors import DataFolderInUse, DataFolderUnusable, MasterKeyRefused
-from spotledger.os_errors import unusable_file
 from spotledger.security import cipher
 from spotledger.security.tokens import TOKEN_BYTES
 from spotledger.storage.atomic_file import sync
+from spotledger.storage.private import check_private, check_private_folder, open_private, read_secret as read_secret
 
 #: The prefix of all environment variables of the service.
 VARIABLE_PREFIX: Final = "SPOTLEDGER_"
@@ -44,6 +50,7 @@ MASTER_KEY_VARIABLE: Final = f"{VARIABLE_PREFIX}MASTER_KEY"
 _TOKEN = re.compile(r"\A[0-9A-Fa-f]{64}\Z")
 LOCK_FILE = "owner.lock"
 NOTE_LIMIT_BYTES = 4096
+PROOF_KEY_BYTES: Final = 32
 #: How long acquiring is retried: a reader of the note holds a shared lock for an instant.
 ACQUIRE_PATIENCE_SECONDS = 0.3
 ACQUIRE_PAUSE_SECONDS = 0.02
@@ -74,15 +81,21 @@ def unusable(path: Path, problem: OSError) -> DataFolderUnusable:
     return DataFolderUnusable(f"The data folder {path} cannot be used: {reason}{where}.", path=str(path))
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Path, *, may_be_link: bool = False) -> None:
     """
     Create the folder *path*, readable by its owner only, unless it exists.
 
+    Args:
+        path: The folder.
+        may_be_link: Whether it may be a symbolic link, as where the operator names it.
+
     Raises:
         DataFolderUnusable: There is something else at *path*, or it cannot be created.
+        FileUnusable: It belongs to somebody else, or others may write in it.
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_private_folder(path, may_be_link=may_be_link)
     except OSError as problem:
         raise unusable(path, problem) from problem
 
@@ -93,9 +106,11 @@ def read_note(path: Path) -> str | None:
 
     Raises:
         DataFolderUnusable: The lock file exists but cannot be read.
+        FileUnusable: Somebody else may have written it.
     """
     try:
-        descriptor = os.open(path / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = open_private(path / LOCK_FILE, os.O_RDONLY, is_secret=True)
+        check_private_folder(path, may_be_link=True)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as problem:
@@ -132,6 +147,7 @@ class FolderLock:
         """Prepare the lock of the folder *path*, and touch nothing yet."""
         self.path = Path(path)
         self._descriptor: int | None = None
+        self._proof_key = ""
 
     @property
     def held(self) -> bool:
@@ -148,15 +164,17 @@ class FolderLock:
         Raises:
             DataFolderInUse: Another process holds the lock; the message names it.
             DataFolderUnusable: The folder is read-only, full, or not a folder.
+            FileUnusable: The folder or the lock file belongs to somebody else, or others may use it.
         """
-        make_folder(self.path)
+        make_folder(self.path, may_be_link=True)
         try:
-            descriptor = os.open(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = open_private(self.path / LOCK_FILE, os.O_RDWR | os.O_CREAT, is_secret=True)
         except OSError as problem:
             raise unusable(self.path, problem) from problem
         try:
             self._take(descriptor)
             self._descriptor = descriptor
+            self._proof_key = secrets.token_hex(PROOF_KEY_BYTES)
             self.write_note(note or json.dumps({"pid": os.getpid()}))
         except BaseException:
             self._descriptor = None
@@ -192,7 +210,7 @@ class FolderLock:
 
     def write_note(self, note: str) -> None:
         """
-        Replace the note; the lock has to be held.
+        Replace the note; the lock has to be held. A JSON object gets the key of the proof as one more member.
 
         Raises:
             RuntimeError: The lock is not held.
@@ -200,12 +218,17 @@ class FolderLock:
         """
         if self._descriptor is None:
             raise RuntimeError("the lock is not held; call acquire first")
-        data = note.encode()[:NOTE_LIMIT_BYTES]
+        facts = _facts_in(note)
+        data = (json.dumps({**facts, "proof_key": self._proof_key}) if facts else note).encode()[:NOTE_LIMIT_BYTES]
         try:
             os.pwrite(self._descriptor, data, 0)
             os.ftruncate(self._descriptor, len(data))
         except OSError as problem:
             raise unusable(self.path, problem) from problem
+
+    def prove(self, challenge: str) -> str:
+        """Return the answer to *challenge* that only who wrote the note can give."""
+        return proof_of(self._proof_key, challenge)
 
     def release(self) -> None:
         """Release the lock if it is held, and clear the note."""
@@ -217,12 +240,22 @@ class FolderLock:
         os.close(descriptor)
 
 
+def proof_of(proof_key: str, challenge: str) -> str:
+    """Return the proof, 64 hex digits, for *challenge* with the key in the note."""
+    return hmac.new(proof_key.encode(), b"spotledger owner " + challenge.encode(), hashlib.sha256).hexdigest()
+
+
 class Owner(NamedTuple):
-    """The process that owns a data folder, and the URLs where it listens, or None."""
+    """The process that owns a data folder, the URLs where it listens, or None, and the key of its proof."""
 
     pid: int
     public_url: str | None = None
     operator_url: str | None = None
+    #: Empty in a note that has none; no proof passes then.
+    proof_key: str = ""
+
+    def __repr__(self) -> str:
+        return f"Owner({self.pid}, {self.public_url!r}, {self.operator_url!r})"
 
     def note(self) -> str:
         """Return the owner as a note."""
@@ -236,7 +269,7 @@ def read_owner(folder: Path) -> Owner | None:
     if note is None:
         return None
     facts = _facts_in(note)
-    return Owner(int(facts.get("pid", 0)), facts.get("public"), facts.get("operator"))
+    return Owner(int(facts.get("pid", 0)), facts.get("public"), facts.get("operator"), str(facts.get("proof_key", "")))
 
 
 def write_secret_file(file: Path, text: str) -> None:
@@ -249,7 +282,7 @@ def write_secret_file(file: Path, text: str) -> None:
         DataFolderUnusable: The disk is full or read-only.
         FileExistsError: *file* exists; it is not changed.
     """
-    if file.exists():
+    if os.path.lexists(file):
         raise FileExistsError(file)
     beside = file.with_name(f".{file.name}.new")
     try:
@@ -278,7 +311,8 @@ def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str],
         may_make: Whether a missing key may be created, which is right only while no secret is sealed.
 
     Raises:
-        MasterKeyRefused: There is no key, it is malformed, or others may read its file.
+        MasterKeyRefused: There is no key, it is malformed, or others may read the named file.
+        FileUnusable: The folder's own file belongs to somebody else, or others may use it.
         DataFolderUnusable: A new key cannot be written.
     """
     if MASTER_KEY_VARIABLE in environ:
@@ -286,7 +320,8 @@ def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str],
     if file is not None:
         return cipher.load_master_key(file)
     own = folder / MASTER_KEY_FILE
-    if not own.exists():
+    check_private(own, is_secret=True)
+    if not os.path.lexists(own):
         if not may_make:
             raise MasterKeyRefused(
                 f"{own} is missing, and access keys are sealed with it. Put it back (all nodes of a fleet use "
@@ -296,18 +331,19 @@ def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str],
     return cipher.load_master_key(own)
 
 
-def read_token(file: Path) -> str:
+def read_token(file: Path, *, named_by_us: bool = True) -> str:
     """
     Return the operator token in *file*.
 
+    Args:
+        file: The file.
+        named_by_us: Whether it is the one in the data folder; one that the operator names may be a link or a pipe.
+
     Raises:
-        FileUnusable: *file* cannot be read.
+        FileUnusable: *file* cannot be read, belongs to somebody else, or others may use it.
         DataFolderUnusable: It contains no token.
     """
-    try:
-        text = file.read_text(encoding="ascii", errors="replace").strip()
-    except OSError as problem:
-        raise unusable_file(problem, file, "file with the operator token") from None
+    text = read_secret(file, "file with the operator token", named_by_us=named_by_us)
     if not _TOKEN.match(text):
         raise DataFolderUnusable(
             f"{file} contains no operator token; 64 hex digits would pass.",
@@ -319,6 +355,6 @@ def read_token(file: Path) -> str:
 def first_token(folder: Path) -> str:
     """Return the token in ``operator.token`` of *folder*; create the file if it does not exist."""
     file = folder / TOKEN_FILE
-    if not file.exists():
+    if not os.path.lexists(file):
         write_secret_file(file, secrets.token_hex(TOKEN_BYTES))
     return read_token(file)

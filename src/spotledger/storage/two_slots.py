@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from spotledger.errors import LedgerCorrupt
+from spotledger.storage.private import open_no_link, open_private
 
 BLOCK_BYTES: Final = 4096
 _CHECKSUM_BYTES: Final = 16
@@ -62,7 +63,7 @@ class TwoSlots(Generic[N]):
         """
         self.path = path
         self._form = form
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self._descriptor = open_private(path, os.O_RDWR | os.O_CREAT, is_secret=False)
         try:
             self._count, self.note, self.damaged_slot = _read(self._descriptor, path, form)
         except BaseException:
@@ -107,7 +108,7 @@ def read_two_slots(path: Path, form: Form[N]) -> Slots[N]:
         OSError: The file cannot be read.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = open_no_link(path, os.O_RDONLY)
     except FileNotFoundError:
         return Slots()
     try:

@@ -9,19 +9,29 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from typing import Final
 
 from msgspec import UNSET
 
 from spotledger import paths
-from spotledger.errors import ClockUntrusted, LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
+from spotledger.errors import ClockUntrusted, InvalidRequest, LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
 from spotledger.http import wire
 from spotledger.http.h1.request import ClientDisconnected, Reply, Request
 from spotledger.http.operator.answers import AliveAnswer, ReadyAnswer, SealingAnswer
 from spotledger.http.operator.audits import AuditCalls, show_audits
 from spotledger.http.operator.backups import BackupCalls
 from spotledger.http.operator.batches import BatchCalls
-from spotledger.http.operator.calls import METRICS_READ, Call, Endpoint, TokenCheck, answer, problem_answer, route
+from spotledger.http.operator.calls import (
+    METRICS_READ,
+    Call,
+    Endpoint,
+    TokenCheck,
+    answer,
+    problem_answer,
+    query_of,
+    route,
+)
 from spotledger.http.operator.clock import ClockCalls, show_clock
 from spotledger.http.operator.docs import doc_routes
 from spotledger.http.operator.feed import Feed
@@ -32,6 +42,7 @@ from spotledger.http.operator.reads import ReadCalls
 from spotledger.ops.runtime import Runtime
 
 _NO_STORE: Final = (b"cache-control", b"no-store")
+_CHALLENGE: Final = re.compile(r"\A[0-9a-f]{64}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _log = logging.getLogger("spotledger.operator")
 
@@ -76,6 +87,7 @@ class OperatorApp:
             *key_calls.routes(self._token_check),
             *doc_routes(lambda: self.routes),
             route(self._token_check, paths.METRICS, GET=Call(METRICS_READ, self._metrics, media_type="text/plain")),
+            route(None, paths.OWNER, GET=Call(None, self._owner, guarded=False, page=True)),
             route(None, paths.HEALTHZ, GET=Call(None, self._alive, gives=AliveAnswer, guarded=False)),
             route(None, paths.READYZ, GET=Call(None, self._ready, gives=ReadyAnswer, guarded=False)),
         ]
@@ -180,6 +192,13 @@ class OperatorApp:
         lag_entries = ledger.sealing_lag
         sealing = UNSET if lag_entries is None else SealingAnswer(lag_entries)
         return answer(ReadyAnswer("ready", ledger.head.seq, sealing, ledger.rebuilding or UNSET))
+
+    async def _owner(self, request: Request) -> Reply:
+        """Prove to a command, before it sends a token, that this service wrote the note in its data folder."""
+        challenge = query_of(request, "challenge").get("challenge", "")
+        if not _CHALLENGE.match(challenge):
+            raise InvalidRequest("challenge is no challenge; 64 hex digits would pass", field="challenge")
+        return answer({"proof": self._runtime.prove(challenge)})
 
     async def _metrics(self, request: Request) -> Reply:
         """Return metrics of the service, for Prometheus."""

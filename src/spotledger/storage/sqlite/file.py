@@ -24,6 +24,7 @@ import apsw.sqlite_extra
 
 from spotledger.errors import JournalShorter, LedgerCorrupt, SchemaMismatch, StoreUnavailable
 from spotledger.storage.base import BooksDamaged
+from spotledger.storage.private import check_private_database, open_private
 from spotledger.storage.sqlite.wal import find_damage
 
 if TYPE_CHECKING:
@@ -271,6 +272,7 @@ def open_alone(path: Path, kind: FileKind, make: Callable[[Connection], None]) -
 
 
 def _open_to_write(path: Path, kind: FileKind, make: Callable[[Connection], None], *modes: str) -> Connection:
+    check_private_database(path)
     with translated("opened", kind):
         _make_private(path)
         connection = _connect(path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
@@ -298,6 +300,7 @@ def open_reader(path: Path, kind: FileKind) -> Connection:
         SchemaMismatch: It is another kind of file, or of another version.
         LedgerCorrupt: It is damaged.
     """
+    check_private_database(path)
     with translated("opened", kind):
         # Not read-only: without a write-ahead log beside the file, SQLite has to make an empty one to read it.
         connection = _connect(path, apsw.SQLITE_OPEN_READWRITE)
@@ -368,7 +371,7 @@ def _connect(path: Path, flags: int) -> Connection:
 def _make_private(path: Path) -> None:
     """Make the file, readable by its owner only, if it does not exist; the write-ahead log inherits its mode."""
     with contextlib.suppress(OSError):  # opening it will say what is wrong with the place
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+        os.close(open_private(path, os.O_CREAT | os.O_RDWR, is_secret=False))
 
 
 def _tune(connection: Connection) -> None:
@@ -450,6 +453,8 @@ def _check_checksums(connection: Connection, path: Path, kind: FileKind) -> None
 
 def check_folder(folder: Path) -> None:
     """Refuse a ledger of an earlier form, and a log that is damaged, before SQLite opens anything."""
+    for name in (JOURNAL_FILE, BOOKS_FILE, KEYS_FILE):
+        check_private_database(folder / name)
     journal = folder / JOURNAL_FILE
     if (folder / OLD_FILE).exists() and not journal.exists():
         raise SchemaMismatch(

@@ -16,6 +16,7 @@ from typing import Final
 from spotledger.errors import DataFolderUnusable, JournalShorter
 from spotledger.storage.atomic_file import sync
 from spotledger.storage.folder import unusable
+from spotledger.storage.private import check_private_database, check_private_folder
 from spotledger.storage.sqlite.file import BOOKS_FILE, JOURNAL_FILE, KEYS_FILE
 from spotledger.storage.sqlite.noted_head import NOTE_FILE
 
@@ -59,6 +60,7 @@ def go_on_placing(folder: Path) -> None:
     ready = folder / READY_FOLDER
     if not ready.is_dir():
         return
+    check_private_folder(ready, may_be_link=False)
     if (ready / JOURNAL_FILE).exists() and (folder / JOURNAL_FILE).exists():
         raise DataFolderUnusable(
             f"{ready} has a restored ledger that was not put in place yet, but {folder} has a {JOURNAL_FILE} already."
@@ -84,6 +86,7 @@ def check_journal(folder: Path) -> None:
         DataFolderUnusable: The journal is missing, and an unfinished restore is there.
     """
     journal = folder / JOURNAL_FILE
+    check_private_database(journal)
     if _has_content(journal) or _has_content(journal.with_name(f"{JOURNAL_FILE}-wal")):
         return
     if (folder / STAGING_FOLDER).exists():

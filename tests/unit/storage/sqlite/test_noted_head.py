@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from spotledger.errors import LedgerCorrupt
+from spotledger.errors import FileUnusable, LedgerCorrupt
 from spotledger.storage.sqlite.noted_head import Note, NotedHead, read_note
 from spotledger.storage.two_slots import BLOCK_BYTES
 
@@ -115,7 +115,7 @@ def test_note_is_no_symbolic_link(path: Path, tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"precious")
     path.symlink_to(target)
-    with pytest.raises(OSError, match="noted-head"):
+    with pytest.raises(FileUnusable, match="noted-head is a symbolic link"):
         NotedHead(path)
     assert target.read_bytes() == b"precious"
     assert os.path.islink(path)  # noqa: PTH114 - the link itself is meant
