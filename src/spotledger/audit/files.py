@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.domain.positions import Epochs
+from spotledger.errors import FileUnusable, MasterKeyRefused
+from spotledger.security.access_keys import PERMISSIONS
+from spotledger.security.addresses import parse_network
+from spotledger.security.cipher import Cipher, SecretDamaged
+from spotledger.security.tokens import SCOPES
 from spotledger.storage.encoding import genesis_hash
+from spotledger.storage.folder import load_master_key
 from spotledger.storage.sqlite.audit import AuditFile, LedgerRow, damaged_logs
 from spotledger.storage.sqlite.file import KEYS, schema_of
 from spotledger.storage.sqlite.keys import TABLES
@@ -18,7 +25,22 @@ from spotledger.storage.sqlite.noted_head import NOTE_FILE
 from spotledger.storage.sqlite.raw import Damaged, RawFile
 
 _TEXTS: Final = frozenset({"accesskey", "customer", "label", "token_id", "idempotency_key", "fingerprint"})
-_LISTS: Final = frozenset({"permissions", "addresses", "scopes"})
+
+
+def _is_network(text: str) -> bool:
+    try:
+        parse_network(text)
+    except ValueError:
+        return False
+    return True
+
+
+#: What each text of a list has to be.
+_LISTS: Final[dict[str, Callable[[str], bool]]] = {
+    "permissions": PERMISSIONS.__contains__,
+    "scopes": SCOPES.__contains__,
+    "addresses": _is_network,
+}
 _DOCUMENTS: Final = frozenset({"request_json", "answer_json"})
 _BYTES: Final = frozenset({"sealed_secret", "digest"})
 _OPTIONAL: Final = frozenset({"expires_ms", "revoked_ms", "last_used_ms"})
@@ -101,7 +123,11 @@ def check_backup(file: AuditFile, findings: Findings, ledger: LedgerRow, epochs:
 
 
 def check_access_keys(file: AuditFile, findings: Findings, noted_change: int, journal: JournalPass) -> None:
-    """Read every access key and token as the service does, as far as that goes without the master key."""
+    """
+    Read every access key and token as the service does.
+
+    Secrets are opened where the folder or the environment has the master key that they were sealed with.
+    """
     if file.keys is None:
         if noted_change and not file.problems:
             findings.add("access_keys_behind", None, "keys.db", "no file", f"change {noted_change} or later")
@@ -117,6 +143,9 @@ def check_access_keys(file: AuditFile, findings: Findings, noted_change: int, jo
         wrong_sum = file.keys.wrong_sum()
         if wrong_sum is not None:
             findings.add("access_keys_differ", None, "keys_of", wrong_sum, "the rows that were written last")
+    cipher = None
+    with findings.noting("master_key_mark"):
+        cipher = _cipher_of(file)
     for table in TABLES:
         with findings.noting(table):
             for row in file.keys.rows_of(table):
@@ -125,8 +154,31 @@ def check_access_keys(file: AuditFile, findings: Findings, noted_change: int, jo
                 wrong = wrong_in_row(table, row)
                 if wrong is not None:
                     findings.add("access_key_malformed", None, where, wrong, "a row of the schema")
+                elif table == "access_keys" and cipher is not None and not _opens(cipher, row):
+                    findings.add("access_key_malformed", None, where, "sealed_secret", "a secret that opens")
                 elif table == "access_keys" and row[1] not in journal.customers:
                     _check_owner(file, findings, where, row[1], journal)
+
+
+def _cipher_of(file: AuditFile) -> Cipher | None:
+    """Return the cipher of the access keys; None where its master key is not at hand."""
+    if file.keys is None:
+        return None
+    try:
+        cipher = Cipher(load_master_key(file.path.parent, None, os.environ, may_make=False))
+    except (MasterKeyRefused, FileUnusable):
+        return None
+    marks = [row[-1] for row in file.keys.rows_of("master_key_mark")]
+    return cipher if marks == [cipher.fingerprint] else None
+
+
+def _opens(cipher: Cipher, row: Sequence[Any]) -> bool:
+    accesskey, sealed = row[0], row[list(TABLES["access_keys"]).index("sealed_secret")]
+    try:
+        cipher.open(accesskey, sealed)
+    except SecretDamaged:
+        return False
+    return True
 
 
 def _check_owner(file: AuditFile, findings: Findings, where: str, customer: str, journal: JournalPass) -> None:
@@ -152,7 +204,7 @@ def _passes(column: str, value: Any) -> bool:
         return isinstance(value, bytes) and bool(value)
     if column in _LISTS:
         found = _decoded(value)
-        return isinstance(found, list) and all(isinstance(text, str) for text in found)
+        return isinstance(found, list) and all(isinstance(text, str) and _LISTS[column](text) for text in found)
     if column in _DOCUMENTS:
         return isinstance(_decoded(value), dict)
     return isinstance(value, int) or (value is None and column in _OPTIONAL)

@@ -234,7 +234,7 @@ class KeyRing:
         Return *accesskey* in the form for checking requests, revoked and expired ones too; None if it does not exist.
 
         Raises:
-            MasterKeyRefused: Its secret does not open with this master key.
+            SecretDamaged: Its secret does not open.
             StoreUnavailable: Whether the key was revoked cannot be determined now.
         """
         if self.trust is not None:

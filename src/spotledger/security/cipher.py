@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from spotledger.errors import MasterKeyRefused
+from spotledger.errors import LedgerCorrupt, MasterKeyRefused
 
 MASTER_KEY_BYTES = 32
 MASTER_KEY_FILE_MAX_BYTES = 256
@@ -68,6 +68,12 @@ def load_master_key(path: Path) -> bytes:
     return parse_master_key(content.decode("ascii", "replace"))
 
 
+class SecretDamaged(LedgerCorrupt):
+    """A sealed secret does not open, although the master key is the right one, which a start checks."""
+
+    stops_writes = False
+
+
 class Cipher:
     """
     Encrypts and decrypts the secrets of access keys with AES-256-GCM.
@@ -97,12 +103,12 @@ class Cipher:
         Return the secret that was sealed for *accesskey*.
 
         Raises:
-            MasterKeyRefused: It was sealed with another master key or for another access key, or it was altered.
+            SecretDamaged: It was sealed with another master key or for another access key, or it was altered.
         """
         if sealed[:1] != _FORMAT:
-            raise MasterKeyRefused("A secret is sealed in a format that this version does not know.")
+            raise SecretDamaged(f"the secret of the access key {accesskey[:8]}… is sealed in an unknown format")
         nonce, text = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
         try:
             return self._aead.decrypt(nonce, text, accesskey.encode()).decode()
         except (InvalidTag, ValueError) as error:
-            raise MasterKeyRefused("A secret does not open with this master key.") from error
+            raise SecretDamaged(f"the secret of the access key {accesskey[:8]}… does not open") from error
