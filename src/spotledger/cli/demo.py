@@ -25,10 +25,10 @@ from spotledger.cli.output import Output
 from spotledger.cli.service import log_to_stderr
 from spotledger.client.operator.messages import path_of
 from spotledger.client.trader.signed import SignedRequestAPI
-from spotledger.errors import DataFolderUnusable
+from spotledger.errors import DataFolderUnusable, FileUnusable
 from spotledger.http.serve import Listening, serve
 from spotledger.ops.settings import load_settings
-from spotledger.storage.folder import TOKEN_FILE, read_token, write_secret_file
+from spotledger.storage.folder import TOKEN_FILE, read_secret, read_token, write_secret_file
 
 DEMO_FOLDER: Final = "data/demo"
 DEMO_KEY_FILE: Final = "demo.key"
@@ -63,7 +63,7 @@ def demo(flags: Mapping[str, str | None], config: str | None, once: bool) -> Non
         with SignedRequestAPI(key.accesskey, key.secretkey, listening.public_url) as api:
             answer = await asyncio.to_thread(read_balance, api)
         _show_answer(answer)
-        _show_next(listening, folder, key)
+        _show_next(listening, folder)
         if not once:
             Output.text("\nServing. Ctrl-C stops it; the next start continues with this ledger.")
         return not once
@@ -95,9 +95,9 @@ async def _demo_key(ledger: CommandLedger, file: Path) -> DemoKey:
 
 def _read_demo_key(file: Path) -> DemoKey | None:
     try:
-        kept = json.loads(file.read_text(encoding="ascii"))
+        kept = json.loads(read_secret(file, "demo key", named_by_us=True))
         return DemoKey(str(kept["accesskey"]), str(kept["secretkey"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileUnusable, ValueError, KeyError, TypeError):
         return None
 
 
@@ -120,28 +120,35 @@ def _show_answer(answer: dict[str, Any]) -> None:
     Output.json(answer)
 
 
-def curl_line(public_url: str, key: DemoKey) -> str:
-    """Return a shell line that signs a getBalance with openssl at the time it is run, and sends it with curl."""
-    text = f"accesskey={key.accesskey}&nonce=$nonce"
-    sign = f"printf %s \"{text}\" | openssl dgst -sha256 -hmac {key.secretkey} | awk '{{print $NF}}'"
-    return (
-        f"nonce=$(date +%s)000; signature=$({sign}); "
-        f'curl -s "{public_url}{paths.GET_BALANCE}?{text}&signature=$signature"; echo'
-    )
+def curl_lines(public_url: str, file: Path) -> str:
+    """
+    Return shell lines that sign a getBalance with the access key in *file*, and send it with curl.
+
+    Neither the secret nor the signed URL is an argument of a program, because those are in the list of processes.
+    """
+    return f"""python3 -c '
+import hashlib, hmac, json, sys, time
+key = json.load(open(sys.argv[1]))
+text = "accesskey=%s&nonce=%d" % (key["accesskey"], time.time() * 1000)
+signature = hmac.new(key["secretkey"].encode(), text.encode(), hashlib.sha256).hexdigest()
+print("url = {public_url}{paths.GET_BALANCE}?%s&signature=%s" % (text, signature))
+' {shlex.quote(str(file))} | curl -s --config -; echo"""
 
 
-def _show_next(listening: Listening, folder: Path, key: DemoKey) -> None:
-    token = f'"Authorization: Bearer $(cat {shlex.quote(str(folder / TOKEN_FILE))})"'
+def _show_next(listening: Listening, folder: Path) -> None:
+    key_file, token_file = folder / DEMO_KEY_FILE, shlex.quote(str(folder / TOKEN_FILE))
     program = "spotledger" if shutil.which("spotledger") else shlex.quote(sys.argv[0])
     data = shlex.quote(str(folder))
-    Output.text("\nThe same call by curl and openssl; paste it:\n")
-    Output.text(curl_line(listening.public_url, key))
+    Output.text("\nThe same call by curl; paste it:\n")
+    Output.text(curl_lines(listening.public_url, key_file))
     Output.text(
         f"""
 In Python:
 
+    import json
     from spotledger.client import SpotClient
-    with SpotClient("{key.accesskey}", "{key.secretkey}", "{listening.public_url}") as client:
+    key = json.load(open({json.dumps(str(key_file), ensure_ascii=False)}))
+    with SpotClient(key["accesskey"], key["secretkey"], "{listening.public_url}") as client:
         print(client.balances()["usdt"])
 
 As the exchange, on the command line (the key names each write, so it happens once):
@@ -152,7 +159,8 @@ As the exchange, on the command line (the key names each write, so it happens on
 
 As the exchange, over HTTP:
 
-    curl -s -H {token} {listening.operator_url}{path_of(paths.CUSTOMER_BALANCES, customer="alice")}
-    curl -s -H {token} -H "Idempotency-Key: my-first-deposit" \\
+    token() {{ printf 'Authorization: Bearer %s' "$(cat {token_file})"; }}
+    token | curl -s -H @- {listening.operator_url}{path_of(paths.CUSTOMER_BALANCES, customer="alice")}
+    token | curl -s -H @- -H "Idempotency-Key: my-first-deposit" \\
          -d '{{"customer":"bob","coin":"usdt","amount":"12.5"}}' {listening.operator_url}{paths.DEPOSITS}"""
     )
