@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 
 import click
@@ -59,6 +60,7 @@ for _command in (
 def main() -> None:
     """Run the command; exit with 0, 1 (refused or failed), 2 (wrong usage) or 3 (something could not be looked at)."""
     os.umask(0o077)  # only the owner may read what is written
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core file with secrets, of child processes neither
     try:
         program(prog_name="spotledger")
     finally:

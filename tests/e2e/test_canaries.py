@@ -1,0 +1,174 @@
+"""Canaries: secrets of a running service are looked for wherever they must not be."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+import support_service
+from support_service import Service
+
+MASTER_KEY = secrets.token_hex(32)
+
+
+def spellings(secret: str) -> list[bytes]:
+    """Return how a secret may be written: as it is, as bytes if it is hex, in base64."""
+    found = [secret.encode(), secret.upper().encode(), base64.b64encode(secret.encode()).rstrip(b"=")]
+    try:
+        raw = bytes.fromhex(secret)
+    except ValueError:
+        return found
+    return [*found, raw, base64.b64encode(raw).rstrip(b"=")]
+
+
+def places_of(secret: str, places: dict[str, bytes]) -> list[str]:
+    """Return the names of the *places* that have *secret* in them."""
+    return [name for name, content in places.items() if any(spelling in content for spelling in spellings(secret))]
+
+
+def signed(key: support_service.Trader, nonce_ms: int, secret: str | None = None) -> tuple[dict[str, str], str]:
+    """Return the parameters of a signed request, and their signature."""
+    params = {"accesskey": key.accesskey, "nonce": str(nonce_ms)}
+    text = "&".join(f"{name}={params[name]}" for name in sorted(params))
+    signature = hmac.new((secret or key.secretkey).encode(), text.encode(), hashlib.sha256).hexdigest()
+    return {**params, "signature": signature}, signature
+
+
+def family(pid: int) -> Iterator[int]:
+    """Yield the process *pid* and all that descend from it."""
+    yield pid
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                yield from family(int(child))
+
+
+class Canaries:
+    """A service that was used in every way that has to do with secrets, and what it left in the meantime."""
+
+    def __init__(self, service: support_service.Service) -> None:
+        self.service = service
+        self.answers: list[str] = []
+        self.children: dict[str, bytes] = {}
+        service.list_coins(usdt=8)
+        self.trader = service.trader("alice", {"usdt": ("10", "0")})
+        self.revoked = service.trader("bob")
+        made = service.write("/v1/tokens", {"scopes": ["ledger:read"], "label": "reader"}, "token")
+        self.token = str(made["token"])
+        self.signatures: list[str] = []
+        self._use()
+
+    def _use(self) -> None:
+        client = self.service.client()
+        reader = {"Authorization": f"Bearer {self.token}"}
+        self._keep(client.delete(f"/v1/keys/{self.revoked.accesskey}"))
+        self._keep(
+            client.post(
+                "/v1/tokens", json={"scopes": ["ledger:read"], "label": "reader"}, headers={"Idempotency-Key": "token"}
+            )
+        )
+        for method, path, more in (
+            ("GET", "/v1/keys", {}),
+            ("GET", "/v1/tokens", {}),
+            ("GET", "/v1/entries", {}),
+            ("GET", "/metrics", {}),
+            ("GET", f"/v1/{self.token}", {}),
+            ("GET", "/v1/coins", {"headers": reader}),
+            ("GET", "/v1/keys", {"headers": reader}),
+            ("POST", "/v1/deposits", {"content": b"{", "headers": reader}),
+            ("GET", "/v1/coins", {"headers": {"Authorization": f"Bearer {self.token}x"}}),
+            ("GET", "/v1/coins", {"headers": {"Authorization": f"Basic {self.token}"}}),
+        ):
+            self._keep(client.request(method, path, **more))
+        now_ms = int(time.time() * 1000)
+        for number, (key, secret) in enumerate(((self.trader, None), (self.revoked, None), (self.trader, "0" * 64))):
+            params, signature = signed(key, now_ms + number, secret)
+            self.signatures.append(signature)
+            for path in ("getBalance", "getFunds", "nothing"):
+                self._keep(httpx2.get(f"{self.service.public_url}/trade/api/v1/{path}", params=params))
+                self._keep(
+                    httpx2.get(f"{self.service.public_url}/trade/api/v1/{path}", params={**params, "nonce": "x"})
+                )
+        self._keep(client.post("/v1/backups", json={"file": "canary.backup"}))
+        audit = client.post("/v1/audits").json()["audit"]
+        while client.get(f"/v1/audits/{audit}").json()["state"] == "running":
+            self._look_at_children()
+        for number in range(20):  # so that segments are sealed
+            service_write = {"customer": "alice", "coin": "usdt", "amount": "1"}
+            self._keep(client.post("/v1/deposits", json=service_write, headers={"Idempotency-Key": f"d{number}"}))
+            self._look_at_children()
+
+    def _look_at_children(self) -> None:
+        """Keep the arguments and environments of the processes that the service started; some end soon."""
+        for pid in list(family(self.service.process.pid))[1:]:
+            with contextlib.suppress(OSError):
+                self.children[f"arguments of {pid}"] = Path(f"/proc/{pid}/cmdline").read_bytes()
+                self.children[f"environment of {pid}"] = Path(f"/proc/{pid}/environ").read_bytes()
+
+    def _keep(self, answer: Any) -> None:
+        self.answers.append(f"{answer.status_code} {answer.headers} {answer.text}")
+
+    def output(self) -> dict[str, bytes]:
+        """Return what the service has said: its log at debug level, its answers, arguments and environments."""
+        said = {"log": self.service.stderr.read_bytes(), "answers": "\n".join(self.answers).encode()}
+        said["arguments"] = Path(f"/proc/{self.service.process.pid}/cmdline").read_bytes()
+        return said | self.children
+
+    def files(self) -> dict[str, bytes]:
+        """Return what is on the disk: databases, write-ahead logs, notes, backups; the first token's file excepted."""
+        found = [path for path in self.service.folder.rglob("*") if path.is_file() and path.name != "operator.token"]
+        return {str(path.relative_to(self.service.folder)): path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def canaries(service: Callable[..., Service]) -> Canaries:
+    return Canaries(service(env={"SPOTLEDGER_MASTER_KEY": MASTER_KEY}, log_level="debug", segment_entries=8))
+
+
+def test_secrets_are_in_no_output_argument_environment_or_file(canaries: Canaries) -> None:
+    """Secret, signature, token, master key: nowhere. A whole access key: in no log, argument or environment."""
+    service, output, files = canaries.service, canaries.output(), canaries.files()
+    assert {"log", "answers"} < set(output)
+    assert {"journal.db", "keys.db", "keys.db-wal", "backups/canary.backup"} <= set(files)
+    assert any(name.startswith("environment of") for name in output), "that of an audit at least"
+    hidden = {
+        "secret": canaries.trader.secretkey,
+        "secret of a revoked key": canaries.revoked.secretkey,
+        "token": canaries.token,
+        "first token": service.token,
+        "master key": MASTER_KEY,
+        **{f"signature {number}": signature for number, signature in enumerate(canaries.signatures)},
+    }
+    found = {what: places_of(secret, output | files) for what, secret in hidden.items()}
+    assert {what: places for what, places in found.items() if places} == {}
+    said = {name: content for name, content in output.items() if name != "answers"}
+    assert places_of(canaries.trader.accesskey, said) == places_of(canaries.revoked.accesskey, said) == []
+    assert places_of(canaries.trader.accesskey, files), "what is looked for would be found"
+
+
+def test_crash_of_a_serving_process_leaves_no_core_and_no_secret_in_its_traceback(
+    service: Callable[..., Service],
+) -> None:
+    """A process that holds secrets in memory writes no core file, and its children do not either."""
+    running = service(env={"SPOTLEDGER_MASTER_KEY": MASTER_KEY}, log_level="debug")
+    running.list_coins(usdt=8)
+    for pid in family(running.process.pid):
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        (line,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
+        assert line.split()[4:6] == ["0", "0"]
+    os.kill(running.process.pid, signal.SIGABRT)
+    assert running.process.wait(20) == -signal.SIGABRT
+    assert not list(running.folder.parent.glob("core*"))
+    assert places_of(MASTER_KEY, {"log": running.stderr.read_bytes()}) == []
