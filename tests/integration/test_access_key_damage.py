@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import support_service
 from spotledger.audit.embedded import audit_file
+from spotledger.client import SpotClient
+from spotledger.errors import LedgerDamaged
 from spotledger.ops.runtime import claim_folder, open_runtime
 from spotledger.ops.settings import Settings
 from spotledger.security.access_keys import KeyRing
@@ -85,3 +88,26 @@ def test_audit_without_the_master_key_or_with_another_one_does_not_doubt_secrets
     monkeypatch.delenv("SPOTLEDGER_MASTER_KEY")
     (folder / "master.key").unlink()
     assert audit_file(folder / "journal.db").verdict == "clean"
+
+
+def test_trader_whose_secret_is_damaged_is_told_so_and_others_are_served(tmp_path: Path) -> None:
+    """The public listener answers as for damage, not as for an outage, and its log names the key; others go on."""
+    running = support_service.start(tmp_path / "data")
+    running.list_coins(usdt=8)
+    alice, bob = (running.trader(name, {"usdt": ("10", "0")}) for name in ("alice", "bob"))
+    running.stop()
+    _change(running.folder, f"{DAMAGES['cut']} WHERE accesskey = '{alice.accesskey}'")
+    running = support_service.start(running.folder)
+    try:
+        with SpotClient(alice.accesskey, alice.secretkey, running.public_url) as client, pytest.raises(LedgerDamaged):
+            client.balances()
+        with SpotClient(bob.accesskey, bob.secretkey, running.public_url) as client:
+            assert client.balances()["usdt"].available == 10
+        assert running.client().get("/readyz").status_code == 200
+        running.write("/v1/deposits", {"customer": "alice", "coin": "usdt", "amount": "1"})
+    finally:
+        running.stop()
+    log = running.stderr.read_text()
+    assert " CRITICAL " in log
+    assert alice.accesskey[:8] in log
+    assert alice.accesskey not in log
