@@ -14,7 +14,7 @@ from spotledger.errors import LedgerDamaged
 from spotledger.ops.runtime import claim_folder, open_runtime
 from spotledger.ops.settings import Settings
 from spotledger.security.access_keys import KeyRing
-from spotledger.security.cipher import SecretDamaged
+from spotledger.security.cipher import AccessKeyDamaged
 from spotledger.storage.sqlite.keys import store_sum
 from support_core import raw
 
@@ -53,7 +53,7 @@ def test_secret_that_does_not_open_is_damage_and_the_audit_names_it(damage: str,
     folder, keys = made
     _change(folder, DAMAGES[damage])
     with claim_folder(folder) as lock, open_runtime(Settings(data=folder), {}, lock) as runtime:
-        with pytest.raises(SecretDamaged, match=keys[0][:8]) as raised:
+        with pytest.raises(AccessKeyDamaged, match=keys[0][:8]) as raised:
             _ring(runtime).ready(keys[0])
         assert not raised.value.stops_writes
         assert keys[0] not in str(raised.value)
@@ -72,8 +72,15 @@ def test_list_with_a_text_that_means_nothing_is_named_by_the_audit(
     column: str, value: list[str], made: tuple[Path, list[str]]
 ) -> None:
     """A row of the right form whose content cannot be."""
-    folder, _ = made
+    folder, keys = made
     _change(folder, f"UPDATE access_keys SET {column} = '{json.dumps(value)}'")
+    if column == "addresses":
+        with (
+            claim_folder(folder) as lock,
+            open_runtime(Settings(data=folder), {}, lock) as runtime,
+            pytest.raises(AccessKeyDamaged, match=keys[0][:8]),
+        ):
+            _ring(runtime).ready(keys[0])
     report = audit_file(folder / "journal.db")
     assert {(finding.code, finding.found) for finding in report.findings} == {("access_key_malformed", column)}
 

@@ -14,7 +14,7 @@ from spotledger.domain.positions import Epochs
 from spotledger.errors import FileUnusable, MasterKeyRefused
 from spotledger.security.access_keys import PERMISSIONS
 from spotledger.security.addresses import parse_network
-from spotledger.security.cipher import Cipher, SecretDamaged
+from spotledger.security.cipher import AccessKeyDamaged, Cipher
 from spotledger.security.tokens import SCOPES
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.folder import load_master_key
@@ -176,7 +176,7 @@ def _opens(cipher: Cipher, row: Sequence[Any]) -> bool:
     accesskey, sealed = row[0], row[list(TABLES["access_keys"]).index("sealed_secret")]
     try:
         cipher.open(accesskey, sealed)
-    except SecretDamaged:
+    except AccessKeyDamaged:
         return False
     return True
 

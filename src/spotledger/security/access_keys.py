@@ -17,7 +17,7 @@ from typing import Protocol
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, StoreUnavailable
 from spotledger.security.addresses import IpAddress, IpNetwork, parse_network
 from spotledger.security.bounded_dict import BoundedDict
-from spotledger.security.cipher import Cipher
+from spotledger.security.cipher import AccessKeyDamaged, Cipher
 from spotledger.security.signing import UNKNOWN_SECRET, PreparedSecret
 from spotledger.texts import FIT, is_line
 
@@ -85,7 +85,7 @@ class ReadyKey:
         self.customer = record.customer
         self.permissions = frozenset(record.permissions)
         #: Where it may be used from; empty for anywhere.
-        self.networks: tuple[IpNetwork, ...] = tuple(parse_network(text) for text in record.addresses)
+        self.networks = _networks_of(record) if record.addresses else ()
         self.secret = secret
         self.revoked = record.revoked_ms is not None
         #: Revoked or expired from this time on, so that the hot path makes one comparison.
@@ -97,6 +97,14 @@ class ReadyKey:
     def allows(self, address: IpAddress) -> bool:
         """Say whether the key may be used from *address*."""
         return not self.networks or any(address in network for network in self.networks)
+
+
+def _networks_of(record: AccessKeyRecord) -> tuple[IpNetwork, ...]:
+    """Return where the access key may be used from."""
+    try:
+        return tuple(parse_network(text) for text in record.addresses)
+    except ValueError as error:
+        raise AccessKeyDamaged(f"the addresses of the access key {hint_of(record.accesskey)} are none") from error
 
 
 def hint_of(accesskey: str) -> str:
@@ -234,7 +242,7 @@ class KeyRing:
         Return *accesskey* in the form for checking requests, revoked and expired ones too; None if it does not exist.
 
         Raises:
-            SecretDamaged: Its secret does not open.
+            AccessKeyDamaged: Its secret does not open, or its addresses are none.
             StoreUnavailable: Whether the key was revoked cannot be determined now.
         """
         if self.trust is not None:

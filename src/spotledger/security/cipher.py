@@ -68,8 +68,8 @@ def load_master_key(path: Path) -> bytes:
     return parse_master_key(content.decode("ascii", "replace"))
 
 
-class SecretDamaged(LedgerCorrupt):
-    """A sealed secret does not open, although the master key is the right one, which a start checks."""
+class AccessKeyDamaged(LedgerCorrupt):
+    """An access key as it is stored cannot be used, although the master key is the right one, which a start checks."""
 
     stops_writes = False
 
@@ -103,12 +103,12 @@ class Cipher:
         Return the secret that was sealed for *accesskey*.
 
         Raises:
-            SecretDamaged: It was sealed with another master key or for another access key, or it was altered.
+            AccessKeyDamaged: It was sealed with another master key or for another access key, or it was altered.
         """
         if sealed[:1] != _FORMAT:
-            raise SecretDamaged(f"the secret of the access key {accesskey[:8]}… is sealed in an unknown format")
+            raise AccessKeyDamaged(f"the secret of the access key {accesskey[:8]}… is sealed in an unknown format")
         nonce, text = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
         try:
             return self._aead.decrypt(nonce, text, accesskey.encode()).decode()
         except (InvalidTag, ValueError) as error:
-            raise SecretDamaged(f"the secret of the access key {accesskey[:8]}… does not open") from error
+            raise AccessKeyDamaged(f"the secret of the access key {accesskey[:8]}… does not open") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spotledger.errors import MasterKeyRefused
-from spotledger.security.cipher import Cipher, SecretDamaged, load_master_key, parse_master_key
+from spotledger.security.cipher import AccessKeyDamaged, Cipher, load_master_key, parse_master_key
 
 KEY = bytes(range(32))
 
@@ -17,7 +17,7 @@ def test_sealed_secret_opens_for_its_own_access_key_alone() -> None:
     cipher = Cipher(KEY)
     sealed = cipher.seal("a", "secret")
     assert cipher.open("a", sealed) == "secret"
-    with pytest.raises(SecretDamaged):
+    with pytest.raises(AccessKeyDamaged):
         cipher.open("b", sealed)
 
 
@@ -35,9 +35,9 @@ def test_altered_or_foreign_bytes_do_not_open() -> None:
     sealed = cipher.seal("a", "secret")
     altered = [sealed[:n] + bytes([sealed[n] ^ 1]) + sealed[n + 1 :] for n in range(len(sealed))]
     for wrong in [*altered, b"", b"\1", sealed[:-1], sealed + b"\0", b"\1" + b"\0" * 12]:
-        with pytest.raises(SecretDamaged):
+        with pytest.raises(AccessKeyDamaged):
             cipher.open("a", wrong)
-    with pytest.raises(SecretDamaged):
+    with pytest.raises(AccessKeyDamaged):
         Cipher(bytes(32)).open("a", sealed)
 
 
