@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
+from spotledger.http.h1.limits import Limits
 from spotledger.http.h1.server import HttpServer
 from support_operator import Api
 
@@ -53,6 +55,11 @@ class Wire:
         async with asyncio.timeout(20):
             return Said(status, headers, await self.reader.readexactly(length))
 
+    def finish(self) -> None:
+        """Send no more; the listener may have closed the connection already."""
+        with contextlib.suppress(OSError, RuntimeError):
+            self.writer.write_eof()
+
     async def ended(self) -> bytes:
         """Return what still comes until the connection is closed."""
         async with asyncio.timeout(20):
@@ -69,12 +76,13 @@ class Listener:
         self.api = api
         self.socket = loop_socket
         self.wires: list[Wire] = []
+        self.limits = Limits()
 
     def run(self, talk: Callable[[Listener], Awaitable[None]]) -> bool:
         """Serve while *talk* goes on; return whether all was answered at the end."""
 
         async def serve() -> bool:
-            self.server = HttpServer(self.api.app, self.socket)
+            self.server = HttpServer(self.api.app, self.socket, self.limits)
             await self.server.start()
             try:
                 async with asyncio.timeout(60):

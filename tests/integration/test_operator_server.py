@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from spotledger.http.h1 import connection as operator_connection
+from spotledger.http.h1.limits import Limits
 from support_listener import DEPOSIT, Listener
 from support_operator import operator_api
 
@@ -70,7 +70,7 @@ def test_body_in_chunks_is_read_whole_and_a_broken_one_refused(listener: Listene
         said = await wire.answer()
         assert (said.status, said.json["code"]) == (400, "malformed_request")
         assert said.headers["connection"] == "close"
-        wire.writer.write_eof()
+        wire.finish()
         assert await wire.ended() == b""
         assert listener.api.seq == seq
 
@@ -82,16 +82,20 @@ def test_body_in_chunks_is_read_whole_and_a_broken_one_refused(listener: Listene
     [
         b"\x00\x01\x02\r\n\r\n",
         b"GET / HTTP/9.9\r\n\r\n",
-        b"BREW /v1/coins HTTP/1.1\r\n\r\n",
-        b"GET /\xc3\xa9 HTTP/1.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nA: b\r\n c: d\r\nB : c\r\n\r\n",
-        b"POST /v1/deposits HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"POST /v1/deposits HTTP/1.1\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
-        b"POST /v1/deposits HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
-        b"GET / HTTP/1.1\r\nX: " + b"y" * (operator_connection.HEAD_LIMIT_BYTES + 1) + b"\r\n\r\n",
-        b"GET / HTTP/1.1\r\nX: " + b"y" * (operator_connection.HEAD_LIMIT_BYTES * 3),
-        b"GET /" + b"y" * (operator_connection.HEAD_LIMIT_BYTES + 1),
-        b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (operator_connection.HEADERS_LIMIT + 1) + b"\r\n",
+        b"BR{W /v1/coins HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /v1/coins\r\n\r\n",
+        b"GET /v1/coins HTTP/2.0\r\nHost: x\r\n\r\n",
+        b"GET /v1/coins HTTP/1.1\r\n\r\n",
+        b"GET /\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nA: b\r\n c: d\r\nB : c\r\n\r\n",
+        b"POST /v1/deposits HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST /v1/deposits HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+        b"POST /v1/deposits HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * (Limits().head_bytes + 1) + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * (Limits().head_bytes * 3),
+        b"POST /v1/deposits HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+        b"GET /" + b"y" * (Limits().head_bytes + 1),
+        b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * (Limits().headers + 1) + b"\r\n",
     ],
     ids=lambda raw: repr(raw[:24]) + str(len(raw)),
 )
@@ -107,7 +111,7 @@ def test_what_is_no_request_is_refused_in_the_one_shape(listener: Listener, raw:
         assert (said.status, said.json["code"]) == (400, "malformed_request")
         assert said.json["request_id"] == said.headers["x-request-id"]
         assert said.headers["connection"] == "close"
-        wire.writer.write_eof()
+        wire.finish()
         assert await wire.ended() == b""
 
     listener.run(talk)
@@ -232,7 +236,7 @@ def test_headers_after_a_body_are_no_headers(listener: Listener) -> None:
         wire = await listener.connect()
         body = b"%x\r\n%b\r\n0\r\n" % (len(DEPOSIT), DEPOSIT)
         chunked = b"Transfer-Encoding: chunked\r\n"
-        head = b"POST /v1/deposits HTTP/1.1\r\n"
+        head = b"POST /v1/deposits HTTP/1.1\r\nHost: x\r\n"
         token = f"Authorization: Bearer {listener.api.token}\r\n".encode()
         await wire.send(head + chunked + b"\r\n" + body + token + b"Idempotency-Key: k\r\n\r\n")
         assert (await wire.answer()).status == 401

@@ -12,7 +12,7 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from spotledger.http.h1 import connection as operator_connection, server as operator_server
+from spotledger.http.h1.limits import Limits
 from spotledger.http.operator import calls as operator_calls
 from support_listener import DEPOSIT, Listener
 from support_operator import operator_api
@@ -54,13 +54,13 @@ def test_caller_refused_while_he_sends_gets_his_answer(listener: Listener) -> No
 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect()
-        head = b"POST /v1/deposits HTTP/1.1\r\nContent-Length: 4000000\r\n\r\n"
+        head = b"POST /v1/deposits HTTP/1.1\r\nHost: x\r\nContent-Length: 4000000\r\n\r\n"
         await wire.send(head)
         for _ in range(40):
             await wire.send(b"x" * 100_000)
         said = await wire.answer()
         assert (said.status, said.headers["connection"]) == (401, "close")
-        wire.writer.write_eof()
+        wire.finish()
         assert await wire.ended() == b""
 
     assert listener.run(talk)
@@ -84,13 +84,15 @@ def test_body_over_the_limit_is_refused_before_it_was_all_sent(listener: Listene
     listener.run(talk)
 
 
-def test_body_that_does_not_come_is_given_up(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("length", [100, 100_000])
+def test_body_that_does_not_come_is_given_up(listener: Listener, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that stops half-way is refused after the time limit, and nothing is booked."""
     monkeypatch.setattr(operator_calls, "BODY_TIMEOUT_SECONDS", 0.05)
+    listener.limits = Limits(body_seconds=0.05, check_seconds=0.02)
 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect()
-        await wire.send(listener.post("never")[:-3])
+        await wire.send(listener.post("never", b" " * length)[:-3])
         said = await wire.answer()
         assert said.status == 400
         assert "was not complete" in said.json["detail"]
@@ -132,11 +134,9 @@ def test_caller_who_goes_while_his_write_is_done_has_it_booked(listener: Listene
     assert listener.run(talk)
 
 
-def test_silent_connections_are_closed(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_connections_are_closed(listener: Listener) -> None:
     """A head that does not end, no head at all, and idleness after an answer all end in a timeout."""
-    monkeypatch.setattr(operator_connection, "HEAD_TIMEOUT_SECONDS", 0.05)
-    monkeypatch.setattr(operator_connection, "IDLE_SECONDS", 0.05)
-    monkeypatch.setattr(operator_server, "CHECK_SECONDS", 0.02)
+    listener.limits = Limits(head_seconds=0.05, idle_seconds=0.05, check_seconds=0.02)
 
     async def talk(listener: Listener) -> None:
         wires = [await listener.connect() for _ in range(3)]
@@ -149,12 +149,9 @@ def test_silent_connections_are_closed(listener: Listener, monkeypatch: pytest.M
     assert listener.run(talk)
 
 
-def test_reader_who_takes_nothing_of_his_answers_is_cut_off(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reader_who_takes_nothing_of_his_answers_is_cut_off(listener: Listener) -> None:
     """A client that asks for much and reads nothing loses its connection, and its answers are dropped."""
-    monkeypatch.setattr(operator_connection, "IDLE_SECONDS", 0.2)
-    monkeypatch.setattr(operator_server, "CHECK_SECONDS", 0.02)
+    listener.limits = Limits(slow_reader_seconds=0.2, check_seconds=0.02)
 
     async def talk(listener: Listener) -> None:
         api = listener.api
@@ -175,9 +172,9 @@ def test_reader_who_takes_nothing_of_his_answers_is_cut_off(
     listener.run(talk)
 
 
-def test_connections_beyond_the_limit_are_turned_away(listener: Listener, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_beyond_the_limit_are_turned_away(listener: Listener) -> None:
     """The number of open connections is limited; one that ends makes room."""
-    monkeypatch.setattr(operator_server, "OPEN_CONNECTIONS", 1)
+    listener.limits = Limits(connections_per_address=1)
 
     async def talk(listener: Listener) -> None:
         first = await listener.connect()
@@ -187,6 +184,8 @@ def test_connections_beyond_the_limit_are_turned_away(listener: Listener, monkey
         await first.send(listener.head("GET", "/v1/coins", "Connection: close"))
         assert (await first.answer()).status == 200
         assert await first.ended() == b""
+        first.writer.transport.abort()
+        await asyncio.sleep(0.05)
         third = await listener.connect()
         await third.send(listener.head("GET", "/v1/coins"))
         assert (await third.answer()).status == 200
@@ -285,7 +284,8 @@ many = settings(deadline=None, max_examples=40, suppress_health_check=[HealthChe
 @given(
     pieces=st.lists(
         st.binary(max_size=60)
-        | st.sampled_from([b"GET / HTTP/1.1\r\n", b"POST /v1/deposits HTTP/1.1\r\n", b"\r\n", b"Content-Length: 5\r\n"])
+        | st.sampled_from([b"GET / HTTP/1.1\r\nHost: x\r\n", b"POST /v1/deposits HTTP/1.1\r\nHost: x\r\n", b"\r\n"])
+        | st.sampled_from([b"Content-Length: 5\r\n", b"Content-Length: 70000\r\n"])
         | st.sampled_from(
             [b"Transfer-Encoding: chunked\r\n", b"Connection: upgrade\r\nUpgrade: x\r\n", b"5\r\nabcde\r\n"]
         ),
@@ -300,7 +300,7 @@ def test_any_bytes_on_a_connection_are_survived(listener: Listener, pieces: list
         for piece in pieces:
             await wire.send(piece)
             await asyncio.sleep(0)
-        wire.writer.write_eof()
+        wire.finish()
         await wire.ended()
         other = await listener.connect()
         await other.send(listener.head("GET", "/v1/coins"))

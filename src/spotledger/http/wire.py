@@ -8,6 +8,7 @@ each leaf of the tree but `SetupError`, which never reaches a caller, and the er
 
 from __future__ import annotations
 
+import traceback
 from typing import Any, NamedTuple
 
 from spotledger import errors
@@ -82,6 +83,11 @@ def row_of(error: errors.SpotledgerError | type[errors.SpotledgerError]) -> Row:
 def damage_of(corrupt: errors.LedgerCorrupt) -> errors.LedgerDamaged:
     """Return *corrupt* as the operator API answers it: with the place. Traders are not told it."""
     return errors.LedgerDamaged(f"The ledger is damaged: {corrupt}.")
+
+
+def places_of(error: BaseException) -> str:
+    """Return where *error* happened, for the log: its text and locals may hold what was sent, line breaks too."""
+    return "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
 
 
 def problem(error: errors.SpotledgerError, request_id: str) -> dict[str, Any]:

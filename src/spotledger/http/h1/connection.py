@@ -1,353 +1,314 @@
 """
-One connection: requests are parsed by httptools, strictly, and answered in order.
+One connection: its requests are answered in order, one at a time, and after each answer other connections have a turn.
 
-What the parser leaves to its user is here: the limit of the head, the flow control of bodies and answers, the end of a
-connection whose request cannot be parsed, and timeouts.
+The reader (``reader.py``) makes requests of bytes. Here are the order of the answers, the flow control of bodies and
+answers, the end of a connection whose request cannot be read, and timeouts.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import socket
+import struct
 from collections import deque
+from enum import Enum
 from http import HTTPStatus
 from typing import Final, cast
-from urllib.parse import unquote, urlsplit
 
-import httptools
+from spotledger.http.h1.incoming import IncomingRequest
+from spotledger.http.h1.reader import RequestReader
+from spotledger.http.h1.request import BadRequest, ClientDisconnected, Reply, Stream
+from spotledger.http.h1.state import ListenerState, log_unexpected
 
-from spotledger.errors import MalformedRequest, SpotledgerError
-from spotledger.http.h1.request import Application, ClientDisconnected, Header, Reply, Request, Stream, too_long
-
-HEAD_LIMIT_BYTES: Final = 64 * 1024
-HEADERS_LIMIT: Final = 100
-HEAD_TIMEOUT_SECONDS: Final = 10.0
-#: How long a connection is kept without a request, or while the client reads nothing of what was sent.
-IDLE_SECONDS: Final = 75.0
-#: How much of a body is buffered before the application reads it.
-BODY_AHEAD_BYTES: Final = 64 * 1024
-#: How long, and how much, is still read from a client that was answered before it had sent everything.
-LINGER_SECONDS: Final = 2.0
-LINGER_BYTES: Final = 16 * 1024 * 1024
-
-_FRAMING: Final = (b"content-length", b"transfer-encoding")
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
-_METHODS: Final = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
-_log = logging.getLogger("spotledger.http")
+_CUT_OFF: Final = "The connection ended before the body was complete; a complete body would pass."
+_DROP: Final = struct.pack("ii", 1, 0)
+#: Heads and pieces of bodies that are read before other connections have a turn.
+_STEPS: Final = 16
 
 
-class ListenerState:
-    """The state that the connections of one listener share."""
+class _Phase(Enum):
+    """What a connection waits for, which decides how long it may."""
 
-    def __init__(self, app: Application) -> None:
-        self.app = app
-        self.connections: set[Connection] = set()
-        self.stopping = False
-        #: The loop's time, and the end of a head with the date; both are renewed once a second.
-        self.now = 0.0
-        self.head_end = b"\r\n"
-
-
-class _IncomingRequest(Request):
-    """A request that arrives over a connection."""
-
-    __slots__ = ("_connection", "_pieces", "_problem", "_size", "_waiter", "is_http_1_0", "is_whole", "keep_alive")
-
-    def __init__(
-        self,
-        connection: Connection,
-        method: str,
-        target: tuple[str, str],
-        headers: list[Header],
-        keep_alive: bool,
-        is_http_1_0: bool,
-    ) -> None:
-        super().__init__(method, *target, headers, self)
-        self._connection = connection
-        self._pieces: list[bytes] = []
-        self._size = 0
-        self._waiter: asyncio.Future[None] | None = None
-        self._problem: Exception | None = None
-        #: Whether the connection stays open after it.
-        self.keep_alive = keep_alive
-        #: Whether its version is below HTTP/1.1.
-        self.is_http_1_0 = is_http_1_0
-        self.is_whole = False
-
-    async def read(self, limit: int) -> bytes:
-        """Return the body once it is complete; read no more than *limit* bytes of it."""
-        announced = self.header(b"content-length")
-        if announced is not None and int(announced) > limit:
-            raise too_long(limit)
-        if (self.header(b"expect") or b"").lower() == b"100-continue" and not self.is_http_1_0 and not self._size:
-            self._connection.write(_CONTINUE)
-        while not self.is_whole:
-            if self._problem is not None:
-                raise self._problem
-            if self._size > limit:
-                raise too_long(limit)
-            self._connection.read_on()
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-        return b"".join(self._pieces)
-
-    def take(self, piece: bytes) -> bool:
-        """Take a piece of the body; return whether reading should pause."""
-        self._pieces.append(piece)
-        self._size += len(piece)
-        self._wake()
-        return self._waiter is None and self._size > BODY_AHEAD_BYTES
-
-    def end(self) -> None:
-        """Mark the body as complete."""
-        pieces = self._pieces
-        self.is_whole = True
-        self.body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._wake()
-
-    def fail(self, problem: Exception) -> None:
-        """Mark the body as one that will never be complete, because of *problem*."""
-        self.keep_alive = False
-        self._problem = problem
-        self._wake()
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+    IDLE = "a request"
+    HEAD = "the rest of a head"
+    BODY = "the rest of a body"
+    ANSWER = "its own answer"
+    END = "the client to close"
 
 
 class Connection(asyncio.Protocol):
-    """One connection; it is also the writer of a streamed answer."""
+    """One connection; it is also the writer of a streamed answer. *address* is what the client is counted by."""
 
-    def __init__(self, state: ListenerState) -> None:
+    def __init__(self, state: ListenerState, peer: str, address: bytes | None) -> None:
         self._state = state
-        self._parser = httptools.HttpRequestParser(self)
+        self._limits = state.limits
+        self._peer = peer
+        self.address = address
+        self._reader = RequestReader(state.limits)
         self._transport: asyncio.Transport
         self._loop = asyncio.get_running_loop()
-        #: The task that answers, the requests that wait for it, and the request that is being read.
+        #: The task that answers, the requests that wait, and the one whose body is being read.
         self._task: asyncio.Task[None] | None = None
-        self._waiting: deque[_IncomingRequest] = deque()
-        self._reading: _IncomingRequest | None = None
-        #: Why nothing more is parsed, or None.
-        self._broken: SpotledgerError | None = None
-        self._url = b""
-        self._headers: list[Header] = []
-        self._in_head = True
-        self._is_upgrade = False
-        #: Bytes received since the parser last completed a head or gave a piece of a body.
-        self._head_bytes = 0
-        self._has_progress = False
-        self._idle_since = state.now
+        self._waiting: deque[IncomingRequest] = deque()
+        self._incoming: IncomingRequest | None = None
+        #: Why nothing more can be read; and whether nothing more will be, because it is not wanted.
+        self._broken: BadRequest | None = None
+        self._is_last = False
+        self._is_scheduled = False
+        self._is_ended = False
+        self._is_half_closed = False
+        self._is_paused = False
+        #: Whether the transport has begun, and whether it has ended.
+        self.was_made = False
+        self._is_gone = False
+        self._is_tls = False
         self._lingers = False
         self._linger_bytes = 0
-        self._is_paused = False
-        self._is_gone = False
-        self._chunked = False
-        #: Done when the client has read enough; done when it has disconnected.
+        self._phase = _Phase.IDLE
+        self._phase_since = state.now
+        #: Done when the client has read enough; and what it had not read when that was last checked.
         self._drained: asyncio.Future[None] | None = None
-        self._blocked_since = 0.0
+        self._checked_at = 0.0
+        self._unread_bytes = 0
+        self._is_chunked = False
         self._disconnected: asyncio.Future[None] | None = None
 
     # --- the transport's side --------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start reading requests."""
+        self.was_made = True
         self._transport = cast("asyncio.Transport", transport)
+        self._is_tls = transport.get_extra_info("sslcontext") is not None
+        self._transport.set_write_buffer_limits(high=self._limits.unread_bytes)
         self._state.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wake up whatever reads or writes here."""
         self._is_gone = True
-        self._state.connections.discard(self)
+        self._state.release(self)
         self._waiting.clear()
-        if self._reading is not None and not self._reading.is_whole:
-            self._reading.fail(ClientDisconnected())
-        self._reading = None
+        if self._incoming is not None:
+            self._incoming.fail(ClientDisconnected())
+            self._incoming = None
         for future in (self._drained, self._disconnected):
             if future is not None and not future.done():
                 future.set_result(None)
         self._drained = None
 
+    def eof_received(self) -> bool:
+        """Answer what was sent, and then close: the client sends no more, but may still read."""
+        self._is_half_closed = True
+        if self._disconnected is not None and not self._disconnected.done():
+            self._disconnected.set_result(None)
+        if self._is_tls or self.is_idle:
+            return False  # TLS has no half-closed connections
+        self._read()
+        self._schedule()
+        return True
+
     def pause_writing(self) -> None:
         """Make answers wait: the client does not read what was sent."""
         self._drained = self._loop.create_future()
-        self._blocked_since = self._state.now
+        self._checked_at, self._unread_bytes = self._state.now, self._transport.get_write_buffer_size()
 
     def resume_writing(self) -> None:
         """Let answers go on."""
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
+        self._schedule()
 
     def data_received(self, data: bytes) -> None:
-        """Parse *data*."""
-        if self._lingers:
+        """Take *data*, and answer a request if one is complete and nothing is being answered."""
+        if self._is_last:
             self._linger_bytes += len(data)
-            if self._linger_bytes > LINGER_BYTES:
+            if self._linger_bytes > self._limits.linger_bytes:
                 self._transport.abort()
             return
-        self._head_bytes += len(data)
-        while data and self._broken is None:
-            try:
-                self._parser.feed_data(data)
-                break
-            except httptools.HttpParserUpgrade as upgrade:
-                data = data[upgrade.args[0] :]
-                self._decline_upgrade()
-            except httptools.HttpParserError:
-                self._fail("The request is not HTTP/1.1; one in its form would pass.")
-                break
-        if self._has_progress:
-            self._has_progress = False
-            self._head_bytes = 0
-        elif self._head_bytes > HEAD_LIMIT_BYTES and self._broken is None:
-            self._fail(_head_too_large())
-
-    # --- the parser's side -----------------------------------------------------------------------------
-
-    def on_message_begin(self) -> None:
-        """Start a request."""
-        self._url = b""
-        self._headers = []
-        self._in_head = True
-        self._idle_since = self._state.now
-
-    def on_url(self, url: bytes) -> None:
-        """Take the target, or a part of it."""
-        self._url += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header; trailers after a chunked body are ignored."""
-        if self._in_head:
-            self._headers.append((name.lower(), value.strip(b" \t")))
-
-    def on_headers_complete(self) -> None:
-        """Start answering, or queue the request behind the one that is being answered."""
-        self._in_head = False
-        self._has_progress = True
-        headers, parser = self._headers, self._parser
-        if len(headers) > HEADERS_LIMIT or (self._head_bytes > HEAD_LIMIT_BYTES and self._is_head_too_large()):
-            self._fail(_head_too_large())
-            self._reading = None
-            return
-        name = parser.get_method()
-        method = _METHODS.get(name) or name.decode("latin-1")
-        is_http_1_0 = parser.get_http_version() != "1.1"
-        request = _IncomingRequest(self, method, _target(self._url), headers, parser.should_keep_alive(), is_http_1_0)
-        self._reading = request
-        if method == "CONNECT":
-            request.keep_alive = False  # what follows is not HTTP
-        self._is_upgrade = parser.should_upgrade()
-        if self._task is None:
-            self._task = self._loop.create_task(self._answer(request))
+        self._reader.receive(data)
+        if self._task is None and not self._is_scheduled and self._drained is None:
+            self._turn()
         else:
-            self._waiting.append(request)
+            self._read()
+
+    # --- requests --------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Read requests as far as they have arrived and may wait here; pause the connection beyond that."""
+        is_next = True
+        try:
+            for _ in range(_STEPS):
+                is_next = not self._is_last and (
+                    self._read_head() if self._incoming is None else self._read_body(self._incoming)
+                )
+                if not is_next:
+                    break
+        except BadRequest as problem:
+            is_next = False
+            self._broken, self._is_last = problem, True
+            if self._incoming is not None:
+                self._incoming.fail(problem)
+                self._incoming = None
+        if is_next:
+            self._loop.call_soon(self._read_again)
+        if is_next or (self._reader.has_data and not self._is_last and not self._wants_more()):
             self._pause()
+            return
+        self._read_on()
+        if self._is_half_closed and self._incoming is not None:
+            self._incoming.fail(BadRequest(_CUT_OFF))
 
-    def on_body(self, body: bytes) -> None:
-        """Take a piece of the body."""
-        self._has_progress = True
-        if self._reading is not None and self._reading.take(body):
-            self._pause()
+    def _read_again(self) -> None:
+        if not self._is_gone:
+            self._read()
+            self._schedule()
 
-    def on_message_complete(self) -> None:
-        """Mark the request as complete."""
-        if self._reading is not None and not self._is_upgrade:
-            self._reading.end()
+    def _wants_more(self) -> bool:
+        if self._incoming is not None:
+            return self._incoming.wants_more
+        return len(self._waiting) < self._limits.pipelined
 
-    def _decline_upgrade(self) -> None:
-        """
-        Go on with HTTP/1.1 after a request to upgrade to another protocol.
+    def _read_head(self) -> bool:
+        """Read the next head; return whether there may be more to read."""
+        head = self._reader.head() if self._wants_more() else None
+        if head is None:
+            return False
+        request = IncomingRequest(self, head, self._peer, self._limits.body_ahead_bytes)
+        if head.length:
+            self._incoming = request
+        else:
+            self._end_of(request)
+        self._waiting.append(request)
+        return True
 
-        The parser takes the upgrade as accepted, and everything after it, even the request's body, for the other
-        protocol. So another parser goes on; it is given the headers that frame the body.
-        """
-        request = self._reading
-        self._is_upgrade = False
-        self._parser = httptools.HttpRequestParser(_AfterUpgrade(self))
-        framing = [] if request is None else [header for header in request.headers if header[0] in _FRAMING]
-        self._parser.feed_data(
-            b"POST / HTTP/1.1\r\n" + b"".join(b"%b: %b\r\n" % header for header in framing) + b"\r\n"
-        )
+    def _read_body(self, request: IncomingRequest) -> bool:
+        """Read a piece of the body of *request*; return whether there may be more to read."""
+        if not self._wants_more():
+            return False
+        before = self._reader.unread
+        piece = self._reader.body()
+        if piece:
+            request.take(piece)
+        if self._reader.in_body:
+            return self._reader.unread < before
+        self._incoming = None
+        self._end_of(request)
+        return True
 
-    def _is_head_too_large(self) -> bool:
-        return len(self._url) + sum(len(name) + len(value) + 4 for name, value in self._headers) > HEAD_LIMIT_BYTES
+    def _end_of(self, request: IncomingRequest) -> None:
+        request.end()
+        if not request.keep_alive:
+            self._is_last = True  # the client said that it would send no other
 
-    def _fail(self, reason: str) -> None:
-        """Parse nothing more; answer the earlier requests, then send *reason*."""
-        reading = self._reading
-        if reading is not None and reading.is_whole and not reading.keep_alive:
-            return  # the client announced that it would send no other request, so there is nothing to answer
-        self._broken = MalformedRequest(reason)
-        if reading is not None and not reading.is_whole and not self._in_head:
-            reading.fail(self._broken)
-        elif self._task is None:
-            self._task = self._loop.create_task(self._answer(None))
+    def read_on(self) -> None:
+        """Read on for the application, which waits for more of a body."""
+        if not self._is_gone:
+            self._read()
 
     def _pause(self) -> None:
         if not self._is_paused and not self._is_gone:
             self._is_paused = True
             self._transport.pause_reading()
 
-    def read_on(self) -> None:
-        """Resume reading."""
+    def _read_on(self) -> None:
         if self._is_paused and not self._is_gone:
             self._is_paused = False
             self._transport.resume_reading()
 
     # --- answers ---------------------------------------------------------------------------------------
 
-    async def _answer(self, request: _IncomingRequest | None) -> None:
-        """Answer *request*, then those that wait, then what could not be parsed."""
-        try:
-            if not await self._answer_in_order(request):
+    def _schedule(self) -> None:
+        """Take a turn once other connections have had theirs."""
+        if not (self._is_scheduled or self._is_gone or self._is_ended or self._task is not None):
+            self._is_scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Answer the next request, if there is one and the client has read enough of the answers before it."""
+        self._is_scheduled = False
+        if self._is_gone or self._is_ended or self._task is not None or self._drained is not None:
+            return
+        self._read()
+        if not self._waiting:
+            self._rest()
+            return
+        if not self._waiting[0].is_ready:
+            self._set_phase(_Phase.BODY)
+            return
+        request = self._waiting.popleft()
+        reply = None
+        if request.is_whole:
+            try:
+                reply = self._state.app.at_once(request)
+            except Exception as error:  # noqa: BLE001 - an error ends this connection only
+                log_unexpected(error)
+                self._transport.abort()
                 return
+        if reply is None or reply.stream is not None:
+            self._set_phase(_Phase.ANSWER)
+            self._task = self._loop.create_task(self._answer(request, reply))
+        else:
+            self._written(request, reply)
+
+    def _set_phase(self, phase: _Phase) -> None:
+        """Note what the connection waits for, and since when."""
+        if phase is not self._phase:
+            self._phase, self._phase_since = phase, self._state.now
+
+    def _rest(self) -> None:
+        """Refuse what could not be read, or wait for the next request."""
+        if self._broken is not None:
+            self._write("GET", self._state.app.refusal(self._broken, self._peer), keep_alive=False)
+            self._end()
+        elif self._state.stopping or (self._is_half_closed and self._incoming is None):
+            self._end()
+        else:
+            self._set_phase(_Phase.HEAD if self._reader.has_data else _Phase.IDLE)
+
+    def _written(self, request: IncomingRequest, reply: Reply) -> None:
+        """Send *reply*, and go on with the next request or end."""
+        keep_alive = self._stays_open_after(request)
+        self._write(request.method, reply, keep_alive=keep_alive, is_http_1_0=request.is_http_1_0)
+        if not keep_alive:
+            self._end()
+        elif self._waiting or self._is_half_closed or self._broken is not None or self._reader.has_data:
+            self._phase = _Phase.ANSWER  # the next phase begins anew
+            self._schedule()
+        else:
+            self._phase, self._phase_since = _Phase.IDLE, self._state.now
+
+    def _stays_open_after(self, request: IncomingRequest) -> bool:
+        return request.keep_alive and request.is_done and not self._state.stopping
+
+    async def _answer(self, request: IncomingRequest, reply: Reply | None) -> None:
+        """Answer *request*, which may have to be waited for."""
+        try:
+            if reply is None:
+                reply = await self._state.app.answer(request)
+            stays_open = self._is_gone or reply.stream is None or await self._streamed(request, reply, reply.stream)
         except ClientDisconnected:
             return
         except asyncio.CancelledError:
             self._transport.abort()
             raise
-        except Exception:  # noqa: BLE001 - an error ends this connection only
-            _log.exception("an answer was cut off")
+        except Exception as error:  # noqa: BLE001 - an error ends this connection only
+            log_unexpected(error)
             self._transport.abort()
+            return
         finally:
             self._task = None
-            self._idle_since = self._state.now
-        if self._state.stopping:
-            self._transport.close()
-        self.read_on()
-
-    async def _answer_in_order(self, request: _IncomingRequest | None) -> bool:
-        """Answer all requests; return whether the connection stays open."""
-        while request is not None:
-            reply = await self._state.app.answer(request)
-            if self._is_gone:
-                return False
-            if not await self._sent(request, reply):
-                self._end(is_whole=request.is_whole)
-                return False
-            if self._drained is not None:
-                await self._drained
-            request = self._waiting.popleft() if self._waiting else None
-        if self._broken is not None and not self._is_gone:
-            self._write("GET", self._state.app.refusal(self._broken), keep_alive=False)
-            self._end(is_whole=False)
-            return False
-        return True
-
-    async def _sent(self, request: _IncomingRequest, reply: Reply) -> bool:
-        """Send *reply* to *request*; return whether the connection stays open."""
-        keep_alive = request.keep_alive and request.is_whole and not self._state.stopping
-        if reply.stream is not None:
-            return await self._streamed(reply, reply.stream, keep_alive, is_chunked=not request.is_http_1_0)
-        self._write(request.method, reply, keep_alive=keep_alive, is_http_1_0=request.is_http_1_0)
-        return keep_alive
+        if self._is_gone:
+            return
+        if reply.stream is None:
+            self._written(request, reply)
+        elif stays_open:
+            self._schedule()
+        else:
+            self._end()
 
     def _write(self, method: str, reply: Reply, *, keep_alive: bool, is_http_1_0: bool = False) -> None:
         body = reply.body
@@ -362,12 +323,14 @@ class Connection(asyncio.Protocol):
             head.append(body)
         self._transport.write(b"".join(head))
 
-    async def _streamed(self, reply: Reply, stream: Stream, keep_alive: bool, *, is_chunked: bool) -> bool:
-        self._chunked = is_chunked
+    async def _streamed(self, request: IncomingRequest, reply: Reply, stream: Stream) -> bool:
+        """Send an answer piece by piece; return whether the connection stays open."""
+        is_chunked = self._is_chunked = not request.is_http_1_0
+        keep_alive = self._stays_open_after(request) and is_chunked
         head = self._head_of(reply)
         if is_chunked:
             head.append(b"transfer-encoding: chunked\r\n")
-        if not keep_alive or not is_chunked:
+        if not keep_alive:
             head.append(b"connection: close\r\n")
         head.append(self._state.head_end)
         self._transport.write(b"".join(head))
@@ -376,11 +339,11 @@ class Connection(asyncio.Protocol):
             self.write(b"0\r\n\r\n")
         elif not is_whole and self._drained is not None:
             self._transport.abort()  # do not wait for a client that has not read what was sent so far
-        return is_whole and is_chunked and keep_alive and not self._state.stopping
+        return is_whole and keep_alive and not self._state.stopping
 
     @staticmethod
     def _head_of(reply: Reply) -> list[bytes]:
-        head = [_STATUS_LINES[reply.status]]
+        head = [_STATUS_LINES[reply.status], reply.lines]
         head += [b"%b: %b\r\n" % header for header in reply.headers]
         return head
 
@@ -388,13 +351,13 @@ class Connection(asyncio.Protocol):
         """Send a piece of a streamed answer, and wait while the client does not read."""
         if self._is_gone:
             raise OSError("the client has disconnected")
-        self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
+        self._transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._is_chunked else piece)
         if self._drained is not None:
             await self._drained
 
     async def gone(self) -> None:
-        """Return when the client has disconnected."""
-        if not self._is_gone:
+        """Return when the client has disconnected, or sends no more: a stream has no end that it could wait for."""
+        if not self._is_gone and not self._is_half_closed:
             self._disconnected = self._loop.create_future()
             await self._disconnected
 
@@ -405,38 +368,64 @@ class Connection(asyncio.Protocol):
 
     # --- the end ---------------------------------------------------------------------------------------
 
-    def _end(self, *, is_whole: bool) -> None:
+    def _end(self) -> None:
         """
         Close the connection after the answer.
 
-        A client that has not sent everything is read from for a moment: closing at once could destroy the answer too.
+        The client is read from until it closes too, or for a moment: if something arrived after the close, the system
+        would tell the client so before it has read the answer, and the answer would be lost.
         """
-        if is_whole or self._state.stopping:
+        self._is_ended = self._is_last = True
+        self._set_phase(_Phase.END)
+        if self._state.stopping or self._is_half_closed or not self._transport.can_write_eof():
             self._transport.close()
         else:
             self._lingers = True
-            self.read_on()
+            self._transport.write_eof()
+            self._read_on()
 
     @property
     def is_idle(self) -> bool:
         """Whether no request is being received or answered."""
-        return self._task is None and (not self._in_head or not self._head_bytes or self._lingers)
+        return self._lingers or (
+            self._task is None
+            and not self._waiting
+            and self._incoming is None
+            and not self._is_scheduled
+            and not self._reader.has_data
+            and self._drained is None
+        )
 
     def check_timeouts(self) -> None:
-        """Close the connection if it has been silent for too long."""
-        if self._drained is not None and self._state.now - self._blocked_since > IDLE_SECONDS:
-            self.abort()
-        if self._task is not None:
+        """Close the connection if it has been silent for too long, or reads too slowly."""
+        now, limits = self._state.now, self._limits
+        if self._drained is not None and now - self._checked_at > limits.slow_reader_seconds:
+            unread_bytes = self._transport.get_write_buffer_size()
+            if self._unread_bytes - unread_bytes < limits.slow_reader_bytes:
+                self.abort()
+                return
+            self._checked_at, self._unread_bytes = now, unread_bytes
+        if self._drained is not None or self._phase is _Phase.ANSWER:
             return
-        silent = self._state.now - self._idle_since
-        if self._transport.is_closing():
-            if silent > IDLE_SECONDS:
-                self._transport.abort()  # the client does not read its answer
-        elif self._lingers:
-            if silent > LINGER_SECONDS:
-                self._transport.close()
-        elif silent > (HEAD_TIMEOUT_SECONDS if self._in_head else IDLE_SECONDS):
+        silent = now - self._phase_since
+        if self._phase is _Phase.BODY:
+            if silent > limits.body_seconds and self._incoming is not None:
+                self._incoming.fail(BadRequest(_too_slow(limits.body_seconds)))
+                self._incoming, self._is_last = None, True
+                self._schedule()
+        elif self._phase is _Phase.END:
+            if self._lingers and not self._transport.is_closing():
+                if silent > limits.linger_seconds:
+                    self._transport.close()
+            elif silent > limits.slow_reader_seconds:
+                self.abort()  # the client does not read its answer
+        elif silent > (limits.head_seconds if self._phase is _Phase.HEAD else limits.idle_seconds):
             self._transport.close()
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when the connection has waited for a request, or None if it waits for something else."""
+        return self._phase_since if self._phase is _Phase.IDLE and self.is_idle else None
 
     def close_when_idle(self) -> None:
         """Close the connection now if it is idle; otherwise it closes after its answers."""
@@ -447,51 +436,11 @@ class Connection(asyncio.Protocol):
         """Close the connection at once, whatever is going on."""
         if self._task is not None:
             self._task.cancel()
+        accepted = self._transport.get_extra_info("socket")
+        if accepted is not None:  # what the system still holds for the client is dropped, too
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
         self._transport.abort()
 
 
-class _AfterUpgrade:
-    """Pass the events of the second parser of a request to the connection, without the head that it was given."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._in_first_head = True
-        self.on_body = connection.on_body
-        self.on_message_complete = connection.on_message_complete
-
-    def on_message_begin(self) -> None:
-        """Pass the event on, but not for the first head."""
-        if not self._in_first_head:
-            self._connection.on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        """Pass the event on, but not for the first head."""
-        if not self._in_first_head:
-            self._connection.on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Pass the event on, but not for the first head."""
-        if not self._in_first_head:
-            self._connection.on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        """Pass the event on, but not for the first head."""
-        if self._in_first_head:
-            self._in_first_head = False
-        else:
-            self._connection.on_headers_complete()
-
-
-def _head_too_large() -> str:
-    return (
-        f"The head of the request is longer than {HEAD_LIMIT_BYTES} bytes or has more than {HEADERS_LIMIT} headers;"
-        " a shorter one would pass."
-    )
-
-
-def _target(url: bytes) -> tuple[str, str]:
-    """Return the percent-decoded path and the query of a request's target."""
-    path, _, query = url.decode("latin-1").partition("#")[0].partition("?")
-    if not path.startswith("/") and "://" in path:
-        path = urlsplit(path).path or "/"  # the form for proxies
-    return unquote(path, errors="replace") if "%" in path else path, query
+def _too_slow(seconds: float) -> str:
+    return f"The body was not complete after {seconds:g} seconds; sooner would pass."

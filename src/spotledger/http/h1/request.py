@@ -7,9 +7,15 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Protocol, TypeAlias
 
-from spotledger.errors import MalformedRequest, SpotledgerError
-
 Header = tuple[bytes, bytes]
+
+
+class BadRequest(Exception):
+    """A request cannot be read; *reason* says what was found and what would pass, and repeats nothing that was sent."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class ClientDisconnected(Exception):
@@ -24,7 +30,7 @@ class BodySource(Protocol):
         Return the whole body once it is complete.
 
         Raises:
-            MalformedRequest: The body is longer than *limit* bytes, or cannot be parsed.
+            BadRequest: The body is longer than *limit* bytes, or cannot be parsed.
             ClientDisconnected: The client disconnected.
         """
 
@@ -55,7 +61,7 @@ class Request:
         body: The body, or its source while it is not complete.
     """
 
-    __slots__ = ("body", "headers", "method", "parameters", "path", "query")
+    __slots__ = ("body", "headers", "method", "parameters", "path", "peer", "query")
 
     def __init__(
         self, method: str, path: str, query: str, headers: list[Header], body: bytes | BodySource = b""
@@ -65,6 +71,8 @@ class Request:
         self.query = query
         self.headers = headers
         self.body = body
+        #: ``host:port`` of the client; empty within the process.
+        self.peer = ""
         #: The values of the path's parameters, by name.
         self.parameters: Mapping[str, str] = {}
 
@@ -97,25 +105,30 @@ class Reply:
         stream: Sends the answer piece by piece, in place of *body*.
     """
 
-    __slots__ = ("body", "headers", "status", "stream")
+    __slots__ = ("body", "headers", "lines", "status", "stream")
 
     def __init__(self, status: int, body: bytes, headers: Iterable[Header] = (), stream: Stream | None = None) -> None:
         self.status = status
         self.body = body
         self.headers = [*headers]
         self.stream = stream
+        #: More headers, as they are sent: each line with its end.
+        self.lines = b""
 
 
 class Application(Protocol):
-    """Answers requests."""
+    """Answers requests. It may be asked for several answers at a time, but for one of each connection."""
+
+    def at_once(self, request: Request) -> Reply | None:
+        """Return the answer to a complete request if that needs no waiting; None: call :meth:`answer`."""
 
     async def answer(self, request: Request) -> Reply:
         """Answer one request; raise ClientDisconnected if the client disconnects before the request is complete."""
 
-    def refusal(self, error: SpotledgerError) -> Reply:
-        """Return the answer to a request that could not be parsed."""
+    def refusal(self, problem: BadRequest, peer: str) -> Reply:
+        """Return the answer to a request of *peer* that could not be read."""
 
 
-def too_long(limit: int) -> MalformedRequest:
+def too_long(limit: int) -> BadRequest:
     """Return the refusal of a body of more than *limit* bytes."""
-    return MalformedRequest(f"The body is longer than {limit} bytes; that many would pass.")
+    return BadRequest(f"The body is longer than {limit} bytes; that many would pass.")

@@ -15,9 +15,17 @@ from typing import Final
 from msgspec import UNSET
 
 from spotledger import paths
-from spotledger.errors import ClockUntrusted, InvalidRequest, LedgerCorrupt, NotFound, SpotledgerError, StoreUnavailable
+from spotledger.errors import (
+    ClockUntrusted,
+    InvalidRequest,
+    LedgerCorrupt,
+    MalformedRequest,
+    NotFound,
+    SpotledgerError,
+    StoreUnavailable,
+)
 from spotledger.http import wire
-from spotledger.http.h1.request import ClientDisconnected, Reply, Request
+from spotledger.http.h1.request import BadRequest, ClientDisconnected, Reply, Request
 from spotledger.http.operator.answers import AliveAnswer, ReadyAnswer, SealingAnswer
 from spotledger.http.operator.audits import AuditCalls, show_audits
 from spotledger.http.operator.backups import BackupCalls
@@ -122,6 +130,9 @@ class OperatorApp:
             "sealing_restarts", "How often the process that seals was restarted.", lambda: ledger.sealing_restarts
         )
 
+    def at_once(self, request: Request) -> None:
+        """Leave every request to :meth:`answer`: nearly all calls wait for the ledger."""
+
     async def answer(self, request: Request) -> Reply:
         """
         Answer one request, whatever it is.
@@ -145,11 +156,11 @@ class OperatorApp:
         self.metrics.count(method if method in _METHODS else "other", path, reply.status)
         return reply
 
-    def refusal(self, error: SpotledgerError) -> Reply:
-        """Return the answer to a request that could not be parsed, and count it."""
+    def refusal(self, problem: BadRequest, peer: str) -> Reply:
+        """Return the answer to a request that could not be read, and count it."""
         self._requests += 1
         request_id = f"{self._prefix}-{self._requests:x}"
-        reply = problem_answer(error, request_id)
+        reply = problem_answer(MalformedRequest(problem.reason), request_id)
         self._add_headers(reply, request_id)
         self.metrics.count("other", "other", reply.status)
         return reply
@@ -209,8 +220,10 @@ def _public_error(error: Exception, request_id: str) -> SpotledgerError:
     """Return an error that callers may see for *error*; the rest goes to the log, with the request id."""
     if isinstance(error, SpotledgerError):
         return error
+    if isinstance(error, BadRequest):
+        return MalformedRequest(error.reason)
     if isinstance(error, LedgerCorrupt):
         _log.critical("request %s: %s", request_id, error)
         return wire.damage_of(error)
-    _log.error("request %s ended in an unexpected error", request_id, exc_info=error)
+    _log.error("request %s: unexpected %s\n%s", request_id, type(error).__name__, wire.places_of(error))
     return SpotledgerError(f"An unexpected error occurred; the log of the service has it under {request_id}.")

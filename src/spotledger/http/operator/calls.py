@@ -30,7 +30,7 @@ from spotledger.errors import (
     Unavailable,
 )
 from spotledger.http import wire
-from spotledger.http.h1.request import Header, Reply, Request, too_long
+from spotledger.http.h1.request import BodySource, Header, Reply, Request, too_long
 from spotledger.http.operator.answers import ReadAnswer, WriteAnswer
 from spotledger.ledger.reads import LedgerReads
 from spotledger.security.tokens import Tokens
@@ -162,6 +162,8 @@ class Endpoint:
             allowed = ", ".join(self.calls)
             raise MethodNotAllowed(f"This path does not take {method}; {allowed} would pass.", allow=allowed)
         if call.write is not None:
+            if request.query:
+                query_of(request, *call.query)
             key = idempotency_key(request) if call.needs_key else ""
             return await call.write(Write(request, key, await read_body(request, call.body_limit), actor))
         assert call.read is not None, "a call reads or writes"  # noqa: S101
@@ -193,25 +195,24 @@ def idempotency_key(request: Request) -> str:
 
 
 async def read_body(request: Request, limit: int = BODY_LIMIT_BYTES) -> bytes:
-    """
-    Return the body; wait for it if it is not complete yet.
-
-    Raises:
-        MalformedRequest: The body is longer than *limit* bytes, cannot be parsed, or was not complete in time.
-        ClientDisconnected: The client disconnected.
-    """
+    """Return the body; raise BadRequest if it is longer than *limit* bytes, or cannot be read."""
     body = request.body
     if not isinstance(body, bytes):
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
-                body = await body.read(limit)
-        except TimeoutError:
-            raise MalformedRequest(
-                f"The body was not complete after {BODY_TIMEOUT_SECONDS:g} seconds; sooner would pass."
-            ) from None
+        body = await _arrived(body, limit)
     if len(body) > limit:
         raise too_long(limit)
     return body
+
+
+async def _arrived(body: BodySource, limit: int) -> bytes:
+    """Return a body once it is complete; raise MalformedRequest if that takes too long."""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_SECONDS):
+            return await body.read(limit)
+    except TimeoutError:
+        raise MalformedRequest(
+            f"The body was not complete after {BODY_TIMEOUT_SECONDS:g} seconds; sooner would pass."
+        ) from None
 
 
 def answer(body: object, status: int = 200, *, replayed: bool = False) -> Reply:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -260,9 +259,7 @@ class PublicApp:
         if isinstance(error, LedgerCorrupt):
             _log.critical("request %s: %s", request.request_id, error)
             return self._refused(request, LedgerDamaged(), [])
-        # The text and the locals of the error may contain what was sent, so only its class and its frames are logged.
-        places = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)))
-        _log.error("request %s: unexpected %s\n%s", request.request_id, type(error).__name__, places)
+        _log.error("request %s: unexpected %s\n%s", request.request_id, type(error).__name__, wire.places_of(error))
         public_error = SpotledgerError(f"An unexpected error occurred; the request id is {request.request_id}.")
         return self._refused(request, public_error, [])
 

@@ -1,0 +1,30 @@
+"""A query that a call does not take is refused on writes as on reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support_operator import operator_api
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/deposits", {"customer": "alice", "coin": "usdt", "amount": "1"}),
+        ("/v1/batches", {"operations": []}),
+        ("/v1/keys", {"customer": "alice", "permissions": ["read"]}),
+        ("/v1/tokens", {"scopes": ["ledger:read"]}),
+    ],
+)
+def test_write_with_an_unknown_query_parameter_is_refused(tmp_path: Path, path: str, body: dict[str, object]) -> None:
+    """A deposit with ``?dry_run=true`` books nothing, and its key stays unused."""
+    with operator_api(tmp_path) as api:
+        api.set_up()
+        seq = api.seq
+        headers = api.headers() | {"Idempotency-Key": "once"}
+        said = api.run(api.http.post(f"{path}?dry_run=true", json=body, headers=headers))
+        assert (said.status_code, said.json()["field"]) == (422, "dry_run")
+        assert api.seq == seq
+        assert api.run(api.http.post(path, json=body, headers=headers)).status_code == 200

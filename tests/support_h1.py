@@ -1,0 +1,112 @@
+"""The HTTP server over an application of a few lines, and the requests that it read."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+from spotledger.http.h1.limits import Limits
+from spotledger.http.h1.request import BadRequest, Reply, Request
+from spotledger.http.h1.server import HttpServer
+from support_listener import Wire
+
+
+class Seen(NamedTuple):
+    """A request that was answered."""
+
+    method: str
+    path: str
+    body: bytes
+
+
+class Echo:
+    """
+    Answers with the path of a request, at once or after the loop had a turn; ``/long`` with many bytes.
+
+    ``/unread`` is answered without its body.
+    """
+
+    def __init__(self, *, is_quick: bool = True) -> None:
+        self.is_quick = is_quick
+        self.seen: list[Seen] = []
+        self.refused: list[str] = []
+
+    def at_once(self, request: Request) -> Reply | None:
+        """Answer a request whose body is here."""
+        if not self.is_quick or not isinstance(request.body, bytes):
+            return None
+        return self._reply(request, request.body)
+
+    async def answer(self, request: Request) -> Reply:
+        """Answer after a turn of the loop."""
+        await asyncio.sleep(0)
+        body = b"" if request.path == "/unread" else request.body
+        try:
+            return self._reply(request, body if isinstance(body, bytes) else await body.read(2**20))
+        except BadRequest as problem:
+            return self.refusal(problem, request.peer)
+
+    def _reply(self, request: Request, body: bytes) -> Reply:
+        self.seen.append(Seen(request.method, request.path, body))
+        if request.path == "/long":
+            return Reply(200, b"x" * 400_000)
+        return Reply(200, request.path.encode())
+
+    def refusal(self, problem: BadRequest, peer: str) -> Reply:
+        """Say why."""
+        self.refused.append(problem.reason)
+        return Reply(400, b"refused")
+
+
+class Served(NamedTuple):
+    """A server that a test talks to."""
+
+    server: HttpServer
+    app: Echo
+    port: int
+    wires: list[Wire]
+
+    async def connect(self, host: str = "127.0.0.1", **how: Any) -> Wire:
+        """Open a connection from the address *host*; it is closed at the end."""
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", self.port, local_addr=(host, 0), **how))
+        self.wires.append(wire)
+        return wire
+
+    async def said(self, data: bytes) -> bytes:
+        """Send *data* and no more; return all that comes back."""
+        wire = await self.connect()
+        await wire.send(data)
+        wire.finish()
+        return await wire.ended()
+
+
+def serving(
+    talk: Callable[[Served], Awaitable[None]],
+    *,
+    app: Echo | None = None,
+    limits: Limits | None = None,
+    loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    **more: Any,
+) -> bool:
+    """Serve while *talk* goes on; return whether everything was answered at the end."""
+    app = app or Echo()
+
+    async def serve() -> bool:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = HttpServer(app, listener, limits, **more)
+            await server.start()
+            served = Served(server, app, listener.getsockname()[1], [])
+            try:
+                async with asyncio.timeout(60):
+                    await talk(served)
+            finally:
+                is_whole = await server.stop(1)
+                for wire in served.wires:
+                    wire.writer.transport.abort()
+                await asyncio.sleep(0)
+            return is_whole
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        return runner.run(serve())

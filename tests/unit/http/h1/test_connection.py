@@ -1,0 +1,300 @@
+"""The server over sockets, with an application of a few lines: order, turns, ends and bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+import uvloop
+from hypothesis import given, settings, strategies as st
+
+from spotledger.http.h1.limits import Limits
+from spotledger.http.h1.server import HttpServer
+from spotledger.http.h1.shares import ConnectionShares
+from support_framing import REFUSED, cuts, requests
+from support_h1 import Echo, Seen, Served, serving
+
+Loop = Callable[[], asyncio.AbstractEventLoop]
+
+
+def get(path: str, *more: str, version: str = "1.1") -> bytes:
+    """Return a GET of *path*."""
+    return ("\r\n".join([f"GET {path} HTTP/{version}", "Host: x", *more]) + "\r\n\r\n").encode()
+
+
+def post(path: str, body: bytes, *more: str) -> bytes:
+    """Return a POST with *body*."""
+    return get(path, f"Content-Length: {len(body)}", *more).replace(b"GET", b"POST", 1) + body
+
+
+def bodies(answers: bytes) -> list[tuple[int, bytes]]:
+    """Return status and body of each answer."""
+    found = []
+    while answers:
+        head, _, rest = answers.partition(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head)
+        assert length is not None
+        found.append((int(head.split()[1]), rest[: int(length[1])]))
+        answers = rest[int(length[1]) :]
+    return found
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def loop(request: pytest.FixtureRequest) -> Loop:
+    """Either event loop."""
+    made: Loop = request.param
+    return made
+
+
+@pytest.fixture(params=[True, False], ids=["at once", "later"])
+def app(request: pytest.FixtureRequest) -> Echo:
+    """An application that answers at once, or after a turn of the loop."""
+    return Echo(is_quick=request.param)
+
+
+def test_pipelined_requests_are_answered_in_order(loop: Loop, app: Echo) -> None:
+    """More requests than may wait at a time, with and without bodies, in one segment, then the end."""
+
+    async def talk(served: Served) -> None:
+        sent = b"".join(post(f"/{n}", b"y" * n) if n % 3 else get(f"/{n}") for n in range(100))
+        assert bodies(await served.said(sent)) == [(200, b"/%d" % n) for n in range(100)]
+        assert [seen.body for seen in app.seen] == [b"y" * n if n % 3 else b"" for n in range(100)]
+
+    assert serving(talk, app=app, loop=loop)
+
+
+def test_nothing_after_what_cannot_be_read_is_answered(loop: Loop, app: Echo) -> None:
+    """The answers before it come, in order; then a refusal; nothing that follows is done."""
+
+    async def talk(served: Served) -> None:
+        for name, raw in REFUSED.items():
+            app.seen.clear()
+            if "endless" in name:
+                raw += b"b" * 70_000
+            if "long" in name or "many" in name:
+                raw = raw.replace(b"A:", b"A: b\r\n" * 100 + b"A:", 1)
+            wire = await served.connect()
+            await wire.send(post("/1", b"body") + get("/2") + raw + get("/3"))
+            assert [(await wire.answer()).body for _ in range(3)] == [b"/1", b"/2", b"refused"], name
+            wire.finish()
+            assert await wire.ended() == b""
+            assert [seen.path for seen in app.seen] == ["/1", "/2"]
+
+    assert serving(talk, app=app, loop=loop)
+
+
+def test_body_that_breaks_off_or_breaks_is_never_taken_for_whole(loop: Loop, app: Echo) -> None:
+    """A half-closed connection ends a body that is not complete with a refusal; so does a malformed chunk."""
+
+    async def talk(served: Served) -> None:
+        whole = post("/2", b"z" * 100_000)
+        chunked = get("/2", "Transfer-Encoding: chunked").replace(b"GET", b"POST")
+        for cut in (whole[:-1], whole[:-70_000], post("/2", b"abc")[:-1], chunked + b"5\r\nabc", chunked + b"1\r\nabc"):
+            app.seen.clear()
+            assert bodies(await served.said(get("/1") + cut)) == [(200, b"/1"), (400, b"refused")]
+            assert app.seen == [Seen("GET", "/1", b"")]
+
+    assert serving(talk, app=app, loop=loop)
+
+
+def test_client_that_closes_its_side_gets_its_answers(loop: Loop, app: Echo) -> None:
+    """Long ones too; then the connection is closed."""
+
+    async def talk(served: Served) -> None:
+        assert bodies(await served.said(get("/long") * 3 + post("/1", b"x" * 200_000)))[3] == (200, b"/1")
+        assert app.seen[-1] == Seen("POST", "/1", b"x" * 200_000)
+        assert await served.said(b"") == b""
+        assert await served.said(b"GET /") == b""
+
+    assert serving(talk, app=app, loop=loop)
+
+
+def test_others_have_a_turn_between_two_answers(loop: Loop) -> None:
+    """Thousands of pipelined requests that are answered at once do not keep another connection waiting."""
+    app = Echo()
+
+    async def talk(served: Served) -> None:
+        greedy, other = await served.connect(), await served.connect()
+        greedy.writer.write(get("/greedy") * 20_000)
+        reading = asyncio.create_task(greedy.reader.readexactly(100_000))
+        while not app.seen:
+            await asyncio.sleep(0)
+        await other.send(get("/other"))
+        assert (await other.answer()).body == b"/other"
+        assert len(app.seen) < 2_000
+        await reading
+
+    serving(talk, app=app, loop=loop)
+
+
+def test_one_byte_chunks_do_not_stall_the_loop(loop: Loop) -> None:
+    """A body in chunks of one byte is read in bounded pieces."""
+
+    async def talk(served: Served) -> None:
+        wire = await served.connect()
+        sent = get("/", "Transfer-Encoding: chunked").replace(b"GET", b"POST") + b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n"
+        wire.writer.write(sent)
+        answering = asyncio.create_task(wire.answer())
+        longest = 0.0
+        while not answering.done():
+            before = time.perf_counter()
+            await asyncio.sleep(0)
+            longest = max(longest, time.perf_counter() - before)
+        assert served.app.seen == [Seen("POST", "/", b"x" * 100_000)]
+        assert longest < 0.2  # 0.3 s in one piece on a quick machine; a busy one may be slow now and then
+
+    assert serving(talk, loop=loop, limits=Limits(check_seconds=60))
+
+
+def test_body_that_was_not_read_ends_the_connection_only_if_it_is_long(loop: Loop) -> None:
+    """Wherever the bytes are cut: a short body is here before the application is asked, a long one is not."""
+    app = Echo(is_quick=False)
+
+    async def talk(served: Served) -> None:
+        for size, count in ((1_000, 2), (65_536, 2), (65_537, 1), (300_000, 1)):
+            for cut in (1, 65_600, None):
+                wire = await served.connect()
+                sent = post("/unread", b"x" * size) + get("/next")
+                await wire.send(sent[:cut])
+                if cut is not None:
+                    await asyncio.sleep(0.01)
+                    await wire.send(sent[cut:])
+                wire.finish()
+                assert len(bodies(await wire.ended())) == count, (size, cut)
+
+    assert serving(talk, app=app, loop=loop)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sent=requests(), data=st.data())
+def test_any_cut_gives_the_same_answers(sent: bytes, data: st.DataObject) -> None:
+    """The answers, their order and what was done do not depend on how the bytes arrive."""
+    pieces = data.draw(cuts(sent))
+    app = Echo(is_quick=data.draw(st.booleans()))
+
+    async def talk(served: Served) -> None:
+        results = []
+        for parts in ([sent], pieces):
+            app.seen.clear()
+            wire = await served.connect()
+            for part in parts:
+                wire.writer.write(part)
+                await asyncio.sleep(0.001)
+            wire.finish()
+            said = re.sub(rb"date: .*", b"", (await wire.ended()).replace(b"HTTP/1.1 100 Continue\r\n\r\n", b""))
+            results.append((said, [*app.seen]))
+        assert results[0] == results[1]
+
+    serving(talk, app=app, loop=uvloop.new_event_loop)
+
+
+def test_connections_of_one_address_are_bounded_and_those_of_a_proxy_are_not(loop: Loop) -> None:
+    """One address may have so many; another one is let in; a trusted proxy counts in all only."""
+    limits = Limits(connections=8, connections_per_address=2, proxies=("127.0.0.9/32",))
+
+    async def talk(served: Served) -> None:
+        for host, most in (("127.0.0.1", 2), ("127.0.0.2", 2), ("127.0.0.9", 4)):
+            wires = [await served.connect(host) for _ in range(most)]
+            for wire in wires:
+                await wire.send(get("/"))
+                assert (await wire.answer()).status == 200
+            if most == 2:
+                assert await (await served.connect(host)).ended() == b""
+        assert served.server.open_connections == 8
+
+    assert serving(talk, limits=limits, loop=loop)
+
+
+def test_idle_connections_make_room_for_a_new_one(loop: Loop) -> None:
+    """Once all are taken, the one that has been idle for longest is closed, and not one that is being answered."""
+    limits = Limits(connections=3, check_seconds=0.02)
+
+    async def talk(served: Served) -> None:
+        wires = [await served.connect(f"127.0.0.{number}") for number in range(1, 4)]
+        await wires[0].send(b"GET /half")
+        for wire in wires[1:]:
+            await wire.send(get("/"))
+            assert (await wire.answer()).status == 200
+            await asyncio.sleep(0.05)
+        late = await served.connect("127.0.0.4")
+        assert await wires[1].ended() == b""
+        await late.send(get("/late"))
+        assert (await late.answer()).body == b"/late"
+        await wires[0].send(b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await wires[0].answer()).body == b"/half"
+
+    assert serving(talk, limits=limits, loop=loop)
+
+
+def test_head_that_drips_is_given_up_in_time(loop: Loop) -> None:
+    """The time for a head counts from its first byte, whatever comes meanwhile."""
+
+    async def talk(served: Served) -> None:
+        wire = await served.connect()
+        began = time.monotonic()
+        for byte in get("/" + "x" * 5_000):
+            wire.writer.write(bytes([byte]))
+            await asyncio.sleep(0.005)
+            if wire.reader.at_eof():
+                break
+        assert 0.15 < time.monotonic() - began < 5
+        assert await wire.ended() == b""
+
+    serving(talk, limits=Limits(head_seconds=0.2, check_seconds=0.02), loop=loop)
+
+
+def test_slow_reader_keeps_his_answer_and_a_stopped_one_loses_it(loop: Loop) -> None:
+    """Whoever takes enough of a long answer in time gets all of it; whoever takes nearly nothing is cut off."""
+    limits = Limits(slow_reader_seconds=0.5, slow_reader_bytes=10_000, check_seconds=0.02)
+
+    def received(port: int, first_pause: float) -> int:
+        """Ask for 24 MB, and return how much of it came after a pause, slowly."""
+        total = 0
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+            connection.sendall(get("/long") * 60)
+            time.sleep(first_pause)
+            try:
+                while total < 24_000_000 and (piece := connection.recv(1_000_000)):
+                    total += len(piece)
+                    time.sleep(0.03)
+            except ConnectionResetError:
+                pass
+        return total
+
+    async def talk(served: Served) -> None:
+        assert await asyncio.to_thread(received, served.port, 0) >= 24_000_000
+        assert await asyncio.to_thread(received, served.port, 2) < 24_000_000
+
+    serving(talk, limits=limits, loop=loop)
+
+
+def test_workers_share_the_connections(loop: Loop) -> None:
+    """Of two that accept from one socket each gets about half, and all of them if the other one is down."""
+
+    async def talk(served: Served) -> None:
+        shares[1].start_as(1)
+        second = HttpServer(Echo(), served.server._listener, shares=shares[1])
+        await second.start()
+        wires = [await served.connect() for _ in range(40)]
+        for wire in wires:
+            await wire.send(get("/"))
+            assert (await wire.answer()).status == 200
+        assert served.server.open_connections + second.open_connections == 40
+        assert abs(served.server.open_connections - second.open_connections) <= 4
+        await second.stop(0.1)
+        shares[0].end(1)
+        for _ in range(10):
+            wire = await served.connect()
+            await wire.send(get("/"))
+            assert (await wire.answer()).status == 200
+
+    first = ConnectionShares(2)
+    second = ConnectionShares(2)
+    second._memory = first._memory  # as after a fork
+    shares = (first, second)
+    first.start_as(0)
+    serving(talk, loop=loop, shares=first)

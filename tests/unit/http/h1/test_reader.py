@@ -1,0 +1,94 @@
+"""From bytes to requests: what is refused, and that the cuts between the pieces do not matter."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given, settings, strategies as st
+
+from spotledger.http.h1.limits import Limits
+from spotledger.http.h1.reader import RequestReader
+from spotledger.http.h1.request import BadRequest
+from support_framing import REFUSED, cuts, judged, read_all, requests
+
+LIMITS = Limits(head_bytes=2_000, headers=20)
+HEAD = b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n"
+
+
+def test_head_says_what_was_sent() -> None:
+    """Method, target and headers are those that were sent, with names in lower case and values without blanks."""
+    reader = RequestReader(LIMITS)
+    reader.receive(HEAD + b"X-A: \t b c \t\r\n\r\n")
+    head = reader.head()
+    assert head is not None
+    assert (head.method, head.target, head.length, head.keep_alive) == ("GET", b"/a?b=c", 0, True)
+    assert head.headers == [(b"host", b"x"), (b"x-a", b"b c")]
+    assert reader.head() is None
+
+
+@pytest.mark.parametrize("raw", [pytest.param(raw, id=name) for name, raw in REFUSED.items()])
+def test_what_could_be_read_in_two_ways_is_refused(raw: bytes) -> None:
+    """No version, another version, no host or two, two lengths, other codings, folded lines, control characters."""
+    requests_read, reason = read_all([raw], LIMITS)
+    assert not requests_read
+    assert reason is not None
+    assert reason.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("options", "version", "stays_open"),
+    [
+        (b"", b"1.1", True),
+        (b"Connection: close\r\n", b"1.1", False),
+        (b"Connection: keep-alive, close\r\n", b"1.1", False),
+        (b"Connection: keep-alive\r\nConnection: close\r\n", b"1.1", False),
+        (b"Proxy-Connection: close\r\n", b"1.1", True),
+        (b"", b"1.0", False),
+        (b"Connection: Keep-Alive\r\n", b"1.0", True),
+    ],
+)
+def test_connection_says_whether_it_stays_open(options: bytes, version: bytes, stays_open: bool) -> None:
+    """The parser's own idea of that does not count, so the next request is read where it may come."""
+    reader = RequestReader(LIMITS)
+    head = b"GET / HTTP/" + version + b"\r\nHost: x\r\n" + options + b"\r\n"
+    reader.receive(head)
+    found = reader.head()
+    assert found is not None
+    assert found.keep_alive is stays_open
+    if stays_open:
+        reader.receive(head)
+        assert reader.head() is not None
+
+
+def test_head_at_its_limit_passes_and_one_byte_more_does_not() -> None:
+    """The limit counts the bytes of the head, wherever they are cut."""
+    for size, passes in ((2_000, True), (2_001, False)):
+        raw = HEAD + b"X: " + b"y" * (size - len(HEAD) - 7) + b"\r\n\r\n"
+        assert len(raw) == size
+        for pieces in ([raw], [raw[:1_999], raw[1_999:]], [bytes([byte]) for byte in raw]):
+            found, reason = read_all(pieces, LIMITS)
+            assert (len(found), reason is None) == ((1, True) if passes else (0, False))
+
+
+def test_garbage_is_refused_at_its_first_byte() -> None:
+    """What cannot begin a request is not waited for, such as a TLS handshake."""
+    reader = RequestReader(LIMITS)
+    reader.receive(b"\x16\x03\x01")
+    with pytest.raises(BadRequest):
+        reader.head()
+
+
+@settings(max_examples=150, deadline=None)
+@given(sent=requests(), data=st.data())
+@example(sent=b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na\r\n" + HEAD + b"\r\n", data=None)
+def test_any_cut_gives_the_same_requests(sent: bytes, data: st.DataObject | None) -> None:
+    """However the bytes are cut, the same requests come out in the same order, and the same end."""
+    pieces = [bytes([byte]) for byte in sent] if data is None else data.draw(cuts(sent))
+    assert read_all(pieces, LIMITS) == read_all([sent], LIMITS)
+
+
+@settings(max_examples=400, deadline=None)
+@given(sent=requests())
+def test_what_is_accepted_means_the_same_to_a_second_parser(sent: bytes) -> None:
+    """Every request that is accepted, h11 accepts too, with the same method, target, headers, body and order."""
+    found, _ = read_all([sent], LIMITS)
+    assert judged(sent, len(found)) == found
