@@ -293,9 +293,9 @@ def test_malformed_operation_refuses_the_whole_batch_by_index_and_field(
         (b"{", 400),
         (b'{"operations":[{"op":"deposit",]}', 400),
         (b'{"operations":[{"op":"deposit","key":"\xff"}]}', 400),
-        (b'{"operations":' + b"[" * 100_000, 400),
+        (b'{"operations":' + b"[" * 100_000, 422),
         (b'{"operations":[' + b'{"a":' * 50_000, 400),
-        (b'{"operations":[' + b'{"a":' * 800 + b"1" + b"}" * 800 + b"]}", 422),
+        (b'{"operations":[' + b'{"a":' * 800 + b"1" + b"}" * 800 + b"]}", 400),
         (b'{"operations":[' + b"[" * 800 + b"]" * 800 + b"]}", 422),
         (b" " * (8 * 1024 * 1024 + 1), 400),
         (b"[]", 422),
@@ -319,7 +319,7 @@ def test_malformed_operation_refuses_the_whole_batch_by_index_and_field(
     ids=lambda value: repr(value[:40]) if isinstance(value, bytes) else str(value),
 )
 def test_batch_that_cannot_be_read_is_refused_and_touches_nothing(api: Api, content: bytes, status: int) -> None:
-    """Not JSON or too long is 400; another form, or a name that stands twice, is 422."""
+    """What is wrong first counts: not JSON or too long is 400; another form, or a name that stands twice, is 422."""
     seq = api.seq
     answer = api.request("POST", "/v1/batches", content=content, headers=api.headers())
     assert answer.status_code == status, answer.text

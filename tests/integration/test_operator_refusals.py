@@ -443,6 +443,35 @@ def test_unexpected_error_is_a_problem_without_a_trace(api: Api, caplog: pytest.
     assert "Traceback" not in answer.text
 
 
+def test_log_holds_nothing_that_was_sent(
+    api: Api, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The text of an unexpected error may repeat the request, with line breaks that would look like log lines."""
+
+    sent = "found this\n2026-01-01 INFO spotledger: forged"
+
+    def fail(*_: object) -> None:
+        raise ValueError(sent)
+
+    monkeypatch.setattr(api.runtime.key_ring, "list", fail)
+    assert api.get("/v1/keys").status_code == 500
+    assert "unexpected ValueError" in caplog.text
+    assert sent not in caplog.text
+
+
+@pytest.mark.parametrize("number", ["1e999", "1" * 5_000, "-" + "1" * 5_000, "1" * 5_000 + ".5", "NaN", '"\\ud800"'])
+def test_value_that_no_program_reads_is_malformed(api: Api, number: str) -> None:
+    """Numbers beyond any range, and half a character, are 400 in a single write and in a batch."""
+    seq = api.seq
+    deposit = f'{{"customer":"alice","coin":"usdt","amount":{number}}}'
+    batch = f'{{"operations":[{deposit[:-1]},"op":"deposit","key":"number"}}]}}'
+    for path, content in (("/v1/deposits", deposit), ("/v1/batches", batch)):
+        check_problem(
+            api.request("POST", path, content=content, headers=api.headers("number")), errors.MalformedRequest
+        )
+    assert api.seq == seq
+
+
 def test_damaged_ledger_takes_no_writes_and_says_so(api: Api) -> None:
     """Damage is no outage: writes answer 500 and name the place, nobody is told to try again, and reads go on."""
     api.runtime.ledger._corrupt = errors.LedgerCorrupt("entry 7: made up by this test")

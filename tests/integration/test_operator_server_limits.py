@@ -38,7 +38,7 @@ def test_body_is_asked_for_only_when_it_will_be_read(listener: Listener) -> None
         assert (await wire.answer()).status == 200
         for refused in (
             whole.removesuffix(DEPOSIT).replace(listener.api.token.encode(), b"0" * 64),
-            listener.post("long", b"", "Expect: 100-continue").replace(b"Length: 0", b"Length: 1048577"),
+            listener.post("long", b"", "Expect: 100-continue").replace(b"Length: 0", b"Length: 262145"),
         ):
             wire = await listener.connect()
             await wire.send(refused)
@@ -79,7 +79,7 @@ def test_body_over_the_limit_is_refused_before_it_was_all_sent(listener: Listene
             await wire.send(b"%x\r\n" % size + b" " * (operator_calls.BODY_LIMIT_BYTES + 2))
         said = await wire.answer()
         assert said.status == 400
-        assert "longer than 1048576 bytes" in said.json["detail"]
+        assert "longer than 262144 bytes" in said.json["detail"]
 
     listener.run(talk)
 

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, Union
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, UnsetType
+from msgspec import UNSET, Meta, UnsetType
 
 from spotledger import paths
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, MalformedRequest, Refused
 from spotledger.http.h1.request import Reply
 from spotledger.http.operator.answers import Answer, CoinTexts, Epoch, Seq, WriteAnswer, write_answer
+from spotledger.http.operator.batch_body import BATCH_LIMIT, PIECE_OPERATIONS, BatchReader
 from spotledger.http.operator.bodies import (
     Body,
     DepositBody,
@@ -29,7 +30,6 @@ from spotledger.http.operator.bodies import (
     UnfreezeBody,
     WithdrawalBody,
     check_names_once,
-    decode,
     has_names_once,
     refusal_of,
 )
@@ -39,10 +39,7 @@ from spotledger.ledger.group import CHAIN_LIMIT
 from spotledger.ledger.ledger import Ledger, Outcome
 from spotledger.ledger.writer import Writer
 
-BATCH_LIMIT: Final = 10_000
 BATCH_BODY_LIMIT_BYTES: Final = 8 * 1024 * 1024
-#: Operations that are decoded, or results that are encoded, before other tasks may run.
-PIECE_OPERATIONS: Final = 100
 CHAIN_MAX_CHARACTERS: Final = 64
 
 _encode = msgspec.json.Encoder().encode
@@ -79,13 +76,6 @@ else:
     BatchOperation = Union[tuple(_OPERATIONS.values())]  # noqa: UP007 - made of a tuple
 _decode_operation = msgspec.json.Decoder(BatchOperation).decode
 _decode_operations = msgspec.json.Decoder(list[BatchOperation]).decode
-
-
-class _RawBatch(Body):
-    """A batch whose operations are not decoded yet."""
-
-    operations: list[Raw]
-    atomic: bool = False
 
 
 class BatchBody(Body):
@@ -138,15 +128,10 @@ class BatchCalls:
 
     async def batch(self, call: Write) -> Reply:
         """Execute operations in order, each by itself, in chains, or all or nothing, and return one result each."""
-        raw = decode(call.body, _RawBatch, names_once=False)
-        if len(raw.operations) > BATCH_LIMIT:
-            raise InvalidRequest(
-                f"operations has {len(raw.operations)} of them; {BATCH_LIMIT} at most would pass", field="operations"
-            )
-        operations, chains = await _read(raw, call.body)
+        operations, chains, atomic = await _read(call.body)
         outcomes: list[Outcome] = []
         if operations:
-            outcomes = await self._writer.submit(operations, chains, atomic=raw.atomic, actor=call.actor)
+            outcomes = await self._writer.submit(operations, chains, atomic=atomic, actor=call.actor)
         return json_answer(await self._written(outcomes))
 
     async def _written(self, outcomes: Sequence[Outcome]) -> bytes:
@@ -160,26 +145,22 @@ class BatchCalls:
         return b'{"results":[' + b",".join(pieces) + b"]}"
 
 
-async def _read(raw: _RawBatch, body: bytes) -> tuple[list[Operation], list[str | None] | None]:
-    """Return the operations of a batch, and their chains if there are any."""
+async def _read(body: bytes) -> tuple[list[Operation], list[str | None] | None, bool]:
+    """Return the operations of a batch, their chains if there are any, and whether it is atomic."""
     operations: list[Operation] = []
     chains: list[str | None] = []
-    marks = 0
-    for start in range(0, len(raw.operations), PIECE_OPERATIONS):
-        if start:
-            await asyncio.sleep(0)
-        piece = raw.operations[start : start + PIECE_OPERATIONS]
-        text = b"[" + b",".join(piece) + b"]"
-        marks += text.count(b'"')
-        found = _sound(text)
+    reader = BatchReader(body)
+    for piece in reader.pieces():
+        start = len(operations)
+        found = _sound(b"[" + b",".join(piece) + b"]")
         for index, operation in enumerate(_one_by_one(piece, start) if found is None else found, start):
             try:
                 operations.append(operation.operation(operation.key))
                 chains.append(None if operation.chain is None else _chain(operation.chain))
             except InvalidRequest as refusal:
                 raise _placed(refusal, index) from None
-    _check_own_names(body, body.count(b'"') - marks)
-    return operations, chains if any(chains) else None
+        await asyncio.sleep(0)
+    return operations, chains if any(chains) else None, reader.atomic
 
 
 def _sound(text: bytes) -> list[BatchOperation] | None:
@@ -191,10 +172,9 @@ def _sound(text: bytes) -> list[BatchOperation] | None:
     return found if has_names_once(text, found) else None
 
 
-def _one_by_one(piece: Sequence[Raw], start: int) -> Iterator[BatchOperation]:
+def _one_by_one(piece: Sequence[bytes], start: int) -> Iterator[BatchOperation]:
     """Yield the operations of a piece, each decoded by itself, so that a refusal names its place."""
-    for index, raw_text in enumerate(piece, start):
-        text = bytes(raw_text)
+    for index, text in enumerate(piece, start):
         try:
             found = _decoded(text)
             check_names_once(text, found)
@@ -203,30 +183,25 @@ def _one_by_one(piece: Sequence[Raw], start: int) -> Iterator[BatchOperation]:
         yield found
 
 
-def _check_own_names(body: bytes, marks: int) -> None:
-    """Refuse a batch that has one of its own names twice; *marks* counts the quotation marks outside operations."""
-    only_operations = marks == 2
-    with_atomic = marks == 4 and body.count(b'"operations"') == 1
-    if not (only_operations or with_atomic):
-        check_names_once(body, _RawBatch([]))
-
-
 def _decoded(text: bytes) -> BatchOperation:
     try:
-        found: BatchOperation = _decode_operation(text)
-    except msgspec.ValidationError as problem:
-        document = msgspec.json.decode(text)
-        if not isinstance(document, dict):
-            raise InvalidRequest("not a JSON object; an operation would pass", field="") from None
-        op = document.get("op")
-        if not isinstance(op, str) or op not in _OPERATIONS:
-            known = ", ".join(map(str, _OPERATIONS))
-            shown = repr(op)[:70] if "op" in document else "missing"
-            raise InvalidRequest(f"op is {shown}; one of {known} would pass", field="op") from None
-        raise refusal_of(str(problem), _OPERATIONS[op]) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        try:
+            found: BatchOperation = _decode_operation(text)
+        except msgspec.ValidationError as problem:
+            raise _refusal(str(problem), msgspec.json.decode(text)) from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):  # a number that is too large, too
         raise MalformedRequest("not JSON in UTF-8; an operation would pass") from None
     return found
+
+
+def _refusal(problem: str, document: dict[str, Any]) -> InvalidRequest:
+    """Return the refusal of an operation, the *document*, for a message of msgspec."""
+    op = document.get("op")
+    if not isinstance(op, str) or op not in _OPERATIONS:
+        known = ", ".join(map(str, _OPERATIONS))
+        shown = repr(op)[:70] if "op" in document else "missing"
+        return InvalidRequest(f"op is {shown}; one of {known} would pass", field="op")
+    return refusal_of(problem, _OPERATIONS[op])
 
 
 def _chain(value: Any) -> str | None:

@@ -307,9 +307,9 @@ def hold_name(value: object, field: str = "hold") -> HoldName:
     raise InvalidRequest(f'{field} is malformed; its id as a string, or {{"key": "…"}}, would pass', field=field)
 
 
-def decode(body: bytes, kind: type[B], *, names_once: bool = True) -> B:
+def decode(body: bytes, kind: type[B]) -> B:
     """
-    Return a body decoded as *kind*; with *names_once*, refuse a name that is used twice in one object.
+    Return a body decoded as *kind*; refuse a name that is used twice in one object.
 
     Raises:
         MalformedRequest: The body is not JSON.
@@ -323,8 +323,7 @@ def decode(body: bytes, kind: type[B], *, names_once: bool = True) -> B:
             raise refusal_of(str(problem), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise MalformedRequest("The body is not JSON; one JSON object in UTF-8 would pass.") from None
-    if names_once:
-        check_names_once(body, found)
+    check_names_once(body, found)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import html
 import json
@@ -10,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from spotledger import paths
-from spotledger.http.h1.request import Reply, Request
-from spotledger.http.operator.calls import Call, Endpoint, answer, query_of, route
+from spotledger.http.h1.request import Header, Reply, Request
+from spotledger.http.operator.calls import JSON_HEADER, Call, Endpoint, answer, query_of, route
 from spotledger.http.operator.openapi import document
 
 #: The page has no script and loads nothing from elsewhere.
@@ -25,24 +26,36 @@ _PAGE_HEADERS: Final = (
 
 
 def doc_routes(routes: Callable[[], Sequence[Endpoint]]) -> list[Endpoint]:
-    """Return the routes of the document of *routes* and of its page; the document is made at the first request."""
+    """Return the routes of the document of *routes* and of its page; each is made once, beside the event loop."""
 
     @functools.cache
     def described() -> dict[str, Any]:
         return document(routes())
 
-    async def as_json(request: Request) -> Reply:
-        query_of(request)
-        return answer(described())
-
-    async def as_page(request: Request) -> Reply:
-        query_of(request)
-        return Reply(200, html_page(described()).encode(), _PAGE_HEADERS)
-
+    as_json = _Kept(lambda: answer(described()).body, (JSON_HEADER,))
+    as_page = _Kept(lambda: html_page(described()).encode(), _PAGE_HEADERS)
     return [
-        route(None, paths.OPENAPI, GET=Call(None, as_json, page=True)),
-        route(None, paths.DOCS, GET=Call(None, as_page, page=True)),
+        route(None, paths.OPENAPI, GET=Call(None, as_json.reply, page=True)),
+        route(None, paths.DOCS, GET=Call(None, as_page.reply, page=True)),
     ]
+
+
+class _Kept:
+    """A static page: *render* is called at the first request, in a thread, and what it returns is kept."""
+
+    def __init__(self, render: Callable[[], bytes], headers: tuple[Header, ...]) -> None:
+        self._render = render
+        self._headers = headers
+        self._lock = asyncio.Lock()
+        self._body: bytes | None = None
+
+    async def reply(self, request: Request) -> Reply:
+        """Return the page."""
+        query_of(request)
+        async with self._lock:
+            if self._body is None:
+                self._body = await asyncio.to_thread(self._render)
+        return Reply(200, self._body, self._headers)
 
 
 def by_section(described: Mapping[str, Any]) -> Iterator[tuple[str, list[tuple[str, str, dict[str, Any]]]]]:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from spotledger.errors import MalformedRequest
-from spotledger.http.h1.request import BodySource, ClientDisconnected, Request
+from spotledger.http.h1.request import BadRequest, BodySource, ClientDisconnected, Request
 from spotledger.http.operator import calls as operator_calls
 from spotledger.http.operator.calls import path_pattern, read_body
 
@@ -43,7 +43,7 @@ def test_body_that_is_there_or_comes_is_read_whole() -> None:
 def test_body_over_the_limit_is_refused(body: bytes | BodySource) -> None:
     """A body as long as the limit passes; one byte more does not."""
     assert asyncio.run(read_body(request(body), 5)) == b"abcde"
-    with pytest.raises(MalformedRequest, match="longer than 4 bytes"):
+    with pytest.raises(BadRequest, match="longer than 4 bytes"):
         asyncio.run(read_body(request(body), 4))
 
 
