@@ -15,6 +15,7 @@ BENCHES = (
     "growth",
     "start",
     "loop",
+    "h1",
     "read",
     "postgres",
     "postgres_callers",

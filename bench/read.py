@@ -55,7 +55,7 @@ OPEN_LIMITS = {
 }
 NAMES = {
     "spotledger": "spotledger, all checks on",
-    "bare": "granian, fixed bytes, no checks",
+    "bare": "the HTTP server alone, fixed bytes, no checks",
     "nginx": "nginx, a file",
     "fastapi": "FastAPI, pydantic, uvicorn",
 }
@@ -129,7 +129,7 @@ class Stage:
         kept = [(name.lower(), value) for name, value in headers if name.lower() not in own]
         (folder / "answer.json").write_text(json.dumps({"headers": kept, "body": body.decode()}))
         port = free_port()
-        command = [sys.executable, str(PEERS / "bare_rsgi.py"), str(port), str(folder / "answer.json")]
+        command = [sys.executable, str(PEERS / "bare_h1.py"), str(port), str(folder / "answer.json")]
         return self.start(command, port, "/", folder)
 
     def nginx(self, folder: Path, _: list[Credentials], __: list[tuple[str, str]], body: bytes) -> Target:
@@ -215,8 +215,8 @@ def summarise(report: Report, rows: list[Row], without: list[str]) -> None:
         report.tables.append(table)
     ours = rates["spotledger", 4]
     report.aims = [
-        Aim("requests/s ÷ FastAPI, 4 coins", ratio(ours, rates.get(("fastapi", 4))), 8),
-        Aim("requests/s ÷ nginx, 4 coins", ratio(ours, rates.get(("nginx", 4))), 0.28),
+        Aim("requests/s ÷ FastAPI, 4 coins", ratio(ours, rates.get(("fastapi", 4))), 9),
+        Aim("requests/s ÷ nginx, 4 coins", ratio(ours, rates.get(("nginx", 4))), 0.34),
         Aim("200 coins ÷ 4 coins", ratio(rates.get(("spotledger", 200)), ours), 0.7),
     ]
     report.notes += [f"{name} is not installed, and could not be: its row is missing." for name in without]

@@ -9,7 +9,6 @@ import hmac
 import json
 import socket
 import threading
-import time
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.server.embed import Server
-
 import spotledger
+from spotledger.http.h1.limits import Limits
+from spotledger.http.h1.server import HttpServer
 from spotledger.http.public.answers import Answer
 from spotledger.http.public.app import PublicApp, PublicSettings
+from spotledger.http.public.listener import PublicListener, public_limits
 from spotledger.ledger.ledger import Ledger
 from spotledger.security.access_keys import AccessKeyRecord, KeyRing
 from spotledger.security.cipher import Cipher
@@ -209,45 +207,31 @@ class Listening:
     """A real server over the listener of a `Service`, in a thread of its own, and raw connections to it."""
 
     def __init__(self, made: Service) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._made = made
-        self._server: Server | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._serve()))
 
     async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._server = Server(
-            self._made.app,
-            port=self.port,
-            interface=Interfaces.RSGI,
-            http=HTTPModes.http1,
-            http1_settings=HTTP1Settings(header_read_timeout=2_000, max_buffer_size=64 * 1024),
-            websockets=False,
-            log_enabled=False,
-        )
-        await self._server.serve()
+        limits = public_limits(Limits(head_seconds=2, body_seconds=0.5, check_seconds=0.1))
+        server = HttpServer(PublicListener(self._made.app), self._listener, limits)
+        await server.start()
+        await self._stop.wait()
+        await server.stop(1)
 
     def __enter__(self) -> Listening:
         self._thread.start()
-        for _ in range(500):
-            try:
-                self.connect().close()
-            except OSError:
-                time.sleep(0.01)
-            else:
-                return self
-        raise AssertionError("the server did not begin to listen")
+        return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._loop is not None
-        assert self._server is not None
-        self._loop.call_soon_threadsafe(self._server.stop)
+        self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join(20)
         assert not self._thread.is_alive(), "the server did not stop"
+        self._loop.close()
+        self._listener.close()
 
     def connect(self, patience_s: float = 3.0) -> socket.socket:
         """Open a raw connection."""

@@ -133,7 +133,8 @@ def start(folder: Path, env: Mapping[str, str] | None = None, **settings: object
     with os.fdopen(handle, "wb") as log:
         process = subprocess.Popen(
             [*PROGRAM, "serve", "--json", "--data", str(folder), *flags],
-            env=environment(**(env or {})),
+            # so few connections that no limit of descriptors has to be raised, which would be logged
+            env=environment(**{"SPOTLEDGER_CONNECTIONS": "500", **(env or {})}),
             stdout=subprocess.PIPE,
             stderr=log,
         )

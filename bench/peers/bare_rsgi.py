@@ -1,7 +1,7 @@
 """
-The server of spotledger without spotledger: the same granian, one handler that returns fixed bytes and headers.
+A raw handler on granian that returns fixed bytes and headers: a peer of the HTTP server of spotledger.
 
-What it reaches is what any handler on this server could reach. The settings are those of ``spotledger.http.serve``.
+Its bounds are those of ``spotledger.http.h1``, as far as granian has them.
 """
 
 from __future__ import annotations

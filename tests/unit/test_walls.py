@@ -103,4 +103,4 @@ def test_client_import_loads_no_server_module() -> None:
     loaded = set(result.stdout.split())
     server = {"ledger", "storage", "domain", "security", "http", "ops", "cli", "audit", "archive"}
     assert not {f"spotledger.{name}" for name in server} & loaded
-    assert not {"sqlite3", "apsw", "granian", "httptools"} & loaded
+    assert not {"sqlite3", "apsw", "httptools"} & loaded

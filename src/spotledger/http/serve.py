@@ -17,18 +17,17 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.net import SocketHolder  # type: ignore[attr-defined]
-from granian.server.embed import Server
-
-from spotledger.errors import SettingInvalid, SetupError
+from spotledger.errors import SettingInvalid
+from spotledger.http.descriptors import fitted_connections
+from spotledger.http.h1.limits import Limits
 from spotledger.http.h1.server import HttpServer
+from spotledger.http.h1.shares import ConnectionShares
 from spotledger.http.operator.app import OperatorApp
 from spotledger.http.operator.metrics import Metrics, show_shared_counts
 from spotledger.http.public.app import PublicApp, PublicSettings
+from spotledger.http.public.listener import PublicListener, public_limits
 from spotledger.ops.gc_freeze import collect_all_regularly, freeze_survivors
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import Address, Settings, flag_of
@@ -36,11 +35,8 @@ from spotledger.ops.siblings import Siblings
 from spotledger.security.gate import Gate
 from spotledger.storage.folder import Owner
 
-#: Connections that wait to be accepted, and connections that are open, at most, on each listener.
+#: Connections that wait to be accepted, at most, on each listener.
 BACKLOG: Final = 1024
-OPEN_CONNECTIONS: Final = 10_000
-REQUEST_HEAD_LIMIT_BYTES: Final = 64 * 1024
-REQUEST_HEAD_TIMEOUT_MS: Final = 10_000
 #: How long requests in flight may take to end once the service is told to stop.
 STOP_SECONDS: Final = 5.0
 FLUSH_USED_SECONDS: Final = 30.0
@@ -76,6 +72,13 @@ class Listeners(NamedTuple):
         return _url_of(self.operator)
 
 
+class Shares(NamedTuple):
+    """How the workers share the connections of each listener."""
+
+    public: ConnectionShares
+    operator: ConnectionShares
+
+
 WhileServing = Callable[[Listening], Awaitable[bool]]
 
 
@@ -105,6 +108,7 @@ def serve_on(
     *,
     tell_owner: bool = True,
     siblings: Siblings | None = None,
+    shares: Shares | None = None,
 ) -> None:
     """
     Serve like :func:`serve`, on sockets that are already bound.
@@ -117,6 +121,7 @@ def serve_on(
         while_serving: As for :func:`serve`.
         tell_owner: Whether to write the URLs of this process into the folder.
         siblings: The workers of which this process is one.
+        shares: How they share the connections.
     """
     with open_runtime(settings, environ, lock, siblings=siblings) as runtime:
         if tell_owner:
@@ -126,7 +131,7 @@ def serve_on(
         sys.setswitchinterval(SWITCH_SECONDS)
         listening = Listening(listeners.public_url, listeners.operator_url, runtime)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(listening, listeners, while_serving))
+            runner.run(_serve(listening, listeners, while_serving, shares))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -179,30 +184,9 @@ def _url_of(listener: socket.socket) -> str:
     return f"http://{Address(_WILDCARDS.get(host, host), port)}"
 
 
-class _Server(Server):
-    """Granian's embedded server, on a socket that is already bound."""
-
-    def __init__(self, target: PublicApp, listener: socket.socket) -> None:
-        super().__init__(
-            target,
-            interface=Interfaces.RSGI,
-            http=HTTPModes.http1,
-            http1_settings=HTTP1Settings(
-                header_read_timeout=REQUEST_HEAD_TIMEOUT_MS, max_buffer_size=REQUEST_HEAD_LIMIT_BYTES
-            ),
-            websockets=False,
-            backlog=BACKLOG,
-            backpressure=OPEN_CONNECTIONS,
-            log_enabled=False,
-        )
-        self._listener = listener
-
-    def _init_shared_socket(self) -> None:
-        descriptor = os.dup(self._listener.fileno())  # the server closes the descriptor that it is given
-        self._shd: Any = SocketHolder(descriptor, False, BACKLOG)  # type: ignore[call-arg]
-
-
-async def _serve(listening: Listening, listeners: Listeners, while_serving: WhileServing) -> None:
+async def _serve(
+    listening: Listening, listeners: Listeners, while_serving: WhileServing, shares: Shares | None
+) -> None:
     runtime = listening.runtime
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -214,24 +198,41 @@ async def _serve(listening: Listening, listeners: Listeners, while_serving: Whil
     operator_app = OperatorApp(runtime)
     _show_public(operator_app.metrics, public_app)
     await public_app.gate.start()
-    operator_server = HttpServer(operator_app, listeners.operator)
+    connections = fitted_connections(runtime.settings.connections)
+    public_shares, operator_shares = shares or (None, None)
+    operator_limits = _limits(runtime.settings, connections.operator)
+    operator_server = HttpServer(operator_app, listeners.operator, operator_limits, shares=operator_shares)
+    trader_limits = public_limits(_limits(runtime.settings, connections.public))
+    public_server = HttpServer(PublicListener(public_app), listeners.public, trader_limits, shares=public_shares)
     await operator_server.start()
-    public_server = _Server(public_app, listeners.public)
-    running = asyncio.create_task(public_server.serve())
+    await public_server.start()
+    _show_connections(operator_app.metrics, public_server, operator_server)
     background = [asyncio.create_task(work) for work in (_flush_used_regularly(runtime), collect_all_regularly())]
     working = asyncio.create_task(_run_while_serving(while_serving, listening, stop))
     try:
-        await asyncio.wait([working, running], return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise SetupError("A listener ended unexpectedly, so the service stopped; start it again.")
-        working.result()
+        await working
     finally:
         for task in (working, *background):
             task.cancel()
         operator_app.feed.stop()
-        await _stop_listening(operator_server, public_server, running)
+        await _stop_listening(operator_server, public_server)
         await public_app.gate.stop()
         await runtime.stop()
+
+
+def _limits(settings: Settings, connections: int) -> Limits:
+    """Return the bounds of a listener that may have so many *connections*."""
+    return Limits(
+        connections=connections,
+        connections_per_address=settings.connections_per_address,
+        proxies=settings.trusted_proxies,
+    )
+
+
+def _show_connections(metrics: Metrics, public: HttpServer, operator: HttpServer) -> None:
+    """Show how many connections each listener has."""
+    metrics.show("public_connections", "Open connections of traders.", lambda: public.open_connections)
+    metrics.show("operator_connections", "Open connections of operators.", lambda: operator.open_connections)
 
 
 def _show_public(metrics: Metrics, public: PublicApp) -> None:
@@ -291,21 +292,9 @@ async def _run_while_serving(while_serving: WhileServing, listening: Listening, 
         doing.cancel()
 
 
-async def _stop_listening(operator: HttpServer, public: _Server, running: asyncio.Task[None]) -> None:
-    public.signal_handler_interrupt()  # type: ignore[no-untyped-call]
-    all_answered, (_, late) = await asyncio.gather(
-        operator.stop(STOP_SECONDS), asyncio.wait([running], timeout=STOP_SECONDS)
-    )
-    if late:
-        asyncio.get_running_loop().set_exception_handler(_after_the_cut)
-    if late or not all_answered:
+async def _stop_listening(*servers: HttpServer) -> None:
+    if not all(await asyncio.gather(*(server.stop(STOP_SECONDS) for server in servers))):
         _log.warning("requests that were not complete %g seconds after the stop were cut off", STOP_SECONDS)
-
-
-def _after_the_cut(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Ignore the InvalidStateError that granian raises when it notifies a worker that was cut off."""
-    if not isinstance(context.get("exception"), asyncio.InvalidStateError):
-        loop.default_exception_handler(context)
 
 
 async def _flush_used_regularly(runtime: Runtime) -> None:

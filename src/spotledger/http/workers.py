@@ -21,7 +21,8 @@ from collections.abc import Callable, Mapping
 from typing import Final, NoReturn
 
 from spotledger.errors import LedgerCorrupt, SetupError, SpotledgerError
-from spotledger.http.serve import STOP_SECONDS, Listeners, Listening, bound_listeners, serve_on
+from spotledger.http.h1.shares import ConnectionShares
+from spotledger.http.serve import STOP_SECONDS, Listeners, Listening, Shares, bound_listeners, serve_on
 from spotledger.ops.runtime import FolderLock, claim_folder
 from spotledger.ops.settings import Settings
 from spotledger.ops.siblings import Siblings
@@ -73,6 +74,7 @@ class _Parent:
         self._lock = lock
         self._listeners = listeners
         self._siblings = Siblings(settings.workers)
+        self._shares = Shares(ConnectionShares(settings.workers), ConnectionShares(settings.workers))
         # Nothing is ever written to it: its end tells a worker that the parent has ended.
         self._lifeline, self._lifeline_end = os.pipe()
         self._workers: dict[int, _Worker] = {}
@@ -143,6 +145,8 @@ class _Parent:
                 continue
             del self._workers[pid]
             os.close(worker.ready)
+            for shares in self._shares:
+                shares.end(worker.number)
             _log.error("worker %d (process %d) ended with %s", worker.number, pid, _exit_text(status))
             self._down[worker.number] = time.monotonic() + (0 if worker.answers else RESTART_SECONDS)
 
@@ -170,6 +174,8 @@ class _Parent:
                 settings = dataclasses.replace(settings, audit_entries_per_second=0)
             lifeline, siblings = self._lifeline, self._siblings
             siblings.start_as(number)
+            for shares in self._shares:
+                shares.start_as(number)
 
             async def until_orphaned(listening: Listening) -> bool:
                 if not number:
@@ -180,7 +186,7 @@ class _Parent:
                 return False
 
             parts = (self._listeners, settings, self._environ, self._lock, until_orphaned)
-            serve_on(*parts, tell_owner=False, siblings=siblings)
+            serve_on(*parts, tell_owner=False, siblings=siblings, shares=self._shares)
             code = 0
         except (SpotledgerError, LedgerCorrupt) as problem:
             sys.stderr.write(f"spotledger: {problem}\n")

@@ -3,12 +3,11 @@ The public listener: the signed v1 API of traders, and the few v4 calls.
 
 ``getBalance`` is called far more often than anything else, so its path is short: no framework, the parameters read
 once, one HMAC, one look-up, a ready body. The calls are coroutines because a gate that shares its counts with other
-nodes waits for them; the gate of a single node never waits. ``__rsgi__`` is a thin shell over `PublicApp.answer`.
+nodes waits for them; the gate of a single node never waits. ``listener.py`` puts it on the HTTP server.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 from collections.abc import Callable
@@ -44,7 +43,6 @@ from spotledger.http.public.answers import (
     v1_refusal,
 )
 from spotledger.http.public.request import (
-    QUERY_MAX_BYTES,
     Read,
     Request,
     RequestBody,
@@ -57,7 +55,6 @@ from spotledger.http.public.request import (
 from spotledger.security.access_keys import KeyRing
 from spotledger.security.gate import Gate, GateSettings
 
-BODY_TIMEOUT_S = 10.0
 KINDS_BY_ID = {"1": "wallet", "2": "spot", "3": "fiat"}
 METHODS = frozenset({"GET", "POST"})
 
@@ -68,6 +65,20 @@ _ACCOUNTS = [
 ]
 _CLOCK_UNTRUSTED = {"status": "cannot write", "code": ClockUntrusted.code}
 _SIGNED_NAMES = frozenset({"accesskey", "accessKey", "signature"})
+
+
+class _NoHeaders:
+    """The headers of a request that could not be read."""
+
+    def get(self, key: str, /) -> None:
+        """Return None: there is none."""
+
+    def get_all(self, key: str, /) -> list[str]:
+        """Return nothing."""
+        return []
+
+
+_NO_HEADERS = _NoHeaders()
 _log = logging.getLogger(__name__)
 
 
@@ -80,7 +91,7 @@ class PublicSettings(GateSettings):
 
 class PublicApp:
     """
-    Answer the requests of traders, as an RSGI application.
+    Answer the requests of traders.
 
     Keeps rules R1 to R22: whatever is sent, the answer has a documented form. Of a request only its id is logged.
     """
@@ -143,15 +154,6 @@ class PublicApp:
         }
         return calls | {f"{path}/": call for path, call in calls.items()}
 
-    async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        """Answer one HTTP request of an RSGI server."""
-        method, headers = scope.method, scope.headers
-        body: RequestBody = b""
-        if method != "GET" or "content-length" in headers or "transfer-encoding" in headers:
-            body = await read_body(headers, protocol)
-        status, sent, content = await self.answer(method, scope.path, scope.query_string, headers, scope.client, body)
-        protocol.response_bytes(status, sent, content)
-
     async def answer(
         self, method: str, path: str, query: str, headers: RequestHeaders, peer: str, body: RequestBody = b""
     ) -> Answer:
@@ -163,6 +165,14 @@ class PublicApp:
         if self._age_ms is not None:
             found.headers.append(("x-ledger-age-ms", str(self._age_ms())))
         return found
+
+    def refuse_unread(self, error: MalformedRequest, peer: str) -> Answer:
+        """Return the answer to a request of *peer* that could not be read, and count it."""
+        self.requests += 1
+        now_ms = self._clock_ms()
+        request = Request("", "", "", _NO_HEADERS, peer, b"", now_ms, f"{self._prefix}{self.requests:x}")
+        self.gate.count(self.gate.peer(peer, request.forwarded_for), now_ms)
+        return self._refusal(request, error)
 
     async def _answered(self, request: Request) -> Answer:
         try:
@@ -280,23 +290,3 @@ def _kind_of(read: Read) -> str:
     if kind is None:
         raise MalformedRequest("account is missing or unknown; 1 (wallet), 2 (spot) or 3 (fiat) would pass.")
     return kind
-
-
-async def read_body(headers: RequestHeaders, protocol: Any) -> RequestBody:
-    """Return the body of a request, or why it was not read: too long, too slow, or cut off."""
-    announced = headers.get("content-length") or "0"
-    too_long = MalformedRequest(f"The body is longer than {QUERY_MAX_BYTES} bytes; that many would pass.")
-    if len(announced) > 5 or not announced.isdecimal() or int(announced) > QUERY_MAX_BYTES:
-        return too_long
-    body = b""
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in protocol:
-                body += chunk
-                if len(body) > QUERY_MAX_BYTES:
-                    return too_long
-    except TimeoutError:
-        return MalformedRequest(f"The body did not arrive within {BODY_TIMEOUT_S:g} s.")
-    except Exception:  # noqa: BLE001 - the server has errors of its own for a broken connection
-        return MalformedRequest("The body was cut off.")
-    return body
