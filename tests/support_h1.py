@@ -3,14 +3,55 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import ipaddress
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from spotledger.http.h1.limits import Limits
 from spotledger.http.h1.request import BadRequest, Reply, Request
 from spotledger.http.h1.server import HttpServer
 from support_listener import Wire
+
+
+def write_certificate(certificate: Path, key: Path, name: str) -> None:
+    """Write a certificate for 127.0.0.1 that is its own authority, with the common name *name*, and its key."""
+    made = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(made.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .sign(made, hashes.SHA256())
+    )
+    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    key.write_bytes(
+        made.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+def trusting(certificate: Path) -> ssl.SSLContext:
+    """Return the context of a client that trusts *certificate*."""
+    return ssl.create_default_context(cafile=str(certificate))
+
+
+def name_of(connection: Any) -> str:
+    """Return the common name of the certificate that *connection* was shown."""
+    return str(dict(pair for part in connection.getpeercert()["subject"] for pair in part)["commonName"])
 
 
 class Seen(NamedTuple):

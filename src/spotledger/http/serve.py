@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import errno
+import ipaddress
 import logging
 import os
 import signal
@@ -24,6 +25,7 @@ from spotledger.http.descriptors import fitted_connections
 from spotledger.http.h1.limits import Limits
 from spotledger.http.h1.server import HttpServer
 from spotledger.http.h1.shares import ConnectionShares
+from spotledger.http.h1.tls import Certificate
 from spotledger.http.operator.app import OperatorApp
 from spotledger.http.operator.metrics import Metrics, show_shared_counts
 from spotledger.http.public.app import PublicApp, PublicSettings
@@ -60,16 +62,19 @@ class Listeners(NamedTuple):
 
     public: socket.socket
     operator: socket.socket
+    #: Which of them speak TLS.
+    has_public_tls: bool = False
+    has_operator_tls: bool = False
 
     @property
     def public_url(self) -> str:
         """The URL of the public listener, for traders."""
-        return _url_of(self.public)
+        return _url_of(self.public, self.has_public_tls)
 
     @property
     def operator_url(self) -> str:
         """The URL of the operator listener, for the exchange's own systems."""
-        return _url_of(self.operator)
+        return _url_of(self.operator, self.has_operator_tls)
 
 
 class Shares(NamedTuple):
@@ -123,6 +128,7 @@ def serve_on(
         siblings: The workers of which this process is one.
         shares: How they share the connections.
     """
+    certificate = _certificate(settings)
     with open_runtime(settings, environ, lock, siblings=siblings) as runtime:
         if tell_owner:
             runtime.check_token_file()
@@ -131,7 +137,7 @@ def serve_on(
         sys.setswitchinterval(SWITCH_SECONDS)
         listening = Listening(listeners.public_url, listeners.operator_url, runtime)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(listening, listeners, while_serving, shares))
+            runner.run(_serve(listening, listeners, while_serving, shares, certificate))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -154,7 +160,9 @@ def bound_listeners(settings: Settings) -> Iterator[Listeners]:
         _bound(settings.listen, "listen") as public,
         _bound(settings.operator_listen, "operator_listen") as operator,
     ):
-        yield Listeners(public, operator)
+        has_tls = settings.tls_cert is not None
+        # On this machine the command line calls it, and no certificate has a name for that.
+        yield Listeners(public, operator, has_tls, has_tls and not _is_loopback(operator))
 
 
 @contextlib.contextmanager
@@ -179,19 +187,60 @@ def _bound(address: Address, setting: str) -> Iterator[socket.socket]:
         yield listener
 
 
-def _url_of(listener: socket.socket) -> str:
+def _url_of(listener: socket.socket, has_tls: bool) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://{Address(_WILDCARDS.get(host, host), port)}"
+    return f"{'https' if has_tls else 'http'}://{Address(_WILDCARDS.get(host, host), port)}"
+
+
+def _is_loopback(listener: socket.socket) -> bool:
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    """Load the certificate, if there is one."""
+    if settings.tls_cert is None and settings.tls_key is None:
+        return None
+    if settings.tls_cert is None or settings.tls_key is None:
+        raise SettingInvalid(
+            f"Only one of tls_cert and tls_key is given; {flag_of('tls_cert')} and {flag_of('tls_key')} would pass.",
+            setting="tls_key" if settings.tls_key is None else "tls_cert",
+        )
+    try:
+        return Certificate(settings.tls_cert, settings.tls_key)
+    except OSError as problem:
+        raise SettingInvalid(
+            f"The certificate {settings.tls_cert} cannot be used with the key {settings.tls_key}:"
+            f" {problem.strerror or problem}. Two PEM files that belong together would pass.",
+            setting="tls_cert",
+        ) from None
+
+
+def _reload(certificate: Certificate | None) -> None:
+    """Load the certificate again; connections that are open keep theirs."""
+    if certificate is None:
+        _log.info("SIGHUP: there is no certificate to reload")
+        return
+    try:
+        certificate.load()
+    except OSError as problem:
+        _log.error("SIGHUP: the certificate stays as it is; the new one cannot be used: %s", problem)
+    else:
+        _log.info("SIGHUP: the certificate was reloaded")
 
 
 async def _serve(
-    listening: Listening, listeners: Listeners, while_serving: WhileServing, shares: Shares | None
+    listening: Listening,
+    listeners: Listeners,
+    while_serving: WhileServing,
+    shares: Shares | None,
+    certificate: Certificate | None,
 ) -> None:
     runtime = listening.runtime
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, _reload, certificate)
     await runtime.start()
     runtime.audits.start_continuous(runtime.settings.audit_entries_per_second, runtime.settings.audit_pause_seconds)
     public_app = _public_app(runtime)
@@ -200,10 +249,20 @@ async def _serve(
     await public_app.gate.start()
     connections = fitted_connections(runtime.settings.connections)
     public_shares, operator_shares = shares or (None, None)
-    operator_limits = _limits(runtime.settings, connections.operator)
-    operator_server = HttpServer(operator_app, listeners.operator, operator_limits, shares=operator_shares)
-    trader_limits = public_limits(_limits(runtime.settings, connections.public))
-    public_server = HttpServer(PublicListener(public_app), listeners.public, trader_limits, shares=public_shares)
+    operator_server = HttpServer(
+        operator_app,
+        listeners.operator,
+        _limits(runtime.settings, connections.operator),
+        tls=certificate if listeners.has_operator_tls else None,
+        shares=operator_shares,
+    )
+    public_server = HttpServer(
+        PublicListener(public_app),
+        listeners.public,
+        public_limits(_limits(runtime.settings, connections.public)),
+        tls=certificate,
+        shares=public_shares,
+    )
     await operator_server.start()
     await public_server.start()
     _show_connections(operator_app.metrics, public_server, operator_server)

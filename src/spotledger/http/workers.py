@@ -33,7 +33,7 @@ RESTART_SECONDS: Final = 1.0
 #: How long workers may take to stop; then they are killed.
 STOP_WORKERS_SECONDS: Final = STOP_SECONDS + 15.0
 _POLL_SECONDS: Final = 0.05
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 _log = logging.getLogger("spotledger.workers")
 
@@ -118,7 +118,9 @@ class _Parent:
     def _step(self) -> bool:
         """Wait for a signal or a moment, then update the workers; return whether the service was told to stop."""
         received = signal.sigtimedwait(_SIGNALS, _POLL_SECONDS if self._is_busy else STOP_SECONDS)
-        if received is not None and received.si_signo != signal.SIGCHLD:
+        if received is not None and received.si_signo == signal.SIGHUP:
+            self._signal_all(signal.SIGHUP)
+        elif received is not None and received.si_signo != signal.SIGCHLD:
             return True
         self._note_answers()
         self._reap()
@@ -168,6 +170,7 @@ class _Parent:
         """Serve in this forked process, and end it; the parent's code does not go on in it."""
         code = 1
         try:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # until it serves; then it reloads its certificate
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
             settings = self._settings
             if number:  # only the first worker audits the database

@@ -202,6 +202,12 @@ class Settings:
     operator_listen: Address = _address(
         Address("127.0.0.1", 8081), "The address of the operator listener, for the exchange's own systems."
     )
+    tls_cert: Path | None = _path(
+        None,
+        "A file with the certificate for TLS in PEM form, followed by its chain; SIGHUP reloads it. The public "
+        "listener then speaks TLS, and so does the operator listener unless its address is a loopback address.",
+    )
+    tls_key: Path | None = _path(None, "A file with the key of `tls_cert` in PEM form, not encrypted.")
     master_key_file: Path | None = _path(
         None, "A file with the master key, 64 hex digits, instead of `master.key` in the data folder."
     )

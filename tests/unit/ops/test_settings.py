@@ -61,6 +61,8 @@ def test_setting_has_a_flag_a_variable_and_a_line(name: str, tmp_path: Path) -> 
         "listen": "[::1]:80",
         "operator_listen": "0.0.0.0:0",
         "master_key_file": "/run/key",
+        "tls_cert": "/run/cert.pem",
+        "tls_key": "/run/key.pem",
         "success_info": "Success",
         "replay": "strict",
         "trusted_proxies": "10.0.0.1,10.1.0.0/16",

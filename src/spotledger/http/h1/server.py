@@ -11,7 +11,6 @@ import asyncio
 import errno
 import logging
 import socket
-import ssl
 from email.utils import formatdate
 from typing import Final
 
@@ -20,6 +19,7 @@ from spotledger.http.h1.limits import Limits
 from spotledger.http.h1.request import Application
 from spotledger.http.h1.shares import ConnectionShares
 from spotledger.http.h1.state import ListenerState
+from spotledger.http.h1.tls import Certificate
 
 #: Connections that are accepted before others have a turn.
 ACCEPTED_AT_ONCE: Final = 32
@@ -42,7 +42,7 @@ class HttpServer:
         app: The application that answers.
         listener: A socket that is bound and listening; it stays open when the server stops.
         limits: Every bound.
-        tls: The context for TLS; None: the connections are not encrypted.
+        tls: The certificate for TLS; None: the connections are not encrypted.
         shares: The connections of all workers that accept from *listener*; None: there is one.
     """
 
@@ -52,7 +52,7 @@ class HttpServer:
         listener: socket.socket,
         limits: Limits | None = None,
         *,
-        tls: ssl.SSLContext | None = None,
+        tls: Certificate | None = None,
         shares: ConnectionShares | None = None,
     ) -> None:
         self._state = ListenerState(app, limits or Limits(), shares)
@@ -178,7 +178,7 @@ class HttpServer:
                 await self._loop.connect_accepted_socket(
                     lambda: connection,
                     accepted,
-                    ssl=self._tls,
+                    ssl=self._tls.context,
                     ssl_handshake_timeout=seconds,
                     ssl_shutdown_timeout=seconds,
                 )

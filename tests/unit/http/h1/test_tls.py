@@ -1,0 +1,87 @@
+"""TLS: the certificate is replaced without dropping a connection, and a handshake is bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import uvloop
+
+from spotledger.http.h1.limits import Limits
+from spotledger.http.h1.tls import Certificate
+from support_h1 import Served, name_of, serving, trusting, write_certificate
+
+Loop = Callable[[], asyncio.AbstractEventLoop]
+
+
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def loop(request: pytest.FixtureRequest) -> Loop:
+    """Either event loop."""
+    made: Loop = request.param
+    return made
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a certificate called first, and its key."""
+    files = (tmp_path / "cert.pem", tmp_path / "key.pem")
+    write_certificate(*files, "first")
+    return files
+
+
+def test_certificate_is_replaced_for_new_connections_only(loop: Loop, files: tuple[Path, Path]) -> None:
+    """A connection that was open goes on with the old one; a new one gets the new one."""
+    certificate = Certificate(*files)
+
+    async def talk(served: Served) -> None:
+        old = await served.connect(ssl=trusting(files[0]))
+        await old.send(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await old.answer()).body == b"/1"
+        write_certificate(*files, "second")
+        certificate.load()
+        new = await served.connect(ssl=trusting(files[0]))
+        for wire, name in ((old, "first"), (new, "second")):
+            await wire.send(b"GET /2 HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await wire.answer()).body == b"/2"
+            assert name_of(wire.writer.get_extra_info("ssl_object")) == name
+
+    serving(talk, loop=loop, tls=certificate)
+
+
+def test_certificate_that_cannot_be_used_changes_nothing(files: tuple[Path, Path]) -> None:
+    """Half-written files, or a key of another certificate, are an error; the old certificate stays."""
+    certificate = Certificate(*files)
+    before = certificate.context
+    files[0].write_text("no certificate")
+    with pytest.raises(ssl.SSLError):
+        certificate.load()
+    write_certificate(files[0], files[1].with_name("other.pem"), "second")
+    with pytest.raises(ssl.SSLError):
+        certificate.load()
+    files[1].unlink()
+    with pytest.raises(FileNotFoundError):
+        certificate.load()
+    assert certificate.context is before
+
+
+def test_connection_without_a_handshake_is_counted_and_closed(loop: Loop, files: tuple[Path, Path]) -> None:
+    """Who connects and says nothing, or speaks plain HTTP, takes up no place for long."""
+    limits = Limits(connections_per_address=3, handshake_seconds=0.2)
+
+    async def talk(served: Served) -> None:
+        silent, plain = await served.connect(), await served.connect()
+        plain.writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await asyncio.sleep(0.05)
+        assert served.server.open_connections >= 1
+        await asyncio.gather(silent.ended(), plain.ended())
+        async with asyncio.timeout(5):
+            while served.server.open_connections:
+                await asyncio.sleep(0.01)
+        wire = await served.connect(ssl=trusting(files[0]))
+        await wire.send(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await wire.answer()).body == b"/1"
+
+    serving(talk, loop=loop, limits=limits, tls=Certificate(*files))
