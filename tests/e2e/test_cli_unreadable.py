@@ -23,11 +23,16 @@ PATHS = {
     "secret_file": "read",
     "master_key_file": "key",  # a folder is no key, which is another error
     "file": "read",
+    "tls_cert": "read",
+    "tls_key": "read",
 }
 #: Files that a command writes.
 WRITTEN = {("backup", "file"), ("export journal", "file"), ("token create", "file")}
 #: Files that a command does not look at, or only once it has found something else.
-UNSEEN = {("settings", "master_key_file"), ("restore", "master_key_file")}
+UNSEEN = {
+    *(("settings", name) for name in ("master_key_file", "tls_cert", "tls_key")),
+    ("restore", "master_key_file"),
+}
 #: Files of the data folder that a command does without.
 UNNEEDED = {
     "books.db": ("recover", "rebuild", "backup", "export journal"),
@@ -134,6 +139,8 @@ def test_file_that_cannot_be_used_is_one_line_and_exit_code_3(place: Path, ledge
             given["data"] = str(place / "folder" / "new")
         if parameter == "token_file":
             given["operator_url"] = "http://127.0.0.1:9"
+        if parameter in ("tls_cert", "tls_key"):
+            given |= {"tls_cert": str(place / "open"), "tls_key": str(place / "open")}
         if (name, parameter) not in UNSEEN:
             calls += [call_of(name, **{**given, parameter: path}) for path in unusable(place, use)]
     assert len(calls) >= 8

@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Final, NamedTuple
@@ -205,9 +206,11 @@ def _certificate(settings: Settings) -> Certificate | None:
             f"Only one of tls_cert and tls_key is given; {flag_of('tls_cert')} and {flag_of('tls_key')} would pass.",
             setting="tls_key" if settings.tls_key is None else "tls_cert",
         )
+    for path in (settings.tls_cert, settings.tls_key):
+        path.open("rb").close()  # the driver of TLS does not say which one it cannot read
     try:
         return Certificate(settings.tls_cert, settings.tls_key)
-    except OSError as problem:
+    except ssl.SSLError as problem:
         raise SettingInvalid(
             f"The certificate {settings.tls_cert} cannot be used with the key {settings.tls_key}:"
             f" {problem.strerror or problem}. Two PEM files that belong together would pass.",
