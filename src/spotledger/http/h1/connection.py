@@ -15,7 +15,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Final, cast
 
-from spotledger.http.h1.incoming import IncomingRequest
+from spotledger.http.h1.incoming import CompleteRequest, IncomingRequest
 from spotledger.http.h1.reader import RequestReader
 from spotledger.http.h1.request import BadRequest, ClientDisconnected, Reply, Stream
 from spotledger.http.h1.state import ListenerState, log_unexpected
@@ -52,7 +52,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         #: The task that answers, the requests that wait, and the one whose body is being read.
         self._task: asyncio.Task[None] | None = None
-        self._waiting: deque[IncomingRequest] = deque()
+        self._waiting: deque[CompleteRequest | IncomingRequest] = deque()
         self._incoming: IncomingRequest | None = None
         #: Why nothing more can be read; and whether nothing more will be, because it is not wanted.
         self._broken: BadRequest | None = None
@@ -177,13 +177,15 @@ class Connection(asyncio.Protocol):
         head = self._reader.head() if self._wants_more() else None
         if head is None:
             return False
-        request = IncomingRequest(self, head, self._peer, self._limits.body_ahead_bytes)
         if head.length:
-            self._incoming = request
-        else:
-            self._end_of(request)
+            self._incoming = IncomingRequest(self, head, self._peer, self._limits.body_ahead_bytes)
+            self._waiting.append(self._incoming)
+            return True
+        request = CompleteRequest(head, self._peer)
         self._waiting.append(request)
-        return True
+        if not request.keep_alive:
+            self._is_last = True  # the client said that it would send no other
+        return self._reader.has_data
 
     def _read_body(self, request: IncomingRequest) -> bool:
         """Read a piece of the body of *request*; return whether there may be more to read."""
@@ -196,13 +198,10 @@ class Connection(asyncio.Protocol):
         if self._reader.in_body:
             return self._reader.unread < before
         self._incoming = None
-        self._end_of(request)
-        return True
-
-    def _end_of(self, request: IncomingRequest) -> None:
         request.end()
         if not request.keep_alive:
-            self._is_last = True  # the client said that it would send no other
+            self._is_last = True
+        return True
 
     def read_on(self) -> None:
         """Read on for the application, which waits for more of a body."""
@@ -269,7 +268,7 @@ class Connection(asyncio.Protocol):
         else:
             self._set_phase(_Phase.HEAD if self._reader.has_data else _Phase.IDLE)
 
-    def _written(self, request: IncomingRequest, reply: Reply) -> None:
+    def _written(self, request: CompleteRequest | IncomingRequest, reply: Reply) -> None:
         """Send *reply*, and go on with the next request or end."""
         keep_alive = self._stays_open_after(request)
         self._write(request.method, reply, keep_alive=keep_alive, is_http_1_0=request.is_http_1_0)
@@ -281,10 +280,10 @@ class Connection(asyncio.Protocol):
         else:
             self._phase, self._phase_since = _Phase.IDLE, self._state.now
 
-    def _stays_open_after(self, request: IncomingRequest) -> bool:
+    def _stays_open_after(self, request: CompleteRequest | IncomingRequest) -> bool:
         return request.keep_alive and request.is_done and not self._state.stopping
 
-    async def _answer(self, request: IncomingRequest, reply: Reply | None) -> None:
+    async def _answer(self, request: CompleteRequest | IncomingRequest, reply: Reply | None) -> None:
         """Answer *request*, which may have to be waited for."""
         try:
             if reply is None:
@@ -312,18 +311,20 @@ class Connection(asyncio.Protocol):
 
     def _write(self, method: str, reply: Reply, *, keep_alive: bool, is_http_1_0: bool = False) -> None:
         body = reply.body
-        head = self._head_of(reply)
-        head.append(b"content-length: %d\r\n" % len(body))
+        parts = [_STATUS_LINES[reply.status], reply.lines]
+        if reply.headers:
+            parts += [b"%b: %b\r\n" % header for header in reply.headers]
+        parts.append(b"content-length: %d\r\n" % len(body))
         if not keep_alive:
-            head.append(b"connection: close\r\n")
+            parts.append(b"connection: close\r\n")
         elif is_http_1_0:
-            head.append(b"connection: keep-alive\r\n")
-        head.append(self._state.head_end)
+            parts.append(b"connection: keep-alive\r\n")
+        parts.append(self._state.head_end)
         if method != "HEAD":
-            head.append(body)
-        self._transport.write(b"".join(head))
+            parts.append(body)
+        self._transport.write(b"".join(parts))
 
-    async def _streamed(self, request: IncomingRequest, reply: Reply, stream: Stream) -> bool:
+    async def _streamed(self, request: CompleteRequest | IncomingRequest, reply: Reply, stream: Stream) -> bool:
         """Send an answer piece by piece; return whether the connection stays open."""
         is_chunked = self._is_chunked = not request.is_http_1_0
         keep_alive = self._stays_open_after(request) and is_chunked

@@ -19,6 +19,7 @@ HEAD_END: Final = b"\r\n\r\n"
 
 #: Control characters but the tabulator, which may be in a value, and CR and LF, which are counted.
 _CONTROLS: Final = bytes({*range(32), 127} - {9, 10, 13})
+_VISIBLE: Final = bytes(range(33, 127))
 _TOKEN: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]{1,32}")
 _HOST: Final = re.compile(rb"[-A-Za-z0-9._~!$&'()*+,;=:%\[\]]*")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
@@ -44,6 +45,14 @@ class Head(NamedTuple):
     length: int
 
 
+class _Last(NamedTuple):
+    """The last head without a body, and its headers as they came: most clients repeat them."""
+
+    fields: bytes
+    version: bytes
+    head: Head
+
+
 class HeadParser:
     """Parses heads, one after the other; *headers_limit* bounds the headers of each."""
 
@@ -51,6 +60,7 @@ class HeadParser:
         self._headers_limit = headers_limit
         self._headers: list[Header] = []
         self._parser = httptools.HttpRequestParser(self)
+        self._last: _Last | None = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take one header from the parser."""
@@ -69,18 +79,27 @@ class HeadParser:
         target, _, version = rest.rpartition(b" ")
         if version not in (b"HTTP/1.1", b"HTTP/1.0"):
             raise BadRequest("The first line does not end with HTTP/1.1 or HTTP/1.0; one of them would pass.")
+        method = _METHODS.get(name)
+        fields = head[line_end:]
+        last = self._last
+        is_repeated = last is not None and last.fields == fields and last.version == version and method is not None
+        # The parser takes any visible character in a path, so nothing is left that it would look at.
+        if is_repeated and target.startswith(b"/") and line.translate(None, _VISIBLE) == b"  ":
+            assert last is not None and method is not None  # noqa: S101, PT018
+            return Head(method, target, last.head.headers, last.head.is_http_1_0, last.head.keep_alive, 0)
         lines = head.count(b"\n")
         if len(head.translate(None, _CONTROLS)) != len(head) or not lines == head.count(b"\r\n") == head.count(b"\r"):
             raise BadRequest("The head has a control character or a lone CR or LF; one without would pass.")
         if lines - 2 > self._headers_limit:
             raise BadRequest(f"The head has more than {self._headers_limit} headers; that many would pass.")
-        method = _METHODS.get(name)
         if method is None:
             method, head = _other_method(name), b"POST" + head[len(name) :]
         _check_target(target, method)
-        return self._framed(method, target, self._parsed(head, method), version == b"HTTP/1.0")
+        found = self._framed(method, target, self._parsed(head), version == b"HTTP/1.0")
+        self._last = None if found.length else _Last(fields, version, found)
+        return found
 
-    def _parsed(self, head: bytes, method: str) -> list[Header]:
+    def _parsed(self, head: bytes) -> list[Header]:
         """Return the headers, as httptools reads them."""
         headers: list[Header] = []
         self._headers = headers

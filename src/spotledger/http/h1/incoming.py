@@ -9,6 +9,7 @@ from urllib.parse import unquote
 from spotledger.http.h1.head import Head
 from spotledger.http.h1.request import Request, too_long
 
+_NO_PARAMETERS: Final[dict[str, str]] = {}
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -22,8 +23,27 @@ class BodyConnection(Protocol):
         """Read on."""
 
 
+class CompleteRequest(Request):
+    """A request without a body, which is complete with its head."""
+
+    __slots__ = ("is_http_1_0", "keep_alive")
+
+    is_whole: Final = True
+    is_ready: Final = True
+    is_done: Final = True
+
+    def __init__(self, head: Head, peer: str) -> None:
+        self.method, target, self.headers, self.is_http_1_0, self.keep_alive, _ = head
+        self.path, self.query = _target(target)
+        self.body = b""
+        self.peer = peer
+        self.parameters = _NO_PARAMETERS
+        if self.method == "CONNECT":
+            self.keep_alive = False  # what follows is not HTTP
+
+
 class IncomingRequest(Request):
-    """A request that arrives over a connection."""
+    """A request whose body arrives after its head."""
 
     __slots__ = (
         "_ahead_bytes",
@@ -127,7 +147,9 @@ class IncomingRequest(Request):
 
 def _target(target: bytes) -> tuple[str, str]:
     """Return the percent-decoded path and the query of a request's target."""
-    path, _, query = target.decode("ascii").partition("#")[0].partition("?")
+    path, _, query = target.decode("ascii").partition("?")
+    if "#" in query or "#" in path:
+        path, _, query = f"{path}?{query}".partition("#")[0].partition("?")
     if "://" in path and not path.startswith("/"):
         path = "/" + path.partition("://")[2].partition("/")[2]  # the form for proxies
     return unquote(path, errors="replace") if "%" in path else path, query

@@ -92,3 +92,20 @@ def test_what_is_accepted_means_the_same_to_a_second_parser(sent: bytes) -> None
     """Every request that is accepted, h11 accepts too, with the same method, target, headers, body and order."""
     found, _ = read_all([sent], LIMITS)
     assert judged(sent, len(found)) == found
+
+
+@settings(max_examples=300, deadline=None)
+@given(line=st.binary(max_size=12), first=st.sampled_from([b"1.0", b"1.1"]), second=st.sampled_from([b"1.0", b"1.1"]))
+@example(line=b"/a\tb", first=b"1.1", second=b"1.1")
+@example(line=b"/a b", first=b"1.1", second=b"1.1")
+@example(line=b"/\x80", first=b"1.1", second=b"1.1")
+@example(line=b"*", first=b"1.1", second=b"1.1")
+def test_headers_that_are_repeated_change_nothing(line: bytes, first: bytes, second: bytes) -> None:
+    """What is read the short way, because the headers are those of the request before, is what is read otherwise."""
+    headers = b"Host: x\r\nConnection: keep-alive\r\n\r\n"
+    before = b"GET /a HTTP/" + first + b"\r\n" + headers
+    for method in (b"GET ", b"CONNECT ", b"BREW ", b"", b"G\tT "):
+        raw = method + line + b" HTTP/" + second + b"\r\n" + headers
+        alone, reason = read_all([raw], LIMITS)
+        both, other_reason = read_all([before + raw], LIMITS)
+        assert (both[1:], other_reason) == (alone, reason)
