@@ -177,11 +177,14 @@ class Connection(asyncio.Protocol):
         head = self._reader.head() if self._wants_more() else None
         if head is None:
             return False
+        body: bytes | None = b""
         if head.length:
+            body = None if head.is_offered else self._reader.short_body(self._limits.body_ahead_bytes)
+        if body is None:
             self._incoming = IncomingRequest(self, head, self._peer, self._limits.body_ahead_bytes)
             self._waiting.append(self._incoming)
             return True
-        request = CompleteRequest(head, self._peer)
+        request = CompleteRequest(head, self._peer, body)
         self._waiting.append(request)
         if not request.keep_alive:
             self._is_last = True  # the client said that it would send no other

@@ -29,7 +29,7 @@ _METHODS: Final = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
 }
 _CONNECTION: Final = (b"connection", b"proxy-connection")
-_SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", *_CONNECTION})
+_SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", *_CONNECTION})
 
 
 class Head(NamedTuple):
@@ -43,6 +43,8 @@ class Head(NamedTuple):
     keep_alive: bool
     #: The length of the body; ``CHUNKED`` if it comes in chunks.
     length: int
+    #: Whether the client waits with the body until it is asked for it.
+    is_offered: bool = False
 
 
 class _Last(NamedTuple):
@@ -113,18 +115,19 @@ class HeadParser:
 
     def _framed(self, method: str, target: bytes, headers: list[Header], is_http_1_0: bool) -> Head:
         hosts = lengths = 0
-        keep_alive, has_options, length, coding = not is_http_1_0, False, 0, None
+        keep_alive, has_options, length, coding, is_offered = not is_http_1_0, False, 0, None, False
         for name, value in headers:
             if name not in _SPECIAL:
                 continue
             if name == b"host":
                 hosts += 1
-                if not _HOST.fullmatch(value):
-                    raise BadRequest("Host is malformed; a name or address, with or without a port, would pass.")
+                _check_host(value)
             elif name in _CONNECTION:
                 has_options = True
                 if name == b"connection":
                     keep_alive = _keeps_alive(value, keep_alive)
+            elif name == b"expect":
+                is_offered = value.lower() == b"100-continue" and not is_http_1_0
             elif name == b"content-length":
                 lengths += 1
                 if not _LENGTH.fullmatch(value):
@@ -144,13 +147,18 @@ class HeadParser:
             length = CHUNKED
         if length or has_options:
             self._parser = httptools.HttpRequestParser(self)  # the old one may wait for a body, or for the end
-        return Head(method, target, headers, is_http_1_0, keep_alive, length)
+        return Head(method, target, headers, is_http_1_0, keep_alive, length, is_offered)
 
 
 def _other_method(name: bytes) -> str:
     if not _TOKEN.fullmatch(name):
         raise BadRequest("The first line does not begin with a method; one such as GET would pass.")
     return name.decode("ascii")
+
+
+def _check_host(value: bytes) -> None:
+    if not _HOST.fullmatch(value):
+        raise BadRequest("Host is malformed; a name or address, with or without a port, would pass.")
 
 
 def _check_target(target: bytes, method: str) -> None:

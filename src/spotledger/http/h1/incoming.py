@@ -24,7 +24,7 @@ class BodyConnection(Protocol):
 
 
 class CompleteRequest(Request):
-    """A request without a body, which is complete with its head."""
+    """A request that is complete when its head is read: it has no body, or a short one that is here too."""
 
     __slots__ = ("is_http_1_0", "keep_alive")
 
@@ -32,10 +32,10 @@ class CompleteRequest(Request):
     is_ready: Final = True
     is_done: Final = True
 
-    def __init__(self, head: Head, peer: str) -> None:
-        self.method, target, self.headers, self.is_http_1_0, self.keep_alive, _ = head
+    def __init__(self, head: Head, peer: str, body: bytes) -> None:
+        self.method, target, self.headers, self.is_http_1_0, self.keep_alive, _, _ = head
         self.path, self.query = _target(target)
-        self.body = b""
+        self.body = body
         self.peer = peer
         self.parameters = _NO_PARAMETERS
         if self.method == "CONNECT":
@@ -49,6 +49,7 @@ class IncomingRequest(Request):
         "_ahead_bytes",
         "_connection",
         "_is_long",
+        "_is_offered",
         "_pieces",
         "_problem",
         "_size",
@@ -70,7 +71,8 @@ class IncomingRequest(Request):
         self._problem: Exception | None = None
         self.is_http_1_0 = head.is_http_1_0
         #: The application is asked before a long body, or one that the client offers, has arrived; it may refuse it.
-        self._is_long = head.length > ahead_bytes or (head.length != 0 and self._is_offered)
+        self._is_offered = head.is_offered
+        self._is_long = head.length > ahead_bytes or head.is_offered
         self._ahead_bytes = ahead_bytes
         self._was_read = False
         #: Whether the connection stays open after it; what follows CONNECT is not HTTP.
@@ -99,10 +101,6 @@ class IncomingRequest(Request):
         if self._size > limit:
             raise too_long(limit)
         return b"".join(self._pieces)
-
-    @property
-    def _is_offered(self) -> bool:
-        return (self.header(b"expect") or b"").lower() == b"100-continue" and not self.is_http_1_0
 
     @property
     def is_ready(self) -> bool:

@@ -104,6 +104,13 @@ class RequestReader:
         self._state = _SIZE
         self._trailer_bytes = 0
 
+    def short_body(self, limit: int) -> bytes | None:
+        """Return the whole body if it is here, has a length, and is no longer than *limit* bytes."""
+        if not 0 < self._missing <= min(limit, self.unread) or self._is_chunked:
+            return None
+        self.in_body = False
+        return self._take(self._missing)
+
     def body(self) -> bytes:
         """
         Return the next piece of the body; an empty one if nothing more has arrived, or if the body has ended.
