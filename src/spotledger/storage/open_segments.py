@@ -37,7 +37,6 @@ class OpenSegment:
 
     __slots__ = (
         "changed",
-        "coins",
         "customers",
         "expiries",
         "first_seq",
@@ -56,7 +55,6 @@ class OpenSegment:
         self.first_seq = first_seq
         #: Entries by the digests of their idempotency keys.
         self.keys: dict[bytes, int] = {}
-        self.coins: list[tuple[str, int, int]] = []
         self.customers: dict[str, int] = {}
         #: The holds that it opened or changed, as it leaves them.
         self.holds: dict[int, Hold] = {}

@@ -109,9 +109,7 @@ class WorkingSet(OpenSegments):
                 self._take_holds(segment, entry)
         kind, request = entry.kind, entry.request
         if kind == ListCoin.kind:
-            coin = Coin(request["coin"], request["scale"])
-            segment.coins.append((*coin, seq))
-            self.list_coin(coin)
+            self.list_coin(Coin(request["coin"], request["scale"]))
         elif kind == RegisterCustomer.kind:
             customer = request["customer"]
             segment.customers[customer] = seq
