@@ -68,9 +68,8 @@ class LookupBatch:
         self._now, self._head_ms = None if now_ms is None else number(max(now_ms, head_ms)), number(head_ms)
         #: Whether the tables may have further holds that are due: so at first, and after a full page.
         self._has_more_due = True
-        due = self.due_question()
-        assert due is not None, "nothing was asked yet"  # noqa: S101
-        self._ask(due[0], *due[1], take=self.take_due)
+        due, parameters = self._due()
+        self._ask(due, *parameters, take=self.take_due)
         named = self._ask_for_keys(wanted) if wanted.keys or wanted.hold_keys else set()
         self._ask_for_accounts(wanted, named)
         if wanted.entries:
@@ -138,8 +137,9 @@ class LookupBatch:
 
     def due_question(self) -> Question | None:
         """Return the query for further due holds, if there may be some behind those that were found; else None."""
-        if not self._has_more_due:
-            return None
+        return self._due() if self._has_more_due else None
+
+    def _due(self) -> Question:
         seen_ms, seen_id = self._head_cache.due_seen
         return sql.DUE, (self._now, number(sql.DUE_LIMIT), number(seen_ms), number(seen_id), self._head_ms)
 
