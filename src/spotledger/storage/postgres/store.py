@@ -152,8 +152,8 @@ class PostgresStore(GroupReads):
             self._has_filled = False
         elif sealing.seals_in_place:
             yield sealing.seal_here
-        elif (seen := self._right.seen.seen) is not None:
-            sealing.go_on(seen, memory.sealed_seq, is_own=self._has_filled)
+        else:
+            self._ask_for_sealing(sealing)
             if sealing.damage is not None:
                 raise sealing.damage
             if sealing.is_behind(memory.head.seq, memory.sealed_seq):
@@ -161,54 +161,49 @@ class PostgresStore(GroupReads):
                 if sealing.is_behind(memory.head.seq, self._head_cache.sealed_seq):
                     raise StoreBusy("sealing is behind; try again with the same idempotency key")
 
-    def follow(self, session: Session, *questions: Question) -> Snapshot:
-        """Advance memory, and have sealed what nobody seals."""
-        snapshot = super().follow(session, *questions)
-        memory, sealing = self._head_cache, self._sealing
-        if sealing is None or self.is_writing or sealing.seals_in_place:
-            return snapshot  # a group that begins does it
-        seen = self._right.seen.seen
+    def _ask_for_sealing(self, sealing: SealingDuty) -> None:
+        """Have the process seal what is full, if anything is."""
+        memory, seen = self._head_cache, self._right.seen.seen
         if seen is not None and sealing.is_due(memory.head.seq, memory.sealed_seq):
             sealing.go_on(seen, memory.sealed_seq, is_own=self._has_filled)
+
+    def follow(self, session: Session, *questions: Question) -> Snapshot:
+        """Advance memory, and have sealed what nobody seals."""
+        snapshot, sealing = super().follow(session, *questions), self._sealing
+        # A group that begins does it by itself.
+        if sealing is not None and not self.is_writing and not sealing.seals_in_place:
+            self._ask_for_sealing(sealing)
         return snapshot
 
     def _begin(self, wanted: Wanted) -> Steps[int | None]:
         session = yield from self._session_to_write()
         now_ms = None if self._clock_ms is None else self._clock_ms()
-        batch = self._lookup_batch(wanted, now_ms)
         at_s = steady_s()
         session.send(sql.BEGIN)
         session.send(sql.LOCK)
-        waited = (yield from self._wait(session)) if self._is_crowded else []
-        memory = self._head_cache
-        since = memory.head
+        begun = (yield from self._wait(session)) if self._is_crowded else []
         session.send(sql.CLOCK)
-        session.send(sql.NEW_ENTRIES, *self._after(since))
-        batch.send(session)
-        session.send(sql.HEAD)  # last: each statement has its own snapshot, and a rebuild may seal less than memory has
-        _, _, clock, page, *answers, now = waited + (yield from session.answers())
-        found = found_in(now, self.ledger_id)
-        yield from self._advancing(session, News(memory, since, found, page))
         for _ in range(READ_TRIES):
-            if self._take_lookups(batch, answers, found):
-                break
-            # Memory was built anew meanwhile: it lacks what the old one had, or reaches back less far than the answers.
             batch = self._lookup_batch(wanted, now_ms)
             memory = self._head_cache
             since = memory.head
             session.send(sql.NEW_ENTRIES, *self._after(since))
             batch.send(session)
-            session.send(sql.HEAD)
-            page, *answers, now = yield from session.answers()
+            session.send(sql.HEAD)  # last: each statement has a snapshot, and a rebuild may seal less than memory has
+            received = begun + (yield from session.answers())
+            begun, (page, *answers, now) = received[:3], received[3:]
             found = found_in(now, self.ledger_id)
             yield from self._advancing(session, News(memory, since, found, page))
+            if self._take_lookups(batch, answers, found):
+                break
+            # Memory was built anew meanwhile: it lacks what the old one had, or reaches back less far than the answers.
         else:
             raise StoreUnavailable(_TOO_FAST)
         yield from self._look_for_due(session, batch)
         self._is_crowded = found.head.seq - self._left_seq > CROWD_ENTRIES
         self._note_followed(at_s)
         self._note_seen()
-        return int(rows_of(clock)[0][0]) if now_ms is None else None
+        return int(rows_of(begun[2])[0][0]) if now_ms is None else None
 
     def _look_for_due(self, session: Session, batch: LookupBatch) -> Steps[None]:
         """Read on where a page of due holds was full: all of them may be closed by what is not sealed."""

@@ -99,12 +99,12 @@ class SealingDuty:
             is_own: Whether this node filled the segment.
         """
         now = time.monotonic()
-        is_left = not is_own and seen.seq - sealed_seq < OVERDUE_SEGMENTS * self._segment_entries
-        if is_left and self._left_at != sealed_seq:
-            self._left_at, self._left_until = sealed_seq, now + OTHERS_SECONDS
-        if self.damage is not None or now < (self._left_until if is_left else 0.0):
-            return
-        if now < self._not_before or not self._lock.acquire(blocking=False):
+        if not is_own and seen.seq - sealed_seq < OVERDUE_SEGMENTS * self._segment_entries:
+            if self._left_at != sealed_seq:
+                self._left_at, self._left_until = sealed_seq, now + OTHERS_SECONDS
+            if now < self._left_until:
+                return
+        if self.damage is not None or now < self._not_before or not self._lock.acquire(blocking=False):
             return
         try:
             if self._is_closed:
