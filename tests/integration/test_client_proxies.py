@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -14,53 +11,29 @@ from click.testing import CliRunner
 
 from spotledger.cli.main import program
 from spotledger.client import AsyncOperatorLedger, AsyncSpotClient, OperatorLedger, SignedRequestAPI, SpotClient
+from support_json_server import JsonServer
 
 TOKEN = "ab" * 32
 ACCESSKEY, SECRETKEY = "11111111-2222-4333-8444-555555555555", "0123456789abcdef0123456789abcdef01234567"
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
 
-class Listener(ThreadingHTTPServer):
-    """Answers every request with an empty success, and keeps what was asked."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked: list[str] = []
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Listener
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        body = json.dumps({"code": 200, "data": {}, "info": "success", "seq": 1, "epoch": 1, "coins": []}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Log nothing."""
+def empty_success() -> dict[str, object]:
+    """Return an answer with nothing in it."""
+    return {"code": 200, "data": {}, "info": "success", "seq": 1, "epoch": 1, "coins": []}
 
 
 @pytest.fixture
-def service() -> Iterator[Listener]:
-    with Listener() as started:
+def service() -> Iterator[JsonServer]:
+    with JsonServer(empty_success) as started:
         yield started
         started.shutdown()
 
 
 @pytest.fixture
-def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[JsonServer]:
     """Start what the environment names as the proxy for everything."""
-    with Listener() as started:
+    with JsonServer(empty_success) as started:
         for name in VARIABLES:
             monkeypatch.setenv(name, started.url)
         monkeypatch.delenv("NO_PROXY", raising=False)
@@ -124,7 +97,7 @@ WAYS = (_operator, _async_operator, _spot, _async_spot, _documents_class, _opera
 
 @pytest.mark.parametrize("way", WAYS)
 def test_proxy_of_the_environment_gets_nothing(
-    way: Callable[..., None], service: Listener, proxy: Listener, tmp_path: Path
+    way: Callable[..., None], service: JsonServer, proxy: JsonServer, tmp_path: Path
 ) -> None:
     """A token or a signed URL goes to the address that was given, whatever the environment names."""
     way(service.url, None, tmp_path)
@@ -133,7 +106,7 @@ def test_proxy_of_the_environment_gets_nothing(
 
 @pytest.mark.parametrize("way", WAYS)
 def test_proxy_that_was_named_is_used(
-    way: Callable[..., None], service: Listener, proxy: Listener, tmp_path: Path
+    way: Callable[..., None], service: JsonServer, proxy: JsonServer, tmp_path: Path
 ) -> None:
     """A proxy can be named with a parameter or an option."""
     way(service.url, proxy.url, tmp_path)

@@ -8,9 +8,7 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from click.testing import CliRunner, Result
 from spotledger.cli.main import program
 from spotledger.errors import FileUnusable
 from spotledger.storage.folder import make_folder
+from support_json_server import JsonServer
 
 NOBODY = 65534
 SECRETS = ("owner.lock", "master.key", "operator.token")
@@ -157,36 +156,10 @@ def test_folder_of_backups_may_be_a_link_but_not_one_where_others_write(folder: 
         make_folder(folder / "backups", may_be_link=True)
 
 
-class Stranger(ThreadingHTTPServer):
-    """Listens at the address in a note, and keeps what it is sent."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.heads: list[str] = []
-        self.answer: Callable[[], dict[str, object]] = dict
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Stranger
-
-    def do_GET(self) -> None:
-        self.server.heads.append(f"{self.path} {self.headers}")
-        body = json.dumps(self.server.answer()).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Log nothing."""
-
-
 @pytest.fixture
-def stranger() -> Iterator[Stranger]:
-    with Stranger() as started:
+def stranger() -> Iterator[JsonServer]:
+    """Give a server at the address in a note."""
+    with JsonServer() as started:
         yield started
         started.shutdown()
 
@@ -194,11 +167,11 @@ def stranger() -> Iterator[Stranger]:
 @pytest.mark.parametrize("proof_key", [None, "", "ab" * 32])
 @pytest.mark.parametrize("proof", [None, "", "00" * 32, 7])
 def test_service_that_does_not_prove_that_it_wrote_the_note_gets_no_token(
-    proof_key: str | None, proof: object, folder: Path, stranger: Stranger
+    proof_key: str | None, proof: object, folder: Path, stranger: JsonServer
 ) -> None:
     """A note that a killed service left, under a lock that a stranger holds, sends no token anywhere."""
     stranger.answer = lambda: {"proof": proof}
-    url = f"http://127.0.0.1:{stranger.server_address[1]}"
+    url = stranger.url
     note = {"pid": 4711, "operator": url} | ({} if proof_key is None else {"proof_key": proof_key})
     with (folder / "owner.lock").open("r+") as lock:
         lock.write(json.dumps(note))
