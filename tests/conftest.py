@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fleet.pair import Pair
 from servers import postgres, redis
 from servers.missing import ServerMissing, skip_or_fail
 
@@ -33,6 +34,17 @@ def postgres_url(postgres_server: postgres.PostgresServer) -> Iterator[str]:
     """Give the URL of a fresh, empty database."""
     with postgres_server.database() as url:
         yield url
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Give a primary and its standby."""
+    try:
+        made = Pair()
+    except ServerMissing as problem:
+        skip_or_fail(problem)
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="session")

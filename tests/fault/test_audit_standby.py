@@ -13,7 +13,6 @@ import support_core as core
 from fleet.pair import LEDGER, Pair
 from servers import postgres
 from servers.kept import until
-from servers.missing import ServerMissing, skip_or_fail
 from servers.postgres import Cluster
 from spotledger.audit.postgres import audit_database
 from spotledger.audit.report import CLEAN, DAMAGED, INCOMPLETE
@@ -43,61 +42,43 @@ def rows(url: str, query: str) -> list[tuple[object, ...]]:
         return connection.execute(query.encode()).fetchall()
 
 
-def test_audit_of_a_hot_standby_says_what_that_of_the_primary_says() -> None:
+def test_audit_of_a_hot_standby_says_what_that_of_the_primary_says(pair: Pair) -> None:
     """It compares the same, definitions included; whatever was damaged on the primary is damaged here."""
-    try:
-        pair = Pair()
-    except ServerMissing as problem:
-        skip_or_fail(problem)
-    try:
-        fill(pair.url())
-        standby = pair.standby.url(LEDGER)
-        head = "SELECT seq FROM sealed"
-        until(lambda: rows(standby, head) == rows(pair.primary.url(LEDGER), head))
-        report = audit_database(standby)
-        assert (report.verdict, report.counts, report.unexamined) == (CLEAN, {}, [])
-        assert report.hash == audit_database(pair.url()).hash
-        with psycopg.connect(pair.primary.url(LEDGER), autocommit=True) as connection:
-            connection.execute("ALTER TABLE entry DISABLE TRIGGER USER")
-            connection.execute("UPDATE balance SET available = available + 1 WHERE customer = 'ann'")
-        until(
-            lambda: (
-                rows(standby, "SELECT tgenabled FROM pg_trigger WHERE tgname = 'entry_is_never_changed'") == [("D",)]
-            )
-        )
-        report = audit_database(standby)
-        assert set(report.counts) == {"trigger_changed", "balance_row_differs"}
-        assert report.verdict == DAMAGED
-    finally:
-        pair.stop()
+    fill(pair.url())
+    standby = pair.standby.url(LEDGER)
+    head = "SELECT seq FROM sealed"
+    until(lambda: rows(standby, head) == rows(pair.primary.url(LEDGER), head))
+    report = audit_database(standby)
+    assert (report.verdict, report.counts, report.unexamined) == (CLEAN, {}, [])
+    assert report.hash == audit_database(pair.url()).hash
+    with psycopg.connect(pair.primary.url(LEDGER), autocommit=True) as connection:
+        connection.execute("ALTER TABLE entry DISABLE TRIGGER USER")
+        connection.execute("UPDATE balance SET available = available + 1 WHERE customer = 'ann'")
+    until(lambda: rows(standby, "SELECT tgenabled FROM pg_trigger WHERE tgname = 'entry_is_never_changed'") == [("D",)])
+    report = audit_database(standby)
+    assert set(report.counts) == {"trigger_changed", "balance_row_differs"}
+    assert report.verdict == DAMAGED
 
 
-def test_audit_of_a_standby_waits_for_what_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audit_of_a_standby_waits_for_what_was_seen(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     """A standby that is merely behind is given a moment; what it still lacks then leaves the audit incomplete."""
-    try:
-        pair = Pair()
-    except ServerMissing as problem:
-        skip_or_fail(problem)
-    try:
-        standby = pair.standby.url(LEDGER)
-        with spotledger.open(pair.url()) as ledger:
-            seed(ledger)
-            rows(standby, "SELECT pg_wal_replay_pause()")
-            until(lambda: rows(standby, "SELECT pg_get_wal_replay_pause_state()") == [("paused",)])
-            core.fill(ledger, 3)
-            seen = Seen(ledger.ledger_id, 1, ledger.head.seq, ledger.head.hash)
-        monkeypatch.setattr(right_server, "CATCH_UP_SECONDS", 0.5)
-        report = audit_database(standby, seen=seen)
-        assert (report.verdict, report.counts) == (INCOMPLETE, {})
-        assert "at entry 5, behind entry 8, which was seen before" in report.unexamined[0]
-        monkeypatch.setattr(right_server, "CATCH_UP_SECONDS", 20.0)
-        resume = threading.Timer(1, lambda: rows(standby, "SELECT pg_wal_replay_resume()"))
-        resume.start()
-        report = audit_database(standby, seen=seen)
-        resume.join()
-        assert (report.verdict, report.counts, report.audited_to) == (CLEAN, {}, 8)
-    finally:
-        pair.stop()
+    standby = pair.standby.url(LEDGER)
+    with spotledger.open(pair.url()) as ledger:
+        seed(ledger)
+        rows(standby, "SELECT pg_wal_replay_pause()")
+        until(lambda: rows(standby, "SELECT pg_get_wal_replay_pause_state()") == [("paused",)])
+        core.fill(ledger, 3)
+        seen = Seen(ledger.ledger_id, 1, ledger.head.seq, ledger.head.hash)
+    monkeypatch.setattr(right_server, "CATCH_UP_SECONDS", 0.5)
+    report = audit_database(standby, seen=seen)
+    assert (report.verdict, report.counts) == (INCOMPLETE, {})
+    assert "at entry 5, behind entry 8, which was seen before" in report.unexamined[0]
+    monkeypatch.setattr(right_server, "CATCH_UP_SECONDS", 20.0)
+    resume = threading.Timer(1, lambda: rows(standby, "SELECT pg_wal_replay_resume()"))
+    resume.start()
+    report = audit_database(standby, seen=seen)
+    resume.join()
+    assert (report.verdict, report.counts, report.audited_to) == (CLEAN, {}, 8)
 
 
 @pytest.mark.parametrize("table", ["entry", "balance", "history", "hold", "sealed", "access_keys"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import spotledger
 import support_service
 from fleet.pair import LEDGER, Pair
 from servers.kept import until
-from servers.missing import ServerMissing, skip_or_fail
 from servers.postgres import Cluster
 from spotledger.errors import StoreUnavailable
 from spotledger.ledger.ledger import Ledger
@@ -28,17 +26,6 @@ from support_service import Service, Trader
 SESSIONS = ("spotledger read", "spotledger write", "spotledger follow")
 PORTS = {"listen": "127.0.0.1:0", "operator_listen": "127.0.0.1:0"}
 UNLIMITED = {"asset_limit_per_second": 0, "address_limit_per_minute": 0}
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Give a primary and its standby."""
-    try:
-        made = Pair()
-    except ServerMissing as problem:
-        skip_or_fail(problem)
-    yield made
-    made.stop()
 
 
 def url_of(*clusters: Cluster) -> str:

@@ -278,24 +278,17 @@ def test_required_standby_that_is_not_there_refuses_each_write_with_nothing_writ
     assert check_database(url).keys.get("d") is None
 
 
-def test_required_standby_that_is_there_gets_each_write_before_its_answer() -> None:
+def test_required_standby_that_is_there_gets_each_write_before_its_answer(pair: Pair) -> None:
     """With a standby writes pass; once it is gone they are refused, and what was acknowledged is on the standby."""
-    try:
-        pair = Pair()
-    except ServerMissing as problem:
-        skip_or_fail(problem)
-    try:
-        url = pair.primary.url(LEDGER)
-        with spotledger.open(url, requires_standby=True) as ledger:
-            seed(ledger)
-            assert pair.standby.kept is not None
-            pair.standby.stop()
-            with pytest.raises(StoreUnavailable):
-                ledger.deposit("ann", "btc", "1", key="d")
-            with pytest.raises(StoreUnavailable, match=r"no synchronous standby is connected|another node held"):
-                ledger.deposit("ann", "btc", "1", key="e")
-    finally:
-        pair.stop()
+    url = pair.primary.url(LEDGER)
+    with spotledger.open(url, requires_standby=True) as ledger:
+        seed(ledger)
+        assert pair.standby.kept is not None
+        pair.standby.stop()
+        with pytest.raises(StoreUnavailable):
+            ledger.deposit("ann", "btc", "1", key="d")
+        with pytest.raises(StoreUnavailable, match=r"no synchronous standby is connected|another node held"):
+            ledger.deposit("ann", "btc", "1", key="e")
 
 
 def test_entry_that_the_database_refuses_is_not_booked(own_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

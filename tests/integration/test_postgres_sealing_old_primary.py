@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import psycopg
-import pytest
 
 import spotledger
 from fleet.pair import LEDGER, Pair
 from servers.kept import until
-from servers.missing import ServerMissing, skip_or_fail
 from spotledger.domain.operations import Deposit
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.postgres.sealing import duty
@@ -20,17 +17,6 @@ from support_core import seed
 from support_database_books import check_database
 
 SIZE = duty.PROCESS_ENTRIES
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    """Give a primary and its standby."""
-    try:
-        made = Pair()
-    except ServerMissing as problem:
-        skip_or_fail(problem)
-    yield made
-    made.stop()
 
 
 def test_segment_is_sealed_on_the_right_server(pair: Pair) -> None:
