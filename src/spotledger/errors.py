@@ -327,6 +327,9 @@ class TokenRefused(Denied):
     """The operator token is missing, unknown or revoked; send one in use as Authorization: Bearer TOKEN."""
 
     code = "token_refused"
+    #: For the operator, and not in the answer: which of ``token_missing``, ``token_unknown``, ``token_expired``,
+    #: ``token_revoked`` and ``token_address`` it is.
+    cause = "token_missing"
 
 
 class ScopeMissing(Denied):

@@ -115,9 +115,13 @@ class Tokens:
             ScopeMissing: The token has neither *scope* nor ``admin``.
         """
         token = _bearer_token(header or "")
-        record = None if token is None else self.find(token)
-        if record is None or record.revoked_ms is not None:
-            raise TokenRefused
+        if token is None:
+            raise token_refused("token_missing")
+        record = self.find(token)
+        if record is None:
+            raise token_refused("token_unknown")
+        if record.revoked_ms is not None:
+            raise token_refused("token_revoked")
         if scope is not None and scope not in record.scopes and "admin" not in record.scopes:
             raise ScopeMissing(f"The operator token lacks the scope {scope}.", scope=scope)
         return record
@@ -182,6 +186,13 @@ class Tokens:
         """Read each token from the store again before its next use, because another process may have revoked it."""
         with self._changing:
             self._known.clear()
+
+
+def token_refused(cause: str) -> TokenRefused:
+    """Return the refusal of a token; *cause* is for the operator, and not part of the answer."""
+    refused = TokenRefused()
+    refused.cause = cause
+    return refused
 
 
 def _bearer_token(header: str) -> str | None:

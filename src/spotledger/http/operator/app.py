@@ -41,9 +41,9 @@ from spotledger.http.operator.calls import (
     route,
 )
 from spotledger.http.operator.clock import ClockCalls, show_clock
+from spotledger.http.operator.credentials.keys import KeyCalls
 from spotledger.http.operator.docs import doc_routes
 from spotledger.http.operator.feed import Feed
-from spotledger.http.operator.keys import KeyCalls
 from spotledger.http.operator.ledger import LedgerCalls
 from spotledger.http.operator.metrics import METRICS_MEDIA_TYPE, Metrics
 from spotledger.http.operator.reads import ReadCalls
