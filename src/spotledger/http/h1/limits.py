@@ -11,7 +11,7 @@ class Limits:
 
     #: Open connections, in all and from one address (of IPv6, from one /64).
     connections: int = 10_000
-    connections_per_address: int = 500
+    connections_per_address: int = 1_000
     #: The networks of trusted proxies, whose connections count in all only, such as ``10.0.0.0/8``.
     proxies: tuple[str, ...] = ()
     #: A request's head: its length, the number of its headers, and how long it may take to arrive.
