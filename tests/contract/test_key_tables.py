@@ -457,6 +457,16 @@ def test_admin_token_that_expires_within_a_day_does_not_count_as_another(tables:
         tokens.revoke(long.token_id)
 
 
+def test_labels_are_those_of_the_tokens_that_exist(tokens: Tokens) -> None:
+    """Ids of tokens that are not there, and texts that are no ids, have no label; revoked tokens keep theirs."""
+    first, second = tokens.create(["admin"], "first")[0], tokens.create(["ledger:read"])[0]
+    tokens.revoke(second.token_id)
+    ids = [first.token_id, "nobody", second.token_id, "x\0y", "é", "' OR 1=1 --"]
+    assert tokens.labels(ids) == {first.token_id: "first", second.token_id: ""}
+    for nothing in ([], ["é"], ["x\0y", "é"], ["nobody"]):
+        assert tokens.labels(nothing) == {}
+
+
 def test_last_use_of_a_token_is_stored_by_the_flush(tables: Tables) -> None:
     """Who was let in is collected in memory, stored by the flush, never set back, and kept after a failure."""
     now = [NOW]

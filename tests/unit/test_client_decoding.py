@@ -66,7 +66,8 @@ KEY = {
 }
 TRIAL_COIN = {"customers": SIDES, "house": {"@fees": "-1"}, "total": "0"}
 MADE_TOKEN = {
-    "token_id": "t", "token": SECRET, "scopes": ["admin"], "label": "", "addresses": [], "created_ms": 1, "expires_ms": 2,
+    "token_id": "t", "token": SECRET, "scopes": ["admin"], "label": "", "addresses": [],
+    "created_ms": 1, "expires_ms": 2,
 }  # fmt: skip
 
 DOCUMENTS: list[tuple[type[Struct], dict[str, Any]]] = [

@@ -169,6 +169,8 @@ class TokenRows(_RecordRows[TokenRecord]):
     def labels(self, token_ids: Sequence[str]) -> dict[str, str]:
         """Return the labels of the tokens with these ids, by id, of those that exist."""
         names = tuple(filter(_may_be_a_name, token_ids))
+        if not names:
+            return {}
         marks = ", ".join("?" for _ in names)
         return dict(self._tables.rows(f"SELECT token_id, label FROM {self.table} WHERE token_id IN ({marks})", names))
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import msgspec
@@ -54,6 +55,8 @@ class Feed:
         self._token_check = token_check
         self._streams: set[_Stream] = set()
         self._watching: asyncio.Task[None] | None = None
+        #: A thread of its own: in the others, reads may wait for a frozen database.
+        self._checking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="feed-tokens")
 
     @property
     def open(self) -> int:
@@ -63,6 +66,7 @@ class Feed:
     def stop(self) -> None:
         """End every stream, and open no other."""
         self.stopped.set()
+        self._checking.shutdown(wait=False)
 
     def answer(self, request: Request) -> Reply:
         """
@@ -109,11 +113,12 @@ class Feed:
         self._streams.discard(stream)
 
     async def _watch_tokens(self) -> None:
-        """End each stream whose token is not good any more, until no stream is open."""
-        while self._streams:
-            await asyncio.sleep(TOKEN_CHECK_SECONDS)
-            for stream in await asyncio.to_thread(self._refused, tuple(self._streams)):
+        """End each stream whose token is not good any more, until no stream is open or the service stops."""
+        loop = asyncio.get_running_loop()
+        while self._streams and not self.stopped.is_set():
+            for stream in await loop.run_in_executor(self._checking, self._refused, tuple(self._streams)):
                 stream.token_refused.set()
+            await asyncio.sleep(TOKEN_CHECK_SECONDS)
 
     def _refused(self, streams: Sequence[_Stream]) -> list[_Stream]:
         """Return those of *streams* whose token is refused; in a thread, because it may have to be read again."""

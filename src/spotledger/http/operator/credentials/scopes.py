@@ -1,4 +1,9 @@
-"""Which scope an operation needs: the same in a call of its own, in a batch and in a chain."""
+"""
+Which scope an operation needs: the same in a call of its own, in a batch and in a chain.
+
+It is decided by what the operation says. Whose a hold is, and what an entry that is to be reversed has moved, only the
+ledger knows; no house account has a hold yet.
+"""
 
 from __future__ import annotations
 
