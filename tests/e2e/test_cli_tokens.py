@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import support_service
+from servers.kept import until
 from spotledger.storage.folder import read_owner
 from support_service import Service
 
@@ -49,7 +50,17 @@ def test_token_from_creation_to_revocation(data: Path, tmp_path: Path) -> None:
     assert len(listed) == 2
     assert listed[made["token_id"]]["label"] == "engine"
     table = spotledger(data, "token", "list").stdout
-    assert table.splitlines()[0].split() == ["token_id", "fingerprint", "scopes", "state", "made", "label"]
+    assert table.splitlines()[0].split() == [
+        "token_id",
+        "fingerprint",
+        "scopes",
+        "state",
+        "made",
+        "last",
+        "used",
+        "from",
+        "label",
+    ]
     assert listed[made["token_id"]]["fingerprint"] in table
     assert made["token"] not in table
     revoked = spotledger(data, "token", "revoke", made["token_id"])
@@ -97,3 +108,55 @@ def test_token_written_under_a_key_that_was_used_is_refused(data: Path, tmp_path
     assert refused.returncode == 1
     assert "use another --key" in refused.stderr
     assert not file.exists()
+
+
+def test_feed_finds_what_a_credential_wrote(data: Path, tmp_path: Path) -> None:
+    """Commands and imports name the token that they used, without a server the library; one actor can be asked for."""
+    told(data, "coin", "add", "usdt", "--scale", "8")
+    told(data, "customer", "add", "alice")
+    told(data, "deposit", "alice", "usdt", "5", "--key", "d1")
+    file = tmp_path / "balances.csv"
+    file.write_text("customer,coin,amount,key\nalice,usdt,7,i1\n")
+    done = spotledger(data, "import", "balances", file)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in spotledger(data, "feed", "--json").stdout.splitlines()]
+    assert [line["key"] for line in lines][-2:] == ["d1", "i1"]
+    (actor,) = {line["actor"] for line in lines}
+    if read_owner(data) is None:
+        assert (actor, {line.get("actor_label") for line in lines}) == ("library", {None})
+    else:
+        ids = {found["token_id"] for found in told(data, "token", "list")["tokens"]}
+        assert (actor, {line["actor_label"] for line in lines}) == (f"token:{ids.pop()}", {"operator.token"})
+    assert spotledger(data, "feed", "--actor", actor).stdout == spotledger(data, "feed").stdout
+    assert f" by {actor}" in spotledger(data, "feed").stdout
+    nothing = spotledger(data, "feed", "--actor", "ledger")
+    assert (nothing.returncode, nothing.stdout) == (0, "")
+    wrong = spotledger(data, "feed", "--actor", "alice")
+    assert (wrong.returncode, "token:ID" in wrong.stderr) == (1, True)
+
+
+def test_token_with_expiry_and_addresses_is_shown_with_its_state(data: Path, tmp_path: Path) -> None:
+    """A list says whether a token is in use, expired or revoked, where it may be used from, and when it was."""
+    made = {
+        label: told(data, "token", "create", "--scope", "ledger:read", "--label", label, "--expires", expires, *more)
+        for label, expires, *more in (
+            ("long", "90d", "--address", "10.0.0.0/8", "--address", "::1"),
+            ("short", "1s"),
+            ("gone", "90d"),
+        )
+    }
+    assert made["long"]["addresses"] == ["10.0.0.0/8", "::1/128"]
+    assert made["long"]["expires_ms"] - made["long"]["created_ms"] > 89 * 86_400_000
+    told(data, "token", "revoke", made["gone"]["token_id"])
+
+    def states() -> dict[str, str]:
+        rows = spotledger(data, "token", "list").stdout.splitlines()[1:]
+        found = {label: row for label in made for row in rows if row.rstrip().endswith(label)}
+        return {label: next(s for s in ("in use", "expired", "revoked") if s in row) for label, row in found.items()}
+
+    until(lambda: states() == {"long": "in use", "short": "expired", "gone": "revoked"})
+    table = spotledger(data, "token", "list").stdout
+    assert "10.0.0.0/8, ::1/128" in table
+    assert "never" in table
+    wrong = spotledger(data, "token", "create", "--scope", "admin", "--address", "10.0.0.1/8", "--json")
+    assert (wrong.returncode, json.loads(wrong.stderr)["field"]) == (1, "addresses")

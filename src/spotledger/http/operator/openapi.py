@@ -119,7 +119,7 @@ EXAMPLES: Final[dict[type[msgspec.Struct], dict[str, Any]]] = {
         "atomic": False,
     },
     KeyBody: {"customer": "alice", "permissions": ["read"], "label": "bot", "addresses": ["192.0.2.0/24"]},
-    TokenBody: {"scopes": ["ledger:read", "ledger:write"], "label": "matching engine"},
+    TokenBody: {"scopes": ["ledger:read", "ledger:write"], "label": "matching engine", "addresses": ["10.0.0.0/8"]},
 }
 
 
@@ -267,7 +267,7 @@ def _problem_statuses(path: str, call: Call, keyed: bool) -> Iterator[int]:
 
 _MEANING: Final = {
     400: "The request cannot be read.",
-    401: "The token is missing, unknown or revoked.",
+    401: "The token is missing, unknown, revoked, expired, or not for this address.",
     403: "The token lacks the scope.",
     404: "There is nothing with this path or id.",
     405: "The path takes another method.",
