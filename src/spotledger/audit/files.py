@@ -168,7 +168,7 @@ def _cipher_of(file: AuditFile) -> Cipher | None:
         cipher = Cipher(load_master_key(file.path.parent, None, os.environ, may_make=False))
     except (MasterKeyRefused, FileUnusable):
         return None
-    marks = [row[-1] for row in file.keys.rows_of("master_key_mark")]
+    marks = [row[1] for row in file.keys.rows_of("master_key_mark")]
     return cipher if marks == [cipher.fingerprint] else None
 
 

@@ -63,7 +63,7 @@ from spotledger.client.operator.operations import (
     batch_body,
     texts_of,
 )
-from spotledger.client.operator.service_answers import Audit, Backup, ClockState, Ready
+from spotledger.client.operator.service_answers import Audit, Backup, ClockState, MasterKeyInForce, Ready
 from spotledger.client.transport import open_http
 from spotledger.errors import Refused, TransportError, Unavailable
 
@@ -432,6 +432,25 @@ class OperatorLedger:
     def trust_clock(self) -> ClockState:
         """Trust the wall clock as it stands, in a fleet the database's too; look first, for expiries follow at once."""
         return self._ask(ClockState, "POST", paths.CLOCK_TRUST)
+
+    def master_key(self) -> MasterKeyInForce:
+        """Return which master key is in force, and in a fleet which keys each node holds; never a key."""
+        return self._get(MasterKeyInForce, paths.MASTER_KEY)
+
+    def rotate_master_key(self, fingerprint: str | None = None) -> MasterKeyInForce:
+        """
+        Bring the next master key into force, and seal every secret with it; access keys work on meanwhile.
+
+        Args:
+            fingerprint: That of the key, if the service has several or makes none itself. Without it the call is sent
+                once.
+
+        Raises:
+            RotationRefused: There is no such key, a node does not hold it, or a secret does not open.
+        """
+        body = {} if fingerprint is None else {"fingerprint": fingerprint}
+        attempts = 1 if fingerprint is None else None
+        return self._ask(MasterKeyInForce, "POST", paths.MASTER_KEY_ROTATION, body=body, attempts=attempts)
 
     def start_audit(self) -> Audit:
         """Begin an audit of the whole ledger, or return the one that is running."""
