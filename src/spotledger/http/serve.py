@@ -363,7 +363,7 @@ async def _flush_used_regularly(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(FLUSH_USED_SECONDS)
         try:
-            await runtime.writer.beside(runtime.key_ring.flush_used)
+            await runtime.writer.beside(runtime.flush_used)
             await runtime.writer.beside(runtime.master_key.tend)
         except Exception as problem:  # noqa: BLE001 - it is retried; serving goes on
             _log.warning("what is kept up beside the ledger could not be done, and is tried again: %s", problem)

@@ -1,3 +1,8 @@
+-- The master key can be rotated.
+
+-- A node of the previous version would go on sealing with the key before, so it is refused from now on.
+INSERT INTO schema_version (number, phase, name) VALUES (7, 'after', '0007_master_key.before.sql');
+
 -- is_swept is 0 from a rotation of the master key until what was sealed with the key before is in no file of the table.
 ALTER TABLE master_key_mark ADD COLUMN is_swept smallint NOT NULL DEFAULT 1 CHECK (is_swept IN (0, 1));
 
