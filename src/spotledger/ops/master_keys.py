@@ -42,9 +42,8 @@ FOLDER: Final = "folder"
 FILE: Final = "file"
 ENVIRONMENT: Final = "environment"
 
-#: How long the sweep is tried while somebody waits for it, and the pause between two attempts.
-SWEEP_SECONDS: Final = 5.0
-SWEEP_PAUSE_SECONDS: Final = 0.2
+#: The pauses between the attempts to sweep while somebody waits for it.
+SWEEP_PAUSES_SECONDS: Final = (0.2, 0.8, 2.0)
 #: How many access keys a message names.
 NAMED_KEYS: Final = 10
 
@@ -392,14 +391,12 @@ class MasterKeyRotation:
         self._placed = in_force
 
     def _sweep_soon(self) -> None:
-        deadline = time.monotonic() + SWEEP_SECONDS
-        while self._is_due:
-            self._sweep()
-            if self._is_due and time.monotonic() > deadline:
-                _log.warning("%s; it is tried again later", self._sweep_problem)
-                return
+        for pause_seconds in (0.0, *SWEEP_PAUSES_SECONDS):
             if self._is_due:
-                time.sleep(SWEEP_PAUSE_SECONDS)
+                time.sleep(pause_seconds)
+                self._sweep()
+        if self._is_due:
+            _log.warning("%s; it is tried again later", self._sweep_problem)
 
     def _sweep(self) -> None:
         try:

@@ -243,9 +243,15 @@ class PostgresKeyTables(KeyTables):
             StoreUnavailable: The role does not own the table, somebody uses it, or an open snapshot still needs what
                 rows were before.
         """
-        notices: list[psycopg.errors.Diagnostic] = []
+        left: list[int] = []
+
+        def note(notice: psycopg.errors.Diagnostic) -> None:
+            # "DETAIL: 3 dead row versions cannot be removed yet.", in whatever language
+            found = re.search(r"[0-9]+", notice.message_detail or "")
+            left.extend([] if found is None else [int(found[0])])
+
         with translated("swept"), self._connect() as connection:
-            connection.add_notice_handler(notices.append)
+            connection.add_notice_handler(note)
             [(may,)] = connection.execute(_MAY_SWEEP).fetchall()
             if may:
                 connection.execute(f"SET lock_timeout = {SWEEP_LOCK_MS}".encode())
@@ -255,9 +261,7 @@ class PostgresKeyTables(KeyTables):
                 "the access keys could not be swept: this role does not own the table. Run as its owner: VACUUM FULL"
                 " access_keys; and: UPDATE master_key_mark SET is_swept = 1"
             )
-        # "DETAIL: 3 dead row versions cannot be removed yet.", in whatever language
-        details = [re.search(r"[0-9]+", notice.message_detail or "") for notice in notices]
-        if not any(detail and int(detail[0]) == 0 for detail in details):
+        if left != [0]:
             raise StoreUnavailable(
                 "the access keys could not be swept: an open transaction, a standby or a replication slot still needs"
                 " what rows were before"
