@@ -7,11 +7,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
 
+from spotledger.archive.backup import back_up
+from spotledger.archive.copying import copy_ledger
+from spotledger.archive.restore import MasterKeySource, restore
+from spotledger.audit.embedded import audit_file
+from spotledger.audit.report import CLEAN
+from spotledger.clock import now_ms
 from spotledger.errors import LedgerCorrupt, MasterKeyRefused, RotationRefused, StoreUnavailable
 from spotledger.ops.runtime import Runtime
 from spotledger.security.cipher import AccessKeyDamaged, Cipher, load_master_key
@@ -299,6 +305,112 @@ def test_sweep_of_the_database_waits_for_an_open_snapshot(fleet: Place) -> None:
             assert any("still needs what rows were before" in sentence for sentence in state.to_do)
         runtime.master_key.tend()
         assert runtime.master_key.state().is_swept
+
+
+# --- audits and backups -------------------------------------------------------------------------------
+
+
+def test_audit_beside_rotations_finds_nothing(tmp_path: Path) -> None:
+    """An audit never takes secrets for damaged because the master key is replaced while it reads them."""
+    folder = tmp_path / "data"
+    with node(folder, None, {}) as runtime, ThreadPoolExecutor(1) as pool:
+        runtime.ledger.register_customer("alice", key="alice")
+        for _ in range(50):
+            runtime.key_ring.create("alice", ["read"])
+        auditing = pool.submit(lambda: [audit_file(folder / "journal.db") for _ in range(15)])
+        rotations = 0
+        while not auditing.done():
+            runtime.master_key.rotate()
+            rotations += 1
+        assert rotations > 1
+        assert [(report.verdict, report.findings) for report in auditing.result()] == [(CLEAN, [])] * 15
+
+
+def test_audit_names_the_secret_that_does_not_open_after_a_rotation(tmp_path: Path) -> None:
+    """A secret that is sealed with another key than the one in force is damage, and named."""
+    folder = tmp_path / "data"
+    with node(folder, None, {}) as runtime:
+        runtime.ledger.register_customer("alice", key="alice")
+        accesskey, secret = runtime.key_ring.create("alice", ["read"])
+        old = Cipher(load_master_key(folder / "master.key"))
+        runtime.master_key.rotate()
+        assert audit_file(folder / "journal.db").verdict == CLEAN
+        runtime.ledger.key_tables.store_sealed({accesskey: old.seal(accesskey, secret)})
+        report = audit_file(folder / "journal.db")
+    assert [(finding.code, finding.found) for finding in report.findings] == [("access_key_malformed", "sealed_secret")]
+    assert accesskey[:8] in report.findings[0].where
+
+
+class Backed(NamedTuple):
+    """A folder that was rotated after its backup: the backup, the access key in it, and both master keys."""
+
+    folder: Path
+    backup: Path
+    accesskey: str
+    old: bytes
+    new: bytes
+
+
+@pytest.fixture
+def backed(tmp_path: Path) -> Backed:
+    """Make a backup, rotate, and take the journal away, as a lost disk does."""
+    folder, backup = tmp_path / "data", tmp_path / "before.backup"
+    with node(folder, None, {}) as runtime:
+        runtime.ledger.register_customer("alice", key="alice")
+        accesskey, _ = runtime.key_ring.create("alice", ["read"])
+        back_up(runtime.ledger, backup, now_ms)
+        old = load_master_key(folder / "master.key")
+        runtime.master_key.rotate()
+        new = load_master_key(folder / "master.key")
+    for file in folder.glob("journal.db*"):
+        file.unlink()
+    return Backed(folder, backup, accesskey, old, new)
+
+
+def test_backup_from_before_a_rotation_is_restored_with_the_key_that_was_kept(backed: Backed) -> None:
+    """Into the folder that was rotated: it finds the old key, starts with it, and says that it was replaced."""
+    restored = restore(backed.backup, backed.folder, MasterKeySource(None, {}))
+    assert restored.has_retired_master_key
+    assert load_master_key(backed.folder / "master.key") == backed.old
+    with node(backed.folder, None, {}) as runtime:
+        assert runtime.key_ring.ready(backed.accesskey) is not None
+        assert runtime.master_key.rotate().is_swept
+        runtime.key_ring.forget()
+        assert runtime.key_ring.ready(backed.accesskey) is not None
+    kept = {load_master_key(file) for file in backed.folder.glob("master.key.old-*")}
+    assert kept == {backed.old, backed.new}
+
+
+def test_backup_from_before_a_rotation_needs_the_old_key(backed: Backed, tmp_path: Path) -> None:
+    """Where the old key was not kept the message says why it is needed; named, it takes the place of the new one."""
+    [kept] = backed.folder.glob("master.key.old-*")
+    kept.rename(tmp_path / "old.key")
+    before = sorted(file.name for file in backed.folder.iterdir())
+    with pytest.raises(MasterKeyRefused, match=f"{Cipher(backed.old).fingerprint}.* after a rotation"):
+        restore(backed.backup, backed.folder, MasterKeySource(None, {}))
+    assert sorted(file.name for file in backed.folder.iterdir()) == before
+    restore(backed.backup, backed.folder, MasterKeySource(tmp_path / "old.key", {}))
+    with node(backed.folder, None, {}) as runtime:
+        assert runtime.key_ring.ready(backed.accesskey) is not None
+
+
+def test_books_restored_without_the_master_key_are_clean(backed: Backed, tmp_path: Path) -> None:
+    """Secrets that nobody can open any more are of revoked access keys, and an audit does not miss them."""
+    restore(backed.backup, tmp_path / "new", None)
+    with node(tmp_path / "new", None, {}) as runtime:
+        assert audit_file(tmp_path / "new" / "journal.db").verdict == CLEAN
+        runtime.master_key.rotate()
+        assert audit_file(tmp_path / "new" / "journal.db").verdict == CLEAN
+
+
+def test_copy_in_a_database_takes_the_history_of_the_master_key_along(tmp_path: Path, postgres_url: str) -> None:
+    """A key that was replaced in the folder cannot come into force in the database."""
+    with node(tmp_path / "data", None, {}) as runtime:
+        state = runtime.master_key.rotate()
+    copy_ledger(tmp_path / "data", postgres_url)
+    with node(tmp_path / "data", postgres_url, {}) as runtime:
+        found = runtime.master_key.state()
+        assert (found.fingerprint, found.retired) == (state.fingerprint, state.retired)
 
 
 # --- where the key comes from -------------------------------------------------------------------------

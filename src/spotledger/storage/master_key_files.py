@@ -30,6 +30,11 @@ OLD_PREFIX: Final = f"{MASTER_KEY_FILE}.old-"
 NAME_DIGITS: Final = 8
 
 
+def old_file(fingerprint: str) -> str:
+    """Return the name under which the key with this fingerprint is kept once it was replaced."""
+    return f"{OLD_PREFIX}{fingerprint[:NAME_DIGITS]}"
+
+
 def read_own(folder: Path, name: str = MASTER_KEY_FILE) -> bytes | None:
     """
     Return the key in the file *name* of *folder*; None if there is no such file.
@@ -93,7 +98,7 @@ def take_over(folder: Path, key: bytes) -> Path | None:
         kept = None
         try:
             if before is not None:
-                kept = folder / f"{OLD_PREFIX}{Cipher(before).fingerprint[:NAME_DIGITS]}"
+                kept = folder / old_file(Cipher(before).fingerprint)
                 with contextlib.suppress(FileExistsError):
                     kept.hardlink_to(own)
             (folder / NEXT_FILE).replace(own)
