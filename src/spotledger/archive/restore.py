@@ -132,21 +132,19 @@ def restore(
         _check_report(audit_file(journal, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
         head = begin_epoch(journal, new_epoch, "restored from a backup", trusted_ms)
         _write_note(staging, Note(facts.ledger_id, new_epoch, head.seq, head.hash, known_ms, made.change))
-        if key is not None:
-            write_next(folder, key)  # before anything is in place: a start that finds a restored ledger renames it
-        put_in_place(folder)
+        _put_in_place(folder, key)
+    has_token, is_retired = (folder / TOKEN_FILE).is_file(), facts.master_key_fingerprint in known.retired_master_keys
+    kept_revoked = made.revoked if revoked else None
+    return Restored(facts, new_epoch, master_key is not None, has_token, kept_revoked, good, is_retired)
+
+
+def _put_in_place(folder: Path, key: bytes | None) -> None:
+    """Put what was restored in place, and its master key *key* too, if another one is in the folder."""
+    if key is not None:
+        write_next(folder, key)  # a start that finds the restored ledger takes it over
+    put_in_place(folder)
     if key is not None:
         take_over(folder, key)
-    has_token = (folder / TOKEN_FILE).is_file()
-    return Restored(
-        facts,
-        new_epoch,
-        master_key is not None,
-        has_token,
-        made.revoked if revoked else None,
-        good,
-        facts.master_key_fingerprint in known.retired_master_keys,
-    )
 
 
 @contextmanager
