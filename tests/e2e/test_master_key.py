@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -222,6 +224,43 @@ def test_fleet_rotates_past_dead_and_frozen_nodes(start: Start, tmp_path: Path, 
     with psycopg.connect(postgres_url) as connection:
         [(verdict,)] = connection.execute("SELECT is_swept FROM master_key_mark").fetchall()
     assert verdict == 1
+
+
+def test_two_commands_at_once_bring_one_key_into_force(start: Start, tmp_path: Path, postgres_url: str) -> None:
+    """Whichever workers they reach, at the same moment, the key is rotated once, and each secret opens."""
+    named = key_file(tmp_path / "next.key")
+    service = start(database=postgres_url, workers=2, next_master_key_file=named)
+    alice = service.trader("alice")
+    with ThreadPoolExecutor(4) as pool:
+        both = list(pool.map(lambda _: command("rotate", "--data", service.folder), range(4)))
+    assert len({rotated["fingerprint"] for rotated in both}) == 1
+    assert len(command("show", "--data", service.folder)["retired"]) == 1
+    service.stop()
+    again = start(database=postgres_url)
+    assert can_read(alice, again.public_url)
+
+
+def test_master_keys_are_in_nothing_that_a_rotation_says(start: Start, tmp_path: Path) -> None:
+    """Neither the log at its lowest level, nor answers, arguments or any other file has a digit of the keys."""
+    service = start(log_level="debug")
+    service.trader("alice")
+    named = key_file(tmp_path / "new.key")
+    keys = [(service.folder / "master.key").read_text().strip(), named.read_text().strip()]
+    refused = run("master-key", "rotate", "--data", service.folder, "--new-key-file", service.folder / "operator.token")
+    answers = [refused.stdout + refused.stderr]
+    for arguments in (["rotate", "--new-key-file", named], ["show"], ["rotate"]):
+        ended = run("master-key", *arguments, "--data", service.folder)
+        assert ended.returncode == 0, ended.stderr
+        answers.append(ended.stdout + ended.stderr)
+    keys.append((service.folder / "master.key").read_text().strip())
+    assert len(set(keys)) == 3
+    places = {file.name: file.read_bytes() for file in service.folder.rglob("*") if file.is_file()}
+    places |= {"log": service.stderr.read_bytes(), "answers": "".join(answers).encode()}
+    places["argv"] = Path(f"/proc/{service.process.pid}/cmdline").read_bytes()
+    for key in keys:
+        for spelling in (key.encode(), key.upper().encode(), bytes.fromhex(key), base64.b64encode(bytes.fromhex(key))):
+            found = {name for name, content in places.items() if spelling in content}
+            assert all(name.startswith("master.key") for name in found), found
 
 
 def test_command_rotates_a_database_that_no_node_serves(start: Start, tmp_path: Path, postgres_url: str) -> None:

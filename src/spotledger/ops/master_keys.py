@@ -354,6 +354,7 @@ class MasterKeyRotation:
         self._keys.add(cipher)
         if self._announcer is not None:
             self._announcer.announce()
+        self._check_holders(cipher.fingerprint)  # before the work, and again where none can join them any more
         with tables.long_together():
             found = tables.master_key_fingerprint
             if found == cipher.fingerprint:
@@ -361,11 +362,11 @@ class MasterKeyRotation:
             before = self._keys.cipher(found)
             if before is None or found is None or found != in_force:
                 raise RotationRefused(f"The master key was rotated by another node just now: {found} is in force.")
-            self._check_holders(cipher.fingerprint)
             anew = _SealedAnew(before, cipher)
             count = tables.reseal(anew)
             if anew.damaged:
                 raise _not_opening(anew.damaged)
+            self._check_holders(cipher.fingerprint)  # near the end: announcements wait for it
             tables.retire_master_key(found, self._clock_ms())
             tables.mark_rotated(cipher.fingerprint)
         _log.warning("the master key was rotated from %s to %s: %d access keys", found, cipher.fingerprint, count)

@@ -58,6 +58,11 @@ def write_next(folder: Path, key: bytes) -> None:
         FileUnusable: The file there is a link or belongs to somebody else.
         DataFolderUnusable: The disk is full or read-only.
     """
+    with _alone(folder):
+        _write_next(folder, key)
+
+
+def _write_next(folder: Path, key: bytes) -> None:
     drop_next(folder)
     write_secret_file(folder / NEXT_FILE, key.hex())
 
@@ -94,7 +99,7 @@ def take_over(folder: Path, key: bytes) -> Path | None:
                 drop_next(folder)
             return None
         if _read_next(folder) != key:
-            write_next(folder, key)
+            _write_next(folder, key)
         kept = None
         try:
             if before is not None:
