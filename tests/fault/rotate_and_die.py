@@ -1,8 +1,8 @@
 """
 Rotate the master key of a data folder, and die by SIGKILL at the line of our code that the arguments number.
 
-``rotate_and_die.py FOLDER LINE``: lines count as they are run, of the rotation and of whatever it calls in the package.
-Prints how many were run if it gets to the end.
+``rotate_and_die.py LINE FOLDER [DATABASE NEXT_KEY_FILE]``: lines count as they are run, of the rotation and of whatever
+it calls in the package. Prints how many were run if it gets to the end.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +24,7 @@ PACKAGE = str(Path(spotledger.__file__).parent)
 PER_ROW = {"__call__", "seal", "open", "_change", "add", "remove", "digest_of", "reseal"}
 
 
-def main(folder: str, at_line: int) -> None:
+def main(at_line: int, folder: str, database: str | None = None, next_file: str | None = None) -> None:
     """Rotate, and die."""
     run = 0
 
@@ -40,10 +39,10 @@ def main(folder: str, at_line: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         return trace
 
-    settings = load_settings({"data": folder}, {}).settings
+    flags = {"data": folder, "database": database, "next_master_key_file": next_file}
+    settings = load_settings(flags, {}).settings
     with claim_folder(Path(folder)) as lock, open_runtime(settings, {}, lock) as runtime:
         rotation: MasterKeyRotation = runtime.master_key
-        assert threading.active_count() < 4
         sys.settrace(trace)
         rotation.rotate()
         sys.settrace(None)
@@ -52,4 +51,4 @@ def main(folder: str, at_line: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(int(sys.argv[1]), *sys.argv[2:])

@@ -8,22 +8,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from spotledger.errors import RotationRefused, StoreUnavailable
 from spotledger.security.cipher import Cipher, load_master_key
 from spotledger.storage.sqlite.file import KEYS_FILE
 from support_full_disk import fill
-from support_master_key import found_in, node, sealed_secrets
+from support_master_key import found_in, key_file, node, sealed_secrets
 
 SCRIPT = Path(__file__).with_name("rotate_and_die.py")
 #: How many deaths are spread over the lines of a rotation.
 DEATHS = 40
 
 
-def _rotate(folder: Path, at_line: int) -> int | None:
+def _rotate(folder: Path, at_line: int, *more: object) -> int | None:
     """Rotate in a process of its own that dies at this line; return how many were run, or None if it died."""
-    command = [sys.executable, str(SCRIPT), str(folder), str(at_line)]
+    command = [sys.executable, str(SCRIPT), str(at_line), str(folder), *map(str, more)]
     ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     if ended.returncode == -signal.SIGKILL:
         return None
@@ -88,6 +89,36 @@ def test_death_after_death_ends_in_a_rotation_that_is_done(tmp_path: Path) -> No
         at_line, deaths = at_line + 25, deaths + 1
     assert deaths > 3
     assert _check(folder, accesskeys, old)
+
+
+def test_death_of_a_node_at_any_line_of_a_rotation_leaves_a_fleet_that_starts(
+    tmp_path: Path, postgres_url: str
+) -> None:
+    """Each node dies while it rotates to a key of its own; the next start opens every secret, whatever was done."""
+    folder, next_file = tmp_path / "data", tmp_path / "next.key"
+    with node(folder, postgres_url, {}) as runtime:
+        accesskeys = [runtime.key_ring.create("alice", ["read"])[0] for _ in range(5)]
+    key_file(next_file)
+    lines = _rotate(folder, 0, postgres_url, next_file)
+    assert lines is not None
+    done = 0
+    for at_line in range(lines // 30, lines, lines // 15):
+        with node(folder, postgres_url, {}) as runtime:
+            retired = len(runtime.master_key.state().retired)
+        key_file(next_file)
+        with psycopg.connect(postgres_url) as connection:  # as if those who died had been silent for half a minute
+            connection.execute("UPDATE master_key_holders SET announced = announced - interval '30 seconds'")
+        _rotate(folder, at_line, postgres_url, next_file)  # the database may answer in fewer steps than the first time
+        with node(folder, postgres_url, {}) as runtime:
+            state = runtime.master_key.state()
+            assert len(state.retired) - retired in (0, 1)
+            done += len(state.retired) - retired
+            assert Cipher(load_master_key(folder / "master.key")).fingerprint == state.fingerprint
+            assert all(runtime.key_ring.ready(accesskey) is not None for accesskey in accesskeys)
+            made, _ = runtime.key_ring.create("alice", ["read"])
+            runtime.key_ring.forget()
+            assert runtime.key_ring.ready(made) is not None
+    assert 0 < done < 15
 
 
 def test_full_disk_leaves_the_old_key_in_force(small_disk: Path) -> None:
