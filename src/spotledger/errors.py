@@ -11,6 +11,7 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     │   ├── CustomerAlreadyRegistered
     │   ├── AlreadyReversed
     │   ├── LastAdminToken          without it no token could make tokens
+    │   ├── RotationRefused         there is no new master key, or a node lacks it
     │   ├── ChainPartlyKnown        some keys of a chain were used before and some were not
     │   ├── EpochMissing            a plain number above the last entry of epoch 1
     │   ├── UnknownPosition         a position of another history, before a restore
@@ -149,6 +150,12 @@ class LastAdminToken(Refused):
     """No other token with the scope admin is in use for another day; make one before revoking this one."""
 
     code = "last_admin_token"
+
+
+class RotationRefused(Refused):
+    """The master key cannot be rotated now; nothing was changed."""
+
+    code = "rotation_refused"
 
 
 class ChainPartlyKnown(Refused):

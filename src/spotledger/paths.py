@@ -42,6 +42,8 @@ BACKUP: Final = "/v1/backups/{file}"
 ACCESS_KEYS: Final = "/v1/keys"
 ACCESS_KEY: Final = "/v1/keys/{accesskey}"
 ACCESS_KEY_ROTATION: Final = "/v1/keys/{accesskey}/rotate"
+MASTER_KEY: Final = "/v1/master-key"
+MASTER_KEY_ROTATION: Final = "/v1/master-key/rotate"
 TOKENS: Final = "/v1/tokens"
 TOKEN: Final = "/v1/tokens/{token_id}"  # noqa: S105 - a path
 

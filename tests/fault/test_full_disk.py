@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,39 +14,9 @@ from spotledger.domain.operations import Deposit
 from spotledger.errors import DataFolderUnusable, StoreUnavailable
 from spotledger.ledger.ledger import Ledger, Receipt
 from support_books import check_books
+from support_full_disk import fill
 
-DISK_KIB = 16_384
 SPOT = Account("alice", "spot")
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of sixteen MiB of its own; only root may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = os.geteuid() == 0 and not subprocess.call(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_KIB}k", "tmpfs", str(place)], stderr=subprocess.DEVNULL
-    )
-    if not mounted:
-        if os.environ.get("CI") == "true":
-            pytest.fail("a small file system is needed, and this machine lets nobody mount one")
-        pytest.skip("only root can mount a small file system to fill")
-    try:
-        yield place
-    finally:
-        subprocess.check_call(["umount", "-l", str(place)])
-
-
-def _fill(place: Path) -> Path:
-    """Take all the room that is left on the file system of *place*."""
-    ballast = place / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"x" * 4096)
-        except OSError:
-            pass
-    return ballast
 
 
 def _prepared(folder: Path) -> Ledger:
@@ -72,7 +40,7 @@ def _deposit_until_refused(ledger: Ledger, start: int) -> int:
 def test_disk_that_fills_up_tells_callers_and_goes_on_once_there_is_room(small_disk: Path) -> None:
     """Filled in the middle of writes: the failed group is nowhere, and is booked once when it is sent again."""
     with _prepared(small_disk / "data") as ledger:
-        ballast = _fill(small_disk)
+        ballast = fill(small_disk)
         for attempt in range(3):
             failed = _deposit_until_refused(ledger, 1000 * attempt)
             seq = ledger.head.seq
@@ -90,7 +58,7 @@ def test_disk_that_fills_up_tells_callers_and_goes_on_once_there_is_room(small_d
             assert not any(outcome.replayed for outcome in outcomes)
             assert ledger.head.seq == seq + 10
             assert ledger.balances(SPOT)["usdt"].available == expected + 10 * 10**8
-            ballast = _fill(small_disk)
+            ballast = fill(small_disk)
         ballast.unlink()
     assert check_books(small_disk / "data").balances["alice", "spot", "usdt"][0] > 100 * 10**8
 
@@ -98,7 +66,7 @@ def test_disk_that_fills_up_tells_callers_and_goes_on_once_there_is_room(small_d
 def test_start_on_a_full_disk_is_refused_in_words(small_disk: Path) -> None:
     """A ledger whose disk is full cannot be opened, says so, and opens once there is room."""
     _prepared(small_disk / "data").close()
-    ballast = _fill(small_disk)
+    ballast = fill(small_disk)
     with pytest.raises(DataFolderUnusable, match="full"):
         spotledger.open(small_disk / "data")
     ballast.unlink()

@@ -29,7 +29,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         keys.execute("INSERT INTO access_keys VALUES ('k', 'ann', '[]', '', '[]', x'01', 1, NULL, NULL, NULL)")
         keys.execute("INSERT INTO operator_tokens VALUES ('t', zeroblob(32), '[]', '', 1, NULL, '[]', NULL, NULL)")
         keys.execute("INSERT INTO kept_key_requests VALUES ('i', '{}', '{}')")
-        keys.execute("INSERT INTO master_key_mark VALUES (1, 'ab')")
+        keys.execute("INSERT INTO master_key_mark VALUES (1, 'ab', 1)")
         store_sum(keys)
     return folder
 

@@ -246,6 +246,8 @@ def _copy_keys(file: Path, journal: SqliteJournal, address: str) -> tuple[int, i
                 tables.kept_requests.keep(*kept)
             if source.master_key_fingerprint is not None:
                 tables.master_key_fingerprint = source.master_key_fingerprint
+            for fingerprint, retired_ms in source.retired_master_keys.items():
+                tables.retire_master_key(fingerprint, retired_ms)
             write.execute("DELETE FROM copy_going_on")
         return keys, tokens
     finally:

@@ -25,6 +25,8 @@ class Revoked(NamedTuple):
     tokens: Mapping[str, int]
     #: The number of the last change of the file.
     change: int
+    #: The fingerprints of the master keys that were replaced.
+    retired_master_keys: frozenset[str] = frozenset()
 
 
 class GoodCredentials(NamedTuple):
@@ -74,6 +76,7 @@ def read_revoked(folder: Path, ledger_id: str, noted_change: int) -> Revoked | N
                 _revoked(tables, "access_keys", "accesskey"),
                 _revoked(tables, "operator_tokens", "token_id"),
                 tables.change,
+                frozenset(tables.retired_master_keys),
             )
     except (SpotledgerError, LedgerCorrupt, OSError) as problem:
         raise DataFolderUnusable(

@@ -33,6 +33,7 @@ from spotledger.storage.folder import (
     make_folder,
     unusable,
 )
+from spotledger.storage.master_key_files import old_file, read_own, take_over, write_next
 from spotledger.storage.sqlite.copy import (
     BackupFacts,
     Credentials,
@@ -71,6 +72,8 @@ class Restored(NamedTuple):
     #: folder knew nothing, or was not asked.
     kept_revoked: int | None
     good: GoodCredentials
+    #: Whether the secrets are sealed with a master key that was replaced in the folder since the backup.
+    has_retired_master_key: bool
 
 
 def restore(
@@ -111,8 +114,7 @@ def restore(
     facts = read_facts(file)
     note = _read_note(folder, epoch)
     new_epoch = _checked_epoch(facts, note, epoch)
-    if master_key is not None:
-        _check_master_key(facts, folder, master_key)
+    key = None if master_key is None else _find_master_key(facts, folder, master_key)
     change = note.keys_change if note is not None and note.ledger_id == facts.ledger_id else 0
     revoked = None if credentials_from_backup else read_revoked(folder, facts.ledger_id, change)
     known = revoked or Revoked({}, {}, change)
@@ -130,9 +132,19 @@ def restore(
         _check_report(audit_file(journal, progress=progress, known_heads=[KnownHead(facts.seq, facts.hash)]), file)
         head = begin_epoch(journal, new_epoch, "restored from a backup", trusted_ms)
         _write_note(staging, Note(facts.ledger_id, new_epoch, head.seq, head.hash, known_ms, made.change))
-        put_in_place(folder)
-    has_token = (folder / TOKEN_FILE).is_file()
-    return Restored(facts, new_epoch, master_key is not None, has_token, made.revoked if revoked else None, good)
+        _put_in_place(folder, key)
+    has_token, is_retired = (folder / TOKEN_FILE).is_file(), facts.master_key_fingerprint in known.retired_master_keys
+    kept_revoked = made.revoked if revoked else None
+    return Restored(facts, new_epoch, master_key is not None, has_token, kept_revoked, good, is_retired)
+
+
+def _put_in_place(folder: Path, key: bytes | None) -> None:
+    """Put what was restored in place, and its master key *key* too, if another one is in the folder."""
+    if key is not None:
+        write_next(folder, key)  # a start that finds the restored ledger takes it over
+    put_in_place(folder)
+    if key is not None:
+        take_over(folder, key)
 
 
 @contextmanager
@@ -226,23 +238,41 @@ def _checked_epoch(facts: BackupFacts, note: Note | None, epoch: int | None) -> 
         raise InvalidRequest(message, field="epoch") from refusal
 
 
-def _check_master_key(facts: BackupFacts, folder: Path, source: MasterKeySource) -> None:
-    if facts.master_key_fingerprint is None:
-        return  # nothing was ever sealed
+def _find_master_key(facts: BackupFacts, folder: Path, source: MasterKeySource) -> bytes | None:
+    """
+    Find the master key that the secrets in the backup are sealed with.
+
+    Returns:
+        The key, if it has to take the place of another one in *folder*, so that the folder starts with it; else None.
+
+    Raises:
+        MasterKeyRefused: It is not at hand.
+    """
+    wanted = facts.master_key_fingerprint
+    if wanted is None:
+        return None  # nothing was ever sealed
     given = source.file is not None or MASTER_KEY_VARIABLE in source.environ
-    if not given and not (folder / MASTER_KEY_FILE).exists():
+    own = read_own(folder)
+    if not given and own is None:
         raise MasterKeyRefused(
-            f"The access keys in the backup are sealed with the master key {facts.master_key_fingerprint}, and there is"
+            f"The access keys in the backup are sealed with the master key {wanted}, and there is"
             f" none: put it at {folder / MASTER_KEY_FILE}, or name it with --master-key-file or {MASTER_KEY_VARIABLE}."
             " Where it is lost, --without-master-key restores the books and revokes all access keys."
         )
-    found = Cipher(load_master_key(folder, source.file, source.environ, may_make=False)).fingerprint
-    if found != facts.master_key_fingerprint:
+    key = load_master_key(folder, source.file, source.environ, may_make=False)
+    found = Cipher(key).fingerprint
+    if found != wanted and not given:
+        kept = read_own(folder, old_file(wanted))
+        if kept is not None and Cipher(kept).fingerprint == wanted:
+            key, found = kept, wanted
+    if found != wanted:
         raise MasterKeyRefused(
             f"This master key has the fingerprint {found}; the access keys in the backup are sealed with another one, "
-            f"{facts.master_key_fingerprint}. Give that one. Where it is lost, --without-master-key restores the books"
-            " and revokes all access keys."
+            f"{wanted}. Give that one: after a rotation, backups that were made before need the key that was in force"
+            " then. Where it is lost, --without-master-key restores the books and revokes all access keys."
         )
+    is_kept_here = own is not None and MASTER_KEY_VARIABLE not in source.environ
+    return key if is_kept_here and own != key else None
 
 
 def _copy(file: Path, copy: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +20,8 @@ from spotledger.security.cipher import AccessKeyDamaged, Cipher
 from spotledger.security.tokens import SCOPES
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.folder import load_master_key
-from spotledger.storage.sqlite.audit import AuditFile, LedgerRow, damaged_logs
+from spotledger.storage.master_key_files import NEXT_FILE, read_own
+from spotledger.storage.sqlite.audit import AuditFile, KeysFile, LedgerRow, damaged_logs
 from spotledger.storage.sqlite.file import KEYS, schema_of
 from spotledger.storage.sqlite.keys import TABLES
 from spotledger.storage.sqlite.noted_head import NOTE_FILE
@@ -143,37 +146,52 @@ def check_access_keys(file: AuditFile, findings: Findings, noted_change: int, jo
         wrong_sum = file.keys.wrong_sum()
         if wrong_sum is not None:
             findings.add("access_keys_differ", None, "keys_of", wrong_sum, "the rows that were written last")
-    cipher = None
-    with findings.noting("master_key_mark"):
-        cipher = _cipher_of(file)
     for table in TABLES:
         with findings.noting(table):
-            for row in file.keys.rows_of(table):
+            cipher, rows = _rows_of(file.keys, file.path.parent, findings, table)
+            for row in rows:
                 # Not more of the name than the first characters: it is half of a credential.
                 where = f"{table} {str(row[0])[:8]}…"
                 wrong = wrong_in_row(table, row)
                 if wrong is not None:
                     findings.add("access_key_malformed", None, where, wrong, "a row of the schema")
-                elif table == "access_keys" and cipher is not None and not _opens(cipher, row):
+                elif table == "access_keys" and cipher is not None and not _opens_if_needed(cipher, row):
                     findings.add("access_key_malformed", None, where, "sealed_secret", "a secret that opens")
                 elif table == "access_keys" and row[1] not in journal.customers:
                     _check_owner(file, findings, where, row[1], journal)
 
 
-def _cipher_of(file: AuditFile) -> Cipher | None:
+def _rows_of(
+    keys: KeysFile, folder: Path, findings: Findings, table: str
+) -> tuple[Cipher | None, list[tuple[Any, ...]]]:
+    """Return the rows of *table*, and for access keys what opens their secrets, both as of one instant."""
+    if table != "access_keys":
+        return None, keys.rows_of(table)
+    with keys.one_instant("the access keys"):
+        cipher = None
+        with findings.noting("master_key_mark"):
+            cipher = _cipher_of(keys, folder)
+        return cipher, keys.rows_of(table)
+
+
+def _cipher_of(keys: KeysFile, folder: Path) -> Cipher | None:
     """Return the cipher of the access keys; None where its master key is not at hand."""
-    if file.keys is None:
-        return None
-    try:
-        cipher = Cipher(load_master_key(file.path.parent, None, os.environ, may_make=False))
-    except (MasterKeyRefused, FileUnusable):
-        return None
-    marks = [row[-1] for row in file.keys.rows_of("master_key_mark")]
-    return cipher if marks == [cipher.fingerprint] else None
+    marks = [row[1] for row in keys.rows_of("master_key_mark")]
+    set_key = partial(load_master_key, folder, None, os.environ, may_make=False)
+    for at_hand in (set_key, partial(read_own, folder, NEXT_FILE)):  # a rotation may have been cut off
+        with suppress(MasterKeyRefused, FileUnusable):
+            key = at_hand()
+            if key is not None and marks == [Cipher(key).fingerprint]:
+                return Cipher(key)
+    return None
 
 
-def _opens(cipher: Cipher, row: Sequence[Any]) -> bool:
-    accesskey, sealed = row[0], row[list(TABLES["access_keys"]).index("sealed_secret")]
+def _opens_if_needed(cipher: Cipher, row: Sequence[Any]) -> bool:
+    """Say whether the secret of an access key opens, or is needed no more, because the key is revoked."""
+    columns = dict(zip(TABLES["access_keys"], row, strict=True))
+    accesskey, sealed = columns["accesskey"], columns["sealed_secret"]
+    if columns["revoked_ms"] is not None:
+        return True
     try:
         cipher.open(accesskey, sealed)
     except AccessKeyDamaged:

@@ -141,12 +141,15 @@ def restore(
     more = {"access_keys": found.access_keys, "operator_token": found.operator_token, "audit": "clean"}
     came_back = found.good.as_json() if found.kept_revoked is None else None
     more |= {"kept_revoked": found.kept_revoked, "came_back": came_back, "admin_token": found.good.has_admin}
+    more["retired_master_key"] = found.has_retired_master_key
     out.document({"data": str(settings.data), **held, **more})
     out.line(f"{settings.data} is ledger {held['ledger_id']} up to entry {held['seq']}, {_when(held['booked_ms'])}")
     out.line(f"  the audit is clean; epoch {found.epoch} began with entry {found.backup.seq + 1}")
     if not found.access_keys:
         out.line("  all access keys are revoked; make new ones with spotledger key create")
     _tell_credentials(out, found)
+    if found.has_retired_master_key:
+        out.line("  the secrets are sealed with a master key that was replaced since; spotledger master-key rotate")
     if not found.good.has_admin:
         out.line("  no operator token with the scope admin is left; spotledger token create --scope admin makes one")
     elif not found.operator_token:

@@ -50,6 +50,7 @@ for _command in (
     repair.recover,
     repair.rebuild,
     repair.epoch,
+    repair.master_key,
     service.migrate,
     service.settings,
     reference.reference,

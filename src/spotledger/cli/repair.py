@@ -1,16 +1,28 @@
-"""The commands recover, rebuild and epoch, for a ledger that a start refuses, is damaged, or was set back."""
+"""The commands for a ledger that is damaged or was set back (recover, rebuild, epoch), and those of the master key."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import click
 
 from spotledger.archive import recover as recovering
-from spotledger.cli.options import config_option, data_option, database_option, exit_on_error, json_option
+from spotledger.cli.connection import CommandLedger
+from spotledger.cli.history import time_text
+from spotledger.cli.options import (
+    config_option,
+    data_option,
+    database_option,
+    exit_on_error,
+    json_option,
+    ledger_command,
+)
 from spotledger.cli.output import Output
+from spotledger.client.operator.service_answers import MasterKeyInForce
 from spotledger.errors import SettingInvalid
+from spotledger.ops.master_keys import offer_key
 from spotledger.ops.opening import open_embedded
 from spotledger.ops.runtime import claim_folder
 from spotledger.ops.settings import Settings, load_settings
@@ -131,3 +143,52 @@ def _begun(settings: Settings, reason: str, number: int | None, *, accept_loss: 
     with claim_folder(settings.data) as lock, open_embedded(settings.data, lock=lock) as ledger:
         seq = ledger.begin_epoch(reason, number)
         return {"ledger_id": ledger.ledger_id, "epoch": ledger.epoch, "seq": seq}
+
+
+@click.group("master-key")
+def master_key() -> None:
+    """Show and rotate the master key, which seals the secrets of access keys."""
+
+
+@master_key.command("show")
+@ledger_command()
+async def master_key_show(ledger: CommandLedger, out: Output) -> None:
+    """Show which master key is in force, by its fingerprint, and in a fleet which keys each node holds."""
+    _tell_master_key(ledger, out, await ledger.master_key())
+
+
+@master_key.command("rotate")
+@click.option(
+    "--new-key-file", "file", metavar="FILE", help="The file with the new key, 64 hex digits (else a new one)."
+)
+@ledger_command()
+async def master_key_rotate(ledger: CommandLedger, out: Output, file: str | None) -> None:
+    """
+    Replace the master key, and seal every secret anew; access keys work on meanwhile.
+
+    Without FILE a new key takes the place of DIR/master.key, and the old one is kept beside it: backups that were made
+    before need it. A key that comes from elsewhere has to be replaced there by its operator, with that of FILE.
+
+    In a fleet every node has to be started with --next-master-key-file first.
+
+    After a leak this is not enough: the secrets themselves are known then. Rotate, then issue every access key anew.
+    """
+    fingerprint = None
+    if file is not None:
+        if ledger.folder is None:
+            raise SettingInvalid("--new-key-file needs --data: the key is handed over in the data folder.")
+        fingerprint = offer_key(ledger.folder, Path(file), (await ledger.master_key()).fingerprint)
+    _tell_master_key(ledger, out, await ledger.rotate_master_key(fingerprint))
+
+
+def _tell_master_key(ledger: CommandLedger, out: Output, found: MasterKeyInForce) -> None:
+    out.document(ledger.document)
+    out.line(f"in force  {found.fingerprint}  (from the {found.source})")
+    if found.next is not None:
+        out.line(f"next      {found.next}")
+    for key in found.retired:
+        out.line(f"retired   {key.fingerprint}  {time_text(key.retired_ms)}")
+    for node in found.nodes:
+        out.line(f"node      {node.place}: {', '.join(node.fingerprints)}")
+    for sentence in found.to_do:
+        out.line(sentence)

@@ -20,6 +20,8 @@ ADVICE: Final[dict[str, str]] = {
     "customer_already_registered": "Do nothing.",
     "already_reversed": "Do nothing: `by` is the entry that reversed it.",
     "last_admin_token": "Make another token with the scope `admin`, for more than a day, then revoke this one.",
+    "rotation_refused": "Do what `detail` says, such as giving the new master key to the nodes that it names, and send "
+    "the request again.",
     "chain_partly_known": "Send the chain exactly as it was sent before, or with new keys only.",
     "epoch_missing": "The ledger was restored, and this number was given again: look up what was meant, and send its "
     "position, such as `2-42`. A follower undoes what it took after `last_common`, and goes on from there.",
@@ -71,7 +73,7 @@ ADVICE: Final[dict[str, str]] = {
     "file_unusable": "The message names the file and what is in the way.",
     "schema_mismatch": "Use the version of spotledger that wrote the file, or one that can migrate it.",
     "journal_shorter": "Put back the file, or the server, that has the missing entries; spotledger recover says which.",
-    "master_key_refused": "Give the master key that encrypted the secrets.",
+    "master_key_refused": "Give the master key that encrypted the secrets; after a rotation, the new one.",
     "backup_damaged": "Use another backup; this file is not what was written.",
     "setting_invalid": "The message names the setting and what would pass.",
     # the client

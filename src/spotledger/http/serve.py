@@ -364,5 +364,6 @@ async def _flush_used_regularly(runtime: Runtime) -> None:
         await asyncio.sleep(FLUSH_USED_SECONDS)
         try:
             await runtime.writer.beside(runtime.flush_used)
+            await runtime.writer.beside(runtime.master_key.tend)
         except Exception as problem:  # noqa: BLE001 - it is retried; serving goes on
-            _log.warning("the times when access keys and tokens were last used could not be stored: %s", problem)
+            _log.warning("what is kept up beside the ledger could not be done, and is tried again: %s", problem)

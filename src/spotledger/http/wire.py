@@ -36,6 +36,7 @@ TABLE: dict[type[errors.SpotledgerError], Row] = {
     errors.BalanceTooLarge: Row(422, 404, "Balance too large"),
     errors.AlreadyReversed: Row(422, 404, "Already reversed"),
     errors.LastAdminToken: Row(422, 404, "Last admin token"),
+    errors.RotationRefused: Row(422, 404, "Rotation refused"),
     errors.ChainPartlyKnown: Row(422, 404, "Chain partly known"),
     errors.EpochMissing: Row(422, 404, "Epoch missing"),
     errors.UnknownPosition: Row(422, 404, "Unknown position"),

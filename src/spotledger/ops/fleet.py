@@ -25,6 +25,7 @@ from spotledger.ops.settings import ServerUrl, Settings, flag_of
 from spotledger.storage.postgres.claim import Claim
 from spotledger.storage.postgres.connection import ANY_SERVER, Connection, connect
 from spotledger.storage.postgres.keys import KeyChanges, PostgresKeyTables
+from spotledger.storage.postgres.master_key_holders import Announcer, place_of_process
 from spotledger.storage.postgres.right_server import RightServer, place_of
 from spotledger.storage.postgres.schema import check_ledger, has_ledger_schema, make_ready, migrate
 from spotledger.storage.postgres.sealing.rebuilding import rebuild
@@ -77,6 +78,8 @@ class Fleet(NamedTuple):
     store: PostgresStore | StandbyStore
     #: What this node saw last.
     seen: SeenHead
+    #: Begins to announce the master keys that this process holds, until the fleet is closed.
+    announce_master_keys: Callable[[Callable[[], tuple[str, ...]]], Announcer]
 
     @property
     def standby(self) -> StandbyStore | None:
@@ -138,7 +141,14 @@ def open_fleet(
         key_changes = KeyChanges(partial(right.connect, "spotledger key changes"))
         stack.callback(key_changes.close)
         audit_claim = Claim(partial(right.connect, "spotledger audit claim"))
-        yield Fleet(ledger, key_changes, _audited(settings), audit_claim, store, seen)
+
+        def announce(fingerprints: Callable[[], tuple[str, ...]]) -> Announcer:
+            place = place_of_process(str(settings.data), worker)
+            announcer = Announcer(partial(right.connect, "spotledger master keys"), place, fingerprints)
+            stack.callback(announcer.close)
+            return announcer
+
+        yield Fleet(ledger, key_changes, _audited(settings), audit_claim, store, seen, announce)
 
 
 def right_server(settings: Settings) -> RightServer:

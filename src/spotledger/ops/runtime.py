@@ -12,21 +12,21 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from spotledger.archive.backup import BACKUPS_FOLDER, Backups
 from spotledger.clock import SYSTEM, TimeSources, steady_s
-from spotledger.errors import FileUnusable, LedgerCorrupt, MasterKeyRefused, NotFound, SpotledgerError
+from spotledger.errors import FileUnusable, LedgerCorrupt, NotFound, SpotledgerError
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 from spotledger.ops.access_key_writes import AccessKeyWrites
 from spotledger.ops.audits import Audits
+from spotledger.ops.master_keys import MasterKeyRotation, hold_master_keys
 from spotledger.ops.opening import open_embedded
 from spotledger.ops.revocation_watch import Revocations, RevocationWatch
 from spotledger.ops.settings import Settings
 from spotledger.ops.siblings import Siblings
 from spotledger.security.access_keys import KeyRing
-from spotledger.security.cipher import Cipher
 from spotledger.security.tokens import SCOPES, Tokens
 from spotledger.storage.folder import (
     LEDGER_FILE,
@@ -34,7 +34,6 @@ from spotledger.storage.folder import (
     FolderLock as FolderLock,
     Owner,
     first_token,
-    load_master_key,
     read_token,
 )
 
@@ -74,6 +73,7 @@ class Runtime:
     key_ring: KeyRing
     tokens: Tokens
     access_key_writes: AccessKeyWrites
+    master_key: MasterKeyRotation
     backups: Backups
     audits: Audits
     #: What this node reads, and how old that is; None if no other process writes the ledger.
@@ -216,8 +216,10 @@ def _assemble(
     # In one transaction: if several nodes start on an empty database, one stores the fingerprint and the token. Later
     # starts write neither, and do not wait for a write of keys that waits for a standby.
     made = tables.master_key_fingerprint is not None and tables.tokens.list("", 1)
+    announce = None if fleet is None else fleet.announce_master_keys
     with contextlib.nullcontext() if made else tables.together():
-        key_ring = KeyRing(tables.access_keys, _cipher(settings, environ, tables), clock_ms)
+        held = hold_master_keys(settings, environ, tables, announce)
+        key_ring = KeyRing(tables.access_keys, held.keys, clock_ms)
         tokens = Tokens(tables.tokens, clock_ms)
         if not tokens.list(limit=1):
             tokens.create(SCOPES, TOKEN_FILE, token=first_token(settings.data))
@@ -231,6 +233,7 @@ def _assemble(
         key_ring,
         tokens,
         AccessKeyWrites(tables, key_ring),
+        MasterKeyRotation(settings, environ, tables, held, clock_ms),
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
         _audits(settings, clock_ms, fleet, siblings),
         None if fleet is None else fleet.store,
@@ -256,19 +259,3 @@ def _revocation_watch(fleet: Fleet, key_ring: KeyRing, tokens: Tokens, trust_sec
             standby.note_head(found.at_s, found.head_seq)
 
     return RevocationWatch(fleet.key_changes, key_ring, tokens, trust_seconds, on_answer)
-
-
-def _cipher(settings: Settings, environ: Mapping[str, str], tables: Any) -> Cipher:
-    """Return the cipher with the master key, and check that the secrets in *tables* were sealed with it."""
-    known: str | None = tables.master_key_fingerprint
-    key = load_master_key(settings.data, settings.master_key_file, environ, may_make=known is None)
-    cipher = Cipher(key)
-    if known is None:
-        tables.master_key_fingerprint = cipher.fingerprint
-    elif cipher.fingerprint != known:
-        where = settings.data if settings.database is None else settings.database
-        raise MasterKeyRefused(
-            f"This master key has the fingerprint {cipher.fingerprint}; the access keys in {where} were sealed "
-            f"with another one, {known}. That one would pass."
-        )
-    return cipher

@@ -211,6 +211,11 @@ class Settings:
     master_key_file: Path | None = _path(
         None, "A file with the master key, 64 hex digits, instead of `master.key` in the data folder."
     )
+    next_master_key_file: Path | None = _path(
+        None,
+        "A file with the master key that the next `spotledger master-key rotate` brings into force, 64 hex digits; in a"
+        " fleet every node needs it before.",
+    )
     success_info: str = _text("success", "The `info` of successful public answers.")
     asset_limit_per_second: int = _number(
         3, 0, 1_000_000, "Public calls about assets per account and second; 0 for no limit."

@@ -17,7 +17,7 @@ from typing import Protocol
 from spotledger.errors import AccessKeyRevoked, AccessKeyUnknown, InvalidRequest, StoreUnavailable
 from spotledger.security.addresses import IpAddress, IpNetwork, parse_network
 from spotledger.security.bounded_dict import BoundedDict
-from spotledger.security.cipher import AccessKeyDamaged, Cipher
+from spotledger.security.cipher import AccessKeyDamaged, SecretSeal
 from spotledger.security.signing import UNKNOWN_SECRET, PreparedSecret
 from spotledger.texts import FIT, is_line
 
@@ -124,7 +124,7 @@ class KeyRing:
     def __init__(
         self,
         records: AccessKeyRecords,
-        cipher: Cipher,
+        cipher: SecretSeal,
         clock_ms: Callable[[], int],
         *,
         generation_limit: int = READY_KEYS_GENERATION,

@@ -7,15 +7,27 @@ A ``?`` in a statement marks a value. What differs between the stores is left to
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, NamedTuple, TypeVar
 
 from spotledger.security.access_keys import AccessKeyRecord
 from spotledger.security.tokens import TokenRecord
 
 R = TypeVar("R", bound=AccessKeyRecord | TokenRecord)
+
+
+class Holder(NamedTuple):
+    """A process of a fleet that is alive: what tells people which one, its master keys, and when it said so."""
+
+    place: str
+    fingerprints: tuple[str, ...]
+    announced_ms: int
+
+
+#: Secrets that are sealed anew between two statements.
+RESEALED_ROWS: Final = 500
 
 
 class KeyTables(ABC):
@@ -60,6 +72,31 @@ class KeyTables(ABC):
         """Store when rows of *table*, named by *column*, were last used; a time before the stored one is ignored."""
 
     @abstractmethod
+    def long_together(self) -> AbstractContextManager[Any]:
+        """Begin a transaction like :meth:`together`, which may take long because it changes every access key."""
+
+    @abstractmethod
+    def store_sealed(self, sealed: Mapping[str, bytes]) -> None:
+        """Replace sealed secrets: access key → what is stored from now on."""
+
+    @abstractmethod
+    def sweep(self) -> None:
+        """
+        Remove what rows were before from the files of the store, after a rotation of the master key.
+
+        Raises:
+            StoreUnavailable: Something is in the way, and the message says what; call it again later.
+        """
+
+    def holders(self) -> list[Holder]:
+        """
+        Return the processes that have the store open; within a transaction none can join them until it ends.
+
+        An embedded store has no others than this one, and returns none.
+        """
+        return []
+
+    @abstractmethod
     def packed(self, texts: tuple[str, ...]) -> Any:
         """Return *texts* as one value to store."""
 
@@ -80,6 +117,48 @@ class KeyTables(ABC):
             " ON CONFLICT (id) DO UPDATE SET fingerprint = excluded.fingerprint",
             (fingerprint,),
         )
+
+    @property
+    def is_swept(self) -> bool:
+        """Whether nothing that was sealed with an earlier master key is left in the files of the store."""
+        return not self.rows("SELECT 1 FROM master_key_mark WHERE is_swept = 0")
+
+    @property
+    def retired_master_keys(self) -> dict[str, int]:
+        """The fingerprints of earlier master keys, and when each was replaced, in ms since 1970; oldest first."""
+        rows = self.rows("SELECT fingerprint, retired_ms FROM retired_master_keys ORDER BY retired_ms, fingerprint")
+        return {str(fingerprint): int(retired_ms) for fingerprint, retired_ms in rows}
+
+    def retire_master_key(self, fingerprint: str, retired_ms: int) -> None:
+        """Note that the master key *fingerprint* was replaced at this time."""
+        self.write("INSERT INTO retired_master_keys (fingerprint, retired_ms) VALUES (?, ?)", (fingerprint, retired_ms))
+
+    def reseal(self, sealed_anew: Callable[[str, bytes, bool], bytes]) -> int:
+        """
+        Replace every sealed secret, within a transaction of the caller; return how many there are.
+
+        Args:
+            sealed_anew: Returns what to store for an access key, its sealed secret, and whether it was revoked.
+        """
+        after, count = "", 0
+        while True:
+            found = self.rows(
+                "SELECT accesskey, sealed_secret, revoked_ms FROM access_keys WHERE accesskey > ?"
+                f" ORDER BY accesskey LIMIT {RESEALED_ROWS}",
+                (after,),
+            )
+            if not found:
+                return count
+            self.store_sealed({key: sealed_anew(key, sealed, revoked is not None) for key, sealed, revoked in found})
+            after, count = found[-1][0], count + len(found)
+
+    def mark_rotated(self, fingerprint: str) -> None:
+        """Note that the secrets are sealed with the master key *fingerprint* now, and that the sweep is to come."""
+        self.write("UPDATE master_key_mark SET fingerprint = ?, is_swept = 0 WHERE id = 1", (fingerprint,))
+
+    def mark_swept(self) -> None:
+        """Note that :meth:`sweep` is done."""
+        self.write("UPDATE master_key_mark SET is_swept = ? WHERE id = 1", (1,))
 
 
 class _RecordRows(Generic[R]):

@@ -70,3 +70,10 @@ UPDATE master_key_mark SET fingerprint = '';
 
 -- master_key_mark gone | access_key_malformed | master_key_mark
 DELETE FROM master_key_mark;
+
+-- master_key_mark half swept | access_key_malformed | master_key_mark 1…
+ALTER TABLE master_key_mark DROP CONSTRAINT master_key_mark_is_swept_check;
+UPDATE master_key_mark SET is_swept = -1;
+
+-- retired_master_keys empty | access_key_malformed | retired_master_keys …
+INSERT INTO retired_master_keys VALUES ('', 7);

@@ -61,6 +61,7 @@ def test_setting_has_a_flag_a_variable_and_a_line(name: str, tmp_path: Path) -> 
         "listen": "[::1]:80",
         "operator_listen": "0.0.0.0:0",
         "master_key_file": "/run/key",
+        "next_master_key_file": "/run/key.next",
         "tls_cert": "/run/cert.pem",
         "tls_key": "/run/key.pem",
         "success_info": "Success",

@@ -63,7 +63,8 @@ _COLUMNS: Final[Mapping[str, Mapping[str, Test]]] = {
     },
     "kept_key_requests": {"idempotency_key": _is_name, "request_json": _is_document, "answer_json": _is_document},
     "key_version": {"id": _is_time, "version": _is_time},
-    "master_key_mark": {"id": _is_time, "fingerprint": _is_name},
+    "master_key_mark": {"id": _is_time, "fingerprint": _is_name, "is_swept": _is_time},
+    "retired_master_keys": {"fingerprint": _is_name, "retired_ms": _is_time},
 }  # fmt: skip
 _CODE: Final = "access_key_malformed"
 
@@ -82,7 +83,7 @@ class CredentialCheck:
         """Check every row; has to be called in one snapshot with the end of the journal."""
         with self._source.examining("key_version"):
             self._check_version()
-        for table in ("access_keys", "operator_tokens", "kept_key_requests"):
+        for table in ("access_keys", "operator_tokens", "kept_key_requests", "retired_master_keys"):
             with self._source.examining(table):
                 self._check_table(table)
         with self._source.examining("master_key_mark"):

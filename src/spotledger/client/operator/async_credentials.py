@@ -10,6 +10,7 @@ from spotledger import paths
 from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.operator.messages import path_of
 from spotledger.client.operator.operations import texts_of
+from spotledger.client.operator.service_answers import MasterKeyInForce
 
 T = TypeVar("T")
 
@@ -140,3 +141,24 @@ class AsyncCredentialCalls(ABC):
             LastAdminToken: It is in use, and no other token with the scope ``admin`` is for another day.
         """
         return await self._ask(OperatorToken, "DELETE", path_of(paths.TOKEN, token_id=token_id))
+
+    # --- the master key -----------------------------------------------------------------------------
+
+    async def master_key(self) -> MasterKeyInForce:
+        """Return which master key is in force, and in a fleet which keys each node holds; never a key."""
+        return await self._get(MasterKeyInForce, paths.MASTER_KEY)
+
+    async def rotate_master_key(self, fingerprint: str | None = None) -> MasterKeyInForce:
+        """
+        Bring the next master key into force, and seal every secret with it; access keys work on meanwhile.
+
+        Args:
+            fingerprint: That of the key, if the service has several or makes none itself. Without it the call is sent
+                once.
+
+        Raises:
+            RotationRefused: There is no such key, a node does not hold it, or a secret does not open.
+        """
+        body = {} if fingerprint is None else {"fingerprint": fingerprint}
+        attempts = 1 if fingerprint is None else None
+        return await self._ask(MasterKeyInForce, "POST", paths.MASTER_KEY_ROTATION, body=body, attempts=attempts)

@@ -87,6 +87,38 @@ class ClockState(Struct, frozen=True):
     reason: str | None
 
 
+class RetiredMasterKey(Struct, frozen=True):
+    """A master key that was in force before, and when it was replaced, in ms since 1970."""
+
+    fingerprint: str
+    retired_ms: int
+
+
+class MasterKeyNode(Struct, frozen=True):
+    """A process of a fleet that is alive: the master keys that it holds, and when it last said so."""
+
+    place: str
+    fingerprints: tuple[str, ...]
+    announced_ms: int
+
+
+class MasterKeyInForce(Struct, frozen=True):
+    """
+    The master key in force, by its fingerprint; ``source`` is where the node has it from.
+
+    ``next`` is one that it could rotate to. While ``erased`` is false, what was sealed with an earlier key is still in
+    files of the store. ``to_do`` is what is left to the operator.
+    """
+
+    fingerprint: str
+    source: str
+    erased: bool
+    retired: tuple[RetiredMasterKey, ...]
+    nodes: tuple[MasterKeyNode, ...]
+    to_do: tuple[str, ...]
+    next: str | None = None
+
+
 class Backup(Struct, frozen=True):
     """A backup: ``running``, with the pages that are left and in all, or ``done``, with what it contains."""
 

@@ -34,6 +34,7 @@ from spotledger.http.operator.bodies import (
     WithdrawalBody,
 )
 from spotledger.http.operator.calls import JSON_MEDIA_TYPE, KEY_HEADER, REPLAYED_HEADER, Call, Endpoint
+from spotledger.http.operator.credentials.master_key import RotateMasterKeyBody
 from spotledger.http.operator.feed import EVENT_STREAM_MEDIA_TYPE
 from spotledger.http.operator.fields import KEY, PARAMETERS, PATH_PARAMETERS, Schema
 from spotledger.paths import OPERATOR_PREFIX
@@ -102,6 +103,7 @@ EXAMPLES: Final[dict[type[msgspec.Struct], dict[str, Any]]] = {
     },
     SettlementBody: _FILL,
     ReversalBody: {"seq": 12, "reason": "booked twice by the deposit watcher"},
+    RotateMasterKeyBody: {"fingerprint": "7c89d25bf484f39bf7d0ea97df0bc0e4"},
     BatchBody: {
         "operations": [
             {

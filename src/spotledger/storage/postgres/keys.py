@@ -9,26 +9,38 @@ polling in case a notice is lost.
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final, NamedTuple
 
 import psycopg
 
 from spotledger.clock import steady_s
 from spotledger.errors import StoreUnavailable
-from spotledger.storage.access_key_rows import KeyTables
+from spotledger.storage.access_key_rows import Holder, KeyTables
 from spotledger.storage.postgres.bounded_reader import BoundedReader, Connect
 from spotledger.storage.postgres.connection import Connection, translated
+from spotledger.storage.postgres.master_key_holders import HOLDERS, LOCK_HOLDERS
 from spotledger.storage.postgres.session import Session
 from spotledger.storage.postgres.statements import NOTIFY_TEXT, STANDBY_THERE
 
 CHANGES_CHANNEL: Final = "spotledger_keys"
 #: How long a write may take, waiting for those of other nodes and for a standby included.
 WRITE_SECONDS: Final = 8.0
+#: How long sealing every secret anew may take; other writes of access keys wait meanwhile.
+RESEAL_SECONDS: Final = 300.0
+#: How long the sweep waits for the table, and others wait behind it.
+SWEEP_LOCK_MS: Final = 500
+#: Whether this role may rewrite the table: its owner, and from version 17 on who has MAINTAIN.
+_MAY_SWEEP: Final = (
+    "SELECT pg_has_role(relowner, 'USAGE') OR EXISTS (SELECT FROM aclexplode(relacl) AS granted"
+    " WHERE granted.privilege_type = 'MAINTAIN' AND (granted.grantee = 0 OR pg_has_role(granted.grantee, 'USAGE')))"
+    " FROM pg_class WHERE oid = 'access_keys'::regclass"
+)
 #: Sessions that are kept for the next write.
 SESSIONS_KEPT: Final = 2
 _SERVER_MS: Final = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
@@ -80,9 +92,12 @@ class PostgresKeyTables(KeyTables):
             self._idle.pop().close()
 
     @contextmanager
-    def together(self) -> Iterator[Session]:
+    def together(self, seconds: float = WRITE_SECONDS) -> Iterator[Session]:
         """
         Make all writes of a ``with`` block one transaction; an exception that leaves the block rolls it back.
+
+        Args:
+            seconds: How long it may take.
 
         Raises:
             StoreUnavailable: It could not be done. If the connection broke at the commit, or the standby did not
@@ -92,7 +107,7 @@ class PostgresKeyTables(KeyTables):
         if writing.session is not None:
             yield writing.session
             return
-        until = time.monotonic() + WRITE_SECONDS
+        until = time.monotonic() + seconds
         session = self._begun(until)
         writing.session, writing.executed, writing.revokes = session, session.executed, False
         try:
@@ -206,6 +221,60 @@ class PostgresKeyTables(KeyTables):
             f" WHERE {table}.{column} = noted.name",
             (list(used), list(used.values())),
         )
+
+    def long_together(self) -> AbstractContextManager[Session]:
+        """Begin a transaction like :meth:`together`, which may take :data:`RESEAL_SECONDS`."""
+        return self.together(RESEAL_SECONDS)
+
+    def store_sealed(self, sealed: Mapping[str, bytes]) -> None:
+        """Replace sealed secrets: access key → what is stored from now on."""
+        self.write(
+            "UPDATE access_keys SET sealed_secret = anew.sealed_secret"
+            " FROM unnest(?::text[], ?::bytea[]) AS anew (accesskey, sealed_secret)"
+            " WHERE access_keys.accesskey = anew.accesskey",
+            (list(sealed), list(sealed.values())),
+        )
+
+    def sweep(self) -> None:
+        """
+        Have the server write the table of access keys anew, without the versions that rows had before.
+
+        Raises:
+            StoreUnavailable: The role does not own the table, somebody uses it, or an open snapshot still needs what
+                rows were before.
+        """
+        left: list[int] = []
+
+        def note(notice: psycopg.errors.Diagnostic) -> None:
+            # "DETAIL: 3 dead row versions cannot be removed yet.", in whatever language
+            found = re.search(r"[0-9]+", notice.message_detail or "")
+            left.extend([] if found is None else [int(found[0])])
+
+        with translated("swept"), self._connect() as connection:
+            connection.add_notice_handler(note)
+            [(may,)] = connection.execute(_MAY_SWEEP).fetchall()
+            if may:
+                connection.execute(f"SET lock_timeout = {SWEEP_LOCK_MS}".encode())
+                connection.execute("VACUUM (FULL, VERBOSE) access_keys")
+        if not may:
+            raise StoreUnavailable(
+                "the access keys could not be swept: this role does not own the table. Run as its owner: VACUUM FULL"
+                " access_keys; and: UPDATE master_key_mark SET is_swept = 1"
+            )
+        if left != [0]:
+            raise StoreUnavailable(
+                "the access keys could not be swept: an open transaction, a standby or a replication slot still needs"
+                " what rows were before"
+            )
+        self.mark_swept()
+
+    def holders(self) -> list[Holder]:
+        """Return the processes that are alive; within a transaction none can join them until it ends."""
+        session = self._writing.session
+        if session is not None:
+            with translated("read"):
+                session.execute(LOCK_HOLDERS)
+        return [Holder(place, tuple(held), announced_ms) for place, held, announced_ms in self.rows(HOLDERS)]
 
     def packed(self, texts: tuple[str, ...]) -> list[str]:
         """Return *texts* as an array."""

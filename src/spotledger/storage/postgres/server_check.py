@@ -35,7 +35,9 @@ NEEDED_PRIVILEGES: Final[Mapping[str, str]] = {
     "operator_tokens": "SELECT, INSERT, UPDATE",
     "kept_key_requests": "SELECT, INSERT",
     "copy_going_on": "SELECT",
-    "master_key_mark": "SELECT, INSERT",
+    "master_key_mark": "SELECT, INSERT, UPDATE",
+    "retired_master_keys": "SELECT, INSERT",
+    "master_key_holders": "SELECT, INSERT, UPDATE, DELETE",
     "clock_trust": "SELECT, INSERT, UPDATE",
 }
 #: How long a start waits for a standby that the server names.

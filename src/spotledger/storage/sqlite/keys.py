@@ -13,14 +13,14 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import apsw
 
-from spotledger.errors import JournalShorter, LedgerCorrupt
+from spotledger.errors import JournalShorter, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.access_key_rows import KeyTables
 from spotledger.storage.sqlite.buckets import RowSum
 from spotledger.storage.sqlite.file import KEYS, Connection, KeysDamaged, only_row, open_reader, open_writer, translated
@@ -38,7 +38,8 @@ TABLES: Final = {
         *("expires_ms", "addresses", "revoked_ms", "last_used_ms"),
     ),
     "kept_key_requests": ("idempotency_key", "request_json", "answer_json"),
-    "master_key_mark": ("id", "fingerprint"),
+    "master_key_mark": ("id", "fingerprint", "is_swept"),
+    "retired_master_keys": ("fingerprint", "retired_ms"),
 }
 #: The indexes that are read beside the tables: what SQLite calls each, its table, and its columns.
 INDEXES: Final = (
@@ -211,6 +212,7 @@ class SqliteKeyTables(KeyTables):
             #: The number of the last change.
             self.change = self._checked_change(path, ledger_id, noted_change)
             with translated("opened", KEYS):
+                self._write.execute("PRAGMA secure_delete = ON")
                 self._sum = KeptSum(self._write)
             self._check_rows(path)
         except BaseException:
@@ -310,6 +312,31 @@ class SqliteKeyTables(KeyTables):
                 f"UPDATE {table} SET last_used_ms = max(coalesce(last_used_ms, 0), ?) WHERE {column} = ?",
                 sorted((used_ms, name) for name, used_ms in used.items()),
             )
+
+    def long_together(self) -> AbstractContextManager[Connection]:
+        """Begin a transaction like :meth:`together`: it waits for nobody but the disk."""
+        return self.together()
+
+    def store_sealed(self, sealed: Mapping[str, bytes]) -> None:
+        """Replace sealed secrets: access key → what is stored from now on."""
+        with self.together() as write:
+            rows = [(secret, accesskey) for accesskey, secret in sealed.items()]
+            write.executemany("UPDATE access_keys SET sealed_secret = ? WHERE accesskey = ?", rows)
+
+    def sweep(self) -> None:
+        """
+        Write every page of the file anew, and cut the write-ahead log to nothing: both have what rows were before.
+
+        Raises:
+            StoreUnavailable: Another process reads the file, or the disk is in the way.
+        """
+        with self._writing:
+            with translated("swept", KEYS):
+                self._write.execute("VACUUM")
+                [(is_busy, _, _)] = self._write.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            if is_busy:
+                raise StoreUnavailable("the file of access keys could not be swept: another process is reading it")
+            self.mark_swept()
 
     def packed(self, texts: tuple[str, ...]) -> str:
         """Return *texts* as one value of a row: JSON."""

@@ -37,11 +37,19 @@ CREATE TABLE kept_key_requests (
     answer_json     TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
 
--- Which master key the secrets were sealed with: one row, nothing that gives the key away.
+-- Which master key the secrets were sealed with: one row, nothing that gives the key away. is_swept is 0 from a rotation
+-- until what was sealed with the key before is nowhere in the file any more.
 CREATE TABLE master_key_mark (
     id          INTEGER PRIMARY KEY CHECK (id = 1),
-    fingerprint TEXT NOT NULL
+    fingerprint TEXT NOT NULL,
+    is_swept    INTEGER NOT NULL DEFAULT 1 CHECK (is_swept IN (0, 1))
 ) STRICT;
+
+-- The fingerprints of the master keys that were in force before. None of them may come into force again.
+CREATE TABLE retired_master_keys (
+    fingerprint TEXT PRIMARY KEY,
+    retired_ms  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 
 -- Which ledger the keys are of, and the number of the last change: a file that is behind what was noted is not served.
 -- Count and digest are of all rows of the other tables, so that a page that was swapped or set back shows.
