@@ -84,6 +84,8 @@ class Runtime:
     siblings: Siblings | None = None
     #: Answers the challenge of a command that found the address of this service in the folder.
     prove: Callable[[str], str] = _proves_nothing
+    #: Whether this start made the ledger, so that nothing was ever asked of it.
+    is_new: bool = False
 
     @property
     def head_seq(self) -> int:
@@ -231,6 +233,7 @@ def _assemble(
         None if fleet is None else _revocation_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
         siblings,
         lock.prove,
+        not made,
     )
 
 

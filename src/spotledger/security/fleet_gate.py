@@ -34,6 +34,7 @@ class FleetGate(Gate):
         timeout_ms: int,
         shared_clock_ms: Callable[[], int] = lambda: 0,
         wall_ms: Callable[[], int | None] = lambda: None,
+        steady_ms: Callable[[], int] | None = None,
     ) -> None:
         """
         Prepare the connection to Redis; `start` opens it.
@@ -45,12 +46,12 @@ class FleetGate(Gate):
             when_down: What to do while Redis does not answer.
             timeout_ms: How long Redis may take to answer.
             shared_clock_ms: The clock of the shared counts; if it returns 0, Redis's own clock.
-            wall_ms: As for `Gate`.
+            wall_ms, steady_ms: As for `Gate`.
 
         Raises:
             SettingInvalid: *redis* is not a URL of Redis.
         """
-        super().__init__(key_ring, settings, wall_ms)
+        super().__init__(key_ring, settings, wall_ms, steady_ms)
         limits = (self.address_limit, self.asset_limit, self.account_limit)
         self._places = {limit.name: place for place, limit in enumerate(limits)}
         self._when_down = when_down
@@ -117,13 +118,15 @@ class FleetGate(Gate):
         strict = changes or mode == "strict"
         signature = request.signature.hex() if changes or mode != "off" else ""
         place = self._places[limit.name]
-        verdict = await self.counts.ask(Ask(peer.counted, signature, strict, key.customer, place, peer.text))
+        verdict = await self.counts.ask(Ask(peer.counted, signature, strict, key.customer, place, peer.counted))
         if verdict is None:
             self._refuse_without_redis()
             return await super().admit(request, peer, permission, limit, now_ms, past_ms=past_ms, changes=changes)
         self._follow_address(verdict, peer, now_ms)
         # The node remembers the signature too, in case Redis goes away or is restarted.
-        if not verdict.passes or not self.replay.passes(request.signature, peer.text, now_ms, strict=changes):
+        if not verdict.passes or not self.replay.passes(
+            request.accesskey, request.signature, peer.counted, now_ms, strict=changes
+        ):
             raise ReplayRefused
         left = verdict.left
         if left >= 0:  # a lock that this node set while Redis was away still applies on this node

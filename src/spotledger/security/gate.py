@@ -55,7 +55,7 @@ class GateSettings:
     nonce_past_ms: int = 30_000
     nonce_future_ms: int = 5_000
     replay: ReplayMode = "address"
-    replay_capacity: int = 1_000_000
+    replay_capacity: int = 10_000
     trusted_proxies: tuple[str, ...] = ()
 
 
@@ -66,6 +66,19 @@ class SignedRequest(NamedTuple):
     stamp_ms: int
     signature: bytes
     texts: tuple[bytes, ...]
+
+
+class Unremembered(NamedTuple):
+    """
+    Up to which times requests may have been admitted that are not remembered (rule R12).
+
+    Nonces of the requests before are at most the future part of the window above it.
+    """
+
+    #: By the clock that counts.
+    until_ms: int = 0
+    #: By the wall clock, while that was not trusted.
+    wall_until_ms: int = 0
 
 
 class SharedCountsState(Protocol):
@@ -84,7 +97,11 @@ class Gate:
     shared: SharedCountsState | None = None
 
     def __init__(
-        self, key_ring: KeyRing, settings: GateSettings, wall_ms: Callable[[], int | None] = lambda: None
+        self,
+        key_ring: KeyRing,
+        settings: GateSettings,
+        wall_ms: Callable[[], int | None] = lambda: None,
+        steady_ms: Callable[[], int] | None = None,
     ) -> None:
         """
         Admit requests by the access keys of *key_ring*.
@@ -93,6 +110,7 @@ class Gate:
             key_ring: The access keys.
             settings: Limits and windows.
             wall_ms: Returns the wall clock's time while that is not trusted, else None: a nonce passes by either.
+            steady_ms: As for `ReplayMemory`.
         """
         self.key_ring = key_ring
         self.settings = settings
@@ -103,7 +121,11 @@ class Gate:
         self._resolver = AddressResolver(settings.trusted_proxies)
         self._behind_proxies = bool(settings.trusted_proxies)
         self._peers: BoundedDict[str, Peer] = BoundedDict(PEERS_GENERATION)
-        self.replay = ReplayMemory(settings.replay, self._past_ms + self._future_ms, settings.replay_capacity)
+        window_ms = self._past_ms + self._future_ms
+        self.replay = ReplayMemory(settings.replay, window_ms, settings.replay_capacity, steady_ms)
+        self.unremembered = Unremembered()
+        #: A nonce below it may belong to a request that is not remembered.
+        self._unremembered_ms = 0
         account_locks = Locks(lock_ms)
         self.address_limit = WindowLimit(ADDRESS_LIMIT, settings.address_limit_per_minute, MINUTE_MS, Locks(lock_ms))
         self.asset_limit = WindowLimit("assets", settings.asset_limit_per_second, SECOND_MS, account_locks)
@@ -175,7 +197,9 @@ class Gate:
         if left < 0:
             raise limit_exceeded(self.address_limit, left)
         key = self.check(request, peer, permission, now_ms, past_ms)
-        if not self.replay.passes(request.signature, peer.text, now_ms, strict=changes):
+        if request.stamp_ms < self._unremembered_ms:
+            self._refuse_if_unremembered(request.stamp_ms, key, now_ms, changes=changes)
+        if not self.replay.passes(request.accesskey, request.signature, peer.counted, now_ms, strict=changes):
             raise ReplayRefused
         left = limit.hit(key.customer, now_ms)
         if left < 0:
@@ -207,6 +231,36 @@ class Gate:
         if not -self._future_ms <= now_ms - stamp_ms <= past and not self._fits_wall_clock(stamp_ms, past):
             raise self._nonce_refused(stamp_ms, now_ms, past)
         return key
+
+    def forget(self, until_ms: int, wall_until_ms: int | None = None) -> None:
+        """
+        Refuse nonces that may have been used before, because what was admitted up to now is not remembered.
+
+        Args:
+            until_ms: A time before which all of that was admitted, by the clock that counts.
+            wall_until_ms: The same by the wall clock, if that is not trusted.
+        """
+        before = self.unremembered
+        self.unremembered = Unremembered(max(before.until_ms, until_ms), max(before.wall_until_ms, wall_until_ms or 0))
+        self._unremembered_ms = max(self.unremembered) + self._future_ms
+
+    def _refuse_if_unremembered(self, stamp_ms: int, key: ReadyKey, now_ms: int, *, changes: bool) -> None:
+        """Raise NonceRefused if a request with this nonce may have been admitted and is not remembered."""
+        until_ms, wall_until_ms = self.unremembered
+        if key.created_ms >= until_ms or (self.replay.mode == "off" and not changes):
+            return
+        if stamp_ms > now_ms + self._future_ms:  # it passed by the wall clock
+            until_ms = max(until_ms, wall_until_ms)
+        least_ms = until_ms + self._future_ms
+        if stamp_ms < least_ms:
+            wait_s = whole_seconds(least_ms - now_ms)
+            raise NonceRefused(
+                f"The nonce is {stamp_ms}, and the service, which started lately, does not remember the requests of"
+                f" before; a nonce of at least {least_ms} would pass: sign again, in {wait_s} s at the latest.",
+                server_time_ms=now_ms,
+                nonce_from_ms=least_ms,
+                retry_after_s=wait_s,
+            )
 
     def _fits_wall_clock(self, stamp_ms: int, past_ms: int) -> bool:
         """Say whether a nonce fits a wall clock that is not trusted: the client may have its time from there."""

@@ -22,6 +22,8 @@ QUERY_MAX_BYTES = 4096
 _NONCE_DIGITS = 13
 _NONCE_END = 10**_NONCE_DIGITS
 _SHOWN_OF_ACCESSKEY = 4
+#: The most that a server lets a nonce be ahead of its time.
+_AHEAD_MAX_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,12 @@ class NonceClock:
         with self._guard:
             self._offset_ms = offset_ms
             self._last_ms = 0  # nonces of the wrong clock do not count
+
+    def begin_at(self, least_ms: int) -> None:
+        """Give no nonce below *least_ms* from now on, unless that is absurd; a server asks for it after its start."""
+        with self._guard:
+            if least_ms <= self._clock_ms() + self._offset_ms + _AHEAD_MAX_MS:
+                self._last_ms = max(self._last_ms, least_ms - 1)
 
     def nonce(self) -> str:
         """Return the next nonce, thirteen digits."""
