@@ -272,6 +272,7 @@ async def _serve(
         shares=public_shares,
     )
     _restore_replay_memory(runtime, public_app.gate, kept)
+    await runtime.locks.start(public_app.gate)
     await operator_server.start()
     await public_server.start()
     _show_connections(operator_app.metrics, public_server, operator_server)
@@ -285,6 +286,7 @@ async def _serve(
         operator_app.feed.stop()
         await _stop_listening(operator_server, public_server)
         await public_app.gate.stop()
+        await runtime.locks.stop()
         await asyncio.to_thread(_save_replay_memory, runtime, public_app.gate)
         await runtime.stop()
 

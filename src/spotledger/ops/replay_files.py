@@ -14,7 +14,6 @@ import logging
 import os
 import re
 from collections.abc import Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
@@ -26,14 +25,13 @@ from spotledger.security.gate import Gate, Unremembered
 from spotledger.security.replay import Uses
 from spotledger.storage.atomic_file import sync, write_atomically
 from spotledger.storage.folder import unusable
-from spotledger.storage.private import open_private
+from spotledger.storage.packed_file import NotAsWritten, packed, read_packed
 
 REPLAY_FILE: Final = "replay-memory"
 #: A longer file is none of ours: so many signatures cannot be admitted in two windows.
 REPLAY_FILE_LIMIT_BYTES: Final = 256 * 1024 * 1024
 
 _MAGIC: Final = b"SpoR\x01\x00\x00\x00"
-_CHECKSUM_BYTES: Final = 32
 _NAME: Final = re.compile(rf"{REPLAY_FILE}(?:-[1-9][0-9]*)?")
 _log = logging.getLogger("spotledger.gate")
 
@@ -48,10 +46,6 @@ class KeptUses(msgspec.Struct, frozen=True, array_like=True):
     workers: int
     unremembered: Unremembered
     uses: Uses
-
-
-class _NotOurs(Exception):
-    """What a file holds is not what a stop wrote."""
 
 
 def take_replay_files(folder: Path) -> list[KeptUses]:
@@ -78,11 +72,9 @@ def take_replay_files(folder: Path) -> list[KeptUses]:
 
 
 def _read(file: Path) -> KeptUses | None:
-    with open(open_private(file, os.O_RDONLY, is_secret=True), "rb") as opened:  # noqa: PTH123 - a descriptor
-        content = opened.read(REPLAY_FILE_LIMIT_BYTES + 1)
     try:
-        return _unpacked(content)
-    except _NotOurs as problem:
+        return read_packed(file, _MAGIC, KeptUses, REPLAY_FILE_LIMIT_BYTES)
+    except NotAsWritten as problem:
         _log.warning("%s is damaged (%s), so nothing in it is believed; it was removed", file, problem)
         return None
 
@@ -113,7 +105,7 @@ def save_empty_memory(folder: Path, ledger_id: str, epoch: int) -> None:
 
 
 def _write(folder: Path, kept: KeptUses) -> None:
-    content = _packed(kept)
+    content = packed(_MAGIC, kept)
     if len(content) > REPLAY_FILE_LIMIT_BYTES:
         _log.warning("the memory of signed requests is %d bytes long, too long to be saved", len(content))
         return
@@ -155,24 +147,3 @@ def _is_complete(kept: Sequence[KeptUses], ledger_id: str, epoch: int) -> bool:
     if not kept or any((part.ledger_id, part.epoch) != (ledger_id, epoch) for part in kept):
         return False
     return sorted(part.worker for part in kept) == list(range(kept[0].workers))
-
-
-def _packed(kept: KeptUses) -> bytes:
-    content = _MAGIC + msgspec.msgpack.encode(kept)
-    return content + _checksum(content)
-
-
-def _unpacked(content: bytes) -> KeptUses:
-    if len(content) > REPLAY_FILE_LIMIT_BYTES:
-        raise _NotOurs(f"it is longer than {REPLAY_FILE_LIMIT_BYTES} bytes")
-    body, checksum = content[:-_CHECKSUM_BYTES], content[-_CHECKSUM_BYTES:]
-    if not body.startswith(_MAGIC) or checksum != _checksum(body):
-        raise _NotOurs("its checksum does not fit")
-    try:
-        return msgspec.msgpack.decode(memoryview(body)[len(_MAGIC) :], type=KeptUses)
-    except msgspec.MsgspecError as problem:
-        raise _NotOurs("it has another form") from problem
-
-
-def _checksum(content: bytes) -> bytes:
-    return blake2b(content, digest_size=_CHECKSUM_BYTES).digest()

@@ -21,6 +21,7 @@ from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 from spotledger.ops.access_key_writes import AccessKeyWrites
 from spotledger.ops.audits import Audits
+from spotledger.ops.kept_locks import KeptLocks
 from spotledger.ops.opening import open_embedded
 from spotledger.ops.revocation_watch import Revocations, RevocationWatch
 from spotledger.ops.settings import Settings
@@ -76,6 +77,8 @@ class Runtime:
     access_key_writes: AccessKeyWrites
     backups: Backups
     audits: Audits
+    #: The locks of the traders' gate.
+    locks: KeptLocks
     #: What this node reads, and how old that is; None if no other process writes the ledger.
     followed: Followed | None = None
     #: None if no other process can revoke access keys.
@@ -229,6 +232,7 @@ def _assemble(
         AccessKeyWrites(tables, key_ring),
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
         _audits(settings, clock_ms, fleet, siblings),
+        KeptLocks(settings.data, clock_ms, has_siblings=siblings is not None),
         None if fleet is None else fleet.store,
         None if fleet is None else _revocation_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
         siblings,

@@ -13,7 +13,7 @@ import hmac
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from spotledger.errors import (
     AccessKeyExpired,
@@ -29,7 +29,7 @@ from spotledger.errors import (
 from spotledger.security.access_keys import KeyRing, ReadyKey
 from spotledger.security.addresses import AddressResolver, Peer, peer_at
 from spotledger.security.bounded_dict import BoundedDict
-from spotledger.security.limits import Locks, WindowLimit, whole_seconds
+from spotledger.security.limits import Lock, Locks, WindowLimit, whole_seconds
 from spotledger.security.replay import ReplayMemory, ReplayMode
 from spotledger.security.signing import UNKNOWN_SECRET
 
@@ -39,6 +39,9 @@ MINUTE_MS = 60_000
 PEERS_GENERATION = 10_000
 #: The name of the limit of addresses.
 ADDRESS_LIMIT = "address"
+
+#: What a lock locks.
+Locked = Literal["customer", "address"]
 
 _ISSUED = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 _LIKE_A_SECRET = re.compile(r"[0-9a-fA-F]{40,}", re.ASCII)
@@ -126,8 +129,10 @@ class Gate:
         self.unremembered = Unremembered()
         #: A nonce below it may belong to a request that is not remembered.
         self._unremembered_ms = 0
-        account_locks = Locks(lock_ms)
-        self.address_limit = WindowLimit(ADDRESS_LIMIT, settings.address_limit_per_minute, MINUTE_MS, Locks(lock_ms))
+        account_locks, address_locks = Locks(lock_ms), Locks(lock_ms)
+        #: The locks by what they lock.
+        self.locks: dict[Locked, Locks] = {"customer": account_locks, "address": address_locks}
+        self.address_limit = WindowLimit(ADDRESS_LIMIT, settings.address_limit_per_minute, MINUTE_MS, address_locks)
         self.asset_limit = WindowLimit("assets", settings.asset_limit_per_second, SECOND_MS, account_locks)
         self.account_limit = WindowLimit("account", settings.account_limit_per_second, SECOND_MS, account_locks)
 
@@ -136,6 +141,19 @@ class Gate:
 
     async def stop(self) -> None:
         """Disconnect from them."""
+
+    async def shared_locks(self) -> list[tuple[Locked, str, Lock]] | None:
+        """Return the locks that all nodes of a fleet share; None if none are shared, or they cannot be read now."""
+        return None
+
+    async def lift(self, kind: Locked, who: str) -> None:
+        """
+        Lift the lock of *who* here, and where it is shared, if there is one.
+
+        Raises:
+            StoreUnavailable: The locks are shared, and cannot be changed now.
+        """
+        self.locks[kind].lift(who)
 
     def peer(self, connection: str, forwarded_for: Callable[[], Iterable[str]]) -> Peer:
         """Return where a request on *connection*, ``host:port``, comes from; see `AddressResolver.resolve`."""

@@ -63,7 +63,7 @@ from spotledger.client.operator.operations import (
     batch_body,
     texts_of,
 )
-from spotledger.client.operator.service_answers import Audit, Backup, ClockState, Ready
+from spotledger.client.operator.service_answers import Audit, Backup, ClockState, GateLock, GateLocks, Ready
 from spotledger.client.transport import open_http
 from spotledger.errors import Refused, TransportError, Unavailable
 
@@ -432,6 +432,20 @@ class OperatorLedger:
     def trust_clock(self) -> ClockState:
         """Trust the wall clock as it stands, in a fleet the database's too; look first, for expiries follow at once."""
         return self._ask(ClockState, "POST", paths.CLOCK_TRUST)
+
+    def locks(self) -> GateLocks:
+        """Return the locks on customers and addresses that sent too many requests to the public listener."""
+        return self._get(GateLocks, paths.LOCKS)
+
+    def lift_lock(self, name: str) -> GateLock:
+        """
+        Lift a lock by its name, on every worker, and with Redis on every node.
+
+        Raises:
+            NotFound: There is no such lock now, or it was lifted by this very call, sent before.
+            StoreUnavailable: It cannot be lifted for good now.
+        """
+        return self._ask(GateLock, "DELETE", path_of(paths.LOCK, name=name))
 
     def start_audit(self) -> Audit:
         """Begin an audit of the whole ledger, or return the one that is running."""

@@ -42,6 +42,7 @@ from spotledger.http.operator.calls import (
 )
 from spotledger.http.operator.clock import ClockCalls, show_clock
 from spotledger.http.operator.credentials.keys import KeyCalls
+from spotledger.http.operator.credentials.locks import LockCalls
 from spotledger.http.operator.docs import doc_routes
 from spotledger.http.operator.feed import Feed
 from spotledger.http.operator.ledger import LedgerCalls
@@ -93,6 +94,7 @@ class OperatorApp:
             *ledger_calls.routes(self._token_check),
             *read_calls.routes(self._token_check),
             *key_calls.routes(self._token_check),
+            *LockCalls(runtime.locks).routes(self._token_check),
             *doc_routes(lambda: self.routes),
             route(self._token_check, paths.METRICS, GET=Call(METRICS_READ, self._metrics, media_type="text/plain")),
             route(None, paths.OWNER, GET=Call(None, self._owner, guarded=False, page=True)),
