@@ -18,8 +18,8 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
 from spotledger.clock import boot_ms
 from spotledger.errors import SettingInvalid
@@ -272,11 +272,13 @@ async def _serve(
         shares=public_shares,
     )
     _restore_replay_memory(runtime, public_app.gate, kept)
+    sharing = _share_uses(runtime, public_app.gate)
     await runtime.locks.start(public_app.gate)
     await operator_server.start()
     await public_server.start()
     _show_connections(operator_app.metrics, public_server, operator_server)
-    background = [asyncio.create_task(work) for work in (_flush_used_regularly(runtime), collect_all_regularly())]
+    works = (_flush_used_regularly(runtime), collect_all_regularly(), *sharing)
+    background = [asyncio.create_task(work) for work in works]
     working = asyncio.create_task(_run_while_serving(while_serving, listening, stop))
     try:
         await working
@@ -295,8 +297,21 @@ def _restore_replay_memory(runtime: Runtime, gate: Gate, kept: list[KeptUses] | 
     """Have *gate* remember what was asked before this start; of a new ledger nothing was."""
     ledger = runtime.ledger
     found = take_replay_files(runtime.settings.data) if kept is None else kept
-    if not runtime.is_new:
+    siblings = runtime.siblings
+    if siblings is not None and runtime.is_new:
+        siblings.note_new_ledger()
+    if not runtime.is_new and (siblings is None or not siblings.serves_new_ledger):
         restore_replay_memory(gate, found, ledger.ledger_id, ledger.epoch, ledger.clock)
+
+
+def _share_uses(runtime: Runtime, gate: Gate) -> list[Coroutine[Any, Any, None]]:
+    """Have *gate* remember with the other workers of this machine; with Redis all nodes do so."""
+    siblings, clock = runtime.siblings, runtime.ledger.clock
+    if siblings is None or gate.shared is not None:
+        return []
+    siblings.uses.connect(lambda: gate.forget(clock.reached_ms() + 1, clock.wall_if_untrusted_ms()))
+    gate.replay.others = siblings.uses
+    return [siblings.uses.keep_collecting(boot_ms, gate.replay.window_ms)]
 
 
 def _save_replay_memory(runtime: Runtime, gate: Gate) -> None:
@@ -351,6 +366,12 @@ def _public_app(runtime: Runtime) -> PublicApp:
 def _gate(runtime: Runtime, settings: PublicSettings) -> Gate:
     redis = runtime.settings.redis
     if redis is None:
+        if runtime.settings.database is not None and (runtime.siblings is None or runtime.siblings.number == 0):
+            _log.info(
+                "no Redis is named, so rate limits, locks and the memory of signed requests hold for this node, not for"
+                " the fleet: a signed URL may pass once more on another node. Share them with %s",
+                flag_of("redis"),
+            )
         return Gate(runtime.key_ring, settings, runtime.ledger.clock.wall_if_untrusted_ms, boot_ms)
     from spotledger.security.fleet_gate import FleetGate  # imports the Redis driver, which nothing else needs
 

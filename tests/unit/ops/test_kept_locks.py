@@ -236,7 +236,7 @@ async def test_planted_file_is_refused_at_the_start_and_left_alone(tmp_path: Pat
 
 @in_loop
 async def test_lock_that_cannot_be_written_holds_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A full or broken disk lifts nothing: the lock holds here, it is logged, and lifting says that it may come back."""
+    """A full or broken disk lifts nothing: the lock holds here, and lifting one says that it may come back."""
     clock = Clock()
     node = Node(tmp_path, clock)
     await node.locks.start(node.gate)
