@@ -31,8 +31,9 @@ GENERATION_LIMIT: Final = 1_000_000
 _ADDRESS_BYTES: Final = len("ffff:ffff:ffff:ffff::/64")
 _RECORD: Final = struct.Struct(f"={MARK_BYTES}s{_ADDRESS_BYTES}s")
 _COUNT: Final = struct.Struct("=Q")
-#: Stands for an address that nobody has: what is bound to it is refused.
+#: Stand for an address that nobody has: what is bound to it is refused. The second is in a memory.
 _NOBODY: Final = ""
+_CONFLICT: Final = b"\0" * _ADDRESS_BYTES
 
 
 class WorkerUses:
@@ -41,10 +42,16 @@ class WorkerUses:
     def __init__(self, workers: int, ring_records: int = RING_RECORDS) -> None:
         """Make empty rings for this many workers."""
         self._records = ring_records
-        self._rings = [mmap.mmap(-1, _COUNT.size + ring_records * _RECORD.size) for _ in range(workers)]
+        self._rings = [mmap.mmap(-1, ring_records * _RECORD.size) for _ in range(workers)]
+        #: How many records each worker has written.
+        self._counters = mmap.mmap(-1, workers * _COUNT.size)
         self._number = 0
-        #: How many records of each ring were read.
+        self._written = 0
+        #: The counters as they were when the rings were read, and how many records of each ring that was.
+        self._known = bytes(workers * _COUNT.size)
+        self._unpack = struct.Struct(f"={workers}Q").unpack
         self._read = [0] * workers
+        #: The mark of a signature → its address; in generations, as in `ReplayMemory`.
         self._younger: dict[bytes, bytes] = {}
         self._older: dict[bytes, bytes] = {}
         self._begun_ms = 0
@@ -65,8 +72,9 @@ class WorkerUses:
             on_missed: Called, now or later, when something that was admitted before is not known.
         """
         self._on_missed = on_missed
+        self._written = self._count(self._number)
         self.collect()
-        if self._count(self._number):
+        if self._written:
             self._miss()
 
     async def keep_collecting(self, now_ms: Callable[[], int], window_ms: int) -> None:
@@ -85,27 +93,44 @@ class WorkerUses:
             address: Where the request came from.
         """
         packed, missed = address.encode().ljust(_ADDRESS_BYTES, b"\0"), self.missed
-        bound = self._bound(mark)
+        self.collect()
+        bound = self._older.get(mark) or self._younger.get(mark)
         if bound is None:
             self._write(mark, packed)
             with self._fence:  # what was written is visible to the others before their rings are read
                 pass
-            bound = self._bound(mark)
+            self.collect()
+            bound = self._younger.get(mark)
         if missed != self.missed:
             return _NOBODY
         return None if bound is None else address if bound == packed else _NOBODY
 
     def collect(self) -> None:
         """Read what the others admitted."""
-        own, is_missed = self._number, False
-        for number, read in enumerate(self._read):
-            if number != own and (count := self._count(number)) != read:
-                self._collect_from(number, max(read, count - self._records), count)
+        counters = self._counters[:]
+        if counters == self._known:
+            return
+        self._known = counters
+        is_missed = False
+        for number, count in enumerate(self._unpack(counters)):
+            read = self._read[number]
+            if count != read and number != self._number:
+                self._collect_from(number, read, count)
                 # What its owner wrote meanwhile, and what it is writing, is in the place of the oldest records.
-                is_missed |= self._count(number) >= read + self._records
+                is_missed |= count - read > self._records // 2 and self._count(number) >= read + self._records
                 self._read[number] = count
         if is_missed:
             self._miss()
+
+    def _collect_from(self, number: int, read: int, count: int) -> None:
+        """Take over the records of a ring from the one after *read* to *count*, as far as they are still there."""
+        ring, seen, size, records = self._rings[number], self._younger, _RECORD.size, self._records
+        for one in range(max(read, count - records), count):
+            place = one % records * size
+            record = ring[place : place + size]
+            mark, packed = record[:MARK_BYTES], record[MARK_BYTES:]
+            if seen.setdefault(mark, packed) != packed:
+                seen[mark] = _CONFLICT
 
     def _miss(self) -> None:
         self.missed += 1
@@ -118,22 +143,15 @@ class WorkerUses:
                 self._miss()
             self._older, self._younger, self._begun_ms = self._younger, {}, now_ms
 
-    def _bound(self, mark: bytes) -> bytes | None:
-        self.collect()
-        return self._younger.get(mark) or self._older.get(mark)
-
     def _write(self, mark: bytes, packed: bytes) -> None:
-        ring, count = self._rings[self._number], self._count(self._number)
-        _RECORD.pack_into(ring, _COUNT.size + count % self._records * _RECORD.size, mark, packed)
-        _COUNT.pack_into(ring, 0, count + 1)
+        number, place = self._number, self._number * _COUNT.size
+        _RECORD.pack_into(self._rings[number], self._written % self._records * _RECORD.size, mark, packed)
+        self._written += 1
+        counter = _COUNT.pack(self._written)
+        self._counters[place : place + _COUNT.size] = counter
+        # Only what the others write makes a difference.
+        self._known = self._known[:place] + counter + self._known[place + _COUNT.size :]
 
     def _count(self, number: int) -> int:
-        count: int = _COUNT.unpack_from(self._rings[number])[0]
+        count: int = _COUNT.unpack_from(self._counters, number * _COUNT.size)[0]
         return count
-
-    def _collect_from(self, number: int, first: int, last: int) -> None:
-        ring, size, seen = self._rings[number], _RECORD.size, self._younger
-        for place in range(first, last):
-            start = _COUNT.size + place % self._records * size
-            record = ring[start : start + size]
-            seen[record[:MARK_BYTES]] = record[MARK_BYTES:]

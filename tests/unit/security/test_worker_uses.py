@@ -27,7 +27,7 @@ def views(workers: int, ring_records: int = 64) -> list[WorkerUses]:
     found = []
     for number in range(workers):
         view = WorkerUses(workers, ring_records)
-        view._rings = made._rings
+        view._rings, view._counters = made._rings, made._counters
         view.start_as(number)
         view.connect(lambda: None)
         found.append(view)
@@ -87,6 +87,27 @@ def test_two_workers_at_the_same_moment_never_both_admit_from_two_addresses() ->
     assert two.first_use(mark(7), "192.0.2.2") == ""
 
 
+def test_signature_that_two_workers_saw_at_once_is_bound_to_nobody() -> None:
+    """A third worker never takes the word of the second one, whose use was refused."""
+    one, two, three = views(3)
+    assert one.first_use(mark(7), "192.0.2.1") is None
+    two._write(mark(7), b"192.0.2.2".ljust(24, b"\0"))
+    for address in ("192.0.2.1", "192.0.2.2"):
+        assert three.first_use(mark(7), address) == ""
+
+
+@pytest.mark.parametrize("written", range(1, 40))
+def test_ring_is_read_whole_wherever_it_begins_again(written: int) -> None:
+    """Reading at any pace, over the end of the ring too, misses nothing."""
+    one, two = views(2, ring_records=8)
+    for start in range(0, written, 5):
+        for number in range(start, min(start + 5, written)):
+            assert one.first_use(mark(number), "a") is None
+        two.collect()
+    assert two.missed == 0
+    assert set(two._younger) == {mark(number) for number in range(written)}
+
+
 def test_worker_that_missed_records_says_so_and_refuses() -> None:
     """A ring that was written over while a worker was stopped is not taken for complete."""
     said: list[str] = []
@@ -110,7 +131,7 @@ def test_worker_in_the_place_of_one_that_ended_says_that_it_does_not_remember() 
     one, two = views(2)
     assert one.first_use(mark(1), "a") is None
     again = WorkerUses(2, 64)
-    again._rings = one._rings
+    again._rings, again._counters = one._rings, one._counters
     again.start_as(0)
     again.connect(lambda: said.append("missed"))
     assert said == ["missed"]
