@@ -271,9 +271,9 @@ async def _serve(
         tls=certificate,
         shares=public_shares,
     )
+    await runtime.locks.start(public_app.gate)
     _restore_replay_memory(runtime, public_app.gate, kept)
     sharing = _share_uses(runtime, public_app.gate)
-    await runtime.locks.start(public_app.gate)
     await operator_server.start()
     await public_server.start()
     _show_connections(operator_app.metrics, public_server, operator_server)
