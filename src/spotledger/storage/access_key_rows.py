@@ -7,7 +7,7 @@ A ``?`` in a statement marks a value. What differs between the stores is left to
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any, ClassVar, Generic, TypeVar
@@ -56,8 +56,8 @@ class KeyTables(ABC):
         """Mark the row of *table* whose *column* is *name* as revoked; return False if it was so or is not there."""
 
     @abstractmethod
-    def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
+    def note_used(self, table: str, column: str, used: Mapping[str, int]) -> None:
+        """Store when rows of *table*, named by *column*, were last used; a time before the stored one is ignored."""
 
     @abstractmethod
     def packed(self, texts: tuple[str, ...]) -> Any:
@@ -112,6 +112,10 @@ class _RecordRows(Generic[R]):
         """Mark the record as revoked at *now_ms*; return False if it was so or is not there."""
         return self._tables.revoke(self.table, self._names[0], name, now_ms)
 
+    def note_used(self, used: Mapping[str, int]) -> None:
+        """Store when records were last used: name → ms since 1970; a time before the stored one is ignored."""
+        self._tables.note_used(self.table, self._names[0], used)
+
     def _one(self, column: str, value: Any) -> R | None:
         rows = self._tables.rows(f"{self._select}{column} = ?", (value,))
         return self._record(rows[0]) if rows else None
@@ -147,16 +151,12 @@ class AccessKeyRows(_RecordRows[AccessKeyRecord]):
             self.insert(record)
             return True
 
-    def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
-        self._tables.note_used(used)
-
 
 class TokenRows(_RecordRows[TokenRecord]):
     """`TokenRecords` in a store."""
 
     table = "operator_tokens"
-    lists = frozenset({"scopes"})
+    lists = frozenset({"scopes", "addresses"})
 
     def together(self) -> AbstractContextManager[object]:
         """Make all reads and writes of a ``with`` block one transaction, which excludes other writes."""
@@ -165,6 +165,14 @@ class TokenRows(_RecordRows[TokenRecord]):
     def by_digest(self, digest: bytes) -> TokenRecord | None:
         """Return the record of the token whose SHA-256 is *digest*."""
         return self._one("digest", digest)
+
+    def labels(self, token_ids: Sequence[str]) -> dict[str, str]:
+        """Return the labels of the tokens with these ids, by id, of those that exist."""
+        names = tuple(filter(_may_be_a_name, token_ids))
+        if not names:
+            return {}
+        marks = ", ".join("?" for _ in names)
+        return dict(self._tables.rows(f"SELECT token_id, label FROM {self.table} WHERE token_id IN ({marks})", names))
 
     def list(self, after: str, limit: int) -> list[TokenRecord]:
         """Return at most *limit* records after the id *after*, in order."""

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from spotledger.domain.accounts import ACCOUNT_IDS
 from spotledger.domain.amounts import MAX_SCALE
+from spotledger.domain.journal import ACTOR
 from spotledger.domain.operations import KEY_MAX_CHARACTERS, REFERENCE_MAX_CHARACTERS, TIME_MAX_MS
 from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN
 
@@ -104,6 +105,11 @@ _POSITION: Final[Schema] = {"type": "string", "pattern": f"^(0|{POSITION_PATTERN
 
 #: The parameters of queries; a prefix with a colon distinguishes parameters of the same name.
 PARAMETERS: Final[dict[str, Schema]] = {
+    "actor": {
+        "type": "string",
+        "pattern": f"^({ACTOR.pattern})$",
+        "description": "Only the entries of this actor: token:ID, key:BEGINNING, library or ledger.",
+    },
     "account": {**ACCOUNT, "description": "The customer's account."},
     "after": {"type": "string", "description": "Where the page starts: the `next_after` of the page before."},
     "hold:after": {**_POSITION, "description": "Where the page starts: the `next_after` of the page before."},
