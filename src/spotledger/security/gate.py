@@ -273,8 +273,8 @@ class Gate:
         if stamp_ms < least_ms:
             wait_s = whole_seconds(least_ms - now_ms)
             raise NonceRefused(
-                f"The nonce is {stamp_ms}, and the service, which started lately, does not remember the requests of"
-                f" before; a nonce of at least {least_ms} would pass: sign again, in {wait_s} s at the latest.",
+                f"The nonce is {stamp_ms}. The service started recently and does not remember earlier requests; a nonce"
+                f" of at least {least_ms} would pass: use that, or sign again in {wait_s} s.",
                 server_time_ms=now_ms,
                 nonce_from_ms=least_ms,
                 retry_after_s=wait_s,

@@ -64,7 +64,7 @@ def test_nonce_that_may_have_been_used_before_the_start_is_refused_with_what_wou
         admit(gate, START + 100, START + 100)
     assert refused.value.details["nonce_from_ms"] == START + 5_000
     assert refused.value.details["retry_after_s"] == 5
-    assert f"a nonce of at least {START + 5_000} would pass: sign again, in 5 s at the latest" in str(refused.value)
+    assert f"a nonce of at least {START + 5_000} would pass: use that, or sign again in 5 s" in str(refused.value)
     assert admits(gate, START + 5_000, START + 100)
     assert not admits(gate, START + 4_999, START + 30_000)
     assert admits(gate, START + 5_001, START + 5_001)
