@@ -117,7 +117,7 @@ def test_two_requests_that_differ_in_one_pair_have_no_text_in_common(
 
 
 @given(values=st.lists(TEXT, min_size=2, max_size=2, unique=True), writer=WRITERS)
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_any_two_values_of_one_parameter_have_no_text_in_common(values: list[str], writer: object) -> None:
     """The case of the issue: one parameter, two values."""
     one, other = (v1([("note", value)], writer) for value in values)

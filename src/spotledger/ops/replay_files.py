@@ -135,7 +135,7 @@ def restore_replay_memory(gate: Gate, kept: Sequence[KeptUses], ledger_id: str, 
         return True
     gate.forget(clock.reached_ms(), clock.wall_if_untrusted_ms())
     _log.warning(
-        "this start does not know which signed requests were used before it: the service was killed, or has never run on"
+        "this start does not know which signed requests were used before: the service was killed, or has never run on"
         " this folder; for up to %g s nonces that may have been used are refused",
         gate.settings.nonce_future_ms / 1000,
     )

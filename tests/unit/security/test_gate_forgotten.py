@@ -71,7 +71,7 @@ def test_nonce_that_may_have_been_used_before_the_start_is_refused_with_what_wou
 
 
 @given(used_after=st.integers(-10_000, 10_000), age=st.integers(-5_000, 30_000), later=st.integers(0, 60_000))
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_no_nonce_that_passed_before_the_start_passes_after_it(used_after: int, age: int, later: int) -> None:
     """Whatever was admitted until the moment that is forgotten: none of it is admitted again."""
     before, after = gate_of(), gate_of()

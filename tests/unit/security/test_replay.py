@@ -40,7 +40,7 @@ def test_replay_of_a_call_that_changes_something_is_strict_in_every_mode() -> No
 @given(
     uses=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 5), st.sampled_from("ab")), max_size=80),
 )
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_replay_memory_binds_for_at_least_a_window(uses: list[tuple[int, int, str]]) -> None:
     """Within a window of its first use a signature passes from its first address and from no other."""
     memory = ReplayMemory("address", 1_000, 1_000)
@@ -96,7 +96,7 @@ class Clocks:
         max_size=60,
     )
 )
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_replay_memory_outlives_every_leap_of_the_clock(steps: list[tuple[int, int, int]]) -> None:
     """Whatever leaps the clock that counts makes: for a window of true time a signature is bound to its address."""
     clocks = Clocks()

@@ -63,7 +63,7 @@ def test_strict_signature_passes_on_one_worker_once() -> None:
 
 
 @given(uses=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.sampled_from("ab")), max_size=60))
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 def test_workers_agree_with_one_memory(uses: list[tuple[int, int, str]]) -> None:
     """Whatever workers requests come to, one after the other: the answers are those of a single memory."""
     several, single = memories(3), ReplayMemory("address", WINDOW_MS, 1_000)
