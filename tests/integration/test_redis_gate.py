@@ -13,7 +13,7 @@ import pytest
 import redis as redis_client
 
 from servers.redis import RedisServer
-from spotledger.errors import LimitExceeded, ReplayRefused, SettingInvalid, StoreUnavailable
+from spotledger.errors import LimitExceeded, NonceRefused, ReplayRefused, SettingInvalid, StoreUnavailable
 from spotledger.security.addresses import Peer
 from spotledger.security.fleet_gate import FleetGate
 from spotledger.security.gate import GateSettings, SignedRequest
@@ -304,5 +304,24 @@ def test_lock_cannot_be_lifted_while_redis_is_away(made: Service, own_redis: Red
                 await gate.lift("customer", "alice")
             [(who, lock)] = gate.locks["customer"].all()
             assert (who, lock.limit, lock.is_shared) == ("alice", "assets", False)
+
+    asyncio.run(run())
+
+
+def test_node_that_does_not_remember_refuses_nobody_while_redis_does(made: Service, own_redis: RedisServer) -> None:
+    """A killed node starts without its memory: Redis has it, so nobody is refused; without Redis what it had is."""
+
+    async def run() -> None:
+        async with gates(made, own_redis.url, 2, timeout_ms=2_000) as (one, two):
+            await admit(one, 1)
+            two.forget(NONCE + 1)
+            with pytest.raises(ReplayRefused):
+                await admit(two, 1, OTHER_PEER)
+            await admit(two, 2)
+            own_redis.stop()
+            await asyncio.gather(admit(two, 3), return_exceptions=True)
+            await until(two, is_up=False)
+            with pytest.raises(NonceRefused, match="a nonce of at least"):
+                await admit(two, 4)
 
     asyncio.run(run())
