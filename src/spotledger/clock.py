@@ -194,6 +194,10 @@ class Clock:
         state = self.state()
         return None if state.distrust is None else state.wall_ms
 
+    def reached_ms(self) -> int:
+        """Return the greatest time, as far as is known, that it has ever been."""
+        return self.now_ms()
+
     def moment(self) -> Moment | None:
         """Return what is to be noted of the time, for the next start; None for nothing."""
         return None
@@ -254,6 +258,7 @@ class TrustedClock(Clock):
         self._sources = sources
         self._steady_ms = sources.steady_ms
         self._leap_ms = leap_ms
+        self._noted = noted
         self._guard = threading.Lock()
         wall, steady = self._read()
         #: What the trusted time is ahead of the steady clock; when that was last followed, and when it last agreed.
@@ -302,6 +307,15 @@ class TrustedClock(Clock):
             return wall
         with self._guard:
             return self._look(*self._read())
+
+    def reached_ms(self) -> int:
+        """Return the greatest time that it has ever been: now, or what was noted, and what was counted since."""
+        now, noted = self.now_ms(), self._noted
+        if noted is None:
+            return now
+        counted = self._steady_ms() - noted.steady_ms
+        is_same_boot = noted.boot_id == self._sources.boot_id() != UNKNOWN_BOOT and counted >= 0
+        return max(now, noted.time_ms + (counted if is_same_boot else 0))
 
     def check(self) -> int:
         """

@@ -46,6 +46,8 @@ MASTER_KEY: Final = "/v1/master-key"
 MASTER_KEY_ROTATION: Final = "/v1/master-key/rotate"
 TOKENS: Final = "/v1/tokens"
 TOKEN: Final = "/v1/tokens/{token_id}"  # noqa: S105 - a path
+LOCKS: Final = "/v1/locks"
+LOCK: Final = "/v1/locks/{name}"
 
 #: Answered without a token, to a command that asks whether the service owns the data folder.
 OWNER: Final = "/v1/owner"

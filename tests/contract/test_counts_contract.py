@@ -41,7 +41,7 @@ class InProcess:
         return self._limits[which].hit(who, now_ms)
 
     def passes(self, signature: bytes, address: str, now_ms: int, *, strict: bool = False) -> bool:
-        return self._replay.passes(signature, address, now_ms, strict=strict)
+        return self._replay.passes("k", signature, address, now_ms, strict=strict)
 
 
 class InRedis:

@@ -35,6 +35,8 @@ class Sent(NamedTuple):
 Form = Callable[[str, dict[str, str]], Sent]
 PLAIN = {"accesskey": KEY, "nonce": str(NONCE)}
 NOTED = {**PLAIN, "note": "a b/ü"}
+#: A value without a blank: form-encoded, a blank is a plus, and another request has that plus (R6).
+ENCODABLE = {**PLAIN, "note": "a+b/ü=c"}
 
 
 def _sorted(secret: str, extra: dict[str, str]) -> Sent:
@@ -63,7 +65,7 @@ def _signed_raw(secret: str, extra: dict[str, str]) -> Sent:
 
 
 def _signed_encoded(secret: str, extra: dict[str, str]) -> Sent:
-    parameters = {**NOTED, **extra}
+    parameters = {**ENCODABLE, **extra}
     return Sent(f"{encoded_text(parameters)}&signature={sign(encoded_text(parameters), secret)}")
 
 

@@ -261,12 +261,13 @@ def test_r20_limit_of_zero_is_off(public: Service) -> None:
     assert header(answers[0], "ratelimit-policy") is None
 
 
-def test_r20_addresses_of_one_ipv6_64_are_counted_together_and_replay_tells_them_apart(tmp_path: Path) -> None:
-    """R20: a caller with a /64 has one limit; R12: a signature stays bound to the one address that used it."""
+def test_r20_addresses_of_one_ipv6_64_count_as_one_in_limits_and_in_replay(tmp_path: Path) -> None:
+    """R20, R12: a caller with a /64 has one limit, and a signature is bound to the /64 that used it first."""
     with service(tmp_path, asset_limit_per_second=0, address_limit_per_minute=3) as public:
         query = signed_query()
         assert public.code(query, peer="[2001:db8:1:2::1]:5000") == 200
-        assert public.code(query, peer="[2001:db8:1:2::2]:5000") == 400
+        assert public.code(query, peer="[2001:db8:1:2::2]:5000") == 200
+        assert public.code(query, peer="[2001:db8:1:3::1]:5000") == 400
         assert public.code(signed_query(nonce=NONCE + 1), peer="[2001:db8:1:2::3]:5000") == 200
         answer = document(public.ask(signed_query(nonce=NONCE + 2), peer="[2001:db8:1:2:ffff::4]:5000"))
         assert (answer["code"], "This address" in answer["info"]) == (404, True)

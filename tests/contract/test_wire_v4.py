@@ -110,6 +110,14 @@ def test_refused_headers_have_their_code(public: Service, changed: dict[str, Any
     assert mc(public, headers(**changed)) == expected
 
 
+@pytest.mark.parametrize("name", [name for name, _ in headers()])
+def test_header_of_the_signature_that_is_sent_twice_is_refused(public: Service, name: str) -> None:
+    """R6: only one of two headers of a name would be in the text that is signed, so neither is taken."""
+    sent = signed()
+    assert mc(public, sent) == "SUCCESS"
+    assert mc(public, [*sent, (name, dict(sent)[name])]).startswith("AUTH_00")
+
+
 def test_keys_that_may_not_have_their_code(public: Service) -> None:
     """Revoked, expired, wrong address, wrong permission: 102, 102, 104, 106; and outdated 105."""
     public.add_key("revoked", revoked_ms=1)

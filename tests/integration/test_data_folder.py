@@ -20,8 +20,10 @@ from spotledger.storage.folder import make_folder
 from support_json_server import JsonServer
 
 NOBODY = 65534
-SECRETS = ("owner.lock", "master.key", "operator.token")
-FILES = ("journal.db", "books.db", "keys.db", "noted-head", "owner.lock", "master.key", "operator.token")
+#: Only a start of the service reads these.
+OF_SERVICE = ("operator.token", "replay-memory", "locks")
+SECRETS = ("owner.lock", "master.key", *OF_SERVICE)
+FILES = ("journal.db", "books.db", "keys.db", "noted-head", *SECRETS)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
 
 
@@ -30,8 +32,8 @@ def run(folder: Path, *arguments: str) -> Result:
 
 
 def run_using(name: str, folder: Path) -> Result:
-    """Run a command that uses the file *name*: of these only a start of the service reads its first token."""
-    if name != "operator.token":
+    """Run a command that uses the file *name*."""
+    if name not in OF_SERVICE:
         return run(folder)
     command = [str(Path(sys.executable).with_name("spotledger")), "serve", "--data", str(folder)]
     listen = ("--listen", "127.0.0.1:0", "--operator-listen", "127.0.0.1:0")
@@ -53,6 +55,7 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "data"
     assert run(made, "coin", "add", "btc", "--scale", "8").exit_code == 0
     assert run(made, "token", "create", "--scope", "ledger:read").exit_code == 0
+    (made / "locks").touch(mode=0o600)  # as the first lock makes it
     assert {file.name for file in made.iterdir()} >= set(FILES)
     return made
 
@@ -130,7 +133,7 @@ def test_link_in_place_of_a_file_is_refused_and_its_target_untouched(name: str, 
     assert (target.read_bytes() if target.exists() else None) == before
 
 
-@pytest.mark.parametrize("name", ["operator.token", "owner.lock", "master.key", "noted-head", "journal.db"])
+@pytest.mark.parametrize("name", [*SECRETS, "noted-head", "journal.db"])
 def test_pipe_in_place_of_a_file_is_refused_at_once(name: str, folder: Path) -> None:
     """What is no file is neither read nor waited for."""
     (folder / name).unlink()

@@ -13,7 +13,7 @@ import pytest
 import redis as redis_client
 
 from servers.redis import RedisServer
-from spotledger.errors import LimitExceeded, ReplayRefused, SettingInvalid, StoreUnavailable
+from spotledger.errors import LimitExceeded, NonceRefused, ReplayRefused, SettingInvalid, StoreUnavailable
 from spotledger.security.addresses import Peer
 from spotledger.security.fleet_gate import FleetGate
 from spotledger.security.gate import GateSettings, SignedRequest
@@ -256,3 +256,72 @@ def test_redis_address_that_cannot_be_read_is_refused_without_its_password(made:
     with pytest.raises(SettingInvalid) as refusal:
         FleetGate(made.key_ring, GateSettings(), "http://:hidden@x", when_down="local", timeout_ms=100)
     assert "hidden" not in str(refusal.value)
+
+
+def test_lock_is_seen_by_all_nodes_and_lifted_on_all(made: Service, redis_url: str) -> None:
+    """A lock that began on one node is seen and lifted from any, and then none refuses any more."""
+
+    async def run() -> None:
+        fields = {"asset_limit_per_second": 1, "address_limit_per_minute": 3}
+        async with gates(made, redis_url, 3, **fields, shared_clock_ms=lambda: NONCE) as (one, two, three):
+            await admit(one)
+            for gate in (one, two):
+                with pytest.raises(LimitExceeded):
+                    await admit(gate, 1)
+            with pytest.raises(LimitExceeded) as refusal:
+                await three.enter(peer_of(three), NONCE)
+            assert refusal.value.details["limit"] == "address"
+            found = await two.shared_locks()
+            assert found is not None
+            until_ms = NONCE + 600_000
+            assert {(kind, who, *lock[:2]) for kind, who, lock in found} == {
+                ("customer", "alice", until_ms, "assets"),
+                ("address", "192.0.2.7", until_ms, "address"),
+            }
+            await three.lift("customer", "alice")
+            await three.lift("address", "192.0.2.7")
+            assert await one.shared_locks() == []
+            async with asyncio.timeout(WAIT_SECONDS):
+                while any([*locks.all()] for gate in (one, two, three) for locks in gate.locks.values()):
+                    await asyncio.sleep(0.02)
+            assert await admit(two, 2) == 0
+
+    asyncio.run(run())
+
+
+def test_lock_cannot_be_lifted_while_redis_is_away(made: Service, own_redis: RedisServer) -> None:
+    """Where all nodes have their locks is away, so none is lifted here alone; what this node set stays."""
+
+    async def run() -> None:
+        async with gates(made, own_redis.url, 1, asset_limit_per_second=1, timeout_ms=200) as (gate,):
+            own_redis.stop()
+            await asyncio.gather(admit(gate), return_exceptions=True)
+            await until(gate, is_up=False)
+            found = await asyncio.gather(*(admit(gate, number) for number in range(2, 5)), return_exceptions=True)
+            assert isinstance(found[-1], LimitExceeded)
+            assert await gate.shared_locks() is None
+            with pytest.raises(StoreUnavailable, match="Redis, where all nodes have their locks"):
+                await gate.lift("customer", "alice")
+            [(who, lock)] = gate.locks["customer"].all()
+            assert (who, lock.limit, lock.is_shared) == ("alice", "assets", False)
+
+    asyncio.run(run())
+
+
+def test_node_that_does_not_remember_refuses_nobody_while_redis_does(made: Service, own_redis: RedisServer) -> None:
+    """A killed node starts without its memory: Redis has it, so nobody is refused; without Redis what it had is."""
+
+    async def run() -> None:
+        async with gates(made, own_redis.url, 2, timeout_ms=2_000) as (one, two):
+            await admit(one, 1)
+            two.forget(NONCE + 1)
+            with pytest.raises(ReplayRefused):
+                await admit(two, 1, OTHER_PEER)
+            await admit(two, 2)
+            own_redis.stop()
+            await asyncio.gather(admit(two, 3), return_exceptions=True)
+            await until(two, is_up=False)
+            with pytest.raises(NonceRefused, match="a nonce of at least"):
+                await admit(two, 4)
+
+    asyncio.run(run())

@@ -172,8 +172,8 @@ def test_short_path_reads_as_the_general_one(text: str) -> None:
 
 
 PARAMETERS = st.dictionaries(
-    st.text(st.characters(exclude_characters="&=", exclude_categories=["Cs"]), min_size=1, max_size=8),
-    st.text(st.characters(exclude_characters="&", exclude_categories=["Cs"]), min_size=1, max_size=8),
+    st.text(st.characters(exclude_characters="&=%", exclude_categories=["Cs"]), min_size=1, max_size=8),
+    st.text(st.characters(exclude_characters="&%", exclude_categories=["Cs"]), min_size=1, max_size=8),
     min_size=1,
     max_size=5,
 )
@@ -190,11 +190,12 @@ def test_different_parameters_never_sign_to_the_same_raw_text(one: dict[str, str
 @given(parameters=PARAMETERS)
 @settings(max_examples=500)
 def test_texts_to_sign_are_the_raw_and_the_encoded_one(parameters: dict[str, str]) -> None:
-    """R9: the raw text, and the encoded one exactly where it is another."""
+    """R9: the raw text, and the encoded one exactly where it is another and there is no blank."""
     raw, encoded = raw_text(parameters).encode(), encoded_text(parameters).encode()
     texts = texts_to_sign(reversed(parameters.items()))
     assert texts[0] == raw
-    assert set(texts) == {raw, encoded} or (raw == encoded and texts == (raw, encoded))
+    expected = {raw} if b" " in raw else {raw, encoded}
+    assert set(texts) == expected
 
 
 @given(secret=st.text(st.characters(exclude_categories=["Cs"]), max_size=200), text=st.binary(max_size=300))

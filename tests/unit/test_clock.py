@@ -461,3 +461,39 @@ def test_clock_of_this_machine_is_trusted_and_known_to_the_next_start() -> None:
     assert noted is not None
     assert TimeSources().boot_id() == noted.boot_id
     assert TrustedClock(noted).check() >= noted.time_ms - LEAP_MS
+
+
+# --- how far the time has come, for requests that are not remembered ---------------------------------
+
+
+@given(
+    ran=st.integers(0, 10 * MINUTE),
+    unnoted=st.integers(0, MINUTE),
+    leap=st.sampled_from([0, -1, -LEAP_MS, LEAP_MS, -HOUR, HOUR, -30_000]),
+)
+@settings(max_examples=200, deadline=None)
+def test_time_reached_at_a_start_is_never_before_what_was_told(ran: int, unnoted: int, leap: int) -> None:
+    """On one boot, whatever the wall clock does meanwhile: the next start counts from no earlier than the last told."""
+    machine = Machine()
+    clock = machine.clock()
+    machine.wait(ran)
+    noted = clock.moment()
+    machine.wait(unnoted)
+    last_told = clock.now_ms()
+    machine.leap(leap)
+    again = machine.clock(noted)
+    assert again.reached_ms() >= last_told
+    assert again.reached_ms() >= again.now_ms()
+
+
+def test_time_reached_after_another_boot_is_at_least_the_noted_time() -> None:
+    """The steady clock begins anew with a boot, so the noted time is what is known."""
+    machine = Machine()
+    clock = machine.clock()
+    machine.wait(MINUTE)
+    noted = clock.moment()
+    machine.reboot()
+    machine.leap(-LEAP_MS)
+    again = machine.clock(noted)
+    assert again.reached_ms() == START + MINUTE
+    assert Clock(lambda: 7).reached_ms() == 7

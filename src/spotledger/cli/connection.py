@@ -37,6 +37,7 @@ from spotledger.errors import (
 )
 from spotledger.http.h1.transport import InProcessTransport
 from spotledger.http.operator.app import OperatorApp
+from spotledger.ops.replay_files import save_empty_memory
 from spotledger.ops.runtime import FolderLock, claim_folder, open_runtime
 from spotledger.ops.settings import Settings, load_settings
 from spotledger.security.tokens import TOKEN_BYTES
@@ -199,6 +200,8 @@ async def _in_this_process(settings: Settings, lock: FolderLock, *, may_make: bo
     token = secrets.token_hex(TOKEN_BYTES)
     with open_runtime(settings, os.environ, lock) as runtime:
         await runtime.start()
+        if runtime.is_new:
+            save_empty_memory(settings.data, runtime.ledger.ledger_id, runtime.ledger.epoch)
         try:
             transport = InProcessTransport(OperatorApp(runtime, token))
             async with CommandLedger(_OWN_ADDRESS, token, transport=transport) as ledger:

@@ -18,9 +18,10 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
+from spotledger.clock import boot_ms
 from spotledger.errors import SettingInvalid
 from spotledger.http.descriptors import fitted_connections
 from spotledger.http.h1.limits import Limits
@@ -32,6 +33,7 @@ from spotledger.http.operator.metrics import Metrics, show_shared_counts
 from spotledger.http.public.app import PublicApp, PublicSettings
 from spotledger.http.public.listener import PublicListener, public_limits
 from spotledger.ops.gc_freeze import collect_all_regularly, freeze_survivors
+from spotledger.ops.replay_files import KeptUses, restore_replay_memory, save_replay_memory, take_replay_files
 from spotledger.ops.runtime import FolderLock, Runtime, claim_folder, open_runtime
 from spotledger.ops.settings import Address, Settings, flag_of
 from spotledger.ops.siblings import Siblings
@@ -115,6 +117,7 @@ def serve_on(
     tell_owner: bool = True,
     siblings: Siblings | None = None,
     shares: Shares | None = None,
+    kept: list[KeptUses] | None = None,
 ) -> None:
     """
     Serve like :func:`serve`, on sockets that are already bound.
@@ -128,6 +131,7 @@ def serve_on(
         tell_owner: Whether to write the URLs of this process into the folder.
         siblings: The workers of which this process is one.
         shares: How they share the connections.
+        kept: What the processes before remembered; None if this one is to take it.
     """
     certificate = _certificate(settings)
     with open_runtime(settings, environ, lock, siblings=siblings) as runtime:
@@ -138,7 +142,7 @@ def serve_on(
         sys.setswitchinterval(SWITCH_SECONDS)
         listening = Listening(listeners.public_url, listeners.operator_url, runtime)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(_serve(listening, listeners, while_serving, shares, certificate))
+            runner.run(_serve(listening, listeners, while_serving, shares, certificate, kept))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -237,6 +241,7 @@ async def _serve(
     while_serving: WhileServing,
     shares: Shares | None,
     certificate: Certificate | None,
+    kept: list[KeptUses] | None,
 ) -> None:
     runtime = listening.runtime
     loop = asyncio.get_running_loop()
@@ -266,10 +271,14 @@ async def _serve(
         tls=certificate,
         shares=public_shares,
     )
+    await runtime.locks.start(public_app.gate)
+    _restore_replay_memory(runtime, public_app.gate, kept)
+    sharing = _share_uses(runtime, public_app.gate)
     await operator_server.start()
     await public_server.start()
     _show_connections(operator_app.metrics, public_server, operator_server)
-    background = [asyncio.create_task(work) for work in (_flush_used_regularly(runtime), collect_all_regularly())]
+    works = (_flush_used_regularly(runtime), collect_all_regularly(), *sharing)
+    background = [asyncio.create_task(work) for work in works]
     working = asyncio.create_task(_run_while_serving(while_serving, listening, stop))
     try:
         await working
@@ -279,7 +288,36 @@ async def _serve(
         operator_app.feed.stop()
         await _stop_listening(operator_server, public_server)
         await public_app.gate.stop()
+        await runtime.locks.stop()
+        await asyncio.to_thread(_save_replay_memory, runtime, public_app.gate)
         await runtime.stop()
+
+
+def _restore_replay_memory(runtime: Runtime, gate: Gate, kept: list[KeptUses] | None) -> None:
+    """Have *gate* remember what was asked before this start; of a new ledger nothing was."""
+    ledger = runtime.ledger
+    found = take_replay_files(runtime.settings.data) if kept is None else kept
+    siblings = runtime.siblings
+    if siblings is not None and runtime.is_new:
+        siblings.note_new_ledger()
+    if not runtime.is_new and (siblings is None or not siblings.serves_new_ledger):
+        restore_replay_memory(gate, found, ledger.ledger_id, ledger.epoch, ledger.clock)
+
+
+def _share_uses(runtime: Runtime, gate: Gate) -> list[Coroutine[Any, Any, None]]:
+    """Have *gate* remember with the other workers of this machine; with Redis all nodes do so."""
+    siblings, clock = runtime.siblings, runtime.ledger.clock
+    if siblings is None or gate.shared is not None:
+        return []
+    siblings.uses.connect(lambda: gate.forget(clock.reached_ms() + 1, clock.wall_if_untrusted_ms()))
+    gate.replay.others = siblings.uses
+    return [siblings.uses.keep_collecting(boot_ms, gate.replay.window_ms)]
+
+
+def _save_replay_memory(runtime: Runtime, gate: Gate) -> None:
+    ledger, siblings = runtime.ledger, runtime.siblings
+    place = (0, 1) if siblings is None else (siblings.number, siblings.workers)
+    save_replay_memory(runtime.settings.data, gate, ledger.ledger_id, ledger.epoch, *place)
 
 
 def _limits(settings: Settings, connections: int) -> Limits:
@@ -328,7 +366,13 @@ def _public_app(runtime: Runtime) -> PublicApp:
 def _gate(runtime: Runtime, settings: PublicSettings) -> Gate:
     redis = runtime.settings.redis
     if redis is None:
-        return Gate(runtime.key_ring, settings, runtime.ledger.clock.wall_if_untrusted_ms)
+        if runtime.settings.database is not None and (runtime.siblings is None or runtime.siblings.number == 0):
+            _log.info(
+                "no Redis is named, so rate limits, locks and the memory of signed requests hold for this node, not for"
+                " the fleet: a signed URL may pass once more on another node. Share them with %s",
+                flag_of("redis"),
+            )
+        return Gate(runtime.key_ring, settings, runtime.ledger.clock.wall_if_untrusted_ms, boot_ms)
     from spotledger.security.fleet_gate import FleetGate  # imports the Redis driver, which nothing else needs
 
     return FleetGate(
@@ -338,6 +382,7 @@ def _gate(runtime: Runtime, settings: PublicSettings) -> Gate:
         when_down="refuse" if runtime.settings.redis_down == "refuse" else "local",
         timeout_ms=runtime.settings.redis_timeout_ms,
         wall_ms=runtime.ledger.clock.wall_if_untrusted_ms,
+        steady_ms=boot_ms,
     )
 
 

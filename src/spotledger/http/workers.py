@@ -23,6 +23,7 @@ from typing import Final, NoReturn
 from spotledger.errors import LedgerCorrupt, SetupError, SpotledgerError
 from spotledger.http.h1.shares import ConnectionShares
 from spotledger.http.serve import STOP_SECONDS, Listeners, Listening, Shares, bound_listeners, serve_on
+from spotledger.ops.replay_files import take_replay_files
 from spotledger.ops.runtime import FolderLock, claim_folder
 from spotledger.ops.settings import Settings
 from spotledger.ops.siblings import Siblings
@@ -74,6 +75,8 @@ class _Parent:
         self._lock = lock
         self._listeners = listeners
         self._siblings = Siblings(settings.workers)
+        # Here, before a worker admits anybody, and once for all of them.
+        self._kept = take_replay_files(settings.data)
         self._shares = Shares(ConnectionShares(settings.workers), ConnectionShares(settings.workers))
         # Nothing is ever written to it: its end tells a worker that the parent has ended.
         self._lifeline, self._lifeline_end = os.pipe()
@@ -189,7 +192,7 @@ class _Parent:
                 return False
 
             parts = (self._listeners, settings, self._environ, self._lock, until_orphaned)
-            serve_on(*parts, tell_owner=False, siblings=siblings, shares=self._shares)
+            serve_on(*parts, tell_owner=False, siblings=siblings, shares=self._shares, kept=self._kept)
             code = 0
         except (SpotledgerError, LedgerCorrupt) as problem:
             sys.stderr.write(f"spotledger: {problem}\n")

@@ -196,6 +196,10 @@ class FleetClock(Clock):
 
     # --- the time ---------------------------------------------------------------------------------------
 
+    def reached_ms(self) -> int:
+        """Return the greatest time that it has ever been: now, or what was noted."""
+        return max(self.now_ms(), self._least_ms)
+
     def now_ms(self) -> int:
         """Return the time that counts, in milliseconds since 1970."""
         return self._own.now_ms() + self._server.offset_ms

@@ -21,6 +21,7 @@ from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 from spotledger.ops.access_key_writes import AccessKeyWrites
 from spotledger.ops.audits import Audits
+from spotledger.ops.kept_locks import KeptLocks
 from spotledger.ops.master_keys import MasterKeyRotation, hold_master_keys
 from spotledger.ops.opening import open_embedded
 from spotledger.ops.revocation_watch import Revocations, RevocationWatch
@@ -76,6 +77,8 @@ class Runtime:
     master_key: MasterKeyRotation
     backups: Backups
     audits: Audits
+    #: The locks of the traders' gate.
+    locks: KeptLocks
     #: What this node reads, and how old that is; None if no other process writes the ledger.
     followed: Followed | None = None
     #: None if no other process can revoke access keys.
@@ -84,6 +87,8 @@ class Runtime:
     siblings: Siblings | None = None
     #: Answers the challenge of a command that found the address of this service in the folder.
     prove: Callable[[str], str] = _proves_nothing
+    #: Whether this start made the ledger, so that nothing was ever asked of it.
+    is_new: bool = False
 
     @property
     def head_seq(self) -> int:
@@ -236,10 +241,12 @@ def _assemble(
         MasterKeyRotation(settings, environ, tables, held, clock_ms),
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
         _audits(settings, clock_ms, fleet, siblings),
+        KeptLocks(settings.data, clock_ms, has_siblings=siblings is not None),
         None if fleet is None else fleet.store,
         None if fleet is None else _revocation_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
         siblings,
         lock.prove,
+        not made,
     )
 
 

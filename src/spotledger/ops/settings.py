@@ -237,10 +237,10 @@ class Settings:
         "How a repeated signed request is treated: refused from another address, always refused, or accepted.",
     )
     replay_capacity: int = _number(
-        1_000_000,
-        1,
-        100_000_000,
-        "How many signed requests the replay memory holds; beyond that the oldest are dropped.",
+        10_000,
+        2,
+        10_000_000,
+        "How many signed requests of one access key are remembered; beyond that the oldest are dropped.",
     )
     trusted_proxies: tuple[str, ...] = _networks("The proxies whose `X-Forwarded-For` is trusted.")
     connections: int = _number(

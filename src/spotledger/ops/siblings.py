@@ -21,6 +21,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
+from spotledger.security.worker_uses import WorkerUses
+
 T = TypeVar("T")
 
 #: The size of a page; memory is used only as far as it is written.
@@ -117,13 +119,26 @@ class Siblings:
         self._metrics = [SharedPage() for _ in range(workers)]
         self._audits = [SharedPage() for _ in range(workers)]
         self._lock = ProcessLock()
+        self._found_new = mmap.mmap(-1, 1)
+        #: The signed requests that the workers admitted.
+        self.uses = WorkerUses(workers)
         self._task: asyncio.Task[None] | None = None
 
     def start_as(self, number: int) -> None:
         """Start as worker *number*; clear its predecessor's pages."""
         self.number = number
+        self.uses.start_as(number)
         self._metrics[number].clear()
         self._audits[number].clear()
+
+    def note_new_ledger(self) -> None:
+        """Note that this worker, the first one, made the ledger."""
+        self._found_new[0] = 1
+
+    @property
+    def serves_new_ledger(self) -> bool:
+        """Whether a worker made the ledger since the parent started."""
+        return self._found_new[0] == 1
 
     def publish_metrics(self, own_metrics: Callable[[], Any]) -> None:
         """Publish what *own_metrics* returns, the metrics of this worker, now and every second once started."""

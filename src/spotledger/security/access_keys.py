@@ -78,11 +78,12 @@ class Trust(Protocol):
 class ReadyKey:
     """An access key in the form in which requests are checked with it."""
 
-    __slots__ = ("accesskey", "customer", "dead_from_ms", "networks", "permissions", "revoked", "secret")
+    __slots__ = ("accesskey", "created_ms", "customer", "dead_from_ms", "networks", "permissions", "revoked", "secret")
 
     def __init__(self, record: AccessKeyRecord, secret: PreparedSecret) -> None:
         self.accesskey = record.accesskey
         self.customer = record.customer
+        self.created_ms = record.created_ms
         self.permissions = frozenset(record.permissions)
         #: Where it may be used from; empty for anywhere.
         self.networks = _networks_of(record) if record.addresses else ()

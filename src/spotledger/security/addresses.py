@@ -50,7 +50,7 @@ def counted_as(address: IpAddress) -> str:
 
 
 class Peer(NamedTuple):
-    """Where a request comes from: its address, the same as text (for replay), and whom limits count (an IPv6 /64)."""
+    """Where a request comes from: its address, the same as text, and whom limits and replay count (an IPv6 /64)."""
 
     address: IpAddress
     text: str

@@ -13,7 +13,7 @@ import hmac
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from spotledger.errors import (
     AccessKeyExpired,
@@ -29,7 +29,7 @@ from spotledger.errors import (
 from spotledger.security.access_keys import KeyRing, ReadyKey
 from spotledger.security.addresses import AddressResolver, Peer, peer_at
 from spotledger.security.bounded_dict import BoundedDict
-from spotledger.security.limits import Locks, WindowLimit, whole_seconds
+from spotledger.security.limits import Lock, Locks, WindowLimit, whole_seconds
 from spotledger.security.replay import ReplayMemory, ReplayMode
 from spotledger.security.signing import UNKNOWN_SECRET
 
@@ -39,6 +39,9 @@ MINUTE_MS = 60_000
 PEERS_GENERATION = 10_000
 #: The name of the limit of addresses.
 ADDRESS_LIMIT = "address"
+
+#: What a lock locks.
+Locked = Literal["customer", "address"]
 
 _ISSUED = re.compile(r"[0-9A-Za-z-]{1,64}", re.ASCII)
 _LIKE_A_SECRET = re.compile(r"[0-9a-fA-F]{40,}", re.ASCII)
@@ -55,7 +58,7 @@ class GateSettings:
     nonce_past_ms: int = 30_000
     nonce_future_ms: int = 5_000
     replay: ReplayMode = "address"
-    replay_capacity: int = 1_000_000
+    replay_capacity: int = 10_000
     trusted_proxies: tuple[str, ...] = ()
 
 
@@ -66,6 +69,19 @@ class SignedRequest(NamedTuple):
     stamp_ms: int
     signature: bytes
     texts: tuple[bytes, ...]
+
+
+class Unremembered(NamedTuple):
+    """
+    Up to which times requests may have been admitted that are not remembered (rule R12).
+
+    Nonces of the requests before are at most the future part of the window above it.
+    """
+
+    #: By the clock that counts.
+    until_ms: int = 0
+    #: By the wall clock, while that was not trusted.
+    wall_until_ms: int = 0
 
 
 class SharedCountsState(Protocol):
@@ -84,7 +100,11 @@ class Gate:
     shared: SharedCountsState | None = None
 
     def __init__(
-        self, key_ring: KeyRing, settings: GateSettings, wall_ms: Callable[[], int | None] = lambda: None
+        self,
+        key_ring: KeyRing,
+        settings: GateSettings,
+        wall_ms: Callable[[], int | None] = lambda: None,
+        steady_ms: Callable[[], int] | None = None,
     ) -> None:
         """
         Admit requests by the access keys of *key_ring*.
@@ -93,6 +113,7 @@ class Gate:
             key_ring: The access keys.
             settings: Limits and windows.
             wall_ms: Returns the wall clock's time while that is not trusted, else None: a nonce passes by either.
+            steady_ms: As for `ReplayMemory`.
         """
         self.key_ring = key_ring
         self.settings = settings
@@ -103,9 +124,15 @@ class Gate:
         self._resolver = AddressResolver(settings.trusted_proxies)
         self._behind_proxies = bool(settings.trusted_proxies)
         self._peers: BoundedDict[str, Peer] = BoundedDict(PEERS_GENERATION)
-        self.replay = ReplayMemory(settings.replay, self._past_ms + self._future_ms, settings.replay_capacity)
-        account_locks = Locks(lock_ms)
-        self.address_limit = WindowLimit(ADDRESS_LIMIT, settings.address_limit_per_minute, MINUTE_MS, Locks(lock_ms))
+        window_ms = self._past_ms + self._future_ms
+        self.replay = ReplayMemory(settings.replay, window_ms, settings.replay_capacity, steady_ms)
+        self.unremembered = Unremembered()
+        #: A nonce below it may belong to a request that is not remembered.
+        self._unremembered_ms = 0
+        account_locks, address_locks = Locks(lock_ms), Locks(lock_ms)
+        #: The locks by what they lock.
+        self.locks: dict[Locked, Locks] = {"customer": account_locks, "address": address_locks}
+        self.address_limit = WindowLimit(ADDRESS_LIMIT, settings.address_limit_per_minute, MINUTE_MS, address_locks)
         self.asset_limit = WindowLimit("assets", settings.asset_limit_per_second, SECOND_MS, account_locks)
         self.account_limit = WindowLimit("account", settings.account_limit_per_second, SECOND_MS, account_locks)
 
@@ -114,6 +141,19 @@ class Gate:
 
     async def stop(self) -> None:
         """Disconnect from them."""
+
+    async def shared_locks(self) -> list[tuple[Locked, str, Lock]] | None:
+        """Return the locks that all nodes of a fleet share; None if none are shared, or they cannot be read now."""
+        return None
+
+    async def lift(self, kind: Locked, who: str) -> None:
+        """
+        Lift the lock of *who* here, and where it is shared, if there is one.
+
+        Raises:
+            StoreUnavailable: The locks are shared, and cannot be changed now.
+        """
+        self.locks[kind].lift(who)
 
     def peer(self, connection: str, forwarded_for: Callable[[], Iterable[str]]) -> Peer:
         """Return where a request on *connection*, ``host:port``, comes from; see `AddressResolver.resolve`."""
@@ -175,7 +215,9 @@ class Gate:
         if left < 0:
             raise limit_exceeded(self.address_limit, left)
         key = self.check(request, peer, permission, now_ms, past_ms)
-        if not self.replay.passes(request.signature, peer.text, now_ms, strict=changes):
+        if request.stamp_ms < self._unremembered_ms:
+            self._refuse_if_unremembered(request.stamp_ms, key, now_ms, changes=changes)
+        if not self.replay.passes(request.accesskey, request.signature, peer.counted, now_ms, strict=changes):
             raise ReplayRefused
         left = limit.hit(key.customer, now_ms)
         if left < 0:
@@ -207,6 +249,36 @@ class Gate:
         if not -self._future_ms <= now_ms - stamp_ms <= past and not self._fits_wall_clock(stamp_ms, past):
             raise self._nonce_refused(stamp_ms, now_ms, past)
         return key
+
+    def forget(self, until_ms: int, wall_until_ms: int | None = None) -> None:
+        """
+        Refuse nonces that may have been used before, because what was admitted up to now is not remembered.
+
+        Args:
+            until_ms: A time before which all of that was admitted, by the clock that counts.
+            wall_until_ms: The same by the wall clock, if that is not trusted.
+        """
+        before = self.unremembered
+        self.unremembered = Unremembered(max(before.until_ms, until_ms), max(before.wall_until_ms, wall_until_ms or 0))
+        self._unremembered_ms = max(self.unremembered) + self._future_ms
+
+    def _refuse_if_unremembered(self, stamp_ms: int, key: ReadyKey, now_ms: int, *, changes: bool) -> None:
+        """Raise NonceRefused if a request with this nonce may have been admitted and is not remembered."""
+        until_ms, wall_until_ms = self.unremembered
+        if key.created_ms >= until_ms or (self.replay.mode == "off" and not changes):
+            return
+        if stamp_ms > now_ms + self._future_ms:  # it passed by the wall clock
+            until_ms = max(until_ms, wall_until_ms)
+        least_ms = until_ms + self._future_ms
+        if stamp_ms < least_ms:
+            wait_s = whole_seconds(least_ms - now_ms)
+            raise NonceRefused(
+                f"The nonce is {stamp_ms}. The service started recently and does not remember earlier requests; a nonce"
+                f" of at least {least_ms} would pass: use that, or sign again in {wait_s} s.",
+                server_time_ms=now_ms,
+                nonce_from_ms=least_ms,
+                retry_after_s=wait_s,
+            )
 
     def _fits_wall_clock(self, stamp_ms: int, past_ms: int) -> bool:
         """Say whether a nonce fits a wall clock that is not trusted: the client may have its time from there."""

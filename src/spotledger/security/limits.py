@@ -7,37 +7,67 @@ Requests during a lock do not extend it.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
 from spotledger.security.bounded_dict import BoundedDict
 
 #: Half the number of accounts or addresses whose windows are remembered, and half the number of locks.
 REMEMBERED_GENERATION = 50_000
+#: Two nodes see the end of one lock so far apart at most.
+SAME_LOCK_MS = 1_000
+
+
+class Lock(NamedTuple):
+    """A lock: when it ends, the name of the limit that was exceeded, and whether all nodes of a fleet share it."""
+
+    until_ms: int
+    limit: str
+    is_shared: bool = False
 
 
 class Locks:
     """Who is locked, and until when. Kept apart from the windows, so that strangers' windows do not displace locks."""
 
-    __slots__ = ("lock_ms", "until_ms")
+    __slots__ = ("held", "lock_ms", "on_lock")
 
     def __init__(self, lock_ms: int, generation_limit: int = REMEMBERED_GENERATION) -> None:
         self.lock_ms = lock_ms
-        #: Account or address → when its lock ends.
-        self.until_ms: BoundedDict[str, int] = BoundedDict(generation_limit)
+        #: Account or address → its lock.
+        self.held: BoundedDict[str, Lock] = BoundedDict(generation_limit)
+        #: Called with each lock that begins.
+        self.on_lock: Callable[[str, Lock], None] = lambda who, lock: None
 
-    def lock(self, who: str, now_ms: int) -> None:
-        """Lock *who* from now on."""
+    def lock(self, who: str, now_ms: int, limit: str = "") -> None:
+        """Lock *who* from now on, because they exceeded *limit*."""
         if self.lock_ms > 0:
-            self.until_ms.put(who, now_ms + self.lock_ms)
+            self.begin(who, Lock(now_ms + self.lock_ms, limit))
+
+    def begin(self, who: str, lock: Lock) -> None:
+        """Lock *who*, and say so unless they were, until about the same time."""
+        before = self.held.get(who)
+        self.held.put(who, lock)
+        if before is None or abs(before.until_ms - lock.until_ms) > SAME_LOCK_MS or before.is_shared != lock.is_shared:
+            self.on_lock(who, lock)
+
+    def lift(self, who: str) -> None:
+        """Lift the lock of *who*, if there is one."""
+        self.held.drop(who)
+
+    def all(self) -> Iterator[tuple[str, Lock]]:
+        """Return all locks, ended ones too."""
+        return iter([*self.held.older.items(), *self.held.younger.items()])
 
     def remaining_ms(self, who: str, now_ms: int) -> int:
         """Return how many more ms *who* is locked, 0 if they are not."""
-        until_ms = self.until_ms.get(who)
-        if until_ms is None:
+        lock = self.held.get(who)
+        if lock is None:
             return 0
-        remaining_ms = until_ms - now_ms
+        remaining_ms = lock.until_ms - now_ms
         # More than a whole lock can remain only if the clock was set back, which must not extend a lock.
         if 0 < remaining_ms <= self.lock_ms:
             return remaining_ms
-        self.until_ms.drop(who)
+        self.held.drop(who)
         return 0
 
 
@@ -64,7 +94,7 @@ class WindowLimit:
             How many more requests fit into the window, 0 or more, if this one may pass (0 if the limit is off);
             otherwise the ms to wait, as a negative number.
         """
-        locked = self.locks.until_ms
+        locked = self.locks.held
         if locked.younger or locked.older:
             locked_ms = self.locks.remaining_ms(who, now_ms)
             if locked_ms:
@@ -89,14 +119,14 @@ class WindowLimit:
     def _over(self, who: str, window: list[int], now_ms: int) -> int:
         wait_ms = window[0] + self.window_ms - now_ms
         if self.locks.lock_ms > 0:
-            self.locks.lock(who, now_ms)
+            self.locks.lock(who, now_ms, self.name)
             self._windows.drop(who)
             wait_ms = self.locks.lock_ms
         return -wait_ms
 
     def follow(self, who: str, left: int, reset_ms: int, now_ms: int) -> None:
         """
-        Take over the count of *who* from another counter.
+        Take over the count of *who* from the counter that all nodes share.
 
         Args:
             who: The account or address.
@@ -105,7 +135,7 @@ class WindowLimit:
             now_ms: The time.
         """
         if left < 0 and self.locks.lock_ms > 0:
-            self.locks.until_ms.put(who, now_ms + reset_ms)
+            self.locks.begin(who, Lock(now_ms + reset_ms, self.name, is_shared=True))
             self._windows.drop(who)
         elif self.limit:
             self._windows.put(who, [now_ms + reset_ms - self.window_ms, self.limit - max(left, -1)])

@@ -20,9 +20,9 @@ end
 local function hit(limit, who, now)
   local name, most, window_ms, lock_ms = limit[1], limit[2], limit[3], limit[4]
   local lock_key = 'spotledger:lock:' .. limit[5] .. ':' .. who
-  local until_ms = redis.call('GET', lock_key)
-  if until_ms then
-    local remaining = tonumber(until_ms) - now
+  local lock = redis.call('GET', lock_key)
+  if lock then
+    local remaining = tonumber(string.match(lock, '^(%d+):')) - now
     if remaining > 0 and remaining <= lock_ms then
       return -remaining, remaining
     end
@@ -43,7 +43,7 @@ local function hit(limit, who, now)
         return most - count, window_ms - age
       end
       if lock_ms > 0 then
-        redis.call('SET', lock_key, number(now + lock_ms), 'PX', number(lock_ms))
+        redis.call('SET', lock_key, number(now + lock_ms) .. ':' .. name, 'PX', number(lock_ms))
         redis.call('DEL', key)
         return -lock_ms, lock_ms
       end

@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
 
 from spotledger.errors import SettingInvalid
-from spotledger.security.limits import WindowLimit
+from spotledger.security.limits import Lock, WindowLimit
 
 #: How many batches may be in flight at a time, and the most requests in one.
 IN_FLIGHT_LIMIT: Final = 4
@@ -33,6 +33,8 @@ PROBE_SECONDS: Final = 0.5
 #: How many times the timeout a probe may take, which may open a connection and load the script.
 CONNECT_TIMES: Final = 4
 NUMBERS_PER_ASK: Final = 5
+#: What the keys of locks begin with; then come the name of the locks and who is locked.
+LOCK_PREFIX: Final = "spotledger:lock:"
 
 _SCRIPT: Final = (files("spotledger.security") / "shared_counts.lua").read_text(encoding="utf-8")
 _SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
@@ -54,6 +56,12 @@ class Ask(NamedTuple):
     limit: int = 0
     #: The address that its signature is bound to; "" for an unsigned request.
     sender: str = ""
+
+
+def _lock_of(value: bytes) -> Lock:
+    """Return the lock in a value that the script wrote."""
+    until_ms, _, limit = value.decode().partition(":")
+    return Lock(int(until_ms), limit, is_shared=True)
 
 
 #: What a probe counts: an address that nobody has.
@@ -153,6 +161,38 @@ class SharedCounts:
         """Count one request without waiting for the verdict; do nothing if Redis does not answer."""
         if self.is_up:
             self._put(ask, None)
+
+    async def locks(self) -> dict[str, Lock] | None:
+        """Return the shared locks by their keys in Redis; None if Redis does not answer."""
+        names: list[bytes] = []
+        found: dict[bytes, bytes | None] = {}
+        try:
+            async with asyncio.timeout(CONNECT_TIMES * self._seconds):
+                async for name in self._redis.scan_iter(match=f"{LOCK_PREFIX}*", count=1_000):
+                    names.append(name)
+                for start in range(0, len(names), BATCH_LIMIT):
+                    some = names[start : start + BATCH_LIMIT]
+                    found.update(zip(some, await self._redis.mget(some), strict=True))
+        except (RedisError, OSError, TimeoutError):
+            return None
+        return {name.decode(): _lock_of(value) for name, value in found.items() if value is not None}
+
+    async def still_locked(self, keys: Sequence[str]) -> list[bool] | None:
+        """Say of each of these keys of locks whether the lock is still there; None if Redis does not answer."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                return [value is not None for value in await self._redis.mget(keys)] if keys else []
+        except (RedisError, OSError, TimeoutError):
+            return None
+
+    async def lift(self, key: str) -> bool:
+        """Lift the lock of this key; return False if Redis does not answer."""
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._redis.delete(key)
+        except (RedisError, OSError, TimeoutError):
+            return False
+        return True
 
     def _put(self, ask: Ask, future: asyncio.Future[SharedVerdict | None] | None) -> None:
         self._waiting.append((ask, future))

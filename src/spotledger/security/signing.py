@@ -3,6 +3,10 @@ The text that a trader signs, and its HMAC (rules R5, R6 and R9 of the v1 wire).
 
 The text is the parameters without ``signature``, sorted by name in byte order, as ``name=value`` joined with ``&``.
 Some clients sign the values as they are, others form-encode them first, so both texts are tried if they differ.
+
+Two different requests never have a text in common. The characters that the encoded form is made of, ``&``, ``%`` and
+``+``, mean the same in both forms: no decoded name or value has ``&`` or ``%``, and where one has a blank, which would
+be encoded as ``+``, only the raw text counts.
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
     from hashlib import _Hash
 
 SIGNATURE_PATTERN = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
+#: What a decoded name and a decoded value may be, so that no other request signs to the same text (rule R6).
+SIGNABLE_NAME = re.compile(r"[^&%=]+")
+SIGNABLE_VALUE = re.compile(r"[^&%]+")
 
 _BLOCK_BYTES = 64
 _INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))
@@ -67,16 +74,18 @@ def texts_to_sign(pairs: Iterable[tuple[str, str]]) -> tuple[bytes, ...]:
     Return the one or two texts that a signature of *pairs* may cover.
 
     Args:
-        pairs: Names and values, decoded, without ``signature`` and without blank values. No name or value contains
-            ``&`` and no name ``=`` (rule R6); otherwise two requests could have the same text.
+        pairs: Names and values, decoded, without ``signature`` and without blank values. They fit `SIGNABLE_NAME` and
+            `SIGNABLE_VALUE`; otherwise two requests could have the same text.
 
     Returns:
-        The raw text; and the form-encoded text, if encoding changes a character of a name or value.
+        The raw text; and the form-encoded text, if encoding changes a character and no name or value has a blank.
     """
     ordered = sorted(pairs, key=_name_bytes)
     raw = "&".join([f"{name}={value}" for name, value in ordered])
     # Encoding keeps only the = between a name and its value, of which each pair has one.
     if _PLAIN.fullmatch(raw) and raw.count("=") == len(ordered):
+        return (raw.encode(),)
+    if " " in raw:  # form-encoded it would be the raw text of a request with + in its place
         return (raw.encode(),)
     encoded = "&".join(f"{quote_plus(name)}={quote_plus(value)}" for name, value in ordered)
     return (raw.encode(), encoded.encode())

@@ -9,6 +9,8 @@ The data folder: its files, and the lock of the one process that owns it.
       master.key         64 hex digits, mode 0600: opens the sealed secrets; not created if one is given otherwise
       operator.token     mode 0600: the first operator token, with every scope; never changed once it exists
       owner.lock         locked by the owner; its content, the note, says who the owner is and where it listens
+      replay-memory      while stopped: the signed requests of the last minutes, as hashes; taken by the next start
+      locks              who is locked for sending too many requests
 
 The lock is an ``flock``. The system releases it when the process ends, however it ends, so a killed owner leaves
 nothing to clean up. The note is valid only while the lock is held. Who is about to send a token to the address in it

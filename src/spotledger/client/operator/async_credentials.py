@@ -1,4 +1,4 @@
-"""The calls of the operator client about access keys and operator tokens, for asyncio."""
+"""The calls of the operator client about access keys, operator tokens and locks, for asyncio."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spotledger import paths
 from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.operator.messages import path_of
 from spotledger.client.operator.operations import texts_of
-from spotledger.client.operator.service_answers import MasterKeyInForce
+from spotledger.client.operator.service_answers import GateLock, GateLocks, MasterKeyInForce
 
 T = TypeVar("T")
 
@@ -162,3 +162,19 @@ class AsyncCredentialCalls(ABC):
         body = {} if fingerprint is None else {"fingerprint": fingerprint}
         attempts = 1 if fingerprint is None else None
         return await self._ask(MasterKeyInForce, "POST", paths.MASTER_KEY_ROTATION, body=body, attempts=attempts)
+
+    # --- locks --------------------------------------------------------------------------------------
+
+    async def locks(self) -> GateLocks:
+        """Return the locks on customers and addresses that sent too many requests to the public listener."""
+        return await self._get(GateLocks, paths.LOCKS)
+
+    async def lift_lock(self, name: str) -> GateLock:
+        """
+        Lift a lock by its name, on every worker, and with Redis on every node.
+
+        Raises:
+            NotFound: There is no such lock now, or it was lifted by this very call, sent before.
+            StoreUnavailable: It cannot be lifted for good now.
+        """
+        return await self._ask(GateLock, "DELETE", path_of(paths.LOCK, name=name))

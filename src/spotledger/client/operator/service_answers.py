@@ -119,6 +119,26 @@ class MasterKeyInForce(Struct, frozen=True):
     next: str | None = None
 
 
+class GateLock(Struct, frozen=True):
+    """
+    A lock on a customer's accounts, or on an address (of IPv6, a /64), until ``until_ms``.
+
+    ``limit`` is the limit that was exceeded: ``address``, ``assets`` or ``account``. ``name`` lifts it.
+    """
+
+    name: str
+    limit: str
+    until_ms: int
+    customer: str | None = None
+    address: str | None = None
+
+
+class GateLocks(Struct, frozen=True):
+    """The locks that hold now; the first to end comes first."""
+
+    locks: tuple[GateLock, ...]
+
+
 class Backup(Struct, frozen=True):
     """A backup: ``running``, with the pages that are left and in all, or ``done``, with what it contains."""
 

@@ -37,6 +37,8 @@ _AMOUNT = re.compile(r"\A(?:0|[1-9][0-9]{0,37})\.[0-9]{2,18}\Z")
 _COIN = re.compile(r"\A[a-z0-9]{1,20}\Z")
 _NOTHING_LEFT = re.compile(r";\s*r=0(?:;|\Z)")
 _SEQ = re.compile(r"\A[0-9]{1,18}\Z")
+#: The least nonce that would pass, in the text of a refusal.
+_LEAST_NONCE = re.compile(r"a nonce of at least ([0-9]{13}) would pass")
 #: Thirteen digits, as nonces are.
 _SERVER_TIMES_MS = range(10**12, 10**13)
 #: Adds amounts exactly, or raises; the usual context rounds to 28 digits.
@@ -127,18 +129,21 @@ def _error_of_code(code: int, answer: Answer, text: str) -> SpotledgerError:
         case 308:
             return SignatureRefused(text or None)
         case 400:
-            return _kind_of_400(text)(text or None)
+            return _error_of_400(text)
         case 404:
             return _with_wait(_kind_of_404(answer, text), text, answer)
     return ProtocolError(f"code {code} is not documented")
 
 
-def _kind_of_400(text: str) -> type[SpotledgerError]:
+def _error_of_400(text: str) -> SpotledgerError:
     """Tell the refusals of code 400 apart by their text."""
     lowered = text.lower()
     if "used before" in lowered or "replay" in lowered or "another address" in lowered:
-        return ReplayRefused
-    return NonceRefused if "nonce" in lowered else InvalidRequest
+        return ReplayRefused(text)
+    least = _LEAST_NONCE.search(lowered)
+    if least is not None:
+        return NonceRefused(text, nonce_from_ms=int(least[1]))
+    return (NonceRefused if "nonce" in lowered else InvalidRequest)(text or None)
 
 
 def _kind_of_404(answer: Answer, text: str) -> type[SpotledgerError]:

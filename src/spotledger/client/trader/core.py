@@ -11,6 +11,7 @@ The outcome of an attempt, and what follows:
     Unavailable, ReplayRefused       the same, but after Retry-After, and not at all if that is too long
     LimitExceeded                    retry only after a short Retry-After: more requests would prolong a lock
     NonceRefused                     ask for the server's time, correct the clock, sign again; once per call
+    the same, with a least nonce     sign again with that nonce, which the server asks for after its start; once
     anything else                    return it: the same request would be refused again
 """
 
@@ -159,12 +160,17 @@ class Core:
 
     def _exchange(self, name: str, params: Mapping[str, str] | None) -> Steps[Outcome]:
         """Send until there is an outcome to return; without a signature if *params* is None."""
-        corrected = False
+        corrected = raised = False
         attempt = 0
         while True:
             attempt += 1
             outgoing = self._outgoing(name, params)
             outcome = self._read((yield outgoing), outgoing)
+            least_ms = outcome.error.details.get("nonce_from_ms") if isinstance(outcome.error, NonceRefused) else None
+            if isinstance(least_ms, int) and not raised:
+                raised = True
+                self._clock.begin_at(least_ms)
+                continue
             if isinstance(outcome.error, NonceRefused) and params is not None and not corrected:
                 corrected = True
                 if (yield from self._correct_clock()):

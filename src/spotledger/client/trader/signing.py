@@ -7,15 +7,23 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import quote, urlencode
 
 #: Names that signing fills in itself; compared without case.
 OWN_NAMES = frozenset({"accesskey", "nonce", "signature"})
 
 _NAME = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
 _CREDENTIAL = re.compile(r"\A[\x21-\x25\x27-\x7e]{1,256}\Z")
+#: What cannot be signed in a value (rule R6).
+_NOT_SIGNABLE = re.compile("[&%]")
+#: How many parameters a server takes, and how long they may be together, encoded.
+PARAMETERS_MAX = 32
+QUERY_MAX_BYTES = 4096
 _NONCE_DIGITS = 13
 _NONCE_END = 10**_NONCE_DIGITS
 _SHOWN_OF_ACCESSKEY = 4
+#: The most that a server lets a nonce be ahead of its time.
+_AHEAD_MAX_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +38,8 @@ class Credentials:
             value = getattr(self, name)
             if not isinstance(value, str) or not _CREDENTIAL.match(value):
                 raise ValueError(f"{name} must be 1 to 256 printable ASCII characters, no blank, no '&'")
+        if "%" in self.accesskey:
+            raise ValueError("accesskey contains '%', which cannot be signed; an access key is a UUID")
 
     def __repr__(self) -> str:
         return f"Credentials({self.masked!r})"
@@ -70,6 +80,12 @@ class NonceClock:
             self._offset_ms = offset_ms
             self._last_ms = 0  # nonces of the wrong clock do not count
 
+    def begin_at(self, least_ms: int) -> None:
+        """Give no nonce below *least_ms* from now on, unless that is absurd; a server asks for it after its start."""
+        with self._guard:
+            if least_ms <= self._clock_ms() + self._offset_ms + _AHEAD_MAX_MS:
+                self._last_ms = max(self._last_ms, least_ms - 1)
+
     def nonce(self) -> str:
         """Return the next nonce, thirteen digits."""
         with self._guard:
@@ -95,22 +111,43 @@ def clean_params(params: Mapping[str, str | int]) -> dict[str, str]:
     Return a copy of *params* with text values.
 
     Raises:
-        ValueError: A name is malformed or one that signing fills in, or a value is blank or contains ``&``.
+        ValueError: A name is malformed, one that signing fills in, or given twice in upper and lower case; or a value
+            is blank, no Unicode text, or contains ``&`` or ``%``. A server would refuse the request.
         TypeError: A value is neither text nor int.
     """
-    cleaned = {}
+    cleaned: dict[str, str] = {}
     for name, value in params.items():
-        if not _NAME.match(name) or name.lower() in OWN_NAMES:
+        if not isinstance(name, str) or not _NAME.match(name) or name.lower() in OWN_NAMES:
             raise ValueError(f"parameter {name!r}: 1 to 64 of A-Z a-z 0-9 . _ -, and not {sorted(OWN_NAMES)}")
         if isinstance(value, bool) or not isinstance(value, str | int):
             raise TypeError(f"parameter {name!r} must be text or int, not {type(value).__name__}")
-        cleaned[name] = str(value)
-        if not cleaned[name] or "&" in cleaned[name]:
-            raise ValueError(f"the value of parameter {name!r} must not be blank or contain '&'")
+        if any(name.lower() == other.lower() for other in cleaned):
+            raise ValueError(f"parameter {name!r} is given twice; names are compared without case")
+        cleaned[name] = _clean_value(name, str(value))
     return cleaned
 
 
+def _clean_value(name: str, value: str) -> str:
+    found = _NOT_SIGNABLE.search(value)
+    if found is not None:
+        raise ValueError(f"the value of parameter {name!r} contains {found[0]!r}, which cannot be signed; leave it out")
+    if not value or any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise ValueError(f"the value of parameter {name!r} must be text that is not empty, without lone surrogates")
+    return value
+
+
 def signed_params(params: Mapping[str, str], credentials: Credentials, nonce: str) -> tuple[tuple[str, str], ...]:
-    """Return *params* with ``accesskey``, ``nonce`` and ``signature``, in the order in which they are sent."""
+    """
+    Return *params* with ``accesskey``, ``nonce`` and ``signature``, in the order in which they are sent.
+
+    Raises:
+        ValueError: They are more or longer than a server takes.
+    """
     filled = {**params, "accesskey": credentials.accesskey, "nonce": nonce}
-    return (*sorted(filled.items()), ("signature", signature(filled, credentials.secretkey)))
+    pairs = (*sorted(filled.items()), ("signature", signature(filled, credentials.secretkey)))
+    if len(pairs) > PARAMETERS_MAX:
+        raise ValueError(f"{len(pairs)} parameters; {PARAMETERS_MAX} at most would pass")
+    length = len(urlencode(pairs, quote_via=quote))
+    if length > QUERY_MAX_BYTES:
+        raise ValueError(f"the parameters are {length} bytes long, encoded; {QUERY_MAX_BYTES} at most would pass")
+    return pairs

@@ -43,6 +43,7 @@ from spotledger.http.operator.calls import (
 )
 from spotledger.http.operator.clock import ClockCalls, show_clock
 from spotledger.http.operator.credentials.keys import KeyCalls
+from spotledger.http.operator.credentials.locks import LockCalls
 from spotledger.http.operator.credentials.master_key import MasterKeyCalls
 from spotledger.http.operator.docs import doc_routes
 from spotledger.http.operator.feed import Feed
@@ -97,6 +98,7 @@ class OperatorApp:
             *read_calls.routes(self._token_check),
             *key_calls.routes(self._token_check),
             *MasterKeyCalls(runtime.master_key, runtime.writer).routes(self._token_check),
+            *LockCalls(runtime.locks).routes(self._token_check),
             *doc_routes(lambda: self.routes),
             route(self._token_check, paths.METRICS, GET=Call(METRICS_READ, self._metrics, media_type="text/plain")),
             route(None, paths.OWNER, GET=Call(None, self._owner, guarded=False, page=True)),

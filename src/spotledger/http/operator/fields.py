@@ -131,6 +131,7 @@ PATH_PARAMETERS: Final[dict[str, Schema]] = {
     "customer": {"type": "string", "minLength": 1, "examples": ["alice"]},
     "file": {"type": "string", "minLength": 1},
     "hold": HOLD_ID,
+    "name": {"type": "string", "minLength": 1, "examples": ["customer-alice"]},
     "seq": HOLD_ID,
     "token_id": {"type": "string", "minLength": 1},
 }

@@ -56,6 +56,7 @@ _SECTIONS: Final = {
     "audits": "The journal",
     "keys": "Access keys and tokens",
     "tokens": "Access keys and tokens",
+    "locks": "Access keys and tokens",
     "backups": "Running it",
     "clock": "Running it",
 }

@@ -127,8 +127,9 @@ def limit_headers(error: SpotledgerError | None, gate: Gate, peer: Peer, now_ms:
             return [("retry-after", str(wait_s))]
         return [policy, ("ratelimit", f'"{name}";r=0;t={wait_s}'), ("retry-after", str(wait_s))]
     headers = gate.address_limit.headers(peer.counted, now_ms)
-    if isinstance(error, Unavailable):
-        headers.append(("retry-after", str(RETRY_AFTER_S)))
+    wait_s = RETRY_AFTER_S if isinstance(error, Unavailable) else error and error.details.get("retry_after_s")
+    if wait_s is not None:
+        headers.append(("retry-after", str(wait_s)))
     return headers
 
 

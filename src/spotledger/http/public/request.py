@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from spotledger.errors import MalformedRequest
 from spotledger.security.gate import SignedRequest
-from spotledger.security.signing import SIGNATURE_PATTERN, texts_to_sign
+from spotledger.security.signing import SIGNABLE_NAME, SIGNABLE_VALUE, SIGNATURE_PATTERN, texts_to_sign
 
 QUERY_MAX_BYTES = 4096
 PARAMETERS_MAX = 32
@@ -113,7 +113,7 @@ def read_parameters(text: str) -> dict[str, str]:
 
     Raises:
         MalformedRequest: More than 4 KiB or 32 parameters, not UTF-8, a name twice (compared without case),
-            a parameter without a name, ``&`` in a name or value, or ``=`` in a name.
+            a parameter without a name, ``&`` or ``%`` in a decoded name or value, or ``=`` in a name (rule R6).
     """
     pairs = _pairs_in(text)
     if len(pairs) > PARAMETERS_MAX:
@@ -124,8 +124,10 @@ def read_parameters(text: str) -> dict[str, str]:
     for name, value in parameters.items():
         if not name:
             raise MalformedRequest("A parameter has no name; name=value would pass.")
-        if "&" in name or "=" in name or "&" in value:
-            raise MalformedRequest("A name contains & or =, or a value contains &; neither can be signed.")
+        if not SIGNABLE_NAME.fullmatch(name):
+            raise MalformedRequest("A decoded name contains &, % or =, which cannot be signed; one without would pass.")
+        if not SIGNABLE_VALUE.fullmatch(value):
+            raise MalformedRequest("A decoded value contains & or %, which cannot be signed; one without would pass.")
     return parameters
 
 

@@ -57,7 +57,7 @@ CODES: dict[type[errors.SpotledgerError], str] = {
 
 
 class HeaderRefused(errors.MalformedRequest):
-    """A header of the v4 signature is missing or malformed."""
+    """A header of the v4 signature is missing, malformed or sent twice."""
 
 
 def v4_refusal(error: errors.SpotledgerError) -> bytes:
@@ -131,20 +131,19 @@ def read_headers(request: Request) -> tuple[SignedRequest, int]:
         The signed request, and its maximum age in ms.
 
     Raises:
-        HeaderRefused: A header is missing or malformed; the detail ``mc`` is the code for it.
+        HeaderRefused: A header is missing, malformed or sent twice; the detail ``mc`` is the code for it.
         MalformedRequest: The query cannot be signed, there is a body, or the method is not GET.
     """
-    get = request.headers.get
-    accesskey = _present(get("xt-validate-appkey"), "AUTH_001")
-    timestamp = _present(get("xt-validate-timestamp"), "AUTH_002")
-    window = _present(get("xt-validate-recvwindow"), "AUTH_003")
+    accesskey = _header(request, "xt-validate-appkey", "AUTH_001")
+    timestamp = _header(request, "xt-validate-timestamp", "AUTH_002")
+    window = _header(request, "xt-validate-recvwindow", "AUTH_003")
     if not _WINDOW.fullmatch(window) or int(window) > RECEIVE_WINDOW_MAX_MS:
         raise HeaderRefused(
             f"xt-validate-recvwindow is malformed; 1 to {RECEIVE_WINDOW_MAX_MS} would pass.", mc="AUTH_004"
         )
-    if _present(get("xt-validate-algorithms"), "AUTH_005") != _ALGORITHM:
+    if _header(request, "xt-validate-algorithms", "AUTH_005") != _ALGORITHM:
         raise HeaderRefused(f"xt-validate-algorithms is unknown; {_ALGORITHM} would pass.", mc="AUTH_006")
-    signature = _present(get("xt-validate-signature"), "AUTH_007")
+    signature = _header(request, "xt-validate-signature", "AUTH_007")
     if not SIGNATURE_PATTERN.fullmatch(signature):
         raise HeaderRefused("xt-validate-signature is malformed; 64 hex digits would pass.", mc="AUTH_103")
     if not _TIMESTAMP.fullmatch(timestamp):
@@ -162,10 +161,14 @@ def read_headers(request: Request) -> tuple[SignedRequest, int]:
     return signed, int(window)
 
 
-def _present(value: str | None, missing: str) -> str:
-    if not value:
-        raise HeaderRefused("A header of the signature is missing.", mc=missing)
-    return value
+def _header(request: Request, name: str, missing: str) -> str:
+    """Return the one value of the header *name*: of two, only one would be in the text that is signed."""
+    values = request.headers.get_all(name)
+    if not values or not values[0]:
+        raise HeaderRefused(f"{name} is missing; send it once.", mc=missing)
+    if len(values) > 1:
+        raise HeaderRefused(f"{name} is sent {len(values)} times; send it once.", mc=missing)
+    return values[0]
 
 
 # ccxt takes a coin's precision from maxPrecision, and takes a coin of type FT for crypto.

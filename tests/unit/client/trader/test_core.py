@@ -224,6 +224,48 @@ def test_clock_is_corrected_to_the_middle_of_the_round_trip() -> None:
     assert dict(run.sends[2].params)["nonce"] == str(NOW_MS + 60_000 - 200 + 400)
 
 
+LEAST_MS = NOW_MS + 4_321
+STARTED = f"The nonce is {NOW_MS}; a nonce of at least {LEAST_MS} would pass: sign again, in 5 s at the latest."
+PROBLEM = {"status": 400, "code": "nonce_refused", "detail": STARTED}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        refusal(400, STARTED, retry_after="5"),
+        answer(PROBLEM | {"nonce_from_ms": LEAST_MS}, 400, content_type="application/problem+json"),
+    ],
+)
+def test_refusal_of_a_service_that_started_is_signed_again_with_the_nonce_it_names(told: Answer) -> None:
+    """The least nonce passes at once, so nobody waits or asks for the time; later nonces grow from there."""
+    core = new_core()
+    run = Run(core.get_balance(), [told, SUCCESS])
+    assert run.order == "ss"
+    assert [dict(send.params)["nonce"] for send in run.sends] == [str(NOW_MS), str(LEAST_MS)]
+    assert run.outcome.error is None
+    later = Run(core.get_balance(), [SUCCESS])
+    assert dict(later.sends[0].params)["nonce"] == str(LEAST_MS + 1)
+
+
+def test_wrong_clock_and_a_service_that_started_are_both_overcome() -> None:
+    """First the clock is corrected, then the nonce is raised: each once a call."""
+    run = get_balance(BAD_NONCE, server_time(NOW_MS + 90_000), refusal(400, STARTED), SUCCESS)
+    assert run.order == "ssss"
+    assert run.outcome.error is None
+    endless = get_balance(refusal(400, STARTED), refusal(400, STARTED), server_time(NOW_MS), refusal(400, STARTED))
+    assert isinstance(endless.outcome.error, errors.NonceRefused)
+
+
+@pytest.mark.parametrize("least", [NOW_MS + 60_001, 9999999999999, 10**400, True, -5])
+def test_absurd_least_nonce_is_not_taken_over(least: int) -> None:
+    """A server cannot have the client sign with nonces of next year."""
+    core = new_core()
+    told = answer(PROBLEM | {"nonce_from_ms": least}, 400, content_type="application/problem+json")
+    Run(core.get_balance(), [told, told, server_time(NOW_MS), told])
+    later = Run(core.get_balance(), [SUCCESS])
+    assert int(dict(later.sends[0].params)["nonce"]) < NOW_MS + 10
+
+
 def test_problem_document_is_understood_by_its_code() -> None:
     """Of a server that has problem documents, the exact refusal is told, clock correction included."""
     problem = {"type": "about:blank", "status": 400, "code": "nonce_refused", "detail": "too old"}

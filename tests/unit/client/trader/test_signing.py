@@ -74,11 +74,41 @@ def test_clean_params_name_that_cannot_be_signed_raises(name: str) -> None:
         clean_params({name: "1"})
 
 
-@pytest.mark.parametrize("value", ["", "1&account=3"])
+@pytest.mark.parametrize("value", ["", "1&account=3", "50%", "%26", "\ud800"])
 def test_clean_params_ambiguous_value_raises(value: str) -> None:
-    """A value that is blank, or that could smuggle in another parameter, is misuse."""
-    with pytest.raises(ValueError, match="must not be blank"):
+    """A value that is blank, that a server would refuse, or that could smuggle in another parameter, is misuse."""
+    with pytest.raises(ValueError, match="the value of parameter 'account'") as raised:
         clean_params({"account": value})
+    assert str(raised.value).isascii()
+
+
+def test_clean_params_name_in_two_cases_raises() -> None:
+    """A server compares names without case, so the client refuses to send one twice."""
+    with pytest.raises(ValueError, match="'Coin' is given twice"):
+        clean_params({"coin": "btc", "Coin": "eth"})
+
+
+@pytest.mark.parametrize(
+    ("params", "found"),
+    [
+        ({f"p{number}": "1" for number in range(30)}, "33 parameters; 32 at most would pass"),
+        ({"note": "é" * 700}, "bytes long, encoded; 4096 at most would pass"),
+    ],
+)
+def test_signed_params_beyond_what_a_server_takes_raise(params: dict[str, str], found: str) -> None:
+    """What a server would refuse as too many or too long is not signed."""
+    credentials = Credentials(support.ACCESSKEY, support.SECRETKEY)
+    with pytest.raises(ValueError, match=found):
+        signed_params(params, credentials, support.NONCE)
+    fewer = dict(list(params.items())[:29]) if len(params) > 1 else {"note": "é" * 600}
+    assert len(signed_params(fewer, credentials, support.NONCE)) == len(fewer) + 3
+
+
+def test_credentials_whose_access_key_cannot_be_signed_are_refused() -> None:
+    """The access key is a value that is signed: no percent sign. A secret may have one."""
+    with pytest.raises(ValueError, match="accesskey contains '%'"):
+        Credentials("a%41", support.SECRETKEY)
+    assert Credentials(support.ACCESSKEY, "50%").secretkey == "50%"
 
 
 @pytest.mark.parametrize("value", [1.5, True, None, b"1"])
