@@ -146,7 +146,7 @@ class AlreadyReversed(Refused):
 
 
 class LastAdminToken(Refused):
-    """This is the last token in use with the scope admin; make another one before revoking it."""
+    """No other token with the scope admin is in use for another day; make one before revoking this one."""
 
     code = "last_admin_token"
 

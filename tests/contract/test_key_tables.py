@@ -23,7 +23,7 @@ from spotledger.errors import (
 )
 from spotledger.security.access_keys import NEVER_MS, KeyRing
 from spotledger.security.cipher import Cipher
-from spotledger.security.tokens import SCOPES, Tokens
+from spotledger.security.tokens import LAST_ADMIN_MARGIN_MS, SCOPES, TokenRecord, Tokens
 from spotledger.storage.postgres.connection import connect
 from spotledger.storage.postgres.keys import PostgresKeyTables
 from spotledger.storage.postgres.schema import migrate
@@ -345,3 +345,136 @@ def test_token_that_is_there_already_can_be_taken_over(tokens: Tokens) -> None:
     for wrong in ({"scopes": [], "token": None}, {"scopes": ["root"], "token": None}, {"scopes": SCOPES, "token": "x"}):
         with pytest.raises(InvalidRequest):
             tokens.create(**wrong)
+
+
+def refusal(tokens: Tokens, token: str, address: str = "192.0.2.1") -> str | None:
+    """Return why *token* is refused at *address*; check that the answer says no more than of an unknown token."""
+    try:
+        tokens.check(f"Bearer {token}", "ledger:read", lambda: ipaddress.ip_address(address))
+    except TokenRefused as refused:
+        assert (str(refused), refused.details) == (str(TokenRefused()), {})
+        return refused.cause
+    return None
+
+
+def test_token_has_every_field_that_was_asked_for(open_tables: Open) -> None:
+    """Label, scopes, addresses and expiry are stored, and read again from the store alike."""
+    tokens = Tokens(open_tables().tokens, lambda: NOW)
+    made, _ = tokens.create(["ledger:control"], "desk", ["10.0.0.0/8", "::1", "10.0.0.0/8"], NOW + 5)
+    assert made == TokenRecord(
+        made.token_id, made.digest, ("ledger:control",), "desk", NOW, NOW + 5, ("10.0.0.0/8", "::1/128")
+    )
+    assert Tokens(open_tables().tokens, lambda: NOW).list() == [made]
+
+
+@pytest.mark.parametrize(
+    ("field", "asked"),
+    [
+        ("label", {"label": "a\nb"}),
+        ("addresses", {"addresses": ["10.0.0.1/8"]}),
+        ("addresses", {"addresses": ["localhost"]}),
+        ("addresses", {"addresses": [7]}),
+        ("addresses", {"addresses": ["10.0.0.1"] * 101}),
+        ("expires_ms", {"expires_ms": NOW}),
+        ("expires_ms", {"expires_ms": True}),
+        ("expires_ms", {"expires_ms": NEVER_MS}),
+        ("expires_ms", {"expires_ms": "1"}),
+    ],
+)
+def test_token_with_a_malformed_field_is_not_made(tokens: Tokens, field: str, asked: dict[str, Any]) -> None:
+    """A field of another form is refused by its name, and no token is made."""
+    with pytest.raises(InvalidRequest) as refused:
+        tokens.create(["ledger:read"], **asked)
+    assert refused.value.details["field"] == field
+    assert tokens.list() == []
+
+
+def test_token_is_refused_from_its_expiry_on(tables: Tables) -> None:
+    """The last millisecond before the expiry passes and the next one does not, by the clock of the ledger."""
+    now = [NOW]
+    tokens = Tokens(tables.tokens, lambda: now[0])
+    _, token = tokens.create(["ledger:read"], expires_ms=NOW + 1_000)
+    for now_ms, cause in (
+        (NOW, None),
+        (NOW + 999, None),
+        (NOW + 1_000, "token_expired"),
+        (NOW + 9_999, "token_expired"),
+    ):
+        now[0] = now_ms
+        assert refusal(tokens, token) == cause
+        assert refusal(Tokens(tables.tokens, lambda: now[0]), token) == cause
+
+
+def test_token_is_refused_from_another_address(tokens: Tokens) -> None:
+    """A token passes from the addresses and networks that it has and from no other; one without a list from any."""
+    _, limited = tokens.create(["ledger:read"], addresses=["10.1.0.0/16", "192.0.2.7", "2001:db8::/32"])
+    _, free = tokens.create(["ledger:read"])
+    for address in ("10.1.255.255", "192.0.2.7", "2001:db8::9"):
+        assert refusal(tokens, limited, address) is None
+    for address in ("10.2.0.0", "192.0.2.8", "2001:db9::1", "0.0.0.0", "::"):
+        assert refusal(tokens, limited, address) == "token_address"
+        assert refusal(tokens, free, address) is None
+    with pytest.raises(TokenRefused):
+        tokens.check(f"Bearer {limited}", "ledger:read")
+
+
+def test_causes_of_a_refused_token_come_in_order(tables: Tables) -> None:
+    """Revoked comes before expired, expired before the address, and the address before a missing scope."""
+    now = [NOW]
+    tokens = Tokens(tables.tokens, lambda: now[0])
+    record, token = tokens.create(["keys:write"], addresses=["10.0.0.1"], expires_ms=NOW + 10)
+    assert refusal(tokens, token) == "token_address"
+    with pytest.raises(ScopeMissing):
+        tokens.check(f"Bearer {token}", "ledger:read", lambda: ipaddress.ip_address("10.0.0.1"))
+    now[0] = NOW + 10
+    assert refusal(tokens, token) == "token_expired"
+    tokens.revoke(record.token_id)
+    assert refusal(tokens, token) == "token_revoked"
+    assert refusal(tokens, "0" * 64) == "token_unknown"
+
+
+def test_admin_token_that_expires_within_a_day_does_not_count_as_another(tables: Tables) -> None:
+    """The last admin token stays unless another one is in use for a day; one that has expired can be revoked."""
+    now = [NOW]
+    tokens = Tokens(tables.tokens, lambda: now[0])
+    last, _ = tokens.create(["admin"])
+    short, _ = tokens.create(["admin"], expires_ms=NOW + LAST_ADMIN_MARGIN_MS)
+    with pytest.raises(LastAdminToken):
+        tokens.revoke(last.token_id)
+    long, _ = tokens.create(["admin"], expires_ms=NOW + LAST_ADMIN_MARGIN_MS + 2)
+    now[0] = NOW + 2
+    with pytest.raises(LastAdminToken):
+        tokens.revoke(last.token_id)
+    now[0] = NOW + 1
+    assert tokens.revoke(last.token_id).revoked_ms == NOW + 1
+    with pytest.raises(LastAdminToken):
+        tokens.revoke(long.token_id)
+    now[0] = NOW + LAST_ADMIN_MARGIN_MS
+    assert tokens.revoke(short.token_id).revoked_ms == now[0]
+    with pytest.raises(LastAdminToken):
+        tokens.revoke(long.token_id)
+
+
+def test_last_use_of_a_token_is_stored_by_the_flush(tables: Tables) -> None:
+    """Who was let in is collected in memory, stored by the flush, never set back, and kept after a failure."""
+    now = [NOW]
+    tokens, others = Tokens(tables.tokens, lambda: now[0]), Tokens(tables.tokens, lambda: NOW - 7)
+    record, token = tokens.create(["ledger:read"])
+    for wrong in ("0" * 64, "x"):
+        assert refusal(tokens, wrong) == "token_unknown"
+    with pytest.raises(ScopeMissing):
+        tokens.check(f"Bearer {token}", "admin")
+    assert tokens.flush_used() == 0
+    assert refusal(tokens, token) is None
+    assert refusal(others, token) is None
+    assert tokens.used == {record.token_id: NOW}
+    assert [listed.last_used_ms for listed in tokens.list()] == [None]
+    assert (tokens.flush_used(), others.flush_used(), tokens.flush_used()) == (1, 1, 0)
+    assert [listed.last_used_ms for listed in tokens.list()] == [NOW]
+    now[0] = NOW + 3
+    assert refusal(tokens, token) is None
+    with tables.together() as write:
+        write.execute("ALTER TABLE operator_tokens RENAME TO gone")
+    with pytest.raises(StoreUnavailable):
+        tokens.flush_used()
+    assert tokens.used == {record.token_id: NOW + 3}

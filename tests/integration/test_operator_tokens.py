@@ -59,7 +59,10 @@ def test_tokens_are_listed_without_themselves(api: Api) -> None:
         "fingerprint": hashlib.sha256(token.encode()).hexdigest()[:16],
         "scopes": ["ledger:read", "ledger:write"],
         "label": "engine",
+        "addresses": [],
+        "expires_ms": None,
         "revoked_ms": None,
+        "last_used_ms": None,
     }
     text = api.get("/v1/tokens").text
     assert token not in text

@@ -100,7 +100,7 @@ def read_good(file: Path, ledger_id: str, now_ms: int) -> GoodCredentials:
         tokens = in_pages(lambda after: tables.tokens.list(after, PAGE), "token_id")
         return GoodCredentials(
             [key for key in keys if key.revoked_ms is None and (key.expires_ms or now_ms) >= now_ms],
-            [token for token in tokens if token.revoked_ms is None],
+            [token for token in tokens if token.is_in_use(now_ms)],
         )
 
 

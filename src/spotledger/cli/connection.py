@@ -183,8 +183,9 @@ async def _at_server(
             yield ledger
         except TokenRefused:
             raise TokenRefused(
-                f"The operator token in {token_file} is revoked, or not one of this ledger; name a file with one in "
-                "use with --token-file. Where there is none, `spotledger token create` makes one without a server."
+                f"The operator token in {token_file} is revoked, has expired, is not for this address, or is not one of"
+                " this ledger; name a file with one in use with --token-file. Where there is none, `spotledger token"
+                " create` makes one without a server."
             ) from None
 
 

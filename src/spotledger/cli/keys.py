@@ -28,6 +28,7 @@ from spotledger.cli.options import (
 from spotledger.cli.output import Output
 from spotledger.client.operator.key_answers import AccessKey, MadeKey, OperatorToken
 from spotledger.client.trader.signed import SignedRequestAPI
+from spotledger.clock import now_ms
 from spotledger.errors import (
     AccessKeyRefused,
     InvalidRequest,
@@ -50,6 +51,11 @@ _ERRORS: Final[dict[int, type[SpotledgerError]]] = {
     400: InvalidRequest,
 }
 
+_addresses_option: Final = click.option(
+    "--address", "addresses", multiple=True, metavar="CIDR", help="An address or network that it may be used from."
+)
+_expires_option: Final = click.option("--expires", metavar="TIME", help="How long it works: 45s, 30m, 12h, 90d, 2w.")
+
 
 @click.group()
 def key() -> None:
@@ -70,10 +76,8 @@ def _show_key(ledger: CommandLedger, out: Output, made: MadeKey) -> None:
 @click.option("--customer", required=True, help="The customer whose accounts it opens.")
 @click.option("--permission", "permissions", multiple=True, required=True, type=click.Choice(PERMISSIONS))
 @click.option("--label", default="", help="What it is for.")
-@click.option(
-    "--address", "addresses", multiple=True, metavar="CIDR", help="An address or network that it may be used from."
-)
-@click.option("--expires", metavar="TIME", help="How long it works: 45s, 30m, 12h, 90d, 2w.")
+@_addresses_option
+@_expires_option
 @own_key_option
 @ledger_command()
 async def key_create(ledger: CommandLedger, out: Output, key: str | None, expires: str | None, **given: Any) -> None:
@@ -86,15 +90,21 @@ async def key_create(ledger: CommandLedger, out: Output, key: str | None, expire
 @click.option("--customer", help="Only the access keys of this customer.")
 @ledger_command()
 async def key_list(ledger: CommandLedger, out: Output, customer: str | None) -> None:
-    """Show access keys, revoked ones too. Secrets cannot be shown again."""
+    """Show access keys, revoked and expired ones too. Secrets cannot be shown again."""
     keys: list[AccessKey] = await all_pages(ledger, "keys", partial(ledger.keys, customer))
     out.document(ledger.document)
-    rows = ((k.accesskey, k.customer, k.permissions, _state(k), k.addresses, k.label) for k in keys)
-    out.table(("accesskey", "customer", "may", "state", "from", "label"), rows)
+    rows = ((k.accesskey, k.customer, k.permissions, _state(k), _last_used(k), k.addresses, k.label) for k in keys)
+    out.table(("accesskey", "customer", "may", "state", "last used", "from", "label"), rows)
 
 
 def _state(found: AccessKey | OperatorToken) -> str:
-    return "in use" if found.revoked_ms is None else "revoked"
+    if found.revoked_ms is not None:
+        return "revoked"
+    return "expired" if found.expires_ms is not None and found.expires_ms <= now_ms() else "in use"
+
+
+def _last_used(found: AccessKey | OperatorToken) -> str:
+    return "never" if found.last_used_ms is None else time_text(found.last_used_ms)
 
 
 @key.command("revoke")
@@ -124,14 +134,18 @@ def token() -> None:
 @token.command("create")
 @click.option("--scope", "scopes", multiple=True, required=True, type=click.Choice(SCOPES))
 @click.option("--label", default="", help="What it is for.")
+@_addresses_option
+@_expires_option
 @click.option("--write", "file", metavar="FILE", help="Write it to this new file with mode 0600 instead of showing it.")
 @own_key_option
 @ledger_command(may_make=True)
-async def token_create(ledger: CommandLedger, out: Output, key: str | None, file: str | None, **given: Any) -> None:
+async def token_create(
+    ledger: CommandLedger, out: Output, key: str | None, file: str | None, expires: str | None, **given: Any
+) -> None:
     """Make an operator token. It is shown only once."""
     if file is not None:
         check_place(Path(file))
-    made = await ledger.create_token(**given, key=own_key(key, "token-create"))
+    made = await ledger.create_token(**given, expires_ms=expiry_ms(expires), key=own_key(key, "token-create"))
     document, shown = ledger.document, made.token or "was shown when it was made, and is not kept"
     if file is not None:
         if made.token is None:
@@ -149,11 +163,15 @@ async def token_create(ledger: CommandLedger, out: Output, key: str | None, file
 @token.command("list")
 @ledger_command()
 async def token_list(ledger: CommandLedger, out: Output) -> None:
-    """Show operator tokens, revoked ones too. The fingerprint is the beginning of a token's SHA-256."""
+    """Show operator tokens, revoked and expired ones too. The fingerprint is the beginning of a token's SHA-256."""
     tokens: list[OperatorToken] = await all_pages(ledger, "tokens", ledger.tokens)
     out.document(ledger.document)
-    rows = ((t.token_id, t.fingerprint, t.scopes, _state(t), time_text(t.created_ms), t.label) for t in tokens)
-    out.table(("token_id", "fingerprint", "scopes", "state", "made", "label"), rows)
+    columns = ("token_id", "fingerprint", "scopes", "state", "made", "last used", "from", "label")
+    rows = (
+        (t.token_id, t.fingerprint, t.scopes, _state(t), time_text(t.created_ms), _last_used(t), t.addresses, t.label)
+        for t in tokens
+    )
+    out.table(columns, rows)
 
 
 @token.command("revoke")

@@ -363,6 +363,6 @@ async def _flush_used_regularly(runtime: Runtime) -> None:
     while True:
         await asyncio.sleep(FLUSH_USED_SECONDS)
         try:
-            await runtime.writer.beside(runtime.key_ring.flush_used)
+            await runtime.writer.beside(runtime.flush_used)
         except Exception as problem:  # noqa: BLE001 - it is retried; serving goes on
-            _log.warning("the times when access keys were last used could not be stored: %s", problem)
+            _log.warning("the times when access keys and tokens were last used could not be stored: %s", problem)

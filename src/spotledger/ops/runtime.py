@@ -107,8 +107,9 @@ class Runtime:
         except SpotledgerError as problem:
             _log.warning("%s", problem)
             return
-        if record is None or record.revoked_ms is not None:
-            found = "is unknown to this ledger" if record is None else "was revoked"
+        if record is None or not record.is_in_use(self.tokens.now_ms):
+            found = "has expired" if record is not None and record.revoked_ms is None else "was revoked"
+            found = "is unknown to this ledger" if record is None else found
             _log.warning("the token in %s %s; commands with --data need a valid token there, or no file", file, found)
 
     async def start(self) -> None:
@@ -120,7 +121,7 @@ class Runtime:
             await self.siblings.start()
 
     async def stop(self) -> None:
-        """Refuse new writes, finish those in flight, and store when access keys were last used."""
+        """Refuse new writes, finish those in flight, and store when access keys and tokens were last used."""
         await self.audits.stop()
         if self.siblings is not None:
             await self.siblings.stop()
@@ -129,9 +130,14 @@ class Runtime:
         if self.revocation_watch is not None:
             await self.revocation_watch.stop()
         try:
-            self.key_ring.flush_used()
+            self.flush_used()
         except (SpotledgerError, LedgerCorrupt) as problem:
-            _log.warning("when access keys were last used could not be stored: %s", problem)
+            _log.warning("when access keys and tokens were last used could not be stored: %s", problem)
+
+    def flush_used(self) -> None:
+        """Store when access keys and tokens were last used; after an error what is not stored is kept for a retry."""
+        self.key_ring.flush_used()
+        self.tokens.flush_used()
 
 
 @contextlib.contextmanager

@@ -7,22 +7,27 @@ import re
 import secrets
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Protocol
 
 from spotledger.errors import InvalidRequest, LastAdminToken, NotFound, ScopeMissing, TokenRefused
-from spotledger.security.access_keys import Trust, checked_label, checked_names
+from spotledger.security.access_keys import Trust, checked_addresses, checked_expiry, checked_label, checked_names
+from spotledger.security.addresses import NO_ADDRESS, IpAddress, IpNetwork, parse_network
 from spotledger.security.bounded_dict import BoundedDict
+from spotledger.security.cipher import AccessKeyDamaged
 
-SCOPES = ("ledger:read", "ledger:write", "keys:write", "metrics:read", "admin")
+SCOPES = ("ledger:read", "ledger:write", "ledger:control", "keys:write", "metrics:read", "admin")
 TOKEN_BYTES = 32
 FINGERPRINT_DIGITS = 16
 #: Half the number of tokens that are kept in memory.
 TOKENS_GENERATION = 1_000
 #: How many tokens are read at a time.
 TOKENS_PAGE = 1_000
+#: An admin token that expires sooner does not count as the other one that has to be in use when one is revoked.
+LAST_ADMIN_MARGIN_MS = 24 * 3_600_000
 
 _TOKEN = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 _BEARER = re.compile(r"bearer +([!-~]+)", re.ASCII | re.IGNORECASE)
@@ -30,14 +35,25 @@ _BEARER = re.compile(r"bearer +([!-~]+)", re.ASCII | re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class TokenRecord:
-    """One operator token as it is stored: its SHA-256, never the token itself."""
+    """
+    One operator token as it is stored: its SHA-256, never the token itself.
+
+    ``addresses`` are CIDR, empty for anywhere; times are ms since 1970, None for never.
+    """
 
     token_id: str
     digest: bytes = field(repr=False)
     scopes: tuple[str, ...]
     label: str
     created_ms: int
+    expires_ms: int | None = None
+    addresses: tuple[str, ...] = ()
     revoked_ms: int | None = None
+    last_used_ms: int | None = None
+
+    def is_in_use(self, at_ms: int) -> bool:
+        """Say whether the token is neither revoked nor expired at *at_ms*."""
+        return self.revoked_ms is None and (self.expires_ms is None or at_ms < self.expires_ms)
 
 
 class TokenRecords(Protocol):
@@ -61,9 +77,16 @@ class TokenRecords(Protocol):
     def revoke(self, token_id: str, now_ms: int) -> bool:
         """Mark the token as revoked at *now_ms*; return whether it existed and was not revoked before."""
 
+    def note_used(self, used: Mapping[str, int]) -> None:
+        """Store when tokens were last used: token id → ms since 1970."""
+
 
 class Tokens:
-    """Makes, revokes and checks operator tokens. Other processes have to `forget` a token that is revoked here."""
+    """
+    Makes, revokes and checks operator tokens. Other processes have to `forget` a token that is revoked here.
+
+    When tokens were last used is collected in memory until `flush_used` stores it.
+    """
 
     def __init__(self, records: TokenRecords, clock_ms: Callable[[], int]) -> None:
         self._records = records
@@ -71,24 +94,42 @@ class Tokens:
         self._known: BoundedDict[bytes, TokenRecord] = BoundedDict(TOKENS_GENERATION)
         # Held from reading a record until it is in memory, so that a record read before a revocation is not kept.
         self._changing = threading.Lock()
+        #: Token id → when it was last used, since the last flush.
+        self.used: dict[str, int] = {}
         #: As `KeyRing.trust`.
         self.trust: Trust | None = None
 
-    def create(self, scopes: Iterable[str], label: str = "", *, token: str | None = None) -> tuple[TokenRecord, str]:
+    @property
+    def now_ms(self) -> int:
+        """The time by which tokens expire."""
+        return self._clock_ms()
+
+    def create(
+        self,
+        scopes: Iterable[str],
+        label: str = "",
+        addresses: Iterable[str] = (),
+        expires_ms: int | None = None,
+        *,
+        token: str | None = None,
+    ) -> tuple[TokenRecord, str]:
         """
         Make a token with *scopes* and store its hash.
 
         Args:
             scopes: At least one of `SCOPES`; ``admin`` includes all of them.
             label: A line of at most 100 characters.
+            addresses: Addresses or networks (``10.1.0.0/16``) that it may be used from; none for anywhere.
+            expires_ms: When it expires, in ms since 1970, later than now; None for never.
             token: Use this token (64 hex digits), such as one from ``operator.token``, instead of a random one.
 
         Returns:
             The record and the token, which cannot be read again.
 
         Raises:
-            InvalidRequest: A scope is unknown, there is none, or *token* or *label* is malformed.
+            InvalidRequest: One of the arguments is not as above; ``field`` names it.
         """
+        now_ms = self._clock_ms()
         text = secrets.token_hex(TOKEN_BYTES) if token is None else token
         if not _TOKEN.fullmatch(text):
             raise InvalidRequest("token: 64 hex digits would pass.", field="token")
@@ -97,21 +138,26 @@ class Tokens:
             digest=digest_of(text),
             scopes=checked_scopes(scopes),
             label=checked_label(label),
-            created_ms=self._clock_ms(),
+            created_ms=now_ms,
+            expires_ms=checked_expiry(expires_ms, now_ms),
+            addresses=checked_addresses(addresses),
         )
         self._records.insert(record)
         return record, text
 
-    def check(self, header: str | None, scope: str | None) -> TokenRecord:
+    def check(
+        self, header: str | None, scope: str | None, address: Callable[[], IpAddress] = lambda: NO_ADDRESS
+    ) -> TokenRecord:
         """
         Return the record of the token in *header*, if it has *scope*.
 
         Args:
             header: The value of ``Authorization``, or None if it is missing.
             scope: The scope that it needs; None: any token passes.
+            address: Returns where the request comes from; called if the token may not be used from anywhere.
 
         Raises:
-            TokenRefused: There is no bearer token, or it is unknown or revoked.
+            TokenRefused: There is no bearer token, or it is unknown, revoked, expired, or not for this address.
             ScopeMissing: The token has neither *scope* nor ``admin``.
         """
         token = _bearer_token(header or "")
@@ -120,15 +166,19 @@ class Tokens:
         record = self.find(token)
         if record is None:
             raise token_refused("token_unknown")
-        if record.revoked_ms is not None:
-            raise token_refused("token_revoked")
-        if scope is not None and scope not in record.scopes and "admin" not in record.scopes:
-            raise ScopeMissing(f"The operator token lacks the scope {scope}.", scope=scope)
+        now_ms = self._clock_ms()
+        if not record.is_in_use(now_ms):
+            raise token_refused("token_expired" if record.revoked_ms is None else "token_revoked")
+        if record.addresses and not _is_within(record.addresses, address()):
+            raise token_refused("token_address")
+        if scope is not None:
+            check_scope(record.scopes, scope)
+        self.used[record.token_id] = now_ms
         return record
 
     def find(self, token: str) -> TokenRecord | None:
         """
-        Return the record of *token*, revoked or not; None if it is unknown.
+        Return the record of *token*, revoked and expired ones too; None if it is unknown.
 
         Raises:
             StoreUnavailable: Whether the token was revoked cannot be determined now.
@@ -155,7 +205,7 @@ class Tokens:
 
         Raises:
             NotFound: There is no such token.
-            LastAdminToken: No other token in use has the scope ``admin``.
+            LastAdminToken: It is in use, and no other token with the scope ``admin`` is for another day.
         """
         try:
             # In one transaction, so that the last two admin tokens cannot both be revoked at the same time.
@@ -164,20 +214,21 @@ class Tokens:
                 if record is None:
                     raise NotFound("There is no such operator token; the list of tokens has those that exist.")
                 if record.revoked_ms is None:
-                    if "admin" in record.scopes and not self._is_other_admin(token_id):
-                        raise LastAdminToken
                     now_ms = self._clock_ms()
+                    is_admin = "admin" in record.scopes and record.is_in_use(now_ms)
+                    if is_admin and not self._is_other_admin(token_id, now_ms + LAST_ADMIN_MARGIN_MS):
+                        raise LastAdminToken
                     self._records.revoke(token_id, now_ms)
                     record = replace(record, revoked_ms=now_ms)
         finally:
             self.forget()
         return record
 
-    def _is_other_admin(self, token_id: str) -> bool:
-        """Say whether a token other than *token_id* is in use and has the scope ``admin``."""
+    def _is_other_admin(self, token_id: str, at_ms: int) -> bool:
+        """Say whether a token other than *token_id* is in use at *at_ms* and has the scope ``admin``."""
         page = self.list(limit=TOKENS_PAGE)
         while page:
-            if any("admin" in it.scopes and it.revoked_ms is None and it.token_id != token_id for it in page):
+            if any("admin" in it.scopes and it.is_in_use(at_ms) and it.token_id != token_id for it in page):
                 return True
             page = self.list(page[-1].token_id, TOKENS_PAGE)
         return False
@@ -187,12 +238,42 @@ class Tokens:
         with self._changing:
             self._known.clear()
 
+    def flush_used(self) -> int:
+        """Store in one write when tokens were last used; return how many. After an error they are kept for a retry."""
+        used, self.used = self.used, {}
+        if used:
+            try:
+                self._records.note_used(dict(used))
+            except BaseException:
+                self.used = {**used, **self.used}
+                raise
+        return len(used)
+
 
 def token_refused(cause: str) -> TokenRefused:
     """Return the refusal of a token; *cause* is for the operator, and not part of the answer."""
     refused = TokenRefused()
     refused.cause = cause
     return refused
+
+
+def check_scope(scopes: Iterable[str], needed: str) -> None:
+    """Raise ScopeMissing if *scopes*, those of a token, have neither *needed* nor ``admin``."""
+    if needed not in scopes and "admin" not in scopes:
+        raise ScopeMissing(f"The operator token lacks the scope {needed}.", scope=needed)
+
+
+@lru_cache(TOKENS_GENERATION)
+def _networks(addresses: tuple[str, ...]) -> tuple[IpNetwork, ...]:
+    """Return the networks that a token may be used from."""
+    try:
+        return tuple(parse_network(text) for text in addresses)
+    except ValueError as error:
+        raise AccessKeyDamaged("the addresses of an operator token are none") from error
+
+
+def _is_within(addresses: tuple[str, ...], address: IpAddress) -> bool:
+    return any(address in network for network in _networks(addresses))
 
 
 def _bearer_token(header: str) -> str | None:

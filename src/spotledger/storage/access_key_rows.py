@@ -56,8 +56,8 @@ class KeyTables(ABC):
         """Mark the row of *table* whose *column* is *name* as revoked; return False if it was so or is not there."""
 
     @abstractmethod
-    def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
+    def note_used(self, table: str, column: str, used: Mapping[str, int]) -> None:
+        """Store when rows of *table*, named by *column*, were last used; a time before the stored one is ignored."""
 
     @abstractmethod
     def packed(self, texts: tuple[str, ...]) -> Any:
@@ -112,6 +112,10 @@ class _RecordRows(Generic[R]):
         """Mark the record as revoked at *now_ms*; return False if it was so or is not there."""
         return self._tables.revoke(self.table, self._names[0], name, now_ms)
 
+    def note_used(self, used: Mapping[str, int]) -> None:
+        """Store when records were last used: name → ms since 1970; a time before the stored one is ignored."""
+        self._tables.note_used(self.table, self._names[0], used)
+
     def _one(self, column: str, value: Any) -> R | None:
         rows = self._tables.rows(f"{self._select}{column} = ?", (value,))
         return self._record(rows[0]) if rows else None
@@ -147,16 +151,12 @@ class AccessKeyRows(_RecordRows[AccessKeyRecord]):
             self.insert(record)
             return True
 
-    def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
-        self._tables.note_used(used)
-
 
 class TokenRows(_RecordRows[TokenRecord]):
     """`TokenRecords` in a store."""
 
     table = "operator_tokens"
-    lists = frozenset({"scopes"})
+    lists = frozenset({"scopes", "addresses"})
 
     def together(self) -> AbstractContextManager[object]:
         """Make all reads and writes of a ``with`` block one transaction, which excludes other writes."""

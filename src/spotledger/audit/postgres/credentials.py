@@ -58,7 +58,8 @@ _COLUMNS: Final[Mapping[str, Mapping[str, Test]]] = {
     },
     "operator_tokens": {
         "token_id": _is_name, "digest": _is_digest, "scopes": _is_list, "label": _is_text, "created_ms": _is_time,
-        "revoked_ms": _is_time_or_none, "revoked_change": _is_time_or_none,
+        "expires_ms": _is_time_or_none, "addresses": _is_list, "revoked_ms": _is_time_or_none,
+        "last_used_ms": _is_time_or_none, "revoked_change": _is_time_or_none,
     },
     "kept_key_requests": {"idempotency_key": _is_name, "request_json": _is_document, "answer_json": _is_document},
     "key_version": {"id": _is_time, "version": _is_time},

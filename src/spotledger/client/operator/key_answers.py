@@ -63,7 +63,9 @@ class MadeToken(_Discreet, frozen=True):
     token: str | None
     scopes: tuple[str, ...]
     label: str
+    addresses: tuple[str, ...]
     created_ms: int
+    expires_ms: int | None
 
 
 class OperatorToken(Struct, frozen=True):
@@ -73,8 +75,11 @@ class OperatorToken(Struct, frozen=True):
     fingerprint: str
     scopes: tuple[str, ...]
     label: str
+    addresses: tuple[str, ...]
     created_ms: int
+    expires_ms: int | None
     revoked_ms: int | None
+    last_used_ms: int | None
 
 
 class TokenPage(Struct, frozen=True):

@@ -20,8 +20,8 @@ from msgspec.structs import replace
 from spotledger import paths
 from spotledger.client.driver import drive, stream
 from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore, outcomes_of
+from spotledger.client.operator.credentials import CredentialCalls
 from spotledger.client.operator.decoding import decode
-from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.operator.ledger_answers import (
     Coins,
     CustomerPage,
@@ -61,7 +61,6 @@ from spotledger.client.operator.operations import (
     Unfreeze,
     Withdraw,
     batch_body,
-    texts_of,
 )
 from spotledger.client.operator.service_answers import Audit, Backup, ClockState, Ready
 from spotledger.client.transport import open_http
@@ -70,7 +69,7 @@ from spotledger.errors import Refused, TransportError, Unavailable
 T = TypeVar("T")
 
 
-class OperatorLedger:
+class OperatorLedger(CredentialCalls):
     """
     The ledger of a running service, blocking.
 
@@ -317,101 +316,24 @@ class OperatorLedger:
         return (self._get(EntryRead, path_of(paths.ENTRY, seq=seq), min_seq=min_seq)).reversed_by
 
     def entries(
-        self, after_seq: Position = 0, limit: int | None = None, *, min_seq: Position | None = None
+        self,
+        after_seq: Position = 0,
+        limit: int | None = None,
+        *,
+        actor: str | None = None,
+        min_seq: Position | None = None,
     ) -> EntryPage:
-        """Return a page of the journal, in order and without gaps."""
-        return self._get(EntryPage, paths.ENTRIES, after_seq=after_seq, limit=limit, min_seq=min_seq)
+        """
+        Return a page of the journal, in order and without gaps; with *actor* only the entries of that actor.
+
+        A page of an *actor* may be short or empty before the end of the journal, because a call looks at a bounded
+        number of entries. Go on after ``next`` until it is where the page began.
+        """
+        return self._get(EntryPage, paths.ENTRIES, after_seq=after_seq, limit=limit, actor=actor, min_seq=min_seq)
 
     def trial_balance(self, *, min_seq: Position | None = None) -> TrialBalance:
         """Return the sums of all customers and of each house account, by coin."""
         return self._get(TrialBalance, paths.TRIAL_BALANCE, min_seq=min_seq)
-
-    # --- access keys --------------------------------------------------------------------------------
-
-    def keys(self, customer: str | None = None, after: str | None = None, limit: int | None = None) -> KeyPage:
-        """Return a page of the access keys of *customer*, or of all customers; revoked ones too, no secrets."""
-        return self._get(KeyPage, paths.ACCESS_KEYS, customer=customer, after=after, limit=limit)
-
-    def create_key(
-        self,
-        customer: str,
-        permissions: Sequence[str],
-        label: str = "",
-        addresses: Sequence[str] = (),
-        expires_ms: int | None = None,
-        *,
-        key: str,
-    ) -> MadeKey:
-        """
-        Make an access key for *customer*.
-
-        Args:
-            customer: A registered customer.
-            permissions: One or more of ``read``, ``trade`` and ``withdraw``.
-            label: A line of up to 100 characters.
-            addresses: The addresses or networks (``10.1.0.0/16``) that it may be used from; empty for any.
-            expires_ms: When it stops working, in ms since 1970, in the future; None for never.
-            key: The idempotency key of this write, not an access key.
-
-        Returns:
-            The access key with its secret. The answer to a repeat has no secret, also if the client itself sent the
-            call again because the first answer was lost. Rotate the access key then.
-
-        Raises:
-            UnknownCustomer: *customer* is not registered.
-            InvalidRequest: An argument is not as above; ``field`` in the details names it.
-        """
-        body = {
-            "customer": customer,
-            "permissions": texts_of(permissions, "permissions"),
-            "label": label,
-            "addresses": texts_of(addresses, "addresses"),
-            "expires_ms": expires_ms,
-        }
-        return self._ask(MadeKey, "POST", paths.ACCESS_KEYS, body=body, key=key)
-
-    def rotate_key(self, accesskey: str, *, key: str) -> MadeKey:
-        """
-        Revoke *accesskey* and make another with the same customer, permissions, label, addresses and expiry.
-
-        The answer to a repeat has no secret.
-
-        Raises:
-            NotFound: There is no such access key.
-            InvalidRequest: It is already revoked; nothing is made.
-        """
-        path = path_of(paths.ACCESS_KEY_ROTATION, accesskey=accesskey)
-        return self._ask(MadeKey, "POST", path, body={}, key=key)
-
-    def revoke_key(self, accesskey: str) -> AccessKey:
-        """
-        Revoke *accesskey*, at once and for ever. Revoking it again changes nothing.
-
-        Raises:
-            NotFound: There is no such access key.
-        """
-        return self._ask(AccessKey, "DELETE", path_of(paths.ACCESS_KEY, accesskey=accesskey))
-
-    # --- operator tokens ----------------------------------------------------------------------------
-
-    def tokens(self, after: str | None = None, limit: int | None = None) -> TokenPage:
-        """Return a page of the operator tokens, revoked ones too."""
-        return self._get(TokenPage, paths.TOKENS, after=after, limit=limit)
-
-    def create_token(self, scopes: Sequence[str], label: str = "", *, key: str) -> MadeToken:
-        """Make an operator token with *scopes*. The answer to a repeat has no token."""
-        body = {"scopes": texts_of(scopes, "scopes"), "label": label}
-        return self._ask(MadeToken, "POST", paths.TOKENS, body=body, key=key)
-
-    def revoke_token(self, token_id: str) -> OperatorToken:
-        """
-        Revoke a token, at once and for ever. It may be the token of this client.
-
-        Raises:
-            NotFound: There is no such token.
-            LastAdminToken: It is the last token in use with the scope ``admin``.
-        """
-        return self._ask(OperatorToken, "DELETE", path_of(paths.TOKEN, token_id=token_id))
 
     # --- the service --------------------------------------------------------------------------------
 

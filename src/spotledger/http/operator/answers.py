@@ -249,7 +249,9 @@ class TokenMadeAnswer(Answer):
     token: str | None
     scopes: list[str]
     label: str
+    addresses: list[str]
     created_ms: TimeMs
+    expires_ms: TimeMs | None
 
 
 class TokenAnswer(Answer):
@@ -259,8 +261,11 @@ class TokenAnswer(Answer):
     fingerprint: Annotated[str, Meta(description="The first 16 hex digits of the token's SHA-256.")]
     scopes: list[str]
     label: str
+    addresses: list[str]
     created_ms: TimeMs
+    expires_ms: TimeMs | None
     revoked_ms: TimeMs | None
+    last_used_ms: TimeMs | None
 
 
 class TokensAnswer(Answer):

@@ -66,7 +66,7 @@ class OperatorApp:
 
     def __init__(self, runtime: Runtime, local_token: str | None = None) -> None:
         self._runtime = runtime
-        self._token_check = TokenCheck(runtime.tokens, local_token)
+        self._token_check = TokenCheck(runtime.tokens, local_token, runtime.settings.trusted_proxies)
         self.feed = Feed(runtime.ledger)
         self.metrics = Metrics(runtime.siblings)
         self._show_metrics()

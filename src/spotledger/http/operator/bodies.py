@@ -293,6 +293,8 @@ class TokenBody(Body):
 
     scopes: list[str]
     label: str = ""
+    addresses: list[str] = []
+    expires_ms: int | None = None
 
 
 B = TypeVar("B", bound=Body)

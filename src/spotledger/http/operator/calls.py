@@ -33,6 +33,7 @@ from spotledger.http import wire
 from spotledger.http.h1.request import BodySource, Header, Reply, Request, too_long
 from spotledger.http.operator.answers import ReadAnswer, WriteAnswer
 from spotledger.ledger.reads import LedgerReads
+from spotledger.security.addresses import AddressResolver, IpAddress
 from spotledger.security.tokens import Tokens
 
 LEDGER_READ: Final = "ledger:read"
@@ -121,10 +122,12 @@ class TokenCheck:
     Args:
         tokens: The operator tokens.
         local_token: One more accepted token, with every scope, for a process that calls its own API.
+        trusted_proxies: The proxies whose ``X-Forwarded-For`` is trusted.
     """
 
-    def __init__(self, tokens: Tokens, local_token: str | None = None) -> None:
+    def __init__(self, tokens: Tokens, local_token: str | None = None, trusted_proxies: tuple[str, ...] = ()) -> None:
         self._tokens = tokens
+        self._resolver = AddressResolver(trusted_proxies)
         self._local = None if local_token is None else f"Bearer {local_token}".encode()
 
     def check(self, request: Request, needed: str | None) -> str:
@@ -132,14 +135,20 @@ class TokenCheck:
         Check the token of *request*, and return the actor that it stands for.
 
         Raises:
-            TokenRefused: The token is missing, unknown or revoked.
+            TokenRefused: The token is missing, unknown, revoked, expired, or not for the address of the request.
             ScopeMissing: The token lacks the scope *needed*.
         """
         header = request.header_once(b"authorization")
         if header is not None and self._local is not None and secrets.compare_digest(header, self._local):
             return LIBRARY
-        record = self._tokens.check(None if header is None else header.decode("latin-1"), needed)
+        text = None if header is None else header.decode("latin-1")
+        record = self._tokens.check(text, needed, lambda: self.address(request))
         return f"token:{record.token_id}"
+
+    def address(self, request: Request) -> IpAddress:
+        """Return the address that *request* comes from; ``NO_ADDRESS`` within the process."""
+        values = (value.decode("latin-1") for name, value in request.headers if name == b"x-forwarded-for")
+        return self._resolver.resolve(request.peer, lambda: values)
 
 
 class Endpoint:

@@ -119,7 +119,7 @@ EXAMPLES: Final[dict[type[msgspec.Struct], dict[str, Any]]] = {
         "atomic": False,
     },
     KeyBody: {"customer": "alice", "permissions": ["read"], "label": "bot", "addresses": ["192.0.2.0/24"]},
-    TokenBody: {"scopes": ["ledger:read", "ledger:write"], "label": "matching engine"},
+    TokenBody: {"scopes": ["ledger:read", "ledger:write"], "label": "matching engine", "addresses": ["10.0.0.0/8"]},
 }
 
 

@@ -198,12 +198,12 @@ class PostgresKeyTables(KeyTables):
             [(change,)] = session.execute("UPDATE key_version SET version = version + 1 WHERE id = 1 RETURNING version")
             return bool(self.write(statement, (now_ms, change, name)))
 
-    def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in ms since 1970; a time before the stored one is ignored."""
+    def note_used(self, table: str, column: str, used: Mapping[str, int]) -> None:
+        """Store when rows of *table*, named by *column*, were last used; a time before the stored one is ignored."""
         self.write(
-            "UPDATE access_keys SET last_used_ms = greatest(coalesce(last_used_ms, 0), noted.used_ms)"
-            " FROM unnest(?::text[], ?::bigint[]) AS noted (accesskey, used_ms)"
-            " WHERE access_keys.accesskey = noted.accesskey",
+            f"UPDATE {table} SET last_used_ms = greatest(coalesce(last_used_ms, 0), noted.used_ms)"
+            " FROM unnest(?::text[], ?::bigint[]) AS noted (name, used_ms)"
+            f" WHERE {table}.{column} = noted.name",
             (list(used), list(used.values())),
         )
 

@@ -66,7 +66,7 @@ KEYS_FILE: Final = "keys.db"
 
 #: The one file of the versions before 0.1 was finished.
 OLD_FILE: Final = "ledger.db"
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 #: How long a statement waits for a lock that another process holds. The service is the only one that should.
 BUSY_TIMEOUT_MS: Final = 2_000
 PAGE_CACHE_KIB: Final = 16_384

@@ -33,7 +33,10 @@ TABLES: Final = {
         *("accesskey", "customer", "permissions", "label", "addresses", "sealed_secret"),
         *("created_ms", "expires_ms", "revoked_ms", "last_used_ms"),
     ),
-    "operator_tokens": ("token_id", "digest", "scopes", "label", "created_ms", "revoked_ms"),
+    "operator_tokens": (
+        *("token_id", "digest", "scopes", "label", "created_ms"),
+        *("expires_ms", "addresses", "revoked_ms", "last_used_ms"),
+    ),
     "kept_key_requests": ("idempotency_key", "request_json", "answer_json"),
     "master_key_mark": ("id", "fingerprint"),
 }
@@ -300,12 +303,12 @@ class SqliteKeyTables(KeyTables):
         statement = f"UPDATE {table} SET revoked_ms = ? WHERE {column} = ? AND revoked_ms IS NULL"
         return bool(self.write(statement, (now_ms, name)))
 
-    def note_used(self, used: Mapping[str, int]) -> None:
-        """Store when access keys were last used, in one transaction; a time earlier than the stored one is ignored."""
+    def note_used(self, table: str, column: str, used: Mapping[str, int]) -> None:
+        """Store when rows of *table*, named by *column*, were last used; a time before the stored one is ignored."""
         with self.together() as write:
             write.executemany(
-                "UPDATE access_keys SET last_used_ms = max(coalesce(last_used_ms, 0), ?) WHERE accesskey = ?",
-                sorted((used_ms, accesskey) for accesskey, used_ms in used.items()),
+                f"UPDATE {table} SET last_used_ms = max(coalesce(last_used_ms, 0), ?) WHERE {column} = ?",
+                sorted((used_ms, name) for name, used_ms in used.items()),
             )
 
     def packed(self, texts: tuple[str, ...]) -> str:

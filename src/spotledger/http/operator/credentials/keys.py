@@ -114,14 +114,20 @@ class KeyCalls:
     async def create_token(self, call: Write) -> Reply:
         """Make an operator token."""
         body = decode(call.body, TokenBody)
-        scopes, label = list(checked_scopes(body.scopes)), checked_label(body.label)
+        request = {
+            "op": "create_token",
+            "scopes": list(checked_scopes(body.scopes)),
+            "label": checked_label(body.label),
+            "addresses": list(checked_addresses(body.addresses)),
+            "expires_ms": body.expires_ms,
+        }
 
         def make() -> dict[str, Any]:
-            made, token = self._tokens.create(body.scopes, body.label)
-            shown = TokenMadeAnswer(made.token_id, token, list(made.scopes), made.label, made.created_ms)
-            return msgspec.structs.asdict(shown)
+            made, token = self._tokens.create(body.scopes, body.label, body.addresses, body.expires_ms)
+            shown = {name: getattr(made, name) for name in TokenMadeAnswer.__struct_fields__ if name != "token"}
+            return {**shown, "token": token}
 
-        return await self._once(call.key, {"op": "create_token", "scopes": scopes, "label": label}, make)
+        return await self._once(call.key, request, make)
 
     async def _once(self, key: str, request: dict[str, Any], make: Callable[[], dict[str, Any]]) -> Reply:
         once = await self._writer.beside(lambda: self._writes.once(key, request, make))
@@ -151,7 +157,7 @@ class KeyCalls:
         limit = limit_in(query)
         found = self._tokens.list(query.get("after", ""), limit)
         following = found[-1].token_id if len(found) == limit else None
-        return answer(TokensAnswer([_token_answer(record) for record in found], following))
+        return answer(TokensAnswer([self._token_answer(record) for record in found], following))
 
     async def revoke_token(self, request: Request) -> Reply:
         """
@@ -160,7 +166,7 @@ class KeyCalls:
         It may be the token of this very call, but not the last one in use with the scope ``admin``.
         """
         token_id = request.parameters["token_id"]
-        return answer(_token_answer(await self._writer.beside(lambda: self._tokens.revoke(token_id))))
+        return answer(self._token_answer(await self._writer.beside(lambda: self._tokens.revoke(token_id))))
 
     def _record(self, accesskey: str) -> AccessKeyRecord:
         record = self._key_ring.get(accesskey)
@@ -177,10 +183,18 @@ class KeyCalls:
         found.last_used_ms = self._key_ring.used.get(record.accesskey, record.last_used_ms)
         return found
 
-
-def _token_answer(record: TokenRecord) -> TokenAnswer:
-    fingerprint, scopes = fingerprint_of(record), list(record.scopes)
-    return TokenAnswer(record.token_id, fingerprint, scopes, record.label, record.created_ms, record.revoked_ms)
+    def _token_answer(self, record: TokenRecord) -> TokenAnswer:
+        return TokenAnswer(
+            record.token_id,
+            fingerprint_of(record),
+            list(record.scopes),
+            record.label,
+            list(record.addresses),
+            record.created_ms,
+            record.expires_ms,
+            record.revoked_ms,
+            self._tokens.used.get(record.token_id, record.last_used_ms),
+        )
 
 
 def _no_key() -> NotFound:

@@ -19,12 +19,15 @@ CREATE INDEX access_keys_of_customer ON access_keys (customer, accesskey);
 
 -- One row an operator token; digest is the SHA-256 of it, the token itself is kept nowhere.
 CREATE TABLE operator_tokens (
-    token_id   TEXT PRIMARY KEY,
-    digest     BLOB NOT NULL UNIQUE CHECK (length(digest) = 32),
-    scopes     TEXT NOT NULL CHECK (json_valid(scopes)),
-    label      TEXT NOT NULL,
-    created_ms INTEGER NOT NULL,
-    revoked_ms INTEGER
+    token_id     TEXT PRIMARY KEY,
+    digest       BLOB NOT NULL UNIQUE CHECK (length(digest) = 32),
+    scopes       TEXT NOT NULL CHECK (json_valid(scopes)),
+    label        TEXT NOT NULL,
+    created_ms   INTEGER NOT NULL,
+    expires_ms   INTEGER,
+    addresses    TEXT NOT NULL CHECK (json_valid(addresses)),     -- CIDR texts, [] for anywhere
+    revoked_ms   INTEGER,
+    last_used_ms INTEGER
 ) STRICT, WITHOUT ROWID;
 
 -- The idempotency keys of writes about access keys and tokens. answer_json never holds a secret.
