@@ -44,6 +44,7 @@ ACCESS_KEY: Final = "/v1/keys/{accesskey}"
 ACCESS_KEY_ROTATION: Final = "/v1/keys/{accesskey}/rotate"
 TOKENS: Final = "/v1/tokens"
 TOKEN: Final = "/v1/tokens/{token_id}"  # noqa: S105 - a path
+ACCESS_LOG: Final = "/v1/access-log"
 
 #: Answered without a token, to a command that asks whether the service owns the data folder.
 OWNER: Final = "/v1/owner"

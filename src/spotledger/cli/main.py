@@ -9,7 +9,21 @@ import sys
 import click
 
 from spotledger import __version__
-from spotledger.cli import archive, audit, books, clock, demo, history, keys, money, reference, repair, service, trades
+from spotledger.cli import (
+    access,
+    archive,
+    audit,
+    books,
+    clock,
+    demo,
+    history,
+    keys,
+    money,
+    reference,
+    repair,
+    service,
+    trades,
+)
 from spotledger.cli.options import Commands
 
 
@@ -40,6 +54,7 @@ for _command in (
     history.feed,
     history.trial_balance,
     keys.get_balance,
+    access.access_log,
     audit.audit,
     archive.backup,
     archive.restore,

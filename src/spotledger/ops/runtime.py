@@ -20,6 +20,7 @@ from spotledger.errors import FileUnusable, LedgerCorrupt, MasterKeyRefused, Not
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 from spotledger.ops.access_key_writes import AccessKeyWrites
+from spotledger.ops.access_log import AccessLog
 from spotledger.ops.audits import Audits
 from spotledger.ops.opening import open_embedded
 from spotledger.ops.revocation_watch import Revocations, RevocationWatch
@@ -76,6 +77,7 @@ class Runtime:
     access_key_writes: AccessKeyWrites
     backups: Backups
     audits: Audits
+    access_log: AccessLog
     #: What this node reads, and how old that is; None if no other process writes the ledger.
     followed: Followed | None = None
     #: None if no other process can revoke access keys.
@@ -115,6 +117,7 @@ class Runtime:
     async def start(self) -> None:
         """Start to accept writes."""
         await self.writer.start()
+        await self.access_log.start()
         if self.revocation_watch is not None:
             await self.revocation_watch.start()
         if self.siblings is not None:
@@ -127,6 +130,7 @@ class Runtime:
             await self.siblings.stop()
         await self.backups.stop()
         await self.writer.stop()
+        await self.access_log.stop()
         if self.revocation_watch is not None:
             await self.revocation_watch.stop()
         try:
@@ -233,6 +237,7 @@ def _assemble(
         AccessKeyWrites(tables, key_ring),
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
         _audits(settings, clock_ms, fleet, siblings),
+        AccessLog(settings.data, clock_ms, days=settings.access_log_days, mib=settings.access_log_mib),
         None if fleet is None else fleet.store,
         None if fleet is None else _revocation_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
         siblings,

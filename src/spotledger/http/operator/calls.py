@@ -156,6 +156,7 @@ class Endpoint:
 
     def __init__(self, token_check: TokenCheck | None, path: str, calls: Mapping[str, Call]) -> None:
         self.path = path
+        self.is_open = token_check is None
         #: The pattern of a path with parameters, or None.
         self.pattern = path_pattern(path) if "{" in path else None
         self._token_check = token_check

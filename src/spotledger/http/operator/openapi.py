@@ -55,6 +55,7 @@ _SECTIONS: Final = {
     "audits": "The journal",
     "keys": "Access keys and tokens",
     "tokens": "Access keys and tokens",
+    "access-log": "Access keys and tokens",
     "backups": "Running it",
     "clock": "Running it",
 }
