@@ -49,7 +49,17 @@ def test_token_from_creation_to_revocation(data: Path, tmp_path: Path) -> None:
     assert len(listed) == 2
     assert listed[made["token_id"]]["label"] == "engine"
     table = spotledger(data, "token", "list").stdout
-    assert table.splitlines()[0].split() == ["token_id", "fingerprint", "scopes", "state", "made", "last", "used", "from", "label"]
+    assert table.splitlines()[0].split() == [
+        "token_id",
+        "fingerprint",
+        "scopes",
+        "state",
+        "made",
+        "last",
+        "used",
+        "from",
+        "label",
+    ]
     assert listed[made["token_id"]]["fingerprint"] in table
     assert made["token"] not in table
     revoked = spotledger(data, "token", "revoke", made["token_id"])

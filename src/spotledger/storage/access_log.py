@@ -10,17 +10,22 @@ lines, the oldest first.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from spotledger.errors import SchemaMismatch
 from spotledger.security.access_log import AccessFilter, AccessLine, PendingLine
 from spotledger.storage.private import check_private_database
 from spotledger.storage.sqlite.file import ACCESS_LOG, Connection, open_reader, open_writer, pragma, translated
 
 ACCESS_LOG_FILE: Final = "access-log.db"
 #: Lines that are removed in one transaction, so that other workers wait for a moment only.
-REMOVED_TOGETHER: Final = 5_000
+REMOVED_TOGETHER: Final = 1_000
+#: How often, and after which pause, a file is looked at again that is empty, because another process is making it.
+MAKING_ATTEMPTS: Final = 10
+MAKING_PAUSE_SECONDS: Final = 0.05
 #: How far the write-ahead log may grow before it is cut back.
 LOG_BYTES: Final = 8 * 1024 * 1024
 
@@ -103,14 +108,15 @@ class AccessLogFile:
         """
         Remove the oldest lines that *limit_bytes* have no room for; return how many.
 
-        Refusals go first while they are more than half of all lines, so that nobody can push out what passed by being
+        Refusals go first while they are half of all lines or more, so that nobody can push out what passed by being
         refused.
         """
         removed = 0
         with translated("trimmed", ACCESS_LOG):
             while self._used_bytes() > limit_bytes:
                 passed, refused = self._held()
-                gone = self._remove("INDEXED BY lines_refused WHERE reason <> ''" if refused > passed else "")
+                is_refused = refused > 0 and refused >= passed
+                gone = self._remove("INDEXED BY lines_refused WHERE reason <> ''" if is_refused else "")
                 removed += gone
                 if not gone:
                     break
@@ -199,5 +205,14 @@ def read_access_log(folder: Path, wanted: AccessFilter, after: int, limit: int) 
         "SELECT line, minute_ms, actor, actor_label, address, call, reason, count FROM lines"
         f" WHERE {' AND '.join(conditions)} ORDER BY line LIMIT ?"
     )
-    with contextlib.closing(open_reader(path, ACCESS_LOG)) as connection, translated("read", ACCESS_LOG):
+    with contextlib.closing(_opened_to_read(path)) as connection, translated("read", ACCESS_LOG):
         return [AccessLine(*row) for row in connection.execute(query, (*values, limit))]
+
+
+def _opened_to_read(path: Path) -> Connection:
+    """Open the file at *path*; one that is empty may be one that another process is just making."""
+    for _ in range(MAKING_ATTEMPTS):
+        with contextlib.suppress(SchemaMismatch):
+            return open_reader(path, ACCESS_LOG)
+        time.sleep(MAKING_PAUSE_SECONDS)
+    return open_reader(path, ACCESS_LOG)
