@@ -1,7 +1,8 @@
-"""The access log of a service that is killed, has workers, a full disk or a damaged log, and the command that reads it."""
+"""The access log of a service that is killed, has workers, a full disk or a damaged log; and its command."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -85,7 +86,7 @@ def test_kill_loses_nothing_that_was_written_and_the_next_start_goes_on(service:
 
 
 def test_workers_write_one_log_and_any_of_them_answers_for_all(tmp_path: Path, postgres_url: str) -> None:
-    """Calls that different workers answered are in one log, read from whichever worker; a killed one loses nothing old."""
+    """Calls that different workers answered are in one log, read from whichever worker; a kill takes nothing old."""
     service = support_service.start(tmp_path / "data", database=postgres_url, workers=3)
     try:
         service.list_coins(usdt=8)
@@ -171,7 +172,7 @@ def test_full_disk_stops_no_read_and_the_log_goes_on_once_there_is_room(small_di
         alice = running.trader("alice")
         lines_of(running)
         ballast = small_disk / "ballast"
-        with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(b"x" * 4096)
         client = running.client()

@@ -21,7 +21,10 @@ from support_json_server import JsonServer
 
 NOBODY = 65534
 SECRETS = ("owner.lock", "master.key", "operator.token")
-FILES = ("journal.db", "books.db", "keys.db", "noted-head", "owner.lock", "master.key", "operator.token")
+FILES = (
+    *("journal.db", "books.db", "keys.db", "noted-head", "access-log.db"),
+    *("owner.lock", "master.key", "operator.token"),
+)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
 
 
