@@ -351,10 +351,12 @@ def refusal(tokens: Tokens, token: str, address: str = "192.0.2.1") -> str | Non
     """Return why *token* is refused at *address*; check that the answer says no more than of an unknown token."""
     try:
         tokens.check(f"Bearer {token}", "ledger:read", lambda: ipaddress.ip_address(address))
-    except TokenRefused as refused:
-        assert (str(refused), refused.details) == (str(TokenRefused()), {})
-        return refused.cause
-    return None
+    except TokenRefused as error:
+        refused = error
+    else:
+        return None
+    assert (str(refused), refused.details) == (str(TokenRefused()), {})
+    return refused.cause
 
 
 def test_token_has_every_field_that_was_asked_for(open_tables: Open) -> None:
@@ -411,7 +413,7 @@ def test_token_is_refused_from_another_address(tokens: Tokens) -> None:
     _, free = tokens.create(["ledger:read"])
     for address in ("10.1.255.255", "192.0.2.7", "2001:db8::9"):
         assert refusal(tokens, limited, address) is None
-    for address in ("10.2.0.0", "192.0.2.8", "2001:db9::1", "0.0.0.0", "::"):
+    for address in ("10.2.0.0", "192.0.2.8", "2001:db9::1", "::", "255.255.255.255"):
         assert refusal(tokens, limited, address) == "token_address"
         assert refusal(tokens, free, address) is None
     with pytest.raises(TokenRefused):
@@ -453,6 +455,16 @@ def test_admin_token_that_expires_within_a_day_does_not_count_as_another(tables:
     assert tokens.revoke(short.token_id).revoked_ms == now[0]
     with pytest.raises(LastAdminToken):
         tokens.revoke(long.token_id)
+
+
+def test_labels_are_those_of_the_tokens_that_exist(tokens: Tokens) -> None:
+    """Ids of tokens that are not there, and texts that are no ids, have no label; revoked tokens keep theirs."""
+    first, second = tokens.create(["admin"], "first")[0], tokens.create(["ledger:read"])[0]
+    tokens.revoke(second.token_id)
+    ids = [first.token_id, "nobody", second.token_id, "x\0y", "é", "' OR 1=1 --"]
+    assert tokens.labels(ids) == {first.token_id: "first", second.token_id: ""}
+    for nothing in ([], ["é"], ["x\0y", "é"], ["nobody"]):
+        assert tokens.labels(nothing) == {}
 
 
 def test_last_use_of_a_token_is_stored_by_the_flush(tables: Tables) -> None:

@@ -90,7 +90,7 @@ def normal(text: str) -> str:
             lines.append(re.sub(r"\b[0-9]+s\s*\Z", "AGE", line))
             continue
         for part in (found, found.get("entry", {}), *found.get("holds", [])):
-            for name in ("booked_ms", "request_id", "opened_ms", "age_ms", "actor"):
+            for name in ("booked_ms", "request_id", "opened_ms", "age_ms", "actor", "actor_label"):
                 part.pop(name, None)
         lines.append(json.dumps(found))
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from spotledger.errors import StoreUnavailable
 from spotledger.http.operator import feed as operator_feed
 from support_feed import FeedReader
 from support_operator import Api, operator_api
@@ -158,6 +160,96 @@ def test_feed_beyond_the_limit_is_refused(api: Api, monkeypatch: pytest.MonkeyPa
         await fourth.take(1)
         await fourth.leave()
         await second.leave()
+
+    api.run(read())
+
+
+def test_one_token_cannot_hold_all_streams(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token that has as many as one may is refused another, other tokens are not, and one that ends makes room."""
+    monkeypatch.setattr(operator_feed, "FEEDS_PER_TOKEN", 2)
+    token = api.must("/v1/tokens", {"scopes": ["ledger:read"]})["token"]
+    greedy = {"Authorization": f"Bearer {token}"}
+
+    async def read() -> None:
+        readers = [FeedReader(api, "", greedy) for _ in range(2)]
+        for reader in readers:
+            await reader.take(1)
+        for _ in range(3):
+            third = FeedReader(api, "", greedy)
+            await third.end()
+            assert (third.status, third.media_type) == (503, "application/problem+json")
+        other = FeedReader(api)
+        await other.take(1)
+        await readers[0].leave()
+        readers[0] = FeedReader(api, "", greedy)
+        for reader in (*readers, other):
+            await reader.take(1)
+            await reader.leave()
+
+    api.run(read())
+    assert api.app.feed.open == 0
+
+
+class LostTrust:
+    """Judges as the watch of a node does that has lost its database."""
+
+    def check(self) -> None:
+        """Refuse everybody."""
+        raise StoreUnavailable
+
+
+@pytest.mark.parametrize("lost", ["revoked", "expired", "trust", "damaged"])
+def test_stream_ends_whole_once_its_token_is_good_no_more(
+    api: Api, caplog: pytest.LogCaptureFixture, lost: str
+) -> None:
+    """Whatever the reason: the stream ends by itself, also for a reader that takes nothing, and says so in the log."""
+    expires_ms = api.clock() + 60_000
+    made = api.must("/v1/tokens", {"scopes": ["ledger:read"], "expires_ms": expires_ms})
+    tokens = api.runtime.tokens
+
+    def lose() -> None:
+        if lost == "revoked":
+            tokens.revoke(made["token_id"])
+        elif lost == "expired":
+            api.clock.ahead_ms += 61_000
+        elif lost == "trust":
+            tokens.trust = LostTrust()
+        else:
+            with api.runtime.ledger.key_tables.together() as write:
+                write.execute("UPDATE operator_tokens SET scopes = '7'")
+            tokens.forget()
+
+    async def read() -> None:
+        header = {"Authorization": f"Bearer {made['token']}"}
+        readers = [FeedReader(api, "", header) for _ in range(2)]
+        for reader in readers:
+            await reader.take(8)
+        readers[0].read_no_more()
+        await asyncio.to_thread(lose)
+        for reader in readers:
+            await reader.end()
+        assert readers[1].ended
+
+    with caplog.at_level(logging.WARNING):
+        api.run(read())
+    assert api.app.feed.open == 0
+    assert f"a stream of the journal for token:{made['token_id']} ended" in caplog.text
+    assert made["token"] not in caplog.text
+
+
+def test_streams_of_good_tokens_go_on_while_others_are_checked(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Revocations of other tokens, again and again, end no stream and lose no entry."""
+    monkeypatch.setattr(operator_feed, "TOKEN_CHECK_SECONDS", 0.001)
+
+    async def read() -> None:
+        reader = FeedReader(api)
+        await reader.take(8)
+        for number in range(10):
+            other, _ = await asyncio.to_thread(api.runtime.tokens.create, ["ledger:read"])
+            await asyncio.to_thread(api.runtime.tokens.revoke, other.token_id)
+            await deposit(api, 1, f"go-on-{number}")
+            assert [event_id for event_id, _ in await reader.take(1)] == [9 + number]
+        await reader.leave()
 
     api.run(read())
 

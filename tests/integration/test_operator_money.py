@@ -136,6 +136,7 @@ def test_deposit_answer_has_seq_entry_postings_and_balances(api: Api) -> None:
             "seq": 9,
             "epoch": 1,
             "actor": f"token:{token_id}",
+            "actor_label": "operator.token",
             "kind": "deposit",
             "key": "deposit-1",
             "request": {

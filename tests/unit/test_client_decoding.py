@@ -65,7 +65,10 @@ KEY = {
     "last_used_ms": None,
 }
 TRIAL_COIN = {"customers": SIDES, "house": {"@fees": "-1"}, "total": "0"}
-MADE_TOKEN = {"token_id": "t", "token": SECRET, "scopes": ["admin"], "label": "", "created_ms": 1}
+MADE_TOKEN = {
+    "token_id": "t", "token": SECRET, "scopes": ["admin"], "label": "", "addresses": [],
+    "created_ms": 1, "expires_ms": 2,
+}  # fmt: skip
 
 DOCUMENTS: list[tuple[type[Struct], dict[str, Any]]] = [
     (Written, {"seq": 9, "epoch": 1, "entry": ENTRY, "balances": [{**PLACE, **SIDES}]}),
@@ -151,7 +154,9 @@ def test_secrets_and_access_keys_are_shown_by_no_repr() -> None:
         for shown in (repr(answer), str(answer), pretty_repr(answer)):
             assert SECRET not in shown
             assert ACCESSKEY not in shown
-    assert repr(token) == "MadeToken(token_id='t', scopes=('admin',), label='', created_ms=1)"
+    assert repr(token) == (
+        "MadeToken(token_id='t', scopes=('admin',), label='', addresses=(), created_ms=1, expires_ms=2)"
+    )
     assert "next_after='t'" in repr(decode(TokenPage, {"tokens": [], "next_after": "t"}))
 
 

@@ -9,7 +9,6 @@ A fault is noted, and the value in the journal is taken over, so that one fault 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from hashlib import blake2b, sha256
 from typing import Any, Final
@@ -22,7 +21,7 @@ from spotledger.audit.findings import Findings
 from spotledger.audit.requests import CHECKS
 from spotledger.audit.shortcuts import SHORTCUTS
 from spotledger.domain.amounts import MAX_SCALE, UNITS_LIMIT
-from spotledger.domain.journal import LEDGER, LIBRARY, epoch_key
+from spotledger.domain.journal import ACTOR, LEDGER, LIBRARY, epoch_key
 from spotledger.domain.positions import EPOCH_LIMIT, Epochs
 from spotledger.errors import Kept
 
@@ -31,7 +30,6 @@ _KEY_LENGTH: Final = 64
 _WITHOUT_POSTINGS: Final = frozenset({"list_coin", "register_customer"})
 #: The kinds of entries that the ledger writes by itself, under keys with a blank; nothing else does.
 _OWN_KINDS: Final = frozenset({"expire", "begin_epoch"})
-_ACTOR: Final = re.compile(r"token:[!-~]{1,64}|key:[!-~]{1,8}|library|ledger")
 
 
 class JournalPass(BooksRead):
@@ -305,7 +303,7 @@ class JournalPass(BooksRead):
 def _has_wrong_actor(entry: EntryRead) -> bool:
     """Say whether *entry* names no actor that it can have."""
     actor = entry.actor
-    return (actor == LEDGER) != (entry.kind in _OWN_KINDS) or (actor != LIBRARY and not _ACTOR.fullmatch(actor))
+    return (actor == LEDGER) != (entry.kind in _OWN_KINDS) or (actor != LIBRARY and not ACTOR.fullmatch(actor))
 
 
 def _too_large(entries: list[EntryRead]) -> bool:

@@ -111,19 +111,21 @@ def time_text(time_ms: int) -> str:
 @click.option(
     "--after", "after_seq", type=PositionType(), default="0", metavar="SEQ", help="Only entries after this one."
 )
+@click.option("--actor", metavar="ACTOR", help="Only entries of this actor, such as token:ID or ledger.")
 @click.option("--follow", is_flag=True, help="Continue with new entries until Ctrl-C.")
 @ledger_command()
-async def feed(ledger: CommandLedger, out: Output, after_seq: str, follow: bool) -> None:
+async def feed(ledger: CommandLedger, out: Output, after_seq: str, actor: str | None, follow: bool) -> None:
     """Show the journal, one entry per line; with --json as JSON objects."""
     while True:
-        page = await ledger.entries(after_seq)
+        page = await ledger.entries(after_seq, actor=actor)
         for entry, document in zip(page.entries, ledger.document["entries"], strict=True):
             if out.as_json:
                 out.json(document)
             else:
                 out.line(_feed_line(entry))
+        is_end = page.next == after_seq
         after_seq = page.next
-        if not page.entries:
+        if is_end:
             if not follow:
                 return
             await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
@@ -133,7 +135,8 @@ def _feed_line(entry: Entry) -> str:
     told = "; ".join(f"{line.customer} {line.side} {line.amount:f} {line.coin}" for line in entry.postings)
     if entry.refusal is not None:
         told = f"refused: {entry.refusal['detail']}"
-    line = f"{entry.position} {time_text(entry.booked_ms)} {entry.kind} [{entry.key.strip()}]"
+    actor = f"{entry.actor} ({entry.actor_label})" if entry.actor_label else entry.actor
+    line = f"{entry.position} {time_text(entry.booked_ms)} {entry.kind} [{entry.key.strip()}] by {actor}"
     return f"{line} {told}" if told else line
 
 

@@ -59,6 +59,11 @@ def may_be_negative(account: Account) -> bool:
     return account.kind == HOUSE_KIND and (account == EXTERNAL or account.customer.startswith(RECEIVABLE))
 
 
+def is_house_name(owner: str) -> bool:
+    """Say whether *owner* is the name of a house account, and no customer id."""
+    return owner.startswith("@")
+
+
 def check_customer(text: object, field: str = "customer") -> str:
     """Return *text* if it is a valid customer id: 1–64 of ``A-Z a-z 0-9 . _ -``, not ``.`` or ``..``."""
     if isinstance(text, str) and _CUSTOMER.match(text) and text not in (".", ".."):

@@ -7,6 +7,7 @@ key and its result durable together, and everything else about money can be deri
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +22,15 @@ REQUEST_FORMAT: Final = 1
 #: The actors that are no credential: who uses the library, and the ledger itself.
 LIBRARY: Final = "library"
 LEDGER: Final = "ledger"
+#: What the actors that are credentials begin with: the id of an operator token, or the beginning of an access key.
+TOKEN_ACTOR: Final = "token:"  # noqa: S105 - no secret
+KEY_ACTOR: Final = "key:"
+#: So much of an access key identifies it, and cannot be used.
+KEY_ACTOR_CHARACTERS: Final = 8
+#: Every form of an actor.
+ACTOR: Final = re.compile(
+    rf"{TOKEN_ACTOR}[!-~]{{1,64}}|{KEY_ACTOR}[!-~]{{1,{KEY_ACTOR_CHARACTERS}}}|{LIBRARY}|{LEDGER}"
+)
 #: The kind of the entry that begins an epoch.
 BEGIN_EPOCH: Final = "begin_epoch"
 #: Of the random id that distinguishes two histories which began the same epoch.
@@ -85,6 +95,11 @@ class Hold(NamedTuple):
         return new_tuple(Hold, values)
 
 
+def key_actor(accesskey: str) -> str:
+    """Return the actor of a trader's own write with *accesskey*: too few characters of it to use it."""
+    return KEY_ACTOR + accesskey[:KEY_ACTOR_CHARACTERS]
+
+
 @dataclass(slots=True)
 class Entry:
     """
@@ -93,7 +108,7 @@ class Entry:
     ``seq`` counts 1, 2, 3 … without gaps, and ``booked_ms`` never falls along it. ``request`` is the canonical request.
     A kept refusal has a ``refusal`` (code, detail, details). It has no postings, and neither has a listing, a
     registration or the beginning of an epoch. ``actor`` is the credential behind the entry: ``token:<id>``,
-    ``library``, or ``ledger``.
+    ``key:<first 8 characters>``, ``library``, or ``ledger``.
     """
 
     seq: int

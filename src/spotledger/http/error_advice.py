@@ -19,7 +19,7 @@ ADVICE: Final[dict[str, str]] = {
     "coin_already_listed": "Do nothing, or choose another symbol: a listing never changes.",
     "customer_already_registered": "Do nothing.",
     "already_reversed": "Do nothing: `by` is the entry that reversed it.",
-    "last_admin_token": "Make another token with the scope `admin`, then revoke this one.",
+    "last_admin_token": "Make another token with the scope `admin`, for more than a day, then revoke this one.",
     "chain_partly_known": "Send the chain exactly as it was sent before, or with new keys only.",
     "epoch_missing": "The ledger was restored, and this number was given again: look up what was meant, and send its "
     "position, such as `2-42`. A follower undoes what it took after `last_common`, and goes on from there.",
@@ -51,7 +51,8 @@ ADVICE: Final[dict[str, str]] = {
     "signature_refused": "Sign the parameters exactly as they are sent, with the secret of this access key.",
     "nonce_refused": "Correct the clock of the client, or ask the service for its time.",
     "replay_refused": "Sign each request separately, with its own nonce.",
-    "token_refused": "Send `Authorization: Bearer` with an operator token that is not revoked.",
+    "token_refused": "Send `Authorization: Bearer` with an operator token that is not revoked, has not expired and may"
+    " be used from this address.",
     "scope_missing": "Use a token with the scope that `scope` names.",
     # try again
     "unavailable": "Wait a little and send the same request again; `detail` gives the reason.",

@@ -7,7 +7,7 @@ import re
 import secrets
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -84,6 +84,9 @@ class TokenRecords(Protocol):
 
     def revoke(self, token_id: str, now_ms: int) -> bool:
         """Mark the token as revoked at *now_ms*; return whether it existed and was not revoked before."""
+
+    def labels(self, token_ids: Sequence[str]) -> dict[str, str]:
+        """Return the labels of the tokens with these ids, by id, of those that exist."""
 
     def note_used(self, used: Mapping[str, int]) -> None:
         """Store when tokens were last used: token id → ms since 1970."""
@@ -214,6 +217,10 @@ class Tokens:
     def list(self, after: str = "", limit: int = 1000) -> list[TokenRecord]:
         """Return at most *limit* records after the id *after*."""
         return self._records.list(after, limit)
+
+    def labels(self, token_ids: Sequence[str]) -> dict[str, str]:
+        """Return the labels of the tokens with these ids, by id, of those that exist."""
+        return self._records.labels(token_ids)
 
     def revoke(self, token_id: str) -> TokenRecord:
         """

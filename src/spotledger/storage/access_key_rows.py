@@ -7,7 +7,7 @@ A ``?`` in a statement marks a value. What differs between the stores is left to
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any, ClassVar, Generic, TypeVar
@@ -165,6 +165,14 @@ class TokenRows(_RecordRows[TokenRecord]):
     def by_digest(self, digest: bytes) -> TokenRecord | None:
         """Return the record of the token whose SHA-256 is *digest*."""
         return self._one("digest", digest)
+
+    def labels(self, token_ids: Sequence[str]) -> dict[str, str]:
+        """Return the labels of the tokens with these ids, by id, of those that exist."""
+        names = tuple(filter(_may_be_a_name, token_ids))
+        if not names:
+            return {}
+        marks = ", ".join("?" for _ in names)
+        return dict(self._tables.rows(f"SELECT token_id, label FROM {self.table} WHERE token_id IN ({marks})", names))
 
     def list(self, after: str, limit: int) -> list[TokenRecord]:
         """Return at most *limit* records after the id *after*, in order."""

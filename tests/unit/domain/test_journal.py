@@ -10,11 +10,13 @@ import pytest
 from spotledger.domain.accounts import EXTERNAL, Account, Coin
 from spotledger.domain.books import Subject
 from spotledger.domain.journal import (
+    ACTOR,
     BalanceAfter,
     Entry,
     Hold,
     HoldAfter,
     Posting,
+    key_actor,
     opened_hold,
 )
 from spotledger.domain.operations import (
@@ -251,3 +253,16 @@ def test_posting_balances_are_worked_back_from_the_end() -> None:
         balances=(BalanceAfter(ANN, "btc", 100, 0), BalanceAfter(EXTERNAL, "btc", -50, 0)),
     )
     assert entry.posting_balances() == [97, -50, 100]
+
+
+@pytest.mark.parametrize("accesskey", ["11111111-2222-4333-8444-555555555555", "abc", "x" * 64])
+def test_actor_of_a_trader_is_the_beginning_of_the_access_key(accesskey: str) -> None:
+    """Eight characters identify the key and are too few to use it; what comes of it is an actor like any other."""
+    assert key_actor(accesskey) == f"key:{accesskey[:8]}"
+    assert ACTOR.fullmatch(key_actor(accesskey))
+
+
+@pytest.mark.parametrize("actor", ["", "key:", "key:123456789", "token:", "token:a\n", "token:é", "Library", "ledger "])
+def test_text_of_another_form_is_no_actor(actor: str) -> None:
+    """An actor is one of four forms and nothing else."""
+    assert ACTOR.fullmatch(actor) is None

@@ -66,7 +66,11 @@ class HoldAfter(Struct, frozen=True):
 
 
 class Entry(_Placed, frozen=True):
-    """One entry of the journal; ``refusal`` is set on a kept refusal."""
+    """
+    One entry of the journal; ``refusal`` is set on a kept refusal.
+
+    ``actor`` is the credential behind it, and ``actor_label`` the label of the token, if it is one that is known.
+    """
 
     kind: str
     key: str
@@ -77,6 +81,7 @@ class Entry(_Placed, frozen=True):
     happened_ms: int | None = None
     holds_after: tuple[HoldAfter, ...] | None = field(default=None, name="holds")
     refusal: Json | None = None
+    actor_label: str | None = None
 
     @property
     def holds(self) -> Mapping[str, Decimal] | None:

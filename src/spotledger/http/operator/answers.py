@@ -15,6 +15,7 @@ from spotledger.domain.accounts import Balance
 from spotledger.domain.amounts import MAX_SCALE, formatter
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold
 from spotledger.domain.positions import Epochs
+from spotledger.http.operator.actors import ActorLabels
 from spotledger.ledger.reads import LedgerReads
 
 Json = dict[str, Any]
@@ -94,12 +95,13 @@ class EntryAnswer(Answer):
     kind: str
     key: Annotated[str, Meta(description="The idempotency key; one that starts with a blank is the ledger's own.")]
     booked_ms: TimeMs
-    actor: Annotated[str, Meta(description="The credential behind it: token:ID, library, or ledger for its own.")]
+    actor: Annotated[str, Meta(description="The credential behind it: token:ID, key:BEGINNING, library or ledger.")]
     request: Annotated[Json, Meta(description="The canonical request, as the journal keeps it.")]
     postings: list[PostingAnswer]
     happened_ms: TimeMs | UnsetType = UNSET
     holds: list[HoldAfterAnswer] | UnsetType = UNSET
     refusal: Json | UnsetType = UNSET
+    actor_label: Annotated[str, Meta(description="The label of the token, if the actor is one.")] | UnsetType = UNSET
 
 
 class WriteAnswer(Answer):
@@ -334,13 +336,14 @@ def amount_text(units: int, scale: int) -> str:
 
 
 class CoinTexts(dict[str, Texts]):
-    """The formatters of amounts by coin, and the epochs of positions, of one ledger."""
+    """The formatters of amounts by coin, the epochs of positions, and the labels of actors, of one ledger."""
 
-    __slots__ = ("_ledger",)
+    __slots__ = ("_ledger", "labels")
 
-    def __init__(self, ledger: LedgerReads) -> None:
+    def __init__(self, ledger: LedgerReads, labels: ActorLabels) -> None:
         super().__init__()
         self._ledger = ledger
+        self.labels = labels
 
     def __missing__(self, coin: str) -> Texts:
         texts = self[coin] = TEXTS[self._ledger.coins[coin].scale]
@@ -358,7 +361,7 @@ def balance_answer(balance: Balance, scale: int) -> BalanceAnswer:
 
 
 def entry_answer(entry: Entry, texts: CoinTexts) -> EntryAnswer:
-    """Return the answer for one entry."""
+    """Return the answer for one entry, whose actor's label was learned."""
     holds: list[HoldAfterAnswer] | UnsetType = UNSET
     epochs = texts.epochs
     if entry.holds:
@@ -376,6 +379,7 @@ def entry_answer(entry: Entry, texts: CoinTexts) -> EntryAnswer:
         UNSET if entry.happened_ms is None else entry.happened_ms,
         holds,
         UNSET if entry.refusal is None else entry.refusal,
+        texts.labels.of(entry.actor),
     )
 
 

@@ -26,7 +26,8 @@ from spotledger.errors import (
 )
 from spotledger.http import wire
 from spotledger.http.h1.request import BadRequest, ClientDisconnected, Reply, Request
-from spotledger.http.operator.answers import AliveAnswer, ReadyAnswer, SealingAnswer
+from spotledger.http.operator.actors import ActorLabels
+from spotledger.http.operator.answers import AliveAnswer, CoinTexts, ReadyAnswer, SealingAnswer
 from spotledger.http.operator.audits import AuditCalls, show_audits
 from spotledger.http.operator.backups import BackupCalls
 from spotledger.http.operator.batches import BatchCalls
@@ -69,8 +70,9 @@ class OperatorApp:
     def __init__(self, runtime: Runtime, local_token: str | None = None) -> None:
         self._runtime = runtime
         self._token_check = TokenCheck(runtime.tokens, local_token, runtime.settings.trusted_proxies)
-        self._access = AccessNotes(runtime, self._token_check, local_token)
-        self.feed = Feed(runtime.ledger)
+        self._access = AccessNotes(runtime, self._token_check)
+        self._texts = CoinTexts(runtime.ledger, ActorLabels(runtime.tokens))
+        self.feed = Feed(runtime.ledger, self._texts, self._token_check)
         self.metrics = Metrics(runtime.siblings)
         self._show_metrics()
         self._prefix = os.urandom(6).hex()
@@ -82,12 +84,12 @@ class OperatorApp:
 
     def _routes(self) -> list[Endpoint]:
         runtime = self._runtime
-        read_calls = ReadCalls(runtime.ledger, self.feed)
-        ledger_calls = LedgerCalls(runtime.ledger, runtime.writer, read_calls)
+        read_calls = ReadCalls(runtime.ledger, self.feed, self._texts)
+        ledger_calls = LedgerCalls(runtime.writer, read_calls, self._texts)
         key_calls = KeyCalls(
             runtime.ledger, runtime.writer, runtime.key_ring, runtime.tokens, runtime.access_key_writes
         )
-        batch_calls = BatchCalls(runtime.ledger, runtime.writer)
+        batch_calls = BatchCalls(runtime.writer, self._texts)
         return [
             *batch_calls.routes(self._token_check),
             *BackupCalls(runtime.backups).routes(self._token_check),

@@ -33,10 +33,11 @@ from spotledger.http.operator.bodies import (
     has_names_once,
     refusal_of,
 )
-from spotledger.http.operator.calls import LEDGER_WRITE, Call, Endpoint, TokenCheck, Write, json_answer, route
+from spotledger.http.operator.calls import LEDGER_WRITE, Call, Caller, Endpoint, TokenCheck, Write, json_answer, route
+from spotledger.http.operator.credentials.scopes import check_scopes
 from spotledger.http.operator.fields import ChainField, KeyField
 from spotledger.ledger.group import CHAIN_LIMIT
-from spotledger.ledger.ledger import Ledger, Outcome
+from spotledger.ledger.ledger import Outcome
 from spotledger.ledger.writer import Writer
 
 BATCH_BODY_LIMIT_BYTES: Final = 8 * 1024 * 1024
@@ -110,8 +111,8 @@ class BatchAnswer(Answer):
 class BatchCalls:
     """The call for many operations at once."""
 
-    def __init__(self, ledger: Ledger, writer: Writer) -> None:
-        self._texts = CoinTexts(ledger)
+    def __init__(self, writer: Writer, texts: CoinTexts) -> None:
+        self._texts = texts
         self._writer = writer
 
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
@@ -128,14 +129,15 @@ class BatchCalls:
 
     async def batch(self, call: Write) -> Reply:
         """Execute operations in order, each by itself, in chains, or all or nothing, and return one result each."""
-        operations, chains, atomic = await _read(call.body)
+        operations, chains, atomic = await _read(call.body, call.caller)
         outcomes: list[Outcome] = []
         if operations:
-            outcomes = await self._writer.submit(operations, chains, atomic=atomic, actor=call.actor)
+            outcomes = await self._writer.submit(operations, chains, atomic=atomic, actor=call.caller.actor)
         return json_answer(await self._written(outcomes))
 
     async def _written(self, outcomes: Sequence[Outcome]) -> bytes:
         """Return the encoded results; other tasks may run between two pieces."""
+        await self._texts.labels.learn(outcome.entry for outcome in outcomes if not isinstance(outcome, Refused))
         pieces = []
         for start in range(0, len(outcomes), PIECE_OPERATIONS):
             if start:
@@ -145,8 +147,8 @@ class BatchCalls:
         return b'{"results":[' + b",".join(pieces) + b"]}"
 
 
-async def _read(body: bytes) -> tuple[list[Operation], list[str | None] | None, bool]:
-    """Return the operations of a batch, their chains if there are any, and whether it is atomic."""
+async def _read(body: bytes, caller: Caller) -> tuple[list[Operation], list[str | None] | None, bool]:
+    """Return the operations of a batch that *caller* may ask for, their chains if any, and whether it is atomic."""
     operations: list[Operation] = []
     chains: list[str | None] = []
     reader = BatchReader(body)
@@ -159,6 +161,7 @@ async def _read(body: bytes) -> tuple[list[Operation], list[str | None] | None, 
                 chains.append(None if operation.chain is None else _chain(operation.chain))
             except InvalidRequest as refusal:
                 raise _placed(refusal, index) from None
+        check_scopes(operations[start:], caller.scopes)
         await asyncio.sleep(0)
     return operations, chains if any(chains) else None, reader.atomic
 

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from spotledger.domain.journal import LIBRARY
+from spotledger.domain.journal import LIBRARY, TOKEN_ACTOR
 from spotledger.domain.operations import check_key
 from spotledger.domain.positions import FIRST_EPOCH, Position, parse_position
 from spotledger.errors import (
@@ -34,10 +34,11 @@ from spotledger.http.h1.request import BodySource, Header, Reply, Request, too_l
 from spotledger.http.operator.answers import ReadAnswer, WriteAnswer
 from spotledger.ledger.reads import LedgerReads
 from spotledger.security.addresses import AddressResolver, IpAddress
-from spotledger.security.tokens import Tokens
+from spotledger.security.tokens import SCOPES, Tokens
 
 LEDGER_READ: Final = "ledger:read"
 LEDGER_WRITE: Final = "ledger:write"
+LEDGER_CONTROL: Final = "ledger:control"
 KEYS_WRITE: Final = "keys:write"
 METRICS_READ: Final = "metrics:read"
 ADMIN: Final = "admin"
@@ -68,13 +69,20 @@ _SEQ = re.compile(r"\A[0-9]{1,18}\Z")
 _encode = msgspec.json.Encoder().encode
 
 
+class Caller(NamedTuple):
+    """Who makes a call: the actor that entries name, and the scopes of its token."""
+
+    actor: str
+    scopes: tuple[str, ...]
+
+
 class Write(NamedTuple):
     """The arguments of a call that writes: its request, its idempotency key, its body, and who makes it."""
 
     request: Request
     key: str
     body: bytes
-    actor: str
+    caller: Caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,10 @@ class Call:
     page: bool = False
 
 
+_LIBRARY: Final = Caller(LIBRARY, SCOPES)
+_NOBODY: Final = Caller("", ())
+
+
 class TokenCheck:
     """
     Check the operator tokens of requests.
@@ -130,20 +142,27 @@ class TokenCheck:
         self._resolver = AddressResolver(trusted_proxies)
         self._local = None if local_token is None else f"Bearer {local_token}".encode()
 
-    def check(self, request: Request, needed: str | None) -> str:
+    def check(self, request: Request, needed: str | None) -> Caller:
         """
-        Check the token of *request*, and return the actor that it stands for.
+        Check the token of *request*, and return who makes it.
 
         Raises:
             TokenRefused: The token is missing, unknown, revoked, expired, or not for the address of the request.
             ScopeMissing: The token lacks the scope *needed*.
         """
+        return self.recheck(request, needed)
+
+    def recheck(self, request: Request, needed: str | None) -> Caller:
+        """Do as :meth:`check` for a call that goes on, and is no new one."""
         header = request.header_once(b"authorization")
         if header is not None and self._local is not None and secrets.compare_digest(header, self._local):
-            return LIBRARY
+            request.caller = (LIBRARY, "")
+            return _LIBRARY
         text = None if header is None else header.decode("latin-1")
         record = self._tokens.check(text, needed, lambda: self.address(request))
-        return f"token:{record.token_id}"
+        caller = Caller(TOKEN_ACTOR + record.token_id, record.scopes)
+        request.caller = (caller.actor, record.label)
+        return caller
 
     def address(self, request: Request) -> IpAddress:
         """Return the address that *request* comes from; ``NO_ADDRESS`` within the process."""
@@ -166,9 +185,9 @@ class Endpoint:
         """Check the token, make the call and return its answer."""
         method = request.method
         call = self.calls.get(method)
-        actor = ""
+        caller = _NOBODY
         if self._token_check is not None:
-            actor = self._token_check.check(request, call.scope if call else None)
+            caller = self._token_check.check(request, call.scope if call else None)
         if call is None:
             allowed = ", ".join(self.calls)
             raise MethodNotAllowed(f"This path does not take {method}; {allowed} would pass.", allow=allowed)
@@ -176,7 +195,7 @@ class Endpoint:
             if request.query:
                 query_of(request, *call.query)
             key = idempotency_key(request) if call.needs_key else ""
-            return await call.write(Write(request, key, await read_body(request, call.body_limit), actor))
+            return await call.write(Write(request, key, await read_body(request, call.body_limit), caller))
         assert call.read is not None, "a call reads or writes"  # noqa: S101
         return await call.read(request)
 

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from spotledger.domain.accounts import ACCOUNT_IDS
 from spotledger.domain.amounts import MAX_SCALE
+from spotledger.domain.journal import ACTOR
 from spotledger.domain.operations import KEY_MAX_CHARACTERS, REFERENCE_MAX_CHARACTERS, TIME_MAX_MS
 from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN
 
@@ -111,6 +112,11 @@ PARAMETERS: Final[dict[str, Schema]] = {
     "access:after": {**_NUMBER, "description": "Where the page starts: the `next` of the page before."},
     "access:from_ms": {**_NUMBER, "description": "Only from this minute on, in milliseconds since 1970."},
     "access:to_ms": {**_NUMBER, "description": "Only minutes that began before, in milliseconds since 1970."},
+    "actor": {
+        "type": "string",
+        "pattern": f"^({ACTOR.pattern})$",
+        "description": "Only the entries of this actor: token:ID, key:BEGINNING, library or ledger.",
+    },
     "account": {**ACCOUNT, "description": "The customer's account."},
     "after": {"type": "string", "description": "Where the page starts: the `next_after` of the page before."},
     "hold:after": {**_POSITION, "description": "Where the page starts: the `next_after` of the page before."},

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Final
 
 from spotledger import paths
-from spotledger.domain.operations import Operation
+from spotledger.domain.operations import (
+    Deposit,
+    Freeze,
+    ListCoin,
+    Operation,
+    RegisterCustomer,
+    Reverse,
+    Settle,
+    Transfer,
+    Unfreeze,
+    Withdraw,
+)
 from spotledger.errors import Refused
 from spotledger.http.h1.request import Reply
 from spotledger.http.operator.answers import (
@@ -29,9 +40,9 @@ from spotledger.http.operator.bodies import (
     WithdrawalBody,
     decode,
 )
-from spotledger.http.operator.calls import LEDGER_READ, LEDGER_WRITE, Call, Endpoint, TokenCheck, Write, answer, route
+from spotledger.http.operator.calls import LEDGER_READ, Call, Caller, Endpoint, TokenCheck, Write, answer, route
+from spotledger.http.operator.credentials.scopes import SCOPE_OF, check_scopes
 from spotledger.http.operator.reads import ReadCalls
-from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 
 OperationBody = (
@@ -66,8 +77,8 @@ _ABOUT: Final[dict[type[OperationBody], str]] = {
 class LedgerCalls:
     """The calls for single operations, and the reads on the same paths."""
 
-    def __init__(self, ledger: Ledger, writer: Writer, reads: ReadCalls) -> None:
-        self._texts = CoinTexts(ledger)
+    def __init__(self, writer: Writer, reads: ReadCalls, texts: CoinTexts) -> None:
+        self._texts = texts
         self._writer = writer
         self._reads = reads
 
@@ -78,34 +89,36 @@ class LedgerCalls:
         customers = Call(LEDGER_READ, reads.customers, gives=CustomersAnswer, query=("after", "limit", "min_seq"))
         old = ("older_than_ms", "hold:after", "limit", "min_seq")
         old_holds = Call(LEDGER_READ, reads.old_holds, gives=HoldsAnswer, query=old)
-        release = Call(LEDGER_WRITE, write=self.release, takes=ReleaseBody, gives=WriteAnswer)
+        release = Call(SCOPE_OF[Unfreeze], write=self.release, takes=ReleaseBody, gives=WriteAnswer)
         return [
-            route(token_check, paths.SETTLEMENTS, POST=self._writes(SettlementBody)),
-            route(token_check, paths.HOLDS, POST=self._writes(HoldBody), GET=old_holds),
-            route(token_check, paths.RELEASES, POST=self._writes(UnfreezeBody)),
+            route(token_check, paths.SETTLEMENTS, POST=self._writes(SettlementBody, Settle)),
+            route(token_check, paths.HOLDS, POST=self._writes(HoldBody, Freeze), GET=old_holds),
+            route(token_check, paths.RELEASES, POST=self._writes(UnfreezeBody, Unfreeze)),
             route(token_check, paths.HOLD_RELEASE, POST=release),
-            route(token_check, paths.DEPOSITS, POST=self._writes(DepositBody)),
-            route(token_check, paths.WITHDRAWALS, POST=self._writes(WithdrawalBody)),
-            route(token_check, paths.TRANSFERS, POST=self._writes(TransferBody)),
-            route(token_check, paths.REVERSALS, POST=self._writes(ReversalBody)),
-            route(token_check, paths.COINS, GET=coins, POST=self._writes(CoinBody)),
-            route(token_check, paths.CUSTOMERS, GET=customers, POST=self._writes(CustomerBody)),
+            route(token_check, paths.DEPOSITS, POST=self._writes(DepositBody, Deposit)),
+            route(token_check, paths.WITHDRAWALS, POST=self._writes(WithdrawalBody, Withdraw)),
+            route(token_check, paths.TRANSFERS, POST=self._writes(TransferBody, Transfer)),
+            route(token_check, paths.REVERSALS, POST=self._writes(ReversalBody, Reverse)),
+            route(token_check, paths.COINS, GET=coins, POST=self._writes(CoinBody, ListCoin)),
+            route(token_check, paths.CUSTOMERS, GET=customers, POST=self._writes(CustomerBody, RegisterCustomer)),
         ]
 
-    def _writes(self, kind: type[OperationBody]) -> Call:
+    def _writes(self, kind: type[OperationBody], operation: type[Operation]) -> Call:
         async def write(call: Write) -> Reply:
-            return await self._submit(decode(call.body, kind).operation(call.key), call.actor)
+            return await self._submit(decode(call.body, kind).operation(call.key), call.caller)
 
-        return Call(LEDGER_WRITE, write=write, takes=kind, gives=WriteAnswer, about=_ABOUT[kind])
+        return Call(SCOPE_OF[operation], write=write, takes=kind, gives=WriteAnswer, about=_ABOUT[kind])
 
     async def release(self, call: Write) -> Reply:
         """Release all or part of a hold."""
         body = decode(call.body or b"{}", ReleaseBody)
-        return await self._submit(body.release(call.key, call.request.parameters["hold"]), call.actor)
+        return await self._submit(body.release(call.key, call.request.parameters["hold"]), call.caller)
 
-    async def _submit(self, operation: Operation, actor: str) -> Reply:
-        result = (await self._writer.submit((operation,), actor=actor))[0]
+    async def _submit(self, operation: Operation, caller: Caller) -> Reply:
+        check_scopes((operation,), caller.scopes)
+        result = (await self._writer.submit((operation,), actor=caller.actor))[0]
         if isinstance(result, Refused):
             raise result
+        await self._texts.labels.learn((result.entry,))
         body = write_answer(result.entry, result.hold, self._texts)
         return answer(body, replayed=result.replayed)

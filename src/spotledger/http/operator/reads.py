@@ -27,7 +27,7 @@ from spotledger.domain.accounts import (
     check_coin,
     receivable_of,
 )
-from spotledger.domain.journal import BalanceAfter, Entry, Hold
+from spotledger.domain.journal import ACTOR, BalanceAfter, Entry, Hold
 from spotledger.domain.positions import parse_position
 from spotledger.errors import InvalidRequest, NotFound
 from spotledger.http.h1.request import Reply, Request
@@ -78,22 +78,25 @@ HOLD_STATES: Final = ("open", "closed")
 #: The house accounts that are not per customer.
 HOUSE_ACCOUNTS: Final = {account.customer: account for account in (EXTERNAL, FEES, DUST)}
 
+#: Entries that one call with ``actor`` looks at: there is no index of actors.
+SCANNED_ENTRIES: Final = 5_000
+
 _EVENT_STREAM: Final = EVENT_STREAM_MEDIA_TYPE.encode()
 
 
 class ReadCalls:
     """The calls that read coins, customers, balances, holds, entries and the trial balance."""
 
-    def __init__(self, ledger: Ledger, feed: Feed) -> None:
+    def __init__(self, ledger: Ledger, feed: Feed, texts: CoinTexts) -> None:
         self._ledger = ledger
         self._feed = feed
         self._adding_up = asyncio.Lock()
-        self._texts = CoinTexts(ledger)
+        self._texts = texts
 
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes, the most frequent ones first, without those of paths that also take writes."""
         holds = ("state", "older_than_ms", "hold:after", "limit", "min_seq")
-        pages = ("after_seq", "limit", "min_seq")
+        pages = ("actor", "after_seq", "limit", "min_seq")
         entries = Call(LEDGER_READ, self.entries, gives=EntriesAnswer, query=pages, streams=True)
         return [
             self._route(token_check, paths.CUSTOMER_BALANCES, self.balances, BalancesAnswer, *self.BALANCES),
@@ -247,18 +250,27 @@ class ReadCalls:
     # --- entries --------------------------------------------------------------------------------------
 
     async def entries(self, request: Request) -> Reply:
-        """Return the journal, numbered without gaps: a page of it, or a stream of server-sent events."""
+        """
+        Return the journal, numbered without gaps: a page of it, or a stream of server-sent events.
+
+        With `actor` a page has the entries of that actor only. One call looks at 5,000 entries at most, so a page may
+        be short or empty before the end of the journal: go on after `next` until it is where the page began.
+        """
         if request.method == "GET" and _EVENT_STREAM in (request.header(b"accept") or b""):
             await self._await_seq({})
             return self._feed.answer(request)
-        query = query_of(request, "after_seq", "limit", "min_seq")
-        limit = limit_in(query)
+        query = query_of(request, "actor", "after_seq", "limit", "min_seq")
+        limit, actor = limit_in(query), _actor_in(query)
         await self._await_seq(query)
         after_seq = position_in(query, "after_seq", self._ledger, 0)
         seq = self._ledger.head.seq
-        found = await _in_pieces(self._ledger.entries, after_seq, limit)
-        seq = max(seq, found[-1].seq if found else 0)
-        following = found[-1].seq if found else after_seq
+        if actor is None:
+            found = await _in_pieces(self._ledger.entries, after_seq, limit)
+            following = found[-1].seq if found else after_seq
+        else:
+            found, following = await _of_actor(self._ledger.entries, actor, after_seq, limit)
+        await self._texts.labels.learn(found)
+        seq = max(seq, following)
         body = EntriesAnswer(seq, self._ledger.epochs.of(seq), [], following, self._ledger.epochs.text(following))
         return positioned(json_answer(await encoded_in_pieces(body, "entries", found, self._entry_answer)), body)
 
@@ -272,6 +284,7 @@ class ReadCalls:
         entry = self._ledger.entry(number)
         if entry is None:
             raise NotFound("There is no such entry; the seq of an entry would pass.")
+        await self._texts.labels.learn((entry,))
         seq, reversed_by = self._ledger.at_one_head(lambda: self._ledger.reversal_of(number))
         found = entry_answer(entry, self._texts)
         return answer(EntryReadAnswer(seq, self._ledger.epochs.of(seq), found, reversed_by))
@@ -292,6 +305,7 @@ class ReadCalls:
             return self._ledger.statement(customer, coin, after, limit)
 
         found = await _in_pieces(read, after_seq, limit)
+        await self._texts.labels.learn(found)
         opening, closing = _page_balances(found, (customer, receivable_of(customer).customer), coin)
         following = found[-1].seq if found else after_seq
         seq = max(seq, found[-1].seq if found else 0)
@@ -366,6 +380,37 @@ def _owes(owed: Mapping[str, Balance], coins: Mapping[str, Coin]) -> dict[str, s
     return {
         coin: amount_text(-balance.available, coins[coin].scale) for coin, balance in owed.items() if balance.available
     }
+
+
+def _actor_in(query: Mapping[str, str]) -> str | None:
+    """Return the actor that the query names, or None; refuse what is no actor, because it would find nothing."""
+    actor = query.get("actor")
+    if actor is not None and not ACTOR.fullmatch(actor):
+        raise InvalidRequest(
+            f"actor is {actor[:64]!r}; token:ID, key:FIRST-8-CHARACTERS, library or ledger would pass", field="actor"
+        )
+    return actor
+
+
+async def _of_actor(
+    read: Callable[[int, int], list[Entry]], actor: str, after: int, limit: int
+) -> tuple[list[Entry], int]:
+    """
+    Return at most *limit* of the next entries of *actor*, and the last entry that was looked at.
+
+    Looks at `SCANNED_ENTRIES` entries at most, in pieces; other tasks may run between two pieces.
+    """
+    found: list[Entry] = []
+    end = after + SCANNED_ENTRIES
+    while after < end and len(found) < limit:
+        piece = read(after, min(PIECE_ROWS, end - after))
+        if not piece:
+            break
+        matching = [entry for entry in piece if entry.actor == actor][: limit - len(found)]
+        found += matching
+        after = found[-1].seq if len(found) == limit else piece[-1].seq
+        await asyncio.sleep(0)
+    return found, after
 
 
 async def _in_pieces(read: Callable[[int, int], list[Entry]], after: int, limit: int) -> list[Entry]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta
 
 from spotledger import paths
-from spotledger.domain.journal import LIBRARY
+from spotledger.domain.journal import TOKEN_ACTOR
 from spotledger.errors import InvalidRequest, MalformedRequest, SpotledgerError, TokenRefused
 from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.answers import Answer, TimeMs
@@ -86,11 +85,10 @@ class AccessLogAnswer(Answer):
 class AccessNotes:
     """Notes who made which call, for the access log."""
 
-    def __init__(self, runtime: Runtime, token_check: TokenCheck, local_token: str | None = None) -> None:
-        """Note calls for the access log of *runtime*; *token_check* checks them, and *local_token* is its own."""
+    def __init__(self, runtime: Runtime, token_check: TokenCheck) -> None:
+        """Note calls for the access log of *runtime*, whose tokens *token_check* checks."""
         self._log = runtime.access_log.counts
         self._tokens = runtime.tokens
-        self._local = None if local_token is None else f"Bearer {local_token}".encode()
         self._address_of = token_check.address
         self._behind_proxies = bool(runtime.settings.trusted_proxies)
         #: Host → how its address is written.
@@ -108,7 +106,7 @@ class AccessNotes:
         if endpoint is not None and endpoint.is_open:
             return
         method = request.method if request.method in _METHODS else OTHER
-        actor, label = self._actor(request)
+        actor, label = request.caller or self._named(request)
         call = f"{method} {OTHER if endpoint is None else endpoint.path}"
         counts, access = self._log.counts, (actor, label, self._address(request), call, refused)
         counts[access] = counts.get(access, 0) + 1
@@ -119,15 +117,11 @@ class AccessNotes:
         unread.peer = peer
         self._log.count(("", "", self._address(unread), OTHER, MalformedRequest.code))
 
-    def _actor(self, request: Request) -> tuple[str, str]:
-        """Return actor and label of the token that *request* has, if it is known."""
+    def _named(self, request: Request) -> tuple[str, str]:
+        """Return actor and label of the token that a refused *request* has, if it is known."""
         header = request.header_once(b"authorization")
-        if header is None:
-            return "", ""
-        if self._local is not None and secrets.compare_digest(header, self._local):
-            return LIBRARY, ""
-        record = self._tokens.named_in(header.decode("latin-1"))
-        return ("", "") if record is None else (f"token:{record.token_id}", record.label)
+        record = None if header is None else self._tokens.named_in(header.decode("latin-1"))
+        return ("", "") if record is None else (TOKEN_ACTOR + record.token_id, record.label)
 
     def _address(self, request: Request) -> str:
         """Return how the address of *request* is written."""
