@@ -7,8 +7,11 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from spotledger.domain.journal import key_actor
 from spotledger.security import access_log
+from spotledger.security.access_keys import AccessKeyRecord, ReadyKey
 from spotledger.security.access_log import LEFT_OUT, SEVERAL, Access, AccessCounts, MinuteLines
+from spotledger.security.signing import UNKNOWN_SECRET
 
 TOKEN = ("token:1", "engine")
 READ: Access = (*TOKEN, "192.0.2.1", "GET /v1/coins", "")
@@ -139,3 +142,10 @@ def test_lines_are_bounded_and_their_sums_are_what_was_counted(takes: list[dict[
     assert found == sums
     # Own lines of each sort, a sum for each address or actor that has some, and the sums of the rest.
     assert len(minute) <= (6 + 5 + 4) * 2 + 2
+
+
+def test_access_key_has_the_same_name_in_the_log_as_in_entries() -> None:
+    """Whoever finds an actor in one of the two finds it in the other."""
+    record = AccessKeyRecord("11111111-2222-4333-8444-555555555555", "alice", ("read",), "bot", (), b"", 0)
+    key = ReadyKey(record, UNKNOWN_SECRET)
+    assert (key.actor, key.label) == (key_actor(record.accesskey), "bot")
