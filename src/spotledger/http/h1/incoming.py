@@ -37,6 +37,7 @@ class CompleteRequest(Request):
         self.path, self.query = _target(target)
         self.body = body
         self.peer = peer
+        self.caller = None
         self.parameters = _NO_PARAMETERS
         if self.method == "CONNECT":
             self.keep_alive = False  # what follows is not HTTP
