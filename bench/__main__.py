@@ -16,6 +16,7 @@ BENCHES = (
     "start",
     "loop",
     "h1",
+    "crowd",
     "read",
     "postgres",
     "postgres_callers",

@@ -245,7 +245,7 @@ class Settings:
         "Open connections of traders, and a tenth as many of operators; beyond that idle ones make room.",
     )
     connections_per_address: int = _number(
-        500, 1, 1_000_000, "Open connections of one address on each listener; trusted proxies are left out."
+        1_000, 1, 1_000_000, "Open connections of one address on each listener; trusted proxies are left out."
     )
     queue_limit: int = _number(
         10_000, 1, 1_000_000, "How many operations may wait for the writer; beyond that the answer is 503."
