@@ -160,10 +160,10 @@ class CredentialCalls(ABC):
 
         Args:
             actor: Only lines of ``token:ID`` or ``key:`` and the first characters of an access key; ``""`` for lines
-                of nobody that is known.
+                without a known credential.
             address: Only lines from this address; an IPv6 address stands for its /64.
-            from_ms: Only from this minute on, in ms since 1970.
-            to_ms: Only minutes that began before, in ms since 1970.
+            from_ms: Only lines from this minute on, in ms since 1970.
+            to_ms: Only lines of minutes that began before, in ms since 1970.
             after: The ``next`` of the page before.
             limit: The maximum length of the page; 1,000 at most.
 

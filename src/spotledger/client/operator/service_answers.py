@@ -91,8 +91,8 @@ class AccessLine(Struct, frozen=True):
     """
     How often something happened in the minute that began at ``time``, in ms since 1970.
 
-    ``actor`` is ``token:ID``, ``key:`` and the first 8 characters of an access key, ``library``, or empty for nobody
-    that is known. ``reason`` is the code of the refusal, None if the call passed.
+    ``actor`` is ``token:ID``, ``key:`` and the first 8 characters of an access key, ``library``, or empty
+    without a known credential. ``reason`` is the code of the refusal, None if the call passed.
     """
 
     time: int

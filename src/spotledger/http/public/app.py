@@ -222,13 +222,12 @@ class PublicApp:
         read = signed_of(parameters) if _SIGNED_NAMES & parameters.keys() else None
         if read is None:
             await gate.enter(peer, now_ms)
-            limits = limit_headers(None, gate, peer, now_ms)
-        else:
-            request.accesskey = read.signed.accesskey
-            key, _ = await gate.admit(read.signed, peer, "read", gate.account_limit, now_ms)
-            limits = gate.account_limit.headers(key.customer, now_ms)
-            self._count_passed(request, key, peer)
-        return self._v1_answer(request, _ACCOUNTS, limits)
+            return self._v1_answer(request, _ACCOUNTS, limit_headers(None, gate, peer, now_ms))
+        request.accesskey = read.signed.accesskey
+        key, _ = await gate.admit(read.signed, peer, "read", gate.account_limit, now_ms)
+        found = self._v1_answer(request, _ACCOUNTS, gate.account_limit.headers(key.customer, now_ms))
+        self._count_passed(request, key, peer)
+        return found
 
     # Takes any parameters, signed or not: a client whose clock is wrong gets the time here.
     async def _get_server_time(self, request: Request) -> Answer:
