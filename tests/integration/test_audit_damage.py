@@ -643,8 +643,12 @@ UNDERIVED = [
      {"access_key_malformed", "access_keys_differ"}),
     ("INSERT INTO access_keys VALUES ('k', 'nobody', '[]', '', '[]', x'01', 1, NULL, NULL, NULL)",
      {"access_key_malformed", "access_keys_differ"}),
-    ("INSERT INTO operator_tokens VALUES ('t', zeroblob(32), '{\"a\":1}', '', 1, NULL)",
+    ("INSERT INTO operator_tokens VALUES ('t', zeroblob(32), '{\"a\":1}', '', 1, NULL, '[]', NULL, NULL)",
      {"access_key_malformed", "access_keys_differ"}),
+    ("INSERT INTO operator_tokens VALUES ('t', zeroblob(32), '[]', '', 1, NULL, '[\"10.0.0.1/8\"]', NULL, NULL)",
+     {"access_key_malformed", "access_keys_differ"}),
+    ("INSERT INTO operator_tokens VALUES ('t', zeroblob(32), '[]', '', 1, 2, '[]', NULL, NULL)",
+     {"access_keys_differ"}),
     ("INSERT INTO kept_key_requests VALUES ('i', '[]', '{}')", {"access_key_malformed", "access_keys_differ"}),
 ]  # fmt: skip
 

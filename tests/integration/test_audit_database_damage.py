@@ -31,8 +31,8 @@ FOLDER = Path(__file__).parents[1] / "damage" / "database"
 CREDENTIALS = """
 INSERT INTO access_keys (accesskey, customer, permissions, label, addresses, sealed_secret, created_ms)
 VALUES ('3f0c1a52-0000-4000-8000-000000000001', 'ann', '{read,trade}', 'bot', '{10.0.0.0/8}', 'sealed', 5);
-INSERT INTO operator_tokens (token_id, digest, scopes, label, created_ms, revoked_ms, revoked_change)
-VALUES ('tok', sha256('token'), '{admin}', 'console', 5, 6, 1);
+INSERT INTO operator_tokens (token_id, digest, scopes, label, addresses, created_ms, revoked_ms, revoked_change)
+VALUES ('tok', sha256('token'), '{admin}', 'console', '{10.0.0.0/8}', 5, 6, 1);
 INSERT INTO kept_key_requests VALUES ('kept-1', '{}', '{}');
 UPDATE key_version SET version = 1;
 INSERT INTO master_key_mark VALUES (1, 'fingerprint');

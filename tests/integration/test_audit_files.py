@@ -27,7 +27,7 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make(tmp_path_factory.mktemp("healthy") / "ledger", segment_entries=16)
     with raw(folder, "keys.db") as keys:
         keys.execute("INSERT INTO access_keys VALUES ('k', 'ann', '[]', '', '[]', x'01', 1, NULL, NULL, NULL)")
-        keys.execute("INSERT INTO operator_tokens VALUES ('t', zeroblob(32), '[]', '', 1, NULL)")
+        keys.execute("INSERT INTO operator_tokens VALUES ('t', zeroblob(32), '[]', '', 1, NULL, '[]', NULL, NULL)")
         keys.execute("INSERT INTO kept_key_requests VALUES ('i', '{}', '{}')")
         keys.execute("INSERT INTO master_key_mark VALUES (1, 'ab')")
         store_sum(keys)

@@ -233,7 +233,8 @@ def test_stream_ends_whole_once_its_token_is_good_no_more(
     with caplog.at_level(logging.WARNING):
         api.run(read())
     assert api.app.feed.open == 0
-    assert f"a stream of the journal for token:{made['token_id']} ended" in caplog.text
+    cause = {"revoked": "token_revoked", "expired": "token_expired"}.get(lost, "")
+    assert f"a stream of the journal for token:{made['token_id']} ended: {cause}" in caplog.text
     assert made["token"] not in caplog.text
 
 

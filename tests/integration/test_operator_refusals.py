@@ -388,7 +388,7 @@ NEEDED = {
 
 def test_token_may_do_what_its_scopes_name_and_nothing_else(api: Api) -> None:
     """Each scope opens its calls; the others say which scope they need. Metrics have a scope of their own."""
-    for scope in ("ledger:read", "ledger:write", "keys:write", "metrics:read"):
+    for scope in ("ledger:read", "ledger:write", "ledger:control", "keys:write", "metrics:read"):
         token = token_of(api, scope)
         for needed, calls in NEEDED.items():
             for method, path in calls:

@@ -39,6 +39,12 @@ UPDATE operator_tokens SET digest = 'x';
 -- token: revocation taken back by half | access_key_malformed | operator_tokens tok…
 UPDATE operator_tokens SET revoked_ms = NULL, revoked_change = 1;
 
+-- token: an expiry before all times | access_key_malformed | operator_tokens tok…
+UPDATE operator_tokens SET expires_ms = -1;
+
+-- token: a use before all times | access_key_malformed | operator_tokens tok…
+UPDATE operator_tokens SET last_used_ms = -1;
+
 -- token: digests not unique | schema_changed | operator_tokens: constraint operator_tokens_digest_key
 ALTER TABLE operator_tokens DROP CONSTRAINT operator_tokens_digest_key;
 

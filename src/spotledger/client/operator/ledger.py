@@ -157,7 +157,7 @@ class OperatorLedger(CredentialCalls):
 
         Raises:
             Refused: The service refused it; the class has the ``code`` that the service named.
-            Denied: The token is missing, revoked or lacks the scope.
+            Denied: The token is missing or not in use, is not for this address, or lacks the scope.
             Unavailable: The service was unavailable at every attempt; try again with the same key.
             TransportError: No answer arrived, so the outcome is unknown; try again with the same key.
             ProtocolError: The answer is not of the documented form.
@@ -403,7 +403,7 @@ class OperatorLedger(CredentialCalls):
 
         Raises:
             TransportError, Unavailable: The service could not be reached ``attempts`` times in a row.
-            Denied: The token is missing, revoked or lacks the scope.
+            Denied: The token is missing or not in use, is not for this address, or lacks the scope.
             EpochMissing, UnknownPosition: The ledger was restored; undo what came after ``last_common`` in the details.
             ProtocolError: An entry is missing, arrived twice, or is not of the documented form.
         """

@@ -128,7 +128,7 @@ class Feed:
         try:
             self._token_check.recheck(stream.request, LEDGER_READ)
         except Exception as problem:  # noqa: BLE001 - whatever it is, nobody knows that the token is good
-            _log.warning("a stream of the journal for %s ended: %s", stream.actor, problem)
+            _log.warning("a stream of the journal for %s ended: %s", stream.actor, getattr(problem, "cause", problem))
             return False
         return True
 

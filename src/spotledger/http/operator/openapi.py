@@ -268,7 +268,7 @@ def _problem_statuses(path: str, call: Call, keyed: bool) -> Iterator[int]:
 
 _MEANING: Final = {
     400: "The request cannot be read.",
-    401: "The token is missing, unknown or revoked.",
+    401: "The token is missing, unknown, revoked, expired, or not for this address.",
     403: "The token lacks the scope.",
     404: "There is nothing with this path or id.",
     405: "The path takes another method.",
