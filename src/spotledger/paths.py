@@ -48,6 +48,7 @@ TOKENS: Final = "/v1/tokens"
 TOKEN: Final = "/v1/tokens/{token_id}"  # noqa: S105 - a path
 LOCKS: Final = "/v1/locks"
 LOCK: Final = "/v1/locks/{name}"
+ACCESS_LOG: Final = "/v1/access-log"
 
 #: Answered without a token, to a command that asks whether the service owns the data folder.
 OWNER: Final = "/v1/owner"

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import hmac
+import json
 import os
 import secrets
 import signal
@@ -84,6 +85,7 @@ class Canaries:
             ("GET", "/v1/tokens", {}),
             ("GET", "/v1/entries", {}),
             ("GET", "/metrics", {}),
+            ("GET", "/v1/access-log", {}),
             ("GET", f"/v1/{self.token}", {}),
             ("GET", "/v1/coins", {"headers": reader}),
             ("GET", "/v1/keys", {"headers": reader}),
@@ -109,6 +111,8 @@ class Canaries:
             service_write = {"customer": "alice", "coin": "usdt", "amount": "1"}
             self._keep(client.post("/v1/deposits", json=service_write, headers={"Idempotency-Key": f"d{number}"}))
             self._look_at_children()
+        self.access_log = client.get("/v1/access-log").content
+        self._keep(client.get("/v1/access-log"))
 
     def _look_at_children(self) -> None:
         """Keep the arguments and environments of the processes that the service started; some end soon."""
@@ -156,6 +160,24 @@ def test_secrets_are_in_no_output_argument_environment_or_file(canaries: Canarie
     said = {name: content for name, content in output.items() if name != "answers"}
     assert places_of(canaries.trader.accesskey, said) == places_of(canaries.revoked.accesskey, said) == []
     assert places_of(canaries.trader.accesskey, files), "what is looked for would be found"
+
+
+def test_access_log_has_who_and_why_and_no_secret_or_whole_key(canaries: Canaries) -> None:
+    """The log tells every cause that happened, and has of tokens the id, of access keys the first 8 characters."""
+    service = canaries.service
+    files = {name: content for name, content in canaries.files().items() if name.startswith("access-log.db")}
+    places = {"answer": canaries.access_log, **files}
+    assert {"access-log.db", "access-log.db-wal"} <= set(files)
+    lines = json.loads(canaries.access_log)["lines"]
+    reasons = {"token_unknown", "token_missing", "scope_missing", "signature_refused", "access_key_revoked", None}
+    assert {line["reason"] for line in lines} >= reasons
+    for key in (canaries.trader, canaries.revoked):
+        assert f"key:{key.accesskey[:8]}" in {line["actor"] for line in lines}
+        hidden = (key.accesskey, key.accesskey.replace("-", ""), key.accesskey[9:], key.secretkey)
+        assert [places_of(secret, places) for secret in hidden] == [[]] * 4
+    for secret in (service.token, canaries.token, MASTER_KEY, *canaries.signatures):
+        for part in (secret, secret[:8], secret[:16], secret[-16:]):
+            assert places_of(part, places) == []
 
 
 def test_crash_of_a_serving_process_leaves_no_core_and_no_secret_in_its_traceback(

@@ -23,7 +23,7 @@ NOBODY = 65534
 #: Only a start of the service reads these.
 OF_SERVICE = ("operator.token", "replay-memory", "locks")
 SECRETS = ("owner.lock", "master.key", *OF_SERVICE)
-FILES = ("journal.db", "books.db", "keys.db", "noted-head", *SECRETS)
+FILES = ("journal.db", "books.db", "keys.db", "noted-head", "access-log.db", *SECRETS)
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to somebody else")
 
 

@@ -55,6 +55,7 @@ for _command in (
     history.trial_balance,
     keys.get_balance,
     access.locks,
+    access.access_log,
     audit.audit,
     archive.backup,
     archive.restore,

@@ -360,6 +360,7 @@ def _public_app(runtime: Runtime) -> PublicApp:
         clock_distrust=lambda: runtime.ledger.clock_distrust,
         gate=gate,
         age_ms=None if followed is None else lambda: followed.age_ms,
+        access=runtime.access_log.counts,
     )
 
 

@@ -20,6 +20,7 @@ from spotledger.errors import FileUnusable, LedgerCorrupt, NotFound, SpotledgerE
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
 from spotledger.ops.access_key_writes import AccessKeyWrites
+from spotledger.ops.access_log import AccessLog
 from spotledger.ops.audits import Audits
 from spotledger.ops.kept_locks import KeptLocks
 from spotledger.ops.master_keys import MasterKeyRotation, hold_master_keys
@@ -79,6 +80,7 @@ class Runtime:
     audits: Audits
     #: The locks of the traders' gate.
     locks: KeptLocks
+    access_log: AccessLog
     #: What this node reads, and how old that is; None if no other process writes the ledger.
     followed: Followed | None = None
     #: None if no other process can revoke access keys.
@@ -120,6 +122,7 @@ class Runtime:
     async def start(self) -> None:
         """Start to accept writes."""
         await self.writer.start()
+        await self.access_log.start()
         if self.revocation_watch is not None:
             await self.revocation_watch.start()
         if self.siblings is not None:
@@ -132,6 +135,7 @@ class Runtime:
             await self.siblings.stop()
         await self.backups.stop()
         await self.writer.stop()
+        await self.access_log.stop()
         if self.revocation_watch is not None:
             await self.revocation_watch.stop()
         try:
@@ -242,6 +246,7 @@ def _assemble(
         Backups(ledger, settings.data / BACKUPS_FOLDER, clock_ms),
         _audits(settings, clock_ms, fleet, siblings),
         KeptLocks(settings.data, clock_ms, has_siblings=siblings is not None),
+        AccessLog(settings.data, clock_ms, days=settings.access_log_days, mib=settings.access_log_mib),
         None if fleet is None else fleet.store,
         None if fleet is None else _revocation_watch(fleet, key_ring, tokens, settings.keys_trust_seconds),
         siblings,

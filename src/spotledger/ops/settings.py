@@ -334,6 +334,10 @@ class Settings:
         3_650,
         "A start after a boot that finds the clock further ahead of the noted time waits for `spotledger clock trust`.",
     )
+    access_log_days: int = _number(90, 1, 3_650, "How long lines of the access log are kept.")
+    access_log_mib: int = _number(
+        1_024, 16, 1_000_000, "How large the access log may become; beyond that the oldest lines are removed."
+    )
     log_level: str = _choice(
         "info", ("debug", "info", "warning", "error"), "The lowest level of the messages logged to standard error."
     )

@@ -25,6 +25,8 @@ PERMISSIONS = ("read", "trade", "withdraw")
 LABEL_MAX_CHARACTERS = 100
 ADDRESSES_MAX = 100
 SECRET_BYTES = 32
+#: How much of an access key names it where the whole must not be seen.
+ACTOR_CHARACTERS = 8
 #: Half the number of access keys that are kept in memory.
 READY_KEYS_GENERATION = 20_000
 NEVER_MS = 1 << 62
@@ -78,10 +80,24 @@ class Trust(Protocol):
 class ReadyKey:
     """An access key in the form in which requests are checked with it."""
 
-    __slots__ = ("accesskey", "created_ms", "customer", "dead_from_ms", "networks", "permissions", "revoked", "secret")
+    __slots__ = (
+        "accesskey",
+        "actor",
+        "created_ms",
+        "customer",
+        "dead_from_ms",
+        "label",
+        "networks",
+        "permissions",
+        "revoked",
+        "secret",
+    )
 
     def __init__(self, record: AccessKeyRecord, secret: PreparedSecret) -> None:
         self.accesskey = record.accesskey
+        #: How the access log names it.
+        self.actor = f"key:{record.accesskey[:ACTOR_CHARACTERS]}"
+        self.label = record.label
         self.customer = record.customer
         self.created_ms = record.created_ms
         self.permissions = frozenset(record.permissions)
@@ -249,6 +265,10 @@ class KeyRing:
         if self.trust is not None:
             self.trust.check()
         return self._ready.younger.get(accesskey) or self._load(accesskey)
+
+    def in_memory(self, accesskey: str) -> ReadyKey | None:
+        """Return *accesskey* if it was looked up lately; nothing is read for it."""
+        return self._ready.younger.get(accesskey) or self._ready.older.get(accesskey)
 
     def _load(self, accesskey: str) -> ReadyKey | None:
         with self._changing:

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
 
-from spotledger.errors import InvalidRequest, LastAdminToken, NotFound, ScopeMissing, TokenRefused
+from spotledger.errors import (
+    InvalidRequest,
+    LastAdminToken,
+    LedgerCorrupt,
+    NotFound,
+    ScopeMissing,
+    SpotledgerError,
+    TokenRefused,
+)
 from spotledger.security.access_keys import Trust, checked_addresses, checked_expiry, checked_label, checked_names
 from spotledger.security.addresses import NO_ADDRESS, IpAddress, IpNetwork, parse_network
 from spotledger.security.bounded_dict import BoundedDict
@@ -197,6 +205,14 @@ class Tokens:
                 if record is not None and record.revoked_ms is None:
                     self._known.put(digest, record)
             return record
+
+    def named_in(self, header: str | None) -> TokenRecord | None:
+        """Return the record of the token in *header*, in use or not; None if it is unknown, or cannot be looked up."""
+        token = _bearer_token(header or "")
+        try:
+            return None if token is None else self.find(token)
+        except (SpotledgerError, LedgerCorrupt):
+            return None
 
     def list(self, after: str = "", limit: int = 1000) -> list[TokenRecord]:
         """Return at most *limit* records after the id *after*."""

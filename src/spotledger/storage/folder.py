@@ -5,6 +5,7 @@ The data folder: its files, and the lock of the one process that owns it.
       journal.db         the entries of the ledger: the truth
       books.db           what is derived from them; rebuilt if it is missing
       keys.db            access keys (with sealed secrets) and tokens (as hashes)
+      access-log.db      who used which credential from where; no part of the ledger
       noted-head         the last acknowledged entry, so that a journal that lost its end is noticed
       master.key         64 hex digits, mode 0600: opens the sealed secrets; not created if one is given otherwise
       operator.token     mode 0600: the first operator token, with every scope; never changed once it exists

@@ -12,7 +12,7 @@ from spotledger import paths
 from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.operator.messages import path_of
 from spotledger.client.operator.operations import texts_of
-from spotledger.client.operator.service_answers import GateLock, GateLocks, MasterKeyInForce
+from spotledger.client.operator.service_answers import AccessPage, GateLock, GateLocks, MasterKeyInForce
 
 T = TypeVar("T")
 
@@ -180,3 +180,33 @@ class CredentialCalls(ABC):
             StoreUnavailable: It cannot be lifted for good now.
         """
         return self._ask(GateLock, "DELETE", path_of(paths.LOCK, name=name))
+
+    # --- the access log -----------------------------------------------------------------------------
+
+    def access_log(
+        self,
+        actor: str | None = None,
+        address: str | None = None,
+        from_ms: int | None = None,
+        to_ms: int | None = None,
+        after: str | None = None,
+        limit: int | None = None,
+    ) -> AccessPage:
+        """
+        Return a page of the access log of this node: who used which credential from where, summed by minute.
+
+        Args:
+            actor: Only lines of ``token:ID`` or ``key:`` and the first characters of an access key; ``""`` for lines
+                without a known credential.
+            address: Only lines from this address; an IPv6 address stands for its /64.
+            from_ms: Only lines from this minute on, in ms since 1970.
+            to_ms: Only lines of minutes that began before, in ms since 1970.
+            after: The ``next`` of the page before.
+            limit: The maximum length of the page; 1,000 at most.
+
+        Raises:
+            InvalidRequest: An argument is not as above; ``field`` names it.
+            Unavailable: The log cannot be read.
+        """
+        given = {"actor": actor, "address": address, "from_ms": from_ms, "to_ms": to_ms}
+        return self._get(AccessPage, paths.ACCESS_LOG, **given, after=after, limit=limit)

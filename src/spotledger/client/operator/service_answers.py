@@ -139,6 +139,36 @@ class GateLocks(Struct, frozen=True):
     locks: tuple[GateLock, ...]
 
 
+class AccessLine(Struct, frozen=True):
+    """
+    How often something happened in the minute that began at ``time``, in ms since 1970.
+
+    ``actor`` is ``token:ID``, ``key:`` and the first 8 characters of an access key, ``library``, or empty
+    without a known credential. ``reason`` is the code of the refusal, None if the call passed.
+    """
+
+    time: int
+    actor: str
+    actor_label: str
+    address: str
+    call: str
+    count: int
+    outcome: str
+    reason: str | None
+
+
+class AccessPage(Struct, frozen=True):
+    """
+    A page of the access log of a node; ``next`` is the ``after`` of the next page, None on the last.
+
+    ``failure`` says why the last lines could not be written, None while everything is in the log.
+    """
+
+    lines: tuple[AccessLine, ...]
+    next: str | None
+    failure: str | None
+
+
 class Backup(Struct, frozen=True):
     """A backup: ``running``, with the pages that are left and in all, or ``done``, with what it contains."""
 

@@ -36,6 +36,7 @@ class CompleteRequest(Request):
         self.method, _, self.path, self.query, self.is_http_1_0 = line
         self.body = body
         self.peer = peer
+        self.caller = None
         self.parameters = _NO_PARAMETERS
         if self.method == "CONNECT":
             self.keep_alive = False  # what follows is not HTTP

@@ -61,7 +61,7 @@ class Request:
         body: The body, or its source while it is not complete.
     """
 
-    __slots__ = ("body", "headers", "method", "parameters", "path", "peer", "query")
+    __slots__ = ("body", "caller", "headers", "method", "parameters", "path", "peer", "query")
 
     def __init__(
         self, method: str, path: str, query: str, headers: list[Header], body: bytes | BodySource = b""
@@ -73,6 +73,8 @@ class Request:
         self.body = body
         #: ``host:port`` of the client; empty within the process.
         self.peer = ""
+        #: Who makes it, and a label of theirs, once the application knows.
+        self.caller: tuple[str, str] | None = None
         #: The values of the path's parameters, by name.
         self.parameters: Mapping[str, str] = {}
 

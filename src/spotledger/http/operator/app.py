@@ -42,6 +42,7 @@ from spotledger.http.operator.calls import (
     route,
 )
 from spotledger.http.operator.clock import ClockCalls, show_clock
+from spotledger.http.operator.credentials.access_log import AccessCalls, AccessNotes, cause_of, show_access_log
 from spotledger.http.operator.credentials.keys import KeyCalls
 from spotledger.http.operator.credentials.locks import LockCalls
 from spotledger.http.operator.credentials.master_key import MasterKeyCalls
@@ -51,6 +52,7 @@ from spotledger.http.operator.ledger import LedgerCalls
 from spotledger.http.operator.metrics import METRICS_MEDIA_TYPE, Metrics
 from spotledger.http.operator.reads import ReadCalls
 from spotledger.ops.runtime import Runtime
+from spotledger.security.access_log import DISCONNECTED, OTHER
 
 _NO_STORE: Final = (b"cache-control", b"no-store")
 _CHALLENGE: Final = re.compile(r"\A[0-9a-f]{64}\Z")
@@ -70,6 +72,7 @@ class OperatorApp:
     def __init__(self, runtime: Runtime, local_token: str | None = None) -> None:
         self._runtime = runtime
         self._token_check = TokenCheck(runtime.tokens, local_token, runtime.settings.trusted_proxies)
+        self._access = AccessNotes(runtime, self._token_check)
         self._texts = CoinTexts(runtime.ledger, ActorLabels(runtime.tokens))
         self.feed = Feed(runtime.ledger, self._texts, self._token_check)
         self.metrics = Metrics(runtime.siblings)
@@ -99,6 +102,7 @@ class OperatorApp:
             *key_calls.routes(self._token_check),
             *MasterKeyCalls(runtime.master_key, runtime.writer).routes(self._token_check),
             *LockCalls(runtime.locks).routes(self._token_check),
+            *AccessCalls(runtime.access_log).routes(self._token_check),
             *doc_routes(lambda: self.routes),
             route(self._token_check, paths.METRICS, GET=Call(METRICS_READ, self._metrics, media_type="text/plain")),
             route(None, paths.OWNER, GET=Call(None, self._owner, guarded=False, page=True)),
@@ -126,6 +130,7 @@ class OperatorApp:
         self._show_sealing()
         show_clock(self.metrics, runtime.ledger)
         show_audits(self.metrics, self._runtime.audits)
+        show_access_log(self.metrics, self._runtime.access_log)
 
     def _show_sealing(self) -> None:
         ledger, metrics = self._runtime.ledger, self.metrics
@@ -148,24 +153,28 @@ class OperatorApp:
         """
         self._requests += 1
         request_id = f"{self._prefix}-{self._requests:x}"
-        path = "other"
+        endpoint, refused = None, ""
         try:
             endpoint = self._endpoint(request)
-            path = endpoint.path
             reply = await endpoint.answer(request)
         except ClientDisconnected:
+            self._access.note(request, endpoint, DISCONNECTED)
             raise
         except Exception as error:  # noqa: BLE001 - every error is answered with problem details
-            reply = problem_answer(_public_error(error, request_id), request_id)
+            public_error = _public_error(error, request_id)
+            refused = cause_of(public_error)
+            reply = problem_answer(public_error, request_id)
         self._add_headers(reply, request_id)
-        method = request.method
-        self.metrics.count(method if method in _METHODS else "other", path, reply.status)
+        self._access.note(request, endpoint, refused)
+        method, path = request.method, OTHER if endpoint is None else endpoint.path
+        self.metrics.count(method if method in _METHODS else OTHER, path, reply.status)
         return reply
 
     def refusal(self, problem: BadRequest, peer: str) -> Reply:
         """Return the answer to a request that could not be read, and count it."""
         self._requests += 1
         request_id = f"{self._prefix}-{self._requests:x}"
+        self._access.note_unread(peer)
         reply = problem_answer(MalformedRequest(problem.reason), request_id)
         self._add_headers(reply, request_id)
         self.metrics.count("other", "other", reply.status)

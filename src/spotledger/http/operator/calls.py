@@ -156,10 +156,13 @@ class TokenCheck:
         """Do as :meth:`check` for a call that goes on, and is no new one."""
         header = request.header_once(b"authorization")
         if header is not None and self._local is not None and secrets.compare_digest(header, self._local):
+            request.caller = (LIBRARY, "")
             return _LIBRARY
         text = None if header is None else header.decode("latin-1")
         record = self._tokens.check(text, needed, lambda: self.address(request))
-        return Caller(TOKEN_ACTOR + record.token_id, record.scopes)
+        caller = Caller(TOKEN_ACTOR + record.token_id, record.scopes)
+        request.caller = (caller.actor, record.label)
+        return caller
 
     def address(self, request: Request) -> IpAddress:
         """Return the address that *request* comes from; ``NO_ADDRESS`` within the process."""
@@ -172,6 +175,7 @@ class Endpoint:
 
     def __init__(self, token_check: TokenCheck | None, path: str, calls: Mapping[str, Call]) -> None:
         self.path = path
+        self.is_open = token_check is None
         #: The pattern of a path with parameters, or None.
         self.pattern = path_pattern(path) if "{" in path else None
         self._token_check = token_check

@@ -105,6 +105,13 @@ _POSITION: Final[Schema] = {"type": "string", "pattern": f"^(0|{POSITION_PATTERN
 
 #: The parameters of queries; a prefix with a colon distinguishes parameters of the same name.
 PARAMETERS: Final[dict[str, Schema]] = {
+    "access:actor": {"type": "string", "examples": ["token:3f0e9c1a-2b4d-4c6e-8f10-123456789abc", "key:11111111"]}
+    | {"description": "Only lines of this actor; empty for lines without a known credential."},
+    "access:address": {"type": "string", "examples": ["192.0.2.7", "2001:db8::/64"]}
+    | {"description": "Only lines from this address; an IPv6 address stands for its /64."},
+    "access:after": {**_NUMBER, "description": "Where the page starts: the `next` of the page before."},
+    "access:from_ms": {**_NUMBER, "description": "Only lines from this minute on, in milliseconds since 1970."},
+    "access:to_ms": {**_NUMBER, "description": "Only lines of minutes that began before, in milliseconds since 1970."},
     "actor": {
         "type": "string",
         "pattern": f"^({ACTOR.pattern})$",

@@ -57,6 +57,7 @@ _SECTIONS: Final = {
     "keys": "Access keys and tokens",
     "tokens": "Access keys and tokens",
     "locks": "Access keys and tokens",
+    "access-log": "Access keys and tokens",
     "backups": "Running it",
     "clock": "Running it",
 }

@@ -21,6 +21,7 @@ from spotledger.errors import (
     ClockUntrusted,
     LedgerCorrupt,
     LedgerDamaged,
+    LimitExceeded,
     MalformedRequest,
     MethodNotAllowed,
     NotFound,
@@ -52,8 +53,10 @@ from spotledger.http.public.request import (
     read_signed,
     signed_of,
 )
-from spotledger.security.access_keys import KeyRing
-from spotledger.security.gate import Gate, GateSettings
+from spotledger.security.access_keys import KeyRing, ReadyKey
+from spotledger.security.access_log import OTHER, AccessCounts
+from spotledger.security.addresses import Peer
+from spotledger.security.gate import ADDRESS_LIMIT, Gate, GateSettings
 
 KINDS_BY_ID = {"1": "wallet", "2": "spot", "3": "fiat"}
 METHODS = frozenset({"GET", "POST"})
@@ -109,6 +112,7 @@ class PublicApp:
         request_prefix: str | None = None,
         gate: Gate | None = None,
         age_ms: Callable[[], int] | None = None,
+        access: AccessCounts | None = None,
     ) -> None:
         """
         Connect a ledger and its access keys to a listener.
@@ -124,12 +128,14 @@ class PublicApp:
             request_prefix: What request ids begin with; None: random.
             gate: Admits requests; None: one that counts in this process only.
             age_ms: On a node that follows others, returns the maximum age of *ledger*; each answer has it.
+            access: Counts for the access log; somebody else takes the counts from it.
         """
         self.settings = settings or PublicSettings()
         self.gate = gate or Gate(key_ring, self.settings)
         #: Requests so far, and the refused ones among them by the code of their error.
         self.requests = 0
         self.refusals: dict[str, int] = {}
+        self.access = access or AccessCounts()
         self._ledger = ledger
         self._age_ms = age_ms
         self._clock_ms = clock_ms
@@ -140,6 +146,8 @@ class PublicApp:
         form = v1_form(self.settings.success_info)
         self._bodies = {kind: BalanceBodies(ledger, kind, form) for kind in KINDS_BY_ID.values()}
         self._calls = self._all_calls()
+        #: What each path is called in the access log.
+        self._names = {path: path.removeprefix(paths.TRADER_PREFIX).strip("/") for path in self._calls}
 
     def _all_calls(self) -> dict[str, Call]:
         calls: dict[str, Call] = {
@@ -147,7 +155,7 @@ class PublicApp:
             paths.GET_FUNDS: partial(self._balances, in_funds=True),
             paths.GET_ACCOUNTS: self._get_accounts,
             paths.GET_SERVER_TIME: self._get_server_time,
-            **v4.V4Calls(self._ledger, self.gate).calls,
+            **v4.V4Calls(self._ledger, self.gate, self._count_passed).calls,
             paths.HEALTHZ: self._healthz,
             paths.READYZ: self._readyz,
             paths.READYZ_READS: self._readyz_reads,
@@ -197,10 +205,15 @@ class PublicApp:
         read = read_signed(parameters_text(request))
         kind = _kind_of(read) if in_funds else "spot"
         limit = gate.asset_limit
+        request.accesskey = read.signed.accesskey
         key, left = await gate.admit(read.signed, peer, "read", limit, now_ms)
         seq = self._ledger.head.seq
         limits = [limit.policy_header, ("ratelimit", f'"assets";r={left};t=1')] if limit.limit else []
-        return answered_with_body(request, seq, self._bodies[kind].of(key.customer, seq), limits)
+        body = self._bodies[kind].of(key.customer, seq)
+        # As _count_passed does, without one call more on the way of every read.
+        counts, access = self.access.counts, (key.actor, key.label, peer.counted, self._names[request.path], "")
+        counts[access] = counts.get(access, 0) + 1
+        return answered_with_body(request, seq, body, limits)
 
     async def _get_accounts(self, request: Request) -> Answer:
         gate, now_ms = self.gate, request.now_ms
@@ -209,11 +222,12 @@ class PublicApp:
         read = signed_of(parameters) if _SIGNED_NAMES & parameters.keys() else None
         if read is None:
             await gate.enter(peer, now_ms)
-            limits = limit_headers(None, gate, peer, now_ms)
-        else:
-            key, _ = await gate.admit(read.signed, peer, "read", gate.account_limit, now_ms)
-            limits = gate.account_limit.headers(key.customer, now_ms)
-        return self._v1_answer(request, _ACCOUNTS, limits)
+            return self._v1_answer(request, _ACCOUNTS, limit_headers(None, gate, peer, now_ms))
+        request.accesskey = read.signed.accesskey
+        key, _ = await gate.admit(read.signed, peer, "read", gate.account_limit, now_ms)
+        found = self._v1_answer(request, _ACCOUNTS, gate.account_limit.headers(key.customer, now_ms))
+        self._count_passed(request, key, peer)
+        return found
 
     # Takes any parameters, signed or not: a client whose clock is wrong gets the time here.
     async def _get_server_time(self, request: Request) -> Answer:
@@ -249,6 +263,21 @@ class PublicApp:
         _, headers, content = answered(request, seq, b'{"status":"cannot read"}', [])
         return Answer(503, headers, content)
 
+    # --- the access log -----------------------------------------------------------------------------
+
+    def _count_passed(self, request: Request, key: ReadyKey, peer: Peer) -> None:
+        """Count a request that the gate admitted."""
+        self.access.count((key.actor, key.label, peer.counted, self._names[request.path], ""))
+
+    def _count_refused(self, request: Request, error: SpotledgerError) -> None:
+        """Count a refused request; it names an access key only if the gate looked for that and found it."""
+        is_of_address = isinstance(error, LimitExceeded) and error.details.get("limit") == ADDRESS_LIMIT
+        named = None if is_of_address else request.accesskey
+        key = None if named is None else self.gate.key_ring.in_memory(named)
+        actor, label = ("", "") if key is None else (key.actor, key.label)
+        peer = self.gate.peer(request.connection, request.forwarded_for)
+        self.access.count((actor, label, peer.counted, self._names.get(request.path, OTHER), error.code))
+
     # --- refusals -----------------------------------------------------------------------------------
 
     async def _no_such_call(self, request: Request, call: Call | None) -> Answer:
@@ -275,6 +304,7 @@ class PublicApp:
 
     def _refused(self, request: Request, error: SpotledgerError, limits: list[Header]) -> Answer:
         self.refusals[error.code] = self.refusals.get(error.code, 0) + 1
+        self._count_refused(request, error)
         content = (v4.v4_refusal if request.path.startswith(paths.V4_PREFIXES) else v1_refusal)(error)
         return refused(request, self._head_seq(), error, content, limits)
 

@@ -59,6 +59,8 @@ class Request:
     body: RequestBody
     now_ms: int
     request_id: str
+    #: The access key that it names, once the gate is asked to admit it.
+    accesskey: str | None = None
 
     def forwarded_for(self) -> list[str]:
         """Return the values of all X-Forwarded-For headers."""

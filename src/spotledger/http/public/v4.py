@@ -26,6 +26,8 @@ from spotledger.http.public.answers import (
     limit_headers,
 )
 from spotledger.http.public.request import Request, read_parameters
+from spotledger.security.access_keys import ReadyKey
+from spotledger.security.addresses import Peer
 from spotledger.security.gate import Gate, SignedRequest
 from spotledger.security.signing import SIGNATURE_PATTERN
 
@@ -70,9 +72,12 @@ def v4_refusal(error: errors.SpotledgerError) -> bytes:
 class V4Calls:
     """The calls of the v4 API; they raise their refusals."""
 
-    def __init__(self, ledger: LedgerSight, gate: Gate) -> None:
+    def __init__(
+        self, ledger: LedgerSight, gate: Gate, count_passed: Callable[[Request, ReadyKey, Peer], None]
+    ) -> None:
         self._ledger = ledger
         self._gate = gate
+        self._count_passed = count_passed
         self._bodies = BalanceBodies(ledger, "spot", Form(_SUCCESS + b'{"assets":[', _asset, b"]}}"))
         self._listed: tuple[Mapping[str, Coin] | None, dict[str, bytes]] = (None, {})
         #: Path → call. None of them changes anything.
@@ -90,9 +95,11 @@ class V4Calls:
         peer = gate.peer(request.connection, request.forwarded_for)
         signed, window_ms = read_headers(request)
         limit = gate.asset_limit
+        request.accesskey = signed.accesskey
         key, _ = await gate.admit(signed, peer, "read", limit, now_ms, past_ms=window_ms)
         seq = self._ledger.head.seq
         body = self._bodies.of(key.customer, seq)
+        self._count_passed(request, key, peer)
         return answered_with_body(request, seq, body, limit.headers(key.customer, now_ms))
 
     def _open(self, content: Callable[[Request], bytes]) -> Call:

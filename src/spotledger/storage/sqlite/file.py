@@ -124,6 +124,7 @@ class FileKind(NamedTuple):
 JOURNAL: Final = FileKind("journal", 0x53706F4A, "journal.sql")
 BOOKS: Final = FileKind("books", 0x53706F4C, "books.sql")
 KEYS: Final = FileKind("file of access keys", 0x53706F4B, "keys.sql")
+ACCESS_LOG: Final = FileKind("file of the access log", 0x53706F41, "access_log.sql")
 #: A journal with the tables of access keys beside it.
 BACKUP: Final = FileKind("backup", BACKUP_ID, JOURNAL.script)
 
