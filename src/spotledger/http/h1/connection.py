@@ -8,6 +8,7 @@ answers, the end of a connection whose request cannot be read, and timeouts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import struct
 from collections import deque
@@ -51,6 +52,9 @@ class Connection(asyncio.Protocol):
         self._limits = state.limits
         self._peer = peer
         self.address = address
+        self.is_counted = True
+        #: The socket during a handshake of TLS, before the transport has begun.
+        self.handshake: socket.socket | None = None
         self._reader = RequestReader(state.limits)
         self._transport: asyncio.Transport
         self._loop = asyncio.get_running_loop()
@@ -58,6 +62,8 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._waiting: deque[CompleteRequest | IncomingRequest] = deque()
         self._incoming: IncomingRequest | None = None
+        #: How much the reader had consumed when at most one request waited.
+        self._ahead_from = 0
         #: Why nothing more can be read; and whether nothing more will be, because it is not wanted.
         self._broken: BadRequest | None = None
         self._is_last = False
@@ -85,10 +91,12 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start reading requests."""
         self.was_made = True
+        self.handshake = None
         self._transport = cast("asyncio.Transport", transport)
         self._is_tls = transport.get_extra_info("sslcontext") is not None
         self._transport.set_write_buffer_limits(high=self._limits.unread_bytes)
-        self._state.connections.add(self)
+        if self._state.stopping:
+            self._transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wake up whatever reads or writes here."""
@@ -115,10 +123,12 @@ class Connection(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
-        """Make answers wait: the client does not read what was sent."""
+        """Make answers wait, and read nothing more: the client does not read what was sent."""
         self._drained = self._loop.create_future()
         self._checked_at, self._unread_bytes = self._state.now, self._transport.get_write_buffer_size()
-        self._state.unread.add(self, self._unread_bytes)
+        self._pause()
+        ahead_bytes = self._reader.consumed - self._ahead_from if self._waiting else 0
+        self._state.unread.add(self, self._unread_bytes + self._reader.unread + ahead_bytes)
 
     def resume_writing(self) -> None:
         """Let answers go on."""
@@ -126,7 +136,7 @@ class Connection(asyncio.Protocol):
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
-        self._schedule()
+        self._read_again()
 
     def data_received(self, data: bytes) -> None:
         """Take *data*, and answer a request if one is complete and nothing is being answered."""
@@ -178,13 +188,24 @@ class Connection(asyncio.Protocol):
     def _wants_more(self) -> bool:
         if self._incoming is not None:
             return self._incoming.wants_more
-        return len(self._waiting) < self._limits.pipelined
+        return self._may_wait()
+
+    def _may_wait(self) -> bool:
+        """Return whether one more request may wait: only so many of them, and so many bytes beyond the first."""
+        waiting = len(self._waiting)
+        if waiting <= 1:
+            self._ahead_from = self._reader.consumed
+            return True
+        limits = self._limits
+        return waiting < limits.pipelined and self._reader.consumed - self._ahead_from < limits.pipelined_bytes
 
     def _read_head(self) -> bool:
         """Read the next head; return whether there may be more to read."""
-        head = self._reader.head() if len(self._waiting) < self._limits.pipelined else None
+        head = self._reader.head() if not self._waiting or self._may_wait() else None
         if head is None:
             return False
+        if not self._waiting:
+            self._ahead_from = self._reader.consumed
         body: bytes | None = b""
         if head.length:
             body = None if head.is_offered else self._reader.short_body(self._limits.body_ahead_bytes)
@@ -225,7 +246,7 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _read_on(self) -> None:
-        if self._is_paused and not self._is_gone:
+        if self._is_paused and not self._is_gone and self._drained is None:
             self._is_paused = False
             self._transport.resume_reading()
 
@@ -389,6 +410,8 @@ class Connection(asyncio.Protocol):
         """
         self._is_ended = self._is_last = True
         self._set_phase(_Phase.END)
+        if self._is_gone:
+            return
         if self._state.stopping or self._is_half_closed or not self._transport.can_write_eof():
             self._transport.close()
         else:
@@ -410,6 +433,8 @@ class Connection(asyncio.Protocol):
 
     def check_timeouts(self) -> None:
         """Close the connection if it has been silent for too long, or reads too slowly."""
+        if not self.was_made:
+            return  # a handshake has a timeout of its own
         now, limits = self._state.now, self._limits
         if self._drained is not None and now - self._checked_at > limits.slow_reader_seconds:
             unread_bytes = self._transport.get_write_buffer_size()
@@ -436,22 +461,35 @@ class Connection(asyncio.Protocol):
             self._transport.close()
 
     @property
-    def idle_since(self) -> float | None:
-        """Since when the connection has waited for a request, or None if it waits for something else."""
-        return self._phase_since if self._phase is _Phase.IDLE and self.is_idle else None
+    def waits_since(self) -> float | None:
+        """Since when the connection has waited for its client, or None if the client waits for it."""
+        if self._drained is not None:
+            return self._checked_at
+        is_opening = not self.was_made and self.handshake is None
+        if is_opening or self._task is not None or self._is_scheduled or self._phase is _ANSWER:
+            return None
+        return self._phase_since
 
     def close_when_idle(self) -> None:
         """Close the connection now if it is idle; otherwise it closes after its answers."""
-        if self.is_idle:
+        if self.handshake is not None:
+            self.abort()
+        elif self.was_made and self.is_idle:
             self._transport.close()
 
     def abort(self) -> None:
         """Close the connection at once, whatever is going on."""
+        if self.handshake is not None:
+            with contextlib.suppress(OSError):  # the client has gone
+                self.handshake.shutdown(socket.SHUT_RDWR)  # so the handshake fails
+        if not self.was_made:
+            return
         if self._task is not None:
             self._task.cancel()
         accepted = self._transport.get_extra_info("socket")
         if accepted is not None:  # what the system still holds for the client is dropped, too
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
+        self._is_gone = True
         self._transport.abort()
 
 

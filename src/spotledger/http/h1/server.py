@@ -94,8 +94,6 @@ class HttpServer:
         self._pause()
         self._accepting.close()
         until = self._loop.time() + seconds
-        for opening in self._opening:
-            opening.cancel()
         for connection in [*self._state.connections]:
             connection.close_when_idle()
         while self._state.connections and self._loop.time() < until:
@@ -162,7 +160,9 @@ class HttpServer:
             accepted.close()
             return
         peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        task = self._loop.create_task(self._opened(accepted, Connection(self._state, peer, admitted.address)))
+        connection = Connection(self._state, peer, admitted.address)
+        self._state.connections.add(connection)
+        task = self._loop.create_task(self._opened(accepted, connection))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
@@ -174,6 +174,7 @@ class HttpServer:
             if self._tls is None:
                 await self._loop.connect_accepted_socket(lambda: connection, accepted)
             else:
+                connection.handshake = accepted
                 seconds = self._state.limits.handshake_seconds
                 await self._loop.connect_accepted_socket(
                     lambda: connection,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import ipaddress
 import logging
+import time
 import traceback
+from operator import itemgetter
 from typing import Final, NamedTuple, Protocol
 
 from spotledger.http.h1.limits import Limits
@@ -12,8 +15,10 @@ from spotledger.http.h1.request import Application
 from spotledger.http.h1.shares import ConnectionShares
 from spotledger.http.h1.unread import UnreadAnswers
 
-#: While all connections are taken, this share of the idle ones is closed to make room.
+#: While all connections are taken, this share of them is closed to make room, if they wait for their clients.
 _CLOSED_SHARE: Final = 0.01
+#: While none waits for its client, how often they are looked through.
+_LOOK_SECONDS: Final = 0.05
 #: How often the log says that an address is at its bound.
 _WARN_SECONDS: Final = 60.0
 _log = logging.getLogger("spotledger.http")
@@ -24,10 +29,16 @@ class OpenConnection(Protocol):
 
     #: What it is counted by; None for that of a trusted proxy.
     address: bytes | None
+    #: Whether it is counted.
+    is_counted: bool
 
     @property
-    def idle_since(self) -> float | None:
-        """Since when it has waited for a request, or None if it waits for something else."""
+    def is_idle(self) -> bool:
+        """Whether no request is being received or answered."""
+
+    @property
+    def waits_since(self) -> float | None:
+        """Since when it has waited for its client, or None if the client waits for it."""
 
     def check_timeouts(self) -> None:
         """Close it if it has been silent for too long."""
@@ -63,6 +74,8 @@ class ListenerState:
         self._by_address: dict[bytes, int] = {}
         self._proxies = [ipaddress.ip_network(network) for network in limits.proxies]
         self._warned_at = float("-inf")
+        #: When no connection was found that waits for its client.
+        self._full_at = float("-inf")
 
     def admit(self, host: str) -> Admitted | None:
         """Count one more connection of *host*, or return None if there is no room for it."""
@@ -82,7 +95,9 @@ class ListenerState:
         """Count *connection* no more."""
         self.connections.discard(connection)
         self.unread.remove(connection)
-        self._count(connection.address, -1)
+        if connection.is_counted:
+            connection.is_counted = False
+            self._count(connection.address, -1)
 
     def _count(self, counted: bytes | None, change: int) -> None:
         self.open += change
@@ -97,12 +112,25 @@ class ListenerState:
         return any(address in network for network in self._proxies)
 
     def _make_room(self) -> bool:
-        """Close the connections that have been idle for longest; return whether there were any."""
-        idle = [(since, connection) for connection in self.connections if (since := connection.idle_since) is not None]
-        idle.sort(key=lambda pair: pair[0])
-        for _, connection in idle[: max(1, int(len(idle) * _CLOSED_SHARE))]:
+        """
+        Close some of the connections that wait for their clients; return whether there were any.
+
+        First those of the address that has most, so that whoever takes all connections loses them, and nobody else. Of
+        these first the idle ones, and of these the ones that have waited for longest.
+        """
+        if time.monotonic() - self._full_at < _LOOK_SECONDS:
+            return False
+        waiting = [
+            ((-self._by_address.get(connection.address or b"", 0), not connection.is_idle, since), connection)
+            for connection in self.connections
+            if (since := connection.waits_since) is not None
+        ]
+        if not waiting:
+            self._full_at = time.monotonic()
+        for _, connection in heapq.nsmallest(max(1, int(self.open * _CLOSED_SHARE)), waiting, itemgetter(0)):
+            self.release(connection)  # at once: more may be accepted before it has ended
             connection.abort()
-        return bool(idle)
+        return bool(waiting)
 
     def _warn(self, host: str) -> None:
         if self.now - self._warned_at >= _WARN_SECONDS:

@@ -9,10 +9,11 @@ checked when it is decoded.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
+
+import msgspec
 
 from spotledger.errors import InvalidRequest, MalformedRequest
 
@@ -41,6 +42,15 @@ _BLANK: Final = re.compile(rb"[ \t\r\n]*+")
 #: What begins a JSON value that is no object.
 _OTHER_VALUES: Final = [b"[", b'"', b"-", b"t", b"f", b"n", *(b"%d" % digit for digit in range(10))]
 _NOT_JSON: Final = "The body is not JSON; one JSON object in UTF-8 would pass."
+#: No call takes more values than this in its body, or in one operation; so many are looked at in a millisecond.
+VALUES_LIMIT: Final = 1000
+#: One of these precedes each member of an object or a list.
+_BEFORE_MEMBER: Final = (b",", b"[", b"{")
+
+
+def has_too_many_values(text: bytes) -> bool:
+    """Return whether JSON may hold more values than any call takes; marks within strings count, too."""
+    return len(text) > VALUES_LIMIT and sum(map(text.count, _BEFORE_MEMBER)) > VALUES_LIMIT
 
 
 class BatchReader:
@@ -133,6 +143,10 @@ class BatchReader:
                 field=place,
                 index=index,
             )
+        if has_too_many_values(found[0]):
+            raise MalformedRequest(
+                f"{place} has more than {VALUES_LIMIT} values; an operation has far fewer.", field=place, index=index
+            )
         self._at = found.end()
         return found[0]
 
@@ -150,10 +164,9 @@ class BatchReader:
             raise MalformedRequest(_NOT_JSON)
         self._at = found.end()
         try:
-            name: Any = json.loads(found[1].decode())
-        except ValueError:
+            return msgspec.json.decode(found[1], type=str)
+        except (msgspec.DecodeError, UnicodeDecodeError):
             raise MalformedRequest(_NOT_JSON) from None
-        return str(name)
 
     def _skip_blanks(self) -> None:
         found = _BLANK.match(self._body, self._at)

@@ -30,6 +30,7 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import InvalidRequest, MalformedRequest
+from spotledger.http.operator.batch_body import VALUES_LIMIT, has_too_many_values
 from spotledger.http.operator.fields import (
     AccountField,
     AccountOrNone,
@@ -314,9 +315,11 @@ def decode(body: bytes, kind: type[B]) -> B:
     Return a body decoded as *kind*; refuse a name that is used twice in one object.
 
     Raises:
-        MalformedRequest: The body is not JSON.
+        MalformedRequest: The body is not JSON, or has more values than any call takes.
         InvalidRequest: A field is unknown, missing or wrong; ``field`` names it.
     """
+    if has_too_many_values(body):
+        raise MalformedRequest(f"The body has more than {VALUES_LIMIT} values; no call takes so many.")
     try:
         try:
             found = msgspec.json.decode(body, type=kind)

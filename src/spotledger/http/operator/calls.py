@@ -49,6 +49,8 @@ BODY_TIMEOUT_SECONDS: Final = 10.0
 PAGE_LIMIT: Final = 1000
 #: Rows of a page that are read, or encoded, before other tasks may run.
 PIECE_ROWS: Final = 100
+#: Parameters of a query. No call takes so many, and thousands would take long to decode.
+QUERY_LIMIT: Final = 32
 RETRY_AFTER_SECONDS: Final = 1
 #: How long a read waits for the entry that ``min_seq`` names.
 MIN_SEQ_WAIT_SECONDS: Final = 5.0
@@ -297,9 +299,11 @@ def query_of(request: Request, *names: str) -> dict[str, str]:
     Return the parameters of the query.
 
     Raises:
-        InvalidRequest: The query has a name that is not one of *names*, or a name twice.
+        InvalidRequest: The query has a name that is not one of *names*, or a name twice, or very many.
     """
     found: dict[str, str] = {}
+    if request.query.count("&") >= QUERY_LIMIT:
+        raise InvalidRequest(f"The query has more than {QUERY_LIMIT} parameters; no call takes so many", field="query")
     for name, value in parse_qsl(request.query, keep_blank_values=True):
         if name not in names or name in found:
             known = ", ".join(names) or "none"

@@ -95,11 +95,13 @@ def test_member_wrong_or_twice_is_named(body: bytes, field: str) -> None:
         b'{"operations":[],}',
         b'{"operations"}',
         b'{"\xff":1}',
+        b'{"\\ud800":1}',
+        b'{"operations":[{"a":[' + b"1," * 1_000 + b"1]}]}",
         b'{"operations":[{"a":' + b"[" * 100 + b"]" * 100 + b"}]}",
     ],
 )
 def test_body_that_is_not_json_is_malformed(body: bytes) -> None:
-    """Brackets, commas and names where they do not belong."""
+    """Brackets, commas and names where they do not belong, half a surrogate pair, or far too many values."""
     with pytest.raises(MalformedRequest):
         read(body)
 

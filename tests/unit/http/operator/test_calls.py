@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
-from spotledger.errors import MalformedRequest
+from spotledger.errors import InvalidRequest, MalformedRequest
 from spotledger.http.h1.request import BadRequest, BodySource, ClientDisconnected, Request
 from spotledger.http.operator import calls as operator_calls
-from spotledger.http.operator.calls import path_pattern, read_body
+from spotledger.http.operator.calls import path_pattern, query_of, read_body
 
 
 class Source:
@@ -132,3 +133,13 @@ def test_path_with_a_dot_matches_only_a_dot() -> None:
     assert pattern.match("/openapi.json")
     assert not pattern.match("/openapi_json")
     assert not pattern.match("/openapi.json\n")
+
+
+@pytest.mark.parametrize("query", ["a&" * 30_000, "%=&" * 20_000, "&" * 60_000], ids=["names", "percents", "nothing"])
+def test_query_of_thousands_of_parameters_is_refused_at_once(query: str) -> None:
+    """It is not decoded first: that takes a tenth of a second, and anyone may ask for ``/docs``."""
+    began = time.process_time()
+    with pytest.raises(InvalidRequest) as refusal:
+        query_of(Request("GET", "/docs", query, []), "a")
+    assert time.process_time() - began < 0.01
+    assert "more than 32 parameters" in refusal.value.message
