@@ -56,8 +56,9 @@ format: dev ## Fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: dev ## Generate the blocking client from the async one
+generate: dev ## Generate the blocking client from the async one, and the permission table
 	$(BIN)/python tools/generate_blocking_client.py
+	PYTHONPATH=tests $(BIN)/python -m permissions > docs/reference/permissions.md
 
 types: dev ## Check the types (mypy, strict)
 	$(BIN)/mypy
