@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import h11
+import httptools
 from hypothesis import strategies as st
 
 from spotledger.http.h1.limits import Limits
@@ -90,7 +91,7 @@ def read_all(pieces: Sequence[bytes], limits: Limits) -> tuple[list[Found], str 
                 else:
                     head, body = reader.head(), b""
                 if head is not None and not reader.in_body:
-                    found.append(Found(head.method, head.target, _as_judged(head.headers), body))
+                    found.append(Found(head.line.method, head.line.target, _as_judged(head.headers), body))
                     if not head.keep_alive:
                         return found, None
                     head = None
@@ -122,6 +123,35 @@ def judged(sent: bytes, count: int) -> list[Found]:
         if len(found) < count:
             judge = _after(judge, has_body=_has_body(request))
     return found
+
+
+class Llhttp:
+    """One request as llhttp reads it."""
+
+    def __init__(self, sent: bytes) -> None:
+        self.target = self.body = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.is_complete = False
+        parser = httptools.HttpRequestParser(self)
+        try:
+            parser.feed_data(sent)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.body = sent[upgrade.args[0] :]  # it leaves the rest to the other protocol, which is declined here
+            self.is_complete = True
+        self.method = parser.get_method().decode()
+
+    def on_url(self, part: bytes) -> None:
+        self.target += part
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.body:  # a trailer comes after the body
+            self.headers.append((name.lower(), value.strip(b" \t")))
+
+    def on_body(self, part: bytes) -> None:
+        self.body += part
+
+    def on_message_complete(self) -> None:
+        self.is_complete = True
 
 
 def _has_body(request: h11.Request) -> bool:

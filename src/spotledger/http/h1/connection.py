@@ -39,6 +39,10 @@ class _Phase(Enum):
     END = "the client to close"
 
 
+_IDLE: Final = _Phase.IDLE
+_ANSWER: Final = _Phase.ANSWER
+
+
 class Connection(asyncio.Protocol):
     """One connection; it is also the writer of a streamed answer. *address* is what the client is counted by."""
 
@@ -114,9 +118,11 @@ class Connection(asyncio.Protocol):
         """Make answers wait: the client does not read what was sent."""
         self._drained = self._loop.create_future()
         self._checked_at, self._unread_bytes = self._state.now, self._transport.get_write_buffer_size()
+        self._state.unread.add(self, self._unread_bytes)
 
     def resume_writing(self) -> None:
         """Let answers go on."""
+        self._state.unread.remove(self)
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
@@ -155,6 +161,8 @@ class Connection(asyncio.Protocol):
                 self._incoming = None
         if is_next:
             self._loop.call_soon(self._read_again)
+        elif not (self._is_paused or self._is_half_closed or self._reader.has_data):
+            return
         if is_next or (self._reader.has_data and not self._is_last and not self._wants_more()):
             self._pause()
             return
@@ -174,7 +182,7 @@ class Connection(asyncio.Protocol):
 
     def _read_head(self) -> bool:
         """Read the next head; return whether there may be more to read."""
-        head = self._reader.head() if self._wants_more() else None
+        head = self._reader.head() if len(self._waiting) < self._limits.pipelined else None
         if head is None:
             return False
         body: bytes | None = b""
@@ -251,7 +259,7 @@ class Connection(asyncio.Protocol):
                 self._transport.abort()
                 return
         if reply is None or reply.stream is not None:
-            self._set_phase(_Phase.ANSWER)
+            self._phase = _ANSWER
             self._task = self._loop.create_task(self._answer(request, reply))
         else:
             self._written(request, reply)
@@ -278,10 +286,10 @@ class Connection(asyncio.Protocol):
         if not keep_alive:
             self._end()
         elif self._waiting or self._is_half_closed or self._broken is not None or self._reader.has_data:
-            self._phase = _Phase.ANSWER  # the next phase begins anew
+            self._phase = _ANSWER  # the next phase begins anew
             self._schedule()
         else:
-            self._phase, self._phase_since = _Phase.IDLE, self._state.now
+            self._phase, self._phase_since = _IDLE, self._state.now
 
     def _stays_open_after(self, request: CompleteRequest | IncomingRequest) -> bool:
         return request.keep_alive and request.is_done and not self._state.stopping
@@ -411,6 +419,7 @@ class Connection(asyncio.Protocol):
             self._checked_at, self._unread_bytes = now, unread_bytes
         if self._drained is not None or self._phase is _Phase.ANSWER:
             return
+        self._reader.release()
         silent = now - self._phase_since
         if self._phase is _Phase.BODY:
             if silent > limits.body_seconds and self._incoming is not None:

@@ -1,15 +1,15 @@
 """
-The head of a request: parsed by httptools (llhttp), after checks that are stricter than the parser's.
+The head of a request, read line by line.
 
-Whatever passes here has one meaning for every other server: one version, one host, one framing.
+Whatever passes here has one meaning for every other server: one version, one host, one framing. Tests hold it against
+h11 and llhttp. Most clients repeat their headers, so a connection remembers the lines that it has read.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple
-
-import httptools
+from typing import Final, NamedTuple, TypeVar
+from urllib.parse import unquote
 
 from spotledger.http.h1.request import BadRequest, Header
 
@@ -17,33 +17,46 @@ from spotledger.http.h1.request import BadRequest, Header
 CHUNKED: Final = -1
 HEAD_END: Final = b"\r\n\r\n"
 
-#: Control characters but the tabulator, which may be in a value, and CR and LF, which are counted.
-_CONTROLS: Final = bytes({*range(32), 127} - {9, 10, 13})
+#: First lines, and headers, that a connection remembers, and the longest of them; and the longest headers as a whole.
+KNOWN_LINES: Final = 16
+KNOWN_LINE_BYTES: Final = 128
+KNOWN_FIELDS_BYTES: Final = 2048
+
 _VISIBLE: Final = bytes(range(33, 127))
+#: A name and a value; the blanks around the value are not part of it.
+_LINE: Final = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
 _TOKEN: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]{1,32}")
 _HOST: Final = re.compile(rb"[-A-Za-z0-9._~!$&'()*+,;=:%\[\]]*")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _ABSOLUTE: Final = re.compile(rb"https?://[^/?#]+", re.IGNORECASE)
-#: The methods that llhttp knows too; it is told that any other one is POST, which has the same framing.
 _METHODS: Final = {
     name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
 }
-_CONNECTION: Final = (b"connection", b"proxy-connection")
-_SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", *_CONNECTION})
+_SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"connection"})
+
+V = TypeVar("V")
+
+
+class RequestLine(NamedTuple):
+    """The first line of a head; *path* is percent-decoded, *query* as sent."""
+
+    method: str
+    target: bytes
+    path: str
+    query: str
+    is_http_1_0: bool
 
 
 class Head(NamedTuple):
     """A request's head, and what it says about the body and the connection."""
 
-    method: str
-    target: bytes
+    line: RequestLine
     #: In their order, names in lower case, values without blanks around them.
     headers: list[Header]
-    is_http_1_0: bool
     keep_alive: bool
     #: The length of the body; ``CHUNKED`` if it comes in chunks.
     length: int
-    #: Whether the client waits with the body until it is asked for it.
+    #: Whether the client waits with a body until it is asked for it.
     is_offered: bool = False
 
 
@@ -51,22 +64,18 @@ class _Last(NamedTuple):
     """The last head without a body, and its headers as they came: most clients repeat them."""
 
     fields: bytes
-    version: bytes
+    is_http_1_0: bool
     head: Head
 
 
 class HeadParser:
-    """Parses heads, one after the other; *headers_limit* bounds the headers of each."""
+    """Parses the heads of one connection, one after the other; *headers_limit* bounds the headers of each."""
 
     def __init__(self, headers_limit: int) -> None:
         self._headers_limit = headers_limit
-        self._headers: list[Header] = []
-        self._parser = httptools.HttpRequestParser(self)
+        self._lines: dict[bytes, RequestLine] = {}
+        self._known: dict[bytes, Header] = {}
         self._last: _Last | None = None
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Take one header from the parser."""
-        self._headers.append((name.lower(), value.strip(b" \t")))
 
     def parse(self, head: bytes) -> Head:
         """
@@ -75,79 +84,92 @@ class HeadParser:
         Raises:
             BadRequest: It is not a head of HTTP/1.1 or HTTP/1.0, or it could be read in two ways.
         """
-        line_end = head.index(b"\r\n")
-        line = head[:line_end]
-        name, _, rest = line.partition(b" ")
+        end = head.index(b"\r\n")
+        line = self._lines.get(head[:end]) or self._line(head[:end])
+        fields = head[end:]
+        last = self._last
+        if last is not None and last.fields == fields and last.is_http_1_0 == line.is_http_1_0:
+            return Head(line, last.head.headers, last.head.keep_alive, 0)
+        found = _framed(line, self._headers(fields))
+        is_kept = not found.length and len(fields) <= KNOWN_FIELDS_BYTES
+        self._last = _Last(fields, line.is_http_1_0, found) if is_kept else None
+        return found
+
+    def _line(self, text: bytes) -> RequestLine:
+        """Return the first line of a head."""
+        name, _, rest = text.partition(b" ")
         target, _, version = rest.rpartition(b" ")
         if version not in (b"HTTP/1.1", b"HTTP/1.0"):
             raise BadRequest("The first line does not end with HTTP/1.1 or HTTP/1.0; one of them would pass.")
-        method = _METHODS.get(name)
-        fields = head[line_end:]
-        last = self._last
-        is_repeated = last is not None and last.fields == fields and last.version == version and method is not None
-        # The parser takes any visible character in a path, so nothing is left that it would look at.
-        if is_repeated and target.startswith(b"/") and line.translate(None, _VISIBLE) == b"  ":
-            assert last is not None and method is not None  # noqa: S101, PT018
-            return Head(method, target, last.head.headers, last.head.is_http_1_0, last.head.keep_alive, 0)
-        lines = head.count(b"\n")
-        if len(head.translate(None, _CONTROLS)) != len(head) or not lines == head.count(b"\r\n") == head.count(b"\r"):
-            raise BadRequest("The head has a control character or a lone CR or LF; one without would pass.")
-        if lines - 2 > self._headers_limit:
+        if text.translate(None, _VISIBLE) != b"  ":
+            raise BadRequest("The first line has a control character or a blank too many; one without would pass.")
+        method = _METHODS.get(name) or _other_method(name)
+        if not target.startswith(b"/"):
+            _check_target(target, method)
+        line = RequestLine(method, target, *_parts_of(target), version == b"HTTP/1.0")
+        if len(text) <= KNOWN_LINE_BYTES:
+            _keep(self._lines, text, line)
+        return line
+
+    def _headers(self, fields: bytes) -> list[Header]:
+        """Return the headers in *fields*, from the end of the first line to the empty line."""
+        lines = fields[2:-4].split(b"\r\n") if len(fields) > 4 else []
+        if len(lines) > self._headers_limit:
             raise BadRequest(f"The head has more than {self._headers_limit} headers; that many would pass.")
-        if method is None:
-            method, head = _other_method(name), b"POST" + head[len(name) :]
-        _check_target(target, method)
-        found = self._framed(method, target, self._parsed(head), version == b"HTTP/1.0")
-        self._last = None if found.length else _Last(fields, version, found)
-        return found
+        known = self._known
+        return [known.get(line) or self._header(line) for line in lines]
 
-    def _parsed(self, head: bytes) -> list[Header]:
-        """Return the headers, as httptools reads them."""
-        headers: list[Header] = []
-        self._headers = headers
-        try:
-            self._parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            self._parser = httptools.HttpRequestParser(self)  # every offer of another protocol is declined
-        except httptools.HttpParserError:
-            raise BadRequest("The request is not HTTP/1.1; one in its form would pass.") from None
-        return headers
+    def _header(self, line: bytes) -> Header:
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise BadRequest("A header is malformed or has a control character; a name, a colon and text would pass.")
+        header = name, value = match[1].lower(), match[2].strip(b" \t")
+        if name == b"host" and not _HOST.fullmatch(value):
+            raise BadRequest("Host is malformed; a name or address, with or without a port, would pass.")
+        if name == b"content-length" and not _LENGTH.fullmatch(value):
+            raise BadRequest("Content-Length is malformed; one whole number would pass.")
+        if len(line) <= KNOWN_LINE_BYTES:
+            _keep(self._known, line, header)
+        return header
 
-    def _framed(self, method: str, target: bytes, headers: list[Header], is_http_1_0: bool) -> Head:
-        hosts = lengths = 0
-        keep_alive, has_options, length, coding, is_offered = not is_http_1_0, False, 0, None, False
-        for name, value in headers:
-            if name not in _SPECIAL:
-                continue
-            if name == b"host":
-                hosts += 1
-                _check_host(value)
-            elif name in _CONNECTION:
-                has_options = True
-                if name == b"connection":
-                    keep_alive = _keeps_alive(value, keep_alive)
-            elif name == b"expect":
-                is_offered = value.lower() == b"100-continue" and not is_http_1_0
-            elif name == b"content-length":
-                lengths += 1
-                if not _LENGTH.fullmatch(value):
-                    raise BadRequest("Content-Length is malformed; one whole number would pass.")
-                length = int(value)
-            elif coding is not None or value.lower() != b"chunked":
-                raise BadRequest("Transfer-Encoding is not chunked alone; that would pass.")
-            else:
-                coding = value
-        if hosts > 1 or (not hosts and not is_http_1_0):
-            raise BadRequest("Host is missing or given twice; once would pass.")
-        if lengths + (coding is not None) > 1:
-            raise BadRequest("The length of the body is given twice; once would pass.")
-        if coding is not None:
-            if is_http_1_0:
-                raise BadRequest("Transfer-Encoding is not known to HTTP/1.0; Content-Length would pass.")
-            length = CHUNKED
-        if length or has_options:
-            self._parser = httptools.HttpRequestParser(self)  # the old one may wait for a body, or for the end
-        return Head(method, target, headers, is_http_1_0, keep_alive, length, is_offered)
+
+def _keep(known: dict[bytes, V], line: bytes, value: V) -> None:
+    """Remember what *line* is; forget the others when there are too many."""
+    if len(known) >= KNOWN_LINES:
+        known.clear()
+    known[line] = value
+
+
+def _framed(line: RequestLine, headers: list[Header]) -> Head:
+    """Return the head, with what its headers say about the body and the connection."""
+    is_http_1_0 = line.is_http_1_0
+    hosts = lengths = length = 0
+    keep_alive, coding, is_offered = not is_http_1_0, None, False
+    for name, value in headers:
+        if name not in _SPECIAL:
+            continue
+        if name == b"host":
+            hosts += 1
+        elif name == b"connection":
+            keep_alive = _keeps_alive(value, keep_alive)
+        elif name == b"expect":
+            is_offered = value.lower() == b"100-continue" and not is_http_1_0
+        elif name == b"content-length":
+            lengths += 1
+            length = int(value)
+        elif coding is not None or value.lower() != b"chunked":
+            raise BadRequest("Transfer-Encoding is not chunked alone; that would pass.")
+        else:
+            coding = value
+    if hosts > 1 or (not hosts and not is_http_1_0):
+        raise BadRequest("Host is missing or given twice; once would pass.")
+    if lengths + (coding is not None) > 1:
+        raise BadRequest("The length of the body is given twice; once would pass.")
+    if coding is not None:
+        if is_http_1_0:
+            raise BadRequest("Transfer-Encoding is not known to HTTP/1.0; Content-Length would pass.")
+        length = CHUNKED
+    return Head(line, headers, keep_alive, length, is_offered and length != 0)
 
 
 def _other_method(name: bytes) -> str:
@@ -156,19 +178,18 @@ def _other_method(name: bytes) -> str:
     return name.decode("ascii")
 
 
-def _check_host(value: bytes) -> None:
-    if not _HOST.fullmatch(value):
-        raise BadRequest("Host is malformed; a name or address, with or without a port, would pass.")
-
-
 def _check_target(target: bytes, method: str) -> None:
-    """Refuse a target that is neither a path nor a form for proxies."""
-    if target.isascii() and b" " not in target:
-        if target.startswith(b"/") or method == "CONNECT" or (target == b"*" and method == "OPTIONS"):
-            return
-        if _ABSOLUTE.match(target):
-            return
-    raise BadRequest("The target of the request is malformed; a path that begins with / would pass.")
+    """Refuse a target that does not begin with / and is no form for proxies either."""
+    if method != "CONNECT" and not (target == b"*" and method == "OPTIONS") and not _ABSOLUTE.match(target):
+        raise BadRequest("The target of the request is malformed; a path that begins with / would pass.")
+
+
+def _parts_of(target: bytes) -> tuple[str, str]:
+    """Return the percent-decoded path and the query of a request's target."""
+    path, _, query = target.partition(b"#")[0].decode("ascii").partition("?")
+    if "://" in path and not path.startswith("/"):
+        path = "/" + path.partition("://")[2].partition("/")[2]  # the form for proxies
+    return unquote(path, errors="replace") if "%" in path else path, query
 
 
 def _keeps_alive(value: bytes, keep_alive: bool) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from typing import Final, Protocol
-from urllib.parse import unquote
 
 from spotledger.http.h1.head import Head
 from spotledger.http.h1.request import Request, too_long
@@ -33,8 +32,8 @@ class CompleteRequest(Request):
     is_done: Final = True
 
     def __init__(self, head: Head, peer: str, body: bytes) -> None:
-        self.method, target, self.headers, self.is_http_1_0, self.keep_alive, _, _ = head
-        self.path, self.query = _target(target)
+        line, self.headers, self.keep_alive, _, _ = head
+        self.method, _, self.path, self.query, self.is_http_1_0 = line
         self.body = body
         self.peer = peer
         self.parameters = _NO_PARAMETERS
@@ -61,22 +60,22 @@ class IncomingRequest(Request):
     )
 
     def __init__(self, connection: BodyConnection, head: Head, peer: str, ahead_bytes: int) -> None:
-        path, query = _target(head.target)
-        super().__init__(head.method, path, query, head.headers, self)
+        line = head.line
+        super().__init__(line.method, line.path, line.query, head.headers, self)
         self.peer = peer
         self._connection = connection
         self._pieces: list[bytes] = []
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
         self._problem: Exception | None = None
-        self.is_http_1_0 = head.is_http_1_0
+        self.is_http_1_0 = line.is_http_1_0
         #: The application is asked before a long body, or one that the client offers, has arrived; it may refuse it.
         self._is_offered = head.is_offered
         self._is_long = head.length > ahead_bytes or head.is_offered
         self._ahead_bytes = ahead_bytes
         self._was_read = False
         #: Whether the connection stays open after it; what follows CONNECT is not HTTP.
-        self.keep_alive = head.keep_alive and head.method != "CONNECT"
+        self.keep_alive = head.keep_alive and line.method != "CONNECT"
         self.is_whole = False
 
     async def read(self, limit: int) -> bytes:
@@ -141,13 +140,3 @@ class IncomingRequest(Request):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-
-
-def _target(target: bytes) -> tuple[str, str]:
-    """Return the percent-decoded path and the query of a request's target."""
-    path, _, query = target.decode("ascii").partition("?")
-    if "#" in query or "#" in path:
-        path, _, query = f"{path}?{query}".partition("#")[0].partition("?")
-    if "://" in path and not path.startswith("/"):
-        path = "/" + path.partition("://")[2].partition("/")[2]  # the form for proxies
-    return unquote(path, errors="replace") if "%" in path else path, query

@@ -28,8 +28,10 @@ class Limits:
     body_ahead_bytes: int = 64 * 1024
     #: How long a body up to that length may take to arrive.
     body_seconds: float = 10.0
-    #: What of its answers a client may leave unread before the next one waits.
-    unread_bytes: int = 64 * 1024
+    #: What of its answers a client may leave unread before the next one waits; and what all clients whose answers wait
+    #: may leave unread together.
+    unread_bytes: int = 16 * 1024
+    unread_total_bytes: int = 128 * 1024 * 1024
     #: A client that takes fewer bytes than this of a waiting answer in ``slow_reader_seconds`` is cut off.
     slow_reader_bytes: int = 64 * 1024
     slow_reader_seconds: float = 75.0

@@ -52,10 +52,18 @@ class RequestReader:
 
     def receive(self, data: bytes) -> None:
         """Take *data* from the connection."""
-        rest = len(self._data) - self._start
-        self._data = self._data[self._start :] + data if rest else data
-        self._scanned = max(self._scanned - self._start, 0)
+        if self._start == len(self._data):
+            self._data = data
+            self._scanned = 0
+        else:
+            self._data = self._data[self._start :] + data
+            self._scanned = max(self._scanned - self._start, 0)
         self._start = 0
+
+    def release(self) -> None:
+        """Keep no bytes that were read."""
+        if not self.has_data:
+            self._data, self._start, self._scanned = b"", 0, 0
 
     @property
     def has_data(self) -> bool:
@@ -83,8 +91,7 @@ class RequestReader:
         if start < len(data) and data[start] not in _FIRST and data[start:] != b"\r":
             raise BadRequest("The request does not begin with a method; one such as GET would pass.")
         end = data.find(HEAD_END, max(start, self._scanned - 3)) + 4
-        size = (len(data) if end < 4 else end) - start
-        if size > self._limits.head_bytes:
+        if (len(data) if end < 4 else end) - start > self._limits.head_bytes:
             raise BadRequest(
                 f"The head of the request is longer than {self._limits.head_bytes} bytes; a shorter one would pass."
             )
@@ -93,12 +100,12 @@ class RequestReader:
             return None
         head = self._heads.parse(data[start:end])
         self._start = self._scanned = end
-        self._follows_body = head.length != 0
-        self._begin_body(head.length)
+        self._follows_body = self.in_body = head.length != 0
+        if self.in_body:
+            self._begin_body(head.length)
         return head
 
     def _begin_body(self, length: int) -> None:
-        self.in_body = length != 0
         self._is_chunked = length == CHUNKED
         self._missing = 0 if self._is_chunked else length
         self._state = _SIZE
@@ -106,10 +113,12 @@ class RequestReader:
 
     def short_body(self, limit: int) -> bytes | None:
         """Return the whole body if it is here, has a length, and is no longer than *limit* bytes."""
-        if not 0 < self._missing <= min(limit, self.unread) or self._is_chunked:
+        start, end = self._start, self._start + self._missing
+        if not start < end <= len(self._data) or end - start > limit or self._is_chunked:
             return None
         self.in_body = False
-        return self._take(self._missing)
+        self._start = end
+        return self._data[start:end]
 
     def body(self) -> bytes:
         """

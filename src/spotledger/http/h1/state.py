@@ -10,6 +10,7 @@ from typing import Final, NamedTuple, Protocol
 from spotledger.http.h1.limits import Limits
 from spotledger.http.h1.request import Application
 from spotledger.http.h1.shares import ConnectionShares
+from spotledger.http.h1.unread import UnreadAnswers
 
 #: While all connections are taken, this share of the idle ones is closed to make room.
 _CLOSED_SHARE: Final = 0.01
@@ -52,6 +53,7 @@ class ListenerState:
         self.limits = limits
         self.shares = shares
         self.connections: set[OpenConnection] = set()
+        self.unread = UnreadAnswers(limits.unread_total_bytes)
         self.stopping = False
         #: The loop's time, and the end of a head with the date; both are renewed once a second.
         self.now = 0.0
@@ -79,6 +81,7 @@ class ListenerState:
     def release(self, connection: OpenConnection) -> None:
         """Count *connection* no more."""
         self.connections.discard(connection)
+        self.unread.remove(connection)
         self._count(connection.address, -1)
 
     def _count(self, counted: bytes | None, change: int) -> None:

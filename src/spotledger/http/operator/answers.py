@@ -303,24 +303,24 @@ AMOUNT_TEXTS: Final = 32
 Texts: TypeAlias = Callable[[int], str]
 
 
-def _cached(write: Texts) -> Texts:
-    """Return *write* with a small cache."""
-    texts: dict[int, str] = {}
-    find = texts.get
+class _KeptTexts(dict[int, str]):
+    """The last texts of some units; a hit calls no Python function."""
 
-    def cached(units: int) -> str:
-        text = find(units)
-        if text is None:
-            if len(texts) >= AMOUNT_TEXTS:
-                texts.clear()
-            text = texts[units] = write(units)
+    __slots__ = ("_write",)
+
+    def __init__(self, write: Texts) -> None:
+        super().__init__()
+        self._write = write
+
+    def __missing__(self, units: int) -> str:
+        if len(self) >= AMOUNT_TEXTS:
+            self.clear()
+        text = self[units] = self._write(units)
         return text
-
-    return cached
 
 
 #: By scale: at least two decimals, but never more than the coin has.
-TEXTS: Final = tuple(_cached(formatter(scale, min(2, scale))) for scale in range(MAX_SCALE + 1))
+TEXTS: Final = tuple(_KeptTexts(formatter(scale, min(2, scale))).__getitem__ for scale in range(MAX_SCALE + 1))
 
 
 def amount_text(units: int, scale: int) -> str:

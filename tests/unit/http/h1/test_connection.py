@@ -272,6 +272,44 @@ def test_slow_reader_keeps_his_answer_and_a_stopped_one_loses_it(loop: Loop) -> 
     serving(talk, limits=limits, loop=loop)
 
 
+def test_clients_who_read_nothing_cannot_fill_the_memory(loop: Loop) -> None:
+    """Together they leave no more unread than the limit; a client at another address is answered meanwhile."""
+    limits = Limits(unread_total_bytes=3_000_000)
+
+    async def talk(served: Served) -> None:
+        stubborn = [await served.connect("127.0.0.9", limit=1) for _ in range(40)]
+        for wire in stubborn:
+            await wire.send(get("/long") * 16)
+        slow = await served.connect("127.0.0.8", limit=1024)
+        await slow.send(get("/long") * 2 + get("/after"))
+        async with asyncio.timeout(20):
+            while len(served.server._state.connections) == 41:
+                await asyncio.sleep(0.01)
+        assert served.server._state.unread.total_bytes <= 3_000_000
+        honest = await served.connect("127.0.0.8")
+        await honest.send(get("/"))
+        assert (await honest.answer("GET")).status == 200
+        assert [len((await slow.answer("GET")).body) for _ in range(2)] == [400_000, 400_000]
+        assert (await slow.answer("GET")).body == b"/after"
+
+    serving(talk, limits=limits, loop=loop)
+
+
+def test_bytes_that_were_read_are_not_kept_while_a_connection_idles(loop: Loop) -> None:
+    """A client that sent a long body and is silent then takes up no room for it."""
+
+    async def talk(served: Served) -> None:
+        wire = await served.connect()
+        await wire.send(post("/", b"x" * 60_000))
+        assert (await wire.answer()).status == 200
+        (connection,) = served.server._state.connections
+        async with asyncio.timeout(20):
+            while connection._reader._data:
+                await asyncio.sleep(0.01)
+
+    serving(talk, limits=Limits(check_seconds=0.02), loop=loop)
+
+
 def test_workers_share_the_connections(loop: Loop) -> None:
     """Of two that accept from one socket each gets about half, and all of them if the other one is down."""
 

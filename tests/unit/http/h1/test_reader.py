@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
+from spotledger.http.h1.head import KNOWN_FIELDS_BYTES, KNOWN_LINE_BYTES, KNOWN_LINES, Head, HeadParser
 from spotledger.http.h1.limits import Limits
 from spotledger.http.h1.reader import CHUNK_LINE_BYTES, CHUNKS_AT_ONCE, RequestReader
 from spotledger.http.h1.request import BadRequest
-from support_framing import REFUSED, cuts, judged, read_all, requests
+from support_framing import REFUSED, Llhttp, cuts, judged, read_all, requests
 
 LIMITS = Limits(head_bytes=2_000, headers=20)
 HEAD = b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n"
@@ -20,7 +21,7 @@ def test_head_says_what_was_sent() -> None:
     reader.receive(HEAD + b"X-A: \t b c \t\r\n\r\n")
     head = reader.head()
     assert head is not None
-    assert (head.method, head.target, head.length, head.keep_alive) == ("GET", b"/a?b=c", 0, True)
+    assert (head.line.method, head.line.target, head.length, head.keep_alive) == ("GET", b"/a?b=c", 0, True)
     assert head.headers == [(b"host", b"x"), (b"x-a", b"b c")]
     assert reader.head() is None
 
@@ -93,6 +94,55 @@ def test_what_is_accepted_means_the_same_to_a_second_parser(sent: bytes) -> None
     """Every request that is accepted, h11 accepts too, with the same method, target, headers, body and order."""
     found, _ = read_all([sent], LIMITS)
     assert judged(sent, len(found)) == found
+
+
+@settings(max_examples=300, deadline=None)
+@given(sent=requests())
+def test_what_is_accepted_means_the_same_to_llhttp(sent: bytes) -> None:
+    """The parser of Node.js reads an accepted request alike, for the methods that it knows."""
+    found, _ = read_all([sent], LIMITS)
+    if not found or found[0].method not in ("GET", "HEAD", "POST", "PUT"):
+        return
+    first = found[0]
+    end = next(end for end in range(len(sent) + 1) if read_all([sent[:end]], LIMITS)[0])
+    judge = Llhttp(sent[:end])
+    assert (judge.method, judge.target, judge.is_complete) == (first.method, first.target, True)
+    named = {name for name, _ in first.headers}
+    if b"transfer-encoding" not in named:
+        assert (_lower_coding(judge.headers), judge.body) == (first.headers, first.body)
+
+
+def _lower_coding(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    return [(name, value.lower() if name == b"transfer-encoding" else value) for name, value in headers]
+
+
+@settings(max_examples=300, deadline=None)
+@given(sent=st.lists(requests(), max_size=4), repeats=st.integers(1, 3))
+def test_lines_that_were_seen_before_mean_the_same(sent: list[bytes], repeats: int) -> None:
+    """Each request is read as by a reader that has seen none, however often its lines were there before."""
+    parsed = HeadParser(LIMITS.headers)
+    for raw in sent * repeats:
+        head = raw.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        assert _parsed(parsed, head) == _parsed(HeadParser(LIMITS.headers), head)
+
+
+def _parsed(parser: HeadParser, head: bytes) -> Head | str:
+    try:
+        return parser.parse(head)
+    except BadRequest as problem:
+        return problem.reason
+
+
+@pytest.mark.parametrize("fields", [b"A-%d: b\r\n", b"X: %d\r\n", b"X: " + b"y" * 3_000 + b"%d\r\n"])
+def test_what_is_remembered_of_heads_is_bounded(fields: bytes) -> None:
+    """A client whose lines are all different, or long, makes a connection keep few of them."""
+    parser = HeadParser(100)
+    for number in range(200):
+        parser.parse(b"GET /%d HTTP/1.1\r\nHost: x\r\n" % number + fields % number + b"\r\n")
+        kept = [*parser._lines, *parser._known]
+        assert len(kept) <= 2 * KNOWN_LINES
+        assert max(map(len, kept)) <= KNOWN_LINE_BYTES
+        assert parser._last is None or len(parser._last.fields) <= KNOWN_FIELDS_BYTES
 
 
 @settings(max_examples=300, deadline=None)
