@@ -32,11 +32,11 @@ def refusal(line: bytes, *headers: bytes) -> str:
 def test_method_is_the_one_that_was_sent(method: str) -> None:
     """Also one that the parser does not know; its headers and its body are framed like those of the others."""
     head = parsed(method.encode() + b" /a HTTP/1.1", b"Host: x", b"Content-Length: 7")
-    assert (head.method, head.target, head.length) == (method, b"/a", 7)
+    assert (head.line.method, head.line.target, head.length) == (method, b"/a", 7)
     assert head.headers == [(b"host", b"x"), (b"content-length", b"7")]
 
 
-@pytest.mark.parametrize("method", [b"x" * 33, b"G{T", b"", b"G\x80T", b"(GET)"])
+@pytest.mark.parametrize("method", [b"x" * 33, b"G{T", b"", b"(GET)"])
 def test_what_is_no_method_is_refused(method: bytes) -> None:
     """A method is a token of at most 32 characters."""
     assert "does not begin with a method" in refusal(method + b" /a HTTP/1.1", b"Host: x")
@@ -45,12 +45,10 @@ def test_what_is_no_method_is_refused(method: bytes) -> None:
 @pytest.mark.parametrize("target", [b"/", b"/a?b#c", b"//", b"http://x/a", b"HTTPS://x", b"http://[::1]:8/a?b"])
 def test_target_is_a_path_or_the_form_for_proxies(target: bytes) -> None:
     """It is passed on as it was sent."""
-    assert parsed(b"GET " + target + b" HTTP/1.1", b"Host: x").target == target
+    assert parsed(b"GET " + target + b" HTTP/1.1", b"Host: x").line.target == target
 
 
-@pytest.mark.parametrize(
-    "target", [b"a", b"*", b"", b"ftp://x/a", b"http://", b"http:///a", b"/\xc3\xa9", b"x:80", b"/ a"]
-)
+@pytest.mark.parametrize("target", [b"a", b"*", b"", b"ftp://x/a", b"http://", b"http:///a", b"x:80"])
 def test_target_of_another_form_is_refused(target: bytes) -> None:
     """Only OPTIONS may name the whole server, and only CONNECT a host and its port."""
     assert "target of the request" in refusal(b"GET " + target + b" HTTP/1.1", b"Host: x")
@@ -58,23 +56,65 @@ def test_target_of_another_form_is_refused(target: bytes) -> None:
 
 def test_target_of_options_and_connect_has_its_own_form() -> None:
     """The form of each is refused for any other method, and beyond ASCII it is refused for these, too."""
-    assert parsed(b"OPTIONS * HTTP/1.1", b"Host: x").target == b"*"
-    assert parsed(b"CONNECT x:80 HTTP/1.1", b"Host: x").target == b"x:80"
+    assert parsed(b"OPTIONS * HTTP/1.1", b"Host: x").line.target == b"*"
+    assert parsed(b"CONNECT x:80 HTTP/1.1", b"Host: x").line.target == b"x:80"
     for line in (
         b"OPTIONS x:80 HTTP/1.1",
-        b"CONNECT \xff:80 HTTP/1.1",
-        b"CONNECT a b HTTP/1.1",
         b"OPTIONS ** HTTP/1.1",
     ):
         assert "target of the request" in refusal(line, b"Host: x")
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (b"/a", "/a", ""),
+        (b"/a?b=c", "/a", "b=c"),
+        (b"/a?b?c", "/a", "b?c"),
+        (b"/a%20b%2Fc?d=%20", "/a b/c", "d=%20"),
+        (b"/%ff", "/\ufffd", ""),
+        (b"/a#b", "/a", ""),
+        (b"/a#b?c", "/a", ""),
+        (b"/a?b#c", "/a", "b"),
+        (b"/a?b#c?d#e", "/a", "b"),
+        (b"http://host/a?b", "/a", "b"),
+        (b"HTTP://host:80/a/b", "/a/b", ""),
+        (b"http://host", "/", ""),
+        (b"http://host?b", "/", "b"),
+        (b"http://host/a://b/c", "/a://b/c", ""),
+        (b"/x?http://host/a", "/x", "http://host/a"),
+        (b"/http://host/a", "/http://host/a", ""),
+        (b"*", "*", ""),
+    ],
+)
+def test_target_is_cut_into_path_and_query(target: bytes, path: str, query: str) -> None:
+    """The path is decoded, the query is not; a fragment and the form for proxies are taken off."""
+    line = parsed(b"OPTIONS " + target + b" HTTP/1.1", b"Host: x").line
+    assert (line.target, line.path, line.query) == (target, path, query)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"GET  / HTTP/1.1",
+        b"GET /a b HTTP/1.1",
+        b"GET\t/ HTTP/1.1",
+        b"GET /\x80 HTTP/1.1",
+        b"GET /\x7f HTTP/1.1",
+        b" GET / HTTP/1.1",
+    ],
+)
+def test_first_line_has_two_blanks_and_visible_characters(line: bytes) -> None:
+    """One blank on each side of the target, and nothing beyond ASCII."""
+    assert "control character or a blank too many" in refusal(line, b"Host: x")
 
 
 @pytest.mark.parametrize("version", [b"HTTP/1.2", b"HTTP/2.0", b"http/1.1", b"HTTP/1.10", b"", b"HTTP/0.9"])
 def test_version_is_1_1_or_1_0(version: bytes) -> None:
     """Any other one is refused; the older one is known as such."""
     assert "HTTP/1.1 or HTTP/1.0" in refusal(b"GET / " + version, b"Host: x")
-    assert parsed(b"GET / HTTP/1.0", b"Host: x").is_http_1_0
-    assert not parsed(b"GET / HTTP/1.1", b"Host: x").is_http_1_0
+    assert parsed(b"GET / HTTP/1.0", b"Host: x").line.is_http_1_0
+    assert not parsed(b"GET / HTTP/1.1", b"Host: x").line.is_http_1_0
 
 
 def test_headers_up_to_their_limit_pass() -> None:
@@ -100,16 +140,16 @@ def test_headers_up_to_their_limit_pass() -> None:
     ],
 )
 def test_control_character_in_a_head_is_refused(header: bytes) -> None:
-    """A tabulator may be in a value; CR and LF come together only."""
-    assert "control character or a lone CR or LF" in refusal(b"GET / HTTP/1.1", b"Host: x", header)
+    """A tabulator may be in a value; CR and LF are at its end only."""
+    assert "A header is malformed or has a control character" in refusal(b"GET / HTTP/1.1", b"Host: x", header)
     assert parsed(b"GET / HTTP/1.1", b"Host: x", b"A:\tb\tc ").headers[1] == (b"a", b"b\tc")
     assert parsed(b"GET / HTTP/1.1", b"Host: x", b"A: \x80\xff").headers[1] == (b"a", b"\x80\xff")
 
 
 @pytest.mark.parametrize("header", [b"A", b": b", b"A : b", b" A: b", b"A(: b", b"A\x80: b"])
 def test_header_without_a_name_of_its_own_is_refused(header: bytes) -> None:
-    """What the parser refuses is refused without a trace of the parser."""
-    assert "not HTTP/1.1" in refusal(b"GET / HTTP/1.1", b"Host: x", header)
+    """A header is a name, a colon without a blank before it, and text."""
+    assert "A header is malformed" in refusal(b"GET / HTTP/1.1", b"Host: x", header)
 
 
 @pytest.mark.parametrize("host", [b"x", b"", b"x.example:8080", b"[::1]:80", b"192.0.2.1", b"a_b~c", b"%41"])
@@ -154,7 +194,7 @@ def test_length_of_a_body_is_the_one_that_is_announced(headers: tuple[bytes, ...
 def test_length_that_is_no_number_is_refused(value: bytes) -> None:
     """Up to 18 digits pass."""
     reason = refusal(b"POST / HTTP/1.1", b"Host: x", b"Content-Length: " + value)
-    assert "Content-Length is malformed" in reason or "not HTTP/1.1" in reason
+    assert "Content-Length is malformed" in reason
 
 
 def test_body_has_one_length() -> None:
@@ -162,12 +202,12 @@ def test_body_has_one_length() -> None:
     start, length, chunked = b"POST / HTTP/1.1", b"Content-Length: 1", b"Transfer-Encoding: chunked"
     for headers in ((length, length), (length, chunked), (chunked, length), (b"Content-Length: 0", chunked)):
         reason = refusal(start, b"Host: x", *headers)
-        assert "length of the body is given twice" in reason or "not HTTP/1.1" in reason
+        assert "length of the body is given twice" in reason
     for coding in (b"gzip", b"gzip, chunked", b"chunked, chunked", b"identity", b"", b"xchunked"):
         reason = refusal(start, b"Host: x", b"Transfer-Encoding: " + coding)
-        assert "not chunked alone" in reason or "not HTTP/1.1" in reason
+        assert "not chunked alone" in reason
     reason = refusal(start, b"Host: x", chunked, chunked)
-    assert "not chunked alone" in reason or "not HTTP/1.1" in reason
+    assert "not chunked alone" in reason
     assert "not known to HTTP/1.0" in refusal(b"POST / HTTP/1.0", b"Host: x", chunked)
 
 
@@ -254,4 +294,4 @@ def test_first_line_is_checked_though_the_headers_are_those_of_the_head_before(l
     parsed(b"GET / HTTP/1.1", b"Host: x", parser=parser)
     with pytest.raises(BadRequest):
         parsed(line, b"Host: x", parser=parser)
-    assert parsed(b"GET /b HTTP/1.1", b"Host: x").target == b"/b"
+    assert parsed(b"GET /b HTTP/1.1", b"Host: x").line.target == b"/b"
