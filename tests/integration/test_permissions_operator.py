@@ -67,7 +67,7 @@ def test_every_call_of_the_operator_api_has_a_row(sent: Sent) -> None:
 
 def test_rows_need_scopes_that_exist_and_every_scope_is_needed_somewhere() -> None:
     """A scope that lets nobody in anywhere would be one that nobody has tried."""
-    assert {row.needs for row in ROWS} - {NO_TOKEN} == set(SCOPES)
+    assert set().union(*(row.scopes for row in ROWS)) - {NO_TOKEN} == set(SCOPES)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
@@ -98,8 +98,9 @@ def test_refused_call_changes_nothing_and_reveals_nothing(sent: Sent, row: Row) 
         answers = [
             world.call(row.method, path, headers, body, row.query, key),
             world.call(row.method, row.path.format(**missing), headers, body, row.query, key),
-            world.call(row.method, path, headers, None if body is None else b"{", "unknown=1"),
         ]
+        if row.needs not in credential.scopes:  # what its body says does not matter
+            answers.append(world.call(row.method, path, headers, None if body is None else b"{", "unknown=1"))
         if credential.expected(row) == TokenRefused.code:
             answers += [world.call("PUT", path, headers), world.call(row.method, "/v1/nothing", headers)]
         assert set(answers) == {answers[0]}, credential.name

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from permissions.operator_rows import ADMIN, NO_TOKEN, Row
+from permissions.operator_rows import ADMIN, NO_TOKEN, ROWS, Row
 from permissions.world import World
 from spotledger.errors import ScopeMissing, TokenRefused
 from spotledger.security.tokens import SCOPES
@@ -29,19 +29,19 @@ class Credential:
         name: The head of its column.
         about: What it is, for the page.
         make: Makes it and returns the headers that carry it.
-        scope: The scope of a token that is in use; None: it is refused wherever a token is needed.
+        scopes: The scopes of a token that is in use; none: it is refused wherever a token is needed.
     """
 
     name: str
     about: str
     make: Callable[[World], Headers]
-    scope: str | None = None
+    scopes: tuple[str, ...] = ()
 
     def expected(self, row: Row) -> str:
         """Return what *row* answers to this credential: that it passes, or the code of the refusal."""
-        if row.needs == NO_TOKEN or self.scope in (row.needs, ADMIN):
+        if row.needs == NO_TOKEN or ADMIN in self.scopes or row.scopes <= set(self.scopes):
             return PASSES
-        return TokenRefused.code if self.scope is None else ScopeMissing.code
+        return ScopeMissing.code if self.scopes else TokenRefused.code
 
 
 def bearer(token: str) -> Headers:
@@ -64,9 +64,11 @@ def _signed(world: World) -> Headers:
     return {"Authorization": "", "xt-validate-appkey": key["accesskey"], "xt-validate-signature": key["secretkey"]}
 
 
-def _of_scope(scope: str) -> Credential:
-    about = "a token with every scope" if scope == ADMIN else "a token with this scope and no other"
-    return Credential(scope, about, lambda world: bearer(world.token(scope)["token"]), scope)
+def _of_scopes(*scopes: str) -> Credential:
+    about = "a token with this scope and no other" if len(scopes) == 1 else "a token with these scopes and no other"
+    if ADMIN in scopes:
+        about = "a token with every scope"
+    return Credential(" + ".join(scopes), about, lambda world: bearer(world.token(*scopes)["token"]), scopes)
 
 
 #: Refused everywhere but at calls that need no token.
@@ -79,4 +81,6 @@ STRANGERS: Final = (
     Credential("secret", "the secret of an access key sent as a token", lambda w: bearer(w.access_key()["secretkey"])),
     Credential("signature", "an access key and a signature in the headers of the public v4 API", _signed),
 )
-CREDENTIALS: Final = (*STRANGERS, *map(_of_scope, SCOPES))
+#: Scopes that a call needs together, in the order of `SCOPES`.
+TOGETHER: Final = sorted({tuple(sorted(row.scopes, key=SCOPES.index)) for row in ROWS if row.also})
+CREDENTIALS: Final = (*STRANGERS, *map(_of_scopes, SCOPES), *(_of_scopes(*scopes) for scopes in TOGETHER))

@@ -50,6 +50,7 @@ class Row:
         keyed: Whether it needs an idempotency key.
         case: What is special about this request, if its method and path have several rows.
         headers: More headers.
+        also: Scopes that it needs besides, because of what its body says.
     """
 
     method: str
@@ -61,6 +62,12 @@ class Row:
     keyed: bool = False
     case: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+
+    @property
+    def scopes(self) -> set[str]:
+        """The scopes that a token has to have, all of them, unless it has ``admin``."""
+        return {self.needs, *self.also}
 
     def __str__(self) -> str:
         return f"{self.method} {self.path}" + (f" ({self.case})" if self.case else "")
