@@ -144,6 +144,7 @@ def test_control_character_in_a_head_is_refused(header: bytes) -> None:
     assert "A header is malformed or has a control character" in refusal(b"GET / HTTP/1.1", b"Host: x", header)
     assert parsed(b"GET / HTTP/1.1", b"Host: x", b"A:\tb\tc ").headers[1] == (b"a", b"b\tc")
     assert parsed(b"GET / HTTP/1.1", b"Host: x", b"A: \x80\xff").headers[1] == (b"a", b"\x80\xff")
+    assert parsed(b"GET / HTTP/1.1", b"Host: x", b"A: \tX bX\t ").headers[1] == (b"a", b"X bX")
 
 
 @pytest.mark.parametrize("header", [b"A", b": b", b"A : b", b" A: b", b"A(: b", b"A\x80: b"])
@@ -235,6 +236,7 @@ def test_client_that_waits_is_known(version: bytes, value: bytes, offered: bool)
         (b"1.1", (b"Connection: close",), False),
         (b"1.1", (b"Connection: CLOSE",), False),
         (b"1.1", (b"Connection: a ,\tclose\t",), False),
+        (b"1.1", (b"Connection: a,close",), False),
         (b"1.1", (b"Connection: closed",), True),
         (b"1.1", (b"Connection: upgrade",), True),
         (b"1.1", (b"Connection: close", b"Connection: keep-alive"), False),

@@ -174,6 +174,7 @@ def in_chunks(rest: bytes) -> bytes:
         (b"0\r\n\r\n", b""),
         (b"5\r\nabcde\r\n0\r\n\r\n", b"abcde"),
         (b"0000000000000001\r\na\r\nA\r\n0123456789\r\na\r\n0123456789\r\n000\r\n\r\n", b"a" + b"0123456789" * 2),
+        (b"10\r\n0123456789abcdef\r\n0\r\n\r\n", b"0123456789abcdef"),
         (b"2;a=b;c\r\n\r\n\r\n0;last\r\n\r\n", b"\r\n"),
         (b"1;" + b"x" * 254 + b"\r\na\r\n0\r\n\r\n", b"a"),
         (b"1;\t \x80\xff\r\na\r\n0\r\n\r\n", b"a"),
@@ -249,6 +250,8 @@ def test_chunks_are_read_so_many_at_once() -> None:
         pieces.append(reader.body())
         assert len(pieces[-1]) <= CHUNKS_AT_ONCE
     assert b"".join(pieces) == b"a" * 1_000
+    assert max(map(len, pieces)) >= CHUNKS_AT_ONCE // 3
+    assert reader.in_body is False
     assert reader.body() == b""
 
 
@@ -272,7 +275,7 @@ def test_short_body_is_given_whole_once_it_is_here() -> None:
             assert reader.in_body is (len(arrived) < 5)
         else:
             assert reader.unread == len(arrived) - 5
-    for other in (in_chunks(b"5\r\nabcde\r\n0\r\n\r\n"), HEAD + b"\r\n"):
+    for other in (in_chunks(b"5\r\nabcde\r\n0\r\n\r\n"), HEAD + b"\r\n", HEAD + b"\r\nGET / HTTP/1.1"):
         reader = RequestReader(LIMITS)
         reader.receive(other)
         assert reader.head() is not None
@@ -290,6 +293,20 @@ def test_reader_says_what_it_has_not_read() -> None:
     assert (reader.has_data, reader.unread) == (True, 2)
     reader.receive(b"T")
     assert (reader.has_data, reader.unread) == (True, 3)
+
+
+def test_bytes_that_were_read_are_released_and_others_kept() -> None:
+    """An idle connection holds no bytes; what has not been read stays."""
+    reader = RequestReader(LIMITS)
+    for begun in (b"", b"GET", b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r"):
+        reader.receive(HEAD + b"\r\n" + begun)
+        assert reader.head() is not None
+        reader.release()
+        assert (reader.unread, reader.has_data) == (len(begun), bool(begun))
+        assert begun or not reader._data
+        reader.receive((HEAD + b"\r\n")[len(begun) :])
+        assert reader.head() is not None
+        assert reader.unread == 0
 
 
 @pytest.mark.parametrize("cut", [True, False], ids=["byte by byte", "in one piece"])
