@@ -51,6 +51,7 @@ class Row:
         case: What is special about this request, if its method and path have several rows.
         headers: More headers.
         also: Scopes that it needs besides, because of what its body says.
+        answers: The statuses of an answer to who is let in: that it was done, unless nobody can do it yet.
     """
 
     method: str
@@ -63,6 +64,7 @@ class Row:
     case: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
     also: tuple[str, ...] = ()
+    answers: tuple[int, ...] = (200, 202)
 
     @property
     def scopes(self) -> set[str]:
