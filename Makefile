@@ -18,11 +18,11 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev demo test quick flips lint format generate types walls bench lock clean
+.PHONY: help setup dev demo test quick flips lint format generate types walls bench vulnerabilities lock clean
 
 help: ## List the targets
 	@echo "Targets of spotledger:"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  ARGS=…        is passed on to demo, test, quick and bench:  make test ARGS='-k nonce -x'"
 	@echo "  PROCESSES=    runs the tests one at a time, which a debugger needs:  make test PROCESSES="
@@ -56,8 +56,9 @@ format: dev ## Fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: dev ## Generate the blocking client from the async one
+generate: dev ## Generate the blocking client from the async one, and the permission table
 	$(BIN)/python tools/generate_blocking_client.py
+	PYTHONPATH=tests $(BIN)/python -m permissions > docs/reference/permissions.md
 
 types: dev ## Check the types (mypy, strict)
 	$(BIN)/mypy
@@ -68,11 +69,15 @@ walls: dev ## Check which package imports which (import-linter)
 bench: $(VENV)/.bench-stamp ## Measure, side by side with other software; BENCH_QUICK=1 for a first look
 	$(BIN)/python -m bench $(ARGS)
 
+vulnerabilities: $(VENV)/.vulnerabilities-stamp ## Look for known vulnerabilities in the locked requirements, or say that it cannot be done here
+	$(BIN)/python tools/check_vulnerabilities.py $(VENV)/vulnerabilities/bin/pip-audit
+
 lock: $(VENV)/.base-stamp ## Resolve and lock the requirements again (ARGS=--upgrade takes newer versions)
 	$(INSTALL) -r requirements/lock.txt
 	$(COMPILE) $(ARGS) pyproject.toml --extra parquet --group dev -o requirements/dev.txt
 	$(COMPILE) $(ARGS) pyproject.toml --extra parquet -c requirements/dev.txt -o requirements/parquet.txt
 	$(COMPILE) $(ARGS) pyproject.toml --extra parquet --group dev --group bench -c requirements/dev.txt -o requirements/bench.txt
+	$(COMPILE) $(ARGS) --group vulnerabilities -c requirements/dev.txt -o requirements/vulnerabilities.txt
 	$(COMPILE) $(ARGS) pyproject.toml -c requirements/dev.txt -o requirements/base.txt
 	$(COMPILE) $(ARGS) --group build -c requirements/dev.txt -o requirements/build.txt
 	$(COMPILE) $(ARGS) --group lock -o requirements/lock.txt
@@ -102,4 +107,10 @@ $(VENV)/.dev-stamp: $(VENV)/.base-stamp requirements/dev.txt
 
 $(VENV)/.bench-stamp: $(VENV)/.dev-stamp requirements/bench.txt
 	$(INSTALL) -r requirements/bench.txt
+	@touch $@
+
+# pip-audit brings its own pip, so it has an environment of its own.
+$(VENV)/.vulnerabilities-stamp: $(BIN)/python requirements/vulnerabilities.txt
+	$(BIN)/python -m venv $(VENV)/vulnerabilities
+	$(VENV)/vulnerabilities/bin/python -m pip --disable-pip-version-check --no-input --quiet install --require-hashes --no-deps -r requirements/vulnerabilities.txt
 	@touch $@

@@ -14,8 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
+import psycopg
 import pytest
 
 import support_service
@@ -57,19 +59,52 @@ def family(pid: int) -> Iterator[int]:
 
 
 class Canaries:
-    """A service that was used in every way that has to do with secrets, and what it left in the meantime."""
+    """
+    A service that was used in every way that has to do with secrets, and what it left in the meantime.
 
-    def __init__(self, service: support_service.Service) -> None:
+    Args:
+        service: The service, started with the master key in its environment.
+        url: The database that it is on; None: it is on a data folder.
+    """
+
+    def __init__(self, service: support_service.Service, url: str | None = None) -> None:
         self.service = service
+        self.url = url
         self.answers: list[str] = []
+        self.metrics = b""
         self.children: dict[str, bytes] = {}
         service.list_coins(usdt=8)
         self.trader = service.trader("alice", {"usdt": ("10", "0")})
         self.revoked = service.trader("bob")
         made = service.write("/v1/tokens", {"scopes": ["ledger:read"], "label": "reader"}, "token")
         self.token = str(made["token"])
+        rotated = service.trader("carol")
+        self.rotated = service.write(f"/v1/keys/{rotated.accesskey}/rotate", {})
+        self.secrets = {
+            "secret": self.trader.secretkey,
+            "secret of a revoked key": self.revoked.secretkey,
+            "secret of a key that was rotated": rotated.secretkey,
+            "secret of its successor": str(self.rotated["secretkey"]),
+            "token": self.token,
+            "first token": service.token,
+            "master key": MASTER_KEY,
+        }
         self.signatures: list[str] = []
         self._use()
+        if url is None:
+            self._keep(service.client().post("/v1/backups", json={"file": "canary.backup"}))
+        else:
+            self._damage_a_key(url)
+
+    @property
+    def hidden(self) -> dict[str, str]:
+        """What must be nowhere."""
+        return self.secrets | {f"signature {number}": text for number, text in enumerate(self.signatures)}
+
+    @property
+    def accesskeys(self) -> list[str]:
+        """What must be in no output, whole."""
+        return [self.trader.accesskey, self.revoked.accesskey, str(self.rotated["accesskey"])]
 
     def _use(self) -> None:
         client = self.service.client()
@@ -103,7 +138,6 @@ class Canaries:
                 self._keep(
                     httpx2.get(f"{self.service.public_url}/trade/api/v1/{path}", params={**params, "nonce": "x"})
                 )
-        self._keep(client.post("/v1/backups", json={"file": "canary.backup"}))
         audit = client.post("/v1/audits").json()["audit"]
         while client.get(f"/v1/audits/{audit}").json()["state"] == "running":
             self._look_at_children()
@@ -113,6 +147,23 @@ class Canaries:
             self._look_at_children()
         self.access_log = client.get("/v1/access-log").content
         self._keep(client.get("/v1/access-log"))
+        self.metrics = client.get("/metrics").content + httpx2.get(f"{self.service.public_url}/readyz").content
+
+    def _damage_a_key(self, url: str) -> None:
+        """Have requests fail unexpectedly: the stored secret of an access key that was not used yet is altered."""
+        victim = self.service.trader("dave")
+        self.secrets["secret of a damaged key"] = victim.secretkey
+        with psycopg.connect(url, autocommit=True) as connection:
+            changed = connection.execute(
+                "UPDATE access_keys SET sealed_secret = sealed_secret || '\\x00' WHERE accesskey = %s",
+                [victim.accesskey],
+            )
+            assert changed.rowcount == 1
+        params, signature = signed(victim, int(time.time() * 1000))
+        self.signatures.append(signature)
+        answer = httpx2.get(f"{self.service.public_url}/trade/api/v1/getBalance", params=params)
+        self._keep(answer)
+        assert answer.json()["code"] == 404, "the damage is noticed"
 
     def _look_at_children(self) -> None:
         """Keep the arguments and environments of the processes that the service started; some end soon."""
@@ -127,6 +178,7 @@ class Canaries:
     def output(self) -> dict[str, bytes]:
         """Return what the service has said: its log at debug level, its answers, arguments and environments."""
         said = {"log": self.service.stderr.read_bytes(), "answers": "\n".join(self.answers).encode()}
+        said["metrics"] = self.metrics
         said["arguments"] = Path(f"/proc/{self.service.process.pid}/cmdline").read_bytes()
         return said | self.children
 
@@ -136,30 +188,83 @@ class Canaries:
         return {str(path.relative_to(self.service.folder)): path.read_bytes() for path in found}
 
 
+def tables_of(url: str) -> dict[str, bytes]:
+    """Return what is in each table of a database, as bytes that are not written in digits."""
+    found = {}
+    with psycopg.connect(url) as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        for (table,) in tables:
+            with connection.cursor().copy(f'COPY "{table}" TO STDOUT (FORMAT binary)') as copy:
+                found[f"table {table}"] = b"".join(copy)
+    return found
+
+
+def files_of(url: str, before: str) -> dict[str, bytes]:
+    """Return the files of a database on its server, and its write-ahead log since the position *before*."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("CHECKPOINT")
+        settings = "current_setting('data_directory'), current_setting('wal_segment_size')"
+        row = connection.execute(
+            f"SELECT {settings}, (SELECT oid FROM pg_database WHERE datname = current_database()),"
+            " pg_walfile_name(%s::pg_lsn), pg_walfile_name(pg_current_wal_lsn())",
+            [before],
+        ).fetchone()
+    assert row is not None
+    data = Path(row[0])
+    logs = [path for path in (data / "pg_wal").iterdir() if row[3] <= path.name <= row[4]]
+    files = [path for path in (data / "base" / str(row[2])).iterdir() if path.is_file()]
+    return {str(path.relative_to(data)): path.read_bytes() for path in [*files, *logs]}
+
+
+def check(canaries: Canaries, output: dict[str, bytes], files: dict[str, bytes]) -> None:
+    """Look for every secret everywhere; for whole access keys in all output but what lists them for the operator."""
+    found = {what: places_of(secret, output | files) for what, secret in canaries.hidden.items()}
+    assert {what: places for what, places in found.items() if places} == {}
+    said = {name: content for name, content in output.items() if name not in ("answers", "output of a restore")}
+    assert {"log", "metrics", "arguments"} < set(said)
+    assert any(name.startswith("environment of") for name in said), "that of an audit at least"
+    shown = {key[:8]: places_of(key, said) for key in canaries.accesskeys}
+    assert {key: places for key, places in shown.items() if places} == {}
+
+
 @pytest.fixture
 def canaries(service: Callable[..., Service]) -> Canaries:
     return Canaries(service(env={"SPOTLEDGER_MASTER_KEY": MASTER_KEY}, log_level="debug", segment_entries=8))
 
 
-def test_secrets_are_in_no_output_argument_environment_or_file(canaries: Canaries) -> None:
+def test_secrets_are_in_no_output_argument_environment_or_file(canaries: Canaries, tmp_path: Path) -> None:
     """Secret, signature, token, master key: nowhere. A whole access key: in no log, argument or environment."""
-    service, output, files = canaries.service, canaries.output(), canaries.files()
-    assert {"log", "answers"} < set(output)
+    output, files = canaries.output(), canaries.files()
     assert {"journal.db", "keys.db", "keys.db-wal", "backups/canary.backup"} <= set(files)
-    assert any(name.startswith("environment of") for name in output), "that of an audit at least"
-    hidden = {
-        "secret": canaries.trader.secretkey,
-        "secret of a revoked key": canaries.revoked.secretkey,
-        "token": canaries.token,
-        "first token": service.token,
-        "master key": MASTER_KEY,
-        **{f"signature {number}": signature for number, signature in enumerate(canaries.signatures)},
-    }
-    found = {what: places_of(secret, output | files) for what, secret in hidden.items()}
-    assert {what: places for what, places in found.items() if places} == {}
-    said = {name: content for name, content in output.items() if name != "answers"}
-    assert places_of(canaries.trader.accesskey, said) == places_of(canaries.revoked.accesskey, said) == []
-    assert places_of(canaries.trader.accesskey, files), "what is looked for would be found"
+    backup, restored = canaries.service.folder / "backups" / "canary.backup", tmp_path / "restored"
+    done = support_service.run(
+        "restore", backup, "--data", restored, env=support_service.environment(SPOTLEDGER_MASTER_KEY=MASTER_KEY)
+    )
+    assert done.returncode == 0, done.stderr
+    output |= {"output of a restore": (done.stdout + done.stderr).encode()}
+    files |= {f"restored {path.name}": path.read_bytes() for path in restored.rglob("*") if path.is_file()}
+    check(canaries, output, files)
+    for place in ("backups/canary.backup", "restored keys.db"):
+        assert place in places_of(canaries.trader.accesskey, files), "what is looked for would be found"
+
+
+def test_secrets_are_nowhere_on_postgres_either(service: Callable[..., Service], postgres_url: str) -> None:
+    """Tables, files and write-ahead log of the server, and all output; the password of the database, too."""
+    with psycopg.connect(postgres_url) as connection:
+        row = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone()
+        assert row is not None
+    env = {"SPOTLEDGER_MASTER_KEY": MASTER_KEY, "SPOTLEDGER_DATABASE": postgres_url}
+    canaries = Canaries(service(env=env, log_level="debug", segment_entries=8), postgres_url)
+    files = tables_of(postgres_url) | files_of(postgres_url, row[0]) | canaries.files()
+    output = canaries.output()
+    check(canaries, output, files)
+    # The process of an audit needs it, and has it where only the same user can look.
+    elsewhere = {name: content for name, content in output.items() if not name.startswith("environment of")}
+    assert places_of(str(urlsplit(postgres_url).password), elsewhere | files) == []
+    found = places_of(canaries.trader.accesskey, files)
+    assert "table access_keys" in found
+    assert any(name.startswith("pg_wal/") for name in found)
+    assert any(name.startswith("base/") for name in found), "what is looked for would be found"
 
 
 def test_access_log_has_who_and_why_and_no_secret_or_whole_key(canaries: Canaries) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from permissions.page import permissions_markdown
 from spotledger import errors
 from spotledger.cli.main import program
 from spotledger.http import wire
@@ -28,6 +29,11 @@ def test_reference_page_is_current(page: str) -> None:
     assert (PAGES / f"{page}.md").read_text(encoding="utf-8") == printed(page), (
         f"run: spotledger reference {page} > docs/reference/{page}.md"
     )
+
+
+def test_permission_table_is_current() -> None:
+    """The page in the repository is made of the rows that the tests try: make generate."""
+    assert (PAGES / "permissions.md").read_text(encoding="utf-8") == permissions_markdown(), "run: make generate"
 
 
 def test_every_error_has_its_page_with_what_to_do() -> None:

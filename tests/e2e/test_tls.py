@@ -6,6 +6,7 @@ import http.client
 import signal
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
@@ -13,6 +14,8 @@ import pytest
 
 import support_service
 from servers.kept import until
+from spotledger.client import SpotClient
+from spotledger.errors import TransportError
 from support_h1 import name_of, trusting, write_certificate
 
 
@@ -69,6 +72,26 @@ def test_certificate_is_replaced_while_a_connection_is_open(
             shown(port, old_certificate)
     finally:
         assert service.stop() == 0
+
+
+def test_clients_send_nothing_where_they_do_not_trust_the_certificate(
+    service: Callable[..., support_service.Service], files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trader's client and the command line refuse an unknown authority, and take one that SSL_CERT_FILE names."""
+    running = service(tls_cert=files[0], tls_key=files[1])
+    running.list_coins(usdt=8)
+    alice = running.trader("alice", {"usdt": ("7", "0")})
+
+    def ask() -> str:
+        with SpotClient(alice.accesskey, alice.secretkey, running.public_url, attempts=1) as client:
+            return str(client.balances()["usdt"].available)
+
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    for _ in range(2):
+        with pytest.raises(TransportError, match="certificate"):
+            ask()
+    monkeypatch.setenv("SSL_CERT_FILE", str(files[0]))
+    assert ask() == "7.00"
 
 
 def test_certificate_that_cannot_be_used_ends_the_start(tmp_path: Path, files: tuple[Path, Path]) -> None:

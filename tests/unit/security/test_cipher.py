@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from spotledger.errors import MasterKeyRefused
 from spotledger.security.cipher import AccessKeyDamaged, Cipher, load_master_key, parse_master_key
 
 KEY = bytes(range(32))
+FINGERPRINT = "69858e5ffc319cae78a6035a6d601900"
+SEALED = "01799ac7b1962399f405d2e3b128c9ea2bb542c2b15b35f9ffc4166dfa748a18c6ab1cc313"
 
 
 def test_sealed_secret_opens_for_its_own_access_key_alone() -> None:
@@ -45,6 +48,26 @@ def test_fingerprint_tells_master_keys_apart_and_gives_none_away() -> None:
     """The fingerprint is stable, differs from key to key, and holds no part of the key."""
     assert Cipher(KEY).fingerprint == Cipher(KEY).fingerprint != Cipher(bytes(32)).fingerprint
     assert KEY.hex()[:8] not in repr(Cipher(KEY))
+    assert repr(Cipher(KEY)) == f"Cipher(fingerprint='{Cipher(KEY).fingerprint}')"
+
+
+def test_what_is_stored_stays_readable() -> None:
+    """A fingerprint and a sealed secret as they are in ledgers that were made before."""
+    assert Cipher(KEY).fingerprint == FINGERPRINT
+    assert Cipher(KEY).open("11111111-2222-4333-8444-555555555555", bytes.fromhex(SEALED)) == "0123abcd"
+    sealed = Cipher(KEY).seal("a", "secret")
+    assert sealed[:1] == b"\x01"
+    assert len(sealed) == 1 + 12 + len("secret") + 16
+
+
+def test_damage_is_told_with_the_first_characters_of_the_access_key() -> None:
+    """Enough to find it, and not all of it; the cause is told apart."""
+    accesskey = "11111111-2222-4333-8444-555555555555"
+    sealed = Cipher(KEY).seal(accesskey, "secret")
+    for wrong, cause in ((b"\x02" + sealed[1:], "is sealed in an unknown format"), (sealed[:-1], "does not open")):
+        with pytest.raises(AccessKeyDamaged) as damaged:
+            Cipher(KEY).open(accesskey, wrong)
+        assert str(damaged.value) == f"the secret of the access key 11111111… {cause}"
 
 
 @pytest.mark.parametrize("text", ["", "00" * 31, "00" * 33, "0g" * 32, "٠" * 64, "0x" + "00" * 31, "00 " * 32])
@@ -53,8 +76,15 @@ def test_malformed_master_key_is_refused_and_not_repeated(text: str) -> None:
     with pytest.raises(MasterKeyRefused) as refused:
         parse_master_key(text)
     assert not text or text not in refused.value.message
-    with pytest.raises(MasterKeyRefused):
+    assert refused.value.message.startswith(f"The master key has {len(text.strip())} characters; 64 hex digits would")
+    with pytest.raises(MasterKeyRefused, match="has 5 bytes; 32 would pass"):
         Cipher(b"short")
+
+
+@pytest.mark.parametrize("text", [KEY.hex(), KEY.hex().upper(), f" \t{KEY.hex()}\r\n"])
+def test_master_key_is_64_hex_digits(text: str) -> None:
+    """In capitals, too, and with blanks around them."""
+    assert parse_master_key(text) == KEY
 
 
 def key_file(folder: Path) -> Path:
@@ -87,6 +117,40 @@ def test_master_key_that_is_no_file_is_refused(tmp_path: Path) -> None:
     odd = tmp_path / "odd"
     odd.write_bytes(b"\xff" * 64)
     odd.chmod(0o600)
-    for path in (tmp_path / "missing", tmp_path, odd):
+    for path, cause in (
+        (tmp_path / "missing", "No such file or directory"),
+        (tmp_path, "is not a regular file"),
+        (odd, "has 64 characters"),
+    ):
+        with pytest.raises(MasterKeyRefused, match=cause) as refused:
+            load_master_key(path)
+        assert path == odd or str(path) in refused.value.message
+
+
+def test_pipe_and_long_file_in_place_of_a_master_key_are_refused_at_once(tmp_path: Path) -> None:
+    """Nobody waits for a writer of a pipe, and a file is not read beyond what a key could be."""
+    pipe, long = tmp_path / "pipe", tmp_path / "long"
+    os.mkfifo(pipe, 0o600)
+    long.write_text(KEY.hex() + " " * 1_000 + "x")
+    long.chmod(0o600)
+    with pytest.raises(MasterKeyRefused, match="is not a regular file"):
+        load_master_key(pipe)
+    assert load_master_key(long) == KEY
+
+
+def test_master_key_file_that_cannot_be_read_to_its_end_is_refused() -> None:
+    """A fault of the disk, for which the memory of this process stands here: its first page cannot be read."""
+    with pytest.raises(MasterKeyRefused, match=r"/proc/self/mem cannot be read: Input/output error\."):
+        load_master_key(Path("/proc/self/mem"))
+
+
+def test_descriptors_of_master_keys_are_closed(tmp_path: Path) -> None:
+    """After a success and after each refusal."""
+    file = key_file(tmp_path)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    load_master_key(file)
+    file.chmod(0o644)
+    for path in (file, tmp_path):
         with pytest.raises(MasterKeyRefused):
             load_master_key(path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

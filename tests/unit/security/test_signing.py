@@ -33,7 +33,7 @@ def test_prepared_secret_signs_like_a_plain_hmac(secret: str, text: bytes) -> No
 
 def test_prepared_secret_does_not_show_its_secret() -> None:
     """A secret that gets into a log or a traceback is not readable there."""
-    assert "hunter2" not in repr(PreparedSecret("hunter2"))
+    assert repr(PreparedSecret("hunter2")) == "PreparedSecret(…)"
 
 
 @given(pairs=st.lists(st.tuples(NAME, VALUE), max_size=4))

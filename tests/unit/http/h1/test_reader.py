@@ -7,7 +7,7 @@ from hypothesis import example, given, settings, strategies as st
 
 from spotledger.http.h1.head import KNOWN_FIELDS_BYTES, KNOWN_LINE_BYTES, KNOWN_LINES, Head, HeadParser
 from spotledger.http.h1.limits import Limits
-from spotledger.http.h1.reader import RequestReader
+from spotledger.http.h1.reader import CHUNK_LINE_BYTES, CHUNKS_AT_ONCE, RequestReader
 from spotledger.http.h1.request import BadRequest
 from support_framing import REFUSED, Llhttp, cuts, judged, read_all, requests
 
@@ -32,7 +32,8 @@ def test_what_could_be_read_in_two_ways_is_refused(raw: bytes) -> None:
     requests_read, reason = read_all([raw], LIMITS)
     assert not requests_read
     assert reason is not None
-    assert reason.endswith(".")
+    assert reason[0].isupper()
+    assert reason.endswith(" would pass.")
 
 
 @pytest.mark.parametrize(
@@ -159,3 +160,167 @@ def test_headers_that_are_repeated_change_nothing(line: bytes, first: bytes, sec
         alone, reason = read_all([raw], LIMITS)
         both, other_reason = read_all([before + raw], LIMITS)
         assert (both[1:], other_reason) == (alone, reason)
+
+
+def in_chunks(rest: bytes) -> bytes:
+    """Return a request whose body in chunks is *rest*."""
+    return HEAD.replace(b"GET", b"POST", 1) + b"Transfer-Encoding: chunked\r\n\r\n" + rest
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["byte by byte", "in one piece"])
+@pytest.mark.parametrize(
+    ("rest", "body"),
+    [
+        (b"0\r\n\r\n", b""),
+        (b"5\r\nabcde\r\n0\r\n\r\n", b"abcde"),
+        (b"0000000000000001\r\na\r\nA\r\n0123456789\r\na\r\n0123456789\r\n000\r\n\r\n", b"a" + b"0123456789" * 2),
+        (b"10\r\n0123456789abcdef\r\n0\r\n\r\n", b"0123456789abcdef"),
+        (b"2;a=b;c\r\n\r\n\r\n0;last\r\n\r\n", b"\r\n"),
+        (b"1;" + b"x" * 254 + b"\r\na\r\n0\r\n\r\n", b"a"),
+        (b"1;\t \x80\xff\r\na\r\n0\r\n\r\n", b"a"),
+        (b"1\r\na\r\n" * 200 + b"0\r\n\r\n", b"a" * 200),
+        (b"0\r\nT: u\r\nX-Y_z:\r\n\r\n", b""),
+        (b"0\r\nT:" + b"x" * 1_996 + b"\r\n\r\n", b""),
+        (b"0\r\nT:" + b"x" * 996 + b"\r\nT:" + b"x" * 996 + b"\r\n\r\n", b""),
+    ],
+)
+def test_body_in_chunks_is_read_to_its_end(rest: bytes, body: bytes, cut: bool) -> None:
+    """Extensions and trailers mean nothing, up to their limits; the next request follows."""
+    sent = in_chunks(rest) + HEAD + b"\r\n"
+    found, reason = read_all([bytes([byte]) for byte in sent] if cut else [sent], LIMITS)
+    assert reason is None
+    assert [(one.method, one.body) for one in found] == [("POST", body), ("GET", b"")]
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["byte by byte", "in one piece"])
+@pytest.mark.parametrize(
+    ("rest", "reason"),
+    [
+        (b"\r\n", "length of a chunk"),
+        (b"g\r\n", "length of a chunk"),
+        (b"-1\r\n", "length of a chunk"),
+        (b"0x1\r\n", "length of a chunk"),
+        (b"1 \r\na\r\n", "length of a chunk"),
+        (b"00000000000000001\r\na\r\n", "length of a chunk"),
+        (b"1;\x00\r\na\r\n", "length of a chunk"),
+        (b"1\na\n0\n\n\r\n", "length of a chunk"),
+        (b"1\r\nab\r\n", "longer than announced"),
+        (b"1;" + b"x" * 255 + b"\r\na\r\n", "line between the chunks"),
+        (b"1\r\na" + b"x" * 258, "line between the chunks"),
+        (b"0\r\nno colon\r\n\r\n", "follows the last chunk"),
+        (b"0\r\n: u\r\n\r\n", "follows the last chunk"),
+        (b"0\r\nT: \x00\r\n\r\n", "follows the last chunk"),
+        (b"0\r\n folded: u\r\n\r\n", "follows the last chunk"),
+        (b"0\r\nContent-Length: 1\r\n\r\n", "follows the last chunk"),
+        (b"0\r\nTRANSFER-ENCODING: chunked\r\n\r\n", "follows the last chunk"),
+        (b"0\r\nHost: y\r\n\r\n", "follows the last chunk"),
+        (b"0\r\nT:" + b"x" * 997 + b"\r\nT:" + b"x" * 996 + b"\r\n\r\n", "follows the last chunk"),
+        (b"0\r\nT:" + b"x" * 1_997 + b"\r\n\r\n", "follows the last chunk"),
+        (b"0\r\nT:" + b"x" * 2_000, "line between the chunks"),
+    ],
+)
+def test_body_in_malformed_chunks_is_refused(rest: bytes, reason: str, cut: bool) -> None:
+    """Each has a reason that says what was found and what would pass; no body comes of it."""
+    sent = in_chunks(rest)
+    found, refused = read_all([bytes([byte]) for byte in sent] if cut else [sent], LIMITS)
+    assert found == []
+    assert refused is not None
+    assert refused[0].isupper()
+    assert reason in refused
+    assert refused.endswith(" would pass.")
+
+
+def test_line_that_may_still_end_in_time_is_waited_for() -> None:
+    """A line of just its limit, whose end has not arrived, is not too long yet; one byte more is."""
+    for start, most in ((b"", CHUNK_LINE_BYTES), (b"0\r\n", LIMITS.head_bytes)):
+        line = b"1;" + b"x" * (most - 2) if not start else b"T:" + b"x" * (most - 2)
+        for more, passes in ((b"\r", True), (b"xx", False)):
+            found, reason = read_all([in_chunks(start + line + more)], LIMITS)
+            assert found == []
+            assert (reason is None) is passes
+
+
+def test_chunks_are_read_so_many_at_once() -> None:
+    """A piece of a body holds a bounded number of chunks, so that others may run between the pieces."""
+    reader = RequestReader(LIMITS)
+    reader.receive(in_chunks(b"1\r\na\r\n" * 1_000 + b"0\r\n\r\n"))
+    assert reader.head() is not None
+    pieces = []
+    while reader.in_body:
+        pieces.append(reader.body())
+        assert len(pieces[-1]) <= CHUNKS_AT_ONCE
+    assert b"".join(pieces) == b"a" * 1_000
+    assert max(map(len, pieces)) >= CHUNKS_AT_ONCE // 3
+    assert reader.in_body is False
+    assert reader.body() == b""
+
+
+def test_short_body_is_given_whole_once_it_is_here() -> None:
+    """Only one that has a length, has arrived, and is no longer than asked for; otherwise it is read in pieces."""
+    sent = HEAD.replace(b"GET", b"POST", 1) + b"Content-Length: 5\r\n\r\n"
+    for arrived, limit, body in (
+        (b"abcdef", 5, b"abcde"),
+        (b"abcde", 9, b"abcde"),
+        (b"abcd", 9, None),
+        (b"abcde", 4, None),
+    ):
+        reader = RequestReader(LIMITS)
+        reader.receive(sent + arrived)
+        assert reader.head() is not None
+        assert reader.in_body
+        assert reader.short_body(limit) == body
+        assert reader.in_body is (body is None)
+        if body is None:
+            assert reader.body() == arrived
+            assert reader.in_body is (len(arrived) < 5)
+        else:
+            assert reader.unread == len(arrived) - 5
+    for other in (in_chunks(b"5\r\nabcde\r\n0\r\n\r\n"), HEAD + b"\r\n", HEAD + b"\r\nGET / HTTP/1.1"):
+        reader = RequestReader(LIMITS)
+        reader.receive(other)
+        assert reader.head() is not None
+        assert reader.short_body(100) is None
+
+
+def test_reader_says_what_it_has_not_read() -> None:
+    """Bytes are counted that arrived and that no head or body took."""
+    reader = RequestReader(LIMITS)
+    assert (reader.has_data, reader.unread, reader.in_body, reader.head()) == (False, 0, False, None)
+    reader.receive(b"GET ")
+    assert (reader.has_data, reader.unread, reader.head()) == (True, 4, None)
+    reader.receive(HEAD[4:] + b"\r\nGE")
+    assert reader.head() is not None
+    assert (reader.has_data, reader.unread) == (True, 2)
+    reader.receive(b"T")
+    assert (reader.has_data, reader.unread) == (True, 3)
+
+
+def test_bytes_that_were_read_are_released_and_others_kept() -> None:
+    """An idle connection holds no bytes; what has not been read stays."""
+    reader = RequestReader(LIMITS)
+    for begun in (b"", b"GET", b"GET /a?b=c HTTP/1.1\r\nHost: x\r\n\r"):
+        reader.receive(HEAD + b"\r\n" + begun)
+        assert reader.head() is not None
+        reader.release()
+        assert (reader.unread, reader.has_data) == (len(begun), bool(begun))
+        assert begun or not reader._data
+        reader.receive((HEAD + b"\r\n")[len(begun) :])
+        assert reader.head() is not None
+        assert reader.unread == 0
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["byte by byte", "in one piece"])
+def test_empty_line_may_follow_a_body_and_nothing_else(cut: bool) -> None:
+    """Some clients end a body with one; two, or one before any other request, are refused."""
+    post = HEAD.replace(b"GET", b"POST", 1) + b"Content-Length: 1\r\n\r\na"
+    get = HEAD + b"\r\n"
+    for sent, count in (
+        (post + b"\r\n" + get, 2),
+        (post + get, 2),
+        (in_chunks(b"0\r\n\r\n") + b"\r\n" + get, 2),
+        (post + b"\r\n\r\n" + get, 1),
+        (get + b"\r\n" + get, 1),
+        (post + b"\r" + get, 1),
+    ):
+        found, reason = read_all([bytes([byte]) for byte in sent] if cut else [sent], LIMITS)
+        assert (len(found), reason is None) == (count, count == 2), sent

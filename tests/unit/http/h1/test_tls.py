@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +67,25 @@ def test_certificate_that_cannot_be_used_changes_nothing(files: tuple[Path, Path
     with pytest.raises(FileNotFoundError):
         certificate.load()
     assert certificate.context is before
+
+
+def test_versions_of_tls_below_1_2_are_refused(files: tuple[Path, Path]) -> None:
+    """A client that speaks only an older version gets no connection; one that speaks 1.2 does."""
+    certificate = Certificate(*files)
+
+    async def talk(served: Served) -> None:
+        for highest, passes in ((ssl.TLSVersion.TLSv1_1, False), (ssl.TLSVersion.TLSv1_2, True)):
+            context = trusting(files[0])
+            context.set_ciphers("ALL:@SECLEVEL=0")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                context.minimum_version, context.maximum_version = ssl.TLSVersion.TLSv1, highest
+            with contextlib.nullcontext() if passes else pytest.raises((ssl.SSLError, ConnectionResetError)):
+                wire = await served.connect(ssl=context)
+                await wire.send(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert (await wire.answer()).body == b"/1"
+
+    serving(talk, loop=asyncio.new_event_loop, tls=certificate)
 
 
 def test_connection_without_a_handshake_is_counted_and_closed(loop: Loop, files: tuple[Path, Path]) -> None:
