@@ -19,7 +19,7 @@ import support_service
 from servers.kept import until
 from spotledger.client import SpotClient
 from spotledger.security.access_log import AccessFilter
-from spotledger.storage.access_log import read_access_log
+from spotledger.storage.credentials.access_log import read_access_log
 from support_service import Service, run
 
 LOG_FILES = ("access-log.db", "access-log.db-wal", "access-log.db-shm")

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from spotledger.cli.main import program
 from spotledger.errors import FileUnusable
 from spotledger.storage.folder import make_folder
+from spotledger.storage.packed_file import replace_packed
 from support_json_server import JsonServer
 
 NOBODY = 65534
@@ -55,7 +56,7 @@ def folder(tmp_path: Path) -> Path:
     made = tmp_path / "data"
     assert run(made, "coin", "add", "btc", "--scale", "8").exit_code == 0
     assert run(made, "token", "create", "--scope", "ledger:read").exit_code == 0
-    (made / "locks").touch(mode=0o600)  # as the first lock makes it
+    replace_packed(made / "locks", b"SpoL\x01\x00\x00\x00", [])  # as the last lock leaves it
     assert {file.name for file in made.iterdir()} >= set(FILES)
     return made
 

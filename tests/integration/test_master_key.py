@@ -21,7 +21,7 @@ from spotledger.clock import now_ms
 from spotledger.errors import LedgerCorrupt, MasterKeyRefused, RotationRefused, StoreUnavailable
 from spotledger.ops.runtime import Runtime
 from spotledger.security.cipher import AccessKeyDamaged, Cipher, load_master_key
-from spotledger.storage.master_key_files import NEXT_FILE, write_next
+from spotledger.storage.credentials.master_key_files import NEXT_FILE, write_next
 from spotledger.storage.sqlite.file import KEYS, KEYS_FILE, Connection, open_reader
 from support_master_key import found_in, key_file, node, sealed_secrets
 

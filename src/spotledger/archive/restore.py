@@ -24,6 +24,7 @@ from spotledger.errors import (
 )
 from spotledger.os_errors import unusable_file
 from spotledger.security.cipher import Cipher
+from spotledger.storage.credentials.master_key_files import old_file, read_own, take_over, write_next
 from spotledger.storage.folder import (
     LEDGER_FILE,
     MASTER_KEY_FILE,
@@ -33,7 +34,6 @@ from spotledger.storage.folder import (
     make_folder,
     unusable,
 )
-from spotledger.storage.master_key_files import old_file, read_own, take_over, write_next
 from spotledger.storage.sqlite.copy import (
     BackupFacts,
     Credentials,

@@ -18,9 +18,9 @@ from spotledger.security.access_keys import PERMISSIONS
 from spotledger.security.addresses import parse_network
 from spotledger.security.cipher import AccessKeyDamaged, Cipher
 from spotledger.security.tokens import SCOPES
+from spotledger.storage.credentials.master_key_files import NEXT_FILE, read_own
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.folder import load_master_key
-from spotledger.storage.master_key_files import NEXT_FILE, read_own
 from spotledger.storage.sqlite.audit import AuditFile, KeysFile, LedgerRow, damaged_logs
 from spotledger.storage.sqlite.file import KEYS, schema_of
 from spotledger.storage.sqlite.keys import TABLES

@@ -18,7 +18,7 @@ from typing import Final
 from spotledger.errors import LedgerCorrupt, SpotledgerError, StoreUnavailable
 from spotledger.os_errors import reason_of
 from spotledger.security.access_log import MINUTE_MS, Access, AccessCounts, AccessFilter, AccessLine, MinuteLines
-from spotledger.storage.access_log import AccessLogFile, check_access_log, read_access_log
+from spotledger.storage.credentials.access_log import AccessLogFile, check_access_log, read_access_log
 
 #: How often what was counted is written; a process that is killed loses that much.
 WRITE_SECONDS: Final = 1.0

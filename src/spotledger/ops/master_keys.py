@@ -33,8 +33,8 @@ from spotledger.security.cipher import (
     load_master_key as read_key_file,
 )
 from spotledger.storage.access_key_rows import Holder, KeyTables
+from spotledger.storage.credentials.master_key_files import NEXT_FILE, drop_next, read_own, take_over, write_next
 from spotledger.storage.folder import MASTER_KEY_FILE, MASTER_KEY_VARIABLE, load_master_key
-from spotledger.storage.master_key_files import NEXT_FILE, drop_next, read_own, take_over, write_next
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from spotledger.errors import FileUnusable, StoreUnavailable
 from spotledger.ops import access_log
 from spotledger.ops.access_log import DAY_MS, AccessLog
 from spotledger.security.access_log import MINUTE_MS, Access, AccessFilter
-from spotledger.storage.access_log import ACCESS_LOG_FILE
+from spotledger.storage.credentials.access_log import ACCESS_LOG_FILE
 
 ALL = AccessFilter()
 READ: Access = ("key:11111111", "bot", "192.0.2.1", "getBalance", "")

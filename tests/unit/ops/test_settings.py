@@ -73,6 +73,7 @@ def test_setting_has_a_flag_a_variable_and_a_line(name: str, tmp_path: Path) -> 
         "database_network_ms": "2000",
         "read_database": "postgresql://standby/ledger",
         "read_age_limit_ms": "2000",
+        "connections_per_address": "2000",
         "workers": "4",
         "standby": "required",
         "redis": "rediss://:pass@cache:6380/1",

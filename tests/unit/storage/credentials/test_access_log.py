@@ -10,7 +10,7 @@ import pytest
 
 from spotledger.errors import FileUnusable, LedgerCorrupt, SchemaMismatch, StoreUnavailable
 from spotledger.security.access_log import MINUTE_MS, Access, AccessFilter, PendingLine
-from spotledger.storage.access_log import ACCESS_LOG_FILE, AccessLogFile, read_access_log
+from spotledger.storage.credentials.access_log import ACCESS_LOG_FILE, AccessLogFile, read_access_log
 
 ALL = AccessFilter()
 MINUTE = 1_000 * MINUTE_MS
