@@ -158,11 +158,9 @@ async def master_key_show(ledger: CommandLedger, out: Output) -> None:
 
 
 @master_key.command("rotate")
-@click.option(
-    "--new-key-file", "file", metavar="FILE", help="The file with the new key, 64 hex digits (else a new one)."
-)
+@click.option("--new-key-file", metavar="FILE", help="The file with the new key, 64 hex digits (else a new one).")
 @ledger_command()
-async def master_key_rotate(ledger: CommandLedger, out: Output, file: str | None) -> None:
+async def master_key_rotate(ledger: CommandLedger, out: Output, new_key_file: str | None) -> None:
     """
     Replace the master key, and seal every secret anew; access keys work on meanwhile.
 
@@ -174,10 +172,10 @@ async def master_key_rotate(ledger: CommandLedger, out: Output, file: str | None
     After a leak this is not enough: the secrets themselves are known then. Rotate, then issue every access key anew.
     """
     fingerprint = None
-    if file is not None:
+    if new_key_file is not None:
         if ledger.folder is None:
             raise SettingInvalid("--new-key-file needs --data: the key is handed over in the data folder.")
-        fingerprint = offer_key(ledger.folder, Path(file), (await ledger.master_key()).fingerprint)
+        fingerprint = offer_key(ledger.folder, Path(new_key_file), (await ledger.master_key()).fingerprint)
     _tell_master_key(ledger, out, await ledger.rotate_master_key(fingerprint))
 
 
