@@ -144,15 +144,15 @@ def _framed(line: RequestLine, headers: list[Header]) -> Head:
     """Return the head, with what its headers say about the body and the connection."""
     is_http_1_0 = line.is_http_1_0
     hosts = lengths = length = 0
-    coding, is_offered = None, False
-    options: set[bytes] = set()
+    keep_alive, is_last, coding, is_offered = not is_http_1_0, False, None, False
     for name, value in headers:
         if name not in _SPECIAL:
             continue
         if name == b"host":
             hosts += 1
         elif name == b"connection":
-            options.update(option.strip(b" \t") for option in value.lower().split(b","))
+            options = {option.strip(b" \t") for option in value.lower().split(b",")}
+            keep_alive, is_last = keep_alive or b"keep-alive" in options, is_last or b"close" in options
         elif name == b"expect":
             is_offered = value.lower() == b"100-continue" and not is_http_1_0
         elif name == b"content-length":
@@ -170,8 +170,7 @@ def _framed(line: RequestLine, headers: list[Header]) -> Head:
         if is_http_1_0:
             raise BadRequest("Transfer-Encoding is not known to HTTP/1.0; Content-Length would pass.")
         length = CHUNKED
-    keep_alive = b"close" not in options and (not is_http_1_0 or b"keep-alive" in options)
-    return Head(line, headers, keep_alive, length, is_offered and length != 0)
+    return Head(line, headers, keep_alive and not is_last, length, is_offered and length != 0)
 
 
 def _other_method(name: bytes) -> str:
