@@ -18,7 +18,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --generate-hashes --no-emit-index-url -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup dev demo test quick flips lint format generate types walls bench vulnerabilities lock clean
+.PHONY: help setup dev demo test quick flips lint format generate types walls bench mutants vulnerabilities lock clean
 
 help: ## List the targets
 	@echo "Targets of spotledger:"
@@ -69,6 +69,10 @@ walls: dev ## Check which package imports which (import-linter)
 bench: $(VENV)/.bench-stamp ## Measure, side by side with other software; BENCH_QUICK=1 for a first look
 	$(BIN)/python -m bench $(ARGS)
 
+# About half an hour of one processor. It goes on where it was interrupted; ARGS=--fresh begins anew.
+mutants: $(VENV)/.mutants-stamp ## Change the code of security and framing in every small way; docs/mutation-testing.md says what no test noticed
+	$(BIN)/python tools/run_mutants.py $(ARGS)
+
 vulnerabilities: $(VENV)/.vulnerabilities-stamp ## Look for known vulnerabilities in the locked requirements, or say that it cannot be done here
 	$(BIN)/python tools/check_vulnerabilities.py $(VENV)/vulnerabilities/bin/pip-audit
 
@@ -77,6 +81,7 @@ lock: $(VENV)/.base-stamp ## Resolve and lock the requirements again (ARGS=--upg
 	$(COMPILE) $(ARGS) pyproject.toml --extra parquet --group dev -o requirements/dev.txt
 	$(COMPILE) $(ARGS) pyproject.toml --extra parquet -c requirements/dev.txt -o requirements/parquet.txt
 	$(COMPILE) $(ARGS) pyproject.toml --extra parquet --group dev --group bench -c requirements/dev.txt -o requirements/bench.txt
+	$(COMPILE) $(ARGS) pyproject.toml --extra parquet --group dev --group mutants -c requirements/dev.txt -o requirements/mutants.txt
 	$(COMPILE) $(ARGS) --group vulnerabilities -c requirements/dev.txt -o requirements/vulnerabilities.txt
 	$(COMPILE) $(ARGS) pyproject.toml -c requirements/dev.txt -o requirements/base.txt
 	$(COMPILE) $(ARGS) --group build -c requirements/dev.txt -o requirements/build.txt
@@ -107,6 +112,10 @@ $(VENV)/.dev-stamp: $(VENV)/.base-stamp requirements/dev.txt
 
 $(VENV)/.bench-stamp: $(VENV)/.dev-stamp requirements/bench.txt
 	$(INSTALL) -r requirements/bench.txt
+	@touch $@
+
+$(VENV)/.mutants-stamp: $(VENV)/.dev-stamp requirements/mutants.txt
+	$(INSTALL) -r requirements/mutants.txt
 	@touch $@
 
 # pip-audit brings its own pip, so it has an environment of its own.

@@ -117,9 +117,30 @@ def test_request_may_ask_for_a_shorter_window_and_for_no_longer_one(
 ) -> None:
     """The setting is the longest that counts."""
     gate = gate_of(public)
-    gate.check(signed(stamp_ms=NONCE - counts), PEER, "read", NONCE, past_ms)
+    assert gate.settings.nonce_past_ms == 30_000
+    asyncio.run(gate.admit(signed(stamp_ms=NONCE - counts), PEER, "read", gate.account_limit, NONCE, past_ms=past_ms))
     with pytest.raises(NonceRefused, match=f"at most {counts} ms behind"):
-        gate.check(signed(stamp_ms=NONCE - counts - 1), PEER, "read", NONCE, past_ms)
+        asyncio.run(
+            gate.admit(signed(stamp_ms=NONCE - counts - 1), PEER, "read", gate.account_limit, NONCE, past_ms=past_ms)
+        )
+
+
+@pytest.mark.parametrize(("changes", "passes_again"), [(False, True), (True, False)])
+def test_signature_is_good_once_for_a_call_that_changes_something(
+    public: Service, changes: bool, passes_again: bool
+) -> None:
+    """A read may be repeated from the same address, as by a client that got no answer."""
+    gate = gate_of(public)
+
+    def ask() -> None:
+        asyncio.run(gate.admit(signed(), PEER, "read", gate.account_limit, NONCE, changes=changes))
+
+    ask()
+    if passes_again:
+        ask()
+        return
+    with pytest.raises(ReplayRefused):
+        ask()
 
 
 def test_access_key_ends_at_its_time_and_when_it_is_revoked(public: Service) -> None:
@@ -157,8 +178,11 @@ def test_secret_that_is_sent_as_access_key_is_told(public: Service, accesskey: s
     """From 40 hex digits on; the message does not repeat it."""
     with pytest.raises(AccessKeyUnknown) as refused:
         gate_of(public).check(signed(accesskey), PEER, "read", NONCE)
-    assert ("looks like a secret; send the access key, which is a UUID such as" in refused.value.message) is is_told
-    assert refused.value.message.endswith("have its access key revoked." if is_told else "and did not delete.")
+    told = (
+        "The accesskey sent looks like a secret; send the access key, which is a UUID such as "
+        "11111111-2222-4333-8444-555555555555. If it is your secret, have its access key revoked."
+    )
+    assert (refused.value.message == told) is is_told
     assert accesskey not in refused.value.message
 
 

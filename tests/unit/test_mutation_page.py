@@ -1,0 +1,66 @@
+"""Mutation testing: the tool knows all modules that keep strangers out, and every survivor on the page has a reason."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "spotledger"
+SCRIPT = ROOT / "tools" / "run_mutants.py"
+
+
+def load_script() -> ModuleType:
+    """Import the script as a module."""
+    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+TOOL = load_script()
+
+
+@pytest.mark.parametrize("folder", ["security", "http/h1"])
+def test_every_module_is_in_a_group(folder: str) -> None:
+    """Also a module that was added today, and none is in two groups."""
+    named = [module for group in TOOL.GROUPS.values() for module in group.modules]
+    there = {f"{folder}/{path.name}" for path in (PACKAGE / folder).glob("*.py") if path.name != "__init__.py"}
+    assert sorted(module for module in named if module.rpartition("/")[0] == folder) == sorted(there)
+
+
+def test_tests_of_each_group_exist() -> None:
+    """A test module that was renamed is noticed here."""
+    assert [test for group in TOOL.GROUPS.values() for test in group.tests if not (ROOT / test).exists()] == []
+
+
+def test_every_survivor_on_the_page_has_its_reason() -> None:
+    """The page was written by a run that found no survivor without one."""
+    text = TOOL.PAGE.read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith(("| `http/h1/", "| `security/")) and "` | `" in line]
+    reasons = tomllib.loads(TOOL.REASONS.read_text(encoding="utf-8"))["reason"]
+    assert len(rows) >= len(reasons) > 10
+    for row in rows:
+        assert any(row.endswith(f"| {reason['because']} |") for reason in reasons), row
+
+
+def test_reason_is_given_to_the_mutants_that_it_names_and_to_no_other() -> None:
+    """A reason that no survivor needs is told, so that it goes."""
+    reason = tomllib.loads(TOOL.REASONS.read_text(encoding="utf-8"))["reason"][0]
+    after = reason["after"] if isinstance(reason["after"], str) else reason["after"][0]
+    survivors = [
+        TOOL.Survivor(reason["where"], "before", after, True),
+        TOOL.Survivor(reason["where"], "before", "something else", True),
+        TOOL.Survivor("elsewhere", "before", after, True),
+    ]
+    unused = TOOL._give_reasons(survivors)
+    assert [survivor.because for survivor in survivors] == [reason["because"], "", ""]
+    assert len(unused) == len(tomllib.loads(TOOL.REASONS.read_text(encoding="utf-8"))["reason"]) - 1

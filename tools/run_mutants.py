@@ -1,0 +1,317 @@
+"""
+``make mutants``: change the code of ``security/`` and of the framing in every small way, and see which tests notice.
+
+mutmut makes the mutants and runs the tests against each, in copies below ``.mutants``. A run that was interrupted goes
+on; ``--fresh`` begins anew, and mutants that survived are always tried again. ``docs/mutation-testing.md`` is written
+with what came of it. Each survivor needs a reason in ``mutant_reasons.toml`` why it changes no behaviour; one without a
+reason, or that no test runs, makes this fail.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final, NamedTuple
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+WORK: Final = ROOT / ".mutants"
+PAGE: Final = ROOT / "docs" / "mutation-testing.md"
+REASONS: Final = Path(__file__).with_name("mutant_reasons.toml")
+MUTMUT: Final = Path(sys.executable).with_name("mutmut")
+PACKAGE: Final = "src/spotledger"
+#: How long one test may take, and a mutant's tests in all: their time without it, and so many times as long.
+TEST_SECONDS: Final = 60
+TIMES: Final = 4.0
+MORE_SECONDS: Final = 5.0
+
+H1: Final = "tests/unit/http/h1"
+SECURITY: Final = "tests/unit/security"
+#: Tests that are not run against mutants: one measures time, which a mutant's detours lengthen, and others need a
+#: server, although the embedded store and a gate of one process take the same way through these modules.
+LEFT_OUT: Final = "not stall and not postgres and not redis"
+
+
+class Group(NamedTuple):
+    """Modules below ``src/spotledger``, and the tests that have to notice a change of them."""
+
+    modules: tuple[str, ...]
+    tests: tuple[str, ...]
+    left_out: str = LEFT_OUT
+
+
+_FRAMING: Final = tuple(f"http/h1/{name}.py" for name in ("head", "reader", "incoming", "request", "limits", "shares"))
+_SECRETS: Final = tuple(f"security/{name}.py" for name in ("signing", "cipher", "addresses", "bounded_dict"))
+_COUNTS: Final = tuple(f"security/{name}.py" for name in ("fleet_gate", "shared_counts"))
+
+
+def _rest(folder: str, *others: str) -> tuple[str, ...]:
+    """Return the modules of *folder* but *others*, so that none is forgotten."""
+    names = (f"{folder}/{path.name}" for path in sorted((ROOT / PACKAGE / folder).glob("[!_]*.py")))
+    return tuple(name for name in names if name not in others)
+
+
+GROUPS: Final = {
+    "framing": Group(
+        _FRAMING, tuple(f"{H1}/test_{name}.py" for name in ("head", "reader", "incoming", "request", "shares"))
+    ),
+    "security": Group(
+        _SECRETS, tuple(f"{SECURITY}/test_{name}.py" for name in ("signing", "cipher", "addresses", "bounded_dict"))
+    ),
+    "gate": Group(
+        _rest("security", *_SECRETS, *_COUNTS),
+        (SECURITY, "tests/contract/test_key_tables.py", "tests/contract/test_wire_v1_gate.py"),
+    ),
+    "connection": Group(
+        _rest("http/h1", *_FRAMING),
+        (H1, "tests/integration/test_operator_server.py", "tests/integration/test_operator_server_limits.py"),
+    ),
+    "counts": Group(
+        _COUNTS, ("tests/contract/test_counts_contract.py", "tests/integration/test_redis_gate.py"), "test"
+    ),
+}
+
+#: The exit codes of a mutant's tests, as mutmut notes them.
+KILLED: Final = frozenset({1, 3})
+TIMED_OUT: Final = frozenset({24, -24, 36, 152, 255})
+SURVIVED: Final = frozenset({0})
+NO_TESTS: Final = frozenset({5, 33})
+
+
+@dataclass(slots=True)
+class Survivor:
+    """A mutant that no test noticed."""
+
+    where: str
+    before: str
+    after: str
+    is_tested: bool
+    because: str = ""
+
+
+@dataclass(slots=True)
+class Result:
+    """What came of the mutants of one module, if they were run."""
+
+    was_run: bool
+    counts: Counter[str] = field(default_factory=Counter)
+    survivors: list[Survivor] = field(default_factory=list)
+
+
+def main() -> int:
+    """Run the mutants of the groups that were named, or of all; return 1 if one survives without a reason."""
+    parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
+    parser.add_argument("groups", nargs="*", help=f"which to run, of {', '.join(GROUPS)}; all by default")
+    parser.add_argument("--fresh", action="store_true", help="forget what was run before")
+    parser.add_argument("--processes", type=int, default=1, help="how many mutants are tried at a time")
+    parser.add_argument("--report", action="store_true", help="run nothing; write the page of what was run before")
+    given = parser.parse_args()
+    if not given.report:
+        for name in given.groups or GROUPS:
+            _run(WORK / name, GROUPS[name], is_fresh=given.fresh, processes=given.processes)
+    results = {module: result for name, group in GROUPS.items() for module, result in _results(WORK / name, group)}
+    unused = _give_reasons([survivor for result in results.values() for survivor in result.survivors])
+    PAGE.write_text(_page(results), encoding="utf-8")
+    unexplained = [it for result in results.values() for it in result.survivors if not it.because]
+    for survivor in unexplained:
+        _say(f"{survivor.where}: no test notices this change", f"  - {survivor.before}", f"  + {survivor.after}")
+    for reason in unused:
+        _say(f"{REASONS.name}: {reason} is the reason of no survivor any more; take it out")
+    _say(f"{PAGE.relative_to(ROOT)} was written; {len(unexplained)} survivors have no reason")
+    return 1 if unexplained or unused else 0
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.writelines(f"{line}\n" for line in lines)
+    sys.stdout.flush()
+
+
+def _run(work: Path, group: Group, *, is_fresh: bool, processes: int) -> None:
+    """
+    Run the mutants of *group* in the folder *work*.
+
+    Those that survived a former run are tried again, and so are those that a test noticed only by taking too long:
+    the machine may have been busy.
+    """
+    if is_fresh:
+        shutil.rmtree(work, ignore_errors=True)
+    known = [name for _, _, names in _outcomes(work, group, SURVIVED | NO_TESTS) for name in names]
+    _copy(work, group)
+    # With CI set, Hypothesis draws the same examples each time, and does not give up on a slow machine.
+    environ = {**os.environ, "CI": "true"}
+    command = ["nice", "-n", "15", str(MUTMUT), "run", "--max-children", str(processes)]
+    subprocess.run(command, cwd=work, check=True, env=environ)
+    again = sorted({*known, *_slowly_killed(work, group)})
+    if again:
+        subprocess.run([*command, *again], cwd=work, check=True, env=environ)
+
+
+def _slowly_killed(work: Path, group: Group) -> Iterator[str]:
+    for module in group.modules:
+        notes = _notes(work, module)
+        if notes.exists():
+            found = json.loads(notes.read_text(encoding="utf-8"))
+            seconds = found["durations_by_key"]
+            codes = found["exit_code_by_key"].items()
+            yield from (name for name, code in codes if code in KILLED and (seconds.get(name) or 0) >= TEST_SECONDS)
+
+
+def _copy(work: Path, group: Group) -> None:
+    """Copy sources, tests and settings to where mutmut changes them."""
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for folder in ("src", "tests"):
+        shutil.rmtree(work / folder, ignore_errors=True)
+        shutil.copytree(ROOT / folder, work / folder, ignore=unwanted)
+    arguments = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        f"--timeout={TEST_SECONDS}",
+        "-k",
+        group.left_out,
+    ]
+    # A mutant that breaks a test in the middle leaves sockets open, which is not what is looked for.
+    arguments += ["-W", "ignore::pytest.PytestUnraisableExceptionWarning"]
+    settings = {
+        "source_paths": ["src"],
+        "only_mutate": [f"{PACKAGE}/{module}" for module in group.modules],
+        "pytest_add_cli_args_test_selection": list(group.tests),
+        "pytest_add_cli_args": arguments,
+        "timeout_multiplier": TIMES,
+        "timeout_constant": MORE_SECONDS,
+    }
+    lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (work / "pyproject.toml").write_text(project + "\n".join(["", "[tool.mutmut]", *lines, ""]), encoding="utf-8")
+
+
+def _outcomes(work: Path, group: Group, wanted: frozenset[int]) -> Iterator[tuple[str, Counter[str], list[str]]]:
+    """Yield each module of *group* with the counts of its mutants, and the names of those with the *wanted* codes."""
+    for module in group.modules:
+        file = _notes(work, module)
+        codes: Mapping[str, int | None] = {}
+        if file.exists():
+            codes = json.loads(file.read_text(encoding="utf-8"))["exit_code_by_key"]
+        yield module, Counter(map(_outcome, codes.values())), [it for it, code in codes.items() if code in wanted]
+
+
+def _notes(work: Path, module: str) -> Path:
+    """Return the file in which mutmut notes what came of the mutants of *module*."""
+    return work / "mutants" / f"{PACKAGE}/{module}.meta"
+
+
+def _outcome(code: int | None) -> str:
+    named = {"killed": KILLED, "timed out": TIMED_OUT, "survived": SURVIVED | NO_TESTS}
+    return next((name for name, codes in named.items() if code in codes), "not run" if code is None else "broke off")
+
+
+def _results(work: Path, group: Group) -> Iterator[tuple[str, Result]]:
+    untested = {name for _, _, names in _outcomes(work, group, NO_TESTS) for name in names}
+    for module, counts, names in _outcomes(work, group, SURVIVED | NO_TESTS):
+        survivors = [_survivor(work, module, name, is_tested=name not in untested) for name in names]
+        yield module, Result(_notes(work, module).exists(), counts, survivors)
+
+
+def _survivor(work: Path, module: str, name: str, *, is_tested: bool) -> Survivor:
+    """Return the mutant *name* of *module* with the lines that it changes."""
+    command = [str(MUTMUT), "show", name]
+    shown = subprocess.run(command, cwd=work, check=True, capture_output=True, text=True).stdout
+    lines = [line for line in shown.splitlines() if not line.startswith(("---", "+++"))]
+    changed = {sign: " ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+"}
+    function = name.rpartition(".")[2].rpartition("__mutmut_")[0]
+    function = function.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+    return Survivor(f"{module} {function}", changed["-"], changed["+"], is_tested)
+
+
+def _give_reasons(survivors: Iterable[Survivor]) -> list[str]:
+    """Give each survivor its reason, if there is one; return the reasons that none needs."""
+    survivors = list(survivors)
+    unused = []
+    for reason in tomllib.loads(REASONS.read_text(encoding="utf-8")).get("reason", []):
+        found = [it for it in survivors if it.where == reason["where"] and _fits(it, reason)]
+        for survivor in found:
+            survivor.because = reason["because"]
+        if not found:
+            unused.append(f"{reason['where']}: {reason['after']}")
+    return unused
+
+
+def _fits(survivor: Survivor, reason: Mapping[str, str | list[str]]) -> bool:
+    after = reason["after"]
+    return survivor.after in ([after] if isinstance(after, str) else after)
+
+
+_INTRODUCTION: Final = """\
+# Mutation testing
+
+See how well the tests guard what keeps strangers out: `make mutants` changes the code of `security/` and of the framing
+of requests (`http/h1/`) in every small way, one at a time (`<` becomes `<=`, a number one more, a text another one, an
+argument None), and runs the tests that concern the module. Only functions are changed, not the constants of modules. A
+change that no test notices survives. Each survivor below changes no behaviour, for the reason beside it; a survivor
+without a reason fails `make mutants`.
+
+The last run:
+"""
+_HEADS: Final = ("killed", "timed out", "survived")
+
+
+def _page(results: Mapping[str, Result]) -> str:
+    total = sum((result.counts for result in results.values()), Counter[str]())
+    lines = [
+        _INTRODUCTION,
+        f"- {datetime.now(UTC):%d %B %Y}, commit `{_commit()}`, Python {platform.python_version()},"
+        f" mutmut {version('mutmut')}",
+        f"- {total.total()} mutants: {', '.join(f'{count} {name}' for name, count in sorted(total.items()))}",
+        "",
+        "| module | mutants | killed | timed out | survived | not run |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for module, result in results.items():
+        if not result.was_run:
+            continue
+        counts = result.counts
+        rest = counts.total() - sum(counts[name] for name in _HEADS)
+        lines.append(f"| `{module}` | {counts.total()} | {' | '.join(str(counts[name]) for name in _HEADS)} | {rest} |")
+    lines += ["", "A mutant that timed out made a test wait for ever, which is noticed, too.", ""]
+    missing = [f"`{module}`" for module, result in results.items() if not result.was_run]
+    if missing:
+        lines += [f"Not run yet: {', '.join(missing)}.", ""]
+    lines += ["## Survivors", ""]
+    survivors = [survivor for result in results.values() for survivor in result.survivors]
+    if survivors:
+        lines += ["| where | instead of | there is | why that changes no behaviour |", "|---|---|---|---|"]
+        lines += [_row(survivor) for survivor in survivors]
+    else:
+        lines.append("None.")
+    return "\n".join(lines) + "\n"
+
+
+def _row(survivor: Survivor) -> str:
+    cells = (survivor.where, survivor.before, survivor.after)
+    because = survivor.because or ("**no reason yet**" if survivor.is_tested else "**no test runs it**")
+    return "| " + " | ".join(f"`{cell.replace('|', chr(92) + '|')}`" for cell in cells) + f" | {because} |"
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    return re.sub(r"^.*-g", "", found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
