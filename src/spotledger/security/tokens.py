@@ -32,6 +32,8 @@ TOKEN_BYTES = 32
 FINGERPRINT_DIGITS = 16
 #: Half the number of tokens that are kept in memory.
 TOKENS_GENERATION = 1_000
+#: How many tokens that were used lately are found without a hash.
+RECENT_TOKENS = 64
 #: How many tokens are read at a time.
 TOKENS_PAGE = 1_000
 #: An admin token that expires sooner does not count as the other one that has to be in use when one is revoked.
@@ -103,6 +105,8 @@ class Tokens:
         self._records = records
         self._clock_ms = clock_ms
         self._known: BoundedDict[bytes, TokenRecord] = BoundedDict(TOKENS_GENERATION)
+        #: Tokens as they were sent, for a look-up without a hash; all of them are in `_known` too.
+        self._recent: dict[str, TokenRecord] = {}
         # Held from reading a record until it is in memory, so that a record read before a revocation is not kept.
         self._changing = threading.Lock()
         #: Token id → when it was last used, since the last flush.
@@ -196,6 +200,9 @@ class Tokens:
         """
         if self.trust is not None:
             self.trust.check()
+        record = self._recent.get(token)
+        if record is not None:
+            return record
         # The look-up is by hash, so its duration says nothing about the token.
         digest = digest_of(token)
         with self._changing:
@@ -204,6 +211,10 @@ class Tokens:
                 record = self._records.by_digest(digest)
                 if record is not None and record.revoked_ms is None:
                     self._known.put(digest, record)
+            if record is not None and record.revoked_ms is None:
+                if len(self._recent) >= RECENT_TOKENS:
+                    self._recent.clear()
+                self._recent[token] = record
             return record
 
     def named_in(self, header: str | None) -> TokenRecord | None:
@@ -260,6 +271,7 @@ class Tokens:
         """Read each token from the store again before its next use, because another process may have revoked it."""
         with self._changing:
             self._known.clear()
+            self._recent.clear()
 
     def flush_used(self) -> int:
         """Store in one write when tokens were last used; return how many. After an error they are kept for a retry."""

@@ -22,11 +22,13 @@ class InProcessTransport(httpx2.AsyncBaseTransport):
         headers = [(name.lower(), value) for name, value in request.headers.raw]
         asked = Request(request.method, url.path, url.query.decode("latin-1"), headers, await request.aread())
         reply = self._app.at_once(asked) or await self._app.answer(asked)
+        lines = [line.partition(b": ") for line in reply.lines.split(b"\r\n") if line]
+        said = [*((name, value) for name, _, value in lines), *reply.headers]
         if reply.stream is not None:
-            return httpx2.Response(reply.status, headers=reply.headers, stream=_Streamed(reply.stream))
+            return httpx2.Response(reply.status, headers=said, stream=_Streamed(reply.stream))
         body = b"" if request.method == "HEAD" else reply.body
         length = (b"content-length", b"%d" % len(reply.body))
-        return httpx2.Response(reply.status, headers=[*reply.headers, length], stream=httpx2.ByteStream(body))
+        return httpx2.Response(reply.status, headers=[*said, length], stream=httpx2.ByteStream(body))
 
 
 class _Streamed(httpx2.AsyncByteStream, StreamWriter):

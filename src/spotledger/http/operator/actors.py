@@ -36,6 +36,10 @@ class ActorLabels:
         label = self._known.get(actor)
         return UNSET if label is None else label
 
+    def lacks(self, actor: str) -> bool:
+        """Say whether *actor* is a token whose label is not in memory."""
+        return self._known.get(actor) is None and actor.startswith(TOKEN_ACTOR)
+
     async def learn(self, entries: Iterable[Entry]) -> None:
         """
         Read the labels of the tokens that *entries* name and that are not in memory, with one query in a thread.

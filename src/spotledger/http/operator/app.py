@@ -54,7 +54,6 @@ from spotledger.http.operator.reads import ReadCalls
 from spotledger.ops.runtime import Runtime
 from spotledger.security.access_log import DISCONNECTED, OTHER
 
-_NO_STORE: Final = (b"cache-control", b"no-store")
 _CHALLENGE: Final = re.compile(r"\A[0-9a-f]{64}\Z")
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _log = logging.getLogger("spotledger.operator")
@@ -182,7 +181,7 @@ class OperatorApp:
 
     def _add_headers(self, reply: Reply, request_id: str) -> None:
         """Add the headers that every answer has."""
-        reply.headers += [(b"x-request-id", request_id.encode()), _NO_STORE]
+        reply.lines = b"x-request-id: %b\r\ncache-control: no-store\r\n" % request_id.encode()
         if self._runtime.followed is not None:
             reply.headers.append((b"x-ledger-age-ms", b"%d" % self._runtime.followed.age_ms))
 

@@ -254,7 +254,7 @@ def answer(body: object, status: int = 200, *, replayed: bool = False) -> Reply:
 
 def positioned(reply: Reply, body: object) -> Reply:
     """Return *reply* with the position that its *body* stands for, or that of the entry that a write made."""
-    if isinstance(body, ReadAnswer | WriteAnswer):
+    if isinstance(body, (ReadAnswer, WriteAnswer)):
         position = body.seq if body.epoch == FIRST_EPOCH else f"{body.epoch}-{body.seq}"
         reply.headers.append((b"x-ledger-position", str(position).encode()))
     return reply

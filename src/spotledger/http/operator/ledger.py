@@ -119,6 +119,8 @@ class LedgerCalls:
         result = (await self._writer.submit((operation,), actor=caller.actor))[0]
         if isinstance(result, Refused):
             raise result
-        await self._texts.labels.learn((result.entry,))
+        labels = self._texts.labels
+        if labels.lacks(result.entry.actor):
+            await labels.learn((result.entry,))
         body = write_answer(result.entry, result.hold, self._texts)
         return answer(body, replayed=result.replayed)

@@ -41,6 +41,16 @@ _COUNTED: Final = re.compile(r"[0-9A-Fa-f:]{2,40}/64", re.ASCII)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
+#: How a call is written, by method and route; both are few.
+_CALLS: Final[dict[tuple[str, str], str]] = {}
+
+
+def _call_of(method: str, path: str) -> str:
+    if method not in _METHODS:
+        return f"{OTHER} {path}"
+    return _CALLS.setdefault((method, path), f"{method} {path}")
+
+
 class AccessLineAnswer(Answer):
     """How often something happened in one minute: who called what from where, and whether it was refused."""
 
@@ -105,9 +115,9 @@ class AccessNotes:
         """
         if endpoint is not None and endpoint.is_open:
             return
-        method = request.method if request.method in _METHODS else OTHER
+        method, path = request.method, OTHER if endpoint is None else endpoint.path
+        call = _CALLS.get((method, path)) or _call_of(method, path)
         actor, label = request.caller or self._named(request)
-        call = f"{method} {OTHER if endpoint is None else endpoint.path}"
         counts, access = self._log.counts, (actor, label, self._address(request), call, refused)
         counts[access] = counts.get(access, 0) + 1
 
