@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -122,7 +122,8 @@ def main() -> int:
         for name in given.groups or GROUPS:
             _run(WORK / name, GROUPS[name], is_fresh=given.fresh, processes=given.processes)
     results = {module: result for name, group in GROUPS.items() for module, result in _results(WORK / name, group)}
-    unused = _give_reasons([survivor for result in results.values() for survivor in result.survivors])
+    survivors = [survivor for result in results.values() for survivor in result.survivors]
+    unused = _give_reasons(survivors, {module for module, result in results.items() if result.was_run})
     PAGE.write_text(_page(results), encoding="utf-8")
     unexplained = [it for result in results.values() for it in result.survivors if not it.because]
     for survivor in unexplained:
@@ -238,15 +239,14 @@ def _survivor(work: Path, module: str, name: str, *, is_tested: bool) -> Survivo
     return Survivor(f"{module} {function}", changed["-"], changed["+"], is_tested)
 
 
-def _give_reasons(survivors: Iterable[Survivor]) -> list[str]:
-    """Give each survivor its reason, if there is one; return the reasons that none needs."""
-    survivors = list(survivors)
+def _give_reasons(survivors: list[Survivor], were_run: set[str]) -> list[str]:
+    """Give each survivor its reason, if there is one; return the reasons that none needs of modules that *were_run*."""
     unused = []
     for reason in tomllib.loads(REASONS.read_text(encoding="utf-8")).get("reason", []):
         found = [it for it in survivors if it.where == reason["where"] and _fits(it, reason)]
         for survivor in found:
             survivor.because = reason["because"]
-        if not found:
+        if not found and reason["where"].partition(" ")[0] in were_run:
             unused.append(f"{reason['where']}: {reason['after']}")
     return unused
 

@@ -253,7 +253,8 @@ def test_window_of_replay_protection_is_that_of_nonces(public: Service) -> None:
     gate = gate_of(public, nonce_past_ms=2_000, nonce_future_ms=1_000)
     request, other = signed(stamp_ms=NONCE + 1_000), at("198.51.100.1")
     admitted(gate, request)
-    admitted(gate, request, now_ms=NONCE + 3_000)
+    for step in (1_000, 2_000, 2_500):  # others come meanwhile
+        admitted(gate, signed(stamp_ms=NONCE + step, texts=step), now_ms=NONCE + step)
     with pytest.raises(ReplayRefused):
         admitted(gate, request, now_ms=NONCE + 2_999, peer=other)
 
@@ -262,6 +263,11 @@ def test_gate_shares_nothing_and_has_nothing_to_start(public: Service) -> None:
     """A gate of one process waits for nobody."""
     gate = gate_of(public)
     assert gate.shared is None
+    assert [it.name for it in (gate.asset_limit, gate.account_limit, gate.address_limit)] == [
+        "assets",
+        "account",
+        "address",
+    ]
     for waiting in (gate.start(), gate.stop()):
         with pytest.raises(StopIteration):
             waiting.send(None)
