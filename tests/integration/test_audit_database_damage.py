@@ -35,7 +35,7 @@ INSERT INTO operator_tokens (token_id, digest, scopes, label, addresses, created
 VALUES ('tok', sha256('token'), '{admin}', 'console', '{10.0.0.0/8}', 5, 6, 1);
 INSERT INTO kept_key_requests VALUES ('kept-1', '{}', '{}');
 UPDATE key_version SET version = 1;
-INSERT INTO master_key_mark VALUES (1, 'fingerprint');
+INSERT INTO master_key_mark VALUES (1, 'fingerprint', 1);
 """
 
 

@@ -113,7 +113,7 @@ class KeyTables(ABC):
     @master_key_fingerprint.setter
     def master_key_fingerprint(self, fingerprint: str) -> None:
         self.write(
-            "INSERT INTO master_key_mark (id, fingerprint) VALUES (1, ?)"
+            "INSERT INTO master_key_mark (id, fingerprint, is_swept) VALUES (1, ?, 1)"
             " ON CONFLICT (id) DO UPDATE SET fingerprint = excluded.fingerprint",
             (fingerprint,),
         )

@@ -63,7 +63,7 @@ UPDATE key_version SET version = 1;
 
 -- master_key_mark twice | row_repeated | master_key_mark
 ALTER TABLE master_key_mark DROP CONSTRAINT master_key_mark_id_check;
-INSERT INTO master_key_mark VALUES (2, 'b');
+INSERT INTO master_key_mark VALUES (2, 'b', 1);
 
 -- master_key_mark empty | access_key_malformed | master_key_mark 1…
 UPDATE master_key_mark SET fingerprint = '';

@@ -5,6 +5,7 @@ INSERT INTO schema_version (number, phase, name) VALUES (7, 'after', '0007_maste
 
 -- is_swept is 0 from a rotation of the master key until what was sealed with the key before is in no file of the table.
 ALTER TABLE master_key_mark ADD COLUMN is_swept smallint NOT NULL DEFAULT 1 CHECK (is_swept IN (0, 1));
+ALTER TABLE master_key_mark ALTER COLUMN is_swept DROP DEFAULT;
 
 -- The fingerprints of the master keys that were in force before. None of them may come into force again.
 CREATE TABLE retired_master_keys (
