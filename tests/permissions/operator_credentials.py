@@ -55,6 +55,16 @@ def _revoked(world: World) -> Headers:
     return bearer(made["token"])
 
 
+def _expired(world: World) -> Headers:
+    made = world.token(ADMIN, expires_ms=world.api.clock() + 1_000)
+    world.api.clock.ahead_ms += 2_000
+    return bearer(made["token"])
+
+
+def _elsewhere(world: World) -> Headers:
+    return bearer(world.token(ADMIN, addresses=["192.0.2.1"])["token"])
+
+
 def _basic(world: World) -> Headers:
     return {"Authorization": f"Basic {world.token(ADMIN)['token']}"}
 
@@ -77,6 +87,8 @@ STRANGERS: Final = (
     Credential("malformed", "`Authorization: Basic TOKEN`, with an admin token that is in use", _basic),
     Credential("unknown", "64 hex digits that are no token", lambda world: bearer("0f" * 32)),
     Credential("revoked", "an admin token that was revoked", _revoked),
+    Credential("expired", "an admin token that has expired", _expired),
+    Credential("address", "an admin token bound to another address", _elsewhere),
     Credential("access key", "an access key sent as a token", lambda world: bearer(world.access_key()["accesskey"])),
     Credential("secret", "the secret of an access key sent as a token", lambda w: bearer(w.access_key()["secretkey"])),
     Credential("signature", "an access key and a signature in the headers of the public v4 API", _signed),

@@ -29,6 +29,7 @@ MISSING: Final = {
     "audit": "0-0",
     "file": "missing.backup",
     "accesskey": "00000000-0000-4000-8000-000000000000",
+    "name": "customer-nobody",
     "token_id": "00000000-0000-4000-8000-000000000000",
 }
 
@@ -108,6 +109,11 @@ def _money(world: World) -> object:
     return {"customer": "alice", "coin": "usdt", "amount": "1"}
 
 
+def _same_master_key(world: World) -> object:
+    """The master key that is in force already: nothing is sealed anew."""
+    return {"fingerprint": world.api.get(paths.MASTER_KEY).json()["fingerprint"]}
+
+
 def _alice(world: World) -> str:
     return "alice"
 
@@ -153,6 +159,11 @@ ROWS: Final = (
     _get(paths.BACKUP, ADMIN, file=lambda world: FILE),
     _get(paths.CLOCK, READ),
     Row("POST", paths.CLOCK_TRUST, ADMIN),
+    _get(paths.MASTER_KEY, ADMIN),
+    Row("POST", paths.MASTER_KEY_ROTATION, ADMIN, body=_same_master_key),
+    _get(paths.ACCESS_LOG, ADMIN),
+    _get(paths.LOCKS, ADMIN),
+    Row("DELETE", paths.LOCK, ADMIN, {"name": World.lock}),
     _get(paths.METRICS, METRICS),
     # --- open to all ---
     _get(paths.HEALTHZ, NO_TOKEN),

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import httpx2
 
+from spotledger.ops.kept_locks import KeptLock, _Place
 from support_operator import Api
 
 FILE = "there.backup"
@@ -62,6 +63,12 @@ class World:
     def token(self, *scopes: str, **fields: Any) -> dict[str, Any]:
         """Make an operator token."""
         return self.api.must("/v1/tokens", {"scopes": list(scopes), **fields})
+
+    def lock(self) -> str:
+        """Have the traders' gate lock a customer, and return the name of the lock."""
+        lock = KeptLock("customer", self.fresh("locked"), self.api.clock() + 60_000, "assets")
+        self.api.runtime.locks._begun[_Place(lock.kind, lock.who)] = lock
+        return lock.name
 
     def call(
         self, method: str, path: str, headers: Mapping[str, str], body: object = None, query: str = "", key: str = ""
