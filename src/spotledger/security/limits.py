@@ -74,7 +74,7 @@ class Locks:
 class WindowLimit:
     """At most *limit* requests in each window of *window_ms*, for each account or address; 0 turns the limit off."""
 
-    __slots__ = ("_windows", "limit", "locks", "name", "policy_header", "window_ms")
+    __slots__ = ("_windows", "limit", "locks", "name", "policy_header", "policy_line", "window_ms")
 
     def __init__(
         self, name: str, limit: int, window_ms: int, locks: Locks, generation_limit: int = REMEMBERED_GENERATION
@@ -85,6 +85,8 @@ class WindowLimit:
         self.locks = locks
         self._windows: BoundedDict[str, list[int]] = BoundedDict(generation_limit)
         self.policy_header = ("ratelimit-policy", f'"{name}";q={limit};w={window_ms // 1000}')
+        #: The same as it is sent.
+        self.policy_line = "{}: {}\r\n".format(*self.policy_header)
 
     def hit(self, who: str, now_ms: int) -> int:
         """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin
@@ -25,11 +25,10 @@ from spotledger.security.gate import Gate
 
 Header = tuple[str, str]
 
-JSON: Header = ("content-type", "application/json")
-PROBLEM: Header = ("content-type", wire.PROBLEM_MEDIA_TYPE)
-NO_STORE: Header = ("cache-control", "no-store")
-VARY: Header = ("vary", "accept-encoding")
-GZIP: Header = ("content-encoding", "gzip")
+JSON = "application/json"
+PROBLEM = wire.PROBLEM_MEDIA_TYPE
+VARY = "vary: accept-encoding\r\n"
+GZIP = "content-encoding: gzip\r\n"
 #: A body shorter than this is never compressed.
 GZIP_LEAST_BYTES = 1024
 RETRY_AFTER_S = 1
@@ -50,8 +49,15 @@ class Answer(NamedTuple):
     """An HTTP answer."""
 
     status: int
-    headers: list[Header]
+    #: The headers as they are sent: each line with its end.
+    lines: str
     body: bytes
+
+    @property
+    def headers(self) -> list[Header]:
+        """The headers, name and value, in their order."""
+        pairs = (line.partition(": ") for line in self.lines.split("\r\n") if line)
+        return [(name, value) for name, _, value in pairs]
 
 
 Call = Callable[[Request], Coroutine[Any, Any, Answer]]
@@ -64,19 +70,19 @@ def encode(document: Any) -> bytes:
 
 def answered(request: Request, head_seq: int | None, content: bytes, limits: list[Header]) -> Answer:
     """Return a success with *content*, which stands for the ledger at *head_seq*."""
-    return Answer(200, [*_first_headers(request, JSON, head_seq), *limits], content)
+    return Answer(200, _first_lines(request, JSON, head_seq) + lines_of(limits), content)
 
 
-def answered_with_body(request: Request, head_seq: int, body: Body, limits: list[Header]) -> Answer:
-    """Return a success with a kept body, maybe of an entry after *head_seq*; compressed if long and if accepted."""
-    headers = [*_first_headers(request, JSON, max(head_seq, body.changed_seq)), *limits]
+def answered_with_body(request: Request, head_seq: int, body: Body, limits: str) -> Answer:
+    """Return a success with a kept body, maybe of an entry after *head_seq*, gzipped if long; *limits* are lines."""
+    lines = _first_lines(request, JSON, max(head_seq, body.changed_seq)) + limits
     content = body.content
     if len(content) >= GZIP_LEAST_BYTES:
-        headers.append(VARY)
+        lines += VARY
         if wants_gzip(request.headers):
-            headers.append(GZIP)
+            lines += GZIP
             content = body.gzipped()
-    return Answer(200, headers, content)
+    return Answer(200, lines, content)
 
 
 def refused(
@@ -85,16 +91,21 @@ def refused(
     """Return a refusal: *content* with status 200, or problem details with a true status (rule R14)."""
     if wants_problem(request.headers):
         problem = wire.problem(error, request.request_id)
-        headers = [*_first_headers(request, PROBLEM, head_seq), *limits]
-        return Answer(problem["status"], headers, encode(problem))
+        lines = _first_lines(request, PROBLEM, head_seq) + lines_of(limits)
+        return Answer(problem["status"], lines, encode(problem))
     # A client takes a 2xx on CONNECT for an open tunnel.
     status = wire.row_of(error).status if request.method == "CONNECT" else 200
-    return Answer(status, [*_first_headers(request, JSON, head_seq), *limits], content)
+    return Answer(status, _first_lines(request, JSON, head_seq) + lines_of(limits), content)
 
 
-def _first_headers(request: Request, media: Header, head_seq: int | None) -> list[Header]:
-    seq = [] if head_seq is None else [("x-ledger-seq", str(head_seq))]
-    return [media, NO_STORE, ("x-request-id", request.request_id), *seq]
+def lines_of(headers: Iterable[Header]) -> str:
+    """Return *headers* as they are sent: each line with its end."""
+    return "".join([f"{name}: {value}\r\n" for name, value in headers])
+
+
+def _first_lines(request: Request, media: str, head_seq: int | None) -> str:
+    seq = "" if head_seq is None else f"x-ledger-seq: {head_seq}\r\n"
+    return f"content-type: {media}\r\ncache-control: no-store\r\nx-request-id: {request.request_id}\r\n{seq}"
 
 
 def v1_refusal(error: SpotledgerError) -> bytes:

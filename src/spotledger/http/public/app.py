@@ -171,7 +171,7 @@ class PublicApp:
         request = Request(method, path, query, headers, peer, body, self._clock_ms(), request_id)
         found = await self._answered(request)
         if self._age_ms is not None:
-            found.headers.append(("x-ledger-age-ms", str(self._age_ms())))
+            found = found._replace(lines=f"{found.lines}x-ledger-age-ms: {self._age_ms()}\r\n")
         return found
 
     def refuse_unread(self, error: MalformedRequest, peer: str) -> Answer:
@@ -208,7 +208,7 @@ class PublicApp:
         request.accesskey = read.signed.accesskey
         key, left = await gate.admit(read.signed, peer, "read", limit, now_ms)
         seq = self._ledger.head.seq
-        limits = [limit.policy_header, ("ratelimit", f'"assets";r={left};t=1')] if limit.limit else []
+        limits = f'{limit.policy_line}ratelimit: "assets";r={left};t=1\r\n' if limit.limit else ""
         body = self._bodies[kind].of(key.customer, seq)
         # As _count_passed does, without one call more on the way of every read.
         counts, access = self.access.counts, (key.actor, key.label, peer.counted, self._names[request.path], "")
@@ -252,16 +252,15 @@ class PublicApp:
             body.update(_CLOCK_UNTRUSTED)
         if lag_entries is not None:
             body["sealing"] = {"lag_entries": lag_entries}
-        status, headers, content = answered(request, self._head_seq(), encode(body), [])
-        return Answer(status if is_ready else 503, headers, content)
+        found = answered(request, self._head_seq(), encode(body), [])
+        return found if is_ready else found._replace(status=503)
 
     async def _readyz_reads(self, request: Request) -> Answer:
         """Answer whether signed reads work: the ledger can be read, and the access keys are trusted."""
         seq = self._head_seq()
         if seq is not None and self.gate.key_ring.is_trusted:
             return answered(request, seq, b'{"status":"ready"}', [])
-        _, headers, content = answered(request, seq, b'{"status":"cannot read"}', [])
-        return Answer(503, headers, content)
+        return answered(request, seq, b'{"status":"cannot read"}', [])._replace(status=503)
 
     # --- the access log -----------------------------------------------------------------------------
 

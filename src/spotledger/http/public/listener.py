@@ -54,7 +54,7 @@ class PublicListener:
     def refusal(self, problem: BadRequest, peer: str) -> Reply:
         """Return the answer to a request that could not be read: the documented form, with status 400."""
         answer = self._app.refuse_unread(MalformedRequest(problem.reason), peer)
-        return _reply(Answer(400, answer.headers, answer.body))
+        return _reply(answer._replace(status=400))
 
 
 class HeaderView:
@@ -93,5 +93,5 @@ async def _arrived(body: bytes | BodySource) -> RequestBody:
 
 def _reply(answer: Answer) -> Reply:
     reply = Reply(answer.status, answer.body)
-    reply.lines = "".join([f"{name}: {value}\r\n" for name, value in answer.headers]).encode("latin-1")
+    reply.lines = answer.lines.encode("latin-1")
     return reply

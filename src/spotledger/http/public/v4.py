@@ -24,6 +24,7 @@ from spotledger.http.public.answers import (
     answered_with_body,
     encode,
     limit_headers,
+    lines_of,
 )
 from spotledger.http.public.request import Request, read_parameters
 from spotledger.security.access_keys import ReadyKey
@@ -100,7 +101,7 @@ class V4Calls:
         seq = self._ledger.head.seq
         body = self._bodies.of(key.customer, seq)
         self._count_passed(request, key, peer)
-        return answered_with_body(request, seq, body, limit.headers(key.customer, now_ms))
+        return answered_with_body(request, seq, body, lines_of(limit.headers(key.customer, now_ms)))
 
     def _open(self, content: Callable[[Request], bytes]) -> Call:
         """Return the call that answers anyone with *content*."""
