@@ -62,6 +62,8 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._waiting: deque[CompleteRequest | IncomingRequest] = deque()
         self._incoming: IncomingRequest | None = None
+        #: How much the reader had consumed when only one request waited.
+        self._ahead_from = 0
         #: Why nothing more can be read; and whether nothing more will be, because it is not wanted.
         self._broken: BadRequest | None = None
         self._is_last = False
@@ -121,10 +123,12 @@ class Connection(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
-        """Make answers wait: the client does not read what was sent."""
+        """Make answers wait, and read nothing more: the client does not read what was sent."""
         self._drained = self._loop.create_future()
         self._checked_at, self._unread_bytes = self._state.now, self._transport.get_write_buffer_size()
-        self._state.unread.add(self, self._unread_bytes)
+        self._pause()
+        ahead_bytes = self._reader.consumed - self._ahead_from if len(self._waiting) > 1 else 0
+        self._state.unread.add(self, self._unread_bytes + self._reader.unread + ahead_bytes)
 
     def resume_writing(self) -> None:
         """Let answers go on."""
@@ -132,7 +136,7 @@ class Connection(asyncio.Protocol):
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
-        self._schedule()
+        self._read_again()
 
     def data_received(self, data: bytes) -> None:
         """Take *data*, and answer a request if one is complete and nothing is being answered."""
@@ -184,11 +188,20 @@ class Connection(asyncio.Protocol):
     def _wants_more(self) -> bool:
         if self._incoming is not None:
             return self._incoming.wants_more
-        return len(self._waiting) < self._limits.pipelined
+        return self._may_wait()
+
+    def _may_wait(self) -> bool:
+        """Return whether one more request may wait: only so many of them, and so many bytes beyond the first."""
+        waiting = len(self._waiting)
+        if waiting <= 1:
+            self._ahead_from = self._reader.consumed
+            return True
+        limits = self._limits
+        return waiting < limits.pipelined and self._reader.consumed - self._ahead_from < limits.pipelined_bytes
 
     def _read_head(self) -> bool:
         """Read the next head; return whether there may be more to read."""
-        head = self._reader.head() if len(self._waiting) < self._limits.pipelined else None
+        head = self._reader.head() if not self._waiting or self._may_wait() else None
         if head is None:
             return False
         body: bytes | None = b""
@@ -231,7 +244,7 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def _read_on(self) -> None:
-        if self._is_paused and not self._is_gone:
+        if self._is_paused and not self._is_gone and self._drained is None:
             self._is_paused = False
             self._transport.resume_reading()
 

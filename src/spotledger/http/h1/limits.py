@@ -23,13 +23,15 @@ class Limits:
     handshake_seconds: float = 10.0
     #: Requests of one connection that are parsed ahead of the one being answered.
     pipelined: int = 16
+    #: What those beyond the first may hold before no other is read.
+    pipelined_bytes: int = 64 * 1024
     #: A body up to this length is given to the application when it is complete; of a longer one no more is buffered
     #: before the application reads it.
     body_ahead_bytes: int = 64 * 1024
     #: How long a body up to that length may take to arrive.
     body_seconds: float = 10.0
     #: What of its answers a client may leave unread before the next one waits; and what all clients whose answers wait
-    #: may leave unread together.
+    #: may leave unread together, with the requests that they have sent ahead.
     unread_bytes: int = 16 * 1024
     unread_total_bytes: int = 128 * 1024 * 1024
     #: A client that takes fewer bytes than this of a waiting answer in ``slow_reader_seconds`` is cut off.

@@ -1,8 +1,7 @@
 """
 From bytes to requests, without I/O: heads, and the bodies that they announce.
 
-httptools cannot be stopped at the end of a message, and reads on into the next. So it is given one head at a time, and
-bodies are framed here: whatever the cuts between the pieces that arrive, the requests are the same.
+Whatever the cuts between the pieces that arrive, the requests are the same.
 """
 
 from __future__ import annotations
@@ -39,6 +38,7 @@ class RequestReader:
         self._heads = HeadParser(limits.headers)
         self._data = b""
         self._start = 0
+        self._consumed = 0
         #: Up to where the end of the head was looked for in vain.
         self._scanned = 0
         self._follows_body = False
@@ -58,11 +58,13 @@ class RequestReader:
         else:
             self._data = self._data[self._start :] + data
             self._scanned = max(self._scanned - self._start, 0)
+        self._consumed += self._start
         self._start = 0
 
     def release(self) -> None:
         """Keep no bytes that were read."""
         if not self.has_data:
+            self._consumed += self._start
             self._data, self._start, self._scanned = b"", 0, 0
 
     @property
@@ -74,6 +76,11 @@ class RequestReader:
     def unread(self) -> int:
         """How many bytes are left that were not read."""
         return len(self._data) - self._start
+
+    @property
+    def consumed(self) -> int:
+        """How many bytes were read."""
+        return self._consumed + self._start
 
     def head(self) -> Head | None:
         """

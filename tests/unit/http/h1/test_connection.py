@@ -295,6 +295,25 @@ def test_clients_who_read_nothing_cannot_fill_the_memory(loop: Loop) -> None:
     serving(talk, limits=limits, loop=loop)
 
 
+def test_client_who_reads_nothing_cannot_send_ahead(loop: Loop, app: Echo) -> None:
+    """Of its long requests only a few are kept while an answer waits, and they count as unread, too."""
+    sent = get("/long") * 16 + post("/" + "p" * 50_000, b"b" * 60_000) * 20
+
+    async def talk(served: Served) -> None:
+        stubborn = await served.connect(limit=1)
+        stubborn.writer.write(sent)
+        await asyncio.sleep(0.5)
+        (connection,) = served.server._state.connections
+        kept = sum(len(request.body) for request in connection._waiting) + len(connection._reader._data)
+        assert kept < 600_000
+        assert served.server._state.unread.total_bytes > kept
+        async with asyncio.timeout(20):
+            while len(app.seen) < 36:
+                await stubborn.reader.read(1_000_000)
+
+    assert serving(talk, app=app, loop=loop)
+
+
 def test_bytes_that_were_read_are_not_kept_while_a_connection_idles(loop: Loop) -> None:
     """A client that sent a long body and is silent then takes up no room for it."""
 
