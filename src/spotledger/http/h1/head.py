@@ -144,14 +144,15 @@ def _framed(line: RequestLine, headers: list[Header]) -> Head:
     """Return the head, with what its headers say about the body and the connection."""
     is_http_1_0 = line.is_http_1_0
     hosts = lengths = length = 0
-    keep_alive, coding, is_offered = not is_http_1_0, None, False
+    keep_alive, is_last, coding, is_offered = not is_http_1_0, False, None, False
     for name, value in headers:
         if name not in _SPECIAL:
             continue
         if name == b"host":
             hosts += 1
         elif name == b"connection":
-            keep_alive = _keeps_alive(value, keep_alive)
+            options = {option.strip(b" \t") for option in value.lower().split(b",")}
+            keep_alive, is_last = keep_alive or b"keep-alive" in options, is_last or b"close" in options
         elif name == b"expect":
             is_offered = value.lower() == b"100-continue" and not is_http_1_0
         elif name == b"content-length":
@@ -169,7 +170,7 @@ def _framed(line: RequestLine, headers: list[Header]) -> Head:
         if is_http_1_0:
             raise BadRequest("Transfer-Encoding is not known to HTTP/1.0; Content-Length would pass.")
         length = CHUNKED
-    return Head(line, headers, keep_alive, length, is_offered and length != 0)
+    return Head(line, headers, keep_alive and not is_last, length, is_offered and length != 0)
 
 
 def _other_method(name: bytes) -> str:
@@ -190,9 +191,3 @@ def _parts_of(target: bytes) -> tuple[str, str]:
     if "://" in path and not path.startswith("/"):
         path = "/" + path.partition("://")[2].partition("/")[2]  # the form for proxies
     return unquote(path, errors="replace") if "%" in path else path, query
-
-
-def _keeps_alive(value: bytes, keep_alive: bool) -> bool:
-    """Return whether the connection stays open after a header ``Connection``; *keep_alive* is what counts before it."""
-    options = {option.strip(b" \t") for option in value.lower().split(b",")}
-    return b"close" not in options and (keep_alive or b"keep-alive" in options)

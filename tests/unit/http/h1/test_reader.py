@@ -42,6 +42,7 @@ def test_what_could_be_read_in_two_ways_is_refused(raw: bytes) -> None:
         (b"Connection: close\r\n", b"1.1", False),
         (b"Connection: keep-alive, close\r\n", b"1.1", False),
         (b"Connection: keep-alive\r\nConnection: close\r\n", b"1.1", False),
+        (b"Connection: close\r\nConnection: keep-alive\r\n", b"1.1", False),
         (b"Proxy-Connection: close\r\n", b"1.1", True),
         (b"", b"1.0", False),
         (b"Connection: Keep-Alive\r\n", b"1.0", True),
