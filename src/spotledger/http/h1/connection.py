@@ -165,9 +165,10 @@ class Connection(asyncio.Protocol):
                     break
         except BadRequest as problem:
             is_next = False
-            self._broken, self._is_last = problem, True
+            # A new one: this one holds the frames it was raised in, and so this connection.
+            self._broken, self._is_last = BadRequest(problem.reason), True
             if self._incoming is not None:
-                self._incoming.fail(problem)
+                self._incoming.fail(self._broken)
                 self._incoming = None
         if is_next:
             self._loop.call_soon(self._read_again)
