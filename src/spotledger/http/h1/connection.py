@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
         self._task: asyncio.Task[None] | None = None
         self._waiting: deque[CompleteRequest | IncomingRequest] = deque()
         self._incoming: IncomingRequest | None = None
-        #: How much the reader had consumed when at most one request waited.
+        #: How much the reader had consumed when only one request waited.
         self._ahead_from = 0
         #: Why nothing more can be read; and whether nothing more will be, because it is not wanted.
         self._broken: BadRequest | None = None
@@ -127,7 +127,7 @@ class Connection(asyncio.Protocol):
         self._drained = self._loop.create_future()
         self._checked_at, self._unread_bytes = self._state.now, self._transport.get_write_buffer_size()
         self._pause()
-        ahead_bytes = self._reader.consumed - self._ahead_from if self._waiting else 0
+        ahead_bytes = self._reader.consumed - self._ahead_from if len(self._waiting) > 1 else 0
         self._state.unread.add(self, self._unread_bytes + self._reader.unread + ahead_bytes)
 
     def resume_writing(self) -> None:
@@ -165,9 +165,10 @@ class Connection(asyncio.Protocol):
                     break
         except BadRequest as problem:
             is_next = False
-            self._broken, self._is_last = problem, True
+            # A new one: this one holds the frames it was raised in, and so this connection.
+            self._broken, self._is_last = BadRequest(problem.reason), True
             if self._incoming is not None:
-                self._incoming.fail(problem)
+                self._incoming.fail(self._broken)
                 self._incoming = None
         if is_next:
             self._loop.call_soon(self._read_again)
@@ -204,8 +205,6 @@ class Connection(asyncio.Protocol):
         head = self._reader.head() if not self._waiting or self._may_wait() else None
         if head is None:
             return False
-        if not self._waiting:
-            self._ahead_from = self._reader.consumed
         body: bytes | None = b""
         if head.length:
             body = None if head.is_offered else self._reader.short_body(self._limits.body_ahead_bytes)

@@ -6,7 +6,7 @@ import asyncio
 from typing import Final, Protocol
 
 from spotledger.http.h1.head import Head
-from spotledger.http.h1.request import Request, too_long
+from spotledger.http.h1.request import BodySource, Request, too_long
 
 _NO_PARAMETERS: Final[dict[str, str]] = {}
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -43,7 +43,11 @@ class CompleteRequest(Request):
 
 
 class IncomingRequest(Request):
-    """A request whose body arrives after its head."""
+    """
+    A request whose body arrives after its head; until the body is complete, the request is its source.
+
+    It must not hold itself, nor an exception that was raised: an object in a cycle outlives its connection for long.
+    """
 
     __slots__ = (
         "_ahead_bytes",
@@ -55,6 +59,7 @@ class IncomingRequest(Request):
         "_size",
         "_waiter",
         "_was_read",
+        "_whole",
         "is_http_1_0",
         "is_whole",
         "keep_alive",
@@ -62,7 +67,8 @@ class IncomingRequest(Request):
 
     def __init__(self, connection: BodyConnection, head: Head, peer: str, ahead_bytes: int) -> None:
         line = head.line
-        super().__init__(line.method, line.path, line.query, head.headers, self)
+        self._whole: bytes | None = None
+        super().__init__(line.method, line.path, line.query, head.headers)
         self.peer = peer
         self._connection = connection
         self._pieces: list[bytes] = []
@@ -79,6 +85,15 @@ class IncomingRequest(Request):
         self.keep_alive = head.keep_alive and line.method != "CONNECT"
         self.is_whole = False
 
+    @property
+    def body(self) -> bytes | BodySource:
+        """The body, or this request as its source."""
+        return self if self._whole is None else self._whole
+
+    @body.setter
+    def body(self, body: bytes | BodySource) -> None:
+        """Do nothing: the body has yet to arrive."""
+
     async def read(self, limit: int) -> bytes:
         """Return the body once it is complete; read no more than *limit* bytes of it."""
         announced = self.header(b"content-length")
@@ -89,7 +104,7 @@ class IncomingRequest(Request):
             self._connection.write(_CONTINUE)
         while not self.is_whole:
             if self._problem is not None:
-                raise self._problem
+                raise type(self._problem)(*self._problem.args)  # an exception holds the frames it was raised in
             if self._size > limit:
                 raise too_long(limit)
             self._waiter = asyncio.get_running_loop().create_future()
@@ -129,7 +144,7 @@ class IncomingRequest(Request):
         """Mark the body as complete."""
         self.is_whole = True
         if not self._is_long:
-            self.body = b"".join(self._pieces)
+            self._whole = b"".join(self._pieces)
         self._wake()
 
     def fail(self, problem: Exception) -> None:

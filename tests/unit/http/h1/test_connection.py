@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import socket
 import time
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -327,6 +329,43 @@ def test_bytes_that_were_read_are_not_kept_while_a_connection_idles(loop: Loop) 
                 await asyncio.sleep(0.01)
 
     serving(talk, limits=Limits(check_seconds=0.02), loop=loop)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        get("/"),
+        get("/long") * 40,
+        get("/")[:-3],
+        post("/", b"x" * 9)[:-3],
+        post("/", b"x" * 90_000)[:-3],
+        post("/", b"x" * 90_000) + b"\0",
+        post("/unread", b"x" * 90_000) + get("/"),
+        post("/", b"", "Transfer-Encoding: chunked").replace(b"Content-Length: 0\r\n", b"") + b"5\r\nabcdefg",
+        b"\r\n",
+    ],
+    ids=["head", "unread", "half head", "half body", "half a long body", "garbage", "unread body", "chunk", "refused"],
+)
+def test_connection_that_has_ended_leaves_nothing_behind(loop: Loop, app: Echo, sent: bytes) -> None:
+    """It is in no reference cycle: a service looks for those only once an hour, and it held all that was sent."""
+
+    async def talk(served: Served) -> None:
+        wire = await served.connect(limit=1024)
+        wire.writer.write(sent)
+        await asyncio.sleep(0.1)
+        left = [weakref.ref(connection) for connection in served.server._state.connections]
+        assert len(left) == 1
+        wire.writer.transport.abort()
+        async with asyncio.timeout(5):
+            while any(ref() for ref in left):
+                await asyncio.sleep(0.01)
+
+    gc.collect()
+    gc.disable()
+    try:
+        serving(talk, app=app, loop=loop)
+    finally:
+        gc.enable()
 
 
 def test_workers_share_the_connections(loop: Loop) -> None:
