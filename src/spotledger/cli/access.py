@@ -17,7 +17,9 @@ LONGEST_LINES: Final = 100_000
 
 
 @click.command("access-log")
-@click.option("--actor", metavar="ACTOR", help='Only lines of token:ID or key:FIRST-EIGHT, or "" for unknown ones.')
+@click.option(
+    "--actor", metavar="ACTOR", help='Only lines of token:ID, key:FIRST-EIGHT or library, or "" for unknown ones.'
+)
 @click.option("--address", metavar="ADDRESS", help="Only lines from this address, or the /64 of an IPv6 address.")
 @click.option(
     "--since", default="24h", show_default=True, metavar="TIME", help="From then on: 45m, 12h, 7d, or a time."
