@@ -289,6 +289,14 @@ def test_actor_that_cannot_be_in_the_log_is_refused(api: Api) -> None:
         assert api.get("/v1/access-log", actor=actor).status_code == 200
 
 
+def test_refusal_of_a_call_that_is_open_to_all_is_noted(api: Api) -> None:
+    """What needs no credential is noted only if it was refused: another method, or no challenge."""
+    for method, path in (("GET", "/healthz"), ("DELETE", "/healthz"), ("GET", "/v1/owner?challenge=none")):
+        api.request(method, path)
+    found = [(line["actor"], line["call"], line["reason"]) for line in lines_of(api) if line["reason"]]
+    assert found == [("", "DELETE /healthz", "method_not_allowed"), ("", "GET /v1/owner", "invalid_request")]
+
+
 def test_only_admin_reads_the_log(api: Api) -> None:
     """Who used what from where is for the admin; nobody can change or remove a line."""
     for scope in ("ledger:read", "ledger:write", "keys:write", "metrics:read"):

@@ -106,14 +106,14 @@ class AccessNotes:
 
     def note(self, request: Request, endpoint: Endpoint | None, refused: str) -> None:
         """
-        Note a call that was answered, unless it is open to all.
+        Note a call that was answered, unless it is open to all and passed.
 
         Args:
             request: The request.
             endpoint: Where it went; None if there is nothing at its path.
             refused: The code of the error; empty if it was answered with none.
         """
-        if endpoint is not None and endpoint.is_open:
+        if endpoint is not None and endpoint.is_open and not refused:
             return
         method, path = request.method, OTHER if endpoint is None else endpoint.path
         call = _CALLS.get((method, path)) or _call_of(method, path)
