@@ -74,7 +74,10 @@ def _since_ms(text: str) -> int:
     """Return the time *text* in ms since 1970; a duration means so long ago."""
     if text[-1:] in "smhdw" and text[:-1].isdecimal():
         return max(0, time.time_ns() // 1_000_000 - duration_ms(text, "--since"))
-    return time_ms(text, "--since") or 0
+    try:
+        return time_ms(text, "--since") or 0
+    except click.BadParameter as problem:
+        raise click.BadParameter(f"{problem.message}, or 12h for the last 12 hours", param_hint="--since") from None
 
 
 @ledger_command()
