@@ -147,7 +147,7 @@ class AlreadyReversed(Refused):
 
 
 class LastAdminToken(Refused):
-    """No other token with the scope admin is in use for another day; make one before revoking this one."""
+    """No other token with the scope admin is good for more than a day; make one before you revoke this one."""
 
     code = "last_admin_token"
 
@@ -331,7 +331,7 @@ class ReplayRefused(Denied):
 
 
 class TokenRefused(Denied):
-    """The operator token is missing, or not one in use from here; send such a one as Authorization: Bearer TOKEN."""
+    """The operator token is missing, invalid or not for this address; send a valid one: Authorization: Bearer TOKEN."""
 
     code = "token_refused"
     #: For the operator, and not in the answer: which of ``token_missing``, ``token_unknown``, ``token_expired``,

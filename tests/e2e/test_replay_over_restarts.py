@@ -74,6 +74,22 @@ def test_signed_url_is_refused_from_elsewhere_after_an_orderly_restart(tmp_path:
         service.stop()
 
 
+@pytest.mark.parametrize("weaker", [{"replay": "off"}, {"nonce_past_ms": 1_000}])
+def test_start_with_stronger_replay_protection_refuses_what_was_used_before(
+    tmp_path: Path, weaker: dict[str, object]
+) -> None:
+    """A URL that was used while replay was off, or in a narrower window, is refused from elsewhere after the change."""
+    service, alice = first_start(tmp_path, **{**WINDOW, **weaker})
+    url = signed_url(alice, time.time_ns() // 1_000_000 + 4_000)
+    assert code(service, url) == 200
+    assert service.stop() == 0
+    service = support_service.start(tmp_path / "data", **WINDOW)
+    try:
+        assert code(service, url, OTHER) == 400
+    finally:
+        service.stop()
+
+
 def test_signed_url_passes_once_under_strict_whatever_restarts(tmp_path: Path) -> None:
     """With --replay strict a signed request is accepted once, not once for each start."""
     settings = {**WINDOW, "replay": "strict"}

@@ -279,6 +279,24 @@ def test_filters_and_pages_of_the_call(api: Api) -> None:
         assert (answer.status_code, answer.json()["field"]) == (422, name)
 
 
+def test_actor_that_cannot_be_in_the_log_is_refused(api: Api) -> None:
+    """A misspelt actor is refused and named, so that no line found does not read as nothing done."""
+    for actor in ("libary", "token:", "TOKEN:1", "11111111"):
+        answer = api.get("/v1/access-log", actor=actor)
+        assert answer.status_code == 422
+        assert answer.json()["detail"].startswith(f"actor is '{actor}'; ")
+    for actor in ("library", "*", "", "token:1", "key:11111111"):
+        assert api.get("/v1/access-log", actor=actor).status_code == 200
+
+
+def test_refusal_of_a_call_that_is_open_to_all_is_noted(api: Api) -> None:
+    """What needs no credential is noted only if it was refused: another method, or no challenge."""
+    for method, path in (("GET", "/healthz"), ("DELETE", "/healthz"), ("GET", "/v1/owner?challenge=none")):
+        api.request(method, path)
+    found = [(line["actor"], line["call"], line["reason"]) for line in lines_of(api) if line["reason"]]
+    assert found == [("", "DELETE /healthz", "method_not_allowed"), ("", "GET /v1/owner", "invalid_request")]
+
+
 def test_only_admin_reads_the_log(api: Api) -> None:
     """Who used what from where is for the admin; nobody can change or remove a line."""
     for scope in ("ledger:read", "ledger:write", "keys:write", "metrics:read"):

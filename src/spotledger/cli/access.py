@@ -17,7 +17,9 @@ LONGEST_LINES: Final = 100_000
 
 
 @click.command("access-log")
-@click.option("--actor", metavar="ACTOR", help='Only lines of token:ID or key:FIRST-EIGHT, or "" for unknown ones.')
+@click.option(
+    "--actor", metavar="ACTOR", help='Only lines of token:ID, key:FIRST-EIGHT or library, or "" for unknown ones.'
+)
 @click.option("--address", metavar="ADDRESS", help="Only lines from this address, or the /64 of an IPv6 address.")
 @click.option(
     "--since", default="24h", show_default=True, metavar="TIME", help="From then on: 45m, 12h, 7d, or a time."
@@ -72,7 +74,10 @@ def _since_ms(text: str) -> int:
     """Return the time *text* in ms since 1970; a duration means so long ago."""
     if text[-1:] in "smhdw" and text[:-1].isdecimal():
         return max(0, time.time_ns() // 1_000_000 - duration_ms(text, "--since"))
-    return time_ms(text, "--since") or 0
+    try:
+        return time_ms(text, "--since") or 0
+    except click.BadParameter as problem:
+        raise click.BadParameter(f"{problem.message}, or 12h for the last 12 hours", param_hint="--since") from None
 
 
 @ledger_command()

@@ -66,6 +66,7 @@ def _check_same(idempotency_key: str, kept: Mapping[str, Any], request: Mapping[
     for name in (*request, *kept):
         if kept.get(name) != request.get(name):
             raise IdempotencyConflict(
-                f"The idempotency key {idempotency_key} was used before with another {name}; a new key would pass.",
+                f"The idempotency key {idempotency_key} was used before with other content (the field {name});"
+                " a new key would pass.",
                 field=name,
             )

@@ -125,7 +125,7 @@ class KeptLocks:
             found |= {_Place(kind, who): KeptLock(kind, who, *lock) for kind, who, lock in shared}
         now_ms = self._clock_ms()
         return sorted(
-            (lock for lock in found.values() if lock.until_ms > now_ms), key=lambda lock: (lock.until_ms, lock.name)
+            (lock for lock in found.values() if self._holds(lock, now_ms)), key=lambda lock: (lock.until_ms, lock.name)
         )
 
     async def lift(self, name: str) -> KeptLock:
@@ -190,11 +190,18 @@ class KeptLocks:
             before = self._read()
             now_ms = self._clock_ms()
             known = {**(before or {}), **begun}
-            after = {p: lock for p, lock in known.items() if lock.until_ms > now_ms and p not in lifted}
+            after = {p: lock for p, lock in known.items() if self._holds(lock, now_ms) and p not in lifted}
             if after != before:
                 replace_packed(self._file, _MAGIC, list(after.values()))
                 self._version = _version_of(self._file)
             return after
+
+    def _holds(self, lock: KeptLock, now_ms: int) -> bool:
+        """Say whether *lock* holds: its time is not over, and it is not longer than the gate's own locks are now."""
+        remaining_ms = lock.until_ms - now_ms
+        if self._gate is None or lock.is_shared:
+            return remaining_ms > 0
+        return 0 < remaining_ms <= self._gate.locks[lock.kind].lock_ms
 
     def _read(self) -> _Kept | None:
         """Return what the file has, nothing if it is missing; None if it is damaged, which is logged."""

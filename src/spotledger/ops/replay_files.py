@@ -22,7 +22,7 @@ import msgspec
 from spotledger.clock import Clock
 from spotledger.errors import SpotledgerError
 from spotledger.security.gate import Gate, Unremembered
-from spotledger.security.replay import Uses
+from spotledger.security.replay import ReplayMode, Uses
 from spotledger.storage.atomic_file import sync, write_atomically
 from spotledger.storage.folder import unusable
 from spotledger.storage.packed_file import NotAsWritten, packed, read_packed
@@ -30,6 +30,8 @@ from spotledger.storage.packed_file import NotAsWritten, packed, read_packed
 REPLAY_FILE: Final = "replay-memory"
 #: A longer file is none of ours: so many signatures cannot be admitted in two windows.
 REPLAY_FILE_LIMIT_BYTES: Final = 256 * 1024 * 1024
+#: Longer than any window.
+EVER_MS: Final = 10**15
 
 _MAGIC: Final = b"SpoR\x01\x00\x00\x00"
 _NAME: Final = re.compile(rf"{REPLAY_FILE}(?:-[1-9][0-9]*)?")
@@ -46,6 +48,10 @@ class KeptUses(msgspec.Struct, frozen=True, array_like=True):
     workers: int
     unremembered: Unremembered
     uses: Uses
+    #: By which settings it remembered.
+    mode: ReplayMode = "off"
+    past_ms: int = 0
+    future_ms: int = 0
 
 
 def take_replay_files(folder: Path) -> list[KeptUses]:
@@ -91,7 +97,17 @@ def save_replay_memory(folder: Path, gate: Gate, ledger_id: str, epoch: int, wor
         worker: The number of this process among the workers.
         workers: How many workers there are.
     """
-    kept = KeptUses(ledger_id, epoch, worker, workers, gate.unremembered, gate.replay.uses())
+    kept = KeptUses(
+        ledger_id,
+        epoch,
+        worker,
+        workers,
+        gate.unremembered,
+        gate.replay.uses(),
+        gate.settings.replay,
+        gate.settings.nonce_past_ms,
+        gate.settings.nonce_future_ms,
+    )
     try:
         _write(folder, kept)
     except SpotledgerError as problem:
@@ -101,7 +117,7 @@ def save_replay_memory(folder: Path, gate: Gate, ledger_id: str, epoch: int, wor
 def save_empty_memory(folder: Path, ledger_id: str, epoch: int) -> None:
     """Save, where a ledger is new, that there is nothing to remember; a file that is there stays as it is."""
     if not os.path.lexists(folder / REPLAY_FILE):
-        _write(folder, KeptUses(ledger_id, epoch, 0, 1, Unremembered(), {}))
+        _write(folder, KeptUses(ledger_id, epoch, 0, 1, Unremembered(), {}, "strict", past_ms=EVER_MS))
 
 
 def _write(folder: Path, kept: KeptUses) -> None:
@@ -132,12 +148,30 @@ def restore_replay_memory(gate: Gate, kept: Sequence[KeptUses], ledger_id: str, 
         for part in kept:
             gate.replay.restore(part.uses, clock.now_ms())
             gate.forget(*part.unremembered)
-        return True
+        return _lasts(kept[0], gate, clock)
     gate.forget(clock.reached_ms(), clock.wall_if_untrusted_ms())
     _log.warning(
         "this start does not know which signed requests were used before: the service was killed, or has never run on"
         " this folder; for up to %g s nonces that may have been used are refused",
         gate.settings.nonce_future_ms / 1000,
+    )
+    return False
+
+
+def _lasts(kept: KeptUses, gate: Gate, clock: Clock) -> bool:
+    """Say whether *kept* is enough for the settings of *gate*; if not, have it refuse what may be missing."""
+    settings = gate.settings
+    is_off = kept.mode == "off" and settings.replay != "off"
+    is_short = kept.past_ms + kept.future_ms < settings.nonce_past_ms + settings.nonce_future_ms
+    surplus_ms = max(0, kept.future_ms - settings.nonce_future_ms)  # so much longer may a nonce be ahead
+    if not (is_off or is_short or surplus_ms):
+        return True
+    wall_ms = clock.wall_if_untrusted_ms()
+    gate.forget(clock.reached_ms() + surplus_ms, None if wall_ms is None else wall_ms + surplus_ms)
+    _log.warning(
+        "replay, nonce_past_ms or nonce_future_ms was changed, so not all signed requests that were used before are"
+        " remembered; for up to %g s nonces that may have been used are refused",
+        (settings.nonce_future_ms + surplus_ms) / 1000,
     )
     return False
 

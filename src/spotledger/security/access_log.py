@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 MINUTE_MS: Final = 60_000
-#: Stands for several addresses, or several calls.
+#: Stands for several addresses, calls or known credentials.
 SEVERAL: Final = "*"
 #: The reason of a line that sums refusals that have no line of their own.
 LEFT_OUT: Final = "left_out"
@@ -137,13 +137,14 @@ class MinuteLines:
             sort, room, owner, owner_room = "unnamed", UNNAMED_LINES, address, LINES_PER_ADDRESS
             if actor:
                 sort, room = "named", NAMED_LINES
-            summed = ("", "", address, SEVERAL, LEFT_OUT)
+            whose = SEVERAL if actor else ""
+            summed = (whose, "", address, SEVERAL, LEFT_OUT)
         else:
-            sort, room, owner, owner_room = "passed", PASSED_LINES, actor, LINES_PER_ACTOR
+            sort, room, owner, owner_room, whose = "passed", PASSED_LINES, actor, LINES_PER_ACTOR, SEVERAL
             summed = (actor, label, SEVERAL, SEVERAL, "")
         taken, owner_taken = self._taken.get((sort, ""), 0), self._taken.get((sort, owner), 0)
         if taken >= room and not owner_taken:
-            return ("", "", SEVERAL, SEVERAL, LEFT_OUT if reason else "")
+            return (whose, "", SEVERAL, SEVERAL, LEFT_OUT if reason else "")
         if taken >= room or owner_taken >= owner_room:
             return summed
         self._taken[sort, ""] = taken + 1

@@ -3,7 +3,7 @@ The memory of signed requests (rule R12).
 
 The first use of a signature binds it to its address for as long as its nonce can be in the window. So a retry of the
 same client passes, and a URL copied from a log does not. Each access key has a memory of its own, so that nobody pushes
-out what others sent. :mod:`spotledger.ops.gate_files` keeps it over a restart.
+out what others sent. :mod:`spotledger.ops.replay_files` keeps it over a restart.
 """
 
 from __future__ import annotations

@@ -239,7 +239,7 @@ class Tokens:
 
         Raises:
             NotFound: There is no such token.
-            LastAdminToken: It is in use, and no other token with the scope ``admin`` is for another day.
+            LastAdminToken: It is in use, and no other token with the scope ``admin`` is good for more than a day.
         """
         try:
             # In one transaction, so that the last two admin tokens cannot both be revoked at the same time.

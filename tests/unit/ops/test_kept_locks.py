@@ -52,8 +52,15 @@ class NoKeys(KeyRing):
 class Node:
     """One process: its gate and its locks."""
 
-    def __init__(self, folder: Path, clock: Clock, *, has_siblings: bool = False) -> None:
-        self.gate = Gate(NoKeys(), LIMITS)
+    def __init__(
+        self,
+        folder: Path,
+        clock: Clock,
+        *,
+        has_siblings: bool = False,
+        limits: GateSettings = LIMITS,
+    ) -> None:
+        self.gate = Gate(NoKeys(), limits)
         self.locks = KeptLocks(folder, clock, has_siblings=has_siblings)
         self.clock = clock
 
@@ -280,6 +287,25 @@ async def test_clock_that_was_set_back_makes_no_lock_longer(tmp_path: Path) -> N
     node.exceed_account("alice")
     await node.locks.stop()
     clock.now_ms -= 1
+    again = Node(tmp_path, clock)
+    await again.locks.start(again.gate)
+    assert not again.is_locked("alice")
+    await again.locks.stop()
+
+
+@in_loop
+async def test_lock_longer_than_the_setting_is_gone_for_good(tmp_path: Path) -> None:
+    """A start with shorter locks heeds none of before that are longer, so it shows none, and they do not come back."""
+    clock = Clock()
+    node = Node(tmp_path, clock)
+    await node.locks.start(node.gate)
+    node.exceed_account("alice")
+    await node.locks.stop()
+    shorter = Node(tmp_path, clock, limits=GateSettings(lock_seconds=5))
+    await shorter.locks.start(shorter.gate)
+    assert not shorter.is_locked("alice")
+    assert await shorter.locks.all() == []
+    await shorter.locks.stop()
     again = Node(tmp_path, clock)
     await again.locks.start(again.gate)
     assert not again.is_locked("alice")

@@ -36,20 +36,25 @@ class NoKeys(KeyRing):
         self.used: dict[str, int] = {}
 
 
-def gate_of() -> Gate:
-    return Gate(NoKeys(), GateSettings())
+def gate_of(settings: GateSettings = GateSettings()) -> Gate:  # noqa: B008 - it is frozen
+    return Gate(NoKeys(), settings)
 
 
-def used(address: str = "192.0.2.7") -> Gate:
+def used(address: str = "192.0.2.7", settings: GateSettings = GateSettings()) -> Gate:  # noqa: B008 - as above
     """Return a gate that saw one signature from *address*."""
-    gate = gate_of()
+    gate = gate_of(settings)
     assert gate.replay.passes(ACCESSKEY, SIGNATURE, address, NOW)
     return gate
 
 
-def restored(folder: Path, ledger_id: str = LEDGER, epoch: int = 1) -> tuple[Gate, bool]:
+def restored(
+    folder: Path,
+    ledger_id: str = LEDGER,
+    epoch: int = 1,
+    settings: GateSettings = GateSettings(),  # noqa: B008 - it is frozen
+) -> tuple[Gate, bool]:
     """Return a gate that took what is in *folder*, and whether it remembers."""
-    gate = gate_of()
+    gate = gate_of(settings)
     kept = take_replay_files(folder)
     return gate, restore_replay_memory(gate, kept, ledger_id, epoch, Clock(lambda: NOW + 1_000))
 
@@ -121,6 +126,28 @@ def test_new_ledger_has_nothing_to_remember(tmp_path: Path) -> None:
     save_replay_memory(tmp_path, used(), LEDGER, 1)
     save_empty_memory(tmp_path, LEDGER, 1)
     assert len(restored(tmp_path)[0].replay) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "forgotten_ms"),
+    [
+        (GateSettings(replay="off"), GateSettings(), NOW + 1_000),
+        (GateSettings(replay="off"), GateSettings(replay="off"), 0),
+        (GateSettings(), GateSettings(replay="strict"), 0),
+        (GateSettings(nonce_past_ms=1_000), GateSettings(), NOW + 1_000),
+        (GateSettings(), GateSettings(nonce_past_ms=1_000), 0),
+        (GateSettings(nonce_future_ms=60_000), GateSettings(), NOW + 1_000 + 55_000),
+        (GateSettings(nonce_past_ms=60_000), GateSettings(nonce_future_ms=6_000), 0),
+    ],
+)
+def test_memory_of_weaker_settings_is_not_taken_for_the_whole(
+    tmp_path: Path, before: GateSettings, after: GateSettings, forgotten_ms: int
+) -> None:
+    """With replay off nothing is kept, and of a narrower window too little: a start with more refuses as if killed."""
+    save_replay_memory(tmp_path, gate_of(before), LEDGER, 1)
+    gate, remembers = restored(tmp_path, settings=after)
+    assert gate.unremembered.until_ms == forgotten_ms
+    assert remembers == (not forgotten_ms)
 
 
 @given(data=st.data())

@@ -90,7 +90,17 @@ def test_refusals_of_known_credentials_leave_room_for_unknown_ones(small: None) 
     minute.add({unknown("192.0.2.1"): 1})
     found = counts_of(minute)
     assert found[unknown("192.0.2.1")] == 1
-    assert found["", "", "192.0.2.1", SEVERAL, LEFT_OUT] == 6
+    assert found[SEVERAL, "", "192.0.2.1", SEVERAL, LEFT_OUT] == 6
+
+
+def test_known_credentials_that_have_no_line_are_not_called_unknown(small: None) -> None:
+    """What is summed says whether credentials were known: somebody who looks for unknown ones finds no known one."""
+    minute = MinuteLines(0)
+    minute.add({(*TOKEN, f"192.0.2.{number}", "POST /v1/holds", "scope_missing"): 1 for number in range(20)})
+    minute.add({unknown(f"198.51.100.{number}"): 1 for number in range(20)})
+    found = counts_of(minute)
+    assert found[SEVERAL, "", SEVERAL, SEVERAL, LEFT_OUT] == 20 - 6
+    assert found["", "", SEVERAL, SEVERAL, LEFT_OUT] == 20 - 5
 
 
 def test_actor_at_many_addresses_gets_its_lines_and_one_for_the_rest(small: None) -> None:
@@ -109,7 +119,7 @@ def test_actors_beyond_the_lines_of_a_minute_share_one_line(small: None) -> None
     minute.add({(f"key:{number:08d}", "", "192.0.2.1", "getBalance", ""): 3 for number in range(100)})
     found = counts_of(minute)
     assert len(found) == 8 + 1
-    assert found["", "", SEVERAL, SEVERAL, ""] == 3 * 92
+    assert found[SEVERAL, "", SEVERAL, SEVERAL, ""] == 3 * 92
 
 
 ACCESSES = st.tuples(
@@ -141,7 +151,7 @@ def test_lines_are_bounded_and_their_sums_are_what_was_counted(takes: list[dict[
         found[bool(line.access[-1])] += line.count
     assert found == sums
     # Own lines of each sort, a sum for each address or actor that has some, and the sums of the rest.
-    assert len(minute) <= (6 + 5 + 4) * 2 + 2
+    assert len(minute) <= (6 + 5 + 4) * 2 + 3
 
 
 def test_access_key_has_the_same_name_in_the_log_as_in_entries() -> None:

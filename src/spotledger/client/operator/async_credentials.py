@@ -138,7 +138,7 @@ class AsyncCredentialCalls(ABC):
 
         Raises:
             NotFound: There is no such token.
-            LastAdminToken: It is in use, and no other token with the scope ``admin`` is for another day.
+            LastAdminToken: It is in use, and no other token with the scope ``admin`` is good for more than a day.
         """
         return await self._ask(OperatorToken, "DELETE", path_of(paths.TOKEN, token_id=token_id))
 

@@ -140,7 +140,7 @@ class CredentialCalls(ABC):
 
         Raises:
             NotFound: There is no such token.
-            LastAdminToken: It is in use, and no other token with the scope ``admin`` is for another day.
+            LastAdminToken: It is in use, and no other token with the scope ``admin`` is good for more than a day.
         """
         return self._ask(OperatorToken, "DELETE", path_of(paths.TOKEN, token_id=token_id))
 

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta
 
 from spotledger import paths
-from spotledger.domain.journal import TOKEN_ACTOR
+from spotledger.domain.journal import LIBRARY, TOKEN_ACTOR
 from spotledger.errors import InvalidRequest, MalformedRequest, SpotledgerError, TokenRefused
 from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.answers import Answer, TimeMs
@@ -36,7 +36,7 @@ from spotledger.security.bounded_dict import BoundedDict
 HOSTS_GENERATION: Final = 1_000
 QUERY: Final = ("access:actor", "access:address", "access:from_ms", "access:to_ms", "access:after", "limit")
 
-_ACTOR: Final = re.compile(r"token:[0-9A-Za-z-]{1,64}|key:[0-9A-Za-z-]{1,64}|[a-z]{0,16}", re.ASCII)
+_ACTOR: Final = re.compile(rf"token:[0-9A-Za-z-]{{1,64}}|key:[0-9A-Za-z-]{{1,64}}|{LIBRARY}|\{SEVERAL}|", re.ASCII)
 _COUNTED: Final = re.compile(r"[0-9A-Fa-f:]{2,40}/64", re.ASCII)
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -59,8 +59,8 @@ class AccessLineAnswer(Answer):
         str,
         Meta(
             description="`token:ID`, `key:` and the first 8 characters of an access key, `library` for a command in the"
-            " process of the ledger, or empty if no known credential was sent. An actor that was refused is the one"
-            " whose credential was named."
+            " process of the ledger, `*` for several, or empty if no known credential was sent. An actor that was"
+            " refused is the one whose credential was named."
         ),
     ]
     actor_label: Annotated[str, Meta(description="The label of the credential.")]
@@ -106,14 +106,14 @@ class AccessNotes:
 
     def note(self, request: Request, endpoint: Endpoint | None, refused: str) -> None:
         """
-        Note a call that was answered, unless it is open to all.
+        Note a call that was answered, unless it is open to all and passed.
 
         Args:
             request: The request.
             endpoint: Where it went; None if there is nothing at its path.
             refused: The code of the error; empty if it was answered with none.
         """
-        if endpoint is not None and endpoint.is_open:
+        if endpoint is not None and endpoint.is_open and not refused:
             return
         method, path = request.method, OTHER if endpoint is None else endpoint.path
         call = _CALLS.get((method, path)) or _call_of(method, path)
@@ -196,7 +196,10 @@ def _actor_in(query: Mapping[str, str]) -> str | None:
     if actor is None:
         return None
     if not _ACTOR.fullmatch(actor):
-        raise InvalidRequest("actor is none; token:ID, key:FIRST-EIGHT or nothing would pass", field="actor")
+        raise InvalidRequest(
+            f"actor is {actor[:64]!r}; token:ID, key:FIRST-8-CHARACTERS, {LIBRARY}, {SEVERAL} or nothing would pass",
+            field="actor",
+        )
     return actor[: len("key:") + ACTOR_CHARACTERS] if actor.startswith("key:") else actor
 
 
@@ -208,7 +211,8 @@ def _address_in(query: Mapping[str, str]) -> str | None:
     address = parse_address(text.removesuffix("/64") if _COUNTED.fullmatch(text) else text)
     if address is None:
         raise InvalidRequest(
-            "address is none; an IPv4 or IPv6 address, a /64 of IPv6, local or * would pass", field="address"
+            f"address is {text[:64]!r}; an IPv4 or IPv6 address, a /64 of IPv6, {LOCAL} or {SEVERAL} would pass",
+            field="address",
         )
     return counted_as(address)
 
