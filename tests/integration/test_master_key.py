@@ -382,6 +382,14 @@ def test_backup_from_before_a_rotation_is_restored_with_the_key_that_was_kept(ba
     assert kept == {backed.old, backed.new}
 
 
+def test_restore_says_that_the_key_was_replaced_without_the_access_keys_too(backed: Backed) -> None:
+    """Where keys.db is lost, the old key that is kept in the folder tells; a leaked key would be in force unnoticed."""
+    (backed.folder / KEYS_FILE).unlink()
+    (backed.folder / "noted-head").unlink()
+    restored = restore(backed.backup, backed.folder, MasterKeySource(None, {}))
+    assert restored.has_retired_master_key
+
+
 def test_backup_from_before_a_rotation_needs_the_old_key(backed: Backed, tmp_path: Path) -> None:
     """Where the old key was not kept the message says why it is needed; named, it takes the place of the new one."""
     [kept] = backed.folder.glob("master.key.old-*")
