@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -19,9 +19,10 @@ from spotledger.audit.embedded import audit_file
 from spotledger.audit.report import CLEAN
 from spotledger.clock import now_ms
 from spotledger.errors import LedgerCorrupt, MasterKeyRefused, RotationRefused, StoreUnavailable
+from spotledger.ops.master_keys import offer_key
 from spotledger.ops.runtime import Runtime
 from spotledger.security.cipher import AccessKeyDamaged, Cipher, load_master_key
-from spotledger.storage.credentials.master_key_files import NEXT_FILE, write_next
+from spotledger.storage.credentials.master_key_files import NEXT_FILE, OFFERED_FILE, offer
 from spotledger.storage.sqlite.file import KEYS, KEYS_FILE, Connection, open_reader
 from support_master_key import found_in, key_file, node, sealed_secrets
 
@@ -381,6 +382,14 @@ def test_backup_from_before_a_rotation_is_restored_with_the_key_that_was_kept(ba
     assert kept == {backed.old, backed.new}
 
 
+def test_restore_says_that_the_key_was_replaced_without_the_access_keys_too(backed: Backed) -> None:
+    """Where keys.db is lost, the old key that is kept in the folder tells; a leaked key would be in force unnoticed."""
+    (backed.folder / KEYS_FILE).unlink()
+    (backed.folder / "noted-head").unlink()
+    restored = restore(backed.backup, backed.folder, MasterKeySource(None, {}))
+    assert restored.has_retired_master_key
+
+
 def test_backup_from_before_a_rotation_needs_the_old_key(backed: Backed, tmp_path: Path) -> None:
     """Where the old key was not kept the message says why it is needed; named, it takes the place of the new one."""
     [kept] = backed.folder.glob("master.key.old-*")
@@ -431,7 +440,7 @@ def test_key_from_the_environment_is_rotated_to_one_that_is_handed_over(
         accesskey, _ = runtime.key_ring.create("alice", ["read"])
         with pytest.raises(RotationRefused, match="--new-key-file"):
             runtime.master_key.rotate()
-        write_next(folder, bytes.fromhex(following))
+        offer(folder, bytes.fromhex(following))
         cipher = Cipher(bytes.fromhex(following))
         with pytest.raises(RotationRefused, match="--new-key-file"):
             runtime.master_key.rotate()
@@ -449,7 +458,7 @@ def test_key_that_nobody_asked_for_is_not_taken_from_the_folder(tmp_path: Path) 
     """A file that lies there comes into force only if the caller names its fingerprint; else a new key is made."""
     folder = tmp_path / "data"
     with node(folder, None, {}) as runtime:
-        write_next(folder, b"p" * 32)
+        offer(folder, b"p" * 32)
         state = runtime.master_key.rotate()
         assert state.fingerprint != Cipher(b"p" * 32).fingerprint
         with pytest.raises(RotationRefused, match="at hand"):
@@ -458,20 +467,44 @@ def test_key_that_nobody_asked_for_is_not_taken_from_the_folder(tmp_path: Path) 
 
 @pytest.mark.parametrize("problem", ["link", "mode", "text"])
 def test_next_key_that_others_may_use_is_refused(tmp_path: Path, problem: str) -> None:
-    """What is planted at master.key.next is not read, and the service goes on with the key that it has."""
+    """What is planted at master.key.offered is not read, and the service goes on with the key that it has."""
     folder, elsewhere = tmp_path / "data", key_file(tmp_path / "elsewhere")
     with node(folder, None, {}) as runtime:
         before = (folder / "master.key").read_bytes()
-        planted = folder / NEXT_FILE
+        planted = folder / OFFERED_FILE
         if problem == "link":
             planted.symlink_to(elsewhere)
         else:
             key_file(planted, "no key" if problem == "text" else None)
             planted.chmod(0o644 if problem == "mode" else 0o600)
-        with pytest.raises(RotationRefused, match=NEXT_FILE if problem != "text" else "64 hex digits"):
+        with pytest.raises(RotationRefused, match=OFFERED_FILE if problem != "text" else "64 hex digits"):
             runtime.master_key.rotate(Cipher(load_master_key(elsewhere)).fingerprint)
         assert (folder / "master.key").read_bytes() == before
         assert elsewhere.exists()
+
+
+def test_key_offered_during_a_rotation_leaves_the_one_that_comes_into_force(tmp_path: Path) -> None:
+    """A command that offers a key while the service seals with a new one does not replace the only copy of that one."""
+    folder, other = tmp_path / "data", key_file(tmp_path / "other.key")
+    with node(folder, None, {}) as runtime:
+        accesskey, _ = runtime.key_ring.create("alice", ["read"])
+        before = runtime.master_key.state().fingerprint
+        tables = runtime.ledger.key_tables
+        with pytest.MonkeyPatch.context() as patch:
+
+            def mark_rotated(fingerprint: str, mark: Callable[[str], None] = tables.mark_rotated) -> None:
+                offer_key(folder, other, before)
+                mark(fingerprint)
+
+            patch.setattr(tables, "mark_rotated", mark_rotated)
+            state = runtime.master_key.rotate()
+        assert Cipher(load_master_key(folder / "master.key")).fingerprint == state.fingerprint
+    with node(folder, None, {}) as runtime:
+        assert runtime.key_ring.ready(accesskey) is not None
+        assert sorted(file.name for file in folder.glob("master.key*")) == [
+            "master.key",
+            f"master.key.old-{before[:8]}",
+        ]
 
 
 def test_old_key_is_kept_for_old_backups(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -115,6 +116,7 @@ def restore(
     note = _read_note(folder, epoch)
     new_epoch = _checked_epoch(facts, note, epoch)
     key = None if master_key is None else _find_master_key(facts, folder, master_key)
+    is_kept = _is_kept_as_old(facts, folder)
     change = note.keys_change if note is not None and note.ledger_id == facts.ledger_id else 0
     revoked = None if credentials_from_backup else read_revoked(folder, facts.ledger_id, change)
     known = revoked or Revoked({}, {}, change)
@@ -133,7 +135,8 @@ def restore(
         head = begin_epoch(journal, new_epoch, "restored from a backup", trusted_ms)
         _write_note(staging, Note(facts.ledger_id, new_epoch, head.seq, head.hash, known_ms, made.change))
         _put_in_place(folder, key)
-    has_token, is_retired = (folder / TOKEN_FILE).is_file(), facts.master_key_fingerprint in known.retired_master_keys
+    has_token = (folder / TOKEN_FILE).is_file()
+    is_retired = is_kept or facts.master_key_fingerprint in known.retired_master_keys
     kept_revoked = made.revoked if revoked else None
     return Restored(facts, new_epoch, master_key is not None, has_token, kept_revoked, good, is_retired)
 
@@ -273,6 +276,12 @@ def _find_master_key(facts: BackupFacts, folder: Path, source: MasterKeySource) 
         )
     is_kept_here = own is not None and MASTER_KEY_VARIABLE not in source.environ
     return key if is_kept_here and own != key else None
+
+
+def _is_kept_as_old(facts: BackupFacts, folder: Path) -> bool:
+    """Say whether the master key of the backup is kept in *folder* as one that was replaced."""
+    wanted = facts.master_key_fingerprint
+    return wanted is not None and os.path.lexists(folder / old_file(wanted))
 
 
 def _copy(file: Path, copy: Path) -> None:

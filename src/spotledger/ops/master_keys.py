@@ -3,7 +3,7 @@ The master key of a service: which keys a start holds, and how the one in force 
 
 A rotation has these steps, and may be cut off between any two of them:
 
-1. The next key is made sure of: ``master.key.next`` in the data folder, synced, or the file that is set.
+1. The next key is made sure of: ``master.key.next`` in the data folder, synced, or a file of the operator.
 2. In one transaction every secret is sealed anew, and the fingerprint of the key in force is replaced. Processes hold
    both keys by then, and open each secret with the one that fits.
 3. ``master.key.next`` is renamed to ``master.key``, where the key is in the data folder. A start does it if it is left.
@@ -33,7 +33,15 @@ from spotledger.security.cipher import (
     load_master_key as read_key_file,
 )
 from spotledger.storage.access_key_rows import Holder, KeyTables
-from spotledger.storage.credentials.master_key_files import NEXT_FILE, drop_next, read_own, take_over, write_next
+from spotledger.storage.credentials.master_key_files import (
+    NEXT_FILE,
+    OFFERED_FILE,
+    drop,
+    offer,
+    read_own,
+    take_over,
+    write_next,
+)
 from spotledger.storage.folder import MASTER_KEY_FILE, MASTER_KEY_VARIABLE, load_master_key
 
 T = TypeVar("T")
@@ -141,8 +149,10 @@ def hold_master_keys(
         placed = in_force
     elif in_force != placed:
         _log.warning(_TO_PLACE, place_of(settings, environ), in_force)
-    if settings.database is None and os.path.lexists(settings.data / NEXT_FILE):
-        drop_next(settings.data)  # of a rotation that did not happen, or whose key is kept elsewhere
+    # Of a rotation that did not happen. In a database another worker may be about to put the next key in place.
+    for name in (OFFERED_FILE, NEXT_FILE) if settings.database is None else (OFFERED_FILE,):
+        if os.path.lexists(settings.data / name):
+            drop(settings.data, name)
     return HeldKeys(keys, placed, announcer)
 
 
@@ -196,10 +206,8 @@ def offer_key(folder: Path, file: Path, in_force: str) -> str:
     """
     key = read_key_file(file)
     fingerprint = Cipher(key).fingerprint
-    following = read_own(folder, NEXT_FILE)
-    # A key in force is left where it is: it is not in its place yet.
-    if fingerprint != in_force and (following is None or Cipher(following).fingerprint != in_force):
-        write_next(folder, key)
+    if fingerprint != in_force:
+        offer(folder, key)
     return fingerprint
 
 
@@ -254,7 +262,7 @@ class MasterKeyRotation:
         """
         Bring the next master key into force, and seal every secret with it.
 
-        That key is the one in ``next_master_key_file``; or one in ``master.key.next``, if *fingerprint* names it;
+        That key is the one in ``next_master_key_file``; or one that was offered, if *fingerprint* names it;
         without either, a new one, where the key is in the data folder of an embedded ledger. If it is in force already,
         what is left of its rotation is done.
 
@@ -272,6 +280,8 @@ class MasterKeyRotation:
                 if Cipher(key).fingerprint != in_force:
                     self._seal_with(key, in_force)
             self._put_in_place()
+            if fingerprint is not None:
+                self._drop_offered(fingerprint)
             self._is_due = not self._tables.is_swept
             self._sweep_soon()
             return self.state()
@@ -306,7 +316,7 @@ class MasterKeyRotation:
     def _finish_earlier(self, in_force: str | None) -> None:
         """Rename the key of a rotation that was cut off, before its file is used for another one."""
         if self._source == FOLDER and in_force is not None:
-            following = self._read_next()
+            following = self._read(NEXT_FILE)
             if following is not None and Cipher(following).fingerprint == in_force:
                 self._put_in_place()
 
@@ -317,8 +327,8 @@ class MasterKeyRotation:
         if settings.next_master_key_file is not None:
             found.append(_unless_refused(partial(read_key_file, settings.next_master_key_file)))
         if fingerprint is not None:
-            following = self._read_next()
-            found += [] if following is None else [following]
+            offered = self._read(OFFERED_FILE)
+            found += [] if offered is None else [offered]
         elif not found:
             found = [self._new_key()]
         for key in found:
@@ -343,8 +353,8 @@ class MasterKeyRotation:
             )
         return secrets.token_bytes(MASTER_KEY_BYTES)
 
-    def _read_next(self) -> bytes | None:
-        return _unless_refused(partial(read_own, self._settings.data, NEXT_FILE))
+    def _read(self, name: str) -> bytes | None:
+        return _unless_refused(partial(read_own, self._settings.data, name))
 
     def _seal_with(self, key: bytes, in_force: str | None) -> None:
         """Seal every secret with *key* in one transaction."""
@@ -380,16 +390,18 @@ class MasterKeyRotation:
             )
 
     def _put_in_place(self) -> None:
-        """Make the key in force the one in ``master.key``, or remove the copy of one that is kept elsewhere."""
-        folder, in_force = self._settings.data, self._tables.master_key_fingerprint
-        following = self._read_next()
-        if following is None or Cipher(following).fingerprint != in_force:
-            return
-        if self._source != FOLDER:
-            _unless_refused(partial(drop_next, folder))
-            return
-        _unless_refused(partial(_place, self._settings, following, in_force))
-        self._placed = in_force
+        """Make the key in force the one in ``master.key``, unless it is kept elsewhere."""
+        in_force = self._tables.master_key_fingerprint
+        following = self._read(NEXT_FILE) if self._source == FOLDER else None
+        if following is not None and Cipher(following).fingerprint == in_force:
+            _unless_refused(partial(_place, self._settings, following, in_force))
+            self._placed = in_force
+
+    def _drop_offered(self, fingerprint: str) -> None:
+        """Remove the copy of the key that was handed over."""
+        offered = self._read(OFFERED_FILE)
+        if offered is not None and Cipher(offered).fingerprint == fingerprint:
+            _unless_refused(partial(drop, self._settings.data, OFFERED_FILE))
 
     def _sweep_soon(self) -> None:
         for pause_seconds in (0.0, *SWEEP_PAUSES_SECONDS):

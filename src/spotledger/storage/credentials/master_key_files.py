@@ -3,10 +3,12 @@ The files of the master key in the data folder, and how a new key takes the plac
 
     master.key              the key in force, unless it comes from elsewhere
     master.key.next         the next one: written before the secrets are sealed with it, renamed afterwards
+    master.key.offered      one that a command hands over, until the owner of the folder has taken it
     master.key.old-<name>   one that was in force before, by the first digits of its fingerprint: old backups need it
 
 Whenever the process or the machine stops, one of the first two is the key that the secrets are sealed with: the next
-start renames it if that is left to do (:mod:`spotledger.ops.master_keys`).
+start renames it if that is left to do (:mod:`spotledger.ops.master_keys`). Only the owner of the folder writes these
+two: a command that offers another key during a rotation would replace one that is just coming into force.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from spotledger.storage.folder import MASTER_KEY_FILE, unusable, write_secret_fi
 from spotledger.storage.private import check_private
 
 NEXT_FILE: Final = f"{MASTER_KEY_FILE}.next"
+OFFERED_FILE: Final = f"{MASTER_KEY_FILE}.offered"
 OLD_PREFIX: Final = f"{MASTER_KEY_FILE}.old-"
 #: Digits of the fingerprint in the name of an old key.
 NAME_DIGITS: Final = 8
@@ -52,24 +55,30 @@ def write_next(folder: Path, key: bytes) -> None:
     """
     Write *key* to ``master.key.next`` of *folder*, synced; one that is there is replaced.
 
-    The caller makes sure that no secret is sealed with the key that is replaced.
+    The caller owns the folder, and makes sure that no secret is sealed with the key that is replaced.
 
     Raises:
         FileUnusable: The file there is a link or belongs to somebody else.
         DataFolderUnusable: The disk is full or read-only.
     """
     with _alone(folder):
-        _write_next(folder, key)
+        _write(folder, NEXT_FILE, key)
 
 
-def _write_next(folder: Path, key: bytes) -> None:
-    drop_next(folder)
-    write_secret_file(folder / NEXT_FILE, key.hex())
+def offer(folder: Path, key: bytes) -> None:
+    """Write *key* to ``master.key.offered`` of *folder*, as :func:`write_next` does; the caller need not own it."""
+    with _alone(folder):
+        _write(folder, OFFERED_FILE, key)
 
 
-def drop_next(folder: Path) -> None:
-    """Remove ``master.key.next`` of *folder*, if it is there; raises like :func:`write_next`."""
-    file = folder / NEXT_FILE
+def _write(folder: Path, name: str, key: bytes) -> None:
+    drop(folder, name)
+    write_secret_file(folder / name, key.hex())
+
+
+def drop(folder: Path, name: str) -> None:
+    """Remove the file *name* of *folder*, if it is there; raises like :func:`write_next`."""
+    file = folder / name
     check_private(file, is_secret=True)
     try:
         file.unlink(missing_ok=True)
@@ -96,10 +105,10 @@ def take_over(folder: Path, key: bytes) -> Path | None:
         before = read_own(folder)
         if before == key:
             if _read_next(folder) == key:
-                drop_next(folder)
+                drop(folder, NEXT_FILE)
             return None
         if _read_next(folder) != key:
-            _write_next(folder, key)
+            _write(folder, NEXT_FILE, key)
         kept = None
         try:
             if before is not None:
