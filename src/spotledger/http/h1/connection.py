@@ -359,7 +359,7 @@ class Connection(asyncio.Protocol):
         """Send an answer piece by piece; return whether the connection stays open."""
         is_chunked = self._is_chunked = not request.is_http_1_0
         keep_alive = self._stays_open_after(request) and is_chunked
-        head = self._head_of(reply)
+        head = [_STATUS_LINES[reply.status], reply.lines, *(b"%b: %b\r\n" % header for header in reply.headers)]
         if is_chunked:
             head.append(b"transfer-encoding: chunked\r\n")
         if not keep_alive:
@@ -372,12 +372,6 @@ class Connection(asyncio.Protocol):
         elif not is_whole and self._drained is not None:
             self._transport.abort()  # do not wait for a client that has not read what was sent so far
         return is_whole and keep_alive and not self._state.stopping
-
-    @staticmethod
-    def _head_of(reply: Reply) -> list[bytes]:
-        head = [_STATUS_LINES[reply.status], reply.lines]
-        head += [b"%b: %b\r\n" % header for header in reply.headers]
-        return head
 
     async def send(self, piece: bytes) -> None:
         """Send a piece of a streamed answer, and wait while the client does not read."""
@@ -429,6 +423,11 @@ class Connection(asyncio.Protocol):
             and not self._reader.has_data
             and self._drained is None
         )
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the connection is idle, and every answer was sent."""
+        return self.is_idle and not (self.was_made and self._transport.get_write_buffer_size())
 
     def check_timeouts(self) -> None:
         """Close the connection if it has been silent for too long, or reads too slowly."""

@@ -25,6 +25,8 @@ from spotledger.http.h1.tls import Certificate
 ACCEPTED_AT_ONCE: Final = 32
 #: How long a worker that has more connections than another leaves a new one to that one.
 YIELD_SECONDS: Final = 0.002
+#: How long a stop waits for idle clients to end TLS too; many do not read while they are idle.
+GOODBYE_SECONDS: Final = 0.5
 #: How long nothing is accepted after the system had no descriptor or memory for a connection.
 EXHAUSTED_SECONDS: Final = 0.5
 #: Connections whose timeouts are checked before others have a turn.
@@ -93,17 +95,20 @@ class HttpServer:
         self._state.stopping = True
         self._pause()
         self._accepting.close()
-        until = self._loop.time() + seconds
+        began = self._loop.time()
         for connection in [*self._state.connections]:
             connection.close_when_idle()
-        while self._state.connections and self._loop.time() < until:
+        while self._state.connections and (passed := self._loop.time() - began) < seconds:
+            if passed > GOODBYE_SECONDS and all(connection.is_settled for connection in self._state.connections):
+                break
             await asyncio.sleep(_STOP_CHECK_SECONDS)
-        late = [*self._state.connections]
-        for connection in late:
+        left = [*self._state.connections]
+        is_settled = all(connection.is_settled for connection in left)
+        for connection in left:
             connection.abort()
         self._checking.cancel()
         await asyncio.sleep(0)
-        return not late
+        return is_settled
 
     # --- accepting -------------------------------------------------------------------------------------
 

@@ -37,6 +37,10 @@ class OpenConnection(Protocol):
         """Whether no request is being received or answered."""
 
     @property
+    def is_settled(self) -> bool:
+        """Whether it is idle, and every answer was sent."""
+
+    @property
     def waits_since(self) -> float | None:
         """Since when it has waited for its client, or None if the client waits for it."""
 

@@ -95,6 +95,7 @@ class _Answered:
 
     is_counted = True
     is_idle = False
+    is_settled = False
 
     def __init__(self, address: bytes | None) -> None:
         self.address = address

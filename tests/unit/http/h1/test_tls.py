@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import warnings
 from collections.abc import Callable
@@ -106,3 +107,23 @@ def test_connection_without_a_handshake_is_counted_and_closed(loop: Loop, files:
         assert (await wire.answer()).body == b"/1"
 
     serving(talk, loop=loop, limits=limits, tls=Certificate(*files))
+
+
+def test_stop_does_not_wait_for_the_goodbye_of_an_idle_client(loop: Loop, files: tuple[Path, Path]) -> None:
+    """A client that keeps a connection for later does not read, so it does not end TLS when it is asked to."""
+    held: list[ssl.SSLSocket] = []
+
+    def ask(port: int) -> None:
+        plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+        wire = trusting(files[0]).wrap_socket(plain, server_hostname="127.0.0.1")
+        held.append(wire)
+        wire.sendall(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"/1"):
+            answer += wire.recv(1_000)
+
+    async def talk(served: Served) -> None:
+        await asyncio.to_thread(ask, served.port)
+
+    assert serving(talk, loop=loop, tls=Certificate(*files)), "the idle client counts as answered"
+    held[0].close()
