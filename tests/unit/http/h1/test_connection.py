@@ -141,13 +141,12 @@ def test_one_byte_chunks_do_not_stall_the_loop(loop: Loop) -> None:
         sent = get("/", "Transfer-Encoding: chunked").replace(b"GET", b"POST") + b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n"
         wire.writer.write(sent)
         answering = asyncio.create_task(wire.answer())
-        longest = 0.0
+        turns = 0
         while not answering.done():
-            before = time.perf_counter()
             await asyncio.sleep(0)
-            longest = max(longest, time.perf_counter() - before)
+            turns += 1
         assert served.app.seen == [Seen("POST", "/", b"x" * 100_000)]
-        assert longest < 0.2  # 0.3 s in one piece on a quick machine; a busy one may be slow now and then
+        assert turns > 90, "others have a turn after 1,024 chunks"
 
     assert serving(talk, loop=loop, limits=Limits(check_seconds=60))
 
