@@ -70,7 +70,7 @@ class Connection(asyncio.Protocol):
         self._is_scheduled = False
         self._is_ended = False
         self._is_half_closed = False
-        self._is_paused = False
+        self._is_paused = self._reads_again = False
         #: Whether the transport has begun, and whether it has ended.
         self.was_made = False
         self._is_gone = False
@@ -170,7 +170,8 @@ class Connection(asyncio.Protocol):
             if self._incoming is not None:
                 self._incoming.fail(self._broken)
                 self._incoming = None
-        if is_next:
+        if is_next and not self._reads_again:
+            self._reads_again = True
             self._loop.call_soon(self._read_again)
         elif not (self._is_paused or self._is_half_closed or self._reader.has_data):
             return
@@ -182,6 +183,7 @@ class Connection(asyncio.Protocol):
             self._incoming.fail(BadRequest(_CUT_OFF))
 
     def _read_again(self) -> None:
+        self._reads_again = False
         if not self._is_gone:
             self._read()
             self._schedule()
@@ -236,7 +238,7 @@ class Connection(asyncio.Protocol):
 
     def read_on(self) -> None:
         """Read on for the application, which waits for more of a body."""
-        if not self._is_gone:
+        if not (self._is_gone or self._reads_again):
             self._read()
 
     def _pause(self) -> None:
