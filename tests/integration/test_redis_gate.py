@@ -308,6 +308,32 @@ def test_lock_cannot_be_lifted_while_redis_is_away(made: Service, own_redis: Red
     asyncio.run(run())
 
 
+def test_lock_ends_on_all_nodes_where_redis_comes_back_without_it(made: Service, own_redis: RedisServer) -> None:
+    """A shared lock holds while Redis is away; one that Redis has lost is lifted, so that nobody is stuck in it."""
+
+    async def run() -> None:
+        fields = {"asset_limit_per_second": 1, "shared_clock_ms": lambda: NONCE}
+        async with gates(made, own_redis.url, 1, **fields) as (gate,):
+            ended: list[str] = []
+            gate.locks["customer"].on_end = ended.append
+            await admit(gate)
+            with pytest.raises(LimitExceeded):
+                await admit(gate, 1)
+            await asyncio.to_thread(own_redis.stop)
+            for number in (2, 3):
+                with pytest.raises(LimitExceeded):
+                    await admit(gate, number)
+            await asyncio.to_thread(own_redis.start)
+            await until(gate, is_up=True)
+            async with asyncio.timeout(WAIT_SECONDS):
+                while not ended:
+                    await asyncio.sleep(0.02)
+            assert ended == ["alice"]
+            assert await admit(gate, 4) == 0
+
+    asyncio.run(run())
+
+
 def test_node_that_does_not_remember_refuses_nobody_while_redis_does(made: Service, own_redis: RedisServer) -> None:
     """A killed node starts without its memory: Redis has it, so nobody is refused; without Redis what it had is."""
 

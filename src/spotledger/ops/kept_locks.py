@@ -88,6 +88,8 @@ class KeptLocks:
         self._gate: Gate | None = None
         #: Locks that began here and are not in the file yet.
         self._begun: _Kept = {}
+        #: Locks that were lifted on another node and are in the file still.
+        self._ended: set[_Place] = set()
         self._wake = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
@@ -105,6 +107,7 @@ class KeptLocks:
         self._heed(await asyncio.to_thread(self._change, {}, set()), gate)
         for kind, locks in gate.locks.items():
             locks.on_lock = self._noting(kind)
+            locks.on_end = self._ending(kind)
         self._following = asyncio.get_running_loop().create_task(self._follow())
 
     async def stop(self) -> None:
@@ -148,19 +151,30 @@ class KeptLocks:
 
     def _noting(self, kind: Locked) -> Callable[[str, Lock], None]:
         def note(who: str, lock: Lock) -> None:
+            self._ended.discard(_Place(kind, who))
             self._begun[_Place(kind, who)] = KeptLock(kind, who, *lock)
             self._wake.set()
 
         return note
 
+    def _ending(self, kind: Locked) -> Callable[[str], None]:
+        def end(who: str) -> None:
+            self._begun.pop(_Place(kind, who), None)
+            self._ended.add(_Place(kind, who))
+            self._wake.set()
+
+        return end
+
     async def _follow(self) -> None:
         """Write each lock that begins, and take over what other workers wrote."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FOLLOW_SECONDS if self._has_siblings or self._begun else None):
+                async with asyncio.timeout(
+                    FOLLOW_SECONDS if self._has_siblings or self._begun or self._ended else None
+                ):
                     await self._wake.wait()
             self._wake.clear()
-            if self._begun or self._is_changed():
+            if self._begun or self._ended or self._is_changed():
                 await self._write()
 
     def _is_changed(self) -> bool:
@@ -170,10 +184,12 @@ class KeptLocks:
         """Write what began here and what was lifted; a failure is logged, and tried again."""
         async with self._changing:
             begun, self._begun = self._begun, {}
+            ended, self._ended = self._ended, set()
             try:
-                kept = await asyncio.to_thread(self._change, begun, set(lifted))
+                kept = await asyncio.to_thread(self._change, begun, {*lifted, *ended})
             except (OSError, FileUnusable, DataFolderUnusable) as problem:
                 self._begun = {**begun, **self._begun}
+                self._ended |= ended - self._begun.keys()
                 _log.warning("the locks could not be written to %s: %s", self._file, problem)
                 if lifted:
                     raise StoreUnavailable(

@@ -113,7 +113,7 @@ class FleetGate(Gate):
                 still = await self.counts.still_locked([_lock_key(kind, who) for who in some])
                 for who, is_locked in zip(some, still or [True] * len(some), strict=True):
                     if not is_locked:
-                        locks.lift(who)
+                        locks.end(who)
 
     def count(self, peer: Peer, now_ms: int) -> None:
         """Count a request that is refused for another reason against the limit of its address."""

@@ -29,7 +29,7 @@ class Lock(NamedTuple):
 class Locks:
     """Who is locked, and until when. Kept apart from the windows, so that strangers' windows do not displace locks."""
 
-    __slots__ = ("held", "lock_ms", "on_lock")
+    __slots__ = ("held", "lock_ms", "on_end", "on_lock")
 
     def __init__(self, lock_ms: int, generation_limit: int = REMEMBERED_GENERATION) -> None:
         self.lock_ms = lock_ms
@@ -37,6 +37,8 @@ class Locks:
         self.held: BoundedDict[str, Lock] = BoundedDict(generation_limit)
         #: Called with each lock that begins.
         self.on_lock: Callable[[str, Lock], None] = lambda who, lock: None
+        #: Called with each account or address whose lock was lifted elsewhere.
+        self.on_end: Callable[[str], None] = lambda who: None
 
     def lock(self, who: str, now_ms: int, limit: str = "") -> None:
         """Lock *who* from now on, because they exceeded *limit*."""
@@ -53,6 +55,11 @@ class Locks:
     def lift(self, who: str) -> None:
         """Lift the lock of *who*, if there is one."""
         self.held.drop(who)
+
+    def end(self, who: str) -> None:
+        """Lift the lock of *who*, because it was lifted elsewhere, and say so."""
+        self.lift(who)
+        self.on_end(who)
 
     def all(self) -> Iterator[tuple[str, Lock]]:
         """Return all locks, ended ones too."""

@@ -17,6 +17,7 @@ from spotledger.ops.kept_locks import LOCKS_FILE, KeptLocks
 from spotledger.security.access_keys import KeyRing
 from spotledger.security.addresses import parse_address, peer_at
 from spotledger.security.gate import Gate, GateSettings
+from spotledger.security.limits import Lock
 
 NOW = 1_700_000_000_000
 LIMITS = GateSettings(asset_limit_per_second=1, address_limit_per_minute=1, lock_seconds=600)
@@ -310,3 +311,38 @@ async def test_lock_longer_than_the_setting_is_gone_for_good(tmp_path: Path) -> 
     await again.locks.start(again.gate)
     assert not again.is_locked("alice")
     await again.locks.stop()
+
+
+@in_loop
+async def test_lock_that_another_node_lifted_does_not_come_back(tmp_path: Path) -> None:
+    """What was lifted in Redis leaves the file of each node: no look at the locks, and no start, revives it."""
+    clock = Clock()
+    node = Node(tmp_path, clock)
+    await node.locks.start(node.gate)
+    node.gate.locks["customer"].begin("alice", Lock(NOW + 60_000, "assets", is_shared=True))
+    assert [lock.name for lock in await node.locks.all()] == ["customer-alice"]
+    node.gate.locks["customer"].end("alice")
+    assert await node.locks.all() == []
+    assert not node.is_locked("alice")
+    assert await in_file(tmp_path, clock) == []
+    await node.locks.stop()
+
+
+@in_loop
+async def test_lock_that_another_node_lifted_is_written_without_a_look(tmp_path: Path) -> None:
+    """The file follows by itself; a customer who is locked anew meanwhile stays locked."""
+    clock = Clock()
+    node = Node(tmp_path, clock)
+    await node.locks.start(node.gate)
+    for who in ("alice", "bob"):
+        node.gate.locks["customer"].begin(who, Lock(NOW + 60_000, "assets", is_shared=True))
+        node.gate.locks["customer"].end(who)
+    node.gate.locks["customer"].begin("bob", Lock(NOW + 90_000, "assets", is_shared=True))
+
+    async def is_written() -> bool:
+        return await in_file(tmp_path, clock) == ["customer-bob"]
+
+    await until(is_written)
+    assert node.is_locked("bob")
+    assert not node.is_locked("alice")
+    await node.locks.stop()
