@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 
 from spotledger.archive.backup import back_up
 from spotledger.archive.copying import copy_ledger
 from spotledger.archive.restore import MasterKeySource, restore
 from spotledger.audit.embedded import audit_file
 from spotledger.audit.report import CLEAN
+from spotledger.cli.main import program
 from spotledger.clock import now_ms
 from spotledger.errors import LedgerCorrupt, MasterKeyRefused, RotationRefused, StoreUnavailable
 from spotledger.ops.master_keys import offer_key
@@ -505,6 +507,18 @@ def test_key_offered_during_a_rotation_leaves_the_one_that_comes_into_force(tmp_
             "master.key",
             f"master.key.old-{before[:8]}",
         ]
+
+
+def test_missing_master_key_names_a_variable_that_every_command_heeds(tmp_path: Path) -> None:
+    """Only serve has --master-key-file; the message has to name what a command without a server can be given."""
+    folder, elsewhere = tmp_path / "data", tmp_path / "elsewhere.key"
+    with node(folder, None, {}) as runtime:
+        runtime.key_ring.create("alice", ["read"])
+    (folder / "master.key").rename(elsewhere)
+    arguments = ["master-key", "show", "--data", str(folder)]
+    refused = CliRunner().invoke(program, arguments)
+    assert (refused.exit_code, "or SPOTLEDGER_MASTER_KEY_FILE (--master" in refused.output) == (1, True)
+    assert CliRunner().invoke(program, arguments, env={"SPOTLEDGER_MASTER_KEY_FILE": str(elsewhere)}).exit_code == 0
 
 
 def test_old_key_is_kept_for_old_backups(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def _place(settings: Settings, key: bytes, fingerprint: str) -> None:
     """Make *key* the one in the data folder."""
     before = take_over(settings.data, key)
     if before is not None:
-        _log.warning("%s is the master key %s now; the one before is %s", MASTER_KEY_FILE, fingerprint, before)
+        _log.warning("%s now holds the master key %s; the one before is in %s", MASTER_KEY_FILE, fingerprint, before)
 
 
 def _keys_at_hand(settings: Settings, environ: Mapping[str, str], *, may_make: bool) -> list[bytes]:

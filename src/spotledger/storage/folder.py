@@ -327,8 +327,8 @@ def load_master_key(folder: Path, file: Path | None, environ: Mapping[str, str],
     if not os.path.lexists(own):
         if not may_make:
             raise MasterKeyRefused(
-                f"{own} is missing, and access keys are sealed with it. Put it back (all nodes of a fleet use "
-                f"the same key), or give it with {MASTER_KEY_VARIABLE} or --master-key-file."
+                f"{own} is missing, and access keys are sealed with it. Put it back (all nodes of a fleet use the same"
+                f" key), or give it with {MASTER_KEY_VARIABLE} or {MASTER_KEY_VARIABLE}_FILE (--master-key-file)."
             )
         write_secret_file(own, secrets.token_hex(cipher.MASTER_KEY_BYTES))
     return cipher.load_master_key(own)

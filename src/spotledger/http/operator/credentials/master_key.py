@@ -87,7 +87,9 @@ class MasterKeyCalls:
         """Bring the next master key into force, and seal every secret with it; access keys work on meanwhile."""
         asked = decode(call.body or b"{}", RotateMasterKeyBody).fingerprint
         if asked is not None and not (isinstance(asked, str) and re.fullmatch(_PATTERN[1:-1], asked)):
-            raise InvalidRequest("fingerprint is none; 32 hex digits in lower case would pass", field="fingerprint")
+            raise InvalidRequest(
+                "fingerprint is malformed; 32 hex digits in lower case would pass", field="fingerprint"
+            )
         return answer(_shown(await self._writer.beside(lambda: self._rotation.rotate(asked))))
 
 
