@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -196,16 +197,65 @@ def test_forked_workers_admit_each_signature_once() -> None:
 
 
 def test_collecting_goes_on_by_itself() -> None:
-    """A worker that is asked nothing reads the rings all the same, so that it misses nothing."""
+    """A worker that is asked nothing reads the rings all the same, and drops what is out of the window."""
     one, two = views(2)
+    clock = [1_000_000]
 
     async def run() -> None:
-        collecting = asyncio.create_task(two.keep_collecting(lambda: 1_000_000, WINDOW_MS))
-        assert one.first_use(mark(1), "a") is None
-        async with asyncio.timeout(20):
-            while mark(1) not in {**two._older, **two._younger}:
-                await asyncio.sleep(0.01)
+        collecting = asyncio.create_task(two.keep_collecting(lambda: clock[0], WINDOW_MS))
+
+        async def become(condition: Callable[[], bool]) -> None:
+            async with asyncio.timeout(20):
+                while not condition():
+                    assert not collecting.done()
+                    await asyncio.sleep(0.01)
+
+        for number in range(3):
+            assert one.first_use(mark(number), "a") is None
+            await become(lambda wanted=mark(number): wanted in two._older or wanted in two._younger)
+        clock[0] += WINDOW_MS - 1
+        one.first_use(mark(3), "a")
+        await become(lambda: mark(3) in two._younger)
+        assert mark(0) in two._older
+        clock[0] += WINDOW_MS
+        await become(lambda: mark(0) not in two._older and not two._younger)
+        assert two.first_use(mark(3), "b") == ""
         collecting.cancel()
         await asyncio.gather(collecting, return_exceptions=True)
 
     asyncio.run(run())
+
+
+def test_generation_ends_with_its_window_and_not_before() -> None:
+    """To the millisecond; nothing that was dropped then was missed."""
+    one, two = views(2)
+    two._rotate(100_000, WINDOW_MS)
+    one.first_use(mark(1), "a")
+    two.collect()
+    for now_ms in (100_001, 100_000 + WINDOW_MS - 1):
+        two._rotate(now_ms, WINDOW_MS)
+        assert (len(two._younger), len(two._older)) == (1, 0)
+    two._rotate(100_000 + WINDOW_MS, WINDOW_MS)
+    assert (len(two._younger), len(two._older)) == (0, 1)
+    two._rotate(100_000 + 2 * WINDOW_MS - 1, WINDOW_MS)
+    assert (len(two._younger), len(two._older)) == (0, 1)
+    two._rotate(100_000 + 2 * WINDOW_MS, WINDOW_MS)
+    assert (len(two._younger), len(two._older)) == (0, 0)
+    assert two.missed == 0
+
+
+def test_full_generation_ends_before_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has to go for it is missed, each time; a generation that is empty is not."""
+    monkeypatch.setattr(worker_uses, "GENERATION_LIMIT", 3)
+    said: list[str] = []
+    one, two = views(2)
+    two.connect(lambda: said.append("missed"))
+    two._rotate(100_000, WINDOW_MS)
+    found = []
+    for number in range(9):
+        one.first_use(mark(number), "a")
+        two.collect()
+        two._rotate(100_001, WINDOW_MS)
+        found.append((len(two._older), len(two._younger), two.missed))
+    assert found == [(0, 1, 0), (0, 2, 0), (3, 0, 0), (3, 1, 0), (3, 2, 0), (3, 0, 1), (3, 1, 1), (3, 2, 1), (3, 0, 2)]
+    assert said == ["missed"] * 2
