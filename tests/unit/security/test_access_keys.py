@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import spotledger
-from spotledger.errors import StoreUnavailable
+from spotledger.errors import InvalidRequest, StoreUnavailable
 from spotledger.security.access_keys import (
     NEVER_MS,
     AccessKeyRecord,
     AccessKeyRecords,
     KeyRing,
     ReadyKey,
+    checked_addresses,
+    checked_expiry,
+    checked_label,
+    checked_names,
+    checked_permissions,
     hint_of,
 )
 from spotledger.security.addresses import parse_address
 from spotledger.security.cipher import AccessKeyDamaged, Cipher
 from spotledger.security.signing import UNKNOWN_SECRET
+from spotledger.texts import FIT
 
 NOW = 1_562_919_832_183
 ACCESSKEY = "11111111-2222-4333-8444-555555555555"
@@ -254,3 +260,60 @@ def test_times_that_were_not_stored_are_kept_with_those_that_came_meanwhile(
     assert ring.used == {keys[0]: NOW, keys[1]: NOW + 5, keys[2]: NOW + 6}
     monkeypatch.undo()
     assert (ring.flush_used(), ring.used) == (3, {})
+
+
+def refusal(check: Callable[..., Any], *asked: Any) -> tuple[str, dict[str, Any]]:
+    """Return the message and the details of a refusal."""
+    with pytest.raises(InvalidRequest) as refused:
+        check(*asked)
+    return refused.value.message, refused.value.details
+
+
+def test_addresses_are_kept_as_networks_each_once() -> None:
+    """A hundred at most; one text is one address."""
+    assert checked_addresses(["10.0.0.1", "10.1.0.0/16", "10.0.0.1/32"]) == ("10.0.0.1/32", "10.1.0.0/16")
+    assert checked_addresses("10.0.0.1") == ("10.0.0.1/32",)
+    assert checked_addresses(["10.0.0.1"] * 100) == ("10.0.0.1/32",)
+    about = {"field": "addresses"}
+    assert refusal(checked_addresses, ["10.0.0.1"] * 101) == ("addresses: found 101; at most 100 would pass.", about)
+    assert refusal(checked_addresses, ["10.0.0.1/8"]) == (
+        "addresses: an address (10.1.2.3) or a network without host bits (10.1.0.0/16) would pass.",
+        about,
+    )
+
+
+def test_names_are_kept_in_their_order_each_once() -> None:
+    """Whoever asks for others, or for none, is told which there are."""
+    known = ("one", "two", "three")
+    assert checked_names(["three", "one", "three"], known, "words") == ("one", "three")
+    assert checked_names("two", known, "words") == ("two",)
+    about = {"field": "words"}
+    would_pass = "one or more of one, two, three would pass."
+    assert refusal(checked_names, ["z", "one", 7], known, "words") == (f"words: found 7, z; {would_pass}", about)
+    assert refusal(checked_names, [], known, "words") == (f"words: found none; {would_pass}", about)
+    assert refusal(checked_names, "on", known, "words") == (f"words: found on; {would_pass}", about)
+    assert refusal(checked_permissions, []) == (
+        "permissions: found none; one or more of read, trade, withdraw would pass.",
+        {"field": "permissions"},
+    )
+
+
+def test_label_is_a_line_of_a_hundred_characters_at_most() -> None:
+    """It may be empty."""
+    for label in ("", "my bot", "é" * 100):
+        assert checked_label(label) == label
+    for label in ("x" * 101, "a\nb", None, 7):
+        assert refusal(checked_label, label) == (f"label: at most 100 {FIT} would pass.", {"field": "label"})
+
+
+def test_expiry_is_a_time_to_come() -> None:
+    """None is for ever, and what is meant as for ever is none."""
+    for expires_ms in (None, NOW + 1, NEVER_MS - 1):
+        assert checked_expiry(expires_ms, NOW) == expires_ms
+    for expires_ms in (NOW, 0, NEVER_MS, True, NOW + 0.5, str(NOW + 1)):
+        assert refusal(checked_expiry, expires_ms, NOW) == (
+            f"expires_ms: a time in ms since 1970 later than now ({NOW}) would pass, or none.",
+            {"field": "expires_ms"},
+        )
+    with pytest.raises(InvalidRequest):
+        checked_expiry(True, -5)

@@ -10,12 +10,21 @@ from typing import Any
 import pytest
 
 import spotledger
-from spotledger.errors import LastAdminToken, LedgerCorrupt, NotFound, ScopeMissing, StoreUnavailable, TokenRefused
+from spotledger.errors import (
+    InvalidRequest,
+    LastAdminToken,
+    LedgerCorrupt,
+    NotFound,
+    ScopeMissing,
+    StoreUnavailable,
+    TokenRefused,
+)
 from spotledger.security import tokens as module
 from spotledger.security.addresses import parse_address
 from spotledger.security.cipher import AccessKeyDamaged
 from spotledger.security.tokens import (
     RECENT_TOKENS,
+    SCOPES,
     TokenRecords,
     Tokens,
     check_scope,
@@ -246,3 +255,28 @@ def test_times_that_were_not_stored_are_kept_with_those_that_came_meanwhile(
     monkeypatch.undo()
     assert (tokens.flush_used(), tokens.used) == (3, {})
     assert {it.token_id: it.last_used_ms for it in tokens.list()} == {ids[0]: NOW, ids[1]: NOW + 5, ids[2]: NOW + 6}
+
+
+@pytest.mark.parametrize(("scopes", "found"), [([], "none"), (["root", "admin"], "root")])
+def test_token_without_scopes_that_there_are_is_refused_naming_them(
+    tokens: Tokens, scopes: list[str], found: str
+) -> None:
+    """Which were found, and which there are."""
+    with pytest.raises(InvalidRequest) as refused:
+        tokens.create(scopes)
+    assert refused.value.message == f"scopes: found {found}; one or more of {', '.join(SCOPES)} would pass."
+    assert refused.value.details == {"field": "scopes"}
+
+
+@pytest.mark.parametrize("text", ["é", "\ud800", "x\0y", ""])
+def test_text_that_is_no_token_is_unknown(tokens: Tokens, text: str) -> None:
+    """Whatever is in it, such as what a damaged file of a token may hold."""
+    assert tokens.find(text) is None
+
+
+@pytest.mark.parametrize("text", ["", "ab" * 31, "ab" * 33, "xy" * 32, "ab" * 32 + "\n"])
+def test_token_of_another_form_is_not_taken_over(tokens: Tokens, text: str) -> None:
+    """64 hex digits would pass."""
+    with pytest.raises(InvalidRequest) as refused:
+        tokens.create(["admin"], token=text)
+    assert (refused.value.message, refused.value.details) == ("token: 64 hex digits would pass.", {"field": "token"})
