@@ -126,6 +126,77 @@ def test_worker_that_missed_records_says_so_and_refuses() -> None:
     assert two.first_use(mark(29), "a") == "a"
 
 
+@pytest.mark.parametrize(("written", "missed"), [(7, 0), (8, 1), (9, 1)])
+def test_full_ring_is_not_taken_for_complete(written: int, missed: int) -> None:
+    """Its owner may be writing the next record in the place of the oldest one."""
+    one, two = views(2, ring_records=8)
+    for number in range(written):
+        one.first_use(mark(number), "a")
+    two.collect()
+    assert two.missed == missed
+
+
+def test_worker_that_is_stopped_while_it_reads_says_what_it_missed() -> None:
+    """However little there was to read: meanwhile the ring was written over."""
+    one, two = views(2, ring_records=8)
+    collects = two._collect_from
+    for number in range(3):
+        one.first_use(mark(number), "a")
+
+    def stop_before(*asked: int) -> None:
+        two._collect_from = collects  # type: ignore[method-assign]
+        for number in range(3, 10):
+            one.first_use(mark(number), "a")
+        collects(*asked)
+
+    two._collect_from = stop_before  # type: ignore[method-assign]
+    assert two.first_use(mark(0), "b") == ""
+    assert two.missed > 0
+
+
+def test_worker_that_missed_records_of_one_ring_says_so_whatever_the_others_have() -> None:
+    """Once for all rings that it reads at a time; the next time counts again."""
+    one, two, three = views(3, ring_records=8)
+    for times in (1, 2):
+        for number in range(20):
+            one.first_use(mark(100 * times + number), "a")
+        two.first_use(mark(100 * times + 99), "a")
+        three.collect()
+        assert three.missed == times
+
+
+def test_worker_does_not_read_its_own_ring() -> None:
+    """It remembers by itself what it admitted, so it misses nothing when its own ring begins again."""
+    one, two = views(2, ring_records=8)
+    for number in range(20):
+        one.first_use(mark(number), "a")
+    two.first_use(mark(99), "b")
+    one.collect()
+    assert (one.missed, set(one._younger)) == (0, {mark(99)})
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_each_worker_goes_on_where_the_one_before_it_ended(number: int) -> None:
+    """By its own counter; the records of the others are where they were."""
+    found = views(3)
+    for one in range(3):
+        found[number].first_use(mark(one), "a")
+    again = WorkerUses(3, 64)
+    again._rings, again._counters = found[0]._rings, found[0]._counters
+    again.start_as(number)
+    again.connect(lambda: None)
+    assert again.missed == 1
+    assert again.first_use(mark(10), "b") is None
+    other = found[(number + 1) % 3]
+    other.collect()
+    assert other._younger.keys() == {mark(0), mark(1), mark(2), mark(10)}
+    fresh = WorkerUses(3, 64)
+    fresh._rings, fresh._counters = found[0]._rings, found[0]._counters
+    fresh.start_as((number + 1) % 3)
+    fresh.connect(lambda: None)
+    assert fresh.missed == 0
+
+
 def test_worker_in_the_place_of_one_that_ended_says_that_it_does_not_remember() -> None:
     """The memory of a worker that was killed is lost, so its successor refuses what that may have admitted."""
     said: list[str] = []
@@ -212,7 +283,7 @@ def test_collecting_goes_on_by_itself() -> None:
 
         for number in range(3):
             assert one.first_use(mark(number), "a") is None
-            await become(lambda wanted=mark(number): wanted in two._older or wanted in two._younger)
+            await become(lambda number=number: mark(number) in {**two._older, **two._younger})
         clock[0] += WINDOW_MS - 1
         one.first_use(mark(3), "a")
         await become(lambda: mark(3) in two._younger)
