@@ -38,7 +38,7 @@ class Locks:
         #: Called with each lock that begins.
         self.on_lock: Callable[[str, Lock], None] = lambda who, lock: None
 
-    def lock(self, who: str, now_ms: int, limit: str = "") -> None:
+    def lock(self, who: str, now_ms: int, limit: str) -> None:
         """Lock *who* from now on, because they exceeded *limit*."""
         if self.lock_ms > 0:
             self.begin(who, Lock(now_ms + self.lock_ms, limit))
