@@ -271,3 +271,24 @@ def test_gate_shares_nothing_and_has_nothing_to_start(public: Service) -> None:
     for waiting in (gate.start(), gate.stop()):
         with pytest.raises(StopIteration):
             waiting.send(None)
+
+
+def test_lock_that_is_lifted_lets_in_again(public: Service) -> None:
+    """Of a customer or of an address, whichever is named; no other process shares the locks of this gate."""
+    gate = gate_of(public, address_limit_per_minute=2, account_limit_per_second=1)
+    admitted(gate, signed())
+    with pytest.raises(LimitExceeded, match="This account"):
+        admitted(gate, signed())
+    with pytest.raises(LimitExceeded, match="This address"):
+        admitted(gate, signed())
+    assert asyncio.run(gate.shared_locks()) is None
+    asyncio.run(gate.lift("customer", "alice"))
+    with pytest.raises(LimitExceeded, match="This address"):
+        admitted(gate, signed())
+    asyncio.run(gate.lift("address", PEER.counted))
+    assert admitted(gate, signed()).customer == "alice"
+    with pytest.raises(LimitExceeded, match="This account"):
+        admitted(gate, signed())
+    asyncio.run(gate.lift("address", "alice"))
+    with pytest.raises(LimitExceeded, match="This"):
+        admitted(gate, signed())
