@@ -315,6 +315,16 @@ def test_generation_ends_with_its_window_and_not_before() -> None:
     assert two.missed == 0
 
 
+def test_first_generation_begins_with_the_clock() -> None:
+    """It is a window long like any other."""
+    one, two = views(2)
+    one.first_use(mark(1), "a")
+    two.collect()
+    for now_ms, older in ((WINDOW_MS - 1, 0), (WINDOW_MS, 1)):
+        two._rotate(now_ms, WINDOW_MS)
+        assert len(two._older) == older
+
+
 def test_full_generation_ends_before_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """What has to go for it is missed, each time; a generation that is empty is not."""
     monkeypatch.setattr(worker_uses, "GENERATION_LIMIT", 3)
