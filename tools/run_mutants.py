@@ -79,7 +79,13 @@ GROUPS: Final = {
         (H1, "tests/integration/test_operator_server.py", "tests/integration/test_operator_server_limits.py"),
     ),
     "counts": Group(
-        _COUNTS, ("tests/contract/test_counts_contract.py", "tests/integration/test_redis_gate.py"), "test"
+        _COUNTS,
+        (
+            "tests/contract/test_counts_contract.py",
+            "tests/integration/test_redis_gate.py",
+            "tests/integration/test_redis_gate_rules.py",
+        ),
+        "test",
     ),
 }
 

@@ -40,7 +40,7 @@ class Locks:
         #: Called with each account or address whose lock was lifted elsewhere.
         self.on_end: Callable[[str], None] = lambda who: None
 
-    def lock(self, who: str, now_ms: int, limit: str = "") -> None:
+    def lock(self, who: str, now_ms: int, limit: str) -> None:
         """Lock *who* from now on, because they exceeded *limit*."""
         if self.lock_ms > 0:
             self.begin(who, Lock(now_ms + self.lock_ms, limit))

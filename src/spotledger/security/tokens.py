@@ -313,8 +313,8 @@ def _is_within(addresses: tuple[str, ...], address: IpAddress) -> bool:
 
 def _bearer_token(header: str) -> str | None:
     """Return the token in the value of ``Authorization``, or None if it is malformed."""
-    if header.startswith("Bearer ") and header[7:].isalnum():  # the usual form
-        return header[7:]
+    if header.startswith("Bearer ") and (token := header[7:]).isalnum() and token.isascii():  # the usual form
+        return token
     match = _BEARER.fullmatch(header.strip())
     return None if match is None else match[1]
 

@@ -117,7 +117,7 @@ class WorkerUses:
             if count != read and number != self._number:
                 self._collect_from(number, read, count)
                 # What its owner wrote meanwhile, and what it is writing, is in the place of the oldest records.
-                is_missed |= count - read > self._records // 2 and self._count(number) >= read + self._records
+                is_missed |= self._count(number) >= read + self._records
                 self._read[number] = count
         if is_missed:
             self._miss()

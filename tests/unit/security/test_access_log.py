@@ -122,6 +122,32 @@ def test_actors_beyond_the_lines_of_a_minute_share_one_line(small: None) -> None
     assert found[SEVERAL, "", SEVERAL, SEVERAL, ""] == 3 * 92
 
 
+def test_full_minute_has_no_more_lines_for_those_who_have_some(small: None) -> None:
+    """What they do besides is summed by them, and what is refused by its address."""
+    minute = MinuteLines(0)
+    passed = {"key:1": 4, "key:2": 3, "key:3": 1}
+    minute.add({(actor, "", "192.0.2.1", f"c{n}", ""): 1 for actor, lines in passed.items() for n in range(lines)})
+    refused = {"192.0.2.1": 3, "192.0.2.2": 2}
+    minute.add({unknown(address, reason=f"r{n}"): 1 for address, lines in refused.items() for n in range(lines)})
+    assert len(minute) == 8 + 5
+    minute.add({("key:2", "", "192.0.2.1", "c9", ""): 5, unknown("192.0.2.2", reason="r9"): 6})
+    found = counts_of(minute)
+    assert found["key:2", "", SEVERAL, SEVERAL, ""] == 5
+    assert found["", "", "192.0.2.2", SEVERAL, LEFT_OUT] == 6
+    assert len(minute) == 8 + 5 + 2
+
+
+def test_line_whose_place_is_forgotten_is_written_anew() -> None:
+    """Its counts stay; only where it is in the file is not known any more."""
+    minute = MinuteLines(60_000)
+    minute.add({READ: 2, unknown("192.0.2.1"): 1})
+    for place, line in enumerate(minute.unwritten()):
+        assert (line.line, line.written) == (0, 0)
+        line.line = place + 5
+    minute.forget_places()
+    assert [(line.line, line.count) for line in minute.unwritten()] == [(0, 2), (0, 1)]
+
+
 ACCESSES = st.tuples(
     st.sampled_from(["", "token:1", "key:2", "key:3"]),
     st.just(""),

@@ -271,3 +271,56 @@ def test_gate_shares_nothing_and_has_nothing_to_start(public: Service) -> None:
     for waiting in (gate.start(), gate.stop()):
         with pytest.raises(StopIteration):
             waiting.send(None)
+
+
+def test_lock_that_is_lifted_lets_in_again(public: Service) -> None:
+    """Of a customer or of an address, whichever is named; no other process shares the locks of this gate."""
+    gate = gate_of(public, address_limit_per_minute=2, account_limit_per_second=1)
+    admitted(gate, signed())
+    with pytest.raises(LimitExceeded, match="This account"):
+        admitted(gate, signed())
+    with pytest.raises(LimitExceeded, match="This address"):
+        admitted(gate, signed())
+    assert asyncio.run(gate.shared_locks()) is None
+    asyncio.run(gate.lift("customer", "alice"))
+    with pytest.raises(LimitExceeded, match="This address"):
+        admitted(gate, signed())
+    asyncio.run(gate.lift("address", PEER.counted))
+    assert admitted(gate, signed()).customer == "alice"
+    with pytest.raises(LimitExceeded, match="This account"):
+        admitted(gate, signed())
+    asyncio.run(gate.lift("address", "alice"))
+    with pytest.raises(LimitExceeded, match="This"):
+        admitted(gate, signed())
+
+
+def test_requests_of_one_access_key_push_out_those_of_no_other(public: Service) -> None:
+    """Each has room of its own in the replay memory."""
+    gate, loud, other = gate_of(public, replay_capacity=4), "c" * 8, at("198.51.100.1")
+    public.add_key(loud)
+    admitted(gate, signed())
+    for number in range(20):
+        admitted(gate, signed(loud, NONCE - number, texts=number + 1))
+    with pytest.raises(ReplayRefused):
+        admitted(gate, signed(), peer=other)
+    assert gate.replay.forgotten > 0
+
+
+def test_clock_that_leaps_frees_no_signature(public: Service) -> None:
+    """The replay memory goes by the steady clock that the gate is given."""
+    settings = GateSettings(**UNLIMITED)
+    gate, other = Gate(public.key_ring, settings, steady_ms=lambda: 7), at("198.51.100.1")
+    admitted(gate, signed())
+    for number, leap_ms in enumerate((3_600_000, 7_200_000)):
+        admitted(gate, signed(stamp_ms=NONCE + leap_ms, texts=number + 2), now_ms=NONCE + leap_ms)
+    with pytest.raises(ReplayRefused):
+        admitted(gate, signed(), peer=other)
+
+
+def test_locks_are_found_by_what_they_lock(public: Service) -> None:
+    """The limits of accounts share one, and that of addresses has its own."""
+    gate = gate_of(public, lock_seconds=7)
+    assert {kind: locks.lock_ms for kind, locks in gate.locks.items()} == {"customer": 7_000, "address": 7_000}
+    assert gate.address_limit.locks is gate.locks["address"]
+    assert gate.asset_limit.locks is gate.account_limit.locks is gate.locks["customer"]
+    assert gate.locks["address"] is not gate.locks["customer"]

@@ -62,8 +62,11 @@ def test_nonce_that_may_have_been_used_before_the_start_is_refused_with_what_wou
     gate.forget(START)
     with pytest.raises(NonceRefused) as refused:
         admit(gate, START + 100, START + 100)
-    assert refused.value.details["nonce_from_ms"] == START + 5_000
-    assert refused.value.details["retry_after_s"] == 5
+    assert refused.value.details == {
+        "server_time_ms": START + 100,
+        "nonce_from_ms": START + 5_000,
+        "retry_after_s": 5,
+    }
     assert f"a nonce of at least {START + 5_000} would pass: use that, or sign again in 5 s" in str(refused.value)
     assert admits(gate, START + 5_000, START + 100)
     assert not admits(gate, START + 4_999, START + 30_000)
@@ -109,10 +112,23 @@ def test_nonce_by_a_wall_clock_that_is_ahead_is_refused_up_to_its_time() -> None
     assert admits(gate, START + 5_000, START + 200)
 
 
+def test_nonce_that_passes_by_the_clock_that_counts_is_not_measured_by_the_wall_clock() -> None:
+    """Up to the end of its window; the next one passed by the wall clock, and may have been used up to its time."""
+    wall_ms = START + 35_000
+    gate = gate_of(wall_ms=lambda: wall_ms)
+    gate.forget(START, wall_ms)
+    assert admits(gate, START + 5_000, START)
+    assert not admits(gate, START + 5_001, START)
+    assert admits(gate, START + 5_001, START + 1)
+
+
 def test_what_is_forgotten_only_grows() -> None:
     """A second loss adds to the first; an earlier moment takes nothing back."""
     gate = gate_of()
     gate.forget(START + 1_000)
     gate.forget(START)
-    assert gate.unremembered.until_ms == START + 1_000
+    assert gate.unremembered == (START + 1_000, 0)
     assert not admits(gate, START + 5_500, START + 2_000)
+    gate.forget(START, START + 9_000)
+    gate.forget(START + 2_000, START + 8_000)
+    assert gate.unremembered == (START + 2_000, START + 9_000)

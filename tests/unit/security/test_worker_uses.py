@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -125,6 +126,77 @@ def test_worker_that_missed_records_says_so_and_refuses() -> None:
     assert two.first_use(mark(29), "a") == "a"
 
 
+@pytest.mark.parametrize(("written", "missed"), [(7, 0), (8, 1), (9, 1)])
+def test_full_ring_is_not_taken_for_complete(written: int, missed: int) -> None:
+    """Its owner may be writing the next record in the place of the oldest one."""
+    one, two = views(2, ring_records=8)
+    for number in range(written):
+        one.first_use(mark(number), "a")
+    two.collect()
+    assert two.missed == missed
+
+
+def test_worker_that_is_stopped_while_it_reads_says_what_it_missed() -> None:
+    """However little there was to read: meanwhile the ring was written over."""
+    one, two = views(2, ring_records=8)
+    collects = two._collect_from
+    for number in range(3):
+        one.first_use(mark(number), "a")
+
+    def stop_before(*asked: int) -> None:
+        two._collect_from = collects  # type: ignore[method-assign]
+        for number in range(3, 10):
+            one.first_use(mark(number), "a")
+        collects(*asked)
+
+    two._collect_from = stop_before  # type: ignore[method-assign]
+    assert two.first_use(mark(0), "b") == ""
+    assert two.missed > 0
+
+
+def test_worker_that_missed_records_of_one_ring_says_so_whatever_the_others_have() -> None:
+    """Once for all rings that it reads at a time; the next time counts again."""
+    one, two, three = views(3, ring_records=8)
+    for times in (1, 2):
+        for number in range(20):
+            one.first_use(mark(100 * times + number), "a")
+        two.first_use(mark(100 * times + 99), "a")
+        three.collect()
+        assert three.missed == times
+
+
+def test_worker_does_not_read_its_own_ring() -> None:
+    """It remembers by itself what it admitted, so it misses nothing when its own ring begins again."""
+    one, two = views(2, ring_records=8)
+    for number in range(20):
+        one.first_use(mark(number), "a")
+    two.first_use(mark(99), "b")
+    one.collect()
+    assert (one.missed, set(one._younger)) == (0, {mark(99)})
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_each_worker_goes_on_where_the_one_before_it_ended(number: int) -> None:
+    """By its own counter; the records of the others are where they were."""
+    found = views(3)
+    for one in range(3):
+        found[number].first_use(mark(one), "a")
+    again = WorkerUses(3, 64)
+    again._rings, again._counters = found[0]._rings, found[0]._counters
+    again.start_as(number)
+    again.connect(lambda: None)
+    assert again.missed == 1
+    assert again.first_use(mark(10), "b") is None
+    other = found[(number + 1) % 3]
+    other.collect()
+    assert other._younger.keys() == {mark(0), mark(1), mark(2), mark(10)}
+    fresh = WorkerUses(3, 64)
+    fresh._rings, fresh._counters = found[0]._rings, found[0]._counters
+    fresh.start_as((number + 1) % 3)
+    fresh.connect(lambda: None)
+    assert fresh.missed == 0
+
+
 def test_worker_in_the_place_of_one_that_ended_says_that_it_does_not_remember() -> None:
     """The memory of a worker that was killed is lost, so its successor refuses what that may have admitted."""
     said: list[str] = []
@@ -196,16 +268,75 @@ def test_forked_workers_admit_each_signature_once() -> None:
 
 
 def test_collecting_goes_on_by_itself() -> None:
-    """A worker that is asked nothing reads the rings all the same, so that it misses nothing."""
+    """A worker that is asked nothing reads the rings all the same, and drops what is out of the window."""
     one, two = views(2)
+    clock = [1_000_000]
 
     async def run() -> None:
-        collecting = asyncio.create_task(two.keep_collecting(lambda: 1_000_000, WINDOW_MS))
-        assert one.first_use(mark(1), "a") is None
-        async with asyncio.timeout(20):
-            while mark(1) not in {**two._older, **two._younger}:
-                await asyncio.sleep(0.01)
+        collecting = asyncio.create_task(two.keep_collecting(lambda: clock[0], WINDOW_MS))
+
+        async def become(condition: Callable[[], bool]) -> None:
+            async with asyncio.timeout(20):
+                while not condition():
+                    assert not collecting.done()
+                    await asyncio.sleep(0.01)
+
+        for number in range(3):
+            assert one.first_use(mark(number), "a") is None
+            await become(lambda number=number: mark(number) in {**two._older, **two._younger})
+        clock[0] += WINDOW_MS - 1
+        one.first_use(mark(3), "a")
+        await become(lambda: mark(3) in two._younger)
+        assert mark(0) in two._older
+        clock[0] += WINDOW_MS
+        await become(lambda: mark(0) not in two._older and not two._younger)
+        assert two.first_use(mark(3), "b") == ""
         collecting.cancel()
         await asyncio.gather(collecting, return_exceptions=True)
 
     asyncio.run(run())
+
+
+def test_generation_ends_with_its_window_and_not_before() -> None:
+    """To the millisecond; nothing that was dropped then was missed."""
+    one, two = views(2)
+    two._rotate(100_000, WINDOW_MS)
+    one.first_use(mark(1), "a")
+    two.collect()
+    for now_ms in (100_001, 100_000 + WINDOW_MS - 1):
+        two._rotate(now_ms, WINDOW_MS)
+        assert (len(two._younger), len(two._older)) == (1, 0)
+    two._rotate(100_000 + WINDOW_MS, WINDOW_MS)
+    assert (len(two._younger), len(two._older)) == (0, 1)
+    two._rotate(100_000 + 2 * WINDOW_MS - 1, WINDOW_MS)
+    assert (len(two._younger), len(two._older)) == (0, 1)
+    two._rotate(100_000 + 2 * WINDOW_MS, WINDOW_MS)
+    assert (len(two._younger), len(two._older)) == (0, 0)
+    assert two.missed == 0
+
+
+def test_first_generation_begins_with_the_clock() -> None:
+    """It is a window long like any other."""
+    one, two = views(2)
+    one.first_use(mark(1), "a")
+    two.collect()
+    for now_ms, older in ((WINDOW_MS - 1, 0), (WINDOW_MS, 1)):
+        two._rotate(now_ms, WINDOW_MS)
+        assert len(two._older) == older
+
+
+def test_full_generation_ends_before_its_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has to go for it is missed, each time; a generation that is empty is not."""
+    monkeypatch.setattr(worker_uses, "GENERATION_LIMIT", 3)
+    said: list[str] = []
+    one, two = views(2)
+    two.connect(lambda: said.append("missed"))
+    two._rotate(100_000, WINDOW_MS)
+    found = []
+    for number in range(9):
+        one.first_use(mark(number), "a")
+        two.collect()
+        two._rotate(100_001, WINDOW_MS)
+        found.append((len(two._older), len(two._younger), two.missed))
+    assert found == [(0, 1, 0), (0, 2, 0), (3, 0, 0), (3, 1, 0), (3, 2, 0), (3, 0, 1), (3, 1, 1), (3, 2, 1), (3, 0, 2)]
+    assert said == ["missed"] * 2
