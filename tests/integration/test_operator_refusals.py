@@ -94,6 +94,7 @@ PROVOKED: dict[type[errors.SpotledgerError], Callable[[Api], httpx2.Response]] =
     errors.LastAdminToken: lambda api: api.delete(
         f"/v1/tokens/{api.get('/v1/tokens').json()['tokens'][0]['token_id']}"
     ),
+    errors.RotationRefused: lambda api: api.post("/v1/master-key/rotate", {"fingerprint": "f" * 32}, "provoked"),
     errors.UnknownEntry: lambda api: api.post("/v1/reversals", {"seq": 9999, "reason": "oops"}, "provoked"),
     errors.TokenRefused: lambda api: api.request("GET", "/v1/coins"),
     errors.ScopeMissing: lambda api: api.post("/v1/deposits", DEPOSIT, "provoked", token_of(api, "ledger:read")),

@@ -63,7 +63,10 @@ def child_of(ledger: Ledger) -> int:
 
 def files_of(process: int, folder: Path) -> set[str]:
     """Return the files in *folder* that *process* has open."""
-    opened = {os.path.realpath(file) for file in Path(f"/proc/{process}/fd").iterdir()}
+    opened = set()
+    for file in Path(f"/proc/{process}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            opened.add(os.readlink(file))
     return {Path(name).name for name in opened if Path(name).parent == folder.resolve()}
 
 

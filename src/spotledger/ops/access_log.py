@@ -73,6 +73,7 @@ class AccessLog:
         self._writing: asyncio.Future[None] | None = None
         self._reading = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._is_stopped = False
 
     @property
     def dropped(self) -> int:
@@ -86,7 +87,9 @@ class AccessLog:
         self._task = asyncio.get_running_loop().create_task(self._keep_writing())
 
     async def stop(self) -> None:
-        """Write what is left, and close the file."""
+        """Write what is left, and close the file; what is counted later is not written."""
+        if self._is_stopped:
+            return
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -97,10 +100,13 @@ class AccessLog:
                 await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         except TimeoutError:
             _log.error("the access log could not be written within %g s; its end is lost", STOP_SECONDS)
+        self._is_stopped = True
         self._thread.shutdown(wait=False)
 
     async def flush(self) -> None:
         """Write what was counted until now, if it can be written."""
+        if self._is_stopped:
+            return
         while self._writing is not None and not self._writing.done():
             await asyncio.shield(self._writing)
         self._hand_over()
