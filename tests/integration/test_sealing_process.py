@@ -66,7 +66,7 @@ def files_of(process: int, folder: Path) -> set[str]:
     opened = set()
     for file in Path(f"/proc/{process}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-            opened.add(os.readlink(file))
+            opened.add(str(file.readlink()))
     return {Path(name).name for name in opened if Path(name).parent == folder.resolve()}
 
 
