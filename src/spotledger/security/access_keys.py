@@ -129,6 +129,24 @@ def hint_of(accesskey: str) -> str:
     return f"{accesskey[:8]}…" if len(accesskey) > 16 else "…"
 
 
+class UsedLately(Protocol):
+    """Collects when credentials were last used, in ms since 1970, until that is stored."""
+
+    used: dict[str, int]
+
+
+def flush_used(collected: UsedLately, store: Callable[[Mapping[str, int]], None]) -> int:
+    """Have *store* write what was *collected*, and return how much; after an error it is kept for a retry."""
+    used, collected.used = collected.used, {}
+    if used:
+        try:
+            store(dict(used))
+        except BaseException:
+            collected.used = {**used, **collected.used}
+            raise
+    return len(used)
+
+
 class KeyRing:
     """
     Makes, revokes and looks up access keys.
@@ -294,14 +312,7 @@ class KeyRing:
 
     def flush_used(self) -> int:
         """Store in one write when keys were last used; return how many. After an error they are kept for a retry."""
-        used, self.used = self.used, {}
-        if used:
-            try:
-                self._records.note_used(dict(used))
-            except BaseException:
-                self.used = {**used, **self.used}
-                raise
-        return len(used)
+        return flush_used(self, self._records.note_used)
 
     def _with_new_secret(self, record: AccessKeyRecord) -> tuple[AccessKeyRecord, str]:
         secret = secrets.token_hex(SECRET_BYTES)

@@ -22,7 +22,14 @@ from spotledger.errors import (
     SpotledgerError,
     TokenRefused,
 )
-from spotledger.security.access_keys import Trust, checked_addresses, checked_expiry, checked_label, checked_names
+from spotledger.security.access_keys import (
+    Trust,
+    checked_addresses,
+    checked_expiry,
+    checked_label,
+    checked_names,
+    flush_used,
+)
 from spotledger.security.addresses import NO_ADDRESS, IpAddress, IpNetwork, parse_network
 from spotledger.security.bounded_dict import BoundedDict
 from spotledger.security.cipher import AccessKeyDamaged
@@ -275,14 +282,7 @@ class Tokens:
 
     def flush_used(self) -> int:
         """Store in one write when tokens were last used; return how many. After an error they are kept for a retry."""
-        used, self.used = self.used, {}
-        if used:
-            try:
-                self._records.note_used(dict(used))
-            except BaseException:
-                self.used = {**used, **self.used}
-                raise
-        return len(used)
+        return flush_used(self, self._records.note_used)
 
 
 def token_refused(cause: str) -> TokenRefused:
