@@ -331,7 +331,7 @@ class ReplayRefused(Denied):
 
 
 class TokenRefused(Denied):
-    """The operator token is missing, or not one in use from here; send such a one as Authorization: Bearer TOKEN."""
+    """The operator token is missing, not in use, or not for this address; send it as Authorization: Bearer TOKEN."""
 
     code = "token_refused"
     #: For the operator, and not in the answer: which of ``token_missing``, ``token_unknown``, ``token_expired``,
