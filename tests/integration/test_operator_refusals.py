@@ -96,6 +96,7 @@ PROVOKED: dict[type[errors.SpotledgerError], Callable[[Api], httpx2.Response]] =
     ),
     errors.RotationRefused: lambda api: api.post("/v1/master-key/rotate", {"fingerprint": "f" * 32}, "provoked"),
     errors.UnknownEntry: lambda api: api.post("/v1/reversals", {"seq": 9999, "reason": "oops"}, "provoked"),
+    errors.RotationRefused: lambda api: api.post("/v1/master-key/rotate", {"fingerprint": "0" * 32}, "provoked"),
     errors.TokenRefused: lambda api: api.request("GET", "/v1/coins"),
     errors.ScopeMissing: lambda api: api.post("/v1/deposits", DEPOSIT, "provoked", token_of(api, "ledger:read")),
 }
