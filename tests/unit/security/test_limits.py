@@ -210,3 +210,15 @@ def test_headers_follow_the_window_to_the_millisecond() -> None:
     for now_ms, what in told.items():
         assert limit.headers("a", now_ms)[1] == ("ratelimit", f'"assets";{what}')
     assert limit.headers("over", 1_001)[1] == ("ratelimit", '"assets";r=0;t=60')
+    limit.hit("later", 1_000_000)
+    assert limit.headers("later", 1_030_000)[1] == ("ratelimit", '"assets";r=2;t=30')
+
+
+def test_window_is_remembered_in_either_generation() -> None:
+    """Strangers who come meanwhile do not begin it anew, as long as there is room for them."""
+    limit = WindowLimit("x", 3, 1_000, Locks(0), generation_limit=2)
+    assert limit.hit("a", 0) == 2
+    for number in range(2):
+        limit.hit(f"stranger-{number}", 1)
+    assert "a" in limit._windows.older
+    assert [limit.hit("a", now) for now in (2, 3, 4)] == [1, 0, -996]

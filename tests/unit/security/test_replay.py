@@ -234,19 +234,20 @@ def test_everything_that_is_remembered_is_handed_to_the_next_start() -> None:
 
 
 def test_what_was_restored_is_dropped_after_two_windows() -> None:
-    """By the steady clock, when a key begins; until then it binds."""
-    for leap in (0, 3_600_000):
+    """By the steady clock if there is one, when a key begins; until then it binds, and other keys are new."""
+    for leap, steady in ((0, False), (0, True), (3_600_000, True)):
         clocks = Clocks()
-        memory = ReplayMemory("address", 1_000, 100, lambda kept=clocks: kept.steady_ms)
+        memory = ReplayMemory("address", 1_000, 100, (lambda kept=clocks: kept.steady_ms) if steady else None)
         memory.restore({key_mark(name): {b"one": "a"} for name in ("k", "other")}, clocks.now_ms)
         clocks.now_ms += leap
         clocks.go_on(2_000)
         assert not memory.passes("k", b"one", "b", clocks.now_ms)
-        assert len(memory) == 2
+        assert memory.passes("new", b"one", "b", clocks.now_ms)
+        assert len(memory) == 3
         clocks.go_on(1)
         assert memory.passes("other", b"one", "b", clocks.now_ms)
-        assert len(memory) == 2
-        assert memory.uses().keys() == {key_mark("k"), key_mark("other")}
+        assert len(memory) == 3
+        assert memory.uses().keys() == {key_mark("k"), key_mark("new"), key_mark("other")}
 
 
 class Others:

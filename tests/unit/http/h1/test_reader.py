@@ -296,6 +296,27 @@ def test_reader_says_what_it_has_not_read() -> None:
     assert (reader.has_data, reader.unread) == (True, 3)
 
 
+@pytest.mark.parametrize("step", [1, 3, 50, 1_000])
+def test_what_was_read_and_what_was_not_is_all_that_arrived(step: int) -> None:
+    """However it was cut, and whether what was read was released or not."""
+    reader, arrived = RequestReader(LIMITS), 0
+    one = HEAD + b"Content-Length: 4\r\n\r\nbody" + HEAD + b"\r\n"
+    sent = one * 3
+    for start in range(0, len(sent), step):
+        piece = sent[start : start + step]
+        reader.receive(piece)
+        arrived += len(piece)
+        assert reader.consumed + reader.unread == arrived
+        while reader.in_body or reader.head() is not None:
+            assert reader.consumed + reader.unread == arrived
+            if reader.in_body and not reader.body():
+                break
+        if start // step % 2 == 0:
+            reader.release()
+        assert reader.consumed + reader.unread == arrived
+    assert (reader.consumed, reader.unread) == (len(sent), 0)
+
+
 def test_bytes_that_were_read_are_released_and_others_kept() -> None:
     """An idle connection holds no bytes; what has not been read stays."""
     reader = RequestReader(LIMITS)
