@@ -94,7 +94,6 @@ PROVOKED: dict[type[errors.SpotledgerError], Callable[[Api], httpx2.Response]] =
     errors.LastAdminToken: lambda api: api.delete(
         f"/v1/tokens/{api.get('/v1/tokens').json()['tokens'][0]['token_id']}"
     ),
-    errors.RotationRefused: lambda api: api.post("/v1/master-key/rotate", {"fingerprint": "f" * 32}, "provoked"),
     errors.UnknownEntry: lambda api: api.post("/v1/reversals", {"seq": 9999, "reason": "oops"}, "provoked"),
     errors.RotationRefused: lambda api: api.post("/v1/master-key/rotate", {"fingerprint": "0" * 32}, "provoked"),
     errors.TokenRefused: lambda api: api.request("GET", "/v1/coins"),
