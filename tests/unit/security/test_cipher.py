@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from spotledger.errors import MasterKeyRefused
-from spotledger.security.cipher import AccessKeyDamaged, Cipher, load_master_key, parse_master_key
+from spotledger.errors import MasterKeyRefused, StoreUnavailable
+from spotledger.security.cipher import AccessKeyDamaged, Cipher, MasterKeys, load_master_key, parse_master_key
 
 KEY = bytes(range(32))
 FINGERPRINT = "69858e5ffc319cae78a6035a6d601900"
@@ -154,3 +154,55 @@ def test_descriptors_of_master_keys_are_closed(tmp_path: Path) -> None:
         with pytest.raises(MasterKeyRefused):
             load_master_key(path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+ONE, TWO, THREE = (Cipher(bytes([number]) * 32) for number in (1, 2, 3))
+
+
+def test_master_keys_are_tried_in_the_order_in_which_they_are_given() -> None:
+    """One that is added comes first, and one that is there already moves there; a fingerprint finds its cipher."""
+    keys = MasterKeys([ONE, TWO], lambda: None)
+    assert keys.fingerprints == (ONE.fingerprint, TWO.fingerprint)
+    keys.add(THREE)
+    keys.add(Cipher(bytes([2]) * 32))
+    assert keys.fingerprints == (TWO.fingerprint, THREE.fingerprint, ONE.fingerprint)
+    assert keys.cipher(THREE.fingerprint) is THREE
+    assert keys.cipher(Cipher(KEY).fingerprint) is None
+    assert keys.cipher(None) is None
+
+
+def test_master_keys_seal_with_the_one_in_force_at_each_time() -> None:
+    """Or with the first one, as long as none is in force; all of them open, whichever sealed."""
+    in_force: list[str | None] = [None]
+    keys = MasterKeys([ONE, TWO], lambda: in_force[0])
+    for fingerprint, cipher in ((None, ONE), (TWO.fingerprint, TWO), (ONE.fingerprint, ONE)):
+        in_force[0] = fingerprint
+        sealed = keys.seal("a", "secret")
+        assert cipher.open("a", sealed) == "secret"
+        for fingerprint_then in (None, ONE.fingerprint, TWO.fingerprint):
+            in_force[0] = fingerprint_then
+            assert keys.open("a", sealed) == "secret"
+
+
+def test_node_without_the_master_key_in_force_says_which_it_lacks() -> None:
+    """It seals nothing, and opens what it can; what it cannot open is not taken for damage then."""
+    keys = MasterKeys([ONE], lambda: TWO.fingerprint)
+    message = (
+        f"The master key was rotated: the secrets are sealed with {TWO.fingerprint}, which this node does not have. Its"
+        " operator has to give it that key and start it again; other nodes answer."
+    )
+    with pytest.raises(StoreUnavailable) as refused:
+        keys.seal("a", "secret")
+    assert refused.value.message == message
+    with pytest.raises(StoreUnavailable) as refused:
+        keys.open("a", TWO.seal("a", "secret"))
+    assert refused.value.message == message
+    assert keys.open("a", ONE.seal("a", "secret")) == "secret"
+
+
+@pytest.mark.parametrize("in_force", [None, TWO.fingerprint])
+def test_secret_that_no_master_key_opens_is_damaged(in_force: str | None) -> None:
+    """Where the one in force is there, or none is yet."""
+    keys = MasterKeys([ONE, TWO], lambda: in_force)
+    with pytest.raises(AccessKeyDamaged, match=r"^the secret of the access key 11111111… does not open$"):
+        keys.open("11111111-2222", THREE.seal("11111111-2222", "secret"))

@@ -76,6 +76,7 @@ def test_request_has_what_its_head_says(method: str, keep_alive: bool, is_http_1
         assert request.is_http_1_0 is is_http_1_0
         assert request.keep_alive is (keep_alive and method != "CONNECT")
         assert request.parameters == {}
+        assert request.caller is None
     assert complete.body == b"body"
     assert (complete.is_whole, complete.is_ready, complete.is_done) == (True, True, True)
     assert arriving.body is arriving

@@ -15,10 +15,11 @@ def test_header_that_came_twice_is_not_taken_for_one() -> None:
 
 
 def test_request_and_reply_have_what_they_were_made_with() -> None:
-    """Nothing is set that was not given: no body, no peer, no parameters, no stream, no lines."""
+    """Nothing is set that was not given: no body, no peer, no caller, no parameters, no stream, no lines."""
     request = Request("GET", "/a", "b=c", [(b"a", b"1")])
     assert (request.method, request.path, request.query) == ("GET", "/a", "b=c")
     assert (request.headers, request.body, request.peer, request.parameters) == ([(b"a", b"1")], b"", "", {})
+    assert request.caller is None
     headers = ((b"a", b"1"),)
     reply = Reply(200, b"body", headers)
     assert (reply.status, reply.body, reply.headers, reply.stream, reply.lines) == (200, b"body", [*headers], None, b"")
