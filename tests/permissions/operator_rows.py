@@ -157,7 +157,7 @@ ROWS: Final = (
     # --- running it ---
     Row("POST", paths.BACKUPS, ADMIN, body=lambda world: {"file": world.fresh("made") + ".backup"}),
     _get(paths.BACKUP, ADMIN, file=lambda world: FILE),
-    _get(paths.CLOCK, READ),
+    _get(paths.CLOCK, ADMIN),
     Row("POST", paths.CLOCK_TRUST, ADMIN),
     _get(paths.MASTER_KEY, ADMIN),
     Row("POST", paths.MASTER_KEY_ROTATION, ADMIN, body=_same_master_key),

@@ -203,7 +203,7 @@ class AccessLog:
     def _failed(self, reason: str) -> None:
         self.failures += 1
         if self.failure != reason:
-            _log.error("the access log is not written: %s; it is tried again each second", reason)
+            _log.error("the access log is not written, and it is tried again each second: %s", reason)
         self.failure = reason
         self._close()
 

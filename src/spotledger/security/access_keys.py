@@ -372,6 +372,7 @@ def checked_expiry(expires_ms: int | None, now_ms: int) -> int | None:
         return None
     if isinstance(expires_ms, bool) or not isinstance(expires_ms, int) or not now_ms < expires_ms < NEVER_MS:
         raise InvalidRequest(
-            f"expires_ms: a time in ms since 1970 later than now ({now_ms}) would pass, or none.", field="expires_ms"
+            f"expires_ms: a time in ms since 1970 would pass, later than now ({now_ms}) and below 2**62, or none.",
+            field="expires_ms",
         )
     return expires_ms

@@ -5,7 +5,7 @@ from __future__ import annotations
 from spotledger import paths
 from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.answers import Answer, TimeMs
-from spotledger.http.operator.calls import ADMIN, LEDGER_READ, Call, Endpoint, TokenCheck, answer, query_of, route
+from spotledger.http.operator.calls import ADMIN, Call, Endpoint, TokenCheck, answer, query_of, route
 from spotledger.http.operator.metrics import Metrics
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer
@@ -36,7 +36,7 @@ class ClockCalls:
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes."""
         return [
-            route(token_check, paths.CLOCK, GET=Call(LEDGER_READ, self.show, gives=ClockAnswer)),
+            route(token_check, paths.CLOCK, GET=Call(ADMIN, self.show, gives=ClockAnswer)),
             route(token_check, paths.CLOCK_TRUST, POST=Call(ADMIN, self.trust, gives=ClockAnswer)),
         ]
 
