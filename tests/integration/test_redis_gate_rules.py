@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -225,7 +225,7 @@ def test_address_that_is_locked_is_refused_without_asking(made: Service, redis_u
 def test_locks_that_another_node_lifted_are_lifted_here(
     made: Service, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many there are; those that Redis has stay, and so do those that this node has for itself."""
+    """Some at a time; those that Redis has stay, and so do those that this node has for itself."""
     monkeypatch.setattr(fleet_gate, "CHECKED_AT_ONCE", 2)
 
     async def run() -> None:
@@ -237,8 +237,17 @@ def test_locks_that_another_node_lifted_are_lifted_here(
                     if number % 2:
                         client.set(f"spotledger:lock:assets:a{number}", f"{NONCE + 5_000}:assets")
             gate.locks["customer"].begin("own", Lock(NONCE + 5_000, "assets"))
+            asked: list[int] = []
+            asks = gate.counts.still_locked
+
+            async def ask(keys: Sequence[str]) -> list[bool] | None:
+                asked.append(len(keys))
+                return await asks(keys)
+
+            gate.counts.still_locked = ask  # type: ignore[method-assign]
             await gate._check_locks()
             assert sorted(who for who, _ in gate.locks["customer"].all()) == ["a1", "a3", "own"]
+            assert asked == [2, 2, 1]
 
     asyncio.run(run())
 
