@@ -15,6 +15,7 @@ import redis as redis_client
 
 from spotledger.errors import (
     AccessKeyUnknown,
+    AddressNotAllowed,
     LimitExceeded,
     NonceRefused,
     ReplayRefused,
@@ -144,6 +145,42 @@ def test_request_that_is_admitted_is_noted_and_followed(made: Service, redis_url
             with pytest.raises(NonceRefused, match="at most 2 ms behind"):
                 await admit(one, 3, past_ms=2)
             assert one.counts.unshared == (0 if is_up else 2)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("was_up", [True, False])
+def test_call_that_changes_something_is_admitted_once_without_redis_too(made: Service, was_up: bool) -> None:
+    """By the node itself, whether it knew before that Redis is away or finds it out now; the window holds as well."""
+
+    async def run() -> None:
+        async with gates(made, NOWHERE) as (gate,):
+            for number in (1, 2):
+                gate.counts.is_up = was_up
+                await admit(gate, number, changes=True)
+                with pytest.raises(ReplayRefused):
+                    await admit(gate, number, changes=True)
+            gate.counts.is_up = was_up
+            with pytest.raises(NonceRefused, match="at most 2 ms behind"):
+                await admit(gate, 3, past_ms=2)
+            gate.counts.is_up = was_up
+            assert await admit(gate, 3, past_ms=3) == 0
+
+    asyncio.run(run())
+
+
+def test_access_key_that_is_bound_is_refused_from_elsewhere_on_every_node(made: Service, redis_url: str) -> None:
+    """By its address, before its limit is counted."""
+
+    async def run() -> None:
+        made.add_key("b" * 8, addresses=("192.0.2.0/24",))
+        text = raw_text({"accesskey": "b" * 8, "nonce": str(NONCE)})
+        request = SignedRequest("b" * 8, NONCE, bytes.fromhex(sign(text, SECRET)), (text.encode(),))
+        async with gates(made, redis_url, 2) as (one, two):
+            for gate in (one, two):
+                with pytest.raises(AddressNotAllowed):
+                    await gate.admit(request, gate.peer(OTHER_PEER, list), "read", gate.asset_limit, NONCE)
+            assert (await two.admit(request, two.peer(PEER, list), "read", two.asset_limit, NONCE))[1] == 2
 
     asyncio.run(run())
 
