@@ -241,6 +241,35 @@ def test_lock_from_when_redis_was_away_holds_on_its_node(made: Service, redis_ur
     asyncio.run(run())
 
 
+def test_lock_of_a_node_holds_for_the_last_request_of_a_window_too(made: Service, redis_url: str) -> None:
+    """Redis lets that one in with nothing left after it."""
+
+    async def run() -> None:
+        async with gates(made, redis_url, asset_limit_per_second=1) as (gate,):
+            gate.locks["customer"].begin("alice", Lock(NONCE + 5_000, "assets"))
+            with pytest.raises(LimitExceeded, match=r"wait 5 s\."):
+                await admit(gate, 1)
+
+    asyncio.run(run())
+
+
+def test_node_remembers_what_redis_forgot(made: Service, redis_url: str) -> None:
+    """A Redis that lost everything lets no call through that changed something before, nor a read from elsewhere."""
+
+    async def run() -> None:
+        async with gates(made, redis_url) as (gate,):
+            await admit(gate, 1, changes=True)
+            await admit(gate, 2)
+            with redis_client.Redis.from_url(redis_url) as client:
+                client.flushall()
+            with pytest.raises(ReplayRefused):
+                await admit(gate, 1, changes=True)
+            with pytest.raises(ReplayRefused):
+                await admit(gate, 2, OTHER_PEER)
+
+    asyncio.run(run())
+
+
 def test_address_that_is_locked_is_refused_without_asking(made: Service, redis_url: str) -> None:
     """A node that knows of the lock sends nothing to Redis for it; others are counted."""
 
