@@ -158,6 +158,7 @@ def test_call_that_changes_something_is_admitted_once_without_redis_too(made: Se
             for number in (1, 2):
                 gate.counts.is_up = was_up
                 await admit(gate, number, changes=True)
+                gate.counts.is_up = was_up
                 with pytest.raises(ReplayRefused):
                     await admit(gate, number, changes=True)
             gate.counts.is_up = was_up
