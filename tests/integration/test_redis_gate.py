@@ -351,3 +351,36 @@ def test_node_that_does_not_remember_refuses_nobody_while_redis_does(made: Servi
                 await admit(two, 4)
 
     asyncio.run(run())
+
+
+def test_gate_stops_looking_at_locks_when_it_is_stopped(made: Service, redis_url: str) -> None:
+    """It may be stopped before it was started; the metrics show the counts that are shared."""
+
+    async def run() -> None:
+        told = {"when_down": "local", "timeout_ms": 2_000}
+        gate = FleetGate(made.key_ring, GateSettings(), redis_url, **told)
+        assert gate.shared is gate.counts
+        await gate.stop()
+        gate = FleetGate(made.key_ring, GateSettings(), redis_url, **told)
+        await gate.start()
+        checking = gate._checking
+        assert checking is not None
+        assert not checking.done()
+        await gate.stop()
+        assert checking.cancelled()
+
+    asyncio.run(run())
+
+
+def test_clock_that_leaps_frees_no_signature_on_a_node(made: Service) -> None:
+    """The node's own memory goes by the steady clock that it is given, as long as Redis is away."""
+
+    async def run() -> None:
+        async with gates(made, "redis://127.0.0.1:1", 1, steady_ms=lambda: 7, asset_limit_per_second=0) as (gate,):
+            for leap_ms in (0, 3_600_000, 7_200_000):
+                request = signed(-leap_ms)
+                await gate.admit(request, peer_of(gate), "read", gate.asset_limit, NONCE + leap_ms)
+            with pytest.raises(ReplayRefused):
+                await admit(gate, 0, OTHER_PEER)
+
+    asyncio.run(run())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import redis as redis_client
 
 from spotledger.errors import (
     AccessKeyUnknown,
+    AddressNotAllowed,
     LimitExceeded,
     NonceRefused,
     ReplayRefused,
@@ -148,6 +149,43 @@ def test_request_that_is_admitted_is_noted_and_followed(made: Service, redis_url
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("was_up", [True, False])
+def test_call_that_changes_something_is_admitted_once_without_redis_too(made: Service, was_up: bool) -> None:
+    """By the node itself, whether it knew before that Redis is away or finds it out now; the window holds as well."""
+
+    async def run() -> None:
+        async with gates(made, NOWHERE) as (gate,):
+            for number in (1, 2):
+                gate.counts.is_up = was_up
+                await admit(gate, number, changes=True)
+                gate.counts.is_up = was_up
+                with pytest.raises(ReplayRefused):
+                    await admit(gate, number, changes=True)
+            gate.counts.is_up = was_up
+            with pytest.raises(NonceRefused, match="at most 2 ms behind"):
+                await admit(gate, 3, past_ms=2)
+            gate.counts.is_up = was_up
+            assert await admit(gate, 3, past_ms=3) == 0
+
+    asyncio.run(run())
+
+
+def test_access_key_that_is_bound_is_refused_from_elsewhere_on_every_node(made: Service, redis_url: str) -> None:
+    """By its address, before its limit is counted."""
+
+    async def run() -> None:
+        made.add_key("b" * 8, addresses=("192.0.2.0/24",))
+        text = raw_text({"accesskey": "b" * 8, "nonce": str(NONCE)})
+        request = SignedRequest("b" * 8, NONCE, bytes.fromhex(sign(text, SECRET)), (text.encode(),))
+        async with gates(made, redis_url, 2) as (one, two):
+            for gate in (one, two):
+                with pytest.raises(AddressNotAllowed):
+                    await gate.admit(request, gate.peer(OTHER_PEER, list), "read", gate.asset_limit, NONCE)
+            assert (await two.admit(request, two.peer(PEER, list), "read", two.asset_limit, NONCE))[1] == 2
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("is_up", [True, False])
 def test_limits_of_a_fleet_are_those_of_the_setting(made: Service, redis_url: str, is_up: bool) -> None:
     """Each call has its own limit, and what is refused before the limit counts against the address too."""
@@ -204,6 +242,35 @@ def test_lock_from_when_redis_was_away_holds_on_its_node(made: Service, redis_ur
     asyncio.run(run())
 
 
+def test_lock_of_a_node_holds_for_the_last_request_of_a_window_too(made: Service, redis_url: str) -> None:
+    """Redis lets that one in with nothing left after it."""
+
+    async def run() -> None:
+        async with gates(made, redis_url, asset_limit_per_second=1) as (gate,):
+            gate.locks["customer"].begin("alice", Lock(NONCE + 5_000, "assets"))
+            with pytest.raises(LimitExceeded, match=r"wait 5 s\."):
+                await admit(gate, 1)
+
+    asyncio.run(run())
+
+
+def test_node_remembers_what_redis_forgot(made: Service, redis_url: str) -> None:
+    """A Redis that lost everything lets no call through that changed something before, nor a read from elsewhere."""
+
+    async def run() -> None:
+        async with gates(made, redis_url) as (gate,):
+            await admit(gate, 1, changes=True)
+            await admit(gate, 2)
+            with redis_client.Redis.from_url(redis_url) as client:
+                client.flushall()
+            with pytest.raises(ReplayRefused):
+                await admit(gate, 1, changes=True)
+            with pytest.raises(ReplayRefused):
+                await admit(gate, 2, OTHER_PEER)
+
+    asyncio.run(run())
+
+
 def test_address_that_is_locked_is_refused_without_asking(made: Service, redis_url: str) -> None:
     """A node that knows of the lock sends nothing to Redis for it; others are counted."""
 
@@ -225,7 +292,7 @@ def test_address_that_is_locked_is_refused_without_asking(made: Service, redis_u
 def test_locks_that_another_node_lifted_are_lifted_here(
     made: Service, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many there are; those that Redis has stay, and so do those that this node has for itself."""
+    """Some at a time; those that Redis has stay, and so do those that this node has for itself."""
     monkeypatch.setattr(fleet_gate, "CHECKED_AT_ONCE", 2)
 
     async def run() -> None:
@@ -237,8 +304,17 @@ def test_locks_that_another_node_lifted_are_lifted_here(
                     if number % 2:
                         client.set(f"spotledger:lock:assets:a{number}", f"{NONCE + 5_000}:assets")
             gate.locks["customer"].begin("own", Lock(NONCE + 5_000, "assets"))
+            asked: list[int] = []
+            asks = gate.counts.still_locked
+
+            async def ask(keys: Sequence[str]) -> list[bool] | None:
+                asked.append(len(keys))
+                return await asks(keys)
+
+            gate.counts.still_locked = ask  # type: ignore[method-assign]
             await gate._check_locks()
             assert sorted(who for who, _ in gate.locks["customer"].all()) == ["a1", "a3", "own"]
+            assert asked == [2, 2, 1]
 
     asyncio.run(run())
 

@@ -67,6 +67,19 @@ def test_shared_server_is_one_for_all_who_hold_it_and_ends_with_the_last(tmp_pat
     assert not folder.exists()
 
 
+def test_server_that_is_let_go_leaves_no_zombie() -> None:
+    """Its keeper is gone from the table of processes too, where whoever waits for any child would find it."""
+    one = kept.start(["sleep", "600"], folder=kept.make_folder({}))
+    keeper_pid = one.keeper_pid
+    assert keeper_pid is not None
+    assert is_alive(keeper_pid)
+    one.let_go()
+    assert not is_alive(keeper_pid)
+    assert not is_alive(one.pid)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(keeper_pid, os.WNOHANG)
+
+
 def test_server_of_a_killed_run_ends_with_all_that_it_started(tmp_path: Path) -> None:
     """Kill -9 of the process that started a server ends the server, and what that had started in its turn."""
     shell = tmp_path / "parent.sh"

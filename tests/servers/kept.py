@@ -23,6 +23,8 @@ from servers import keeper
 from servers.missing import ServerMissing
 
 START_SECONDS = 30.0
+#: How long we wait for an ended keeper, so that it is no zombie; one that others hold does not end.
+REAP_SECONDS = 1.0
 PORT_LAST = 65_535
 
 #: What we hold, in the order in which it was started.
@@ -96,6 +98,8 @@ class Kept:
     folder: Path
     log: Path
     _hold: socket.socket
+    #: Its keeper, if we have started that.
+    keeper_pid: int | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -131,6 +135,17 @@ class Kept:
             while self._hold.recv(64):
                 pass
         self._hold.close()
+        self._reap_keeper()
+
+    def _reap_keeper(self) -> None:
+        """Leave no ended keeper behind as a zombie; one that others hold goes on."""
+        deadline = time.monotonic() + REAP_SECONDS
+        with contextlib.suppress(ChildProcessError):
+            while self.keeper_pid is not None and time.monotonic() < deadline:
+                if os.waitpid(self.keeper_pid, os.WNOHANG)[0]:
+                    self.keeper_pid = None
+                else:
+                    time.sleep(0.01)
 
     def written(self) -> str:
         """Return the end of what it wrote."""
@@ -176,6 +191,7 @@ def start(
     held = hold(folder, name)
     if held is None:
         raise ServerDidNotStart(f"the keeper of {command[0]} ended at once")
+    held.keeper_pid = process.pid
     return held
 
 
