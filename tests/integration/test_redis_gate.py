@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -202,6 +203,57 @@ def test_redis_that_hangs_is_given_up_once_for_all_that_wait(made: Service, own_
             await until(gate, is_up=True)
             await admit(gate, 2_001)
             assert gate.counts.unshared == 2_000
+
+    asyncio.run(run())
+
+
+@asynccontextmanager
+async def slowly(url: str, delay_seconds: float) -> AsyncIterator[str]:
+    """Give the URL of a way to the Redis at *url* on which each answer takes *delay_seconds* longer."""
+    port = int(url.rpartition(":")[2].partition("/")[0])
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_seconds: float) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1_000_000):
+                await asyncio.sleep(delay_seconds)
+                writer.write(data)
+        writer.close()
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        redis_reader, redis_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, redis_writer, 0), pump(redis_reader, writer, delay_seconds))
+
+    async with await asyncio.start_server(connect, "127.0.0.1", 0) as server:
+        yield url.replace(f":{port}", f":{server.sockets[0].getsockname()[1]}")
+
+
+def test_locks_of_a_slow_redis_are_waited_for_no_longer_than_a_probe(made: Service, own_redis: RedisServer) -> None:
+    """Each answer comes in time, but all of them together do not: then nothing is known of the locks."""
+
+    async def run() -> None:
+        with redis_client.Redis.from_url(own_redis.url) as client:
+            client.mset({f"spotledger:lock:assets:{number}": "1:assets" for number in range(12_000)})
+        async with slowly(own_redis.url, 0.2) as url, gates(made, url, 1, timeout_ms=500) as (gate,):
+            await until(gate, is_up=True)
+            assert await gate.counts.locks() is None
+        async with slowly(own_redis.url, 0) as url, gates(made, url, 1, timeout_ms=5_000) as (gate,):
+            assert len(await gate.counts.locks() or ()) == 12_000
+
+    asyncio.run(run())
+
+
+def test_each_loss_of_redis_is_counted(made: Service, own_redis: RedisServer) -> None:
+    """It is a loss when it stops answering, not each request that finds it away."""
+
+    async def run() -> None:
+        async with gates(made, own_redis.url, 1, timeout_ms=200, asset_limit_per_second=100) as (gate,):
+            assert own_redis.kept is not None
+            for losses in (1, 2):
+                own_redis.kept.signal(signal.SIGSTOP)
+                await asyncio.gather(*(admit(gate, 10 * losses + number) for number in range(2)))
+                assert (gate.counts.is_up, gate.counts.failures) == (False, losses)
+                own_redis.kept.signal(signal.SIGCONT)
+                await until(gate, is_up=True)
 
     asyncio.run(run())
 
