@@ -57,10 +57,8 @@ class Service(httpx2.BaseTransport):
             self._app = PublicApp(self.ledger, self.key_ring, self.settings, self.clock_ms)
         query = request.url.query.decode()
         headers = AskedHeaders(request.headers)
-        status, sent, body = at_once(
-            self._app.answer(request.method, request.url.path, query, headers, f"{self.address}:4711")
-        )
-        return httpx2.Response(status, headers=sent, stream=httpx2.ByteStream(body))
+        answer = at_once(self._app.answer(request.method, request.url.path, query, headers, f"{self.address}:4711"))
+        return httpx2.Response(answer.status, headers=answer.headers, stream=httpx2.ByteStream(answer.body))
 
     def spot(self, credentials: tuple[str, str]) -> SpotClient:
         return SpotClient(*credentials, base_url="http://service", transport=self)

@@ -312,7 +312,7 @@ def test_expiry_is_a_time_to_come() -> None:
         assert checked_expiry(expires_ms, NOW) == expires_ms
     for expires_ms in (NOW, 0, NEVER_MS, True, NOW + 0.5, str(NOW + 1)):
         assert refusal(checked_expiry, expires_ms, NOW) == (
-            f"expires_ms: a time in ms since 1970 later than now ({NOW}) would pass, or none.",
+            f"expires_ms: a time in ms since 1970 would pass, later than now ({NOW}) and below 2**62, or none.",
             {"field": "expires_ms"},
         )
     with pytest.raises(InvalidRequest):
