@@ -43,13 +43,16 @@ def test_tests_of_each_group_exist() -> None:
 
 
 def test_every_survivor_on_the_page_has_its_reason() -> None:
-    """The page was written by a run that found no survivor without one."""
+    """A module whose mutants were all run has no survivor without one; one that was not is marked as unfinished."""
     text = TOOL.PAGE.read_text(encoding="utf-8")
-    rows = [line for line in text.splitlines() if line.startswith(("| `http/h1/", "| `security/")) and "` | `" in line]
+    lines = [line for line in text.splitlines() if line.startswith(("| `http/h1/", "| `security/"))]
+    rows = [line for line in lines if "` | `" in line]
+    unfinished = {line.split("`")[1] for line in lines if line not in rows and not line.endswith("| 0 |")}
     reasons = tomllib.loads(TOOL.REASONS.read_text(encoding="utf-8"))["reason"]
     assert len(rows) >= len(reasons) > 10
     for row in rows:
-        assert any(row.endswith(f"| {reason['because']} |") for reason in reasons), row
+        is_open = row.split("`")[1].split()[0] in unfinished and row.endswith("| **no reason yet** |")
+        assert is_open or any(row.endswith(f"| {reason['because']} |") for reason in reasons), row
 
 
 def test_reason_is_given_to_the_mutants_that_it_names_and_to_no_other() -> None:
