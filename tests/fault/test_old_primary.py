@@ -50,10 +50,11 @@ def bring_back(pair: Pair) -> Cluster:
 
 
 def head_of(cluster: Cluster) -> int:
-    """Return the last entry on the server."""
-    with psycopg.connect(cluster.url(LEDGER)) as connection:
+    """Return the last entry on the server; 0 while a standby that lags behind has no tables yet."""
+    with suppress(psycopg.errors.UndefinedTable), psycopg.connect(cluster.url(LEDGER)) as connection:
         [(seq,)] = connection.execute("SELECT seq FROM journal_head").fetchall()
-    return int(seq)
+        return int(seq)
+    return 0
 
 
 def deposit(ledger: Ledger, key: str) -> int:
