@@ -32,6 +32,7 @@ from spotledger.http.operator.audits import AuditCalls, show_audits
 from spotledger.http.operator.backups import BackupCalls
 from spotledger.http.operator.batches import BatchCalls
 from spotledger.http.operator.calls import (
+    METHODS,
     METRICS_READ,
     Call,
     Endpoint,
@@ -55,7 +56,6 @@ from spotledger.ops.runtime import Runtime
 from spotledger.security.access_log import DISCONNECTED, OTHER
 
 _CHALLENGE: Final = re.compile(r"\A[0-9a-f]{64}\Z")
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _log = logging.getLogger("spotledger.operator")
 
 
@@ -166,7 +166,7 @@ class OperatorApp:
         self._add_headers(reply, request_id)
         self._access.note(request, endpoint, refused)
         method, path = request.method, OTHER if endpoint is None else endpoint.path
-        self.metrics.count(method if method in _METHODS else OTHER, path, reply.status)
+        self.metrics.count(method if method in METHODS else OTHER, path, reply.status)
         return reply
 
     def refusal(self, problem: BadRequest, peer: str) -> Reply:

@@ -43,6 +43,9 @@ KEYS_WRITE: Final = "keys:write"
 METRICS_READ: Final = "metrics:read"
 ADMIN: Final = "admin"
 
+#: The methods that metrics and the access log name; any other is ``other``.
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
 #: So much is decoded in less than five milliseconds, whatever it holds.
 BODY_LIMIT_BYTES: Final = 256 * 1024
 BODY_TIMEOUT_SECONDS: Final = 10.0
@@ -152,10 +155,6 @@ class TokenCheck:
             TokenRefused: The token is missing, unknown, revoked, expired, or not for the address of the request.
             ScopeMissing: The token lacks the scope *needed*.
         """
-        return self.recheck(request, needed)
-
-    def recheck(self, request: Request, needed: str | None) -> Caller:
-        """Do as :meth:`check` for a call that goes on, and is no new one."""
         header = request.header_once(b"authorization")
         if header is not None and self._local is not None and secrets.compare_digest(header, self._local):
             request.caller = (LIBRARY, "")

@@ -95,7 +95,7 @@ class Feed:
             self.ledger.entries(after_seq, 1)  # damage is answered as such; a stream could only break off
         if self.stopped.is_set() or self.open >= FEEDS_LIMIT:
             raise Unavailable("No other stream can be opened now; try again later.")
-        actor = self._token_check.recheck(request, LEDGER_READ).actor
+        actor = self._token_check.check(request, LEDGER_READ).actor
         if sum(stream.actor == actor for stream in self._streams) >= FEEDS_PER_TOKEN:
             raise Unavailable(
                 f"This token has {FEEDS_PER_TOKEN} streams open, as many as one may; close one, or use another token."
@@ -126,7 +126,7 @@ class Feed:
 
     def _is_good(self, stream: _Stream) -> bool:
         try:
-            self._token_check.recheck(stream.request, LEDGER_READ)
+            self._token_check.check(stream.request, LEDGER_READ)
         except Exception as problem:  # noqa: BLE001 - whatever it is, nobody knows that the token is good
             _log.warning("a stream of the journal for %s ended: %s", stream.actor, getattr(problem, "cause", problem))
             return False

@@ -15,6 +15,7 @@ from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.answers import Answer, TimeMs
 from spotledger.http.operator.calls import (
     ADMIN,
+    METHODS,
     Call,
     Endpoint,
     TokenCheck,
@@ -38,15 +39,13 @@ QUERY: Final = ("access:actor", "access:address", "access:from_ms", "access:to_m
 
 _ACTOR: Final = re.compile(rf"token:[0-9A-Za-z-]{{1,64}}|key:[0-9A-Za-z-]{{1,64}}|{LIBRARY}|\{SEVERAL}|", re.ASCII)
 _COUNTED: Final = re.compile(r"[0-9A-Fa-f:]{2,40}/64", re.ASCII)
-_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-
 
 #: How a call is written, by method and route; both are few.
 _CALLS: Final[dict[tuple[str, str], str]] = {}
 
 
 def _call_of(method: str, path: str) -> str:
-    if method not in _METHODS:
+    if method not in METHODS:
         return f"{OTHER} {path}"
     return _CALLS.setdefault((method, path), f"{method} {path}")
 
