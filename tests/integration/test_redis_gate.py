@@ -8,7 +8,6 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis as redis_client
@@ -17,8 +16,9 @@ from servers.redis import RedisServer
 from spotledger.errors import LimitExceeded, NonceRefused, ReplayRefused, SettingInvalid, StoreUnavailable
 from spotledger.security.addresses import Peer
 from spotledger.security.fleet_gate import FleetGate
-from spotledger.security.gate import GateSettings, SignedRequest
-from support_public import KEY, NONCE, OTHER_PEER, PEER, SECRET, Service, raw_text, service, sign
+from spotledger.security.gate import GateSettings
+from support_public import NONCE, OTHER_PEER, PEER, Service, service
+from support_redis_gate import admit, gates, signed
 
 WAIT_SECONDS = 20
 
@@ -39,36 +39,9 @@ def own_redis() -> Iterator[RedisServer]:
     server.stop()
 
 
-@asynccontextmanager
-async def gates(made: Service, url: str, number: int, **more: Any) -> AsyncIterator[list[FleetGate]]:
-    """Start as many gates as nodes, over one Redis."""
-    fields = {name: more.pop(name) for name in list(more) if name in GateSettings.__dataclass_fields__}
-    told = {"when_down": "local", "timeout_ms": 2_000, **more}
-    opened = [FleetGate(made.key_ring, GateSettings(**fields), url, **told) for _ in range(number)]
-    for gate in opened:
-        await gate.start()
-    try:
-        yield opened
-    finally:
-        for gate in opened:
-            await gate.stop()
-
-
 def peer_of(gate: FleetGate, connection: str = PEER) -> Peer:
     """Return where a request comes from."""
     return gate.peer(connection, list)
-
-
-def signed(number: int = 0) -> SignedRequest:
-    """Return a signed request; each number makes another one."""
-    text = raw_text({"accesskey": KEY, "nonce": str(NONCE - number)})
-    return SignedRequest(KEY, NONCE - number, bytes.fromhex(sign(text, SECRET)), (text.encode(),))
-
-
-async def admit(gate: FleetGate, number: int = 0, connection: str = PEER) -> int:
-    """Let one signed request in; return how many more fit."""
-    _, left = await gate.admit(signed(number), peer_of(gate, connection), "read", gate.asset_limit, NONCE)
-    return left
 
 
 async def until(gate: FleetGate, *, is_up: bool) -> None:

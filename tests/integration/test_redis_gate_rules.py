@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from spotledger.security.gate import GateSettings, SignedRequest
 from spotledger.security.limits import Lock, Locks, WindowLimit
 from spotledger.security.shared_counts import Ask, SharedCounts
 from support_public import KEY, NONCE, OTHER_PEER, PEER, SECRET, Service, raw_text, service, sign
+from support_redis_gate import admit, gates as gates_over, signed
 
 #: Where no Redis is.
 NOWHERE = "redis://127.0.0.1:1"
@@ -41,32 +42,9 @@ def made(tmp_path: Path) -> Iterator[Service]:
         yield one
 
 
-@asynccontextmanager
-async def gates(made: Service, url: str, number: int = 1, **more: Any) -> AsyncIterator[list[FleetGate]]:
+def gates(made: Service, url: str, number: int = 1, **more: Any) -> AbstractAsyncContextManager[list[FleetGate]]:
     """Start as many gates as nodes, over one Redis, whose clock stands still."""
-    fields = {name: more.pop(name) for name in list(more) if name in GateSettings.__dataclass_fields__}
-    told = {"when_down": "local", "timeout_ms": 2_000, "shared_clock_ms": lambda: NONCE, **more}
-    opened = [FleetGate(made.key_ring, GateSettings(**fields), url, **told) for _ in range(number)]
-    for gate in opened:
-        await gate.start()
-    try:
-        yield opened
-    finally:
-        for gate in opened:
-            await gate.stop()
-
-
-def signed(number: int = 0, secret: str = SECRET) -> SignedRequest:
-    """Return a signed request; each number makes another one."""
-    text = raw_text({"accesskey": KEY, "nonce": str(NONCE - number)})
-    return SignedRequest(KEY, NONCE - number, bytes.fromhex(sign(text, secret)), (text.encode(),))
-
-
-async def admit(gate: FleetGate, number: int = 0, connection: str = PEER, **more: Any) -> int:
-    """Let one signed request in; return how many more fit."""
-    request = signed(number, more.pop("secret", SECRET))
-    limit = more.pop("limit", gate.asset_limit)
-    return (await gate.admit(request, gate.peer(connection, list), "read", limit, NONCE, **more))[1]
+    return gates_over(made, url, number, **{"shared_clock_ms": lambda: NONCE, **more})
 
 
 def keys_in(url: str) -> set[bytes]:

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+
+from support_scripts import load_script
 
 SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "generate_blocking_client.py"
 
 
-def load_script() -> ModuleType:
-    """Import the script as a module."""
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-GENERATOR = load_script()
+GENERATOR = load_script("generate_blocking_client")
 MODULES = list(GENERATOR.MODULES.items())
 
 

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from support_scripts import load_script
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "spotledger"
-SCRIPT = ROOT / "tools" / "run_mutants.py"
 
 
-def load_script() -> ModuleType:
-    """Import the script as a module."""
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-TOOL = load_script()
+TOOL = load_script("run_mutants")
 
 
 @pytest.mark.parametrize("folder", ["security", "http/h1"])

@@ -2,36 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "tools" / "check_vulnerabilities.py"
+from support_scripts import load_script
+
 TODAY = date(2026, 11, 28)
 SKIPPED = {"name": "alpha", "skip_reason": "not found"}
 SOUND = {"name": "alpha", "version": "1.0", "vulns": []}
 DAMAGED = {"name": "beta", "version": "2.0", "vulns": [{"id": "X-1", "fix_versions": ["2.1"]}]}
 
 
-def load_script() -> ModuleType:
-    """Import the script as a module."""
-    spec = importlib.util.spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-CHECK = load_script()
+CHECK = load_script("check_vulnerabilities")
 Run = Callable[..., tuple[int, str]]
 
 
