@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
-import os
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -25,14 +22,14 @@ from spotledger.security.gate import Gate, Locked
 from spotledger.security.limits import Lock, Locks
 from spotledger.storage.folder import unusable
 from spotledger.storage.packed_file import NotAsWritten, read_packed, replace_packed
+from spotledger.storage.private import folder_lock
 
 LOCKS_FILE: Final = "locks"
 LOCKS_FILE_LIMIT_BYTES: Final = 32 * 1024 * 1024
 #: How often a worker looks at what the others wrote.
 FOLLOW_SECONDS: Final = 0.5
-#: How long to wait for another worker that changes the file, and how often to look.
+#: How long to wait for another worker that changes the file.
 PATIENCE_SECONDS: Final = 2.0
-PAUSE_SECONDS: Final = 0.01
 
 _MAGIC: Final = b"SpoL\x01\x00\x00\x00"
 _log = logging.getLogger("spotledger.gate")
@@ -202,7 +199,7 @@ class KeptLocks:
 
     def _change(self, begun: _Kept, lifted: set[_Place]) -> _Kept:
         """Change the file, while no other worker does, and return what it has; runs in a thread."""
-        with _locked(self._folder):
+        with folder_lock(self._folder, PATIENCE_SECONDS):
             before = self._read()
             now_ms = self._clock_ms()
             known = {**(before or {}), **begun}
@@ -254,22 +251,3 @@ def _version_of(file: Path) -> tuple[int, ...] | None:
     except FileNotFoundError:
         return None
     return status.st_ino, status.st_mtime_ns, status.st_size
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other workers of this folder out for the length of a ``with`` block; blocks."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        until_s = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until_s:
-                    raise
-                time.sleep(PAUSE_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)

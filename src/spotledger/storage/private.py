@@ -9,14 +9,21 @@ believes. Others may be allowed to read a ledger, as an auditor does.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import pwd
 import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from spotledger.errors import FileUnusable
 from spotledger.os_errors import unusable_file
+
+#: How often to look whether another process has let go of a folder.
+LOCK_PAUSE_SECONDS: Final = 0.01
 
 _ROOT: Final = 0
 _OTHERS: Final = 0o077
@@ -25,6 +32,40 @@ _OTHERS_WRITE: Final = 0o022
 _SECRET_FILE_BYTES: Final = 4096
 #: What SQLite has beside a file.
 BESIDE: Final = ("", "-wal", "-shm", "-journal")
+
+
+@contextlib.contextmanager
+def folder_lock(folder: Path, patience_seconds: float | None = None) -> Iterator[None]:
+    """
+    Keep other processes that lock *folder* out for the length of a ``with`` block; waits, so not on an event loop.
+
+    Workers that share a data folder take turns with it; ``owner.lock`` is for the service as a whole.
+
+    Raises:
+        BlockingIOError: Another process held it for *patience_seconds*; with None, it is waited for.
+        OSError: The folder cannot be opened.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if patience_seconds is None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        else:
+            _lock_in_time(descriptor, patience_seconds)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock_in_time(descriptor: int, patience_seconds: float) -> None:
+    until_s = time.monotonic() + patience_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(LOCK_PAUSE_SECONDS)
 
 
 def open_private(path: Path, flags: int, *, is_secret: bool) -> int:

@@ -14,7 +14,6 @@ two: a command that offers another key during a rotation would replace one that 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from spotledger.errors import MasterKeyRefused
 from spotledger.security.cipher import Cipher, load_master_key
 from spotledger.storage.atomic_file import sync
 from spotledger.storage.folder import MASTER_KEY_FILE, unusable, write_secret_file
-from spotledger.storage.private import check_private
+from spotledger.storage.private import check_private, folder_lock
 
 NEXT_FILE: Final = f"{MASTER_KEY_FILE}.next"
 OFFERED_FILE: Final = f"{MASTER_KEY_FILE}.offered"
@@ -61,13 +60,13 @@ def write_next(folder: Path, key: bytes) -> None:
         FileUnusable: The file there is a link or belongs to somebody else.
         DataFolderUnusable: The disk is full or read-only.
     """
-    with _alone(folder):
+    with _with_lock(folder):
         _write(folder, NEXT_FILE, key)
 
 
 def offer(folder: Path, key: bytes) -> None:
     """Write *key* to ``master.key.offered`` of *folder*, as :func:`write_next` does; the caller need not own it."""
-    with _alone(folder):
+    with _with_lock(folder):
         _write(folder, OFFERED_FILE, key)
 
 
@@ -101,7 +100,7 @@ def take_over(folder: Path, key: bytes) -> Path | None:
         DataFolderUnusable: The disk is full or read-only.
     """
     own = folder / MASTER_KEY_FILE
-    with _alone(folder):
+    with _with_lock(folder):
         before = read_own(folder)
         if before == key:
             if _read_next(folder) == key:
@@ -131,14 +130,10 @@ def _read_next(folder: Path) -> bytes | None:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _with_lock(folder: Path) -> Iterator[None]:
     """Keep other workers with the same folder out for the length of a ``with`` block."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with folder_lock(folder):
             yield
-        finally:
-            os.close(descriptor)
     except OSError as problem:
         raise unusable(folder, problem) from problem
