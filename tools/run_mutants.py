@@ -265,11 +265,11 @@ def _fits(survivor: Survivor, reason: Mapping[str, str | list[str]]) -> bool:
 _INTRODUCTION: Final = """\
 # Mutation testing
 
-See how well the tests guard what keeps strangers out: `make mutants` changes the code of `security/` and of the framing
-of requests (`http/h1/`) in every small way, one at a time (`<` becomes `<=`, a number one more, a text another one, an
-argument None), and runs the tests that concern the module. Only functions are changed, not the constants of modules. A
-change that no test notices survives. Each survivor below changes no behaviour, for the reason beside it; a survivor
-without a reason fails `make mutants`.
+See how well the tests guard what keeps strangers out. `make mutants` makes one small change at a time to the code of
+`security/` and of the framing of requests (`http/h1/`): `<` becomes `<=`, a number grows by one, a text or an argument
+becomes another one. Then it runs the tests that concern the module. Only functions are changed, not the constants of
+modules. A change that no test notices survives. Each survivor below has a reason why it changes no behaviour; a
+survivor without a reason fails `make mutants`.
 
 The last run:
 """
