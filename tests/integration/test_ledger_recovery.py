@@ -168,7 +168,7 @@ def test_publishing_that_fails_is_made_good_from_the_journal(ledger: Any) -> Non
     """What is durable is answered with yes even if memory could not take it over; memory is then built again."""
     ledger.freeze("ann", "btc", "1", key="f")
     group = ledger.book([Unfreeze("u", HoldKey("f")), Freeze("g", "ann", "btc", "1"), Deposit("d", "bob", "btc", "1")])
-    ledger._store._memory.coins = {}
+    del ledger._store._memory.segments
     outcomes = ledger.finish(group)
     assert [outcome.replayed for outcome in outcomes] == [False, False, False]
     assert list(ledger.coins) == ["btc"]

@@ -10,8 +10,8 @@ import pytest
 
 import support_core
 from spotledger.domain import rules
-from spotledger.domain.accounts import EXTERNAL, FEES, Balance, Line, receivable_of
-from spotledger.domain.books import State
+from spotledger.domain.accounts import EXTERNAL, FEES, Account, Balance, receivable_of
+from spotledger.domain.books import Line, State
 from spotledger.domain.journal import Entry
 from spotledger.domain.operations import CoinAmount, HoldKey, Reverse, SettleSide
 from spotledger.errors import AlreadyReversed, HouseShort, IdempotencyConflict, InvalidRequest, UnknownEntry
@@ -136,8 +136,8 @@ class _PoorHouse:
     def reversal_of(self, seq: int) -> int | None:
         return None
 
-    def balance(self, line: Line) -> Balance:
-        return Balance(0, 0) if line[0] == FEES else Balance(10**12, 0)
+    def line(self, account: Account, coin: str) -> Line:
+        return Line(account, coin, 0 if account == FEES else 10**12)
 
 
 def test_reversal_that_would_take_the_house_below_zero_is_refused(ledger: Ledger) -> None:

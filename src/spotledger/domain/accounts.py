@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from spotledger.domain.amounts import MAX_SCALE, shown
 from spotledger.errors import InvalidRequest
@@ -28,10 +28,6 @@ class Coin(NamedTuple):
 
     name: str
     scale: int
-
-
-#: An account and a coin, which together have a balance.
-Line: TypeAlias = tuple[Account, str]
 
 
 class Balance(NamedTuple):

@@ -7,13 +7,13 @@ balance can fall below zero.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from types import MappingProxyType
-from typing import NamedTuple, Protocol, TypeVar
+from collections.abc import Collection, Iterable, Sequence
+from itertools import count
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from spotledger.domain.accounts import Account, Coin, Line, may_be_negative
+from spotledger.domain.accounts import Account, Coin, may_be_negative
 from spotledger.domain.amounts import UNITS_LIMIT, format_amount
-from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold, Posting, new_tuple
+from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold, Move, Posting, new_tuple, postings_of
 from spotledger.domain.operations import HoldKey, HoldName, SettleSide, Unfreeze, Withdraw
 from spotledger.domain.positions import Epochs
 from spotledger.errors import (
@@ -45,8 +45,8 @@ class State(Protocol):
     def has_customer(self, customer: str) -> bool:
         """Return whether *customer* is registered."""
 
-    def balance(self, line: Line) -> tuple[int, int]:
-        """Return available and freeze in units; both are zero if nothing was ever posted."""
+    def line(self, account: Account, coin: str) -> Line:
+        """Return the balance of *coin* that *account* has, as a line that a decision can move."""
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return the hold as it stands, open or closed, or None."""
@@ -69,45 +69,107 @@ class Subject(NamedTuple):
     hold: Hold | None = None
 
 
-class Decision(NamedTuple):
-    """What an operation does: postings that add up to zero, and the balances and holds after them."""
+class Line:
+    """
+    One account's balance of one coin in the midst of a group: what the operations decided so far leave, in units.
 
-    postings: tuple[Posting, ...] = ()
+    There is one object for each account and coin, found once for an operation. Whoever keeps it brings it to the books
+    as they stand before it is handed to a rule.
+    """
+
+    __slots__ = ("account", "available", "coin", "freeze", "open", "place", "segment", "stamp", "view")
+
+    def __init__(self, account: Account, coin: str, available: int = 0, freeze: int = 0) -> None:
+        """Start with a balance of *available* and *freeze* units."""
+        self.account = account
+        self.coin = coin
+        self.available = available
+        self.freeze = freeze
+        #: Which decision moved it last, and its place among the lines of that decision.
+        self.stamp = self.place = 0
+        #: The store's own: where what is visible stands, and the open segment that has the line, and its part there.
+        self.view: Any = None
+        self.segment: Any = None
+        self.open: Any = None
+
+
+#: Numbers decisions, and groups of them, in the order in which they begin.
+new_stamp: Final = count(1).__next__
+
+
+#: What a rule asks :func:`post` to move: a line, its side, units, and on freeze the hold.
+LineMove: TypeAlias = tuple[Line, str, int, int | None]
+
+
+class Decision(NamedTuple):
+    """What one operation does to the books."""
+
+    moves: tuple[Move, ...] = ()
+    #: What is on the lines that were moved, after all moves, in the order of their first move.
     balances: tuple[BalanceAfter, ...] = ()
     holds: tuple[Hold, ...] = ()
-    #: The same balances by account and coin.
-    after: Mapping[Line, tuple[int, int]] = MappingProxyType({})
+    lines: Sequence[Line] = ()
+
+    @property
+    def postings(self) -> tuple[Posting, ...]:
+        """What was moved, spelled out."""
+        return postings_of(self.moves, self.balances)
+
+    def undo(self) -> None:
+        """Take back what was moved; several decisions are undone in the reverse of their order."""
+        _undo(self.moves, self.lines)
 
 
-def post(state: State, lines: Iterable[Posting], holds: tuple[Hold, ...] = ()) -> Decision:
+def post(moves: Iterable[LineMove], holds: tuple[Hold, ...] = ()) -> Decision:
     """
-    Return the decision that books *lines*, without those of zero units, with the balances after them.
+    Change the lines by *moves*, of which those of zero units move nothing; the only place where balances change.
 
     Raises:
-        BalanceTooLarge: A balance would reach 10**38 units.
+        BalanceTooLarge: A balance would reach 10**38 units; nothing is changed.
         LedgerCorrupt: A balance that must not be negative would be; the rule should have refused the operation.
     """
-    postings = tuple([posting for posting in lines if posting[3]])
-    after: dict[Line, tuple[int, int]] = {}
-    balance_of = state.balance
-    for account, coin, side, units, _ in postings:
-        line = (account, coin)
-        available, freeze = after.get(line) or balance_of(line)
-        after[line] = (available + units, freeze) if side == AVAILABLE else (available, freeze + units)
+    stamp = new_stamp()
+    lines: list[Line] = []
+    posted: list[Move] = []
+    for line, side, units, hold in moves:
+        if not units:
+            continue
+        if line.stamp != stamp:
+            line.stamp = stamp
+            line.place = len(lines)
+            lines.append(line)
+        if side == AVAILABLE:
+            line.available += units
+        else:
+            line.freeze += units
+        posted.append((line.place, side, units, hold))
     balances = []
-    for (account, coin), (available, freeze) in after.items():
+    for line in lines:
+        available, freeze = line.available, line.freeze
         if available < 0 or freeze < 0 or available + freeze >= UNITS_LIMIT:
-            _check_bounds(account, coin, available, freeze)
-        balances.append(new_tuple(BalanceAfter, (account, coin, available, freeze)))
-    return new_tuple(Decision, (postings, tuple(balances), holds, after))
+            _check_bounds(line, posted, lines)
+        balances.append(new_tuple(BalanceAfter, (line.account, line.coin, available, freeze)))
+    return new_tuple(Decision, (tuple(posted), tuple(balances), holds, lines))
 
 
-def _check_bounds(account: Account, coin: str, available: int, freeze: int) -> None:
+def _check_bounds(line: Line, moves: Sequence[Move], lines: Sequence[Line]) -> None:
+    """Take *moves* back and raise, if what is on *line* after them must not be."""
+    account, coin, available, freeze = line.account, line.coin, line.available, line.freeze
     # The sum of both sides is bounded, so that everything in freeze can go back to available.
     if available + freeze >= UNITS_LIMIT or available <= -UNITS_LIMIT:
+        _undo(moves, lines)
         raise BalanceTooLarge(f"the balance of {account.customer} in {coin} would reach 10**38 units", field="amount")
     if freeze < 0 or (available < 0 and not may_be_negative(account)):
+        _undo(moves, lines)
         raise LedgerCorrupt(f"{account.customer} {account.kind} {coin} would fall below zero")
+
+
+def _undo(moves: Sequence[Move], lines: Sequence[Line]) -> None:
+    for place, side, units, _ in moves:
+        if side == AVAILABLE:
+            lines[place].available -= units
+        else:
+            lines[place].freeze -= units
 
 
 def listed(name: str, coin: Coin | None, field: str = "coin") -> Coin:
@@ -124,9 +186,9 @@ def registered(customer: str, kind: str, state: State, field: str = "customer") 
     return new_tuple(Account, (customer, kind))
 
 
-def enough_available(account: Account, coin: Coin, units: int, state: State) -> None:
-    """Refuse if *account* has less than *units* of *coin* available."""
-    available, _ = state.balance((account, coin.name))
+def enough_available(line: Line, coin: Coin, units: int) -> None:
+    """Refuse if *line*, which is of *coin*, has less than *units* available."""
+    available, account = line.available, line.account
     if available < units:
         raise InsufficientAvailable(
             f"{account.customer} has {amount_text(available, coin)} {coin.name} available in {account.kind};"

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from spotledger.domain.accounts import DUST, FEES, Account, Line, may_be_negative, receivable_of
-from spotledger.domain.books import Decision, State, check_meant, post
-from spotledger.domain.journal import AVAILABLE, Entry, Posting
+from spotledger.domain.accounts import DUST, FEES, Account, may_be_negative, receivable_of
+from spotledger.domain.books import Decision, LineMove, State, check_meant, post
+from spotledger.domain.journal import AVAILABLE, Entry
 from spotledger.domain.operations import Deposit, Reverse, Settle, Transfer, Withdraw
 from spotledger.errors import AlreadyReversed, HouseShort, InvalidRequest, UnknownEntry
 
@@ -56,10 +56,10 @@ def reverse(operation: Reverse, target: Target, state: State, seq: int, now_ms: 
         raise AlreadyReversed(
             f"entry {operation.seq} was reversed by entry {target.reversed_by}", field="seq", by=target.reversed_by
         )
-    lines: list[Posting] = []
+    moves: list[LineMove] = []
     for (account, coin), units in _net(entry).items():
-        lines += _opposite(account, coin, units, state)
-    return post(state, lines)
+        moves += _opposite(account, coin, units, state)
+    return post(moves)
 
 
 def _check_meant(operation: Reverse, entry: Entry) -> None:
@@ -70,24 +70,22 @@ def _check_meant(operation: Reverse, entry: Entry) -> None:
     check_meant(f"entry {entry.seq}", customers, coins, operation.customer, operation.coin, "seq")
 
 
-def _net(entry: Entry) -> dict[Line, int]:
+def _net(entry: Entry) -> dict[tuple[Account, str], int]:
     """Return by how many units *entry* changed each account and coin, both sides together."""
-    net: dict[Line, int] = {}
+    net: dict[tuple[Account, str], int] = {}
     for account, coin, _, units, _ in entry.postings:
         net[account, coin] = net.get((account, coin), 0) + units
     return net
 
 
-def _opposite(account: Account, coin: str, units: int, state: State) -> list[Posting]:
+def _opposite(account: Account, coin: str, units: int, state: State) -> list[LineMove]:
+    line = state.line(account, coin)
     if units <= 0 or may_be_negative(account):
-        return [Posting(account, coin, AVAILABLE, -units)]
-    available, _ = state.balance((account, coin))
-    taken = min(units, available)
+        return [(line, AVAILABLE, -units, None)]
+    taken = min(units, line.available)
     if taken == units:
-        return [Posting(account, coin, AVAILABLE, -units)]
+        return [(line, AVAILABLE, -units, None)]
     if account in (FEES, DUST):
         raise HouseShort(f"{account.customer} has less {coin} than the reversal would take back", field="seq")
-    return [
-        Posting(account, coin, AVAILABLE, -taken),
-        Posting(receivable_of(account.customer), coin, AVAILABLE, taken - units),
-    ]
+    owed = state.line(receivable_of(account.customer), coin)
+    return [(line, AVAILABLE, -taken, None), (owed, AVAILABLE, taken - units, None)]

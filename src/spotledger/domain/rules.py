@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from spotledger.domain import reversal, settlement
-from spotledger.domain.accounts import EXTERNAL, receivable_of
+from spotledger.domain.accounts import EXTERNAL, Account, Coin, receivable_of
 from spotledger.domain.amounts import normal_amount, parse_amount, units_of
 from spotledger.domain.books import (
     Decision,
@@ -28,7 +28,7 @@ from spotledger.domain.books import (
     registered,
     usable_hold,
 )
-from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold, Posting, new_tuple
+from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold, new_tuple
 from spotledger.domain.operations import (
     Deposit,
     Expire,
@@ -47,6 +47,8 @@ from spotledger.errors import CoinAlreadyListed, CustomerAlreadyRegistered, Inva
 
 AnySubject: TypeAlias = Subject | settlement.Fill | reversal.Target
 
+_NOTHING: Final = Subject()
+
 
 def subject_of(operation: Operation, state: State) -> AnySubject:
     """
@@ -59,7 +61,7 @@ def subject_of(operation: Operation, state: State) -> AnySubject:
 
 
 def _of_nothing(operation: RegisterCustomer, state: State) -> Subject:
-    return Subject()
+    return _NOTHING
 
 
 def _of_listing(operation: ListCoin, state: State) -> Subject:
@@ -76,7 +78,8 @@ def _of_hold(operation: Any, state: State) -> Subject:
     hold = find_hold(operation.hold, state)
     coin = None if hold is None else state.coin(hold.coin)
     amount = None if isinstance(operation, Expire) else operation.amount
-    return Subject(coin, None if coin is None or amount is None else units_of(amount, coin.scale), hold)
+    units = None if coin is None or amount is None else units_of(amount, coin.scale)
+    return new_tuple(Subject, (coin, units, hold))
 
 
 def _of_withdraw(operation: Withdraw, state: State) -> Subject:
@@ -85,17 +88,9 @@ def _of_withdraw(operation: Withdraw, state: State) -> Subject:
 
 def decide(operation: Operation, subject: AnySubject, state: State, seq: int, now_ms: int) -> Decision:
     """
-    Return what *operation* does to the books.
+    Return what *operation* does to the books in *state*, as the entry *seq*, booked at *now_ms* (since 1970).
 
-    Args:
-        operation: The operation.
-        subject: The result of :func:`subject_of` in the same *state*.
-        state: The books just before the operation.
-        seq: The position of its entry, and the id of the hold that it opens.
-        now_ms: The time at which it is booked, in milliseconds since 1970.
-
-    Raises:
-        Refused: The operation is refused and does nothing.
+    *subject* is the result of :func:`subject_of`. Raises Refused if the operation is refused; it does nothing then.
     """
     return _RULES[type(operation)](operation, subject, state, seq, now_ms)
 
@@ -117,16 +112,16 @@ def _register(operation: RegisterCustomer, subject: Subject, state: State, seq: 
 
 def _deposit(operation: Deposit, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     coin, units = listed(operation.coin, subject.coin).name, known(subject.units, subject.coin)
-    account = registered(operation.customer, operation.account, state)
-    receivable = receivable_of(operation.customer)
-    owed, _ = state.balance((receivable, coin))
-    repaid = min(units, -owed)
-    lines = [
-        Posting(EXTERNAL, coin, AVAILABLE, -units),
-        Posting(receivable, coin, AVAILABLE, repaid),
-        Posting(account, coin, AVAILABLE, units - repaid),
-    ]
-    return post(state, lines)
+    line = state.line(registered(operation.customer, operation.account, state), coin)
+    receivable = state.line(receivable_of(operation.customer), coin)
+    repaid = min(units, -receivable.available)
+    return post(
+        (
+            (state.line(EXTERNAL, coin), AVAILABLE, -units, None),
+            (receivable, AVAILABLE, repaid, None),
+            (line, AVAILABLE, units - repaid, None),
+        )
+    )
 
 
 def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
@@ -137,56 +132,55 @@ def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms:
             f"expires_ms is {operation.expires_ms}, which is in the past; a time after {now_ms} would pass",
             field="expires_ms",
         )
-    enough_available(account, coin, units, state)
-    name = coin.name
-    values = (seq, account, name, units, units, operation.reference, operation.expires_ms, now_ms, None)
-    lines = [
-        new_tuple(Posting, (account, name, AVAILABLE, -units, None)),
-        new_tuple(Posting, (account, name, FREEZE, units, seq)),
-    ]
-    return post(state, lines, (new_tuple(Hold, values),))
+    line = state.line(account, coin.name)
+    enough_available(line, coin, units)
+    values = (seq, line.account, coin.name, units, units, operation.reference, operation.expires_ms, now_ms, None)
+    return post(((line, AVAILABLE, -units, None), (line, FREEZE, units, seq)), (new_tuple(Hold, values),))
 
 
 def _unfreeze(operation: Unfreeze, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     hold = usable_hold(operation, subject.hold, state, now_ms)
     units = hold.remaining if subject.units is None else subject.units
-    return _use_hold(hold, units, Posting(hold.account, hold.coin, AVAILABLE, units), subject, state, seq)
+    return _use_hold(hold, units, hold.account, subject, state, seq)
 
 
 def _withdraw(operation: Withdraw, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     if operation.hold is not None:
         hold = usable_hold(operation, subject.hold, state, now_ms)
-        units = known(subject.units, subject.hold)
-        return _use_hold(hold, units, Posting(EXTERNAL, hold.coin, AVAILABLE, units), subject, state, seq)
+        return _use_hold(hold, known(subject.units, subject.hold), EXTERNAL, subject, state, seq)
     coin = listed(known(operation.coin, operation), subject.coin)
     units = known(subject.units, subject.coin)
     account = registered(known(operation.customer, operation), operation.account, state)
-    enough_available(account, coin, units, state)
-    lines = [Posting(account, coin.name, AVAILABLE, -units), Posting(EXTERNAL, coin.name, AVAILABLE, units)]
-    return post(state, lines)
+    return _pay(account, EXTERNAL, coin, units, state)
 
 
 def _transfer(operation: Transfer, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     coin, units = listed(operation.coin, subject.coin), known(subject.units, subject.coin)
     source = registered(operation.from_customer, operation.from_account, state, "from.customer")
     target = registered(operation.to_customer, operation.to_account, state, "to.customer")
-    enough_available(source, coin, units, state)
-    lines = [Posting(source, coin.name, AVAILABLE, -units), Posting(target, coin.name, AVAILABLE, units)]
-    return post(state, lines)
+    return _pay(source, target, coin, units, state)
+
+
+def _pay(source: Account, target: Account, coin: Coin, units: int, state: State) -> Decision:
+    line = state.line(source, coin.name)
+    enough_available(line, coin, units)
+    return post(((line, AVAILABLE, -units, None), (state.line(target, coin.name), AVAILABLE, units, None)))
 
 
 def _expire(operation: Expire, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     hold = open_hold(operation.hold, subject.hold)
     if hold.expires_ms is None or now_ms < hold.expires_ms:
         raise LedgerCorrupt(f"hold {hold.hold_id} cannot expire before its time")
-    line = Posting(hold.account, hold.coin, AVAILABLE, hold.remaining)
-    return _use_hold(hold, hold.remaining, line, subject, state, seq)
+    return _use_hold(hold, hold.remaining, hold.account, subject, state, seq)
 
 
-def _use_hold(hold: Hold, units: int, target: Posting, subject: Subject, state: State, seq: int) -> Decision:
+def _use_hold(hold: Hold, units: int, target: Account, subject: Subject, state: State, seq: int) -> Decision:
     enough_remaining(hold, known(subject.coin, hold), units)
+    account, coin, hold_id = hold.account, hold.coin, hold.hold_id
+    paying = state.line(account, coin)
+    paid = paying if target is account else state.line(target, coin)
     after = hold.after(hold.remaining - units, seq)
-    return post(state, [Posting(hold.account, hold.coin, FREEZE, -units, hold.hold_id), target], (after,))
+    return post(((paying, FREEZE, -units, hold_id), (paid, AVAILABLE, units, None)), (after,))
 
 
 _SUBJECTS: dict[type[Any], Callable[[Any, State], AnySubject]] = {

@@ -14,8 +14,17 @@ from typing import Any, Final, NamedTuple
 
 from spotledger.domain.accounts import DUST, FEES, Coin
 from spotledger.domain.amounts import normal_amount, units_of
-from spotledger.domain.books import Decision, State, enough_remaining, find_hold, listed, post, usable_hold
-from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold, Posting, new_tuple
+from spotledger.domain.books import (
+    Decision,
+    LineMove,
+    State,
+    enough_remaining,
+    find_hold,
+    listed,
+    post,
+    usable_hold,
+)
+from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold, new_tuple
 from spotledger.domain.operations import REST, CoinAmount, HoldKey, Settle, SettleSide
 from spotledger.errors import InvalidAmount, InvalidRequest
 
@@ -125,12 +134,13 @@ def settle(operation: Settle, fill: Fill, state: State, seq: int, now_ms: int) -
     sells = _hold(seller, sold.hold, base, state, now_ms, _SELLER)
     buyer_gives = _gives(buyer, bought, buys, quote, quote_units, _BUYER)
     seller_gives = _gives(seller, sold, sells, base, base_units, _SELLER)
-    lines = [
-        *_lines_of(buyer, bought, buys, buyer_gives, base.name, base_units, _BUYER),
-        *_lines_of(seller, sold, sells, seller_gives, quote.name, quote_units, _SELLER),
-    ]
+    buyer_gets = _gets(buyer, bought, buyer_gives, base.name, base_units, _BUYER)
+    seller_gets = _gets(seller, sold, seller_gives, quote.name, quote_units, _SELLER)
+    moves: list[LineMove] = []
+    _add_moves(moves, state, buys, buyer_gives, base.name, buyer_gets)
+    _add_moves(moves, state, sells, seller_gives, quote.name, seller_gets)
     holds = (buys.after(buys.remaining - buyer_gives[0], seq), sells.after(sells.remaining - seller_gives[0], seq))
-    return post(state, lines, holds)
+    return post(moves, holds)
 
 
 def _hold(side: SettleSide, found: Hold | None, coin: Coin, state: State, now_ms: int, names: _Names) -> Hold:
@@ -157,14 +167,12 @@ def _gives(side: SettleSide, part: Part, hold: Hold, paid: Coin, units: int, nam
     return needed + released, fee, released
 
 
-def _lines_of(
-    side: SettleSide, part: Part, hold: Hold, gives: tuple[int, int, int], coin: str, units: int, names: _Names
-) -> list[Posting]:
-    """Return the postings of one side, which receives *units* of *coin*."""
-    account, paid_coin = hold.account, hold.coin
-    given, fee_paid, released = gives
+def _gets(
+    side: SettleSide, part: Part, gives: tuple[int, int, int], coin: str, units: int, names: _Names
+) -> tuple[int, int, int]:
+    """Return what becomes of the *units* of *coin* that a side receives: what it gets, the fee, and dust."""
     _, fee, dust, _ = part
-    fee_received = fee - fee_paid
+    fee_received = fee - gives[1]
     if dust and side.dust is not None and side.dust.coin != coin:
         raise InvalidRequest(
             f"{names.dust_coin} is {side.dust.coin}; {coin}, which the {names.side} receives, would pass",
@@ -173,17 +181,32 @@ def _lines_of(
     left = units - fee_received - dust
     if left < 0:
         raise InvalidRequest(f"fee and dust exceed what the {names.side} receives; less would pass", field=names.fee)
-    lines = [new_tuple(Posting, (account, paid_coin, FREEZE, -given, hold.hold_id))]
+    return left, fee_received, dust
+
+
+def _add_moves(
+    moves: list[LineMove],
+    state: State,
+    hold: Hold,
+    gives: tuple[int, int, int],
+    coin: str,
+    gets: tuple[int, int, int],
+) -> None:
+    """Add to *moves* what one side gives of its *hold* and gets of *coin*, with fees and dust."""
+    line_of, account, paid_coin = state.line, hold.account, hold.coin
+    given, fee_paid, released = gives
+    left, fee_received, dust = gets
+    paying = line_of(account, paid_coin)
+    moves.append((paying, FREEZE, -given, hold.hold_id))
     if released:
-        lines.append(new_tuple(Posting, (account, paid_coin, AVAILABLE, released, None)))
+        moves.append((paying, AVAILABLE, released, None))
     if fee_paid:
-        lines.append(new_tuple(Posting, (FEES, paid_coin, AVAILABLE, fee_paid, None)))
-    lines.append(new_tuple(Posting, (account, coin, AVAILABLE, left, None)))
+        moves.append((line_of(FEES, paid_coin), AVAILABLE, fee_paid, None))
+    moves.append((line_of(account, coin), AVAILABLE, left, None))
     if fee_received:
-        lines.append(new_tuple(Posting, (FEES, coin, AVAILABLE, fee_received, None)))
+        moves.append((line_of(FEES, coin), AVAILABLE, fee_received, None))
     if dust:
-        lines.append(new_tuple(Posting, (DUST, coin, AVAILABLE, dust, None)))
-    return lines
+        moves.append((line_of(DUST, coin), AVAILABLE, dust, None))
 
 
 # --- the canonical request --------------------------------------------------------------------------

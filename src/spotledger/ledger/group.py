@@ -59,7 +59,7 @@ Chains: TypeAlias = Sequence[Hashable | None]
 _NOTHING: Final = Decision()
 _NO_SUBJECT: Final[AnySubject] = Subject()
 #: Operations that say when they happened.
-_DATED: Final = (Deposit, Withdraw, Settle)
+_DATED: Final = frozenset({Deposit, Withdraw, Settle})
 
 
 class Receipt(NamedTuple):
@@ -106,12 +106,14 @@ class Group:
         """
         self.outcomes: list[Outcome] = []
         self.entries: list[Entry] = []
+        #: What was decided, for each of the entries.
+        self.decisions: list[Decision] = []
         self.is_decided = False
         self._store = store
         self._operations = operations
         self._chains = chains
         self._actors = actors
-        self._overlay = Overlay(store, self.entries)
+        self._overlay = Overlay(store, self.entries, self.decisions)
         self._now_ms = max(now_ms, self._overlay.head.booked_ms)
         self._next = 0
         self._taken = 0
@@ -203,20 +205,12 @@ class Group:
         refusal: Refused | None = None,
     ) -> Entry:
         """Append the entry of an *operation* that *actor* asked for and that was decided, or of its kept *refusal*."""
-        holds = tuple([new_tuple(HoldAfter, (hold[0], hold[4])) for hold in decision.holds])
-        entry = Entry(
-            self._overlay.head.seq + len(self.entries) + 1,
-            operation.kind,
-            operation.key,
-            self._now_ms,
-            rules.request_of(operation, subject),
-            decision.postings,
-            decision.balances,
-            holds,
-            operation.happened_ms if isinstance(operation, _DATED) else None,
-            None,
-            actor,
-        )
+        seq, kind, key = self._overlay.head.seq + len(self.entries) + 1, operation.kind, operation.key
+        moves, balances, opened_or_used, _ = decision
+        holds = tuple([new_tuple(HoldAfter, (hold[0], hold[4])) for hold in opened_or_used])
+        happened_ms = operation.happened_ms if type(operation) in _DATED else None  # type: ignore[union-attr]
+        request = rules.request_of(operation, subject)
+        entry = Entry(seq, kind, key, self._now_ms, request, moves, balances, holds, happened_ms, None, actor)
         if refusal is not None:
             refusal.seq, refusal.epoch = entry.seq, self._overlay.epochs.current
             entry.refusal = {"code": refusal.code, "detail": refusal.message, "details": refusal.details}
@@ -408,11 +402,13 @@ def _check_entries(entries: Iterable[Entry]) -> None:
         LedgerCorrupt: The postings of an entry do not add up to zero for a coin, or a balance falls below zero.
     """
     for entry in entries:
+        moves, balances = entry.moves, entry.balances
         sums: dict[str, int] = {}
-        for _, coin, _, units, _ in entry.postings:
+        for place, _, units, _ in moves:
+            coin = balances[place][1]
             sums[coin] = sums.get(coin, 0) + units
         if any(sums.values()):
             raise LedgerCorrupt(f"the postings of entry {entry.seq} ({entry.kind}) do not add up to zero")
-        for account, coin, available, freeze in entry.balances:
+        for account, coin, available, freeze in balances:
             if freeze < 0 or (available < 0 and not may_be_negative(account)):
                 raise LedgerCorrupt(f"entry {entry.seq} would take {account.customer} {coin} below zero")

@@ -316,7 +316,7 @@ class Ledger(LedgerReads):
             self._unfinished = False
             if group.entries:
                 try:
-                    self._store.publish(group.entries)
+                    self._store.publish(group.entries, group.decisions)
                 except BaseException as error:
                     # The group is durable, so memory can be rebuilt from the journal.
                     self._note(error)

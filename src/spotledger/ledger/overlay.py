@@ -1,20 +1,21 @@
 """
 The books as a group of operations has changed them so far; nobody else sees it.
 
-What the group has not changed is looked up in the store. The changes of a chain that is refused can be undone.
+Balances change in the lines of the accounts, which the store keeps; what is visible of them stays as it is until the
+group is published. The rest that the group changes is kept here, and what it has not changed is looked up in the store.
+The changes of a chain that is refused can be undone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
-from spotledger.domain.accounts import ZERO, Account, Balance, Coin, Line
-from spotledger.domain.books import Decision
+from spotledger.domain.accounts import Account, Coin
+from spotledger.domain.books import Decision, Line, new_stamp
 from spotledger.domain.journal import Entry, Hold, opens_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
-from spotledger.storage.base import Store
+from spotledger.storage.base import AccountView, Store
 
 #: Entries that list a coin, register a customer, or mark another entry as reversed.
 _NAMING: Final = frozenset({ListCoin.kind, RegisterCustomer.kind, Reverse.kind})
@@ -27,8 +28,8 @@ _Change: TypeAlias = tuple[dict[Any, Any], Any, Any]
 class Overlay:
     """The books as a group has changed them so far, as the rules' :class:`~spotledger.domain.books.State`."""
 
-    def __init__(self, store: Store, entries: list[Entry]) -> None:
-        """Start at the head of *store*; the entries that are taken over are appended to *entries*."""
+    def __init__(self, store: Store, entries: list[Entry], decisions: list[Decision]) -> None:
+        """Start at the head of *store*; what is taken over is appended to *entries* and *decisions*."""
         self._store = store
         #: The ``seq`` of the entry of each key that was known before the group.
         self.known: dict[str, int] = {}
@@ -36,8 +37,10 @@ class Overlay:
         self.epochs = store.epochs
         self._listed = store.coins
         self._entries = entries
-        self._standing: dict[Account, Mapping[str, Balance]] = {}
-        self._balances: dict[Line, tuple[int, int]] = {}
+        self._decisions = decisions
+        self._accounts: dict[Account, AccountView] = {}
+        #: Lines with an earlier stamp have what others decided, and maybe never wrote.
+        self._begun = new_stamp()
         self._holds: dict[int, Hold] = {}
         self._coins: dict[str, Coin] = {}
         self._customers: dict[str, bool] = {}
@@ -60,16 +63,19 @@ class Overlay:
             self._customers[customer] = True
         return registered
 
-    def balance(self, line: Line) -> tuple[int, int]:
-        """Return available and freeze of one account's coin."""
-        changed = self._balances.get(line)
-        if changed is not None:
-            return changed
-        account, coin = line
-        standing = self._standing.get(account)
-        if standing is None:
-            standing = self._standing[account] = self._store.account(account).balances
-        return standing.get(coin, ZERO)
+    def line(self, account: Account, coin: str) -> Line:
+        """Return the balance of *coin* that *account* has, as the group has left it so far."""
+        view = self._accounts.get(account)
+        if view is None:
+            view = self._accounts[account] = self._store.account(account)
+        line = view.lines.get(coin)
+        if line is None:
+            line = view.lines[coin] = Line(view.account, coin)
+            line.view = view
+        if line.stamp < self._begun:
+            line.available, line.freeze = view.balance(coin)
+            line.stamp = self._begun
+        return line
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return the hold as it stands, or None."""
@@ -112,12 +118,10 @@ class Overlay:
         if self._undo is not None:
             self._note_undo(self._undo, entry, decision, named)
         self._entries.append(entry)
+        self._decisions.append(decision)
         self._keys[entry.key] = entry
-        _, balances, holds, after = decision
-        if balances:
-            self._balances.update(after)
-            for hold in holds:
-                self._holds[hold[0]] = hold
+        for hold in decision.holds:
+            self._holds[hold[0]] = hold
         if named is not None:
             values, name, value = named
             values[name] = value
@@ -141,7 +145,9 @@ class Overlay:
         changes, self._undo = self._undo or [], None
         if not undo:
             return
-        del self._entries[self._chain_start :]
+        for decision in reversed(self._decisions[self._chain_start :]):
+            decision.undo()
+        del self._entries[self._chain_start :], self._decisions[self._chain_start :]
         for values, name, before in reversed(changes):
             if before is None:
                 del values[name]
@@ -151,7 +157,6 @@ class Overlay:
     def _note_undo(self, undo: list[_Change], entry: Entry, decision: Decision, named: _Change | None) -> None:
         """Record the values that :meth:`take` is about to replace; None for those that are not there yet."""
         changed: list[tuple[dict[Any, Any], Any]] = [(self._keys, entry.key)]
-        changed += [(self._balances, line) for line in decision.after]
         changed += [(self._holds, hold.hold_id) for hold in decision.holds]
         if named is not None:
             changed.append(named[:2])

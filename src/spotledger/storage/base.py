@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from spotledger.domain.accounts import Account, Balance, Coin
+from spotledger.domain.books import Decision, Line
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt
@@ -57,6 +58,10 @@ class TrialBalance(NamedTuple):
 
 class AccountView(Protocol):
     """One account at the head; the same object until it is dropped from memory."""
+
+    account: Account
+    #: What groups decide, by coin; only whoever writes may use it.
+    lines: dict[str, Line]
 
     @property
     def changed_seq(self) -> int:
@@ -218,8 +223,8 @@ class Store(Protocol):
     def try_writing(self) -> None:
         """Write and sync something without a meaning; raises StoreUnavailable if that fails."""
 
-    def publish(self, entries: Sequence[Entry]) -> None:
-        """Make the committed *entries* visible."""
+    def publish(self, entries: Sequence[Entry], decisions: Sequence[Decision] = ()) -> None:
+        """Make the committed *entries* visible; *decisions*, if given, are those of which they were made."""
 
     def recover(self) -> None:
         """Roll back, and rebuild memory from the journal."""

@@ -9,21 +9,19 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b, sha256
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, cast
 
 import msgspec
 
-from spotledger.domain.accounts import Account
 from spotledger.domain.journal import (
     REQUEST_FORMAT,
     BalanceAfter,
     Entry,
     HoldAfter,
-    Posting,
+    Move,
     epochs_after,
-    new_tuple,
 )
 from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt
@@ -32,8 +30,8 @@ DIGEST_BYTES: Final = 16
 _INTEGER_LIMIT: Final = 2**63
 
 
-class StoredPosting(NamedTuple):
-    """A posting as it is stored: ``place`` is the position of its balance in the entry, from 0."""
+class StoredMove(NamedTuple):
+    """A :class:`~spotledger.domain.journal.Move` as it is decoded, which checks that its place is none below 0."""
 
     place: Annotated[int, msgspec.Meta(ge=0)]
     side: str
@@ -52,7 +50,7 @@ class _Stored(msgspec.Struct, gc=False):
     request: dict[str, Any]
     happened_ms: int | None = None
     balances: tuple[BalanceAfter, ...] = ()
-    postings: tuple[StoredPosting, ...] = ()
+    postings: tuple[StoredMove, ...] = ()
     holds: tuple[HoldAfter, ...] = ()
     refusal: dict[str, Any] | None = None
 
@@ -80,7 +78,7 @@ class EntryChanges(msgspec.Struct, gc=False):
     request: RequestChanges
     #: ``(account, coin, available, freeze)``, as in :class:`BalanceAfter`.
     balances: tuple[tuple[tuple[str, str], str, int, int], ...] = ()
-    postings: tuple[StoredPosting, ...] = ()
+    postings: tuple[StoredMove, ...] = ()
     #: ``(hold, remaining)``, as in :class:`HoldAfter`.
     holds: tuple[tuple[int, int], ...] = ()
     refusal: dict[str, Any] | None = None
@@ -97,7 +95,7 @@ def encode_entry(entry: Entry) -> bytes:
     Encode *entry* as JSON; both stores store and hash these bytes.
 
     Raises:
-        LedgerCorrupt: A posting has no balance in the entry, or the request is of another kind.
+        LedgerCorrupt: A move has no balance in the entry, or the request is of another kind.
     """
     document: dict[str, Any] = {
         "seq": entry.seq,
@@ -111,25 +109,27 @@ def encode_entry(entry: Entry) -> bytes:
     document["request"] = request = entry.request.copy()
     if (request.pop("format", None), request.pop("op", None)) != (REQUEST_FORMAT, entry.kind):
         raise LedgerCorrupt(f"the request of entry {entry.seq} is not a {entry.kind} of format {REQUEST_FORMAT}")
-    if entry.postings:
-        balances: list[Any] = []
-        places: dict[tuple[Account, str], int] = {}
-        for account, coin, available, freeze in entry.balances:
-            places[account, coin] = len(balances)
-            balances.append((account, coin, str(available), str(freeze)))
-        document["balances"] = balances
-        try:
-            document["postings"] = [
-                (places[a, coin], side, str(units)) if hold is None else (places[a, coin], side, str(units), hold)
-                for a, coin, side, units, hold in entry.postings
-            ]
-        except KeyError as error:
-            raise LedgerCorrupt(f"entry {entry.seq} does not say what {error.args[0]} has after it") from error
-    if entry.holds:
-        document["holds"] = [(hold, str(remaining)) for hold, remaining in entry.holds]
     if entry.refusal is not None:
         document["refusal"] = entry.refusal
-    return _encode(document)
+    if not entry.moves:
+        return _encode(document)
+    return b"%b%b}" % (_encode(document)[:-1], _encode_moves(entry).encode())
+
+
+def _encode_moves(entry: Entry) -> str:
+    """Return what an entry moves, as members of its JSON; nothing in it needs an escape."""
+    moves, balances, count = [], [], len(entry.balances)
+    for (customer, kind), coin, available, freeze in entry.balances:
+        balances.append(f'[["{customer}","{kind}"],"{coin}","{available}","{freeze}"]')
+    for place, side, units, hold in entry.moves:
+        if place >= count:
+            raise LedgerCorrupt(f"entry {entry.seq} does not say what line {place} has after it")
+        moves.append(f'[{place},"{side}","{units}"]' if hold is None else f'[{place},"{side}","{units}",{hold}]')
+    text = f',"balances":[{",".join(balances)}],"postings":[{",".join(moves)}]'
+    if entry.holds:
+        holds = [f'[{hold},"{remaining}"]' for hold, remaining in entry.holds]
+        return f'{text},"holds":[{",".join(holds)}]'
+    return text
 
 
 def decode_entry(body: bytes | str) -> Entry:
@@ -152,7 +152,7 @@ def decode_entry(body: bytes | str) -> Entry:
         stored.key,
         stored.booked_ms,
         {"format": REQUEST_FORMAT, "op": kind, **request},
-        postings_of(stored.postings, balances),
+        moves_of(stored.postings, balances),
         balances,
         stored.holds,
         stored.happened_ms,
@@ -195,21 +195,18 @@ def decode_changes(body: bytes) -> EntryChanges:
     return changes
 
 
-def postings_of(stored: Iterable[StoredPosting], balances: Sequence[BalanceAfter]) -> tuple[Posting, ...]:
+def moves_of(stored: tuple[StoredMove, ...], balances: Sequence[BalanceAfter]) -> tuple[Move, ...]:
     """
-    Return the postings of an entry, with account and coin of each taken from the *balances* after it.
+    Return the moves of an entry with these *balances*.
 
     Raises:
-        LedgerCorrupt: A posting has no balance in the entry.
+        LedgerCorrupt: A move has no balance in the entry.
     """
-    postings = []
     count = len(balances)
-    for place, side, units, hold in stored:
-        if place >= count:
-            raise LedgerCorrupt(f"an entry of the journal cannot be read: a posting onto line {place} of {count}")
-        account, coin, _, _ = balances[place]
-        postings.append(new_tuple(Posting, (account, coin, side, units, hold)))
-    return tuple(postings)
+    for move in stored:
+        if move[0] >= count:
+            raise LedgerCorrupt(f"an entry of the journal cannot be read: a posting onto line {move[0]} of {count}")
+    return cast("tuple[Move, ...]", stored)
 
 
 def chain_hash(previous: bytes, body: bytes) -> bytes:

@@ -7,17 +7,17 @@ from typing import Final
 import msgspec
 
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, ZERO, Balance
-from spotledger.domain.journal import AVAILABLE, BalanceAfter, Posting
+from spotledger.domain.journal import AVAILABLE, BalanceAfter, Posting, postings_of
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import CUSTOMERS, TrialBalance
-from spotledger.storage.encoding import StoredPosting, chain_hash, postings_of
+from spotledger.storage.encoding import StoredMove, chain_hash, moves_of
 
 
 class _Moved(msgspec.Struct, gc=False):
     """What an entry moved; its other members are passed over."""
 
     balances: tuple[BalanceAfter, ...] = ()
-    postings: tuple[StoredPosting, ...] = ()
+    postings: tuple[StoredMove, ...] = ()
 
 
 _decode: Final = msgspec.json.Decoder(_Moved, strict=False).decode
@@ -69,7 +69,7 @@ def _postings(body: bytes) -> tuple[Posting, ...]:
         moved: _Moved = _decode(body)
     except msgspec.DecodeError as error:
         raise LedgerCorrupt(f"an entry of the journal cannot be read: {error}") from error
-    return postings_of(moved.postings, moved.balances)
+    return postings_of(moves_of(moved.postings, moved.balances), moved.balances)
 
 
 def _owner(customer: str, account: str) -> str:

@@ -8,69 +8,90 @@ import pytest
 
 from spotledger.domain.accounts import EXTERNAL, Account, receivable_of
 from spotledger.domain.amounts import UNITS_LIMIT
-from spotledger.domain.books import post, usable_hold
-from spotledger.domain.journal import AVAILABLE, FREEZE, Hold, Posting
+from spotledger.domain.books import Decision, Line, post, usable_hold
+from spotledger.domain.journal import AVAILABLE, FREEZE, Hold
 from spotledger.domain.operations import Unfreeze
 from spotledger.errors import BalanceTooLarge, HoldClosed, HoldExpired, LedgerCorrupt, UnknownHold
 
 ANN = Account("ann", "spot")
 
 
-class Books:
-    """One balance for every account and coin."""
-
-    def __init__(self, available: int, freeze: int = 0) -> None:
-        self.standing = (available, freeze)
-
-    def balance(self, line: tuple[Account, str]) -> tuple[int, int]:
-        return self.standing
-
-
 NAMED = Unfreeze("k", "7")
 STATE: Any = None  # nothing is asked of it without a precondition
 
 
-def posted(books: Any, *lines: Posting) -> dict[Any, tuple[int, int]]:
-    """Post *lines*; return the balances after them, having checked that both forms of them agree."""
-    decision = post(books, lines)
-    assert {(it.account, it.coin): (it.available, it.freeze) for it in decision.balances} == decision.after
-    return dict(decision.after)
+def line(available: int, freeze: int = 0, account: Account = ANN) -> Line:
+    """Return a line of bitcoin with such a balance."""
+    return Line(account, "btc", available, freeze)
 
 
-def test_lines_of_one_account_add_up() -> None:
-    """Several lines of one account and coin see each other, on either side."""
-    lines = [Posting(ANN, "btc", AVAILABLE, -7), Posting(ANN, "btc", FREEZE, 7, 1), Posting(ANN, "btc", FREEZE, -2, 1)]
-    assert posted(Books(10, 1), *lines) == {(ANN, "btc"): (3, 6)}
+def balance(line: Line) -> tuple[int, int]:
+    """Return what is on *line*."""
+    return line.available, line.freeze
 
 
-def test_lines_of_no_units_are_left_out() -> None:
-    """A line of zero units is no posting, and names no balance."""
-    assert posted(Books(10), Posting(ANN, "btc", AVAILABLE, 0)) == {}
+def test_moves_of_one_line_add_up() -> None:
+    """Several moves of one line see each other, on either side, and it has one balance after them."""
+    ann = line(10, 1)
+    decision = post([(ann, AVAILABLE, -7, None), (ann, FREEZE, 7, 1), (ann, FREEZE, -2, 1)])
+    assert decision.balances == ((ANN, "btc", 3, 6),)
+    assert decision.moves == ((0, AVAILABLE, -7, None), (0, FREEZE, 7, 1), (0, FREEZE, -2, 1))
+    assert (decision.lines, balance(ann)) == ([ann], (3, 6))
+
+
+def test_lines_are_named_by_the_order_of_their_first_move() -> None:
+    """Each move names the place of its line among the balances, and spelled out it is a posting on that account."""
+    ann, outside = line(10), line(-10, account=EXTERNAL)
+    moves = [(ann, AVAILABLE, -1, None), (outside, AVAILABLE, 3, None), (ann, AVAILABLE, -2, None)]
+    decision = post(moves)
+    assert [posting.account for posting in decision.postings] == [ANN, EXTERNAL, ANN]
+    assert decision.balances == ((ANN, "btc", 7, 0), (EXTERNAL, "btc", -7, 0))
+
+
+def test_moves_of_no_units_are_left_out() -> None:
+    """A move of zero units is no posting, and names no balance."""
+    assert post([(line(10), AVAILABLE, 0, None)]) == Decision(lines=[])
+
+
+def test_undoing_decisions_in_reverse_leaves_what_was_there() -> None:
+    """Both sides of every line are set back, also where two decisions moved the same."""
+    ann, bob = line(10, 5), line(0, account=Account("bob", "spot"))
+    first = post([(ann, AVAILABLE, -7, None), (bob, AVAILABLE, 7, None)])
+    second = post([(bob, AVAILABLE, -7, None), (ann, FREEZE, -5, 1), (ann, AVAILABLE, 12, None)])
+    assert (balance(ann), balance(bob)) == ((15, 0), (0, 0))
+    second.undo()
+    assert (balance(ann), balance(bob)) == ((3, 5), (7, 0))
+    first.undo()
+    assert (balance(ann), balance(bob)) == ((10, 5), (0, 0))
 
 
 @pytest.mark.parametrize("side", [AVAILABLE, FREEZE])
 def test_balance_below_zero_is_damage(side: str) -> None:
     """The rules refuse before it comes to that: here it is a broken invariant, not a refusal."""
+    ann, outside = line(10, 10), line(0, account=EXTERNAL)
     with pytest.raises(LedgerCorrupt):
-        posted(Books(10, 10), Posting(ANN, "btc", side, -11))
-    assert posted(Books(10, 10), Posting(ANN, "btc", side, -10))
+        post([(outside, AVAILABLE, 11, None), (ann, side, -11, None)])
+    assert (balance(ann), balance(outside)) == ((10, 10), (0, 0))
+    assert post([(ann, side, -10, None)]).balances
 
 
 @pytest.mark.parametrize("account", [EXTERNAL, receivable_of("ann")])
 def test_balance_of_what_is_owed_may_be_negative_down_to_the_limit(account: Account) -> None:
     """The outside world and what customers owe go below zero on the available side, short of 10**38 units."""
-    assert posted(Books(0), Posting(account, "btc", AVAILABLE, 1 - UNITS_LIMIT))
+    assert post([(line(0, account=account), AVAILABLE, 1 - UNITS_LIMIT, None)]).balances
     with pytest.raises(BalanceTooLarge):
-        posted(Books(0), Posting(account, "btc", AVAILABLE, -UNITS_LIMIT))
+        post([(line(0, account=account), AVAILABLE, -UNITS_LIMIT, None)])
     with pytest.raises(LedgerCorrupt):
-        posted(Books(0), Posting(account, "btc", FREEZE, -1))
+        post([(line(0, account=account), FREEZE, -1, None)])
 
 
 def test_limit_of_a_balance_counts_both_sides() -> None:
-    """Available and freeze together stay below the limit, so that a hold can always be released."""
-    assert posted(Books(UNITS_LIMIT - 3, 1), Posting(ANN, "btc", AVAILABLE, 1))
+    """Available and freeze together stay below the limit, and a refusal leaves every line as it was."""
+    assert post([(line(UNITS_LIMIT - 3, 1), AVAILABLE, 1, None)]).balances
+    ann, outside = line(UNITS_LIMIT - 3, 1), line(0, account=EXTERNAL)
     with pytest.raises(BalanceTooLarge):
-        posted(Books(UNITS_LIMIT - 3, 1), Posting(ANN, "btc", AVAILABLE, 2))
+        post([(outside, AVAILABLE, -2, None), (ann, AVAILABLE, 2, None)])
+    assert (balance(ann), balance(outside)) == ((UNITS_LIMIT - 3, 1), (0, 0))
 
 
 def hold(remaining: int = 5, expires_ms: int | None = 1_000) -> Hold:

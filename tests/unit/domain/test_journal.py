@@ -215,7 +215,7 @@ def freeze_entry(**changes: Any) -> Entry:
         "key": "k",
         "booked_ms": 1000,
         "request": kept_of(FREEZE),
-        "postings": (Posting(ANN, "btc", "available", -UNITS), Posting(ANN, "btc", "freeze", UNITS, 9)),
+        "moves": ((0, "available", -UNITS, None), (0, "freeze", UNITS, 9)),
         "balances": (BalanceAfter(ANN, "btc", 5, UNITS + 3),),
         "holds": (HoldAfter(9, UNITS),),
         **changes,
@@ -228,7 +228,7 @@ def test_opened_hold_is_what_the_freeze_says() -> None:
     hold = opened_hold(freeze_entry())
     assert hold == Hold(9, ANN, "btc", UNITS, UNITS, "r", 5, 1000)
     assert hold.state == "open"
-    assert opened_hold(freeze_entry(postings=(), balances=(), holds=(), refusal={"code": "x"})) is None
+    assert opened_hold(freeze_entry(moves=(), balances=(), holds=(), refusal={"code": "x"})) is None
     assert opened_hold(freeze_entry(kind="unfreeze")) is None
 
 
@@ -245,14 +245,11 @@ def test_posting_balances_are_worked_back_from_the_end() -> None:
     """The balance after each posting is that of its side then, also if one side is touched twice."""
     assert freeze_entry().posting_balances() == [5, UNITS + 3]
     entry = freeze_entry(
-        postings=(
-            Posting(ANN, "btc", "available", -7),
-            Posting(EXTERNAL, "btc", "available", 4),
-            Posting(ANN, "btc", "available", 3),
-        ),
+        moves=((0, "available", -7, None), (1, "available", 4, None), (0, "available", 3, None)),
         balances=(BalanceAfter(ANN, "btc", 100, 0), BalanceAfter(EXTERNAL, "btc", -50, 0)),
     )
     assert entry.posting_balances() == [97, -50, 100]
+    assert entry.postings[1:] == (Posting(EXTERNAL, "btc", "available", 4), Posting(ANN, "btc", "available", 3))
 
 
 @pytest.mark.parametrize("accesskey", ["11111111-2222-4333-8444-555555555555", "abc", "x" * 64])

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, Account, receivable_of
-from spotledger.domain.journal import AVAILABLE, FREEZE, Entry, Posting
+from spotledger.domain.books import Line
+from spotledger.domain.journal import AVAILABLE, FREEZE, BalanceAfter, Entry, Posting
 from spotledger.domain.operations import Reverse
 from spotledger.domain.reversal import Target, reverse
 from spotledger.errors import AlreadyReversed, HouseShort, InvalidRequest, UnknownEntry
@@ -22,13 +23,16 @@ class Books:
     def __init__(self, balances: dict[tuple[Account, str], tuple[int, int]]) -> None:
         self.balances = balances
 
-    def balance(self, line: tuple[Account, str]) -> tuple[int, int]:
-        return self.balances.get(line, (0, 0))
+    def line(self, account: Account, coin: str) -> Line:
+        return Line(account, coin, *self.balances.get((account, coin), (0, 0)))
 
 
 def entry(kind: str, *postings: Posting, **more: Any) -> Entry:
     """Return the entry 5 of *kind* with *postings*."""
-    return Entry(5, kind, "key", 1, {}, postings, **more)
+    lines = list(dict.fromkeys((posting.account, posting.coin) for posting in postings))
+    moves = tuple((lines.index((account, coin)), side, units, hold) for account, coin, side, units, hold in postings)
+    balances = tuple(BalanceAfter(account, coin, 0, 0) for account, coin in lines)
+    return Entry(5, kind, "key", 1, {}, moves, balances, **more)
 
 
 def reversed_by_rules(target: Entry | None, books: Books, reversed_by: int | None = None) -> dict[Any, int]:

@@ -8,7 +8,7 @@ import pytest
 
 from spotledger.domain.accounts import EXTERNAL, ZERO, Account, Balance, Coin
 from spotledger.domain.amounts import UNITS_LIMIT
-from spotledger.domain.books import Decision
+from spotledger.domain.books import Decision, Line
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, Posting
 from spotledger.domain.operations import (
     Deposit,
@@ -42,6 +42,7 @@ class Books:
             9: Hold(9, ANN, "btc", 3 * 10**8, 3 * 10**8, None, NOW_MS, 1),
         }
         self.keys = {"opened-7": 7}
+        self.lines: dict[tuple[Account, str], Line] = {}
 
     def coin(self, name: str) -> Coin | None:
         return self.coins.get(name)
@@ -49,8 +50,11 @@ class Books:
     def has_customer(self, customer: str) -> bool:
         return customer in self.registered
 
-    def balance(self, line: tuple[Account, str]) -> Balance:
-        return self.balances.get(line, ZERO)
+    def line(self, account: Account, coin: str) -> Line:
+        """Return one line for all who ask, with the balance that the books have now."""
+        line = self.lines.setdefault((account, coin), Line(account, coin))
+        line.available, line.freeze = self.balances.get((account, coin), ZERO)
+        return line
 
     def hold(self, hold_id: int) -> Hold | None:
         return self.holds.get(hold_id)
@@ -77,7 +81,7 @@ def decided(operation: Any, books: Books, now_ms: int = NOW_MS - 1) -> Decision:
     assert sum(posting.units for posting in decision.postings) == 0
     after = {}
     for account, coin, side, units, _ in decision.postings:
-        available, freeze = after.get((account, coin), books.balance((account, coin)))
+        available, freeze = after.get((account, coin), books.balances.get((account, coin), ZERO))
         after[account, coin] = (available + units, freeze) if side == "available" else (available, freeze + units)
     assert {(b.account, b.coin): (b.available, b.freeze) for b in decision.balances} == after
     return decision

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spotledger.domain.accounts import EXTERNAL, Account
-from spotledger.domain.journal import BalanceAfter, Entry, HoldAfter, Posting
+from spotledger.domain.journal import BalanceAfter, Entry, HoldAfter
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import (
     chain_hash,
@@ -34,7 +34,7 @@ def entry(**changes: Any) -> Entry:
         "booked_ms": 1_700_000_000_000,
         "happened_ms": 5,
         "request": {"reference": "引用 ✓", "units": str(HUGE), "deep": {"key": "a"}},
-        "postings": (Posting(ANN, "btc", "available", -HUGE), Posting(ANN, "btc", "freeze", HUGE, 7)),
+        "moves": ((0, "available", -HUGE, None), (0, "freeze", HUGE, 7)),
         "balances": (BalanceAfter(ANN, "btc", 0, HUGE), BalanceAfter(EXTERNAL, "btc", -HUGE, 0)),
         "holds": (HoldAfter(7, HUGE),),
         **changes,
@@ -47,7 +47,7 @@ def entry(**changes: Any) -> Entry:
 PLACES = (b"2", b"-1", b"1.5", b"null", b'["ann","spot"]', b"99999999999999999999")
 REFUSED: dict[str, Any] = {
     "refusal": {"code": "hold_short", "detail": "so", "details": {"remaining": "1", "n": 3}},
-    "postings": (),
+    "moves": (),
     "balances": (),
     "holds": (),
     "happened_ms": None,
@@ -59,7 +59,7 @@ REFUSED: dict[str, Any] = {
     [
         {},
         {"happened_ms": None},
-        {"postings": (), "balances": (), "holds": (), "kind": "list_coin", "request": {"coin": "a", "scale": 18}},
+        {"moves": (), "balances": (), "holds": (), "kind": "list_coin", "request": {"coin": "a", "scale": 18}},
         REFUSED,
         {"key": "null", "request": {"reference": "null", "x": "true", "y": "1.0", "z": None, "n": 2**62}},
     ],
@@ -143,7 +143,7 @@ def test_bytes_that_are_no_changes_are_named(body: bytes) -> None:
 def test_entry_that_does_not_say_a_balance_after_is_not_written() -> None:
     """A posting whose balance the entry leaves out has nowhere to point: that is damage, and named as such."""
     with pytest.raises(LedgerCorrupt, match="does not say"):
-        encode_entry(entry(balances=(BalanceAfter(EXTERNAL, "btc", -HUGE, 0),)))
+        encode_entry(entry(moves=((0, "available", -HUGE, None), (2, "available", HUGE, None))))
 
 
 @pytest.mark.parametrize("request_", [{"op": "deposit"}, {"format": 2}])

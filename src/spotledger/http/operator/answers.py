@@ -385,11 +385,11 @@ def entry_answer(entry: Entry, texts: CoinTexts) -> EntryAnswer:
 
 def _postings(entry: Entry, texts: CoinTexts, epochs: Epochs) -> list[PostingAnswer]:
     """Return the postings, each with the balance after it, worked back from the balances after the entry."""
-    sides = {(account, coin): [available, freeze] for account, coin, available, freeze in entry.balances}
+    sides = [[available, freeze] for _, _, available, freeze in entry.balances]
     answers = []
-    for account, coin, side, units, hold in reversed(entry.postings):
-        customer, kind = account
-        both = sides[account, coin]
+    for place, side, units, hold in reversed(entry.moves):
+        (customer, kind), coin, _, _ = entry.balances[place]
+        both = sides[place]
         number = 0 if side == AVAILABLE else 1
         after = both[number]
         both[number] = after - units

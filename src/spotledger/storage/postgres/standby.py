@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from spotledger.domain.books import Decision
 from spotledger.domain.journal import Entry
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.base import Wanted
@@ -87,7 +88,7 @@ class StandbyStore(PostgresReads):
         """Refuse, like :meth:`begin`."""
         raise StoreUnavailable(_NO_WRITES)
 
-    def publish(self, entries: Sequence[Entry]) -> None:
+    def publish(self, entries: Sequence[Entry], decisions: Sequence[Decision] = ()) -> None:
         """Do nothing: memory follows the journal."""
 
     def recover(self) -> None:

@@ -20,6 +20,7 @@ import psycopg
 from psycopg.pq.abc import PGresult
 
 from spotledger.clock import steady_s
+from spotledger.domain.books import Decision
 from spotledger.domain.journal import BEGIN_EPOCH, Entry, epochs_after
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.storage.base import Head, Wanted
@@ -397,7 +398,7 @@ class PostgresStore(GroupReads):
             raise StoreUnavailable(_NOT_CONFIRMED)
 
     @gc_paused
-    def publish(self, entries: Sequence[Entry]) -> None:
+    def publish(self, entries: Sequence[Entry], decisions: Sequence[Decision] = ()) -> None:
         """Apply the committed *entries* to memory, unless the follower has done so."""
         pending, self._pending_head = self._pending_head, None
         try:

@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 import apsw
 
 from spotledger.clock import Moment
+from spotledger.domain.books import Decision
 from spotledger.domain.journal import BEGIN_EPOCH, Entry, epochs_after
 from spotledger.errors import (
     DataFolderUnusable,
@@ -321,10 +322,12 @@ class SqliteStore(RebuiltBooks):
         if self._head.seq - self._sealed_to >= (UNSEALED_LIMIT + 1) * self._segment_entries:
             self._seal(IDLE_ABSORBED_KEYS)
             raise StoreBusy("sealing is behind; try again with the same idempotency key")
+        self._memory.is_pinned = True
         return at_once(None)
 
     def leave(self, *, repeated: bool) -> Steps[None]:
         """Go on sealing: what was answered before is on the disk since then, or since the commit of the start."""
+        self._memory.is_pinned = False
         self._seal(IDLE_ABSORBED_KEYS)
         return at_once(None)
 
@@ -401,11 +404,15 @@ class SqliteStore(RebuiltBooks):
         if self._note.failure is not None:
             self._note_head()
 
-    def publish(self, entries: Sequence[Entry]) -> None:
+    def publish(self, entries: Sequence[Entry], decisions: Sequence[Decision] = ()) -> None:
         """Make the committed *entries* visible, and note the head."""
         memory, digests = self._memory, self._digests
-        for entry in entries:
-            memory.apply(entry, digests.get(entry.key))
+        if decisions and memory.is_pinned:  # no other memory has taken its place since the group began
+            memory.take_group(entries, decisions, digests)
+        else:
+            for entry in entries:
+                memory.apply(entry, digests.get(entry.key))
+        memory.is_pinned = False
         if entries[-1].kind == BEGIN_EPOCH:
             self.epochs = self._note.epochs = epochs_after(entries[-1])
         self._head = self._pending_head
@@ -417,6 +424,7 @@ class SqliteStore(RebuiltBooks):
     def recover(self) -> None:
         """Roll back what was written, and build memory from the files again."""
         self._begun_seq = None
+        self._memory.is_pinned = False
         if self._waiting_rows is not None and not self._write.in_transaction:
             self._waiting_rows, self._pending_head = None, self._head  # the lock never came, so nothing was written
         if self._pending_head == self._head and not self._write.in_transaction:

@@ -8,14 +8,15 @@ the tables do not have their balances yet.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
 from typing import Final
 
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin
-from spotledger.domain.journal import Entry, Hold, new_tuple, opened_hold
-from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
+from spotledger.domain.books import Decision, Line
+from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple, opened_hold
+from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import key_digest
 from spotledger.storage.open_segments import OpenSegment, OpenSegments, TouchedLine
@@ -27,13 +28,14 @@ LOOKED_AT: Final = 2_000
 class AccountState:
     """One account at the head; satisfies :class:`spotledger.storage.base.AccountView`."""
 
-    __slots__ = ("account", "by_coin", "changed_seq", "complete", "segment", "touched")
+    __slots__ = ("account", "by_coin", "changed_seq", "complete", "lines", "segment", "touched")
 
     def __init__(self, account: Account) -> None:
         """Start with no balances; ``complete`` says whether those of the tables are loaded."""
         self.account = account
         #: Only the store may use it; others read ``balances``.
         self.by_coin: dict[str, Balance] = {}
+        self.lines: dict[str, Line] = {}
         self.changed_seq = 0
         self.complete = False
         #: The segment that changed the account last, and its lines of the account.
@@ -71,6 +73,8 @@ class WorkingSet(OpenSegments):
         self.coins: Mapping[str, Coin] = MappingProxyType({})
         self._shrink_at = cache_accounts
         self._looked_at = 0
+        #: Whether a group is being decided, in lines of accounts that must stay.
+        self.is_pinned = False
 
     # --- look-ups ---------------------------------------------------------------------------------
 
@@ -107,7 +111,11 @@ class WorkingSet(OpenSegments):
             self._take_balances(segment, entry)
             if entry.holds:
                 self._take_holds(segment, entry)
-        kind, request = entry.kind, entry.request
+        self._take_name(segment, entry)
+
+    def _take_name(self, segment: OpenSegment, entry: Entry) -> None:
+        """Apply what a listing, a registration or a reversal names."""
+        seq, kind, request = entry.seq, entry.kind, entry.request
         if kind == ListCoin.kind:
             self.list_coin(Coin(request["coin"], request["scale"]))
         elif kind == RegisterCustomer.kind:
@@ -124,14 +132,72 @@ class WorkingSet(OpenSegments):
             state = accounts.get(account) or self.state_of(account)
             balance = state.by_coin[coin] = new_tuple(Balance, (available, freeze))
             state.changed_seq = seq
-            if state.segment is not segment:
-                state.segment = segment
-                state.touched = segment.touched[state.account] = segment.touched.get(account) or {}
-            line = state.touched.get(coin)
+            touched = self._touched_of(segment, state)
+            line = touched.get(coin)
             if line is None:
-                line = state.touched[coin] = TouchedLine()
+                line = touched[coin] = TouchedLine()
             line.closing = balance
             line.places.append(place)
+
+    def take_group(self, entries: Sequence[Entry], decisions: Sequence[Decision], digests: Mapping[str, bytes]) -> None:
+        """Apply the *entries* of a group like :meth:`apply`, with the lines and holds that *decisions* have found."""
+        closing: dict[Line, BalanceAfter] = {}
+        segment, next_seq = None, 0
+        for entry, decision in zip(entries, decisions, strict=True):
+            seq, key, lines = entry.seq, entry.key, decision.lines
+            if seq >= next_seq or segment is None:
+                self._close_lines(closing)
+                segment = self._segment_of(seq)
+                next_seq = segment.first_seq + self._segment_entries
+            segment.keys[digests.get(key) or key_digest(key)] = seq
+            if not lines and entry.refusal is None:
+                self._take_name(segment, entry)
+            place = seq - segment.first_seq
+            for line in lines:
+                if line.segment is not segment:
+                    self._open_line(segment, line)
+                line.open.places.append(place)
+                line.view.changed_seq = seq
+            closing.update(zip(lines, entry.balances, strict=True))
+            if decision.holds:
+                self._put_holds(segment, entry, decision.holds)
+            elif entry.kind == Reverse.kind:
+                self._take_name(segment, entry)
+        self._close_lines(closing)
+
+    def _put_holds(self, segment: OpenSegment, entry: Entry, holds: Sequence[Hold]) -> None:
+        """Apply the holds that *entry* opened or changed."""
+        if entry.kind == Freeze.kind:
+            self._note_opened(segment, entry.key, holds[0])
+        for hold in holds:
+            self._put_hold(segment, hold)
+
+    def _note_opened(self, segment: OpenSegment, key: str, hold: Hold) -> None:
+        if hold.expires_ms is not None:
+            heapq.heappush(segment.expiries, (hold.expires_ms, hold.hold_id))
+        segment.opened[key] = hold.hold_id
+
+    def _open_line(self, segment: OpenSegment, line: Line) -> None:
+        """Have *line* note its changes in *segment*."""
+        touched = self._touched_of(segment, line.view)
+        line.segment = segment
+        line.open = touched.get(line.coin)
+        if line.open is None:
+            line.open = touched[line.coin] = TouchedLine()
+
+    def _close_lines(self, closing: dict[Line, BalanceAfter]) -> None:
+        """Make the balances visible that entries of one segment leave on their lines, and forget the lines."""
+        for line, (_, coin, available, freeze) in closing.items():
+            line.open.closing = line.view.by_coin[coin] = new_tuple(Balance, (available, freeze))
+        closing.clear()
+
+    def _touched_of(self, segment: OpenSegment, state: AccountState) -> dict[str, TouchedLine]:
+        """Return the lines of an account in *segment*, by coin."""
+        if state.segment is not segment:
+            state.segment = segment
+            account = state.account
+            state.touched = segment.touched[account] = segment.touched.get(account) or {}
+        return state.touched
 
     def state_of(self, account: Account) -> AccountState:
         """Return the state of the account in memory, a new one if there is none."""
@@ -149,10 +215,7 @@ class WorkingSet(OpenSegments):
         # Many holds have the same account and coin, so they share the objects.
         opened = opened_hold(entry, self.accounts[account].account, self.coins[coin].name)
         if opened is not None:
-            if opened.expires_ms is not None:
-                heapq.heappush(segment.expiries, (opened.expires_ms, opened.hold_id))
-            segment.opened[entry.key] = opened.hold_id
-            self._put_hold(segment, opened)
+            self._put_holds(segment, entry, (opened,))
             return
         for hold_id, remaining in entry.holds:
             hold = self.hold(hold_id)
@@ -176,7 +239,7 @@ class WorkingSet(OpenSegments):
 
     def shrink(self, sealed_to: int) -> None:
         """Evict what exceeds the bounds and is unchanged in the tables, oldest first."""
-        if len(self.accounts) > self._shrink_at:
+        if len(self.accounts) > self._shrink_at and not self.is_pinned:
             self._evict_accounts(sealed_to)
         excess = len(self.known_customers) - self._cache_accounts
         if excess > 0:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spotledger.domain.accounts import Account, Balance, Coin
-from spotledger.domain.journal import BalanceAfter, Entry, Hold, HoldAfter, Posting
+from spotledger.domain.journal import BalanceAfter, Entry, Hold, HoldAfter
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import key_digest
 from spotledger.storage.sqlite import working_set
@@ -53,7 +53,7 @@ def freeze(seq: int, customer: str, units: int, expires_ms: int | None = None) -
         0,
         kind="freeze",
         request={"expires_ms": expires_ms},
-        postings=(Posting(account, "btc", "available", -units), Posting(account, "btc", "freeze", units, seq)),
+        moves=((0, "available", -units, None), (0, "freeze", units, seq)),
         balances=(BalanceAfter(account, "btc", 0, units),),
         holds=(HoldAfter(seq, units),),
     )

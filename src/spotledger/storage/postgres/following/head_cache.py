@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import ZERO, Account, Balance, Coin
+from spotledger.domain.books import Line
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple
 from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
 from spotledger.domain.positions import Epochs
@@ -87,11 +88,12 @@ class RemoteAccount:
     commit or nothing.
     """
 
-    __slots__ = ("_now", "account")
+    __slots__ = ("_now", "account", "lines")
 
     def __init__(self, account: Account, changed_seq: int, by_coin: dict[str, Balance]) -> None:
         """Create the view of *account*, which the entry *changed_seq* changed last."""
         self.account = account
+        self.lines: dict[str, Line] = {}
         self._now = (changed_seq, by_coin)
 
     @property

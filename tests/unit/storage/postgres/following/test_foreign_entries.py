@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spotledger.domain.accounts import EXTERNAL, Account
-from spotledger.domain.journal import BalanceAfter, Entry, Hold, HoldAfter, Posting, opened_hold
+from spotledger.domain.journal import BalanceAfter, Entry, Hold, HoldAfter, opened_hold
 from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
@@ -28,7 +28,7 @@ def entry(**changes: Any) -> Entry:
         "key": "null",
         "booked_ms": 1_700_000_000_000,
         "request": {**FREEZE, "units": str(HUGE), "reference": "order ✓"},
-        "postings": (Posting(ANN, "btc", "available", -HUGE), Posting(ANN, "btc", "freeze", HUGE, 7)),
+        "moves": ((0, "available", -HUGE, None), (0, "freeze", HUGE, 7)),
         "balances": (BalanceAfter(ANN, "btc", 0, HUGE),),
         "holds": (HoldAfter(7, HUGE),),
         **changes,
@@ -83,7 +83,7 @@ def test_movement_read_for_its_changes_leaves_the_same_balances_and_holds(change
 def test_refused_freeze_read_for_its_changes_changed_nothing() -> None:
     """A refusal that was kept has no balances, and opens no hold."""
     refusal = {"code": "unknown_coin", "detail": "so", "details": {"n": [1]}}
-    body = encode_entry(entry(postings=(), balances=(), holds=(), refusal=refusal))
+    body = encode_entry(entry(moves=(), balances=(), holds=(), refusal=refusal))
     change = decode_changes(body)
     assert change.refusal is not None
     assert opened(body) is None
