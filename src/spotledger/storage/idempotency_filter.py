@@ -13,7 +13,7 @@ import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from spotledger.storage.encoding import DIGEST_BYTES
 
@@ -34,21 +34,8 @@ _FIRST_LEVEL_SEGMENTS: Final = 2
 _WRITES_A_LEVEL: Final = 16
 
 
-class Probe(NamedTuple):
-    """The bits of a key: a number that selects the word in each level, and a mask for that word."""
-
-    word: int
-    bits: int
-
-
 #: A mask of two bits for each value of the twelve bits that select them.
 _PAIRS: Final = [1 << (number & 63) | 1 << (number >> 6) for number in range(1 << 12)]
-
-
-def probe_of(digest: bytes) -> Probe:
-    """Return the bits of the key with this digest."""
-    h = int.from_bytes(digest[:8], "little")
-    return Probe(h >> 30, _PAIRS[h & 4095] | _PAIRS[h >> 12 & 4095] | 1 << (h >> 24 & 63))
 
 
 class _Level:
@@ -63,16 +50,13 @@ class _Level:
         self.covered_to = self.written_to = self.first_segment - 1
 
     def add(self, digests: Iterable[bytes]) -> None:
-        """Set the bits of :func:`probe_of` for each of *digests*, all at once: a sealing has many."""
+        """Set the bits of each of *digests*, all at once: a sealing has many."""
         heads = array("Q", b"".join(digests))[:: DIGEST_BYTES // 8]
         if sys.byteorder == "big":
             heads.byteswap()
         words, count, pairs = self.words, len(self.words), _PAIRS
         for h in heads:
             words[(h >> 30) % count] |= pairs[h & 4095] | pairs[h >> 12 & 4095] | 1 << (h >> 24 & 63)
-
-    def may_hold(self, probe: Probe) -> bool:
-        return self.words[probe.word % len(self.words)] & probe.bits == probe.bits
 
     @property
     def is_complete(self) -> bool:
@@ -98,11 +82,16 @@ class IdempotencyFilter:
         #: What :meth:`load` found damaged and filled again, in words.
         self.repairs: list[str] = []
 
-    def segments_that_may_hold(self, probe: Probe) -> Iterator[int]:
-        """Yield the segments, newest first, that may have the key; none if it was never seen."""
+    def segments_that_may_hold(self, digest: bytes) -> list[int]:
+        """Return the segments, newest first, that may have the key with this *digest*; none if it was never seen."""
+        h = int.from_bytes(digest[:8], "little")
+        bits = _PAIRS[h & 4095] | _PAIRS[h >> 12 & 4095] | 1 << (h >> 24 & 63)
+        found: list[int] = []
         for level in reversed(self._levels):
-            if level.may_hold(probe):
-                yield from range(level.covered_to, level.first_segment - 1, -1)
+            words = level.words
+            if words[(h >> 30) % len(words)] & bits == bits:
+                found += range(level.covered_to, level.first_segment - 1, -1)
+        return found
 
     def is_empty(self) -> bool:
         """Return whether no segment is covered yet."""

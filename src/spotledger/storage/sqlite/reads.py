@@ -19,7 +19,7 @@ from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import BooksDamaged, Head, TrialBalance
 from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash, key_digest
-from spotledger.storage.idempotency_filter import IdempotencyFilter, probe_of
+from spotledger.storage.idempotency_filter import IdempotencyFilter
 from spotledger.storage.sealing_process import SealingProcess
 from spotledger.storage.sqlite.books import Books
 from spotledger.storage.sqlite.file import BOOKS_FILE, JOURNAL_FILE, Connection
@@ -103,21 +103,19 @@ class SqliteReads(ABC):
             digests.clear()
         memory, sealed = self._memory, not (self._is_built and self._filter.is_empty())
         for key in dict.fromkeys(keys):
-            seq = memory.opened_by(key)
+            digest = digests[key] = key_digest(key)
+            seq = memory.key_seq(digest)
             if seq is None:
-                digest = digests[key] = key_digest(key)
-                seq = memory.key_seq(digest)
-                if seq is not None:
-                    self._check_key(seq, key, LedgerCorrupt)
-                elif sealed:
-                    seq = self._sealed_key(key, digest)
+                seq = self._sealed_key(key, digest) if sealed else None
+            elif memory.opened_by(key) != seq:  # an open segment has the key itself of each hold that it opened
+                self._check_key(seq, key, LedgerCorrupt)
             if seq is not None:
                 known[key] = seq
         return known
 
     def _sealed_key(self, key: str, digest: bytes) -> int | None:
         """Return the entry of the sealed segments that has *key*, or None."""
-        segments = list(self._filter.segments_that_may_hold(probe_of(digest)))
+        segments = self._filter.segments_that_may_hold(digest)
         if not segments and self._is_built:
             return None
 
