@@ -91,37 +91,58 @@ Outcome: TypeAlias = Receipt | Refused
 class Group:
     """Operations that are decided piece by piece and committed together, and what came of them so far."""
 
-    def __init__(
-        self,
-        store: Store,
-        operations: Sequence[Operation],
-        chains: Chains | None,
-        now_ms: int,
-        actors: Sequence[str] | None = None,
-    ) -> None:
+    def __init__(self, store: Store, now_ms: int, after: Group | None = None) -> None:
         """
-        Start at the head of *store*; the entries are booked at *now_ms*, or with the head if that is later.
+        Start without operations at the head of *store*, or where *after* will leave it, which is being committed.
 
-        *actors* says who asks, for each operation; None: always the library.
+        The entries are booked at *now_ms*, or with the head if that is later.
         """
         self.outcomes: list[Outcome] = []
         self.entries: list[Entry] = []
         #: What was decided, for each of the entries.
         self.decisions: list[Decision] = []
-        self.is_decided = False
+        #: Whether all operations that were added are decided.
+        self.is_decided = True
         self._store = store
-        self._operations = operations
-        self._chains = chains
-        self._actors = actors
-        self._overlay = Overlay(store, self.entries, self.decisions)
+        self._operations: Sequence[Operation] = ()
+        self._chains: Chains | None = None
+        self._actors: Sequence[str] = ()
+        before = None if after is None else after._overlay
+        self._overlay: Overlay = Overlay(store, self.entries, self.decisions, before)
         self._now_ms = max(now_ms, self._overlay.head.booked_ms)
         self._next = 0
         self._taken = 0
+        #: Whether the group on top of which this one was decided failed; it has to be decided again then.
+        self.is_void = False
+        self._following: Group | None = None
+        if after is not None:
+            after._following = self
+
+    def add(
+        self, operations: Sequence[Operation], chains: Chains | None = None, actors: Sequence[str] | None = None
+    ) -> None:
+        """
+        Have *operations* decided next, after those that were added before, which are decided.
+
+        *actors* says who asks, for each operation; None: always the library.
+        """
+        self._operations, self._chains, self._next, self.is_decided = operations, chains, 0, False
+        self._actors = [LIBRARY] * len(operations) if actors is None else actors
+
+    def release_next(self) -> None:
+        """Tell the group that was decided on top of this one that this one is published."""
+        if self._following is not None:
+            self._following._overlay.stand_alone()
+
+    def void_next(self) -> None:
+        """Tell the group that was decided on top of this one that this one failed."""
+        if self._following is not None:
+            self._following.is_void = True
 
     def load(self, wanted: Wanted, piece: int) -> Iterator[None]:
-        """Load what the rules will ask for, *piece* keys or accounts at a time, and let due holds expire."""
+        """Load what the rules will ask for, *piece* keys or accounts at a time; at first, let due holds expire."""
         store, overlay = self._store, self._overlay
-        due = store.due_holds(self._now_ms, EXPIRIES_A_GROUP)
+        due = [] if self.outcomes else store.due_holds(self._now_ms, EXPIRIES_A_GROUP)
         keys, known = [*map(expiry_key, due), *wanted.keys, *wanted.hold_keys], overlay.known
         for start in range(0, len(keys), piece):
             if start:
@@ -133,12 +154,12 @@ class Group:
         if hold_ids:
             store.load((), (), hold_ids)
         for hold_id in hold_ids:
-            hold = store.hold(hold_id)
+            hold = overlay.hold(hold_id)
             if hold is not None:
                 overlay.know(hold)
                 accounts.add(hold.account)
         for seq in wanted.entries:
-            accounts |= _accounts_of_entry(store.entry(seq))
+            accounts |= _accounts_of_entry(overlay.entry(seq))
         in_order = list(accounts)
         for start in range(0, len(in_order), piece):
             if start:
@@ -146,18 +167,26 @@ class Group:
             part = in_order[start : start + piece]
             store.load({customer for customer, kind in part if kind != HOUSE_KIND}, part, ())
         for hold_id in due:
-            self._decide_one(Expire(str(hold_id)), LEDGER)
+            hold = overlay.hold(hold_id)
+            if hold is None or hold.remaining:  # the group before this one may have closed it
+                self._decide_one(Expire(str(hold_id)), LEDGER)
 
-    def decide(self, count: int) -> list[Entry]:
+    def take_entries(self) -> list[Entry]:
+        """Return the entries that are new since the last call."""
+        entries = self.entries[self._taken :]
+        self._taken += len(entries)
+        return entries
+
+    def decide(self, count: int) -> None:
         """
-        Decide the next *count* operations, or more to keep a chain whole; return the new entries of the group.
+        Decide the next *count* operations, or more to keep a chain whole.
 
         Raises:
             LedgerCorrupt: The rules broke an invariant.
         """
+        decided = len(self.entries)
         start, end = self._next, end_of_cut(self._next, len(self._operations), self._chains, count)
-        operations = self._operations[start:end]
-        actors = [LIBRARY] * len(operations) if self._actors is None else self._actors[start:end]
+        operations, actors = self._operations[start:end], self._actors[start:end]
         if self._chains is None:
             self.outcomes += map(self._decide_one, operations, actors)
         else:
@@ -170,10 +199,7 @@ class Group:
                 )
         self._next = end
         self.is_decided = end >= len(self._operations)
-        entries = self.entries[self._taken :]
-        self._taken += len(entries)
-        _check_entries(entries)
-        return entries
+        _check_entries(self.entries[decided:])
 
     def _decide_one(self, operation: Operation, actor: str) -> Outcome:
         overlay = self._overlay

@@ -36,7 +36,7 @@ from spotledger.domain.positions import next_epoch
 from spotledger.errors import InvalidRequest, LedgerCorrupt, Refused, StoreUnavailable
 from spotledger.ledger.group import Chains, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
 from spotledger.ledger.reads import LedgerReads
-from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance
+from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance, Wanted
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.steps import Steps, drive
 
@@ -215,8 +215,20 @@ class Ledger(LedgerReads):
         """
         Do what :meth:`book` does, in steps; nothing else may write to the ledger until they end.
 
-        Holds whose time has come expire first. The group is decided and written piece by piece, and other tasks may run
-        between two pieces. A group without entries needs no commit.
+        The group is decided and written piece by piece, and other tasks may run between two pieces. A group without
+        entries needs no commit.
+        """
+        group = yield from self.deciding(operations, chains, actors)
+        yield from self.committing(group)
+        return group
+
+    def deciding(
+        self, operations: Sequence[Operation], chains: Chains | None = None, actors: Sequence[str] | None = None
+    ) -> Steps[Group]:
+        """
+        Decide a group in steps; :meth:`committing` makes it durable. Holds whose time has come expire first.
+
+        Raises what :meth:`book` does.
         """
         with self._write_lock:
             if self._unfinished:
@@ -227,36 +239,110 @@ class Ledger(LedgerReads):
             wanted = wanted_of(operations)
             store_ms = yield from self._store.begin(wanted)
             now_ms = clock.check() if store_ms is None else clock.check_server(store_ms, asked_ms)
-            group = Group(self._store, operations, chains, now_ms, actors)
-            loading = group.load(wanted, sys.maxsize if self._store.remote else LOADED_TOGETHER)
-            self._go_on(group, loading)
-            while not group.is_decided:
-                yield None
-                self._go_on(group, loading)
-            if group.entries:
-                yield from self._store.commit()
-            else:
-                yield from self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
+            group = Group(self._store, now_ms)
+            yield from self._deciding(group, operations, chains, actors, wanted, is_ahead=False)
         except BaseException as error:
             yield from self._roll_back(error)
             raise
         return group
 
+    def deciding_ahead(
+        self,
+        after: Group,
+        group: Group | None,
+        operations: Sequence[Operation],
+        chains: Chains | None = None,
+        actors: Sequence[str] | None = None,
+    ) -> Steps[Group]:
+        """
+        Decide in steps what is to be committed once the group *after* is, which is being committed meanwhile.
+
+        Args:
+            after: The group that is being committed. If that fails, what is decided on top of it is void.
+            group: What was decided on top of it before, and is committed together with it; None: nothing.
+            operations: The operations.
+            chains: As in :meth:`execute`.
+            actors: Who asks, for each operation.
+
+        Returns:
+            The group; nothing of it was written.
+
+        Raises:
+            SpotledgerError: The operations have to be decided again, by :meth:`deciding`, once *after* is committed or
+                has failed; nothing was done.
+        """
+        wanted = wanted_of(operations)
+        if group is None:
+            now_ms = self.clock.check()
+            yield from self._store.begin(wanted)
+            group = Group(self._store, now_ms, after)
+        try:
+            yield from self._deciding(group, operations, chains, actors, wanted, is_ahead=True)
+        except BaseException:
+            yield from self.dropping(group)
+            raise
+        return group
+
+    def dropping(self, group: Group) -> Steps[None]:
+        """Give up a *group* that was decided ahead, of which nothing was written."""
+        group.is_void = True
+        return self._store.leave(repeated=False)
+
+    def _deciding(
+        self,
+        group: Group,
+        operations: Sequence[Operation],
+        chains: Chains | None,
+        actors: Sequence[str] | None,
+        wanted: Wanted,
+        *,
+        is_ahead: bool,
+    ) -> Steps[None]:
+        group.add(operations, chains, actors)
+        loading = group.load(wanted, sys.maxsize if self._store.remote else LOADED_TOGETHER)
+        self._go_on(group, loading, is_ahead=is_ahead)
+        while not group.is_decided:
+            yield None
+            self._go_on(group, loading, is_ahead=is_ahead)
+
     @gc_paused
-    def _go_on(self, group: Group, loading: Iterator[None]) -> None:
+    def _go_on(self, group: Group, loading: Iterator[None], *, is_ahead: bool) -> None:
         """Load the next piece of what the rules will ask for, or decide one of *group* and write its entries."""
         with self._write_lock:
             if next(loading, self) is None:
                 return
             try:
-                entries = group.decide(PIECE_OPERATIONS)
+                group.decide(PIECE_OPERATIONS)
             except LedgerCorrupt:
                 # If the write lock was lost, the group was decided on stale state, and nothing is corrupt.
                 self._store.check_write_lock()
                 raise
-            if entries:
-                self._unfinished = True
-                self._store.write(entries)
+            if not is_ahead:
+                self._write(group)
+
+    def _write(self, group: Group) -> None:
+        entries = group.take_entries()
+        if entries:
+            self._unfinished = True
+            self._store.write(entries)
+
+    def committing(self, group: Group) -> Steps[None]:
+        """
+        Make a decided *group* durable, in steps; nothing else may write to the ledger until they end.
+
+        Raises what :meth:`book` does; what was decided on top of *group* is void then.
+        """
+        try:
+            with self._write_lock:
+                self._write(group)
+            if group.entries:
+                yield from self._store.commit()
+            else:
+                yield from self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
+        except BaseException as error:
+            group.void_next()
+            yield from self._roll_back(error)
+            raise
 
     def begin_epoch(self, reason: str, epoch: int | None = None) -> int:
         """
@@ -319,10 +405,12 @@ class Ledger(LedgerReads):
                     self._store.publish(group.entries, group.decisions)
                 except BaseException as error:
                     # The group is durable, so memory can be rebuilt from the journal.
+                    group.void_next()
                     self._note(error)
                     self.abandon()
                     if isinstance(error, LedgerCorrupt) or not isinstance(error, Exception):
                         raise
+            group.release_next()
             return group.outcomes
 
     def abandon(self) -> None:

@@ -15,7 +15,7 @@ from spotledger.domain.books import Decision, Line, new_stamp
 from spotledger.domain.journal import Entry, Hold, opens_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
-from spotledger.storage.base import AccountView, Store
+from spotledger.storage.base import AccountView, Head, Store
 
 #: Entries that list a coin, register a customer, or mark another entry as reversed.
 _NAMING: Final = frozenset({ListCoin.kind, RegisterCustomer.kind, Reverse.kind})
@@ -28,19 +28,26 @@ _Change: TypeAlias = tuple[dict[Any, Any], Any, Any]
 class Overlay:
     """The books as a group has changed them so far, as the rules' :class:`~spotledger.domain.books.State`."""
 
-    def __init__(self, store: Store, entries: list[Entry], decisions: list[Decision]) -> None:
-        """Start at the head of *store*; what is taken over is appended to *entries* and *decisions*."""
+    def __init__(
+        self, store: Store, entries: list[Entry], decisions: list[Decision], before: Overlay | None = None
+    ) -> None:
+        """
+        Start at the head of *store*, or where the group of *before* will leave it, which is not published yet.
+
+        What is taken over is appended to *entries* and *decisions*.
+        """
         self._store = store
+        self._before = before
         #: The ``seq`` of the entry of each key that was known before the group.
         self.known: dict[str, int] = {}
-        self.head = store.head
+        self.head = store.head if before is None else before.end
         self.epochs = store.epochs
         self._listed = store.coins
         self._entries = entries
         self._decisions = decisions
         self._accounts: dict[Account, AccountView] = {}
         #: Lines with an earlier stamp have what others decided, and maybe never wrote.
-        self._begun = new_stamp()
+        self._begun: int = new_stamp() if before is None else before._begun
         self._holds: dict[int, Hold] = {}
         self._coins: dict[str, Coin] = {}
         self._customers: dict[str, bool] = {}
@@ -50,15 +57,26 @@ class Overlay:
         self._undo: list[_Change] | None = None
         self._chain_start = 0
 
+    @property
+    def end(self) -> Head:
+        """What will be the head when this group is published; its hash is not known yet."""
+        last = self._entries[-1] if self._entries else None
+        return self.head if last is None else Head(last.seq, b"", last.booked_ms)
+
+    def stand_alone(self) -> None:
+        """Note that the group before this one is published, so that the store has what it changed."""
+        self._before = None
+
     def coin(self, name: str) -> Coin | None:
         """Return the listed coin, or None."""
-        return self._listed.get(name) or self._coins.get(name)
+        listed = self._listed.get(name) or self._coins.get(name)
+        return listed if listed is not None or self._before is None else self._before.coin(name)
 
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
         if customer in self._customers:
             return True
-        registered = self._store.has_customer(customer)
+        registered = (self._before or self._store).has_customer(customer)
         if registered:
             self._customers[customer] = True
         return registered
@@ -79,11 +97,11 @@ class Overlay:
 
     def hold(self, hold_id: int) -> Hold | None:
         """Return the hold as it stands, or None."""
-        return self._holds.get(hold_id) or self._store.hold(hold_id)
+        return self._holds.get(hold_id) or (self._before or self._store).hold(hold_id)
 
     def hold_id_of_key(self, key: str) -> int | None:
         """Return the hold that was opened under *key*, or None."""
-        entry = self._keys.get(key)
+        entry = self._new_entry_of(key)
         if entry is not None:
             return entry.seq if opens_hold(entry) else None
         # The id of a hold is the seq of the entry that opened it, so that entry need not be read.
@@ -92,21 +110,26 @@ class Overlay:
 
     def entry_of_key(self, key: str) -> Entry | None:
         """Return the entry that has *key*, or None."""
-        entry = self._keys.get(key)
+        entry = self._new_entry_of(key)
         if entry is None and key in self.known:
             entry = self._keys[key] = found(self._store.entry(self.known[key]))
         return entry
 
+    def _new_entry_of(self, key: str) -> Entry | None:
+        """Return the entry with *key* of this group, or of the one before it if that is not published."""
+        entry = self._keys.get(key)
+        return entry if entry is not None or self._before is None else self._before._keys.get(key)
+
     def entry(self, seq: int) -> Entry | None:
         """Return an entry of the journal or of the group, or None."""
         if seq <= self.head.seq:
-            return self._store.entry(seq)
+            return (self._before or self._store).entry(seq)
         position = seq - self.head.seq - 1
         return self._entries[position] if position < len(self._entries) else None
 
     def reversal_of(self, seq: int) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
-        return self._reversals.get(seq) or self._store.reversal_of(seq)
+        return self._reversals.get(seq) or (self._before or self._store).reversal_of(seq)
 
     def know(self, hold: Hold) -> None:
         """Keep *hold*, which the store has found."""

@@ -25,9 +25,9 @@ from typing import Final, TypeVar
 from spotledger.domain.journal import LIBRARY
 from spotledger.domain.operations import Operation
 from spotledger.errors import ClockUntrusted, LedgerCorrupt, StoreBusy, StoreUnavailable
-from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, checked_chains, end_of_cut
+from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, Group, checked_chains, end_of_cut
 from spotledger.ledger.ledger import PIECE_OPERATIONS, Ledger, Outcome
-from spotledger.storage.steps import call_in, drive_on_loop
+from spotledger.storage.steps import awaited, call_in, drive_on_loop
 
 #: Operations that may wait; a request beyond that is refused at once.
 QUEUE_LIMIT: Final = 10_000
@@ -63,6 +63,19 @@ class _Request:
     answer: asyncio.Future[list[Outcome]]
     #: When it came, in seconds of :func:`time.monotonic`.
     came_s: float
+
+
+@dataclass(slots=True)
+class _Work:
+    """Requests that are decided together, and what came of them."""
+
+    requests: list[_Request]
+    group: Group
+
+    @property
+    def count(self) -> int:
+        """The number of their operations."""
+        return sum(len(request.operations) for request in self.requests)
 
 
 class Writer:
@@ -219,28 +232,102 @@ class Writer:
                     )
 
     async def _run(self) -> None:
-        task = asyncio.current_task()
         expected = 1
         try:
             while not (self._stopping and not self._queue):
                 if not self._queue:
                     await self._woken()
                     continue
-                if len(self._queue) < expected and self._waiting < self._group_limit and not self._stopping:
-                    await self._gather(expected)
+                await self._gather(expected)
                 async with self._write_lock:
-                    self._taken = requests = self._take()
-                    await self._write(requests)
-                expected, came = len(requests), len(self._queue)
-                if 0 < came < FEW_REQUESTS:
-                    expected = max(expected, min(expected + came, FEW_REQUESTS))
-                if task is not None and task.cancelling():
-                    return  # cancelled while the disk was busy
+                    expected = await (self._write_one() if self._ledger.remote else self._write_several())
+                if _is_cancelled():
+                    return  # while the disk was busy
                 if self._waiting >= PIECE_OPERATIONS:
                     await asyncio.sleep(0)  # making a large group visible, and loading the next, are enough each
         finally:
             self._stopping = True
             self._refuse(self._queue)
+
+    async def _write_one(self) -> int:
+        """Write a group; return how many requests to expect next."""
+        self._taken = requests = self._take()
+        await self._write(requests)
+        return _expected(len(requests), len(self._queue))
+
+    async def _write_several(self) -> int:
+        """Write a group, and then those that were decided while the one before was synced, until there is none."""
+        expected, work = 1, await self._decided(self._take())
+        while work is not None:
+            commit = asyncio.create_task(self._commit(work))
+            commit.add_done_callback(lambda _: self._wake.set())
+            ahead = await self._decided_ahead(work.group, commit)
+            waiting = len(self._queue) + (len(ahead.requests) if ahead else 0)
+            expected = _expected(len(work.requests), waiting)
+            if ahead is not None and (ahead.group.is_void or _is_cancelled()):
+                self._put_back(ahead.requests)
+                ahead = None
+            if ahead is not None:
+                await self._gather(expected - len(ahead.requests))
+                ahead = await self._with_waiting(work.group, ahead)
+            work = ahead
+        return expected
+
+    async def _decided(self, requests: list[_Request]) -> _Work | None:
+        """Decide *requests* as a group; return None if that failed and they were answered."""
+        try:
+            return _Work(requests, await drive_on_loop(self._ledger.deciding(*_joined(requests)), self._committer))
+        except Exception as error:  # noqa: BLE001 - every caller gets the error
+            await self._fail(requests, error)
+            return None
+        except BaseException:
+            self._refuse(requests)
+            raise
+
+    async def _decided_ahead(self, after: Group, commit: asyncio.Task[None]) -> _Work | None:
+        """
+        Wait for the *commit* of the group *after*, and decide meanwhile what comes, on top of it.
+
+        Returns:
+            What was decided; None if nothing came, or if it has to be decided again, and then it waits again.
+        """
+        work: _Work | None = None
+        may_grow = True
+        try:
+            while not commit.done():
+                if not self._queue or not may_grow:
+                    await self._woken()
+                    continue
+                before, work = work, await self._with_waiting(after, work)
+                may_grow = work is not None and work is not before
+        except BaseException:
+            if work is not None:
+                self._put_back(work.requests)
+            raise
+        finally:
+            await awaited(commit)
+        return work
+
+    async def _with_waiting(self, after: Group, work: _Work | None) -> _Work | None:
+        """Add what waits to *work*, which was decided on top of *after*; return None if that has to be done again."""
+        requests = self._take(self._group_limit - work.count if work else self._group_limit) if self._queue else []
+        if not requests:
+            return work
+        steps = self._ledger.deciding_ahead(after, None if work is None else work.group, *_joined(requests))
+        both = [*work.requests, *requests] if work else requests
+        try:
+            return _Work(both, await drive_on_loop(steps, self._committer))
+        except Exception:  # noqa: BLE001 - the same happens, and is answered, where nothing is ahead
+            self._put_back(both)
+            return None
+        except BaseException:
+            self._put_back(both)
+            raise
+
+    def _put_back(self, requests: Sequence[_Request]) -> None:
+        """Have *requests*, of which nothing was written, wait again, before all others."""
+        self._queue.extendleft(reversed(requests))
+        self._waiting += sum(len(request.operations) for request in requests)
 
     async def _woken(self) -> None:
         self._wake.clear()
@@ -248,6 +335,8 @@ class Writer:
 
     async def _gather(self, enough: int) -> None:
         """Wait until *enough* requests are waiting, or a group is full, or ``gather_seconds`` have passed."""
+        if len(self._queue) >= enough or self._waiting >= self._group_limit or self._stopping:
+            return
         timer = asyncio.get_running_loop().call_later(self._gather_seconds, self._wake.set)
         self._enough = enough
         try:
@@ -298,35 +387,39 @@ class Writer:
             self._ledger.go_on_rebuilding()
         return self._ledger.takes_writes
 
-    def _take(self) -> list[_Request]:
-        """Take requests off the queue, up to the limit of a group."""
-        taken = [self._queue.popleft()]
-        count = len(taken[0].operations)
-        while self._queue and count + len(self._queue[0].operations) <= self._group_limit:
+    def _take(self, limit: int | None = None) -> list[_Request]:
+        """Take requests off the queue, up to the limit of a group, or to *limit* operations, which may be none."""
+        taken: list[_Request] = []
+        count = 0
+        while self._queue and (
+            count + len(self._queue[0].operations) <= (self._group_limit if limit is None else limit)
+            or (limit is None and not taken)
+        ):
             taken.append(self._queue.popleft())
             count += len(taken[-1].operations)
         self._waiting -= count
         return taken
 
     async def _write(self, requests: Sequence[_Request]) -> None:
-        operations = [operation for request in requests for operation in request.operations]
-        actors = [request.actor for request in requests for _ in request.operations]
+        """Write *requests* as a group, and answer them."""
+        work = await self._decided(list(requests))
+        if work is not None:
+            await self._commit(work)
+
+    async def _commit(self, work: _Work) -> None:
+        """Make what was decided durable and visible, and answer it."""
         try:
-            steps = self._ledger.booking(operations, _joined_chains(requests), actors)
-            group = await drive_on_loop(steps, self._committer)
-            self._failed = self._failed and not group.entries
-            outcomes = self._ledger.finish(group)
+            await drive_on_loop(self._ledger.committing(work.group), self._committer)
+            self._failed = self._failed and not work.group.entries
+            outcomes = self._ledger.finish(work.group)
         except Exception as error:  # noqa: BLE001 - every caller gets the error
-            if not isinstance(error, ClockUntrusted):  # the clock says so in the log, once
-                level = logging.INFO if self._waits_for_books(error) else logging.ERROR
-                _log.log(level, "a group of %d operations could not be written: %s", len(operations), error)
-            await self._fail(requests, error)
+            await self._fail(work.requests, error)
             return
         except BaseException:
-            self._refuse(requests)
+            self._refuse(work.requests)
             raise
         position = 0
-        for request in requests:
+        for request in work.requests:
             end = position + len(request.operations)
             if not request.answer.done():
                 request.answer.set_result(outcomes[position:end])
@@ -334,6 +427,10 @@ class Writer:
 
     async def _fail(self, requests: Sequence[_Request], error: Exception) -> None:
         """Pass *error* to the callers of a group; unless the store failed, try each request by itself first."""
+        if not isinstance(error, ClockUntrusted):  # the clock says so in the log, once
+            level = logging.INFO if self._waits_for_books(error) else logging.ERROR
+            count = sum(len(request.operations) for request in requests)
+            _log.log(level, "a group of %d operations could not be written: %s", count, error)
         by_store = isinstance(error, (StoreUnavailable, LedgerCorrupt)) and not self._waits_for_books(error)
         self._failed = self._failed or by_store
         if len(requests) > 1 and not by_store and not isinstance(error, ClockUntrusted):
@@ -355,6 +452,24 @@ def _cuts(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, 
         end = end_of_cut(start, count, chains, limit)
         yield start, end
         start = end
+
+
+def _joined(requests: Sequence[_Request]) -> tuple[list[Operation], Chains | None, list[str]]:
+    """Return the operations, chains and actors of *requests*."""
+    operations = [operation for request in requests for operation in request.operations]
+    actors = [request.actor for request in requests for _ in request.operations]
+    return operations, _joined_chains(requests), actors
+
+
+def _expected(written: int, came: int) -> int:
+    """Return how many requests to expect after a group of *written* ones, during which *came* more."""
+    return max(written, min(written + came, FEW_REQUESTS)) if 0 < came < FEW_REQUESTS else written
+
+
+def _is_cancelled() -> bool:
+    """Say whether this task was cancelled while it could not be interrupted."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _joined_chains(requests: Sequence[_Request]) -> Chains | None:

@@ -92,14 +92,14 @@ async def drive_on_loop(steps: Steps[T], executor: Executor) -> T:
 
 async def call_in(executor: Executor, call: Callable[[], T]) -> T:
     """Run *call* in *executor*, and wait for it even if cancelled."""
-    return await _awaited(asyncio.get_running_loop().run_in_executor(executor, call))
+    return await awaited(asyncio.get_running_loop().run_in_executor(executor, call))
 
 
 async def _next_iteration() -> None:
     loop = asyncio.get_running_loop()
     passed: asyncio.Future[bool] = loop.create_future()
     loop.call_soon(_settle, passed, True)
-    await _awaited(passed)
+    await awaited(passed)
 
 
 async def _is_ready_on_loop(wait: Readiness) -> bool:
@@ -110,7 +110,7 @@ async def _is_ready_on_loop(wait: Readiness) -> bool:
     if wait.or_writable:
         loop.add_writer(wait.socket, _settle, ready, True)
     try:
-        return await _awaited(ready)
+        return await awaited(ready)
     finally:
         timer.cancel()
         loop.remove_reader(wait.socket)
@@ -123,7 +123,7 @@ def _settle(ready: asyncio.Future[bool], is_ready: bool) -> None:
         ready.set_result(is_ready)
 
 
-async def _awaited(future: asyncio.Future[T]) -> T:
+async def awaited(future: asyncio.Future[T]) -> T:
     """Wait for *future* even if cancelled; ``Task.cancelling`` still counts the cancellation."""
     while not future.done():
         with suppress(asyncio.CancelledError):

@@ -315,19 +315,23 @@ class SqliteStore(RebuiltBooks):
 
     def begin(self, wanted: Wanted) -> Steps[None]:
         """Check that writing makes sense; this process is the only one that writes, and it has one clock."""
-        if self._note.failure is not None:
-            raise StoreUnavailable(f"{self._note.failure}; try again with the same idempotency key")
+        self._check_note()
         if self._books is None or self._suspected is not None:
             self.go_on_rebuilding()
         if self._head.seq - self._sealed_to >= (UNSEALED_LIMIT + 1) * self._segment_entries:
             self._seal(IDLE_ABSORBED_KEYS)
             raise StoreBusy("sealing is behind; try again with the same idempotency key")
-        self._memory.is_pinned = True
+        self._memory.groups += 1
         return at_once(None)
+
+    def _check_note(self) -> None:
+        """Refuse to write after a commit whose head could not be noted."""
+        if self._note.failure is not None:
+            raise StoreUnavailable(f"{self._note.failure}; try again with the same idempotency key")
 
     def leave(self, *, repeated: bool) -> Steps[None]:
         """Go on sealing: what was answered before is on the disk since then, or since the commit of the start."""
-        self._memory.is_pinned = False
+        self._memory.groups = max(0, self._memory.groups - 1)
         self._seal(IDLE_ABSORBED_KEYS)
         return at_once(None)
 
@@ -338,6 +342,7 @@ class SqliteStore(RebuiltBooks):
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Append *entries*, which follow what was written before without a gap; nothing is visible yet."""
+        self._check_note()
         before = self._pending_head
         previous = before.hash
         rows = []
@@ -407,12 +412,12 @@ class SqliteStore(RebuiltBooks):
     def publish(self, entries: Sequence[Entry], decisions: Sequence[Decision] = ()) -> None:
         """Make the committed *entries* visible, and note the head."""
         memory, digests = self._memory, self._digests
-        if decisions and memory.is_pinned:  # no other memory has taken its place since the group began
+        if decisions and memory.groups:  # no other memory has taken its place since the group began
             memory.take_group(entries, decisions, digests)
         else:
             for entry in entries:
                 memory.apply(entry, digests.get(entry.key))
-        memory.is_pinned = False
+        memory.groups = max(0, memory.groups - 1)
         if entries[-1].kind == BEGIN_EPOCH:
             self.epochs = self._note.epochs = epochs_after(entries[-1])
         self._head = self._pending_head
@@ -424,7 +429,7 @@ class SqliteStore(RebuiltBooks):
     def recover(self) -> None:
         """Roll back what was written, and build memory from the files again."""
         self._begun_seq = None
-        self._memory.is_pinned = False
+        self._memory.groups = 0
         if self._waiting_rows is not None and not self._write.in_transaction:
             self._waiting_rows, self._pending_head = None, self._head  # the lock never came, so nothing was written
         if self._pending_head == self._head and not self._write.in_transaction:

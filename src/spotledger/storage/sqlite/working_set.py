@@ -73,8 +73,8 @@ class WorkingSet(OpenSegments):
         self.coins: Mapping[str, Coin] = MappingProxyType({})
         self._shrink_at = cache_accounts
         self._looked_at = 0
-        #: Whether a group is being decided, in lines of accounts that must stay.
-        self.is_pinned = False
+        #: How many groups are under way, in lines of accounts that must stay.
+        self.groups = 0
 
     # --- look-ups ---------------------------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class WorkingSet(OpenSegments):
 
     def shrink(self, sealed_to: int) -> None:
         """Evict what exceeds the bounds and is unchanged in the tables, oldest first."""
-        if len(self.accounts) > self._shrink_at and not self.is_pinned:
+        if len(self.accounts) > self._shrink_at and not self.groups:
             self._evict_accounts(sealed_to)
         excess = len(self.known_customers) - self._cache_accounts
         if excess > 0:
