@@ -172,6 +172,8 @@ def test_lone_caller_is_never_made_to_wait_for_others(ledger: Ledger) -> None:
         await writer.start()
         for number in range(3):
             await asyncio.wait_for(writer.submit(deposit(f"k{number}")), PATIENCE_SECONDS)
+        for number in range(3):  # and now without a turn of the loop between an answer and the next request
+            await writer.submit(deposit(f"at-once-{number}"))
         await writer.stop()
 
     run(test())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,7 @@ from spotledger.errors import (
 )
 from spotledger.ledger.ledger import Ledger, Outcome, Receipt
 from spotledger.ledger.writer import Writer
+from spotledger.storage.steps import drive
 from support_books import check_books
 from support_core import Clock, open_small, seed, spot
 
@@ -184,6 +186,34 @@ def test_what_the_last_group_did_is_known_to_the_next(ledger: Ledger) -> None:
         assert disk.commits == 2
 
     overlapped(ledger, first, test)
+
+
+def test_entry_that_the_last_group_reversed_is_not_reversed_again(ledger: Ledger) -> None:
+    """The store does not know of the reversal yet, and yet the next group does."""
+    target = ledger.deposit("ann", "btc", "2", key="target").seq
+
+    async def test(writer: Writer, disk: Disk, first: asyncio.Task[list[Outcome]]) -> None:
+        second = asked(writer, Reverse("again", target, "a mistake"))
+        await until(lambda: writer.waiting == 0)
+        disk.go_on()
+        [refusal] = await second
+        assert isinstance(refusal, AlreadyReversed)
+        assert refusal.details["by"] == seq_of((await first)[0])
+
+    overlapped(ledger, [Reverse("once", target, "a mistake")], test)
+
+
+def test_group_lets_go_of_the_one_before_it_once_that_is_published(ledger: Ledger) -> None:
+    """Else each group would keep all earlier ones in memory."""
+    first = drive(ledger.deciding([Deposit("d", "ann", "btc", "5")]))
+    before = weakref.ref(first._overlay)
+    second = drive(ledger.deciding([Freeze("f", "ann", "btc", "1005")], after=first))
+    drive(ledger.committing(first))
+    ledger.finish(first)
+    del first
+    assert before() is None
+    drive(ledger.committing(second))
+    assert seq_of(ledger.finish(second)[0]) == ledger.head.seq
 
 
 def test_failed_commit_takes_with_it_what_was_decided_on_top(ledger: Ledger) -> None:

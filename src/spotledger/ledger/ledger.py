@@ -223,87 +223,50 @@ class Ledger(LedgerReads):
         return group
 
     def deciding(
-        self, operations: Sequence[Operation], chains: Chains | None = None, actors: Sequence[str] | None = None
+        self,
+        operations: Sequence[Operation],
+        chains: Chains | None = None,
+        actors: Sequence[str] | None = None,
+        after: Group | None = None,
+        into: Group | None = None,
     ) -> Steps[Group]:
         """
         Decide a group in steps; :meth:`committing` makes it durable. Holds whose time has come expire first.
 
-        Raises what :meth:`book` does.
+        With *after*, a group that is being committed meanwhile, it is decided on top of that one: nothing of it is
+        written yet, and it is void if *after* fails. *into* is what was decided on top of *after* before; the
+        operations are added to it. Where this raises then, all of it has to be decided again, once *after* is done.
         """
+        group = into
+        try:
+            wanted = wanted_of(operations)
+            if group is None:
+                group = yield from self._begun(wanted, after)
+            group.add(operations, chains, actors)
+            loading = group.load(wanted, sys.maxsize if self._store.remote else LOADED_TOGETHER)
+            self._go_on(group, loading, is_ahead=after is not None)
+            while not group.is_decided:
+                yield None
+                self._go_on(group, loading, is_ahead=after is not None)
+        except BaseException as error:
+            if after is None:
+                yield from self._roll_back(error)
+            elif group is not None:
+                group.is_void = True
+                yield from self._store.leave(repeated=False)
+            raise
+        return group
+
+    def _begun(self, wanted: Wanted, after: Group | None) -> Steps[Group]:
+        """Return a new group at the head, or on top of *after*."""
         with self._write_lock:
-            if self._unfinished:
+            if after is None and self._unfinished:
                 self.abandon()  # the caller left the last group unfinished
             self._check_writable()
         clock, asked_ms = self.clock, self.clock.before_asking() if self._store.remote else 0
-        try:
-            wanted = wanted_of(operations)
-            store_ms = yield from self._store.begin(wanted)
-            now_ms = clock.check() if store_ms is None else clock.check_server(store_ms, asked_ms)
-            group = Group(self._store, now_ms)
-            yield from self._deciding(group, operations, chains, actors, wanted, is_ahead=False)
-        except BaseException as error:
-            yield from self._roll_back(error)
-            raise
-        return group
-
-    def deciding_ahead(
-        self,
-        after: Group,
-        group: Group | None,
-        operations: Sequence[Operation],
-        chains: Chains | None = None,
-        actors: Sequence[str] | None = None,
-    ) -> Steps[Group]:
-        """
-        Decide in steps what is to be committed once the group *after* is, which is being committed meanwhile.
-
-        Args:
-            after: The group that is being committed. If that fails, what is decided on top of it is void.
-            group: What was decided on top of it before, and is committed together with it; None: nothing.
-            operations: The operations.
-            chains: As in :meth:`execute`.
-            actors: Who asks, for each operation.
-
-        Returns:
-            The group; nothing of it was written.
-
-        Raises:
-            SpotledgerError: The operations have to be decided again, by :meth:`deciding`, once *after* is committed or
-                has failed; nothing was done.
-        """
-        wanted = wanted_of(operations)
-        if group is None:
-            now_ms = self.clock.check()
-            yield from self._store.begin(wanted)
-            group = Group(self._store, now_ms, after)
-        try:
-            yield from self._deciding(group, operations, chains, actors, wanted, is_ahead=True)
-        except BaseException:
-            yield from self.dropping(group)
-            raise
-        return group
-
-    def dropping(self, group: Group) -> Steps[None]:
-        """Give up a *group* that was decided ahead, of which nothing was written."""
-        group.is_void = True
-        return self._store.leave(repeated=False)
-
-    def _deciding(
-        self,
-        group: Group,
-        operations: Sequence[Operation],
-        chains: Chains | None,
-        actors: Sequence[str] | None,
-        wanted: Wanted,
-        *,
-        is_ahead: bool,
-    ) -> Steps[None]:
-        group.add(operations, chains, actors)
-        loading = group.load(wanted, sys.maxsize if self._store.remote else LOADED_TOGETHER)
-        self._go_on(group, loading, is_ahead=is_ahead)
-        while not group.is_decided:
-            yield None
-            self._go_on(group, loading, is_ahead=is_ahead)
+        store_ms = yield from self._store.begin(wanted)
+        now_ms = clock.check() if store_ms is None else clock.check_server(store_ms, asked_ms)
+        return Group(self._store, now_ms, after)
 
     @gc_paused
     def _go_on(self, group: Group, loading: Iterator[None], *, is_ahead: bool) -> None:

@@ -116,6 +116,8 @@ class Writer:
         self._tasks: list[asyncio.Task[None]] = []
         self._committer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commit")
         self._key_writer = ThreadPoolExecutor(max_workers=KEY_WRITES if ledger.remote else 1, thread_name_prefix="keys")
+        #: The requests that waited when the last group was answered.
+        self._left = 0
         #: The requests that are being written, or were written last.
         self._taken: Sequence[_Request] = ()
 
@@ -240,7 +242,7 @@ class Writer:
                     continue
                 await self._gather(expected)
                 async with self._write_lock:
-                    expected = await (self._write_one() if self._ledger.remote else self._write_several())
+                    expected = await self._write_several()
                 if _is_cancelled():
                     return  # while the disk was busy
                 if self._waiting >= PIECE_OPERATIONS:
@@ -249,24 +251,19 @@ class Writer:
             self._stopping = True
             self._refuse(self._queue)
 
-    async def _write_one(self) -> int:
-        """Write a group; return how many requests to expect next."""
-        self._taken = requests = self._take()
-        await self._write(requests)
-        return _expected(len(requests), len(self._queue))
-
     async def _write_several(self) -> int:
-        """Write a group, and then those that were decided while the one before was synced, until there is none."""
+        """
+        Write a group, and then those that were decided while the one before was synced, until there is none.
+
+        Returns how many requests to expect next.
+        """
         expected, work = 1, await self._decided(self._take())
         while work is not None:
-            commit = asyncio.create_task(self._commit(work))
-            commit.add_done_callback(lambda _: self._wake.set())
-            ahead = await self._decided_ahead(work.group, commit)
-            waiting = len(self._queue) + (len(ahead.requests) if ahead else 0)
-            expected = _expected(len(work.requests), waiting)
-            if ahead is not None and (ahead.group.is_void or _is_cancelled()):
-                self._put_back(ahead.requests)
-                ahead = None
+            ahead = await self._committed(work)
+            came = self._left + (len(ahead.requests) if ahead else 0)
+            expected = len(work.requests)
+            if 0 < came < FEW_REQUESTS:
+                expected = max(expected, min(expected + came, FEW_REQUESTS))
             if ahead is not None:
                 await self._gather(expected - len(ahead.requests))
                 ahead = await self._with_waiting(work.group, ahead)
@@ -275,6 +272,7 @@ class Writer:
 
     async def _decided(self, requests: list[_Request]) -> _Work | None:
         """Decide *requests* as a group; return None if that failed and they were answered."""
+        self._taken = requests
         try:
             return _Work(requests, await drive_on_loop(self._ledger.deciding(*_joined(requests)), self._committer))
         except Exception as error:  # noqa: BLE001 - every caller gets the error
@@ -284,36 +282,32 @@ class Writer:
             self._refuse(requests)
             raise
 
-    async def _decided_ahead(self, after: Group, commit: asyncio.Task[None]) -> _Work | None:
-        """
-        Wait for the *commit* of the group *after*, and decide meanwhile what comes, on top of it.
-
-        Returns:
-            What was decided; None if nothing came, or if it has to be decided again, and then it waits again.
-        """
-        work: _Work | None = None
-        may_grow = True
+    async def _committed(self, work: _Work) -> _Work | None:
+        """Commit and answer *work*; return what was decided on top of it meanwhile, if that still holds."""
+        commit = asyncio.create_task(self._commit(work))
+        commit.add_done_callback(lambda _: self._wake.set())
+        ahead: _Work | None = None
+        may_grow = not self._ledger.remote
         try:
             while not commit.done():
                 if not self._queue or not may_grow:
                     await self._woken()
                     continue
-                before, work = work, await self._with_waiting(after, work)
-                may_grow = work is not None and work is not before
-        except BaseException:
-            if work is not None:
-                self._put_back(work.requests)
-            raise
+                before, ahead = ahead, await self._with_waiting(work.group, ahead)
+                may_grow = ahead is not None and ahead is not before
         finally:
             await awaited(commit)
-        return work
+            if ahead is not None and (ahead.group.is_void or _is_cancelled()):
+                self._put_back(ahead.requests)
+                ahead = None
+        return ahead
 
     async def _with_waiting(self, after: Group, work: _Work | None) -> _Work | None:
         """Add what waits to *work*, which was decided on top of *after*; return None if that has to be done again."""
         requests = self._take(self._group_limit - work.count if work else self._group_limit) if self._queue else []
         if not requests:
             return work
-        steps = self._ledger.deciding_ahead(after, None if work is None else work.group, *_joined(requests))
+        steps = self._ledger.deciding(*_joined(requests), after, None if work is None else work.group)
         both = [*work.requests, *requests] if work else requests
         try:
             return _Work(both, await drive_on_loop(steps, self._committer))
@@ -418,6 +412,7 @@ class Writer:
         except BaseException:
             self._refuse(work.requests)
             raise
+        self._left = len(self._queue)
         position = 0
         for request in work.requests:
             end = position + len(request.operations)
@@ -459,11 +454,6 @@ def _joined(requests: Sequence[_Request]) -> tuple[list[Operation], Chains | Non
     operations = [operation for request in requests for operation in request.operations]
     actors = [request.actor for request in requests for _ in request.operations]
     return operations, _joined_chains(requests), actors
-
-
-def _expected(written: int, came: int) -> int:
-    """Return how many requests to expect after a group of *written* ones, during which *came* more."""
-    return max(written, min(written + came, FEW_REQUESTS)) if 0 < came < FEW_REQUESTS else written
 
 
 def _is_cancelled() -> bool:
