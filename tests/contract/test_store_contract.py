@@ -56,12 +56,13 @@ def decided(ledger: Ledger) -> list[Entry]:
     store, operations = store_of(ledger), wide_group(ledger.head.seq)
     wanted = wanted_of(operations)
     drive(store.begin(wanted))
-    group = Group(store, operations, None, ledger.head.booked_ms)
+    group = Group(store, ledger.head.booked_ms)
+    group.add(operations)
     for _ in group.load(wanted, 2):
         pass  # in pieces, as large groups are loaded
-    entries = group.decide(len(operations))
+    group.decide(len(operations))
     assert group.is_decided
-    return entries
+    return group.take_entries()
 
 
 def picture(ledger: Ledger) -> dict[str, Any]:

@@ -150,8 +150,8 @@ class WorkingSet(OpenSegments):
                 segment = self._segment_of(seq)
                 next_seq = segment.first_seq + self._segment_entries
             segment.keys[digests.get(key) or key_digest(key)] = seq
-            if not lines and entry.refusal is None:
-                self._take_name(segment, entry)
+            if entry.refusal is not None:
+                continue
             place = seq - segment.first_seq
             for line in lines:
                 if line.segment is not segment:
@@ -161,7 +161,7 @@ class WorkingSet(OpenSegments):
             closing.update(zip(lines, entry.balances, strict=True))
             if decision.holds:
                 self._put_holds(segment, entry, decision.holds)
-            elif entry.kind == Reverse.kind:
+            elif not lines or entry.kind == Reverse.kind:
                 self._take_name(segment, entry)
         self._close_lines(closing)
 
