@@ -4,7 +4,8 @@ The port of the stores: what the ledger needs of whatever stores the journal.
 A write goes ``begin`` → ``load`` → (rules) → ``write`` → ``commit`` → ``publish``. It ends with ``leave`` instead if
 the rules decide nothing to write, and with ``recover`` if a step fails. Entries become visible to reads at ``publish``,
 not before. ``begin``, ``leave`` and ``commit`` wait for a disk or a server: they are steps
-(:mod:`spotledger.storage.steps`). The library drives them by blocking, the writer on the event loop.
+(:mod:`spotledger.storage.steps`). The library drives them by blocking, the writer on the event loop. On a store that is
+not ``remote``, ``begin`` and ``load`` of the next write may come while ``commit`` of the last one waits.
 """
 
 from __future__ import annotations
