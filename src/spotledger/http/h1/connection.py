@@ -13,12 +13,13 @@ import socket
 import struct
 from collections import deque
 from enum import Enum
+from functools import partial
 from http import HTTPStatus
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from spotledger.http.h1.incoming import CompleteRequest, IncomingRequest
 from spotledger.http.h1.reader import RequestReader
-from spotledger.http.h1.request import BadRequest, ClientDisconnected, Reply, Stream
+from spotledger.http.h1.request import BadRequest, ClientDisconnected, LateReply, Reply, Stream
 from spotledger.http.h1.state import ListenerState, log_unexpected
 
 _STATUS_LINES: Final = {
@@ -58,8 +59,8 @@ class Connection(asyncio.Protocol):
         self._reader = RequestReader(state.limits)
         self._transport: asyncio.Transport
         self._loop = asyncio.get_running_loop()
-        #: The task that answers, the requests that wait, and the one whose body is being read.
-        self._task: asyncio.Task[None] | None = None
+        #: What the answer that is being made waits for, the requests that wait, and the one whose body is being read.
+        self._task: asyncio.Future[Any] | None = None
         self._waiting: deque[CompleteRequest | IncomingRequest] = deque()
         self._incoming: IncomingRequest | None = None
         #: How much the reader had consumed when only one request waited.
@@ -280,6 +281,29 @@ class Connection(asyncio.Protocol):
                 log_unexpected(error)
                 self._transport.abort()
                 return
+        if isinstance(reply, LateReply):
+            self._phase = _ANSWER
+            self._task = reply.future
+            reply.future.add_done_callback(partial(self._made, request, reply))
+        else:
+            self._replied(request, reply)
+
+    def _made(self, request: CompleteRequest | IncomingRequest, late: LateReply, future: asyncio.Future[Any]) -> None:
+        """Send the answer that waited for *future*."""
+        self._task = None
+        if future.cancelled():
+            return  # the connection was cut off
+        try:
+            reply = late.make(future)
+        except Exception as error:  # noqa: BLE001 - an error ends this connection only
+            log_unexpected(error)
+            self._transport.abort()
+            return
+        if not self._is_gone:
+            self._replied(request, reply)
+
+    def _replied(self, request: CompleteRequest | IncomingRequest, reply: Reply | None) -> None:
+        """Send *reply*; in a task, if there is none yet or it comes piece by piece."""
         if reply is None or reply.stream is not None:
             self._phase = _ANSWER
             self._task = self._loop.create_task(self._answer(request, reply))

@@ -4,8 +4,9 @@ A request, its reply, and the application between them, whether they travel over
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 Header = tuple[bytes, bytes]
 
@@ -118,11 +119,28 @@ class Reply:
         self.lines = b""
 
 
+class LateReply(NamedTuple):
+    """
+    An answer that waits for one future and then is made without waiting.
+
+    Args:
+        future: What it waits for; it is cancelled if the connection is cut off.
+        make: Makes the answer of *future*, which is done and not cancelled; None: call :meth:`Application.answer`.
+    """
+
+    future: asyncio.Future[Any]
+    make: Callable[[asyncio.Future[Any]], Reply | None]
+
+
 class Application(Protocol):
     """Answers requests. It may be asked for several answers at a time, but for one of each connection."""
 
-    def at_once(self, request: Request) -> Reply | None:
-        """Return the answer to a complete request if that needs no waiting; None: call :meth:`answer`."""
+    def at_once(self, request: Request) -> Reply | LateReply | None:
+        """
+        Return the answer to a complete request if it needs no task: it is there, or there once a future is done.
+
+        None: call :meth:`answer`.
+        """
 
     async def answer(self, request: Request) -> Reply:
         """Answer one request; raise ClientDisconnected if the client disconnects before the request is complete."""

@@ -378,7 +378,7 @@ def _entry_and_balances(entry: Entry, texts: CoinTexts) -> tuple[EntryAnswer, li
 def _postings(
     postings: Sequence[Posting], sides: dict[Line, list[Any]], texts: CoinTexts, epochs: Epochs
 ) -> list[PostingAnswer]:
-    """Return the postings, worked back from *sides*, what is available and in freeze after all: units and their text."""
+    """Return the postings, worked back from *sides*, available and freeze after all: units and text."""
     answers = []
     last, last_text, amount = 0, None, ""
     for account, coin, side, units, hold in reversed(postings):
