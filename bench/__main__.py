@@ -12,6 +12,7 @@ BENCHES = (
     "library",
     "exchange",
     "http_writes",
+    "http_cost",
     "growth",
     "start",
     "loop",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import spotledger
 from spotledger.domain.accounts import Account
+from spotledger.domain.journal import BalanceAfter, Move, Posting
 from spotledger.domain.operations import Operation
 from spotledger.ledger.group import Group
 from spotledger.ledger.ledger import Ledger
@@ -140,3 +141,9 @@ def alter_last(folder: Path, change: Change) -> int:
                 connection.execute(sql)
     (folder / "noted-head").unlink()
     return int(seq)
+
+
+def moved(postings: Iterable[Posting], balances: Iterable[BalanceAfter]) -> tuple[Move, ...]:
+    """Return *postings* as an entry with these *balances* has them."""
+    places = {(after.account, after.coin): place for place, after in enumerate(balances)}
+    return tuple((places[account, coin], side, units, hold) for account, coin, side, units, hold in postings)

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from spotledger.http.h1.limits import Limits
-from spotledger.http.h1.request import BadRequest, Reply, Request
+from spotledger.http.h1.request import BadRequest, LateReply, Reply, Request
 from spotledger.http.h1.server import HttpServer
 from support_listener import Wire
 
@@ -64,21 +64,33 @@ class Seen(NamedTuple):
 
 class Echo:
     """
-    Answers with the path of a request, at once or after the loop had a turn; ``/long`` with many bytes.
+    Answers with the path of a request, at once, after a future or in a task; ``/long`` with many bytes.
 
     ``/unread`` is answered without its body.
     """
 
-    def __init__(self, *, is_quick: bool = True) -> None:
+    def __init__(self, *, is_quick: bool = True, is_late: bool = False) -> None:
         self.is_quick = is_quick
+        self.is_late = is_late
         self.seen: list[Seen] = []
         self.refused: list[str] = []
 
-    def at_once(self, request: Request) -> Reply | None:
+    def at_once(self, request: Request) -> Reply | LateReply | None:
         """Answer a request whose body is here."""
-        if not self.is_quick or not isinstance(request.body, bytes):
+        body = request.body
+        if not self.is_quick or not isinstance(body, bytes):
             return None
-        return self._reply(request, request.body)
+        if not self.is_late:
+            return self._reply(request, body)
+        future = self.awaited()
+        return LateReply(future, lambda _: self._reply(request, body))
+
+    def awaited(self) -> asyncio.Future[None]:
+        """Return what an answer waits for."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        loop.call_soon(lambda: future.done() or future.set_result(None))
+        return future
 
     async def answer(self, request: Request) -> Reply:
         """Answer after a turn of the loop."""

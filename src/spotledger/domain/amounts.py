@@ -86,10 +86,11 @@ def formatter(scale: int, least_decimals: int) -> Callable[[int], str]:
     width, point, kept = scale + 1, -scale, least_decimals - scale
     nothing = "0" * -kept
     dot = "." if least_decimals else ""
+    zero = f"0{dot}{'0' * least_decimals}"
 
     def write(units: int) -> str:
-        if units < 0:
-            return "-" + write(-units)
+        if units <= 0:
+            return "-" + write(-units) if units else zero
         digits = str(units)
         if len(digits) < width:
             digits = digits.zfill(width)

@@ -181,6 +181,16 @@ class Writer:
         )
         return [outcome for outcomes in answers for outcome in outcomes]
 
+    def enqueue(self, operation: Operation, actor: str) -> asyncio.Future[list[Outcome]]:
+        """
+        Queue one operation of a caller, and return the future of its outcome, alone in a list.
+
+        Raises:
+            StoreBusy: The queue is full, or the writer is stopping; nothing was done.
+        """
+        self._check_room(1)
+        return self._enqueue((operation,), None, actor)
+
     def _check_room(self, count: int) -> None:
         if self._refuses:
             raise StoreUnavailable(self._refuses)

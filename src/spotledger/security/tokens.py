@@ -41,6 +41,8 @@ FINGERPRINT_DIGITS = 16
 TOKENS_GENERATION = 1_000
 #: How many tokens that were used lately are found without a hash.
 RECENT_TOKENS = 64
+#: The longest value of ``Authorization`` that is kept for that; the usual one has 71.
+RECENT_CHARACTERS = 128
 #: How many tokens are read at a time.
 TOKENS_PAGE = 1_000
 #: An admin token that expires sooner does not count as the other one that has to be in use when one is revoked.
@@ -112,7 +114,7 @@ class Tokens:
         self._records = records
         self._clock_ms = clock_ms
         self._known: BoundedDict[bytes, TokenRecord] = BoundedDict(TOKENS_GENERATION)
-        #: Tokens as they were sent, for a look-up without a hash; all of them are in `_known` too.
+        #: Records of tokens not revoked, by the value of ``Authorization``; all of them are in `_known` too.
         self._recent: dict[str, TokenRecord] = {}
         # Held from reading a record until it is in memory, so that a record read before a revocation is not kept.
         self._changing = threading.Lock()
@@ -182,12 +184,11 @@ class Tokens:
             TokenRefused: There is no bearer token, or it is unknown, revoked, expired, or not for this address.
             ScopeMissing: The token has neither *scope* nor ``admin``.
         """
-        token = _bearer_token(header or "")
-        if token is None:
-            raise token_refused("token_missing")
-        record = self.find(token)
+        record = self._recent.get(header or "")
         if record is None:
-            raise token_refused("token_unknown")
+            record = self._found(header or "")
+        elif self.trust is not None:
+            self.trust.check()
         now_ms = self._clock_ms()
         if not record.is_in_use(now_ms):
             raise token_refused("token_expired" if record.revoked_ms is None else "token_revoked")
@@ -198,6 +199,23 @@ class Tokens:
         self.used[record.token_id] = now_ms
         return record
 
+    def _found(self, header: str) -> TokenRecord:
+        """Return the record of the token in *header*, to be found without a hash from now on."""
+        token = _bearer_token(header)
+        if token is None:
+            raise token_refused("token_missing")
+        if self.trust is not None:
+            self.trust.check()
+        with self._changing:
+            record = self._read(token)
+            if record is None:
+                raise token_refused("token_unknown")
+            if record.revoked_ms is None and len(header) <= RECENT_CHARACTERS:
+                if len(self._recent) >= RECENT_TOKENS:
+                    self._recent.clear()
+                self._recent[header] = record
+            return record
+
     def find(self, token: str) -> TokenRecord | None:
         """
         Return the record of *token*, revoked and expired ones too; None if it is unknown.
@@ -207,22 +225,19 @@ class Tokens:
         """
         if self.trust is not None:
             self.trust.check()
-        record = self._recent.get(token)
-        if record is not None:
-            return record
+        with self._changing:
+            return self._read(token)
+
+    def _read(self, token: str) -> TokenRecord | None:
+        """Return the record of *token*, and keep it in memory unless it is revoked."""
         # The look-up is by hash, so its duration says nothing about the token.
         digest = digest_of(token)
-        with self._changing:
-            record = self._known.get(digest)
-            if record is None:
-                record = self._records.by_digest(digest)
-                if record is not None and record.revoked_ms is None:
-                    self._known.put(digest, record)
+        record = self._known.get(digest)
+        if record is None:
+            record = self._records.by_digest(digest)
             if record is not None and record.revoked_ms is None:
-                if len(self._recent) >= RECENT_TOKENS:
-                    self._recent.clear()
-                self._recent[token] = record
-            return record
+                self._known.put(digest, record)
+        return record
 
     def named_in(self, header: str | None) -> TokenRecord | None:
         """Return the record of the token in *header*, in use or not; None if it is unknown, or cannot be looked up."""
@@ -313,8 +328,6 @@ def _is_within(addresses: tuple[str, ...], address: IpAddress) -> bool:
 
 def _bearer_token(header: str) -> str | None:
     """Return the token in the value of ``Authorization``, or None if it is malformed."""
-    if header.startswith("Bearer ") and (token := header[7:]).isalnum() and token.isascii():  # the usual form
-        return token
     match = _BEARER.fullmatch(header.strip())
     return None if match is None else match[1]
 

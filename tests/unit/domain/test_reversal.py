@@ -12,6 +12,7 @@ from spotledger.domain.journal import AVAILABLE, FREEZE, BalanceAfter, Entry, Po
 from spotledger.domain.operations import Reverse
 from spotledger.domain.reversal import Target, reverse
 from spotledger.errors import AlreadyReversed, HouseShort, InvalidRequest, UnknownEntry
+from support_core import moved
 
 ANN, BOB = Account("ann", "spot"), Account("bob", "spot")
 SEQ, NOW_MS = 9, 1
@@ -29,10 +30,9 @@ class Books:
 
 def entry(kind: str, *postings: Posting, **more: Any) -> Entry:
     """Return the entry 5 of *kind* with *postings*."""
-    lines = list(dict.fromkeys((posting.account, posting.coin) for posting in postings))
-    moves = tuple((lines.index((account, coin)), side, units, hold) for account, coin, side, units, hold in postings)
+    lines = dict.fromkeys((posting.account, posting.coin) for posting in postings)
     balances = tuple(BalanceAfter(account, coin, 0, 0) for account, coin in lines)
-    return Entry(5, kind, "key", 1, {}, moves, balances, **more)
+    return Entry(5, kind, "key", 1, {}, moved(postings, balances), balances, **more)
 
 
 def reversed_by_rules(target: Entry | None, books: Books, reversed_by: int | None = None) -> dict[Any, int]:

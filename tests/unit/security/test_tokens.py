@@ -23,6 +23,7 @@ from spotledger.security import tokens as module
 from spotledger.security.addresses import parse_address
 from spotledger.security.cipher import AccessKeyDamaged
 from spotledger.security.tokens import (
+    RECENT_CHARACTERS,
     RECENT_TOKENS,
     SCOPES,
     TokenRecords,
@@ -100,14 +101,16 @@ def test_token_in_use_is_read_from_the_store_once(tokens: Tokens, stored: Stored
 
 
 def test_tokens_found_without_a_hash_are_bounded(tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 at most; the one that does not fit any more begins anew."""
+    """64 at most, none of them long; the one that does not fit any more begins anew."""
     monkeypatch.setattr(module, "RECENT_TOKENS", 3)
     made = [tokens.create(["ledger:read"])[1] for _ in range(4)]
     found = []
     for token in made:
-        tokens.find(token)
-        found.append(list(tokens._recent))
+        tokens.check(f"Bearer {token}", None)
+        found.append([header.removeprefix("Bearer ") for header in tokens._recent])
     assert found == [made[:1], made[:2], made[:3], made[3:]]
+    tokens.check(f"Bearer {' ' * RECENT_CHARACTERS}{made[0]}", None)
+    assert list(tokens._recent) == [f"Bearer {made[3]}"]
 
 
 def test_revoked_and_unknown_tokens_are_read_each_time(tokens: Tokens, stored: Stored) -> None:

@@ -12,22 +12,24 @@ import contextlib
 import socket
 import struct
 from collections import deque
+from collections.abc import Callable
 from enum import Enum
-from http import HTTPStatus
-from typing import Final, cast
+from functools import partial
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from spotledger.http.h1.incoming import CompleteRequest, IncomingRequest
 from spotledger.http.h1.reader import RequestReader
-from spotledger.http.h1.request import BadRequest, ClientDisconnected, Reply, Stream
+from spotledger.http.h1.request import BadRequest, ClientDisconnected, LateReply, MakeReply, Reply, Stream
 from spotledger.http.h1.state import ListenerState, log_unexpected
 
-_STATUS_LINES: Final = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
-}
 _CUT_OFF: Final = "The connection ended before the body was complete; a complete body would pass."
+_TOO_SLOW: Final = "The body was not complete after {:g} seconds; sooner would pass."
 _DROP: Final = struct.pack("ii", 1, 0)
 #: Heads and pieces of bodies that are read before other connections have a turn.
 _STEPS: Final = 16
+
+AnyRequest: TypeAlias = CompleteRequest | IncomingRequest
+A = TypeVar("A")
 
 
 class _Phase(Enum):
@@ -58,9 +60,9 @@ class Connection(asyncio.Protocol):
         self._reader = RequestReader(state.limits)
         self._transport: asyncio.Transport
         self._loop = asyncio.get_running_loop()
-        #: The task that answers, the requests that wait, and the one whose body is being read.
-        self._task: asyncio.Task[None] | None = None
-        self._waiting: deque[CompleteRequest | IncomingRequest] = deque()
+        #: What the answer that is being made waits for, the requests that wait, and the one whose body is being read.
+        self._task: asyncio.Future[Any] | None = None
+        self._waiting: deque[AnyRequest] = deque()
         self._incoming: IncomingRequest | None = None
         #: How much the reader had consumed when only one request waited.
         self._ahead_from = 0
@@ -272,19 +274,37 @@ class Connection(asyncio.Protocol):
             self._set_phase(_Phase.BODY)
             return
         request = self._waiting.popleft()
-        reply = None
         if request.is_whole:
-            try:
-                reply = self._state.app.at_once(request)
-            except Exception as error:  # noqa: BLE001 - an error ends this connection only
-                log_unexpected(error)
-                self._transport.abort()
-                return
-        if reply is None or reply.stream is not None:
-            self._phase = _ANSWER
-            self._task = self._loop.create_task(self._answer(request, reply))
+            self._make(request, self._state.app.at_once, request)
         else:
+            self._start(request, None)
+
+    def _make(self, request: AnyRequest, make: Callable[[A], Reply | LateReply | None], argument: A) -> None:
+        """Send the answer that *make* returns; or wait for the future that it names, or for a task."""
+        try:
+            reply = make(argument)
+        except Exception as error:  # noqa: BLE001 - an error ends this connection only
+            self._fail(error)
+            return
+        if isinstance(reply, LateReply):
+            self._phase, self._task = _ANSWER, reply.future
+            reply.future.add_done_callback(partial(self._made, request, reply.make))
+        elif reply is None or reply.stream is not None:
+            self._start(request, reply)
+        elif not self._is_gone:
             self._written(request, reply)
+
+    def _made(self, request: AnyRequest, make: MakeReply, future: asyncio.Future[Any]) -> None:
+        self._task = None
+        if not future.cancelled():  # because the connection was cut off
+            self._make(request, make, future)
+
+    def _start(self, request: AnyRequest, reply: Reply | None) -> None:
+        self._phase, self._task = _ANSWER, self._loop.create_task(self._answer(request, reply))
+
+    def _fail(self, error: Exception) -> None:
+        log_unexpected(error)
+        self._transport.abort()
 
     def _set_phase(self, phase: _Phase) -> None:
         """Note what the connection waits for, and since when."""
@@ -294,17 +314,19 @@ class Connection(asyncio.Protocol):
     def _rest(self) -> None:
         """Refuse what could not be read, or wait for the next request."""
         if self._broken is not None:
-            self._write("GET", self._state.app.refusal(self._broken, self._peer), keep_alive=False)
+            reply = self._state.app.refusal(self._broken, self._peer)
+            self._transport.write(reply.whole(self._state.head_end, keep_alive=False))
             self._end()
         elif self._state.stopping or (self._is_half_closed and self._incoming is None):
             self._end()
         else:
             self._set_phase(_Phase.HEAD if self._reader.has_data else _Phase.IDLE)
 
-    def _written(self, request: CompleteRequest | IncomingRequest, reply: Reply) -> None:
+    def _written(self, request: AnyRequest, reply: Reply) -> None:
         """Send *reply*, and go on with the next request or end."""
-        keep_alive = self._stays_open_after(request)
-        self._write(request.method, reply, keep_alive=keep_alive, is_http_1_0=request.is_http_1_0)
+        keep_alive = request.keep_alive and request.is_done and not self._state.stopping
+        end, is_head, is_http_1_0 = self._state.head_end, request.method == "HEAD", request.is_http_1_0
+        self._transport.write(reply.whole(end, keep_alive=keep_alive, is_http_1_0=is_http_1_0, is_head=is_head))
         if not keep_alive:
             self._end()
         elif self._waiting or self._is_half_closed or self._broken is not None or self._reader.has_data:
@@ -313,10 +335,7 @@ class Connection(asyncio.Protocol):
         else:
             self._phase, self._phase_since = _IDLE, self._state.now
 
-    def _stays_open_after(self, request: CompleteRequest | IncomingRequest) -> bool:
-        return request.keep_alive and request.is_done and not self._state.stopping
-
-    async def _answer(self, request: CompleteRequest | IncomingRequest, reply: Reply | None) -> None:
+    async def _answer(self, request: AnyRequest, reply: Reply | None) -> None:
         """Answer *request*, which may have to be waited for."""
         try:
             if reply is None:
@@ -328,8 +347,7 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             raise
         except Exception as error:  # noqa: BLE001 - an error ends this connection only
-            log_unexpected(error)
-            self._transport.abort()
+            self._fail(error)
             return
         finally:
             self._task = None
@@ -342,32 +360,11 @@ class Connection(asyncio.Protocol):
         else:
             self._end()
 
-    def _write(self, method: str, reply: Reply, *, keep_alive: bool, is_http_1_0: bool = False) -> None:
-        body = reply.body
-        parts = [_STATUS_LINES[reply.status], reply.lines]
-        if reply.headers:
-            parts += [b"%b: %b\r\n" % header for header in reply.headers]
-        parts.append(b"content-length: %d\r\n" % len(body))
-        if not keep_alive:
-            parts.append(b"connection: close\r\n")
-        elif is_http_1_0:
-            parts.append(b"connection: keep-alive\r\n")
-        parts.append(self._state.head_end)
-        if method != "HEAD":
-            parts.append(body)
-        self._transport.write(b"".join(parts))
-
-    async def _streamed(self, request: CompleteRequest | IncomingRequest, reply: Reply, stream: Stream) -> bool:
+    async def _streamed(self, request: AnyRequest, reply: Reply, stream: Stream) -> bool:
         """Send an answer piece by piece; return whether the connection stays open."""
         is_chunked = self._is_chunked = not request.is_http_1_0
-        keep_alive = self._stays_open_after(request) and is_chunked
-        head = [_STATUS_LINES[reply.status], reply.lines, *(b"%b: %b\r\n" % header for header in reply.headers)]
-        if is_chunked:
-            head.append(b"transfer-encoding: chunked\r\n")
-        if not keep_alive:
-            head.append(b"connection: close\r\n")
-        head.append(self._state.head_end)
-        self._transport.write(b"".join(head))
+        keep_alive = is_chunked and request.keep_alive and request.is_done and not self._state.stopping
+        self._transport.write(reply.beginning(self._state.head_end, is_chunked=is_chunked, keep_alive=keep_alive))
         is_whole = await stream(self)
         if is_whole and is_chunked:
             self.write(b"0\r\n\r\n")
@@ -448,7 +445,7 @@ class Connection(asyncio.Protocol):
         silent = now - self._phase_since
         if self._phase is _Phase.BODY:
             if silent > limits.body_seconds and self._incoming is not None:
-                self._incoming.fail(BadRequest(_too_slow(limits.body_seconds)))
+                self._incoming.fail(BadRequest(_TOO_SLOW.format(limits.body_seconds)))
                 self._incoming, self._is_last = None, True
                 self._schedule()
         elif self._phase is _Phase.END:
@@ -491,7 +488,3 @@ class Connection(asyncio.Protocol):
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DROP)
         self._is_gone = True
         self._transport.abort()
-
-
-def _too_slow(seconds: float) -> str:
-    return f"The body was not complete after {seconds:g} seconds; sooner would pass."

@@ -2,14 +2,17 @@
 The head of a request, read line by line.
 
 Whatever passes here has one meaning for every other server: one version, one host, one framing. Tests hold it against
-h11 and llhttp. Most clients repeat their headers, so a connection remembers the lines that it has read.
+h11 and llhttp. Most clients repeat their headers, so a connection remembers its last head, and reads only the lines
+that differ from it.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final, NamedTuple, TypeVar
+from typing import Final
 from urllib.parse import unquote
+
+from msgspec import Struct
 
 from spotledger.http.h1.request import BadRequest, Header
 
@@ -17,12 +20,12 @@ from spotledger.http.h1.request import BadRequest, Header
 CHUNKED: Final = -1
 HEAD_END: Final = b"\r\n\r\n"
 
-#: First lines, and headers, that a connection remembers, and the longest of them; and the longest headers as a whole.
+#: First lines that a connection remembers, and the longest of them; and the longest headers as a whole.
 KNOWN_LINES: Final = 16
 KNOWN_LINE_BYTES: Final = 128
 KNOWN_FIELDS_BYTES: Final = 2048
 
-_VISIBLE: Final = bytes(range(33, 127))
+_VERSIONS: Final = (b" HTTP/1.1", b" HTTP/1.0")
 #: A name and a value; the blanks around the value are not part of it.
 _LINE: Final = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
 _TOKEN: Final = re.compile(rb"[-!#$%&'*+.^_`|~0-9A-Za-z]{1,32}")
@@ -34,10 +37,8 @@ _METHODS: Final = {
 }
 _SPECIAL: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect", b"connection"})
 
-V = TypeVar("V")
 
-
-class RequestLine(NamedTuple):
+class RequestLine(Struct, frozen=True, gc=False):
     """The first line of a head; *path* is percent-decoded, *query* as sent."""
 
     method: str
@@ -47,7 +48,7 @@ class RequestLine(NamedTuple):
     is_http_1_0: bool
 
 
-class Head(NamedTuple):
+class Head(Struct, frozen=True, gc=False):
     """A request's head, and what it says about the body and the connection."""
 
     line: RequestLine
@@ -60,22 +61,16 @@ class Head(NamedTuple):
     is_offered: bool = False
 
 
-class _Last(NamedTuple):
-    """The last head without a body, and its headers as they came: most clients repeat them."""
-
-    fields: bytes
-    is_http_1_0: bool
-    head: Head
-
-
 class HeadParser:
     """Parses the heads of one connection, one after the other; *headers_limit* bounds the headers of each."""
 
     def __init__(self, headers_limit: int) -> None:
         self._headers_limit = headers_limit
         self._lines: dict[bytes, RequestLine] = {}
-        self._known: dict[bytes, Header] = {}
-        self._last: _Last | None = None
+        #: The last head and its headers as they came, whole and line by line, unless they were long.
+        self._last: Head | None = None
+        self._last_fields = b""
+        self._last_lines: list[bytes] = []
 
     def parse(self, head: bytes) -> Head:
         """
@@ -85,59 +80,75 @@ class HeadParser:
             BadRequest: It is not a head of HTTP/1.1 or HTTP/1.0, or it could be read in two ways.
         """
         end = head.index(b"\r\n")
-        line = self._lines.get(head[:end]) or self._line(head[:end])
-        fields = head[end:]
-        last = self._last
-        if last is not None and last.fields == fields and last.is_http_1_0 == line.is_http_1_0:
-            return Head(line, last.head.headers, last.head.keep_alive, 0)
-        found = _framed(line, self._headers(fields))
-        is_kept = not found.length and len(fields) <= KNOWN_FIELDS_BYTES
-        self._last = _Last(fields, line.is_http_1_0, found) if is_kept else None
+        text, fields, last = head[:end], head[end:], self._last
+        line = self._lines.get(text) or self._line(text)
+        if last is None or last.line.is_http_1_0 != line.is_http_1_0:
+            lines = self._split(fields)
+            found = _framed(line, [_header(text) for text in lines])
+        elif self._last_fields == fields:
+            return Head(line, last.headers, last.keep_alive, last.length, last.is_offered)
+        else:
+            lines = self._split(fields)
+            found = self._changed(line, lines, last)
+        is_kept = len(fields) <= KNOWN_FIELDS_BYTES
+        self._last, self._last_fields, self._last_lines = (found, fields, lines) if is_kept else (None, b"", [])
         return found
 
-    def _line(self, text: bytes) -> RequestLine:
-        """Return the first line of a head."""
-        name, _, rest = text.partition(b" ")
-        target, _, version = rest.rpartition(b" ")
-        if version not in (b"HTTP/1.1", b"HTTP/1.0"):
-            raise BadRequest("The first line does not end with HTTP/1.1 or HTTP/1.0; one of them would pass.")
-        if text.translate(None, _VISIBLE) != b"  ":
-            raise BadRequest("The first line has a control character or a blank too many; one without would pass.")
-        method = _METHODS.get(name) or _other_method(name)
-        if not target.startswith(b"/"):
-            _check_target(target, method)
-        line = RequestLine(method, target, *_parts_of(target), version == b"HTTP/1.0")
-        if len(text) <= KNOWN_LINE_BYTES:
-            _keep(self._lines, text, line)
-        return line
+    def _changed(self, line: RequestLine, lines: list[bytes], last: Head) -> Head:
+        """Return a head of which only the lines are read that differ from those of the *last* one."""
+        if len(lines) != len(last.headers):
+            return _framed(line, [_header(text) for text in lines])
+        headers, is_framed, length = [], True, last.length
+        for text, before, header in zip(lines, self._last_lines, last.headers, strict=True):
+            if text != before:
+                was = header[0]
+                header = name, value = _header(text)
+                if name == was == b"content-length" and length > 0:
+                    length = int(value)
+                elif name in _SPECIAL or was in _SPECIAL:
+                    is_framed = False
+            headers.append(header)
+        if not is_framed:
+            return _framed(line, headers)
+        return Head(line, headers, last.keep_alive, length, last.is_offered and length != 0)
 
-    def _headers(self, fields: bytes) -> list[Header]:
-        """Return the headers in *fields*, from the end of the first line to the empty line."""
+    def _split(self, fields: bytes) -> list[bytes]:
+        """Return the lines in *fields*, from the end of the first line to the empty line."""
         lines = fields[2:-4].split(b"\r\n") if len(fields) > 4 else []
         if len(lines) > self._headers_limit:
             raise BadRequest(f"The head has more than {self._headers_limit} headers; that many would pass.")
-        known = self._known
-        return [known.get(line) or self._header(line) for line in lines]
+        return lines
 
-    def _header(self, line: bytes) -> Header:
-        match = _LINE.fullmatch(line)
-        if match is None:
-            raise BadRequest("A header is malformed or has a control character; a name, a colon and text would pass.")
-        header = name, value = match[1].lower(), match[2].strip(b" \t")
-        if name == b"host" and not _HOST.fullmatch(value):
-            raise BadRequest("Host is malformed; a name or address, with or without a port, would pass.")
-        if name == b"content-length" and not _LENGTH.fullmatch(value):
-            raise BadRequest("Content-Length is malformed; one whole number would pass.")
-        if len(line) <= KNOWN_LINE_BYTES:
-            _keep(self._known, line, header)
-        return header
+    def _line(self, text: bytes) -> RequestLine:
+        """Return the first line of a head."""
+        if not text.endswith(_VERSIONS):
+            raise BadRequest("The first line does not end with HTTP/1.1 or HTTP/1.0; one of them would pass.")
+        parts = text.split(b" ")
+        if len(parts) != 3 or not text.isascii() or not text.decode("ascii").isprintable():
+            raise BadRequest("The first line has a control character or a blank too many; one without would pass.")
+        name, target, version = parts
+        method = _METHODS.get(name) or _other_method(name)
+        if not target.startswith(b"/"):
+            _check_target(target, method)
+        path, query = _parts_of(target)
+        line = RequestLine(method, target, path, query, version == b"HTTP/1.0")
+        if len(text) <= KNOWN_LINE_BYTES:
+            if len(self._lines) >= KNOWN_LINES:
+                self._lines.clear()
+            self._lines[text] = line
+        return line
 
 
-def _keep(known: dict[bytes, V], line: bytes, value: V) -> None:
-    """Remember what *line* is; forget the others when there are too many."""
-    if len(known) >= KNOWN_LINES:
-        known.clear()
-    known[line] = value
+def _header(line: bytes) -> Header:
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise BadRequest("A header is malformed or has a control character; a name, a colon and text would pass.")
+    header = name, value = match[1].lower(), match[2].strip(b" \t")
+    if name == b"host" and not _HOST.fullmatch(value):
+        raise BadRequest("Host is malformed; a name or address, with or without a port, would pass.")
+    if name == b"content-length" and not _LENGTH.fullmatch(value):
+        raise BadRequest("Content-Length is malformed; one whole number would pass.")
+    return header
 
 
 def _framed(line: RequestLine, headers: list[Header]) -> Head:
@@ -187,7 +198,7 @@ def _check_target(target: bytes, method: str) -> None:
 
 def _parts_of(target: bytes) -> tuple[str, str]:
     """Return the percent-decoded path and the query of a request's target."""
-    path, _, query = target.partition(b"#")[0].decode("ascii").partition("?")
+    path, _, query = target.decode("ascii").partition("#")[0].partition("?")
     if "://" in path and not path.startswith("/"):
         path = "/" + path.partition("://")[2].partition("/")[2]  # the form for proxies
     return unquote(path, errors="replace") if "%" in path else path, query

@@ -32,8 +32,9 @@ class CompleteRequest(Request):
     is_done: Final = True
 
     def __init__(self, head: Head, peer: str, body: bytes) -> None:
-        line, self.headers, self.keep_alive, _, _ = head
-        self.method, _, self.path, self.query, self.is_http_1_0 = line
+        line = head.line
+        self.method, self.path, self.query, self.is_http_1_0 = line.method, line.path, line.query, line.is_http_1_0
+        self.headers, self.keep_alive = head.headers, head.keep_alive
         self.body = body
         self.peer = peer
         self.caller = None

@@ -4,10 +4,17 @@ A request, its reply, and the application between them, whether they travel over
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Protocol, TypeAlias
+from http import HTTPStatus
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 Header = tuple[bytes, bytes]
+
+_CLOSE: Final = b"connection: close\r\n"
+_STATUS_LINES: Final = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
+}
 
 
 class BadRequest(Exception):
@@ -117,12 +124,57 @@ class Reply:
         #: More headers, as they are sent: each line with its end.
         self.lines = b""
 
+    def whole(self, end: bytes, *, keep_alive: bool, is_http_1_0: bool = False, is_head: bool = False) -> bytes:
+        """
+        Return this answer, which is no stream, as it is sent.
+
+        Args:
+            end: The end of its head.
+            keep_alive: Whether the connection stays open.
+            is_http_1_0: Whether the request was one of HTTP/1.0.
+            is_head: Whether the body is left out.
+        """
+        options = (b"connection: keep-alive\r\n" if is_http_1_0 else b"") if keep_alive else _CLOSE
+        body = self.body
+        sent = b"" if is_head else body
+        return b"%bcontent-length: %d\r\n%b%b%b" % (self._head(), len(body), options, end, sent)
+
+    def beginning(self, end: bytes, *, is_chunked: bool, keep_alive: bool) -> bytes:
+        """Return the head of this answer, which is a stream, with its *end*."""
+        options = (b"transfer-encoding: chunked\r\n" if is_chunked else b"") + (b"" if keep_alive else _CLOSE)
+        return self._head() + options + end
+
+    def _head(self) -> bytes:
+        head = _STATUS_LINES[self.status] + self.lines
+        return head + b"".join([b"%b: %b\r\n" % header for header in self.headers]) if self.headers else head
+
+
+#: Makes an answer of a future; None: :meth:`Application.answer` has to be asked.
+MakeReply: TypeAlias = Callable[[asyncio.Future[Any]], Reply | None]
+
+
+class LateReply(NamedTuple):
+    """
+    An answer that waits for one future and then is made without waiting.
+
+    Args:
+        future: What it waits for; it is cancelled if the connection is cut off.
+        make: Makes the answer of *future*, which is done and not cancelled.
+    """
+
+    future: asyncio.Future[Any]
+    make: MakeReply
+
 
 class Application(Protocol):
     """Answers requests. It may be asked for several answers at a time, but for one of each connection."""
 
-    def at_once(self, request: Request) -> Reply | None:
-        """Return the answer to a complete request if that needs no waiting; None: call :meth:`answer`."""
+    def at_once(self, request: Request) -> Reply | LateReply | None:
+        """
+        Return the answer to a complete request if it needs no task: it is there, or there once a future is done.
+
+        None: call :meth:`answer`.
+        """
 
     async def answer(self, request: Request) -> Reply:
         """Answer one request; raise ClientDisconnected if the client disconnects before the request is complete."""

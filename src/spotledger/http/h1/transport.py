@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import httpx2
 
-from spotledger.http.h1.request import Application, Request, Stream, StreamWriter
+from spotledger.http.h1.request import Application, LateReply, Reply, Request, Stream, StreamWriter
 
 
 class InProcessTransport(httpx2.AsyncBaseTransport):
@@ -21,7 +21,7 @@ class InProcessTransport(httpx2.AsyncBaseTransport):
         url = request.url
         headers = [(name.lower(), value) for name, value in request.headers.raw]
         asked = Request(request.method, url.path, url.query.decode("latin-1"), headers, await request.aread())
-        reply = self._app.at_once(asked) or await self._app.answer(asked)
+        reply = await self._answered(asked)
         lines = [line.partition(b": ") for line in reply.lines.split(b"\r\n") if line]
         said = [*((name, value) for name, _, value in lines), *reply.headers]
         if reply.stream is not None:
@@ -29,6 +29,13 @@ class InProcessTransport(httpx2.AsyncBaseTransport):
         body = b"" if request.method == "HEAD" else reply.body
         length = (b"content-length", b"%d" % len(reply.body))
         return httpx2.Response(reply.status, headers=[*said, length], stream=httpx2.ByteStream(body))
+
+    async def _answered(self, request: Request) -> Reply:
+        reply = self._app.at_once(request)
+        if isinstance(reply, LateReply):
+            await asyncio.wait([reply.future])
+            reply = reply.make(reply.future)
+        return reply or await self._app.answer(request)
 
 
 class _Streamed(httpx2.AsyncByteStream, StreamWriter):

@@ -31,6 +31,10 @@ class ActorLabels:
         self._tokens = tokens
         self._known: BoundedDict[str, str] = BoundedDict(LABELS_GENERATION)
 
+    def note(self, actor: str, label: str) -> None:
+        """Keep the *label* of the token that *actor* names."""
+        self._known.put(actor, label)
+
     def of(self, actor: str) -> str | UnsetType:
         """Return the label of the token that *actor* names; UNSET if it names none, or one that is not there."""
         label = self._known.get(actor)

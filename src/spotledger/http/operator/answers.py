@@ -302,32 +302,11 @@ class ReadyAnswer(Answer):
     rebuilding: Annotated[str, Meta(description="How far the books have been made again.")] | UnsetType = UNSET
 
 
-#: Texts that are cached per scale, because an answer has most of its amounts more than once. A larger cache would cost
-#: more than it saves.
-AMOUNT_TEXTS: Final = 32
-
 #: Formats units of one coin as text.
 Texts: TypeAlias = Callable[[int], str]
 
-
-class _KeptTexts(dict[int, str]):
-    """The last texts of some units; a hit calls no Python function."""
-
-    __slots__ = ("_write",)
-
-    def __init__(self, write: Texts) -> None:
-        super().__init__()
-        self._write = write
-
-    def __missing__(self, units: int) -> str:
-        if len(self) >= AMOUNT_TEXTS:
-            self.clear()
-        text = self[units] = self._write(units)
-        return text
-
-
 #: By scale: at least two decimals, but never more than the coin has.
-TEXTS: Final = tuple(_KeptTexts(formatter(scale, min(2, scale))).__getitem__ for scale in range(MAX_SCALE + 1))
+TEXTS: Final = tuple(formatter(scale, min(2, scale)) for scale in range(MAX_SCALE + 1))
 
 
 def amount_text(units: int, scale: int) -> str:
@@ -362,12 +341,24 @@ def balance_answer(balance: Balance, scale: int) -> BalanceAnswer:
 
 def entry_answer(entry: Entry, texts: CoinTexts) -> EntryAnswer:
     """Return the answer for one entry, whose actor's label was learned."""
+    return _entry_and_balances(entry, texts)[0]
+
+
+def _entry_and_balances(entry: Entry, texts: CoinTexts) -> tuple[EntryAnswer, list[AfterAnswer]]:
+    """Return the answers for an entry and for the balances after it, of which each amount is formatted once."""
     holds: list[HoldAfterAnswer] | UnsetType = UNSET
     epochs = texts.epochs
     if entry.holds:
-        coin_of = {posting.hold: posting.coin for posting in entry.postings}
+        coin_of = {hold: entry.balances[place][1] for place, _, _, hold in entry.moves}
         holds = [HoldAfterAnswer(epochs.text(hold), texts[coin_of[hold]](remaining)) for hold, remaining in entry.holds]
-    return EntryAnswer(
+    balances: list[AfterAnswer] = []
+    sides: list[list[Any]] = []
+    for account, coin, available, freeze in entry.balances:
+        text = texts[coin]
+        after = AfterAnswer(*account, coin, text(available), text(freeze))
+        balances.append(after)
+        sides.append([available, freeze, after.available, after.freeze])
+    answer = EntryAnswer(
         entry.seq,
         epochs.of(entry.seq),
         entry.kind,
@@ -375,52 +366,56 @@ def entry_answer(entry: Entry, texts: CoinTexts) -> EntryAnswer:
         entry.booked_ms,
         entry.actor,
         _request_json(entry.request, texts),
-        _postings(entry, texts, epochs),
+        _postings(entry, sides, texts, epochs),
         UNSET if entry.happened_ms is None else entry.happened_ms,
         holds,
         UNSET if entry.refusal is None else entry.refusal,
         texts.labels.of(entry.actor),
     )
+    return answer, balances
 
 
-def _postings(entry: Entry, texts: CoinTexts, epochs: Epochs) -> list[PostingAnswer]:
-    """Return the postings, each with the balance after it, worked back from the balances after the entry."""
-    sides = [[available, freeze] for _, _, available, freeze in entry.balances]
+def _postings(entry: Entry, sides: list[list[Any]], texts: CoinTexts, epochs: Epochs) -> list[PostingAnswer]:
+    """Return the postings, worked back from *sides*: available and freeze after all of each balance, units and text."""
     answers = []
+    last, last_text, amount = 0, None, ""
     for place, side, units, hold in reversed(entry.moves):
-        (customer, kind), coin, _, _ = entry.balances[place]
+        account, coin, _, _ = entry.balances[place]
+        text = texts[coin]
+        if units != -last or text is not last_text:
+            amount = text(units)
+        elif units < 0:  # the opposite of the posting after it, as most are
+            amount = "-" + amount
+        else:
+            amount = amount[1:]
+        last, last_text = units, text
         both = sides[place]
         number = 0 if side == AVAILABLE else 1
-        after = both[number]
-        both[number] = after - units
-        text = texts[coin]
+        after, after_text = both[number], both[number + 2]
+        both[number], both[number + 2] = after - units, ""
         held = UNSET if hold is None else epochs.text(hold)
-        answers.append(PostingAnswer(customer, kind, coin, side, text(units), text(after), held))
+        answers.append(PostingAnswer(*account, coin, side, amount, after_text or text(after), held))
     answers.reverse()
     return answers
 
 
-#: The unit fields of a kept request: the caller's field with the amount, and the field that names the coin.
-_UNITS: Final = {
-    "units": ("amount", "coin"),
-    "base_units": ("base_amount", "base"),
-    "quote_units": ("quote_amount", "quote"),
-}
-#: The sides of a settlement, and the field that names the coin which each pays.
-_SIDES: Final = {"buyer": "quote", "seller": "base"}
+#: Of a kept settlement, by coin: the field with units, the caller's field with the amount, and the side that pays it.
+_FILLED: Final = {"base": ("base_units", "base_amount", "seller"), "quote": ("quote_units", "quote_amount", "buyer")}
 
 
 def _request_json(request: Json, texts: CoinTexts) -> Json:
     """Return a kept request with decimal amounts in place of units, under the names of the caller's fields."""
-    answer: Json = {}
-    for name, value in request.items():
-        if name in _UNITS:
-            field, coin = _UNITS[name]
-            answer[field] = texts[request[coin]](int(value))
-        elif name in _SIDES:
-            answer[name] = _side_json(value, request[_SIDES[name]], texts)
-        elif name != "format":
-            answer[name] = value
+    answer = request.copy()
+    answer.pop("format", None)  # a part of a request has none
+    units = answer.pop("units", None)
+    if units is not None:
+        answer["amount"] = texts[answer["coin"]](int(units))
+    elif "base" in answer:
+        for coin, (units_field, field, side) in _FILLED.items():
+            units = answer.pop(units_field, None)
+            if units is not None:
+                answer[field] = texts[answer[coin]](int(units))
+            answer[side] = _side_json(answer[side], answer[coin], texts)
     return answer
 
 
@@ -445,14 +440,8 @@ def after_answer(after: BalanceAfter, texts: CoinTexts) -> AfterAnswer:
 
 def write_answer(entry: Entry, hold: int | None, texts: CoinTexts) -> WriteAnswer:
     """Return the answer to a write that made *entry* and opened *hold*, if not None."""
-    made = entry_answer(entry, texts)
-    return WriteAnswer(
-        entry.seq,
-        made.epoch,
-        made,
-        [after_answer(after, texts) for after in entry.balances],
-        UNSET if hold is None else texts.epochs.text(hold),
-    )
+    made, balances = _entry_and_balances(entry, texts)
+    return WriteAnswer(entry.seq, made.epoch, made, balances, UNSET if hold is None else texts.epochs.text(hold))
 
 
 def hold_answer(hold: Hold, position: str, scale: int, key: str | UnsetType, now_ms: int) -> HoldAnswer:

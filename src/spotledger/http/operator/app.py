@@ -7,10 +7,12 @@ Every answer has a request id and forbids caching. Every error, expected or not,
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
-from typing import Final
+from functools import partial
+from typing import Final, NoReturn
 
 from msgspec import UNSET
 
@@ -25,7 +27,7 @@ from spotledger.errors import (
     StoreUnavailable,
 )
 from spotledger.http import wire
-from spotledger.http.h1.request import BadRequest, ClientDisconnected, Reply, Request
+from spotledger.http.h1.request import BadRequest, ClientDisconnected, LateReply, Reply, Request
 from spotledger.http.operator.actors import ActorLabels
 from spotledger.http.operator.answers import AliveAnswer, CoinTexts, ReadyAnswer, SealingAnswer
 from spotledger.http.operator.audits import AuditCalls, show_audits
@@ -52,6 +54,7 @@ from spotledger.http.operator.feed import Feed
 from spotledger.http.operator.ledger import LedgerCalls
 from spotledger.http.operator.metrics import METRICS_MEDIA_TYPE, Metrics
 from spotledger.http.operator.reads import ReadCalls
+from spotledger.ledger.ledger import Outcome
 from spotledger.ops.runtime import Runtime
 from spotledger.security.access_log import DISCONNECTED, OTHER
 
@@ -70,9 +73,10 @@ class OperatorApp:
 
     def __init__(self, runtime: Runtime, local_token: str | None = None) -> None:
         self._runtime = runtime
-        self._token_check = TokenCheck(runtime.tokens, local_token, runtime.settings.trusted_proxies)
+        labels = ActorLabels(runtime.tokens)
+        self._token_check = TokenCheck(runtime.tokens, labels, local_token, runtime.settings.trusted_proxies)
         self._access = AccessNotes(runtime, self._token_check)
-        self._texts = CoinTexts(runtime.ledger, ActorLabels(runtime.tokens))
+        self._texts = CoinTexts(runtime.ledger, labels)
         self.feed = Feed(runtime.ledger, self._texts, self._token_check)
         self.metrics = Metrics(runtime.siblings)
         self._show_metrics()
@@ -140,8 +144,24 @@ class OperatorApp:
             "sealing_restarts", "How often the process that seals was restarted.", lambda: ledger.sealing_restarts
         )
 
-    def at_once(self, request: Request) -> None:
-        """Leave every request to :meth:`answer`: nearly all calls wait for the ledger."""
+    def at_once(self, request: Request) -> Reply | LateReply | None:
+        """Begin a write of one operation, which waits for the ledger only; leave other requests to :meth:`answer`."""
+        endpoint = self._found(request)
+        if endpoint is None:
+            return None
+        try:
+            future = endpoint.begin(request)
+        except Exception as error:  # noqa: BLE001 - every error is answered with problem details
+            return self._refused(request, endpoint, error)
+        return None if future is None else LateReply(future, partial(self._ended, request, endpoint))
+
+    def _ended(self, request: Request, endpoint: Endpoint, future: asyncio.Future[list[Outcome]]) -> Reply | None:
+        """Return the answer to a write that was begun, or None if :meth:`answer` has to wait for it."""
+        try:
+            reply = endpoint.end(request, future.result())
+        except Exception as error:  # noqa: BLE001 - every error is answered with problem details
+            return self._refused(request, endpoint, error)
+        return None if reply is None else self._counted(request, endpoint, reply, self._next_id(), "")
 
     async def answer(self, request: Request) -> Reply:
         """
@@ -150,19 +170,37 @@ class OperatorApp:
         Raises:
             ClientDisconnected: The client disconnected before the request was complete.
         """
-        self._requests += 1
-        request_id = f"{self._prefix}-{self._requests:x}"
-        endpoint, refused = None, ""
+        endpoint = self._found(request)
         try:
-            endpoint = self._endpoint(request)
-            reply = await endpoint.answer(request)
+            reply = self._nothing_at(request) if endpoint is None else await endpoint.answer(request)
         except ClientDisconnected:
             self._access.note(request, endpoint, DISCONNECTED)
             raise
         except Exception as error:  # noqa: BLE001 - every error is answered with problem details
-            public_error = _public_error(error, request_id)
-            refused = cause_of(public_error)
-            reply = problem_answer(public_error, request_id)
+            return self._refused(request, endpoint, error)
+        return self._counted(request, endpoint, reply, self._next_id(), "")
+
+    def _nothing_at(self, request: Request) -> NoReturn:
+        """Refuse a request where no call is, after checking its token: nothing else is told without one."""
+        self._token_check.check(request, None)
+        raise NotFound("There is nothing at this path.")
+
+    def _next_id(self) -> str:
+        """Return the id of a request."""
+        self._requests += 1
+        return f"{self._prefix}-{self._requests:x}"
+
+    def _refused(self, request: Request, endpoint: Endpoint | None, error: Exception) -> Reply:
+        """Return the problem details of *error*."""
+        request_id = self._next_id()
+        public_error = _public_error(error, request_id)
+        reply = problem_answer(public_error, request_id)
+        return self._counted(request, endpoint, reply, request_id, cause_of(public_error))
+
+    def _counted(
+        self, request: Request, endpoint: Endpoint | None, reply: Reply, request_id: str, refused: str
+    ) -> Reply:
+        """Return *reply* with the headers that every answer has, and count it; *refused* is the code of its error."""
         self._add_headers(reply, request_id)
         self._access.note(request, endpoint, refused)
         method, path = request.method, OTHER if endpoint is None else endpoint.path
@@ -171,8 +209,7 @@ class OperatorApp:
 
     def refusal(self, problem: BadRequest, peer: str) -> Reply:
         """Return the answer to a request that could not be read, and count it."""
-        self._requests += 1
-        request_id = f"{self._prefix}-{self._requests:x}"
+        request_id = self._next_id()
         self._access.note_unread(peer)
         reply = problem_answer(MalformedRequest(problem.reason), request_id)
         self._add_headers(reply, request_id)
@@ -185,8 +222,8 @@ class OperatorApp:
         if self._runtime.followed is not None:
             reply.headers.append((b"x-ledger-age-ms", b"%d" % self._runtime.followed.age_ms))
 
-    def _endpoint(self, request: Request) -> Endpoint:
-        """Return the endpoint of the path of *request*, and set its path parameters."""
+    def _found(self, request: Request) -> Endpoint | None:
+        """Return the endpoint of the path of *request*, and set its path parameters; None if nothing is there."""
         path = request.path
         fixed = self._fixed.get(path)
         if fixed is not None:
@@ -196,8 +233,7 @@ class OperatorApp:
             if match is not None:
                 request.parameters = match.groupdict()
                 return endpoint
-        self._token_check.check(request, None)
-        raise NotFound("There is nothing at this path.")
+        return None
 
     async def _alive(self, request: Request) -> Reply:
         """Answer that the service runs."""

@@ -31,10 +31,12 @@ from spotledger.errors import (
 )
 from spotledger.http import wire
 from spotledger.http.h1.request import BodySource, Header, Reply, Request, too_long
+from spotledger.http.operator.actors import ActorLabels
 from spotledger.http.operator.answers import ReadAnswer, WriteAnswer
+from spotledger.ledger.ledger import Outcome
 from spotledger.ledger.reads import LedgerReads
 from spotledger.security.addresses import AddressResolver, IpAddress
-from spotledger.security.tokens import SCOPES, Tokens
+from spotledger.security.tokens import RECENT_TOKENS, SCOPES, TokenRecord, Tokens
 
 LEDGER_READ: Final = "ledger:read"
 LEDGER_WRITE: Final = "ledger:write"
@@ -75,10 +77,11 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Caller(NamedTuple):
-    """Who makes a call: the actor that entries name, and the scopes of its token."""
+    """Who makes a call: the actor that entries name, the scopes of its token, and the actor with the token's label."""
 
     actor: str
     scopes: tuple[str, ...]
+    named: tuple[str, str]
 
 
 class Write(NamedTuple):
@@ -99,6 +102,8 @@ class Call:
         scope: The scope that the token needs; None: any token passes.
         read: Answers a request that has no body.
         write: Answers a request with a body.
+        begin: Of a write that is one operation: begins it, and returns the future of its outcome.
+        end: Of such a write: answers with its outcome; None if that has to be waited for, as *write* does.
         needs_key: Whether a write needs an idempotency key.
         body_limit: The maximum length of the body in bytes.
         takes: The struct of the body, for the OpenAPI document.
@@ -115,6 +120,8 @@ class Call:
     scope: str | None
     read: Callable[[Request], Awaitable[Reply]] | None = None
     write: Callable[[Write], Awaitable[Reply]] | None = None
+    begin: Callable[[Write], asyncio.Future[list[Outcome]]] | None = None
+    end: Callable[[Sequence[Outcome]], Reply | None] | None = None
     needs_key: bool = True
     body_limit: int = BODY_LIMIT_BYTES
     takes: type[msgspec.Struct] | None = None
@@ -128,8 +135,8 @@ class Call:
     page: bool = False
 
 
-_LIBRARY: Final = Caller(LIBRARY, SCOPES)
-_NOBODY: Final = Caller("", ())
+_LIBRARY: Final = Caller(LIBRARY, SCOPES, (LIBRARY, ""))
+_NOBODY: Final = Caller("", (), ("", ""))
 
 
 class TokenCheck:
@@ -138,12 +145,22 @@ class TokenCheck:
 
     Args:
         tokens: The operator tokens.
+        labels: Learns the labels of the tokens that are used.
         local_token: One more accepted token, with every scope, for a process that calls its own API.
         trusted_proxies: The proxies whose ``X-Forwarded-For`` is trusted.
     """
 
-    def __init__(self, tokens: Tokens, local_token: str | None = None, trusted_proxies: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        tokens: Tokens,
+        labels: ActorLabels,
+        local_token: str | None = None,
+        trusted_proxies: tuple[str, ...] = (),
+    ) -> None:
         self._tokens = tokens
+        self._labels = labels
+        #: By the id of a token.
+        self._callers: dict[str, Caller] = {}
         self._resolver = AddressResolver(trusted_proxies)
         self._local = None if local_token is None else f"Bearer {local_token}".encode()
 
@@ -157,12 +174,22 @@ class TokenCheck:
         """
         header = request.header_once(b"authorization")
         if header is not None and self._local is not None and secrets.compare_digest(header, self._local):
-            request.caller = (LIBRARY, "")
+            request.caller = _LIBRARY.named
             return _LIBRARY
         text = None if header is None else header.decode("latin-1")
         record = self._tokens.check(text, needed, lambda: self.address(request))
-        caller = Caller(TOKEN_ACTOR + record.token_id, record.scopes)
-        request.caller = (caller.actor, record.label)
+        caller = self._callers.get(record.token_id)
+        if caller is None or caller.scopes != record.scopes:
+            caller = self._caller_of(record)
+        request.caller = caller.named
+        return caller
+
+    def _caller_of(self, record: TokenRecord) -> Caller:
+        actor = TOKEN_ACTOR + record.token_id
+        self._labels.note(actor, record.label)
+        if len(self._callers) >= RECENT_TOKENS:
+            self._callers.clear()
+        caller = self._callers[record.token_id] = Caller(actor, record.scopes, (actor, record.label))
         return caller
 
     def address(self, request: Request) -> IpAddress:
@@ -184,21 +211,37 @@ class Endpoint:
 
     async def answer(self, request: Request) -> Reply:
         """Check the token, make the call and return its answer."""
-        method = request.method
-        call = self.calls.get(method)
+        call, caller = self._checked(request)
+        if call.write is None:
+            assert call.read is not None, "a call reads or writes"  # noqa: S101
+            return await call.read(request)
+        key = _key_of(request, call)
+        return await call.write(Write(request, key, await read_body(request, call.body_limit), caller))
+
+    def begin(self, request: Request) -> asyncio.Future[list[Outcome]] | None:
+        """Check the token and begin the call, if it is one operation and its body is here; else return None."""
+        call, body = self.calls.get(request.method), request.body
+        if call is None or call.begin is None or not isinstance(body, bytes) or len(body) > call.body_limit:
+            return None
+        _, caller = self._checked(request)
+        return call.begin(Write(request, _key_of(request, call), body, caller))
+
+    def end(self, request: Request, outcomes: Sequence[Outcome]) -> Reply | None:
+        """Return the answer to a call that was begun; None if that has to be waited for."""
+        end = self.calls[request.method].end
+        assert end is not None, "what begins has an end"  # noqa: S101
+        return end(outcomes)
+
+    def _checked(self, request: Request) -> tuple[Call, Caller]:
+        """Return the call of *request* and who makes it, after checking the token."""
+        call = self.calls.get(request.method)
         caller = _NOBODY
         if self._token_check is not None:
             caller = self._token_check.check(request, call.scope if call else None)
         if call is None:
             allowed = ", ".join(self.calls)
-            raise MethodNotAllowed(f"This path does not take {method}; {allowed} would pass.", allow=allowed)
-        if call.write is not None:
-            if request.query:
-                query_of(request, *call.query)
-            key = idempotency_key(request) if call.needs_key else ""
-            return await call.write(Write(request, key, await read_body(request, call.body_limit), caller))
-        assert call.read is not None, "a call reads or writes"  # noqa: S101
-        return await call.read(request)
+            raise MethodNotAllowed(f"This path does not take {request.method}; {allowed} would pass.", allow=allowed)
+        return call, caller
 
 
 def route(token_check: TokenCheck | None, path: str, **calls: Call) -> Endpoint:
@@ -211,6 +254,13 @@ def path_pattern(path: str) -> re.Pattern[str]:
     parts = _PARAMETER.split(path)
     texts = [f"(?P<{part}>[^/]+)" if index % 2 else re.escape(part) for index, part in enumerate(parts)]
     return re.compile("".join(texts) + r"\Z")
+
+
+def _key_of(request: Request, call: Call) -> str:
+    """Return the idempotency key of a write, if it needs one, after checking its query."""
+    if request.query:
+        query_of(request, *call.query)
+    return idempotency_key(request) if call.needs_key else ""
 
 
 def idempotency_key(request: Request) -> str:

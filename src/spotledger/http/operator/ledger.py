@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from spotledger import paths
@@ -28,6 +30,7 @@ from spotledger.http.operator.answers import (
     write_answer,
 )
 from spotledger.http.operator.bodies import (
+    Body,
     CoinBody,
     CustomerBody,
     DepositBody,
@@ -40,9 +43,10 @@ from spotledger.http.operator.bodies import (
     WithdrawalBody,
     decode,
 )
-from spotledger.http.operator.calls import LEDGER_READ, Call, Caller, Endpoint, TokenCheck, Write, answer, route
+from spotledger.http.operator.calls import LEDGER_READ, Call, Endpoint, TokenCheck, Write, answer, route
 from spotledger.http.operator.credentials.scopes import SCOPE_OF, check_scopes
 from spotledger.http.operator.reads import ReadCalls
+from spotledger.ledger.ledger import Outcome
 from spotledger.ledger.writer import Writer
 
 OperationBody = (
@@ -74,6 +78,12 @@ _ABOUT: Final[dict[type[OperationBody], str]] = {
 }
 
 
+def _released(call: Write) -> Operation:
+    """Return the release of the hold that the path names."""
+    body = decode(call.body or b"{}", ReleaseBody)
+    return body.release(call.key, call.request.parameters["hold"])
+
+
 class LedgerCalls:
     """The calls for single operations, and the reads on the same paths."""
 
@@ -89,7 +99,7 @@ class LedgerCalls:
         customers = Call(LEDGER_READ, reads.customers, gives=CustomersAnswer, query=("after", "limit", "min_seq"))
         old = ("older_than_ms", "hold:after", "limit", "min_seq")
         old_holds = Call(LEDGER_READ, reads.old_holds, gives=HoldsAnswer, query=old)
-        release = Call(SCOPE_OF[Unfreeze], write=self.release, takes=ReleaseBody, gives=WriteAnswer)
+        release = self._one(SCOPE_OF[Unfreeze], _released, ReleaseBody, "Release all or part of a hold.")
         return [
             route(token_check, paths.SETTLEMENTS, POST=self._writes(SettlementBody, Settle)),
             route(token_check, paths.HOLDS, POST=self._writes(HoldBody, Freeze), GET=old_holds),
@@ -104,23 +114,34 @@ class LedgerCalls:
         ]
 
     def _writes(self, kind: type[OperationBody], operation: type[Operation]) -> Call:
+        def asked(call: Write) -> Operation:
+            return decode(call.body, kind).operation(call.key)
+
+        return self._one(SCOPE_OF[operation], asked, kind, _ABOUT[kind])
+
+    def _one(self, scope: str, asked: Callable[[Write], Operation], takes: type[Body], about: str) -> Call:
+        """Return the call for the one operation that *asked* reads from a request."""
+
+        def begin(call: Write) -> asyncio.Future[list[Outcome]]:
+            operation = asked(call)
+            check_scopes((operation,), call.caller.scopes)
+            return self._writer.enqueue(operation, call.caller.actor)
+
         async def write(call: Write) -> Reply:
-            return await self._submit(decode(call.body, kind).operation(call.key), call.caller)
+            outcomes = await begin(call)
+            await self._texts.labels.learn(it.entry for it in outcomes if not isinstance(it, Refused))
+            return self._answer(outcomes[0])
 
-        return Call(SCOPE_OF[operation], write=write, takes=kind, gives=WriteAnswer, about=_ABOUT[kind])
+        return Call(scope, write=write, begin=begin, end=self._end, takes=takes, gives=WriteAnswer, about=about)
 
-    async def release(self, call: Write) -> Reply:
-        """Release all or part of a hold."""
-        body = decode(call.body or b"{}", ReleaseBody)
-        return await self._submit(body.release(call.key, call.request.parameters["hold"]), call.caller)
+    def _end(self, outcomes: Sequence[Outcome]) -> Reply | None:
+        """Return the answer; None if it names a token whose label is not in memory."""
+        outcome = outcomes[0]
+        if not isinstance(outcome, Refused) and self._texts.labels.lacks(outcome.entry.actor):
+            return None  # of an earlier request: this one's own label is known, so asking again changes nothing
+        return self._answer(outcome)
 
-    async def _submit(self, operation: Operation, caller: Caller) -> Reply:
-        check_scopes((operation,), caller.scopes)
-        result = (await self._writer.submit((operation,), actor=caller.actor))[0]
-        if isinstance(result, Refused):
-            raise result
-        labels = self._texts.labels
-        if labels.lacks(result.entry.actor):
-            await labels.learn((result.entry,))
-        body = write_answer(result.entry, result.hold, self._texts)
-        return answer(body, replayed=result.replayed)
+    def _answer(self, outcome: Outcome) -> Reply:
+        if isinstance(outcome, Refused):
+            raise outcome
+        return answer(write_answer(outcome.entry, outcome.hold, self._texts), replayed=outcome.replayed)

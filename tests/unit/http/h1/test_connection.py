@@ -6,6 +6,7 @@ import asyncio
 import gc
 import re
 import socket
+import struct
 import time
 import weakref
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import uvloop
 from hypothesis import given, settings, strategies as st
 
 from spotledger.http.h1.limits import Limits
+from spotledger.http.h1.request import LateReply, Reply, Request, StreamWriter
 from spotledger.http.h1.server import HttpServer
 from spotledger.http.h1.shares import ConnectionShares
 from support_framing import REFUSED, cuts, requests
@@ -52,10 +54,10 @@ def loop(request: pytest.FixtureRequest) -> Loop:
     return made
 
 
-@pytest.fixture(params=[True, False], ids=["at once", "later"])
+@pytest.fixture(params=["at once", "after a future", "in a task"])
 def app(request: pytest.FixtureRequest) -> Echo:
-    """An application that answers at once, or after a turn of the loop."""
-    return Echo(is_quick=request.param)
+    """An application that answers at once, once a future is done, or in a task after a turn of the loop."""
+    return Echo(is_quick=request.param != "in a task", is_late=request.param == "after a future")
 
 
 def test_pipelined_requests_are_answered_in_order(loop: Loop, app: Echo) -> None:
@@ -175,7 +177,7 @@ def test_body_that_was_not_read_ends_the_connection_only_if_it_is_long(loop: Loo
 def test_any_cut_gives_the_same_answers(sent: bytes, data: st.DataObject) -> None:
     """The answers, their order and what was done do not depend on how the bytes arrive."""
     pieces = data.draw(cuts(sent))
-    app = Echo(is_quick=data.draw(st.booleans()))
+    app = Echo(is_quick=data.draw(st.booleans()), is_late=data.draw(st.booleans()))
 
     async def talk(served: Served) -> None:
         results = []
@@ -365,6 +367,142 @@ def test_connection_that_has_ended_leaves_nothing_behind(loop: Loop, app: Echo, 
         serving(talk, app=app, loop=loop)
     finally:
         gc.enable()
+
+
+class Held(Echo):
+    """Begins every request and leaves it to the test when, and with what, it is answered."""
+
+    def __init__(self) -> None:
+        super().__init__(is_late=True)
+        self.futures: list[asyncio.Future[None]] = []
+        self.made: list[bool] = []
+        self.reply: Callable[[], Reply | None] = lambda: Reply(200, b"made")
+
+    def at_once(self, request: Request) -> LateReply:
+        """Begin it."""
+        self.futures.append(asyncio.get_running_loop().create_future())
+        return LateReply(self.futures[-1], self.make)
+
+    def make(self, future: asyncio.Future[None]) -> Reply | None:
+        """Answer it."""
+        self.made.append(future.done())
+        return self.reply()
+
+    async def begun(self, count: int) -> None:
+        """Wait until *count* requests were begun."""
+        async with asyncio.timeout(5):
+            while len(self.futures) < count:
+                await asyncio.sleep(0)
+
+
+def test_answer_that_waits_for_a_future_is_made_when_that_is_done(loop: Loop) -> None:
+    """Not before; the next request of the connection is not begun before, but those of other connections are."""
+    app = Held()
+
+    async def talk(served: Served) -> None:
+        first, second = await served.connect(), await served.connect()
+        await first.send(get("/1") + get("/2"))
+        await app.begun(1)
+        await second.send(get("/3"))
+        await app.begun(2)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (len(app.futures), app.made) == (2, [])
+        app.futures[1].set_result(None)
+        assert (await second.answer()).body == b"made"
+        app.futures[0].set_result(None)
+        assert (await first.answer()).body == b"made"
+        await app.begun(3)
+        app.futures[2].set_result(None)
+        assert (await first.answer()).body == b"made"
+        assert app.made == [True] * 3
+
+    assert serving(talk, app=app, loop=loop)
+
+
+def test_answer_that_waits_for_a_future_may_turn_out_to_need_a_task(loop: Loop) -> None:
+    """Then the application is asked again, or streams it; the request behind it comes after that."""
+    app = Held()
+
+    async def pieces(writer: StreamWriter) -> bool:
+        await writer.send(b"piece")
+        return True
+
+    async def talk(served: Served) -> None:
+        wire = await served.connect()
+        await wire.send(get("/1") + get("/2") + get("/3"))
+        replies: list[Callable[[], Reply | None]] = [lambda: None, lambda: Reply(200, b"", stream=pieces)]
+        for count, reply in enumerate([*replies, app.reply], 1):
+            await app.begun(count)
+            app.reply = reply
+            app.futures[-1].set_result(None)
+        assert (await wire.answer()).body == b"/1"
+        assert (await wire.head())[1]["transfer-encoding"] == "chunked"
+        assert await wire.reader.readexactly(15) == b"5\r\npiece\r\n0\r\n\r\n"
+        assert (await wire.answer()).body == b"made"
+
+    assert serving(talk, app=app, loop=loop)
+
+
+def test_answer_that_cannot_be_made_ends_its_connection_only(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing of the error is told but its class; another connection goes on."""
+    app = Held()
+    secret = "what was sent"
+
+    def failing() -> Reply:
+        raise ValueError(secret)
+
+    async def talk(served: Served) -> None:
+        wire, other = await served.connect(), await served.connect()
+        await wire.send(get("/1") + get("/2"))
+        await app.begun(1)
+        await other.send(get("/3"))
+        await app.begun(2)
+        app.reply = failing
+        app.futures[0].set_result(None)
+        assert await wire.ended() == b""
+        app.reply = lambda: Reply(200, b"made")
+        app.futures[1].set_result(None)
+        assert (await other.answer()).body == b"made"
+        assert len(app.futures) == 2
+
+    assert serving(talk, app=app, loop=loop)
+    assert "unexpected ValueError" in caplog.text
+    assert secret not in caplog.text
+
+
+def test_answer_is_made_although_its_client_has_gone(loop: Loop) -> None:
+    """What was begun is counted, like what was answered; nothing is sent, and the connection is let go."""
+    app = Held()
+
+    async def talk(served: Served) -> None:
+        wire = await served.connect()
+        await wire.send(get("/1") + get("/2"))
+        await app.begun(1)
+        wire.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        wire.writer.transport.abort()  # with a reset: the client does not read any more either
+        async with asyncio.timeout(5):
+            while served.server.open_connections:
+                await asyncio.sleep(0)
+        app.futures[0].set_result(None)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (app.made, len(app.futures)) == ([True], 1)
+
+    assert serving(talk, app=app, loop=loop)
+
+
+def test_future_of_an_answer_is_cancelled_when_a_stop_cuts_its_connection_off(loop: Loop) -> None:
+    """The stop says that not everything was answered, and no answer is made."""
+    app = Held()
+
+    async def talk(served: Served) -> None:
+        await (await served.connect()).send(get("/1"))
+        await app.begun(1)
+
+    assert not serving(talk, app=app, loop=loop)
+    assert app.futures[0].cancelled()
+    assert app.made == []
 
 
 def test_workers_share_the_connections(loop: Loop) -> None:

@@ -289,6 +289,51 @@ def test_head_means_the_same_whatever_came_before(before: tuple[bytes, ...]) -> 
             assert parsed(*head, parser=parser) == parsed(*head)
 
 
+#: Heads with as many lines, which differ in one or two of them.
+NEIGHBOURS = [
+    (b"Host: x", b"Content-Length: 5", b"Expect: 100-continue"),
+    (b"Host: x", b"Content-Length: 0", b"Expect: 100-continue"),
+    (b"Host: x", b"content-length:  7 ", b"Expect: 100-continue"),
+    (b"Host: x", b"Content-Length: 5", b"Expect: nothing"),
+    (b"Host: x", b"Content-Length: 5", b"Connection: close"),
+    (b"Host: x", b"Content-Length: 0", b"Connection: keep-alive"),
+    (b"Host: x", b"Transfer-Encoding: chunked", b"Expect: 100-continue"),
+    (b"Host: x", b"Transfer-Encoding: chunked", b"A: b"),
+    (b"Host: x", b"A: b", b"Content-Length: 5"),
+    (b"Host: x", b"A: b", b"C: d"),
+    (b"Host: y", b"A: e", b"C: d"),
+    (b"A: b", b"Host: x", b"C: d"),
+    (b"A: b", b"C: d", b"E: f"),
+    (b"Host: x", b"Host: x", b"C: d"),
+    (b"Host: x", b"Content-Length: 5", b"Content-Length: 5"),
+    (b"Host: x", b"Content-Length: 5", b"Transfer-Encoding: chunked"),
+    (b"Host: x", b"Content-Length: 0", b"Transfer-Encoding: chunked"),
+    (b"Host: x", b"Content-Length: five", b"A: b"),
+    (b"Host: x y", b"Content-Length: 5", b"A: b"),
+    (b"Host: x", b"A b", b"C: d"),
+]
+
+
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+@pytest.mark.parametrize("before", NEIGHBOURS, ids=lambda before: b", ".join(before).decode())
+def test_lines_that_differ_from_those_of_the_head_before_are_read(before: tuple[bytes, ...], version: bytes) -> None:
+    """Only they are, and what they say about the body and the connection counts as in a head of its own."""
+    for after in NEIGHBOURS:
+        parser = HeadParser(HEADERS_LIMIT)
+        outcome(parser, b"POST /a HTTP/" + version, *before)
+        line = b"POST /b HTTP/" + version
+        alone = outcome(HeadParser(HEADERS_LIMIT), line, *after)
+        assert [outcome(parser, line, *after) for _ in range(2)] == [alone] * 2, after
+
+
+def outcome(parser: HeadParser, line: bytes, *headers: bytes) -> Head | str:
+    """Return what *parser* reads, or why it refuses it."""
+    try:
+        return parsed(line, *headers, parser=parser)
+    except BadRequest as refused:
+        return refused.reason
+
+
 @pytest.mark.parametrize("line", [b"GET a HTTP/1.1", b"GET /\x80 HTTP/1.1", b"GET /a b HTTP/1.1", b"G{T / HTTP/1.1"])
 def test_first_line_is_checked_though_the_headers_are_those_of_the_head_before(line: bytes) -> None:
     """The short way for repeated headers leaves out no check of the first line."""

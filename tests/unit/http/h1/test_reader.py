@@ -140,10 +140,11 @@ def test_what_is_remembered_of_heads_is_bounded(fields: bytes) -> None:
     parser = HeadParser(100)
     for number in range(200):
         parser.parse(b"GET /%d HTTP/1.1\r\nHost: x\r\n" % number + fields % number + b"\r\n")
-        kept = [*parser._lines, *parser._known]
-        assert len(kept) <= 2 * KNOWN_LINES
+        kept = [*parser._lines]
+        assert len(kept) <= KNOWN_LINES
         assert max(map(len, kept)) <= KNOWN_LINE_BYTES
-        assert parser._last is None or len(parser._last.fields) <= KNOWN_FIELDS_BYTES
+        assert len(parser._last_fields) + sum(map(len, parser._last_lines)) <= 2 * KNOWN_FIELDS_BYTES
+        assert (parser._last is None) == (b"yyy" in fields)
 
 
 @settings(max_examples=300, deadline=None)
