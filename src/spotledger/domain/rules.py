@@ -160,7 +160,7 @@ def _withdraw(operation: Withdraw, subject: Subject, state: State, seq: int, now
         return _use_hold(hold, units, Posting(EXTERNAL, hold.coin, AVAILABLE, units), subject, state, seq)
     coin = listed(known(operation.coin, operation), subject.coin)
     units = known(subject.units, subject.coin)
-    account = registered(known(operation.customer, operation), operation.account, state)
+    account = registered(known(operation.customer, operation), known(operation.account, operation), state)
     enough_available(account, coin, units, state)
     lines = [Posting(account, coin.name, AVAILABLE, -units), Posting(EXTERNAL, coin.name, AVAILABLE, units)]
     return post(state, lines)

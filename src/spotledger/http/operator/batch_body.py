@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from spotledger.errors import InvalidRequest, MalformedRequest
+from spotledger.http.operator.bodies import VALUES_LIMIT, has_too_many_values
 
 BATCH_LIMIT: Final = 10_000
 #: Operations that are decoded, or results that are encoded, before other tasks may run.
@@ -42,15 +43,6 @@ _BLANK: Final = re.compile(rb"[ \t\r\n]*+")
 #: What begins a JSON value that is no object.
 _OTHER_VALUES: Final = [b"[", b'"', b"-", b"t", b"f", b"n", *(b"%d" % digit for digit in range(10))]
 _NOT_JSON: Final = "The body is not JSON; one JSON object in UTF-8 would pass."
-#: No call takes more values than this in its body, or in one operation; so many are looked at in a millisecond.
-VALUES_LIMIT: Final = 1000
-#: One of these precedes each member of an object or a list.
-_BEFORE_MEMBER: Final = (b",", b"[", b"{")
-
-
-def has_too_many_values(text: bytes) -> bool:
-    """Return whether JSON may hold more values than any call takes; marks within strings count, too."""
-    return len(text) > VALUES_LIMIT and sum(map(text.count, _BEFORE_MEMBER)) > VALUES_LIMIT
 
 
 class BatchReader:

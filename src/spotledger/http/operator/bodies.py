@@ -30,7 +30,6 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.errors import InvalidRequest, MalformedRequest
-from spotledger.http.operator.batch_body import VALUES_LIMIT, has_too_many_values
 from spotledger.http.operator.fields import (
     AccountField,
     AccountOrNone,
@@ -55,6 +54,10 @@ _MISSING = re.compile(r"missing required field `([^`]*)`(?: - at `\$\.?(.*)`)?\Z
 _UNKNOWN = re.compile(r"contains unknown field `(.*?)`(?: - at `\$\.?(.*)`)?\Z", re.DOTALL)
 _PLACE = re.compile(r" - at `\$\.?(.*)`\Z", re.DOTALL)
 _FIELD_SHOWN_CHARACTERS: Final = 64
+#: No call takes more values than this in its body, or in one operation; so many are looked at in a millisecond.
+VALUES_LIMIT: Final = 1000
+#: One of these precedes each member of an object or a list.
+_BEFORE_MEMBER: Final = (b",", b"[", b"{")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -154,14 +157,12 @@ class WithdrawalBody(Body):
 
     def operation(self, key: str) -> Operation:
         """Return the operation that the body asks for."""
-        if self.hold is not None and self.account is not None:
-            raise InvalidRequest("account is given beside hold, which has it; leave it out", field="account")
         return Withdraw(
             key,
             self.amount,
             self.customer,
             self.coin,
-            "spot" if self.account is None else self.account,
+            self.account,
             None if self.hold is None else hold_name(self.hold),
             self.reference,
             self.happened_ms,
@@ -308,6 +309,11 @@ def hold_name(value: object, field: str = "hold") -> HoldName:
     if isinstance(value, str):
         return value
     raise InvalidRequest(f'{field} is malformed; its id as a string, or {{"key": "…"}}, would pass', field=field)
+
+
+def has_too_many_values(text: bytes) -> bool:
+    """Return whether JSON may hold more values than any call takes; marks within strings count, too."""
+    return len(text) > VALUES_LIMIT and sum(map(text.count, _BEFORE_MEMBER)) > VALUES_LIMIT
 
 
 def decode(body: bytes, kind: type[B]) -> B:
