@@ -57,7 +57,7 @@ _FIELD_SHOWN_CHARACTERS: Final = 64
 #: No call takes more values than this in its body, or in one operation; so many are looked at in a millisecond.
 VALUES_LIMIT: Final = 1000
 #: One of these precedes each member of an object or a list.
-_BEFORE_MEMBER: Final = (b",", b"[", b"{")
+BEFORE_MEMBER: Final = (b",", b"[", b"{")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -313,7 +313,7 @@ def hold_name(value: object, field: str = "hold") -> HoldName:
 
 def has_too_many_values(text: bytes) -> bool:
     """Return whether JSON may hold more values than any call takes; marks within strings count, too."""
-    return len(text) > VALUES_LIMIT and sum(map(text.count, _BEFORE_MEMBER)) > VALUES_LIMIT
+    return len(text) > VALUES_LIMIT and sum(map(text.count, BEFORE_MEMBER)) > VALUES_LIMIT
 
 
 def decode(body: bytes, kind: type[B]) -> B:
