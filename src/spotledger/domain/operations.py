@@ -225,15 +225,14 @@ class Withdraw(Described):
         """Check the form of each field, and that a hold or an account is named."""
         if self.hold is not None and self.account is not None:
             raise InvalidRequest("account is given beside hold, which has it; leave it out", field="account")
+        if self.hold is None:
+            check_customer(self.customer)
+            check_coin(self.coin)
+            if self.epoch is not None:
+                raise InvalidRequest("epoch is given without hold, which it is about; leave it out", field="epoch")
         self.check_fields()
-        if self.hold is not None:
-            return
-        check_customer(self.customer)
-        check_coin(self.coin)
-        if self.account is None:
+        if self.hold is None and self.account is None:
             self.account = "spot"
-        if self.epoch is not None:
-            raise InvalidRequest("epoch is given without hold, which it is about; leave it out", field="epoch")
 
 
 @described
