@@ -12,8 +12,13 @@ from spotledger.errors import InvalidRequest
 ACCOUNT_IDS: Final = {"wallet": 1, "spot": 2, "fiat": 3}
 HOUSE_KIND: Final = "house"
 
-_CUSTOMER = re.compile(r"\A[A-Za-z0-9._-]{1,64}\Z")
-_COIN = re.compile(r"\A[a-z0-9]{1,20}\Z")
+#: The whole text of a customer id, of a coin symbol, and of the name of a customer's account.
+CUSTOMER_PATTERN: Final = r"(?!\.\.?(?:\n|\Z))[A-Za-z0-9._-]{1,64}"
+COIN_PATTERN: Final = r"[a-z0-9]{1,20}"
+ACCOUNT_PATTERN: Final = "|".join(ACCOUNT_IDS)
+
+_CUSTOMER = re.compile(rf"\A{CUSTOMER_PATTERN}\Z")
+_COIN = re.compile(rf"\A{COIN_PATTERN}\Z")
 
 
 class Account(NamedTuple):
@@ -62,7 +67,7 @@ def is_house_name(owner: str) -> bool:
 
 def check_customer(text: object, field: str = "customer") -> str:
     """Return *text* if it is a valid customer id: 1–64 of ``A-Z a-z 0-9 . _ -``, not ``.`` or ``..``."""
-    if isinstance(text, str) and _CUSTOMER.match(text) and text not in (".", ".."):
+    if isinstance(text, str) and _CUSTOMER.match(text):
         return text
     allowed = "1 to 64 of A-Z a-z 0-9 . _ -, but not '.' or '..',"
     raise InvalidRequest(f"{field} is {shown(text)}; {allowed} would pass", field=field)

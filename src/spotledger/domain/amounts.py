@@ -18,7 +18,11 @@ MAX_SCALE = 18
 UNITS_LIMIT = 10**38
 _SHOWN_CHARACTERS = 70
 
-_AMOUNT = re.compile(r"\A(0|[1-9][0-9]{0,37})(?:\.([0-9]{1,18}))?\Z")
+#: The whole text of an amount, and of zero.
+AMOUNT_PATTERN = r"(?=[0.]*[1-9])(?:0|[1-9][0-9]{0,37})(?:\.[0-9]{1,18})?"
+ZERO_PATTERN = r"0(?:\.0{1,18})?"
+_AMOUNT = re.compile(rf"\A{AMOUNT_PATTERN}\Z")
+_ZERO = re.compile(rf"\A{ZERO_PATTERN}\Z")
 _EXPECTED = 'a plain decimal above zero such as "12.5" in a text (digits 0-9; no sign, exponent or leading zeros)'
 
 
@@ -29,11 +33,16 @@ def check_amount(text: object, field: str = "amount") -> str:
     Raises:
         InvalidAmount: It is not text, not a plain decimal, or zero.
     """
-    if not isinstance(text, str) or _AMOUNT.match(text) is None:
-        raise InvalidAmount(f"{field} is {_shown_amount(text)}; {_EXPECTED} would pass", field=field)
-    if not text.strip("0."):
+    if isinstance(text, str) and _AMOUNT.match(text):
+        return text
+    if is_zero_text(text):
         raise InvalidAmount(f"{field} is zero; an amount above zero would pass", field=field)
-    return text
+    raise InvalidAmount(f"{field} is {_shown_amount(text)}; {_EXPECTED} would pass", field=field)
+
+
+def is_zero_text(text: object) -> bool:
+    """Return whether *text* has the form of an amount but is zero."""
+    return isinstance(text, str) and _ZERO.match(text) is not None
 
 
 def parse_amount(text: str, scale: int, field: str = "amount") -> int:

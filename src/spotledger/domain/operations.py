@@ -1,5 +1,8 @@
 """
-The operations that a caller can ask for: one frozen class each, which checks its form when it is created.
+The operations that a caller can ask for: one class each, which is their only description.
+
+A class has its fields, each with the form of its values (``domain/fields.py``), and how it is asked for. The checks of
+its form, which are made when it is created, are derived from that.
 
 Whether the coin is listed, the customer registered and enough available is decided by the rules. Amounts are decimal
 text (``"100.50"``), because the units depend on the coin's scale. Every operation has an idempotency key, under which
@@ -8,211 +11,275 @@ it happens once.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar, get_args
 
-from spotledger.domain.accounts import check_account_kind, check_coin, check_customer, check_scale
-from spotledger.domain.amounts import check_amount, shown
-from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN, Epochs, parse_position
+from spotledger.domain.accounts import check_coin, check_customer
+from spotledger.domain.fields import (
+    COIN_AMOUNT,
+    HOLD,
+    KEY_MAX_CHARACTERS as KEY_MAX_CHARACTERS,
+    REFERENCE_MAX_CHARACTERS as REFERENCE_MAX_CHARACTERS,
+    REST as REST,
+    SEQ,
+    SIDE,
+    TIME_MAX_MS as TIME_MAX_MS,
+    AccountKind,
+    Amount,
+    CoinName,
+    CustomerId,
+    End,
+    Epoch,
+    HoldKey as HoldKey,
+    HoldName as HoldName,
+    Key,
+    Reason,
+    Reference,
+    Release,
+    Scale,
+    Seq,
+    TimeMs,
+    check_each,
+    check_key as check_key,
+    check_of,
+    check_reference as check_reference,
+    fields_of,
+)
+from spotledger.domain.positions import Epochs, parse_position
 from spotledger.errors import InvalidRequest
-from spotledger.texts import FIT, is_line
 
-KEY_MAX_CHARACTERS: Final = 64
-REFERENCE_MAX_CHARACTERS: Final = 256
-#: As a release: all that remains of the hold.
-REST: Final = "rest"
-#: The last millisecond of the year 9999; later times are mistakes.
-TIME_MAX_MS: Final = 253_402_300_799_999
+K = TypeVar("K", bound="Described")
 
-_KEY = re.compile(r"\A[\x21-\x7e]{1,64}\Z")
-_ZERO = re.compile(r"\A0(?:\.0{1,18})?\Z")
-_HOLD = re.compile(rf"\A{POSITION_PATTERN}\Z")
+_MONEY: Final = "Money in and out"
+_TRADES: Final = "Trades"
 
 
-class HoldKey(NamedTuple):
-    """A hold, named by the idempotency key that opened it."""
+class Described:
+    """
+    An operation, as its class describes it.
 
-    key: str
+    The first sentence of its docstring is the summary of its call, and the first paragraph its description. An
+    operation is not to be changed once it is made. (To make a frozen one would take four times as long.)
+    """
+
+    __slots__ = ()
+
+    #: The name of the operation, in the journal and in a batch.
+    kind: ClassVar[str]
+    #: The part of the path under which the operator API takes it, such as ``deposits``.
+    collection: ClassVar[str]
+    #: The section of the operator API's document.
+    section: ClassVar[str] = _MONEY
+    #: Whether a batch takes it.
+    in_batch: ClassVar[bool] = True
+    #: The field that names who pays, if it is not a hold; a house account needs a further scope.
+    payer: ClassVar[str | None] = None
+    #: A request, for people; by default one is made of the required fields.
+    example: ClassVar[Mapping[str, Any] | None] = None
+
+    def __post_init__(self) -> None:
+        """Check the form of each field; raise InvalidRequest, which names the first field that has another form."""
+        self.check_fields()
+
+    def check_fields(self) -> None:
+        """Check the form of each field; :func:`described` replaces this by what is compiled for the class."""
+        check_each(self, fields_of(type(self)))
 
 
-HoldName: TypeAlias = str | HoldKey
+def described(kind: type[K]) -> type[K]:
+    """Compile the checks of *kind*, a class of operations, which also are its ``__post_init__`` unless it has one."""
+    check = check_of(kind)
+    if kind.__post_init__ is Described.__post_init__:
+        kind.__post_init__ = check  # type: ignore[method-assign]
+    kind.check_fields = check  # type: ignore[method-assign]
+    return kind
 
 
-@dataclass(frozen=True, slots=True)
-class ListCoin:
-    """List *coin* with *scale* decimals (0–18). A listing never changes."""
+@described
+@dataclass(slots=True)
+class ListCoin(Described):
+    """List a coin. A listing never changes."""
 
     kind: ClassVar[str] = "list_coin"
-    key: str
-    coin: str
-    scale: int
+    collection: ClassVar[str] = "coins"
+    section: ClassVar[str] = "Coins and customers"
+    in_batch: ClassVar[bool] = False
+    example: ClassVar[Mapping[str, Any]] = {"coin": "btc", "scale": 8}
+    key: Key
+    coin: CoinName
+    scale: Scale
 
-    def __post_init__(self) -> None:
-        check_key(self.key)
-        check_coin(self.coin)
-        check_scale(self.scale)
 
-
-@dataclass(frozen=True, slots=True)
-class RegisterCustomer:
-    """Register *customer* with an empty wallet, spot and fiat account."""
+@described
+@dataclass(slots=True)
+class RegisterCustomer(Described):
+    """Register a customer. The customer gets a wallet, a spot and a fiat account."""
 
     kind: ClassVar[str] = "register_customer"
-    key: str
-    customer: str
+    collection: ClassVar[str] = "customers"
+    section: ClassVar[str] = "Coins and customers"
+    in_batch: ClassVar[bool] = False
+    key: Key
+    customer: CustomerId
 
-    def __post_init__(self) -> None:
-        check_key(self.key)
-        check_customer(self.customer)
 
-
-@dataclass(frozen=True, slots=True)
-class Deposit:
-    """Move *amount* from the outside world to what *customer* has available."""
+@described
+@dataclass(slots=True)
+class Deposit(Described):
+    """Book money that came in from outside. What the customer owes is repaid first."""
 
     kind: ClassVar[str] = "deposit"
-    key: str
-    customer: str
-    coin: str
-    amount: str
-    account: str = "spot"
-    reference: str | None = None
-    happened_ms: int | None = None
-
-    def __post_init__(self) -> None:
-        check_key(self.key)
-        check_customer(self.customer)
-        check_coin(self.coin)
-        check_amount(self.amount)
-        check_account_kind(self.account)
-        check_reference(self.reference)
-        check_time(self.happened_ms, "happened_ms")
+    collection: ClassVar[str] = "deposits"
+    example: ClassVar[Mapping[str, Any]] = {
+        "customer": "alice",
+        "coin": "usdt",
+        "amount": "40000",
+        "reference": "incoming 0x5e…",
+    }
+    key: Key
+    customer: CustomerId
+    coin: CoinName
+    amount: Amount
+    account: AccountKind = "spot"
+    reference: Reference | None = None
+    happened_ms: TimeMs | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Freeze:
-    """Move *amount* from available to freeze and open a hold for it, which expires at *expires_ms* if given."""
+@described
+@dataclass(slots=True)
+class Freeze(Described):
+    """
+    Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
+
+    The hold expires at *expires_ms* if that is given.
+    """
 
     kind: ClassVar[str] = "freeze"
-    key: str
-    customer: str
-    coin: str
-    amount: str
-    account: str = "spot"
-    reference: str | None = None
-    expires_ms: int | None = None
+    collection: ClassVar[str] = "holds"
+    section: ClassVar[str] = "Holds"
+    # Freezing is the first half of paying out of a hold, which names no owner.
+    payer: ClassVar[str | None] = "customer"
+    example: ClassVar[Mapping[str, Any]] = {
+        "customer": "alice",
+        "coin": "usdt",
+        "amount": "33000",
+        "reference": "order-7",
+    }
+    key: Key
+    customer: CustomerId
+    coin: CoinName
+    amount: Amount
+    account: AccountKind = "spot"
+    reference: Reference | None = None
+    expires_ms: TimeMs | None = None
 
-    def __post_init__(self) -> None:
-        check_key(self.key)
-        check_customer(self.customer)
-        check_coin(self.coin)
-        check_amount(self.amount)
-        check_account_kind(self.account)
-        check_reference(self.reference)
-        check_time(self.expires_ms, "expires_ms")
 
+@described
+@dataclass(slots=True)
+class Unfreeze(Described):
+    """
+    Release all or part of a hold. The hold is named by its id or by the key that opened it.
 
-@dataclass(frozen=True, slots=True)
-class Unfreeze:
-    """Move *amount* of a hold, or all that remains of it, back to available; the rest are preconditions."""
+    Without *amount* all that remains of it is released. *customer*, *coin* and *epoch* are preconditions that the hold
+    has to meet.
+    """
 
     kind: ClassVar[str] = "unfreeze"
-    key: str
+    collection: ClassVar[str] = "releases"
+    section: ClassVar[str] = "Holds"
+    example: ClassVar[Mapping[str, Any]] = {"hold": {"key": "order-7"}, "amount": "1000"}
+    key: Key
     hold: HoldName
-    amount: str | None = None
-    customer: str | None = None
-    coin: str | None = None
-    epoch: int | None = None
-
-    def __post_init__(self) -> None:
-        check_key(self.key)
-        check_hold(self.hold)
-        if self.amount is not None:
-            check_amount(self.amount)
-        check_precondition(self)
+    amount: Amount | None = None
+    customer: CustomerId | None = None
+    coin: CoinName | None = None
+    epoch: Epoch | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Withdraw:
+@described
+@dataclass(slots=True)
+class Withdraw(Described):
     """
-    Move *amount* to the outside world, out of a hold or directly out of what *customer* has available.
+    Book money that went outside. It comes out of a hold, or directly out of what is available.
 
-    Beside a hold, *customer*, *coin* and *epoch* are preconditions.
+    Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
+    account is spot unless it is given.
     """
 
     kind: ClassVar[str] = "withdraw"
-    key: str
-    amount: str
-    customer: str | None = None
-    coin: str | None = None
-    account: str = "spot"
+    collection: ClassVar[str] = "withdrawals"
+    payer: ClassVar[str | None] = "customer"
+    example: ClassVar[Mapping[str, Any]] = {"customer": "alice", "coin": "usdt", "amount": "250.75"}
+    key: Key
+    amount: Amount
+    customer: CustomerId | None = None
+    coin: CoinName | None = None
+    account: AccountKind | None = None
     hold: HoldName | None = None
-    reference: str | None = None
-    happened_ms: int | None = None
-    epoch: int | None = None
+    reference: Reference | None = None
+    happened_ms: TimeMs | None = None
+    epoch: Epoch | None = None
 
     def __post_init__(self) -> None:
-        check_key(self.key)
-        check_amount(self.amount)
-        check_reference(self.reference)
-        check_time(self.happened_ms, "happened_ms")
-        if self.hold is not None:
-            check_hold(self.hold)
-            check_precondition(self)
-            if self.account != "spot":
-                raise InvalidRequest("account is given beside hold, which has it; leave it out", field="account")
-            return
-        check_customer(self.customer)
-        check_coin(self.coin)
-        check_account_kind(self.account)
-        if self.epoch is not None:
-            raise InvalidRequest("epoch is given without hold, which it is about; leave it out", field="epoch")
+        """Check the form of each field, and that a hold or an account is named."""
+        if self.hold is not None and self.account is not None:
+            raise InvalidRequest("account is given beside hold, which has it; leave it out", field="account")
+        if self.hold is None:
+            check_customer(self.customer)
+            check_coin(self.coin)
+            if self.epoch is not None:
+                raise InvalidRequest("epoch is given without hold, which it is about; leave it out", field="epoch")
+        self.check_fields()
+        if self.hold is None and self.account is None:
+            self.account = "spot"
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """Move *amount* from available to available, between accounts of one customer or of two."""
+@described
+@dataclass(slots=True)
+class Transfer(Described):
+    """Move available money to another account. It may belong to the same customer or to another."""
 
     kind: ClassVar[str] = "transfer"
-    key: str
-    from_customer: str
-    to_customer: str
-    coin: str
-    amount: str
-    from_account: str = "spot"
-    to_account: str = "spot"
-    reference: str | None = None
+    collection: ClassVar[str] = "transfers"
+    payer: ClassVar[str | None] = "from_customer"
+    example: ClassVar[Mapping[str, Any]] = {
+        "from": {"customer": "alice", "account": "wallet"},
+        "to": {"customer": "alice", "account": "spot"},
+        "coin": "usdt",
+        "amount": "100",
+    }
+    key: Key
+    from_customer: Annotated[CustomerId, End("from")]
+    to_customer: Annotated[CustomerId, End("to")]
+    coin: CoinName
+    amount: Amount
+    from_account: Annotated[AccountKind, End("from")] = "spot"
+    to_account: Annotated[AccountKind, End("to")] = "spot"
+    reference: Reference | None = None
 
     def __post_init__(self) -> None:
-        check_key(self.key)
-        check_customer(self.from_customer, "from.customer")
-        check_customer(self.to_customer, "to.customer")
-        check_coin(self.coin)
-        check_amount(self.amount)
-        check_account_kind(self.from_account, "from.account")
-        check_account_kind(self.to_account, "to.account")
-        check_reference(self.reference)
+        """Check the form of each field, and that the ends are two accounts."""
+        self.check_fields()
         if (self.from_customer, self.from_account) == (self.to_customer, self.to_account):
             raise InvalidRequest("to is the same account as from; another account would pass", field="to")
 
 
 class CoinAmount(NamedTuple):
-    """An amount of a named coin, as decimal text; zero means none."""
+    """An amount of a coin; zero means none."""
 
-    coin: str
-    amount: str
+    coin: CoinName
+    amount: Amount
 
     def is_zero(self) -> bool:
         """Return whether the amount is zero."""
         return not self.amount.strip("0.")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SettleSide:
     """
-    One side of a fill.
+    One side of a fill: the hold that pays, with its preconditions, the fee, what else is released, and dust.
 
     Args:
         hold: The hold that pays: of the quote coin for the buyer, of the base coin for the seller.
@@ -223,86 +290,89 @@ class SettleSide:
     """
 
     hold: HoldName
-    fee: CoinAmount | None = None
-    release: str | None = None
-    dust: CoinAmount | None = None
-    customer: str | None = None
-    coin: str | None = None
-    epoch: int | None = None
+    fee: Annotated[CoinAmount, COIN_AMOUNT] | None = None
+    release: Release | None = None
+    dust: Annotated[CoinAmount, COIN_AMOUNT] | None = None
+    customer: CustomerId | None = None
+    coin: CoinName | None = None
+    epoch: Epoch | None = None
 
     def check(self, name: str) -> None:
         """Check the form of this side; messages call it *name*."""
-        check_hold(self.hold, f"{name}.hold")
-        check_precondition(self, f"{name}.")
-        for field, amount in (("fee", self.fee), ("dust", self.dust)):
-            if amount is not None:
-                check_coin(amount.coin, f"{name}.{field}.coin")
-                if not _is_zero_text(amount.amount):
-                    check_amount(amount.amount, f"{name}.{field}.amount")
-        if self.release is not None and self.release != REST:
-            check_amount(self.release, f"{name}.release")
+        _check_side(self, f"{name}.")
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """Book one fill of a trade: the buyer pays *quote_amount* and receives *base_amount*, the seller the reverse."""
+_check_side: Final = check_of(SettleSide)
+
+
+@described
+@dataclass(slots=True)
+class Settle(Described):
+    """
+    Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
+    available. The whole fill is refused if a hold is short, closed or of the wrong coin.
+
+    The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse.
+    """
 
     kind: ClassVar[str] = "settle"
-    key: str
-    base: str
-    quote: str
-    base_amount: str
-    quote_amount: str
-    buyer: SettleSide
-    seller: SettleSide
-    reference: str | None = None
-    happened_ms: int | None = None
+    collection: ClassVar[str] = "settlements"
+    section: ClassVar[str] = _TRADES
+    example: ClassVar[Mapping[str, Any]] = {
+        "base": "btc",
+        "quote": "usdt",
+        "base_amount": "0.5",
+        "quote_amount": "32000",
+        "buyer": {"hold": {"key": "order-7"}, "fee": {"coin": "btc", "amount": "0.0005"}, "release": "rest"},
+        "seller": {"hold": {"key": "order-8"}, "fee": {"coin": "usdt", "amount": "32"}},
+        "reference": "trade-1",
+    }
+    key: Key
+    base: CoinName
+    quote: CoinName
+    base_amount: Amount
+    quote_amount: Amount
+    buyer: Annotated[SettleSide, SIDE]
+    seller: Annotated[SettleSide, SIDE]
+    reference: Reference | None = None
+    happened_ms: TimeMs | None = None
 
     def __post_init__(self) -> None:
-        check_key(self.key)
-        check_coin(self.base, "base")
-        check_coin(self.quote, "quote")
+        """Check the form of each field, and that two coins are traded."""
+        self.check_fields()
         if self.base == self.quote:
             raise InvalidRequest("quote is the same coin as base; another coin would pass", field="quote")
-        check_amount(self.base_amount, "base_amount")
-        check_amount(self.quote_amount, "quote_amount")
-        self.buyer.check("buyer")
-        self.seller.check("seller")
-        check_reference(self.reference)
-        check_time(self.happened_ms, "happened_ms")
 
 
-@dataclass(frozen=True, slots=True)
-class Reverse:
+@described
+@dataclass(slots=True)
+class Reverse(Described):
     """
-    Undo the deposit, withdrawal, transfer or settlement of the entry *seq*, once, for a stated *reason*.
+    Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason; what
+    the customer no longer has is booked as owed.
 
-    *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions.
+    *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions that the entry has to
+    meet.
     """
 
     kind: ClassVar[str] = "reverse"
-    key: str
-    seq: int | str
-    reason: str
-    customer: str | None = None
-    coin: str | None = None
-    epoch: int | None = None
-
-    def __post_init__(self) -> None:
-        check_key(self.key)
-        parse_position(self.seq, "seq", least=1)
-        check_precondition(self)
-        if self.reason is None:
-            raise InvalidRequest("reason is missing; a line of text that says why would pass", field="reason")
-        check_reference(self.reason, "reason")
+    collection: ClassVar[str] = "reversals"
+    section: ClassVar[str] = _TRADES
+    example: ClassVar[Mapping[str, Any]] = {"seq": 12, "reason": "booked twice by the deposit watcher"}
+    key: Key
+    seq: Seq
+    reason: Reason
+    customer: CustomerId | None = None
+    coin: CoinName | None = None
+    epoch: Epoch | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Expire:
     """Release what remains of an expired hold. Written by the ledger itself, under a key that no caller can use."""
 
     kind: ClassVar[str] = "expire"
-    hold: str
+    hold: Annotated[str, HOLD]
 
     @property
     def key(self) -> str:
@@ -313,7 +383,10 @@ class Expire:
 Operation: TypeAlias = (
     ListCoin | RegisterCustomer | Deposit | Freeze | Unfreeze | Withdraw | Transfer | Settle | Reverse | Expire
 )
-
+#: The operations that a caller can ask for.
+OPERATIONS: Final[tuple[type[Described], ...]] = tuple(
+    kind for kind in get_args(Operation) if issubclass(kind, Described)
+)
 
 #: What names a hold, and anything that is copied.
 T = TypeVar("T", bound=Unfreeze | Withdraw | SettleSide)
@@ -325,66 +398,11 @@ def expiry_key(hold_id: int) -> str:
     return f" expire:{hold_id}"
 
 
-def check_key(text: object, field: str = "key") -> str:
-    """Return *text* if it is a valid idempotency key of a caller: 1–64 characters of 0x21–0x7E."""
-    if isinstance(text, str) and _KEY.match(text):
-        return text
-    allowed = f"an idempotency key of 1 to {KEY_MAX_CHARACTERS} printable ASCII characters without blanks"
-    raise InvalidRequest(f"{field} is {shown(text)}; {allowed} would pass", field=field)
-
-
-def check_hold(name: object, field: str = "hold") -> HoldName:
-    """Return *name* if it is a valid name of a hold: its id as text, or the key that opened it."""
-    if isinstance(name, HoldKey):
-        check_key(name.key, f"{field}.key")
-        return name
-    if isinstance(name, str) and _HOLD.match(name):
-        return name
-    raise InvalidRequest(f'{field} is {shown(name)}; a hold\'s id such as "12" would pass', field=field)
-
-
-def check_precondition(named: Unfreeze | Withdraw | Reverse | SettleSide, prefix: str = "") -> None:
-    """Check the form of the preconditions of an operation, or of a side of a fill; messages begin with *prefix*."""
-    if named.customer is not None:
-        check_customer(named.customer, f"{prefix}customer")
-    if named.coin is not None:
-        check_coin(named.coin, f"{prefix}coin")
-    epoch = named.epoch
-    if epoch is None:
-        return
-    if not isinstance(epoch, int) or isinstance(epoch, bool) or not 0 < epoch < EPOCH_LIMIT:
-        raise InvalidRequest(
-            f"{prefix}epoch is {shown(epoch)}; a whole number from 1 would pass", field=f"{prefix}epoch"
-        )
-
-
-def check_reference(text: object, field: str = "reference") -> None:
-    """Check that *text* is None or a line of 1–256 characters (``spotledger.texts``)."""
-    if text is None:
-        return
-    if not isinstance(text, str) or not 1 <= len(text) <= REFERENCE_MAX_CHARACTERS or not is_line(text):
-        allowed = f"1 to {REFERENCE_MAX_CHARACTERS} {FIT}"
-        raise InvalidRequest(f"{field} is {shown(text)}; {allowed} would pass", field=field)
-
-
-def check_time(value: object, field: str) -> None:
-    """Check that *value* is None or a time in milliseconds since 1970."""
-    if value is None:
-        return
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= TIME_MAX_MS:
-        allowed = "milliseconds since 1970 such as 1700000000000"
-        raise InvalidRequest(f"{field} is {shown(value)}; {allowed} would pass", field=field)
-
-
-def _is_zero_text(text: object) -> bool:
-    return isinstance(text, str) and _ZERO.match(text) is not None
-
-
 def _locate_hold(operation: Unfreeze | Withdraw, epochs: Epochs) -> Operation:
     return operation if operation.hold is None else _located_hold(operation, epochs, "hold")
 
 
-def _locate_settle(operation: Settle, epochs: Epochs) -> Operation:
+def _locate_sides(operation: Settle, epochs: Epochs) -> Operation:
     buyer = _located_hold(operation.buyer, epochs, "buyer.hold")
     seller = _located_hold(operation.seller, epochs, "seller.hold")
     if buyer is operation.buyer and seller is operation.seller:
@@ -392,7 +410,7 @@ def _locate_settle(operation: Settle, epochs: Epochs) -> Operation:
     return _changed(operation, buyer=buyer, seller=seller)
 
 
-def _locate_reverse(operation: Reverse, epochs: Epochs) -> Operation:
+def _locate_seq(operation: Reverse, epochs: Epochs) -> Operation:
     if isinstance(operation.seq, int) and (epochs.is_first or operation.epoch is not None):
         return operation
     return _changed(operation, seq=_located(operation.seq, operation.epoch, epochs, "seq"))
@@ -416,27 +434,38 @@ def _changed(named: C, **fields: Any) -> C:
     changed = object.__new__(type(named))
     # copy.copy takes three times as long.
     for field in type(named).__slots__:  # type: ignore[attr-defined]  # each is a dataclass with slots
-        object.__setattr__(changed, field, fields[field] if field in fields else getattr(named, field))
+        setattr(changed, field, fields[field] if field in fields else getattr(named, field))
     return changed
 
 
 #: By class: return an operation with the holds and the entry that it names as plain numbers, as the journal keeps them.
 #: A plain number beside ``epoch`` is of that epoch; the rules check it. Each raises EpochMissing or UnknownPosition.
 LOCATING: Final[dict[type[Any], Callable[[Any, Epochs], Operation]]] = {
-    Unfreeze: _locate_hold,
-    Withdraw: _locate_hold,
-    Settle: _locate_settle,
-    Reverse: _locate_reverse,
+    kind: locate
+    for kind in OPERATIONS
+    for form, locate in ((HOLD, _locate_hold), (SIDE, _locate_sides), (SEQ, _locate_seq))
+    if any(field.form is form for field in fields_of(kind))
+}
+
+
+def _hold_of(operation: Unfreeze | Withdraw | Expire) -> tuple[HoldName, ...]:
+    return () if operation.hold is None else (operation.hold,)
+
+
+def _holds_of_sides(operation: Settle) -> tuple[HoldName, ...]:
+    return (operation.buyer.hold, operation.seller.hold)
+
+
+#: By class: return the holds that an operation names. They are in its field ``hold``, or in the two sides of a fill.
+_HOLDS_OF: Final[dict[type[Any], Callable[[Any], tuple[HoldName, ...]]]] = {
+    kind: read
+    for kind in get_args(Operation)
+    for form, read in ((HOLD, _hold_of), (SIDE, _holds_of_sides))
+    if any(field.form is form for field in fields_of(kind))
 }
 
 
 def holds_of(operation: Operation) -> tuple[HoldName, ...]:
     """Return the holds that *operation* names."""
-    if isinstance(operation, Settle):
-        return (operation.buyer.hold, operation.seller.hold)
-    if isinstance(operation, _USING_A_HOLD) and operation.hold is not None:
-        return (operation.hold,)
-    return ()
-
-
-_USING_A_HOLD: Final = (Unfreeze, Withdraw, Expire)
+    read = _HOLDS_OF.get(type(operation))
+    return () if read is None else read(operation)

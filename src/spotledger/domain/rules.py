@@ -28,12 +28,11 @@ from spotledger.domain.books import (
     registered,
     usable_hold,
 )
-from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold, new_tuple
+from spotledger.domain.journal import AVAILABLE, FREEZE, Hold, new_tuple
 from spotledger.domain.operations import (
     Deposit,
     Expire,
     Freeze,
-    HoldKey,
     ListCoin,
     Operation,
     RegisterCustomer,
@@ -43,6 +42,7 @@ from spotledger.domain.operations import (
     Unfreeze,
     Withdraw,
 )
+from spotledger.domain.requests import REQUESTS
 from spotledger.errors import CoinAlreadyListed, CustomerAlreadyRegistered, InvalidAmount, InvalidRequest, LedgerCorrupt
 
 AnySubject: TypeAlias = Subject | settlement.Fill | reversal.Target
@@ -150,7 +150,7 @@ def _withdraw(operation: Withdraw, subject: Subject, state: State, seq: int, now
         return _use_hold(hold, known(subject.units, subject.hold), EXTERNAL, subject, state, seq)
     coin = listed(known(operation.coin, operation), subject.coin)
     units = known(subject.units, subject.coin)
-    account = registered(known(operation.customer, operation), operation.account, state)
+    account = registered(known(operation.customer, operation), known(operation.account, operation), state)
     return _pay(account, EXTERNAL, coin, units, state)
 
 
@@ -222,17 +222,7 @@ def request_of(operation: Operation, subject: AnySubject) -> dict[str, Any]:
     if isinstance(operation, Settle):
         fill = subject if isinstance(subject, settlement.Fill) else settlement.Fill(None, None)
         return settlement.settle_request(operation, fill)
-    request = {"format": REQUEST_FORMAT, "op": operation.kind, **_content_of(operation)}
-    amount: str | None = getattr(operation, "amount", None)
-    if amount is None or not isinstance(subject, Subject):
-        return request
-    if subject.coin is not None:
-        request.setdefault("coin", subject.coin.name)
-    if subject.units is not None:
-        request["units"] = str(subject.units)
-    else:
-        request["amount"] = normal_amount(amount)
-    return request
+    return REQUESTS[type(operation)](operation, subject)
 
 
 def differing_field(kept: dict[str, Any], operation: Operation, scale_of: Callable[[str], int]) -> str | None:
@@ -248,9 +238,9 @@ def differing_field(kept: dict[str, Any], operation: Operation, scale_of: Callab
         return "op"
     if isinstance(operation, Settle):
         return settlement.differing_settle_field(kept, operation, scale_of)
-    content = _content_of(operation)
+    content = REQUESTS[type(operation)](operation, _NOTHING_KNOWN)
     for name in (*content, *kept):
-        if name in _NOT_CONTENT or content.get(name) == kept.get(name):
+        if name in _COMPARED_OTHERWISE or content.get(name) == kept.get(name):
             continue
         if name == "coin" and "hold" in kept and name not in content:
             continue  # the coin of the hold, added when the request was kept
@@ -269,54 +259,5 @@ def _is_same_amount(kept: dict[str, Any], amount: str | None, scale_of: Callable
         return False
 
 
-def _content_of(operation: Operation) -> dict[str, Any]:
-    """Return the fields of a canonical request except its key and amount, without absent optional ones."""
-    kind = type(operation)
-    content = _NAMED[kind](operation)
-    for name in _OPTIONAL.get(kind, ()):
-        value = getattr(operation, name)
-        if value is not None:
-            content[name] = value
-    return content
-
-
-def _named_customer(operation: Any) -> dict[str, Any]:
-    return {"customer": operation.customer, "account": operation.account, "coin": operation.coin}
-
-
-def _named_hold(operation: Any) -> dict[str, Any]:
-    hold = operation.hold
-    return {"hold": {"key": hold.key} if isinstance(hold, HoldKey) else hold}
-
-
-def _named_in_withdraw(operation: Withdraw) -> dict[str, Any]:
-    return _named_customer(operation) if operation.hold is None else _named_hold(operation)
-
-
-def _named_in_transfer(operation: Transfer) -> dict[str, Any]:
-    return {
-        "from": {"customer": operation.from_customer, "account": operation.from_account},
-        "to": {"customer": operation.to_customer, "account": operation.to_account},
-        "coin": operation.coin,
-    }
-
-
-#: The required fields of each operation's canonical request.
-_NAMED: Final[dict[type[Any], Callable[[Any], dict[str, Any]]]] = {
-    ListCoin: lambda operation: {"coin": operation.coin, "scale": operation.scale},
-    RegisterCustomer: lambda operation: {"customer": operation.customer},
-    Deposit: _named_customer,
-    Freeze: _named_customer,
-    Unfreeze: _named_hold,
-    Withdraw: _named_in_withdraw,
-    Transfer: _named_in_transfer,
-    Reverse: lambda operation: {"seq": operation.seq, "reason": operation.reason},
-    Expire: _named_hold,
-}
-_OPTIONAL: Final[dict[type[Any], tuple[str, ...]]] = {
-    Deposit: ("reference", "happened_ms"),
-    Freeze: ("reference", "expires_ms"),
-    Withdraw: ("reference", "happened_ms"),
-    Transfer: ("reference",),
-}
-_NOT_CONTENT: Final = frozenset({"format", "op", "units", "amount"})
+_NOTHING_KNOWN: Final = Subject()
+_COMPARED_OTHERWISE: Final = frozenset({"format", "op", "units", "amount"})

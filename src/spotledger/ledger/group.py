@@ -394,7 +394,9 @@ def _accounts_of_deposit(operation: Deposit) -> Iterable[Account]:
 
 
 def _account_of_customer(operation: Freeze | Withdraw) -> Iterable[Account]:
-    return () if operation.customer is None else (Account(operation.customer, operation.account),)
+    if operation.customer is None or operation.account is None:
+        return ()  # a hold has its account
+    return (Account(operation.customer, operation.account),)
 
 
 def _accounts_of_transfer(operation: Transfer) -> Iterable[Account]:

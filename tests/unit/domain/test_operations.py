@@ -96,12 +96,12 @@ def test_operation_with_a_field_of_wrong_form_is_refused(maker: str, field: str)
 
 
 @pytest.mark.parametrize("maker", MAKERS)
-def test_operation_of_right_form_is_made_and_frozen(maker: str) -> None:
-    """A valid operation is accepted, equals another with the same fields, and is immutable."""
+def test_operation_of_right_form_is_made_and_has_its_fields_alone(maker: str) -> None:
+    """A valid operation is accepted, equals another with the same fields, and takes no other field."""
     operation = MAKERS[maker]()
     assert operation == MAKERS[maker]()
-    with pytest.raises((dataclasses.FrozenInstanceError, TypeError)):
-        operation.key = "other"
+    with pytest.raises(AttributeError):
+        operation.other = "other"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 
 from spotledger.errors import InvalidRequest, MalformedRequest
+from spotledger.http.operator.bodies import BEFORE_MEMBER, VALUES_LIMIT, has_too_many_values
 
 BATCH_LIMIT: Final = 10_000
 #: Operations that are decoded, or results that are encoded, before other tasks may run.
@@ -42,15 +43,32 @@ _BLANK: Final = re.compile(rb"[ \t\r\n]*+")
 #: What begins a JSON value that is no object.
 _OTHER_VALUES: Final = [b"[", b'"', b"-", b"t", b"f", b"n", *(b"%d" % digit for digit in range(10))]
 _NOT_JSON: Final = "The body is not JSON; one JSON object in UTF-8 would pass."
-#: No call takes more values than this in its body, or in one operation; so many are looked at in a millisecond.
-VALUES_LIMIT: Final = 1000
-#: One of these precedes each member of an object or a list.
-_BEFORE_MEMBER: Final = (b",", b"[", b"{")
 
 
-def has_too_many_values(text: bytes) -> bool:
-    """Return whether JSON may hold more values than any call takes; marks within strings count, too."""
-    return len(text) > VALUES_LIMIT and sum(map(text.count, _BEFORE_MEMBER)) > VALUES_LIMIT
+#: A body up to these bounds is cut at once: its length, its values, and its blanks.
+SHORT_BYTES: Final = 256 * 1024
+SHORT_VALUES: Final = 20_000
+SHORT_BLANKS: Final = OPERATION_LIMIT_BYTES // 2
+_BLANKS: Final = (b" ", b"\t", b"\r", b"\n")
+
+
+class _ShortBody(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A batch whose operations are not decoded."""
+
+    operations: list[msgspec.Raw]
+    atomic: bool = False
+
+
+_decode_short: Final = msgspec.json.Decoder(_ShortBody).decode
+
+
+def _is_usual(value: bytes) -> bool:
+    """Return whether *value*, an element of the list of operations, is an object, and within the bounds of one."""
+    return (
+        value.startswith(b"{")
+        and (value.count(b"{") + value.count(b"[") <= _DEPTH or _OPERATION.fullmatch(value) is not None)
+        and not has_too_many_values(value)
+    )
 
 
 class BatchReader:
@@ -73,6 +91,11 @@ class BatchReader:
             MalformedRequest: The body is not JSON.
             InvalidRequest: A member is unknown, missing, wrong or given twice, or there are too many operations.
         """
+        operations = self._cut_at_once()
+        if operations is not None:
+            for start in range(0, len(operations), PIECE_OPERATIONS):
+                yield operations[start : start + PIECE_OPERATIONS]
+            return
         self._begin()
         seen: set[str] = set()
         while not self._passes(b"}"):
@@ -95,6 +118,33 @@ class BatchReader:
             raise MalformedRequest(_NOT_JSON)
         if "operations" not in seen:
             raise InvalidRequest("operations is missing", field="operations")
+
+    def _cut_at_once(self) -> list[bytes] | None:
+        """
+        Return the operations of a short body of the usual form, or None.
+
+        Without a backslash each name is written in one way, so none is there twice if it is found once. Few values are
+        cut in a millisecond, and without many blanks none of the operations is too long.
+        """
+        body = self._body
+        if (
+            len(body) > SHORT_BYTES
+            or sum(map(body.count, BEFORE_MEMBER)) > SHORT_VALUES
+            or sum(map(body.count, _BLANKS)) > SHORT_BLANKS
+            or b"\\" in body
+            or body.count(b'"operations"') > 1
+            or body.count(b'"atomic"') > 1
+        ):
+            return None
+        try:
+            found = _decode_short(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+        operations = [bytes(operation) for operation in found.operations]
+        if len(operations) > BATCH_LIMIT or not all(map(_is_usual, operations)):
+            return None
+        self.atomic = found.atomic
+        return operations
 
     def _begin(self) -> None:
         """Pass the bracket that opens the body."""

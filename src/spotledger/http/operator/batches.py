@@ -20,22 +20,11 @@ from spotledger.errors import InvalidRequest, MalformedRequest, Refused
 from spotledger.http.h1.request import Reply
 from spotledger.http.operator.answers import Answer, CoinTexts, Epoch, Seq, WriteAnswer, write_answer
 from spotledger.http.operator.batch_body import BATCH_LIMIT, PIECE_OPERATIONS, BatchReader
-from spotledger.http.operator.bodies import (
-    Body,
-    DepositBody,
-    HoldBody,
-    ReversalBody,
-    SettlementBody,
-    TransferBody,
-    UnfreezeBody,
-    WithdrawalBody,
-    check_names_once,
-    has_names_once,
-    refusal_of,
-)
+from spotledger.http.operator.bodies import Body, check_names_once, has_names_once, refusal_of
 from spotledger.http.operator.calls import LEDGER_WRITE, Call, Caller, Endpoint, TokenCheck, Write, json_answer, route
 from spotledger.http.operator.credentials.scopes import check_scopes
 from spotledger.http.operator.fields import ChainField, KeyField
+from spotledger.http.operator.operation_bodies import BODIES, OperationBody, in_short
 from spotledger.ledger.group import CHAIN_LIMIT
 from spotledger.ledger.ledger import Outcome
 from spotledger.ledger.writer import Writer
@@ -46,35 +35,28 @@ CHAIN_MAX_CHARACTERS: Final = 64
 _encode = msgspec.json.Encoder().encode
 
 
-def _in_batch(op: str, noun: str, body: type[Body]) -> type[msgspec.Struct]:
+def _in_batch(body: OperationBody) -> type[msgspec.Struct]:
     """Return the struct of a *body* in a batch: with the name of its operation, a key and a chain."""
+    op = body.kind.kind
     return msgspec.defstruct(
-        f"{op.capitalize()}Operation",
+        f"{op.title().replace('_', '')}Operation",
         [("key", KeyField), ("chain", ChainField, None)],
-        bases=(body,),
-        namespace={"__doc__": f"{noun} in a batch."},
+        bases=(body.struct,),
+        namespace={"__doc__": f"``{op}`` in a batch: {in_short(body.kind)}"},
         tag_field="op",
         tag=op,
         kw_only=True,
     )
 
 
-_OPERATIONS: Final[dict[str, Any]] = {
-    op: _in_batch(op, noun, body)
-    for op, noun, body in (
-        ("deposit", "A deposit", DepositBody),
-        ("freeze", "A freeze", HoldBody),
-        ("unfreeze", "An unfreeze", UnfreezeBody),
-        ("withdraw", "A withdrawal", WithdrawalBody),
-        ("transfer", "A transfer", TransferBody),
-        ("settle", "A settlement", SettlementBody),
-        ("reverse", "A reversal", ReversalBody),
-    )
-}
+_BODIES: Final = [body for body in BODIES.values() if body.kind.in_batch]
+_STRUCTS: Final[dict[str, Any]] = {body.kind.kind: _in_batch(body) for body in _BODIES}
+#: By struct: make the operation that one in a batch asks for.
+_MAKE: Final = dict(zip(_STRUCTS.values(), [body.make for body in _BODIES], strict=True))
 if TYPE_CHECKING:
     BatchOperation: TypeAlias = Any
 else:
-    BatchOperation = Union[tuple(_OPERATIONS.values())]  # noqa: UP007 - made of a tuple
+    BatchOperation = Union[tuple(_STRUCTS.values())]  # noqa: UP007 - made of a tuple
 _decode_operation = msgspec.json.Decoder(BatchOperation).decode
 _decode_operations = msgspec.json.Decoder(list[BatchOperation]).decode
 
@@ -157,7 +139,7 @@ async def _read(body: bytes, caller: Caller) -> tuple[list[Operation], list[str 
         found = _sound(b"[" + b",".join(piece) + b"]")
         for index, operation in enumerate(_one_by_one(piece, start) if found is None else found, start):
             try:
-                operations.append(operation.operation(operation.key))
+                operations.append(_MAKE[type(operation)](operation.key, operation))
                 chains.append(None if operation.chain is None else _chain(operation.chain))
             except InvalidRequest as refusal:
                 raise _placed(refusal, index) from None
@@ -180,7 +162,8 @@ def _one_by_one(piece: Sequence[bytes], start: int) -> Iterator[BatchOperation]:
     for index, text in enumerate(piece, start):
         try:
             found = _decoded(text)
-            check_names_once(text, found)
+            if not has_names_once(text, found):
+                check_names_once(text)
         except InvalidRequest as refusal:
             raise _placed(refusal, index) from None
         yield found
@@ -200,11 +183,11 @@ def _decoded(text: bytes) -> BatchOperation:
 def _refusal(problem: str, document: dict[str, Any]) -> InvalidRequest:
     """Return the refusal of an operation, the *document*, for a message of msgspec."""
     op = document.get("op")
-    if not isinstance(op, str) or op not in _OPERATIONS:
-        known = ", ".join(map(str, _OPERATIONS))
+    if not isinstance(op, str) or op not in _STRUCTS:
+        known = ", ".join(_STRUCTS)
         shown = repr(op)[:70] if "op" in document else "missing"
         return InvalidRequest(f"op is {shown}; one of {known} would pass", field="op")
-    return refusal_of(problem, _OPERATIONS[op])
+    return refusal_of(problem, _STRUCTS[op])
 
 
 def _chain(value: Any) -> str | None:

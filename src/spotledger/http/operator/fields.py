@@ -1,7 +1,7 @@
 """
 The fields of the operator API's bodies and queries, with their JSON schemas.
 
-The structs accept any value in a field; the operation that is made of it checks the value, and its refusals name the
+A body may have any value in a field; the operation that is made of it checks the value, and its refusals name the
 field. So the schemas describe and the domain decides; a fuzzing test compares the two.
 """
 
@@ -11,10 +11,11 @@ from typing import Annotated, Any, Final
 
 from msgspec import Meta
 
+from spotledger.domain import fields
 from spotledger.domain.accounts import ACCOUNT_IDS
 from spotledger.domain.amounts import MAX_SCALE
+from spotledger.domain.fields import KEY_MAX_CHARACTERS, REFERENCE_MAX_CHARACTERS, TIME_MAX_MS, Form
 from spotledger.domain.journal import ACTOR
-from spotledger.domain.operations import KEY_MAX_CHARACTERS, REFERENCE_MAX_CHARACTERS, TIME_MAX_MS
 from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN
 
 Schema = dict[str, Any]
@@ -35,7 +36,7 @@ KEY: Final[Schema] = {
     "examples": ["order-1-fill-1"],
 }
 REFERENCE: Final[Schema] = {
-    "type": ["string", "null"],
+    "type": "string",
     "minLength": 1,
     "maxLength": REFERENCE_MAX_CHARACTERS,
     "description": "A reference of the caller, such as an order number; no control characters, "
@@ -43,7 +44,7 @@ REFERENCE: Final[Schema] = {
     "examples": ["order-7"],
 }
 TIME: Final[Schema] = {
-    "type": ["integer", "null"],
+    "type": "integer",
     "minimum": 1,
     "maximum": TIME_MAX_MS,
     "description": "Milliseconds since 1970.",
@@ -64,34 +65,42 @@ SEQ: Final[Schema] = {
 EPOCH: Final[Schema] = {"type": "integer", "minimum": 1, "maximum": EPOCH_LIMIT - 1, "description": "Its epoch."}
 
 
-def _or_null(schema: Schema) -> Schema:
+RELEASE: Final[Schema] = {
+    "description": 'What else of the hold goes back to available; "rest" for all that remains.',
+    "anyOf": [AMOUNT, {"const": "rest"}],
+}
+#: The schema of each form; a field that may also be null has :func:`or_null` of it.
+SCHEMAS: Final[dict[Form, Schema]] = {
+    fields.KEY: KEY,
+    fields.CUSTOMER: CUSTOMER,
+    fields.COIN: COIN,
+    fields.SCALE: {"type": "integer", "minimum": 0, "maximum": MAX_SCALE},
+    fields.ACCOUNT: ACCOUNT,
+    fields.AMOUNT: AMOUNT,
+    fields.REFERENCE: REFERENCE,
+    fields.REASON: REFERENCE,
+    fields.TIME_MS: TIME,
+    fields.HOLD: HOLD,
+    fields.SEQ: SEQ,
+    fields.EPOCH: EPOCH,
+    fields.RELEASE: RELEASE,
+}
+
+
+def or_null(schema: Schema) -> Schema:
+    """Return the schema of a value that may also be null."""
+    if schema in (REFERENCE, TIME):
+        return {**schema, "type": [schema["type"], "null"]}
+    if "enum" in schema:
+        return {"enum": [*schema["enum"], None]}
+    if "anyOf" in schema:
+        return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
     return {"anyOf": [schema, {"type": "null"}]}
 
 
 CustomerField = Annotated[Any, Meta(extra_json_schema=CUSTOMER)]
-CustomerOrNone = Annotated[Any, Meta(extra_json_schema=_or_null(CUSTOMER))]
-CoinField = Annotated[Any, Meta(extra_json_schema=COIN)]
-CoinOrNone = Annotated[Any, Meta(extra_json_schema=_or_null(COIN))]
-ScaleField = Annotated[Any, Meta(extra_json_schema={"type": "integer", "minimum": 0, "maximum": MAX_SCALE})]
 AccountField = Annotated[Any, Meta(extra_json_schema=ACCOUNT)]
-AccountOrNone = Annotated[Any, Meta(extra_json_schema={"enum": [*ACCOUNT_IDS, None]})]
-AmountField = Annotated[Any, Meta(extra_json_schema=AMOUNT)]
-AmountOrNone = Annotated[Any, Meta(extra_json_schema=_or_null(AMOUNT))]
 KeyField = Annotated[Any, Meta(extra_json_schema=KEY)]
-ReferenceField = Annotated[Any, Meta(extra_json_schema=REFERENCE)]
-ReasonField = Annotated[Any, Meta(extra_json_schema={**REFERENCE, "type": "string"})]
-TimeField = Annotated[Any, Meta(extra_json_schema=TIME)]
-HoldField = Annotated[Any, Meta(extra_json_schema=HOLD)]
-HoldOrNone = Annotated[Any, Meta(extra_json_schema=_or_null(HOLD))]
-SeqField = Annotated[Any, Meta(extra_json_schema=SEQ)]
-EpochOrNone = Annotated[Any, Meta(extra_json_schema=_or_null(EPOCH))]
-ReleaseField = Annotated[
-    Any,
-    Meta(
-        description='What else of the hold goes back to available; "rest" for all that remains.',
-        extra_json_schema={"anyOf": [AMOUNT, {"const": "rest"}, {"type": "null"}]},
-    ),
-]
 ChainField = Annotated[
     Any,
     Meta(

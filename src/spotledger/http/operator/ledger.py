@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any
 
 from spotledger import paths
-from spotledger.domain.operations import (
-    Deposit,
-    Freeze,
-    ListCoin,
-    Operation,
-    RegisterCustomer,
-    Reverse,
-    Settle,
-    Transfer,
-    Unfreeze,
-    Withdraw,
-)
+from spotledger.domain.operations import Operation
 from spotledger.errors import Refused
 from spotledger.http.h1.request import Reply
 from spotledger.http.operator.answers import (
@@ -29,59 +18,19 @@ from spotledger.http.operator.answers import (
     WriteAnswer,
     write_answer,
 )
-from spotledger.http.operator.bodies import (
-    Body,
-    CoinBody,
-    CustomerBody,
-    DepositBody,
-    HoldBody,
-    ReleaseBody,
-    ReversalBody,
-    SettlementBody,
-    TransferBody,
-    UnfreezeBody,
-    WithdrawalBody,
-    decode,
-)
+from spotledger.http.operator.bodies import decode
 from spotledger.http.operator.calls import LEDGER_READ, Call, Endpoint, TokenCheck, Write, answer, route
 from spotledger.http.operator.credentials.scopes import SCOPE_OF, check_scopes
+from spotledger.http.operator.operation_bodies import BODIES, RELEASE_BODY, OperationBody, about, path_of
 from spotledger.http.operator.reads import ReadCalls
 from spotledger.ledger.ledger import Outcome
 from spotledger.ledger.writer import Writer
 
-OperationBody = (
-    CoinBody
-    | CustomerBody
-    | DepositBody
-    | HoldBody
-    | UnfreezeBody
-    | WithdrawalBody
-    | TransferBody
-    | SettlementBody
-    | ReversalBody
-)
-
-#: What the calls do, for the OpenAPI document.
-_ABOUT: Final[dict[type[OperationBody], str]] = {
-    SettlementBody: "Book one fill of a trade as one entry. "
-    "Both holds pay, both fees go to @fees, and what is released goes back to available. The whole fill is refused if a"
-    " hold is short, closed or of the wrong coin.",
-    HoldBody: "Freeze what a customer has available, and open a hold for it. The answer has the hold's id.",
-    UnfreezeBody: "Release all or part of a hold. The hold is named by its id or by the key that opened it.",
-    DepositBody: "Book money that came in from outside. What the customer owes is repaid first.",
-    WithdrawalBody: "Book money that went outside. It comes out of a hold, or directly out of what is available.",
-    TransferBody: "Move available money to another account. It may belong to the same customer or to another.",
-    ReversalBody: "Reverse an earlier deposit, withdrawal, transfer or settlement. "
-    "An entry can be reversed once, with a reason; what the customer no longer has is booked as owed.",
-    CoinBody: "List a coin. A listing never changes.",
-    CustomerBody: "Register a customer. The customer gets a wallet, a spot and a fiat account.",
-}
-
 
 def _released(call: Write) -> Operation:
     """Return the release of the hold that the path names."""
-    body = decode(call.body or b"{}", ReleaseBody)
-    return body.release(call.key, call.request.parameters["hold"])
+    body = decode(call.body or b"{}", RELEASE_BODY.struct)
+    return RELEASE_BODY.make(call.key, body, call.request.parameters["hold"])
 
 
 class LedgerCalls:
@@ -93,33 +42,29 @@ class LedgerCalls:
         self._reads = reads
 
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
-        """Return the routes, the most frequent ones first."""
+        """Return the routes."""
         reads = self._reads
         coins = Call(LEDGER_READ, reads.coins, gives=CoinsAnswer, query=("min_seq",))
         customers = Call(LEDGER_READ, reads.customers, gives=CustomersAnswer, query=("after", "limit", "min_seq"))
         old = ("older_than_ms", "hold:after", "limit", "min_seq")
         old_holds = Call(LEDGER_READ, reads.old_holds, gives=HoldsAnswer, query=old)
-        release = self._one(SCOPE_OF[Unfreeze], _released, ReleaseBody, "Release all or part of a hold.")
+        calls: dict[str, dict[str, Any]] = {paths.COINS: {"GET": coins}, paths.CUSTOMERS: {"GET": customers}}
+        for kind, body in BODIES.items():
+            calls.setdefault(path_of(kind), {})["POST"] = self._writes(body)
+        calls[paths.HOLDS]["GET"] = old_holds
+        release = self._one(RELEASE_BODY, _released, "Release all or part of a hold.")
         return [
-            route(token_check, paths.SETTLEMENTS, POST=self._writes(SettlementBody, Settle)),
-            route(token_check, paths.HOLDS, POST=self._writes(HoldBody, Freeze), GET=old_holds),
-            route(token_check, paths.RELEASES, POST=self._writes(UnfreezeBody, Unfreeze)),
+            *(route(token_check, path, **made) for path, made in calls.items()),
             route(token_check, paths.HOLD_RELEASE, POST=release),
-            route(token_check, paths.DEPOSITS, POST=self._writes(DepositBody, Deposit)),
-            route(token_check, paths.WITHDRAWALS, POST=self._writes(WithdrawalBody, Withdraw)),
-            route(token_check, paths.TRANSFERS, POST=self._writes(TransferBody, Transfer)),
-            route(token_check, paths.REVERSALS, POST=self._writes(ReversalBody, Reverse)),
-            route(token_check, paths.COINS, GET=coins, POST=self._writes(CoinBody, ListCoin)),
-            route(token_check, paths.CUSTOMERS, GET=customers, POST=self._writes(CustomerBody, RegisterCustomer)),
         ]
 
-    def _writes(self, kind: type[OperationBody], operation: type[Operation]) -> Call:
+    def _writes(self, body: OperationBody) -> Call:
         def asked(call: Write) -> Operation:
-            return decode(call.body, kind).operation(call.key)
+            return body.make(call.key, decode(call.body, body.struct))
 
-        return self._one(SCOPE_OF[operation], asked, kind, _ABOUT[kind])
+        return self._one(body, asked, about(body.kind))
 
-    def _one(self, scope: str, asked: Callable[[Write], Operation], takes: type[Body], about: str) -> Call:
+    def _one(self, body: OperationBody, asked: Callable[[Write], Operation], about: str) -> Call:
         """Return the call for the one operation that *asked* reads from a request."""
 
         def begin(call: Write) -> asyncio.Future[list[Outcome]]:
@@ -132,7 +77,8 @@ class LedgerCalls:
             await self._texts.labels.learn(it.entry for it in outcomes if not isinstance(it, Refused))
             return self._answer(outcomes[0])
 
-        return Call(scope, write=write, begin=begin, end=self._end, takes=takes, gives=WriteAnswer, about=about)
+        scope = SCOPE_OF[body.kind]
+        return Call(scope, write=write, begin=begin, end=self._end, takes=body.struct, gives=WriteAnswer, about=about)
 
     def _end(self, outcomes: Sequence[Outcome]) -> Reply | None:
         """Return the answer; None if it names a token whose label is not in memory."""

@@ -16,40 +16,24 @@ import msgspec
 from msgspec import Meta
 
 from spotledger import __version__, errors
+from spotledger.domain.operations import OPERATIONS, Settle
 from spotledger.http import wire
 from spotledger.http.operator.answers import Answer, Epoch, Seq
 from spotledger.http.operator.batches import BatchBody, RefusedResult
-from spotledger.http.operator.bodies import (
-    CoinBody,
-    CustomerBody,
-    DepositBody,
-    HoldBody,
-    KeyBody,
-    ReleaseBody,
-    ReversalBody,
-    SettlementBody,
-    TokenBody,
-    TransferBody,
-    UnfreezeBody,
-    WithdrawalBody,
-)
+from spotledger.http.operator.bodies import KeyBody, TokenBody
 from spotledger.http.operator.calls import JSON_MEDIA_TYPE, KEY_HEADER, REPLAYED_HEADER, Call, Endpoint
 from spotledger.http.operator.credentials.master_key import RotateMasterKeyBody
 from spotledger.http.operator.feed import EVENT_STREAM_MEDIA_TYPE
 from spotledger.http.operator.fields import KEY, PARAMETERS, PATH_PARAMETERS, Schema
+from spotledger.http.operator.operation_bodies import BODIES, RELEASE_BODY, example_of
 from spotledger.paths import OPERATOR_PREFIX
 
 _REFERENCES: Final = "#/components/schemas/{name}"
+#: The sections that come first; the others follow in the order of the mapping.
+_FIRST_SECTIONS: Final = ("Coins and customers", "Holds")
+#: The section of each collection; any other is about running the service.
 _SECTIONS: Final = {
-    "coins": "Coins and customers",
-    "customers": "Coins and customers",
-    "holds": "Holds",
-    "releases": "Holds",
-    "deposits": "Money in and out",
-    "withdrawals": "Money in and out",
-    "transfers": "Money in and out",
-    "settlements": "Trades",
-    "reversals": "Trades",
+    **{kind.collection: kind.section for kind in OPERATIONS},
     "batches": "Batches",
     "entries": "The journal",
     "trial-balance": "The journal",
@@ -78,33 +62,10 @@ of a fill and reversals take `customer`, `coin` and `epoch` as preconditions of 
 """
 
 
-_FILL: Final[dict[str, Any]] = {
-    "base": "btc",
-    "quote": "usdt",
-    "base_amount": "0.5",
-    "quote_amount": "32000",
-    "buyer": {"hold": {"key": "order-7"}, "fee": {"coin": "btc", "amount": "0.0005"}, "release": "rest"},
-    "seller": {"hold": {"key": "order-8"}, "fee": {"coin": "usdt", "amount": "32"}},
-    "reference": "trade-1",
-}
-
 #: One example of each body.
 EXAMPLES: Final[dict[type[msgspec.Struct], dict[str, Any]]] = {
-    CoinBody: {"coin": "btc", "scale": 8},
-    CustomerBody: {"customer": "alice"},
-    DepositBody: {"customer": "alice", "coin": "usdt", "amount": "40000", "reference": "incoming 0x5e…"},
-    HoldBody: {"customer": "alice", "coin": "usdt", "amount": "33000", "reference": "order-7"},
-    ReleaseBody: {"amount": "1000"},
-    UnfreezeBody: {"hold": {"key": "order-7"}, "amount": "1000"},
-    WithdrawalBody: {"customer": "alice", "coin": "usdt", "amount": "250.75"},
-    TransferBody: {
-        "from": {"customer": "alice", "account": "wallet"},
-        "to": {"customer": "alice", "account": "spot"},
-        "coin": "usdt",
-        "amount": "100",
-    },
-    SettlementBody: _FILL,
-    ReversalBody: {"seq": 12, "reason": "booked twice by the deposit watcher"},
+    **{body.struct: example_of(kind) for kind, body in BODIES.items()},
+    RELEASE_BODY.struct: {"amount": "1000"},
     RotateMasterKeyBody: {"fingerprint": "7c89d25bf484f39bf7d0ea97df0bc0e4"},
     BatchBody: {
         "operations": [
@@ -117,7 +78,7 @@ EXAMPLES: Final[dict[type[msgspec.Struct], dict[str, Any]]] = {
                 "chain": "trade-1",
             },
             {"op": "freeze", "key": "order-8", "customer": "bob", "coin": "btc", "amount": "0.5", "chain": "trade-1"},
-            {"op": "settle", "key": "trade-1", "chain": "trade-1", **_FILL},
+            {"op": "settle", "key": "trade-1", "chain": "trade-1", **example_of(Settle)},
             {"op": "unfreeze", "key": "cancel-9", "hold": "4711"},
         ],
         "atomic": False,
@@ -157,7 +118,7 @@ def document(routes: Iterable[Endpoint]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "spotledger operator API", "version": __version__, "description": DESCRIPTION},
         "security": [{"token": []}],
-        "tags": [{"name": name} for name in dict.fromkeys(_SECTIONS.values())],
+        "tags": [{"name": name} for name in dict.fromkeys((*_FIRST_SECTIONS, *_SECTIONS.values()))],
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": {name: _plain(schema) for name, schema in sorted(components.items())},

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from spotledger.errors import InvalidRequest, MalformedRequest
+from spotledger.http.operator import batch_body
 from spotledger.http.operator.batch_body import BATCH_LIMIT, OPERATION_LIMIT_BYTES, BatchReader
 
 values = st.recursive(
@@ -135,3 +136,35 @@ def test_pieces_are_short() -> None:
     assert sum(map(len, pieces)) == 1_100
     assert max(map(len, pieces)) <= 100
     assert max(sum(map(len, piece)) for piece in pieces) <= 4 * OPERATION_LIMIT_BYTES
+
+
+def outcome(body: bytes) -> Any:
+    """Give what is read of *body*, or the class, message and details of its refusal."""
+    try:
+        return read(body)
+    except InvalidRequest as refusal:
+        return type(refusal), refusal.message, refusal.details
+
+
+SIDE = '{"hold":{"key":"a"},"fee":{"coin":"x"},"dust":{}}'
+LIKELY = [
+    *('{"op":"freeze"}', '{"amount":"1","op":"deposit"}', f'{{"op":"settle","buyer":{SIDE},"seller":{SIDE}}}'),
+    *("{}", "1", "[]", "null", '{"a":[[[[[[[[[1]]]]]]]]]}', '{"a":"' + "[" * 20 + '"}'),
+    *('{"a":[' + "1," * 1_001 + "1]}", "{" + " " * 70_000 + "}", "{" + " " * 40_000 + "}"),
+]
+MEMBERS = ["", ',"atomic":true', ',"atomic":1', ',"atomic":true,"atomic":false', ',"\\u0061tomic":true']
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    operations=st.lists(st.sampled_from(LIKELY), max_size=4),
+    atomic=st.sampled_from(MEMBERS),
+    tail=st.sampled_from(["}", "", "}}", ',"operations":[]}', ',"x":1}']),
+)
+def test_short_body_is_cut_at_once_as_it_is_piece_by_piece(operations: list[str], atomic: str, tail: str) -> None:
+    """However it is cut, the same operations are found, and what is refused is refused in the same words."""
+    body = f'{{"operations":[{",".join(operations)}]{atomic}{tail}'.encode()
+    at_once = outcome(body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_body, "SHORT_BYTES", 0)
+        assert outcome(body) == at_once
