@@ -57,10 +57,12 @@ format: dev ## Fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: dev ## Generate the client's operations, the blocking client from the async one, and the permission table
+generate: dev ## Generate the client's operations, the blocking client from the async one, and pages of the reference
 	$(BIN)/python tools/generate_operations.py
 	$(BIN)/python tools/generate_blocking_client.py
 	PYTHONPATH=tests $(BIN)/python -m permissions > docs/reference/permissions.md
+	$(BIN)/spotledger reference operator-api > docs/reference/operator-api.md
+	$(BIN)/spotledger reference errors > docs/reference/errors.md
 
 types: dev ## Check the types (mypy, strict)
 	$(BIN)/mypy

@@ -1,8 +1,9 @@
 """
 The operations that a caller can ask for: one class each, which is their only description.
 
-A class has its fields, each with the form of its values (``domain/fields.py``), and how it is asked for. The checks of
-its form, which are made when it is created, are derived from that.
+A class has its fields, each with the form of its values (``domain/fields.py``), and how it is asked for. Everything
+else is derived from that (``docs/how-to/add-an-operation.md``): the checks of its form, which are made when it is
+created, the canonical request, the operator API's bodies and document, the scope that it needs, and the clients.
 
 Whether the coin is listed, the customer registered and enough available is decided by the rules. Amounts are decimal
 text (``"100.50"``), because the units depend on the coin's scale. Every operation has an idempotency key, under which
