@@ -50,15 +50,19 @@ flips: dev ## Damage a ledger 20,000 times (FLIPS=N SEED=S), and write the resul
 lint: dev ## Check style and formatting (make format fixes what it can)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/generate_operations.py --check
 	$(BIN)/python tools/generate_blocking_client.py --check
 
 format: dev ## Fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: dev ## Generate the blocking client from the async one, and the permission table
+generate: dev ## Generate the client's operations, the blocking client from the async one, and pages of the reference
+	$(BIN)/python tools/generate_operations.py
 	$(BIN)/python tools/generate_blocking_client.py
 	PYTHONPATH=tests $(BIN)/python -m permissions > docs/reference/permissions.md
+	$(BIN)/spotledger reference operator-api > docs/reference/operator-api.md
+	$(BIN)/spotledger reference errors > docs/reference/errors.md
 
 types: dev ## Check the types (mypy, strict)
 	$(BIN)/mypy

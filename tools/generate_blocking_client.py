@@ -17,6 +17,7 @@ CLIENT: Final = Path(__file__).resolve().parents[1] / "src/spotledger/client"
 MODULES: Final = {
     CLIENT / "async_driver.py": CLIENT / "driver.py",
     CLIENT / "operator/async_credentials.py": CLIENT / "operator/credentials.py",
+    CLIENT / "operator/async_operation_calls.py": CLIENT / "operator/operation_calls.py",
     CLIENT / "operator/async_ledger.py": CLIENT / "operator/ledger.py",
     CLIENT / "trader/async_spot.py": CLIENT / "trader/spot.py",
 }
@@ -28,7 +29,7 @@ RULES: Final = (
     (r"\bawait ", ""),
     (r"\bAsync(?=[A-Z])", ""),
     (r"\b(\w+)_async\b", r"\1"),
-    (r"\basync_(?=(driver|credentials)\b)", ""),
+    (r"\basync_(?=(driver|credentials|operation_calls)\b)", ""),
     (r"\b__a(enter|exit)__\b", r"__\1__"),
     (r"\ba(close|closing|iter_raw|next)\b", r"\1"),
     (r"\bGenerator\[(.+), None\]", r"Generator[\1, None, None]"),

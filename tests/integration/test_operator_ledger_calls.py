@@ -19,20 +19,10 @@ import pytest
 from spotledger.audit.findings import Finding
 from spotledger.audit.report import Report
 from spotledger.client import AsyncOperatorLedger, OperatorLedger
-from spotledger.client.operator import key_answers, ledger_answers, service_answers
-from spotledger.client.operator.operations import (
-    CoinAmount,
-    Deposit,
-    Freeze,
-    HoldKey,
-    Operation,
-    Reverse,
-    Settle,
-    SettleSide,
-    Transfer,
-    Unfreeze,
-    Withdraw,
-)
+from spotledger.client.operator import key_answers, ledger_answers, operations as client, service_answers
+from spotledger.client.operator.operations import CoinAmount, HoldKey, Operation, SettleSide
+from spotledger.domain import fields as forms, operations as domain
+from spotledger.domain.fields import Form, fields_of
 from spotledger.errors import ProtocolError, TransportError
 from spotledger.http.operator.openapi import document
 from support_operator import operator_api
@@ -45,37 +35,20 @@ APART = {
 }
 
 SIDE = SettleSide(HoldKey("h"), CoinAmount("btc", "1"), "rest", CoinAmount("btc", "1"), "a", "btc", 1)
-MEANT: dict[str, Any] = {"customer": "a", "coin": "usdt", "epoch": 1}
-SETTLE = {"base": "btc", "quote": "usdt", "base_amount": "1", "quote_amount": "1", "buyer": SIDE, "seller": SIDE}
-MORE = {"reference": "r", "happened_ms": 1}
+#: What each operation is given: a value in every field, as the description of its form has it, or as the client has it.
+VALUES: dict[Form, Any] = {forms.HOLD: HoldKey("h"), forms.SIDE: SIDE}
+GIVEN: dict[str, dict[str, Any]] = {
+    kind.kind: {field.name: VALUES.get(field.form, field.form.example) for field in fields_of(kind)}
+    for kind in domain.OPERATIONS
+}
 PAGE = {"after": "x", "limit": 1}
 OPERATIONS: list[Operation] = [
-    Deposit("k", "a", "usdt", "1", "spot", "r", 1),
-    Freeze("k", "a", "usdt", "1", "spot", "r", 1),
-    Unfreeze("k", HoldKey("h"), "1", **MEANT),
-    Withdraw("k", "1", "a", "usdt", "spot", HoldKey("h"), "r", 1, 1),
-    Transfer("k", "a", "b", "usdt", "1", "spot", "spot", "r"),
-    Settle("k", **SETTLE, **MORE),
-    Reverse("k", "2-1", "why", **MEANT),
+    getattr(client, kind.__name__)(**GIVEN[kind.kind]) for kind in domain.OPERATIONS if kind.in_batch
 ]
 #: Each method of the clients, with all the arguments that it takes.
 CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "do": ((OPERATIONS[0],), {}),
-    "list_coin": (("btc", 8), {"key": "k"}),
-    "register_customer": (("a",), {"key": "k"}),
-    "deposit": (("a", "usdt", "1"), {"key": "k", "account": "spot", **MORE}),
-    "freeze": (("a", "usdt", "1"), {"key": "k", "account": "spot", "reference": "r", "expires_ms": 1}),
-    "unfreeze": ((HoldKey("h"), "1"), {"key": "k", **MEANT}),
-    "withdraw": (
-        ("1",),
-        {"key": "k", **MEANT, "account": "spot", "hold": HoldKey("h"), **MORE},
-    ),
-    "transfer": (
-        ("a", "b", "usdt", "1"),
-        {"key": "k", "from_account": "spot", "to_account": "spot", "reference": "r"},
-    ),
-    "settle": ((), {**SETTLE, **MORE, "key": "k"}),
-    "reverse": ((1, "why"), {"key": "k", **MEANT}),
+    **{name: ((), given) for name, given in GIVEN.items()},
     "execute": ((OPERATIONS,), {"chains": ["c"] * len(OPERATIONS), "atomic": True}),
     "coins": ((), {"min_seq": 1}),
     "customers": ((), {**PAGE, "min_seq": 1}),

@@ -27,7 +27,8 @@ from spotledger.errors import Kept
 
 _DIGEST_BYTES: Final = 16
 _KEY_LENGTH: Final = 64
-_WITHOUT_POSTINGS: Final = frozenset({"list_coin", "register_customer"})
+#: The operations that have no postings, by kind; those that have some are in :data:`CHECKS`.
+WITHOUT_POSTINGS: Final = frozenset({"list_coin", "register_customer"})
 #: The kinds of entries that the ledger writes by itself, under keys with a blank; nothing else does.
 _OWN_KINDS: Final = frozenset({"expire", "begin_epoch"})
 
@@ -228,7 +229,7 @@ class JournalPass(BooksRead):
         self.refusals += 1
         if entry.postings or entry.balances or entry.holds:
             self._note("refusal_malformed", self.seq, "postings", "a refusal with postings", "none")
-        if entry.kind not in CHECKS and entry.kind not in _WITHOUT_POSTINGS:
+        if entry.kind not in CHECKS and entry.kind not in WITHOUT_POSTINGS:
             self._note_unknown_kind(entry.kind)
         formed = (
             isinstance(refusal.get("code"), str)

@@ -1,8 +1,9 @@
 """
 The operations that a caller can ask for: one class each, which is their only description.
 
-A class has its fields, each with the form of its values (``domain/fields.py``), and how it is asked for. The checks of
-its form, which are made when it is created, are derived from that.
+A class has its fields, each with the form of its values (``domain/fields.py``), and how it is asked for. Everything
+else is derived from that (``docs/how-to/add-an-operation.md``): the checks of its form, which are made when it is
+created, the canonical request, the operator API's bodies and document, the scope that it needs, and the clients.
 
 Whether the coin is listed, the customer registered and enough available is decided by the rules. Amounts are decimal
 text (``"100.50"``), because the units depend on the coin's scale. Every operation has an idempotency key, under which
@@ -11,7 +12,7 @@ it happens once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar, get_args
 
@@ -22,7 +23,6 @@ from spotledger.domain.fields import (
     KEY_MAX_CHARACTERS as KEY_MAX_CHARACTERS,
     REFERENCE_MAX_CHARACTERS as REFERENCE_MAX_CHARACTERS,
     REST as REST,
-    SEQ,
     SIDE,
     TIME_MAX_MS as TIME_MAX_MS,
     AccountKind,
@@ -46,10 +46,11 @@ from spotledger.domain.fields import (
     check_reference as check_reference,
     fields_of,
 )
-from spotledger.domain.positions import Epochs, parse_position
 from spotledger.errors import InvalidRequest
 
 K = TypeVar("K", bound="Described")
+#: The body of a request, for people.
+Example: TypeAlias = Mapping[str, Any]
 
 _MONEY: Final = "Money in and out"
 _TRADES: Final = "Trades"
@@ -76,7 +77,7 @@ class Described:
     #: The field that names who pays, if it is not a hold; a house account needs a further scope.
     payer: ClassVar[str | None] = None
     #: A request, for people; by default one is made of the required fields.
-    example: ClassVar[Mapping[str, Any] | None] = None
+    example: ClassVar[Example | None] = None
 
     def __post_init__(self) -> None:
         """Check the form of each field; raise InvalidRequest, which names the first field that has another form."""
@@ -99,13 +100,18 @@ def described(kind: type[K]) -> type[K]:
 @described
 @dataclass(slots=True)
 class ListCoin(Described):
-    """List a coin. A listing never changes."""
+    """
+    List a coin. A listing never changes.
+
+    Raises:
+        CoinAlreadyListed: It is listed.
+    """
 
     kind: ClassVar[str] = "list_coin"
     collection: ClassVar[str] = "coins"
     section: ClassVar[str] = "Coins and customers"
     in_batch: ClassVar[bool] = False
-    example: ClassVar[Mapping[str, Any]] = {"coin": "btc", "scale": 8}
+    example: ClassVar[Example] = {"coin": "btc", "scale": 8}
     key: Key
     coin: CoinName
     scale: Scale
@@ -114,7 +120,12 @@ class ListCoin(Described):
 @described
 @dataclass(slots=True)
 class RegisterCustomer(Described):
-    """Register a customer. The customer gets a wallet, a spot and a fiat account."""
+    """
+    Register a customer. The customer gets a wallet, a spot and a fiat account.
+
+    Raises:
+        CustomerAlreadyRegistered: They are registered.
+    """
 
     kind: ClassVar[str] = "register_customer"
     collection: ClassVar[str] = "customers"
@@ -127,16 +138,17 @@ class RegisterCustomer(Described):
 @described
 @dataclass(slots=True)
 class Deposit(Described):
-    """Book money that came in from outside. What the customer owes is repaid first."""
+    """
+    Book money that came in from outside. What the customer owes is repaid first.
+
+    Raises:
+        InvalidAmount: *amount* is not a whole number of units of the coin.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+    """
 
     kind: ClassVar[str] = "deposit"
     collection: ClassVar[str] = "deposits"
-    example: ClassVar[Mapping[str, Any]] = {
-        "customer": "alice",
-        "coin": "usdt",
-        "amount": "40000",
-        "reference": "incoming 0x5e…",
-    }
+    example: ClassVar[Example] = {"customer": "alice", "coin": "usdt", "amount": "40000", "reference": "incoming 0x5e…"}
     key: Key
     customer: CustomerId
     coin: CoinName
@@ -153,6 +165,10 @@ class Freeze(Described):
     Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
 
     The hold expires at *expires_ms* if that is given.
+
+    Raises:
+        InvalidAmount: *amount* is not a whole number of units of the coin.
+        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
     """
 
     kind: ClassVar[str] = "freeze"
@@ -160,12 +176,7 @@ class Freeze(Described):
     section: ClassVar[str] = "Holds"
     # Freezing is the first half of paying out of a hold, which names no owner.
     payer: ClassVar[str | None] = "customer"
-    example: ClassVar[Mapping[str, Any]] = {
-        "customer": "alice",
-        "coin": "usdt",
-        "amount": "33000",
-        "reference": "order-7",
-    }
+    example: ClassVar[Example] = {"customer": "alice", "coin": "usdt", "amount": "33000", "reference": "order-7"}
     key: Key
     customer: CustomerId
     coin: CoinName
@@ -183,12 +194,17 @@ class Unfreeze(Described):
 
     Without *amount* all that remains of it is released. *customer*, *coin* and *epoch* are preconditions that the hold
     has to meet.
+
+    Raises:
+        EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
+        InvalidAmount: *amount* is not a whole number of units of the coin.
+        UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     kind: ClassVar[str] = "unfreeze"
     collection: ClassVar[str] = "releases"
     section: ClassVar[str] = "Holds"
-    example: ClassVar[Mapping[str, Any]] = {"hold": {"key": "order-7"}, "amount": "1000"}
+    example: ClassVar[Example] = {"hold": {"key": "order-7"}, "amount": "1000"}
     key: Key
     hold: HoldName
     amount: Amount | None = None
@@ -205,12 +221,18 @@ class Withdraw(Described):
 
     Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
     account is spot unless it is given.
+
+    Raises:
+        EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
+        InvalidAmount: *amount* is not a whole number of units of the coin.
+        UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
+        UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     kind: ClassVar[str] = "withdraw"
     collection: ClassVar[str] = "withdrawals"
     payer: ClassVar[str | None] = "customer"
-    example: ClassVar[Mapping[str, Any]] = {"customer": "alice", "coin": "usdt", "amount": "250.75"}
+    example: ClassVar[Example] = {"customer": "alice", "coin": "usdt", "amount": "250.75"}
     key: Key
     amount: Amount
     customer: CustomerId | None = None
@@ -238,12 +260,18 @@ class Withdraw(Described):
 @described
 @dataclass(slots=True)
 class Transfer(Described):
-    """Move available money to another account. It may belong to the same customer or to another."""
+    """
+    Move available money to another account. It may belong to the same customer or to another.
+
+    Raises:
+        InvalidAmount: *amount* is not a whole number of units of the coin.
+        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+    """
 
     kind: ClassVar[str] = "transfer"
     collection: ClassVar[str] = "transfers"
     payer: ClassVar[str | None] = "from_customer"
-    example: ClassVar[Mapping[str, Any]] = {
+    example: ClassVar[Example] = {
         "from": {"customer": "alice", "account": "wallet"},
         "to": {"customer": "alice", "account": "spot"},
         "coin": "usdt",
@@ -313,12 +341,17 @@ class Settle(Described):
     available. The whole fill is refused if a hold is short, closed or of the wrong coin.
 
     The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse.
+
+    Raises:
+        EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
+        InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
+        UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
     """
 
     kind: ClassVar[str] = "settle"
     collection: ClassVar[str] = "settlements"
     section: ClassVar[str] = _TRADES
-    example: ClassVar[Mapping[str, Any]] = {
+    example: ClassVar[Example] = {
         "base": "btc",
         "quote": "usdt",
         "base_amount": "0.5",
@@ -353,12 +386,17 @@ class Reverse(Described):
 
     *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions that the entry has to
     meet.
+
+    Raises:
+        EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
+        AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
+        UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
     """
 
     kind: ClassVar[str] = "reverse"
     collection: ClassVar[str] = "reversals"
     section: ClassVar[str] = _TRADES
-    example: ClassVar[Mapping[str, Any]] = {"seq": 12, "reason": "booked twice by the deposit watcher"}
+    example: ClassVar[Example] = {"seq": 12, "reason": "booked twice by the deposit watcher"}
     key: Key
     seq: Seq
     reason: Reason
@@ -388,84 +426,7 @@ OPERATIONS: Final[tuple[type[Described], ...]] = tuple(
     kind for kind in get_args(Operation) if issubclass(kind, Described)
 )
 
-#: What names a hold, and anything that is copied.
-T = TypeVar("T", bound=Unfreeze | Withdraw | SettleSide)
-C = TypeVar("C")
-
 
 def expiry_key(hold_id: int) -> str:
     """Return the idempotency key of the entry with which a hold expires."""
     return f" expire:{hold_id}"
-
-
-def _locate_hold(operation: Unfreeze | Withdraw, epochs: Epochs) -> Operation:
-    return operation if operation.hold is None else _located_hold(operation, epochs, "hold")
-
-
-def _locate_sides(operation: Settle, epochs: Epochs) -> Operation:
-    buyer = _located_hold(operation.buyer, epochs, "buyer.hold")
-    seller = _located_hold(operation.seller, epochs, "seller.hold")
-    if buyer is operation.buyer and seller is operation.seller:
-        return operation
-    return _changed(operation, buyer=buyer, seller=seller)
-
-
-def _locate_seq(operation: Reverse, epochs: Epochs) -> Operation:
-    if isinstance(operation.seq, int) and (epochs.is_first or operation.epoch is not None):
-        return operation
-    return _changed(operation, seq=_located(operation.seq, operation.epoch, epochs, "seq"))
-
-
-def _located_hold(named: T, epochs: Epochs, field: str) -> T:
-    """Return an operation, or a side of a fill, with its hold as a plain number, unless it is named by a key."""
-    hold, epoch = named.hold, named.epoch
-    if isinstance(hold, HoldKey) or hold is None or (hold.isdecimal() and (epochs.is_first or epoch is not None)):
-        return named
-    return _changed(named, hold=str(_located(hold, epoch, epochs, field)))
-
-
-def _located(name: int | str, epoch: int | None, epochs: Epochs, field: str) -> int:
-    position = parse_position(name, field, least=1)
-    return position.seq if position.epoch is None and epoch is not None else epochs.locate(position, field)
-
-
-def _changed(named: C, **fields: Any) -> C:
-    """Return a copy of *named*, which was checked, with other *fields*, which are not checked."""
-    changed = object.__new__(type(named))
-    # copy.copy takes three times as long.
-    for field in type(named).__slots__:  # type: ignore[attr-defined]  # each is a dataclass with slots
-        setattr(changed, field, fields[field] if field in fields else getattr(named, field))
-    return changed
-
-
-#: By class: return an operation with the holds and the entry that it names as plain numbers, as the journal keeps them.
-#: A plain number beside ``epoch`` is of that epoch; the rules check it. Each raises EpochMissing or UnknownPosition.
-LOCATING: Final[dict[type[Any], Callable[[Any, Epochs], Operation]]] = {
-    kind: locate
-    for kind in OPERATIONS
-    for form, locate in ((HOLD, _locate_hold), (SIDE, _locate_sides), (SEQ, _locate_seq))
-    if any(field.form is form for field in fields_of(kind))
-}
-
-
-def _hold_of(operation: Unfreeze | Withdraw | Expire) -> tuple[HoldName, ...]:
-    return () if operation.hold is None else (operation.hold,)
-
-
-def _holds_of_sides(operation: Settle) -> tuple[HoldName, ...]:
-    return (operation.buyer.hold, operation.seller.hold)
-
-
-#: By class: return the holds that an operation names. They are in its field ``hold``, or in the two sides of a fill.
-_HOLDS_OF: Final[dict[type[Any], Callable[[Any], tuple[HoldName, ...]]]] = {
-    kind: read
-    for kind in get_args(Operation)
-    for form, read in ((HOLD, _hold_of), (SIDE, _holds_of_sides))
-    if any(field.form is form for field in fields_of(kind))
-}
-
-
-def holds_of(operation: Operation) -> tuple[HoldName, ...]:
-    """Return the holds that *operation* names."""
-    read = _HOLDS_OF.get(type(operation))
-    return () if read is None else read(operation)

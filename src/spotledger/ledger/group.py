@@ -19,20 +19,15 @@ from spotledger.domain import rules
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, HOUSE_KIND, Account, may_be_negative, receivable_of
 from spotledger.domain.books import Decision, Subject
 from spotledger.domain.journal import LEDGER, LIBRARY, Entry, HoldAfter, new_tuple
+from spotledger.domain.naming import ACCOUNTS_OF, DATED, LOCATING, holds_of
 from spotledger.domain.operations import (
-    LOCATING,
     Deposit,
     Expire,
     Freeze,
     HoldKey,
     Operation,
-    RegisterCustomer,
     Reverse,
-    Settle,
-    Transfer,
-    Withdraw,
     expiry_key,
-    holds_of,
 )
 from spotledger.domain.positions import FIRST_EPOCH, parse_position, position_text, seq_of_text
 from spotledger.domain.rules import AnySubject
@@ -58,8 +53,6 @@ Chains: TypeAlias = Sequence[Hashable | None]
 
 _NOTHING: Final = Decision()
 _NO_SUBJECT: Final[AnySubject] = Subject()
-#: Operations that say when they happened.
-_DATED: Final = frozenset({Deposit, Withdraw, Settle})
 
 
 class Receipt(NamedTuple):
@@ -234,7 +227,7 @@ class Group:
         seq, kind, key = self._overlay.head.seq + len(self.entries) + 1, operation.kind, operation.key
         moves, balances, opened_or_used, _ = decision
         holds = tuple([new_tuple(HoldAfter, (hold[0], hold[4])) for hold in opened_or_used])
-        happened_ms = operation.happened_ms if type(operation) in _DATED else None  # type: ignore[union-attr]
+        happened_ms = operation.happened_ms if isinstance(operation, DATED) else None
         request = rules.request_of(operation, subject)
         entry = Entry(seq, kind, key, self._now_ms, request, moves, balances, holds, happened_ms, None, actor)
         if refusal is not None:
@@ -393,33 +386,14 @@ def _accounts_of_deposit(operation: Deposit) -> Iterable[Account]:
     return (Account(operation.customer, operation.account), receivable_of(operation.customer))
 
 
-def _account_of_customer(operation: Freeze | Withdraw) -> Iterable[Account]:
-    if operation.customer is None or operation.account is None:
-        return ()  # a hold has its account
-    return (Account(operation.customer, operation.account),)
-
-
-def _accounts_of_transfer(operation: Transfer) -> Iterable[Account]:
-    return (
-        Account(operation.from_customer, operation.from_account),
-        Account(operation.to_customer, operation.to_account),
-    )
-
-
 def _accounts_of_entry(entry: Entry | None) -> set[Account]:
     """Return the accounts that a reversal of *entry* may touch."""
     accounts = {posting.account for posting in entry.postings} if entry is not None else set()
     return accounts | {receivable_of(customer) for customer, kind in accounts if kind != HOUSE_KIND}
 
 
-#: The accounts that an operation names, by its class. A settlement uses those of its holds and of the house.
-_ACCOUNTS: Final[dict[type[Any], Callable[[Any], Iterable[Account]]]] = {
-    Deposit: _accounts_of_deposit,
-    Freeze: _account_of_customer,
-    Withdraw: _account_of_customer,
-    Transfer: _accounts_of_transfer,
-    RegisterCustomer: lambda operation: (Account(operation.customer, "spot"),),
-}
+#: The accounts that an operation may touch, by its class. A settlement uses those of its holds and of the house.
+_ACCOUNTS: Final[dict[type[Any], Callable[[Any], Iterable[Account]]]] = {**ACCOUNTS_OF, Deposit: _accounts_of_deposit}
 
 
 def _check_entries(entries: Iterable[Entry]) -> None:

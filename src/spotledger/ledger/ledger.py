@@ -1,5 +1,5 @@
 """
-The ledger: one method per operation, and groups of operations that are committed together.
+The ledger: groups of operations that are committed together; ``operation_calls.py`` has a method for each operation.
 
 Writes go through :meth:`Ledger.execute` or, in a server, through :mod:`spotledger.ledger.writer`. Both do the same:
 ``booking`` decides a group on an overlay and makes it durable, or undoes all of it; ``finish`` makes it visible and
@@ -14,27 +14,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from spotledger.domain.journal import EPOCH_ID_BYTES, LIBRARY, begin_epoch
-from spotledger.domain.operations import (
-    Deposit,
-    Freeze,
-    HoldName,
-    ListCoin,
-    Operation,
-    RegisterCustomer,
-    Reverse,
-    Settle,
-    SettleSide,
-    Transfer,
-    Unfreeze,
-    Withdraw,
-    check_reference,
-)
+from spotledger.domain.operations import Operation, check_reference
 from spotledger.domain.positions import next_epoch
 from spotledger.errors import InvalidRequest, LedgerCorrupt, Refused, StoreUnavailable
 from spotledger.ledger.group import Chains, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
+from spotledger.ledger.operation_calls import OperationCalls
 from spotledger.ledger.reads import LedgerReads
 from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance, Wanted
 from spotledger.storage.gc_pause import gc_paused
@@ -47,114 +34,10 @@ PIECE_OPERATIONS: Final = 64
 LOADED_TOGETHER: Final = 50
 
 
-class Ledger(LedgerReads):
+class Ledger(OperationCalls, LedgerReads):
     """The spot accounts and their journal. Opened by :func:`spotledger.open`; safe to use from several threads."""
 
-    # --- operations ---------------------------------------------------------------------------------
-
-    def list_coin(self, coin: str, scale: int, *, key: str) -> Receipt:
-        """List *coin* with *scale* decimals (0–18). A listing never changes."""
-        return self._do(ListCoin(key, coin, scale))
-
-    def register_customer(self, customer: str, *, key: str) -> Receipt:
-        """Register *customer*, an id of 1–64 of ``A-Z a-z 0-9 . _ -``."""
-        return self._do(RegisterCustomer(key, customer))
-
-    def deposit(self, customer: str, coin: str, amount: str, *, key: str, **more: Any) -> Receipt:
-        """
-        Move *amount* (decimal text) from the outside world to what *customer* has available.
-
-        Args:
-            customer: A registered customer.
-            coin: A listed coin.
-            amount: Decimal text above zero, such as ``"100.50"``.
-            key: The idempotency key, 1–64 characters of 0x21–0x7E, unique for ever.
-            **more: ``account`` (wallet, spot, fiat), ``reference``, ``happened_ms``.
-
-        Raises:
-            UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
-            InvalidAmount: *amount* is not a whole number of units of *coin*.
-            IdempotencyConflict: *key* was used before with other content.
-            StoreUnavailable: The write failed; try again with the same key.
-        """
-        return self._do(Deposit(key, customer, coin, amount, **more))
-
-    def freeze(self, customer: str, coin: str, amount: str, *, key: str, **more: Any) -> Receipt:
-        """
-        Move *amount* from available to freeze and open a hold for it, which ``receipt.position`` names.
-
-        Also takes ``account``, ``reference`` and ``expires_ms``. Raises what :meth:`deposit` raises, and
-        ``InsufficientAvailable``, kept with the key, if less is available. Keeps ``available + freeze``.
-        """
-        return self._do(Freeze(key, customer, coin, amount, **more))
-
-    def unfreeze(self, hold: HoldName | int, amount: str | None = None, *, key: str, **more: Any) -> Receipt:
-        """
-        Move *amount* of *hold*, or all that remains of it if None, back to available.
-
-        Also takes the preconditions ``customer``, ``coin`` and ``epoch``, which the hold has to meet.
-
-        Raises:
-            UnknownHold, HoldShort, HoldClosed, HoldExpired: Kept with the key.
-            EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
-        """
-        return self._do(Unfreeze(key, str(hold) if isinstance(hold, int) else hold, amount, **more))
-
-    def withdraw(self, amount: str, *, key: str, **more: Any) -> Receipt:
-        """
-        Move *amount* to the outside world, out of ``hold`` or out of what ``customer`` has available of ``coin``.
-
-        Also takes ``account``, ``reference`` and ``happened_ms``. Raises what :meth:`freeze` and :meth:`unfreeze` do.
-        """
-        if isinstance(more.get("hold"), int):
-            more["hold"] = str(more["hold"])
-        return self._do(Withdraw(key, amount, **more))
-
-    def transfer(
-        self, from_customer: str, to_customer: str, coin: str, amount: str, *, key: str, **more: Any
-    ) -> Receipt:
-        """
-        Move *amount* from available to available, between two customers or two accounts of one customer.
-
-        Also takes ``from_account``, ``to_account`` and ``reference``. Raises what :meth:`freeze` raises.
-        """
-        return self._do(Transfer(key, from_customer, to_customer, coin, amount, **more))
-
-    def settle(
-        self,
-        base: str,
-        quote: str,
-        base_amount: str,
-        quote_amount: str,
-        buyer: SettleSide,
-        seller: SettleSide,
-        *,
-        key: str,
-        **more: Any,
-    ) -> Receipt:
-        """
-        Book one fill of a trade as one entry; see :class:`spotledger.domain.operations.SettleSide` for the sides.
-
-        Also takes ``reference`` and ``happened_ms``. The whole fill is refused, kept with the key, if a hold is
-        unknown, short, closed or expired; it is refused and not kept if a hold is of another coin.
-        """
-        return self._do(Settle(key, base, quote, base_amount, quote_amount, buyer, seller, **more))
-
-    def reverse(self, seq: int | str, reason: str, *, key: str, **more: Any) -> Receipt:
-        """
-        Undo the deposit, withdrawal, transfer or settlement of the entry *seq*, once, for a stated *reason*.
-
-        *seq* is a number, which means epoch 1, or a position such as ``"2-42"`` (``receipt.position``). Also takes the
-        preconditions ``customer``, ``coin`` and ``epoch``. What the customer no longer has is booked as owed, to the
-        house's receivable of that customer.
-
-        Raises:
-            UnknownEntry, HouseShort: Kept with the key.
-            EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not an entry of this journal, or not the one
-                that was meant.
-            AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
-        """
-        return self._do(Reverse(key, seq, reason, **more))
+    # --- writes -------------------------------------------------------------------------------------
 
     def _do(self, operation: Operation) -> Receipt:
         outcome = self.execute([operation])[0]

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from spotledger import paths
 from spotledger.client.async_driver import drive_async, stream_async
 from spotledger.client.operator.async_credentials import AsyncCredentialCalls
+from spotledger.client.operator.async_operation_calls import AsyncOperationCalls
 from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore, outcomes_of
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import (
@@ -43,23 +44,7 @@ from spotledger.client.operator.messages import (
     path_of,
     request,
 )
-from spotledger.client.operator.operations import (
-    Amount,
-    Deposit,
-    Freeze,
-    HoldName,
-    ListCoin,
-    Operation,
-    Position,
-    RegisterCustomer,
-    Reverse,
-    Settle,
-    SettleSide,
-    Transfer,
-    Unfreeze,
-    Withdraw,
-    batch_body,
-)
+from spotledger.client.operator.operation import Operation, Position, batch_body
 from spotledger.client.operator.service_answers import Audit, Backup, ClockState, Ready
 from spotledger.client.transport import open_http_async
 from spotledger.errors import Refused, TransportError, Unavailable
@@ -67,7 +52,7 @@ from spotledger.errors import Refused, TransportError, Unavailable
 T = TypeVar("T")
 
 
-class AsyncOperatorLedger(AsyncCredentialCalls):
+class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
     """
     The ledger of a running service, for asyncio.
 
@@ -163,64 +148,6 @@ class AsyncOperatorLedger(AsyncCredentialCalls):
         reply = await self.call("POST", operation.path, operation.body(), operation.key)
         written = decode(Written, reply.document)
         return replace(written, replayed=True) if reply.replayed else written
-
-    async def list_coin(self, coin: str, scale: int, *, key: str) -> Written:
-        """List *coin* with *scale* decimals (0–18)."""
-        return await self.do(ListCoin(key, coin, scale))
-
-    async def register_customer(self, customer: str, *, key: str) -> Written:
-        """Register *customer*."""
-        return await self.do(RegisterCustomer(key, customer))
-
-    async def deposit(self, customer: str, coin: str, amount: Amount, *, key: str, **more: Any) -> Written:
-        """Book a deposit from outside; also takes ``account``, ``reference`` and ``happened_ms``."""
-        return await self.do(Deposit(key, customer, coin, amount, **more))
-
-    async def freeze(self, customer: str, coin: str, amount: Amount, *, key: str, **more: Any) -> Written:
-        """Freeze *amount* and open a hold; also takes ``account``, ``reference`` and ``expires_ms``."""
-        return await self.do(Freeze(key, customer, coin, amount, **more))
-
-    async def unfreeze(self, hold: HoldName, amount: Amount | None = None, *, key: str, **more: Any) -> Written:
-        """Release *amount* of *hold*, or all that remains of it; also takes ``customer``, ``coin`` and ``epoch``."""
-        return await self.do(Unfreeze(key, hold, amount, **more))
-
-    async def withdraw(self, amount: Amount, *, key: str, **more: Any) -> Written:
-        """
-        Book a withdrawal to the outside.
-
-        Takes ``hold`` to pay from a hold, or ``customer``, ``coin`` and ``account`` to pay from available; and
-        ``reference`` and ``happened_ms``.
-        """
-        return await self.do(Withdraw(key, amount, **more))
-
-    async def transfer(
-        self, from_customer: str, to_customer: str, coin: str, amount: Amount, *, key: str, **more: Any
-    ) -> Written:
-        """Move available money; also takes ``from_account``, ``to_account`` and ``reference``."""
-        return await self.do(Transfer(key, from_customer, to_customer, coin, amount, **more))
-
-    async def settle(
-        self,
-        base: str,
-        quote: str,
-        base_amount: Amount,
-        quote_amount: Amount,
-        buyer: SettleSide,
-        seller: SettleSide,
-        *,
-        key: str,
-        **more: Any,
-    ) -> Written:
-        """Book one fill of a trade as one entry; also takes ``reference`` and ``happened_ms``."""
-        return await self.do(Settle(key, base, quote, base_amount, quote_amount, buyer, seller, **more))
-
-    async def reverse(self, seq: Position, reason: str, *, key: str, **more: Any) -> Written:
-        """
-        Reverse the deposit, withdrawal, transfer or settlement of the entry *seq*, once.
-
-        Also takes the preconditions ``customer``, ``coin`` and ``epoch``.
-        """
-        return await self.do(Reverse(key, seq, reason, **more))
 
     async def execute(
         self, operations: Sequence[Operation], *, chains: Sequence[str | None] | None = None, atomic: bool = False

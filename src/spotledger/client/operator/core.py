@@ -16,7 +16,7 @@ from spotledger.client.exchange import Answer, Failure, Send, Sleep, Steps
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import Entry, Written
 from spotledger.client.operator.messages import Json, Reply, check_token, error_of_answer, read_reply, request
-from spotledger.client.operator.operations import Position
+from spotledger.client.operator.operation import Position
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
 from spotledger.client.transport import Started, check_base_url

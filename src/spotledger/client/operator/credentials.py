@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from spotledger import paths
 from spotledger.client.operator.key_answers import AccessKey, KeyPage, MadeKey, MadeToken, OperatorToken, TokenPage
 from spotledger.client.operator.messages import path_of
-from spotledger.client.operator.operations import texts_of
+from spotledger.client.operator.operation import texts_of
 from spotledger.client.operator.service_answers import AccessPage, GateLock, GateLocks, MasterKeyInForce
 
 T = TypeVar("T")

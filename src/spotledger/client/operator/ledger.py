@@ -45,23 +45,8 @@ from spotledger.client.operator.messages import (
     path_of,
     request,
 )
-from spotledger.client.operator.operations import (
-    Amount,
-    Deposit,
-    Freeze,
-    HoldName,
-    ListCoin,
-    Operation,
-    Position,
-    RegisterCustomer,
-    Reverse,
-    Settle,
-    SettleSide,
-    Transfer,
-    Unfreeze,
-    Withdraw,
-    batch_body,
-)
+from spotledger.client.operator.operation import Operation, Position, batch_body
+from spotledger.client.operator.operation_calls import OperationCalls
 from spotledger.client.operator.service_answers import Audit, Backup, ClockState, Ready
 from spotledger.client.transport import open_http
 from spotledger.errors import Refused, TransportError, Unavailable
@@ -69,7 +54,7 @@ from spotledger.errors import Refused, TransportError, Unavailable
 T = TypeVar("T")
 
 
-class OperatorLedger(CredentialCalls):
+class OperatorLedger(OperationCalls, CredentialCalls):
     """
     The ledger of a running service, blocking.
 
@@ -165,64 +150,6 @@ class OperatorLedger(CredentialCalls):
         reply = self.call("POST", operation.path, operation.body(), operation.key)
         written = decode(Written, reply.document)
         return replace(written, replayed=True) if reply.replayed else written
-
-    def list_coin(self, coin: str, scale: int, *, key: str) -> Written:
-        """List *coin* with *scale* decimals (0–18)."""
-        return self.do(ListCoin(key, coin, scale))
-
-    def register_customer(self, customer: str, *, key: str) -> Written:
-        """Register *customer*."""
-        return self.do(RegisterCustomer(key, customer))
-
-    def deposit(self, customer: str, coin: str, amount: Amount, *, key: str, **more: Any) -> Written:
-        """Book a deposit from outside; also takes ``account``, ``reference`` and ``happened_ms``."""
-        return self.do(Deposit(key, customer, coin, amount, **more))
-
-    def freeze(self, customer: str, coin: str, amount: Amount, *, key: str, **more: Any) -> Written:
-        """Freeze *amount* and open a hold; also takes ``account``, ``reference`` and ``expires_ms``."""
-        return self.do(Freeze(key, customer, coin, amount, **more))
-
-    def unfreeze(self, hold: HoldName, amount: Amount | None = None, *, key: str, **more: Any) -> Written:
-        """Release *amount* of *hold*, or all that remains of it; also takes ``customer``, ``coin`` and ``epoch``."""
-        return self.do(Unfreeze(key, hold, amount, **more))
-
-    def withdraw(self, amount: Amount, *, key: str, **more: Any) -> Written:
-        """
-        Book a withdrawal to the outside.
-
-        Takes ``hold`` to pay from a hold, or ``customer``, ``coin`` and ``account`` to pay from available; and
-        ``reference`` and ``happened_ms``.
-        """
-        return self.do(Withdraw(key, amount, **more))
-
-    def transfer(
-        self, from_customer: str, to_customer: str, coin: str, amount: Amount, *, key: str, **more: Any
-    ) -> Written:
-        """Move available money; also takes ``from_account``, ``to_account`` and ``reference``."""
-        return self.do(Transfer(key, from_customer, to_customer, coin, amount, **more))
-
-    def settle(
-        self,
-        base: str,
-        quote: str,
-        base_amount: Amount,
-        quote_amount: Amount,
-        buyer: SettleSide,
-        seller: SettleSide,
-        *,
-        key: str,
-        **more: Any,
-    ) -> Written:
-        """Book one fill of a trade as one entry; also takes ``reference`` and ``happened_ms``."""
-        return self.do(Settle(key, base, quote, base_amount, quote_amount, buyer, seller, **more))
-
-    def reverse(self, seq: Position, reason: str, *, key: str, **more: Any) -> Written:
-        """
-        Reverse the deposit, withdrawal, transfer or settlement of the entry *seq*, once.
-
-        Also takes the preconditions ``customer``, ``coin`` and ``epoch``.
-        """
-        return self.do(Reverse(key, seq, reason, **more))
 
     def execute(
         self, operations: Sequence[Operation], *, chains: Sequence[str | None] | None = None, atomic: bool = False

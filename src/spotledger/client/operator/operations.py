@@ -1,49 +1,42 @@
+# Generated from domain/operations.py by tools/generate_operations.py (`make generate`). Do not edit.
+
 """
 The operations of the operator API, one class each, with the names of the library.
 
-Amounts are decimal text or ``Decimal``; a float is refused because it is not exact. The service checks everything else,
-and its refusals name the field.
+Amounts are decimal text or ``Decimal``. How an operation becomes a request is in ``operation.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from decimal import Decimal
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
-from spotledger import paths
-from spotledger.errors import InvalidAmount, InvalidRequest
-
-Amount: TypeAlias = str | Decimal
-#: A position in the journal: a number, which means epoch 1, or text such as ``"2-42"``.
-Position: TypeAlias = int | str
-
-
-class HoldKey(NamedTuple):
-    """Names a hold by the idempotency key that opened it."""
-
-    key: str
-
-
-HoldName: TypeAlias = str | HoldKey
-
-
-class CoinAmount(NamedTuple):
-    """An amount of a named coin."""
-
-    coin: str
-    amount: Amount
+from spotledger.client.operator.operation import (
+    Amount as Amount,
+    CoinAmount as CoinAmount,
+    HoldKey as HoldKey,
+    HoldName as HoldName,
+    Operation as Operation,
+    Part,
+    Position as Position,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class SettleSide:
+class SettleSide(Part):
     """
-    One side of a fill: the hold that pays, its fee, how much more of it to release (``"rest"``: all), and dust.
+    One side of a fill: the hold that pays, with its preconditions, the fee, what else is released, and dust.
 
-    *customer*, *coin* and *epoch* are preconditions that the hold has to meet.
+    Args:
+        hold: The hold that pays: of the quote coin for the buyer, of the base coin for the seller.
+        fee: The fee: in the coin received, out of what is received, or in the coin paid, out of the same hold.
+        release: What else of the hold goes back to available: decimal text, or ``"rest"`` for all that remains.
+        dust: What goes to the house account ``@dust`` out of what is received.
+        customer, coin, epoch: Preconditions that the hold has to meet; None: any.
     """
 
+    amounts = frozenset(["release"])
     hold: HoldName
     fee: CoinAmount | None = None
     release: Amount | None = None
@@ -54,43 +47,47 @@ class SettleSide:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """One write. It happens once under its idempotency key, even if it is sent again."""
-
-    op: ClassVar[str]
-    path: ClassVar[str]
-    key: str
-
-    def body(self) -> dict[str, Any]:
-        """Return the body of the request; optional fields that are None are left out."""
-        return _json_of(self, skip="key")
-
-
-@dataclass(frozen=True, slots=True)
 class ListCoin(Operation):
-    """List a coin with *scale* decimals (0–18). Not for a batch."""
+    """
+    List a coin. A listing never changes.
+
+    Raises:
+        CoinAlreadyListed: It is listed.
+    """
 
     op = "list_coin"
-    path = paths.COINS
+    path = "/v1/coins"
     coin: str
     scale: int
 
 
 @dataclass(frozen=True, slots=True)
 class RegisterCustomer(Operation):
-    """Register a customer. Not for a batch."""
+    """
+    Register a customer. The customer gets a wallet, a spot and a fiat account.
+
+    Raises:
+        CustomerAlreadyRegistered: They are registered.
+    """
 
     op = "register_customer"
-    path = paths.CUSTOMERS
+    path = "/v1/customers"
     customer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Deposit(Operation):
-    """Book money that came in from outside."""
+    """
+    Book money that came in from outside. What the customer owes is repaid first.
+
+    Raises:
+        InvalidAmount: *amount* is not a whole number of units of the coin.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+    """
 
     op = "deposit"
-    path = paths.DEPOSITS
+    path = "/v1/deposits"
+    amounts = frozenset(["amount"])
     customer: str
     coin: str
     amount: Amount
@@ -101,10 +98,19 @@ class Deposit(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Freeze(Operation):
-    """Move a customer's money from available to freeze, and open a hold for it."""
+    """
+    Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
+
+    The hold expires at *expires_ms* if that is given.
+
+    Raises:
+        InvalidAmount: *amount* is not a whole number of units of the coin.
+        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+    """
 
     op = "freeze"
-    path = paths.HOLDS
+    path = "/v1/holds"
+    amounts = frozenset(["amount"])
     customer: str
     coin: str
     amount: Amount
@@ -115,10 +121,21 @@ class Freeze(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Unfreeze(Operation):
-    """Release *amount* of a hold, or all that remains of it; the rest are preconditions that the hold has to meet."""
+    """
+    Release all or part of a hold. The hold is named by its id or by the key that opened it.
+
+    Without *amount* all that remains of it is released. *customer*, *coin* and *epoch* are preconditions that the hold
+    has to meet.
+
+    Raises:
+        EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
+        InvalidAmount: *amount* is not a whole number of units of the coin.
+        UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+    """
 
     op = "unfreeze"
-    path = paths.RELEASES
+    path = "/v1/releases"
+    amounts = frozenset(["amount"])
     hold: HoldName
     amount: Amount | None = None
     customer: str | None = None
@@ -129,13 +146,21 @@ class Unfreeze(Operation):
 @dataclass(frozen=True, slots=True)
 class Withdraw(Operation):
     """
-    Book money that went outside, from a hold or from a customer's available.
+    Book money that went outside. It comes out of a hold, or directly out of what is available.
 
-    Beside a hold, *customer*, *coin* and *epoch* are preconditions.
+    Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
+    account is spot unless it is given.
+
+    Raises:
+        EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
+        InvalidAmount: *amount* is not a whole number of units of the coin.
+        UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
+        UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     op = "withdraw"
-    path = paths.WITHDRAWALS
+    path = "/v1/withdrawals"
+    amounts = frozenset(["amount"])
     amount: Amount
     customer: str | None = None
     coin: str | None = None
@@ -148,10 +173,23 @@ class Withdraw(Operation):
 
 @dataclass(frozen=True, slots=True)
 class Transfer(Operation):
-    """Move available money to another account."""
+    """
+    Move available money to another account. It may belong to the same customer or to another.
+
+    Raises:
+        InvalidAmount: *amount* is not a whole number of units of the coin.
+        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+    """
 
     op = "transfer"
-    path = paths.TRANSFERS
+    path = "/v1/transfers"
+    amounts = frozenset(["amount"])
+    ends: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "from_customer": ("from", "customer"),
+        "to_customer": ("to", "customer"),
+        "from_account": ("from", "account"),
+        "to_account": ("to", "account"),
+    }
     from_customer: str
     to_customer: str
     coin: str
@@ -160,23 +198,24 @@ class Transfer(Operation):
     to_account: str = "spot"
     reference: str | None = None
 
-    def body(self) -> dict[str, Any]:
-        """Return the body of the request."""
-        body: dict[str, Any] = {
-            "from": {"customer": self.from_customer, "account": self.from_account},
-            "to": {"customer": self.to_customer, "account": self.to_account},
-            "coin": self.coin,
-            "amount": amount_text(self.amount),
-        }
-        return body if self.reference is None else {**body, "reference": self.reference}
-
 
 @dataclass(frozen=True, slots=True)
 class Settle(Operation):
-    """Book one fill of a trade as one entry."""
+    """
+    Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
+    available. The whole fill is refused if a hold is short, closed or of the wrong coin.
+
+    The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse.
+
+    Raises:
+        EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
+        InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
+        UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+    """
 
     op = "settle"
-    path = paths.SETTLEMENTS
+    path = "/v1/settlements"
+    amounts = frozenset(["base_amount", "quote_amount"])
     base: str
     quote: str
     base_amount: Amount
@@ -190,80 +229,22 @@ class Settle(Operation):
 @dataclass(frozen=True, slots=True)
 class Reverse(Operation):
     """
-    Reverse the deposit, withdrawal, transfer or settlement of the entry *seq*, once.
+    Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason; what
+    the customer no longer has is booked as owed.
 
-    *customer*, *coin* and *epoch* are preconditions that the entry has to meet.
+    *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions that the entry has to
+    meet.
+
+    Raises:
+        EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
+        AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
+        UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
     """
 
     op = "reverse"
-    path = paths.REVERSALS
+    path = "/v1/reversals"
     seq: Position
     reason: str
     customer: str | None = None
     coin: str | None = None
     epoch: int | None = None
-
-
-def amount_text(amount: object, field: str = "amount") -> str:
-    """
-    Return *amount* as decimal text.
-
-    Raises:
-        InvalidAmount: It is neither text nor a finite ``Decimal``.
-    """
-    if isinstance(amount, str):
-        return amount
-    if isinstance(amount, Decimal) and amount.is_finite():
-        return f"{amount:f}"
-    raise InvalidAmount(f"{field} is a {type(amount).__name__}; decimal text or a Decimal would pass", field=field)
-
-
-def _json_of(value: Any, skip: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for field in fields(value):
-        content = getattr(value, field.name)
-        if field.name != skip and not (content is None and field.default is None):
-            found[field.name] = _json(field.name, content)
-    return found
-
-
-def _json(name: str, content: Any) -> Any:
-    if isinstance(content, SettleSide):
-        return _json_of(content)
-    if isinstance(content, HoldKey):
-        return {"key": content.key}
-    if isinstance(content, CoinAmount):
-        return {"coin": content.coin, "amount": amount_text(content.amount, f"{name}.amount")}
-    if name.endswith("amount") or name == "release":
-        return amount_text(content, name)
-    return content
-
-
-def batch_body(operations: Sequence[Operation], chains: Sequence[str | None] | None, atomic: bool) -> Mapping[str, Any]:
-    """
-    Return the body of a batch of *operations*.
-
-    Raises:
-        ValueError: *chains* does not have one text or None per operation.
-    """
-    if chains is None:
-        chains = [None] * len(operations)
-    if len(chains) != len(operations):
-        raise ValueError(f"{len(chains)} chains are given for {len(operations)} operations; one for each would pass")
-    said = [
-        {"op": operation.op, "key": operation.key, **operation.body(), **({} if chain is None else {"chain": chain})}
-        for operation, chain in zip(operations, chains, strict=True)
-    ]
-    return {"operations": said, "atomic": atomic}
-
-
-def texts_of(texts: Sequence[str], field: str) -> list[str]:
-    """
-    Return *texts* as a list.
-
-    Raises:
-        InvalidRequest: It is a single text, which would be sent as the list of its characters.
-    """
-    if isinstance(texts, str):
-        raise InvalidRequest(f"{field} is the text {texts!r}; a list of texts would pass", field=field)
-    return list(texts)

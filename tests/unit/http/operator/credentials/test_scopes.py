@@ -9,6 +9,7 @@ import pytest
 
 from spotledger import paths
 from spotledger.domain.operations import (
+    OPERATIONS,
     Deposit,
     Expire,
     Freeze,
@@ -22,6 +23,7 @@ from spotledger.domain.operations import (
 )
 from spotledger.errors import ScopeMissing
 from spotledger.http.operator.credentials.scopes import SCOPE_OF, check_scopes, scopes_of
+from spotledger.http.operator.operation_bodies import path_of
 from spotledger.security.tokens import SCOPES
 from support_operator import operator_api
 
@@ -86,8 +88,5 @@ def test_every_single_call_asks_for_the_scope_of_its_operation(tmp_path: Path) -
         scopes = {
             route.path: call.scope for route in api.app.routes for name, call in route.calls.items() if call.write
         }
-    ledger = {
-        *(paths.DEPOSITS, paths.HOLDS, paths.RELEASES, paths.HOLD_RELEASE, paths.WITHDRAWALS, paths.TRANSFERS),
-        *(paths.SETTLEMENTS, paths.REVERSALS, paths.COINS, paths.CUSTOMERS, paths.BATCHES),
-    }
+    ledger = {*map(path_of, OPERATIONS), paths.HOLD_RELEASE, paths.BATCHES}
     assert {path for path, scope in scopes.items() if scope == "ledger:write"} == ledger

@@ -1,0 +1,273 @@
+# Generated from domain/operations.py by tools/generate_operations.py (`make generate`). Do not edit.
+
+"""One method for each operation, for asyncio; `AsyncOperatorLedger` has them beside its other calls."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from spotledger.client.operator.ledger_answers import Written
+from spotledger.client.operator.operations import (
+    Amount,
+    Deposit,
+    Freeze,
+    HoldName,
+    ListCoin,
+    Operation,
+    Position,
+    RegisterCustomer,
+    Reverse,
+    Settle,
+    SettleSide,
+    Transfer,
+    Unfreeze,
+    Withdraw,
+)
+
+
+class AsyncOperationCalls(ABC):
+    """
+    The calls that do one operation each; *key* is its idempotency key.
+
+    They raise what :meth:`do` raises; the refusals that are named are those of the operation itself.
+    """
+
+    @abstractmethod
+    async def do(self, operation: Operation) -> Written:
+        """Do one operation."""
+
+    async def list_coin(self, coin: str, scale: int, *, key: str) -> Written:
+        """
+        List a coin. A listing never changes.
+
+        Raises:
+            CoinAlreadyListed: It is listed.
+        """
+        return await self.do(ListCoin(key, coin=coin, scale=scale))
+
+    async def register_customer(self, customer: str, *, key: str) -> Written:
+        """
+        Register a customer. The customer gets a wallet, a spot and a fiat account.
+
+        Raises:
+            CustomerAlreadyRegistered: They are registered.
+        """
+        return await self.do(RegisterCustomer(key, customer=customer))
+
+    async def deposit(
+        self,
+        customer: str,
+        coin: str,
+        amount: Amount,
+        *,
+        key: str,
+        account: str = "spot",
+        reference: str | None = None,
+        happened_ms: int | None = None,
+    ) -> Written:
+        """
+        Book money that came in from outside. What the customer owes is repaid first.
+
+        Raises:
+            InvalidAmount: *amount* is not a whole number of units of the coin.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+        """
+        return await self.do(
+            Deposit(
+                key,
+                customer=customer,
+                coin=coin,
+                amount=amount,
+                account=account,
+                reference=reference,
+                happened_ms=happened_ms,
+            )
+        )
+
+    async def freeze(
+        self,
+        customer: str,
+        coin: str,
+        amount: Amount,
+        *,
+        key: str,
+        account: str = "spot",
+        reference: str | None = None,
+        expires_ms: int | None = None,
+    ) -> Written:
+        """
+        Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
+
+        The hold expires at *expires_ms* if that is given.
+
+        Raises:
+            InvalidAmount: *amount* is not a whole number of units of the coin.
+            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        """
+        return await self.do(
+            Freeze(
+                key,
+                customer=customer,
+                coin=coin,
+                amount=amount,
+                account=account,
+                reference=reference,
+                expires_ms=expires_ms,
+            )
+        )
+
+    async def unfreeze(
+        self,
+        hold: HoldName,
+        amount: Amount | None = None,
+        *,
+        key: str,
+        customer: str | None = None,
+        coin: str | None = None,
+        epoch: int | None = None,
+    ) -> Written:
+        """
+        Release all or part of a hold. The hold is named by its id or by the key that opened it.
+
+        Without *amount* all that remains of it is released. *customer*, *coin* and *epoch* are preconditions that the
+        hold has to meet.
+
+        Raises:
+            EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
+            InvalidAmount: *amount* is not a whole number of units of the coin.
+            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        """
+        return await self.do(Unfreeze(key, hold=hold, amount=amount, customer=customer, coin=coin, epoch=epoch))
+
+    async def withdraw(
+        self,
+        amount: Amount,
+        *,
+        key: str,
+        customer: str | None = None,
+        coin: str | None = None,
+        account: str | None = None,
+        hold: HoldName | None = None,
+        reference: str | None = None,
+        happened_ms: int | None = None,
+        epoch: int | None = None,
+    ) -> Written:
+        """
+        Book money that went outside. It comes out of a hold, or directly out of what is available.
+
+        Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
+        account is spot unless it is given.
+
+        Raises:
+            EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
+            InvalidAmount: *amount* is not a whole number of units of the coin.
+            UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
+            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        """
+        return await self.do(
+            Withdraw(
+                key,
+                amount=amount,
+                customer=customer,
+                coin=coin,
+                account=account,
+                hold=hold,
+                reference=reference,
+                happened_ms=happened_ms,
+                epoch=epoch,
+            )
+        )
+
+    async def transfer(
+        self,
+        from_customer: str,
+        to_customer: str,
+        coin: str,
+        amount: Amount,
+        *,
+        key: str,
+        from_account: str = "spot",
+        to_account: str = "spot",
+        reference: str | None = None,
+    ) -> Written:
+        """
+        Move available money to another account. It may belong to the same customer or to another.
+
+        Raises:
+            InvalidAmount: *amount* is not a whole number of units of the coin.
+            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        """
+        return await self.do(
+            Transfer(
+                key,
+                from_customer=from_customer,
+                to_customer=to_customer,
+                coin=coin,
+                amount=amount,
+                from_account=from_account,
+                to_account=to_account,
+                reference=reference,
+            )
+        )
+
+    async def settle(
+        self,
+        base: str,
+        quote: str,
+        base_amount: Amount,
+        quote_amount: Amount,
+        buyer: SettleSide,
+        seller: SettleSide,
+        *,
+        key: str,
+        reference: str | None = None,
+        happened_ms: int | None = None,
+    ) -> Written:
+        """
+        Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
+        available. The whole fill is refused if a hold is short, closed or of the wrong coin.
+
+        The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse.
+
+        Raises:
+            EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
+            InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
+            UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+        """
+        return await self.do(
+            Settle(
+                key,
+                base=base,
+                quote=quote,
+                base_amount=base_amount,
+                quote_amount=quote_amount,
+                buyer=buyer,
+                seller=seller,
+                reference=reference,
+                happened_ms=happened_ms,
+            )
+        )
+
+    async def reverse(
+        self,
+        seq: Position,
+        reason: str,
+        *,
+        key: str,
+        customer: str | None = None,
+        coin: str | None = None,
+        epoch: int | None = None,
+    ) -> Written:
+        """
+        Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason;
+        what the customer no longer has is booked as owed.
+
+        *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions that the entry has
+        to meet.
+
+        Raises:
+            EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
+            AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
+            UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
+        """
+        return await self.do(Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch))

@@ -1,0 +1,281 @@
+# Generated from domain/operations.py by tools/generate_operations.py (`make generate`). Do not edit.
+
+"""One method for each operation; `Ledger` has them beside its other methods."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from spotledger.domain.fields import HoldName
+from spotledger.domain.operations import (
+    Deposit,
+    Freeze,
+    ListCoin,
+    Operation,
+    RegisterCustomer,
+    Reverse,
+    Settle,
+    SettleSide,
+    Transfer,
+    Unfreeze,
+    Withdraw,
+)
+from spotledger.ledger.group import Receipt
+
+
+class OperationCalls(ABC):
+    """
+    The methods that do one operation each; *key* is its idempotency key, and amounts are decimal text (``"100.50"``).
+
+    They also raise IdempotencyConflict if *key* was used before with other content, and StoreUnavailable if the write
+    failed and may be tried again with the same key. A refusal that is kept with the key is the answer to a repeat, too.
+    """
+
+    @abstractmethod
+    def _do(self, operation: Operation) -> Receipt:
+        """Do one operation."""
+
+    def list_coin(self, coin: str, scale: int, *, key: str) -> Receipt:
+        """
+        List a coin. A listing never changes.
+
+        Raises:
+            CoinAlreadyListed: It is listed.
+        """
+        return self._do(ListCoin(key, coin=coin, scale=scale))
+
+    def register_customer(self, customer: str, *, key: str) -> Receipt:
+        """
+        Register a customer. The customer gets a wallet, a spot and a fiat account.
+
+        Raises:
+            CustomerAlreadyRegistered: They are registered.
+        """
+        return self._do(RegisterCustomer(key, customer=customer))
+
+    def deposit(
+        self,
+        customer: str,
+        coin: str,
+        amount: str,
+        *,
+        key: str,
+        account: str = "spot",
+        reference: str | None = None,
+        happened_ms: int | None = None,
+    ) -> Receipt:
+        """
+        Book money that came in from outside. What the customer owes is repaid first.
+
+        Raises:
+            InvalidAmount: *amount* is not a whole number of units of the coin.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+        """
+        return self._do(
+            Deposit(
+                key,
+                customer=customer,
+                coin=coin,
+                amount=amount,
+                account=account,
+                reference=reference,
+                happened_ms=happened_ms,
+            )
+        )
+
+    def freeze(
+        self,
+        customer: str,
+        coin: str,
+        amount: str,
+        *,
+        key: str,
+        account: str = "spot",
+        reference: str | None = None,
+        expires_ms: int | None = None,
+    ) -> Receipt:
+        """
+        Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
+
+        The hold expires at *expires_ms* if that is given.
+
+        Raises:
+            InvalidAmount: *amount* is not a whole number of units of the coin.
+            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        """
+        return self._do(
+            Freeze(
+                key,
+                customer=customer,
+                coin=coin,
+                amount=amount,
+                account=account,
+                reference=reference,
+                expires_ms=expires_ms,
+            )
+        )
+
+    def unfreeze(
+        self,
+        hold: HoldName | int,
+        amount: str | None = None,
+        *,
+        key: str,
+        customer: str | None = None,
+        coin: str | None = None,
+        epoch: int | None = None,
+    ) -> Receipt:
+        """
+        Release all or part of a hold. The hold is named by its id or by the key that opened it.
+
+        Without *amount* all that remains of it is released. *customer*, *coin* and *epoch* are preconditions that the
+        hold has to meet.
+
+        Raises:
+            EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
+            InvalidAmount: *amount* is not a whole number of units of the coin.
+            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        """
+        return self._do(
+            Unfreeze(
+                key,
+                hold=str(hold) if isinstance(hold, int) else hold,
+                amount=amount,
+                customer=customer,
+                coin=coin,
+                epoch=epoch,
+            )
+        )
+
+    def withdraw(
+        self,
+        amount: str,
+        *,
+        key: str,
+        customer: str | None = None,
+        coin: str | None = None,
+        account: str | None = None,
+        hold: HoldName | int | None = None,
+        reference: str | None = None,
+        happened_ms: int | None = None,
+        epoch: int | None = None,
+    ) -> Receipt:
+        """
+        Book money that went outside. It comes out of a hold, or directly out of what is available.
+
+        Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
+        account is spot unless it is given.
+
+        Raises:
+            EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
+            InvalidAmount: *amount* is not a whole number of units of the coin.
+            UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
+            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        """
+        return self._do(
+            Withdraw(
+                key,
+                amount=amount,
+                customer=customer,
+                coin=coin,
+                account=account,
+                hold=str(hold) if isinstance(hold, int) else hold,
+                reference=reference,
+                happened_ms=happened_ms,
+                epoch=epoch,
+            )
+        )
+
+    def transfer(
+        self,
+        from_customer: str,
+        to_customer: str,
+        coin: str,
+        amount: str,
+        *,
+        key: str,
+        from_account: str = "spot",
+        to_account: str = "spot",
+        reference: str | None = None,
+    ) -> Receipt:
+        """
+        Move available money to another account. It may belong to the same customer or to another.
+
+        Raises:
+            InvalidAmount: *amount* is not a whole number of units of the coin.
+            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        """
+        return self._do(
+            Transfer(
+                key,
+                from_customer=from_customer,
+                to_customer=to_customer,
+                coin=coin,
+                amount=amount,
+                from_account=from_account,
+                to_account=to_account,
+                reference=reference,
+            )
+        )
+
+    def settle(
+        self,
+        base: str,
+        quote: str,
+        base_amount: str,
+        quote_amount: str,
+        buyer: SettleSide,
+        seller: SettleSide,
+        *,
+        key: str,
+        reference: str | None = None,
+        happened_ms: int | None = None,
+    ) -> Receipt:
+        """
+        Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
+        available. The whole fill is refused if a hold is short, closed or of the wrong coin.
+
+        The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse.
+
+        Raises:
+            EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
+            InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
+            UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+        """
+        return self._do(
+            Settle(
+                key,
+                base=base,
+                quote=quote,
+                base_amount=base_amount,
+                quote_amount=quote_amount,
+                buyer=buyer,
+                seller=seller,
+                reference=reference,
+                happened_ms=happened_ms,
+            )
+        )
+
+    def reverse(
+        self,
+        seq: int | str,
+        reason: str,
+        *,
+        key: str,
+        customer: str | None = None,
+        coin: str | None = None,
+        epoch: int | None = None,
+    ) -> Receipt:
+        """
+        Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason;
+        what the customer no longer has is booked as owed.
+
+        *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions that the entry has
+        to meet.
+
+        Raises:
+            EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
+            AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
+            UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
+        """
+        return self._do(Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch))
