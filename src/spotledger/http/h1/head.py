@@ -25,6 +25,7 @@ KNOWN_LINES: Final = 16
 KNOWN_LINE_BYTES: Final = 128
 KNOWN_FIELDS_BYTES: Final = 2048
 
+_VISIBLE: Final = bytes(range(33, 127))
 _VERSIONS: Final = (b" HTTP/1.1", b" HTTP/1.0")
 #: A name and a value; the blanks around the value are not part of it.
 _LINE: Final = re.compile(rb"([-!#$%&'*+.^_`|~0-9A-Za-z]+):([\t\x20-\x7e\x80-\xff]*)")
@@ -124,7 +125,7 @@ class HeadParser:
         if not text.endswith(_VERSIONS):
             raise BadRequest("The first line does not end with HTTP/1.1 or HTTP/1.0; one of them would pass.")
         parts = text.split(b" ")
-        if len(parts) != 3 or not text.isascii() or not text.decode("ascii").isprintable():
+        if len(parts) != 3 or text.translate(None, _VISIBLE) != b"  ":
             raise BadRequest("The first line has a control character or a blank too many; one without would pass.")
         name, target, version = parts
         method = _METHODS.get(name) or _other_method(name)
@@ -198,7 +199,8 @@ def _check_target(target: bytes, method: str) -> None:
 
 def _parts_of(target: bytes) -> tuple[str, str]:
     """Return the percent-decoded path and the query of a request's target."""
-    path, _, query = target.decode("ascii").partition("#")[0].partition("?")
+    text = target.decode("ascii")
+    path, _, query = (text.partition("#")[0] if "#" in text else text).partition("?")
     if "://" in path and not path.startswith("/"):
         path = "/" + path.partition("://")[2].partition("/")[2]  # the form for proxies
     return unquote(path, errors="replace") if "%" in path else path, query

@@ -97,7 +97,8 @@ class RequestReader:
             self._follows_body = False
         if start < len(data) and data[start] not in _FIRST and data[start:] != b"\r":
             raise BadRequest("The request does not begin with a method; one such as GET would pass.")
-        end = data.find(HEAD_END, max(start, self._scanned - 3)) + 4
+        seen = self._scanned - 3
+        end = data.find(HEAD_END, seen if seen > start else start) + 4
         if (len(data) if end < 4 else end) - start > self._limits.head_bytes:
             raise BadRequest(
                 f"The head of the request is longer than {self._limits.head_bytes} bytes; a shorter one would pass."
