@@ -218,7 +218,7 @@ class OperatorApp:
 
     def _add_headers(self, reply: Reply, request_id: str) -> None:
         """Add the headers that every answer has."""
-        reply.lines = b"x-request-id: %b\r\ncache-control: no-store\r\n" % request_id.encode()
+        reply.lines += b"x-request-id: %b\r\ncache-control: no-store\r\n" % request_id.encode()
         if self._runtime.followed is not None:
             reply.headers.append((b"x-ledger-age-ms", b"%d" % self._runtime.followed.age_ms))
 

@@ -20,7 +20,7 @@ import msgspec
 
 from spotledger.domain.journal import LIBRARY, TOKEN_ACTOR
 from spotledger.domain.operations import check_key
-from spotledger.domain.positions import FIRST_EPOCH, Position, parse_position
+from spotledger.domain.positions import Position, parse_position, position_text
 from spotledger.errors import (
     InvalidRequest,
     MalformedRequest,
@@ -68,6 +68,9 @@ REPLAYED_HEADER: Final = "Idempotency-Replayed"
 JSON_HEADER: Final = (b"content-type", JSON_MEDIA_TYPE.encode())
 _PROBLEM: Final = (b"content-type", wire.PROBLEM_MEDIA_TYPE.encode())
 _REPLAYED: Final = (REPLAYED_HEADER.lower().encode(), b"true")
+#: The same as they are sent.
+_JSON_LINE: Final = b"%b: %b\r\n" % JSON_HEADER
+_REPLAYED_JSON_LINES: Final = _JSON_LINE + b"%b: %b\r\n" % _REPLAYED
 
 R = TypeVar("R")
 
@@ -304,14 +307,15 @@ def answer(body: object, status: int = 200, *, replayed: bool = False) -> Reply:
 def positioned(reply: Reply, body: object) -> Reply:
     """Return *reply* with the position that its *body* stands for, or that of the entry that a write made."""
     if isinstance(body, (ReadAnswer, WriteAnswer)):
-        position = body.seq if body.epoch == FIRST_EPOCH else f"{body.epoch}-{body.seq}"
-        reply.headers.append((b"x-ledger-position", str(position).encode()))
+        reply.lines += b"x-ledger-position: %b\r\n" % position_text(body.epoch, body.seq).encode()
     return reply
 
 
 def json_answer(body: bytes, status: int = 200, *, replayed: bool = False) -> Reply:
     """Return encoded JSON as an answer; *replayed* marks the repeat of an earlier answer."""
-    return Reply(status, body, (JSON_HEADER, _REPLAYED) if replayed else (JSON_HEADER,))
+    reply = Reply(status, body)
+    reply.lines = _REPLAYED_JSON_LINES if replayed else _JSON_LINE
+    return reply
 
 
 async def encoded_in_pieces(

@@ -33,8 +33,8 @@ from spotledger.security.access_log import LOCAL, MINUTE_MS, OTHER, SEVERAL, Acc
 from spotledger.security.addresses import counted_as, parse_address
 from spotledger.security.bounded_dict import BoundedDict
 
-#: Half the number of hosts whose addresses are kept in memory.
-HOSTS_GENERATION: Final = 1_000
+#: Half the number of clients whose addresses are kept in memory.
+PEERS_GENERATION: Final = 1_000
 QUERY: Final = ("access:actor", "access:address", "access:from_ms", "access:to_ms", "access:after", "limit")
 
 _ACTOR: Final = re.compile(rf"token:[0-9A-Za-z-]{{1,64}}|key:[0-9A-Za-z-]{{1,64}}|{LIBRARY}|\{SEVERAL}|", re.ASCII)
@@ -100,8 +100,8 @@ class AccessNotes:
         self._tokens = runtime.tokens
         self._address_of = token_check.address
         self._behind_proxies = bool(runtime.settings.trusted_proxies)
-        #: Host → how its address is written.
-        self._hosts: BoundedDict[str, str] = BoundedDict(HOSTS_GENERATION)
+        #: Address and port of a client → how its address is written.
+        self._peers: BoundedDict[str, str] = BoundedDict(PEERS_GENERATION)
 
     def note(self, request: Request, endpoint: Endpoint | None, refused: str) -> None:
         """
@@ -134,15 +134,14 @@ class AccessNotes:
 
     def _address(self, request: Request) -> str:
         """Return how the address of *request* is written."""
-        host = request.peer.rpartition(":")[0]
-        if not host:
-            return LOCAL
-        if self._behind_proxies:
-            return counted_as(self._address_of(request))
-        found = self._hosts.get(host)
+        peer = request.peer
+        found = self._peers.get(peer)
         if found is None:
+            if not peer:
+                return LOCAL
             found = counted_as(self._address_of(request))
-            self._hosts.put(host, found)
+            if not self._behind_proxies:
+                self._peers.put(peer, found)
         return found
 
 
