@@ -7,7 +7,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from http import HTTPStatus
-from typing import Any, Final, NamedTuple, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
+
+from msgspec import Struct
 
 Header = tuple[bytes, bytes]
 
@@ -153,7 +155,7 @@ class Reply:
 MakeReply: TypeAlias = Callable[[asyncio.Future[Any]], Reply | None]
 
 
-class LateReply(NamedTuple):
+class LateReply(Struct):
     """
     An answer that waits for one future and then is made without waiting.
 

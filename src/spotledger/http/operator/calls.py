@@ -87,7 +87,7 @@ class Caller(NamedTuple):
     named: tuple[str, str]
 
 
-class Write(NamedTuple):
+class Write(msgspec.Struct, gc=False):
     """The arguments of a call that writes: its request, its idempotency key, its body, and who makes it."""
 
     request: Request
