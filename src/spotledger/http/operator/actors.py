@@ -50,9 +50,8 @@ class ActorLabels:
 
         If they cannot be read, this is logged, and the entries are answered without them.
         """
-        known = self._known
-        unknown = {entry.actor for entry in entries if known.get(entry.actor) is None}
-        token_ids = [actor[len(TOKEN_ACTOR) :] for actor in unknown if actor.startswith(TOKEN_ACTOR)]
+        actors = {entry.actor for entry in entries}  # few
+        token_ids = [actor[len(TOKEN_ACTOR) :] for actor in actors if self.lacks(actor)]
         if not token_ids:
             return
         try:
@@ -61,4 +60,4 @@ class ActorLabels:
             _log.warning("the labels of %d operator tokens could not be read: %s", len(token_ids), problem)
             return
         for token_id, label in found.items():
-            known.put(TOKEN_ACTOR + token_id, label)
+            self.note(TOKEN_ACTOR + token_id, label)

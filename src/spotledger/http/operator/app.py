@@ -73,10 +73,9 @@ class OperatorApp:
 
     def __init__(self, runtime: Runtime, local_token: str | None = None) -> None:
         self._runtime = runtime
-        labels = ActorLabels(runtime.tokens)
-        self._token_check = TokenCheck(runtime.tokens, labels, local_token, runtime.settings.trusted_proxies)
+        self._token_check = TokenCheck(runtime.tokens, local_token, runtime.settings.trusted_proxies)
         self._access = AccessNotes(runtime, self._token_check)
-        self._texts = CoinTexts(runtime.ledger, labels)
+        self._texts = CoinTexts(runtime.ledger, ActorLabels(runtime.tokens))
         self.feed = Feed(runtime.ledger, self._texts, self._token_check)
         self.metrics = Metrics(runtime.siblings)
         self._show_metrics()
@@ -146,7 +145,7 @@ class OperatorApp:
 
     def at_once(self, request: Request) -> Reply | LateReply | None:
         """Begin a write of one operation, which waits for the ledger only; leave other requests to :meth:`answer`."""
-        endpoint = self._found(request)
+        endpoint = self._found(request) if request.method == "POST" else None
         if endpoint is None:
             return None
         try:

@@ -31,7 +31,6 @@ from spotledger.errors import (
 )
 from spotledger.http import wire
 from spotledger.http.h1.request import BodySource, Header, Reply, Request, too_long
-from spotledger.http.operator.actors import ActorLabels
 from spotledger.http.operator.answers import ReadAnswer, WriteAnswer
 from spotledger.ledger.ledger import Outcome
 from spotledger.ledger.reads import LedgerReads
@@ -106,7 +105,7 @@ class Call:
         read: Answers a request that has no body.
         write: Answers a request with a body.
         begin: Of a write that is one operation: begins it, and returns the future of its outcome.
-        end: Of such a write: answers with its outcome; None if that has to be waited for, as *write* does.
+        end: Of such a write: answers its request with its outcome; None if that has to be waited for, as *write* does.
         needs_key: Whether a write needs an idempotency key.
         body_limit: The maximum length of the body in bytes.
         takes: The struct of the body, for the OpenAPI document.
@@ -124,7 +123,7 @@ class Call:
     read: Callable[[Request], Awaitable[Reply]] | None = None
     write: Callable[[Write], Awaitable[Reply]] | None = None
     begin: Callable[[Write], asyncio.Future[list[Outcome]]] | None = None
-    end: Callable[[Sequence[Outcome]], Reply | None] | None = None
+    end: Callable[[Request, Sequence[Outcome]], Reply | None] | None = None
     needs_key: bool = True
     body_limit: int = BODY_LIMIT_BYTES
     takes: type[msgspec.Struct] | None = None
@@ -148,20 +147,12 @@ class TokenCheck:
 
     Args:
         tokens: The operator tokens.
-        labels: Learns the labels of the tokens that are used.
         local_token: One more accepted token, with every scope, for a process that calls its own API.
         trusted_proxies: The proxies whose ``X-Forwarded-For`` is trusted.
     """
 
-    def __init__(
-        self,
-        tokens: Tokens,
-        labels: ActorLabels,
-        local_token: str | None = None,
-        trusted_proxies: tuple[str, ...] = (),
-    ) -> None:
+    def __init__(self, tokens: Tokens, local_token: str | None = None, trusted_proxies: tuple[str, ...] = ()) -> None:
         self._tokens = tokens
-        self._labels = labels
         #: By the id of a token.
         self._callers: dict[str, Caller] = {}
         self._resolver = AddressResolver(trusted_proxies)
@@ -189,7 +180,6 @@ class TokenCheck:
 
     def _caller_of(self, record: TokenRecord) -> Caller:
         actor = TOKEN_ACTOR + record.token_id
-        self._labels.note(actor, record.label)
         if len(self._callers) >= RECENT_TOKENS:
             self._callers.clear()
         caller = self._callers[record.token_id] = Caller(actor, record.scopes, (actor, record.label))
@@ -233,7 +223,7 @@ class Endpoint:
         """Return the answer to a call that was begun; None if that has to be waited for."""
         end = self.calls[request.method].end
         assert end is not None, "what begins has an end"  # noqa: S101
-        return end(outcomes)
+        return end(request, outcomes)
 
     def _checked(self, request: Request) -> tuple[Call, Caller]:
         """Return the call of *request* and who makes it, after checking the token."""

@@ -9,7 +9,7 @@ from typing import Any
 from spotledger import paths
 from spotledger.domain.operations import Operation
 from spotledger.errors import Refused
-from spotledger.http.h1.request import Reply
+from spotledger.http.h1.request import Reply, Request
 from spotledger.http.operator.answers import (
     CoinsAnswer,
     CoinTexts,
@@ -80,11 +80,13 @@ class LedgerCalls:
         scope = SCOPE_OF[body.kind]
         return Call(scope, write=write, begin=begin, end=self._end, takes=body.struct, gives=WriteAnswer, about=about)
 
-    def _end(self, outcomes: Sequence[Outcome]) -> Reply | None:
-        """Return the answer; None if it names a token whose label is not in memory."""
-        outcome = outcomes[0]
-        if not isinstance(outcome, Refused) and self._texts.labels.lacks(outcome.entry.actor):
-            return None  # of an earlier request: this one's own label is known, so asking again changes nothing
+    def _end(self, request: Request, outcomes: Sequence[Outcome]) -> Reply | None:
+        """Return the answer; None if it repeats that of another token, whose label is not in memory."""
+        outcome, labels = outcomes[0], self._texts.labels
+        if not isinstance(outcome, Refused) and labels.lacks(actor := outcome.entry.actor):
+            if request.caller is None or request.caller[0] != actor:
+                return None
+            labels.note(*request.caller)
         return self._answer(outcome)
 
     def _answer(self, outcome: Outcome) -> Reply:
