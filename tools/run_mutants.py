@@ -65,6 +65,8 @@ class Group(NamedTuple):
 
 
 _FRAMING: Final = tuple(f"http/h1/{name}.py" for name in ("head", "reader", "incoming", "request", "limits", "shares"))
+#: Tested over a transport that is none: sockets take a hundred times as long for each mutant.
+_CONNECTION: Final = ("http/h1/connection.py",)
 _SECRETS: Final = tuple(f"security/{name}.py" for name in ("signing", "cipher", "addresses", "bounded_dict"))
 _COUNTS: Final = tuple(f"security/{name}.py" for name in ("fleet_gate", "shared_counts"))
 
@@ -87,11 +89,11 @@ GROUPS: Final = {
         (SECURITY, "tests/contract/test_key_tables.py", "tests/contract/test_wire_v1_gate.py"),
         f"{LEFT_OUT} and not shared_counts",
     ),
+    "connection": Group(_CONNECTION, (f"{H1}/test_connection_rules.py", f"{H1}/test_connection_ends.py")),
     "listener": Group(
-        tuple(f"http/h1/{name}.py" for name in ("state", "unread", "transport", "tls", "server")),
-        (f"{H1}/test_state.py", f"{H1}/test_unread.py", f"{H1}/test_tls.py"),
+        _rest("http/h1", *_FRAMING, *_CONNECTION),
+        tuple(f"{H1}/test_{name}.py" for name in ("state", "unread", "tls", "server", "transport")),
     ),
-    "connection": Group(("http/h1/connection.py",), (f"{H1}/test_connection.py",), LEFT_OUT + " and not slow"),
     "counts": Group(
         _COUNTS,
         (
