@@ -133,6 +133,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Let answers go on."""
         self._state.unread.remove(self)
+        self._phase_since = self._state.now  # what it waits for could not come meanwhile
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)

@@ -443,6 +443,9 @@ def test_client_that_reads_slowly_is_not_taken_for_a_silent_one() -> None:
             line.transport.unread_bytes = left
             line.pass_time(10)
         line.read_all()
+        await line.settle()
+        line.pass_time(7)
+        assert line.state_of_transport == "open"
         line.pass_time(0.01)
         assert line.state_of_transport == "closed"
 
