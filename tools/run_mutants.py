@@ -44,7 +44,7 @@ from mutant_results import (
 
 WORK: Final = ROOT / ".mutants"
 MUTMUT: Final = Path(sys.executable).with_name("mutmut")
-#: How long one test may take, and a mutant's tests in all: their time without it, and so many times as long.
+#: How long one test may take by default, and a mutant's tests in all: their time without it, and so many times as long.
 TEST_SECONDS: Final = 60
 TIMES: Final = 4.0
 MORE_SECONDS: Final = 5.0
@@ -62,6 +62,8 @@ class Group(NamedTuple):
     modules: tuple[str, ...]
     tests: tuple[str, ...]
     left_out: str = LEFT_OUT
+    #: How long one of the tests may take.
+    test_seconds: int = TEST_SECONDS
 
 
 _FRAMING: Final = tuple(f"http/h1/{name}.py" for name in ("head", "reader", "incoming", "request", "limits", "shares"))
@@ -104,6 +106,7 @@ GROUPS: Final = {
         ),
         # Those take seconds, and what they see is also seen with a server that answers as the test says.
         "not slow_redis and not each_loss and not hangs",
+        test_seconds=15,
     ),
 }
 
@@ -182,8 +185,8 @@ def _slowly_killed(work: Path, group: Group) -> Iterator[str]:
         if notes.exists():
             found = json.loads(notes.read_text(encoding="utf-8"))
             seconds = found["durations_by_key"]
-            codes = found["exit_code_by_key"].items()
-            yield from (name for name, code in codes if code in KILLED and (seconds.get(name) or 0) >= TEST_SECONDS)
+            codes, limit = found["exit_code_by_key"].items(), group.test_seconds
+            yield from (name for name, code in codes if code in KILLED and (seconds.get(name) or 0) >= limit)
 
 
 def _copy(work: Path, group: Group) -> None:
@@ -199,7 +202,7 @@ def _copy(work: Path, group: Group) -> None:
         "no:cacheprovider",
         "-p",
         "no:xdist",
-        f"--timeout={TEST_SECONDS}",
+        f"--timeout={group.test_seconds}",
         "-k",
         group.left_out,
     ]
