@@ -139,6 +139,19 @@ def test_lock_that_is_lifted_ends_at_once() -> None:
     assert [locks.remaining_ms(who, 1) for who in ("a", "b", "nobody")] == [0, 4_999, 0]
 
 
+def test_lock_that_was_lifted_elsewhere_ends_and_says_so() -> None:
+    """Of the one that is named, and of no other; also if it was not known here."""
+    locks = Locks(5_000)
+    ended: list[str] = []
+    locks.on_end = ended.append
+    for who in ("a", "b"):
+        locks.lock(who, 0, "x")
+    for who in ("a", "c"):
+        locks.end(who)
+    assert [locks.remaining_ms(who, 1) for who in ("a", "b")] == [0, 4_999]
+    assert ended == ["a", "c"]
+
+
 def test_all_locks_are_listed_until_their_end_was_noticed() -> None:
     """However old they are; one whose end was noticed takes no room any more."""
     locks = Locks(5_000, generation_limit=2)

@@ -174,7 +174,6 @@ class HttpServer:
     async def _opened(self, accepted: socket.socket, connection: Connection) -> None:
         """Hand *accepted* to the loop; with TLS, after the handshake."""
         try:
-            accepted.setblocking(False)
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is None:
                 await self._loop.connect_accepted_socket(lambda: connection, accepted)
