@@ -187,7 +187,9 @@ class HttpServer:
                     ssl_handshake_timeout=seconds,
                     ssl_shutdown_timeout=seconds,
                 )
-        except (OSError, asyncio.CancelledError):  # the client has gone, or speaks no TLS, or the server stops
+        except (OSError, asyncio.CancelledError):
+            pass  # the client has gone, or speaks no TLS, or the server stops
+        finally:
             if not connection.was_made:
                 self._state.release(connection)
                 accepted.close()

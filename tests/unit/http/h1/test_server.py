@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import re
 import socket
@@ -182,8 +183,10 @@ def test_connection_without_a_place_is_closed() -> None:
     run(talk)
 
 
-def test_client_that_has_gone_before_its_turn_is_not_counted() -> None:
-    """What was accepted is closed."""
+@pytest.mark.parametrize("problem", [OSError(errno.ENOTCONN, "gone"), RuntimeError("unexpected")])
+def test_client_that_does_not_come_to_its_turn_is_not_counted(problem: Exception) -> None:
+    """What was accepted is closed; an error that nobody expected is reported."""
+    reported: list[Any] = []
 
     async def talk() -> None:
         async with serving() as clients:
@@ -191,16 +194,19 @@ def test_client_that_has_gone_before_its_turn_is_not_counted() -> None:
 
             async def connect(factory: Any, sock: socket.socket, **more: Any) -> None:
                 accepted.append(sock)
-                raise OSError(errno.ENOTCONN, "gone")
+                raise problem
 
             loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda loop, context: reported.append(context["exception"]))
             loop.connect_accepted_socket = connect  # type: ignore[assignment, method-assign]
             reader, _ = await clients.connect()
             assert await reader.read() == b""
             assert accepted[0].fileno() == -1
             assert (clients.server.open_connections, clients.server._state.connections) == (0, set())
+        gc.collect()
 
     run(talk)
+    assert reported == [problem] * isinstance(problem, RuntimeError)
 
 
 def test_crowd_is_accepted_in_parts() -> None:
