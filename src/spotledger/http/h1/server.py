@@ -61,9 +61,9 @@ class HttpServer:
         self._listener = listener
         self._tls = tls
         self._shares = shares
-        self._accepting: socket.socket | None = None
+        self._accepting: socket.socket
         self._opening: set[asyncio.Task[None]] = set()
-        self._checking: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None]
         self._resuming: asyncio.TimerHandle | None = None
 
     @property
@@ -90,8 +90,6 @@ class HttpServer:
         Returns:
             Whether every request was answered.
         """
-        assert self._accepting is not None  # noqa: S101
-        assert self._checking is not None  # noqa: S101
         self._state.stopping = True
         self._pause()
         self._accepting.close()
@@ -114,12 +112,10 @@ class HttpServer:
 
     def _resume(self) -> None:
         if not self._state.stopping:
-            assert self._accepting is not None  # noqa: S101
             self._loop.add_reader(self._accepting, self._accept)
 
     def _pause(self, seconds: float | None = None) -> None:
         """Accept nothing for *seconds*; None: any more."""
-        assert self._accepting is not None  # noqa: S101
         self._loop.remove_reader(self._accepting)
         if self._resuming is not None:
             self._resuming.cancel()
@@ -145,7 +141,6 @@ class HttpServer:
                 self._resume()
 
     def _accept_some(self, most: int) -> None:
-        assert self._accepting is not None  # noqa: S101
         for _ in range(most):
             try:
                 accepted, peer = self._accepting.accept()

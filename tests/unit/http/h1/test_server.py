@@ -463,7 +463,7 @@ def test_timeouts_of_a_crowd_are_checked_in_parts(monkeypatch: pytest.MonkeyPatc
             while done.count("check") < 7:
                 await asyncio.sleep(0)
                 done.append(" ")
-            assert "".join(done).replace("check", "x").split() == ["xxx", "xxx", "x"]
+            assert "".join(done).replace("check", "x").strip() == "xxx xxx x"
             clients.server._state.connections.clear()
 
     run(talk)
@@ -500,7 +500,6 @@ def test_stop_closes_idle_connections_and_waits_for_the_others() -> None:
             assert b"\r\nconnection: close\r\n" in said
             assert said.endswith(b"\r\n\r\nlate")
             assert await stopping is True
-            assert checking is not None
             assert checking.cancelled()
             assert clients.listener.copy.fileno() == -1
 
