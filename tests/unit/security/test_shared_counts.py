@@ -228,50 +228,57 @@ def test_requests_that_were_not_sent_get_no_verdict_at_a_stop(monkeypatch: pytes
     run(talk)
 
 
-def test_request_whose_client_has_gone_keeps_no_verdict_from_others() -> None:
+def test_request_whose_client_has_gone_keeps_no_verdict_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """It was cancelled while it waited; those beside it are answered, with or without Redis."""
+    monkeypatch.setattr(shared_counts, "PROBE_SECONDS", 0.005)
 
     async def talk(redis: FakeRedis) -> None:
-        async with started(redis, timeout_ms=100) as counts:
-            for answer, expected in ((Held().answer, None), (redis.pass_all, PASSES)):
-                redis.answer = answer
-                await until(lambda: counts.is_up)
+        async with started(redis) as counts:
+            for answer, seconds, expected in ((Held().answer, 0.05, None), (redis.pass_all, HUNG_SECONDS, PASSES)):
+                redis.answer, counts._seconds = answer, seconds
                 gone, stays = (asyncio.create_task(counts.ask(Ask(who))) for who in "ab")
                 await asyncio.sleep(0)
                 gone.cancel()
                 assert await stays == expected
                 redis.answer = redis.pass_all
+                await until(lambda: counts.is_up)
             assert (counts.failures, counts.unshared) == (1, 1)
 
     run(talk)
 
 
-def test_call_in_two_steps_is_given_up_as_one() -> None:
-    """A Redis that does not know the script is called twice, and has as much time for both as for one."""
+def test_redis_that_does_not_know_the_script_is_given_it() -> None:
+    """With the same question; it has as much time for both calls as for one."""
 
     async def talk(redis: FakeRedis) -> None:
+        delay_seconds = 0.0
+
         async def answer(command: Command) -> Answer:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(delay_seconds)
             return NO_SCRIPT if command[0] == b"EVALSHA" else passing(command)
 
-        async with started(redis, timeout_ms=300) as counts:
+        async with started(redis) as counts:
             redis.answer = answer
-            assert await counts.ask(Ask("a")) is None
-            assert [command[0] for command in redis.calls[:2]] == [b"EVALSHA", b"EVAL"]
+            assert await counts.ask(Ask("a")) == PASSES
+            assert [command[0] for command in redis.calls] == [b"EVALSHA", b"EVAL"]
             assert redis.calls[1][1:3] == [SCRIPT, b"0"]
+            assert redis.calls[1][3] == redis.calls[0][3]
+            delay_seconds, counts._seconds = 0.2, 0.3
+            assert await counts.ask(Ask("a")) is None
 
     run(talk)
 
 
-def test_answer_that_comes_too_late_is_not_taken_for_that_of_the_next_call() -> None:
+def test_answer_that_comes_too_late_is_not_taken_for_that_of_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection is closed with it."""
+    monkeypatch.setattr(shared_counts, "PROBE_SECONDS", 0.005)
 
     async def talk(redis: FakeRedis) -> None:
         held = Held()
-        async with started(redis, timeout_ms=100) as counts:
-            redis.answer = held.answer
+        async with started(redis) as counts:
+            redis.answer, counts._seconds = held.answer, 0.05
             assert await counts.ask(Ask("late")) is None
-            redis.answer = redis.pass_all
+            redis.answer, counts._seconds = redis.pass_all, HUNG_SECONDS
             for _, future in held.waiting:
                 future.set_result(verdicts(-9, 9, 0, -9, 9))
             await until(lambda: counts.is_up)
