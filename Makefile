@@ -73,8 +73,8 @@ walls: dev ## Check which package imports which (import-linter)
 bench: $(VENV)/.bench-stamp ## Measure, side by side with other software; BENCH_QUICK=1 for a first look
 	$(BIN)/python -m bench $(ARGS)
 
-# About half an hour of one processor. It goes on where it was interrupted; ARGS=--fresh begins anew.
-mutants: $(VENV)/.mutants-stamp ## Change the code of security and framing in every small way; docs/mutation-testing.md says what no test noticed
+# About an hour of one processor. It goes on where it was interrupted; ARGS=--fresh begins anew, ARGS=GROUP runs one.
+mutants: $(VENV)/.mutants-stamp ## Change the code of security and of the HTTP server in every small way; docs/mutation-testing.md says what no test noticed
 	$(BIN)/python tools/run_mutants.py $(ARGS)
 
 vulnerabilities: $(VENV)/.vulnerabilities-stamp ## Look for known vulnerabilities in the locked requirements, or say that it cannot be done here

@@ -38,6 +38,8 @@ LOCK_PREFIX: Final = "spotledger:lock:"
 
 _SCRIPT: Final = (files("spotledger.security") / "shared_counts.lua").read_text(encoding="utf-8")
 _SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+#: What a call raises where Redis does not answer; the end of a timeout is an OSError, too.
+_AWAY: Final = (RedisError, OSError)
 _log = logging.getLogger("spotledger.redis")
 
 
@@ -105,8 +107,9 @@ class SharedCounts:
         """
         seconds = timeout_ms / 1000
         try:
+            # Each call has a timeout of its own, so a connection needs one only to open and to close.
             self._redis: Any = Redis.from_url(
-                url, socket_timeout=seconds, socket_connect_timeout=seconds, retry=Retry(NoBackoff(), 0),
+                url, socket_timeout=None, socket_connect_timeout=seconds, retry=Retry(NoBackoff(), 0),
                 max_connections=IN_FLIGHT_LIMIT + 1,
             )  # fmt: skip
         except ValueError:  # its message may contain the password
@@ -123,7 +126,6 @@ class SharedCounts:
         self._clock_ms = clock_ms
         self._waiting: list[tuple[Ask, asyncio.Future[SharedVerdict | None] | None]] = []
         self._in_flight: set[asyncio.Task[None]] = set()
-        self._due = False
         self._probing: asyncio.Task[None] | None = None
         #: Whether Redis answers, as far as is known.
         self.is_up = False
@@ -141,11 +143,11 @@ class SharedCounts:
     async def stop(self) -> None:
         """Close the connection; waiting requests get None."""
         self.is_up = False
+        self._answer_none()  # before the end of a batch in flight would send them
         tasks = [*self._in_flight, *([self._probing] if self._probing else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._answer_none()
         await self._redis.aclose()
 
     async def ask(self, ask: Ask) -> SharedVerdict | None:
@@ -173,7 +175,7 @@ class SharedCounts:
                 for start in range(0, len(names), BATCH_LIMIT):
                     some = names[start : start + BATCH_LIMIT]
                     found.update(zip(some, await self._redis.mget(some), strict=True))
-        except (RedisError, OSError, TimeoutError):
+        except _AWAY:
             return None
         return {name.decode(): _lock_of(value) for name, value in found.items() if value is not None}
 
@@ -182,7 +184,7 @@ class SharedCounts:
         try:
             async with asyncio.timeout(self._seconds):
                 return [value is not None for value in await self._redis.mget(keys)] if keys else []
-        except (RedisError, OSError, TimeoutError):
+        except _AWAY:
             return None
 
     async def lift(self, key: str) -> bool:
@@ -190,18 +192,17 @@ class SharedCounts:
         try:
             async with asyncio.timeout(self._seconds):
                 await self._redis.delete(key)
-        except (RedisError, OSError, TimeoutError):
+        except _AWAY:
             return False
         return True
 
     def _put(self, ask: Ask, future: asyncio.Future[SharedVerdict | None] | None) -> None:
         self._waiting.append((ask, future))
-        if not self._due and len(self._in_flight) < IN_FLIGHT_LIMIT:
-            self._due = True
+        if len(self._waiting) == 1:
             asyncio.get_running_loop().call_soon(self._send_waiting)
 
     def _send_waiting(self) -> None:
-        self._due = False
+        """Send what waits, as far as it may; the end of a batch in flight sends the rest."""
         while self._waiting and len(self._in_flight) < IN_FLIGHT_LIMIT:
             batch, self._waiting = self._waiting[:BATCH_LIMIT], self._waiting[BATCH_LIMIT:]
             sending = asyncio.get_running_loop().create_task(self._send(batch))
@@ -210,15 +211,14 @@ class SharedCounts:
 
     def _sent(self, sending: asyncio.Task[None]) -> None:
         self._in_flight.discard(sending)
-        if self._waiting and not self._due:
-            self._send_waiting()
+        self._send_waiting()
 
     async def _send(self, batch: list[tuple[Ask, asyncio.Future[SharedVerdict | None] | None]]) -> None:
         verdicts: list[SharedVerdict] | None = None
         try:
             async with asyncio.timeout(self._seconds):
                 verdicts = await self._call([ask for ask, _ in batch])
-        except (RedisError, OSError, TimeoutError, msgspec.MsgspecError) as problem:
+        except (*_AWAY, msgspec.MsgspecError) as problem:
             self._note_down(problem)
         finally:
             for place, (_, future) in enumerate(batch):
@@ -234,8 +234,8 @@ class SharedCounts:
             answer = await self._redis.eval(_SCRIPT, 0, told)
         numbers = msgspec.msgpack.decode(answer, type=list[int])
         if len(numbers) != NUMBERS_PER_ASK * len(asks):
-            raise msgspec.DecodeError(f"found {len(numbers)} numbers for {len(asks)} requests")
-        rows = zip(*[iter(numbers)] * NUMBERS_PER_ASK, strict=True)
+            raise msgspec.DecodeError  # that is another script's answer
+        rows = (numbers[start : start + NUMBERS_PER_ASK] for start in range(0, len(numbers), NUMBERS_PER_ASK))
         return [SharedVerdict(address, reset, bool(ok), left, end) for address, reset, ok, left, end in rows]
 
     def _note_down(self, problem: Exception) -> None:
@@ -266,7 +266,7 @@ class SharedCounts:
 
     async def _probe(self) -> None:
         """Find out whether Redis answers, and accepts writes."""
-        with contextlib.suppress(RedisError, OSError, TimeoutError, msgspec.MsgspecError):  # is_up stays False
+        with contextlib.suppress(*_AWAY, msgspec.MsgspecError):  # is_up stays False
             async with asyncio.timeout(CONNECT_TIMES * self._seconds):
                 await self._call([_PROBE])
             self.is_up = True

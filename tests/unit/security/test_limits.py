@@ -60,6 +60,7 @@ def test_headers_tell_what_is_left() -> None:
     for _ in range(3):
         limit.hit("a", 2_000)
     assert limit.headers("a", 2_001)[1] == ("ratelimit", '"assets";r=0;t=10')
+    assert limit.policy_line == 'ratelimit-policy: "assets";q=3;w=60\r\n'
     assert WindowLimit("off", 0, 1_000, Locks(1)).headers("a", 0) == []
     assert [whole_seconds(ms) for ms in (0, 1, 1_000, 1_001)] == [1, 1, 1, 2]
 
@@ -137,6 +138,20 @@ def test_lock_that_is_lifted_ends_at_once() -> None:
     locks.lift("a")
     locks.lift("nobody")
     assert [locks.remaining_ms(who, 1) for who in ("a", "b", "nobody")] == [0, 4_999, 0]
+
+
+def test_lock_that_was_lifted_elsewhere_ends_and_says_so() -> None:
+    """Of the one that is named, and of no other; also if it was not known here."""
+    locks = Locks(5_000)
+    ended: list[str] = []
+    locks.on_end = ended.append
+    for who in ("a", "b"):
+        locks.lock(who, 0, "x")
+    for who in ("a", "c"):
+        locks.end(who)
+    Locks(5_000).end("a")
+    assert [locks.remaining_ms(who, 1) for who in ("a", "b")] == [0, 4_999]
+    assert ended == ["a", "c"]
 
 
 def test_all_locks_are_listed_until_their_end_was_noticed() -> None:

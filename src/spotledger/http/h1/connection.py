@@ -65,7 +65,7 @@ class Connection(asyncio.Protocol):
         self._waiting: deque[AnyRequest] = deque()
         self._incoming: IncomingRequest | None = None
         #: How much the reader had consumed when only one request waited.
-        self._ahead_from = 0
+        self._ahead_from: int
         #: Why nothing more can be read; and whether nothing more will be, because it is not wanted.
         self._broken: BadRequest | None = None
         self._is_last = False
@@ -76,16 +76,16 @@ class Connection(asyncio.Protocol):
         #: Whether the transport has begun, and whether it has ended.
         self.was_made = False
         self._is_gone = False
-        self._is_tls = False
+        self._is_tls: bool
         self._lingers = False
         self._linger_bytes = 0
         self._phase = _Phase.IDLE
         self._phase_since = state.now
         #: Done when the client has read enough; and what it had not read when that was last checked.
         self._drained: asyncio.Future[None] | None = None
-        self._checked_at = 0.0
-        self._unread_bytes = 0
-        self._is_chunked = False
+        self._checked_at: float
+        self._unread_bytes: int
+        self._is_chunked: bool
         self._disconnected: asyncio.Future[None] | None = None
 
     # --- the transport's side --------------------------------------------------------------------------
@@ -135,6 +135,7 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Let answers go on."""
         self._state.unread.remove(self)
+        self._phase_since = self._state.now  # what it waits for could not come meanwhile
         drained, self._drained = self._drained, None
         if drained is not None and not drained.done():
             drained.set_result(None)
@@ -157,7 +158,6 @@ class Connection(asyncio.Protocol):
 
     def _read(self) -> None:
         """Read requests as far as they have arrived and may wait here; pause the connection beyond that."""
-        is_next = True
         try:
             for _ in range(_STEPS):
                 is_next = not self._is_last and (
@@ -240,7 +240,7 @@ class Connection(asyncio.Protocol):
 
     def read_on(self) -> None:
         """Read on for the application, which waits for more of a body."""
-        if not (self._is_gone or self._reads_again):
+        if not self._reads_again:
             self._read()
 
     def _pause(self) -> None:
@@ -257,7 +257,7 @@ class Connection(asyncio.Protocol):
 
     def _schedule(self) -> None:
         """Take a turn once other connections have had theirs."""
-        if not (self._is_scheduled or self._is_gone or self._is_ended or self._task is not None):
+        if not self._is_scheduled:
             self._is_scheduled = True
             self._loop.call_soon(self._turn)
 

@@ -61,9 +61,9 @@ class HttpServer:
         self._listener = listener
         self._tls = tls
         self._shares = shares
-        self._accepting: socket.socket | None = None
+        self._accepting: socket.socket
         self._opening: set[asyncio.Task[None]] = set()
-        self._checking: asyncio.Task[None] | None = None
+        self._checking: asyncio.Task[None]
         self._resuming: asyncio.TimerHandle | None = None
 
     @property
@@ -90,8 +90,6 @@ class HttpServer:
         Returns:
             Whether every request was answered.
         """
-        assert self._accepting is not None  # noqa: S101
-        assert self._checking is not None  # noqa: S101
         self._state.stopping = True
         self._pause()
         self._accepting.close()
@@ -114,12 +112,10 @@ class HttpServer:
 
     def _resume(self) -> None:
         if not self._state.stopping:
-            assert self._accepting is not None  # noqa: S101
             self._loop.add_reader(self._accepting, self._accept)
 
     def _pause(self, seconds: float | None = None) -> None:
         """Accept nothing for *seconds*; None: any more."""
-        assert self._accepting is not None  # noqa: S101
         self._loop.remove_reader(self._accepting)
         if self._resuming is not None:
             self._resuming.cancel()
@@ -145,7 +141,6 @@ class HttpServer:
                 self._resume()
 
     def _accept_some(self, most: int) -> None:
-        assert self._accepting is not None  # noqa: S101
         for _ in range(most):
             try:
                 accepted, peer = self._accepting.accept()
@@ -174,7 +169,6 @@ class HttpServer:
     async def _opened(self, accepted: socket.socket, connection: Connection) -> None:
         """Hand *accepted* to the loop; with TLS, after the handshake."""
         try:
-            accepted.setblocking(False)
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is None:
                 await self._loop.connect_accepted_socket(lambda: connection, accepted)
@@ -188,7 +182,9 @@ class HttpServer:
                     ssl_handshake_timeout=seconds,
                     ssl_shutdown_timeout=seconds,
                 )
-        except (OSError, asyncio.CancelledError):  # the client has gone, or speaks no TLS, or the server stops
+        except (OSError, asyncio.CancelledError):
+            pass  # the client has gone, or speaks no TLS, or the server stops
+        finally:
             if not connection.was_made:
                 self._state.release(connection)
                 accepted.close()

@@ -86,7 +86,7 @@ class ListenerState:
         address = address_of(host)
         counted = None
         if not (self._proxies and self._is_proxy(address)):
-            counted = address.packed if address.version == 4 else address.packed[:8]
+            counted = address.packed[:8]  # of IPv4 that is the whole address
             if self._by_address.get(counted, 0) >= self.limits.connections_per_address:
                 self._warn(host)
                 return None

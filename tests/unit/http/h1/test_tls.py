@@ -9,9 +9,16 @@ import ssl
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from spotledger.http.h1.limits import Limits
 from spotledger.http.h1.tls import Certificate
@@ -87,6 +94,39 @@ def test_versions_of_tls_below_1_2_are_refused(files: tuple[Path, Path]) -> None
                 assert (await wire.answer()).body == b"/1"
 
     serving(talk, loop=asyncio.new_event_loop, tls=certificate)
+
+
+def test_client_that_offers_http_2_speaks_http_1_1(files: tuple[Path, Path]) -> None:
+    """The versions are agreed upon in the handshake."""
+
+    async def talk(served: Served) -> None:
+        context = trusting(files[0])
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        wire = await served.connect(ssl=context)
+        assert wire.writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
+
+    serving(talk, loop=asyncio.new_event_loop, tls=Certificate(*files))
+
+
+def test_key_that_is_encrypted_is_refused_without_asking(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenSSL would ask for the password on the terminal, and wait."""
+    passwords: list[object] = []
+
+    load = ssl.SSLContext.load_cert_chain
+
+    def recorded(context: ssl.SSLContext, certificate: Path, key: Path, password: Any = None) -> None:
+        passwords.append(password)
+        load(context, certificate, key, password)
+
+    key = load_pem_private_key(files[1].read_bytes(), None)
+    encrypted = BestAvailableEncryption(b"password")
+    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encrypted))
+    monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", recorded)
+    with pytest.raises(ssl.SSLError):
+        Certificate(*files)
+    assert passwords == [b""]
 
 
 def test_connection_without_a_handshake_is_counted_and_closed(loop: Loop, files: tuple[Path, Path]) -> None:

@@ -45,6 +45,19 @@ def test_unread_beyond_the_limit_closes_the_oldest_of_the_address_with_most() ->
     assert unread.total_bytes == 65
 
 
+def test_unread_that_was_read_is_not_held_against_its_address() -> None:
+    """Of an address with two connections only what the other one leaves unread counts."""
+    aborted: list[Waiting] = []
+    first, second, most = (Waiting(address, aborted) for address in (b"x", b"x", b"y"))
+    unread = UnreadAnswers(200)
+    for connection, unread_bytes in ((first, 60), (second, 10), (most, 50)):
+        unread.add(connection, unread_bytes)
+    unread.remove(first)
+    for address in (b"1", b"2", b"3", b"4"):
+        unread.add(Waiting(address, aborted), 45)
+    assert (aborted, unread.total_bytes) == ([most], 190)
+
+
 def test_unread_of_trusted_proxies_counts_by_connection() -> None:
     """Two connections of proxies are not taken for one client."""
     aborted: list[Waiting] = []
