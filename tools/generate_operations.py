@@ -18,7 +18,6 @@ from typing import Any, Final
 from spotledger.domain import fields as forms
 from spotledger.domain.fields import Field, Form, fields_of
 from spotledger.domain.operations import OPERATIONS, Described, SettleSide
-from spotledger.paths import OPERATOR_PREFIX
 
 SOURCE: Final = Path(__file__).resolve().parents[1] / "src/spotledger"
 HEADER: Final = "# Generated from domain/operations.py by tools/{script} (`make generate`). Do not edit.\n\n"
@@ -57,6 +56,7 @@ from spotledger.client.operator.operation import (
     Amount as Amount, CoinAmount as CoinAmount, HoldKey as HoldKey, HoldName as HoldName, Operation as Operation, Part,
     Position as Position,
 )
+from spotledger.paths import of_collection
 '''
 CLIENT_CALLS: Final = '''\
 """One method for each operation, for asyncio; `AsyncOperatorLedger` has them beside its other calls."""
@@ -110,17 +110,17 @@ def client_operations() -> str:
     """Return the module with the operations of the client."""
     parts = [CLIENT, class_of(SettleSide, "Part", {})]
     for kind in OPERATIONS:
-        path = f"{OPERATOR_PREFIX}/{kind.collection}"
-        parts.append(class_of(kind, "Operation", {"op": kind.kind, "path": path}))
+        path = f"of_collection({kind.collection!r})"
+        parts.append(class_of(kind, "Operation", {"op": repr(kind.kind), "path": path}))
     return "\n\n".join(parts)
 
 
-def class_of(kind: type[Any], base: str, constants: dict[str, Any]) -> str:
-    """Return the class of the client for *kind*, which derives from *base*."""
+def class_of(kind: type[Any], base: str, constants: dict[str, str]) -> str:
+    """Return the class of the client for *kind*, which derives from *base*; *constants* are expressions by name."""
     fields = [field for field in fields_of(kind) if field.form is not forms.KEY]
     amounts = [field.name for field in fields if CLIENT_TYPES.get(field.form) == "Amount"]
     ends = {field.name: tuple(field.place.split(".")) for field in fields if "." in field.place}
-    lines = [f"{name} = {value!r}" for name, value in constants.items()]
+    lines = [f"{name} = {value}" for name, value in constants.items()]
     if amounts:
         lines.append(f"amounts = frozenset({amounts!r})")
     if ends:

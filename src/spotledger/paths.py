@@ -12,21 +12,21 @@ from typing import Final
 
 OPERATOR_PREFIX: Final = "/v1"
 
+
+def of_collection(name: str) -> str:
+    """Return the path of the collection that takes the operations of one kind, such as ``deposits``."""
+    return f"{OPERATOR_PREFIX}/{name}"
+
+
 COINS: Final = "/v1/coins"
 CUSTOMERS: Final = "/v1/customers"
 CUSTOMER_BALANCES: Final = "/v1/customers/{customer}/balances"
 CUSTOMER_HOLDS: Final = "/v1/customers/{customer}/holds"
 CUSTOMER_ENTRIES: Final = "/v1/customers/{customer}/entries"
 
-DEPOSITS: Final = "/v1/deposits"
-WITHDRAWALS: Final = "/v1/withdrawals"
-TRANSFERS: Final = "/v1/transfers"
 HOLDS: Final = "/v1/holds"
 HOLD: Final = "/v1/holds/{hold}"
 HOLD_RELEASE: Final = "/v1/holds/{hold}/release"
-RELEASES: Final = "/v1/releases"
-SETTLEMENTS: Final = "/v1/settlements"
-REVERSALS: Final = "/v1/reversals"
 BATCHES: Final = "/v1/batches"
 
 ENTRIES: Final = "/v1/entries"

@@ -141,6 +141,7 @@ def _show_next(listening: Listening, folder: Path) -> None:
     data = shlex.quote(str(folder))
     Output.text("\nThe same call by curl; paste it:\n")
     Output.text(curl_lines(listening.public_url, key_file))
+    url = listening.operator_url
     Output.text(
         f"""
 In Python:
@@ -160,7 +161,7 @@ As the exchange, on the command line (the key names each write, so it happens on
 As the exchange, over HTTP:
 
     token() {{ printf 'Authorization: Bearer %s' "$(cat {token_file})"; }}
-    token | curl -s -H @- {listening.operator_url}{path_of(paths.CUSTOMER_BALANCES, customer="alice")}
+    token | curl -s -H @- {url}{path_of(paths.CUSTOMER_BALANCES, customer="alice")}
     token | curl -s -H @- -H "Idempotency-Key: my-first-deposit" \\
-         -d '{{"customer":"bob","coin":"usdt","amount":"12.5"}}' {listening.operator_url}{paths.DEPOSITS}"""
+         -d '{{"customer":"bob","coin":"usdt","amount":"12.5"}}' {url}{paths.of_collection("deposits")}"""
     )

@@ -21,6 +21,7 @@ from spotledger.client.operator.operation import (
     Part,
     Position as Position,
 )
+from spotledger.paths import of_collection
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class ListCoin(Operation):
     """
 
     op = "list_coin"
-    path = "/v1/coins"
+    path = of_collection("coins")
     coin: str
     scale: int
 
@@ -71,7 +72,7 @@ class RegisterCustomer(Operation):
     """
 
     op = "register_customer"
-    path = "/v1/customers"
+    path = of_collection("customers")
     customer: str
 
 
@@ -86,7 +87,7 @@ class Deposit(Operation):
     """
 
     op = "deposit"
-    path = "/v1/deposits"
+    path = of_collection("deposits")
     amounts = frozenset(["amount"])
     customer: str
     coin: str
@@ -109,7 +110,7 @@ class Freeze(Operation):
     """
 
     op = "freeze"
-    path = "/v1/holds"
+    path = of_collection("holds")
     amounts = frozenset(["amount"])
     customer: str
     coin: str
@@ -134,7 +135,7 @@ class Unfreeze(Operation):
     """
 
     op = "unfreeze"
-    path = "/v1/releases"
+    path = of_collection("releases")
     amounts = frozenset(["amount"])
     hold: HoldName
     amount: Amount | None = None
@@ -159,7 +160,7 @@ class Withdraw(Operation):
     """
 
     op = "withdraw"
-    path = "/v1/withdrawals"
+    path = of_collection("withdrawals")
     amounts = frozenset(["amount"])
     amount: Amount
     customer: str | None = None
@@ -182,7 +183,7 @@ class Transfer(Operation):
     """
 
     op = "transfer"
-    path = "/v1/transfers"
+    path = of_collection("transfers")
     amounts = frozenset(["amount"])
     ends: ClassVar[Mapping[str, tuple[str, str]]] = {
         "from_customer": ("from", "customer"),
@@ -214,7 +215,7 @@ class Settle(Operation):
     """
 
     op = "settle"
-    path = "/v1/settlements"
+    path = of_collection("settlements")
     amounts = frozenset(["base_amount", "quote_amount"])
     base: str
     quote: str
@@ -242,7 +243,7 @@ class Reverse(Operation):
     """
 
     op = "reverse"
-    path = "/v1/reversals"
+    path = of_collection("reversals")
     seq: Position
     reason: str
     customer: str | None = None

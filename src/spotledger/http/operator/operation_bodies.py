@@ -19,7 +19,7 @@ from spotledger.domain.operations import OPERATIONS, Described, Operation, Settl
 from spotledger.errors import InvalidRequest
 from spotledger.http.operator.bodies import Body
 from spotledger.http.operator.fields import SCHEMAS, AccountField, CustomerField, or_null
-from spotledger.paths import OPERATOR_PREFIX
+from spotledger.paths import HOLD_RELEASE, of_collection
 
 #: Bodies that are not called after the collection that they are sent to.
 _NAMES: Final[Mapping[type[Any], str]] = {SettleSide: "SideBody", Unfreeze: "UnfreezeBody"}
@@ -135,7 +135,7 @@ def about(kind: type[Any]) -> str:
 
 def path_of(kind: type[Described]) -> str:
     """Return the path under which the operator API takes operations of *kind*."""
-    return f"{OPERATOR_PREFIX}/{kind.collection}"
+    return of_collection(kind.collection)
 
 
 def in_short(kind: type[Described]) -> str:
@@ -163,7 +163,7 @@ BODIES: Final = {
 RELEASE_BODY: Final = _body_of(
     Unfreeze,
     "ReleaseBody",
-    "``POST /v1/holds/{id}/release``: releases *amount*, or by default all that remains.",
+    f"``POST {HOLD_RELEASE}``: releases *amount*, or by default all that remains.",
     of_path="hold",
 )
 
