@@ -94,7 +94,7 @@ GROUPS: Final = {
     "connection": Group(_CONNECTION, (f"{H1}/test_connection_rules.py", f"{H1}/test_connection_ends.py")),
     "listener": Group(
         _rest("http/h1", *_FRAMING, *_CONNECTION),
-        tuple(f"{H1}/test_{name}.py" for name in ("listener_state", "unread", "tls", "server", "transport")),
+        tuple(f"{H1}/test_{name}.py" for name in ("state_rules", "unread", "tls", "server", "transport")),
     ),
     "counts": Group(
         _COUNTS,

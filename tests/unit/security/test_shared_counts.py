@@ -30,7 +30,7 @@ from support_redis_fake import (
 )
 
 #: After this a test has failed, although something waits for ever.
-HUNG_SECONDS = 10
+HUNG_SECONDS = 5
 SCRIPT = (files("spotledger.security") / "shared_counts.lua").read_bytes()
 PASSES = SharedVerdict(0, 0, True, 0, 0)
 
@@ -215,8 +215,8 @@ def test_requests_that_were_not_sent_get_no_verdict_at_a_stop(monkeypatch: pytes
         async with started(redis) as counts:
             redis.answer = held.answer
             asking = [asyncio.create_task(counts.ask(Ask(str(number)))) for number in range(IN_FLIGHT_LIMIT + 2)]
-            counts.note(Ask("noted"))
             await until(lambda: len(held.waiting) == IN_FLIGHT_LIMIT)
+            counts.note(Ask("noted"))
             await counts.stop()
             assert await asyncio.gather(*asking) == [None] * len(asking)
             assert counts.unshared == len(asking)
@@ -224,6 +224,21 @@ def test_requests_that_were_not_sent_get_no_verdict_at_a_stop(monkeypatch: pytes
             held.let_go()
             await until(lambda: redis.open == 0)
             assert len(redis.calls) == IN_FLIGHT_LIMIT
+
+    run(talk)
+
+
+def test_nothing_is_probed_once_the_counts_are_stopped() -> None:
+    """Redis was away, so it was asked again and again."""
+
+    async def talk(redis: FakeRedis) -> None:
+        counts = counts_at("redis://127.0.0.1:1")
+        await counts.start()
+        probing = counts._probing
+        assert probing is not None
+        assert not probing.done()
+        await counts.stop()
+        assert probing.cancelled()
 
     run(talk)
 

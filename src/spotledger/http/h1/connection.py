@@ -329,7 +329,7 @@ class Connection(asyncio.Protocol):
         self._transport.write(reply.whole(end, keep_alive=keep_alive, is_http_1_0=is_http_1_0, is_head=is_head))
         if not keep_alive:
             self._end()
-        elif self._waiting or self._is_half_closed or self._broken is not None or self._reader.has_data:
+        elif self._waiting or self._is_half_closed or self._reader.has_data:  # as it has what cannot be read
             self._phase = _ANSWER  # the next phase begins anew
             self._schedule()
         else:
