@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
-from spotledger.audit.postgres.source import Source
+from spotledger.audit.postgres.queries import Queries
 
 _DIGEST_BYTES: Final = 32
 Test = Callable[[Any], bool]
@@ -72,21 +72,21 @@ _CODE: Final = "access_key_malformed"
 class CredentialCheck:
     """The check of one database."""
 
-    def __init__(self, source: Source, journal: JournalPass, findings: Findings) -> None:
-        """Check the tables of *source*; *journal* says which customers there are."""
-        self._source = source
+    def __init__(self, queries: Queries, journal: JournalPass, findings: Findings) -> None:
+        """Check the tables that *queries* reads; *journal* says which customers there are."""
+        self._queries = queries
         self._journal = journal
         self._findings = findings
         self._version = 0
 
     def check(self) -> None:
         """Check every row; has to be called in one snapshot with the end of the journal."""
-        with self._source.examining("key_version"):
+        with self._queries.examining("key_version"):
             self._check_version()
         for table in ("access_keys", "operator_tokens", "kept_key_requests", "retired_master_keys"):
-            with self._source.examining(table):
+            with self._queries.examining(table):
                 self._check_table(table)
-        with self._source.examining("master_key_mark"):
+        with self._queries.examining("master_key_mark"):
             self._check_mark()
 
     def _check_mark(self) -> None:
@@ -94,7 +94,7 @@ class CredentialCheck:
         count = self._check_table("master_key_mark")
         if count > 1:
             self._findings.add("row_repeated", None, "master_key_mark", f"{count} rows", "one row")
-        if not count and self._source.rows("SELECT 1 FROM access_keys LIMIT 1"):
+        if not count and self._queries.rows("SELECT 1 FROM access_keys LIMIT 1"):
             self._findings.add(_CODE, None, "master_key_mark", "no row", "the mark of the key that seals the secrets")
 
     def _check_version(self) -> None:
@@ -103,13 +103,13 @@ class CredentialCheck:
             self._findings.add("row_repeated", None, "key_version", f"{count} rows", "one row")
         if not count:
             self._findings.add(_CODE, None, "key_version", "no row", "one row")
-        versions = [row[0] for row in self._source.rows("SELECT version FROM key_version") if _is_time(row[0])]
+        versions = [row[0] for row in self._queries.rows("SELECT version FROM key_version") if _is_time(row[0])]
         self._version = max(versions, default=0)
 
     def _check_table(self, table: str) -> int:
         """Check the rows of *table*; return how many there are."""
         columns = _COLUMNS[table]
-        rows = self._source.rows(f"SELECT {', '.join(columns)} FROM {table}")
+        rows = self._queries.rows(f"SELECT {', '.join(columns)} FROM {table}")
         seen: set[Any] = set()
         for row in rows:
             values = dict(zip(columns, row, strict=True))
