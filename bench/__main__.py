@@ -13,6 +13,7 @@ BENCHES = (
     "exchange",
     "http_writes",
     "growth",
+    "audit",
     "start",
     "loop",
     "h1",

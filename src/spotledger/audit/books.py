@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import blake2b
+from sys import intern
 from typing import Any, Final
 
-from spotledger.audit.entries import AVAILABLE, DUST, EXTERNAL, FEES, FREEZE, BalanceRead, EntryRead
+from spotledger.audit.entries import AVAILABLE, DUST, EXTERNAL, FEES, FREEZE, AccountRead, BalanceRead, EntryRead
 from spotledger.audit.findings import Findings
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, RECEIVABLE
 from spotledger.domain.amounts import UNITS_LIMIT
@@ -76,6 +77,7 @@ class BooksRead:
         #: Whether entries are missing, so that what is collected of a segment may be incomplete.
         self.has_gaps = False
         self.lines: dict[LineName, Line] = {}
+        self._accounts: dict[AccountRead, AccountRead] = {}
         self.holds: dict[int, OpenHold] = {}
         self.coins: dict[str, tuple[int, int]] = {}
         self.customers: dict[str, int] = {}
@@ -173,8 +175,19 @@ class BooksRead:
         line = self.lines.get(name)
         return 0 if line is None else line.available
 
+    def add_line(self, name: LineName) -> Line:
+        """Add a line; lines of one account share its name, because what an audit waits for is memory."""
+        (customer, kind), coin = name
+        account = self._accounts.get(name[0])
+        if account is None:
+            account = (customer, intern(kind))
+            self._accounts[account] = account
+        shared = (account, intern(coin))
+        line = self.lines[shared] = Line(shared)
+        return line
+
     def _new_line(self, name: LineName) -> Line:
-        line = self.lines[name] = Line(name)
+        line = self.add_line(name)
         customer, kind = line.account
         if line.coin not in self.coins:
             self._note("coin_unknown", self.seq, f"{customer} {line.coin}", line.coin, "a coin that was listed before")

@@ -113,7 +113,7 @@ class RangePass(JournalPass):
         for place, (account, coin, available, freeze) in enumerate(balances):
             name = (account, coin)
             if name not in self.lines:
-                line = new[place] = self.lines[name] = Line(name)
+                line = new[place] = self.add_line(name)
                 line.available, line.freeze = available, freeze
         for place, side, units, _ in postings if new else ():
             if place in new:  # take the posting back
@@ -259,7 +259,7 @@ def join(journal: JournalPass, read: RangeRead) -> bool:
         name = ((customer, kind), coin)
         line = journal.lines.get(name)
         if line is None:
-            line = journal.lines[name] = Line(name)
+            line = journal.add_line(name)
         line.seq, line.available, line.freeze, segments = line_read[6:]
         line.segments += segments
         lines.append(line)

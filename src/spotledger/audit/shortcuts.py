@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from spotledger.audit.books import BooksRead, Line
+from spotledger.audit.books import BooksRead, Line, OpenHold
 from spotledger.audit.entries import (
     AVAILABLE,
     EXTERNAL,
@@ -121,65 +121,64 @@ def _moved(books: BooksRead, entry: EntryRead, source: AccountRead, target: Acco
 
 def _settle(books: BooksRead, entry: EntryRead) -> bool:
     """Apply a fill of two customers, each with a fee in the coin received, and no dust."""
-    request, holds = entry.request, entry.holds
-    base, base_units = request.base, request.base_units
-    quote, quote_units = request.quote, request.quote_units
-    if not base_units or not quote_units or base == quote or len(holds) != 2:
+    request, holds, lines = entry.request, entry.holds, books.lines
+    base, quote, base_units, quote_units = request.base, request.quote, request.base_units, request.quote_units
+    if len(holds) != 2 or not base_units or not quote_units or base is None or quote is None or base == quote:
         return False
-    bought = _side(books, request.buyer, holds[0], quote, quote_units, base, base_units, 0)
-    if bought is None:
+    (buy_id, buy_left), (sell_id, sell_left) = holds
+    buy, sell = books.holds.get(buy_id), books.holds.get(sell_id)
+    if buy is None or sell is None or buy.line.coin != quote or sell.line.coin != base:
         return False
-    sold = _side(books, request.seller, holds[1], base, base_units, quote, quote_units, 3)
-    if sold is None or entry.postings != bought[0] + sold[0] or entry.balances != bought[1] + sold[1]:
+    buyer, seller = buy.line.account, sell.line.account
+    into, fees = lines.get((buyer, base)), lines.get((FEES, base))
+    proceeds, quote_fees = lines.get((seller, quote)), lines.get((FEES, quote))
+    if into is None or fees is None or proceeds is None or quote_fees is None or buyer == seller:
         return False
-    if bought[2][0].account == sold[2][0].account:
+    bought = _side(request.buyer, buy_id, buy, buy_left, quote_units, into, fees, base_units, 0)
+    sold = _side(request.seller, sell_id, sell, sell_left, base_units, proceeds, quote_fees, quote_units, 3)
+    if bought is None or sold is None:
         return False
-    books.take_over(bought[2], bought[1])
-    books.take_over(sold[2], sold[1])
-    for hold_id, left in holds:
-        books.use_hold(entry, hold_id, books.holds[hold_id], left)
+    if entry.postings != bought[0] + sold[0] or entry.balances != bought[1] + sold[1]:
+        return False
+    books.take_over((buy.line, into, fees, sell.line, proceeds, quote_fees), entry.balances)
+    books.use_hold(entry, buy_id, buy, buy_left)
+    books.use_hold(entry, sell_id, sell, sell_left)
     return True
 
 
-_Filled = tuple[tuple[PlacedRead, ...], tuple[BalanceRead, ...], tuple[Line, ...]]
-
-
 def _side(
-    books: BooksRead,
     side: SideRead | None,
-    use: tuple[int, int],
-    paid: str | None,
+    hold_id: int,
+    hold: OpenHold,
+    left: int,
     units: int,
-    coin: str | None,
+    into: Line,
+    fees: Line,
     received: int,
     place: int,
-) -> _Filled | None:
+) -> tuple[tuple[PlacedRead, ...], tuple[BalanceRead, ...]] | None:
     """
-    Return the postings, balances and lines that one side of a fill must have; None if its form is not the usual one.
+    Return the postings and balances that one side of a fill must have; None if its form is not the usual one.
 
     Args:
-        books: The books before the fill.
         side: The side in the request.
-        use: The hold that the side uses, and what remains of it after the fill.
-        paid: The coin that the side pays.
-        units: How many units of it.
-        coin: The coin that the side receives.
-        received: How many units of it, the fee included.
+        hold_id: The hold that the side uses.
+        hold: The same before the fill.
+        left: What remains of it after the fill.
+        units: How many units the side pays.
+        into: The line that receives.
+        fees: The line of the fees in the coin received.
+        received: How many units are received, the fee included.
         place: The place of the side's first balance in the entry, from 0.
     """
-    hold_id, left = use
-    hold = books.holds.get(hold_id)
-    if hold is None or side is None or side.dust is not None:
+    line, account, coin = hold.line, into.account, into.coin
+    if side is None or side.dust is not None or account == FEES or not named(side.hold, hold_id):
         return None
-    line, fee = hold.line, side.fee
-    account = line.account
-    if fee is None or fee.coin != coin or line.coin != paid or account == FEES or not named(side.hold, hold_id):
-        return None
+    fee = side.fee
+    fee_units = 0 if fee is None or fee.coin != coin else fee.units or 0
     released = hold.remaining - left - units
     asked = released if side.release == REST and not left else side.release_units or 0
-    fee_units = fee.units or 0
-    into, fees = books.lines.get((account, coin)), books.lines.get((FEES, coin))
-    if left < 0 or released < 0 or released != asked or into is None or fees is None or not 0 < fee_units < received:
+    if left < 0 or released < 0 or released != asked or not 0 < fee_units < received:
         return None
     taken, got = units + released, received - fee_units
     available, freeze = line.available + released, line.freeze - taken
@@ -196,11 +195,11 @@ def _side(
     if released:
         postings = (postings[0], (place, AVAILABLE, released, None), *postings[1:])
     balances: Any = (
-        (account, paid, available, freeze),
+        (account, line.coin, available, freeze),
         (account, coin, into_available, into.freeze),
         (FEES, coin, fees_available, fees.freeze),
     )
-    return postings, balances, (line, into, fees)
+    return postings, balances
 
 
 #: By kind of entry; entries of other kinds have no shortcut.

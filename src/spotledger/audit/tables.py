@@ -62,20 +62,20 @@ class DerivedTables:
         opened = self._journal.opened
         missing = dict(opened)
         for row in self._source.holds_opened(first, last):
-            hold_id, where = row[0], f"hold {row[0]}"
+            hold_id = row[0]
             expected = missing.pop(hold_id, None)
             if expected is not None:
                 self._compare_hold(row, expected)
             elif hold_id in opened:
-                self._note("row_repeated", hold_id, where, "a second row", "one row")
+                self._note("row_repeated", hold_id, f"hold {hold_id}", "a second row", "one row")
             else:
-                self._note("hold_row_extra", hold_id, where, str(row), "no row")
+                self._note("hold_row_extra", hold_id, f"hold {hold_id}", str(row), "no row")
         for hold_id, expected in missing.items():
             self._note("hold_row_missing", hold_id, f"hold {hold_id}", "no row", str(expected))
 
     def _compare_hold(self, row: HoldRow, expected: tuple[Any, ...]) -> None:
         hold_id, remaining, closed_seq = row[0], row[5], row[9]
-        found = (*row[:5], *row[6:9])
+        found = row[:5] + row[6:9]
         if found != expected:
             self._note("hold_row_differs", hold_id, f"hold {hold_id}", str(found), str(expected))
         hold = self._journal.holds.get(hold_id)

@@ -116,13 +116,14 @@ class EmbeddedSource(Source):
 
     def begin_entries(self) -> None:
         """Compare head and books with the first and the last entry, up to which is read."""
-        facts = None
+        # The books first: meanwhile segments are sealed, none before all of its entries are there.
+        facts: list[BooksFacts | None] = []
         with self.findings.noting("the books"):
-            # First, because segments are sealed meanwhile, none before its entries are there.
-            facts = None if self._file.books is None else self._file.books.facts()
+            facts = [None if self._file.books is None else self._file.books.facts()]
         self._check_extent()
         with self.findings.noting("the books"):
-            self._check_books(facts)
+            for found in facts:
+                self._check_books(found)
 
     def _check_extent(self) -> None:
         """Compare the head with the first and the last entry."""

@@ -7,8 +7,9 @@ The buckets of a sealed segment never change. They are compared as a whole first
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from functools import lru_cache
 from typing import Any, Final
 
 from spotledger.audit.books import Line, mixed
@@ -18,6 +19,7 @@ from spotledger.audit.journal import JournalPass
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import pack_places, unpack_places
 from spotledger.storage.sqlite.audit import BooksFile, SmallTables
+from spotledger.storage.sqlite.books import unpack_segments
 from spotledger.storage.sqlite.buckets import (
     HOLD_BUCKET_IDS,
     OWNER_BUCKETS,
@@ -50,33 +52,34 @@ class BucketTables:
         self._note = findings.add
         self._segment_entries = segment_entries
         self._filter = FilterCheck(books, findings, segment_entries)
-        self._buckets: dict[str, int] = {}
-        self._mixed: dict[int, int] = {}
+        self._bucket_of = lru_cache(None)(owner_bucket)
+        self._mixed = lru_cache(None)(mixed)
 
     def _note_damaged(self, damage: LedgerCorrupt, table: str, bucket: int) -> None:
         self._note("bucket_damaged", None, f"{table} {bucket}", str(damage), "what was sealed")
-
-    def _bucket_of(self, owner: str) -> int:
-        """Return the bucket of an *owner*, which is looked up often."""
-        bucket = self._buckets.get(owner)
-        if bucket is None:
-            bucket = self._buckets[owner] = owner_bucket(owner)
-        return bucket
 
     # --- keys of a segment ------------------------------------------------------------------------------------
 
     def compare_keys(self, keys: Mapping[bytes, int], segment: int, first: int) -> None:
         """Compare *keys*, digests with their entries, with those of a *segment* that begins with the entry *first*."""
-        expected: list[list[tuple[bytes, int]]] = [[] for _ in range(SEGMENT_BUCKETS)]
-        for digest, seq in keys.items():
-            expected[(digest[-1] & 1) << 8 | digest[-2]].append((digest, seq - first))
+        expected: list[list[bytes]] = [[] for _ in range(SEGMENT_BUCKETS)]
+        for digest in keys:
+            expected[(digest[-1] & 1) << 8 | digest[-2]].append(digest)
+        buckets = self._books.key_buckets(segment)
+        for (bucket, packed), digests in zip(buckets, expected, strict=True):
+            digests.sort()
+            if packed != pack_keys(bucket, [(digest, keys[digest] - first) for digest in digests]):
+                self._compare_each_key(keys, segment, first, buckets)
+                break
+        self._filter.check(segment, keys)
+
+    def _compare_each_key(
+        self, keys: Mapping[bytes, int], segment: int, first: int, buckets: list[tuple[int, object]]
+    ) -> None:
+        """Note what differs in the *buckets* of a segment."""
         found: list[tuple[bytes, int]] = []
         damaged: set[int] = set()
-        for (bucket, packed), wanted in zip(self._books.key_buckets(segment), expected, strict=True):
-            wanted.sort()
-            if packed == pack_keys(bucket, wanted):
-                found += wanted
-                continue
+        for bucket, packed in buckets:
             try:
                 found += unpack_keys(bucket, packed)
             except LedgerCorrupt as damage:
@@ -86,9 +89,7 @@ class BucketTables:
         if len(found) > len(seqs):
             where = f"key_bucket of segment {segment}"
             self._note("key_row_extra", first, where, f"{len(found)} keys", f"{len(seqs)}, once each")
-        if seqs != keys:
-            self._note_keys(segment, keys, seqs, damaged)
-        self._filter.check(segment, keys)
+        self._note_keys(segment, keys, seqs, damaged)
 
     def _note_keys(
         self, segment: int, expected: Mapping[bytes, int], found: Mapping[bytes, int], damaged: set[int]
@@ -180,27 +181,17 @@ class BucketTables:
         """Check in which segments a balance says that it was touched; *sealed_to* is the last entry sealed then."""
         if journal.has_gaps:
             return
-        compared = journal.seq // self._segment_entries
-        numbers: Sequence[int] = ()
-        wrong: tuple[str, str] | None = None
         if len(packed) % _SEGMENT_BYTES:
             wrong = f"{len(packed)} bytes of segments", f"{_SEGMENT_BYTES} bytes each"
-        else:
-            numbers = [int.from_bytes(packed[at : at + 4], "little") for at in range(0, len(packed), _SEGMENT_BYTES)]
-            known = [number for number in numbers if number < compared] if sealed_to > journal.seq else numbers
-            if any(left >= right for left, right in pairwise(numbers)) or self._sum_of(known) != line.segments:
-                wrong = f"segments {_some(known)}", "those whose entries touched it, rising"
-        if wrong is not None:
             self._note("balance_row_differs", seq, f"balance {line}", *wrong)
-
-    def _sum_of(self, segments: Iterable[int]) -> int:
-        known = self._mixed
-        total = 0
-        for segment in segments:
-            if segment not in known:
-                known[segment] = mixed(segment)
-            total += known[segment]
-        return total
+            return
+        numbers = known = unpack_segments(packed)
+        if sealed_to > journal.seq:
+            compared = journal.seq // self._segment_entries
+            known = [number for number in numbers if number < compared]
+        if sum(map(self._mixed, known)) != line.segments or numbers != sorted({*numbers}):
+            wrong = f"segments {_some(known)}", "those whose entries touched it, rising"
+            self._note("balance_row_differs", seq, f"balance {line}", *wrong)
 
     def check_extremes(self) -> None:
         """Look for rows of segments, entries and buckets that do not exist."""
@@ -242,20 +233,16 @@ class BucketTables:
     ) -> None:
         """Compare what the rows that were *found*, by their tables, add up to with what is *kept* in *table*."""
         ids_in_bucket = HOLD_BUCKET_IDS if table == "hold_bucket" else 1
-        sums: dict[int, list[int]] = {}
+        counts: Counter[int] = Counter()
+        totals: Counter[int] = Counter()
         for name, rows in found:
             for row in rows:
                 bucket = row[0] // ids_in_bucket
-                added = sums.get(bucket)
-                if added is None:
-                    sums[bucket] = [1, row_digest(name, row)]
-                else:
-                    added[0] += 1
-                    added[1] += row_digest(name, row)
+                counts[bucket] += 1
+                totals[bucket] += row_digest(name, row)
         nothing = RowSum().kept()
-        for bucket in sorted(sums.keys() | kept.keys()):
-            count, total = sums.get(bucket, (0, 0))
-            actual = (count, (total % (1 << 128)).to_bytes(16, "little"))
+        for bucket in sorted(counts.keys() | kept.keys()):
+            actual = (counts[bucket], (totals[bucket] % (1 << 128)).to_bytes(16, "little"))
             said = kept.get(bucket, nothing)
             if said != actual:
                 self._note("bucket_sum_differs", None, f"{table} {bucket}", _shown_sum(said), _shown_sum(actual))
