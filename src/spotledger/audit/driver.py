@@ -133,7 +133,8 @@ class Audit:
             self._catch_up(source.sealed_to)
             with source.snapshot():
                 self._read_to(source.sealed_to(), source.last_seq(), in_snapshot=True)
-                self._tables.compare_at_end()
+                if source.has_tables:
+                    self._tables.compare_at_end()
             self._tables.is_sealed = False
             self._catch_up(source.last_seq)
             with source.snapshot():

@@ -53,6 +53,8 @@ class Source(ABC):
     said_sealed_to: int = 0
     #: Entries that the journal has to have, as they were noted beside it.
     known_heads: Sequence[KnownHead] = ()
+    #: Whether there are derived tables; without them :meth:`sealed_to` is 0, and nothing of them is asked.
+    has_tables: bool = True
     #: What a second row of one balance is: its key allows one, unless that contains more than the name.
     second_balance: str = "row_repeated"
     #: How many entries are read at once.

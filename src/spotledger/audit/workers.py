@@ -30,7 +30,7 @@ from spotledger.storage.sqlite.raw import Unreadable
 
 #: A range is as many whole segments as fit into this many entries, and at least one.
 RANGE_ENTRIES: Final = 65_536
-#: How many ranges each process may be ahead of the range that is joined.
+#: How many ranges each process may have read that the audit has not come to.
 AHEAD_RANGES: Final = 3
 #: How often a caller that waits for a range gets the control back.
 WAIT_SECONDS: Final = 0.2

@@ -73,7 +73,8 @@ class EmbeddedSource(Source):
     _head: HeadRow | None = None
     _last_seq: int = 0
     _sealed_to: int = 0
-    _buckets: BucketTables | None = None
+    _buckets: BucketTables
+    has_tables = False  # until the books are found
 
     def __init__(self, path: str | Path, findings: Findings) -> None:
         """Read the ledger with the journal at *path*."""
@@ -157,6 +158,7 @@ class EmbeddedSource(Source):
                 self.findings.leave_out("the books: there are none; the next start of the service makes them again")
             return
         self._buckets = BucketTables(file.books, self.findings, size)
+        self.has_tables = True
         if facts is None:
             self._note("books_differ", None, "books", "no row", "one row")
             return
@@ -254,69 +256,56 @@ class EmbeddedSource(Source):
 
     def is_comparable(self, first: int, last: int) -> bool:
         """Say whether the entries *first* to *last* are a whole segment: buckets are of whole ones."""
-        return self._buckets is not None and last - first + 1 == self.segment_entries
+        return self.has_tables and last - first + 1 == self.segment_entries
 
     def compare_keys(self, journal: JournalPass, segment: int, first: int, *, is_sealed: bool) -> None:
         """Compare the keys collected in *journal* with the buckets of a sealed segment."""
-        if self._buckets is not None and is_sealed and self.is_comparable(first, journal.seq):
+        if is_sealed and self.is_comparable(first, journal.seq):
             self._buckets.compare_keys(journal.keys, segment, first)
 
     def compare_history(self, journal: JournalPass, segment: int, first: int) -> None:
         """Compare which entries touched which lines with the history of *segment*."""
-        if self._buckets is not None:
-            self._buckets.compare_history(journal, segment, first)
+        self._buckets.compare_history(journal, segment, first)
 
     def holds_opened(self, first: int, last: int) -> Iterable[HoldRow]:
         """Give the rows of the holds with ids from *first* to *last*; check the sums of their buckets."""
-        if self._file.books is None or self._buckets is None:
-            return []
-        page = self._file.books.holds_of(first, last)
+        page = self._buckets.books.holds_of(first, last)
         self._buckets.compare_sums("hold_bucket", [("hold", page.rows)], page.sums)
         return [_hold(row) for row in page.rows if first <= row[0] <= last]
 
     def holds_of(self, ids: Sequence[int]) -> RowsAsOf:
         """Return the rows of the holds with these *ids*."""
-        if self._file.books is None:
-            return RowsAsOf(0, [])
-        sealed_to, rows = self._file.books.holds_of_ids(ids)
+        sealed_to, rows = self._buckets.books.holds_of_ids(ids)
         return RowsAsOf(sealed_to, [_hold(row) for row in rows])
 
     def balances(self) -> Iterator[RowsAsOf]:
-        """Give the balances; check the buckets that they and the customers are in."""
-        books, buckets = self._file.books, self._buckets
-        if books is None or buckets is None:
-            return
-        for page in books.owner_pages(OWNER_BUCKETS):
-            for row in page.customers:
-                buckets.check_bucket("customer", row[0], row[1], row[2])
+        """Give the balances; check the sums of the buckets that they and the customers are in."""
+        for page in self._buckets.books.owner_pages(OWNER_BUCKETS):
             found = [("balance", page.balances), ("customer", page.customers)]
-            buckets.compare_sums("owner_bucket", found, page.sums)
+            self._buckets.compare_sums("owner_bucket", found, page.sums)
             yield RowsAsOf(page.sealed_to, [_balance(row) for row in page.balances])
 
     def check_line(self, journal: JournalPass, line: Line, row: BalanceRow, sealed_to: int) -> None:
         """Check in which bucket a balance is, and in which segments it says that it was touched."""
-        if self._buckets is not None:
-            self._buckets.check_bucket("balance", row[7], row[0], row[5])
-            self._buckets.check_segments(journal, line, row[5], row[6], sealed_to)
+        self._buckets.check_bucket("balance", row[7], row[0], row[5])
+        self._buckets.check_segments(journal, line, row[5], row[6], sealed_to)
 
     def listed(self, table: str) -> Iterator[RowsAsOf]:
         """Give the rows of ``coin``, ``customer`` or ``reversal``: a name, then what else is listed of it."""
-        books = self._file.books
-        if books is None:
-            return
+        books = self._buckets.books
         if table == "customer":
             for page in books.owner_pages(OWNER_BUCKETS):
+                for bucket, customer, seq in page.customers:
+                    self._buckets.check_bucket("customer", bucket, customer, seq)
                 yield RowsAsOf(page.sealed_to, [row[1:] for row in page.customers])
         elif (tables := books.small_tables()) is not None:  # that the row of the books is missing is noted already
             yield RowsAsOf(tables.facts.sealed_to, tables.coins if table == "coin" else tables.reversals)
 
     def check_derived(self, journal: JournalPass) -> None:
         """Look for rows that cannot be, and compare what the books count with what there is."""
-        if self._file.books is None or self._buckets is None:
-            return
         with self.noting("the books"):
             self._buckets.check_extremes()
-        tables = self._file.books.small_tables()
+        tables = self._buckets.books.small_tables()
         if tables is not None:
             self._buckets.check_counts(tables)
 

@@ -47,7 +47,7 @@ class BucketTables:
 
     def __init__(self, books: BooksFile, findings: Findings, segment_entries: int) -> None:
         """Compare what is in *books*; whole segments have *segment_entries* entries."""
-        self._books = books
+        self.books = books
         self._findings = findings
         self._note = findings.add
         self._segment_entries = segment_entries
@@ -65,7 +65,7 @@ class BucketTables:
         expected: list[list[bytes]] = [[] for _ in range(SEGMENT_BUCKETS)]
         for digest in keys:
             expected[(digest[-1] & 1) << 8 | digest[-2]].append(digest)
-        buckets = self._books.key_buckets(segment)
+        buckets = self.books.key_buckets(segment)
         for (bucket, packed), digests in zip(buckets, expected, strict=True):
             digests.sort()
             if packed != pack_keys(bucket, [(digest, keys[digest] - first) for digest in digests]):
@@ -114,7 +114,7 @@ class BucketTables:
         seen: set[int] = set()
         opened: list[HoldsOpened] = []
         damaged: set[int] = set()
-        for place, (bucket, packed) in enumerate(self._books.history_buckets(segment)):
+        for place, (bucket, packed) in enumerate(self.books.history_buckets(segment)):
             try:
                 touched, more_opened = unpack_history(bucket, packed)
             except LedgerCorrupt as damage:
@@ -195,7 +195,7 @@ class BucketTables:
 
     def check_extremes(self) -> None:
         """Look for rows of segments, entries and buckets that do not exist."""
-        sealed_to, extremes = self._books.extremes()
+        sealed_to, extremes = self.books.extremes()
         buckets = sealed_to // self._segment_entries * SEGMENT_BUCKETS
         bounds = {
             "key_bucket": (0, buckets - 1),
