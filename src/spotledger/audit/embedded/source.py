@@ -86,18 +86,25 @@ class EmbeddedSource(Source):
     def run(self, examine: Callable[[], None]) -> None:
         """Open the files, call *examine*, and close them; what is in the way of opening is noted."""
         try:
-            check_logs(self._path, self.findings)
-            with AuditFile(self._path) as self._file:
+            with self._opened() as self._file:
                 examine()
         except Unreadable as error:
             self.findings.unreadable(error, code="file_damaged")
+
+    def _opened(self) -> AuditFile:
+        try:
+            return AuditFile(self._path)
+        except Unreadable:
+            check_logs(self._path, self.findings)  # a log that is damaged may be why
+            raise
 
     def noting(self, what: str) -> AbstractContextManager[None]:
         """Note what a block about *what* could not examine, and go on behind it."""
         return self.findings.noting(what)
 
     def check_structure(self) -> None:
-        """Check the files as files."""
+        """Check the files as files; SQLite takes a damaged log for a short one, and changes none."""
+        check_logs(self._path, self.findings)
         check_files(self._file, self.findings)
 
     def ledger_id(self) -> str | None:
@@ -287,8 +294,7 @@ class EmbeddedSource(Source):
 
     def check_line(self, journal: JournalPass, line: Line, row: BalanceRow, sealed_to: int) -> None:
         """Check in which bucket a balance is, and in which segments it says that it was touched."""
-        self._buckets.check_bucket("balance", row[7], row[0], row[5])
-        self._buckets.check_segments(journal, line, row[5], row[6], sealed_to)
+        self._buckets.check_balance(journal, line, row, sealed_to)
 
     def listed(self, table: str) -> Iterator[RowsAsOf]:
         """Give the rows of ``coin``, ``customer`` or ``reversal``: a name, then what else is listed of it."""

@@ -16,6 +16,7 @@ from spotledger.audit.books import Line, mixed
 from spotledger.audit.embedded.filter import FilterCheck
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
+from spotledger.audit.source import BalanceRow
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import pack_places, unpack_places
 from spotledger.storage.sqlite.audit import BooksFile, SmallTables
@@ -177,8 +178,11 @@ class BucketTables:
             wanted = f"in bucket {self._bucket_of(owner)}"
             self._note(f"{table}_row_differs", seq, f"{table} {owner}", f"in bucket {bucket}", wanted)
 
-    def check_segments(self, journal: JournalPass, line: Line, seq: int, packed: bytes, sealed_to: int) -> None:
-        """Check in which segments a balance says that it was touched; *sealed_to* is the last entry sealed then."""
+    def check_balance(self, journal: JournalPass, line: Line, row: BalanceRow, sealed_to: int) -> None:
+        """Check in which bucket a balance is, and in which segments it says that it was touched."""
+        seq, packed, bucket = row[5:]
+        if bucket != self._bucket_of(row[0]):
+            self.check_bucket("balance", bucket, row[0], seq)
         if journal.has_gaps:
             return
         if len(packed) % _SEGMENT_BYTES:
