@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from spotledger.audit.source import BalanceRow
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import pack_places, unpack_places
 from spotledger.storage.sqlite.audit import BooksFile, SmallTables
-from spotledger.storage.sqlite.books import unpack_segments
+from spotledger.storage.sqlite.books import pack_segments, unpack_segments
 from spotledger.storage.sqlite.buckets import (
     HOLD_BUCKET_IDS,
     OWNER_BUCKETS,
@@ -41,6 +41,7 @@ from spotledger.storage.sqlite.raw import Row
 
 _SHOWN_ENTRIES: Final = 8
 _SEGMENT_BYTES: Final = 4
+_SUMS_KEPT: Final = 8_192
 
 
 class BucketTables:
@@ -55,6 +56,8 @@ class BucketTables:
         self._filter = FilterCheck(books, findings, segment_entries)
         self._bucket_of = lru_cache(None)(owner_bucket)
         self._mixed = lru_cache(None)(mixed)
+        #: Many balances were touched in the same segments.
+        self._sum_of = lru_cache(_SUMS_KEPT)(self._sum_of_segments)
 
     def _note_damaged(self, damage: LedgerCorrupt, table: str, bucket: int) -> None:
         self._note("bucket_damaged", None, f"{table} {bucket}", str(damage), "what was sealed")
@@ -185,17 +188,18 @@ class BucketTables:
             self.check_bucket("balance", bucket, row[0], seq)
         if journal.has_gaps:
             return
-        if len(packed) % _SEGMENT_BYTES:
-            wrong = f"{len(packed)} bytes of segments", f"{_SEGMENT_BYTES} bytes each"
-            self._note("balance_row_differs", seq, f"balance {line}", *wrong)
-            return
-        numbers = known = unpack_segments(packed)
-        if sealed_to > journal.seq:
+        if sealed_to > journal.seq and not len(packed) % _SEGMENT_BYTES:
             compared = journal.seq // self._segment_entries
-            known = [number for number in numbers if number < compared]
-        if sum(map(self._mixed, known)) != line.segments or numbers != sorted({*numbers}):
-            wrong = f"segments {_some(known)}", "those whose entries touched it, rising"
-            self._note("balance_row_differs", seq, f"balance {line}", *wrong)
+            packed = pack_segments(number for number in unpack_segments(packed) if number < compared)
+        if self._sum_of(packed) != line.segments:
+            found = f"{len(packed)} bytes of segments" if len(packed) % _SEGMENT_BYTES else _some(packed)
+            self._note("balance_row_differs", seq, f"balance {line}", found, "those whose entries touched it, rising")
+
+    def _sum_of_segments(self, packed: bytes) -> int | None:
+        """Return the sum of :func:`mixed` over segments; None if they are malformed, or do not rise."""
+        numbers = unpack_segments(packed)
+        is_right = numbers == sorted({*numbers}) and not len(packed) % _SEGMENT_BYTES
+        return sum(map(self._mixed, numbers)) if is_right else None
 
     def check_extremes(self) -> None:
         """Look for rows of segments, entries and buckets that do not exist."""
@@ -275,8 +279,11 @@ def _shown(packed: bytes, first: int) -> str:
     return f"{len(seqs)} entries: {', '.join(map(str, seqs[:_SHOWN_ENTRIES]))}{more}"
 
 
-def _some(segments: Sequence[int]) -> str:
-    return f"{segments[:8]}" if len(segments) <= 8 else f"{len(segments)}, from {segments[0]} to {segments[-1]}"
+def _some(packed: bytes) -> str:
+    segments = unpack_segments(packed)
+    if len(segments) <= _SHOWN_ENTRIES:
+        return f"segments {segments}"
+    return f"segments {len(segments)}, from {segments[0]} to {segments[-1]}"
 
 
 def _shown_sum(sum_of_rows: tuple[Any, Any]) -> str:
