@@ -14,6 +14,7 @@ BENCHES = (
     "http_writes",
     "http_cost",
     "growth",
+    "audit",
     "start",
     "loop",
     "h1",

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from spotledger.audit import embedded as auditing, workers as audit_workers
+from spotledger.audit import driver as auditing, workers as audit_workers
+from spotledger.audit.embedded.source import READER, EmbeddedSource
 from spotledger.audit.report import Progress
 from spotledger.domain.operations import Deposit
 from support_audit import audited, every_kind, make
@@ -35,7 +36,7 @@ def readers() -> list[int]:
             for number in (task / "children").read_text().split():
                 with suppress(FileNotFoundError, ProcessLookupError):
                     command = Path("/proc", number, "cmdline").read_bytes()
-                    if audit_workers.__name__.encode() in command.split(b"\0"):
+                    if READER.encode() in command.split(b"\0"):
                         found.append(int(number))
     return found
 
@@ -46,15 +47,36 @@ def doing_once(work: Callable[[], Any]) -> Callable[[Progress], None]:
     return lambda _: left.pop()() if left else None
 
 
-def test_audit_of_a_whole_ledger_joins_every_sealed_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that was read ahead has to be read again where nothing is wrong."""
-    fits: list[bool] = []
+@pytest.mark.parametrize("processes", [2, 4])
+def test_audit_of_a_whole_ledger_joins_or_reads_every_sealed_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> None:
+    """Nothing is read twice where nothing is wrong, and the report is that of one process."""
+    folder = make(tmp_path / "ledger")
+    joined: list[range] = []
     join = auditing.join
-    monkeypatch.setattr(auditing, "join", lambda *values: fits.append(join(*values)) or fits[-1])
-    report = audited(make(tmp_path / "ledger"), processes=2)
+
+    def join_and_note(journal: Any, read: Any) -> bool:
+        fits = join(journal, read)
+        assert fits
+        joined.append(range(read.first, read.last + 1))
+        return fits
+
+    pages: list[int] = []
+    entries = EmbeddedSource.entries
+
+    def entries_noted(source: EmbeddedSource, first: int, last: int) -> Any:
+        pages.append(first)
+        return entries(source, first, last)
+
+    monkeypatch.setattr(auditing, "join", join_and_note)
+    monkeypatch.setattr(EmbeddedSource, "entries", entries_noted)
+    report = audited(folder, processes=processes)
     assert (report.verdict, report.counts) == ("clean", {})
-    assert fits == [True] * (report.sealed_to // 8)
-    assert len(fits) > 5
+    assert report.sealed_to // 8 > 6
+    assert joined
+    assert not [first for first in pages if any(first in seqs for seqs in joined)]
+    assert {**report.as_json(), "seconds": 0} == {**audited(folder).as_json(), "seconds": 0}
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for its children in /proc")
@@ -63,11 +85,11 @@ def test_audit_whose_processes_are_killed_is_incomplete(tmp_path: Path) -> None:
 
     def kill() -> None:
         begun = readers()
-        assert len(begun) == 2
+        assert len(begun) == 2  # this one reads too
         for reader in begun:
             os.kill(reader, signal.SIGKILL)
 
-    report = audited(make(tmp_path / "ledger"), processes=2, progress=doing_once(kill))
+    report = audited(make(tmp_path / "ledger"), processes=3, progress=doing_once(kill))
     assert report.verdict == "incomplete"
     assert any("the process that read them ended early" in why for why in report.unexamined)
     assert readers() == []

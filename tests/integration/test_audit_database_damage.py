@@ -17,7 +17,7 @@ import spotledger
 import support_service
 from servers.postgres import PostgresServer
 from spotledger.audit.findings import CODES
-from spotledger.audit.postgres import audit_database, database, tables
+from spotledger.audit.postgres import audit_database
 from spotledger.audit.report import CLEAN, DAMAGED
 from spotledger.storage.postgres import statements
 from support_audit import every_kind
@@ -124,8 +124,7 @@ def test_kind_of_damage_is_named_with_its_place(postgres_server: PostgresServer,
 @pytest.fixture
 def segments(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Give the URL of a database whose entries are in several segments of few entries each."""
-    for module in (statements, database, tables):
-        monkeypatch.setattr(module, "SEGMENT_ENTRIES", SMALL_SEGMENT)
+    monkeypatch.setattr(statements, "SEGMENT_ENTRIES", SMALL_SEGMENT)
     clock = Clock()
     with spotledger.open(postgres_url, clock_ms=clock) as ledger:
         every_kind(ledger, clock)

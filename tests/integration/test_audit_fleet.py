@@ -19,7 +19,8 @@ import pytest
 
 import spotledger
 from servers.kept import until
-from spotledger.audit.postgres import audit_database, database as audit_postgres
+from spotledger.audit import driver as audit_driver
+from spotledger.audit.postgres import audit_database, source as audit_postgres
 from spotledger.audit.process import DatabaseAddress
 from spotledger.audit.report import CHUNK_ENTRIES, CLEAN, DAMAGED, INCOMPLETE
 from spotledger.ops import audits
@@ -114,7 +115,7 @@ def test_audit_with_a_pace_finds_damage(books: str, monkeypatch: pytest.MonkeyPa
 def test_audit_with_a_pace_beside_writers_is_clean(books: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written meanwhile is read too, up to a moment at which everything fits."""
     monkeypatch.setattr(audit_postgres, "SNAPSHOT_ENTRIES", 50)
-    monkeypatch.setattr(audit_postgres, "OUTGROWN_SHARE", 1_000_000)
+    monkeypatch.setattr(audit_driver, "OUTGROWN_SHARE", 1_000_000)
     with spotledger.open(books) as ledger, Writing(ledger, size=10).going_on():
         before = ledger.head.seq
         report = audit_database(books, entries_per_second=20_000, limit_seconds=60)
@@ -127,7 +128,7 @@ def test_audit_of_a_ledger_that_grows_as_fast_is_incomplete_and_says_so(
 ) -> None:
     """It does not go on for ever, and names the setting."""
     monkeypatch.setattr(audit_postgres, "SNAPSHOT_ENTRIES", 0)
-    monkeypatch.setattr(audit_postgres, "OUTGROWN_SHARE", 0.0)
+    monkeypatch.setattr(audit_driver, "OUTGROWN_SHARE", 0.0)
     with spotledger.open(books) as ledger:
 
         def grow(progress: object) -> None:

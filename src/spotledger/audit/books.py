@@ -1,5 +1,5 @@
 """
-The books after each entry of an audit, and what the entries did since their tables were last compared.
+The books after each entry of an audit, and what the entries did since the tables were last compared with them.
 
 A wrong balance or hold is noted, and the value in the journal is taken over, so that one fault is not found again in
 every later entry.
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import blake2b
+from sys import intern
 from typing import Any, Final
 
-from spotledger.audit.entries import AVAILABLE, DUST, EXTERNAL, FEES, FREEZE, EntryRead
+from spotledger.audit.entries import AVAILABLE, DUST, EXTERNAL, FEES, FREEZE, AccountRead, BalanceRead, EntryRead
 from spotledger.audit.findings import Findings
 from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, RECEIVABLE
+from spotledger.domain.amounts import UNITS_LIMIT
 
 EXPIRE: Final = "expire"
 LineName = tuple[tuple[str, str], str]  # ((customer, kind of account), coin)
@@ -24,7 +26,7 @@ class Line:
     """The running balance of one account and coin, after the entry ``seq``, the last one that touched it."""
 
     __slots__ = (
-        "account", "available", "coin", "freeze", "may_be_negative", "name", "places", "rows", "segments", "seq",
+        "account", "available", "coin", "freeze", "is_listed", "may_be_negative", "name", "places", "segments", "seq",
     )  # fmt: skip
 
     def __init__(self, name: LineName) -> None:
@@ -33,20 +35,21 @@ class Line:
         self.available = self.freeze = self.seq = 0
         #: The sum of :func:`mixed` over the segments that touched the line and were compared with their tables.
         self.segments = 0
+        #: Whether its row was found in the table of balances.
+        self.is_listed = False
         customer, kind = name[0]
         self.may_be_negative = kind == HOUSE_KIND and (customer == EXTERNAL[0] or customer.startswith(RECEIVABLE))
         #: The places of the entries that touched the line, counted from the first collected entry; None for none.
         self.places: list[int] | None = None
-        #: ``seq``, available and freeze before the collected entries and after each of them, in one flat list; None
-        #: unless the books remember.
-        self.rows: list[int] | None = None
 
     def __str__(self) -> str:
         return f"{self.account[0]} {self.account[1]} {self.coin}"
 
     def may_have(self, available: int, freeze: int) -> bool:
         """Say whether the line may have these sides: only the outside world and debts go below zero."""
-        return freeze >= 0 and (available >= 0 or self.may_be_negative)
+        if freeze < 0 or available + freeze >= UNITS_LIMIT:
+            return False
+        return available >= 0 or (self.may_be_negative and available + freeze > -UNITS_LIMIT)
 
 
 class OpenHold:
@@ -69,14 +72,12 @@ class BooksRead:
         """Start with empty books; faults are added to *findings*."""
         self._note = findings.add
         self.seq = 0
-        #: Whether the balances after each entry are kept, for tables that may be as of an earlier entry; segments that
-        #: are certain to be compared do without.
-        self.remembers = True
         #: The first collected entry.
         self.first_seq = 1
         #: Whether entries are missing, so that what is collected of a segment may be incomplete.
         self.has_gaps = False
         self.lines: dict[LineName, Line] = {}
+        self._accounts: dict[AccountRead, AccountRead] = {}
         self.holds: dict[int, OpenHold] = {}
         self.coins: dict[str, tuple[int, int]] = {}
         self.customers: dict[str, int] = {}
@@ -84,42 +85,36 @@ class BooksRead:
         self.touched: list[Line] = []
         self.opened: dict[int, tuple[Any, ...]] = {}
         self.closed: dict[int, int] = {}
-        self.uses: dict[int, list[tuple[int, int]]] = {}
         #: Holds closed by another entry than their row said when it was compared; they are compared again.
         self.closed_otherwise: dict[int, int] = {}
 
     def forget_collected(self) -> None:
         """Forget what was collected, once it is compared with the tables."""
         for line in self.touched:
-            line.places = line.rows = None
+            line.places = None
         self.touched.clear()
         self.opened.clear()
         self.closed.clear()
-        self.uses.clear()
         self.first_seq = self.seq + 1
 
-    def touch(self, line: Line) -> None:
-        """Collect that the current entry touches *line*, before its balance changes."""
-        place = self.seq - self.first_seq
-        if line.places is None:
-            line.places = [place]
+    def move(self, line: Line, available: int, freeze: int) -> None:
+        """Collect that the current entry touches *line*, and give it the balance after the entry."""
+        seq = self.seq
+        places = line.places
+        if places is None:
+            line.places = [seq - self.first_seq]
             self.touched.append(line)
         else:
-            line.places.append(place)
-        if self.remembers and line.rows is None:
-            line.rows = [line.seq, line.available, line.freeze]
-        line.seq = self.seq
+            places.append(seq - self.first_seq)
+        line.available, line.freeze, line.seq = available, freeze, seq
 
-    def take_over(self, entry: EntryRead, lines: tuple[Line, ...]) -> None:
-        """Give *lines* the balances after *entry*, which a shortcut found to be theirs, in this order."""
+    def take_over(self, lines: tuple[Line, ...], balances: tuple[BalanceRead, ...]) -> None:
+        """Give *lines* these balances after the current entry, in this order, like :meth:`move`."""
         seq = self.seq
         place = seq - self.first_seq
-        # Without strict, which costs 2 % of an audit: the shortcut compared the balances with those of the lines.
-        for line, (_, _, available, freeze) in zip(lines, entry.balances):  # noqa: B905
-            if self.remembers:
-                self.touch(line)
-                line.rows += (seq, available, freeze)  # type: ignore[operator]
-            elif line.places is None:
+        # Without strict, which costs 2 % of an audit: a shortcut made both side by side.
+        for line, (_, _, available, freeze) in zip(lines, balances):  # noqa: B905
+            if line.places is None:
                 line.places = [place]
                 self.touched.append(line)
             else:
@@ -138,12 +133,11 @@ class BooksRead:
 
     def use_hold(self, entry: EntryRead, hold_id: int, hold: OpenHold, remaining: int) -> None:
         """Set what remains of a hold that *entry* uses, and close it if nothing does."""
-        self.check_time(entry, hold_id, hold)
-        if self.remembers:
-            self._remember_use(hold_id, hold)
+        if hold.expires_ms is not None or entry.kind == EXPIRE:
+            self.check_time(entry, hold_id, hold)
         hold.remaining = remaining
-        if remaining <= 0 or hold_id in self.uses:
-            self._close_if_used_up(hold_id, hold)
+        if remaining <= 0:
+            self._close(hold_id, hold)
 
     def check_time(self, entry: EntryRead, hold_id: int, hold: OpenHold) -> None:
         """Check that *entry* uses the hold before it expires or, if it is the expiry, not before."""
@@ -154,19 +148,14 @@ class BooksRead:
         elif expires_ms is not None and booked_ms >= expires_ms:
             self._note("hold_used_late", self.seq, f"hold {hold_id}", f"booked {booked_ms}", f"before {expires_ms}")
 
-    def _remember_use(self, hold_id: int, hold: OpenHold) -> None:
-        if hold_id not in self.uses:
-            self.uses[hold_id] = [(0, hold.remaining)]
-
-    def _close_if_used_up(self, hold_id: int, hold: OpenHold) -> None:
-        if hold_id in self.uses:
-            self.uses[hold_id].append((self.seq, hold.remaining))
-        if hold.remaining <= 0 and hold_id in self.holds:
-            del self.holds[hold_id]
-            if hold_id in self.opened:
-                self.closed[hold_id] = self.seq
-            elif hold.row_closed_seq != self.seq:
-                self.closed_otherwise[hold_id] = self.seq
+    def _close(self, hold_id: int, hold: OpenHold) -> None:
+        """Close a hold, of which nothing remains."""
+        if self.holds.pop(hold_id, None) is None:
+            return
+        if hold_id in self.opened:
+            self.closed[hold_id] = self.seq
+        elif hold.row_closed_seq != self.seq:
+            self.closed_otherwise[hold_id] = self.seq
 
     def learn(self, entry: EntryRead) -> bool:
         """Make the lines that *entry* is the first to touch; say whether there were any."""
@@ -186,8 +175,19 @@ class BooksRead:
         line = self.lines.get(name)
         return 0 if line is None else line.available
 
+    def add_line(self, name: LineName) -> Line:
+        """Add a line; lines of one account share its name, because what an audit waits for is memory."""
+        (customer, kind), coin = name
+        account = self._accounts.get(name[0])
+        if account is None:
+            account = (customer, intern(kind))
+            self._accounts[account] = account
+        shared = (account, intern(coin))
+        line = self.lines[shared] = Line(shared)
+        return line
+
     def _new_line(self, name: LineName) -> Line:
-        line = self.lines[name] = Line(name)
+        line = self.add_line(name)
         customer, kind = line.account
         if line.coin not in self.coins:
             self._note("coin_unknown", self.seq, f"{customer} {line.coin}", line.coin, "a coin that was listed before")
@@ -207,7 +207,7 @@ class BooksRead:
             name = (account, coin)
             line = lines.get(name) or self._new_line(name)
             if line.seq != seq:
-                self.touch(line)
+                self.move(line, line.available, line.freeze)
                 touched.append(line)
             if hold_id is None or side == AVAILABLE:
                 self._post_without_hold(line, side, units, hold_id)
@@ -244,8 +244,6 @@ class BooksRead:
         if hold.line is not line or units >= 0:
             self._note("hold_misused", seq, where, f"{units} of {line.name}", f"taken from {hold.line.name}")
         self.check_time(entry, hold_id, hold)
-        if self.remembers:
-            self._remember_use(hold_id, hold)
         hold.remaining += units
         if hold.remaining < 0:
             self._note("hold_overdrawn", seq, where, units, f"at most {hold.remaining - units}")
@@ -256,9 +254,6 @@ class BooksRead:
         led_to = [(line.account, line.coin, line.available, line.freeze) for line in touched]
         if list(entry.balances) != led_to or not all(line.may_have(line.available, line.freeze) for line in touched):
             self._note_balances(entry, touched)
-        for line in touched:
-            if line.rows is not None:
-                line.rows += (self.seq, line.available, line.freeze)
 
     def _note_balances(self, entry: EntryRead, touched: list[Line]) -> None:
         said = {(account, coin): (available, freeze) for account, coin, available, freeze in entry.balances}
@@ -272,7 +267,7 @@ class BooksRead:
                 expected = sides(line.available, line.freeze)
                 self._note("balance_after_differs", self.seq, str(line), found, expected)
                 line.available, line.freeze = available, freeze
-            if not line.may_have(available, freeze):
+            if freeze < 0 or (available < 0 and not line.may_be_negative):
                 self._note("below_zero", self.seq, str(line), found, "0 or more")
 
     def _check_holds(self, entry: EntryRead, used: list[tuple[int, OpenHold]]) -> None:
@@ -284,7 +279,8 @@ class BooksRead:
             for hold_id, hold in used:
                 hold.remaining = said.get(hold_id, hold.remaining)
         for hold_id, hold in used:
-            self._close_if_used_up(hold_id, hold)
+            if hold.remaining <= 0:
+                self._close(hold_id, hold)
 
 
 def sides(available: object, freeze: object) -> str:

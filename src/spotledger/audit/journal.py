@@ -50,11 +50,14 @@ class JournalPass(BooksRead):
         self.booked_ms = 0
         #: The stored hash of the last entry; None if the entry is missing.
         self.link: bytes | None = genesis
+        self.genesis = genesis
         self.reversals: dict[int, int] = {}
         self.epochs = Epochs()
         self.postings = self.refusals = 0
         #: The digests of the keys since the last comparison of a segment with its tables, and their entries.
         self.keys: dict[bytes, int] = {}
+        #: Actors, each with a kind of entry, that were found right together last.
+        self._right_actors: set[tuple[str, str]] = set()
 
     def forget_collected(self) -> None:
         """Forget what was collected, once it is compared with the tables."""
@@ -85,8 +88,7 @@ class JournalPass(BooksRead):
             entries = [decode(body) for _, body, _ in rows]
         except (msgspec.DecodeError, RecursionError):
             return None
-        in_order = self._is_in_order(entries) and not any(map(_has_wrong_actor, entries))
-        if not in_order or _too_large(entries) or not self._take_keys(entries):
+        if not self._is_in_order(entries) or not self._have_right_actors(entries) or not self._take_keys(entries):
             return None
         self.booked_ms, self.link = entries[-1].booked_ms, rows[-1][2]
         return entries
@@ -110,6 +112,16 @@ class JournalPass(BooksRead):
         others = [entry for entry in entries if entry.request.op is not None or entry.request.format is not None]
         seqs = [entry.seq for entry in entries]
         return not others and times == sorted(times) and seqs == list(range(first, first + len(entries)))
+
+    def _have_right_actors(self, entries: list[EntryRead]) -> bool:
+        """Say whether each of *entries* names an actor that it can have; most are known to be right."""
+        found = {(entry.actor, entry.kind) for entry in entries}
+        if found <= self._right_actors:
+            return True
+        if any(_is_wrong_actor(*names) for names in found):
+            return False
+        self._right_actors = found
+        return True
 
     def _take_keys(self, entries: list[EntryRead]) -> bool:
         """Take the keys of *entries* if each is well-formed and new to the segment, else none of them."""
@@ -151,8 +163,6 @@ class JournalPass(BooksRead):
                 continue
             self.seq = seq
             self._check_header(entry)
-            if _too_large([entry]):
-                self._note("balance_too_large", seq, "balances", _shown(entry), "less than 10^38 units each")
             self._book(entry)
         if seq < last:
             self._note_missing(seq + 1, last)
@@ -180,7 +190,7 @@ class JournalPass(BooksRead):
         request = entry.request
         if request.op is not None or request.format is not None:
             self._note("request_differs", seq, "request", f"{request.format}, {request.op}", "neither format nor op")
-        if _has_wrong_actor(entry):
+        if _is_wrong_actor(entry.actor, entry.kind):
             expected = "ledger" if entry.kind in _OWN_KINDS else "token:…, key:… or library"
             self._note("actor_wrong", seq, "actor", entry.actor, expected)
 
@@ -193,14 +203,13 @@ class JournalPass(BooksRead):
         else:
             self.postings += len(entry.postings)
             shortcut = SHORTCUTS.get(entry.kind)
-            lines = None if shortcut is None else shortcut(self, entry)
-            if lines is None:
+            if shortcut is None or not shortcut(self, entry):
                 self._book_in_parts(entry)
-            else:
-                self.take_over(entry, lines)
 
     def _book_in_parts(self, entry: EntryRead) -> None:
         """Apply an entry that no shortcut accepts until its lines are known, or at all; check it part by part."""
+        if _is_too_large(entry):
+            self._note("balance_too_large", self.seq, "balances", _shown(entry), "less than 10^38 units each")
         if not entry.is_placed():
             found, expected = "a posting of a missing balance", "one of the balances of the entry"
             self._note("entry_unreadable", self.seq, "postings", found, expected)
@@ -208,8 +217,7 @@ class JournalPass(BooksRead):
         if entry.kind not in CHECKS:
             self._note_unknown_kind(entry.kind)
         shortcut = SHORTCUTS.get(entry.kind)
-        if self.learn(entry) and shortcut is not None and (lines := shortcut(self, entry)) is not None:
-            self.take_over(entry, lines)
+        if self.learn(entry) and shortcut is not None and shortcut(self, entry):
             return
         try:
             self._post(entry)
@@ -301,16 +309,14 @@ class JournalPass(BooksRead):
         self.reversals.setdefault(seq, self.seq)
 
 
-def _has_wrong_actor(entry: EntryRead) -> bool:
-    """Say whether *entry* names no actor that it can have."""
-    actor = entry.actor
-    return (actor == LEDGER) != (entry.kind in _OWN_KINDS) or (actor != LIBRARY and not ACTOR.fullmatch(actor))
+def _is_wrong_actor(actor: str, kind: str) -> bool:
+    """Say whether an entry of this *kind* cannot name this *actor*."""
+    return (actor == LEDGER) != (kind in _OWN_KINDS) or (actor != LIBRARY and not ACTOR.fullmatch(actor))
 
 
-def _too_large(entries: list[EntryRead]) -> bool:
-    """Say whether a balance after one of *entries* has 10^38 units or more."""
-    totals = [available + freeze for entry in entries for _, _, available, freeze in entry.balances]
-    return bool(totals) and (max(totals) >= UNITS_LIMIT or min(totals) <= -UNITS_LIMIT)
+def _is_too_large(entry: EntryRead) -> bool:
+    """Say whether a balance after *entry* has 10^38 units or more, or as many below zero."""
+    return any(not -UNITS_LIMIT < available + freeze < UNITS_LIMIT for _, _, available, freeze in entry.balances)
 
 
 def _shown(entry: EntryRead) -> str:

@@ -19,21 +19,21 @@ from spotledger.audit.books import EXPIRE, Line, LineName, OpenHold, has_owner
 from spotledger.audit.entries import AVAILABLE, EntryRead, decoded
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
-from spotledger.audit.keys import FilterCheck, KeySpool
+from spotledger.audit.keys import KeySpool
 from spotledger.audit.report import CHUNK_ENTRIES
-from spotledger.audit.segments import SegmentTables
+from spotledger.audit.source import Source
+from spotledger.audit.tables import DerivedTables
 from spotledger.storage.encoding import genesis_hash
-from spotledger.storage.sqlite.audit import AuditFile, LedgerRow
 
-#: The places of entries within a segment are stored in two bytes.
-SEGMENT_LIMIT: Final = 65_536
+#: When holds opened before a range expire is not known in it: late enough for :func:`join` to look at each use.
+_UNKNOWN_MS: Final = 0
 
 
 class Unsound(Exception):
     """Something in a range is wrong, or cannot be checked without knowing what precedes it."""
 
 
-class _NoFindings(Findings):
+class NoFindings(Findings):
     """Raises :class:`Unsound` at the first finding."""
 
     def add(self, code: str, seq: int | None, where: str, found: Any, expected: Any) -> None:
@@ -92,9 +92,8 @@ class RangePass(JournalPass):
             booked_first_ms: When the first entry was booked; the entry before it is assumed to be no later.
             entry_at: Returns the body of an earlier entry, or None.
         """
-        super().__init__(_NoFindings(), link, entry_at)
+        super().__init__(NoFindings(), link, entry_at)
         self.seq = first - 1
-        self.remembers = False
         self.first_seq = first
         self.booked_ms = booked_first_ms
         self._first = first
@@ -109,35 +108,38 @@ class RangePass(JournalPass):
 
     def learn(self, entry: EntryRead) -> bool:
         """Compute the state before *entry* of the lines and holds that it is the first in the range to touch."""
-        said = dict(entry.holds)
-        found = False
-        for account, coin, available, freeze in entry.balances:
+        postings, balances = entry.postings, entry.balances
+        new: dict[int, Line] = {}
+        for place, (account, coin, available, freeze) in enumerate(balances):
             name = (account, coin)
             if name not in self.lines:
-                found = True
-                line = self.lines[name] = Line(name)
+                line = new[place] = self.add_line(name)
                 line.available, line.freeze = available, freeze
-                self._undo(entry, line)
-                self._before.append((line, self.seq, line.available, line.freeze))
-        for account, coin, _, units, hold_id in entry.full_postings():
-            if hold_id in said and hold_id < self._first and hold_id not in self.holds:
-                holder = self.lines.get((account, coin))
-                if holder is None or hold_id in self._holds_before:
-                    raise Unsound(f"entry {self.seq} uses hold {hold_id} of another line, or one that is used up")
-                found = True
-                remaining = said[hold_id] - units
-                self.holds[hold_id] = OpenHold(holder, remaining, None)
-                self._holds_before[hold_id] = (holder, remaining)
-        return found
-
-    def _undo(self, entry: EntryRead, line: Line) -> None:
-        """Take the postings of *entry* back from *line*."""
-        for account, coin, side, units, _ in entry.full_postings():
-            if (account, coin) == line.name:
+        for place, side, units, _ in postings if new else ():
+            if place in new:  # take the posting back
                 if side == AVAILABLE:
-                    line.available -= units
+                    new[place].available -= units
                 else:
-                    line.freeze -= units
+                    new[place].freeze -= units
+        self._before += [(line, self.seq, line.available, line.freeze) for line in new.values()]
+        return self._learn_holds(entry) or bool(new)
+
+    def _learn_holds(self, entry: EntryRead) -> bool:
+        found = False
+        for hold_id, remaining in entry.holds:
+            if hold_id < self._first and hold_id not in self.holds:
+                if hold_id in self._holds_before:
+                    raise Unsound(f"entry {self.seq} uses hold {hold_id}, which is used up")
+                uses = [(place, units) for place, _, units, used in entry.postings if used == hold_id]
+                if len(uses) != 1:
+                    raise Unsound(f"entry {self.seq} does not use hold {hold_id} once")
+                ((place, units),) = uses
+                account, coin, *_ = entry.balances[place]
+                line = self.lines[account, coin]
+                self.holds[hold_id] = OpenHold(line, remaining - units, _UNKNOWN_MS)
+                self._holds_before[hold_id] = (line, remaining - units)
+                found = True
+        return found
 
     def _begin_epoch(self, entry: EntryRead) -> None:
         raise Unsound(f"entry {self.seq} begins an epoch, which only those before can be compared with")
@@ -188,29 +190,23 @@ class RangePass(JournalPass):
 
 
 class RangeReader:
-    """Reads ranges of one ledger file."""
+    """Reads ranges of one ledger."""
 
-    def __init__(self, file: AuditFile, ledger: LedgerRow | None, spool: KeySpool) -> None:
+    def __init__(self, source: Source, spool: KeySpool) -> None:
         """
-        Read ranges of *file*.
-
-        Args:
-            file: The ledger file.
-            ledger: The row that identifies the ledger, or None.
-            spool: Takes the digests of the keys.
+        Read ranges of *source*, which is open and has :class:`NoFindings`; the digests of the keys go to *spool*.
 
         Raises:
-            Unsound: The row of the ledger or the books are missing, or the filter of known keys is damaged.
-            Unreadable: The file cannot be read.
+            Unsound: What the store says of its entries is wrong, or it is not known which ledger it is.
+            Unreadable: The ledger cannot be read.
         """
-        if file.books is None or ledger is None or not 1 <= ledger.segment_entries <= SEGMENT_LIMIT:
-            raise Unsound("the row of the ledger or the books are missing")
-        self._segment_entries = ledger.segment_entries
-        self._journal, self._books = file.journal, file.books
+        ledger_id = source.ledger_id()
+        if ledger_id is None:
+            raise Unsound("which ledger it is, is not known")
+        source.begin_entries()
+        self._source = source
         self._spool = spool
-        self._genesis = genesis_hash(ledger.ledger_id)
-        self._findings = _NoFindings()
-        self._filter = FilterCheck(file.books, self._findings, self._segment_entries)
+        self._genesis = genesis_hash(ledger_id)
 
     def read(self, segments: range) -> RangeRead:
         """
@@ -218,37 +214,33 @@ class RangeReader:
 
         Raises:
             Unsound: Something is wrong; the spool is as it was before.
-            Unreadable: The file cannot be read.
+            Unreadable: The ledger cannot be read.
             OSError: The digests cannot be written.
         """
         runs = self._spool.run_count()
+        size = self._source.segment_entries
         try:
-            journal = self._start(segments[0] * self._segment_entries + 1)
-            self._read(journal, segments)
+            journal = self._start(segments[0] * size + 1)
+            tables = DerivedTables(self._source, journal, self._spool)
+            for border in range((segments[0] + 1) * size, (segments[-1] + 1) * size + 1, size):
+                while journal.seq < border:
+                    last = min(journal.seq + CHUNK_ENTRIES, border)
+                    journal.take(self._source.entries(journal.seq + 1, last), last)
+                tables.compare_segment()
             return journal.result(self._spool.runs_from(runs))
         except BaseException:
             self._spool.forget_from(runs)
             raise
 
     def _start(self, first: int) -> RangePass:
-        """Begin before the entry *first*, with the hash and time that the file has there."""
-        before = [(0, b"", self._genesis)] if first == 1 else self._journal.entries(first - 1, first - 1)
-        rows = self._journal.entries(first, first)
+        """Begin before the entry *first*, with the hash and time that the ledger has there."""
+        source = self._source
+        before = [(0, b"", self._genesis)] if first == 1 else source.entries(first - 1, first - 1)
+        rows = source.entries(first, first)
         entry = decoded(rows[0][1]) if rows else None
         if not before or entry is None:
             raise Unsound(f"entry {first} or the one before it is missing or cannot be read")
-        return RangePass(first, before[0][2], entry.booked_ms, self._journal.body)
-
-    def _read(self, journal: RangePass, segments: range) -> None:
-        size = self._segment_entries
-        tables = SegmentTables(self._books, journal, self._findings, self._spool, self._filter)
-        for segment in segments:
-            border = (segment + 1) * size
-            while journal.seq < border:
-                last = min(journal.seq + CHUNK_ENTRIES, border)
-                journal.take(self._journal.entries(journal.seq + 1, last), last)
-            tables.compare(self._books, segment, border - size + 1, border)
-            journal.forget_collected()
+        return RangePass(first, before[0][2], entry.booked_ms, source.body)
 
 
 def join(journal: JournalPass, read: RangeRead) -> bool:
@@ -267,7 +259,7 @@ def join(journal: JournalPass, read: RangeRead) -> bool:
         name = ((customer, kind), coin)
         line = journal.lines.get(name)
         if line is None:
-            line = journal.lines[name] = Line(name)
+            line = journal.add_line(name)
         line.seq, line.available, line.freeze, segments = line_read[6:]
         line.segments += segments
         lines.append(line)

@@ -2,91 +2,50 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from spotledger.audit.credentials import wrong_columns
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
-from spotledger.audit.postgres.source import Source
+from spotledger.audit.postgres.queries import Queries
 
-_DIGEST_BYTES: Final = 32
-Test = Callable[[Any], bool]
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
-
-
-def _is_secret(value: Any) -> bool:
-    return isinstance(value, bytes) and bool(value)
-
-
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, bytes) and len(value) == _DIGEST_BYTES
-
-
-def _is_time(value: Any) -> bool:
-    return isinstance(value, int) and value >= 0
-
-
-def _is_time_or_none(value: Any) -> bool:
-    return value is None or _is_time(value)
-
-
-def _is_document(value: Any) -> bool:
-    with suppress(TypeError, ValueError, RecursionError):
-        return isinstance(json.loads(value), dict)
-    return False
-
-
-#: What each column has to be, by table; the first one names the row.
-_COLUMNS: Final[Mapping[str, Mapping[str, Test]]] = {
-    "access_keys": {
-        "accesskey": _is_name, "customer": _is_name, "permissions": _is_list, "label": _is_text, "addresses": _is_list,
-        "sealed_secret": _is_secret, "created_ms": _is_time, "expires_ms": _is_time_or_none,
-        "revoked_ms": _is_time_or_none, "last_used_ms": _is_time_or_none, "revoked_change": _is_time_or_none,
-    },
-    "operator_tokens": {
-        "token_id": _is_name, "digest": _is_digest, "scopes": _is_list, "label": _is_text, "created_ms": _is_time,
-        "expires_ms": _is_time_or_none, "addresses": _is_list, "revoked_ms": _is_time_or_none,
-        "last_used_ms": _is_time_or_none, "revoked_change": _is_time_or_none,
-    },
-    "kept_key_requests": {"idempotency_key": _is_name, "request_json": _is_document, "answer_json": _is_document},
-    "key_version": {"id": _is_time, "version": _is_time},
-    "master_key_mark": {"id": _is_time, "fingerprint": _is_name, "is_swept": _is_time},
-    "retired_master_keys": {"fingerprint": _is_name, "retired_ms": _is_time},
-}  # fmt: skip
+#: The columns of each table; the first one names the row.
+_COLUMNS: Final[Mapping[str, Sequence[str]]] = {
+    "access_keys": (
+        *("accesskey", "customer", "permissions", "label", "addresses", "sealed_secret"),
+        *("created_ms", "expires_ms", "revoked_ms", "last_used_ms", "revoked_change"),
+    ),
+    "operator_tokens": (
+        *("token_id", "digest", "scopes", "label", "created_ms"),
+        *("expires_ms", "addresses", "revoked_ms", "last_used_ms", "revoked_change"),
+    ),
+    "kept_key_requests": ("idempotency_key", "request_json", "answer_json"),
+    "key_version": ("id", "version"),
+    "master_key_mark": ("id", "fingerprint", "is_swept"),
+    "retired_master_keys": ("fingerprint", "retired_ms"),
+}
 _CODE: Final = "access_key_malformed"
 
 
 class CredentialCheck:
     """The check of one database."""
 
-    def __init__(self, source: Source, journal: JournalPass, findings: Findings) -> None:
-        """Check the tables of *source*; *journal* says which customers there are."""
-        self._source = source
+    def __init__(self, queries: Queries, journal: JournalPass, findings: Findings) -> None:
+        """Check the tables that *queries* reads; *journal* says which customers there are."""
+        self._queries = queries
         self._journal = journal
         self._findings = findings
         self._version = 0
 
     def check(self) -> None:
         """Check every row; has to be called in one snapshot with the end of the journal."""
-        with self._source.examining("key_version"):
+        with self._queries.examining("key_version"):
             self._check_version()
         for table in ("access_keys", "operator_tokens", "kept_key_requests", "retired_master_keys"):
-            with self._source.examining(table):
+            with self._queries.examining(table):
                 self._check_table(table)
-        with self._source.examining("master_key_mark"):
+        with self._queries.examining("master_key_mark"):
             self._check_mark()
 
     def _check_mark(self) -> None:
@@ -94,7 +53,7 @@ class CredentialCheck:
         count = self._check_table("master_key_mark")
         if count > 1:
             self._findings.add("row_repeated", None, "master_key_mark", f"{count} rows", "one row")
-        if not count and self._source.rows("SELECT 1 FROM access_keys LIMIT 1"):
+        if not count and self._queries.rows("SELECT 1 FROM access_keys LIMIT 1"):
             self._findings.add(_CODE, None, "master_key_mark", "no row", "the mark of the key that seals the secrets")
 
     def _check_version(self) -> None:
@@ -103,26 +62,26 @@ class CredentialCheck:
             self._findings.add("row_repeated", None, "key_version", f"{count} rows", "one row")
         if not count:
             self._findings.add(_CODE, None, "key_version", "no row", "one row")
-        versions = [row[0] for row in self._source.rows("SELECT version FROM key_version") if _is_time(row[0])]
+        found = [row[0] for row in self._queries.rows("SELECT version FROM key_version")]
+        versions = [version for version in found if isinstance(version, int)]
         self._version = max(versions, default=0)
 
     def _check_table(self, table: str) -> int:
         """Check the rows of *table*; return how many there are."""
         columns = _COLUMNS[table]
-        rows = self._source.rows(f"SELECT {', '.join(columns)} FROM {table}")
+        rows = self._queries.rows(f"SELECT {', '.join(columns)} FROM {table}")
         seen: set[Any] = set()
         for row in rows:
-            values = dict(zip(columns, row, strict=True))
             # Not more of the name than the first characters: it is half of a credential.
             where = f"{table} {str(row[0])[:8]}…"
-            wrong = [name for name, passes in columns.items() if not passes(values[name])]
-            if wrong:
-                self._findings.add(_CODE, None, where, ", ".join(wrong), "as the schema has it")
+            wrong = wrong_columns(columns, row)
+            if wrong is not None:
+                self._findings.add(_CODE, None, where, wrong, "as the schema has it")
                 continue
             if row[0] in seen:
                 self._findings.add("row_repeated", None, where, "a second row", "one row")
             seen.add(row[0])
-            self._check_values(where, values)
+            self._check_values(where, dict(zip(columns, row, strict=True)))
         return len(rows)
 
     def _check_values(self, where: str, values: Mapping[str, Any]) -> None:

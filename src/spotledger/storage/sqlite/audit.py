@@ -284,11 +284,6 @@ class BooksFile(RawFile):
         """Return the row that says what the books are; None where it is missing."""
         return _facts(self.rows("the row of the books", _FACTS))
 
-    def sealed_to(self) -> int:
-        """Return the last entry that is in the books now."""
-        facts = self.facts()
-        return 0 if facts is None else facts.sealed_to
-
     # --- by segment -------------------------------------------------------------------------------------
 
     def key_buckets(self, segment: int) -> list[tuple[int, object]]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from spotledger.audit.credentials import wrong_columns
 from spotledger.audit.findings import Findings
 from spotledger.audit.journal import JournalPass
 from spotledger.domain.positions import Epochs
 from spotledger.errors import FileUnusable, MasterKeyRefused
-from spotledger.security.access_keys import PERMISSIONS
-from spotledger.security.addresses import parse_network
 from spotledger.security.cipher import AccessKeyDamaged, Cipher
-from spotledger.security.tokens import SCOPES
 from spotledger.storage.credentials.master_key_files import NEXT_FILE, read_own
 from spotledger.storage.encoding import genesis_hash
 from spotledger.storage.folder import load_master_key
@@ -27,26 +24,6 @@ from spotledger.storage.sqlite.keys import TABLES
 from spotledger.storage.sqlite.noted_head import NOTE_FILE
 from spotledger.storage.sqlite.raw import Damaged, RawFile
 
-_TEXTS: Final = frozenset({"accesskey", "customer", "label", "token_id", "idempotency_key", "fingerprint"})
-
-
-def _is_network(text: str) -> bool:
-    try:
-        parse_network(text)
-    except ValueError:
-        return False
-    return True
-
-
-#: What each text of a list has to be.
-_LISTS: Final[dict[str, Callable[[str], bool]]] = {
-    "permissions": PERMISSIONS.__contains__,
-    "scopes": SCOPES.__contains__,
-    "addresses": _is_network,
-}
-_DOCUMENTS: Final = frozenset({"request_json", "answer_json"})
-_BYTES: Final = frozenset({"sealed_secret", "digest"})
-_OPTIONAL: Final = frozenset({"expires_ms", "revoked_ms", "last_used_ms"})
 _AS_IN_SCHEMA: Final = "as the schema has it"
 
 
@@ -152,7 +129,7 @@ def check_access_keys(file: AuditFile, findings: Findings, noted_change: int, jo
             for row in rows:
                 # Not more of the name than the first characters: it is half of a credential.
                 where = f"{table} {str(row[0])[:8]}…"
-                wrong = wrong_in_row(table, row)
+                wrong = wrong_columns(TABLES[table], row)
                 if wrong is not None:
                     findings.add("access_key_malformed", None, where, wrong, "a row of the schema")
                 elif table == "access_keys" and cipher is not None and not _opens_if_needed(cipher, row):
@@ -204,32 +181,3 @@ def _check_owner(file: AuditFile, findings: Findings, where: str, customer: str,
     head = file.journal.head()
     if head is None or head.seq <= journal.seq:
         findings.add("access_key_malformed", None, where, f"of {customer}", "of a customer who is registered")
-
-
-def wrong_in_row(table: str, row: Sequence[Any]) -> str | None:
-    """Say what is wrong with a *row* of *table*, naming columns and no content; None where nothing is."""
-    columns = TABLES[table]
-    if len(row) != len(columns):
-        return f"{len(row)} columns"
-    wrong = [name for name, value in zip(columns, row, strict=True) if not _passes(name, value)]
-    return ", ".join(wrong) or None
-
-
-def _passes(column: str, value: Any) -> bool:
-    if column in _TEXTS:
-        return isinstance(value, str)
-    if column in _BYTES:
-        return isinstance(value, bytes) and bool(value)
-    if column in _LISTS:
-        found = _decoded(value)
-        return isinstance(found, list) and all(isinstance(text, str) and _LISTS[column](text) for text in found)
-    if column in _DOCUMENTS:
-        return isinstance(_decoded(value), dict)
-    return isinstance(value, int) or (value is None and column in _OPTIONAL)
-
-
-def _decoded(value: Any) -> Any:
-    try:
-        return json.loads(value)
-    except (TypeError, ValueError, RecursionError):
-        return None
