@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from spotledger.http.h1.connection import Connection
 from spotledger.http.h1.limits import Limits
-from spotledger.http.h1.request import BadRequest, ClientDisconnected, Reply, Request, StreamWriter
+from spotledger.http.h1.request import BadRequest, ClientDisconnected, LateReply, Reply, Request, StreamWriter
 from spotledger.http.h1.state import ListenerState
 
 #: When a connection begins.
@@ -119,6 +120,7 @@ class Script:
 
     ``/later…`` is answered when the test lets it go, ``/body…`` when its body is complete, ``/stream…`` with the stream
     that the test gives; ``/error…`` and ``/later-error…`` raise an error, and ``/gone…`` that the client has gone.
+    ``/soon…`` is answered without a task when the test lets it go; ``/soon-task…`` has to be asked once more then.
     """
 
     def __init__(self) -> None:
@@ -133,10 +135,13 @@ class Script:
         self.headers: list[tuple[bytes, bytes]] = []
         self.lines = b""
 
-    def at_once(self, request: Request) -> Reply | None:
-        """Answer what needs no waiting."""
+    def at_once(self, request: Request) -> Reply | LateReply | None:
+        """Answer what needs no waiting, or no task."""
         if not isinstance(request.body, bytes):
             return None
+        if request.path.startswith("/soon"):
+            future = self.waiting[request.path] = asyncio.get_running_loop().create_future()
+            return LateReply(future, partial(self._made, request, request.body))
         if request.path.startswith("/error"):
             raise ValueError(request.path)
         if request.path.startswith("/stream"):
@@ -144,6 +149,13 @@ class Script:
         if request.path.startswith(("/later", "/body", "/gone")):
             return None
         return self._reply(request, request.body)
+
+    def _made(self, request: Request, body: bytes, future: asyncio.Future[None]) -> Reply | None:
+        """Answer what has been let go."""
+        assert future.done()
+        if request.path.startswith("/soon-error"):
+            raise ValueError(request.path)
+        return None if request.path.startswith("/soon-task") else self._reply(request, body)
 
     async def answer(self, request: Request) -> Reply:
         """Answer the rest."""

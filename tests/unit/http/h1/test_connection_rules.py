@@ -694,3 +694,92 @@ def test_reply_is_of_the_application() -> None:
         assert line.sent() == head(b"content-length: 0", b"connection: close", status=b"429 Too Many Requests")
 
     run(talk)
+
+
+# --- answers that wait for a future, and need no task ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/soon", "/soon-task"])
+def test_answer_that_waits_for_a_future_is_given_when_it_is_done_and_in_order(path: str) -> None:
+    """What was sent behind it waits; then it is answered, and the connection goes on as with any other."""
+
+    async def talk() -> None:
+        line = Line()
+        line.receive(get(path, method="HEAD") + get("/next") + post(f"{path}-2", b"body"))
+        await line.settle()
+        assert line.sent() == b""
+        assert not line.connection.is_idle
+        line.app.let_go(path)
+        await line.settle()
+        length = f"content-length: {len(path)}".encode()
+        assert line.sent() == head(length) + head(b"content-length: 5") + b"/next"
+        line.app.let_go(f"{path}-2")
+        assert await line.talk(get("/last")) == [(200, f"{path}-2".encode()), (200, b"/last")]
+        assert [seen.body for seen in line.app.seen] == [b"", b"", b"body", b""]
+        assert line.connection.is_idle
+
+    run(talk)
+
+
+def test_connection_has_no_time_limit_while_an_answer_waits_for_a_future() -> None:
+    """The client waits for the server then, not the server for the client."""
+
+    async def talk() -> None:
+        limits = Limits()
+        line = Line(limits)
+        line.receive(get("/soon"))
+        line.pass_time(100 * max(limits.idle_seconds, limits.head_seconds))
+        assert line.state_of_transport == "open"
+        line.app.let_go("/soon")
+        await line.settle()
+        assert line.answers() == [(200, b"/soon")]
+
+    run(talk)
+
+
+def test_answer_to_a_client_that_was_lost_is_made_and_dropped() -> None:
+    """What was asked for is done, and counted; only nobody is there to be told."""
+
+    async def talk() -> None:
+        line = Line()
+        line.receive(get("/soon"))
+        line.lose()
+        line.app.let_go("/soon")
+        await line.settle()
+        assert [seen.path for seen in line.app.seen] == ["/soon"]
+        assert line.sent() == b""
+
+    run(talk)
+
+
+def test_answer_of_a_connection_that_is_cut_off_is_not_made() -> None:
+    """Its future is cancelled, so whoever works for it can stop."""
+
+    async def talk() -> None:
+        line = Line()
+        line.receive(get("/soon"))
+        future = line.app.waiting["/soon"]
+        line.connection.abort()
+        await line.settle()
+        assert future.cancelled()
+        assert (line.app.seen, line.sent()) == ([], b"")
+
+    run(talk)
+
+
+def test_error_in_making_an_answer_ends_its_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is answered, and the log says where it happened but not what was sent."""
+
+    async def talk() -> None:
+        line = Line()
+        line.receive(get("/soon-error"))
+        line.app.let_go("/soon-error")
+        await line.settle()
+        assert line.state_of_transport == "aborted"
+        assert line.sent() == b""
+
+    run(talk)
+    [record] = caplog.records
+    assert "unexpected ValueError" in record.getMessage()
+    assert "in _made" in record.getMessage()
+    assert "/soon-error" not in record.getMessage()
