@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import threading
+import time
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -28,6 +30,8 @@ from spotledger.domain.operations import (
 from spotledger.errors import (
     AlreadyReversed,
     ChainFailed,
+    ClockUntrusted,
+    CoinAlreadyListed,
     HoldClosed,
     IdempotencyConflict,
     InsufficientAvailable,
@@ -35,6 +39,7 @@ from spotledger.errors import (
 )
 from spotledger.ledger.ledger import Ledger, Outcome, Receipt
 from spotledger.ledger.writer import Writer
+from spotledger.storage.sqlite.working_set import AccountState
 from spotledger.storage.steps import drive
 from support_books import check_books
 from support_core import Clock, open_small, seed, spot
@@ -52,7 +57,7 @@ def clock() -> Clock:
 @pytest.fixture
 def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
     """Give a seeded ledger of small segments and a small cache; its books are checked at the end."""
-    with open_small(tmp_path, clock) as opened:
+    with open_small(tmp_path, clock, cache_accounts=30) as opened:
         seed(opened)
         yield opened
     check_books(tmp_path)
@@ -396,17 +401,177 @@ def test_many_callers_on_a_disk_that_fails_now_and_then(tmp_path: Path, seed_num
     check_books(tmp_path)
 
 
-def test_writer_that_is_cancelled_while_it_decides_ahead_answers_everybody(ledger: Ledger) -> None:
-    """The group under way is written; whoever was decided on top is told to try again."""
+def many(count: int, name: str) -> list[Operation]:
+    """Return deposits of bob: more than 50 keys are looked up, and more than 64 operations decided, piece by piece."""
+    return [Deposit(f"{name}-{number}", "bob", "btc", "1") for number in range(count)]
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+@pytest.mark.parametrize("place", [0, 49, 70, 140])
+def test_group_that_is_published_while_the_next_is_half_decided_is_not_forgotten(
+    ledger: Ledger, pieces: int, place: int
+) -> None:
+    """Its keys, coins and holds are known before, during and after that, whichever piece asks for them."""
+    first = drive(ledger.deciding([ListCoin("l", "eth", 2), Freeze("f", "ann", "btc", "2")]))
+    asked_again: list[Operation] = [
+        ListCoin("l", "eth", 2),
+        ListCoin("other", "eth", 8),
+        Deposit("e", "ann", "eth", "5"),
+        Unfreeze("u", HoldKey("f"), None),
+        Freeze("f", "ann", "btc", "2"),
+    ]
+    steps = ledger.deciding([*many(place, "before"), *asked_again, *many(140 - place, "after")], after=first)
+    for _ in range(pieces):
+        next(steps)
+    drive(ledger.committing(first))
+    ledger.finish(first)
+    second = drive(steps)
+    drive(ledger.committing(second))
+    repeat, other, deposit, unfreeze, again = ledger.finish(second)[place : place + 5]
+    assert isinstance(repeat, Receipt)
+    assert isinstance(again, Receipt)
+    assert (repeat.replayed, again.replayed) == (True, True)
+    assert isinstance(other, CoinAlreadyListed)
+    assert isinstance(deposit, Receipt)
+    assert isinstance(unfreeze, Receipt)
+    keys = [entry.key for entry in ledger.entries(0, 1_000)]
+    assert len(keys) == len(set(keys))
+
+
+def test_what_joins_a_group_ahead_knows_what_was_published_meanwhile(ledger: Ledger) -> None:
+    """A coin whose listing was answered is known to the deposit that its caller sends next."""
+
+    async def test(writer: Writer, disk: Disk, first: asyncio.Task[list[Outcome]]) -> None:
+        other = asked(writer, Deposit("o", "bob", "btc", "1"))
+        await until(lambda: writer.waiting == 0)
+        disk.go_on()
+        await first
+        [outcome] = await writer.submit([Deposit("e", "ann", "eth", "5")])
+        assert isinstance(outcome, Receipt)
+        await other
+        assert disk.commits == 2
+
+    overlapped(ledger, [ListCoin("l", "eth", 2)], test, gather_seconds=0.2)
+
+
+def test_group_that_fails_for_another_cause_is_not_built_upon(ledger: Any) -> None:
+    """Its requests are tried one by one; what came meanwhile is decided on what they left, and the books are right."""
+    commit = ledger._store.commit
+
+    def broken() -> Iterator[None]:
+        ledger._store.commit = commit
+        raise RuntimeError("a fault of the program")
+        yield
+
+    async def run() -> list[Any]:
+        ledger._store.commit = broken
+        writer = Writer(ledger, gather_seconds=0.02)
+        await writer.start()
+        ledger._store._write.set_exec_trace(slow)
+        tasks = [asked(writer, Deposit("a", "bob", "btc", "1")), asked(writer, Deposit("b", "ann", "btc", "1"))]
+        for number in range(30):
+            await asyncio.sleep(0.002)
+            tasks.append(asked(writer, Deposit(f"c{number}", "ann", "btc", "1")))
+        answers = await asyncio.gather(*tasks)
+        await writer.stop()
+        return answers
+
+    def slow(_: Any, statement: str, __: Any) -> bool:
+        if statement == "COMMIT":
+            time.sleep(0.01)
+        return True
+
+    answers = asyncio.run(asyncio.wait_for(run(), PATIENCE_SECONDS))
+    assert all(isinstance(outcome, Receipt) for [outcome] in answers)
+    assert ledger.corrupt is None
+    assert ledger.account(spot("ann")).balances["btc"] == Balance(1031 * ONE, 0)
+
+
+def test_clock_that_is_not_trusted_ahead_leaves_nothing_behind(ledger: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The request is decided when nothing is ahead, and memory does not take a group for one that is under way."""
+    check, raised = ledger.clock.check, []
+
+    def once() -> int:
+        if not raised:
+            raised.append(True)
+            raise ClockUntrusted("the clock of the test leapt")
+        return int(check())
+
+    async def test(writer: Writer, disk: Disk, first: asyncio.Task[list[Outcome]]) -> None:
+        monkeypatch.setattr(ledger.clock, "check", once)
+        second = asked(writer, Deposit("e", "bob", "btc", "2"))
+        await until(lambda: bool(raised))
+        disk.go_on()
+        assert isinstance((await first)[0], Receipt)
+        assert isinstance((await second)[0], Receipt)
+
+    overlapped(ledger, [Deposit("d", "ann", "btc", "5")], test)
+    assert ledger._store._memory.groups == 0
+
+
+def test_memory_stays_within_its_bound_under_a_load_without_a_pause(ledger: Any) -> None:
+    """While too many accounts are in memory, no group begins before the last is published, so that they can go."""
+    names = [f"c{number}" for number in range(600)]
+    ledger.execute([RegisterCustomer(f"r-{name}", name) for name in names])
+    most = 0
+
+    def slow(_: Any, statement: str, __: Any) -> bool:
+        if statement == "COMMIT":
+            time.sleep(0.002)
+        return True
+
+    async def caller(writer: Writer, first: int) -> None:
+        nonlocal most
+        for number in range(first, len(names), 30):
+            await asyncio.sleep(0.0007 * (first % 9))
+            await writer.submit([Deposit(f"x-{number}", names[number], "btc", "1")])
+            most = max(most, len(ledger._store._memory.accounts))
+
+    async def run() -> None:
+        ledger._store._write.set_exec_trace(slow)
+        writer = Writer(ledger)
+        await writer.start()
+        await asyncio.gather(*(caller(writer, first) for first in range(30)))
+        await writer.stop()
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_SECONDS))
+    assert most < 200
+
+
+def test_accounts_that_are_evicted_are_freed_without_the_collector(ledger: Any) -> None:
+    """An account and its lines are no cycle: a process that serves seldom looks for those."""
+    names = [f"c{number}" for number in range(300)]
+    ledger.execute([RegisterCustomer(f"r-{name}", name) for name in names])
+    gc.collect()
+    gc.disable()
+    try:
+        before = sum(isinstance(one, AccountState) for one in gc.get_objects())
+        for name in names:
+            ledger.deposit(name, "btc", "1", key=f"x-{name}")
+        alive = sum(isinstance(one, AccountState) for one in gc.get_objects())
+    finally:
+        gc.enable()
+    assert alive - before < 100
+
+
+@pytest.mark.parametrize("gather_seconds", [0.0, 0.2])
+def test_writer_that_is_cancelled_while_it_decides_ahead_answers_everybody(
+    ledger: Ledger, gather_seconds: float
+) -> None:
+    """The group under way is written; whoever was decided on top is told to try again, also while it gathers."""
 
     async def test(writer: Writer, disk: Disk, first: asyncio.Task[list[Outcome]]) -> None:
         second = asked(writer, Deposit("e", "bob", "btc", "2"))
         await until(lambda: writer.waiting == 0)
-        writer._tasks[0].cancel()
-        await asyncio.sleep(0.02)
+        if not gather_seconds:
+            writer._tasks[0].cancel()
+            await asyncio.sleep(0.02)
         disk.go_on()
         assert isinstance((await first)[0], Receipt)
+        if gather_seconds:
+            await asyncio.sleep(0.02)
+            writer._tasks[0].cancel()
         with pytest.raises(StoreUnavailable):
             await second
 
-    overlapped(ledger, [Deposit("d", "ann", "btc", "5")], test)
+    overlapped(ledger, [Deposit("d", "ann", "btc", "5")], test, gather_seconds=gather_seconds)

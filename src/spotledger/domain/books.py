@@ -77,7 +77,7 @@ class Line:
     as they stand before it is handed to a rule.
     """
 
-    __slots__ = ("account", "available", "coin", "freeze", "open", "place", "segment", "stamp", "view")
+    __slots__ = ("account", "available", "coin", "freeze", "open", "place", "segment", "stamp")
 
     def __init__(self, account: Account, coin: str, available: int = 0, freeze: int = 0) -> None:
         """Start with a balance of *available* and *freeze* units."""
@@ -87,8 +87,8 @@ class Line:
         self.freeze = freeze
         #: Which decision moved it last, and its place among the lines of that decision.
         self.stamp = self.place = 0
-        #: The store's own: where what is visible stands, and the open segment that has the line, and its part there.
-        self.view: Any = None
+        #: The store's own: the open segment that has the line, and its part there. Never the account: a cycle of an
+        #: account with its lines would be freed by the collector only.
         self.segment: Any = None
         self.open: Any = None
 

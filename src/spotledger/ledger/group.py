@@ -106,7 +106,8 @@ class Group:
         self._next = 0
         self._taken = 0
         #: Whether the group on top of which this one was decided failed; it has to be decided again then.
-        self.is_void = False
+        self.is_void: bool = after is not None and after._has_failed
+        self._has_failed: bool = False
         self._following: Group | None = None
         if after is not None:
             after._following = self
@@ -128,7 +129,8 @@ class Group:
             self._following._overlay.stand_alone()
 
     def void_next(self) -> None:
-        """Tell the group that was decided on top of this one that this one failed."""
+        """Note that this group failed, and tell the group that was decided on top of it."""
+        self._has_failed = True
         if self._following is not None:
             self._following.is_void = True
 

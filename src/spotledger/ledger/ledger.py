@@ -19,7 +19,7 @@ from typing import Final
 from spotledger.domain.journal import EPOCH_ID_BYTES, LIBRARY, begin_epoch
 from spotledger.domain.operations import Operation, check_reference
 from spotledger.domain.positions import next_epoch
-from spotledger.errors import InvalidRequest, LedgerCorrupt, Refused, StoreUnavailable
+from spotledger.errors import ClockUntrusted, InvalidRequest, LedgerCorrupt, Refused, StoreUnavailable
 from spotledger.ledger.group import Chains, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
 from spotledger.ledger.operation_calls import OperationCalls
 from spotledger.ledger.reads import LedgerReads
@@ -76,6 +76,11 @@ class Ledger(OperationCalls, LedgerReads):
             operations = list(operations)
             checked = checked_chains(operations, chains, atomic)
             return self.finish(self.book(operations, checked, [actor] * len(operations)))
+
+    @property
+    def decides_ahead(self) -> bool:
+        """Whether a group may be decided on top of one that is being committed."""
+        return not self._store.remote and not self._store.is_crowded
 
     # --- the steps of a group -------------------------------------------------------------------------
 
@@ -148,7 +153,12 @@ class Ledger(OperationCalls, LedgerReads):
             self._check_writable()
         clock, asked_ms = self.clock, self.clock.before_asking() if self._store.remote else 0
         store_ms = yield from self._store.begin(wanted)
-        now_ms = clock.check() if store_ms is None else clock.check_server(store_ms, asked_ms)
+        try:
+            now_ms = clock.check() if store_ms is None else clock.check_server(store_ms, asked_ms)
+        except ClockUntrusted:
+            if after is not None:  # else all of it is rolled back
+                yield from self._store.leave(repeated=False)
+            raise
         return Group(self._store, now_ms, after)
 
     @gc_paused

@@ -64,8 +64,12 @@ class Overlay:
         return self.head if last is None else Head(last.seq, b"", last.booked_ms)
 
     def stand_alone(self) -> None:
-        """Note that the group before this one is published, so that the store has what it changed."""
-        self._before = None
+        """Note that the group before this one is published: the store has what it changed; its keys are kept here."""
+        if self._before is not None:
+            for entry in self._before._entries:  # which the store did not know when this group asked for its keys
+                self._keys.setdefault(entry.key, entry)
+            self._listed = self._store.coins
+            self._before = None
 
     def coin(self, name: str) -> Coin | None:
         """Return the listed coin, or None."""
@@ -89,7 +93,6 @@ class Overlay:
         line = view.lines.get(coin)
         if line is None:
             line = view.lines[coin] = Line(view.account, coin)
-            line.view = view
         if line.stamp < self._begun:
             line.available, line.freeze = view.balance(coin)
             line.stamp = self._begun

@@ -275,8 +275,7 @@ class Writer:
             if 0 < came < FEW_REQUESTS:
                 expected = max(expected, min(expected + came, FEW_REQUESTS))
             if ahead is not None:
-                await self._gather(expected - len(ahead.requests))
-                ahead = await self._with_waiting(work.group, ahead)
+                ahead = await self._gathered(expected, work.group, ahead)
             work = ahead
         return expected
 
@@ -297,20 +296,35 @@ class Writer:
         commit = asyncio.create_task(self._commit(work))
         commit.add_done_callback(lambda _: self._wake.set())
         ahead: _Work | None = None
-        may_grow = not self._ledger.remote
+        may_grow = self._ledger.decides_ahead
         try:
-            while not commit.done():
-                if not self._queue or not may_grow:
-                    await self._woken()
-                    continue
-                before, ahead = ahead, await self._with_waiting(work.group, ahead)
-                may_grow = ahead is not None and ahead is not before
-        finally:
-            await awaited(commit)
-            if ahead is not None and (ahead.group.is_void or _is_cancelled()):
-                self._put_back(ahead.requests)
-                ahead = None
+            try:
+                while not commit.done():
+                    if not self._queue or not may_grow:
+                        await self._woken()
+                        continue
+                    before, ahead = ahead, await self._with_waiting(work.group, ahead)
+                    may_grow = ahead is not None and ahead is not before
+            finally:
+                error = await awaited(commit)
+        except BaseException:
+            self._put_back(ahead)
+            raise
+        if ahead is not None and (ahead.group.is_void or _is_cancelled()):
+            self._put_back(ahead)
+            ahead = None
+        if error is not None:
+            await self._fail(work.requests, error)
         return ahead
+
+    async def _gathered(self, expected: int, after: Group, ahead: _Work) -> _Work | None:
+        """Wait for the requests that are *expected*, and add what has come to *ahead*."""
+        try:
+            await self._gather(expected - len(ahead.requests))
+        except BaseException:
+            self._put_back(ahead)
+            raise
+        return await self._with_waiting(after, ahead)
 
     async def _with_waiting(self, after: Group, work: _Work | None) -> _Work | None:
         """Add what waits to *work*, which was decided on top of *after*; return None if that has to be done again."""
@@ -318,20 +332,22 @@ class Writer:
         if not requests:
             return work
         steps = self._ledger.deciding(*_joined(requests), after, None if work is None else work.group)
-        both = [*work.requests, *requests] if work else requests
+        both = _Work([*work.requests, *requests] if work else requests, after)
         try:
-            return _Work(both, await drive_on_loop(steps, self._committer))
+            both.group = await drive_on_loop(steps, self._committer)
         except Exception:  # noqa: BLE001 - the same happens, and is answered, where nothing is ahead
             self._put_back(both)
             return None
         except BaseException:
             self._put_back(both)
             raise
+        return both
 
-    def _put_back(self, requests: Sequence[_Request]) -> None:
-        """Have *requests*, of which nothing was written, wait again, before all others."""
-        self._queue.extendleft(reversed(requests))
-        self._waiting += sum(len(request.operations) for request in requests)
+    def _put_back(self, work: _Work | None) -> None:
+        """Have the requests of *work*, of which nothing was written, wait again, before all others."""
+        if work is not None:
+            self._queue.extendleft(reversed(work.requests))
+            self._waiting += work.count
 
     async def _woken(self) -> None:
         self._wake.clear()
@@ -407,18 +423,18 @@ class Writer:
     async def _write(self, requests: Sequence[_Request]) -> None:
         """Write *requests* as a group, and answer them."""
         work = await self._decided(list(requests))
-        if work is not None:
-            await self._commit(work)
+        error = None if work is None else await self._commit(work)
+        if error is not None:
+            await self._fail(requests, error)
 
-    async def _commit(self, work: _Work) -> None:
-        """Make what was decided durable and visible, and answer it."""
+    async def _commit(self, work: _Work) -> Exception | None:
+        """Make what was decided durable and visible, and answer it; return the error that its callers have to get."""
         try:
             await drive_on_loop(self._ledger.committing(work.group), self._committer)
             self._failed = self._failed and not work.group.entries
             outcomes = self._ledger.finish(work.group)
         except Exception as error:  # noqa: BLE001 - every caller gets the error
-            await self._fail(work.requests, error)
-            return
+            return error
         except BaseException:
             self._refuse(work.requests)
             raise
@@ -429,6 +445,7 @@ class Writer:
             if not request.answer.done():
                 request.answer.set_result(outcomes[position:end])
             position = end
+        return None
 
     async def _fail(self, requests: Sequence[_Request], error: Exception) -> None:
         """Pass *error* to the callers of a group; unless the store failed, try each request by itself first."""

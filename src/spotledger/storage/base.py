@@ -102,6 +102,10 @@ class Store(Protocol):
         """The epochs of the journal; another object after one begins."""
 
     @property
+    def is_crowded(self) -> bool:
+        """Whether memory has to shrink, which it can only between two writes that do not overlap."""
+
+    @property
     def sealing_lag(self) -> int:
         """Entries of full segments that are not sealed yet, as far as is known here."""
 

@@ -29,6 +29,7 @@ class StandbyStore(PostgresReads):
     """The store of a node that reads from a standby and takes no writes."""
 
     remote = True
+    is_crowded = False
     takes_writes = False
 
     def __init__(self, url: str, **options: Any) -> None:

@@ -62,6 +62,7 @@ class PostgresStore(GroupReads):
     """The store on one PostgreSQL database; satisfies :class:`spotledger.storage.base.Store`."""
 
     remote = True
+    is_crowded = False
     #: None until the store is open, and if the caller seals.
     _sealing: SealingDuty | None = None
 

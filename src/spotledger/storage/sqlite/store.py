@@ -184,6 +184,11 @@ class SqliteStore(RebuiltBooks):
         return self._sealed_to
 
     @property
+    def is_crowded(self) -> bool:
+        """Whether memory has to shrink, which it can only between two groups."""
+        return self._memory.is_crowded
+
+    @property
     def repairs(self) -> Sequence[str]:
         """What was found damaged among what is derived, and made again, in words."""
         return tuple(self._repairs)

@@ -157,7 +157,6 @@ class WorkingSet(OpenSegments):
                 if line.segment is not segment:
                     self._open_line(segment, line)
                 line.open.places.append(place)
-                line.view.changed_seq = seq
             closing.update(zip(lines, entry.balances, strict=True))
             if decision.holds:
                 self._put_holds(segment, entry, decision.holds)
@@ -179,7 +178,7 @@ class WorkingSet(OpenSegments):
 
     def _open_line(self, segment: OpenSegment, line: Line) -> None:
         """Have *line* note its changes in *segment*."""
-        touched = self._touched_of(segment, line.view)
+        touched = self._touched_of(segment, self.accounts[line.account])
         line.segment = segment
         line.open = touched.get(line.coin)
         if line.open is None:
@@ -188,7 +187,9 @@ class WorkingSet(OpenSegments):
     def _close_lines(self, closing: dict[Line, BalanceAfter]) -> None:
         """Make the balances visible that entries of one segment leave on their lines, and forget the lines."""
         for line, (_, coin, available, freeze) in closing.items():
-            line.open.closing = line.view.by_coin[coin] = new_tuple(Balance, (available, freeze))
+            state, opened = self.accounts[line.account], line.open
+            opened.closing = state.by_coin[coin] = new_tuple(Balance, (available, freeze))
+            state.changed_seq = max(state.changed_seq, line.segment.first_seq + opened.places[-1])
         closing.clear()
 
     def _touched_of(self, segment: OpenSegment, state: AccountState) -> dict[str, TouchedLine]:
@@ -237,9 +238,14 @@ class WorkingSet(OpenSegments):
                 self.known_customers[customer] = None
             self._shrink_at = self._cache_accounts
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether accounts should go, which they can only while no group is under way."""
+        return len(self.accounts) > self._shrink_at
+
     def shrink(self, sealed_to: int) -> None:
         """Evict what exceeds the bounds and is unchanged in the tables, oldest first."""
-        if len(self.accounts) > self._shrink_at and not self.groups:
+        if self.is_crowded and not self.groups:
             self._evict_accounts(sealed_to)
         excess = len(self.known_customers) - self._cache_accounts
         if excess > 0:
