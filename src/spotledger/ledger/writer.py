@@ -262,11 +262,7 @@ class Writer:
             self._refuse(self._queue)
 
     async def _write_several(self) -> int:
-        """
-        Write a group, and then those that were decided while the one before was synced, until there is none.
-
-        Returns how many requests to expect next.
-        """
+        """Write a group, then what was decided during its sync, and so on; return how many requests to expect next."""
         expected, work = 1, await self._decided(self._take())
         while work is not None:
             ahead = await self._committed(work)
