@@ -4,8 +4,8 @@
 mutmut makes the mutants and runs the tests against each, in copies below ``.mutants``. A run that was interrupted goes
 on; ``--fresh`` begins anew, and mutants that survived are always tried again. What came of a group, or of a module that
 was named alone, replaces its part of ``mutant_results.json``, and ``docs/mutation-testing.md`` is written of that. Each
-survivor needs a reason in
-``mutant_reasons.toml`` why it changes no behaviour; one without a reason, or that no test runs, makes this fail.
+survivor needs a reason in ``mutant_reasons.toml`` why it changes no behaviour; one without a reason, or that no test
+runs, makes this fail.
 """
 
 from __future__ import annotations
@@ -136,15 +136,11 @@ def main() -> int:
     unknown = [name for name in given.names if name not in chosen and not any(name in it for it in chosen.values())]
     if unknown:
         parser.error(f"neither a group nor a module of one: {', '.join(unknown)}")
-    results = load_results() if RESULTS.exists() else {}
     for name, modules in {} if given.report else chosen.items():
-        commit, group = _commit(), GROUPS[name]
-        _run(WORK / name, group, modules, is_fresh=given.fresh, processes=given.processes)
-        run = _came_of(WORK / name, modules, commit)
-        results = with_run(results, name, run) if modules == group.modules else with_modules(results, run)
-        results = {it: results[it] for name, group in GROUPS.items() for it in (name, *group.modules) if it in results}
-        store_results(results)
-    return _report(results)
+        commit = _commit()
+        _run(WORK / name, GROUPS[name], modules, is_fresh=given.fresh, processes=given.processes)
+        _store(name, _came_of(WORK / name, modules, commit))
+    return _report(load_results())
 
 
 def _chosen(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -154,6 +150,15 @@ def _chosen(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
         for name, group in GROUPS.items()
     }
     return {name: modules for name, modules in chosen.items() if modules}
+
+
+def _store(name: str, run: Run) -> None:
+    """Store *run*, one of the group *name* or of some of its modules."""
+    results = load_results() if RESULTS.exists() else {}
+    is_whole = tuple(run.modules) == GROUPS[name].modules
+    results = with_run(results, name, run) if is_whole else with_modules(results, run)
+    order = [it for other, group in GROUPS.items() for it in (other, *group.modules)]
+    store_results({it: results[it] for it in order if it in results})
 
 
 def _report(results: Mapping[str, Run]) -> int:
