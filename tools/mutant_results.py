@@ -1,8 +1,8 @@
 """
 What came of the mutants of each group (``mutant_results.json``), and the page that shows it.
 
-`run_mutants.py` replaces the part of a group with each run of it. The page is made of this file and of the reasons in
-``mutant_reasons.toml``, so it can be written again without running anything.
+`run_mutants.py` replaces the part of a group, or of a module, with each run of it. The page is made of this file and of
+the reasons in ``mutant_reasons.toml``, so it can be written again without running anything.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ModuleResult(msgspec.Struct):
 
 
 class Run(msgspec.Struct):
-    """The last run of one group."""
+    """The last run of one group, or of one module that was run without the others of its group."""
 
     #: Such as ``2026-11-28``, in UTC.
     date: str
@@ -67,13 +67,32 @@ class Reason(msgspec.Struct):
 
 
 def load_results(file: Path = RESULTS) -> dict[str, Run]:
-    """Return the last run of each group, by its name."""
+    """Return the last run of each group, and of each module that was run alone since, by its name."""
     return msgspec.json.decode(file.read_bytes(), type=dict[str, Run])
 
 
 def store_results(results: Mapping[str, Run], file: Path = RESULTS) -> None:
-    """Write the last run of each group."""
+    """Write the last runs, as `load_results` returns them."""
     file.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
+
+
+def with_run(results: Mapping[str, Run], name: str, run: Run) -> dict[str, Run]:
+    """Return *results* with *run* as the last one of *name*, in place of whatever they hold of its modules."""
+    rest = {
+        other: msgspec.structs.replace(
+            it, modules={module: result for module, result in it.modules.items() if module not in run.modules}
+        )
+        for other, it in results.items()
+        if other != name
+    }
+    return {other: it for other, it in rest.items() if it.modules} | {name: run}
+
+
+def with_modules(results: Mapping[str, Run], run: Run) -> dict[str, Run]:
+    """Return *results* with each module of *run* as one that was run alone."""
+    for module, result in run.modules.items():
+        results = with_run(results, module, msgspec.structs.replace(run, modules={module: result}))
+    return dict(results)
 
 
 def load_reasons(file: Path = REASONS) -> list[Reason]:
@@ -140,7 +159,8 @@ modules. A change that no test notices survives. Each survivor below has a reaso
 survivor without a reason fails `make mutants`.
 
 The command writes this page from `tools/mutant_results.json` and `tools/mutant_reasons.toml`. A run of one group
-(`make mutants ARGS=framing`) replaces the results of that group only.
+(`make mutants ARGS=framing`), or of one module (`make mutants ARGS=security/tokens.py`), replaces only the results of
+that group or module.
 
 ## Runs
 """
@@ -158,7 +178,7 @@ def page_of(
     missing: Collection[str] = (),
 ) -> str:
     """Return the page; modules in *changed* are marked as changed since their run, those in *missing* as never run."""
-    lines = [_INTRODUCTION, "| group | date | commit | Python | mutmut | mutants |", "|---|---|---|---|---|--:|"]
+    lines = [_INTRODUCTION, "| run | date | commit | Python | mutmut | mutants |", "|---|---|---|---|---|--:|"]
     for name, run in results.items():
         mutants = sum(sum(result.counts.values()) for result in run.modules.values())
         lines.append(f"| {name} | {run.date} | `{run.commit}` | {run.python} | {run.mutmut} | {mutants} |")

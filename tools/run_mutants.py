@@ -2,9 +2,10 @@
 ``make mutants``: change the code of ``security/`` and of ``http/h1/`` in every small way, and see which tests notice.
 
 mutmut makes the mutants and runs the tests against each, in copies below ``.mutants``. A run that was interrupted goes
-on; ``--fresh`` begins anew, and mutants that survived are always tried again. What came of a group replaces its part of
-``mutant_results.json``, and ``docs/mutation-testing.md`` is written of that. Each survivor needs a reason in
-``mutant_reasons.toml`` why it changes no behaviour; one without a reason, or that no test runs, makes this fail.
+on; ``--fresh`` begins anew, and mutants that survived are always tried again. What came of a group, or of a module that
+was named alone, replaces its part of ``mutant_results.json``, and ``docs/mutation-testing.md`` is written of that. Each
+survivor needs a reason in ``mutant_reasons.toml`` why it changes no behaviour; one without a reason, or that no test
+runs, makes this fail.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +41,8 @@ from mutant_results import (
     store_results,
     unexplained,
     unused_reasons,
+    with_modules,
+    with_run,
 )
 
 WORK: Final = ROOT / ".mutants"
@@ -118,21 +121,44 @@ NO_TESTS: Final = frozenset({5, 33})
 
 
 def main() -> int:
-    """Run the mutants of the groups that were named, or of all; return 1 if one survives without a reason."""
+    """Run the mutants of what was named, or of all groups; return 1 if one survives without a reason."""
     parser = argparse.ArgumentParser(prog="make mutants", description=__doc__)
-    parser.add_argument("groups", nargs="*", help=f"which to run, of {', '.join(GROUPS)}; all by default")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        help=f"what to run: groups ({', '.join(GROUPS)}), or modules such as security/tokens.py; all groups by default",
+    )
     parser.add_argument("--fresh", action="store_true", help="forget what was run before")
     parser.add_argument("--processes", type=int, default=1, help="how many mutants are tried at a time")
     parser.add_argument("--report", action="store_true", help="run nothing; write the page of what was run before")
     given = parser.parse_args()
-    results = load_results() if RESULTS.exists() else {}
-    for name in [] if given.report else given.groups or GROUPS:
+    chosen = _chosen(given.names or [*GROUPS])
+    unknown = [name for name in given.names if name not in chosen and not any(name in it for it in chosen.values())]
+    if unknown:
+        parser.error(f"neither a group nor a module of one: {', '.join(unknown)}")
+    for name, modules in {} if given.report else chosen.items():
         commit = _commit()
-        _run(WORK / name, GROUPS[name], is_fresh=given.fresh, processes=given.processes)
-        results[name] = _came_of(WORK / name, GROUPS[name], commit)
-        results = {name: results[name] for name in GROUPS if name in results}
-        store_results(results)
-    return _report(results)
+        _run(WORK / name, GROUPS[name], modules, is_fresh=given.fresh, processes=given.processes)
+        _store(name, _came_of(WORK / name, modules, commit))
+    return _report(load_results())
+
+
+def _chosen(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return the groups that *names* concern, each with those of its modules that are named, or all if it is itself."""
+    chosen = {
+        name: group.modules if name in names else tuple(module for module in group.modules if module in names)
+        for name, group in GROUPS.items()
+    }
+    return {name: modules for name, modules in chosen.items() if modules}
+
+
+def _store(name: str, run: Run) -> None:
+    """Store *run*, one of the group *name* or of some of its modules."""
+    results = load_results() if RESULTS.exists() else {}
+    is_whole = tuple(run.modules) == GROUPS[name].modules
+    results = with_run(results, name, run) if is_whole else with_modules(results, run)
+    order = [it for other, group in GROUPS.items() for it in (other, *group.modules)]
+    store_results({it: results[it] for it in order if it in results})
 
 
 def _report(results: Mapping[str, Run]) -> int:
@@ -159,33 +185,39 @@ def _say(*lines: str) -> None:
     sys.stdout.flush()
 
 
-def _run(work: Path, group: Group, *, is_fresh: bool, processes: int) -> None:
+def _run(work: Path, group: Group, modules: tuple[str, ...], *, is_fresh: bool, processes: int) -> None:
     """
-    Run the mutants of *group* in the folder *work*.
+    Run the mutants of *modules*, all of *group* or some, in the folder *work*.
 
     Those that survived a former run are tried again, and so are those that a test noticed only by taking too long:
-    the machine may have been busy.
+    the machine may have been busy. If only some modules are run, all their mutants are.
     """
     if is_fresh:
         shutil.rmtree(work, ignore_errors=True)
-    known = [name for _, _, names in _outcomes(work, group, SURVIVED | NO_TESTS) for name in names]
+    some = [] if modules == group.modules else [f"{_dotted(module)}.*" for module in modules]
+    known = [name for _, _, names in _outcomes(work, modules, SURVIVED | NO_TESTS) for name in names if not some]
     _copy(work, group)
     # With CI set, Hypothesis draws the same examples each time, and does not give up on a slow machine.
     environ = {**os.environ, "CI": "true"}
     command = ["nice", "-n", "15", str(MUTMUT), "run", "--max-children", str(processes)]
-    subprocess.run(command, cwd=work, check=True, env=environ)
-    again = sorted({*known, *_slowly_killed(work, group)})
+    subprocess.run([*command, *some], cwd=work, check=True, env=environ)
+    again = sorted({*known, *_slowly_killed(work, modules, group.test_seconds)})
     if again:
         subprocess.run([*command, *again], cwd=work, check=True, env=environ)
 
 
-def _slowly_killed(work: Path, group: Group) -> Iterator[str]:
-    for module in group.modules:
+def _dotted(module: str) -> str:
+    """Return the name by which *module* is imported."""
+    return f"{Path(PACKAGE).name}.{module.removesuffix('.py').replace('/', '.')}"
+
+
+def _slowly_killed(work: Path, modules: Sequence[str], limit: int) -> Iterator[str]:
+    for module in modules:
         notes = _notes(work, module)
         if notes.exists():
             found = json.loads(notes.read_text(encoding="utf-8"))
             seconds = found["durations_by_key"]
-            codes, limit = found["exit_code_by_key"].items(), group.test_seconds
+            codes = found["exit_code_by_key"].items()
             yield from (name for name, code in codes if code in KILLED and (seconds.get(name) or 0) >= limit)
 
 
@@ -221,9 +253,11 @@ def _copy(work: Path, group: Group) -> None:
     (work / "pyproject.toml").write_text(project + "\n".join(["", "[tool.mutmut]", *lines, ""]), encoding="utf-8")
 
 
-def _outcomes(work: Path, group: Group, wanted: frozenset[int]) -> Iterator[tuple[str, Counter[str], list[str]]]:
-    """Yield each module of *group* with the counts of its mutants, and the names of those with the *wanted* codes."""
-    for module in group.modules:
+def _outcomes(
+    work: Path, modules: Sequence[str], wanted: frozenset[int]
+) -> Iterator[tuple[str, Counter[str], list[str]]]:
+    """Yield each of *modules* with the counts of its mutants, and the names of those with the *wanted* codes."""
+    for module in modules:
         file = _notes(work, module)
         codes: Mapping[str, int | None] = {}
         if file.exists():
@@ -241,18 +275,18 @@ def _outcome(code: int | None) -> str:
     return next((name for name, codes in named.items() if code in codes), "not run" if code is None else "broke off")
 
 
-def _came_of(work: Path, group: Group, commit: str) -> Run:
-    """Return what came of the mutants of *group*, as mutmut noted it in *work*."""
-    untested = {name for _, _, names in _outcomes(work, group, NO_TESTS) for name in names}
-    modules = {
+def _came_of(work: Path, modules: Sequence[str], commit: str) -> Run:
+    """Return what came of the mutants of *modules*, as mutmut noted it in *work*."""
+    untested = {name for _, _, names in _outcomes(work, modules, NO_TESTS) for name in names}
+    results = {
         module: ModuleResult(
             digest_of(work / PACKAGE / module),
             dict(sorted(counts.items())),
             [_survivor(work, name, is_tested=name not in untested) for name in names],
         )
-        for module, counts, names in _outcomes(work, group, SURVIVED | NO_TESTS)
+        for module, counts, names in _outcomes(work, modules, SURVIVED | NO_TESTS)
     }
-    return Run(f"{datetime.now(UTC):%Y-%m-%d}", commit, platform.python_version(), version("mutmut"), modules)
+    return Run(f"{datetime.now(UTC):%Y-%m-%d}", commit, platform.python_version(), version("mutmut"), results)
 
 
 def _survivor(work: Path, name: str, *, is_tested: bool) -> Survivor:

@@ -43,11 +43,13 @@ def test_tests_of_each_group_exist() -> None:
 
 
 def test_results_are_those_of_the_groups() -> None:
-    """The results name no group and no module that the tool does not know."""
+    """The results name no group and no module that the tool does not know, and no module twice."""
     results = NOTES.load_results()
-    assert set(results) <= set(TOOL.GROUPS)
-    for name, run in results.items():
-        assert set(run.modules) <= set(TOOL.GROUPS[name].modules), name
+    known = {name: set(group.modules) for name, group in TOOL.GROUPS.items()}
+    known |= {module: {module} for group in TOOL.GROUPS.values() for module in group.modules}
+    assert [name for name, run in results.items() if not set(run.modules) <= known.get(name, set())] == []
+    named = [module for run in results.values() for module in run.modules]
+    assert sorted(set(named)) == sorted(named)
 
 
 def test_page_is_made_of_results_and_reasons() -> None:
@@ -74,6 +76,34 @@ def test_results_are_read_as_they_were_stored(tmp_path: Path) -> None:
     results = run_of("a.py", survivor('| "\\x00" `é`'), survivor("x", is_tested=False), missing=2)
     NOTES.store_results(results, tmp_path / "results.json")
     assert NOTES.load_results(tmp_path / "results.json") == results
+
+
+def test_module_that_is_run_alone_keeps_the_results_of_the_others() -> None:
+    """Its results are no longer those of its group; a run of the whole group replaces them in turn."""
+    group = run_of("a.py")["group"]
+    group.modules["b.py"] = run_of("b.py", survivor("old"))["group"].modules["b.py"]
+    alone = run_of("b.py", survivor("new"))["group"]
+    alone.commit = "abcdef0123"
+    results = NOTES.with_modules({"group": group, "other": run_of("c.py")["group"]}, alone)
+    assert {name: [*run.modules] for name, run in results.items()} == {
+        "group": ["a.py"],
+        "other": ["c.py"],
+        "b.py": ["b.py"],
+    }
+    assert results["b.py"] == alone
+    assert results["group"].commit == group.commit
+    assert NOTES.with_run(results, "group", group) == {"other": results["other"], "group": group}
+    assert [*NOTES.with_modules({"group": run_of("b.py")["group"]}, alone)] == ["b.py"]
+
+
+def test_named_modules_are_run_with_the_tests_of_their_group() -> None:
+    """A group that is named as well is run whole, and a name that is neither chooses nothing."""
+    modules = TOOL.GROUPS["framing"].modules
+    assert TOOL._chosen(["security/tokens.py", "http/h1/head.py", "http/h1/request.py"]) == {
+        "framing": ("http/h1/head.py", "http/h1/request.py"),
+        "gate": ("security/tokens.py",),
+    }
+    assert TOOL._chosen(["http/h1/head.py", "framing", "nothing"]) == {"framing": modules}
 
 
 def test_reason_is_given_to_the_mutants_that_it_names_and_to_no_other() -> None:

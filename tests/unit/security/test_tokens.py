@@ -109,8 +109,23 @@ def test_tokens_found_without_a_hash_are_bounded(tokens: Tokens, monkeypatch: py
         tokens.check(f"Bearer {token}", None)
         found.append([header.removeprefix("Bearer ") for header in tokens._recent])
     assert found == [made[:1], made[:2], made[:3], made[3:]]
-    tokens.check(f"Bearer {' ' * RECENT_CHARACTERS}{made[0]}", None)
+    longest = f"Bearer {made[0]:>{RECENT_CHARACTERS - 7}}"
+    tokens.check(f" {longest}", None)
     assert list(tokens._recent) == [f"Bearer {made[3]}"]
+    record = tokens.check(longest, None)
+    assert tokens._recent[longest] == record
+
+
+def test_token_that_was_used_lately_is_found_without_a_hash(tokens: Tokens, stored: Stored) -> None:
+    """By the whole value of the header: nothing is looked up for one that is kept, and anything else is."""
+    record, token = tokens.create(["ledger:read"])
+    tokens._recent["Bearer kept"] = record
+    assert tokens.check("Bearer kept", "ledger:read") == record
+    assert stored.read == []
+    assert cause_of(tokens, "Bearer other") == "token_unknown"
+    assert cause_of(tokens, "bearer kept") == "token_unknown"
+    assert tokens.check(f"Bearer {token}", None) == record
+    assert stored.read == [digest_of("other"), digest_of("kept"), digest_of(token)]
 
 
 def test_revoked_and_unknown_tokens_are_read_each_time(tokens: Tokens, stored: Stored) -> None:
