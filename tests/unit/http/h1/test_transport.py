@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import httpx2
 import pytest
 
-from spotledger.http.h1.request import BadRequest, Reply, Request, Stream, StreamWriter
+from spotledger.http.h1.request import BadRequest, LateReply, Reply, Request, Stream, StreamWriter
 from spotledger.http.h1.transport import InProcessTransport
 
 HUNG_SECONDS = 5
@@ -21,8 +21,10 @@ class Answering:
         self.reply = reply
         self.is_quick = is_quick
         self.asked: list[Request] = []
+        #: Those of them that were answered in a task.
+        self.in_tasks: list[Request] = []
 
-    def at_once(self, request: Request) -> Reply | None:
+    def at_once(self, request: Request) -> Reply | LateReply | None:
         """Answer if that is quick."""
         if not self.is_quick:
             return None
@@ -32,11 +34,31 @@ class Answering:
     async def answer(self, request: Request) -> Reply:
         """Answer."""
         self.asked.append(request)
+        self.in_tasks.append(request)
         return self.reply
 
     def refusal(self, problem: BadRequest, peer: str) -> Reply:
         """Refuse."""
         return self.reply
+
+
+class AnsweringLate(Answering):
+    """Answers with what a future brings, which is not there yet; with an empty one, in a task."""
+
+    def __init__(self, brought: bytes) -> None:
+        super().__init__(Reply(200, b"in a task"))
+        self.brought = brought
+
+    def at_once(self, request: Request) -> LateReply:
+        """Answer once the future is done."""
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        loop.call_soon(loop.call_soon, future.set_result, self.brought)
+        return LateReply(future, self.make)
+
+    def make(self, future: asyncio.Future[bytes]) -> Reply | None:
+        """Make the answer of what the future brought."""
+        return Reply(200, future.result()) if future.result() else None
 
 
 def run(app: Answering, talk: Callable[[httpx2.AsyncClient], Awaitable[None]]) -> None:
@@ -67,6 +89,7 @@ def test_request_reaches_the_application_as_it_would_over_a_socket(is_quick: boo
 
     run(app, talk)
     [asked] = app.asked
+    assert app.in_tasks == ([] if is_quick else [asked])
     assert (asked.method, asked.path, asked.query, asked.body, asked.peer) == (
         "POST",
         "/a b",
@@ -77,6 +100,18 @@ def test_request_reaches_the_application_as_it_would_over_a_socket(is_quick: boo
     assert asked.header(b"x-name") == b"Value"
     assert asked.header(b"host") == b"a"
     assert all(name == name.lower() for name, _ in asked.headers)
+
+
+@pytest.mark.parametrize(("brought", "body"), [(b"late", b"late"), (b"", b"in a task")])
+def test_answer_that_waits_for_a_future_is_made_of_it(brought: bytes, body: bytes) -> None:
+    """Or in a task, if what the future brings is not enough for it."""
+    app = AnsweringLate(brought)
+
+    async def talk(http: httpx2.AsyncClient) -> None:
+        assert (await http.get("/")).content == body
+
+    run(app, talk)
+    assert len(app.in_tasks) == (0 if brought else 1)
 
 
 def test_answer_reaches_the_client_with_its_headers() -> None:
