@@ -42,8 +42,8 @@ KEYED_CUSTOMERS = 500
 COIN_COUNTS = (4, 200)
 ROUND_SECONDS = 1 if QUICK else 5
 WARM_UP_SECONDS = 1
-#: As many as spotledger answers in a round; quicker targets get them again, and do not look at them. With 400,000 of them
-#: wrk itself pauses: the 99th percentile was 47 ms instead of 2.7, at the same rate.
+#: As many as spotledger answers in a round; quicker targets get them again, and do not look at them. With 400,000 wrk
+#: itself pauses: the 99th percentile was 47 ms instead of 2.7, at the same rate.
 REQUESTS = 80_000 if QUICK else 240_000
 #: Request ids and remaining limits have more or fewer digits.
 SIZE_TOLERANCE = 0.025
