@@ -69,6 +69,10 @@ class Subject(NamedTuple):
     hold: Hold | None = None
 
 
+#: The subject of an operation of which nothing was looked up.
+NO_SUBJECT: Final = Subject()
+
+
 class Line:
     """
     One account's balance of one coin in the midst of a group: what the operations decided so far leave, in units.

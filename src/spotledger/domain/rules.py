@@ -15,6 +15,7 @@ from spotledger.domain import reversal, settlement
 from spotledger.domain.accounts import EXTERNAL, Account, Coin, receivable_of
 from spotledger.domain.amounts import normal_amount, parse_amount, units_of
 from spotledger.domain.books import (
+    NO_SUBJECT,
     Decision,
     State,
     Subject,
@@ -47,8 +48,6 @@ from spotledger.errors import CoinAlreadyListed, CustomerAlreadyRegistered, Inva
 
 AnySubject: TypeAlias = Subject | settlement.Fill | reversal.Target
 
-_NOTHING: Final = Subject()
-
 
 def subject_of(operation: Operation, state: State) -> AnySubject:
     """
@@ -61,7 +60,7 @@ def subject_of(operation: Operation, state: State) -> AnySubject:
 
 
 def _of_nothing(operation: RegisterCustomer, state: State) -> Subject:
-    return _NOTHING
+    return NO_SUBJECT
 
 
 def _of_listing(operation: ListCoin, state: State) -> Subject:
@@ -238,7 +237,7 @@ def differing_field(kept: dict[str, Any], operation: Operation, scale_of: Callab
         return "op"
     if isinstance(operation, Settle):
         return settlement.differing_settle_field(kept, operation, scale_of)
-    content = REQUESTS[type(operation)](operation, _NOTHING_KNOWN)
+    content = REQUESTS[type(operation)](operation, NO_SUBJECT)
     for name in (*content, *kept):
         if name in _COMPARED_OTHERWISE or content.get(name) == kept.get(name):
             continue
@@ -259,5 +258,4 @@ def _is_same_amount(kept: dict[str, Any], amount: str | None, scale_of: Callable
         return False
 
 
-_NOTHING_KNOWN: Final = Subject()
 _COMPARED_OTHERWISE: Final = frozenset({"format", "op", "units", "amount"})

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from spotledger.domain import rules
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, HOUSE_KIND, Account, may_be_negative, receivable_of
-from spotledger.domain.books import Decision, Subject
+from spotledger.domain.books import NO_SUBJECT, Decision
 from spotledger.domain.journal import LEDGER, LIBRARY, Entry, HoldAfter, new_tuple
 from spotledger.domain.naming import ACCOUNTS_OF, DATED, LOCATING, holds_of
 from spotledger.domain.operations import (
@@ -52,7 +52,6 @@ CHAIN_LIMIT: Final = 1_000
 Chains: TypeAlias = Sequence[Hashable | None]
 
 _NOTHING: Final = Decision()
-_NO_SUBJECT: Final[AnySubject] = Subject()
 
 
 class Receipt(NamedTuple):
@@ -198,7 +197,7 @@ class Group:
 
     def _decide_one(self, operation: Operation, actor: str) -> Outcome:
         overlay = self._overlay
-        subject = _NO_SUBJECT
+        subject: AnySubject = NO_SUBJECT
         try:
             locate = LOCATING.get(type(operation))
             if locate is not None:
@@ -287,7 +286,7 @@ class Group:
     def _keep_refused(self, operation: Operation, actor: str, refusal: Refused) -> None:
         """Keep the refusal of one operation of a chain."""
         operation = _located(operation, self._overlay)
-        subject: AnySubject = Subject()
+        subject: AnySubject = NO_SUBJECT
         with suppress(InvalidRequest):  # its amounts do not fit the coin, and stay text
             subject = rules.subject_of(operation, self._overlay)
         self._keep(operation, actor, subject, refusal=refusal)
