@@ -43,13 +43,13 @@ class ReadAhead(NamedTuple):
 
 
 class Source(ABC):
-    """One ledger, open for reading only. Units in its rows are whole numbers, or texts of what is none."""
+    """One ledger, open for reading only. Units in its rows are whole numbers, or text where they are not."""
 
     #: The entries in a segment; known once :meth:`ledger_id` has returned one.
     segment_entries: int
-    #: The last entry as the store says, for the report; 0 as long as it is not known.
+    #: The last entry according to the store, for the report; 0 until it is known.
     head_seq: int = 0
-    #: The last sealed entry as the store says, for the report.
+    #: The last sealed entry according to the store, for the report.
     said_sealed_to: int = 0
     #: Entries that the journal has to have, as they were noted beside it.
     known_heads: Sequence[KnownHead] = ()

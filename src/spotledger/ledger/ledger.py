@@ -121,9 +121,9 @@ class Ledger(OperationCalls, LedgerReads):
         """
         Decide a group in steps; :meth:`committing` makes it durable. Holds whose time has come expire first.
 
-        With *after*, a group that is being committed meanwhile, it is decided on top of that one: nothing of it is
-        written yet, and it is void if *after* fails. *into* is what was decided on top of *after* before; the
-        operations are added to it. Where this raises then, all of it has to be decided again, once *after* is done.
+        With *after*, a group that is being committed, the new group is decided on top of it: nothing of it is written
+        before :meth:`committing`, and it is void if *after* fails. With *into*, a group that was decided on top of
+        *after* earlier, the operations are added to that. If this raises then, decide all of it again after *after*.
         """
         group = into
         try:

@@ -1,9 +1,9 @@
 """
 The books as a group of operations has changed them so far; nobody else sees it.
 
-Balances change in the lines of the accounts, which the store keeps; what is visible of them stays as it is until the
-group is published. The rest that the group changes is kept here, and what it has not changed is looked up in the store.
-The changes of a chain that is refused can be undone.
+Balances change in the lines of the accounts, which the store keeps. Reads see the old balances until the group is
+published. Everything else that the group changes is kept here; what it has not changed is looked up in the store. The
+changes of a chain that is refused can be undone.
 """
 
 from __future__ import annotations

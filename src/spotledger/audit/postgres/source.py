@@ -347,7 +347,7 @@ class DatabaseSource(Source):
 
 
 def _as_bytes(body: Any) -> Any:
-    """Return the bytes of a text; what is none stays as it is, and the pass says so."""
+    """Encode *body* if it is text. Anything else is returned unchanged; the pass reports it."""
     return body.encode() if isinstance(body, str) else body
 
 
@@ -356,7 +356,7 @@ def _hold(row: Any) -> HoldRow:
 
 
 def _units(value: object) -> object:
-    """Return the whole number in a column of units; if *value* is none, a text of it, so that a finding shows it."""
+    """Return the whole number in a column of units, or, if *value* is not one, its text for a finding to show."""
     units = stored_units(value)
     return str(value) if units is None else units
 

@@ -128,7 +128,7 @@ class Reply:
 
     def whole(self, end: bytes, *, keep_alive: bool, is_http_1_0: bool = False, is_head: bool = False) -> bytes:
         """
-        Return this answer, which is no stream, as it is sent.
+        Return all bytes of this answer. It must not be a stream.
 
         Args:
             end: The end of its head.

@@ -73,8 +73,8 @@ class OperationBody(NamedTuple):
     """
     The body that asks for one operation.
 
-    ``struct`` is what it is decoded as. ``make`` makes the operation of its idempotency key, which is valid, and the
-    struct; then follows the value of the field that the path of the call names, if it names one. It raises
+    The body is decoded into ``struct``. ``make`` returns the operation. It takes the idempotency key, which was checked
+    before, the decoded struct and, if the path of the call names a field, the value of that field. It raises
     InvalidRequest if a value is wrong.
     """
 
