@@ -8,7 +8,7 @@ ARGS ?=
 FLIPS ?= 20000
 SEED ?= 1
 # Most tests wait for processes that they started, so running several tests at once is faster.
-PROCESSES ?= --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+PROCESSES ?= --numprocesses=logical --maxprocesses=4 --dist=loadgroup --max-worker-restart=0
 
 VENV := .venv
 BIN := $(VENV)/bin
