@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import sqlite3
-import urllib.parse
 from collections.abc import Mapping
-from contextlib import closing
 from typing import Any, NamedTuple
 
 import httpx2
 
 from spotledger.ops.kept_locks import KeptLock, _Place
+from support_core import raw
 from support_operator import Api
 
 FILE = "there.backup"
@@ -88,7 +86,7 @@ class World:
     def state(self) -> dict[str, Any]:
         """Return all that a refused call could have changed: journal, credentials, backups, audits."""
         folder, ledger = self.api.runtime.settings.data, self.api.runtime.ledger
-        with closing(sqlite3.connect(f"file:{urllib.parse.quote(str(folder / 'keys.db'))}?mode=ro", uri=True)) as keys:
+        with raw(folder, "keys.db") as keys:
             tables = {name: _rows(keys, name) for name in TABLES}
         return {
             "head": (ledger.head.seq, ledger.head.hash),
@@ -98,10 +96,9 @@ class World:
         }
 
 
-def _rows(keys: sqlite3.Connection, table: str) -> list[dict[str, Any]]:
-    found = keys.execute(f"SELECT * FROM {table}")
-    names = [column[0] for column in found.description]
-    rows = [dict(zip(names, row, strict=True)) for row in found]
+def _rows(keys: Any, table: str) -> list[dict[str, Any]]:
+    names = [name for _, name, *_ in keys.execute(f"PRAGMA table_info({table})")]
+    rows = [dict(zip(names, row, strict=True)) for row in keys.execute(f"SELECT * FROM {table}")]
     return [{name: value for name, value in row.items() if name != "last_used_ms"} for row in rows]
 
 

@@ -370,9 +370,14 @@ def _connect(path: Path, flags: int) -> Connection:
 
 
 def _make_private(path: Path) -> None:
-    """Make the file, readable by its owner only, if it does not exist; the write-ahead log inherits its mode."""
+    """
+    Make the file, readable by its owner only, if it does not exist; the write-ahead log inherits its mode.
+
+    One that exists is not opened here: closing it would drop the locks that SQLite has on it in this process, and
+    another process would then take itself for the only one and cut the files that this process has mapped.
+    """
     with contextlib.suppress(OSError):  # opening it will say what is wrong with the place
-        os.close(open_private(path, os.O_CREAT | os.O_RDWR, is_secret=False))
+        os.close(open_private(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, is_secret=False))
 
 
 def _tune(connection: Connection) -> None:

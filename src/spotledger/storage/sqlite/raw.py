@@ -12,7 +12,6 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -42,6 +41,8 @@ REST_SECONDS: Final = 0.05
 PAGE_SCAN_SECONDS: Final = 10.0
 #: SQLite never uses the page with this byte of the file.
 _LOCK_BYTE: Final = 0x4000_0000
+#: SQLite's own VFS, which checks nothing that it reads.
+_PLAIN_VFS: Final = "unix"
 Row = tuple[Any, ...]
 T = TypeVar("T")
 
@@ -218,16 +219,24 @@ def _in_words(error: Exception) -> str:
 
 
 def _damaged_pages(path: Path, size: int) -> Iterator[int]:
-    """Give the pages of the file at *path* that its own checksums say are damaged; slow, and so bounded in time."""
+    """
+    Give the pages of the file at *path* that its own checksums say are damaged; slow, and so bounded in time.
+
+    SQLite reads the file, below its checksums: closing a descriptor that it does not know would drop its locks.
+    """
     until = time.monotonic() + PAGE_SCAN_SECONDS
-    with path.open("rb") as file:
-        for number, page in enumerate(iter(partial(file.read, size), b""), 1):
+    file = apsw.VFSFile(_PLAIN_VFS, str(path), [apsw.SQLITE_OPEN_MAIN_DB | apsw.SQLITE_OPEN_READONLY, 0])
+    try:
+        for number in range(1, file.xFileSize() // size + 1):
             if time.monotonic() > until:
                 return
-            if len(page) == size and number != _LOCK_BYTE // size + 1 and not _checks(page):
+            place = (number - 1) * size
+            if number != _LOCK_BYTE // size + 1 and not _checks(file.xRead(size, place)):
                 time.sleep(REST_SECONDS)
-                if not _checks(os.pread(file.fileno(), size, (number - 1) * size)):
+                if not _checks(file.xRead(size, place)):
                     yield number
+    finally:
+        file.xClose()
 
 
 def _checks(page: bytes) -> bool:
