@@ -223,7 +223,9 @@ def test_answer_that_is_not_taken_is_given_up_at_the_end(listener: Listener) -> 
     async def talk(listener: Listener) -> None:
         wire = await listener.connect(limit=1)
         await wire.send(listener.head("GET", "/openapi.json") * 400)
-        await asyncio.sleep(0.5)
+        async with asyncio.timeout(20):
+            while not listener.server._state.unread.total_bytes:
+                await asyncio.sleep(0.01)
 
     assert not listener.run(talk)
 
