@@ -226,7 +226,7 @@ def test_import_by_command_books_each_line_once(data: Path, tmp_path: Path) -> N
     assert "line 3: customer bob" in refused.stderr
     assert "line 4: customer carl" in refused.stderr
     assert told(data, "import", "balances", file, "--register", "--check") == {
-        "file": str(file), "lines": 3, "to_register": 2,
+        "file": str(file), "lines": 3, "to_register": 2, "zeros": 0,
     }  # fmt: skip
     assert told(data, "customer", "list")["customers"] == ["alice"]
     first = told(data, "import", "balances", file, "--register")
@@ -239,6 +239,26 @@ def test_import_by_command_books_each_line_once(data: Path, tmp_path: Path) -> N
     found = json.loads(changed.stdout)
     assert [(line["line"], line["code"]) for line in found["refused"]] == [(2, "idempotency_conflict")]
     assert told(data, "balances", "bob", "--account", "wallet")["balances"]["usdt"]["available"] == "3.00"
+
+
+def test_import_of_frozen_balances_opens_a_hold_for_each(data: Path, tmp_path: Path) -> None:
+    """What is frozen is held with the reference of its line; a column that is added later books only what it adds."""
+    file = tmp_path / "opening.csv"
+    file.write_text("customer,coin,available\nalice,usdt,100\ndora,usdt,0\n")
+    first = told(data, "import", "balances", file, "--register")
+    assert (first["booked"], first["zeros"], first["registered"]) == (1, 1, 0)
+    before = told(data, "balances", "alice")["balances"]["usdt"]
+    file.write_text("customer,coin,available,freeze\nalice,usdt,100,25.5\nerin,usdt,0,1\n")
+    assert told(data, "import", "balances", file, "--register")["booked"] == 2
+    after = told(data, "balances", "alice")["balances"]["usdt"]
+    assert after == {"available": before["available"], "freeze": "25.50"}
+    [hold] = told(data, "holds", "erin")["holds"]
+    assert (hold["remaining"], hold["state"]) == ("1.00", "open")
+    assert told(data, "import", "balances", file)["repeated"] == 2
+    file.write_text("customer,coin,available,freeze\nalice,usdt,100,26\n")
+    changed = json.loads(run(data, "import", "balances", file, "--json").stdout)
+    assert [(line["line"], line["code"]) for line in changed["refused"]] == [(2, "idempotency_conflict")]
+    check_books(data)
 
 
 def test_import_of_many_lines_ends_where_it_was_cut_off_and_is_done_again(tmp_path: Path) -> None:

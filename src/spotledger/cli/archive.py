@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
 from spotledger.archive.backup import BACKUPS_FOLDER, check_place, facts_json, hand_over
 from spotledger.archive.exports import FORMATS, export_journal
-from spotledger.archive.imports import KEY_PREFIX, OpeningBalance, read_balances
+from spotledger.archive.imports import KEY_PREFIX, OpeningBalance, Plan, read_balances
 from spotledger.archive.restore import MasterKeySource, Restored, restore as restore_backup
 from spotledger.cli.connection import CommandLedger
 from spotledger.cli.history import time_text
@@ -30,9 +30,11 @@ from spotledger.cli.options import (
     natural_key,
 )
 from spotledger.cli.output import Output, Tell
-from spotledger.client.operator.operations import Deposit
+from spotledger.client.operator.ledger_answers import Written
+from spotledger.client.operator.operations import Deposit, Freeze, Operation, RegisterCustomer
 from spotledger.client.operator.service_answers import Backup
-from spotledger.errors import DataFolderUnusable, Refused
+from spotledger.domain import operations as domain
+from spotledger.errors import ChainFailed, DataFolderUnusable, Refused
 from spotledger.ops.runtime import claim_folder
 from spotledger.ops.settings import Settings, load_settings
 from spotledger.storage.folder import LEDGER_FILE
@@ -41,10 +43,10 @@ from spotledger.storage.folder import LEDGER_FILE
 BACKUP_PAUSE_SECONDS: Final = 0.3
 #: How many access keys and tokens that work again after a restore are named; the rest are only counted.
 CAME_BACK_TOLD: Final = 50
-#: Deposits in one request of an import, and so in one commit.
+#: Lines, or customers to register, in one request of an import.
 IMPORT_BATCH: Final = 500
-#: Customers that an import registers at the same time.
-IMPORT_AT_ONCE: Final = 50
+
+T = TypeVar("T")
 
 
 def _settings(data: str | None, config: str | None, **more: str | None) -> Settings:
@@ -265,29 +267,38 @@ def import_() -> None:
     "--key-prefix", default=KEY_PREFIX, show_default=True, metavar="P", help="The prefix of the idempotency keys."
 )
 @click.option("--register", is_flag=True, help="Register customers that are not registered yet.")
+@click.option("--decimal-comma", is_flag=True, help="Amounts have a comma in place of the point, as in 1000,50.")
 @click.option("--check", "only_check", is_flag=True, help="Check the file without booking anything.")
 @ledger_command()
 async def import_balances(
-    ledger: CommandLedger, out: Output, file: Path, key_prefix: str, register: bool, only_check: bool
+    ledger: CommandLedger,
+    out: Output,
+    file: Path,
+    key_prefix: str,
+    register: bool,
+    decimal_comma: bool,
+    only_check: bool,
 ) -> None:
     """
-    Book opening balances from the CSV FILE as deposits.
+    Book opening balances from the CSV FILE.
 
-    The first line names the columns: customer, coin, amount, and optionally account, reference and key. All lines are
-    checked before the first is booked. Importing the same file again books nothing twice.
+    The first line names the columns: customer, coin, available (or amount), and optionally freeze, account, reference
+    and key. What is in freeze is deposited too, and held. Lines of zeros are skipped. All lines are checked before the
+    first is booked. Importing the same file again books nothing twice.
     """
     scales = {coin.coin: coin.scale for coin in (await ledger.coins()).coins.values()}
     customers = set(await all_pages(ledger, "customers", ledger.customers))
-    plan = read_balances(file, scales, customers, key_prefix=key_prefix, register=register)
+    plan = read_balances(file, scales, customers, key_prefix=key_prefix, register=register, decimal_comma=decimal_comma)
+    counts = {"lines": len(plan.balances), "zeros": plan.zeros, "to_register": len(plan.new_customers)}
     refused: list[dict[str, Any]] = []
     if only_check:
-        counts = {"lines": len(plan.balances), "to_register": len(plan.new_customers)}
         out.document({"file": str(file), **counts})
     else:
         with out.progress() as tell:
-            await _register(ledger, plan.new_customers)
-            booked, repeated, refused = await _book(ledger, plan.balances, tell)
-        counts = {"registered": len(plan.new_customers), "booked": booked, "repeated": repeated}
+            result = await _book(ledger, plan, tell)
+        refused = result.refused
+        counts = {"registered": result.registered, "booked": result.booked, "repeated": result.repeated}
+        counts["zeros"] = plan.zeros
         out.document({"file": str(file), **counts, "refused": refused})
     told = ", ".join(f"{what.replace('_', ' ')} {count}" for what, count in counts.items())
     out.line(f"{file}: {told}" + (f", refused {len(refused)}" if refused else ""))
@@ -297,28 +308,63 @@ async def import_balances(
         raise click.exceptions.Exit(1)
 
 
-async def _register(ledger: CommandLedger, customers: list[str]) -> None:
-    left = iter(customers)
-    while some := list(islice(left, IMPORT_AT_ONCE)):
-        calls = (ledger.register_customer(name, key=natural_key("customer-add", name)) for name in some)
-        await asyncio.gather(*calls)
+class _Booked:
+    """What an import did: customers registered, and lines booked, booked before, or refused."""
+
+    def __init__(self) -> None:
+        self.registered = self.booked = self.repeated = 0
+        self.refused: list[dict[str, Any]] = []
+
+    def take(self, balance: OpeningBalance, outcomes: list[Written | Refused]) -> None:
+        """Count the line of *balance* by the *outcomes* of its operations."""
+        refusals = [outcome for outcome in outcomes if isinstance(outcome, Refused)]
+        # Of a chain, the refusal that is the cause, not those of its neighbours.
+        cause = next((one for one in refusals if not isinstance(one, ChainFailed)), None) or next(iter(refusals), None)
+        if cause is not None:
+            self.refused.append({"line": balance.line, "code": cause.code, "detail": cause.message})
+        elif all(isinstance(outcome, Written) and outcome.replayed for outcome in outcomes):
+            self.repeated += 1
+        else:
+            self.booked += 1
 
 
-async def _book(
-    ledger: CommandLedger, balances: list[OpeningBalance], tell: Tell
-) -> tuple[int, int, list[dict[str, Any]]]:
-    """Book *balances* in order; return how many were booked, how many had been before, and the refused lines."""
-    booked = repeated = 0
-    refused: list[dict[str, Any]] = []
-    for start in range(0, len(balances), IMPORT_BATCH):
-        some = balances[start : start + IMPORT_BATCH]
-        outcomes = await ledger.execute([Deposit(**asdict(balance.deposit)) for balance in some])
-        for balance, outcome in zip(some, outcomes, strict=True):
-            if isinstance(outcome, Refused):
-                refused.append({"line": balance.line, "code": outcome.code, "detail": outcome.message})
-            elif outcome.replayed:
-                repeated += 1
-            else:
-                booked += 1
-        tell("import", start + len(some), len(balances))
-    return booked, repeated, refused
+async def _book(ledger: CommandLedger, plan: Plan, tell: Tell) -> _Booked:
+    """Register the new customers of *plan* and book its balances, in the order of the file."""
+    result = _Booked()
+    for done, some in _pieces(plan.new_customers, "register", tell):
+        outcomes = await ledger.execute([RegisterCustomer(natural_key("customer-add", name), name) for name in some])
+        result.registered += sum(isinstance(outcome, Written) and not outcome.replayed for outcome in outcomes)
+        tell("register", done, len(plan.new_customers))
+    for done, balances in _pieces(plan.balances, "import", tell):
+        asked = [list(_operations(balance)) for balance in balances]
+        flat = [operation for operations in asked for operation in operations]
+        outcomes = await ledger.execute([one for one, _ in flat], chains=[chain for _, chain in flat])
+        found = iter(outcomes)
+        for balance, operations in zip(balances, asked, strict=True):
+            result.take(balance, list(islice(found, len(operations))))
+        tell("import", done, len(plan.balances))
+    return result
+
+
+def _pieces(rows: Sequence[T], what: str, tell: Tell) -> Iterator[tuple[int, Sequence[T]]]:
+    """Cut *rows* into requests, each with how many of them are done after it."""
+    if rows:
+        tell(what, 0, len(rows))
+    for start in range(0, len(rows), IMPORT_BATCH):
+        some = rows[start : start + IMPORT_BATCH]
+        yield start + len(some), some
+
+
+def _operations(balance: OpeningBalance) -> Iterator[tuple[Operation, str | None]]:
+    """Give the operations of a line as the client sends them, each with its chain."""
+    if balance.available is not None:
+        yield _sent(Deposit, balance.available), None
+    if balance.frozen is not None:
+        deposit, freeze = balance.frozen
+        yield _sent(Deposit, deposit), str(balance.line)
+        yield _sent(Freeze, freeze), str(balance.line)
+
+
+def _sent(kind: type[T], operation: domain.Deposit | domain.Freeze) -> T:
+    """Return *operation* as the client sends it."""
+    return kind(**{name: getattr(operation, name) for name in operation.__slots__})

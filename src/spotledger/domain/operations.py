@@ -130,7 +130,6 @@ class RegisterCustomer(Described):
     kind: ClassVar[str] = "register_customer"
     collection: ClassVar[str] = "customers"
     section: ClassVar[str] = "Coins and customers"
-    in_batch: ClassVar[bool] = False
     key: Key
     customer: CustomerId
 

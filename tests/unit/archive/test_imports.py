@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spotledger.archive import imports
-from spotledger.archive.imports import Plan, read_balances
+from spotledger.archive.imports import OpeningBalance, Plan, read_balances
 from spotledger.domain.operations import Deposit
 from spotledger.errors import FileUnusable, InvalidRequest
 
@@ -28,8 +28,14 @@ def refused(folder: Path, content: str | bytes, **options: Any) -> list[tuple[in
     """Read a file that must be refused, and return the line and the field of each bad line."""
     with pytest.raises(InvalidRequest) as refusal:
         read(folder, content, **options)
-    assert "nothing was booked" in refusal.value.message
+    assert "othing was booked" in refusal.value.message
     return [(bad["line"], bad["field"]) for bad in refusal.value.details["lines"]]
+
+
+def deposit_of(balance: OpeningBalance) -> Deposit:
+    """Return the deposit of what is available."""
+    assert balance.available is not None
+    return balance.available
 
 
 PLAIN = "customer,coin,amount\nalice,usdt,100.50\nbob,btc,0.00000001\n"
@@ -38,14 +44,15 @@ PLAIN = "customer,coin,amount\nalice,usdt,100.50\nbob,btc,0.00000001\n"
 def test_imports_of_plain_lines_become_deposits_in_order(tmp_path: Path) -> None:
     """Each line is a deposit onto spot with the amount as it is written."""
     plan = read(tmp_path, PLAIN)
-    assert [(balance.line, *_of(balance.deposit)) for balance in plan.balances] == [
-        (2, "alice", "usdt", "100.50", "spot", None),
+    assert [(balance.line, *_of(balance)) for balance in plan.balances] == [
+        (2, "alice", "usdt", "100.5", "spot", None),
         (3, "bob", "btc", "0.00000001", "spot", None),
     ]
     assert plan.new_customers == []
 
 
-def _of(deposit: Deposit) -> tuple[str | None, ...]:
+def _of(balance: OpeningBalance) -> tuple[str | None, ...]:
+    deposit = deposit_of(balance)
     return deposit.customer, deposit.coin, deposit.amount, deposit.account, deposit.reference
 
 
@@ -63,14 +70,14 @@ def _of(deposit: Deposit) -> tuple[str | None, ...]:
 )
 def test_imports_of_one_content_in_other_clothes_are_the_same(tmp_path: Path, content: bytes) -> None:
     """A byte order mark, other line ends, quotes, empty lines and another order of columns change no deposit."""
-    expected = [balance.deposit for balance in read(tmp_path, PLAIN).balances]
-    assert [balance.deposit for balance in read(tmp_path, content).balances] == expected
+    expected = [balance.available for balance in read(tmp_path, PLAIN).balances]
+    assert [balance.available for balance in read(tmp_path, content).balances] == expected
 
 
 def test_imports_keep_references_with_commas_quotes_and_other_scripts(tmp_path: Path) -> None:
     """A reference is taken as it is written between its quotes."""
     plan = read(tmp_path, 'customer,coin,amount,reference\nalice,usdt,1,"a, ""b"" 余额"\n')
-    assert plan.balances[0].deposit.reference == 'a, "b" 余额'
+    assert deposit_of(plan.balances[0]).reference == 'a, "b" 余额'
 
 
 def test_imports_make_keys_from_what_a_line_is_about_and_not_from_its_amount(tmp_path: Path) -> None:
@@ -78,12 +85,12 @@ def test_imports_make_keys_from_what_a_line_is_about_and_not_from_its_amount(tmp
     header = "customer,coin,amount,account,reference\n"
 
     def key(line: str, **options: Any) -> str:
-        return read(tmp_path, header + line, **options).balances[0].deposit.key
+        return deposit_of(read(tmp_path, header + line, **options).balances[0]).key
 
     first = key("alice,usdt,1,,")
-    assert first == key("alice,usdt,1.0,spot,") == key("alice,usdt,2,,")
-    others = [key("bob,usdt,1,,"), key("alice,btc,1,,"), key("alice,usdt,1,wallet,"), key("alice,usdt,1,,r")]
-    assert len({first, *others, key("alice,usdt,1,,", key_prefix="again")}) == 6
+    assert first == key("alice,usdt,1.0,spot,") == key("alice,usdt,2,,") == key("alice,usdt,1,,r")
+    others = [key("bob,usdt,1,,"), key("alice,btc,1,,"), key("alice,usdt,1,wallet,")]
+    assert len({first, *others, key("alice,usdt,1,,", key_prefix="again")}) == 5
     assert first.startswith("opening:")
     assert len(first) <= 64
 
@@ -91,9 +98,50 @@ def test_imports_make_keys_from_what_a_line_is_about_and_not_from_its_amount(tmp
 def test_imports_take_a_given_key_as_it_is(tmp_path: Path) -> None:
     """A key of the file is used unchanged; an empty one is made."""
     plan = read(tmp_path, "customer,coin,amount,key\nalice,usdt,1,old-7\nalice,usdt,2,old-8\nbob,usdt,3,\n")
-    keys = [balance.deposit.key for balance in plan.balances]
+    keys = [deposit_of(balance).key for balance in plan.balances]
     assert keys[:2] == ["old-7", "old-8"]
     assert keys[2].startswith("opening:")
+
+
+def test_imports_of_frozen_amounts_deposit_and_freeze_them_together(tmp_path: Path) -> None:
+    """What is frozen is a deposit and a hold with the line's reference, beside the deposit of what is available."""
+    header = "customer,coin,available,freeze,reference\n"
+    plan = read(tmp_path, header + "alice,usdt,100,25.50,order-7\nbob,btc,0,1,\nbob,usdt,3,,\n")
+    alice, bob, other = plan.balances
+    assert deposit_of(alice).amount == "100"
+    assert alice.frozen is not None
+    deposit, freeze = alice.frozen
+    assert (deposit.amount, freeze.amount, freeze.reference) == ("25.5", "25.5", "order-7")
+    assert len({deposit_of(alice).key, deposit.key, freeze.key}) == 3
+    assert bob.available is None
+    assert bob.frozen is not None
+    assert other.frozen is None
+
+
+def test_imports_of_the_same_file_with_one_more_column_keep_their_deposits(tmp_path: Path) -> None:
+    """A column of frozen amounts, or of references, that is added later does not book the rest again."""
+    before = deposit_of(read(tmp_path, "customer,coin,available\nalice,usdt,100\n").balances[0])
+    after = deposit_of(read(tmp_path, "customer,coin,available,freeze\nalice,usdt,100,25\n").balances[0])
+    assert before == after
+    named = deposit_of(read(tmp_path, "customer,coin,available,reference\nalice,usdt,100,old\n").balances[0])
+    assert named.key == before.key
+
+
+def test_imports_skip_and_count_lines_of_zeros(tmp_path: Path) -> None:
+    """Zeros of any length are skipped, register nobody, and are checked all the same."""
+    header = "customer,coin,available,freeze\n"
+    plan = read(tmp_path, header + "alice,usdt,0,0.000000000000000000000000\nzoe,usdt,0.00,\n", register=True)
+    assert plan == Plan([], [], zeros=2)
+    assert refused(tmp_path, header + "alice,doge,0,0\nalice,usdt,1,1\nalice,usdt,0,0\n") == [(2, "coin"), (4, "key")]
+
+
+def test_imports_with_decimal_commas_read_them_only_where_told(tmp_path: Path) -> None:
+    """A comma is never guessed to be a point."""
+    content = "customer;coin;amount\nalice;usdt;1000,50\nbob;usdt;7\n"
+    assert refused(tmp_path, content) == [(2, "amount")]
+    plan = read(tmp_path, content, decimal_comma=True)
+    assert [deposit_of(balance).amount for balance in plan.balances] == ["1000.5", "7"]
+    assert refused(tmp_path, content.replace("1000", "1,000"), decimal_comma=True) == [(2, "amount")]
 
 
 BAD_LINES = {
@@ -101,13 +149,10 @@ BAD_LINES = {
     "@fees,usdt,1": "customer",
     "..,usdt,1": "customer",
     ",usdt,1": "customer",
-    " alice,usdt,1": "customer",
     "alice,doge,1": "coin",
     "alice,USDT,1": "coin",
     "alice,,1": "coin",
     "alice,usdt,": "amount",
-    "alice,usdt,0": "amount",
-    "alice,usdt,0.000000000": "amount",
     "alice,usdt,-1": "amount",
     "alice,usdt,+1": "amount",
     "alice,usdt,1e5": "amount",
@@ -116,10 +161,14 @@ BAD_LINES = {
     'alice,usdt,"1,000"': "amount",
     "alice,usdt,1_000": "amount",
     "alice,usdt,١": "amount",
-    "alice,usdt, 1": "amount",
     "alice,usdt,1.123456789": "amount",
     "alice,whole,1.5": "amount",
     "alice,usdt,=1+1": "amount",
+    "alice,usdt,01": "amount",
+    "alice,usdt,.5": "amount",
+    "alice,usdt,1.": "amount",
+    "alice,whole,1.01": "amount",
+    "alice,usdt,1.0000000000000000000000001": "amount",
     "alice,usdt," + "9" * 39: "amount",
     "alice,usdt,1" + "0" * 30: "amount",
     "alice,usdt": None,
@@ -179,8 +228,16 @@ def test_imports_with_two_lines_of_one_key_are_refused(tmp_path: Path) -> None:
         "customer,coin\nalice,usdt\n",
         "customer,coin,amount,colour\nalice,usdt,1,red\n",
         "customer,coin,amount,coin\nalice,usdt,1,btc\n",
-        "Customer,Coin,Amount\nalice,usdt,1\n",
-        "customer;coin;amount\nalice;usdt;1\n",
+        "customer;coin;amount\nalice,usdt,1\n",
+        "sep=;\ncustomer,coin,amount\nalice,usdt,1\n",
+        "sep=,\n",
+        "customer,coin,amount,available\nalice,usdt,1,1\n",
+        "customer,coin,freeze\nalice,usdt,1\n",
+        "x" * 70_000,
+        PLAIN.encode("utf-16-le"),
+        PLAIN.encode("utf-16-be"),
+        PLAIN.encode("utf-32"),
+        "customer,coin,amount,\nalice,usdt,1,2\n",
         "alice,usdt,1\n",
         b"\xff\xfe" + PLAIN.encode("utf-16-le"),
         bytes(range(256)),
@@ -206,7 +263,7 @@ def test_imports_of_what_is_no_file_are_refused(tmp_path: Path) -> None:
 
 def test_imports_register_new_customers_only_where_told(tmp_path: Path) -> None:
     """Customers that are not registered are bad lines, or, with register, named once each in the order of the file."""
-    content = "customer,coin,amount,reference\nzoe,usdt,1,\nalice,usdt,1,\ncarl,usdt,1,\nzoe,usdt,1,more\n"
+    content = "customer,coin,amount,reference\nzoe,usdt,1,\nalice,usdt,1,\ncarl,usdt,1,\nzoe,btc,1,more\n"
     assert refused(tmp_path, content) == [(2, "customer"), (4, "customer"), (5, "customer")]
     assert read(tmp_path, content, register=True).new_customers == ["zoe", "carl"]
     assert refused(tmp_path, "customer,coin,amount\n..,usdt,1\n", register=True) == [(2, "customer")]

@@ -156,7 +156,7 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
         Do up to 10,000 *operations* in order as one batch; later ones see the effects of earlier ones.
 
         Args:
-            operations: Of any kind but ``ListCoin`` and ``RegisterCustomer``.
+            operations: Of any kind but ``ListCoin``.
             chains: One text or None per operation; neighbours with the same text happen all or not at all.
             atomic: Whether all of them happen or none; then 1,000 at most.
 
