@@ -449,3 +449,21 @@ def test_settlement_refused_in_the_feed_says_what_was_asked_for(api: Api) -> Non
     entry = api.get("/v1/entries", after_seq=api.seq - 1).json()["entries"][0]
     assert (entry["refusal"]["code"], entry["postings"]) == ("unknown_coin", [])
     assert (entry["request"]["base_amount"], entry["request"]["buyer"]["release"]) == ("2.5", "0.1")
+
+
+def test_names_and_amounts_as_chains_have_them(api: Api) -> None:
+    """Over HTTP, single and in a batch: keys of a chain, a coin such as usdt.e, and 24 decimals to the last one."""
+    least = "0.000000000000000000000001"
+    api.must("/v1/coins", {"coin": "usdt.e", "scale": 24}, "0x" + "0" * 126)
+    deposit = {"customer": "bob", "coin": "usdt.e", "amount": least}
+    api.must("/v1/deposits", deposit, "0x" + "ab" * 32)
+    again = api.post("/v1/deposits", deposit, "0x" + "ab" * 32)
+    assert again.headers["idempotency-replayed"] == "true"
+    operation = {"op": "deposit", "key": f"{'cd' * 32}:7", **deposit}
+    (result,) = api.must("/v1/batches", {"operations": [operation]})["results"]
+    assert result["balances"][-1]["available"] == "0.000000000000000000000002"
+    assert api.balances("bob")["usdt.e"] == {"available": "0.000000000000000000000002", "freeze": "0.00"}
+    (entry, _) = api.get("/v1/customers/bob/entries", coin="usdt.e").json()["entries"]
+    assert entry["request"]["amount"] == least
+    too_many = api.post("/v1/deposits", {**deposit, "amount": "0." + "0" * 24 + "1"})
+    assert (too_many.status_code, too_many.json()["code"]) == (422, "invalid_amount")

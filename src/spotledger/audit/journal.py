@@ -26,7 +26,7 @@ from spotledger.domain.positions import EPOCH_LIMIT, Epochs
 from spotledger.errors import Kept
 
 _DIGEST_BYTES: Final = 16
-_KEY_LENGTH: Final = 64
+_KEY_LENGTH: Final = 128
 #: The operations that have no postings, by kind; those that have some are in :data:`CHECKS`.
 WITHOUT_POSTINGS: Final = frozenset({"list_coin", "register_customer"})
 #: The kinds of entries that the ledger writes by itself, under keys with a blank; nothing else does.
@@ -186,7 +186,8 @@ class JournalPass(BooksRead):
         self.keys[digest] = seq
         is_printable = 0 < len(key) <= _KEY_LENGTH and key.isascii() and key.isprintable()
         if not is_printable or (" " in key) != (entry.kind in _OWN_KINDS):
-            self._note("key_malformed", seq, "key", key, "1 to 64 printable ASCII characters without blanks")
+            expected = f"1 to {_KEY_LENGTH} printable ASCII characters without blanks"
+            self._note("key_malformed", seq, "key", key, expected)
         request = entry.request
         if request.op is not None or request.format is not None:
             self._note("request_differs", seq, "request", f"{request.format}, {request.op}", "neither format nor op")

@@ -28,7 +28,7 @@ def coin() -> None:
 
 @coin.command("add")
 @click.argument("coin")
-@click.option("--scale", type=int, required=True, metavar="0-18", help="Decimal places: 10**scale units are one coin.")
+@click.option("--scale", type=int, required=True, metavar="0-24", help="Decimal places: 10**scale units are one coin.")
 @own_key_option
 @ledger_command(may_make=True)
 async def coin_add(ledger: CommandLedger, out: Output, coin: str, scale: int, key: str | None) -> None:

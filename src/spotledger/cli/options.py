@@ -20,7 +20,6 @@ import click
 from spotledger.cli.connection import CommandLedger, Where, connect
 from spotledger.cli.output import Output
 from spotledger.client.operator.operations import HoldKey, HoldName
-from spotledger.domain.operations import KEY_MAX_CHARACTERS
 from spotledger.domain.positions import POSITION_PATTERN
 from spotledger.errors import FileUnusable, LedgerCorrupt, SpotledgerError, StoreUnavailable
 from spotledger.ops.settings import RULES, flag_of
@@ -35,6 +34,8 @@ EXIT_FAILED: Final = 1
 EXIT_IN_THE_WAY: Final = 3
 _IN_THE_WAY: Final = (OSError, FileUnusable, StoreUnavailable)
 
+#: Keys that are made of names stay this short, so that a command makes the key that it always made.
+NATURAL_KEY_CHARACTERS: Final = 64
 ACCOUNTS: Final = ("wallet", "spot", "fiat")
 _DURATION: Final = re.compile(r"\A([1-9][0-9]{0,5})([smhdw])\Z")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -273,4 +274,4 @@ async def all_pages(ledger: CommandLedger, member: str, read: Callable[..., Awai
 def natural_key(what: str, name: str) -> str:
     """Return an idempotency key that follows from *what* and *name*, such as ``customer-add-alice``."""
     key = f"{what}-{name}"
-    return key if len(key) <= KEY_MAX_CHARACTERS else f"{what}-{hashlib.sha256(name.encode()).hexdigest()[:40]}"
+    return key if len(key) <= NATURAL_KEY_CHARACTERS else f"{what}-{hashlib.sha256(name.encode()).hexdigest()[:40]}"

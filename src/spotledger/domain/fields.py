@@ -26,7 +26,7 @@ from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN, parse_pos
 from spotledger.errors import InvalidRequest
 from spotledger.texts import FIT, is_line
 
-KEY_MAX_CHARACTERS: Final = 64
+KEY_MAX_CHARACTERS: Final = 128
 REFERENCE_MAX_CHARACTERS: Final = 256
 #: As a release: all that remains of the hold.
 REST: Final = "rest"
@@ -91,7 +91,7 @@ class Field(NamedTuple):
 
 
 def check_key(text: object, field: str = "key") -> str:
-    """Return *text* if it is a valid idempotency key of a caller: 1–64 characters of 0x21–0x7E."""
+    """Return *text* if it is a valid idempotency key of a caller: 1–128 characters of 0x21–0x7E."""
     if isinstance(text, str) and _KEY.match(text):
         return text
     allowed = f"an idempotency key of 1 to {KEY_MAX_CHARACTERS} printable ASCII characters without blanks"

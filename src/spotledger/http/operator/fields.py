@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 from msgspec import Meta
 
 from spotledger.domain import fields
-from spotledger.domain.accounts import ACCOUNT_IDS
+from spotledger.domain.accounts import ACCOUNT_IDS, COIN_PATTERN
 from spotledger.domain.amounts import MAX_SCALE
 from spotledger.domain.fields import KEY_MAX_CHARACTERS, REFERENCE_MAX_CHARACTERS, TIME_MAX_MS, Form
 from spotledger.domain.journal import ACTOR
@@ -21,11 +21,11 @@ from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN
 Schema = dict[str, Any]
 
 CUSTOMER: Final[Schema] = {"type": "string", "pattern": r"^[A-Za-z0-9._-]{1,64}$", "examples": ["alice"]}
-COIN: Final[Schema] = {"type": "string", "pattern": r"^[a-z0-9]{1,20}$", "examples": ["usdt"]}
+COIN: Final[Schema] = {"type": "string", "pattern": f"^{COIN_PATTERN}$", "examples": ["usdt"]}
 ACCOUNT: Final[Schema] = {"enum": list(ACCOUNT_IDS), "default": "spot"}
 AMOUNT: Final[Schema] = {
     "type": "string",
-    "pattern": r"^(0|[1-9][0-9]{0,37})(\.[0-9]{1,18})?$",
+    "pattern": rf"^(0|[1-9][0-9]{{0,37}})(\.[0-9]{{1,{MAX_SCALE}}})?$",
     "description": "A plain decimal above zero, with no more decimals than the coin has.",
     "examples": ["100.50"],
 }
