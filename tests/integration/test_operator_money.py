@@ -12,8 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from spotledger.domain.operations import CoinAmount, SettleSide
-from spotledger.errors import UnknownCoin
+from spotledger.domain.operations import CoinAmount, Settle, SettleSide, Withdraw
 from support_operator import Api, operator_api
 
 
@@ -442,12 +441,12 @@ def test_settlement_in_the_feed_has_each_amount_in_its_own_coin(api: Api) -> Non
 
 
 def test_settlement_refused_in_the_feed_says_what_was_asked_for(api: Api) -> None:
-    """Amounts of a coin that is not listed stay as they were asked for."""
+    """In a chain that is kept, amounts of a coin that is not listed stay as they were asked for."""
     sides = SettleSide("1", release="0.10"), SettleSide("2")
-    with pytest.raises(UnknownCoin):
-        api.runtime.ledger.settle("doge", "usdt", "2.50", "20", *sides, key="fill-1")
+    operations = [Withdraw("w", "999", "alice", "usdt"), Settle("fill-1", "doge", "usdt", "2.50", "20", *sides)]
+    api.runtime.ledger.execute(operations, atomic=True)
     entry = api.get("/v1/entries", after_seq=api.seq - 1).json()["entries"][0]
-    assert (entry["refusal"]["code"], entry["postings"]) == ("unknown_coin", [])
+    assert (entry["refusal"]["code"], entry["postings"]) == ("chain_failed", [])
     assert (entry["request"]["base_amount"], entry["request"]["buyer"]["release"]) == ("2.5", "0.1")
 
 

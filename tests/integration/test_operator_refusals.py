@@ -137,6 +137,25 @@ def test_refusal_over_http_is_a_problem_document(api: Api, kind: type[errors.Spo
     check_problem(PROVOKED[kind](api), kind)
 
 
+def test_deposit_of_an_unknown_customer_passes_with_the_same_key_once_they_are_registered(api: Api) -> None:
+    """Single and in a batch, nothing is kept of the refusal: a deposit watcher sends the same again."""
+    deposit, head = {**DEPOSIT, "customer": "carol", "coin": "usdt.e"}, api.seq
+    operation = {"op": "deposit", "key": "batched", **deposit}
+    for code, remedy in (
+        ("unknown_coin", ("/v1/coins", {"coin": "usdt.e", "scale": 6})),
+        ("unknown_customer", ("/v1/customers", {"customer": "carol"})),
+    ):
+        problem = api.post("/v1/deposits", deposit, "single").json()
+        (result,) = api.must("/v1/batches", {"operations": [operation]})["results"]
+        assert (problem["code"], "seq" in problem, api.seq) == (code, False, head)
+        assert (result["code"], "seq" in result) == (code, False)
+        api.must(*remedy)
+        head = api.seq
+    first = api.must("/v1/deposits", deposit, "single")
+    (result,) = api.must("/v1/batches", {"operations": [operation]})["results"]
+    assert (first["seq"], result["seq"]) == (head + 1, head + 2)
+
+
 @pytest.mark.parametrize(
     "kind", [kind for kind in PROVOKED if issubclass(kind, errors.Kept)], ids=lambda kind: kind.code
 )

@@ -188,19 +188,19 @@ def test_hold_of_the_wrong_coin_is_refused(ledger: Ledger) -> None:
     assert refused.value.details["field"] == "buyer.hold"
 
 
-def test_unknown_coin_and_hold_are_kept_refusals(ledger: Ledger) -> None:
-    """They could be there another day; the same request then still gets the kept answer."""
+def test_unknown_coin_and_hold_leave_the_key_unused(ledger: Ledger) -> None:
+    """They could be there another day: once they are, the same fill passes under the same key."""
     head = ledger.head.seq
-    side = SettleSide(HoldKey("bid"))
-    with pytest.raises(UnknownCoin):
-        ledger.settle("doge", "usdt", "1", "1", SettleSide("99"), side, key="coin")
-    with pytest.raises(UnknownHold):
-        ledger.settle("btc", "usdt", "1", "1", side, SettleSide("99"), key="hold")
-    ledger.list_coin("doge", 8, key="list:doge")
-    with pytest.raises(UnknownCoin) as again:
-        ledger.settle("doge", "usdt", "1.0", "1", SettleSide("99"), side, key="coin")
-    assert again.value.replayed
-    assert ledger.head.seq == head + 3
+    buyer, seller = SettleSide(HoldKey("bid")), SettleSide(HoldKey("doge"))
+    for unknown in (UnknownCoin, UnknownHold):
+        with pytest.raises(unknown) as refused:
+            ledger.settle("doge", "usdt", "1", "1", buyer, seller, key="fill")
+        assert (refused.value.seq, ledger.head.seq) == (None, head)
+        if unknown is UnknownCoin:
+            head = ledger.list_coin("doge", 8, key="list:doge").seq
+    ledger.deposit("bob", "doge", "1", key="in")
+    ledger.freeze("bob", "doge", "1", key="doge")
+    assert not ledger.settle("doge", "usdt", "1", "1", buyer, seller, key="fill").replayed
 
 
 def test_expired_hold_pays_no_more(tmp_path: Path) -> None:

@@ -23,7 +23,15 @@ from spotledger.audit.shortcuts import SHORTCUTS
 from spotledger.domain.amounts import MAX_SCALE, UNITS_LIMIT
 from spotledger.domain.journal import ACTOR, LEDGER, LIBRARY, epoch_key
 from spotledger.domain.positions import EPOCH_LIMIT, Epochs
-from spotledger.errors import Kept
+from spotledger.errors import (
+    BalanceTooLarge,
+    HouseShort,
+    Kept,
+    UnknownCoin,
+    UnknownCustomer,
+    UnknownEntry,
+    UnknownHold,
+)
 
 _DIGEST_BYTES: Final = 16
 _KEY_LENGTH: Final = 128
@@ -331,4 +339,6 @@ def _kept_codes(kind: type[Kept] = Kept) -> frozenset[str]:
     return frozenset({kind.code}).union(*(_kept_codes(below) for below in kind.__subclasses__()))
 
 
-_KEPT_CODES: Final = _kept_codes() - {Kept.code}
+#: Refusals that were kept until they left the key unused; journals still have them.
+_KEPT_ONCE: Final = (BalanceTooLarge, HouseShort, UnknownCoin, UnknownCustomer, UnknownEntry, UnknownHold)
+_KEPT_CODES: Final = _kept_codes() - {Kept.code} | {kind.code for kind in _KEPT_ONCE}

@@ -143,7 +143,7 @@ class Deposit(Described):
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
     """
 
     kind: ClassVar[str] = "deposit"
@@ -168,7 +168,8 @@ class Freeze(Described):
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key.
     """
 
     kind: ClassVar[str] = "freeze"
@@ -198,7 +199,8 @@ class Unfreeze(Described):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        UnknownHold: Not kept: the key stays unused.
+        HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     kind: ClassVar[str] = "unfreeze"
@@ -225,8 +227,8 @@ class Withdraw(Described):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
-        UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        UnknownCoin, UnknownCustomer, UnknownHold: Not kept: the key stays unused.
+        InsufficientAvailable, HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     kind: ClassVar[str] = "withdraw"
@@ -265,7 +267,8 @@ class Transfer(Described):
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key.
     """
 
     kind: ClassVar[str] = "transfer"
@@ -345,7 +348,8 @@ class Settle(Described):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
         InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
-        UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownHold, BalanceTooLarge: Not kept: the key stays unused.
+        HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     kind: ClassVar[str] = "settle"
@@ -390,7 +394,7 @@ class Reverse(Described):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
         AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
-        UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
+        UnknownEntry, HouseShort, BalanceTooLarge: Not kept: the key stays unused.
     """
 
     kind: ClassVar[str] = "reverse"

@@ -120,7 +120,8 @@ def settle(operation: Settle, fill: Fill, state: State, seq: int, now_ms: int) -
     Decide one fill.
 
     Raises:
-        UnknownCoin, UnknownHold, HoldClosed, HoldExpired, HoldShort, BalanceTooLarge: Kept.
+        HoldClosed, HoldExpired, HoldShort: Kept.
+        UnknownCoin, UnknownHold, BalanceTooLarge: A coin or hold is unknown, or a balance would grow too large.
         PreconditionFailed: A hold is not the one that was meant.
         InvalidRequest: A hold is of the wrong coin, or fee and dust exceed what a side receives.
     """

@@ -69,7 +69,7 @@ class OperationCalls(ABC):
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
         """
         return self._do(
             Deposit(
@@ -101,7 +101,8 @@ class OperationCalls(ABC):
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key.
         """
         return self._do(
             Freeze(
@@ -134,7 +135,8 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+            UnknownHold: Not kept: the key stays unused.
+            HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self._do(
             Unfreeze(
@@ -169,8 +171,8 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
-            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+            UnknownCoin, UnknownCustomer, UnknownHold: Not kept: the key stays unused.
+            InsufficientAvailable, HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self._do(
             Withdraw(
@@ -203,7 +205,8 @@ class OperationCalls(ABC):
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key.
         """
         return self._do(
             Transfer(
@@ -240,7 +243,8 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
             InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
-            UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownHold, BalanceTooLarge: Not kept: the key stays unused.
+            HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self._do(
             Settle(
@@ -276,6 +280,6 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
             AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
-            UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
+            UnknownEntry, HouseShort, BalanceTooLarge: Not kept: the key stays unused.
         """
         return self._do(Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch))

@@ -72,7 +72,7 @@ class OperationCalls(ABC):
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
         """
         return self.do(
             Deposit(
@@ -104,7 +104,8 @@ class OperationCalls(ABC):
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key.
         """
         return self.do(
             Freeze(
@@ -137,7 +138,8 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+            UnknownHold: Not kept: the key stays unused.
+            HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self.do(Unfreeze(key, hold=hold, amount=amount, customer=customer, coin=coin, epoch=epoch))
 
@@ -163,8 +165,8 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
-            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+            UnknownCoin, UnknownCustomer, UnknownHold: Not kept: the key stays unused.
+            InsufficientAvailable, HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self.do(
             Withdraw(
@@ -197,7 +199,8 @@ class OperationCalls(ABC):
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key.
         """
         return self.do(
             Transfer(
@@ -234,7 +237,8 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
             InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
-            UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownHold, BalanceTooLarge: Not kept: the key stays unused.
+            HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self.do(
             Settle(
@@ -270,6 +274,6 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
             AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
-            UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
+            UnknownEntry, HouseShort, BalanceTooLarge: Not kept: the key stays unused.
         """
         return self.do(Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch))

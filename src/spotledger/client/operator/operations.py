@@ -83,7 +83,7 @@ class Deposit(Operation):
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
     """
 
     op = "deposit"
@@ -106,7 +106,8 @@ class Freeze(Operation):
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key.
     """
 
     op = "freeze"
@@ -131,7 +132,8 @@ class Unfreeze(Operation):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        UnknownHold: Not kept: the key stays unused.
+        HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     op = "unfreeze"
@@ -155,8 +157,8 @@ class Withdraw(Operation):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
-        UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        UnknownCoin, UnknownCustomer, UnknownHold: Not kept: the key stays unused.
+        InsufficientAvailable, HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     op = "withdraw"
@@ -179,7 +181,8 @@ class Transfer(Operation):
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key.
     """
 
     op = "transfer"
@@ -211,7 +214,8 @@ class Settle(Operation):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
         InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
-        UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownHold, BalanceTooLarge: Not kept: the key stays unused.
+        HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     op = "settle"
@@ -239,7 +243,7 @@ class Reverse(Operation):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
         AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
-        UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
+        UnknownEntry, HouseShort, BalanceTooLarge: Not kept: the key stays unused.
     """
 
     op = "reverse"
