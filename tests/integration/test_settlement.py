@@ -226,8 +226,11 @@ def test_expired_hold_pays_no_more(tmp_path: Path) -> None:
     [
         ({"quote": "201"}, "quote_amount"),
         ({"base": "1.00000001"}, "base_amount"),
-        ({"buyer": {"release": "rest"}}, "buyer"),
-        ({"seller": {"fee": CoinAmount("usdt", "1")}}, "seller"),
+        ({"buyer": {"release": "rest"}}, "buyer.release"),
+        ({"buyer": {"release": "0.5"}}, "buyer.release"),
+        ({"seller": {"fee": CoinAmount("usdt", "1")}}, "seller.fee"),
+        ({"seller": {"hold": "7"}}, "seller.hold"),
+        ({"seller": {"dust": CoinAmount("usdt", "1")}}, "seller.dust"),
         ({"base": "1.000000001"}, "base_amount"),
     ],
 )
@@ -240,6 +243,16 @@ def test_same_key_with_another_fill_is_a_conflict_naming_the_field(
     with pytest.raises(IdempotencyConflict) as conflict:
         _fill(ledger, **{"base": "1", "quote": "200", **change})
     assert conflict.value.details["field"] == field
+    assert f"with another {field};" in conflict.value.message
+
+
+def test_conflict_within_a_fee_names_its_coin_or_its_amount(ledger: Ledger) -> None:
+    """Where both have a fee, the field within it is named."""
+    _fill(ledger, buyer={"fee": CoinAmount("btc", "0.001")})
+    for fee, field in ((CoinAmount("btc", "0.002"), "amount"), (CoinAmount("usdt", "0.001"), "coin")):
+        with pytest.raises(IdempotencyConflict) as conflict:
+            _fill(ledger, buyer={"fee": fee})
+        assert conflict.value.details["field"] == f"buyer.fee.{field}"
 
 
 def test_fill_on_holds_opened_in_the_same_group(ledger: Ledger) -> None:
