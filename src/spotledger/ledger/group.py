@@ -369,12 +369,9 @@ def _repeat(kept: Entry, operation: Operation, overlay: Overlay) -> Outcome:
     """Return the kept outcome of a known key, or a conflict if the operation has other content."""
     name = rules.differing_field(kept.request, operation, lambda coin: found(overlay.coin(coin)).scale)
     if name is not None:
-        return IdempotencyConflict(
-            f"key {operation.key} was used before, by entry {kept.seq}, with another {name};"
-            " a key of its own would pass",
-            field=name,
-            first_seq=kept.seq,
-        )
+        before = f"key {operation.key} was used before, by entry {kept.seq}, with another {name}"
+        advice = rules.advice_after_conflict(operation, overlay)
+        return IdempotencyConflict(f"{before}; {advice}", field=name, first_seq=kept.seq)
     if kept.refusal is None:
         return Receipt(kept, True, overlay.epochs.of(kept.seq))
     refusal = refusal_of_code(kept.refusal["code"], kept.refusal["detail"], kept.refusal["details"])
