@@ -19,6 +19,7 @@ from spotledger.cli.options import (
     time_ms,
 )
 from spotledger.cli.output import Output
+from spotledger.client.operator.ledger_answers import Hold
 
 
 @click.group()
@@ -109,7 +110,11 @@ async def balances(
 async def holds(
     ledger: CommandLedger, out: Output, customer: str | None, state: str | None, older_than: str | None
 ) -> None:
-    """Show the holds of CUSTOMER, or without CUSTOMER all open holds, the oldest first."""
+    """
+    Show the holds of CUSTOMER, or without CUSTOMER all open holds, the oldest first.
+
+    An open hold past its time is due: it cannot be used, and is about to expire.
+    """
     older_than_ms = 0 if older_than is None else duration_ms(older_than, "--older-than")
     if customer is None:
         if state == "closed":
@@ -122,8 +127,12 @@ async def holds(
     columns = ["hold", "state", "account", "coin", "amount", "remaining", "reference", "key"]
     if customer is None:
         columns.insert(0, "customer")
-    rows = ([*(getattr(hold, name) for name in columns), age_text(hold.age_ms)] for hold in found)
+    rows = ([*(_shown(hold, name) for name in columns), age_text(hold.age_ms)] for hold in found)
     out.table((*columns, "age"), rows)
+
+
+def _shown(hold: Hold, name: str) -> object:
+    return "due" if name == "state" and hold.due else getattr(hold, name)
 
 
 def age_text(age_ms: int) -> str:

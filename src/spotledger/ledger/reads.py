@@ -225,9 +225,10 @@ class LedgerReads:
             return self._store.customers(after, self._page(0, limit)[1])
 
     def hold(self, hold_id: int) -> Hold | None:
-        """Return one hold, open or closed, or None."""
+        """Return one hold, open (``due`` if its time has come) or closed, or None."""
         with self._reading():
-            return self._store.hold(hold_id) if self._is_booked(hold_id) else None
+            hold = self._store.hold(hold_id) if self._is_booked(hold_id) else None
+            return None if hold is None else hold.read_at(self.now_ms)
 
     def holds(self, customer: str, state: str | None = None, after: int = 0, limit: int = 1000) -> list[Hold]:
         """
@@ -240,13 +241,17 @@ class LedgerReads:
             raise InvalidRequest(f"state is {state!r}; open or closed would pass", field="state")
         with self._reading():
             after, limit = self._page(after, limit)
-            return self._store.holds(customer, state, after, limit)
+            return self._as_of_now(self._store.holds(customer, state, after, limit))
 
     def old_holds(self, before_ms: int, after: int = 0, limit: int = 1000) -> list[Hold]:
         """Return at most *limit* open holds with ids above *after*, opened at or before *before_ms*."""
         with self._reading():
             after, limit = self._page(after, limit)
-            return self._store.old_holds(before_ms, after, limit)
+            return self._as_of_now(self._store.old_holds(before_ms, after, limit))
+
+    def _as_of_now(self, holds: list[Hold]) -> list[Hold]:
+        now_ms = self.now_ms
+        return [hold.read_at(now_ms) for hold in holds]
 
     def trial_balance(self) -> TrialBalance:
         """

@@ -110,7 +110,7 @@ class Written(_Placed, frozen=True):
 
 
 class Hold(Struct, frozen=True):
-    """One hold, open or closed."""
+    """One hold, open or closed; one that is open and ``due`` is past its time, and cannot be used."""
 
     hold: str
     customer: str
@@ -125,6 +125,7 @@ class Hold(Struct, frozen=True):
     closed_seq: int | None
     age_ms: int
     key: str | None = None
+    due: bool = False
 
 
 class HoldRead(Struct, frozen=True):

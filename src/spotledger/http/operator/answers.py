@@ -131,6 +131,7 @@ class HoldAnswer(Answer):
     closed_seq: Seq | None
     age_ms: Annotated[int, Meta(description="How long ago it was opened.")]
     key: Annotated[str, Meta(description="The idempotency key that opened it.")] | UnsetType = UNSET
+    due: Annotated[bool, Meta(description="True if it is past its time, and cannot be used.")] | UnsetType = UNSET
 
 
 class CoinAnswer(Answer):
@@ -460,4 +461,5 @@ def hold_answer(hold: Hold, position: str, scale: int, key: str | UnsetType, now
         hold.closed_seq,
         now_ms - hold.opened_ms,
         key,
+        hold.due or UNSET,
     )
