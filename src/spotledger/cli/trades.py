@@ -17,6 +17,7 @@ from spotledger.cli.money import write
 from spotledger.cli.options import InputFile, PositionType, hold_name, key_option, ledger_command, reference_option
 from spotledger.cli.output import Output
 from spotledger.client.operator.operations import CoinAmount, Operation, Reverse, Settle, SettleSide
+from spotledger.domain.positions import position_text
 from spotledger.errors import MalformedRequest
 
 #: Operations in one request; a longer chain is sent whole.
@@ -110,7 +111,7 @@ async def batch(ledger: CommandLedger, out: Output, file: IO[bytes], atomic: boo
 def _show_results(out: Output, operations: list[dict[str, Any]], results: list[dict[str, Any]]) -> int:
     """Print the outcomes of *operations*; return how many were refused."""
     refused = [
-        (operation.get("key"), operation.get("op"), result.get("detail"))
+        (operation.get("key"), operation.get("op"), result.get("detail"), *_kept(result))
         for operation, result in zip(operations, results, strict=True)
         if "code" in result
     ]
@@ -119,8 +120,17 @@ def _show_results(out: Output, operations: list[dict[str, Any]], results: list[d
     out.line(f"{len(results)} operations: {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}")
     out.line(f"{len(results) - len(refused)} done, {len(refused)} refused; {again} of them were repeats")
     if refused:
-        out.table(("key", "op", "refused because"), refused)
+        out.table(("key", "op", "refused because", "kept as", "repeat"), refused)
+    if any("seq" in result for result in results if "code" in result):
+        out.line("What is kept is refused for ever under its key: use another key to try it again")
     return len(refused)
+
+
+def _kept(result: dict[str, Any]) -> tuple[str, str]:
+    """Return the entry that keeps a refusal, and whether that is a repeat; blanks if it is not kept."""
+    if "seq" not in result:
+        return "", ""
+    return f"entry {position_text(result['epoch'], result['seq'])}", "yes" if result.get("replayed") else "no"
 
 
 def _pieces(operations: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
