@@ -232,6 +232,9 @@ def test_amount_that_is_none_is_refused_and_touches_nothing(api: Api, path: str,
         ("/v1/deposits", {**DEPOSIT, "account": None}, "account"),
         ("/v1/deposits", {**DEPOSIT, "happened_ms": "now"}, "happened_ms"),
         ("/v1/deposits", {**DEPOSIT, "happened_ms": 10**40}, "happened_ms"),
+        ("/v1/deposits", {**DEPOSIT, "happened_ms": 1_700_000_000}, "happened_ms"),
+        ("/v1/withdrawals", {**DEPOSIT, "happened_ms": 978_307_199_999}, "happened_ms"),
+        ("/v1/holds", {**FREEZE, "expires_ms": 1_900_000_000}, "expires_ms"),
         ("/v1/deposits", {**DEPOSIT, "reference": "a\nb"}, "reference"),
         ("/v1/deposits", {**DEPOSIT, "reference": "x" * 257}, "reference"),
         ("/v1/deposits", {**DEPOSIT, "hold": "1"}, "hold"),
@@ -342,6 +345,7 @@ def test_idempotency_key_missing_or_twice_is_named(api: Api, count: int) -> None
         ("/v1/customers/alice/balances", "at_seq=99999", "at_seq"),
         ("/v1/customers/alice/balances", "at_seq=-1", "at_seq"),
         ("/v1/customers/alice/balances", "at_ms=999999999999999999", "at_ms"),
+        ("/v1/customers/alice/balances", "at_ms=1700000000", "at_ms"),
         ("/v1/customers/alice/balances", "at_seq=1&at_ms=1", "at_seq"),
         ("/v1/customers/alice/entries", "coin=BTC", "coin"),
         ("/v1/customers/alice/entries", "after=1", "after"),
@@ -504,3 +508,31 @@ def test_damaged_ledger_takes_no_writes_and_says_so(api: Api) -> None:
         assert "retry-after" not in answer.headers
     assert "spotledger_damaged 1.0" in api.get("/metrics").text
     assert api.get("/v1/customers/alice/balances").status_code == 200
+
+
+def test_coin_that_is_listed_is_told_so_and_no_other_key_is_advised(api: Api) -> None:
+    """Neither the key of its listing nor another one lists it again, so neither answer asks for another key."""
+    api.must("/v1/coins", {"coin": "doge", "scale": 8}, "list-doge")
+    conflict = api.post("/v1/coins", {"coin": "doge", "scale": 6}, "list-doge")
+    assert check_problem(conflict, errors.IdempotencyConflict)["field"] == "scale"
+    again = api.post("/v1/coins", {"coin": "doge", "scale": 6}, "other")
+    check_problem(again, errors.CoinAlreadyListed)
+    for answer in (conflict, again):
+        assert "coin doge is already listed with scale 8" in answer.json()["detail"]
+        assert "key of its own" not in answer.json()["detail"]
+    other_coin = api.post("/v1/coins", {"coin": "pepe", "scale": 6}, "list-doge")
+    assert "a key of its own would pass" in other_coin.json()["detail"]
+
+
+def test_conflict_in_a_side_of_a_settlement_names_the_field(api: Api) -> None:
+    """Single and in a batch: ``buyer.release``, not ``buyer``."""
+    api.must("/v1/deposits", {"customer": "bob", "coin": "btc", "amount": "2"})
+    api.must("/v1/holds", {"customer": "bob", "coin": "btc", "amount": "2"}, "ask")
+    fill = {"base": "btc", "quote": "usdt", "base_amount": "1", "quote_amount": "10"}
+    sides = {"buyer": {"hold": {"key": "first-hold"}}, "seller": {"hold": {"key": "ask"}}}
+    api.must("/v1/settlements", {**fill, **sides}, "fill")
+    sides["buyer"] |= {"release": "rest"}
+    problem = check_problem(api.post("/v1/settlements", {**fill, **sides}, "fill"), errors.IdempotencyConflict)
+    operation = {"op": "settle", "key": "fill", **fill, **sides}
+    (result,) = api.must("/v1/batches", {"operations": [operation]})["results"]
+    assert [problem["field"], result["field"]] == ["buyer.release"] * 2

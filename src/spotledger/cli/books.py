@@ -12,6 +12,7 @@ from spotledger.cli.options import (
     PositionType,
     account_option,
     all_pages,
+    asked_at,
     duration_ms,
     ledger_command,
     natural_key,
@@ -93,7 +94,9 @@ async def balances(
 ) -> None:
     """Show the balances of CUSTOMER, now or at any moment in the past: available, freeze and their total."""
     is_house = customer.startswith("@")
-    found = await ledger.balances(customer, None if is_house else account, at_seq=at_seq, at_ms=time_ms(at, "--at"))
+    at_ms = time_ms(at, "--at")
+    with asked_at(at, "--at"):
+        found = await ledger.balances(customer, None if is_house else account, at_seq=at_seq, at_ms=at_ms)
     out.document(ledger.document)
     title = f"{customer}, {'house' if is_house else account}, as of entry {found.position}"
     rows = ((coin, both.available, both.freeze) for coin, both in found.balances.items())

@@ -20,8 +20,9 @@ import click
 from spotledger.cli.connection import CommandLedger, Where, connect
 from spotledger.cli.output import Output
 from spotledger.client.operator.operations import HoldKey, HoldName
+from spotledger.domain.fields import TIME_MIN_MS
 from spotledger.domain.positions import POSITION_PATTERN
-from spotledger.errors import FileUnusable, LedgerCorrupt, SpotledgerError, StoreUnavailable
+from spotledger.errors import FileUnusable, InvalidRequest, LedgerCorrupt, SpotledgerError, StoreUnavailable
 from spotledger.ops.settings import RULES, flag_of
 from spotledger.os_errors import unusable_file
 
@@ -213,8 +214,20 @@ def time_ms(text: str | None, option: str) -> int | None:
     """Return the time *text* of *option* in ms since 1970; it is that, or ISO 8601, in UTC without a zone."""
     if text is None:
         return None
-    if text.isascii() and text.isdecimal() and len(text) <= 15:
-        return int(text)
+    found_ms = int(text) if _is_number(text) else _ms_of_iso(text, option)
+    if found_ms < TIME_MIN_MS:
+        raise click.BadParameter(
+            f"{text!r} is before the year 2001; 2026-01-31, or milliseconds, not seconds, since 1970 would pass",
+            param_hint=option,
+        )
+    return found_ms
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 15
+
+
+def _ms_of_iso(text: str, option: str) -> int:
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
@@ -224,6 +237,20 @@ def time_ms(text: str | None, option: str) -> int | None:
         ) from None
     aware = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
     return round(aware.timestamp() * 1000)
+
+
+@contextmanager
+def asked_at(text: str | None, option: str) -> Iterator[None]:
+    """Say in the words of *option*, which was given as *text*, that its time is in the future."""
+    try:
+        yield
+    except InvalidRequest as refusal:
+        now_ms = refusal.details.get("now_ms")
+        if text is None or not isinstance(now_ms, int):
+            raise
+        now = str(now_ms) if _is_number(text) else datetime.fromtimestamp(now_ms // 1000, UTC).isoformat()
+        message = f"{option} is {text}, in the future; a time up to {now}, which is now, would pass"
+        raise InvalidRequest(message, **{**refusal.details, "field": option}) from None
 
 
 class PositionType(click.ParamType[str]):

@@ -30,6 +30,8 @@ KEY_MAX_CHARACTERS: Final = 128
 REFERENCE_MAX_CHARACTERS: Final = 256
 #: As a release: all that remains of the hold.
 REST: Final = "rest"
+#: The year 2001. Earlier times are mistakes: most of all, seconds where milliseconds are meant.
+TIME_MIN_MS: Final = 978_307_200_000
 #: The last millisecond of the year 9999; later times are mistakes.
 TIME_MAX_MS: Final = 253_402_300_799_999
 KEY_PATTERN: Final = rf"[\x21-\x7e]{{1,{KEY_MAX_CHARACTERS}}}"
@@ -126,12 +128,15 @@ def check_reason(text: object, field: str = "reason") -> None:
 
 
 def check_time(value: object, field: str) -> None:
-    """Check that *value* is None or a time in milliseconds since 1970."""
+    """Check that *value* is None or a time in milliseconds since 1970, in the years 2001 to 9999."""
     if value is None:
         return
+    allowed = "milliseconds since 1970 such as 1700000000000"
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= TIME_MAX_MS:
-        allowed = "milliseconds since 1970 such as 1700000000000"
         raise InvalidRequest(f"{field} is {shown(value)}; {allowed} would pass", field=field)
+    if value < TIME_MIN_MS:
+        said = f"{field} is {value}, which is before the year 2001"
+        raise InvalidRequest(f"{said}; {allowed}, not seconds, would pass", field=field)
 
 
 def check_epoch(value: object, field: str = "epoch") -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from spotledger.clock import Clock
 from spotledger.domain.accounts import Account, Balance, Coin, receivable_of
 from spotledger.domain.amounts import shown
+from spotledger.domain.fields import check_time
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
@@ -187,16 +188,20 @@ class LedgerReads:
 
     def seq_at(self, time_ms: int) -> int:
         """
-        Return the ``seq`` of the last entry booked at or before *time_ms*; 0 if there is none.
+        Return the ``seq`` of the last entry booked at or before *time_ms*; 0 if there is none, as at the time 0.
 
         Raises:
-            InvalidRequest: *time_ms* is in the future, when more entries may be booked.
+            InvalidRequest: *time_ms* is in the future, when more entries may be booked, or before the year 2001.
         """
         with self._reading():
             now_ms = self.now_ms
-            if not 0 <= time_ms <= now_ms:
+            if time_ms:
+                check_time(time_ms, "at_ms")
+            if time_ms > now_ms:
                 raise InvalidRequest(
-                    f"at_ms is {time_ms}; a time from 0 to {now_ms}, which is now, would pass", field="at_ms"
+                    f"at_ms is {time_ms}, in the future; a time up to {now_ms}, which is now, would pass",
+                    field="at_ms",
+                    now_ms=now_ms,
                 )
             return self._store.seq_at(time_ms)
 

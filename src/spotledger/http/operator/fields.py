@@ -14,7 +14,7 @@ from msgspec import Meta
 from spotledger.domain import fields
 from spotledger.domain.accounts import ACCOUNT_IDS, COIN_PATTERN
 from spotledger.domain.amounts import MAX_SCALE
-from spotledger.domain.fields import KEY_MAX_CHARACTERS, REFERENCE_MAX_CHARACTERS, TIME_MAX_MS, Form
+from spotledger.domain.fields import KEY_MAX_CHARACTERS, REFERENCE_MAX_CHARACTERS, TIME_MAX_MS, TIME_MIN_MS, Form
 from spotledger.domain.journal import ACTOR
 from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN
 
@@ -45,9 +45,9 @@ REFERENCE: Final[Schema] = {
 }
 TIME: Final[Schema] = {
     "type": "integer",
-    "minimum": 1,
+    "minimum": TIME_MIN_MS,
     "maximum": TIME_MAX_MS,
-    "description": "Milliseconds since 1970.",
+    "description": "Milliseconds since 1970, not before the year 2001.",
 }
 HOLD_ID: Final[Schema] = {"type": "string", "pattern": f"^{POSITION_PATTERN}$", "examples": ["12", "2-12"]}
 HOLD: Final[Schema] = {
