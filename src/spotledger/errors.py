@@ -22,6 +22,7 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     │   ├── UnknownEntry
     │   ├── HouseShort              a house account has less than a reversal would take back
     │   ├── BalanceTooLarge         the balance would reach 10**38 units
+    │   ├── TooLate                 its not_after_ms has passed
     │   ├── NotFound                there is nothing with this path or id
     │   ├── MethodNotAllowed        the path takes another method
     │   └── Kept                    the customer's own balance or hold is the cause: kept with the key
@@ -216,6 +217,12 @@ class BalanceTooLarge(Refused):
     """The balance would reach 10**38 units; amounts and balances stay below that."""
 
     code = "balance_too_large"
+
+
+class TooLate(Refused):
+    """The time after which the request is not to be booked any more has passed."""
+
+    code = "too_late"
 
 
 class NotFound(Refused):

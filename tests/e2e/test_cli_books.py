@@ -184,6 +184,42 @@ def test_hold_past_its_time_is_shown_as_due(data: Path, monkeypatch: pytest.Monk
     assert (short["state"], short["due"]) == ("open", True)
 
 
+def test_dry_run_of_every_command_that_writes_books_nothing(data: Path, tmp_path: Path) -> None:
+    """Each shows what it would do, for people and as JSON, and the head stays where it was."""
+    settle = [*SETTLE[:-2], "--key", "dry"]
+    batch = tmp_path / "batch.jsonl"
+    batch.write_text(json.dumps({"op": "deposit", "key": "b1", "customer": "bob", "coin": "usdt", "amount": "1"}))
+    for arguments in (
+        ("coin", "add", "doge", "--scale", "8"),
+        ("customer", "add", "carol"),
+        ("deposit", "alice", "usdt", "1", "--key", "dry"),
+        ("freeze", "alice", "usdt", "1", "--key", "dry"),
+        ("unfreeze", "key:buy", "--key", "dry"),
+        ("withdraw", "alice", "usdt", "1", "--key", "dry"),
+        ("transfer", "alice", "bob", "usdt", "1", "--key", "dry"),
+        ("reverse", "5", "--reason", "oops", "--key", "dry"),
+        settle,
+        ("batch", str(batch)),
+    ):
+        shown = spotledger(data, *arguments, "--dry-run")
+        assert shown.returncode == 0, shown.stderr
+        assert "nothing was booked" in shown.stdout or "would be" in shown.stdout
+        assert told(data, *arguments, "--dry-run")["dry_run"] is True
+    assert told(data, "balances", "alice")["seq"] == len(SETUP)
+    assert spotledger(data, "deposit", "alice", "usdt", "1", "--key", "dry").stdout.startswith("entry 9: deposit\n")
+
+
+@pytest.mark.parametrize("latest", ["2020-01-01", "1600000000000"])
+def test_write_after_its_latest_time_is_refused(data: Path, latest: str) -> None:
+    """The option takes a duration from now, a date, or milliseconds."""
+    late = spotledger(data, "deposit", "alice", "usdt", "1", "--key", "late", "--not-after", latest)
+    assert (late.returncode, "[too_late]" in late.stderr) == (1, True)
+    in_time = spotledger(data, "deposit", "alice", "usdt", "1", "--key", "late", "--not-after", "90d")
+    assert (in_time.returncode, "entry 9" in in_time.stdout) == (0, True)
+    wrong = spotledger(data, "deposit", "alice", "usdt", "1", "--key", "late", "--not-after", "soon")
+    assert (wrong.returncode, "is not a time" in wrong.stderr) == (2, True)
+
+
 def test_repeat_of_a_refusal_is_told_with_what_to_do(data: Path) -> None:
     """At first the entry is named that keeps the refusal; a repeat is marked, also in JSON and in a batch."""
     command = ("withdraw", "alice", "usdt", "1000", "--key", "w")

@@ -13,14 +13,16 @@ from spotledger.cli.options import (
     account_option,
     all_pages,
     asked_at,
+    dry_run_option,
     duration_ms,
     ledger_command,
     natural_key,
+    not_after_option,
     own_key_option,
     time_ms,
 )
 from spotledger.cli.output import Output
-from spotledger.client.operator.ledger_answers import Hold
+from spotledger.client.operator.ledger_answers import Hold, Written
 
 
 @click.group()
@@ -32,12 +34,18 @@ def coin() -> None:
 @click.argument("coin")
 @click.option("--scale", type=int, required=True, metavar="0-24", help="Decimal places: 10**scale units are one coin.")
 @own_key_option
+@not_after_option
+@dry_run_option
 @ledger_command(may_make=True)
-async def coin_add(ledger: CommandLedger, out: Output, coin: str, scale: int, key: str | None) -> None:
+async def coin_add(ledger: CommandLedger, out: Output, coin: str, scale: int, key: str | None, **more: Any) -> None:
     """List COIN. A listing never changes; running the command again changes nothing."""
-    written = await ledger.list_coin(coin, scale, key=key or natural_key("coin-add", coin))
+    written = await ledger.list_coin(coin, scale, key=key or natural_key("coin-add", coin), **more)
     out.document(ledger.document)
-    out.line(f"coin {coin} is listed with {scale} decimals (entry {written.position})")
+    out.line(f"coin {coin} {_is(written)} listed with {scale} decimals (entry {written.position})")
+
+
+def _is(written: Written) -> str:
+    return "would be" if written.dry_run else "is"
 
 
 @coin.command("list")
@@ -57,12 +65,14 @@ def customer() -> None:
 @customer.command("add")
 @click.argument("customer")
 @own_key_option
+@not_after_option
+@dry_run_option
 @ledger_command(may_make=True)
-async def customer_add(ledger: CommandLedger, out: Output, customer: str, key: str | None) -> None:
+async def customer_add(ledger: CommandLedger, out: Output, customer: str, key: str | None, **more: Any) -> None:
     """Register CUSTOMER with a wallet, a spot and a fiat account. Running it again changes nothing."""
-    written = await ledger.register_customer(customer, key=key or natural_key("customer-add", customer))
+    written = await ledger.register_customer(customer, key=key or natural_key("customer-add", customer), **more)
     out.document(ledger.document)
-    out.line(f"customer {customer} is registered (entry {written.position})")
+    out.line(f"customer {customer} {_is(written)} registered (entry {written.position})")
 
 
 @customer.command("list")

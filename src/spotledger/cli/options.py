@@ -59,11 +59,26 @@ config_option = click.option("--config", metavar="FILE", help="A TOML file with 
 key_option = click.option(
     "--key", required=True, metavar="KEY", help="The idempotency key of this write, unique for ever."
 )
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Show what it would do now; nothing is booked, and no key is used."
+)
+not_after_option = click.option(
+    "--not-after",
+    "not_after_ms",
+    metavar="TIME",
+    callback=lambda _context, _option, text: _latest_ms(text),
+    help="Refuse it after this time: 30s, 5m (from now), 2026-01-31T12:00:00Z, or milliseconds since 1970.",
+)
 own_key_option = click.option("--key", metavar="KEY", help="The idempotency key (else a new one).")
 account_option = click.option(
     "--account", type=click.Choice(ACCOUNTS), default="spot", show_default=True, help="The customer's account."
 )
 reference_option = click.option("--reference", metavar="TEXT", help="What it is for, such as an order number.")
+
+
+def write_options(function: F) -> F:
+    """Give a command that writes to the ledger the options that every write takes: its key, and how it is done."""
+    return key_option(not_after_option(dry_run_option(function)))
 
 
 def exit_on_error(function: F) -> F:
@@ -200,6 +215,14 @@ def own_key(key: str | None, what: str) -> str:
 def expiry_ms(text: str | None) -> int | None:
     """Return the time after *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) from now, in ms since 1970."""
     return None if text is None else time.time_ns() // 1_000_000 + duration_ms(text, "--expires")
+
+
+def _latest_ms(text: str | None) -> int | None:
+    """Return the time *text* of ``--not-after`` in ms since 1970: a duration from now, or a time."""
+    option = "--not-after"
+    if text is None or _DURATION.match(text) is None:
+        return time_ms(text, option)
+    return time.time_ns() // 1_000_000 + duration_ms(text, option)
 
 
 def duration_ms(text: str, option: str) -> int:

@@ -179,6 +179,8 @@ AMOUNT: Final = Form("amount", check_amount, "100.50", AMOUNT_PATTERN)
 REFERENCE: Final = Form("reference", check_reference, "order-7")
 REASON: Final = Form("reason", check_reason, "booked twice by the deposit watcher")
 TIME_MS: Final = Form("time", check_time, 1_700_000_000_000)
+#: Until when a request may be booked; not part of what is asked for, and so not kept.
+NOT_AFTER_MS: Final = Form("latest time", check_time, 1_700_000_000_000)
 HOLD: Final = Form("hold", check_hold, {"key": "order-7"})
 SEQ: Final = Form("position", _check_seq, 12)
 EPOCH: Final = Form("epoch", check_epoch, 1)
@@ -195,6 +197,7 @@ Amount: TypeAlias = Annotated[str, AMOUNT]
 Reference: TypeAlias = Annotated[str, REFERENCE]
 Reason: TypeAlias = Annotated[str, REASON]
 TimeMs: TypeAlias = Annotated[int, TIME_MS]
+NotAfterMs: TypeAlias = Annotated[int, NOT_AFTER_MS]
 HoldName: TypeAlias = Annotated[str | HoldKey, HOLD]
 Seq: TypeAlias = Annotated[int | str, SEQ]
 Epoch: TypeAlias = Annotated[int, EPOCH]

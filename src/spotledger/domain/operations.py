@@ -7,7 +7,7 @@ created, the canonical request, the operator API's bodies and document, the scop
 
 Whether the coin is listed, the customer registered and enough available is decided by the rules. Amounts are decimal
 text (``"100.50"``), because the units depend on the coin's scale. Every operation has an idempotency key, under which
-it happens once.
+it happens once, and may have a latest time, ``not_after_ms``, after which it is not booked any more.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from spotledger.domain.fields import (
     HoldKey as HoldKey,
     HoldName as HoldName,
     Key,
+    NotAfterMs,
     Reason,
     Reference,
     Release,
@@ -115,6 +116,7 @@ class ListCoin(Described):
     key: Key
     coin: CoinName
     scale: Scale
+    not_after_ms: NotAfterMs | None = None
 
 
 @described
@@ -133,6 +135,7 @@ class RegisterCustomer(Described):
     in_batch: ClassVar[bool] = False
     key: Key
     customer: CustomerId
+    not_after_ms: NotAfterMs | None = None
 
 
 @described
@@ -156,6 +159,7 @@ class Deposit(Described):
     account: AccountKind = "spot"
     reference: Reference | None = None
     happened_ms: TimeMs | None = None
+    not_after_ms: NotAfterMs | None = None
 
 
 @described
@@ -185,6 +189,7 @@ class Freeze(Described):
     account: AccountKind = "spot"
     reference: Reference | None = None
     expires_ms: TimeMs | None = None
+    not_after_ms: NotAfterMs | None = None
 
 
 @described
@@ -213,6 +218,7 @@ class Unfreeze(Described):
     customer: CustomerId | None = None
     coin: CoinName | None = None
     epoch: Epoch | None = None
+    not_after_ms: NotAfterMs | None = None
 
 
 @described
@@ -244,6 +250,7 @@ class Withdraw(Described):
     reference: Reference | None = None
     happened_ms: TimeMs | None = None
     epoch: Epoch | None = None
+    not_after_ms: NotAfterMs | None = None
 
     def __post_init__(self) -> None:
         """Check the form of each field, and that a hold or an account is named."""
@@ -288,6 +295,7 @@ class Transfer(Described):
     from_account: Annotated[AccountKind, End("from")] = "spot"
     to_account: Annotated[AccountKind, End("to")] = "spot"
     reference: Reference | None = None
+    not_after_ms: NotAfterMs | None = None
 
     def __post_init__(self) -> None:
         """Check the form of each field, and that the ends are two accounts."""
@@ -373,6 +381,7 @@ class Settle(Described):
     seller: Annotated[SettleSide, SIDE]
     reference: Reference | None = None
     happened_ms: TimeMs | None = None
+    not_after_ms: NotAfterMs | None = None
 
     def __post_init__(self) -> None:
         """Check the form of each field, and that two coins are traded."""
@@ -407,6 +416,7 @@ class Reverse(Described):
     customer: CustomerId | None = None
     coin: CoinName | None = None
     epoch: Epoch | None = None
+    not_after_ms: NotAfterMs | None = None
 
 
 @dataclass(slots=True)
@@ -414,6 +424,7 @@ class Expire:
     """Release what remains of an expired hold. Written by the ledger itself, under a key that no caller can use."""
 
     kind: ClassVar[str] = "expire"
+    not_after_ms: ClassVar[int | None] = None
     hold: Annotated[str, HOLD]
 
     @property

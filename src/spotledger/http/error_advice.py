@@ -34,6 +34,7 @@ ADVICE: Final[dict[str, str]] = {
     "unknown_entry": "Look up the `seq` of the entry in the customer's history. The key is unused.",
     "house_short": "Wait until the house account has enough, then send the same request with the same key.",
     "balance_too_large": "Keep balances below 10**38 units; a coin with larger balances needs a smaller scale.",
+    "too_late": "Nothing was booked, and the key is unused: give it up, or send it again with a later `not_after_ms`.",
     "not_found": "Check the path and the id in it.",
     "method_not_allowed": "Use one of the methods in the `Allow` header.",
     # kept refusals

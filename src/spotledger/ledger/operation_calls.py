@@ -29,29 +29,34 @@ class OperationCalls(ABC):
 
     They also raise IdempotencyConflict if *key* was used before with other content, and StoreUnavailable if the write
     failed and may be tried again with the same key. A refusal that is kept with the key is the answer to a repeat, too.
+    With *not_after_ms* they raise TooLate after that time. In a *dry_run* they book nothing, and no key is used.
     """
 
     @abstractmethod
-    def _do(self, operation: Operation) -> Receipt:
-        """Do one operation."""
+    def _do(self, operation: Operation, dry_run: bool = False) -> Receipt:
+        """Do one operation, or in a *dry_run* only try it."""
 
-    def list_coin(self, coin: str, scale: int, *, key: str) -> Receipt:
+    def list_coin(
+        self, coin: str, scale: int, *, key: str, not_after_ms: int | None = None, dry_run: bool = False
+    ) -> Receipt:
         """
         List a coin. A listing never changes.
 
         Raises:
             CoinAlreadyListed: It is listed.
         """
-        return self._do(ListCoin(key, coin=coin, scale=scale))
+        return self._do(ListCoin(key, coin=coin, scale=scale, not_after_ms=not_after_ms), dry_run=dry_run)
 
-    def register_customer(self, customer: str, *, key: str) -> Receipt:
+    def register_customer(
+        self, customer: str, *, key: str, not_after_ms: int | None = None, dry_run: bool = False
+    ) -> Receipt:
         """
         Register a customer. The customer gets a wallet, a spot and a fiat account.
 
         Raises:
             CustomerAlreadyRegistered: They are registered.
         """
-        return self._do(RegisterCustomer(key, customer=customer))
+        return self._do(RegisterCustomer(key, customer=customer, not_after_ms=not_after_ms), dry_run=dry_run)
 
     def deposit(
         self,
@@ -63,6 +68,8 @@ class OperationCalls(ABC):
         account: str = "spot",
         reference: str | None = None,
         happened_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Book money that came in from outside. What the customer owes is repaid first.
@@ -80,7 +87,9 @@ class OperationCalls(ABC):
                 account=account,
                 reference=reference,
                 happened_ms=happened_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def freeze(
@@ -93,6 +102,8 @@ class OperationCalls(ABC):
         account: str = "spot",
         reference: str | None = None,
         expires_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
@@ -113,7 +124,9 @@ class OperationCalls(ABC):
                 account=account,
                 reference=reference,
                 expires_ms=expires_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def unfreeze(
@@ -125,6 +138,8 @@ class OperationCalls(ABC):
         customer: str | None = None,
         coin: str | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Release all or part of a hold. The hold is named by its id or by the key that opened it.
@@ -146,7 +161,9 @@ class OperationCalls(ABC):
                 customer=customer,
                 coin=coin,
                 epoch=epoch,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def withdraw(
@@ -161,6 +178,8 @@ class OperationCalls(ABC):
         reference: str | None = None,
         happened_ms: int | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Book money that went outside. It comes out of a hold, or directly out of what is available.
@@ -185,7 +204,9 @@ class OperationCalls(ABC):
                 reference=reference,
                 happened_ms=happened_ms,
                 epoch=epoch,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def transfer(
@@ -199,6 +220,8 @@ class OperationCalls(ABC):
         from_account: str = "spot",
         to_account: str = "spot",
         reference: str | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Move available money to another account. It may belong to the same customer or to another.
@@ -218,7 +241,9 @@ class OperationCalls(ABC):
                 from_account=from_account,
                 to_account=to_account,
                 reference=reference,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def settle(
@@ -233,6 +258,8 @@ class OperationCalls(ABC):
         key: str,
         reference: str | None = None,
         happened_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
@@ -257,7 +284,9 @@ class OperationCalls(ABC):
                 seller=seller,
                 reference=reference,
                 happened_ms=happened_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def reverse(
@@ -269,6 +298,8 @@ class OperationCalls(ABC):
         customer: str | None = None,
         coin: str | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason;
@@ -282,4 +313,7 @@ class OperationCalls(ABC):
             AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
             UnknownEntry, HouseShort, BalanceTooLarge: Not kept: the key stays unused.
         """
-        return self._do(Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch))
+        return self._do(
+            Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch, not_after_ms=not_after_ms),
+            dry_run=dry_run,
+        )

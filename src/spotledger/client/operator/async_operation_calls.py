@@ -29,30 +29,35 @@ class AsyncOperationCalls(ABC):
     """
     The calls that do one operation each; *key* is its idempotency key.
 
+    With *not_after_ms* it is refused after that time (``TooLate``). In a *dry_run* nothing is booked, no key is used.
     They raise what :meth:`do` raises; the refusals that are named are those of the operation itself.
     """
 
     @abstractmethod
-    async def do(self, operation: Operation) -> Written:
-        """Do one operation."""
+    async def do(self, operation: Operation, *, dry_run: bool = False) -> Written:
+        """Do one operation, or in a *dry_run* only try it."""
 
-    async def list_coin(self, coin: str, scale: int, *, key: str) -> Written:
+    async def list_coin(
+        self, coin: str, scale: int, *, key: str, not_after_ms: int | None = None, dry_run: bool = False
+    ) -> Written:
         """
         List a coin. A listing never changes.
 
         Raises:
             CoinAlreadyListed: It is listed.
         """
-        return await self.do(ListCoin(key, coin=coin, scale=scale))
+        return await self.do(ListCoin(key, coin=coin, scale=scale, not_after_ms=not_after_ms), dry_run=dry_run)
 
-    async def register_customer(self, customer: str, *, key: str) -> Written:
+    async def register_customer(
+        self, customer: str, *, key: str, not_after_ms: int | None = None, dry_run: bool = False
+    ) -> Written:
         """
         Register a customer. The customer gets a wallet, a spot and a fiat account.
 
         Raises:
             CustomerAlreadyRegistered: They are registered.
         """
-        return await self.do(RegisterCustomer(key, customer=customer))
+        return await self.do(RegisterCustomer(key, customer=customer, not_after_ms=not_after_ms), dry_run=dry_run)
 
     async def deposit(
         self,
@@ -64,6 +69,8 @@ class AsyncOperationCalls(ABC):
         account: str = "spot",
         reference: str | None = None,
         happened_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Book money that came in from outside. What the customer owes is repaid first.
@@ -81,7 +88,9 @@ class AsyncOperationCalls(ABC):
                 account=account,
                 reference=reference,
                 happened_ms=happened_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     async def freeze(
@@ -94,6 +103,8 @@ class AsyncOperationCalls(ABC):
         account: str = "spot",
         reference: str | None = None,
         expires_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
@@ -114,7 +125,9 @@ class AsyncOperationCalls(ABC):
                 account=account,
                 reference=reference,
                 expires_ms=expires_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     async def unfreeze(
@@ -126,6 +139,8 @@ class AsyncOperationCalls(ABC):
         customer: str | None = None,
         coin: str | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Release all or part of a hold. The hold is named by its id or by the key that opened it.
@@ -139,7 +154,12 @@ class AsyncOperationCalls(ABC):
             UnknownHold: Not kept: the key stays unused.
             HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
-        return await self.do(Unfreeze(key, hold=hold, amount=amount, customer=customer, coin=coin, epoch=epoch))
+        return await self.do(
+            Unfreeze(
+                key, hold=hold, amount=amount, customer=customer, coin=coin, epoch=epoch, not_after_ms=not_after_ms
+            ),
+            dry_run=dry_run,
+        )
 
     async def withdraw(
         self,
@@ -153,6 +173,8 @@ class AsyncOperationCalls(ABC):
         reference: str | None = None,
         happened_ms: int | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Book money that went outside. It comes out of a hold, or directly out of what is available.
@@ -177,7 +199,9 @@ class AsyncOperationCalls(ABC):
                 reference=reference,
                 happened_ms=happened_ms,
                 epoch=epoch,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     async def transfer(
@@ -191,6 +215,8 @@ class AsyncOperationCalls(ABC):
         from_account: str = "spot",
         to_account: str = "spot",
         reference: str | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Move available money to another account. It may belong to the same customer or to another.
@@ -210,7 +236,9 @@ class AsyncOperationCalls(ABC):
                 from_account=from_account,
                 to_account=to_account,
                 reference=reference,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     async def settle(
@@ -225,6 +253,8 @@ class AsyncOperationCalls(ABC):
         key: str,
         reference: str | None = None,
         happened_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
@@ -249,7 +279,9 @@ class AsyncOperationCalls(ABC):
                 seller=seller,
                 reference=reference,
                 happened_ms=happened_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     async def reverse(
@@ -261,6 +293,8 @@ class AsyncOperationCalls(ABC):
         customer: str | None = None,
         coin: str | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason;
@@ -274,4 +308,7 @@ class AsyncOperationCalls(ABC):
             AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
             UnknownEntry, HouseShort, BalanceTooLarge: Not kept: the key stays unused.
         """
-        return await self.do(Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch))
+        return await self.do(
+            Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch, not_after_ms=not_after_ms),
+            dry_run=dry_run,
+        )

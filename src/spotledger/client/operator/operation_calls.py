@@ -31,30 +31,35 @@ class OperationCalls(ABC):
     """
     The calls that do one operation each; *key* is its idempotency key.
 
+    With *not_after_ms* it is refused after that time (``TooLate``). In a *dry_run* nothing is booked, no key is used.
     They raise what :meth:`do` raises; the refusals that are named are those of the operation itself.
     """
 
     @abstractmethod
-    def do(self, operation: Operation) -> Written:
-        """Do one operation."""
+    def do(self, operation: Operation, *, dry_run: bool = False) -> Written:
+        """Do one operation, or in a *dry_run* only try it."""
 
-    def list_coin(self, coin: str, scale: int, *, key: str) -> Written:
+    def list_coin(
+        self, coin: str, scale: int, *, key: str, not_after_ms: int | None = None, dry_run: bool = False
+    ) -> Written:
         """
         List a coin. A listing never changes.
 
         Raises:
             CoinAlreadyListed: It is listed.
         """
-        return self.do(ListCoin(key, coin=coin, scale=scale))
+        return self.do(ListCoin(key, coin=coin, scale=scale, not_after_ms=not_after_ms), dry_run=dry_run)
 
-    def register_customer(self, customer: str, *, key: str) -> Written:
+    def register_customer(
+        self, customer: str, *, key: str, not_after_ms: int | None = None, dry_run: bool = False
+    ) -> Written:
         """
         Register a customer. The customer gets a wallet, a spot and a fiat account.
 
         Raises:
             CustomerAlreadyRegistered: They are registered.
         """
-        return self.do(RegisterCustomer(key, customer=customer))
+        return self.do(RegisterCustomer(key, customer=customer, not_after_ms=not_after_ms), dry_run=dry_run)
 
     def deposit(
         self,
@@ -66,6 +71,8 @@ class OperationCalls(ABC):
         account: str = "spot",
         reference: str | None = None,
         happened_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Book money that came in from outside. What the customer owes is repaid first.
@@ -83,7 +90,9 @@ class OperationCalls(ABC):
                 account=account,
                 reference=reference,
                 happened_ms=happened_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def freeze(
@@ -96,6 +105,8 @@ class OperationCalls(ABC):
         account: str = "spot",
         reference: str | None = None,
         expires_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
@@ -116,7 +127,9 @@ class OperationCalls(ABC):
                 account=account,
                 reference=reference,
                 expires_ms=expires_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def unfreeze(
@@ -128,6 +141,8 @@ class OperationCalls(ABC):
         customer: str | None = None,
         coin: str | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Release all or part of a hold. The hold is named by its id or by the key that opened it.
@@ -141,7 +156,12 @@ class OperationCalls(ABC):
             UnknownHold: Not kept: the key stays unused.
             HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
-        return self.do(Unfreeze(key, hold=hold, amount=amount, customer=customer, coin=coin, epoch=epoch))
+        return self.do(
+            Unfreeze(
+                key, hold=hold, amount=amount, customer=customer, coin=coin, epoch=epoch, not_after_ms=not_after_ms
+            ),
+            dry_run=dry_run,
+        )
 
     def withdraw(
         self,
@@ -155,6 +175,8 @@ class OperationCalls(ABC):
         reference: str | None = None,
         happened_ms: int | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Book money that went outside. It comes out of a hold, or directly out of what is available.
@@ -179,7 +201,9 @@ class OperationCalls(ABC):
                 reference=reference,
                 happened_ms=happened_ms,
                 epoch=epoch,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def transfer(
@@ -193,6 +217,8 @@ class OperationCalls(ABC):
         from_account: str = "spot",
         to_account: str = "spot",
         reference: str | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Move available money to another account. It may belong to the same customer or to another.
@@ -212,7 +238,9 @@ class OperationCalls(ABC):
                 from_account=from_account,
                 to_account=to_account,
                 reference=reference,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def settle(
@@ -227,6 +255,8 @@ class OperationCalls(ABC):
         key: str,
         reference: str | None = None,
         happened_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
@@ -251,7 +281,9 @@ class OperationCalls(ABC):
                 seller=seller,
                 reference=reference,
                 happened_ms=happened_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def reverse(
@@ -263,6 +295,8 @@ class OperationCalls(ABC):
         customer: str | None = None,
         coin: str | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason;
@@ -276,4 +310,7 @@ class OperationCalls(ABC):
             AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
             UnknownEntry, HouseShort, BalanceTooLarge: Not kept: the key stays unused.
         """
-        return self.do(Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch))
+        return self.do(
+            Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch, not_after_ms=not_after_ms),
+            dry_run=dry_run,
+        )

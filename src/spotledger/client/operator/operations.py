@@ -60,6 +60,7 @@ class ListCoin(Operation):
     path = of_collection("coins")
     coin: str
     scale: int
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class RegisterCustomer(Operation):
     op = "register_customer"
     path = of_collection("customers")
     customer: str
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,7 @@ class Deposit(Operation):
     account: str = "spot"
     reference: str | None = None
     happened_ms: int | None = None
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,7 @@ class Freeze(Operation):
     account: str = "spot"
     reference: str | None = None
     expires_ms: int | None = None
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +148,7 @@ class Unfreeze(Operation):
     customer: str | None = None
     coin: str | None = None
     epoch: int | None = None
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +177,7 @@ class Withdraw(Operation):
     reference: str | None = None
     happened_ms: int | None = None
     epoch: int | None = None
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +207,7 @@ class Transfer(Operation):
     from_account: str = "spot"
     to_account: str = "spot"
     reference: str | None = None
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +236,7 @@ class Settle(Operation):
     seller: SettleSide
     reference: str | None = None
     happened_ms: int | None = None
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,3 +261,4 @@ class Reverse(Operation):
     customer: str | None = None
     coin: str | None = None
     epoch: int | None = None
+    not_after_ms: int | None = None

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec import UNSET
 
 from spotledger.domain.journal import LIBRARY, TOKEN_ACTOR
 from spotledger.domain.operations import check_key
@@ -60,6 +61,8 @@ RETRY_AFTER_SECONDS: Final = 1
 MIN_SEQ_WAIT_SECONDS: Final = 5.0
 MIN_SEQ_PAUSE_SECONDS: Final = 0.01
 
+#: The query parameter of a write that is only to be tried.
+DRY_RUN: Final = "dry_run"
 JSON_MEDIA_TYPE: Final = "application/json"
 KEY_HEADER: Final = "Idempotency-Key"
 REPLAYED_HEADER: Final = "Idempotency-Replayed"
@@ -296,7 +299,7 @@ def answer(body: object, status: int = 200, *, replayed: bool = False) -> Reply:
 
 def positioned(reply: Reply, body: object) -> Reply:
     """Return *reply* with the position that its *body* stands for, or that of the entry that a write made."""
-    if isinstance(body, (ReadAnswer, WriteAnswer)):
+    if isinstance(body, ReadAnswer) or (isinstance(body, WriteAnswer) and body.dry_run is UNSET):
         reply.lines += b"x-ledger-position: %b\r\n" % position_text(body.epoch, body.seq).encode()
     return reply
 
@@ -354,6 +357,14 @@ def query_of(request: Request, *names: str) -> dict[str, str]:
             raise InvalidRequest(f"{name[:64]} {reason}; its parameters are: {known}", field=name[:64])
         found[name] = value
     return found
+
+
+def is_dry_run(request: Request) -> bool:
+    """Return whether a write, whose only parameter is ``dry_run``, is only to be tried."""
+    text = query_of(request, DRY_RUN).get(DRY_RUN, "false")
+    if text not in ("true", "false"):
+        raise InvalidRequest(f"{DRY_RUN} is {text[:64]!r}; true or false would pass", field=DRY_RUN)
+    return text == "true"
 
 
 def number_in(query: Mapping[str, str], name: str, default: int) -> int:

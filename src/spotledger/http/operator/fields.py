@@ -49,6 +49,10 @@ TIME: Final[Schema] = {
     "maximum": TIME_MAX_MS,
     "description": "Milliseconds since 1970, not before the year 2001.",
 }
+NOT_AFTER: Final[Schema] = {
+    **TIME,
+    "description": "Refuse it with `too_late` after this time, in milliseconds since 1970; the key stays unused then.",
+}
 HOLD_ID: Final[Schema] = {"type": "string", "pattern": f"^{POSITION_PATTERN}$", "examples": ["12", "2-12"]}
 HOLD: Final[Schema] = {
     "description": "A hold: its id, or the key that opened it.",
@@ -80,6 +84,7 @@ SCHEMAS: Final[dict[Form, Schema]] = {
     fields.REFERENCE: REFERENCE,
     fields.REASON: REFERENCE,
     fields.TIME_MS: TIME,
+    fields.NOT_AFTER_MS: NOT_AFTER,
     fields.HOLD: HOLD,
     fields.SEQ: SEQ,
     fields.EPOCH: EPOCH,
@@ -89,7 +94,7 @@ SCHEMAS: Final[dict[Form, Schema]] = {
 
 def or_null(schema: Schema) -> Schema:
     """Return the schema of a value that may also be null."""
-    if schema in (REFERENCE, TIME):
+    if schema in (REFERENCE, TIME, NOT_AFTER):
         return {**schema, "type": [schema["type"], "null"]}
     if "enum" in schema:
         return {"enum": [*schema["enum"], None]}
@@ -128,6 +133,8 @@ PARAMETERS: Final[dict[str, Schema]] = {
     },
     "account": {**ACCOUNT, "description": "The customer's account."},
     "after": {"type": "string", "description": "Where the page starts: the `next_after` of the page before."},
+    "dry_run": {"type": "boolean", "default": False}
+    | {"description": "Answer what the write would answer on what is booked now; nothing is kept, and no key is used."},
     "hold:after": {**_POSITION, "description": "Where the page starts: the `next_after` of the page before."},
     "after_seq": {**_POSITION, "default": "0", "description": "Only entries after this one."},
     "at_ms": {**_NUMBER, "description": "The balances at this time, in milliseconds since 1970; not in the future."},
