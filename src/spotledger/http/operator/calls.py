@@ -19,6 +19,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from msgspec import UNSET
 
+from spotledger.domain.fields import check_time
 from spotledger.domain.journal import LIBRARY, TOKEN_ACTOR
 from spotledger.domain.operations import check_key
 from spotledger.domain.positions import Position, parse_position, position_text
@@ -375,6 +376,14 @@ def number_in(query: Mapping[str, str], name: str, default: int) -> int:
     if not _SEQ.match(text):
         raise InvalidRequest(f"{name} is {text[:64]!r}; a whole number would pass", field=name)
     return int(text)
+
+
+def time_in(query: Mapping[str, str], name: str) -> int | None:
+    """Return the parameter *name* as a time in milliseconds since 1970, 0 included; None if it is not given."""
+    found = number_in(query, name, 0) if name in query else None
+    if found:
+        check_time(found, name)
+    return found
 
 
 def position_in(query: Mapping[str, str], name: str, ledger: LedgerReads, default: int) -> int:
