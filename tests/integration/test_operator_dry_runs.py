@@ -13,7 +13,7 @@ import pytest
 
 from spotledger.domain.operations import Deposit
 from spotledger.errors import StoreBusy
-from spotledger.ledger.writer import DRY_RUN_LIMIT
+from spotledger.ledger.dry_runs import DRY_RUN_LIMIT
 from support_operator import Api, operator_api
 
 #: A call for each operation, in an order in which each may lean on the one before.
@@ -159,7 +159,8 @@ def test_dry_runs_are_answered_while_writes_never_stop(api: Api) -> None:
 
         callers = [asyncio.create_task(caller(number)) for number in range(8)]
         for number in range(20):
-            (outcome,) = await asyncio.wait_for(writer.dry_run([Deposit("dry", "alice", "whole", str(number + 1))]), 30)
+            tried = writer.dry_runs.execute([Deposit("dry", "alice", "whole", str(number + 1))])
+            (outcome,) = await asyncio.wait_for(tried, 30)
             assert not outcome.replayed
         stopped.set()
         await asyncio.gather(*callers)
@@ -174,7 +175,7 @@ def test_dry_runs_beyond_the_limit_are_refused_at_once(api: Api) -> None:
     writer = api.runtime.writer
 
     async def test() -> list[Any]:
-        tries = (writer.dry_run([Deposit("dry", "alice", "whole", "1")]) for _ in range(DRY_RUN_LIMIT + 5))
+        tries = (writer.dry_runs.execute([Deposit("dry", "alice", "whole", "1")]) for _ in range(DRY_RUN_LIMIT + 5))
         return await asyncio.gather(*tries, return_exceptions=True)
 
     outcomes = api.run(test())

@@ -25,6 +25,7 @@ from typing import Final, TypeVar
 from spotledger.domain.journal import LIBRARY
 from spotledger.domain.operations import Operation
 from spotledger.errors import ClockUntrusted, LedgerCorrupt, StoreBusy, StoreUnavailable
+from spotledger.ledger.dry_runs import DryRuns
 from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, Group, checked_chains, end_of_cut
 from spotledger.ledger.ledger import PIECE_OPERATIONS, Ledger, Outcome
 from spotledger.storage.steps import awaited, call_in, drive_on_loop
@@ -40,8 +41,6 @@ GATHER_SECONDS: Final = 0.001
 ANSWER_SECONDS: Final = 10.0
 #: How often such requests are looked for.
 LATE_SECONDS: Final = 0.5
-#: Dry runs that may wait for the write lock; one beyond that is refused at once.
-DRY_RUN_LIMIT: Final = 16
 #: Writes of access keys that are made at once on a remote store; each may wait for its server.
 KEY_WRITES: Final = 4
 #: How long such a write may wait for earlier ones before it begins.
@@ -122,8 +121,7 @@ class Writer:
         self._left = 0
         #: The requests that are being written, or were written last.
         self._taken: Sequence[_Request] = ()
-        #: Dry runs that wait for the write lock or have it: nothing is decided ahead, so that the lock becomes free.
-        self._dry_runs: set[asyncio.Task[list[Outcome]]] = set()
+        self.dry_runs = DryRuns(ledger, self._write_lock, self._committer, self._check_room)
 
     @property
     def waiting(self) -> int:
@@ -151,7 +149,7 @@ class Writer:
         if self._tasks:
             for task in self._tasks[1:]:
                 task.cancel()
-            await asyncio.gather(*self._tasks, *self._dry_runs, return_exceptions=True)
+            await asyncio.gather(*self._tasks, *self.dry_runs.tasks, return_exceptions=True)
         self._refuse(self._queue)
         self._committer.shutdown()
         self._key_writer.shutdown()
@@ -194,39 +192,6 @@ class Writer:
         """
         self._check_room(1)
         return self._enqueue((operation,), None, actor)
-
-    async def dry_run(
-        self,
-        operations: Sequence[Operation],
-        chains: Chains | None = None,
-        *,
-        atomic: bool = False,
-        actor: str = LIBRARY,
-    ) -> list[Outcome]:
-        """
-        Return the outcomes that :meth:`submit` would have on what is committed now; nothing is written.
-
-        Raises:
-            StoreBusy: Too many dry runs are waiting.
-            StoreUnavailable: The database did not answer in time. Other errors as :meth:`submit`.
-        """
-        chains = checked_chains(operations, chains, atomic)
-        self._check_room(len(operations))
-        if len(self._dry_runs) >= DRY_RUN_LIMIT:
-            raise StoreBusy(f"{len(self._dry_runs)} dry runs are waiting and {DRY_RUN_LIMIT} may; try again later")
-        task = asyncio.create_task(self._try(operations, chains, [actor] * len(operations)))
-        self._dry_runs.add(task)
-        task.add_done_callback(self._dry_runs.discard)
-        done, _ = await asyncio.wait([task], timeout=ANSWER_SECONDS)
-        if not done:
-            raise StoreUnavailable("the database did not answer in time; try again")
-        return task.result()
-
-    async def _try(
-        self, operations: Sequence[Operation], chains: Chains | None, actors: Sequence[str]
-    ) -> list[Outcome]:
-        async with self._write_lock:
-            return await drive_on_loop(self._ledger.trying(operations, chains, actors), self._committer)
 
     def _check_room(self, count: int) -> None:
         if self._refuses:
@@ -333,7 +298,7 @@ class Writer:
         try:
             try:
                 while not commit.done():
-                    if not self._queue or not may_grow or self._dry_runs:
+                    if not self._queue or not may_grow or self.dry_runs.tasks:
                         await self._woken()
                         continue
                     before, ahead = ahead, await self._with_waiting(work.group, ahead)

@@ -118,6 +118,7 @@ def test_fields_stand_where_a_request_has_them() -> None:
     """A field is named as in its class; the ends of a transfer are objects of their own."""
     assert [field.place for field in fields_of(Transfer)] == [
         "key", "from.customer", "to.customer", "coin", "amount", "from.account", "to.account", "reference",
+        "not_after_ms",
     ]  # fmt: skip
     assert [(field.name, field.parts) for field in fields_of(Settle) if field.parts] == [
         ("buyer", SettleSide),

@@ -129,7 +129,7 @@ class BatchCalls:
         operations, chains, atomic = await _read(call.body, call.caller)
         outcomes: list[Outcome] = []
         if operations:
-            execute = self._writer.dry_run if dry_run else self._writer.submit
+            execute = self._writer.dry_runs.execute if dry_run else self._writer.submit
             outcomes = await execute(operations, chains, atomic=atomic, actor=call.caller.actor)
         return json_answer(await self._written(outcomes, dry_run))
 

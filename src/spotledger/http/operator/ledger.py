@@ -105,7 +105,7 @@ class LedgerCalls:
     async def _tried(self, operation: Operation, caller: Caller) -> Reply:
         """Return the answer that *operation* would get; it is marked, and names no position of the journal."""
         check_scopes((operation,), caller.scopes)
-        (outcome,) = await self._writer.dry_run((operation,), actor=caller.actor)
+        (outcome,) = await self._writer.dry_runs.execute((operation,), actor=caller.actor)
         if isinstance(outcome, Refused):
             outcome.details[DRY_RUN] = True
             raise outcome
