@@ -78,7 +78,8 @@ class _Run:
             amounts = {"base_amount": self.amount(3), "quote_amount": self.amount(9)}
             return {"op": "settle", "base": "btc", "quote": "usdt", **amounts, "buyer": buyer, "seller": seller}
         if kind == "unfreeze" and self.bids:
-            return {"op": "unfreeze", "hold": {"key": self.choose.choice(self.bids)}}
+            part = {"amount": self.amount(60)} if self.choose.random() < 0.5 else {}
+            return {"op": "unfreeze", "hold": {"key": self.choose.choice(self.bids)}, **part}
         if kind == "transfer":
             ends = {"from": {"customer": customer}, "to": {"customer": other}}
             return {"op": "transfer", **ends, "coin": move["coin"], "amount": move["amount"]}
@@ -188,7 +189,7 @@ def test_model_ledger_and_file_agree_after_kills_and_lost_answers(tmp_path: Path
                 service.list_coins(**dict.fromkeys(COINS, SCALE))
                 for customer in CUSTOMERS:
                     service.write("/v1/customers", {"customer": customer}, f"register-{customer}")
-            asyncio.run(_live(service, run, run.choose.uniform(0.4, 1.0), kill=life < LIVES))
+            asyncio.run(_live(service, run, run.choose.uniform(0.6, 1.5), kill=life < LIVES))
             if life == LIVES:
                 _compare(run, service)
         finally:
