@@ -130,10 +130,10 @@ def errors_markdown() -> str:
 
 def _row(kind: type[errors.SpotledgerError], over_http: bool) -> str:
     meaning = " ".join(inspect.cleandoc(kind.__doc__ or "").split())
-    if kind is errors.ChainFailed:
-        meaning += " *Kept* where that refusal is."
-    elif issubclass(kind, errors.Kept):
+    if issubclass(kind, errors.Kept):
         meaning += " *Kept.*"
+    if kind is errors.ChainFailed:
+        meaning += " (Only if that refusal is.)"
     row = wire.row_of(kind)
     status, v1_code = (str(row.status), str(row.v1_code)) if over_http else ("", "")
     return f"| `{kind.code}` | {status} | {meaning} | {ADVICE[kind.code]} | {v1_code} |"
