@@ -198,7 +198,7 @@ class Draws:
         buyer = self._side(data, holds[0], base, quote)
         seller = self._side(data, holds[1], quote, base)
         amounts = self._fit(data, base, AMOUNTS), self._fit(data, quote, AMOUNTS)
-        note, happened = data.draw(NOTES), data.draw(st.sampled_from([None, 1]))
+        note, happened = data.draw(NOTES), data.draw(st.sampled_from([None, 1_600_000_000_000]))
         return Settle(key, base, quote, *amounts, buyer, seller, note, happened)
 
     def _side(self, data: st.DataObject, hold: Any, receives: str, pays: str) -> SettleSide:
@@ -251,7 +251,7 @@ class Draws:
             return RegisterCustomer(key, name)
         if kind == "unfreeze":
             return Unfreeze(key, self._hold(data), data.draw(st.sampled_from([None, amount])))
-        happened = data.draw(st.sampled_from([None, 1]))
+        happened = data.draw(st.sampled_from([None, 1_600_000_000_000]))
         if kind == "withdraw" and data.draw(st.booleans()):
             return Withdraw(key, amount, hold=self._hold(data), reference=note, happened_ms=happened)
         if kind == "withdraw":

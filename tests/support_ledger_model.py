@@ -32,6 +32,12 @@ NOT_KEPT = {
     "already_reversed",
     "idempotency_conflict",
     "chain_partly_known",
+    "unknown_coin",
+    "unknown_customer",
+    "unknown_hold",
+    "unknown_entry",
+    "house_short",
+    "balance_too_large",
 }
 
 Name = tuple[str, str, str]  # customer, kind of account, coin

@@ -24,7 +24,7 @@ HEADER: Final = "# Generated from domain/operations.py by tools/{script} (`make 
 
 #: The types of forms in the client; any other is a text.
 CLIENT_TYPES: Final[dict[Form, str]] = {
-    **dict.fromkeys((forms.SCALE, forms.TIME_MS, forms.EPOCH), "int"),
+    **dict.fromkeys((forms.SCALE, forms.TIME_MS, forms.NOT_AFTER_MS, forms.EPOCH), "int"),
     **dict.fromkeys((forms.AMOUNT, forms.RELEASE), "Amount"),
     forms.HOLD: "HoldName",
     forms.SEQ: "Position",
@@ -33,7 +33,7 @@ CLIENT_TYPES: Final[dict[Form, str]] = {
 }
 #: Those of the library, where an amount is decimal text, and a hold may be given as the number that a receipt has.
 LIBRARY_TYPES: Final[dict[Form, str]] = {
-    **dict.fromkeys((forms.SCALE, forms.TIME_MS, forms.EPOCH), "int"),
+    **dict.fromkeys((forms.SCALE, forms.TIME_MS, forms.NOT_AFTER_MS, forms.EPOCH), "int"),
     forms.HOLD: "HoldName | int",
     forms.SEQ: "int | str",
     forms.SIDE: "SettleSide",
@@ -73,12 +73,13 @@ class AsyncOperationCalls(ABC):
     """
     The calls that do one operation each; *key* is its idempotency key.
 
+    With *not_after_ms* it is refused after that time (``TooLate``). In a *dry_run* nothing is booked, no key is used.
     They raise what :meth:`do` raises; the refusals that are named are those of the operation itself.
     """
 
     @abstractmethod
-    async def do(self, operation: Operation) -> Written:
-        """Do one operation."""
+    async def do(self, operation: Operation, *, dry_run: bool = False) -> Written:
+        """Do one operation, or in a *dry_run* only try it."""
 '''
 LIBRARY_CALLS: Final = '''\
 """One method for each operation; `Ledger` has them beside its other methods."""
@@ -98,11 +99,12 @@ class OperationCalls(ABC):
 
     They also raise IdempotencyConflict if *key* was used before with other content, and StoreUnavailable if the write
     failed and may be tried again with the same key. A refusal that is kept with the key is the answer to a repeat, too.
+    With *not_after_ms* they raise TooLate after that time. In a *dry_run* they book nothing, and no key is used.
     """
 
     @abstractmethod
-    def _do(self, operation: Operation) -> Receipt:
-        """Do one operation."""
+    def _do(self, operation: Operation, dry_run: bool = False) -> Receipt:
+        """Do one operation, or in a *dry_run* only try it."""
 '''
 
 
@@ -159,10 +161,10 @@ def method(kind: type[Described], types: dict[Form, str], head: str, answer: str
     first = [field for field in fields if field.is_required or field.form is forms.AMOUNT]
     named = [field for field in fields if field not in first]
     parameters = ["self", *(parameter(field, types) for field in first), "*", "key: str"]
-    parameters += [parameter(field, types) for field in named]
+    parameters += [*(parameter(field, types) for field in named), "dry_run: bool = False"]
     given = ", ".join(f"{field.name}={argument(field, types)}" for field in fields)
     lines = [f"    {head} {kind.kind}({', '.join(parameters)}) -> {answer}:", docstring(kind, 8)]
-    return "\n".join([*lines, f"        return {call}({kind.__name__}(key, {given}))", ""])
+    return "\n".join([*lines, f"        return {call}({kind.__name__}(key, {given}), dry_run=dry_run)", ""])
 
 
 def argument(field: Field, types: dict[Form, str]) -> str:

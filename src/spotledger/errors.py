@@ -16,20 +16,21 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     │   ├── EpochMissing            a plain number above the last entry of epoch 1
     │   ├── UnknownPosition         a position of another history, before a restore
     │   ├── PreconditionFailed      the hold or entry named is not the one that was meant
+    │   ├── UnknownCoin
+    │   ├── UnknownCustomer
+    │   ├── UnknownHold
+    │   ├── UnknownEntry
+    │   ├── HouseShort              a house account has less than a reversal would take back
+    │   ├── BalanceTooLarge         the balance would reach 10**38 units
+    │   ├── TooLate                 its not_after_ms has passed
     │   ├── NotFound                there is nothing with this path or id
     │   ├── MethodNotAllowed        the path takes another method
-    │   └── Kept                    a refusal that the journal keeps with its key
+    │   └── Kept                    the customer's own balance or hold is the cause: kept with the key
     │       ├── InsufficientAvailable
-    │       ├── UnknownCoin
-    │       ├── UnknownCustomer
-    │       ├── UnknownHold
     │       ├── HoldShort
     │       ├── HoldClosed
     │       ├── HoldExpired
-    │       ├── UnknownEntry
-    │       ├── HouseShort
-    │       ├── ChainFailed         another operation of the chain was refused
-    │       └── BalanceTooLarge     the balance would reach 10**38 units
+    │       └── ChainFailed         another operation of the chain was refused; kept where that is
     ├── Denied                      prove who you are
     │   ├── AccessKeyRefused        v1 code 307
     │   │   ├── AccessKeyUnknown
@@ -182,6 +183,48 @@ class PreconditionFailed(Refused):
     code = "precondition_failed"
 
 
+class UnknownCoin(Refused):
+    """The coin is not listed."""
+
+    code = "unknown_coin"
+
+
+class UnknownCustomer(Refused):
+    """The customer is not registered."""
+
+    code = "unknown_customer"
+
+
+class UnknownHold(Refused):
+    """There is no such hold."""
+
+    code = "unknown_hold"
+
+
+class UnknownEntry(Refused):
+    """There is no such entry in the journal."""
+
+    code = "unknown_entry"
+
+
+class HouseShort(Refused):
+    """A house account has less than the reversal would take back."""
+
+    code = "house_short"
+
+
+class BalanceTooLarge(Refused):
+    """The balance would reach 10**38 units; amounts and balances stay below that."""
+
+    code = "balance_too_large"
+
+
+class TooLate(Refused):
+    """The time after which the request is not to be booked any more has passed."""
+
+    code = "too_late"
+
+
 class NotFound(Refused):
     """There is nothing with this path or id."""
 
@@ -197,6 +240,8 @@ class MethodNotAllowed(Refused):
 class Kept(Refused):
     """The request was refused, and the journal keeps the refusal with its key."""
 
+    # The cause is the customer's own balance or hold, which changes all the time: a stray duplicate must not be booked
+    # by surprise later. Any other refusal leaves the key unused, so that the same request passes once that is mended.
     code = "kept"
     kept = True
 
@@ -205,24 +250,6 @@ class InsufficientAvailable(Kept):
     """Less is available than the request would take."""
 
     code = "insufficient_available"
-
-
-class UnknownCoin(Kept):
-    """The coin is not listed."""
-
-    code = "unknown_coin"
-
-
-class UnknownCustomer(Kept):
-    """The customer is not registered."""
-
-    code = "unknown_customer"
-
-
-class UnknownHold(Kept):
-    """There is no such hold."""
-
-    code = "unknown_hold"
 
 
 class HoldShort(Kept):
@@ -243,28 +270,10 @@ class HoldExpired(Kept):
     code = "hold_expired"
 
 
-class UnknownEntry(Kept):
-    """There is no such entry in the journal."""
-
-    code = "unknown_entry"
-
-
-class HouseShort(Kept):
-    """A house account has less than the reversal would take back."""
-
-    code = "house_short"
-
-
 class ChainFailed(Kept):
     """Another operation of the chain was refused, so none of the chain was done."""
 
     code = "chain_failed"
-
-
-class BalanceTooLarge(Kept):
-    """The balance would reach 10**38 units; amounts and balances stay below that."""
-
-    code = "balance_too_large"
 
 
 # --- prove who you are ----------------------------------------------------------------------------

@@ -250,6 +250,28 @@ def test_due_holds_are_given_until_they_are_closed(place: Any) -> None:
     place.check()
 
 
+@pytest.mark.parametrize("apart", [0, 20])
+def test_hold_past_its_time_is_read_as_due_without_a_server(place: Any, apart: int) -> None:
+    """A library shows it as due at once, until something is written; a closed hold and one without a time never are."""
+    with place.open() as ledger:
+        seed(ledger)
+        expires_ms = place.clock.now_ms + 1_000
+        hold = ledger.freeze("ann", "btc", "1", key="h", expires_ms=expires_ms).seq
+        ledger.freeze("ann", "btc", "1", key="never")
+        ledger.freeze("ann", "btc", "1", key="used", expires_ms=expires_ms)
+        ledger.unfreeze(HoldKey("used"), key="u")
+        fill(ledger, apart)
+        for now_ms, due in ((expires_ms - 1, []), (expires_ms, [hold])):
+            place.clock.now_ms = now_ms
+            assert [one.hold_id for one in ledger.holds("ann") if one.due] == due
+            assert [one.hold_id for one in ledger.old_holds(now_ms) if one.due] == due
+            found = ledger.hold(hold)
+            assert found is not None
+            assert (found.due, found.state) == (bool(due), "open")
+        ledger.execute([])
+        assert not any(one.due for one in ledger.holds("ann"))
+
+
 def test_more_holds_due_than_a_group_takes_expire_in_the_next(place: Any) -> None:
     """A thousand and more holds that expire at once do so in turns, each once, whatever is sealed meanwhile."""
     with place.open() as ledger:

@@ -278,3 +278,16 @@ def test_every_answer_is_compact_json(public: Service) -> None:
     for path in public.app._calls:
         for query in ("", signed_query(), signed_query({"account": "2"})):
             assert isinstance(json.loads(public.ask(query, path).body.decode()), dict)
+
+
+def test_r15_coins_with_marks_and_24_decimals_are_answered_whole(public: Service) -> None:
+    """R15: usdt.e and lp-btc are coins by name beside usdt, and 24 decimals are shown to the last one."""
+    for coin, scale in {"usdt.e": 6, "lp-btc": 24}.items():
+        public.ledger.list_coin(coin, scale, key=f"coin-{coin}")
+    public.ledger.deposit("alice", "lp-btc", "0.000000000000000000000001", key="least")
+    public.ledger.freeze("alice", "lp-btc", "0.000000000000000000000001", key="least-frozen")
+    assert document(public.ask(signed_query()))["data"] == {
+        **ALICE,
+        "lp-btc": {"freeze": "0.000000000000000000000001", "available": "0.00"},
+        "usdt.e": {"freeze": "0.00", "available": "0.00"},
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import time
@@ -15,6 +16,7 @@ from click.testing import CliRunner
 
 from spotledger.cli import books, trades
 from spotledger.cli.main import program
+from spotledger.ledger.writer import Writer
 from support_service import Service
 
 StartService = Callable[..., Service]
@@ -143,21 +145,113 @@ def test_balances_at_a_seq_and_at_a_time_are_the_past(data: Path) -> None:
     for text in (str(int(now * 1000)), datetime.fromtimestamp(now, UTC).isoformat()):
         assert usdt(data, "--at", text) == ("40.00", "60.00")
     assert usdt(data, "--at", "2020-01-01") == ("0.00", "0.00")
-    assert spotledger(data, "balances", "alice", "--at", "2999-01-01").returncode == 1
+
+
+@pytest.mark.parametrize("text", ["2999-01-01", "2999-01-01T10:00:00+02:00", "32503680000000"])
+def test_moment_in_the_future_is_refused_in_the_words_it_was_asked_in(data: Path, text: str) -> None:
+    """The option and its text are named, and what now is in the same form."""
+    refused = spotledger(data, "balances", "alice", "--at", text)
+    assert refused.returncode == 1
+    assert f"--at is {text}, in the future; a time up to " in refused.stderr
+    assert "at_ms" not in refused.stderr
+    assert ("T" in refused.stderr) == (not text.isdecimal())
+
+
+@pytest.mark.parametrize("text", ["1700000000", "0", "1999-12-31"])
+def test_moment_before_2001_is_wrong_usage(data: Path, text: str) -> None:
+    """Seconds where milliseconds are meant would show empty balances."""
+    refused = spotledger(data, "balances", "alice", "--at", text)
+    assert (refused.returncode, "before the year 2001" in refused.stderr) == (2, True)
+
+
+def test_coin_that_is_listed_advises_no_other_key(data: Path) -> None:
+    """The same again is a repeat; another scale is refused for good."""
+    assert spotledger(data, "coin", "add", "usdt", "--scale", "8").returncode == 0
+    refused = spotledger(data, "coin", "add", "usdt", "--scale", "6")
+    assert (refused.returncode, "key of its own" in refused.stderr) == (1, False)
+    assert "coin usdt is already listed with scale 8, and a listing never changes" in refused.stderr
+
+
+def test_hold_past_its_time_is_shown_as_due(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a server nothing books its expiry yet; the table says due, and the document has it beside open."""
+    spotledger(data, "freeze", "alice", "usdt", "1", "--key", "short", "--expires", "1s")
+    (short,) = [hold for hold in told(data, "holds", "alice")["holds"] if hold.get("key") == "short"]
+    time.sleep(max(0.0, short["expires_ms"] / 1000 - time.time()) + 0.01)
+    monkeypatch.setattr(Writer, "_expire", lambda self: asyncio.sleep(0))
+    (line,) = [line for line in spotledger(data, "holds", "alice").stdout.splitlines() if " short " in line]
+    assert line.split()[1] == "due"
+    (short,) = [hold for hold in told(data, "holds", "alice")["holds"] if hold.get("key") == "short"]
+    assert (short["state"], short["due"]) == ("open", True)
+
+
+def test_dry_run_of_every_command_that_writes_books_nothing(data: Path, tmp_path: Path) -> None:
+    """Each shows what it would do, for people and as JSON, and the head stays where it was."""
+    settle = [*SETTLE[:-2], "--key", "dry"]
+    batch = tmp_path / "batch.jsonl"
+    batch.write_text(json.dumps({"op": "deposit", "key": "b1", "customer": "bob", "coin": "usdt", "amount": "1"}))
+    for arguments in (
+        ("coin", "add", "doge", "--scale", "8"),
+        ("customer", "add", "carol"),
+        ("deposit", "alice", "usdt", "1", "--key", "dry"),
+        ("freeze", "alice", "usdt", "1", "--key", "dry"),
+        ("unfreeze", "key:buy", "--key", "dry"),
+        ("withdraw", "alice", "usdt", "1", "--key", "dry"),
+        ("transfer", "alice", "bob", "usdt", "1", "--key", "dry"),
+        ("reverse", "5", "--reason", "oops", "--key", "dry"),
+        settle,
+        ("batch", str(batch)),
+    ):
+        shown = spotledger(data, *arguments, "--dry-run")
+        assert shown.returncode == 0, shown.stderr
+        assert "nothing was booked" in shown.stdout or "would be" in shown.stdout
+        assert told(data, *arguments, "--dry-run")["dry_run"] is True
+    assert told(data, "balances", "alice")["seq"] == len(SETUP)
+    assert spotledger(data, "deposit", "alice", "usdt", "1", "--key", "dry").stdout.startswith("entry 9: deposit\n")
+
+
+@pytest.mark.parametrize("latest", ["2020-01-01", "1600000000000"])
+def test_write_after_its_latest_time_is_refused(data: Path, latest: str) -> None:
+    """The option takes a duration from now, a date, or milliseconds."""
+    late = spotledger(data, "deposit", "alice", "usdt", "1", "--key", "late", "--not-after", latest)
+    assert (late.returncode, "[too_late]" in late.stderr) == (1, True)
+    in_time = spotledger(data, "deposit", "alice", "usdt", "1", "--key", "late", "--not-after", "90d")
+    assert (in_time.returncode, "entry 9" in in_time.stdout) == (0, True)
+    wrong = spotledger(data, "deposit", "alice", "usdt", "1", "--key", "late", "--not-after", "soon")
+    assert (wrong.returncode, "is not a time" in wrong.stderr) == (2, True)
+
+
+def test_repeat_of_a_refusal_is_told_with_what_to_do(data: Path) -> None:
+    """At first the entry is named that keeps the refusal; a repeat is marked, also in JSON and in a batch."""
+    command = ("withdraw", "alice", "usdt", "1000", "--key", "w")
+    first, again = spotledger(data, *command), spotledger(data, *command)
+    assert "; entry 9 keeps this refusal with its key: use another key to try again" in first.stderr
+    assert "; a repeat of entry 9, which keeps this refusal with its key: use another key to try again" in again.stderr
+    document = json.loads(spotledger(data, *command, "--json").stderr)
+    assert (document["seq"], document["replayed"]) == (9, True)
+    unknown = spotledger(data, "deposit", "alice", "doge", "1", "--key", "d")
+    assert unknown.stderr.rstrip().endswith("[unknown_coin]")
+    operation = {"op": "withdraw", "key": "w", "customer": "alice", "coin": "usdt", "amount": "1000"}
+    batch = spotledger(data, "batch", "-", stdin=json.dumps(operation).encode())
+    (line,) = [line for line in batch.stdout.splitlines() if line.startswith("w ")]
+    assert (batch.returncode, line.split()[-3:]) == (1, ["entry", "9", "yes"])
+    assert "use another key to try it again" in batch.stdout
 
 
 def test_amounts_of_many_digits_are_shown_exactly(data: Path) -> None:
     """A total, and what moved, has all its digits, where Python's usual decimals have 28."""
-    big = "589000000000000.123456789012345678"
+    big, least = "99999999999999.999999999999999999999999", "0.000000000000000000000001"
     for arguments in (
-        ("coin", "add", "shib", "--scale", "18"),
+        ("coin", "add", "shib", "--scale", "24"),
         ("deposit", "alice", "shib", big, "--key", "many"),
-        ("freeze", "alice", "shib", "0.000000000000000001", "--key", "few"),
+        ("freeze", "alice", "shib", least, "--key", "few"),
     ):
         assert spotledger(data, *arguments).returncode == 0
     balances = spotledger(data, "balances", "alice").stdout.splitlines()
-    assert next(line.split() for line in balances if line.startswith("shib"))[3] == big
+    row = next(line.split() for line in balances if line.startswith("shib"))
+    assert row[1:] == [f"{big[:-1]}8", least, big]
     assert f"+{big}" in spotledger(data, "history", "alice").stdout
+    assert f"-{big}" in spotledger(data, "trial-balance").stdout
+    assert f"available {big} shib" in spotledger(data, "feed").stdout
 
 
 def test_balances_show_what_is_owed(data: Path) -> None:

@@ -258,6 +258,7 @@ SEMANTIC = [
     ),
     pytest.param(in_entry("w1", put("request", "hold", value="1")), {"request_differs"}, id="another hold asked for"),
     pytest.param(in_entry("r1", put("refusal", "code", value="bad")), {"refusal_malformed"}, id="an unknown refusal"),
+    pytest.param(in_entry("r1", put("refusal", "code", value="unknown_coin")), set(), id="a refusal once kept"),
     pytest.param(
         in_entry("d1", put("refusal", value={"code": "unknown_coin", "detail": "", "details": {}})),
         {"refusal_malformed"},
@@ -271,7 +272,7 @@ SEMANTIC = [
     pytest.param(
         in_entry("list:btc", put("request", "scale", value=2)), {"coin_row_differs"}, id="a coin's scale in its listing"
     ),
-    pytest.param(in_entry("list:btc", put("request", "scale", value=19)), {"coin_listed_wrong"}, id="a scale of 19"),
+    pytest.param(in_entry("list:btc", put("request", "scale", value=25)), {"coin_listed_wrong"}, id="a scale of 25"),
     pytest.param(
         in_entry("list:usdt", put("request", "coin", value="btc")), {"coin_listed_wrong"}, id="a coin listed twice"
     ),

@@ -249,7 +249,7 @@ def test_batch_of_nothing_has_no_results(api: Api) -> None:
         (deposit("bad", 1), "operations[1].amount"),  # type: ignore[arg-type]
         (deposit("bad", memo="x"), "operations[1].memo"),
         (deposit("b d"), "operations[1].key"),
-        (deposit("x" * 65), "operations[1].key"),
+        (deposit("x" * 129), "operations[1].key"),
         (deposit("bad", chain=7), "operations[1].chain"),
         (deposit("bad", chain=""), "operations[1].chain"),
         (deposit("bad", chain="x" * 65), "operations[1].chain"),

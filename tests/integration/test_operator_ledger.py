@@ -27,6 +27,7 @@ from spotledger.errors import (
     ProtocolError,
     StoreUnavailable,
     TokenRefused,
+    TooLate,
     TransportError,
     UnknownCoin,
 )
@@ -358,3 +359,22 @@ def test_both_clients_have_the_same_methods() -> None:
     of_one = {name for name in vars(OperatorLedger) if not name.startswith("_")}
     of_other = {name for name in vars(AsyncOperatorLedger) if not name.startswith("_")}
     assert of_one - {"close"} == of_other - {"aclose"}
+
+
+def test_client_tries_a_write_and_gives_a_latest_time(ledger: OperatorLedger, names: tuple[str, str]) -> None:
+    """A dry run answers what the write would, marked, singly and in a batch; a write that is too late is TooLate."""
+    a, _ = names
+    tried = ledger.deposit(a, "usdt", "1", key=f"t:{a}", dry_run=True)
+    assert (tried.dry_run, tried.replayed, tried.balances[-1].available) == (True, False, Decimal("101"))
+    (outcome,) = ledger.execute([Deposit(f"t:{a}", a, "usdt", "1")], dry_run=True)
+    assert isinstance(outcome, Written)
+    assert outcome.dry_run
+    done = ledger.deposit(a, "usdt", "1", key=f"t:{a}", not_after_ms=4_000_000_000_000)
+    assert (done.dry_run, done.replayed) == (False, False)
+    with pytest.raises(TooLate) as late:
+        ledger.deposit(a, "usdt", "1", key=f"late:{a}", not_after_ms=1_600_000_000_000)
+    assert (late.value.details["field"], late.value.seq) == ("not_after_ms", None)
+    with pytest.raises(InsufficientAvailable) as short:
+        ledger.freeze(a, "usdt", "1000", key=f"late:{a}", dry_run=True)
+    assert short.value.details["dry_run"] is True
+    assert not ledger.freeze(a, "usdt", "1", key=f"late:{a}").replayed

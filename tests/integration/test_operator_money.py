@@ -12,8 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from spotledger.domain.operations import CoinAmount, SettleSide
-from spotledger.errors import UnknownCoin
+from spotledger.domain.operations import CoinAmount, Settle, SettleSide, Withdraw
 from support_operator import Api, operator_api
 
 
@@ -442,10 +441,28 @@ def test_settlement_in_the_feed_has_each_amount_in_its_own_coin(api: Api) -> Non
 
 
 def test_settlement_refused_in_the_feed_says_what_was_asked_for(api: Api) -> None:
-    """Amounts of a coin that is not listed stay as they were asked for."""
+    """In a chain that is kept, amounts of a coin that is not listed stay as they were asked for."""
     sides = SettleSide("1", release="0.10"), SettleSide("2")
-    with pytest.raises(UnknownCoin):
-        api.runtime.ledger.settle("doge", "usdt", "2.50", "20", *sides, key="fill-1")
+    operations = [Withdraw("w", "999", "alice", "usdt"), Settle("fill-1", "doge", "usdt", "2.50", "20", *sides)]
+    api.runtime.ledger.execute(operations, atomic=True)
     entry = api.get("/v1/entries", after_seq=api.seq - 1).json()["entries"][0]
-    assert (entry["refusal"]["code"], entry["postings"]) == ("unknown_coin", [])
+    assert (entry["refusal"]["code"], entry["postings"]) == ("chain_failed", [])
     assert (entry["request"]["base_amount"], entry["request"]["buyer"]["release"]) == ("2.5", "0.1")
+
+
+def test_names_and_amounts_as_chains_have_them(api: Api) -> None:
+    """Over HTTP, single and in a batch: keys of a chain, a coin such as usdt.e, and 24 decimals to the last one."""
+    least = "0.000000000000000000000001"
+    api.must("/v1/coins", {"coin": "usdt.e", "scale": 24}, "0x" + "0" * 126)
+    deposit = {"customer": "bob", "coin": "usdt.e", "amount": least}
+    api.must("/v1/deposits", deposit, "0x" + "ab" * 32)
+    again = api.post("/v1/deposits", deposit, "0x" + "ab" * 32)
+    assert again.headers["idempotency-replayed"] == "true"
+    operation = {"op": "deposit", "key": f"{'cd' * 32}:7", **deposit}
+    (result,) = api.must("/v1/batches", {"operations": [operation]})["results"]
+    assert result["balances"][-1]["available"] == "0.000000000000000000000002"
+    assert api.balances("bob")["usdt.e"] == {"available": "0.000000000000000000000002", "freeze": "0.00"}
+    (entry, _) = api.get("/v1/customers/bob/entries", coin="usdt.e").json()["entries"]
+    assert entry["request"]["amount"] == least
+    too_many = api.post("/v1/deposits", {**deposit, "amount": "0." + "0" * 24 + "1"})
+    assert (too_many.status_code, too_many.json()["code"]) == (422, "invalid_amount")

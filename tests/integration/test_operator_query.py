@@ -10,21 +10,23 @@ from support_operator import operator_api
 
 
 @pytest.mark.parametrize(
-    ("path", "body"),
+    ("path", "body", "name"),
     [
-        ("/v1/deposits", {"customer": "alice", "coin": "usdt", "amount": "1"}),
-        ("/v1/batches", {"operations": []}),
-        ("/v1/keys", {"customer": "alice", "permissions": ["read"]}),
-        ("/v1/tokens", {"scopes": ["ledger:read"]}),
+        ("/v1/deposits", {"customer": "alice", "coin": "usdt", "amount": "1"}, "dryrun"),
+        ("/v1/batches", {"operations": []}, "dryrun"),
+        ("/v1/keys", {"customer": "alice", "permissions": ["read"]}, "dry_run"),
+        ("/v1/tokens", {"scopes": ["ledger:read"]}, "dry_run"),
     ],
 )
-def test_write_with_an_unknown_query_parameter_is_refused(tmp_path: Path, path: str, body: dict[str, object]) -> None:
-    """A deposit with ``?dry_run=true`` books nothing, and its key stays unused."""
+def test_write_with_an_unknown_query_parameter_is_refused(
+    tmp_path: Path, path: str, body: dict[str, object], name: str
+) -> None:
+    """What it is meant to do is not done: nothing is booked, and the key stays unused. No dry run makes a token."""
     with operator_api(tmp_path) as api:
         api.set_up()
         seq = api.seq
         headers = api.headers() | {"Idempotency-Key": "once"}
-        said = api.run(api.http.post(f"{path}?dry_run=true", json=body, headers=headers))
-        assert (said.status_code, said.json()["field"]) == (422, "dry_run")
+        said = api.run(api.http.post(f"{path}?{name}=true", json=body, headers=headers))
+        assert (said.status_code, said.json()["field"]) == (422, name)
         assert api.seq == seq
         assert api.run(api.http.post(path, json=body, headers=headers)).status_code == 200

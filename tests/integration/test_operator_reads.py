@@ -234,6 +234,22 @@ def test_hold_expires_on_time_even_if_nobody_calls(api: Api) -> None:
     assert api.post("/v1/withdrawals", {"hold": hold, "amount": "1"}).json()["code"] == "hold_expired"
 
 
+def test_hold_past_its_time_is_due_at_once(api: Api) -> None:
+    """Every read shows it as due before its expiry is booked, and only then; it is still open, and cannot be used."""
+    body = {**ALICE_USDT, "amount": "5", "expires_ms": api.clock() + 600_000}
+    hold = api.must("/v1/holds", body, "short")["hold"]
+
+    def shown() -> list[dict[str, Any]]:
+        found = get(api, "/v1/customers/alice/holds")["holds"] + get(api, "/v1/holds")["holds"]
+        return [*(one for one in found if one["hold"] == hold), get(api, f"/v1/holds/{hold}")["hold"]]
+
+    assert [(one["state"], "due" in one) for one in shown()] == [("open", False)] * 3
+    api.clock.ahead_ms = 600_000
+    assert [(one["state"], one.get("due")) for one in shown()] == [("open", True)] * 3
+    assert api.post(f"/v1/holds/{hold}/release", {}).json()["code"] == "hold_expired"
+    assert (get(api, f"/v1/holds/{hold}")["hold"]["state"], "due" in shown()[0]) == ("closed", False)
+
+
 @pytest.mark.parametrize("path", ["coins", "customers", "holds", "entries", "entries/1", "trial-balance"])
 def test_read_with_min_seq_waits_for_the_entry(api: Api, path: str) -> None:
     """A read that is sent before the write that it waits for answers after it."""

@@ -95,6 +95,7 @@ PROVOKED: dict[type[errors.SpotledgerError], Callable[[Api], httpx2.Response]] =
         f"/v1/tokens/{api.get('/v1/tokens').json()['tokens'][0]['token_id']}"
     ),
     errors.UnknownEntry: lambda api: api.post("/v1/reversals", {"seq": 9999, "reason": "oops"}, "provoked"),
+    errors.TooLate: lambda api: api.post("/v1/deposits", {**DEPOSIT, "not_after_ms": 1_600_000_000_000}, "provoked"),
     errors.RotationRefused: lambda api: api.post("/v1/master-key/rotate", {"fingerprint": "0" * 32}, "provoked"),
     errors.TokenRefused: lambda api: api.request("GET", "/v1/coins"),
     errors.ScopeMissing: lambda api: api.post("/v1/deposits", DEPOSIT, "provoked", token_of(api, "ledger:read")),
@@ -135,6 +136,25 @@ def check_problem(answer: httpx2.Response, kind: type[errors.SpotledgerError]) -
 def test_refusal_over_http_is_a_problem_document(api: Api, kind: type[errors.SpotledgerError]) -> None:
     """Each refusal has its status, its code and the one shape."""
     check_problem(PROVOKED[kind](api), kind)
+
+
+def test_deposit_of_an_unknown_customer_passes_with_the_same_key_once_they_are_registered(api: Api) -> None:
+    """Single and in a batch, nothing is kept of the refusal: a deposit watcher sends the same again."""
+    deposit, head = {**DEPOSIT, "customer": "carol", "coin": "usdt.e"}, api.seq
+    operation = {"op": "deposit", "key": "batched", **deposit}
+    for code, remedy in (
+        ("unknown_coin", ("/v1/coins", {"coin": "usdt.e", "scale": 6})),
+        ("unknown_customer", ("/v1/customers", {"customer": "carol"})),
+    ):
+        problem = api.post("/v1/deposits", deposit, "single").json()
+        (result,) = api.must("/v1/batches", {"operations": [operation]})["results"]
+        assert (problem["code"], "seq" in problem, api.seq) == (code, False, head)
+        assert (result["code"], "seq" in result) == (code, False)
+        api.must(*remedy)
+        head = api.seq
+    first = api.must("/v1/deposits", deposit, "single")
+    (result,) = api.must("/v1/batches", {"operations": [operation]})["results"]
+    assert (first["seq"], result["seq"]) == (head + 1, head + 2)
 
 
 @pytest.mark.parametrize(
@@ -195,9 +215,10 @@ def test_amount_that_is_none_is_refused_and_touches_nothing(api: Api, path: str,
     ("path", "body", "field"),
     [
         ("/v1/coins", {"coin": "BTC", "scale": 8}, "coin"),
-        ("/v1/coins", {"coin": "x" * 21, "scale": 8}, "coin"),
+        ("/v1/coins", {"coin": "x" * 33, "scale": 8}, "coin"),
+        ("/v1/coins", {"coin": "-x", "scale": 8}, "coin"),
         ("/v1/coins", {"coin": "new"}, "scale"),
-        ("/v1/coins", {"coin": "new", "scale": 19}, "scale"),
+        ("/v1/coins", {"coin": "new", "scale": 25}, "scale"),
         ("/v1/coins", {"coin": "new", "scale": -1}, "scale"),
         ("/v1/coins", {"coin": "new", "scale": True}, "scale"),
         ("/v1/coins", {"coin": "new", "scale": "8"}, "scale"),
@@ -205,13 +226,18 @@ def test_amount_that_is_none_is_refused_and_touches_nothing(api: Api, path: str,
         ("/v1/customers", {"customer": ".."}, "customer"),
         ("/v1/customers", {"customer": "a b"}, "customer"),
         ("/v1/customers", {"customer": "@external"}, "customer"),
-        ("/v1/customers", {"customer": "x" * 65}, "customer"),
+        ("/v1/customers", {"customer": "x" * 129}, "customer"),
         ("/v1/customers", {"customer": "爱丽丝"}, "customer"),
         ("/v1/deposits", {"coin": "usdt", "amount": "1"}, "customer"),
         ("/v1/deposits", {**DEPOSIT, "account": "margin"}, "account"),
         ("/v1/deposits", {**DEPOSIT, "account": None}, "account"),
         ("/v1/deposits", {**DEPOSIT, "happened_ms": "now"}, "happened_ms"),
         ("/v1/deposits", {**DEPOSIT, "happened_ms": 10**40}, "happened_ms"),
+        ("/v1/deposits", {**DEPOSIT, "happened_ms": 1_700_000_000}, "happened_ms"),
+        ("/v1/withdrawals", {**DEPOSIT, "happened_ms": 978_307_199_999}, "happened_ms"),
+        ("/v1/holds", {**FREEZE, "expires_ms": 1_900_000_000}, "expires_ms"),
+        ("/v1/holds", {**FREEZE, "not_after_ms": 1_900_000_000}, "not_after_ms"),
+        ("/v1/customers", {"customer": "carol", "not_after_ms": "soon"}, "not_after_ms"),
         ("/v1/deposits", {**DEPOSIT, "reference": "a\nb"}, "reference"),
         ("/v1/deposits", {**DEPOSIT, "reference": "x" * 257}, "reference"),
         ("/v1/deposits", {**DEPOSIT, "hold": "1"}, "hold"),
@@ -290,9 +316,9 @@ def test_body_that_is_not_json_is_malformed(api: Api, content: bytes) -> None:
     check_problem(api.post("/v1/deposits", content), errors.MalformedRequest)
 
 
-@pytest.mark.parametrize("key", ["", "x" * 65, "a b", "a\tb", "é", "\x7f"])
+@pytest.mark.parametrize("key", ["", "x" * 129, "a b", "a\tb", "é", "\x7f"])
 def test_idempotency_key_of_the_wrong_form_is_named(api: Api, key: str) -> None:
-    """A key is 1 to 64 printable ASCII characters without blanks."""
+    """A key is 1 to 128 printable ASCII characters without blanks."""
     headers = [(name.encode(), value.encode("latin-1")) for name, value in api.headers(key).items()]
     answer = api.request("POST", "/v1/deposits", json=DEPOSIT, headers=headers)
     assert check_problem(answer, errors.InvalidRequest)["field"] == "Idempotency-Key"
@@ -322,6 +348,7 @@ def test_idempotency_key_missing_or_twice_is_named(api: Api, count: int) -> None
         ("/v1/customers/alice/balances", "at_seq=99999", "at_seq"),
         ("/v1/customers/alice/balances", "at_seq=-1", "at_seq"),
         ("/v1/customers/alice/balances", "at_ms=999999999999999999", "at_ms"),
+        ("/v1/customers/alice/balances", "at_ms=1700000000", "at_ms"),
         ("/v1/customers/alice/balances", "at_seq=1&at_ms=1", "at_seq"),
         ("/v1/customers/alice/entries", "coin=BTC", "coin"),
         ("/v1/customers/alice/entries", "after=1", "after"),
@@ -484,3 +511,31 @@ def test_damaged_ledger_takes_no_writes_and_says_so(api: Api) -> None:
         assert "retry-after" not in answer.headers
     assert "spotledger_damaged 1.0" in api.get("/metrics").text
     assert api.get("/v1/customers/alice/balances").status_code == 200
+
+
+def test_coin_that_is_listed_is_told_so_and_no_other_key_is_advised(api: Api) -> None:
+    """Neither the key of its listing nor another one lists it again, so neither answer asks for another key."""
+    api.must("/v1/coins", {"coin": "doge", "scale": 8}, "list-doge")
+    conflict = api.post("/v1/coins", {"coin": "doge", "scale": 6}, "list-doge")
+    assert check_problem(conflict, errors.IdempotencyConflict)["field"] == "scale"
+    again = api.post("/v1/coins", {"coin": "doge", "scale": 6}, "other")
+    check_problem(again, errors.CoinAlreadyListed)
+    for answer in (conflict, again):
+        assert "coin doge is already listed with scale 8" in answer.json()["detail"]
+        assert "key of its own" not in answer.json()["detail"]
+    other_coin = api.post("/v1/coins", {"coin": "pepe", "scale": 6}, "list-doge")
+    assert "a key of its own would pass" in other_coin.json()["detail"]
+
+
+def test_conflict_in_a_side_of_a_settlement_names_the_field(api: Api) -> None:
+    """Single and in a batch: ``buyer.release``, not ``buyer``."""
+    api.must("/v1/deposits", {"customer": "bob", "coin": "btc", "amount": "2"})
+    api.must("/v1/holds", {"customer": "bob", "coin": "btc", "amount": "2"}, "ask")
+    fill = {"base": "btc", "quote": "usdt", "base_amount": "1", "quote_amount": "10"}
+    sides = {"buyer": {"hold": {"key": "first-hold"}}, "seller": {"hold": {"key": "ask"}}}
+    api.must("/v1/settlements", {**fill, **sides}, "fill")
+    sides["buyer"] |= {"release": "rest"}
+    problem = check_problem(api.post("/v1/settlements", {**fill, **sides}, "fill"), errors.IdempotencyConflict)
+    operation = {"op": "settle", "key": "fill", **fill, **sides}
+    (result,) = api.must("/v1/batches", {"operations": [operation]})["results"]
+    assert [problem["field"], result["field"]] == ["buyer.release"] * 2

@@ -14,7 +14,14 @@ from spotledger.domain.accounts import EXTERNAL, FEES, Account, Balance, receiva
 from spotledger.domain.books import Line, State
 from spotledger.domain.journal import Entry
 from spotledger.domain.operations import CoinAmount, HoldKey, Reverse, SettleSide
-from spotledger.errors import AlreadyReversed, HouseShort, IdempotencyConflict, InvalidRequest, UnknownEntry
+from spotledger.errors import (
+    AlreadyReversed,
+    HouseShort,
+    IdempotencyConflict,
+    InsufficientAvailable,
+    InvalidRequest,
+    UnknownEntry,
+)
 from spotledger.ledger.ledger import Ledger, Receipt
 from support_books import check_books
 
@@ -173,12 +180,14 @@ def test_what_cannot_be_reversed_is_refused_and_not_kept(ledger: Ledger) -> None
     freeze = ledger.freeze("ann", "btc", "1", key="f")
     deposit = ledger.deposit("ann", "btc", "1", key="d")
     reversal = ledger.reverse(deposit.seq, "x", key="r")
-    with pytest.raises(UnknownEntry) as unknown:
-        ledger.reverse(10_000, "x", key="u")
-    assert unknown.value.seq == ledger.head.seq
-    for seq in (1, freeze.seq, reversal.seq, unknown.value.seq):
+    with pytest.raises(InsufficientAvailable) as kept:
+        ledger.withdraw("9999", customer="ann", coin="btc", key="w")
+    assert kept.value.seq == ledger.head.seq
+    for seq in (1, freeze.seq, reversal.seq, kept.value.seq):
         with pytest.raises(InvalidRequest):
             ledger.reverse(seq, "x", key="wrong")
+    with pytest.raises(UnknownEntry):
+        ledger.reverse(10_000, "x", key="wrong")
     assert ledger.entry_of_key("wrong") is None
 
 

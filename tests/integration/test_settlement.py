@@ -188,19 +188,19 @@ def test_hold_of_the_wrong_coin_is_refused(ledger: Ledger) -> None:
     assert refused.value.details["field"] == "buyer.hold"
 
 
-def test_unknown_coin_and_hold_are_kept_refusals(ledger: Ledger) -> None:
-    """They could be there another day; the same request then still gets the kept answer."""
+def test_unknown_coin_and_hold_leave_the_key_unused(ledger: Ledger) -> None:
+    """They could be there another day: once they are, the same fill passes under the same key."""
     head = ledger.head.seq
-    side = SettleSide(HoldKey("bid"))
-    with pytest.raises(UnknownCoin):
-        ledger.settle("doge", "usdt", "1", "1", SettleSide("99"), side, key="coin")
-    with pytest.raises(UnknownHold):
-        ledger.settle("btc", "usdt", "1", "1", side, SettleSide("99"), key="hold")
-    ledger.list_coin("doge", 8, key="list:doge")
-    with pytest.raises(UnknownCoin) as again:
-        ledger.settle("doge", "usdt", "1.0", "1", SettleSide("99"), side, key="coin")
-    assert again.value.replayed
-    assert ledger.head.seq == head + 3
+    buyer, seller = SettleSide(HoldKey("bid")), SettleSide(HoldKey("doge"))
+    for unknown in (UnknownCoin, UnknownHold):
+        with pytest.raises(unknown) as refused:
+            ledger.settle("doge", "usdt", "1", "1", buyer, seller, key="fill")
+        assert (refused.value.seq, ledger.head.seq) == (None, head)
+        if unknown is UnknownCoin:
+            head = ledger.list_coin("doge", 8, key="list:doge").seq
+    ledger.deposit("bob", "doge", "1", key="in")
+    ledger.freeze("bob", "doge", "1", key="doge")
+    assert not ledger.settle("doge", "usdt", "1", "1", buyer, seller, key="fill").replayed
 
 
 def test_expired_hold_pays_no_more(tmp_path: Path) -> None:
@@ -226,8 +226,11 @@ def test_expired_hold_pays_no_more(tmp_path: Path) -> None:
     [
         ({"quote": "201"}, "quote_amount"),
         ({"base": "1.00000001"}, "base_amount"),
-        ({"buyer": {"release": "rest"}}, "buyer"),
-        ({"seller": {"fee": CoinAmount("usdt", "1")}}, "seller"),
+        ({"buyer": {"release": "rest"}}, "buyer.release"),
+        ({"buyer": {"release": "0.5"}}, "buyer.release"),
+        ({"seller": {"fee": CoinAmount("usdt", "1")}}, "seller.fee"),
+        ({"seller": {"hold": "7"}}, "seller.hold"),
+        ({"seller": {"dust": CoinAmount("usdt", "1")}}, "seller.dust"),
         ({"base": "1.000000001"}, "base_amount"),
     ],
 )
@@ -240,6 +243,16 @@ def test_same_key_with_another_fill_is_a_conflict_naming_the_field(
     with pytest.raises(IdempotencyConflict) as conflict:
         _fill(ledger, **{"base": "1", "quote": "200", **change})
     assert conflict.value.details["field"] == field
+    assert f"with another {field};" in conflict.value.message
+
+
+def test_conflict_within_a_fee_names_its_coin_or_its_amount(ledger: Ledger) -> None:
+    """Where both have a fee, the field within it is named."""
+    _fill(ledger, buyer={"fee": CoinAmount("btc", "0.001")})
+    for fee, field in ((CoinAmount("btc", "0.002"), "amount"), (CoinAmount("usdt", "0.001"), "coin")):
+        with pytest.raises(IdempotencyConflict) as conflict:
+            _fill(ledger, buyer={"fee": fee})
+        assert conflict.value.details["field"] == f"buyer.fee.{field}"
 
 
 def test_fill_on_holds_opened_in_the_same_group(ledger: Ledger) -> None:

@@ -90,7 +90,7 @@ def test_any_document_is_decoded_or_is_a_protocol_error(told: tuple[type, Any]) 
 
 @given(
     st.dictionaries(
-        st.from_regex(r"\A[a-z0-9]{1,20}\Z"),
+        st.from_regex(r"\A[a-z0-9][a-z0-9._-]{0,31}\Z"),
         st.tuples(*[st.integers(0, 10**38 - 1), st.integers(0, 10**38 - 1), st.integers(2, 18)]),
         max_size=5,
     )

@@ -11,6 +11,7 @@ import pytest
 from spotledger.audit.journal import WITHOUT_POSTINGS
 from spotledger.audit.requests import CHECKS
 from spotledger.cli.main import program
+from spotledger.domain.fields import KEY, NOT_AFTER_MS, fields_of
 from spotledger.domain.operations import OPERATIONS, Described
 from support_scripts import load_script
 
@@ -45,6 +46,14 @@ def test_an_operation_is_named_in_the_files_of_the_page_and_in_no_others() -> No
     named = files_that_name("Transfer") - USES.keys()
     assert named == {"domain/operations.py", "domain/rules.py", "cli/money.py"}
     assert named <= files_of_the_page()
+
+
+@pytest.mark.parametrize("kind", OPERATIONS, ids=lambda kind: kind.kind)
+def test_every_operation_begins_with_its_key_and_ends_with_its_latest_time(kind: type[Described]) -> None:
+    """The group asks each operation for both."""
+    first, *_, last = fields_of(kind)
+    assert (first.form, first.is_required) == (KEY, True)
+    assert (last.name, last.form, last.takes_none, last.is_required) == ("not_after_ms", NOT_AFTER_MS, True, False)
 
 
 def test_files_of_the_page_exist() -> None:

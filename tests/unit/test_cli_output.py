@@ -68,7 +68,8 @@ def test_error_is_one_line_or_its_problem_document(capsys: pytest.CaptureFixture
     printed = capsys.readouterr()
     line, document = printed.err.splitlines()
     assert printed.out == ""
-    assert line == "spotledger: There is too little. [insufficient_available]"
+    kept = "entry 7 keeps this refusal with its key: use another key to try again"
+    assert line == f"spotledger: There is too little. [insufficient_available]; {kept}"
     found = json.loads(document)
     assert (found["code"], found["available"], found["seq"]) == ("insufficient_available", "1.00", 7)
     Output().error(LedgerCorrupt("entry 3"))

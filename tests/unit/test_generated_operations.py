@@ -97,9 +97,10 @@ def test_optional_fields_that_are_none_are_left_out_and_decimals_become_text() -
 @EACH
 @pytest.mark.parametrize("owner", [Ledger, OperatorLedger, AsyncOperatorLedger])
 def test_library_and_clients_have_a_method_with_every_field(kind: type[Described], owner: type[Any]) -> None:
-    """Required fields and amounts come first, then the key and the others by name, with the same defaults."""
+    """Required fields and amounts come first, then the key, the others and ``dry_run`` by name, with equal defaults."""
     parameters = inspect.signature(getattr(owner, kind.kind)).parameters
     by_name = {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+    assert by_name.pop("dry_run") is False
     fields = {field.name: field for field in fields_of(kind)}
     assert by_name.keys() == fields.keys()
     for name, default in by_name.items():

@@ -23,10 +23,18 @@ from spotledger.audit.shortcuts import SHORTCUTS
 from spotledger.domain.amounts import MAX_SCALE, UNITS_LIMIT
 from spotledger.domain.journal import ACTOR, LEDGER, LIBRARY, epoch_key
 from spotledger.domain.positions import EPOCH_LIMIT, Epochs
-from spotledger.errors import Kept
+from spotledger.errors import (
+    BalanceTooLarge,
+    HouseShort,
+    Kept,
+    UnknownCoin,
+    UnknownCustomer,
+    UnknownEntry,
+    UnknownHold,
+)
 
 _DIGEST_BYTES: Final = 16
-_KEY_LENGTH: Final = 64
+_KEY_LENGTH: Final = 128
 #: The operations that have no postings, by kind; those that have some are in :data:`CHECKS`.
 WITHOUT_POSTINGS: Final = frozenset({"list_coin", "register_customer"})
 #: The kinds of entries that the ledger writes by itself, under keys with a blank; nothing else does.
@@ -186,7 +194,8 @@ class JournalPass(BooksRead):
         self.keys[digest] = seq
         is_printable = 0 < len(key) <= _KEY_LENGTH and key.isascii() and key.isprintable()
         if not is_printable or (" " in key) != (entry.kind in _OWN_KINDS):
-            self._note("key_malformed", seq, "key", key, "1 to 64 printable ASCII characters without blanks")
+            expected = f"1 to {_KEY_LENGTH} printable ASCII characters without blanks"
+            self._note("key_malformed", seq, "key", key, expected)
         request = entry.request
         if request.op is not None or request.format is not None:
             self._note("request_differs", seq, "request", f"{request.format}, {request.op}", "neither format nor op")
@@ -330,4 +339,6 @@ def _kept_codes(kind: type[Kept] = Kept) -> frozenset[str]:
     return frozenset({kind.code}).union(*(_kept_codes(below) for below in kind.__subclasses__()))
 
 
-_KEPT_CODES: Final = _kept_codes() - {Kept.code}
+#: Refusals that were kept until they left the key unused; journals still have them.
+_KEPT_ONCE: Final = (BalanceTooLarge, HouseShort, UnknownCoin, UnknownCustomer, UnknownEntry, UnknownHold)
+_KEPT_CODES: Final = _kept_codes() - {Kept.code} | {kind.code for kind in _KEPT_ONCE}

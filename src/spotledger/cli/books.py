@@ -12,13 +12,17 @@ from spotledger.cli.options import (
     PositionType,
     account_option,
     all_pages,
+    asked_at,
+    dry_run_option,
     duration_ms,
     ledger_command,
     natural_key,
+    not_after_option,
     own_key_option,
     time_ms,
 )
 from spotledger.cli.output import Output
+from spotledger.client.operator.ledger_answers import Hold, Written
 
 
 @click.group()
@@ -28,14 +32,20 @@ def coin() -> None:
 
 @coin.command("add")
 @click.argument("coin")
-@click.option("--scale", type=int, required=True, metavar="0-18", help="Decimal places: 10**scale units are one coin.")
+@click.option("--scale", type=int, required=True, metavar="0-24", help="Decimal places: 10**scale units are one coin.")
 @own_key_option
+@not_after_option
+@dry_run_option
 @ledger_command(may_make=True)
-async def coin_add(ledger: CommandLedger, out: Output, coin: str, scale: int, key: str | None) -> None:
+async def coin_add(ledger: CommandLedger, out: Output, coin: str, scale: int, key: str | None, **more: Any) -> None:
     """List COIN. A listing never changes; running the command again changes nothing."""
-    written = await ledger.list_coin(coin, scale, key=key or natural_key("coin-add", coin))
+    written = await ledger.list_coin(coin, scale, key=key or natural_key("coin-add", coin), **more)
     out.document(ledger.document)
-    out.line(f"coin {coin} is listed with {scale} decimals (entry {written.position})")
+    out.line(f"coin {coin} {_is(written)} listed with {scale} decimals (entry {written.position})")
+
+
+def _is(written: Written) -> str:
+    return "would be" if written.dry_run else "is"
 
 
 @coin.command("list")
@@ -55,12 +65,14 @@ def customer() -> None:
 @customer.command("add")
 @click.argument("customer")
 @own_key_option
+@not_after_option
+@dry_run_option
 @ledger_command(may_make=True)
-async def customer_add(ledger: CommandLedger, out: Output, customer: str, key: str | None) -> None:
+async def customer_add(ledger: CommandLedger, out: Output, customer: str, key: str | None, **more: Any) -> None:
     """Register CUSTOMER with a wallet, a spot and a fiat account. Running it again changes nothing."""
-    written = await ledger.register_customer(customer, key=key or natural_key("customer-add", customer))
+    written = await ledger.register_customer(customer, key=key or natural_key("customer-add", customer), **more)
     out.document(ledger.document)
-    out.line(f"customer {customer} is registered (entry {written.position})")
+    out.line(f"customer {customer} {_is(written)} registered (entry {written.position})")
 
 
 @customer.command("list")
@@ -92,7 +104,9 @@ async def balances(
 ) -> None:
     """Show the balances of CUSTOMER, now or at any moment in the past: available, freeze and their total."""
     is_house = customer.startswith("@")
-    found = await ledger.balances(customer, None if is_house else account, at_seq=at_seq, at_ms=time_ms(at, "--at"))
+    at_ms = time_ms(at, "--at")
+    with asked_at(at, "--at"):
+        found = await ledger.balances(customer, None if is_house else account, at_seq=at_seq, at_ms=at_ms)
     out.document(ledger.document)
     title = f"{customer}, {'house' if is_house else account}, as of entry {found.position}"
     rows = ((coin, both.available, both.freeze) for coin, both in found.balances.items())
@@ -109,7 +123,11 @@ async def balances(
 async def holds(
     ledger: CommandLedger, out: Output, customer: str | None, state: str | None, older_than: str | None
 ) -> None:
-    """Show the holds of CUSTOMER, or without CUSTOMER all open holds, the oldest first."""
+    """
+    Show the holds of CUSTOMER, or without CUSTOMER all open holds, the oldest first.
+
+    An open hold past its time is due: it cannot be used, and is about to expire.
+    """
     older_than_ms = 0 if older_than is None else duration_ms(older_than, "--older-than")
     if customer is None:
         if state == "closed":
@@ -122,8 +140,12 @@ async def holds(
     columns = ["hold", "state", "account", "coin", "amount", "remaining", "reference", "key"]
     if customer is None:
         columns.insert(0, "customer")
-    rows = ([*(getattr(hold, name) for name in columns), age_text(hold.age_ms)] for hold in found)
+    rows = ([*(_shown(hold, name) for name in columns), age_text(hold.age_ms)] for hold in found)
     out.table((*columns, "age"), rows)
+
+
+def _shown(hold: Hold, name: str) -> object:
+    return "due" if name == "state" and hold.due else getattr(hold, name)
 
 
 def age_text(age_ms: int) -> str:

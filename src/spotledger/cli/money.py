@@ -12,21 +12,22 @@ from spotledger.cli.options import (
     account_option,
     expiry_ms,
     hold_name,
-    key_option,
     ledger_command,
     reference_option,
+    write_options,
 )
 from spotledger.cli.output import Output
 from spotledger.client.operator.operations import Deposit, Freeze, Operation, Transfer, Unfreeze, Withdraw
 
 
-async def write(ledger: CommandLedger, out: Output, operation: Operation) -> None:
-    """Do *operation*; print its entry and the balances after it."""
-    written = await ledger.do(operation)
+async def write(ledger: CommandLedger, out: Output, operation: Operation, dry_run: bool) -> None:
+    """Do *operation*, or in a *dry_run* only try it; print its entry and the balances after it."""
+    written = await ledger.do(operation, dry_run=dry_run)
     out.document({**ledger.document, "replayed": written.replayed})
     again = ", done before under this key" if written.replayed else ""
     hold = "" if written.hold is None else f", hold {written.hold}"
-    out.line(f"entry {written.position}: {written.entry.kind}{hold}{again}")
+    tried = "; a dry run: nothing was booked" if written.dry_run else ""
+    out.line(f"entry {written.position}: {written.entry.kind}{hold}{again}{tried}")
     columns = ("customer", "account", "coin", "available", "freeze")
     rows = [[getattr(after, name) for name in columns] for after in written.balances if after.account != "house"]
     out.table(columns, rows)
@@ -36,54 +37,56 @@ async def write(ledger: CommandLedger, out: Output, operation: Operation) -> Non
 @click.argument("customer")
 @click.argument("coin")
 @click.argument("amount")
-@key_option
+@write_options
 @account_option
 @reference_option
 @ledger_command()
-async def deposit(ledger: CommandLedger, out: Output, **given: Any) -> None:
+async def deposit(ledger: CommandLedger, out: Output, dry_run: bool, **given: Any) -> None:
     """Book a deposit from outside: AMOUNT of COIN for CUSTOMER."""
-    await write(ledger, out, Deposit(**given))
+    await write(ledger, out, Deposit(**given), dry_run)
 
 
 @click.command()
 @click.argument("customer")
 @click.argument("coin")
 @click.argument("amount")
-@key_option
+@write_options
 @account_option
 @reference_option
 @click.option("--expires", metavar="TIME", help="Release it automatically after this time: 45s, 30m, 12h, 90d, 2w.")
 @ledger_command()
-async def freeze(ledger: CommandLedger, out: Output, expires: str | None, **given: Any) -> None:
+async def freeze(ledger: CommandLedger, out: Output, expires: str | None, dry_run: bool, **given: Any) -> None:
     """Freeze AMOUNT of CUSTOMER's available COIN, and open a hold for it."""
-    await write(ledger, out, Freeze(**given, expires_ms=expiry_ms(expires)))
+    await write(ledger, out, Freeze(**given, expires_ms=expiry_ms(expires)), dry_run)
 
 
 @click.command()
 @click.argument("hold")
 @click.argument("amount", required=False)
-@key_option
+@write_options
 @ledger_command()
-async def unfreeze(ledger: CommandLedger, out: Output, hold: str, amount: str | None, key: str) -> None:
+async def unfreeze(ledger: CommandLedger, out: Output, hold: str, dry_run: bool, **given: Any) -> None:
     """Release AMOUNT of HOLD, or all that remains of it. HOLD is its id, or key:K if the key K opened it."""
-    await write(ledger, out, Unfreeze(key, hold_name(hold), amount))
+    await write(ledger, out, Unfreeze(hold=hold_name(hold), **given), dry_run)
 
 
 @click.command()
 @click.argument("what", nargs=-1, required=True, metavar="CUSTOMER COIN AMOUNT | AMOUNT")
 @click.option("--hold", metavar="HOLD", help="Pay from this hold; then give only AMOUNT.")
-@key_option
+@write_options
 @click.option("--account", type=click.Choice(ACCOUNTS), help="The customer's account (else spot).")
 @reference_option
 @ledger_command()
-async def withdraw(ledger: CommandLedger, out: Output, what: tuple[str, ...], hold: str | None, **more: Any) -> None:
+async def withdraw(
+    ledger: CommandLedger, out: Output, what: tuple[str, ...], hold: str | None, dry_run: bool, **more: Any
+) -> None:
     """Book a withdrawal to the outside: AMOUNT of COIN from CUSTOMER, or AMOUNT from a hold."""
     names = ("customer", "coin", "amount") if hold is None else ("amount",)
     if len(what) != len(names):
         wanted = " ".join(name.upper() for name in names)
         raise click.UsageError(f"withdraw takes {wanted} {'without' if hold is None else 'with'} --hold")
     more.update(zip(names, what, strict=True))
-    await write(ledger, out, Withdraw(hold=None if hold is None else hold_name(hold), **more))
+    await write(ledger, out, Withdraw(hold=None if hold is None else hold_name(hold), **more), dry_run)
 
 
 @click.command()
@@ -91,11 +94,11 @@ async def withdraw(ledger: CommandLedger, out: Output, what: tuple[str, ...], ho
 @click.argument("to_customer", metavar="TO")
 @click.argument("coin")
 @click.argument("amount")
-@key_option
+@write_options
 @click.option("--from-account", type=click.Choice(ACCOUNTS), default="spot", show_default=True)
 @click.option("--to-account", type=click.Choice(ACCOUNTS), default="spot", show_default=True)
 @reference_option
 @ledger_command()
-async def transfer(ledger: CommandLedger, out: Output, **given: Any) -> None:
+async def transfer(ledger: CommandLedger, out: Output, dry_run: bool, **given: Any) -> None:
     """Move AMOUNT of COIN from FROM's available to TO's; both may be the same customer."""
-    await write(ledger, out, Transfer(**given))
+    await write(ledger, out, Transfer(**given), dry_run)

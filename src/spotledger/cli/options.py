@@ -20,9 +20,9 @@ import click
 from spotledger.cli.connection import CommandLedger, Where, connect
 from spotledger.cli.output import Output
 from spotledger.client.operator.operations import HoldKey, HoldName
-from spotledger.domain.operations import KEY_MAX_CHARACTERS
+from spotledger.domain.fields import TIME_MIN_MS
 from spotledger.domain.positions import POSITION_PATTERN
-from spotledger.errors import FileUnusable, LedgerCorrupt, SpotledgerError, StoreUnavailable
+from spotledger.errors import FileUnusable, InvalidRequest, LedgerCorrupt, SpotledgerError, StoreUnavailable
 from spotledger.ops.settings import RULES, flag_of
 from spotledger.os_errors import unusable_file
 
@@ -35,6 +35,8 @@ EXIT_FAILED: Final = 1
 EXIT_IN_THE_WAY: Final = 3
 _IN_THE_WAY: Final = (OSError, FileUnusable, StoreUnavailable)
 
+#: Keys that are made of names stay this short, so that a command makes the key that it always made.
+NATURAL_KEY_CHARACTERS: Final = 64
 ACCOUNTS: Final = ("wallet", "spot", "fiat")
 _DURATION: Final = re.compile(r"\A([1-9][0-9]{0,5})([smhdw])\Z")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -57,11 +59,26 @@ config_option = click.option("--config", metavar="FILE", help="A TOML file with 
 key_option = click.option(
     "--key", required=True, metavar="KEY", help="The idempotency key of this write, unique for ever."
 )
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Show what it would do now; nothing is booked, and no key is used."
+)
+not_after_option = click.option(
+    "--not-after",
+    "not_after_ms",
+    metavar="TIME",
+    callback=lambda _context, _option, text: _latest_ms(text),
+    help="Refuse it after this time: 30s, 5m (from now), 2026-01-31T12:00:00Z, or milliseconds since 1970.",
+)
 own_key_option = click.option("--key", metavar="KEY", help="The idempotency key (else a new one).")
 account_option = click.option(
     "--account", type=click.Choice(ACCOUNTS), default="spot", show_default=True, help="The customer's account."
 )
 reference_option = click.option("--reference", metavar="TEXT", help="What it is for, such as an order number.")
+
+
+def write_options(function: F) -> F:
+    """Give a command that writes to the ledger the options that every write takes: its key, and how it is done."""
+    return key_option(not_after_option(dry_run_option(function)))
 
 
 def exit_on_error(function: F) -> F:
@@ -200,6 +217,14 @@ def expiry_ms(text: str | None) -> int | None:
     return None if text is None else time.time_ns() // 1_000_000 + duration_ms(text, "--expires")
 
 
+def _latest_ms(text: str | None) -> int | None:
+    """Return the time *text* of ``--not-after`` in ms since 1970: a duration from now, or a time."""
+    option = "--not-after"
+    if text is None or _DURATION.match(text) is None:
+        return time_ms(text, option)
+    return time.time_ns() // 1_000_000 + duration_ms(text, option)
+
+
 def duration_ms(text: str, option: str) -> int:
     """Return the duration *text* (``90d``, ``12h``, ``30m``, ``45s``, ``2w``) of *option* in milliseconds."""
     match = _DURATION.match(text)
@@ -212,8 +237,20 @@ def time_ms(text: str | None, option: str) -> int | None:
     """Return the time *text* of *option* in ms since 1970; it is that, or ISO 8601, in UTC without a zone."""
     if text is None:
         return None
-    if text.isascii() and text.isdecimal() and len(text) <= 15:
-        return int(text)
+    found_ms = int(text) if _is_number(text) else _ms_of_iso(text, option)
+    if found_ms < TIME_MIN_MS:
+        raise click.BadParameter(
+            f"{text!r} is before the year 2001; 2026-01-31, or milliseconds, not seconds, since 1970 would pass",
+            param_hint=option,
+        )
+    return found_ms
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 15
+
+
+def _ms_of_iso(text: str, option: str) -> int:
     try:
         found = datetime.fromisoformat(text)
     except ValueError:
@@ -223,6 +260,20 @@ def time_ms(text: str | None, option: str) -> int | None:
         ) from None
     aware = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
     return round(aware.timestamp() * 1000)
+
+
+@contextmanager
+def asked_at(text: str | None, option: str) -> Iterator[None]:
+    """Say in the words of *option*, which was given as *text*, that its time is in the future."""
+    try:
+        yield
+    except InvalidRequest as refusal:
+        now_ms = refusal.details.get("now_ms")
+        if text is None or not isinstance(now_ms, int):
+            raise
+        now = str(now_ms) if _is_number(text) else datetime.fromtimestamp(now_ms // 1000, UTC).isoformat()
+        message = f"{option} is {text}, in the future; a time up to {now}, which is now, would pass"
+        raise InvalidRequest(message, **{**refusal.details, "field": option}) from None
 
 
 class PositionType(click.ParamType[str]):
@@ -273,4 +324,4 @@ async def all_pages(ledger: CommandLedger, member: str, read: Callable[..., Awai
 def natural_key(what: str, name: str) -> str:
     """Return an idempotency key that follows from *what* and *name*, such as ``customer-add-alice``."""
     key = f"{what}-{name}"
-    return key if len(key) <= KEY_MAX_CHARACTERS else f"{what}-{hashlib.sha256(name.encode()).hexdigest()[:40]}"
+    return key if len(key) <= NATURAL_KEY_CHARACTERS else f"{what}-{hashlib.sha256(name.encode()).hexdigest()[:40]}"

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from spotledger.domain.positions import FIRST_EPOCH, position_text
 from spotledger.errors import LedgerCorrupt, LedgerDamaged, Refused, SpotledgerError
 from spotledger.texts import escaped
 
@@ -111,7 +112,8 @@ class Output:
         if self.as_json:
             click.echo(escaped(json.dumps(problem, ensure_ascii=False)), err=True)
         else:
-            click.echo(escaped(f"spotledger: {problem['detail']} [{problem['code']}]", keep="\n"), err=True)
+            told = f"spotledger: {problem['detail']} [{problem['code']}]{_kept_text(error)}"
+            click.echo(escaped(told, keep="\n"), err=True)
 
     @contextmanager
     def progress(self) -> Iterator[Tell]:
@@ -138,6 +140,15 @@ def _text(value: object) -> str:
     return "" if value is None else str(value)
 
 
+def _kept_text(error: SpotledgerError | LedgerCorrupt) -> str:
+    """Say of a refusal that is kept whether it is a repeat, and what to do; nothing of another error."""
+    if not isinstance(error, Refused) or error.seq is None:
+        return ""
+    entry = position_text(error.epoch or FIRST_EPOCH, error.seq)
+    kept = f"a repeat of entry {entry}, which keeps" if error.replayed else f"entry {entry} keeps"
+    return f"; {kept} this refusal with its key: use another key to try again"
+
+
 def _problem_of(error: SpotledgerError | LedgerCorrupt) -> dict[str, Any]:
     if isinstance(error, LedgerCorrupt):
         return {"detail": f"The ledger is damaged: {error}.", "code": LedgerDamaged.code}
@@ -148,4 +159,6 @@ def _problem_of(error: SpotledgerError | LedgerCorrupt) -> dict[str, Any]:
     }
     if isinstance(error, Refused) and error.seq is not None:
         problem |= {"seq": error.seq, "epoch": error.epoch}
+        if error.replayed:
+            problem["replayed"] = True
     return {**error.details, **problem}

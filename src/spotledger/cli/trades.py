@@ -14,9 +14,19 @@ import click
 from spotledger import paths
 from spotledger.cli.connection import CommandLedger
 from spotledger.cli.money import write
-from spotledger.cli.options import InputFile, PositionType, hold_name, key_option, ledger_command, reference_option
+from spotledger.cli.options import (
+    InputFile,
+    PositionType,
+    dry_run_option,
+    hold_name,
+    ledger_command,
+    reference_option,
+    write_options,
+)
 from spotledger.cli.output import Output
+from spotledger.client.operator.messages import dry_run_params
 from spotledger.client.operator.operations import CoinAmount, Operation, Reverse, Settle, SettleSide
+from spotledger.domain.positions import position_text
 from spotledger.errors import MalformedRequest
 
 #: Operations in one request; a longer chain is sent whole.
@@ -25,7 +35,7 @@ BATCH_OPERATIONS: Final = 1000
 
 @click.command()
 @click.argument("file", type=InputFile(), required=False)
-@key_option
+@write_options
 @click.option("--base", metavar="COIN", help="The coin that is traded, such as btc.")
 @click.option("--quote", metavar="COIN", help="The coin that it is paid in, such as usdt.")
 @click.option("--base-amount", metavar="AMOUNT", help="The amount that is traded.")
@@ -38,13 +48,24 @@ BATCH_OPERATIONS: Final = 1000
 @click.option("--seller-release", metavar="AMOUNT|rest", help="How much more of the seller's hold to release.")
 @reference_option
 @ledger_command()
-async def settle(ledger: CommandLedger, out: Output, file: IO[bytes] | None, key: str, **given: Any) -> None:
+async def settle(
+    ledger: CommandLedger,
+    out: Output,
+    file: IO[bytes] | None,
+    key: str,
+    not_after_ms: int | None,
+    dry_run: bool,
+    **given: Any,
+) -> None:
     """Book one fill of a trade, from the options or from FILE: JSON as the operator API takes it, - for stdin."""
     named = sorted(name for name, value in given.items() if value is not None)
     if file is not None:
         if named:
             raise click.UsageError(f"settle takes FILE or options, not both; {_flag(named[0])} is given with FILE")
-        await write(ledger, out, SettleAsGiven(key, _object(file.read(), "the file")))
+        document = _object(file.read(), "the file")
+        if not_after_ms is not None:
+            document["not_after_ms"] = not_after_ms
+        await write(ledger, out, SettleAsGiven(key, document), dry_run)
         return
     wanted = ("base", "quote", "base_amount", "quote_amount", "buyer_hold", "seller_hold")
     missing = [_flag(name) for name in wanted if given[name] is None]
@@ -52,7 +73,8 @@ async def settle(ledger: CommandLedger, out: Output, file: IO[bytes] | None, key
         raise click.UsageError(f"settle needs FILE, or also {', '.join(missing)}")
     trade = {name: given[name] for name in (*wanted[:4], "reference")}
     buyer, seller = (_side(given, side) for side in ("buyer", "seller"))
-    await write(ledger, out, Settle(key=key, **trade, buyer=buyer, seller=seller))
+    fill = Settle(key=key, **trade, buyer=buyer, seller=seller, not_after_ms=not_after_ms)
+    await write(ledger, out, fill, dry_run)
 
 
 def _side(given: dict[str, Any], side: str) -> SettleSide:
@@ -80,37 +102,43 @@ def _flag(name: str) -> str:
 @click.command()
 @click.argument("seq", type=PositionType(with_zero=False))
 @click.option("--reason", required=True, metavar="TEXT", help="Why; the journal keeps it.")
-@key_option
+@write_options
 @ledger_command()
-async def reverse(ledger: CommandLedger, out: Output, **given: Any) -> None:
+async def reverse(ledger: CommandLedger, out: Output, dry_run: bool, **given: Any) -> None:
     """Reverse the deposit, withdrawal, transfer or settlement of the entry SEQ, once."""
-    await write(ledger, out, Reverse(**given))
+    await write(ledger, out, Reverse(**given), dry_run)
 
 
 @click.command()
 @click.argument("file", type=InputFile())
 @click.option("--atomic", is_flag=True, help="Do all of them or none; at most 1,000 operations.")
+@dry_run_option
 @ledger_command()
-async def batch(ledger: CommandLedger, out: Output, file: IO[bytes], atomic: bool) -> None:
+async def batch(ledger: CommandLedger, out: Output, file: IO[bytes], atomic: bool, dry_run: bool) -> None:
     """
     Do the operations in FILE in order: one JSON object per line, each with "op" and "key"; - for stdin.
 
     It is safe to run the same file again: operations that are done are not repeated. Exits with 1 if any is refused.
+    A dry run takes at most 10,000 operations, because later ones have to see the effects of earlier ones.
     """
     operations = [_object(line, f"line {number}") for number, line in enumerate(file, 1) if line.strip()]
     results: list[dict[str, Any]] = []
-    for piece in [operations] if atomic else _pieces(operations):
-        reply = await ledger.call("POST", paths.BATCHES, {"operations": piece, "atomic": atomic})
+    for piece in [operations] if atomic or dry_run else _pieces(operations):
+        body = {"operations": piece, "atomic": atomic}
+        reply = await ledger.call("POST", paths.BATCHES, body, params=dry_run_params(dry_run))
         results += reply.document["results"]
-    out.document({"results": results})
-    if _show_results(out, operations, results):
+    out.document({"results": results, **({"dry_run": True} if dry_run else {})})
+    refused = _show_results(out, operations, results)
+    if dry_run:
+        out.line("A dry run: nothing was booked, and no key was used")
+    if refused:
         raise click.exceptions.Exit(1)
 
 
 def _show_results(out: Output, operations: list[dict[str, Any]], results: list[dict[str, Any]]) -> int:
     """Print the outcomes of *operations*; return how many were refused."""
     refused = [
-        (operation.get("key"), operation.get("op"), result.get("detail"))
+        (operation.get("key"), operation.get("op"), result.get("detail"), *_kept(result))
         for operation, result in zip(operations, results, strict=True)
         if "code" in result
     ]
@@ -119,8 +147,17 @@ def _show_results(out: Output, operations: list[dict[str, Any]], results: list[d
     out.line(f"{len(results)} operations: {', '.join(f'{count} {kind}' for kind, count in kinds.items()) or 'none'}")
     out.line(f"{len(results) - len(refused)} done, {len(refused)} refused; {again} of them were repeats")
     if refused:
-        out.table(("key", "op", "refused because"), refused)
+        out.table(("key", "op", "refused because", "kept as", "repeat"), refused)
+    if any("seq" in result for result in results if "code" in result):
+        out.line("What is kept is refused for ever under its key: use another key to try it again")
     return len(refused)
+
+
+def _kept(result: dict[str, Any]) -> tuple[str, str]:
+    """Return the entry that keeps a refusal, and whether that is a repeat; blanks if it is not kept."""
+    if "seq" not in result:
+        return "", ""
+    return f"entry {position_text(result['epoch'], result['seq'])}", "yes" if result.get("replayed") else "no"
 
 
 def _pieces(operations: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

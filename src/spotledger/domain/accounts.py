@@ -14,7 +14,7 @@ HOUSE_KIND: Final = "house"
 
 #: The whole text of a customer id, of a coin symbol, and of the name of a customer's account.
 CUSTOMER_PATTERN: Final = r"(?!\.\.?(?:\n|\Z))[A-Za-z0-9._-]{1,64}"
-COIN_PATTERN: Final = r"[a-z0-9]{1,20}"
+COIN_PATTERN: Final = r"[a-z0-9][a-z0-9._-]{0,31}"
 ACCOUNT_PATTERN: Final = "|".join(ACCOUNT_IDS)
 
 _CUSTOMER = re.compile(rf"\A{CUSTOMER_PATTERN}\Z")
@@ -74,14 +74,15 @@ def check_customer(text: object, field: str = "customer") -> str:
 
 
 def check_coin(text: object, field: str = "coin") -> str:
-    """Return *text* if it is a valid coin symbol: 1–20 of ``a-z 0-9``."""
+    """Return *text* if it is a valid coin symbol: 1–32 of ``a-z 0-9 . _ -``, first a letter or a digit."""
     if isinstance(text, str) and _COIN.match(text):
         return text
-    raise InvalidRequest(f"{field} is {shown(text)}; 1 to 20 of a-z 0-9 would pass", field=field)
+    allowed = "1 to 32 of a-z 0-9 . _ -, first a letter or a digit,"
+    raise InvalidRequest(f"{field} is {shown(text)}; {allowed} would pass", field=field)
 
 
 def check_scale(value: object, field: str = "scale") -> int:
-    """Return *value* if it is a valid scale: a whole number from 0 to 18."""
+    """Return *value* if it is a valid scale: a whole number from 0 to 24."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SCALE:
         return value
     raise InvalidRequest(f"{field} is {shown(value)}; a whole number from 0 to {MAX_SCALE} would pass", field=field)

@@ -13,14 +13,14 @@ from functools import cache
 
 from spotledger.errors import InvalidAmount
 
-MAX_SCALE = 18
+MAX_SCALE = 24
 #: The absolute value of amounts and balances stays below this number of units.
 UNITS_LIMIT = 10**38
 _SHOWN_CHARACTERS = 70
 
 #: The whole text of an amount, and of zero.
-AMOUNT_PATTERN = r"(?=[0.]*[1-9])(?:0|[1-9][0-9]{0,37})(?:\.[0-9]{1,18})?"
-ZERO_PATTERN = r"0(?:\.0{1,18})?"
+AMOUNT_PATTERN = rf"(?=[0.]*[1-9])(?:0|[1-9][0-9]{{0,37}})(?:\.[0-9]{{1,{MAX_SCALE}}})?"
+ZERO_PATTERN = rf"0(?:\.0{{1,{MAX_SCALE}}})?"
 _AMOUNT = re.compile(rf"\A{AMOUNT_PATTERN}\Z")
 _ZERO = re.compile(rf"\A{ZERO_PATTERN}\Z")
 _EXPECTED = 'a plain decimal above zero such as "12.5" in a text (digits 0-9; no sign, exponent or leading zeros)'

@@ -26,10 +26,12 @@ from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN, parse_pos
 from spotledger.errors import InvalidRequest
 from spotledger.texts import FIT, is_line
 
-KEY_MAX_CHARACTERS: Final = 64
+KEY_MAX_CHARACTERS: Final = 128
 REFERENCE_MAX_CHARACTERS: Final = 256
 #: As a release: all that remains of the hold.
 REST: Final = "rest"
+#: The year 2001. Earlier times are mistakes: most of all, seconds where milliseconds are meant.
+TIME_MIN_MS: Final = 978_307_200_000
 #: The last millisecond of the year 9999; later times are mistakes.
 TIME_MAX_MS: Final = 253_402_300_799_999
 KEY_PATTERN: Final = rf"[\x21-\x7e]{{1,{KEY_MAX_CHARACTERS}}}"
@@ -91,7 +93,7 @@ class Field(NamedTuple):
 
 
 def check_key(text: object, field: str = "key") -> str:
-    """Return *text* if it is a valid idempotency key of a caller: 1–64 characters of 0x21–0x7E."""
+    """Return *text* if it is a valid idempotency key of a caller: 1–128 characters of 0x21–0x7E."""
     if isinstance(text, str) and _KEY.match(text):
         return text
     allowed = f"an idempotency key of 1 to {KEY_MAX_CHARACTERS} printable ASCII characters without blanks"
@@ -126,12 +128,15 @@ def check_reason(text: object, field: str = "reason") -> None:
 
 
 def check_time(value: object, field: str) -> None:
-    """Check that *value* is None or a time in milliseconds since 1970."""
+    """Check that *value* is None or a time in milliseconds since 1970, in the years 2001 to 9999."""
     if value is None:
         return
+    allowed = "milliseconds since 1970 such as 1700000000000"
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= TIME_MAX_MS:
-        allowed = "milliseconds since 1970 such as 1700000000000"
         raise InvalidRequest(f"{field} is {shown(value)}; {allowed} would pass", field=field)
+    if value < TIME_MIN_MS:
+        said = f"{field} is {value}, which is before the year 2001"
+        raise InvalidRequest(f"{said}; {allowed}, not seconds, would pass", field=field)
 
 
 def check_epoch(value: object, field: str = "epoch") -> None:
@@ -174,6 +179,8 @@ AMOUNT: Final = Form("amount", check_amount, "100.50", AMOUNT_PATTERN)
 REFERENCE: Final = Form("reference", check_reference, "order-7")
 REASON: Final = Form("reason", check_reason, "booked twice by the deposit watcher")
 TIME_MS: Final = Form("time", check_time, 1_700_000_000_000)
+#: Until when a request may be booked; not part of what is asked for, and so not kept.
+NOT_AFTER_MS: Final = Form("latest time", check_time, 1_700_000_000_000)
 HOLD: Final = Form("hold", check_hold, {"key": "order-7"})
 SEQ: Final = Form("position", _check_seq, 12)
 EPOCH: Final = Form("epoch", check_epoch, 1)
@@ -190,6 +197,7 @@ Amount: TypeAlias = Annotated[str, AMOUNT]
 Reference: TypeAlias = Annotated[str, REFERENCE]
 Reason: TypeAlias = Annotated[str, REASON]
 TimeMs: TypeAlias = Annotated[int, TIME_MS]
+NotAfterMs: TypeAlias = Annotated[int, NOT_AFTER_MS]
 HoldName: TypeAlias = Annotated[str | HoldKey, HOLD]
 Seq: TypeAlias = Annotated[int | str, SEQ]
 Epoch: TypeAlias = Annotated[int, EPOCH]

@@ -93,12 +93,33 @@ class Hold(NamedTuple):
         """``"open"``, or ``"closed"`` if nothing remains."""
         return "open" if self.closed_seq is None else "closed"
 
+    @property
+    def due(self) -> bool:
+        """Whether it is open past its time, as it was read: it cannot be used, and its expiry will be booked."""
+        return False
+
+    def read_at(self, now_ms: int) -> Hold:
+        """Return this hold as it is shown at *now_ms*: :attr:`due` if it is open and its time has come."""
+        is_due = self.expires_ms is not None and self.expires_ms <= now_ms and self.closed_seq is None
+        return new_tuple(DueHold, self) if is_due else self
+
     def after(self, remaining: int, seq: int) -> Hold:
         """Return this hold as the entry *seq* leaves it, with *remaining* units."""
         hold_id, account, coin, amount, _, reference, expires_ms, opened_ms, _ = self
         closed_seq = None if remaining else seq
         values = (hold_id, account, coin, amount, remaining, reference, expires_ms, opened_ms, closed_seq)
         return new_tuple(Hold, values)
+
+
+class DueHold(Hold):
+    """A hold that is open past its time; equal to the same hold as it is stored."""
+
+    __slots__ = ()
+
+    @property
+    def due(self) -> bool:
+        """True."""
+        return True
 
 
 def key_actor(accesskey: str) -> str:

@@ -7,7 +7,7 @@ created, the canonical request, the operator API's bodies and document, the scop
 
 Whether the coin is listed, the customer registered and enough available is decided by the rules. Amounts are decimal
 text (``"100.50"``), because the units depend on the coin's scale. Every operation has an idempotency key, under which
-it happens once.
+it happens once, and may have a latest time, ``not_after_ms``, after which it is not booked any more.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from spotledger.domain.fields import (
     HoldKey as HoldKey,
     HoldName as HoldName,
     Key,
+    NotAfterMs,
     Reason,
     Reference,
     Release,
@@ -115,6 +116,7 @@ class ListCoin(Described):
     key: Key
     coin: CoinName
     scale: Scale
+    not_after_ms: NotAfterMs | None = None
 
 
 @described
@@ -132,6 +134,7 @@ class RegisterCustomer(Described):
     section: ClassVar[str] = "Coins and customers"
     key: Key
     customer: CustomerId
+    not_after_ms: NotAfterMs | None = None
 
 
 @described
@@ -142,7 +145,7 @@ class Deposit(Described):
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
     """
 
     kind: ClassVar[str] = "deposit"
@@ -155,6 +158,7 @@ class Deposit(Described):
     account: AccountKind = "spot"
     reference: Reference | None = None
     happened_ms: TimeMs | None = None
+    not_after_ms: NotAfterMs | None = None
 
 
 @described
@@ -167,7 +171,8 @@ class Freeze(Described):
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key.
     """
 
     kind: ClassVar[str] = "freeze"
@@ -183,6 +188,7 @@ class Freeze(Described):
     account: AccountKind = "spot"
     reference: Reference | None = None
     expires_ms: TimeMs | None = None
+    not_after_ms: NotAfterMs | None = None
 
 
 @described
@@ -197,7 +203,8 @@ class Unfreeze(Described):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        UnknownHold: Not kept: the key stays unused.
+        HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     kind: ClassVar[str] = "unfreeze"
@@ -210,6 +217,7 @@ class Unfreeze(Described):
     customer: CustomerId | None = None
     coin: CoinName | None = None
     epoch: Epoch | None = None
+    not_after_ms: NotAfterMs | None = None
 
 
 @described
@@ -224,8 +232,8 @@ class Withdraw(Described):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
-        UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        UnknownCoin, UnknownCustomer, UnknownHold: Not kept: the key stays unused.
+        InsufficientAvailable, HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     kind: ClassVar[str] = "withdraw"
@@ -241,6 +249,7 @@ class Withdraw(Described):
     reference: Reference | None = None
     happened_ms: TimeMs | None = None
     epoch: Epoch | None = None
+    not_after_ms: NotAfterMs | None = None
 
     def __post_init__(self) -> None:
         """Check the form of each field, and that a hold or an account is named."""
@@ -264,7 +273,8 @@ class Transfer(Described):
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key.
     """
 
     kind: ClassVar[str] = "transfer"
@@ -284,6 +294,7 @@ class Transfer(Described):
     from_account: Annotated[AccountKind, End("from")] = "spot"
     to_account: Annotated[AccountKind, End("to")] = "spot"
     reference: Reference | None = None
+    not_after_ms: NotAfterMs | None = None
 
     def __post_init__(self) -> None:
         """Check the form of each field, and that the ends are two accounts."""
@@ -344,7 +355,8 @@ class Settle(Described):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
         InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
-        UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownHold, BalanceTooLarge: Not kept: the key stays unused.
+        HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     kind: ClassVar[str] = "settle"
@@ -368,6 +380,7 @@ class Settle(Described):
     seller: Annotated[SettleSide, SIDE]
     reference: Reference | None = None
     happened_ms: TimeMs | None = None
+    not_after_ms: NotAfterMs | None = None
 
     def __post_init__(self) -> None:
         """Check the form of each field, and that two coins are traded."""
@@ -389,7 +402,7 @@ class Reverse(Described):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
         AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
-        UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
+        UnknownEntry, HouseShort, BalanceTooLarge: Not kept: the key stays unused.
     """
 
     kind: ClassVar[str] = "reverse"
@@ -402,6 +415,7 @@ class Reverse(Described):
     customer: CustomerId | None = None
     coin: CoinName | None = None
     epoch: Epoch | None = None
+    not_after_ms: NotAfterMs | None = None
 
 
 @dataclass(slots=True)
@@ -409,6 +423,7 @@ class Expire:
     """Release what remains of an expired hold. Written by the ledger itself, under a key that no caller can use."""
 
     kind: ClassVar[str] = "expire"
+    not_after_ms: ClassVar[int | None] = None
     hold: Annotated[str, HOLD]
 
     @property

@@ -4,7 +4,7 @@ Canonical requests: what the journal keeps of an operation, derived from the fie
 Defaults are filled in, and optional fields that are absent are left out. The owner stands first, then the coin, then
 the other fields in the order of the class, and last the amount: in units where its coin is known, else decimal text.
 What a hold or an entry is named by stands for it: its customer, account, coin and epoch are preconditions beside it,
-which are not kept; but the coin is added beside an amount, for people.
+which are not kept; but the coin is added beside an amount, for people. Nor is it kept until when it could be booked.
 
 A settlement has parts, and so writes its request itself (``domain/settlement.py``).
 """
@@ -15,7 +15,20 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, get_args
 
 from spotledger.domain.amounts import normal_amount
-from spotledger.domain.fields import ACCOUNT, AMOUNT, COIN, CUSTOMER, EPOCH, HOLD, KEY, SEQ, Field, HoldKey, fields_of
+from spotledger.domain.fields import (
+    ACCOUNT,
+    AMOUNT,
+    COIN,
+    CUSTOMER,
+    EPOCH,
+    HOLD,
+    KEY,
+    NOT_AFTER_MS,
+    SEQ,
+    Field,
+    HoldKey,
+    fields_of,
+)
 from spotledger.domain.journal import REQUEST_FORMAT
 from spotledger.domain.operations import Operation
 
@@ -31,7 +44,7 @@ def _request_of_class(kind: type[Any]) -> Callable[[Any, Any], dict[str, Any]]:
 
     Like the ``__init__`` of a data class, it is compiled from text, which names only fields of the class.
     """
-    kept = sorted((field for field in fields_of(kind) if field.form is not KEY), key=_rank)
+    kept = sorted(_without(fields_of(kind), (KEY, NOT_AFTER_MS)), key=_rank)
     naming = next((field for field in kept if field.form in _NAMING), None)
     if naming is None:
         lines = _lines_of(kind, kept)

@@ -37,7 +37,7 @@ def reverse(operation: Reverse, target: Target, state: State, seq: int, now_ms: 
     Decide a reversal.
 
     Raises:
-        UnknownEntry, HouseShort, BalanceTooLarge: Kept.
+        UnknownEntry, HouseShort, BalanceTooLarge: There is no such entry, or it cannot be taken back.
         PreconditionFailed: The entry is not the one that was meant.
         AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
     """

@@ -96,11 +96,12 @@ def decide(operation: Operation, subject: AnySubject, state: State, seq: int, no
 
 def _list_coin(operation: ListCoin, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     if subject.coin is not None:
-        raise CoinAlreadyListed(
-            f"coin {operation.coin} is already listed with scale {subject.coin.scale}, and a listing never changes",
-            field="coin",
-        )
+        raise CoinAlreadyListed(_listed_for_ever(subject.coin), field="coin")
     return Decision()
+
+
+def _listed_for_ever(coin: Coin) -> str:
+    return f"coin {coin.name} is already listed with scale {coin.scale}, and a listing never changes"
 
 
 def _register(operation: RegisterCustomer, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
@@ -245,6 +246,12 @@ def differing_field(kept: dict[str, Any], operation: Operation, scale_of: Callab
             continue  # the coin of the hold, added when the request was kept
         return name
     return None if _is_same_amount(kept, getattr(operation, "amount", None), scale_of) else "amount"
+
+
+def advice_after_conflict(operation: Operation, state: State) -> str:
+    """Say what would pass in place of *operation*, whose key was used before with other content."""
+    coin = state.coin(operation.coin) if isinstance(operation, ListCoin) else None
+    return "a key of its own would pass" if coin is None else _listed_for_ever(coin)
 
 
 def _is_same_amount(kept: dict[str, Any], amount: str | None, scale_of: Callable[[str], int]) -> bool:

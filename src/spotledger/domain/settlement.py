@@ -120,7 +120,8 @@ def settle(operation: Settle, fill: Fill, state: State, seq: int, now_ms: int) -
     Decide one fill.
 
     Raises:
-        UnknownCoin, UnknownHold, HoldClosed, HoldExpired, HoldShort, BalanceTooLarge: Kept.
+        HoldClosed, HoldExpired, HoldShort: Kept.
+        UnknownCoin, UnknownHold, BalanceTooLarge: A coin or hold is unknown, or a balance would grow too large.
         PreconditionFailed: A hold is not the one that was meant.
         InvalidRequest: A hold is of the wrong coin, or fee and dust exceed what a side receives.
     """
@@ -270,7 +271,26 @@ def differing_settle_field(kept: Mapping[str, Any], operation: Settle, scale_of:
         except (InvalidAmount, InvalidRequest) as error:
             return str(error.details.get("field", "amount"))
     request = settle_request(operation, fill)
+    return _differing_place(request, kept)
+
+
+def _differing_place(request: Mapping[str, Any], kept: Mapping[str, Any]) -> str | None:
+    """Name the first place in which two settlements differ, such as ``buyer.fee.amount``, as a caller writes it."""
     for field in (*request, *kept):
-        if request.get(field) != kept.get(field):
-            return field.replace("_units", "_amount")
+        asked, before = request.get(field), kept.get(field)
+        if asked == before:
+            continue
+        if field != "hold" and isinstance(asked, dict) and isinstance(before, dict):
+            return f"{field}.{_differing_place(asked, before)}"
+        return _NAMES_OF_UNITS.get(field, field)
     return None
+
+
+#: The fields that the canonical request calls otherwise than the caller does.
+_NAMES_OF_UNITS: Final = {
+    "base_units": "base_amount",
+    "quote_units": "quote_amount",
+    "units": "amount",
+    "release_units": "release",
+    "release_amount": "release",
+}

@@ -28,22 +28,23 @@ ADVICE: Final[dict[str, str]] = {
     "unknown_position": "The entry was lost in a restore. A follower undoes what it took after `last_common`, and goes "
     "on from there; a write that named it has to be looked at by a person.",
     "precondition_failed": "The hold or entry is not the one that was meant: look it up again. The key is unused.",
+    "unknown_coin": "List the coin, then send the same request with the same key: it is unused.",
+    "unknown_customer": "Register the customer, then send the same request with the same key: it is unused.",
+    "unknown_hold": "Check the hold's id, or the key that opened it. The key of this request is unused.",
+    "unknown_entry": "Look up the `seq` of the entry in the customer's history. The key is unused.",
+    "house_short": "Wait until the house account has enough, then send the same request with the same key.",
+    "balance_too_large": "Keep balances below 10**38 units; a coin with larger balances needs a smaller scale.",
+    "too_late": "Nothing was booked, and the key is unused: give it up, or send it again with a later `not_after_ms`.",
     "not_found": "Check the path and the id in it.",
     "method_not_allowed": "Use one of the methods in the `Allow` header.",
     # kept refusals
     "insufficient_available": "Ask for at most `available`. To try again when more is available, use a new key: this "
     "refusal is kept with its key.",
-    "unknown_coin": "List the coin first, then try again with a new key.",
-    "unknown_customer": "Register the customer first, then try again with a new key.",
-    "unknown_hold": "Check the hold's id, or the key that opened it.",
     "hold_short": "Take at most `remaining` of the hold, with a new key.",
     "hold_closed": "Nothing remains of the hold: its money was used or released. Read its entries to see how.",
     "hold_expired": "Open a new hold: what remained of this one is available again.",
-    "unknown_entry": "Look up the `seq` of the entry in the customer's history.",
-    "house_short": "Wait until the house account has enough, then try again with a new key.",
     "chain_failed": "Another operation of the chain was refused: `cause_key` names it and `cause_code` says why. "
-    "Correct it, and send the whole chain with new keys.",
-    "balance_too_large": "Keep balances below 10**38 units; a coin with larger balances needs a smaller scale.",
+    "Correct it, and send the whole chain again: with new keys if the answers have a `seq`, so that they are kept.",
     # prove who you are
     "access_key_unknown": "Use an access key that this exchange issued and did not delete.",
     "access_key_revoked": "Ask for another access key.",
@@ -108,9 +109,12 @@ def errors_markdown() -> str:
         "<!-- Made by `spotledger reference errors`; do not edit. -->",
         "",
         "Every error has a stable `code`. Over HTTP it is sent as problem details (RFC 9457): `title`, `status`,",
-        "`detail`, `code`, `request_id`, and facts such as `field`. The journal *keeps* some refusals, at their `seq`:",
-        "the same request with the same key gets the same refusal for ever, so try again with a new key. The public v1",
-        "API sends its own codes in bodies with HTTP status 200; they are in the last column.",
+        "`detail`, `code`, `request_id`, and facts such as `field`. The public v1 API sends its own codes in bodies",
+        "with HTTP status 200; they are in the last column.",
+        "",
+        "The journal *keeps* a refusal, at its `seq`, whose cause is the customer's own balance or hold: the same",
+        "request with the same key gets the same refusal for ever, so try again with a new key. Every other refusal",
+        "leaves the key unused: send the same request with the same key once the cause is gone.",
         "",
         "If the journal is damaged, every write fails with `ledger_damaged`, which names the entry and the byte of the",
         "file, and the service is not ready until it is started again. Traders are not told where the damage is.",
@@ -128,6 +132,8 @@ def _row(kind: type[errors.SpotledgerError], over_http: bool) -> str:
     meaning = " ".join(inspect.cleandoc(kind.__doc__ or "").split())
     if issubclass(kind, errors.Kept):
         meaning += " *Kept.*"
+    if kind is errors.ChainFailed:
+        meaning += " (Only if that refusal is.)"
     row = wire.row_of(kind)
     status, v1_code = (str(row.status), str(row.v1_code)) if over_http else ("", "")
     return f"| `{kind.code}` | {status} | {meaning} | {ADVICE[kind.code]} | {v1_code} |"

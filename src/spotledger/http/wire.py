@@ -41,6 +41,7 @@ TABLE: dict[type[errors.SpotledgerError], Row] = {
     errors.EpochMissing: Row(422, 404, "Epoch missing"),
     errors.UnknownPosition: Row(422, 404, "Unknown position"),
     errors.PreconditionFailed: Row(422, 404, "Precondition failed"),
+    errors.TooLate: Row(422, 404, "Too late"),
     errors.NotFound: Row(404, 404, "Not found"),
     errors.MethodNotAllowed: Row(405, 404, "Method not allowed"),
     errors.InsufficientAvailable: Row(422, 404, "Insufficient available"),

@@ -38,6 +38,7 @@ from spotledger.errors import (
     InvalidRequest,
     LedgerCorrupt,
     Refused,
+    TooLate,
     refusal_of_code,
 )
 from spotledger.ledger.overlay import Overlay, found
@@ -205,6 +206,8 @@ class Group:
             kept = overlay.entry_of_key(operation.key)
             if kept is not None:
                 return _repeat(kept, operation, overlay)
+            if operation.not_after_ms is not None:
+                _check_in_time(operation.not_after_ms, self._now_ms)
             seq = overlay.head.seq + len(self.entries) + 1
             subject = rules.subject_of(operation, overlay)
             decision = rules.decide(operation, subject, overlay, seq, self._now_ms)
@@ -251,6 +254,7 @@ class Group:
         for position, operation in enumerate(operations):
             try:
                 _located(operation, overlay)
+                _check_in_time(operation.not_after_ms, self._now_ms)
             except Refused as refusal:  # before another cause is kept for the whole chain
                 return self._refuse_chain(operations, actor, position, refusal.with_traceback(None))
         outcomes: list[Outcome] = []
@@ -365,16 +369,21 @@ def _located(operation: Operation, overlay: Overlay) -> Operation:
     return operation if locate is None else locate(operation, overlay.epochs)
 
 
+def _check_in_time(not_after_ms: int | None, now_ms: int) -> None:
+    """Raise TooLate if *not_after_ms*, until when a request may be booked, has passed."""
+    if not_after_ms is not None and now_ms > not_after_ms:
+        raise TooLate(
+            f"not_after_ms is {not_after_ms}, and it is {now_ms} now; a later time would pass", field="not_after_ms"
+        )
+
+
 def _repeat(kept: Entry, operation: Operation, overlay: Overlay) -> Outcome:
     """Return the kept outcome of a known key, or a conflict if the operation has other content."""
     name = rules.differing_field(kept.request, operation, lambda coin: found(overlay.coin(coin)).scale)
     if name is not None:
-        return IdempotencyConflict(
-            f"key {operation.key} was used before, by entry {kept.seq}, with another {name};"
-            " a key of its own would pass",
-            field=name,
-            first_seq=kept.seq,
-        )
+        before = f"key {operation.key} was used before, by entry {kept.seq}, with another {name}"
+        advice = rules.advice_after_conflict(operation, overlay)
+        return IdempotencyConflict(f"{before}; {advice}", field=name, first_seq=kept.seq)
     if kept.refusal is None:
         return Receipt(kept, True, overlay.epochs.of(kept.seq))
     refusal = refusal_of_code(kept.refusal["code"], kept.refusal["detail"], kept.refusal["details"])

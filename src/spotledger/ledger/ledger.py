@@ -39,8 +39,8 @@ class Ledger(OperationCalls, LedgerReads):
 
     # --- writes -------------------------------------------------------------------------------------
 
-    def _do(self, operation: Operation) -> Receipt:
-        outcome = self.execute([operation])[0]
+    def _do(self, operation: Operation, dry_run: bool = False) -> Receipt:
+        outcome = self.execute([operation], dry_run=dry_run)[0]
         if isinstance(outcome, Refused):
             raise outcome
         return outcome
@@ -53,6 +53,7 @@ class Ledger(OperationCalls, LedgerReads):
         chains: Chains | None = None,
         atomic: bool = False,
         actor: str = LIBRARY,
+        dry_run: bool = False,
     ) -> list[Outcome]:
         """
         Execute *operations* in order as one group, with one synced commit; later ones see the effects of earlier ones.
@@ -62,6 +63,7 @@ class Ledger(OperationCalls, LedgerReads):
             chains: One value per operation: neighbours with the same value, not None, succeed or fail together.
             atomic: Whether all operations succeed or fail together.
             actor: Who asks, as the entries say.
+            dry_run: Whether to return what the outcomes would be, and write nothing: no key is used.
 
         Returns:
             One outcome per operation, in order: a receipt or a refusal.
@@ -74,8 +76,10 @@ class Ledger(OperationCalls, LedgerReads):
         """
         with self._write_lock:
             operations = list(operations)
-            checked = checked_chains(operations, chains, atomic)
-            return self.finish(self.book(operations, checked, [actor] * len(operations)))
+            checked, actors = checked_chains(operations, chains, atomic), [actor] * len(operations)
+            if dry_run:
+                return drive(self.trying(operations, checked, actors))
+            return self.finish(self.book(operations, checked, actors))
 
     @property
     def decides_ahead(self) -> bool:
@@ -128,14 +132,11 @@ class Ledger(OperationCalls, LedgerReads):
         group = into
         try:
             wanted = wanted_of(operations)
-            if group is None:
-                group = yield from self._begun(wanted, after)
+            group = group or (yield from self._begun(wanted, after))
             group.add(operations, chains, actors)
             loading = group.load(wanted, sys.maxsize if self._store.remote else LOADED_TOGETHER)
-            self._go_on(group, loading, is_ahead=after is not None)
-            while not group.is_decided:
+            while not self._go_on(group, loading, writes=after is None):
                 yield None
-                self._go_on(group, loading, is_ahead=after is not None)
         except BaseException as error:
             if after is None:
                 yield from self._roll_back(error)
@@ -144,6 +145,31 @@ class Ledger(OperationCalls, LedgerReads):
                 yield from self._store.leave(repeated=False)
             raise
         return group
+
+    def trying(
+        self, operations: Sequence[Operation], chains: Chains | None = None, actors: Sequence[str] | None = None
+    ) -> Steps[list[Outcome]]:
+        """
+        Return, in steps, the outcomes that *operations* would have on what is committed now, and write nothing.
+
+        Nothing else may write to the ledger until the steps end. Raises what :meth:`book` does.
+        """
+        try:
+            wanted = wanted_of(operations)
+            group = yield from self._begun(wanted, None)
+            group.add(operations, chains, actors)
+            loading = group.load(wanted, sys.maxsize if self._store.remote else LOADED_TOGETHER)
+            while not self._go_on(group, loading, writes=False):
+                yield None
+            yield from self._leave(group)
+        except BaseException as error:
+            yield from self._roll_back(error)
+            raise
+        return group.outcomes
+
+    def _leave(self, group: Group) -> Steps[None]:
+        """Release the write lock without an entry of *group*; what it repeats has to be durable."""
+        return self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
 
     def _begun(self, wanted: Wanted, after: Group | None) -> Steps[Group]:
         """Return a new group at the head, or on top of *after*."""
@@ -162,19 +188,20 @@ class Ledger(OperationCalls, LedgerReads):
         return Group(self._store, now_ms, after)
 
     @gc_paused
-    def _go_on(self, group: Group, loading: Iterator[None], *, is_ahead: bool) -> None:
-        """Load the next piece of what the rules will ask for, or decide one of *group* and write its entries."""
+    def _go_on(self, group: Group, loading: Iterator[None], *, writes: bool) -> bool:
+        """Load a piece of what the rules will ask for, or decide one of *group*; return whether all is decided."""
         with self._write_lock:
             if next(loading, self) is None:
-                return
+                return False
             try:
                 group.decide(PIECE_OPERATIONS)
             except LedgerCorrupt:
                 # If the write lock was lost, the group was decided on stale state, and nothing is corrupt.
                 self._store.check_write_lock()
                 raise
-            if not is_ahead:
+            if writes:
                 self._write(group)
+            return group.is_decided
 
     def _write(self, group: Group) -> None:
         entries = group.take_entries()
@@ -194,7 +221,7 @@ class Ledger(OperationCalls, LedgerReads):
             if group.entries:
                 yield from self._store.commit()
             else:
-                yield from self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
+                yield from self._leave(group)
         except BaseException as error:
             group.void_next()
             yield from self._roll_back(error)

@@ -29,29 +29,34 @@ class OperationCalls(ABC):
 
     They also raise IdempotencyConflict if *key* was used before with other content, and StoreUnavailable if the write
     failed and may be tried again with the same key. A refusal that is kept with the key is the answer to a repeat, too.
+    With *not_after_ms* they raise TooLate after that time. In a *dry_run* they book nothing, and no key is used.
     """
 
     @abstractmethod
-    def _do(self, operation: Operation) -> Receipt:
-        """Do one operation."""
+    def _do(self, operation: Operation, dry_run: bool = False) -> Receipt:
+        """Do one operation, or in a *dry_run* only try it."""
 
-    def list_coin(self, coin: str, scale: int, *, key: str) -> Receipt:
+    def list_coin(
+        self, coin: str, scale: int, *, key: str, not_after_ms: int | None = None, dry_run: bool = False
+    ) -> Receipt:
         """
         List a coin. A listing never changes.
 
         Raises:
             CoinAlreadyListed: It is listed.
         """
-        return self._do(ListCoin(key, coin=coin, scale=scale))
+        return self._do(ListCoin(key, coin=coin, scale=scale, not_after_ms=not_after_ms), dry_run=dry_run)
 
-    def register_customer(self, customer: str, *, key: str) -> Receipt:
+    def register_customer(
+        self, customer: str, *, key: str, not_after_ms: int | None = None, dry_run: bool = False
+    ) -> Receipt:
         """
         Register a customer. The customer gets a wallet, a spot and a fiat account.
 
         Raises:
             CustomerAlreadyRegistered: They are registered.
         """
-        return self._do(RegisterCustomer(key, customer=customer))
+        return self._do(RegisterCustomer(key, customer=customer, not_after_ms=not_after_ms), dry_run=dry_run)
 
     def deposit(
         self,
@@ -63,13 +68,15 @@ class OperationCalls(ABC):
         account: str = "spot",
         reference: str | None = None,
         happened_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Book money that came in from outside. What the customer owes is repaid first.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
         """
         return self._do(
             Deposit(
@@ -80,7 +87,9 @@ class OperationCalls(ABC):
                 account=account,
                 reference=reference,
                 happened_ms=happened_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def freeze(
@@ -93,6 +102,8 @@ class OperationCalls(ABC):
         account: str = "spot",
         reference: str | None = None,
         expires_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
@@ -101,7 +112,8 @@ class OperationCalls(ABC):
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key.
         """
         return self._do(
             Freeze(
@@ -112,7 +124,9 @@ class OperationCalls(ABC):
                 account=account,
                 reference=reference,
                 expires_ms=expires_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def unfreeze(
@@ -124,6 +138,8 @@ class OperationCalls(ABC):
         customer: str | None = None,
         coin: str | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Release all or part of a hold. The hold is named by its id or by the key that opened it.
@@ -134,7 +150,8 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+            UnknownHold: Not kept: the key stays unused.
+            HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self._do(
             Unfreeze(
@@ -144,7 +161,9 @@ class OperationCalls(ABC):
                 customer=customer,
                 coin=coin,
                 epoch=epoch,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def withdraw(
@@ -159,6 +178,8 @@ class OperationCalls(ABC):
         reference: str | None = None,
         happened_ms: int | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Book money that went outside. It comes out of a hold, or directly out of what is available.
@@ -169,8 +190,8 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
-            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+            UnknownCoin, UnknownCustomer, UnknownHold: Not kept: the key stays unused.
+            InsufficientAvailable, HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self._do(
             Withdraw(
@@ -183,7 +204,9 @@ class OperationCalls(ABC):
                 reference=reference,
                 happened_ms=happened_ms,
                 epoch=epoch,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def transfer(
@@ -197,13 +220,16 @@ class OperationCalls(ABC):
         from_account: str = "spot",
         to_account: str = "spot",
         reference: str | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Move available money to another account. It may belong to the same customer or to another.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key.
         """
         return self._do(
             Transfer(
@@ -215,7 +241,9 @@ class OperationCalls(ABC):
                 from_account=from_account,
                 to_account=to_account,
                 reference=reference,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def settle(
@@ -230,6 +258,8 @@ class OperationCalls(ABC):
         key: str,
         reference: str | None = None,
         happened_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
@@ -240,7 +270,8 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
             InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
-            UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownHold, BalanceTooLarge: Not kept: the key stays unused.
+            HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self._do(
             Settle(
@@ -253,7 +284,9 @@ class OperationCalls(ABC):
                 seller=seller,
                 reference=reference,
                 happened_ms=happened_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def reverse(
@@ -265,6 +298,8 @@ class OperationCalls(ABC):
         customer: str | None = None,
         coin: str | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Receipt:
         """
         Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason;
@@ -276,6 +311,9 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
             AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
-            UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
+            UnknownEntry, HouseShort, BalanceTooLarge: Not kept: the key stays unused.
         """
-        return self._do(Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch))
+        return self._do(
+            Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch, not_after_ms=not_after_ms),
+            dry_run=dry_run,
+        )

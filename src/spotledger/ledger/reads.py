@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 from spotledger.clock import Clock
 from spotledger.domain.accounts import Account, Balance, Coin, receivable_of
 from spotledger.domain.amounts import shown
+from spotledger.domain.fields import check_time
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
@@ -187,16 +188,20 @@ class LedgerReads:
 
     def seq_at(self, time_ms: int) -> int:
         """
-        Return the ``seq`` of the last entry booked at or before *time_ms*; 0 if there is none.
+        Return the ``seq`` of the last entry booked at or before *time_ms*; 0 if there is none, as at the time 0.
 
         Raises:
-            InvalidRequest: *time_ms* is in the future, when more entries may be booked.
+            InvalidRequest: *time_ms* is in the future, when more entries may be booked, or before the year 2001.
         """
         with self._reading():
             now_ms = self.now_ms
-            if not 0 <= time_ms <= now_ms:
+            if time_ms:
+                check_time(time_ms, "at_ms")
+            if time_ms > now_ms:
                 raise InvalidRequest(
-                    f"at_ms is {time_ms}; a time from 0 to {now_ms}, which is now, would pass", field="at_ms"
+                    f"at_ms is {time_ms}, in the future; a time up to {now_ms}, which is now, would pass",
+                    field="at_ms",
+                    now_ms=now_ms,
                 )
             return self._store.seq_at(time_ms)
 
@@ -225,9 +230,10 @@ class LedgerReads:
             return self._store.customers(after, self._page(0, limit)[1])
 
     def hold(self, hold_id: int) -> Hold | None:
-        """Return one hold, open or closed, or None."""
+        """Return one hold, open (``due`` if its time has come) or closed, or None."""
         with self._reading():
-            return self._store.hold(hold_id) if self._is_booked(hold_id) else None
+            hold = self._store.hold(hold_id) if self._is_booked(hold_id) else None
+            return None if hold is None else hold.read_at(self.now_ms)
 
     def holds(self, customer: str, state: str | None = None, after: int = 0, limit: int = 1000) -> list[Hold]:
         """
@@ -240,13 +246,17 @@ class LedgerReads:
             raise InvalidRequest(f"state is {state!r}; open or closed would pass", field="state")
         with self._reading():
             after, limit = self._page(after, limit)
-            return self._store.holds(customer, state, after, limit)
+            return self._as_of_now(self._store.holds(customer, state, after, limit))
 
     def old_holds(self, before_ms: int, after: int = 0, limit: int = 1000) -> list[Hold]:
         """Return at most *limit* open holds with ids above *after*, opened at or before *before_ms*."""
         with self._reading():
             after, limit = self._page(after, limit)
-            return self._store.old_holds(before_ms, after, limit)
+            return self._as_of_now(self._store.old_holds(before_ms, after, limit))
+
+    def _as_of_now(self, holds: list[Hold]) -> list[Hold]:
+        now_ms = self.now_ms
+        return [hold.read_at(now_ms) for hold in holds]
 
     def trial_balance(self) -> TrialBalance:
         """

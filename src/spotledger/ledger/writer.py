@@ -25,6 +25,7 @@ from typing import Final, TypeVar
 from spotledger.domain.journal import LIBRARY
 from spotledger.domain.operations import Operation
 from spotledger.errors import ClockUntrusted, LedgerCorrupt, StoreBusy, StoreUnavailable
+from spotledger.ledger.dry_runs import DryRuns
 from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, Group, checked_chains, end_of_cut
 from spotledger.ledger.ledger import PIECE_OPERATIONS, Ledger, Outcome
 from spotledger.storage.steps import awaited, call_in, drive_on_loop
@@ -120,6 +121,7 @@ class Writer:
         self._left = 0
         #: The requests that are being written, or were written last.
         self._taken: Sequence[_Request] = ()
+        self.dry_runs = DryRuns(ledger, self._write_lock, self._committer, self._check_room)
 
     @property
     def waiting(self) -> int:
@@ -147,7 +149,7 @@ class Writer:
         if self._tasks:
             for task in self._tasks[1:]:
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, *self.dry_runs.tasks, return_exceptions=True)
         self._refuse(self._queue)
         self._committer.shutdown()
         self._key_writer.shutdown()
@@ -296,7 +298,7 @@ class Writer:
         try:
             try:
                 while not commit.done():
-                    if not self._queue or not may_grow:
+                    if not self._queue or not may_grow or self.dry_runs.tasks:
                         await self._woken()
                         continue
                     before, ahead = ahead, await self._with_waiting(work.group, ahead)

@@ -23,6 +23,8 @@ from spotledger.errors import InvalidAmount
         ("3062.17437341", 8, 306_217_437_341),
         ("0.000000000000000001", 18, 1),
         ("99999999999999999999.999999999999999999", 18, UNITS_LIMIT - 1),
+        ("0.000000000000000000000001", 24, 1),
+        ("99999999999999.999999999999999999999999", 24, UNITS_LIMIT - 1),
         ("9" * 38, 0, UNITS_LIMIT - 1),
         ("18446744073709551616", 0, 2**64),
     ],
@@ -39,13 +41,13 @@ def test_parse_amount_of_a_plain_decimal_is_exact(text: str, scale: int, units: 
         *("1e5", "1E5", "1e-5", "NaN", "nan", "Infinity", "-inf", "0x10", "0b1", "1_000", "1,000", "1 000"),
         *(" 1", "1 ", "1\n", "\n1", "1\r", "1\t", "1\x00", "1\u00a0", "1\u200b", "\ufeff1"),
         *("１２", "1２", "१", "٣", "²", "½", "1．5", "1。5", "−1", "1\u066b5"),
-        *("1" + "0" * 38, "0." + "0" * 18 + "1", "1." + "0" * 19, "9" * 10_000, "0." + "1" * 10_000),
+        *("1" + "0" * 38, "0." + "0" * 24 + "1", "1." + "0" * 25, "9" * 10_000, "0." + "1" * 10_000),
         *("None", "null", "true", "12abc", "$1", "1btc", "\ud800"),
     ],
 )
 def test_amount_that_is_no_plain_decimal_is_refused(text: str) -> None:
     """Zero, signs, exponents, words, blanks, foreign digits and very long texts are refused with a short message."""
-    for read in (check_amount, lambda value: parse_amount(value, 18)):
+    for read in (check_amount, lambda value: parse_amount(value, 24)):
         with pytest.raises(InvalidAmount) as refused:
             read(text)
         assert refused.value.details["field"] == "amount"
@@ -68,7 +70,9 @@ def test_parse_amount_with_too_many_decimals_is_refused_not_rounded(text: str, s
         parse_amount(text, scale)
 
 
-@pytest.mark.parametrize(("text", "scale"), [("9" * 38, 1), ("1" + "0" * 37, 1), ("1" + "0" * 20, 18), ("9" * 38, 18)])
+@pytest.mark.parametrize(
+    ("text", "scale"), [("9" * 38, 1), ("1" + "0" * 37, 1), ("1" + "0" * 20, 18), ("1" + "0" * 14, 24), ("9" * 38, 24)]
+)
 def test_parse_amount_of_too_many_units_is_refused(text: str, scale: int) -> None:
     """10**38 units and more are refused, whatever the scale."""
     with pytest.raises(InvalidAmount, match=r"10\*\*38"):
@@ -93,6 +97,8 @@ def test_parse_amount_of_too_many_units_is_refused(text: str, scale: int) -> Non
         (100, 2, 0, "1"),
         (UNITS_LIMIT - 1, 18, 2, "99999999999999999999.999999999999999999"),
         (10**20, 18, 2, "100.00"),
+        (1, 24, 2, "0.000000000000000000000001"),
+        (UNITS_LIMIT - 1, 24, 2, "99999999999999.999999999999999999999999"),
     ],
 )
 def test_format_amount_is_a_plain_decimal(units: int, scale: int, least: int, text: str) -> None:

@@ -28,7 +28,8 @@ FORMS = [value for value in vars(fields).values() if isinstance(value, Form)]
 WITH_PATTERN = [form for form in FORMS if form.pattern]
 
 TEXTS = [
-    *("", ".", "..", "...", "a", "A", "k" * 64, "k" * 65, "usdt", "spot", "wallet", "spot\n", "a\nb", "rest", "2-7"),
+    *("", ".", "..", "...", "a", "A", "k" * 128, "k" * 129, "usdt", "usdt.e", ".e", "lp-btc", "a" * 32, "a" * 33),
+    *("spot", "wallet", "spot\n", "a\nb", "rest", "2-7", "1." + "0" * 24, "1." + "0" * 25),
     *(
         "0",
         "0.0",
@@ -118,6 +119,7 @@ def test_fields_stand_where_a_request_has_them() -> None:
     """A field is named as in its class; the ends of a transfer are objects of their own."""
     assert [field.place for field in fields_of(Transfer)] == [
         "key", "from.customer", "to.customer", "coin", "amount", "from.account", "to.account", "reference",
+        "not_after_ms",
     ]  # fmt: skip
     assert [(field.name, field.parts) for field in fields_of(Settle) if field.parts] == [
         ("buyer", SettleSide),

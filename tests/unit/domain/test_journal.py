@@ -39,13 +39,14 @@ BTC = Coin("btc", SCALE)
 
 LIST = ListCoin("k", "btc", 8)
 REGISTER = RegisterCustomer("k", "ann")
-DEPOSIT = Deposit("k", "ann", "btc", "1.5", reference="r", happened_ms=5)
-FREEZE = Freeze("k", "ann", "btc", "1.5", reference="r", expires_ms=5)
+THEN_MS = 1_600_000_000_000
+DEPOSIT = Deposit("k", "ann", "btc", "1.5", reference="r", happened_ms=THEN_MS)
+FREEZE = Freeze("k", "ann", "btc", "1.5", reference="r", expires_ms=THEN_MS)
 UNFREEZE = Unfreeze("k", "7", "1.5")
 UNFREEZE_ALL = Unfreeze("k", "7")
 UNFREEZE_BY_KEY = Unfreeze("k", HoldKey("f"), "1.5")
-WITHDRAW = Withdraw("k", "1.5", "ann", "btc", reference="r", happened_ms=5)
-WITHDRAW_HOLD = Withdraw("k", "1.5", hold="7", reference="r", happened_ms=5)
+WITHDRAW = Withdraw("k", "1.5", "ann", "btc", reference="r", happened_ms=THEN_MS)
+WITHDRAW_HOLD = Withdraw("k", "1.5", hold="7", reference="r", happened_ms=THEN_MS)
 TRANSFER = Transfer("k", "ann", "bob", "btc", "1.5", reference="r")
 ALL = [LIST, REGISTER, DEPOSIT, FREEZE, UNFREEZE, UNFREEZE_ALL, UNFREEZE_BY_KEY, WITHDRAW, WITHDRAW_HOLD, TRANSFER]
 
@@ -82,7 +83,7 @@ def difference(kept: dict[str, Any], operation: Any) -> str | None:
                 "coin": "btc",
                 "units": "150000000",
                 "reference": "r",
-                "expires_ms": 5,
+                "expires_ms": THEN_MS,
             },
         ),
         (UNFREEZE, {"op": "unfreeze", "hold": "7", "coin": "btc", "units": "150000000"}),
@@ -140,10 +141,16 @@ CHANGES: list[tuple[Any, str, Any, str]] = [
     (LIST, "scale", 0, "scale"),
     (REGISTER, "customer", "bob", "customer"),
     *[(DEPOSIT, field, value, field) for field, value in (("customer", "bob"), ("coin", "eth"), ("amount", "1.6"))],
-    *[(DEPOSIT, field, value, field) for field, value in (("account", "fiat"), ("reference", "s"), ("happened_ms", 6))],
+    *[
+        (DEPOSIT, field, value, field)
+        for field, value in (("account", "fiat"), ("reference", "s"), ("happened_ms", THEN_MS + 1))
+    ],
     *[(DEPOSIT, field, None, field) for field in ("reference", "happened_ms")],
     *[(FREEZE, field, value, field) for field, value in (("customer", "bob"), ("coin", "eth"), ("amount", "2"))],
-    *[(FREEZE, field, value, field) for field, value in (("account", "fiat"), ("reference", "s"), ("expires_ms", 6))],
+    *[
+        (FREEZE, field, value, field)
+        for field, value in (("account", "fiat"), ("reference", "s"), ("expires_ms", THEN_MS + 1))
+    ],
     *[(FREEZE, field, None, field) for field in ("reference", "expires_ms")],
     (UNFREEZE, "hold", "8", "hold"),
     (UNFREEZE, "hold", HoldKey("7"), "hold"),
@@ -155,7 +162,7 @@ CHANGES: list[tuple[Any, str, Any, str]] = [
     *[(WITHDRAW, field, value, field) for field, value in (("customer", "bob"), ("coin", "eth"), ("amount", "2"))],
     *[
         (WITHDRAW, field, value, field)
-        for field, value in (("account", "fiat"), ("reference", None), ("happened_ms", 4))
+        for field, value in (("account", "fiat"), ("reference", None), ("happened_ms", THEN_MS - 1))
     ],
     (WITHDRAW_HOLD, "hold", "8", "hold"),
     (WITHDRAW_HOLD, "amount", "1", "amount"),
@@ -226,7 +233,7 @@ def freeze_entry(**changes: Any) -> Entry:
 def test_opened_hold_is_what_the_freeze_says() -> None:
     """A freeze opened a hold with its own position as the id; a refused freeze, or another kind, opened none."""
     hold = opened_hold(freeze_entry())
-    assert hold == Hold(9, ANN, "btc", UNITS, UNITS, "r", 5, 1000)
+    assert hold == Hold(9, ANN, "btc", UNITS, UNITS, "r", THEN_MS, 1000)
     assert hold.state == "open"
     assert opened_hold(freeze_entry(moves=(), balances=(), holds=(), refusal={"code": "x"})) is None
     assert opened_hold(freeze_entry(kind="unfreeze")) is None

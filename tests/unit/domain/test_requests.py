@@ -27,6 +27,7 @@ from spotledger.domain.requests import REQUESTS
 
 KNOWN = Subject(Coin("usdt", 8), 4_000_025_000_000, None)
 UNKNOWN = Subject()
+THEN_MS = 1_600_000_000_000
 ALICE = '"customer":"alice","account":"spot","coin":"usdt"'
 UNITS = '"units":"4000025000000"'
 MEANT = {"customer": "alice", "coin": "usdt", "epoch": 3}
@@ -36,12 +37,20 @@ KEPT = [
     (ListCoin("k", "btc", 8), UNKNOWN, '"coin":"btc","scale":8'),
     (RegisterCustomer("k", "alice"), UNKNOWN, '"customer":"alice"'),
     (Deposit("k", "alice", "usdt", "1.50"), UNKNOWN, f'{ALICE},"amount":"1.5"'),
-    (Deposit("k", "alice", "usdt", "1", "spot", "in", 12), KNOWN, f'{ALICE},"reference":"in","happened_ms":12,{UNITS}'),
-    (Freeze("k", "alice", "usdt", "1", "spot", "o", 17), KNOWN, f'{ALICE},"reference":"o","expires_ms":17,{UNITS}'),
+    (
+        Deposit("k", "alice", "usdt", "1", "spot", "in", THEN_MS),
+        KNOWN,
+        f'{ALICE},"reference":"in","happened_ms":{THEN_MS},{UNITS}',
+    ),
+    (
+        Freeze("k", "alice", "usdt", "1", "spot", "o", THEN_MS),
+        KNOWN,
+        f'{ALICE},"reference":"o","expires_ms":{THEN_MS},{UNITS}',
+    ),
     (Unfreeze("k", "4711"), KNOWN, '"hold":"4711"'),
     (Unfreeze("k", HoldKey("h"), "1.50", **MEANT), UNKNOWN, '"hold":{"key":"h"},"amount":"1.5"'),
     (Unfreeze("k", "4711", "1.50"), KNOWN, f'"hold":"4711","coin":"usdt",{UNITS}'),
-    (Withdraw("k", "1", "alice", "usdt", happened_ms=5), KNOWN, f'{ALICE},"happened_ms":5,{UNITS}'),
+    (Withdraw("k", "1", "alice", "usdt", happened_ms=THEN_MS), KNOWN, f'{ALICE},"happened_ms":{THEN_MS},{UNITS}'),
     (Withdraw("k", "1", hold="7", reference="x"), KNOWN, f'"hold":"7","reference":"x","coin":"usdt",{UNITS}'),
     (Withdraw("k", "1.0", hold=HoldKey("h"), **MEANT), UNKNOWN, '"hold":{"key":"h"},"amount":"1"'),
     (

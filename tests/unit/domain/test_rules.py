@@ -25,7 +25,7 @@ from spotledger.domain.rules import decide, subject_of
 from spotledger.errors import InvalidAmount, LedgerCorrupt, Refused
 
 ANN = Account("ann", "spot")
-NOW_MS = 1_000_000
+NOW_MS = 1_650_000_000_000
 SEQ = 50
 
 
@@ -179,9 +179,9 @@ PRECEDENCE = [
     (Deposit("k", "nobody", "btc", "0.000000001"), "invalid_amount"),
     (Deposit("k", "nobody", "btc", "9" * 38), "invalid_amount"),
     (Deposit("k", "nobody", "btc", "1"), "unknown_customer"),
-    (Freeze("k", "nobody", "nix", "99", expires_ms=1), "unknown_coin"),
-    (Freeze("k", "nobody", "btc", "99", expires_ms=1), "unknown_customer"),
-    (Freeze("k", "ann", "btc", "99", expires_ms=1), "invalid_request"),
+    (Freeze("k", "nobody", "nix", "99", expires_ms=1_600_000_000_000), "unknown_coin"),
+    (Freeze("k", "nobody", "btc", "99", expires_ms=1_600_000_000_000), "unknown_customer"),
+    (Freeze("k", "ann", "btc", "99", expires_ms=1_600_000_000_000), "invalid_request"),
     (Freeze("k", "ann", "btc", "99", expires_ms=NOW_MS - 1), "invalid_request"),
     (Freeze("k", "ann", "btc", "99", expires_ms=NOW_MS), "insufficient_available"),
     (Freeze("k", "ann", "btc", "1", account="wallet"), "insufficient_available"),

@@ -41,6 +41,7 @@ from spotledger.client.operator.messages import (
     Json,
     Params,
     Reply,
+    dry_run_params,
     path_of,
     request,
 )
@@ -134,9 +135,9 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
     async def _get(self, kind: type[T], path: str, **params: str | int | None) -> T:
         return await self._ask(kind, "GET", path, params=params)
 
-    async def do(self, operation: Operation) -> Written:
+    async def do(self, operation: Operation, *, dry_run: bool = False) -> Written:
         """
-        Do one operation.
+        Do one operation, or in a *dry_run* only try it: nothing is booked, and no key is used.
 
         Raises:
             Refused: The service refused it; the class has the ``code`` that the service named.
@@ -145,12 +146,17 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
             TransportError: No answer arrived, so the outcome is unknown; try again with the same key.
             ProtocolError: The answer is not of the documented form.
         """
-        reply = await self.call("POST", operation.path, operation.body(), operation.key)
+        reply = await self.call("POST", operation.path, operation.body(), operation.key, dry_run_params(dry_run))
         written = decode(Written, reply.document)
         return replace(written, replayed=True) if reply.replayed else written
 
     async def execute(
-        self, operations: Sequence[Operation], *, chains: Sequence[str | None] | None = None, atomic: bool = False
+        self,
+        operations: Sequence[Operation],
+        *,
+        chains: Sequence[str | None] | None = None,
+        atomic: bool = False,
+        dry_run: bool = False,
     ) -> list[Written | Refused]:
         """
         Do up to 10,000 *operations* in order as one batch; later ones see the effects of earlier ones.
@@ -159,6 +165,7 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
             operations: Of any kind but ``ListCoin``.
             chains: One text or None per operation; neighbours with the same text happen all or not at all.
             atomic: Whether all of them happen or none; then 1,000 at most.
+            dry_run: Whether they are only tried: nothing is booked, and no key is used.
 
         Returns:
             One outcome per operation, in order.
@@ -166,7 +173,8 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
         Raises:
             ValueError: *chains* and *operations* differ in length. Other errors, about the whole batch, as :meth:`do`.
         """
-        reply = await self.call("POST", paths.BATCHES, batch_body(operations, chains, atomic))
+        body = batch_body(operations, chains, atomic)
+        reply = await self.call("POST", paths.BATCHES, body, params=dry_run_params(dry_run))
         return outcomes_of(reply.document, len(operations))
 
     # --- reads --------------------------------------------------------------------------------------

@@ -29,30 +29,35 @@ class AsyncOperationCalls(ABC):
     """
     The calls that do one operation each; *key* is its idempotency key.
 
+    With *not_after_ms* it is refused after that time (``TooLate``). In a *dry_run* nothing is booked, no key is used.
     They raise what :meth:`do` raises; the refusals that are named are those of the operation itself.
     """
 
     @abstractmethod
-    async def do(self, operation: Operation) -> Written:
-        """Do one operation."""
+    async def do(self, operation: Operation, *, dry_run: bool = False) -> Written:
+        """Do one operation, or in a *dry_run* only try it."""
 
-    async def list_coin(self, coin: str, scale: int, *, key: str) -> Written:
+    async def list_coin(
+        self, coin: str, scale: int, *, key: str, not_after_ms: int | None = None, dry_run: bool = False
+    ) -> Written:
         """
         List a coin. A listing never changes.
 
         Raises:
             CoinAlreadyListed: It is listed.
         """
-        return await self.do(ListCoin(key, coin=coin, scale=scale))
+        return await self.do(ListCoin(key, coin=coin, scale=scale, not_after_ms=not_after_ms), dry_run=dry_run)
 
-    async def register_customer(self, customer: str, *, key: str) -> Written:
+    async def register_customer(
+        self, customer: str, *, key: str, not_after_ms: int | None = None, dry_run: bool = False
+    ) -> Written:
         """
         Register a customer. The customer gets a wallet, a spot and a fiat account.
 
         Raises:
             CustomerAlreadyRegistered: They are registered.
         """
-        return await self.do(RegisterCustomer(key, customer=customer))
+        return await self.do(RegisterCustomer(key, customer=customer, not_after_ms=not_after_ms), dry_run=dry_run)
 
     async def deposit(
         self,
@@ -64,13 +69,15 @@ class AsyncOperationCalls(ABC):
         account: str = "spot",
         reference: str | None = None,
         happened_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Book money that came in from outside. What the customer owes is repaid first.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
         """
         return await self.do(
             Deposit(
@@ -81,7 +88,9 @@ class AsyncOperationCalls(ABC):
                 account=account,
                 reference=reference,
                 happened_ms=happened_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     async def freeze(
@@ -94,6 +103,8 @@ class AsyncOperationCalls(ABC):
         account: str = "spot",
         reference: str | None = None,
         expires_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
@@ -102,7 +113,8 @@ class AsyncOperationCalls(ABC):
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key.
         """
         return await self.do(
             Freeze(
@@ -113,7 +125,9 @@ class AsyncOperationCalls(ABC):
                 account=account,
                 reference=reference,
                 expires_ms=expires_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     async def unfreeze(
@@ -125,6 +139,8 @@ class AsyncOperationCalls(ABC):
         customer: str | None = None,
         coin: str | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Release all or part of a hold. The hold is named by its id or by the key that opened it.
@@ -135,9 +151,15 @@ class AsyncOperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+            UnknownHold: Not kept: the key stays unused.
+            HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
-        return await self.do(Unfreeze(key, hold=hold, amount=amount, customer=customer, coin=coin, epoch=epoch))
+        return await self.do(
+            Unfreeze(
+                key, hold=hold, amount=amount, customer=customer, coin=coin, epoch=epoch, not_after_ms=not_after_ms
+            ),
+            dry_run=dry_run,
+        )
 
     async def withdraw(
         self,
@@ -151,6 +173,8 @@ class AsyncOperationCalls(ABC):
         reference: str | None = None,
         happened_ms: int | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Book money that went outside. It comes out of a hold, or directly out of what is available.
@@ -161,8 +185,8 @@ class AsyncOperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
-            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+            UnknownCoin, UnknownCustomer, UnknownHold: Not kept: the key stays unused.
+            InsufficientAvailable, HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return await self.do(
             Withdraw(
@@ -175,7 +199,9 @@ class AsyncOperationCalls(ABC):
                 reference=reference,
                 happened_ms=happened_ms,
                 epoch=epoch,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     async def transfer(
@@ -189,13 +215,16 @@ class AsyncOperationCalls(ABC):
         from_account: str = "spot",
         to_account: str = "spot",
         reference: str | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Move available money to another account. It may belong to the same customer or to another.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key.
         """
         return await self.do(
             Transfer(
@@ -207,7 +236,9 @@ class AsyncOperationCalls(ABC):
                 from_account=from_account,
                 to_account=to_account,
                 reference=reference,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     async def settle(
@@ -222,6 +253,8 @@ class AsyncOperationCalls(ABC):
         key: str,
         reference: str | None = None,
         happened_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
@@ -232,7 +265,8 @@ class AsyncOperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
             InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
-            UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownHold, BalanceTooLarge: Not kept: the key stays unused.
+            HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return await self.do(
             Settle(
@@ -245,7 +279,9 @@ class AsyncOperationCalls(ABC):
                 seller=seller,
                 reference=reference,
                 happened_ms=happened_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     async def reverse(
@@ -257,6 +293,8 @@ class AsyncOperationCalls(ABC):
         customer: str | None = None,
         coin: str | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason;
@@ -268,6 +306,9 @@ class AsyncOperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
             AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
-            UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
+            UnknownEntry, HouseShort, BalanceTooLarge: Not kept: the key stays unused.
         """
-        return await self.do(Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch))
+        return await self.do(
+            Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch, not_after_ms=not_after_ms),
+            dry_run=dry_run,
+        )

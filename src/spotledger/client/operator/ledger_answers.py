@@ -98,7 +98,8 @@ class EntryRead(Struct, frozen=True):
 
 class Written(_Placed, frozen=True):
     """
-    The answer to a write: ``hold`` is the id of the hold that it opened, ``replayed`` marks a repeat.
+    The answer to a write: ``hold`` is the id of the hold that it opened, ``replayed`` marks a repeat, and ``dry_run``
+    that it was only tried.
 
     ``seq`` is the number of the entry within its ``epoch``; ``position`` names it in every epoch.
     """
@@ -107,10 +108,11 @@ class Written(_Placed, frozen=True):
     balances: tuple[BalanceAfter, ...]
     hold: str | None = None
     replayed: bool = False
+    dry_run: bool = False
 
 
 class Hold(Struct, frozen=True):
-    """One hold, open or closed."""
+    """One hold, open or closed; one that is open and ``due`` is past its time, and cannot be used."""
 
     hold: str
     customer: str
@@ -125,6 +127,7 @@ class Hold(Struct, frozen=True):
     closed_seq: int | None
     age_ms: int
     key: str | None = None
+    due: bool = False
 
 
 class HoldRead(Struct, frozen=True):

@@ -74,6 +74,11 @@ def path_of(path: str, **parameters: str | int) -> str:
     return path.format(**parts)
 
 
+def dry_run_params(dry_run: bool) -> Params | None:
+    """Return the query of a write that is only to be tried; None for one that is to be done."""
+    return {"dry_run": "true"} if dry_run else None
+
+
 def request(
     base_url: str,
     token: str,

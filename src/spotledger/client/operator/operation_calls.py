@@ -31,30 +31,35 @@ class OperationCalls(ABC):
     """
     The calls that do one operation each; *key* is its idempotency key.
 
+    With *not_after_ms* it is refused after that time (``TooLate``). In a *dry_run* nothing is booked, no key is used.
     They raise what :meth:`do` raises; the refusals that are named are those of the operation itself.
     """
 
     @abstractmethod
-    def do(self, operation: Operation) -> Written:
-        """Do one operation."""
+    def do(self, operation: Operation, *, dry_run: bool = False) -> Written:
+        """Do one operation, or in a *dry_run* only try it."""
 
-    def list_coin(self, coin: str, scale: int, *, key: str) -> Written:
+    def list_coin(
+        self, coin: str, scale: int, *, key: str, not_after_ms: int | None = None, dry_run: bool = False
+    ) -> Written:
         """
         List a coin. A listing never changes.
 
         Raises:
             CoinAlreadyListed: It is listed.
         """
-        return self.do(ListCoin(key, coin=coin, scale=scale))
+        return self.do(ListCoin(key, coin=coin, scale=scale, not_after_ms=not_after_ms), dry_run=dry_run)
 
-    def register_customer(self, customer: str, *, key: str) -> Written:
+    def register_customer(
+        self, customer: str, *, key: str, not_after_ms: int | None = None, dry_run: bool = False
+    ) -> Written:
         """
         Register a customer. The customer gets a wallet, a spot and a fiat account.
 
         Raises:
             CustomerAlreadyRegistered: They are registered.
         """
-        return self.do(RegisterCustomer(key, customer=customer))
+        return self.do(RegisterCustomer(key, customer=customer, not_after_ms=not_after_ms), dry_run=dry_run)
 
     def deposit(
         self,
@@ -66,13 +71,15 @@ class OperationCalls(ABC):
         account: str = "spot",
         reference: str | None = None,
         happened_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Book money that came in from outside. What the customer owes is repaid first.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
         """
         return self.do(
             Deposit(
@@ -83,7 +90,9 @@ class OperationCalls(ABC):
                 account=account,
                 reference=reference,
                 happened_ms=happened_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def freeze(
@@ -96,6 +105,8 @@ class OperationCalls(ABC):
         account: str = "spot",
         reference: str | None = None,
         expires_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
@@ -104,7 +115,8 @@ class OperationCalls(ABC):
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key.
         """
         return self.do(
             Freeze(
@@ -115,7 +127,9 @@ class OperationCalls(ABC):
                 account=account,
                 reference=reference,
                 expires_ms=expires_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def unfreeze(
@@ -127,6 +141,8 @@ class OperationCalls(ABC):
         customer: str | None = None,
         coin: str | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Release all or part of a hold. The hold is named by its id or by the key that opened it.
@@ -137,9 +153,15 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+            UnknownHold: Not kept: the key stays unused.
+            HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
-        return self.do(Unfreeze(key, hold=hold, amount=amount, customer=customer, coin=coin, epoch=epoch))
+        return self.do(
+            Unfreeze(
+                key, hold=hold, amount=amount, customer=customer, coin=coin, epoch=epoch, not_after_ms=not_after_ms
+            ),
+            dry_run=dry_run,
+        )
 
     def withdraw(
         self,
@@ -153,6 +175,8 @@ class OperationCalls(ABC):
         reference: str | None = None,
         happened_ms: int | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Book money that went outside. It comes out of a hold, or directly out of what is available.
@@ -163,8 +187,8 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
-            UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+            UnknownCoin, UnknownCustomer, UnknownHold: Not kept: the key stays unused.
+            InsufficientAvailable, HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self.do(
             Withdraw(
@@ -177,7 +201,9 @@ class OperationCalls(ABC):
                 reference=reference,
                 happened_ms=happened_ms,
                 epoch=epoch,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def transfer(
@@ -191,13 +217,16 @@ class OperationCalls(ABC):
         from_account: str = "spot",
         to_account: str = "spot",
         reference: str | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Move available money to another account. It may belong to the same customer or to another.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key.
         """
         return self.do(
             Transfer(
@@ -209,7 +238,9 @@ class OperationCalls(ABC):
                 from_account=from_account,
                 to_account=to_account,
                 reference=reference,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def settle(
@@ -224,6 +255,8 @@ class OperationCalls(ABC):
         key: str,
         reference: str | None = None,
         happened_ms: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
@@ -234,7 +267,8 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
             InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
-            UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+            UnknownCoin, UnknownHold, BalanceTooLarge: Not kept: the key stays unused.
+            HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self.do(
             Settle(
@@ -247,7 +281,9 @@ class OperationCalls(ABC):
                 seller=seller,
                 reference=reference,
                 happened_ms=happened_ms,
-            )
+                not_after_ms=not_after_ms,
+            ),
+            dry_run=dry_run,
         )
 
     def reverse(
@@ -259,6 +295,8 @@ class OperationCalls(ABC):
         customer: str | None = None,
         coin: str | None = None,
         epoch: int | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
     ) -> Written:
         """
         Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason;
@@ -270,6 +308,9 @@ class OperationCalls(ABC):
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
             AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
-            UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
+            UnknownEntry, HouseShort, BalanceTooLarge: Not kept: the key stays unused.
         """
-        return self.do(Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch))
+        return self.do(
+            Reverse(key, seq=seq, reason=reason, customer=customer, coin=coin, epoch=epoch, not_after_ms=not_after_ms),
+            dry_run=dry_run,
+        )

@@ -60,6 +60,7 @@ class ListCoin(Operation):
     path = of_collection("coins")
     coin: str
     scale: int
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class RegisterCustomer(Operation):
     op = "register_customer"
     path = of_collection("customers")
     customer: str
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class Deposit(Operation):
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
     """
 
     op = "deposit"
@@ -95,6 +97,7 @@ class Deposit(Operation):
     account: str = "spot"
     reference: str | None = None
     happened_ms: int | None = None
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,8 @@ class Freeze(Operation):
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key.
     """
 
     op = "freeze"
@@ -118,6 +122,7 @@ class Freeze(Operation):
     account: str = "spot"
     reference: str | None = None
     expires_ms: int | None = None
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +136,8 @@ class Unfreeze(Operation):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        UnknownHold: Not kept: the key stays unused.
+        HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     op = "unfreeze"
@@ -142,6 +148,7 @@ class Unfreeze(Operation):
     customer: str | None = None
     coin: str | None = None
     epoch: int | None = None
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +162,8 @@ class Withdraw(Operation):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
-        UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        UnknownCoin, UnknownCustomer, UnknownHold: Not kept: the key stays unused.
+        InsufficientAvailable, HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     op = "withdraw"
@@ -170,6 +177,7 @@ class Withdraw(Operation):
     reference: str | None = None
     happened_ms: int | None = None
     epoch: int | None = None
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +187,8 @@ class Transfer(Operation):
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key.
     """
 
     op = "transfer"
@@ -198,6 +207,7 @@ class Transfer(Operation):
     from_account: str = "spot"
     to_account: str = "spot"
     reference: str | None = None
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +221,8 @@ class Settle(Operation):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
         InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
-        UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+        UnknownCoin, UnknownHold, BalanceTooLarge: Not kept: the key stays unused.
+        HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     op = "settle"
@@ -225,6 +236,7 @@ class Settle(Operation):
     seller: SettleSide
     reference: str | None = None
     happened_ms: int | None = None
+    not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,7 +251,7 @@ class Reverse(Operation):
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *seq* is not in this journal, or not the entry meant.
         AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
-        UnknownEntry, HouseShort, BalanceTooLarge: Kept with the key.
+        UnknownEntry, HouseShort, BalanceTooLarge: Not kept: the key stays unused.
     """
 
     op = "reverse"
@@ -249,3 +261,4 @@ class Reverse(Operation):
     customer: str | None = None
     coin: str | None = None
     epoch: int | None = None
+    not_after_ms: int | None = None

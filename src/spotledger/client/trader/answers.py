@@ -33,8 +33,8 @@ _HTTP_GATEWAY = frozenset({502, 503, 504})
 _HTTP_REDIRECTS = range(300, 400)
 
 #: A plain decimal without sign and exponent, with two decimals or more, no longer than the ledger's largest amount.
-_AMOUNT = re.compile(r"\A(?:0|[1-9][0-9]{0,37})\.[0-9]{2,18}\Z")
-_COIN = re.compile(r"\A[a-z0-9]{1,20}\Z")
+_AMOUNT = re.compile(r"\A(?:0|[1-9][0-9]{0,37})\.[0-9]{2,24}\Z")
+_COIN = re.compile(r"\A[a-z0-9][a-z0-9._-]{0,31}\Z")
 _NOTHING_LEFT = re.compile(r";\s*r=0(?:;|\Z)")
 _SEQ = re.compile(r"\A[0-9]{1,18}\Z")
 #: The least nonce that would pass, in the text of a refusal.
@@ -220,7 +220,7 @@ def read_balances(outcome: Outcome) -> Balances:
 
 def _read_balance(coin: str, sides: Any) -> Balance:
     if not _COIN.match(coin):
-        raise ProtocolError("data has a coin that is not 1 to 20 of a-z and 0-9")
+        raise ProtocolError("data has a coin that is not 1 to 32 of a-z 0-9 . _ -, first a letter or a digit")
     if not isinstance(sides, dict):
         raise ProtocolError(f"the balance of {coin} is not an object")
     return Balance(_read_amount(coin, sides, "available"), _read_amount(coin, sides, "freeze"))
@@ -229,7 +229,7 @@ def _read_balance(coin: str, sides: Any) -> Balance:
 def _read_amount(coin: str, sides: Mapping[str, Any], side: str) -> Decimal:
     text = sides.get(side)
     if not isinstance(text, str) or not _AMOUNT.match(text):
-        raise ProtocolError(f"{side} of {coin} is not plain decimal text with 2 to 18 decimals")
+        raise ProtocolError(f"{side} of {coin} is not plain decimal text with 2 to 24 decimals")
     return Decimal(text)
 
 

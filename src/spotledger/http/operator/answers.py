@@ -104,6 +104,9 @@ class EntryAnswer(Answer):
     actor_label: Annotated[str, Meta(description="The label of the token, if the actor is one.")] | UnsetType = UNSET
 
 
+DryRun = Annotated[bool, Meta(description="True if it was only tried: nothing was booked, and no key was used.")]
+
+
 class WriteAnswer(Answer):
     """What a write did: its position in the journal, its entry, the balances after it, the hold that it opened."""
 
@@ -113,6 +116,7 @@ class WriteAnswer(Answer):
     balances: list[AfterAnswer]
     hold: HoldText | UnsetType = UNSET
     replayed: Annotated[bool, Meta(description="In a batch: true if an earlier request did this.")] | UnsetType = UNSET
+    dry_run: DryRun | UnsetType = UNSET
 
 
 class HoldAnswer(Answer):
@@ -131,6 +135,7 @@ class HoldAnswer(Answer):
     closed_seq: Seq | None
     age_ms: Annotated[int, Meta(description="How long ago it was opened.")]
     key: Annotated[str, Meta(description="The idempotency key that opened it.")] | UnsetType = UNSET
+    due: Annotated[bool, Meta(description="True if it is past its time, and cannot be used.")] | UnsetType = UNSET
 
 
 class CoinAnswer(Answer):
@@ -460,4 +465,5 @@ def hold_answer(hold: Hold, position: str, scale: int, key: str | UnsetType, now
         hold.closed_seq,
         now_ms - hold.opened_ms,
         key,
+        hold.due or UNSET,
     )

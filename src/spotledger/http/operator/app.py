@@ -144,8 +144,8 @@ class OperatorApp:
         )
 
     def at_once(self, request: Request) -> Reply | LateReply | None:
-        """Begin a write of one operation, which waits for the ledger only; leave other requests to :meth:`answer`."""
-        endpoint = self._found(request) if request.method == "POST" else None
+        """Begin a write of one operation that waits for the ledger only; leave others, and dry runs, to `answer`."""
+        endpoint = self._found(request) if request.method == "POST" and not request.query else None
         if endpoint is None:
             return None
         try:

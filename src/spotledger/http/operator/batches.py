@@ -18,10 +18,21 @@ from spotledger import paths
 from spotledger.domain.operations import Operation
 from spotledger.errors import InvalidRequest, MalformedRequest, Refused
 from spotledger.http.h1.request import Reply
-from spotledger.http.operator.answers import Answer, CoinTexts, Epoch, Seq, WriteAnswer, write_answer
+from spotledger.http.operator.answers import Answer, CoinTexts, DryRun, Epoch, Seq, WriteAnswer, write_answer
 from spotledger.http.operator.batch_body import BATCH_LIMIT, PIECE_OPERATIONS, BatchReader
 from spotledger.http.operator.bodies import Body, check_names_once, has_names_once, refusal_of
-from spotledger.http.operator.calls import LEDGER_WRITE, Call, Caller, Endpoint, TokenCheck, Write, json_answer, route
+from spotledger.http.operator.calls import (
+    DRY_RUN,
+    LEDGER_WRITE,
+    Call,
+    Caller,
+    Endpoint,
+    TokenCheck,
+    Write,
+    is_dry_run,
+    json_answer,
+    route,
+)
 from spotledger.http.operator.credentials.scopes import check_scopes
 from spotledger.http.operator.fields import ChainField, KeyField
 from spotledger.http.operator.operation_bodies import BODIES, OperationBody, in_short
@@ -79,6 +90,7 @@ class RefusedResult(Answer):
     seq: Seq | UnsetType = UNSET
     epoch: Epoch | UnsetType = UNSET
     replayed: bool | UnsetType = UNSET
+    dry_run: DryRun | UnsetType = UNSET
 
 
 _RESULT: Final = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in ("WriteAnswer", "RefusedResult")]}
@@ -88,6 +100,7 @@ class BatchAnswer(Answer):
     """One result per operation, in order."""
 
     results: list[Annotated[Any, Meta(extra_json_schema=_RESULT)]]
+    dry_run: DryRun | UnsetType = UNSET
 
 
 class BatchCalls:
@@ -106,27 +119,30 @@ class BatchCalls:
             body_limit=BATCH_BODY_LIMIT_BYTES,
             takes=BatchBody,
             gives=BatchAnswer,
+            query=(DRY_RUN,),
         )
         return [route(token_check, paths.BATCHES, POST=batch)]
 
     async def batch(self, call: Write) -> Reply:
         """Execute operations in order, each by itself, in chains, or all or nothing, and return one result each."""
+        dry_run = is_dry_run(call.request)
         operations, chains, atomic = await _read(call.body, call.caller)
         outcomes: list[Outcome] = []
         if operations:
-            outcomes = await self._writer.submit(operations, chains, atomic=atomic, actor=call.caller.actor)
-        return json_answer(await self._written(outcomes))
+            execute = self._writer.dry_runs.execute if dry_run else self._writer.submit
+            outcomes = await execute(operations, chains, atomic=atomic, actor=call.caller.actor)
+        return json_answer(await self._written(outcomes, dry_run))
 
-    async def _written(self, outcomes: Sequence[Outcome]) -> bytes:
+    async def _written(self, outcomes: Sequence[Outcome], dry_run: bool) -> bytes:
         """Return the encoded results; other tasks may run between two pieces."""
         await self._texts.labels.learn(outcome.entry for outcome in outcomes if not isinstance(outcome, Refused))
         pieces = []
         for start in range(0, len(outcomes), PIECE_OPERATIONS):
             if start:
                 await asyncio.sleep(0)
-            results = [_result(outcome, self._texts) for outcome in outcomes[start : start + PIECE_OPERATIONS]]
-            pieces.append(_encode(results)[1:-1])
-        return b'{"results":[' + b",".join(pieces) + b"]}"
+            some = outcomes[start : start + PIECE_OPERATIONS]
+            pieces.append(_encode([_result(outcome, self._texts, dry_run) for outcome in some])[1:-1])
+        return b'{"results":[' + b",".join(pieces) + (b'],"dry_run":true}' if dry_run else b"]}")
 
 
 async def _read(body: bytes, caller: Caller) -> tuple[list[Operation], list[str | None] | None, bool]:
@@ -206,15 +222,17 @@ def _placed(refusal: InvalidRequest, index: int) -> InvalidRequest:
     return type(refusal)(f"operations[{index}]: {refusal.message}", **details)
 
 
-def _result(outcome: Outcome, texts: CoinTexts) -> WriteAnswer | dict[str, Any]:
+def _result(outcome: Outcome, texts: CoinTexts, dry_run: bool) -> WriteAnswer | dict[str, Any]:
     if isinstance(outcome, Refused):
         result = {**outcome.details, "code": outcome.code, "detail": outcome.message}
         if outcome.seq is not None:
             result |= {"seq": outcome.seq, "epoch": outcome.epoch}
         if outcome.replayed:
             result["replayed"] = True
-        return result
+        return result | {DRY_RUN: True} if dry_run else result
     answer = write_answer(outcome.entry, outcome.hold, texts)
     if outcome.replayed:
         answer.replayed = True
+    if dry_run:
+        answer.dry_run = True
     return answer

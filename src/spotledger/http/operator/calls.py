@@ -17,7 +17,9 @@ from typing import Final, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
+from msgspec import UNSET
 
+from spotledger.domain.fields import check_time
 from spotledger.domain.journal import LIBRARY, TOKEN_ACTOR
 from spotledger.domain.operations import check_key
 from spotledger.domain.positions import Position, parse_position, position_text
@@ -60,6 +62,8 @@ RETRY_AFTER_SECONDS: Final = 1
 MIN_SEQ_WAIT_SECONDS: Final = 5.0
 MIN_SEQ_PAUSE_SECONDS: Final = 0.01
 
+#: The query parameter of a write that is only to be tried.
+DRY_RUN: Final = "dry_run"
 JSON_MEDIA_TYPE: Final = "application/json"
 KEY_HEADER: Final = "Idempotency-Key"
 REPLAYED_HEADER: Final = "Idempotency-Replayed"
@@ -296,7 +300,7 @@ def answer(body: object, status: int = 200, *, replayed: bool = False) -> Reply:
 
 def positioned(reply: Reply, body: object) -> Reply:
     """Return *reply* with the position that its *body* stands for, or that of the entry that a write made."""
-    if isinstance(body, (ReadAnswer, WriteAnswer)):
+    if isinstance(body, ReadAnswer) or (isinstance(body, WriteAnswer) and body.dry_run is UNSET):
         reply.lines += b"x-ledger-position: %b\r\n" % position_text(body.epoch, body.seq).encode()
     return reply
 
@@ -356,6 +360,14 @@ def query_of(request: Request, *names: str) -> dict[str, str]:
     return found
 
 
+def is_dry_run(request: Request) -> bool:
+    """Return whether a write, whose only parameter is ``dry_run``, is only to be tried."""
+    text = query_of(request, DRY_RUN).get(DRY_RUN, "false")
+    if text not in ("true", "false"):
+        raise InvalidRequest(f"{DRY_RUN} is {text[:64]!r}; true or false would pass", field=DRY_RUN)
+    return text == "true"
+
+
 def number_in(query: Mapping[str, str], name: str, default: int) -> int:
     """Return the parameter *name* as a whole number of at least 0, or *default* if it is not given."""
     text = query.get(name)
@@ -364,6 +376,14 @@ def number_in(query: Mapping[str, str], name: str, default: int) -> int:
     if not _SEQ.match(text):
         raise InvalidRequest(f"{name} is {text[:64]!r}; a whole number would pass", field=name)
     return int(text)
+
+
+def time_in(query: Mapping[str, str], name: str) -> int | None:
+    """Return the parameter *name* as a time in milliseconds since 1970, 0 included; None if it is not given."""
+    found = number_in(query, name, 0) if name in query else None
+    if found:
+        check_time(found, name)
+    return found
 
 
 def position_in(query: Mapping[str, str], name: str, ledger: LedgerReads, default: int) -> int:

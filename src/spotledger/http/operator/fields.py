@@ -12,20 +12,20 @@ from typing import Annotated, Any, Final
 from msgspec import Meta
 
 from spotledger.domain import fields
-from spotledger.domain.accounts import ACCOUNT_IDS
+from spotledger.domain.accounts import ACCOUNT_IDS, COIN_PATTERN
 from spotledger.domain.amounts import MAX_SCALE
-from spotledger.domain.fields import KEY_MAX_CHARACTERS, REFERENCE_MAX_CHARACTERS, TIME_MAX_MS, Form
+from spotledger.domain.fields import KEY_MAX_CHARACTERS, REFERENCE_MAX_CHARACTERS, TIME_MAX_MS, TIME_MIN_MS, Form
 from spotledger.domain.journal import ACTOR
 from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN
 
 Schema = dict[str, Any]
 
 CUSTOMER: Final[Schema] = {"type": "string", "pattern": r"^[A-Za-z0-9._-]{1,64}$", "examples": ["alice"]}
-COIN: Final[Schema] = {"type": "string", "pattern": r"^[a-z0-9]{1,20}$", "examples": ["usdt"]}
+COIN: Final[Schema] = {"type": "string", "pattern": f"^{COIN_PATTERN}$", "examples": ["usdt"]}
 ACCOUNT: Final[Schema] = {"enum": list(ACCOUNT_IDS), "default": "spot"}
 AMOUNT: Final[Schema] = {
     "type": "string",
-    "pattern": r"^(0|[1-9][0-9]{0,37})(\.[0-9]{1,18})?$",
+    "pattern": rf"^(0|[1-9][0-9]{{0,37}})(\.[0-9]{{1,{MAX_SCALE}}})?$",
     "description": "A plain decimal above zero, with no more decimals than the coin has.",
     "examples": ["100.50"],
 }
@@ -45,9 +45,13 @@ REFERENCE: Final[Schema] = {
 }
 TIME: Final[Schema] = {
     "type": "integer",
-    "minimum": 1,
+    "minimum": TIME_MIN_MS,
     "maximum": TIME_MAX_MS,
-    "description": "Milliseconds since 1970.",
+    "description": "Milliseconds since 1970, not before the year 2001.",
+}
+NOT_AFTER: Final[Schema] = {
+    **TIME,
+    "description": "Refuse it with `too_late` after this time, in milliseconds since 1970; the key stays unused then.",
 }
 HOLD_ID: Final[Schema] = {"type": "string", "pattern": f"^{POSITION_PATTERN}$", "examples": ["12", "2-12"]}
 HOLD: Final[Schema] = {
@@ -80,6 +84,7 @@ SCHEMAS: Final[dict[Form, Schema]] = {
     fields.REFERENCE: REFERENCE,
     fields.REASON: REFERENCE,
     fields.TIME_MS: TIME,
+    fields.NOT_AFTER_MS: NOT_AFTER,
     fields.HOLD: HOLD,
     fields.SEQ: SEQ,
     fields.EPOCH: EPOCH,
@@ -89,7 +94,7 @@ SCHEMAS: Final[dict[Form, Schema]] = {
 
 def or_null(schema: Schema) -> Schema:
     """Return the schema of a value that may also be null."""
-    if schema in (REFERENCE, TIME):
+    if schema in (REFERENCE, TIME, NOT_AFTER):
         return {**schema, "type": [schema["type"], "null"]}
     if "enum" in schema:
         return {"enum": [*schema["enum"], None]}
@@ -128,6 +133,8 @@ PARAMETERS: Final[dict[str, Schema]] = {
     },
     "account": {**ACCOUNT, "description": "The customer's account."},
     "after": {"type": "string", "description": "Where the page starts: the `next_after` of the page before."},
+    "dry_run": {"type": "boolean", "default": False}
+    | {"description": "Answer what the write would answer on what is booked now; nothing is kept, and no key is used."},
     "hold:after": {**_POSITION, "description": "Where the page starts: the `next_after` of the page before."},
     "after_seq": {**_POSITION, "default": "0", "description": "Only entries after this one."},
     "at_ms": {**_NUMBER, "description": "The balances at this time, in milliseconds since 1970; not in the future."},

@@ -19,7 +19,18 @@ from spotledger.http.operator.answers import (
     write_answer,
 )
 from spotledger.http.operator.bodies import decode
-from spotledger.http.operator.calls import LEDGER_READ, Call, Endpoint, TokenCheck, Write, answer, route
+from spotledger.http.operator.calls import (
+    DRY_RUN,
+    LEDGER_READ,
+    Call,
+    Caller,
+    Endpoint,
+    TokenCheck,
+    Write,
+    answer,
+    is_dry_run,
+    route,
+)
 from spotledger.http.operator.credentials.scopes import SCOPE_OF, check_scopes
 from spotledger.http.operator.operation_bodies import BODIES, RELEASE_BODY, OperationBody, about, path_of
 from spotledger.http.operator.reads import ReadCalls
@@ -73,12 +84,35 @@ class LedgerCalls:
             return self._writer.enqueue(operation, call.caller.actor)
 
         async def write(call: Write) -> Reply:
+            if is_dry_run(call.request):
+                return await self._tried(asked(call), call.caller)
             outcomes = await begin(call)
             await self._texts.labels.learn(it.entry for it in outcomes if not isinstance(it, Refused))
             return self._answer(outcomes[0])
 
-        scope = SCOPE_OF[body.kind]
-        return Call(scope, write=write, begin=begin, end=self._end, takes=body.struct, gives=WriteAnswer, about=about)
+        scope, query = SCOPE_OF[body.kind], (DRY_RUN,)
+        return Call(
+            scope,
+            write=write,
+            begin=begin,
+            end=self._end,
+            takes=body.struct,
+            gives=WriteAnswer,
+            query=query,
+            about=about,
+        )
+
+    async def _tried(self, operation: Operation, caller: Caller) -> Reply:
+        """Return the answer that *operation* would get; it is marked, and names no position of the journal."""
+        check_scopes((operation,), caller.scopes)
+        (outcome,) = await self._writer.dry_runs.execute((operation,), actor=caller.actor)
+        if isinstance(outcome, Refused):
+            outcome.details[DRY_RUN] = True
+            raise outcome
+        await self._texts.labels.learn([outcome.entry])
+        said = write_answer(outcome.entry, outcome.hold, self._texts)
+        said.dry_run = True
+        return answer(said, replayed=outcome.replayed)
 
     def _end(self, request: Request, outcomes: Sequence[Outcome]) -> Reply | None:
         """Return the answer; None if it repeats that of another token, whose label is not in memory."""

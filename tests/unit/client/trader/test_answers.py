@@ -70,7 +70,7 @@ def test_balances_cannot_be_changed() -> None:
     "amount",
     [
         "1e5", "NaN", "Infinity", "-1.00", "+1.00", "1", "1.", "1.0", ".50", "01.00", "1,00", "1_0.00", "１.00",
-        "1.00 ", " 1.00", "1.00\n", "", "0x1.00", "1." + "0" * 19, "1" * 39 + ".00", 1.0, 1, 0, None, True, [], {},
+        "1.00 ", " 1.00", "1.00\n", "", "0x1.00", "1." + "0" * 25, "1" * 39 + ".00", 1.0, 1, 0, None, True, [], {},
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("side", ["available", "freeze"])
@@ -87,11 +87,19 @@ def test_balances_data_of_another_shape_raises(data: object) -> None:
         balances(data)
 
 
-@pytest.mark.parametrize("coin", ["USDT", "", "a b", "ü", "x" * 21, "usdt\n", "../x"])
+@pytest.mark.parametrize("coin", ["USDT", "", "a b", "ü", "x" * 33, ".e", "usdt\n", "../x"])
 def test_balances_coin_of_another_form_raises(coin: str) -> None:
-    """A coin is 1 to 20 of a-z and 0-9."""
+    """A coin is 1 to 32 of a-z 0-9 . _ -, and begins with a letter or a digit."""
     with pytest.raises(errors.ProtocolError, match="a coin that is not"):
         balances({coin: {"available": "0.00", "freeze": "0.00"}})
+
+
+@pytest.mark.parametrize("coin", ["usdt.e", "lp-btc", "a_b", "x" * 32])
+def test_balances_coin_with_marks_is_read_exactly(coin: str) -> None:
+    """A coin may have dots, underscores and hyphens, and an amount 24 decimals; the total is exact."""
+    most = "99999999999999.999999999999999999999998"
+    read = balances({coin: {"available": most, "freeze": "0.000000000000000000000001"}})
+    assert str(read[coin].total) == "99999999999999.999999999999999999999999"
 
 
 @pytest.mark.parametrize("seq", ["", "-1", "x", "1.5", "9" * 19, "４２"])

@@ -24,6 +24,7 @@ from spotledger.http.operator.calls import (
     number_in,
     query_of,
     route,
+    time_in,
 )
 from spotledger.http.operator.metrics import Metrics
 from spotledger.ops.access_log import AccessLog
@@ -163,12 +164,12 @@ class AccessCalls:
         """
         query = query_of(request, *(name.rpartition(":")[2] for name in QUERY))
         limit, after = limit_in(query), number_in(query, "after", 0)
-        from_ms = number_in(query, "from_ms", 0)
+        from_ms, to_ms = time_in(query, "from_ms"), time_in(query, "to_ms")
         wanted = AccessFilter(
             _actor_in(query),
             _address_in(query),
-            from_ms - from_ms % MINUTE_MS if "from_ms" in query else None,
-            number_in(query, "to_ms", 0) if "to_ms" in query else None,
+            None if from_ms is None else from_ms - from_ms % MINUTE_MS,
+            to_ms,
         )
         found = await self._log.page(wanted, after, limit)
         following = str(found[-1].line) if len(found) == limit else None
