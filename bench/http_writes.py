@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import spotledger
 from bench import books
-from bench.exchange import CUSTOMERS, check_refusal, open_market
+from bench.exchange import CUSTOMERS, open_market
 from bench.exchange_work import opening
 from bench.harness import (
     QUICK,
@@ -37,6 +37,7 @@ from bench.harness import (
 )
 from bench.load import Credentials, sign
 from bench.read import OPEN_LIMITS
+from bench.rounds import check_refusal
 from spotledger.client.operator import operations as calls
 from spotledger.domain.operations import CoinAmount, HoldKey, HoldName, Operation, Settle, SettleSide, Unfreeze
 
