@@ -122,12 +122,17 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> float:
 
 def resident_mib(pid: int) -> float:
     """Return the resident memory of *pid* and its children in MiB."""
-    kib = 0
-    for each in [pid, *children(pid)]:
-        for line in Path(f"/proc/{each}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                kib += int(line.split()[1])
-    return kib / 1024
+    return _status_mib("VmRSS:", [pid, *children(pid)])
+
+
+def most_resident_mib(*pids: int) -> float:
+    """Return the most memory that each of *pids* had resident so far, added up, in MiB."""
+    return _status_mib("VmHWM:", pids)
+
+
+def _status_mib(name: str, pids: Sequence[int]) -> float:
+    lines = [line for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def children(pid: int) -> list[int]:
