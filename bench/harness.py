@@ -43,6 +43,10 @@ READY_SECONDS_LIMIT = 60
 MEASURED_PACKAGES = ("granian", "uvloop", "fastapi", "pydantic", "uvicorn", "httptools")
 
 
+#: The columns of a table of aims.
+AIM_COLUMNS = ("", "measured", "aim", "")
+
+
 @dataclass(frozen=True)
 class Cores:
     """Which core the measured side runs on, and which the load; ``None`` where there are not two."""
@@ -347,6 +351,10 @@ class Aim:
             return None
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
+    def row(self) -> list[Any]:
+        """Set the aim for a table: name, figure, limit, and whether it was met."""
+        return [self.name, self.value, ("≤ " if self.at_most else "≥ ") + shown(self.limit), said(self.met)]
+
 
 @dataclass
 class Report:
@@ -389,13 +397,18 @@ class Report:
         for table in self.tables:
             lines += [f"## {table.title}", "", *markdown_table(table.columns, table.rows), ""]
         if self.aims:
-            rows = [[a.name, a.value, ("≤ " if a.at_most else "≥ ") + shown(a.limit), said(a.met)] for a in self.aims]
-            lines += ["## Aims", "", *markdown_table(["", "measured", "aim", ""], rows), ""]
+            lines += ["## Aims", "", *markdown_table(AIM_COLUMNS, [aim.row() for aim in self.aims]), ""]
         if self.notes:
             lines += ["## Notes", "", *(f"- {note}" for note in self.notes), ""]
         rows = [[name.replace("_", " "), value] for name, value in self.conditions.items()]
         lines += ["## Conditions", "", *markdown_table(["", ""], rows), ""]
         return "\n".join(lines)
+
+
+def aims_of(reports: Sequence[Report]) -> list[str]:
+    """Set the aims of all *reports* as one Markdown table."""
+    rows = [[report.name, *aim.row()] for report in reports for aim in report.aims]
+    return ["# All aims", "", *markdown_table(["", *AIM_COLUMNS], rows), ""]
 
 
 def said(met: bool | None) -> str:
