@@ -157,8 +157,8 @@ def memory_while_writing(data: Path, folder: Path, cores: Cores, customers: int)
             for _ in range(0, OPERATIONS, BATCH):
                 send(connection, batch(work.group(BATCH), token))
         wait_for_sealing()
-        sealing = most_resident_mib(*sealing_processes(process.pid))
-        return Memory(resident_mib(process.pid), most_resident_mib(process.pid), sealing)
+        after = resident_mib(process.pid)
+        return Memory(after, *(most_resident_mib(*each) for each in ([process.pid], sealing_processes(process.pid))))
 
 
 def send(connection: http.client.HTTPConnection, request: Request) -> None:

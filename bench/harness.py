@@ -39,6 +39,7 @@ STORES, EMBEDDED = "spotledger.storage.", "spotledger.storage.sqlite."
 #: How long a segment that is being sealed is waited for before somebody else's round, and how often that is looked at.
 SEALING_SECONDS_LIMIT = 15.0
 LOOK_SECONDS = 0.3
+STILL_LOOKS = 2
 READY_SECONDS_LIMIT = 60
 MEASURED_PACKAGES = ("granian", "uvloop", "fastapi", "pydantic", "uvicorn", "httptools")
 
@@ -214,11 +215,10 @@ def sealing_on(core: int | None, *, yields: bool = False) -> Iterator[None]:
 def wait_for_sealing() -> None:
     """Wait until nothing below this process is sealing, within limits, so that it does not disturb another's round."""
     deadline = time.monotonic() + SEALING_SECONDS_LIMIT
-    before = -1.0
-    while time.monotonic() < deadline:
+    before, still = -1.0, 0
+    while still < STILL_LOOKS and time.monotonic() < deadline:
         used = processor_seconds(*sealing_processes(os.getpid()))
-        if used == before:
-            return
+        still = still + 1 if used == before else 0
         before = used
         time.sleep(LOOK_SECONDS)
 
