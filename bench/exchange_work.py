@@ -46,6 +46,8 @@ FEE_PER_MILLE: Final = 1
 PRICES: Final = tuple(max(1, 60_000 // (rank + 1) ** 3) for rank in range(len(BASES)))
 #: Earlier operations that one is picked from to be repeated.
 REPEATABLE: Final = 20_000
+#: Fills that an order of the settlements alone is good for.
+FILLS: Final = 12
 SHARES: Final = {"freeze": 45, "settle": 35, "unfreeze": 15, "deposit": 2.5, "withdraw": 2.5}
 
 
@@ -306,6 +308,11 @@ def taken(orders: list[Order], chance: random.Random) -> Order:
     place = chance.randrange(len(orders))
     orders[place], orders[-1] = orders[-1], orders[place]
     return orders.pop()
+
+
+def orders_for(settlements: int) -> int:
+    """Return how many orders are opened for so many *settlements*: more than enough."""
+    return 2 * settlements // FILLS + 2_000
 
 
 def new_key() -> str:

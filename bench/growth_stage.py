@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import spotledger
 from bench import books
-from bench.exchange import run_groups
 from bench.exchange_work import Work, customer_name, opening
 from bench.harness import resident_mib
+from bench.rounds import run_groups
 from spotledger.domain.accounts import Account
 from spotledger.ledger.ledger import Ledger
 

@@ -11,6 +11,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -33,8 +34,18 @@ QUIET_CORES = 0.1
 SPOILT_CORES = 0.3
 SPARE_ROUNDS = 4 if QUICK else 10
 STOP_SECONDS_LIMIT = 20
+#: The packages whose programs a ledger starts for its sealing: of any store, and of the embedded one.
+STORES, EMBEDDED = "spotledger.storage.", "spotledger.storage.sqlite."
+#: How long a segment that is being sealed is waited for before somebody else's round, and how often that is looked at.
+SEALING_SECONDS_LIMIT = 15.0
+LOOK_SECONDS = 0.3
+STILL_LOOKS = 2
 READY_SECONDS_LIMIT = 60
 MEASURED_PACKAGES = ("granian", "uvloop", "fastapi", "pydantic", "uvicorn", "httptools")
+
+
+#: The columns of a table of aims.
+AIM_COLUMNS = ("", "measured", "aim", "")
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ def running(
         stop(process)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def stop(process: subprocess.Popen[Any]) -> None:
     """End *process* with SIGTERM, and with SIGKILL where that does not do."""
     with suppress(ProcessLookupError):
         process.send_signal(signal.SIGTERM)
@@ -116,12 +127,17 @@ def wait_until_ready(process: subprocess.Popen[bytes], url: str) -> float:
 
 def resident_mib(pid: int) -> float:
     """Return the resident memory of *pid* and its children in MiB."""
-    kib = 0
-    for each in [pid, *children(pid)]:
-        for line in Path(f"/proc/{each}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                kib += int(line.split()[1])
-    return kib / 1024
+    return _status_mib("VmRSS:", [pid, *children(pid)])
+
+
+def most_resident_mib(*pids: int) -> float:
+    """Return the most memory that each of *pids* had resident so far, added up, in MiB."""
+    return _status_mib("VmHWM:", pids)
+
+
+def _status_mib(name: str, pids: Sequence[int]) -> float:
+    lines = [line for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    return sum(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def children(pid: int) -> list[int]:
@@ -133,13 +149,78 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def processor_seconds(pid: int) -> float:
-    """Return the processor time that *pid* and its children, ended ones too, have used, in seconds."""
+def processor_seconds(*pids: int) -> float:
+    """Return the processor time that *pids* and their children, ended ones too, have used, in seconds."""
     ticks = 0
-    for each in [pid, *children(pid)]:
+    for each in {process for pid in pids for process in (pid, *children(pid))}:
         fields = Path(f"/proc/{each}/stat").read_text().rsplit(")", 1)[1].split()
         ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def written_bytes(*pids: int) -> int | None:
+    """Return what *pids* have caused to be written to disk so far, in bytes; None where the system does not say."""
+    total = 0
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/io").read_text().splitlines()
+        except OSError:
+            return None
+        total += next(int(line.split()[1]) for line in lines if line.startswith("write_bytes:"))
+    return total
+
+
+def sealing_processes(pid: int, package: str = STORES) -> list[int]:
+    """List the processes below *pid* that seal for a ledger: those that run a module of *package*."""
+    found = []
+    for child in children(pid):
+        with suppress(OSError):
+            arguments = Path(f"/proc/{child}/cmdline").read_text(errors="replace").split("\0")
+            if any(argument.startswith(package) for argument in arguments):
+                found.append(child)
+    return found
+
+
+@contextmanager
+def sealing_on(core: int | None, *, yields: bool = False) -> Iterator[None]:
+    """
+    Bind what seals for an embedded ledger, in any process below this one, to *core* for the length of the block.
+
+    Such a process is started in the midst of a round, so a thread looks for it. With *yields* it only gets what others
+    leave of the core.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        bound: set[int] = set()
+        while not ended.wait(LOOK_SECONDS):
+            with suppress(OSError):
+                for pid in set(sealing_processes(os.getpid(), EMBEDDED)) - bound:
+                    os.sched_setaffinity(pid, {core or 0})
+                    if yields:
+                        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+                    bound.add(pid)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    if core is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if core is not None:
+            thread.join()
+
+
+def wait_for_sealing() -> None:
+    """Wait until nothing below this process is sealing, within limits, so that it does not disturb another's round."""
+    deadline = time.monotonic() + SEALING_SECONDS_LIMIT
+    before, still = -1.0, 0
+    while still < STILL_LOOKS and time.monotonic() < deadline:
+        used = processor_seconds(*sealing_processes(os.getpid()))
+        still = still + 1 if used == before else 0
+        before = used
+        time.sleep(LOOK_SECONDS)
 
 
 def sync_microseconds(folder: Path, count: int = 200) -> float:
@@ -270,6 +351,10 @@ class Aim:
             return None
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
+    def row(self) -> list[Any]:
+        """Set the aim for a table: name, figure, limit, and whether it was met."""
+        return [self.name, self.value, ("≤ " if self.at_most else "≥ ") + shown(self.limit), said(self.met)]
+
 
 @dataclass
 class Report:
@@ -312,13 +397,18 @@ class Report:
         for table in self.tables:
             lines += [f"## {table.title}", "", *markdown_table(table.columns, table.rows), ""]
         if self.aims:
-            rows = [[a.name, a.value, ("≤ " if a.at_most else "≥ ") + shown(a.limit), said(a.met)] for a in self.aims]
-            lines += ["## Aims", "", *markdown_table(["", "measured", "aim", ""], rows), ""]
+            lines += ["## Aims", "", *markdown_table(AIM_COLUMNS, [aim.row() for aim in self.aims]), ""]
         if self.notes:
             lines += ["## Notes", "", *(f"- {note}" for note in self.notes), ""]
         rows = [[name.replace("_", " "), value] for name, value in self.conditions.items()]
         lines += ["## Conditions", "", *markdown_table(["", ""], rows), ""]
         return "\n".join(lines)
+
+
+def aims_of(reports: Sequence[Report]) -> list[str]:
+    """Set the aims of all *reports* as one Markdown table."""
+    rows = [[report.name, *aim.row()] for report in reports for aim in report.aims]
+    return ["# All aims", "", *markdown_table(["", *AIM_COLUMNS], rows), ""]
 
 
 def said(met: bool | None) -> str:

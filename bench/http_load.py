@@ -21,7 +21,8 @@ from typing import Any, Final
 import uvloop
 
 HEAD_END: Final = b"\r\n\r\n"
-TICK_SECONDS: Final = 0.0005
+#: How often what is due is sent. uvloop counts in milliseconds: less would keep the core busy all the time.
+TICK_SECONDS: Final = 0.001
 
 
 @dataclass

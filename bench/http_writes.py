@@ -1,4 +1,8 @@
-"""How many writes a second the server takes over HTTP, and how long one takes; server and load on a core each."""
+"""
+How many writes a second the server takes over HTTP, and how long one takes; server and load on a core each.
+
+The trial has turns beside it, in groups of the sizes that the requests make.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from typing import Any, Final
 
 import spotledger
 from bench import books
-from bench.exchange import CUSTOMERS, check_refusal, open_market
+from bench.exchange import CUSTOMERS, open_market
 from bench.exchange_work import opening
 from bench.harness import (
     QUICK,
@@ -32,11 +36,14 @@ from bench.harness import (
     processor_seconds,
     running,
     said_by,
+    sealing_on,
     tell,
     wait_until_ready,
 )
 from bench.load import Credentials, sign
+from bench.peers.trial_rows import Trial, running_trial
 from bench.read import OPEN_LIMITS
+from bench.rounds import Row, check_refusal, table_of
 from spotledger.client.operator import operations as calls
 from spotledger.domain.operations import CoinAmount, HoldKey, HoldName, Operation, Settle, SettleSide, Unfreeze
 
@@ -54,10 +61,13 @@ READERS: Final = 100
 PATHS: Final = {
     kind.op: kind.path for kind in (calls.Deposit, calls.Freeze, calls.Unfreeze, calls.Withdraw, calls.Settle)
 }
-SINGLE_AIM: Final = 8_000
-BATCH_AIM: Final = 22_000
-WRITE_P99_MS_AIM: Final = 15.0
-READ_P99_MS_AIM: Final = 10.0
+#: The trial's sizes beside the two kinds of request: as many of 64 connections as meet in a group, and a batch.
+TRIAL_GROUPS: Final = {"single": 10, "batch": BATCH}
+#: A whole segment, so that each of the trial's rounds has its share of the sealing.
+TRIAL_OPERATIONS: Final = 10_000 if QUICK else 66_000
+TRIAL_AIMS: Final = {"single": 0.4, "batch": 0.6}
+WRITE_P99_MS_AIM: Final = 10.0
+READ_P99_MS_AIM: Final = 5.0
 
 Request = tuple[str, str, dict[str, str], str]
 
@@ -221,16 +231,25 @@ def run() -> Report:
         tell(f"  fill a ledger with {CUSTOMERS:,} customers of 20 coins")
         bench = Bench(folder, cores)
         quiet = Quiet(0 if QUICK else SPARE_ROUNDS // 4)
-        rounds: dict[str, list[Round]] = {"single": [], "batch": [], "paced": []}
-        for number in range(1 if QUICK else ROUNDS):
-            tell(f"  round {number + 1}")
-            for kind in ("single", "batch"):
-                rounds[kind].append(quiet.round(partial(bench.round, kind)))
-            half = min(SINGLE_AIM, median(rounds["single"], "writes", "per_second")) / 2
-            rounds["paced"].append(quiet.round(partial(bench.round, "paced", half)))
-    summarise(report, rounds)
+        with sealing_on(cores.load, yields=True), running_trial(folder, cores, CUSTOMERS) as trial:
+            rounds, beside = take_rounds(bench, trial, quiet)
+    summarise(report, rounds, beside)
     quiet.report(report)
     return report
+
+
+def take_rounds(bench: Bench, trial: Trial, quiet: Quiet) -> tuple[dict[str, list[Round]], dict[str, Row]]:
+    """Take all rounds, those of the trial right after the server's that they are beside."""
+    rounds: dict[str, list[Round]] = {"single": [], "batch": [], "paced": []}
+    beside = {kind: Row("mix", group, TRIAL_OPERATIONS, []) for kind, group in TRIAL_GROUPS.items()}
+    for number in range(1 if QUICK else ROUNDS):
+        tell(f"  round {number + 1}")
+        for kind, row in beside.items():
+            rounds[kind].append(quiet.round(partial(bench.round, kind)))
+            row.rounds.append(quiet.round(partial(trial.round, row)))
+        half = median(rounds["single"], "writes", "per_second") / 2
+        rounds["paced"].append(quiet.round(partial(bench.round, "paced", half)))
+    return rounds, beside
 
 
 def median(rounds: Sequence[Round], stream: str, figure: str) -> float:
@@ -238,52 +257,62 @@ def median(rounds: Sequence[Round], stream: str, figure: str) -> float:
     return float(statistics.median(each.streams[stream][figure] for each in rounds))
 
 
-def summarise(report: Report, rounds: dict[str, list[Round]]) -> None:
+def operations_per_second(kind: str, one: Round) -> float:
+    """Return the rate of one round in operations."""
+    return float(one.streams["writes"]["per_second"] * (BATCH if kind == "batch" else 1))
+
+
+def ratio(kind: str, rounds: Sequence[Round], row: Row) -> float:
+    """Return the median of how many times the trial's rate the server's was, round by round."""
+    pairs = zip(rounds, row.rounds, strict=True)
+    each = [operations_per_second(kind, one) / trial.operations_per_second for one, trial in pairs]
+    return round(statistics.median(each), 2)
+
+
+TITLES: Final = {
+    ("single", "writes"): f"single operations, {CONNECTIONS} connections",
+    ("batch", "writes"): f"batches of {BATCH}, {BATCH_CONNECTIONS} connections: operations",
+    ("paced", "writes"): "single operations, half the rate, evenly",
+    ("paced", "reads"): "signed getBalance beside those",
+}
+
+
+def summarise(report: Report, rounds: dict[str, list[Round]], beside: dict[str, Row]) -> None:
     """Put tables and aims into *report*."""
-    columns = ["", "a second", "p50 ms", "p99 ms", "longest ms", "server core", "load core"]
+    columns = ["", "a second", "÷ trial", "p50 ms", "p99 ms", "longest ms", "server core", "load core"]
     table = Table("Writes over HTTP", columns)
-    titles = {
-        ("single", "writes"): (f"single operations, {CONNECTIONS} connections", 1),
-        ("batch", "writes"): (f"batches of {BATCH}, {BATCH_CONNECTIONS} connections: operations", BATCH),
-        ("paced", "writes"): ("single operations, half the rate, evenly", 1),
-        ("paced", "reads"): ("signed getBalance beside those", 1),
-    }
-    for (kind, stream), (title, each) in titles.items():
+    ratios = {kind: ratio(kind, rounds[kind], row) for kind, row in beside.items()}
+    for (kind, stream), title in TITLES.items():
         taken = rounds[kind]
         table.rows.append(
             [
                 title,
-                round(median(taken, stream, "per_second") * each),
+                round(median(taken, stream, "per_second") * (BATCH if kind == "batch" else 1)),
+                ratios.get(kind),
                 *(round(median(taken, stream, name), 2) for name in ("p50_ms", "p99_ms", "longest_ms")),
                 round(statistics.median(one.server_core_share for one in taken), 2),
                 round(statistics.median(one.load_core_share for one in taken), 2),
             ]
         )
-    report.tables.append(table)
+    report.tables += [table, table_of("The trial", list(beside.values()))]
+    write_p99, read_p99 = (round(median(rounds["paced"], stream, "p99_ms"), 2) for stream in ("writes", "reads"))
     report.aims = [
-        Aim("single operations/s", round(median(rounds["single"], "writes", "per_second")), SINGLE_AIM),
-        Aim(
-            "operations/s in batches of 100", round(median(rounds["batch"], "writes", "per_second") * BATCH), BATCH_AIM
-        ),
-        Aim(
-            "p99 of a write at half the rate, ms",
-            round(median(rounds["paced"], "writes", "p99_ms"), 2),
-            WRITE_P99_MS_AIM,
-            at_most=True,
-        ),
-        Aim(
-            "p99 of a getBalance beside, ms",
-            round(median(rounds["paced"], "reads", "p99_ms"), 2),
-            READ_P99_MS_AIM,
-            at_most=True,
-        ),
+        Aim(f"batches of {BATCH} ÷ trial in groups of {BATCH}", ratios["batch"], TRIAL_AIMS["batch"]),
+        Aim(f"single operations ÷ trial in groups of {TRIAL_GROUPS['single']}", ratios["single"], TRIAL_AIMS["single"]),
+        Aim("p99 of a write at half the rate, ms", write_p99, WRITE_P99_MS_AIM, at_most=True),
+        Aim("p99 of a getBalance beside, ms", read_p99, READ_P99_MS_AIM, at_most=True),
     ]
     report.notes += [
         f"Medians of {len(rounds['single'])} rounds of {SECONDS:g} s, each on a server started anew, after "
         f"{WARM_UP_SECONDS:g} s that do not count. {CUSTOMERS:,} customers, 20 coins; the mix of the exchange bench, "
         "with holds named by the keys of their orders. What an operation needs was asked for so many operations before "
         "that it does not wait for another.",
-        "At a pace, a time counts from when the request was due. A load core near 1 says that the load, not the "
-        "server, was the limit. Half the rate is half of what was reached, at most half of the aim.",
+        "÷ trial is the median of the ratios of two rounds that follow one another. The trial has the server's core; "
+        f"a round of it is {TRIAL_OPERATIONS:,} operations of the same mix.",
+        "The process that seals for the server gets what the load leaves of the second core. The server's share is of "
+        "all of its processes, so it may be more than 1.",
+        "At a pace, a time counts from when the request was due, and what is due is sent once a millisecond. A load "
+        "core near 1 says that the load, not the server, was the limit. Half the rate is half of what was reached.",
     ]
     report.raw = {kind: [asdict(each) for each in taken] for kind, taken in rounds.items()}
+    report.raw |= {f"trial-{kind}": [asdict(each) for each in row.rounds] for kind, row in beside.items()}

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import spotledger
 from bench import books
-from bench.harness import QUICK, ROUNDS, SPARE_ROUNDS, Cores, Quiet, Report, Table, busy_seconds, conditions, tell
+from bench.harness import QUICK, ROUNDS, SPARE_ROUNDS, Cores, Quiet, Report, Table, conditions, sealing_on, tell
+from bench.rounds import Usage
 from spotledger.domain.operations import Freeze
 from spotledger.errors import Refused
 from spotledger.ledger.ledger import Ledger
@@ -34,19 +35,9 @@ class Round:
     others_cores: float
 
 
-def bytes_written() -> int | None:
-    """Return what this process has caused to be written to disk so far, in bytes."""
-    try:
-        lines = Path("/proc/self/io").read_text().splitlines()
-    except OSError:
-        return None
-    return next(int(line.split()[1]) for line in lines if line.startswith("write_bytes:"))
-
-
 def run_round(ledger: Ledger, numbers: Iterator[int], group: int) -> Round:
     """Book freezes of new keys in groups of *group* for the length of a round; making the operations counts too."""
-    written = bytes_written()
-    busy, own = busy_seconds(), time.process_time()
+    usage = Usage.now()
     done = 0
     started = time.perf_counter()
     while (passed := time.perf_counter() - started) < ROUND_SECONDS:
@@ -60,10 +51,8 @@ def run_round(ledger: Ledger, numbers: Iterator[int], group: int) -> Round:
             if isinstance(result, Refused):
                 raise result
         done += group
-    after = bytes_written()
-    kib = None if written is None or after is None else (after - written) / 1024 / done
-    others_seconds = busy_seconds() - busy - (time.process_time() - own)
-    return Round(done, done / passed, kib, max(0.0, others_seconds / passed))
+    spent = Usage.now().since(usage)
+    return Round(done, done / passed, spent.kib_over(done), spent.others_seconds / passed)
 
 
 def run() -> Report:
@@ -73,7 +62,7 @@ def run() -> Report:
     if cores.server is not None:
         os.sched_setaffinity(0, {cores.server})
     try:
-        with tempfile.TemporaryDirectory(prefix="spotledger-bench-") as name:
+        with tempfile.TemporaryDirectory(prefix="spotledger-bench-") as name, sealing_on(cores.load):
             return measure(Path(name), cores)
     finally:
         os.sched_setaffinity(0, allowed)
@@ -113,7 +102,8 @@ def measure(folder: Path, cores: Cores) -> Report:
     report.notes += [
         f"Medians of {ROUNDS} rounds of {ROUND_SECONDS:g} s, the sizes in turn, all on one ledger that grew to "
         f"{entries:,} entries; {CUSTOMERS:,} customers with 4 coins, every freeze opens a hold under a new key.",
-        "Making the operations is part of the time. Written is what the kernel sent to the disk for this process.",
+        "Making the operations is part of the time. Written is what the kernel sent to the disk for this process and "
+        "the one that seals.",
     ]
     quiet.report(report)
     report.raw = {str(group): [asdict(one) for one in each] for group, each in rounds.items()}

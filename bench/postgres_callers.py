@@ -19,7 +19,7 @@ import uvloop
 
 import spotledger
 from bench import books
-from bench.exchange import CUSTOMERS, check, open_market
+from bench.exchange import CUSTOMERS, open_market
 from bench.exchange_work import opening
 from bench.harness import (
     QUICK,
@@ -36,6 +36,7 @@ from bench.harness import (
     tell,
 )
 from bench.postgres_server import Server, alone, with_standby
+from bench.rounds import check
 from spotledger.domain.operations import Operation
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.writer import Writer

@@ -14,11 +14,12 @@ import psycopg
 
 import spotledger
 from bench import books
-from bench.exchange import Round, checked, run_groups
+from bench.exchange import checked
 from bench.exchange_work import Work, opening
 from bench.growth import LONG
 from bench.harness import QUICK, SPARE_ROUNDS, Aim, Cores, Quiet, Report, Table, conditions, tell
 from bench.postgres_server import Server, alone
+from bench.rounds import Round, run_groups
 from spotledger.ledger.ledger import Ledger
 
 CUSTOMERS: Final = 1_000 if QUICK else 10_000

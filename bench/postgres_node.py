@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import spotledger
-from bench.exchange import check
+from bench.rounds import check
 
 
 def main() -> None:

@@ -16,10 +16,10 @@ import psycopg
 
 import spotledger
 from bench import books
-from bench.exchange import check
 from bench.exchange_work import Work, opening
 from bench.harness import QUICK, Aim, Cores, Report, Table, conditions, tell
 from bench.postgres_server import alone
+from bench.rounds import check
 from spotledger.ledger.ledger import Ledger
 
 CUSTOMERS: Final = 1_000
