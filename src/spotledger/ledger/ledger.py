@@ -23,7 +23,7 @@ from spotledger.errors import ClockUntrusted, InvalidRequest, LedgerCorrupt, Ref
 from spotledger.ledger.group import Chains, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
 from spotledger.ledger.operation_calls import OperationCalls
 from spotledger.ledger.reads import LedgerReads
-from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance, Wanted
+from spotledger.storage.base import CUSTOMERS as CUSTOMERS, StaleDecision, TrialBalance as TrialBalance, Wanted
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.steps import Steps, drive
 
@@ -80,7 +80,7 @@ class Ledger(OperationCalls, LedgerReads):
     @property
     def decides_ahead(self) -> bool:
         """Whether a group may be decided on top of one that is being committed."""
-        return not self._store.remote and not self._store.is_crowded
+        return not self._store.is_crowded
 
     # --- the steps of a group -------------------------------------------------------------------------
 
@@ -107,7 +107,10 @@ class Ledger(OperationCalls, LedgerReads):
         entries needs no commit.
         """
         group = yield from self.deciding(operations, chains, actors)
-        yield from self.committing(group)
+        try:
+            yield from self.committing(group)
+        except StaleDecision:  # this time the write lock is taken first
+            group = yield from self.booking(operations, chains, actors)
         return group
 
     def deciding(
@@ -139,9 +142,11 @@ class Ledger(OperationCalls, LedgerReads):
         except BaseException as error:
             if after is None:
                 yield from self._roll_back(error)
-            elif group is not None:
+                if isinstance(error, StaleDecision):  # this time the write lock is taken first
+                    return (yield from self.deciding(operations, chains, actors))
+            elif group is not None and not group.is_void:
                 group.is_void = True
-                yield from self._store.leave(repeated=False)
+                yield from self._store.leave(void=True)
             raise
         return group
 
@@ -152,19 +157,21 @@ class Ledger(OperationCalls, LedgerReads):
                 self.abandon()  # the caller left the last group unfinished
             self._check_writable()
         clock, asked_ms = self.clock, self.clock.before_asking() if self._store.remote else 0
-        store_ms = yield from self._store.begin(wanted)
+        time = yield from self._store.begin(wanted, ahead=after is not None)
         try:
-            now_ms = clock.check() if store_ms is None else clock.check_server(store_ms, asked_ms)
+            now_ms = clock.check() if time is None else clock.check_server(time.now_ms, asked_ms - time.spread_ms)
         except ClockUntrusted:
             if after is not None:  # else all of it is rolled back
-                yield from self._store.leave(repeated=False)
+                yield from self._store.leave(void=True)
             raise
-        return Group(self._store, now_ms, after)
+        return Group(self._store.ahead or self._store, now_ms, after)
 
     @gc_paused
     def _go_on(self, group: Group, loading: Iterator[None], *, is_ahead: bool) -> None:
         """Load the next piece of what the rules will ask for, or decide one of *group* and write its entries."""
         with self._write_lock:
+            if group.is_void:
+                raise StaleDecision
             if next(loading, self) is None:
                 return
             try:
@@ -226,10 +233,10 @@ class Ledger(OperationCalls, LedgerReads):
         check_reference(reason, "reason")
         clock, asked_ms = self.clock, self.clock.before_asking() if self._store.remote else 0
         try:
-            store_ms = yield from store.begin(wanted_of(()))
+            time = yield from store.begin(wanted_of(()))
             new_epoch = next_epoch(store.epochs.current, epoch)
             head = store.head
-            now_ms = clock.check() if store_ms is None else clock.check_server(store_ms, asked_ms)
+            now_ms = clock.check() if time is None else clock.check_server(time.now_ms, asked_ms)
             random_id = secrets.token_hex(EPOCH_ID_BYTES)
             booked_ms = max(now_ms, head.booked_ms)
             entry = begin_epoch(store.epochs, head.seq + 1, new_epoch, booked_ms, reason, random_id)
@@ -246,7 +253,9 @@ class Ledger(OperationCalls, LedgerReads):
     def _roll_back(self, error: BaseException) -> Steps[None]:
         """Roll back after *error*; on a remote store, as a step."""
         self._note(error)
-        if self._store.remote and isinstance(error, Exception):
+        if isinstance(error, StaleDecision):
+            yield from self._store.leave(void=True)
+        elif self._store.remote and isinstance(error, Exception):
             yield self.abandon
         else:
             self.abandon()

@@ -15,7 +15,7 @@ from spotledger.domain.books import Decision, Line, new_stamp
 from spotledger.domain.journal import Entry, Hold, opens_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
-from spotledger.storage.base import AccountView, Head, Store
+from spotledger.storage.base import AccountView, Books, Head
 
 #: Entries that list a coin, register a customer, or mark another entry as reversed.
 _NAMING: Final = frozenset({ListCoin.kind, RegisterCustomer.kind, Reverse.kind})
@@ -29,7 +29,7 @@ class Overlay:
     """The books as a group has changed them so far, as the rules' :class:`~spotledger.domain.books.State`."""
 
     def __init__(
-        self, store: Store, entries: list[Entry], decisions: list[Decision], before: Overlay | None = None
+        self, store: Books, entries: list[Entry], decisions: list[Decision], before: Overlay | None = None
     ) -> None:
         """
         Start at the head of *store*, or where the group of *before* will leave it, which is not published yet.
@@ -38,6 +38,8 @@ class Overlay:
         """
         self._store = store
         self._before = before
+        if before is not None:
+            before._store = store  # it is decided, and asked on behalf of this one only
         #: The ``seq`` of the entry of each key that was known before the group.
         self.known: dict[str, int] = {}
         self.head = store.head if before is None else before.end
