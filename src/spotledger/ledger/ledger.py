@@ -135,20 +135,22 @@ class Ledger(OperationCalls, LedgerReads):
                 group = yield from self._begun(wanted, after)
             group.add(operations, chains, actors)
             loading = group.load(wanted, sys.maxsize if self._store.remote else LOADED_TOGETHER)
-            self._go_on(group, loading, is_ahead=after is not None)
-            while not group.is_decided:
+            while self._go_on(group, loading, is_ahead=after is not None):
                 yield None
-                self._go_on(group, loading, is_ahead=after is not None)
         except BaseException as error:
-            if after is None:
-                yield from self._roll_back(error)
-                if isinstance(error, StaleDecision):  # this time the write lock is taken first
-                    return (yield from self.deciding(operations, chains, actors))
-            elif group is not None and not group.is_void:
-                group.is_void = True
-                yield from self._store.leave(void=True)
-            raise
+            yield from self._give_up(group, after, error)
+            if after is not None or not isinstance(error, StaleDecision):
+                raise
+            return (yield from self.deciding(operations, chains, actors))  # under the write lock
         return group
+
+    def _give_up(self, group: Group | None, after: Group | None, error: BaseException) -> Steps[None]:
+        """Drop *group*, which could not be decided because of *error*."""
+        if after is None:
+            yield from self._roll_back(error)
+        elif group is not None and not group.is_void:
+            group.is_void = True
+            yield from self._store.leave(void=True)
 
     def _begun(self, wanted: Wanted, after: Group | None) -> Steps[Group]:
         """Return a new group at the head, or on top of *after*."""
@@ -167,13 +169,11 @@ class Ledger(OperationCalls, LedgerReads):
         return Group(self._store.ahead or self._store, now_ms, after)
 
     @gc_paused
-    def _go_on(self, group: Group, loading: Iterator[None], *, is_ahead: bool) -> None:
-        """Load the next piece of what the rules will ask for, or decide one of *group* and write its entries."""
+    def _go_on(self, group: Group, loading: Iterator[None], *, is_ahead: bool) -> bool:
+        """Load the next piece for the rules, or decide one of *group* and write its entries; return if more is left."""
         with self._write_lock:
-            if group.is_void:
-                raise StaleDecision
-            if next(loading, self) is None:
-                return
+            if group.is_void or next(loading, self) is None:
+                return not group.is_void
             try:
                 group.decide(PIECE_OPERATIONS)
             except LedgerCorrupt:
@@ -182,6 +182,7 @@ class Ledger(OperationCalls, LedgerReads):
                 raise
             if not is_ahead:
                 self._write(group)
+            return not group.is_decided
 
     def _write(self, group: Group) -> None:
         entries = group.take_entries()

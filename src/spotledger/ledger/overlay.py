@@ -38,11 +38,9 @@ class Overlay:
         """
         self._store = store
         self._before = before
-        if before is not None:
-            before._store = store  # it is decided, and asked on behalf of this one only
         #: The ``seq`` of the entry of each key that was known before the group.
         self.known: dict[str, int] = {}
-        self.head = store.head if before is None else before.end
+        self.head = store.head if before is None else before.continued_with(store)
         self.epochs = store.epochs
         self._listed = store.coins
         self._entries = entries
@@ -59,9 +57,9 @@ class Overlay:
         self._undo: list[_Change] | None = None
         self._chain_start = 0
 
-    @property
-    def end(self) -> Head:
-        """What will be the head when this group is published; its hash is not known yet."""
+    def continued_with(self, store: Books) -> Head:
+        """Return what will be the head after this group, without its hash; from now on, ask *store*."""
+        self._store = store
         last = self._entries[-1] if self._entries else None
         return self.head if last is None else Head(last.seq, b"", last.booked_ms)
 
