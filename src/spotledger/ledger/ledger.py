@@ -255,6 +255,7 @@ class Ledger(OperationCalls, LedgerReads):
         """Roll back after *error*; on a remote store, as a step."""
         self._note(error)
         if isinstance(error, StaleDecision):
+            self._unfinished = False
             yield from self._store.leave(void=True)
         elif self._store.remote and isinstance(error, Exception):
             yield self.abandon
