@@ -176,7 +176,10 @@ def moved(node: Ledger, other: Ledger, operations: Sequence[Operation]) -> Outco
 
 
 CASES: dict[str, tuple[list[Operation], type[Outcome] | None]] = {
-    "balance spent": ([Transfer("a", "ann", "bob", "btc", "1007"), Freeze("b", "ann", "btc", "1")], InsufficientAvailable),
+    "balance spent": (
+        [Transfer("a", "ann", "bob", "btc", "1007"), Freeze("b", "ann", "btc", "1")],
+        InsufficientAvailable,
+    ),
     "balance gained": ([Deposit("a", "ann", "btc", "500"), Freeze("b", "ann", "btc", "1400")], None),
     "hold used up": ([Unfreeze("a", HoldKey("hold"), None), Unfreeze("b", HoldKey("hold"), None)], HoldClosed),
     "coin listed": ([ListCoin("a", "eth", 2), ListCoin("b", "eth", 2)], CoinAlreadyListed),
