@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 import spotledger
-from spotledger.domain.accounts import Balance
+from spotledger.domain.accounts import DUST, EXTERNAL, FEES, Balance
 from spotledger.domain.operations import (
     Deposit,
     Freeze,
@@ -34,9 +34,12 @@ from spotledger.errors import (
     StoreUnavailable,
     UnknownCustomer,
 )
+from spotledger.ledger.group import Group
 from spotledger.ledger.ledger import Ledger, Outcome, Receipt
 from spotledger.ledger.writer import Writer
+from spotledger.storage.base import StaleDecision
 from spotledger.storage.postgres.store import PostgresStore
+from spotledger.storage.steps import Steps, drive
 from support_core import Clock, seed, spot
 from support_database_books import check_database
 from support_postgres import end_sessions
@@ -375,6 +378,43 @@ def test_group_that_another_node_was_quicker_than_is_decided_again_with_what_is_
     run(test())
 
 
+def until_piece(steps: Steps[Group]) -> None:
+    """Run *steps* until a piece of the group is decided and the next one is not."""
+    answer: Any = None
+    while (step := steps.send(answer)) is not None:
+        answer = step() if callable(step) else drive(at_last(step))
+
+
+def at_last(step: Any) -> Steps[Any]:
+    """Wait for one step, and return its answer."""
+    return (yield step)
+
+
+def waited(steps: Steps[None]) -> Steps[None]:
+    """Go on with *steps*, whose first step was for an answer that may be there."""
+    answer: Any = True
+    while True:
+        answer = yield steps.send(answer)
+
+
+def test_group_on_top_of_one_that_is_decided_again_moves_no_more_balances(node: Ledger, other: Ledger) -> None:
+    """It is half decided when the other one is decided again: both would move the same lines."""
+    other.execute(deposits("between", 1))
+    first = drive(node.deciding(deposits("first", 150)))
+    committing = node.committing(first)
+    next(committing)
+    second = node.deciding(deposits("second", 150), after=first)
+    until_piece(second)
+    with pytest.raises(StaleDecision):
+        drive(waited(committing))
+    again = node.booking(deposits("first", 150))
+    until_piece(again)
+    assert drive(second).is_void
+    seqs = [seq_of(outcome) for outcome in node.finish(drive(again))]
+    assert seqs == list(range(seqs[0], seqs[0] + 150))
+    assert node.balances(spot("bob"))["btc"].available == (1006 + 151) * ONE
+
+
 def test_commit_that_fails_takes_with_it_what_was_decided_on_top(node: Ledger, postgres_url: str) -> None:
     """Whoever was in it is told so; whoever was decided on top is decided again, without it, and answered."""
 
@@ -410,7 +450,8 @@ def test_memory_that_was_built_anew_meanwhile_is_not_trusted(node: Any, postgres
             store._head_cache.sealed_seq = store._head_cache.base = 1  # as after a failover that lost a sealing
             await asyncio.to_thread(store._ask)
             assert store._head_cache is not store._used
-            node.account(spot("ann"))
+            for account in (spot("ann"), EXTERNAL, FEES, DUST):  # all that the next group needs
+                store.account(account)
             second = asked(writer, Freeze("f", "ann", "btc", "1"))
             await asyncio.sleep(0.1)
         seq_of((await first)[0])
@@ -418,3 +459,31 @@ def test_memory_that_was_built_anew_meanwhile_is_not_trusted(node: Any, postgres
         await writer.stop()
 
     run(test())
+
+
+def test_reads_evict_no_account_that_a_group_under_way_has_changed(postgres_url: str) -> None:
+    """An account that was evicted and read again would be what it was before the group."""
+    names = [f"c{number}" for number in range(20)]
+    with spotledger.open(postgres_url, cache_accounts=8, follow_seconds=None) as ledger:
+        seed(ledger, " ".join(("ann", "bob", *names)))
+        warm(ledger, "ann")
+        store: Any = ledger._store
+
+        async def test() -> None:
+            writer = Writer(ledger)
+            await writer.start()
+            with lock_taken(postgres_url):
+                first = asked(writer, Transfer("t", "ann", "bob", "btc", "1002"))
+                await met(lambda: store._is_ending)
+                for account in (*map(spot, names), spot("ann"), EXTERNAL, FEES, DUST):
+                    store.account(account)
+                second = asked(writer, Freeze("f", "ann", "btc", "1"))
+                await asyncio.sleep(0.1)
+            seq_of((await first)[0])
+            assert isinstance((await second)[0], InsufficientAvailable)
+            await writer.stop()
+
+        run(test())
+        ledger.execute(deposits("later", 1))
+        assert len(store._head_cache.accounts) <= 10
+    check_database(postgres_url)
