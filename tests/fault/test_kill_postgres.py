@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import select
@@ -13,13 +14,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psycopg
 import pytest
 
 import spotledger
 from servers import postgres
 from servers.postgres import Cluster
-from spotledger.ledger.ledger import Receipt
-from support_core import seed
+from spotledger.domain.accounts import Balance
+from spotledger.domain.operations import Deposit, Freeze
+from spotledger.errors import StoreBusy, StoreUnavailable
+from spotledger.ledger.ledger import Ledger, Receipt
+from spotledger.ledger.writer import Writer
+from support_core import seed, spot
 from support_database_books import check_database
 
 TESTS = Path(__file__).parents[1]
@@ -124,6 +130,63 @@ def test_killed_server_loses_nothing_acknowledged_and_nodes_go_on(
             stream.wait_for_answer()
     acknowledged = {key: refused for stream in streams for key, refused in stream.kill().items()}
     check_acknowledged(url, acknowledged)
+
+
+def test_killed_backend_takes_with_it_what_was_decided_on_top_of_its_commit(own_cluster: Cluster) -> None:
+    """The process behind a commit is killed with -9 while the next group is decided: each key is booked once."""
+    dice, told, stopped = random.Random(1), dict[str, int](), asyncio.Event()
+    url = own_cluster.url()
+
+    async def caller(writer: Writer, name: str) -> int:
+        """Deposit and freeze until the end, each until it is acknowledged; return how often."""
+        number = 0
+        while not stopped.is_set():
+            number += 1
+            group = [Deposit(f"d-{name}-{number}", name, "btc", "2"), Freeze(f"f-{name}-{number}", name, "btc", "1")]
+            while True:
+                try:
+                    outcomes = await writer.submit(group)
+                    break
+                except (StoreUnavailable, StoreBusy):
+                    await asyncio.sleep(0.01)
+            told.update((one.key, outcome.seq) for one, outcome in zip(group, outcomes, strict=True) if outcome.seq)
+            await asyncio.sleep(dice.choice([0, 0, 0.001, 0.004]))
+        return number
+
+    async def run(ledger: Ledger) -> list[int]:
+        writer = Writer(ledger)
+        await writer.start()
+        callers = [asyncio.create_task(caller(writer, f"c{number}")) for number in range(12)]
+        for _ in range(ROUNDS):
+            before = len(told)
+            while len(told) < before + 100:
+                await asyncio.sleep(dice.uniform(0.01, 0.05))
+            await asyncio.to_thread(_kill_backend, url)
+        stopped.set()
+        numbers = await asyncio.gather(*callers)
+        await writer.stop()
+        return list(numbers)
+
+    with spotledger.open(url) as ledger:
+        seed(ledger, " ".join(f"c{number}" for number in range(12)))
+        numbers = asyncio.run(asyncio.wait_for(run(ledger), 120))
+        assert ledger.corrupt is None
+    with spotledger.open(url) as ledger:  # its reads do not wait until the server is believed to be back
+        for number, count in enumerate(numbers):
+            balance = ledger.account(spot(f"c{number}")).balance("btc")
+            assert balance == Balance((1000 + count) * 10**8, count * 10**8)
+        seqs = {entry.key: entry.seq for entry in ledger.entries(0, 1_000_000)}
+        assert {key: seqs[key] for key in told} == told
+    check_database(url)
+
+
+def _kill_backend(url: str) -> None:
+    """Kill the server's process behind the connection that writes; the server then restarts all of them."""
+    with suppress(psycopg.OperationalError), psycopg.connect(url) as connection:
+        query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'spotledger write'"
+        for (pid,) in connection.execute(query).fetchall():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def _kill_server(cluster: Cluster) -> None:

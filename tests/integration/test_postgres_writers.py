@@ -207,6 +207,7 @@ def test_holds_named_by_keys_are_asked_for_only_where_memory_has_not_got_them(
         assert isinstance(node.execute([Unfreeze(f"u{number}", HoldKey(f"f{number}"))])[0], Receipt)
 
     asked.clear()
+    takes_lock_first(first)
     use(first, 0)
     use(second, 1)
     use(second, 2)
@@ -233,6 +234,11 @@ def test_keys_that_opened_no_hold_are_not_asked_about_again(open_node: Open, mon
     assert asked == []
 
 
+def takes_lock_first(node: Any) -> None:
+    """Have the next group of *node* decided under the lock, as after a group of another node."""
+    node._store._was_known = False
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_turn_that_was_lost_while_the_node_decided_is_unavailable_and_no_damage(
     open_node: Open, postgres_url: str, monkeypatch: pytest.MonkeyPatch, broken: bool
@@ -240,6 +246,7 @@ def test_turn_that_was_lost_while_the_node_decided_is_unavailable_and_no_damage(
     """Another node wrote meanwhile, and memory knows: nothing of the group is written, and the node goes on."""
     node, other = open_node(), open_node()
     seed(node)
+    takes_lock_first(node)
     decide = Group.decide
 
     def lose_lock(self: Group, count: int) -> list[Entry]:
@@ -257,6 +264,32 @@ def test_turn_that_was_lost_while_the_node_decided_is_unavailable_and_no_damage(
         node.execute(group)
     assert node.corrupt is None
     outcomes = node.execute(group)
+    assert all(isinstance(outcome, Receipt) and not outcome.replayed for outcome in outcomes)
+    until(lambda: other.head == node.head)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_head_that_moved_while_the_node_decided_without_the_lock_costs_nobody_an_error(
+    open_node: Open, postgres_url: str, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    """It had no lock to lose: the group is decided again under the lock, although its connection is gone."""
+    node, other = open_node(), open_node()
+    seed(node)
+    node.deposit("bob", "btc", "1", key="known")
+    decide = Group.decide
+
+    def be_slower(self: Group, count: int) -> list[Entry]:
+        monkeypatch.undo()
+        end_sessions(postgres_url)
+        other.deposit("ann", "btc", "1", key="between", reference="another node")
+        until(lambda: node.account(spot("ann")).balance("btc").available == 1001 * 10**8)
+        if broken:
+            raise LedgerCorrupt("what was decided does not fit")
+        return decide(self, count)
+
+    monkeypatch.setattr(Group, "decide", be_slower)
+    outcomes = node.execute([Deposit("d", "ann", "btc", "1"), Freeze("f", "ann", "btc", "1002")])
+    assert node.corrupt is None
     assert all(isinstance(outcome, Receipt) and not outcome.replayed for outcome in outcomes)
     until(lambda: other.head == node.head)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import spotledger
 from spotledger.domain.accounts import Account, Balance
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Operation, Reverse, Transfer, Unfreeze, Withdraw
 from spotledger.errors import StoreBusy, StoreUnavailable
@@ -19,6 +20,8 @@ from spotledger.ledger.writer import Writer
 from spotledger.storage.sqlite.working_set import WorkingSet
 from support_books import check_books
 from support_core import Clock, open_small, seed, spot
+from support_database_books import check_database
+from support_postgres import COMMIT_ASKED, COMMITTED, Proxy, proxy_to
 
 PATIENCE_SECONDS = 120
 NAMES = [f"c{number}" for number in range(12)]
@@ -151,3 +154,66 @@ def test_whatever_fails_each_key_is_booked_once_and_the_books_are_right(
         check_journal(ledger, told)
     assert len(told) > 100
     check_books(tmp_path)
+
+
+class Trouble:
+    """Cuts connections at a commit, and lets another node write between, until it is cancelled."""
+
+    def __init__(self, proxy: Proxy, other: Ledger, dice: random.Random) -> None:
+        self._proxy, self._other, self._dice = proxy, other, dice
+        self.written = 0
+
+    def write(self) -> None:
+        """Let the other node move what the callers move, too."""
+        self.written += 1
+        key, name = f"other-{self.written}", self._dice.choice(NAMES)
+        kinds: list[Operation] = [
+            Deposit(key, name, "btc", "1"),
+            Freeze(key, name, "btc", "1"),
+            Deposit(f"shared-{self._dice.randint(1, 60)}", "c0", "btc", "1"),
+        ]
+        self._other.execute([self._dice.choice(kinds)])
+
+    async def run(self) -> None:
+        """Make trouble now and then."""
+        while True:
+            await asyncio.sleep(self._dice.choice([0, 0.005, 0.02]))
+            kind = self._dice.random()
+            if kind < 0.5:
+                await asyncio.to_thread(self.write)
+            elif kind < 0.6:
+                self._proxy.cut_client_at = COMMIT_ASKED
+            elif kind < 0.7:
+                self._proxy.cut_server_at = COMMITTED
+            elif kind < 0.75:
+                self._proxy.cut_all()
+
+
+@pytest.mark.parametrize("seed_number", range(2))
+@pytest.mark.parametrize("size", [3, 90])
+def test_whatever_fails_on_postgres_each_key_is_booked_once_and_the_books_are_right(
+    postgres_url: str, seed_number: int, size: int
+) -> None:
+    """Commits are lost on their way there or back, another node writes between, reads evict; groups overlap."""
+    chance, clock, told = random.Random(seed_number), Clock(), dict[str, int]()
+    options: dict[str, Any] = {"clock_ms": clock, "cache_accounts": chance.choice([4, 30, 100])}
+
+    async def run(ledger: Ledger, trouble: Trouble) -> None:
+        making = asyncio.create_task(trouble.run())
+        await load(ledger, clock, seed_number, size, told)
+        making.cancel()
+
+    with proxy_to(postgres_url) as proxy:
+        with spotledger.open(postgres_url, segment_entries=chance.choice([8, 64]), **options) as other:
+            seed(other, " ".join(NAMES))
+            with spotledger.open(proxy.url, **options) as ledger:
+                trouble = Trouble(proxy, other, chance)
+                asyncio.run(asyncio.wait_for(run(ledger, trouble), PATIENCE_SECONDS))
+                proxy.cut_client_at = proxy.cut_server_at = None
+                assert ledger.corrupt is None
+                assert not ledger._store.is_writing  # type: ignore[attr-defined]
+                ledger.execute([])
+                check_journal(ledger, told)
+        assert trouble.written
+    assert len(told) > 100
+    check_database(postgres_url)

@@ -42,7 +42,7 @@ from spotledger.errors import (
     refusal_of_code,
 )
 from spotledger.ledger.overlay import Overlay, found
-from spotledger.storage.base import Store, Wanted
+from spotledger.storage.base import Books, Wanted
 
 #: Holds that expire in one group; the others follow in the next.
 EXPIRIES_A_GROUP: Final = 500
@@ -84,7 +84,7 @@ Outcome: TypeAlias = Receipt | Refused
 class Group:
     """Operations that are decided piece by piece and committed together, and what came of them so far."""
 
-    def __init__(self, store: Store, now_ms: int, after: Group | None = None) -> None:
+    def __init__(self, store: Books, now_ms: int, after: Group | None = None) -> None:
         """
         Start without operations at the head of *store*, or where *after* will leave it, which is being committed.
 

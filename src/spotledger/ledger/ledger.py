@@ -23,7 +23,7 @@ from spotledger.errors import ClockUntrusted, InvalidRequest, LedgerCorrupt, Ref
 from spotledger.ledger.group import Chains, Group, Outcome as Outcome, Receipt as Receipt, checked_chains, wanted_of
 from spotledger.ledger.operation_calls import OperationCalls
 from spotledger.ledger.reads import LedgerReads
-from spotledger.storage.base import CUSTOMERS as CUSTOMERS, TrialBalance as TrialBalance, Wanted
+from spotledger.storage.base import CUSTOMERS as CUSTOMERS, StaleDecision, TrialBalance as TrialBalance, Wanted
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.steps import Steps, drive
 
@@ -84,7 +84,7 @@ class Ledger(OperationCalls, LedgerReads):
     @property
     def decides_ahead(self) -> bool:
         """Whether a group may be decided on top of one that is being committed."""
-        return not self._store.remote and not self._store.is_crowded
+        return not self._store.is_crowded
 
     # --- the steps of a group -------------------------------------------------------------------------
 
@@ -111,7 +111,10 @@ class Ledger(OperationCalls, LedgerReads):
         entries needs no commit.
         """
         group = yield from self.deciding(operations, chains, actors)
-        yield from self.committing(group)
+        try:
+            yield from self.committing(group)
+        except StaleDecision:  # this time the write lock is taken first
+            group = yield from self.booking(operations, chains, actors)
         return group
 
     def deciding(
@@ -135,15 +138,13 @@ class Ledger(OperationCalls, LedgerReads):
             group = group or (yield from self._begun(wanted, after))
             group.add(operations, chains, actors)
             loading = group.load(wanted, sys.maxsize if self._store.remote else LOADED_TOGETHER)
-            while not self._go_on(group, loading, writes=after is None):
+            while self._go_on(group, loading, writes=after is None):
                 yield None
         except BaseException as error:
-            if after is None:
-                yield from self._roll_back(error)
-            elif group is not None:
-                group.is_void = True
-                yield from self._store.leave(repeated=False)
-            raise
+            yield from self._give_up(group, after, error)
+            if after is not None or not isinstance(error, StaleDecision):
+                raise
+            return (yield from self.deciding(operations, chains, actors))  # under the write lock
         return group
 
     def trying(
@@ -159,17 +160,27 @@ class Ledger(OperationCalls, LedgerReads):
             group = yield from self._begun(wanted, None)
             group.add(operations, chains, actors)
             loading = group.load(wanted, sys.maxsize if self._store.remote else LOADED_TOGETHER)
-            while not self._go_on(group, loading, writes=False):
+            while self._go_on(group, loading, writes=False):
                 yield None
             yield from self._leave(group)
         except BaseException as error:
             yield from self._roll_back(error)
-            raise
+            if not isinstance(error, StaleDecision):
+                raise
+            return (yield from self.trying(operations, chains, actors))  # under the write lock
         return group.outcomes
 
     def _leave(self, group: Group) -> Steps[None]:
         """Release the write lock without an entry of *group*; what it repeats has to be durable."""
         return self._store.leave(repeated=any(outcome.replayed for outcome in group.outcomes))
+
+    def _give_up(self, group: Group | None, after: Group | None, error: BaseException) -> Steps[None]:
+        """Drop *group*, which could not be decided because of *error*."""
+        if after is None:
+            yield from self._roll_back(error)
+        elif group is not None and not group.is_void:
+            group.is_void = True
+            yield from self._store.leave(void=True)
 
     def _begun(self, wanted: Wanted, after: Group | None) -> Steps[Group]:
         """Return a new group at the head, or on top of *after*."""
@@ -178,21 +189,21 @@ class Ledger(OperationCalls, LedgerReads):
                 self.abandon()  # the caller left the last group unfinished
             self._check_writable()
         clock, asked_ms = self.clock, self.clock.before_asking() if self._store.remote else 0
-        store_ms = yield from self._store.begin(wanted)
+        time = yield from self._store.begin(wanted, ahead=after is not None)
         try:
-            now_ms = clock.check() if store_ms is None else clock.check_server(store_ms, asked_ms)
+            now_ms = clock.check() if time is None else clock.check_server(time.now_ms, asked_ms - time.spread_ms)
         except ClockUntrusted:
             if after is not None:  # else all of it is rolled back
-                yield from self._store.leave(repeated=False)
+                yield from self._store.leave(void=True)
             raise
-        return Group(self._store, now_ms, after)
+        return Group(self._store.ahead or self._store, now_ms, after)
 
     @gc_paused
     def _go_on(self, group: Group, loading: Iterator[None], *, writes: bool) -> bool:
-        """Load a piece of what the rules will ask for, or decide one of *group*; return whether all is decided."""
+        """Load the next piece for the rules, or decide one of *group*, and write it if told; return if more is left."""
         with self._write_lock:
-            if next(loading, self) is None:
-                return False
+            if group.is_void or next(loading, self) is None:
+                return not group.is_void
             try:
                 group.decide(PIECE_OPERATIONS)
             except LedgerCorrupt:
@@ -201,7 +212,7 @@ class Ledger(OperationCalls, LedgerReads):
                 raise
             if writes:
                 self._write(group)
-            return group.is_decided
+            return not group.is_decided
 
     def _write(self, group: Group) -> None:
         entries = group.take_entries()
@@ -253,10 +264,10 @@ class Ledger(OperationCalls, LedgerReads):
         check_reference(reason, "reason")
         clock, asked_ms = self.clock, self.clock.before_asking() if self._store.remote else 0
         try:
-            store_ms = yield from store.begin(wanted_of(()))
+            time = yield from store.begin(wanted_of(()))
             new_epoch = next_epoch(store.epochs.current, epoch)
             head = store.head
-            now_ms = clock.check() if store_ms is None else clock.check_server(store_ms, asked_ms)
+            now_ms = clock.check() if time is None else clock.check_server(time.now_ms, asked_ms)
             random_id = secrets.token_hex(EPOCH_ID_BYTES)
             booked_ms = max(now_ms, head.booked_ms)
             entry = begin_epoch(store.epochs, head.seq + 1, new_epoch, booked_ms, reason, random_id)
@@ -273,7 +284,10 @@ class Ledger(OperationCalls, LedgerReads):
     def _roll_back(self, error: BaseException) -> Steps[None]:
         """Roll back after *error*; on a remote store, as a step."""
         self._note(error)
-        if self._store.remote and isinstance(error, Exception):
+        if isinstance(error, StaleDecision):
+            self._unfinished = False
+            yield from self._store.leave(void=True)
+        elif self._store.remote and isinstance(error, Exception):
             yield self.abandon
         else:
             self.abandon()

@@ -15,7 +15,7 @@ from spotledger.domain.books import Decision, Line, new_stamp
 from spotledger.domain.journal import Entry, Hold, opens_hold
 from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
-from spotledger.storage.base import AccountView, Head, Store
+from spotledger.storage.base import AccountView, Books, Head
 
 #: Entries that list a coin, register a customer, or mark another entry as reversed.
 _NAMING: Final = frozenset({ListCoin.kind, RegisterCustomer.kind, Reverse.kind})
@@ -29,7 +29,7 @@ class Overlay:
     """The books as a group has changed them so far, as the rules' :class:`~spotledger.domain.books.State`."""
 
     def __init__(
-        self, store: Store, entries: list[Entry], decisions: list[Decision], before: Overlay | None = None
+        self, store: Books, entries: list[Entry], decisions: list[Decision], before: Overlay | None = None
     ) -> None:
         """
         Start at the head of *store*, or where the group of *before* will leave it, which is not published yet.
@@ -40,7 +40,7 @@ class Overlay:
         self._before = before
         #: The ``seq`` of the entry of each key that was known before the group.
         self.known: dict[str, int] = {}
-        self.head = store.head if before is None else before.end
+        self.head = store.head if before is None else before.continued_with(store)
         self.epochs = store.epochs
         self._listed = store.coins
         self._entries = entries
@@ -57,9 +57,9 @@ class Overlay:
         self._undo: list[_Change] | None = None
         self._chain_start = 0
 
-    @property
-    def end(self) -> Head:
-        """What will be the head when this group is published; its hash is not known yet."""
+    def continued_with(self, store: Books) -> Head:
+        """Return what will be the head after this group, without its hash; from now on, ask *store*."""
+        self._store = store
         last = self._entries[-1] if self._entries else None
         return self.head if last is None else Head(last.seq, b"", last.booked_ms)
 

@@ -28,6 +28,7 @@ from spotledger.errors import ClockUntrusted, LedgerCorrupt, StoreBusy, StoreUna
 from spotledger.ledger.dry_runs import DryRuns
 from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, Group, checked_chains, end_of_cut
 from spotledger.ledger.ledger import PIECE_OPERATIONS, Ledger, Outcome
+from spotledger.storage.base import StaleDecision
 from spotledger.storage.steps import awaited, call_in, drive_on_loop
 
 #: Operations that may wait; a request beyond that is refused at once.
@@ -431,6 +432,8 @@ class Writer:
             await drive_on_loop(self._ledger.committing(work.group), self._committer)
             self._failed = self._failed and not work.group.entries
             outcomes = self._ledger.finish(work.group)
+        except StaleDecision:
+            return await self._commit_again(work)
         except Exception as error:  # noqa: BLE001 - every caller gets the error
             return error
         except BaseException:
@@ -444,6 +447,18 @@ class Writer:
                 request.answer.set_result(outcomes[position:end])
             position = end
         return None
+
+    async def _commit_again(self, work: _Work) -> Exception | None:
+        """Decide *work* again, on the head under the write lock, and commit it."""
+        try:
+            steps = self._ledger.deciding(*_joined(work.requests))
+            work.group = await drive_on_loop(steps, self._committer)
+        except Exception as error:  # noqa: BLE001 - every caller gets the error
+            return error
+        except BaseException:
+            self._refuse(work.requests)
+            raise
+        return await self._commit(work)
 
     async def _fail(self, requests: Sequence[_Request], error: Exception) -> None:
         """Pass *error* to the callers of a group; unless the store failed, try each request by itself first."""

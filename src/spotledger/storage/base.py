@@ -4,8 +4,11 @@ The port of the stores: what the ledger needs of whatever stores the journal.
 A write goes ``begin`` → ``load`` → (rules) → ``write`` → ``commit`` → ``publish``. It ends with ``leave`` instead if
 the rules decide nothing to write, and with ``recover`` if a step fails. Entries become visible to reads at ``publish``,
 not before. ``begin``, ``leave`` and ``commit`` wait for a disk or a server: they are steps
-(:mod:`spotledger.storage.steps`). The library drives them by blocking, the writer on the event loop. On a store that is
-not ``remote``, ``begin`` and ``load`` of the next write may come while ``commit`` of the last one waits.
+(:mod:`spotledger.storage.steps`). The library drives them by blocking, the writer on the event loop. ``begin`` and
+``load`` of the next write may come while ``commit`` of the last one waits.
+
+A store that other nodes write, too, may let a group be decided before it has the write lock. It then compares the head
+under the lock, before it writes anything, and raises :class:`StaleDecision` if the head is another.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.books import Decision, Line
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
-from spotledger.errors import LedgerCorrupt
+from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.steps import Steps
 
 T = TypeVar("T")
@@ -82,7 +85,64 @@ class BooksDamaged(LedgerCorrupt):
     stops_writes = False
 
 
-class Store(Protocol):
+class StaleDecision(StoreUnavailable):
+    """A group was decided on something that is not, or may not be, what the journal has; decide it again."""
+
+    def __init__(self, found: str = "the journal went on, or memory lacks something") -> None:
+        """Say what was *found*."""
+        super().__init__(f"the operations have to be decided again: {found}; try again with the same idempotency key")
+
+
+class StoreTime(NamedTuple):
+    """The time by the clock that all writers of the journal share, as far as it is known."""
+
+    #: In ms since 1970; it is over.
+    now_ms: int
+    #: How many ms more than the question took may have passed since.
+    spread_ms: int = 0
+
+
+class Books(Protocol):
+    """What the rules read for a group, at the head on which it is decided."""
+
+    @property
+    def head(self) -> Head:
+        """The last durable entry."""
+
+    @property
+    def epochs(self) -> Epochs:
+        """The epochs of the journal; another object after one begins."""
+
+    @property
+    def coins(self) -> Mapping[str, Coin]:
+        """The listed coins by name, sorted; a new object after each listing."""
+
+    def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the ``seq`` of the entry of each of *keys* that is known."""
+
+    def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
+        """Load what the rules will read, in a few queries however much it is."""
+
+    def has_customer(self, customer: str) -> bool:
+        """Return whether *customer* is registered."""
+
+    def account(self, account: Account) -> AccountView:
+        """Return the account at the head."""
+
+    def hold(self, hold_id: int) -> Hold | None:
+        """Return the hold at the head, or None."""
+
+    def due_holds(self, now_ms: int, limit: int) -> list[int]:
+        """Return the ids of at most *limit* open holds that expire at or before *now_ms*."""
+
+    def entry(self, seq: int) -> Entry | None:
+        """Return one entry, or None."""
+
+    def reversal_of(self, seq: int) -> int | None:
+        """Return the entry that reversed the entry *seq*, or None."""
+
+
+class Store(Books, Protocol):
     """Stores the journal and what is derived from it."""
 
     ledger_id: str
@@ -94,16 +154,16 @@ class Store(Protocol):
     rebuilds: int
 
     @property
-    def head(self) -> Head:
-        """The last durable entry."""
-
-    @property
-    def epochs(self) -> Epochs:
-        """The epochs of the journal; another object after one begins."""
+    def ahead(self) -> Books | None:
+        """What a group reads that began before it has the write lock; None if it has it, or nobody else writes."""
 
     @property
     def is_crowded(self) -> bool:
-        """Whether memory has to shrink, which it can only between two writes that do not overlap."""
+        """
+        Whether the next write has to wait for the end of the last one.
+
+        Memory has to shrink, which it can only between two writes that do not overlap, or other nodes write in between.
+        """
 
     @property
     def sealing_lag(self) -> int:
@@ -124,35 +184,32 @@ class Store(Protocol):
     def go_on_rebuilding(self) -> None:
         """Take over what has been made again; does not wait for it, and does nothing where all is whole."""
 
-    @property
-    def coins(self) -> Mapping[str, Coin]:
-        """The listed coins by name, sorted; a new object after each listing."""
-
-    def begin(self, wanted: Wanted) -> Steps[int | None]:
+    def begin(self, wanted: Wanted, *, ahead: bool = False) -> Steps[StoreTime | None]:
         """
-        Take the journal's write lock, and bring ``head`` to the last entry.
+        Take the journal's write lock, and bring ``head`` to the last entry; or set ``ahead`` and take the lock later.
 
         Args:
             wanted: What the rules will read.
+            ahead: Whether another group is being committed, on top of which this one is decided.
 
         Returns:
-            The time in ms since 1970 by the clock that all writers of the journal share; None if there is one writer.
+            The time by the clock that all writers of the journal share; None if there is one writer.
+
+        Raises:
+            StaleDecision: The group has to wait for the end of the other one.
         """
 
-    def leave(self, *, repeated: bool) -> Steps[None]:
-        """Release the write lock with nothing written; *repeated*: kept results are answered, and must be durable."""
+    def leave(self, *, repeated: bool = False, void: bool = False) -> Steps[None]:
+        """
+        Release the write lock with nothing written.
 
-    def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
-        """Return the ``seq`` of the entry of each of *keys* that is known."""
+        Args:
+            repeated: Whether kept results are answered, which must be durable.
+            void: Whether what was decided is dropped; nothing of it is answered.
 
-    def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
-        """Load what the rules will read, in a few queries however much it is."""
-
-    def has_customer(self, customer: str) -> bool:
-        """Return whether *customer* is registered."""
-
-    def account(self, account: Account) -> AccountView:
-        """Return the account at the head."""
+        Raises:
+            StaleDecision: The group was decided before it had the lock, and the head is another.
+        """
 
     def balances_now(self, account: Account) -> Mapping[str, Balance]:
         """Return the balances of the account at the head, by coin; the mapping may change later."""
@@ -162,9 +219,6 @@ class Store(Protocol):
 
     def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
         """Return the balances of the account after the entry *seq*, which is at most the head."""
-
-    def hold(self, hold_id: int) -> Hold | None:
-        """Return the hold at the head, or None."""
 
     def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
         """
@@ -183,20 +237,11 @@ class Store(Protocol):
     def trial_balance(self) -> TrialBalance:
         """Add up all durable balances. Blocks; may run in another thread beside writes."""
 
-    def due_holds(self, now_ms: int, limit: int) -> list[int]:
-        """Return the ids of at most *limit* open holds that expire at or before *now_ms*."""
-
     def customers(self, after: str, limit: int) -> list[str]:
         """Return at most *limit* customers with ids above *after*, by id."""
 
-    def entry(self, seq: int) -> Entry | None:
-        """Return one entry, or None."""
-
     def entries(self, after_seq: int, limit: int) -> list[Entry]:
         """Return at most *limit* durable entries after *after_seq*, in order."""
-
-    def reversal_of(self, seq: int) -> int | None:
-        """Return the entry that reversed the entry *seq*, or None."""
 
     def seq_at(self, time_ms: int) -> int:
         """Return the last entry booked at or before *time_ms*; 0 if there is none."""
@@ -210,6 +255,7 @@ class Store(Protocol):
 
         Raises:
             StoreUnavailable: Others have written since; what was decided is void.
+            StaleDecision: The same, of a group that does not have the lock yet.
         """
 
     def write(self, entries: Sequence[Entry]) -> None:

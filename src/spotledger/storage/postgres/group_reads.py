@@ -22,8 +22,8 @@ class GroupReads(PostgresReads):
         return lookups if lookups is not None and lookups.head_seq == self._head_cache.head.seq else None
 
     def _shrink(self) -> None:
-        """Evict what exceeds the bounds of memory, but not during a group, which would load it again."""
-        if self._lookups is None:
+        """Evict what exceeds the bounds of memory, but not while a group uses its accounts."""
+        if not self.is_writing:
             super()._shrink()
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:

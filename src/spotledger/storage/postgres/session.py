@@ -111,6 +111,17 @@ class Session:
         """Whether the connection is not known to be lost."""
         return self._pgconn.status == ConnStatus.OK
 
+    def is_alive(self) -> bool:
+        """Return whether the idle connection is open, as far as this machine was told by now."""
+        poll = select.poll()
+        poll.register(self._pgconn.socket, select.POLLIN)
+        try:
+            while poll.poll(0):
+                self._pgconn.consume_input()
+        except psycopg.OperationalError:
+            return False
+        return self.is_open
+
     def send(self, statement: Statement, *parameters: Parameter) -> None:
         """Send *statement*; :meth:`answers` returns its result."""
         self._pgconn.send_query_prepared(

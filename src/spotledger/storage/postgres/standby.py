@@ -30,6 +30,7 @@ class StandbyStore(PostgresReads):
 
     remote = True
     is_crowded = False
+    ahead = None
     takes_writes = False
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -62,7 +63,7 @@ class StandbyStore(PostgresReads):
 
     # --- what a standby does not do -----------------------------------------------------------------------
 
-    def begin(self, wanted: Wanted) -> NoReturn:
+    def begin(self, wanted: Wanted, *, ahead: bool = False) -> NoReturn:
         """Refuse: a standby takes no writes."""
         raise StoreUnavailable(_NO_WRITES)
 
@@ -70,7 +71,7 @@ class StandbyStore(PostgresReads):
         """Return nothing: the nodes that write let holds expire."""
         return []
 
-    def leave(self, *, repeated: bool) -> Steps[None]:
+    def leave(self, *, repeated: bool = False, void: bool = False) -> Steps[None]:
         """Do nothing: there is no lock to release."""
         return at_once(None)
 

@@ -9,6 +9,8 @@ from spotledger.storage.postgres.session import Statement, statement
 SEGMENT_ENTRIES: Final = 65_536
 #: How many due holds are looked up with each group.
 DUE_LIMIT: Final = 500
+#: How much later than it was decided a group may get the write lock.
+AHEAD_LIMIT_MS: Final = 1_000
 HOLD_COLUMNS: Final = (
     "hold.hold_id, hold.customer, hold.account, hold.coin, hold.amount, hold.remaining, hold.reference,"
     " hold.expires_ms, hold.opened_ms, hold.closed_seq"
@@ -100,14 +102,32 @@ DUE: Final = statement(
     " ORDER BY due.expires_ms, due.hold_id LIMIT $2::bigint",
 )
 
+# Whether what was decided before the lock still stands, for `ADD_IF_IT_STANDS` and the client: the entry $1 with the
+# hash $2 is the last one; the server's time is $3, or a little later; no hold is due at $4 that memory does not know;
+# and no entry up to $7 has one of the idempotency keys $8. It raises no error, because the server would log one each
+# time that another node was quicker.
+STANDS: Final = statement(
+    "stands",
+    "SELECT set_config('spotledger.stands', (EXISTS (SELECT FROM entry WHERE seq = $1::bigint AND hash = $2::bytea)"
+    " AND NOT EXISTS (SELECT FROM entry WHERE seq > $1::bigint)"
+    f" AND coalesce({_CLOCK} BETWEEN $3::bigint AND $3::bigint + {AHEAD_LIMIT_MS}, true)"
+    " AND NOT EXISTS (SELECT FROM open_hold WHERE expires_ms <= $4::bigint"
+    " AND (expires_ms, hold_id) > ($5::bigint, $6::bigint))"
+    " AND NOT EXISTS (SELECT FROM entry WHERE key_digest = ANY ($8::uuid[]) AND seq <= $7::bigint)"
+    f")::text, true), {_CLOCK}, seq FROM sealed WHERE only_row = 1",
+    "tttttttb",
+)
+
 # --- what a group writes, and what sealing derives from it ----------------------------------------------
 
-ADD_ENTRIES: Final = statement(
-    "add_entries",
+_ADD_ENTRIES: Final = (
     "INSERT INTO entry (seq, body, hash, key_digest)"
     " SELECT $1::bigint + place, body, hash, key_digest"
-    " FROM unnest($2::text[], $3::bytea[], $4::uuid[]) WITH ORDINALITY AS new (body, hash, key_digest, place)",
-    "tbbb",
+    " FROM unnest($2::text[], $3::bytea[], $4::uuid[]) WITH ORDINALITY AS new (body, hash, key_digest, place)"
+)
+ADD_ENTRIES: Final = statement("add_entries", _ADD_ENTRIES, "tbbb")
+ADD_IF_IT_STANDS: Final = statement(
+    "add_if_it_stands", f"{_ADD_ENTRIES} WHERE current_setting('spotledger.stands') = 'true'", "tbbb"
 )
 ADD_HISTORY: Final = statement(
     "add_history",
@@ -239,7 +259,7 @@ _FOLLOWED: Final = (HEAD, SEALED, NEW_ENTRIES, HASH, LEDGER, COINS)
 WRITING: Final[tuple[Statement, ...]] = (
     *(BEGIN, COMMIT, ROLLBACK, LOCK, CLOCK, *_FOLLOWED),
     *(ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, HOLDS_OF_KEYS, BALANCES, BALANCES_OF_HOLDS, BALANCES_OF_KEYS),
-    *(CUSTOMERS, REVERSALS, DUE, ADD_ENTRIES, MOVE_EPOCH, SYNC, STANDBY_THERE),
+    *(CUSTOMERS, REVERSALS, DUE, STANDS, ADD_ENTRIES, ADD_IF_IT_STANDS, MOVE_EPOCH, SYNC, STANDBY_THERE),
 )
 READING: Final[tuple[Statement, ...]] = (
     *(BEGIN_SNAPSHOT, COMMIT, *_FOLLOWED, ENTRIES, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, BALANCES, CUSTOMERS),

@@ -1,10 +1,14 @@
 """
 The store on PostgreSQL, for many nodes at once: the node that writes holds the lock of the row of the ledger.
 
-A group costs two round trips. The first takes the write lock and looks up what the rules will read and memory does not
-have. The second appends the entries and commits; what is derived from them is sealed later, by :mod:`sealing`. Memory
-stands at exactly one entry, never at an older one than this node has acknowledged, and advances with the writes of this
-and other nodes.
+A group costs one round trip, or two. Where memory has what the rules will read, and stood at the head when this node
+had the write lock last, the group is decided without the lock, maybe while the last group is committed. One round trip
+then takes the lock, compares the head, appends the entries and commits. If the head is another, nothing is written, and
+the group is decided again. Otherwise the first round trip takes the lock and looks up what memory lacks, and the second
+appends the entries and commits.
+
+What is derived from the entries is sealed later, by :mod:`sealing`. Memory stands at exactly one entry, never at an
+older one than this node has acknowledged, and advances with the writes of this and other nodes.
 """
 
 from __future__ import annotations
@@ -23,11 +27,12 @@ from spotledger.clock import steady_s
 from spotledger.domain.books import Decision
 from spotledger.domain.journal import BEGIN_EPOCH, Entry, epochs_after
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreBusy, StoreUnavailable
-from spotledger.storage.base import Head, Wanted
+from spotledger.storage.base import Head, StaleDecision, StoreTime, Wanted
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
+from spotledger.storage.postgres.ahead import BooksAhead, ClockReading, can_know
 from spotledger.storage.postgres.connection import TimedOut, is_lost, translate, translated
-from spotledger.storage.postgres.following.head_cache import Question, Snapshot
+from spotledger.storage.postgres.following.head_cache import HeadCache, Question, Snapshot
 from spotledger.storage.postgres.following.memory import News
 from spotledger.storage.postgres.group_reads import GroupReads
 from spotledger.storage.postgres.lookups import LookupBatch
@@ -62,7 +67,8 @@ class PostgresStore(GroupReads):
     """The store on one PostgreSQL database; satisfies :class:`spotledger.storage.base.Store`."""
 
     remote = True
-    is_crowded = False
+    #: The books of a group that was decided before it has the write lock; None where the group has it.
+    ahead: BooksAhead | None = None
     #: None until the store is open, and if the caller seals.
     _sealing: SealingDuty | None = None
 
@@ -95,6 +101,14 @@ class PostgresStore(GroupReads):
         self._requires_standby = requires_standby
         self._writing: Session | None = None
         self._pending_head: Head | None = None
+        #: The entries that were sent and are not visible yet, and whether their commit is under way.
+        self._sent: list[Entry] = []
+        self._is_ending = False
+        #: The memory that the last group was decided on.
+        self._used: HeadCache | None = None
+        #: Whether the last group could have been decided before it had the lock.
+        self._was_known = False
+        self._reading: ClockReading | None = None
         self._is_crowded = False
         #: The last entry when this node last released the write lock.
         self._left_seq = 0
@@ -109,17 +123,65 @@ class PostgresStore(GroupReads):
 
     # --- the write lock -------------------------------------------------------------------------------
 
-    def begin(self, wanted: Wanted) -> Steps[int | None]:
+    @property
+    def is_crowded(self) -> bool:
+        """Whether the next group has to wait for the end of the last one."""
+        return not self._was_known or self._head_cache.is_crowded
+
+    def begin(self, wanted: Wanted, *, ahead: bool = False) -> Steps[StoreTime | None]:
         """
-        Take the write lock, and look up in the same round trip what memory does not have of *wanted*.
+        Let the group be decided on memory; or take the write lock, and look up what memory does not have of *wanted*.
 
         Raises:
             StoreUnavailable: The server cannot be reached, it is not the right one, or another node held the lock for
             too long.
+            StaleDecision: *ahead* of the end of another group it cannot be decided.
             LedgerCorrupt: The journal is damaged.
         """
         yield from self._go_on_sealing()
-        self.is_writing, self._pending_head = True, None
+        if not ahead:
+            self._sent, self._pending_head = [], None
+        elif not self._is_ending:
+            yield None  # the other group's commit is about to begin
+            if not self._is_ending:
+                raise StaleDecision
+        now = None if self._clock_ms is not None or self._reading is None else self._reading.now()
+        self.ahead = self._books_ahead(wanted, now, ahead=ahead)
+        if self.ahead is not None:
+            return now
+        if ahead:
+            raise StaleDecision
+        return (yield from self._begin_locked(wanted))
+
+    def _books_ahead(self, wanted: Wanted, now: StoreTime | None, *, ahead: bool) -> BooksAhead | None:
+        """Return the books for a group that is decided before it has the lock, if memory can have all that it needs."""
+        time_ms = self._clock_ms() if self._clock_ms is not None else None if now is None else now.now_ms
+        with self._guard:
+            memory = self._head_cache
+            under_way = self._sent if ahead else []
+            if time_ms is None or not self._was_known or not can_know(memory, wanted, under_way):
+                return None
+            # The lines of the memory that the group under way was decided on have what it changed.
+            if not (memory is self._used if ahead else self._has_live_session()):
+                return None
+            self._used, self.is_writing = memory, True
+            end = (self._pending_head if ahead else None) or memory.head
+            return BooksAhead(
+                memory,
+                self._guard,
+                end=end,
+                since_seq=under_way[0].seq - 1 if under_way else end.seq,
+                time_ms=None if now is None else time_ms,
+                due_ms=max(time_ms, end.booked_ms),
+            )
+
+    def _has_live_session(self) -> bool:
+        return self._writing is not None and self._writing.is_alive()
+
+    def _begin_locked(self, wanted: Wanted) -> Steps[StoreTime | None]:
+        """Take the write lock, and look up in the same round trip what memory does not have of *wanted*."""
+        with self._guard:
+            self.is_writing = True
         for again in (True, False):
             try:
                 return (yield from self._begin(wanted))
@@ -177,10 +239,10 @@ class PostgresStore(GroupReads):
             self._ask_for_sealing(sealing)
         return snapshot
 
-    def _begin(self, wanted: Wanted) -> Steps[int | None]:
+    def _begin(self, wanted: Wanted) -> Steps[StoreTime | None]:
         session = yield from self._session_to_write()
         now_ms = None if self._clock_ms is None else self._clock_ms()
-        at_s = steady_s()
+        at_s, before_seq = steady_s(), self._head_cache.head.seq
         session.send(sql.BEGIN)
         session.send(sql.LOCK)
         begun = (yield from self._wait(session)) if self._is_crowded else []
@@ -203,9 +265,15 @@ class PostgresStore(GroupReads):
             raise StoreUnavailable(_TOO_FAST)
         yield from self._look_for_due(session, batch)
         self._is_crowded = found.head.seq - self._left_seq > CROWD_ENTRIES
+        is_new = self._lookups is not None and not self._lookups.entries
+        self._was_known = is_new and before_seq == found.head.seq
+        self._used = self._head_cache
         self._note_followed(at_s)
         self._note_seen()
-        return int(rows_of(begun[2])[0][0]) if now_ms is None else None
+        if now_ms is not None:
+            return None
+        self._reading = ClockReading(int(rows_of(begun[2])[0][0]), at_s, steady_s())
+        return StoreTime(self._reading.server_ms)
 
     def _look_for_due(self, session: Session, batch: LookupBatch) -> Steps[None]:
         """Read on where a page of due holds was full: all of them may be closed by what is not sealed."""
@@ -246,13 +314,23 @@ class PostgresStore(GroupReads):
             self._lookups = batch.lookups(answers, memory)
             return True
 
-    def leave(self, *, repeated: bool) -> Steps[None]:
+    def leave(self, *, repeated: bool = False, void: bool = False) -> Steps[None]:
         """
         Release the write lock with nothing written.
 
         Raises:
             StoreUnavailable: A kept result that is to be answered could not be made durable.
+            StaleDecision: The group was decided before it had the lock, and the head is another.
         """
+        books, self.ahead = self.ahead, None
+        if void:
+            self._was_known = False
+            if books is None or not books.is_sent:
+                self.is_writing = self._is_ending
+                return
+        elif books is not None:
+            yield from self._compare(books)
+            return
         session = self._writing_session()
         self._lookups, self.is_writing, self._left_seq = None, False, self._head_cache.head.seq
         sync = repeated and self._head_cache.head.seq > self._synced_seq
@@ -270,6 +348,21 @@ class PostgresStore(GroupReads):
             yield from self._confirm(session)
             self._synced_seq = self._head_cache.head.seq
 
+    def _compare(self, books: BooksAhead) -> Steps[None]:
+        """Have the server compare what a group without entries was decided on."""
+        session = self._session_of(books)
+        self._send_lock(session, books)
+        session.send(sql.ROLLBACK)
+        at_s = steady_s()
+        try:
+            answers = yield from session.answers()
+        except psycopg.Error as error:
+            self._drop_writing()
+            yield partial(self._end_stuck_writers, error)
+            raise translate(error, "written") from error
+        self._take_stands(answers, at_s)
+        self.is_writing = False
+
     # --- writing --------------------------------------------------------------------------------------
 
     def check_write_lock(self) -> None:
@@ -278,8 +371,11 @@ class PostgresStore(GroupReads):
 
         Raises:
             StoreUnavailable: Other nodes have written since, so the lock is lost.
+            StaleDecision: The same, before the node has the lock.
         """
-        if self._lookups_at_head() is None:
+        if self.ahead is not None:
+            self._check_ahead(self.ahead)
+        elif self._lookups_at_head() is None:
             self._drop_writing()
             raise StoreUnavailable(_LOCK_LOST)
 
@@ -289,22 +385,58 @@ class PostgresStore(GroupReads):
 
         Raises:
             StoreUnavailable: The lock is lost.
+            StaleDecision: Memory is not what the group was decided on, before it has the lock.
             LedgerCorrupt: *entries* do not follow.
         """
-        self.check_write_lock()
-        session = self._writing_session()
+        books = self.ahead
+        if books is None:
+            self.check_write_lock()
+        session = self._writing_session() if books is None else self._session_of(books)
         before, last = self._pending_head or self._head_cache.head, entries[-1]
         if entries[0].seq != before.seq + 1 or last.seq != before.seq + len(entries):
             raise LedgerCorrupt(f"entries {entries[0].seq} to {last.seq} do not follow entry {before.seq}")
         try:
             self._pending_head, parameters = journal_rows(entries, before)
-            session.send(sql.ADD_ENTRIES, *parameters)
+            self._sent += entries
+            if books is not None and not books.is_sent:
+                self._send_lock(session, books)
+            session.send(sql.ADD_ENTRIES if books is None else sql.ADD_IF_IT_STANDS, *parameters)
             if last.kind == BEGIN_EPOCH:  # it is written alone
                 session.send(sql.MOVE_EPOCH, number(last.seq))
             session.push()
         except psycopg.Error as error:
             self._drop_writing()
             raise translate(error, "written") from error
+
+    def _check_ahead(self, books: BooksAhead) -> None:
+        if self._head_cache is not books.memory or self._head_cache.head != books.end:
+            raise StaleDecision
+
+    def _session_of(self, books: BooksAhead) -> Session:
+        """Return the session on which to write what was decided on *books*; raise StaleDecision if that is void."""
+        if not books.is_sent:
+            self._check_ahead(books)
+        if self._writing is None:
+            raise StaleDecision(_LOCK_LOST)
+        return self._writing
+
+    def _send_lock(self, session: Session, books: BooksAhead) -> None:
+        """Ask for the write lock, and for whether what was decided on *books* still stands."""
+        books.is_sent = True
+        session.send(sql.BEGIN)
+        session.send(sql.LOCK)
+        statement, parameters = books.stands()
+        session.send(statement, *parameters)
+
+    def _take_stands(self, answers: Sequence[PGresult], asked_s: float) -> None:
+        """Take the answers to :meth:`_send_lock`; raise StaleDecision if what was decided does not stand."""
+        stands, server_ms, sealed_seq = rows_of(answers[2])[0]
+        self._reading = ClockReading(int(server_ms), asked_s, steady_s())
+        if stands != b"true":
+            raise StaleDecision
+        with self._guard:
+            self._head_cache.note_sealed(int(sealed_seq))
+        self._note_followed(asked_s)
 
     def _send_commit(self, session: Session) -> None:
         """Send the commit, and before it the check that a standby is there, if one has to be."""
@@ -320,22 +452,35 @@ class PostgresStore(GroupReads):
 
         Raises:
             StoreUnavailable: Nothing was written, or it is unknown whether it was.
+            StaleDecision: Nothing was written, because the head under the lock is another.
             LedgerCorrupt: What was written violates a constraint; nothing was committed.
         """
         session, pending, self._lookups = self._writing_session(), self._pending_head, None
+        books, self.ahead = self.ahead, None
         if pending is None:
             raise StoreUnavailable(_LOCK_LOST)
+        self._is_ending = True
+        try:
+            yield from self._commit(session, pending, books)
+        finally:
+            self._is_ending = False
+        self._synced_seq = self._left_seq = pending.seq
+
+    def _commit(self, session: Session, pending: Head, books: BooksAhead | None) -> Steps[None]:
+        at_s = steady_s()
         try:
             self._send_commit(session)
-            yield from session.answers()
+            answers = yield from session.answers()
         except psycopg.Error as error:
             self._drop_writing()
             if not is_lost(error):
+                yield partial(self._end_stuck_writers, error)
                 raise translate(error, "written", checked=True) from error
             yield partial(self._look_up, pending, error)
-        else:
-            yield from self._confirm(session)
-        self._synced_seq = self._left_seq = pending.seq
+            return
+        if books is not None:
+            self._take_stands(answers, at_s)
+        yield from self._confirm(session)
 
     def _confirm(self, session: Session) -> Steps[None]:
         """Commit again if the server warned that its standby may not have the last commit of *session*."""
@@ -412,17 +557,19 @@ class PostgresStore(GroupReads):
                 size = memory.segment_entries
                 self._has_filled = self._has_filled or pending.seq // size > (new[0].seq - 1) // size
                 memory.drop_sealed()
-                memory.shrink()
+                if self.ahead is None:  # else its accounts stay
+                    memory.shrink()
         finally:
             # Not earlier: the follower would read the entries of this group.
-            self.is_writing = False
+            self._sent, self.is_writing = [], self.ahead is not None
         self._note_seen()
         if self._follower is not None:
             self._follower.tell_others(entries[-1].seq)
 
     def recover(self) -> None:
         """Roll back, and advance memory to the head of the journal."""
-        self.is_writing = False
+        self.ahead, self._sent, self._pending_head = None, [], None
+        self.is_writing = self._was_known = self._is_ending = False
         self._drop_writing()
         self._ask()
 

@@ -78,6 +78,7 @@ class SqliteStore(RebuiltBooks):
     """The embedded store in one folder; satisfies :class:`spotledger.storage.base.Store`."""
 
     remote = False
+    ahead = None
 
     def __init__(
         self, folder: Path, *, segment_entries: int = SEGMENT_ENTRIES, cache_accounts: int = CACHE_ACCOUNTS
@@ -318,7 +319,7 @@ class SqliteStore(RebuiltBooks):
 
     # --- what the rules ask for ---------------------------------------------------------------------
 
-    def begin(self, wanted: Wanted) -> Steps[None]:
+    def begin(self, wanted: Wanted, *, ahead: bool = False) -> Steps[None]:
         """Check that writing makes sense; this process is the only one that writes, and it has one clock."""
         self._check_note()
         if self._books is None or self._suspected is not None:
@@ -334,7 +335,7 @@ class SqliteStore(RebuiltBooks):
         if self._note.failure is not None:
             raise StoreUnavailable(f"{self._note.failure}; try again with the same idempotency key")
 
-    def leave(self, *, repeated: bool) -> Steps[None]:
+    def leave(self, *, repeated: bool = False, void: bool = False) -> Steps[None]:
         """Go on sealing: what was answered before is on the disk since then, or since the commit of the start."""
         self._memory.groups = max(0, self._memory.groups - 1)
         self._seal(IDLE_ABSORBED_KEYS)

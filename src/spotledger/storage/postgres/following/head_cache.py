@@ -333,6 +333,11 @@ class HeadCache(OpenSegments):
 
     # --- bounds ---------------------------------------------------------------------------------------
 
+    @property
+    def is_crowded(self) -> bool:
+        """Whether :meth:`shrink` would evict accounts."""
+        return _exceeds(self.accounts, self._cache_accounts)
+
     def shrink(self) -> None:
         """Evict from the cache what exceeds the bounds, oldest first."""
         _shrink(self.accounts, self._cache_accounts)
@@ -370,8 +375,12 @@ def _balances(lines: Mapping[str, AfterLine]) -> dict[str, Balance]:
     return {coin: new_tuple(Balance, line[2:]) for coin, line in lines.items()}
 
 
-def _shrink(kept: dict[K, V], limit: int) -> None:
+def _exceeds(kept: dict[K, V], limit: int) -> bool:
     # An eighth at once, so that the oldest need not be looked for each time.
-    if len(kept) > limit + limit // 8:
+    return len(kept) > limit + limit // 8
+
+
+def _shrink(kept: dict[K, V], limit: int) -> None:
+    if _exceeds(kept, limit):
         for name in list(islice(kept, len(kept) - limit)):
             del kept[name]
