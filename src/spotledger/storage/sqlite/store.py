@@ -145,6 +145,8 @@ class SqliteStore(RebuiltBooks):
             # A read must not rest on what the disk may lack: sync once before the first answer.
             self._write.execute("UPDATE ledger SET starts = starts + 1")
             self._write.set_busy_timeout(0)  # from now on it is used by the thread that serves
+            # The triggers refuse what others might do to an entry. Here each would be asked again for every INSERT.
+            self._write.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
         self._sealing = None
         if self._segment_entries >= PROCESS_ENTRIES:
             self._sealing = SealingProcess(SEALING_MODULE, [str(self._path), str(self._folder / BOOKS_FILE)])
