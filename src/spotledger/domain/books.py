@@ -147,12 +147,12 @@ def post(moves: Iterable[LineMove], holds: tuple[Hold, ...] = ()) -> Decision:
         else:
             line.freeze += units
         posted.append((line.place, side, units, hold))
-    balances = []
+    balances: list[BalanceAfter] = []
     for line in lines:
         available, freeze = line.available, line.freeze
         if available < 0 or freeze < 0 or available + freeze >= UNITS_LIMIT:
             _check_bounds(line, posted, lines)
-        balances.append(new_tuple(BalanceAfter, (line.account, line.coin, available, freeze)))
+        balances.append((line.account, line.coin, available, freeze))
     return new_tuple(Decision, (tuple(posted), tuple(balances), holds, lines))
 
 

@@ -119,7 +119,3 @@ ACCOUNTS_OF: Final[dict[type[Any], Callable[[Any], tuple[Account, ...]]]] = {
     if any(field.form is CUSTOMER for field in fields_of(kind))
     and not any(field.form in (HOLD, SEQ) and field.is_required for field in fields_of(kind))
 }
-#: The operations that say when something happened.
-DATED: Final[tuple[type[Any], ...]] = tuple(
-    kind for kind in OPERATIONS if any(field.name == "happened_ms" for field in fields_of(kind))
-)

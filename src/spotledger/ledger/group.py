@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from spotledger.domain import rules
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, HOUSE_KIND, Account, may_be_negative, receivable_of
 from spotledger.domain.books import NO_SUBJECT, Decision
-from spotledger.domain.journal import LEDGER, LIBRARY, Entry, HoldAfter, new_tuple
-from spotledger.domain.naming import ACCOUNTS_OF, DATED, LOCATING, holds_of
+from spotledger.domain.journal import LEDGER, LIBRARY, Entry, new_tuple
+from spotledger.domain.naming import ACCOUNTS_OF, LOCATING, holds_of
 from spotledger.domain.operations import (
     Deposit,
     Expire,
@@ -227,13 +227,14 @@ class Group:
         """Append the entry of an *operation* that *actor* asked for and that was decided, or of its kept *refusal*."""
         seq, kind, key = self._overlay.head.seq + len(self.entries) + 1, operation.kind, operation.key
         moves, balances, opened_or_used, _ = decision
-        holds = tuple([new_tuple(HoldAfter, (hold[0], hold[4])) for hold in opened_or_used])
-        happened_ms = operation.happened_ms if isinstance(operation, DATED) else None
-        request = rules.request_of(operation, subject)
-        entry = Entry(seq, kind, key, self._now_ms, request, moves, balances, holds, happened_ms, None, actor)
+        holds = tuple([(hold[0], hold[4]) for hold in opened_or_used])
+        request, why = rules.request_of(operation, subject), None
         if refusal is not None:
-            refusal.seq, refusal.epoch = entry.seq, self._overlay.epochs.current
-            entry.refusal = {"code": refusal.code, "detail": refusal.message, "details": refusal.details}
+            refusal.seq, refusal.epoch = seq, self._overlay.epochs.current
+            why = {"code": refusal.code, "detail": refusal.message, "details": refusal.details}
+        happened_ms = request.get("happened_ms")
+        values = (seq, kind, key, self._now_ms, request, moves, balances, holds, happened_ms, why, actor)
+        entry = new_tuple(Entry, values)
         self._overlay.take(entry, decision)
         return entry
 

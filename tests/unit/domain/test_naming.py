@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spotledger.domain.accounts import Account
-from spotledger.domain.naming import ACCOUNTS_OF, DATED, LOCATING, holds_of
+from spotledger.domain.naming import ACCOUNTS_OF, LOCATING, holds_of
 from spotledger.domain.operations import (
     OPERATIONS,
     Deposit,
@@ -67,6 +67,5 @@ def test_holds_are_those_of_the_operation_or_of_its_sides(operation: Operation, 
 
 
 def test_operations_that_name_holds_or_entries_are_located() -> None:
-    """Their positions become plain numbers; and who says when something happened has it in the entry."""
+    """Their positions become plain numbers."""
     assert LOCATING.keys() == {Unfreeze, Withdraw, Settle, Reverse}
-    assert set(DATED) == {Deposit, Withdraw, Settle}

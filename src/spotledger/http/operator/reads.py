@@ -27,7 +27,7 @@ from spotledger.domain.accounts import (
     check_coin,
     receivable_of,
 )
-from spotledger.domain.journal import ACTOR, BalanceAfter, Entry, Hold
+from spotledger.domain.journal import ACTOR, Entry, Hold
 from spotledger.domain.positions import parse_position
 from spotledger.errors import InvalidRequest, NotFound
 from spotledger.http.h1.request import Reply, Request
@@ -323,7 +323,7 @@ class ReadCalls:
 
     def _after_answers(self, balances: dict[tuple[Account, str], Balance]) -> list[AfterAnswer]:
         return [
-            after_answer(BalanceAfter(account, coin, *balance), self._texts)
+            after_answer((account, coin, *balance), self._texts)
             for (account, coin), balance in balances.items()
         ]
 

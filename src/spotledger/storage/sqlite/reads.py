@@ -218,9 +218,9 @@ class SqliteReads(ABC):
     def _balance_after(self, seq: int, account: Account, coin: str) -> Balance:
         """Return what the account has of *coin* after the entry *seq*, which touched it."""
         entry = self.entry(seq)
-        for after in entry.balances if entry is not None else ():
-            if after.account == account and after.coin == coin:
-                return Balance(after.available, after.freeze)
+        for owner, name, available, freeze in entry.balances if entry is not None else ():
+            if owner == account and name == coin:
+                return Balance(available, freeze)
         raise LedgerCorrupt(f"entry {seq} does not say what {account.customer} has of {coin} after it")
 
     def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
