@@ -113,7 +113,9 @@ class Overlay:
 
     def entry_of_key(self, key: str) -> Entry | None:
         """Return the entry that has *key*, or None."""
-        entry = self._new_entry_of(key)
+        entry = self._keys.get(key)
+        if entry is None and self._before is not None:
+            entry = self._before._keys.get(key)
         if entry is None and key in self.known:
             entry = self._keys[key] = found(self._store.entry(self.known[key]))
         return entry

@@ -380,11 +380,6 @@ class SqliteStore(RebuiltBooks):
         if self._waiting_rows is not None:
             yield self._write_late
         self._check_writing()
-        with translated("written", checked=True):
-            self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
-            if self._begun_seq is not None:
-                self._write.execute("UPDATE ledger SET epoch_seq = ?", (self._begun_seq,))
-        self._begun_seq = None
         yield self._sync
 
     def _write_late(self) -> None:
@@ -406,7 +401,11 @@ class SqliteStore(RebuiltBooks):
 
     def _sync(self) -> None:
         with translated("written", checked=True):
+            self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
+            if self._begun_seq is not None:
+                self._write.execute("UPDATE ledger SET epoch_seq = ?", (self._begun_seq,))
             self._write.execute("COMMIT")
+        self._begun_seq = None
 
     def try_writing(self) -> None:
         """Write and sync something that means nothing, between groups."""

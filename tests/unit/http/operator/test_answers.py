@@ -79,9 +79,7 @@ def test_each_posting_of_a_side_says_the_balance_right_after_it() -> None:
         Posting(ALICE, "usdt", AVAILABLE, 350),
         Posting(BOB, "usdt", AVAILABLE, -350),
     )
-    balances = tuple(
-        (account, "usdt", units, 0) for account, units in ((ALICE, 1000), (BOB, 0), (FEES, 50))
-    )
+    balances = tuple((account, "usdt", units, 0) for account, units in ((ALICE, 1000), (BOB, 0), (FEES, 50)))
     expected = [
         ("-0.000003", "0.000007"),
         ("0.000003", "0.0000035"),
