@@ -173,29 +173,19 @@ def shift(line: Line, units: int, source: str, hold_id: int, hold: Hold) -> Deci
     It does what :func:`post` does with the two moves, for the most frequent operations, in a third of the time.
 
     Raises:
-        LedgerCorrupt: The side has less; the rule should have refused the operation.
+        LedgerCorrupt: A balance that must not be negative would be; the rule should have refused the operation.
     """
-    available, freeze = line.available, line.freeze
-    moves: tuple[Move, ...]
     if source == AVAILABLE:
-        available -= units
-        freeze += units
-        moves = ((0, AVAILABLE, -units, None), (0, FREEZE, units, hold_id))
-        is_short = available < 0 and not may_be_negative(line.account)
+        moves: tuple[Move, ...] = ((0, AVAILABLE, -units, None), (0, FREEZE, units, hold_id))
+        available, freeze = line.available - units, line.freeze + units
     else:
-        available += units
-        freeze -= units
         moves = ((0, FREEZE, -units, hold_id), (0, AVAILABLE, units, None))
-        is_short = freeze < 0
-    if is_short:
-        raise _below_zero(line)
+        available, freeze = line.available + units, line.freeze - units
     line.available, line.freeze = available, freeze
+    if available < 0 or freeze < 0:
+        _check_bounds(line, moves, (line,))
     balances = ((line.account, line.coin, available, freeze),)
     return new_tuple(Decision, (moves, balances, (hold,), (line,)))
-
-
-def _below_zero(line: Line) -> LedgerCorrupt:
-    return LedgerCorrupt(f"{line.account.customer} {line.account.kind} {line.coin} would fall below zero")
 
 
 def _check_bounds(line: Line, moves: Sequence[Move], lines: Sequence[Line]) -> None:
@@ -207,7 +197,7 @@ def _check_bounds(line: Line, moves: Sequence[Move], lines: Sequence[Line]) -> N
         raise BalanceTooLarge(f"the balance of {account.customer} in {coin} would reach 10**38 units", field="amount")
     if freeze < 0 or (available < 0 and not may_be_negative(account)):
         _undo(moves, lines)
-        raise _below_zero(line)
+        raise LedgerCorrupt(f"{account.customer} {account.kind} {coin} would fall below zero")
 
 
 def _undo(moves: Sequence[Move], lines: Sequence[Line]) -> None:
