@@ -19,7 +19,7 @@ from spotledger.domain import rules
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, HOUSE_KIND, Account, may_be_negative, receivable_of
 from spotledger.domain.books import NO_SUBJECT, Decision
 from spotledger.domain.journal import LEDGER, LIBRARY, Entry, new_tuple
-from spotledger.domain.naming import ACCOUNTS_OF, LOCATING, holds_of
+from spotledger.domain.naming import ACCOUNTS_OF, HOLDS_OF, LOCATING
 from spotledger.domain.operations import (
     Deposit,
     Expire,
@@ -301,17 +301,18 @@ def wanted_of(operations: Sequence[Operation]) -> Wanted:
     entries: set[int] = set()
     accounts = {EXTERNAL, FEES, DUST}
     for operation in operations:
+        kind = type(operation)
         keys.append(operation.key)
-        accounts_of = _ACCOUNTS.get(type(operation))
-        if accounts_of is not None:
-            accounts.update(accounts_of(operation))
-        elif type(operation) is Reverse:
+        if kind in _ACCOUNTS:
+            accounts.update(_ACCOUNTS[kind](operation))
+        elif isinstance(operation, Reverse):
             entries.add(parse_position(operation.seq, "seq").seq)
-        for hold in holds_of(operation):
-            if isinstance(hold, HoldKey):
-                hold_keys.append(hold.key)
-            else:
-                holds.add(seq_of_text(hold))
+        if kind in HOLDS_OF:
+            for hold in HOLDS_OF[kind](operation):
+                if isinstance(hold, HoldKey):
+                    hold_keys.append(hold.key)
+                else:
+                    holds.add(seq_of_text(hold))
     return Wanted(keys, hold_keys, holds, accounts, entries)
 
 

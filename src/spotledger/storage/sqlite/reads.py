@@ -102,15 +102,15 @@ class SqliteReads(ABC):
         if len(digests) > DIGESTS_KEPT:
             digests.clear()
         memory, sealed = self._memory, not (self._is_built and self._filter.is_empty())
-        for key in dict.fromkeys(keys):
+        for key in keys:
             digest = digests[key] = key_digest(key)
             seq = memory.key_seq(digest)
             if seq is None:
-                seq = self._sealed_key(key, digest) if sealed else None
+                if not sealed or (seq := self._sealed_key(key, digest)) is None:
+                    continue
             elif memory.opened_by(key) != seq:  # an open segment has the key itself of each hold that it opened
                 self._check_key(seq, key, LedgerCorrupt)
-            if seq is not None:
-                known[key] = seq
+            known[key] = seq
         return known
 
     def _sealed_key(self, key: str, digest: bytes) -> int | None:
