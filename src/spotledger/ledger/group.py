@@ -52,6 +52,8 @@ CHAIN_LIMIT: Final = 1_000
 Chains: TypeAlias = Sequence[Hashable | None]
 
 _NOTHING: Final = Decision()
+#: The accounts that nearly every group touches.
+_OF_THE_HOUSE: Final = frozenset({EXTERNAL, FEES, DUST})
 
 
 class Receipt(NamedTuple):
@@ -143,15 +145,16 @@ class Group:
                 yield
             known.update(store.find_keys(keys[start : start + piece]))
         hold_ids = {*due, *wanted.holds}
-        hold_ids.update(known[key] for key in wanted.hold_keys if key in known)
+        if wanted.hold_keys:
+            hold_ids.update([known[key] for key in wanted.hold_keys if key in known])
         accounts = set(wanted.accounts)
         if hold_ids:
             store.load((), (), hold_ids)
-        for hold_id in hold_ids:
-            hold = overlay.hold(hold_id)
-            if hold is not None:
-                overlay.know(hold)
-                accounts.add(hold.account)
+            for hold_id in hold_ids:
+                hold = overlay.hold(hold_id)
+                if hold is not None:
+                    overlay.know(hold)
+                    accounts.add(hold.account)
         for seq in wanted.entries:
             accounts |= _accounts_of_entry(overlay.entry(seq))
         in_order = list(accounts)
@@ -159,7 +162,7 @@ class Group:
             if start:
                 yield
             part = in_order[start : start + piece]
-            store.load({customer for customer, kind in part if kind != HOUSE_KIND}, part, ())
+            store.load([customer for customer, kind in part if kind != HOUSE_KIND], part, ())
         for hold_id in due:
             hold = overlay.hold(hold_id)
             if hold is None or hold.remaining:  # the group before this one may have closed it
@@ -299,7 +302,7 @@ def wanted_of(operations: Sequence[Operation]) -> Wanted:
     hold_keys: list[str] = []
     holds: set[int] = set()
     entries: set[int] = set()
-    accounts = {EXTERNAL, FEES, DUST}
+    accounts = set(_OF_THE_HOUSE)
     for operation in operations:
         kind = type(operation)
         keys.append(operation.key)

@@ -136,10 +136,13 @@ class SqliteReads(ABC):
     def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
         """Bring into memory what the rules will ask for, in a few queries whatever the number."""
         memory = self._memory
-        unknown = [customer for customer in customers if not memory.has_customer(customer)]
-        missing = []
+        states, registered = memory.accounts, memory.known_customers
+        unknown, missing = [], []
+        for customer in customers:
+            if customer not in registered and not memory.has_customer(customer):
+                unknown.append(customer)
         for account in accounts:
-            state = memory.accounts.get(account)
+            state = states.get(account)
             if state is None or not state.complete:
                 missing.append(account)
         if unknown:
@@ -147,7 +150,8 @@ class SqliteReads(ABC):
             memory.known_customers.update(dict.fromkeys(found))
         if missing:
             self._load_accounts(missing)
-        self._load_holds(holds)
+        if holds:
+            self._load_holds(holds)
 
     def _load_accounts(self, accounts: Sequence[Account]) -> None:
         rows = self._from_books(lambda books: books.balances_of(accounts))
