@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b, sha256
 from typing import Annotated, Any, Final, NamedTuple, cast
 
 import msgspec
 
+from spotledger.domain.accounts import Account
 from spotledger.domain.journal import (
     REQUEST_FORMAT,
     BalanceAfter,
@@ -84,8 +85,8 @@ class EntryChanges(msgspec.Struct, gc=False):
     refusal: dict[str, Any] | None = None
 
 
-class _Asked(msgspec.Struct, gc=False, omit_defaults=True):
-    """An entry as it is encoded, but for what it moves."""
+class _Written(msgspec.Struct, gc=False, omit_defaults=True):
+    """An entry as it is encoded: units are text, and what it has not is left out."""
 
     seq: int
     kind: str
@@ -95,6 +96,9 @@ class _Asked(msgspec.Struct, gc=False, omit_defaults=True):
     request: dict[str, Any]
     happened_ms: int | None = None
     refusal: dict[str, Any] | None = None
+    balances: Sequence[tuple[Account, str, str, str]] = ()
+    postings: Sequence[tuple[Any, ...]] = ()
+    holds: Sequence[tuple[int, str]] = ()
 
 
 _encode = msgspec.json.Encoder().encode
@@ -114,26 +118,17 @@ def encode_entry(entry: Entry) -> bytes:
     request = request.copy()
     if (request.pop("format", None), request.pop("op", None)) != (REQUEST_FORMAT, kind):
         raise LedgerCorrupt(f"the request of entry {seq} is not a {kind} of format {REQUEST_FORMAT}")
-    asked = _encode(_Asked(seq, kind, key, booked_ms, actor, request, happened_ms, refusal))
-    if not moves:
-        return asked
-    return asked[:-1] + _moved(seq, moves, balances, holds).encode()
-
-
-def _moved(seq: int, moves: Iterable[Move], balances: Sequence[BalanceAfter], holds: Sequence[HoldAfter]) -> str:
-    """Return what an entry moves, as members of its JSON; nothing in it needs an escape."""
-    after, moved, count = [], [], len(balances)
-    for (customer, kind), coin, available, freeze in balances:
-        after.append(f'[["{customer}","{kind}"],"{coin}","{available}","{freeze}"]')
-    for place, side, units, hold in moves:
-        if place >= count:
-            raise LedgerCorrupt(f"entry {seq} does not say what line {place} has after it")
-        moved.append(f'[{place},"{side}","{units}"]' if hold is None else f'[{place},"{side}","{units}",{hold}]')
-    text = f',"balances":[{",".join(after)}],"postings":[{",".join(moved)}]'
-    if not holds:
-        return text + "}"
-    rest = ",".join([f'[{hold},"{remaining}"]' for hold, remaining in holds])
-    return f'{text},"holds":[{rest}]}}'
+    written = _Written(seq, kind, key, booked_ms, actor, request, happened_ms, refusal)
+    if moves:
+        written.balances = [(owner, coin, str(available), str(freeze)) for owner, coin, available, freeze in balances]
+        written.postings = postings = []
+        for place, side, units, hold in moves:
+            if place >= len(balances):
+                raise LedgerCorrupt(f"entry {seq} does not say what line {place} has after it")
+            postings.append((place, side, str(units)) if hold is None else (place, side, str(units), hold))
+        if holds:
+            written.holds = [(hold, str(remaining)) for hold, remaining in holds]
+    return _encode(written)
 
 
 def decode_entry(body: bytes | str) -> Entry:
