@@ -270,7 +270,7 @@ def usable_hold(
         _check_hold_is_meant(named, name, hold, state, field)
     if hold is not None and hold.expires_ms is not None and now_ms >= hold.expires_ms:
         raise HoldExpired(f"hold {hold.hold_id} expired at {hold.expires_ms}; the time is {now_ms}", field=field)
-    return open_hold(name, hold, field)
+    return hold if hold is not None and hold.remaining else open_hold(name, hold, field)
 
 
 def _check_hold_is_meant(
