@@ -139,7 +139,9 @@ class Group:
         """Load what the rules will ask for, *piece* keys or accounts at a time; at first, let due holds expire."""
         store, overlay = self._store, self._overlay
         due = [] if self.outcomes else store.due_holds(self._now_ms, EXPIRIES_A_GROUP)
-        keys, known = [*map(expiry_key, due), *wanted.keys, *wanted.hold_keys], overlay.known
+        keys, known = [*map(expiry_key, due), *wanted.keys], overlay.known
+        if wanted.hold_keys:  # most are keys of the group itself
+            keys = list(dict.fromkeys([*keys, *wanted.hold_keys]))
         for start in range(0, len(keys), piece):
             if start:
                 yield
