@@ -145,5 +145,5 @@ def alter_last(folder: Path, change: Change) -> int:
 
 def moved(postings: Iterable[Posting], balances: Iterable[BalanceAfter]) -> tuple[Move, ...]:
     """Return *postings* as an entry with these *balances* has them."""
-    places = {(after.account, after.coin): place for place, after in enumerate(balances)}
+    places = {after[:2]: place for place, after in enumerate(balances)}
     return tuple((places[account, coin], side, units, hold) for account, coin, side, units, hold in postings)

@@ -298,15 +298,20 @@ class TrustedClock(Clock):
     def now_ms(self) -> int:
         """Return the trusted time in milliseconds since 1970."""
         wall, steady = self._wall_ms(), self._steady_ms()
-        if (
-            self._distrust is None
-            and -self._leap_ms <= wall - steady - self._offset <= self._leap_ms
-            and steady - self._followed_at < FOLLOW_MS
-        ):
-            self._agreed_at = steady
+        if self._still_agrees(wall, steady):
             return wall
         with self._guard:
             return self._look(*self._read())
+
+    def _still_agrees(self, wall: int, steady: int) -> bool:
+        """Say whether both clocks agree as at the last look, which takes no lock; False where a look has to tell."""
+        difference = wall - steady - self._offset
+        if self._distrust is not None or not -self._leap_ms <= difference <= self._leap_ms:
+            return False
+        if steady - self._followed_at >= FOLLOW_MS:
+            return False
+        self._agreed_at = steady
+        return True
 
     def reached_ms(self) -> int:
         """Return the greatest time that it has ever been: now, or what was noted, and what was counted since."""
@@ -343,10 +348,14 @@ class TrustedClock(Clock):
 
     def moment(self) -> Moment | None:
         """Return the moment to note; None while a start waits, because what was noted then is still what is known."""
-        with self._guard:
-            wall, steady = self._read()
-            now = self._look(wall, steady)
-            return None if self._awaited is not None else Moment(now, self._sources.boot_id(), steady)
+        now, steady = self._wall_ms(), self._steady_ms()
+        if not self._still_agrees(now, steady):
+            with self._guard:
+                wall, steady = self._read()
+                now = self._look(wall, steady)
+                if self._awaited is not None:
+                    return None
+        return Moment(now, self._sources.boot_id(), steady)
 
     def trust(self, why: str = "an operator trusts the clock") -> None:
         """Trust the wall clock as it stands and log *why*; note the :meth:`moment` afterwards."""

@@ -90,6 +90,25 @@ def test_journal_changed_by_sql_is_refused(tmp_path: Path, statement: str) -> No
     check_books(tmp_path)
 
 
+def test_entry_that_is_there_is_not_appended_again(tmp_path: Path) -> None:
+    """The connection that appends asks no triggers; the primary key refuses the entry all the same."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        store: Any = ledger._store
+        with pytest.raises(apsw.ConstraintError):
+            store._write.execute("INSERT INTO entry (seq, body, hash) VALUES (2, '{}', x'00')")
+    check_books(tmp_path)
+
+
+def test_journal_in_use_is_not_changed_by_others(tmp_path: Path) -> None:
+    """Only the connection that appends has no triggers: any other one is refused while the ledger is open, too."""
+    with open_small(tmp_path) as ledger:
+        seed(ledger)
+        with raw(tmp_path) as connection, pytest.raises(apsw.ConstraintError):
+            connection.execute("REPLACE INTO entry VALUES (2, '{}', x'00')")
+    check_books(tmp_path)
+
+
 # --- what a start names ---------------------------------------------------------------------------
 
 

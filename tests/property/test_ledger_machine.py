@@ -342,7 +342,7 @@ class LedgerMachine(RuleBasedStateMachine):
         for account, coin, available, freeze in entry.balances:
             assert past[account.customer, account.kind, coin] == (available, freeze)
         touched = {(*posting.account, posting.coin) for posting in entry.postings}
-        assert touched == {(*after.account, after.coin) for after in entry.balances}
+        assert touched == {(*after[0], after[1]) for after in entry.balances}
         assert touched == self.model.touched.get(entry.seq, set())
         assert (entry.seq, "ok" if entry.refusal is None else entry.refusal["code"]) == (kept.seq, kept.code)
 

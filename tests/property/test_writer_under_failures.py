@@ -109,8 +109,8 @@ def check_journal(ledger: Ledger, told: dict[str, int]) -> None:
     for entry in entries:
         for posting in entry.postings:
             sums.setdefault((posting.account, posting.coin), [0, 0])[posting.side == "freeze"] += posting.units
-        for after in entry.balances:
-            assert sums[after.account, after.coin] == [after.available, after.freeze]
+        for account, coin, *sides in entry.balances:
+            assert sums[account, coin] == sides
     for (account, coin), (available, freeze) in sums.items():
         assert ledger.account(account).balance(coin) == Balance(available, freeze)
 

@@ -1,8 +1,8 @@
 """
 What the rules share: their view of the books, and how postings become balances.
 
-Every operation that moves money ends in :func:`post`, the only place where balances change, and where no customer's
-balance can fall below zero.
+Every operation that moves money ends in :func:`post`, or in :func:`shift` if it moves units from one side of a line to
+the other. Balances change nowhere else, and no customer's can fall below zero there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from spotledger.domain.accounts import Account, Coin, may_be_negative
 from spotledger.domain.amounts import UNITS_LIMIT, format_amount
-from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold, Move, Posting, new_tuple, postings_of
+from spotledger.domain.journal import (
+    AVAILABLE,
+    FREEZE,
+    BalanceAfter,
+    Entry,
+    Hold,
+    Move,
+    Posting,
+    new_tuple,
+    postings_of,
+)
 from spotledger.domain.operations import HoldKey, HoldName, SettleSide, Unfreeze, Withdraw
 from spotledger.domain.positions import Epochs
 from spotledger.errors import (
@@ -126,7 +136,7 @@ class Decision(NamedTuple):
 
 def post(moves: Iterable[LineMove], holds: tuple[Hold, ...] = ()) -> Decision:
     """
-    Change the lines by *moves*, of which those of zero units move nothing; the only place where balances change.
+    Change the lines by *moves*, of which those of zero units move nothing.
 
     Raises:
         BalanceTooLarge: A balance would reach 10**38 units; nothing is changed.
@@ -147,13 +157,35 @@ def post(moves: Iterable[LineMove], holds: tuple[Hold, ...] = ()) -> Decision:
         else:
             line.freeze += units
         posted.append((line.place, side, units, hold))
-    balances = []
+    balances: list[BalanceAfter] = []
     for line in lines:
         available, freeze = line.available, line.freeze
         if available < 0 or freeze < 0 or available + freeze >= UNITS_LIMIT:
             _check_bounds(line, posted, lines)
-        balances.append(new_tuple(BalanceAfter, (line.account, line.coin, available, freeze)))
+        balances.append((line.account, line.coin, available, freeze))
     return new_tuple(Decision, (tuple(posted), tuple(balances), holds, lines))
+
+
+def shift(line: Line, units: int, source: str, hold_id: int, hold: Hold) -> Decision:
+    """
+    Move *units*, > 0, from the side *source* of *line* to its other side, for the hold *hold_id*, left as *hold*.
+
+    It does what :func:`post` does with the two moves, for the most frequent operations, in a third of the time.
+
+    Raises:
+        LedgerCorrupt: A balance that must not be negative would be; the rule should have refused the operation.
+    """
+    if source == AVAILABLE:
+        moves: tuple[Move, ...] = ((0, AVAILABLE, -units, None), (0, FREEZE, units, hold_id))
+        available, freeze = line.available - units, line.freeze + units
+    else:
+        moves = ((0, FREEZE, -units, hold_id), (0, AVAILABLE, units, None))
+        available, freeze = line.available + units, line.freeze - units
+    line.available, line.freeze = available, freeze
+    if available < 0 or freeze < 0:
+        _check_bounds(line, moves, (line,))
+    balances = ((line.account, line.coin, available, freeze),)
+    return new_tuple(Decision, (moves, balances, (hold,), (line,)))
 
 
 def _check_bounds(line: Line, moves: Sequence[Move], lines: Sequence[Line]) -> None:
@@ -238,7 +270,7 @@ def usable_hold(
         _check_hold_is_meant(named, name, hold, state, field)
     if hold is not None and hold.expires_ms is not None and now_ms >= hold.expires_ms:
         raise HoldExpired(f"hold {hold.hold_id} expired at {hold.expires_ms}; the time is {now_ms}", field=field)
-    return open_hold(name, hold, field)
+    return hold if hold is not None and hold.remaining else open_hold(name, hold, field)
 
 
 def _check_hold_is_meant(

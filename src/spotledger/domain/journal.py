@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from spotledger.domain.accounts import Account
@@ -59,20 +58,10 @@ class Posting(NamedTuple):
 Move: TypeAlias = tuple[int, str, int, int | None]
 
 
-class BalanceAfter(NamedTuple):
-    """Both sides of one account and coin after an entry, in units."""
-
-    account: Account
-    coin: str
-    available: int
-    freeze: int
-
-
-class HoldAfter(NamedTuple):
-    """What remains of a hold after an entry, in units."""
-
-    hold: int
-    remaining: int
+#: Both sides of one account and coin after an entry: account, coin, available, freeze; in units. No named tuple either.
+BalanceAfter: TypeAlias = tuple[Account, str, int, int]
+#: What remains of a hold after an entry: its id, and units.
+HoldAfter: TypeAlias = tuple[int, int]
 
 
 class Hold(NamedTuple):
@@ -127,10 +116,9 @@ def key_actor(accesskey: str) -> str:
     return KEY_ACTOR + accesskey[:KEY_ACTOR_CHARACTERS]
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(NamedTuple):
     """
-    One immutable record of the journal. (The class is not frozen, which would make it five times as slow to create.)
+    One immutable record of the journal.
 
     ``seq`` counts 1, 2, 3 … without gaps, and ``booked_ms`` never falls along it. ``request`` is the canonical request.
     A kept refusal has a ``refusal`` (code, detail, details). It has no postings, and neither has a listing, a

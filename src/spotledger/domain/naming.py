@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar, get_args
 
 from spotledger.domain.accounts import Account
 from spotledger.domain.fields import ACCOUNT, CUSTOMER, HOLD, SEQ, SIDE, HoldKey, HoldName, fields_of
+from spotledger.domain.journal import new_tuple
 from spotledger.domain.operations import OPERATIONS, Expire, Operation, Reverse, Settle, SettleSide, Unfreeze, Withdraw
 from spotledger.domain.positions import Epochs, parse_position
 
@@ -79,18 +80,12 @@ def _holds_of_sides(operation: Settle) -> tuple[HoldName, ...]:
 
 
 #: By class: return the holds that an operation names. They are in its field ``hold``, or in the two sides of a fill.
-_HOLDS_OF: Final[dict[type[Any], Callable[[Any], tuple[HoldName, ...]]]] = {
+HOLDS_OF: Final[dict[type[Any], Callable[[Any], tuple[HoldName, ...]]]] = {
     kind: read
     for kind in get_args(Operation)
     for form, read in ((HOLD, _hold_of), (SIDE, _holds_of_sides))
     if any(field.form is form for field in fields_of(kind))
 }
-
-
-def holds_of(operation: Operation) -> tuple[HoldName, ...]:
-    """Return the holds that *operation* names."""
-    read = _HOLDS_OF.get(type(operation))
-    return () if read is None else read(operation)
 
 
 def _accounts_of(kind: type[Any]) -> Callable[[Any], tuple[Account, ...]]:
@@ -101,6 +96,9 @@ def _accounts_of(kind: type[Any]) -> Callable[[Any], tuple[Account, ...]]:
         for field in fields_of(kind)
         if field.form is CUSTOMER
     ]
+    if len(readers) == 1 and not any(field.form is ACCOUNT and field.takes_none for field in fields_of(kind)):
+        [only] = readers
+        return lambda operation: (new_tuple(Account, only(operation)),)
     # Beside a hold there is no account, and there need be no customer.
     return lambda operation: tuple([Account(*named) for read in readers if None not in (named := read(operation))])
 
@@ -119,7 +117,3 @@ ACCOUNTS_OF: Final[dict[type[Any], Callable[[Any], tuple[Account, ...]]]] = {
     if any(field.form is CUSTOMER for field in fields_of(kind))
     and not any(field.form in (HOLD, SEQ) and field.is_required for field in fields_of(kind))
 }
-#: The operations that say when something happened.
-DATED: Final[tuple[type[Any], ...]] = tuple(
-    kind for kind in OPERATIONS if any(field.name == "happened_ms" for field in fields_of(kind))
-)

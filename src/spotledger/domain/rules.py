@@ -27,6 +27,7 @@ from spotledger.domain.books import (
     open_hold,
     post,
     registered,
+    shift,
     usable_hold,
 )
 from spotledger.domain.journal import AVAILABLE, FREEZE, Hold, new_tuple
@@ -135,7 +136,7 @@ def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms:
     line = state.line(account, coin.name)
     enough_available(line, coin, units)
     values = (seq, line.account, coin.name, units, units, operation.reference, operation.expires_ms, now_ms, None)
-    return post(((line, AVAILABLE, -units, None), (line, FREEZE, units, seq)), (new_tuple(Hold, values),))
+    return shift(line, units, AVAILABLE, seq, new_tuple(Hold, values))
 
 
 def _unfreeze(operation: Unfreeze, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
@@ -178,9 +179,10 @@ def _use_hold(hold: Hold, units: int, target: Account, subject: Subject, state: 
     enough_remaining(hold, known(subject.coin, hold), units)
     account, coin, hold_id = hold.account, hold.coin, hold.hold_id
     paying = state.line(account, coin)
-    paid = paying if target is account else state.line(target, coin)
     after = hold.after(hold.remaining - units, seq)
-    return post(((paying, FREEZE, -units, hold_id), (paid, AVAILABLE, units, None)), (after,))
+    if target is account:
+        return shift(paying, units, FREEZE, hold_id, after)
+    return post(((paying, FREEZE, -units, hold_id), (state.line(target, coin), AVAILABLE, units, None)), (after,))
 
 
 _SUBJECTS: dict[type[Any], Callable[[Any, State], AnySubject]] = {

@@ -238,8 +238,10 @@ def settle_request(operation: Settle, fill: Fill) -> dict[str, Any]:
 def _side_request(side: SettleSide, part: Part | None) -> dict[str, Any]:
     hold, release = side.hold, side.release
     request: dict[str, Any] = {"hold": {"key": hold.key} if isinstance(hold, HoldKey) else hold}
-    _add_amount(request, "fee", side.fee, part and part.fee)
-    _add_amount(request, "dust", side.dust, part and part.dust)
+    if side.fee is not None and not side.fee.is_zero():
+        request["fee"] = _amount_request(side.fee, part and part.fee)
+    if side.dust is not None and not side.dust.is_zero():
+        request["dust"] = _amount_request(side.dust, part and part.dust)
     if release == REST:
         request["release"] = REST
     elif release is not None and part is None:
@@ -249,13 +251,9 @@ def _side_request(side: SettleSide, part: Part | None) -> dict[str, Any]:
     return request
 
 
-def _add_amount(request: dict[str, Any], name: str, amount: CoinAmount | None, units: int | None) -> None:
-    if amount is None or amount.is_zero():
-        return
-    if units is None:
-        request[name] = {"coin": amount.coin, "amount": normal_amount(amount.amount)}
-    else:
-        request[name] = {"coin": amount.coin, "units": str(units)}
+def _amount_request(amount: CoinAmount, units: int | None) -> dict[str, str]:
+    coin, text = amount
+    return {"coin": coin, "amount": normal_amount(text)} if units is None else {"coin": coin, "units": str(units)}
 
 
 def differing_settle_field(kept: Mapping[str, Any], operation: Settle, scale_of: Callable[[str], int]) -> str | None:

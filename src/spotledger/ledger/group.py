@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from spotledger.domain import rules
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, HOUSE_KIND, Account, may_be_negative, receivable_of
 from spotledger.domain.books import NO_SUBJECT, Decision
-from spotledger.domain.journal import LEDGER, LIBRARY, Entry, HoldAfter, new_tuple
-from spotledger.domain.naming import ACCOUNTS_OF, DATED, LOCATING, holds_of
+from spotledger.domain.journal import LEDGER, LIBRARY, Entry, new_tuple
+from spotledger.domain.naming import ACCOUNTS_OF, HOLDS_OF, LOCATING
 from spotledger.domain.operations import (
     Deposit,
     Expire,
@@ -53,6 +53,8 @@ CHAIN_LIMIT: Final = 1_000
 Chains: TypeAlias = Sequence[Hashable | None]
 
 _NOTHING: Final = Decision()
+#: The accounts that nearly every group touches.
+_OF_THE_HOUSE: Final = frozenset({EXTERNAL, FEES, DUST})
 
 
 class Receipt(NamedTuple):
@@ -138,21 +140,24 @@ class Group:
         """Load what the rules will ask for, *piece* keys or accounts at a time; at first, let due holds expire."""
         store, overlay = self._store, self._overlay
         due = [] if self.outcomes else store.due_holds(self._now_ms, EXPIRIES_A_GROUP)
-        keys, known = [*map(expiry_key, due), *wanted.keys, *wanted.hold_keys], overlay.known
+        keys, known = [*map(expiry_key, due), *wanted.keys], overlay.known
+        if wanted.hold_keys:  # most are keys of the group itself
+            keys = list(dict.fromkeys([*keys, *wanted.hold_keys]))
         for start in range(0, len(keys), piece):
             if start:
                 yield
             known.update(store.find_keys(keys[start : start + piece]))
         hold_ids = {*due, *wanted.holds}
-        hold_ids.update(known[key] for key in wanted.hold_keys if key in known)
+        if wanted.hold_keys:
+            hold_ids.update([known[key] for key in wanted.hold_keys if key in known])
         accounts = set(wanted.accounts)
         if hold_ids:
             store.load((), (), hold_ids)
-        for hold_id in hold_ids:
-            hold = overlay.hold(hold_id)
-            if hold is not None:
-                overlay.know(hold)
-                accounts.add(hold.account)
+            for hold_id in hold_ids:
+                hold = overlay.hold(hold_id)
+                if hold is not None:
+                    overlay.know(hold)
+                    accounts.add(hold.account)
         for seq in wanted.entries:
             accounts |= _accounts_of_entry(overlay.entry(seq))
         in_order = list(accounts)
@@ -160,7 +165,7 @@ class Group:
             if start:
                 yield
             part = in_order[start : start + piece]
-            store.load({customer for customer, kind in part if kind != HOUSE_KIND}, part, ())
+            store.load([customer for customer, kind in part if kind != HOUSE_KIND], part, ())
         for hold_id in due:
             hold = overlay.hold(hold_id)
             if hold is None or hold.remaining:  # the group before this one may have closed it
@@ -230,13 +235,14 @@ class Group:
         """Append the entry of an *operation* that *actor* asked for and that was decided, or of its kept *refusal*."""
         seq, kind, key = self._overlay.head.seq + len(self.entries) + 1, operation.kind, operation.key
         moves, balances, opened_or_used, _ = decision
-        holds = tuple([new_tuple(HoldAfter, (hold[0], hold[4])) for hold in opened_or_used])
-        happened_ms = operation.happened_ms if isinstance(operation, DATED) else None
-        request = rules.request_of(operation, subject)
-        entry = Entry(seq, kind, key, self._now_ms, request, moves, balances, holds, happened_ms, None, actor)
+        holds = tuple([(hold[0], hold[4]) for hold in opened_or_used])
+        request, why = rules.request_of(operation, subject), None
         if refusal is not None:
-            refusal.seq, refusal.epoch = entry.seq, self._overlay.epochs.current
-            entry.refusal = {"code": refusal.code, "detail": refusal.message, "details": refusal.details}
+            refusal.seq, refusal.epoch = seq, self._overlay.epochs.current
+            why = {"code": refusal.code, "detail": refusal.message, "details": refusal.details}
+        happened_ms = request.get("happened_ms")
+        values = (seq, kind, key, self._now_ms, request, moves, balances, holds, happened_ms, why, actor)
+        entry = new_tuple(Entry, values)
         self._overlay.take(entry, decision)
         return entry
 
@@ -302,19 +308,20 @@ def wanted_of(operations: Sequence[Operation]) -> Wanted:
     hold_keys: list[str] = []
     holds: set[int] = set()
     entries: set[int] = set()
-    accounts = {EXTERNAL, FEES, DUST}
+    accounts = set(_OF_THE_HOUSE)
     for operation in operations:
+        kind = type(operation)
         keys.append(operation.key)
-        accounts_of = _ACCOUNTS.get(type(operation))
-        if accounts_of is not None:
-            accounts.update(accounts_of(operation))
-        elif type(operation) is Reverse:
+        if kind in _ACCOUNTS:
+            accounts.update(_ACCOUNTS[kind](operation))
+        elif isinstance(operation, Reverse):
             entries.add(parse_position(operation.seq, "seq").seq)
-        for hold in holds_of(operation):
-            if isinstance(hold, HoldKey):
-                hold_keys.append(hold.key)
-            else:
-                holds.add(seq_of_text(hold))
+        if kind in HOLDS_OF:
+            for hold in HOLDS_OF[kind](operation):
+                if isinstance(hold, HoldKey):
+                    hold_keys.append(hold.key)
+                else:
+                    holds.add(seq_of_text(hold))
     return Wanted(keys, hold_keys, holds, accounts, entries)
 
 

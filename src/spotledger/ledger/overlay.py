@@ -73,8 +73,12 @@ class Overlay:
 
     def coin(self, name: str) -> Coin | None:
         """Return the listed coin, or None."""
-        listed = self._listed.get(name) or self._coins.get(name)
-        return listed if listed is not None or self._before is None else self._before.coin(name)
+        listed = self._listed.get(name)
+        if listed is None:
+            listed = self._coins.get(name)
+            if listed is None and self._before is not None:
+                return self._before.coin(name)
+        return listed
 
     def has_customer(self, customer: str) -> bool:
         """Say whether *customer* is registered."""
@@ -113,7 +117,9 @@ class Overlay:
 
     def entry_of_key(self, key: str) -> Entry | None:
         """Return the entry that has *key*, or None."""
-        entry = self._new_entry_of(key)
+        entry = self._keys.get(key)
+        if entry is None and self._before is not None:
+            entry = self._before._keys.get(key)
         if entry is None and key in self.known:
             entry = self._keys[key] = found(self._store.entry(self.known[key]))
         return entry
@@ -140,13 +146,15 @@ class Overlay:
 
     def take(self, entry: Entry, decision: Decision) -> None:
         """Append *entry*, made of *decision*, and apply it, so that later operations of the group see it."""
-        named = self._named_by(entry) if entry.kind in _NAMING and entry.refusal is None else None
+        named, holds = None, decision.holds
+        if not holds and entry.kind in _NAMING and entry.refusal is None:
+            named = self._named_by(entry)
         if self._undo is not None:
             self._note_undo(self._undo, entry, decision, named)
         self._entries.append(entry)
         self._decisions.append(decision)
         self._keys[entry.key] = entry
-        for hold in decision.holds:
+        for hold in holds:
             self._holds[hold[0]] = hold
         if named is not None:
             values, name, value = named

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, NamedTuple, cast
 
 import msgspec
 
+from spotledger.domain.accounts import Account
 from spotledger.domain.journal import (
     REQUEST_FORMAT,
     BalanceAfter,
@@ -84,6 +85,22 @@ class EntryChanges(msgspec.Struct, gc=False):
     refusal: dict[str, Any] | None = None
 
 
+class _Written(msgspec.Struct, gc=False, omit_defaults=True):
+    """An entry as it is encoded: units are text, and what it has not is left out."""
+
+    seq: int
+    kind: str
+    key: str
+    booked_ms: int
+    actor: str
+    request: dict[str, Any]
+    happened_ms: int | None = None
+    refusal: dict[str, Any] | None = None
+    balances: Sequence[tuple[Account, str, str, str]] = ()
+    postings: Sequence[tuple[Any, ...]] = ()
+    holds: Sequence[tuple[int, str]] = ()
+
+
 _encode = msgspec.json.Encoder().encode
 # Not strict: units are stored as decimal text.
 _decode = msgspec.json.Decoder(_Stored, strict=False).decode
@@ -97,39 +114,21 @@ def encode_entry(entry: Entry) -> bytes:
     Raises:
         LedgerCorrupt: A move has no balance in the entry, or the request is of another kind.
     """
-    document: dict[str, Any] = {
-        "seq": entry.seq,
-        "kind": entry.kind,
-        "key": entry.key,
-        "booked_ms": entry.booked_ms,
-        "actor": entry.actor,
-    }
-    if entry.happened_ms is not None:
-        document["happened_ms"] = entry.happened_ms
-    document["request"] = request = entry.request.copy()
-    if (request.pop("format", None), request.pop("op", None)) != (REQUEST_FORMAT, entry.kind):
-        raise LedgerCorrupt(f"the request of entry {entry.seq} is not a {entry.kind} of format {REQUEST_FORMAT}")
-    if entry.refusal is not None:
-        document["refusal"] = entry.refusal
-    if not entry.moves:
-        return _encode(document)
-    return b"%b%b}" % (_encode(document)[:-1], _encode_moves(entry).encode())
-
-
-def _encode_moves(entry: Entry) -> str:
-    """Return what an entry moves, as members of its JSON; nothing in it needs an escape."""
-    moves, balances, count = [], [], len(entry.balances)
-    for (customer, kind), coin, available, freeze in entry.balances:
-        balances.append(f'[["{customer}","{kind}"],"{coin}","{available}","{freeze}"]')
-    for place, side, units, hold in entry.moves:
-        if place >= count:
-            raise LedgerCorrupt(f"entry {entry.seq} does not say what line {place} has after it")
-        moves.append(f'[{place},"{side}","{units}"]' if hold is None else f'[{place},"{side}","{units}",{hold}]')
-    text = f',"balances":[{",".join(balances)}],"postings":[{",".join(moves)}]'
-    if entry.holds:
-        holds = [f'[{hold},"{remaining}"]' for hold, remaining in entry.holds]
-        return f'{text},"holds":[{",".join(holds)}]'
-    return text
+    seq, kind, key, booked_ms, request, moves, balances, holds, happened_ms, refusal, actor = entry
+    request = request.copy()
+    if (request.pop("format", None), request.pop("op", None)) != (REQUEST_FORMAT, kind):
+        raise LedgerCorrupt(f"the request of entry {seq} is not a {kind} of format {REQUEST_FORMAT}")
+    written = _Written(seq, kind, key, booked_ms, actor, request, happened_ms, refusal)
+    if moves:
+        written.balances = [(owner, coin, str(available), str(freeze)) for owner, coin, available, freeze in balances]
+        written.postings = postings = []
+        for place, side, units, hold in moves:
+            if place >= len(balances):
+                raise LedgerCorrupt(f"entry {seq} does not say what line {place} has after it")
+            postings.append((place, side, str(units)) if hold is None else (place, side, str(units), hold))
+        if holds:
+            written.holds = [(hold, str(remaining)) for hold, remaining in holds]
+    return _encode(written)
 
 
 def decode_entry(body: bytes | str) -> Entry:

@@ -159,8 +159,9 @@ class OpenSegments:
         return found
 
     def _put_hold(self, segment: OpenSegment, hold: Hold) -> None:
-        hold_id, customer = hold.hold_id, hold.account.customer
+        hold_id = hold.hold_id
         if hold_id not in segment.holds:
+            customer = hold.account.customer
             owned = segment.holds_of.get(customer)
             if owned is None:
                 owned = segment.holds_of[customer] = {}

@@ -8,13 +8,13 @@ import pytest
 
 from spotledger.domain.accounts import EXTERNAL, Account, receivable_of
 from spotledger.domain.amounts import UNITS_LIMIT
-from spotledger.domain.books import Decision, Line, post, usable_hold
+from spotledger.domain.books import Decision, Line, LineMove, post, shift, usable_hold
 from spotledger.domain.journal import AVAILABLE, FREEZE, Hold
 from spotledger.domain.operations import Unfreeze
 from spotledger.errors import BalanceTooLarge, HoldClosed, HoldExpired, LedgerCorrupt, UnknownHold
 
 ANN = Account("ann", "spot")
-
+HOLD = Hold(1, ANN, "btc", 9, 2, None, None, 5)
 
 NAMED = Unfreeze("k", "7")
 STATE: Any = None  # nothing is asked of it without a precondition
@@ -73,6 +73,41 @@ def test_balance_below_zero_is_damage(side: str) -> None:
         post([(outside, AVAILABLE, 11, None), (ann, side, -11, None)])
     assert (balance(ann), balance(outside)) == ((10, 10), (0, 0))
     assert post([(ann, side, -10, None)]).balances
+
+
+def moves_of_shift(source: str, ann: Line) -> list[LineMove]:
+    """Return the moves of 7 units of the hold 1 from the side *source* of *ann* to the other."""
+    if source == AVAILABLE:
+        return [(ann, AVAILABLE, -7, None), (ann, FREEZE, 7, 1)]
+    return [(ann, FREEZE, -7, 1), (ann, AVAILABLE, 7, None)]
+
+
+@pytest.mark.parametrize("source", [AVAILABLE, FREEZE])
+def test_shift_does_what_posting_the_two_moves_does(source: str) -> None:
+    """The short way for one line decides the same, and is undone in the same way."""
+    shifted, posted = line(10, 9), line(10, 9)
+    decision = shift(shifted, 7, source, 1, HOLD)
+    expected = post(moves_of_shift(source, posted), (HOLD,))
+    assert decision[:3] == expected[:3]
+    assert (list(decision.lines), balance(shifted)) == ([shifted], balance(posted))
+    decision.undo()
+    assert balance(shifted) == (10, 9)
+
+
+@pytest.mark.parametrize("source", [AVAILABLE, FREEZE])
+def test_shift_of_more_than_there_is_is_damage(source: str) -> None:
+    """A side that would fall below zero is a broken invariant, and the line stays as it was."""
+    ann = line(6, 6)
+    with pytest.raises(LedgerCorrupt):
+        shift(ann, 7, source, 1, HOLD)
+    assert balance(ann) == (6, 6)
+
+
+def test_shift_to_a_side_below_zero_passes() -> None:
+    """Only the side that pays is looked at: an account that may owe gets back what it has frozen."""
+    outside = line(-50, 8, account=EXTERNAL)
+    assert shift(outside, 7, FREEZE, 1, HOLD).balances == ((EXTERNAL, "btc", -43, 1),)
+    assert shift(outside, 2, AVAILABLE, 1, HOLD).balances == ((EXTERNAL, "btc", -45, 3),)
 
 
 @pytest.mark.parametrize("account", [EXTERNAL, receivable_of("ann")])

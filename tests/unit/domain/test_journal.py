@@ -11,10 +11,8 @@ from spotledger.domain.accounts import EXTERNAL, Account, Coin
 from spotledger.domain.books import Subject
 from spotledger.domain.journal import (
     ACTOR,
-    BalanceAfter,
     Entry,
     Hold,
-    HoldAfter,
     Posting,
     key_actor,
     opened_hold,
@@ -223,8 +221,8 @@ def freeze_entry(**changes: Any) -> Entry:
         "booked_ms": 1000,
         "request": kept_of(FREEZE),
         "moves": ((0, "available", -UNITS, None), (0, "freeze", UNITS, 9)),
-        "balances": (BalanceAfter(ANN, "btc", 5, UNITS + 3),),
-        "holds": (HoldAfter(9, UNITS),),
+        "balances": ((ANN, "btc", 5, UNITS + 3),),
+        "holds": ((9, UNITS),),
         **changes,
     }
     return Entry(**values)
@@ -253,7 +251,7 @@ def test_posting_balances_are_worked_back_from_the_end() -> None:
     assert freeze_entry().posting_balances() == [5, UNITS + 3]
     entry = freeze_entry(
         moves=((0, "available", -7, None), (1, "available", 4, None), (0, "available", 3, None)),
-        balances=(BalanceAfter(ANN, "btc", 100, 0), BalanceAfter(EXTERNAL, "btc", -50, 0)),
+        balances=((ANN, "btc", 100, 0), (EXTERNAL, "btc", -50, 0)),
     )
     assert entry.posting_balances() == [97, -50, 100]
     assert entry.postings[1:] == (Posting(EXTERNAL, "btc", "available", 4), Posting(ANN, "btc", "available", 3))

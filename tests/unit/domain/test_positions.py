@@ -142,13 +142,12 @@ def test_entry_that_begins_an_epoch_says_all_of_them() -> None:
 def test_entry_with_impossible_epochs_is_damage(change: dict[str, Any]) -> None:
     """Epochs rise with the entries; anything else, or another kind of entry, is damage."""
     entry = begin_epoch(PLAIN.begun(2, 10), 20, 5, 1, "restored", "b")
-    entry.request = {**entry.request, **change}
+    entry = entry._replace(request={**entry.request, **change})
     with pytest.raises(LedgerCorrupt):
         epochs_after(entry)
     sound = begin_epoch(PLAIN, 20, 5, 1, "restored", "b")
-    sound.kind = "deposit"
     with pytest.raises(LedgerCorrupt):
-        epochs_after(sound)
+        epochs_after(sound._replace(kind="deposit"))
 
 
 def test_next_epoch_is_above_the_last() -> None:

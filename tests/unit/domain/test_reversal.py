@@ -8,7 +8,7 @@ import pytest
 
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, Account, receivable_of
 from spotledger.domain.books import Line
-from spotledger.domain.journal import AVAILABLE, FREEZE, BalanceAfter, Entry, Posting
+from spotledger.domain.journal import AVAILABLE, FREEZE, Entry, Posting
 from spotledger.domain.operations import Reverse
 from spotledger.domain.reversal import Target, reverse
 from spotledger.errors import AlreadyReversed, HouseShort, InvalidRequest, UnknownEntry
@@ -31,7 +31,7 @@ class Books:
 def entry(kind: str, *postings: Posting, **more: Any) -> Entry:
     """Return the entry 5 of *kind* with *postings*."""
     lines = dict.fromkeys((posting.account, posting.coin) for posting in postings)
-    balances = tuple(BalanceAfter(account, coin, 0, 0) for account, coin in lines)
+    balances = tuple((account, coin, 0, 0) for account, coin in lines)
     return Entry(5, kind, "key", 1, {}, moved(postings, balances), balances, **more)
 
 

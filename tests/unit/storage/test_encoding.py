@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from spotledger.domain.accounts import EXTERNAL, Account
-from spotledger.domain.journal import BalanceAfter, Entry, HoldAfter
+from spotledger.domain.journal import Entry
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import (
     chain_hash,
@@ -35,8 +35,8 @@ def entry(**changes: Any) -> Entry:
         "happened_ms": 5,
         "request": {"reference": "引用 ✓", "units": str(HUGE), "deep": {"key": "a"}},
         "moves": ((0, "available", -HUGE, None), (0, "freeze", HUGE, 7)),
-        "balances": (BalanceAfter(ANN, "btc", 0, HUGE), BalanceAfter(EXTERNAL, "btc", -HUGE, 0)),
-        "holds": (HoldAfter(7, HUGE),),
+        "balances": ((ANN, "btc", 0, HUGE), (EXTERNAL, "btc", -HUGE, 0)),
+        "holds": ((7, HUGE),),
         **changes,
     }
     values["request"] = {"format": 1, "op": values["kind"], **values["request"]}

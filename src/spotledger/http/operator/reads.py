@@ -27,7 +27,7 @@ from spotledger.domain.accounts import (
     check_coin,
     receivable_of,
 )
-from spotledger.domain.journal import ACTOR, BalanceAfter, Entry, Hold
+from spotledger.domain.journal import ACTOR, Entry, Hold
 from spotledger.domain.positions import parse_position
 from spotledger.errors import InvalidRequest, NotFound
 from spotledger.http.h1.request import Reply, Request
@@ -322,10 +322,7 @@ class ReadCalls:
         return positioned(json_answer(await encoded_in_pieces(body, "entries", found, self._entry_answer)), body)
 
     def _after_answers(self, balances: dict[tuple[Account, str], Balance]) -> list[AfterAnswer]:
-        return [
-            after_answer(BalanceAfter(account, coin, *balance), self._texts)
-            for (account, coin), balance in balances.items()
-        ]
+        return [after_answer((account, coin, *balance), self._texts) for (account, coin), balance in balances.items()]
 
     # --- the trial balance ----------------------------------------------------------------------------
 

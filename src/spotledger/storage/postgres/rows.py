@@ -215,9 +215,9 @@ def balance_after(body: bytes, account: Account, coin: str) -> Balance:
         LedgerCorrupt: The entry does not say.
     """
     entry = decode_entry(body)
-    for after in entry.balances:
-        if after.account == account and after.coin == coin:
-            return Balance(after.available, after.freeze)
+    for owner, name, available, freeze in entry.balances:
+        if owner == account and name == coin:
+            return Balance(available, freeze)
     raise LedgerCorrupt(f"entry {entry.seq} does not say what {account.customer} has of {coin} after it")
 
 

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
         def changes(self) -> int:
             """Return how many rows the last statement changed."""
 
+        def config(self, option: int, value: int, /) -> int:
+            """Set one of SQLite's options of a connection."""
+
         def create_scalar_function(self, name: str, function: Any, /) -> None:
             """Make *function* known to SQL; it takes any number of arguments."""
 

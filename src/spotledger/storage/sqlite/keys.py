@@ -155,6 +155,9 @@ class _Refusing:
     def set_busy_timeout(self, milliseconds: int, /) -> None:
         """Do nothing: it waits for nobody."""
 
+    def config(self, option: int, value: int, /) -> int:
+        raise self._damage
+
     def create_scalar_function(self, name: str, function: Any, /) -> None:
         raise self._damage
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from spotledger.clock import UNKNOWN_BOOT, Moment
+from spotledger.domain.journal import new_tuple
 from spotledger.domain.positions import Epochs
 from spotledger.errors import JournalShorter, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head
@@ -174,7 +175,9 @@ class HeadNote:
             moment: The trusted time now; None leaves the time as it was noted.
         """
         time_ms, boot_id, steady_ms = moment or self.moment or Moment(0)
-        note = Note(self._ledger_id, self.epochs.current, head.seq, head.hash, time_ms, keys_change, boot_id, steady_ms)
+        seq, head_hash, _ = head
+        values = (self._ledger_id, self.epochs.current, seq, head_hash, time_ms, keys_change, boot_id, steady_ms)
+        note = new_tuple(Note, values)
         try:
             self._file.write(note)
         except OSError as problem:

@@ -102,15 +102,15 @@ class SqliteReads(ABC):
         if len(digests) > DIGESTS_KEPT:
             digests.clear()
         memory, sealed = self._memory, not (self._is_built and self._filter.is_empty())
-        for key in dict.fromkeys(keys):
+        for key in keys:
             digest = digests[key] = key_digest(key)
             seq = memory.key_seq(digest)
             if seq is None:
-                seq = self._sealed_key(key, digest) if sealed else None
+                if not sealed or (seq := self._sealed_key(key, digest)) is None:
+                    continue
             elif memory.opened_by(key) != seq:  # an open segment has the key itself of each hold that it opened
                 self._check_key(seq, key, LedgerCorrupt)
-            if seq is not None:
-                known[key] = seq
+            known[key] = seq
         return known
 
     def _sealed_key(self, key: str, digest: bytes) -> int | None:
@@ -136,10 +136,13 @@ class SqliteReads(ABC):
     def load(self, customers: Iterable[str], accounts: Iterable[Account], holds: Iterable[int]) -> None:
         """Bring into memory what the rules will ask for, in a few queries whatever the number."""
         memory = self._memory
-        unknown = [customer for customer in customers if not memory.has_customer(customer)]
-        missing = []
+        states, registered = memory.accounts, memory.known_customers
+        unknown, missing = [], []
+        for customer in customers:
+            if customer not in registered and not memory.has_customer(customer):
+                unknown.append(customer)
         for account in accounts:
-            state = memory.accounts.get(account)
+            state = states.get(account)
             if state is None or not state.complete:
                 missing.append(account)
         if unknown:
@@ -147,7 +150,8 @@ class SqliteReads(ABC):
             memory.known_customers.update(dict.fromkeys(found))
         if missing:
             self._load_accounts(missing)
-        self._load_holds(holds)
+        if holds:
+            self._load_holds(holds)
 
     def _load_accounts(self, accounts: Sequence[Account]) -> None:
         rows = self._from_books(lambda books: books.balances_of(accounts))
@@ -218,9 +222,9 @@ class SqliteReads(ABC):
     def _balance_after(self, seq: int, account: Account, coin: str) -> Balance:
         """Return what the account has of *coin* after the entry *seq*, which touched it."""
         entry = self.entry(seq)
-        for after in entry.balances if entry is not None else ():
-            if after.account == account and after.coin == coin:
-                return Balance(after.available, after.freeze)
+        for owner, name, available, freeze in entry.balances if entry is not None else ():
+            if owner == account and name == coin:
+                return Balance(available, freeze)
         raise LedgerCorrupt(f"entry {seq} does not say what {account.customer} has of {coin} after it")
 
     def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:

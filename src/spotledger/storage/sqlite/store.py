@@ -146,6 +146,8 @@ class SqliteStore(RebuiltBooks):
             # A read must not rest on what the disk may lack: sync once before the first answer.
             self._write.execute("UPDATE ledger SET starts = starts + 1")
             self._write.set_busy_timeout(0)  # from now on it is used by the thread that serves
+            # The triggers refuse what others might do to an entry. Here each would be asked again for every INSERT.
+            self._write.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
         self._sealing = None
         if self._segment_entries >= PROCESS_ENTRIES:
             self._sealing = SealingProcess(SEALING_MODULE, [str(self._path), str(self._folder / BOOKS_FILE)])
@@ -379,11 +381,6 @@ class SqliteStore(RebuiltBooks):
         if self._waiting_rows is not None:
             yield self._write_late
         self._check_writing()
-        with translated("written", checked=True):
-            self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
-            if self._begun_seq is not None:
-                self._write.execute("UPDATE ledger SET epoch_seq = ?", (self._begun_seq,))
-        self._begun_seq = None
         yield self._sync
 
     def _write_late(self) -> None:
@@ -405,7 +402,11 @@ class SqliteStore(RebuiltBooks):
 
     def _sync(self) -> None:
         with translated("written", checked=True):
+            self._write.execute("UPDATE head SET seq = ?, hash = ?, booked_ms = ?", self._pending_head)
+            if self._begun_seq is not None:
+                self._write.execute("UPDATE ledger SET epoch_seq = ?", (self._begun_seq,))
             self._write.execute("COMMIT")
+        self._begun_seq = None
 
     def try_writing(self) -> None:
         """Write and sync something that means nothing, between groups."""

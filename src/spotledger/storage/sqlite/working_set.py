@@ -23,6 +23,8 @@ from spotledger.storage.open_segments import OpenSegment, OpenSegments, TouchedL
 
 #: Accounts that are looked at, and customers that are evicted, after one group.
 LOOKED_AT: Final = 2_000
+#: Entries that :meth:`WorkingSet.apply` reads a name of, besides what they move.
+NAMING: Final = frozenset({ListCoin.kind, RegisterCustomer.kind, Reverse.kind})
 
 
 class AccountState:
@@ -144,30 +146,30 @@ class WorkingSet(OpenSegments):
         closing: dict[Line, BalanceAfter] = {}
         segment, next_seq = None, 0
         for entry, decision in zip(entries, decisions, strict=True):
-            seq, key, lines = entry.seq, entry.key, decision.lines
+            seq, key = entry.seq, entry.key
+            _, balances, holds, lines = decision
             if seq >= next_seq or segment is None:
                 self._close_lines(closing)
                 segment = self._segment_of(seq)
                 next_seq = segment.first_seq + self._segment_entries
             segment.keys[digests.get(key) or key_digest(key)] = seq
-            if entry.refusal is not None:
-                continue
-            place = seq - segment.first_seq
-            for line in lines:
-                if line.segment is not segment:
-                    self._open_line(segment, line)
-                line.open.places.append(place)
-            closing.update(zip(lines, entry.balances, strict=True))
-            if decision.holds:
-                self._put_holds(segment, entry, decision.holds)
-            elif not lines or entry.kind == Reverse.kind:
+            if lines:
+                place = seq - segment.first_seq
+                for line in lines:
+                    if line.segment is not segment:
+                        self._open_line(segment, line)
+                    line.open.places.append(place)
+                closing.update(zip(lines, balances, strict=True))
+            if holds:
+                self._put_holds(segment, entry.kind, key, holds)
+            elif entry.kind in NAMING and entry.refusal is None:
                 self._take_name(segment, entry)
         self._close_lines(closing)
 
-    def _put_holds(self, segment: OpenSegment, entry: Entry, holds: Sequence[Hold]) -> None:
-        """Apply the holds that *entry* opened or changed."""
-        if entry.kind == Freeze.kind:
-            self._note_opened(segment, entry.key, holds[0])
+    def _put_holds(self, segment: OpenSegment, kind: str, key: str, holds: Sequence[Hold]) -> None:
+        """Apply the holds that an entry of this *kind* opened or changed, which has the idempotency key *key*."""
+        if kind == Freeze.kind:
+            self._note_opened(segment, key, holds[0])
         for hold in holds:
             self._put_hold(segment, hold)
 
@@ -216,7 +218,7 @@ class WorkingSet(OpenSegments):
         # Many holds have the same account and coin, so they share the objects.
         opened = opened_hold(entry, self.accounts[account].account, self.coins[coin].name)
         if opened is not None:
-            self._put_holds(segment, entry, (opened,))
+            self._put_holds(segment, entry.kind, entry.key, (opened,))
             return
         for hold_id, remaining in entry.holds:
             hold = self.hold(hold_id)

@@ -55,7 +55,7 @@ def after_each(entry: Entry) -> list[tuple[str, str]]:
 def test_deposit_is_answered_with_its_postings_and_balances() -> None:
     """What comes in is taken from the outside world, whose balance is below zero."""
     postings = (Posting(EXTERNAL, "usdt", AVAILABLE, -150_000_000), Posting(ALICE, "usdt", AVAILABLE, 150_000_000))
-    balances = (BalanceAfter(EXTERNAL, "usdt", -400_000_001, 0), BalanceAfter(ALICE, "usdt", 250_000_000, 100_000_000))
+    balances = ((EXTERNAL, "usdt", -400_000_001, 0), (ALICE, "usdt", 250_000_000, 100_000_000))
     request = {"format": 1, "op": "deposit", "customer": "alice", "coin": "usdt", "units": "150000000"}
     answer = said(write_answer(entry_of(postings, balances, request), None, texts_of()))
     assert answer["entry"]["request"] == {"op": "deposit", "customer": "alice", "coin": "usdt", "amount": "1.50"}
@@ -79,9 +79,7 @@ def test_each_posting_of_a_side_says_the_balance_right_after_it() -> None:
         Posting(ALICE, "usdt", AVAILABLE, 350),
         Posting(BOB, "usdt", AVAILABLE, -350),
     )
-    balances = tuple(
-        BalanceAfter(account, "usdt", units, 0) for account, units in ((ALICE, 1000), (BOB, 0), (FEES, 50))
-    )
+    balances = tuple((account, "usdt", units, 0) for account, units in ((ALICE, 1000), (BOB, 0), (FEES, 50)))
     expected = [
         ("-0.000003", "0.000007"),
         ("0.000003", "0.0000035"),
@@ -96,7 +94,7 @@ def test_each_posting_of_a_side_says_the_balance_right_after_it() -> None:
 def test_both_sides_of_one_account_are_told_apart() -> None:
     """A freeze moves from one side of a line to the other, and names its hold on that."""
     postings = (Posting(ALICE, "usdt", AVAILABLE, -(10**8)), Posting(ALICE, "usdt", FREEZE, 10**8, 7))
-    entry = entry_of(postings, (BalanceAfter(ALICE, "usdt", 2 * 10**8, 10**8),), holds=(HoldAfter(7, 10**8),))
+    entry = entry_of(postings, ((ALICE, "usdt", 2 * 10**8, 10**8),), holds=((7, 10**8),))
     answer = said(write_answer(entry, 7, texts_of()))
     assert [
         (line["side"], line["amount"], line["after"], line.get("hold")) for line in answer["entry"]["postings"]
@@ -111,7 +109,7 @@ def test_both_sides_of_one_account_are_told_apart() -> None:
 def test_opposite_units_of_coins_with_other_scales_are_other_amounts(coin: str, other: str) -> None:
     """Five units out and five in are the same amount only within one scale."""
     postings = (Posting(ALICE, coin, AVAILABLE, -5), Posting(ALICE, other, AVAILABLE, 5))
-    balances = (BalanceAfter(ALICE, coin, 1, 0), BalanceAfter(ALICE, other, 5, 0))
+    balances = ((ALICE, coin, 1, 0), (ALICE, other, 5, 0))
     amounts = [
         format_amount(-5, SCALES[coin], min(2, SCALES[coin])),
         format_amount(5, SCALES[other], min(2, SCALES[other])),
@@ -127,7 +125,7 @@ def test_same_units_with_the_same_sign_twice_keep_their_sign() -> None:
         Posting(BOB, "usdt", AVAILABLE, 10**8),
         Posting(FEES, "usdt", AVAILABLE, 0),
     )
-    balances = tuple(BalanceAfter(account, "usdt", 10**8, 0) for account in (EXTERNAL, ALICE, BOB, FEES))
+    balances = tuple((account, "usdt", 10**8, 0) for account in (EXTERNAL, ALICE, BOB, FEES))
     assert [amount for amount, _ in after_each(entry_of(postings, balances))] == ["-2.00", "1.00", "1.00", "0.00"]
 
 
@@ -181,6 +179,6 @@ def test_positions_have_their_epoch_in_later_ones() -> None:
     """The hold that an entry opened is named with the epoch of the entry."""
     epochs = Epochs([EpochStart(2, 5)])
     postings = (Posting(ALICE, "usdt", AVAILABLE, -1), Posting(ALICE, "usdt", FREEZE, 1, 7))
-    entry = entry_of(postings, (BalanceAfter(ALICE, "usdt", 0, 1),), holds=(HoldAfter(7, 1),))
+    entry = entry_of(postings, ((ALICE, "usdt", 0, 1),), holds=((7, 1),))
     answer = said(write_answer(entry, 7, texts_of(epochs)))
     assert (answer["epoch"], answer["hold"], answer["entry"]["postings"][1]["hold"]) == (2, "2-7", "2-7")

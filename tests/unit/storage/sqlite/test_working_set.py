@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spotledger.domain.accounts import Account, Balance, Coin
-from spotledger.domain.journal import BalanceAfter, Entry, Hold, HoldAfter
+from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import key_digest
 from spotledger.storage.sqlite import working_set
@@ -38,7 +38,7 @@ def deposit(seq: int, customer: str, available: int, **changes: Any) -> Entry:
         "key": f"k{seq}",
         "booked_ms": seq,
         "request": {},
-        "balances": (BalanceAfter(spot(customer), "btc", available, 0),),
+        "balances": ((spot(customer), "btc", available, 0),),
         **changes,
     }
     return Entry(**values)
@@ -54,14 +54,14 @@ def freeze(seq: int, customer: str, units: int, expires_ms: int | None = None) -
         kind="freeze",
         request={"expires_ms": expires_ms},
         moves=((0, "available", -units, None), (0, "freeze", units, seq)),
-        balances=(BalanceAfter(account, "btc", 0, units),),
-        holds=(HoldAfter(seq, units),),
+        balances=((account, "btc", 0, units),),
+        holds=((seq, units),),
     )
 
 
 def use(seq: int, hold: int, customer: str, remaining: int) -> Entry:
     """Return an entry that leaves so much of a hold."""
-    return deposit(seq, customer, 0, kind="unfreeze", holds=(HoldAfter(hold, remaining),))
+    return deposit(seq, customer, 0, kind="unfreeze", holds=((hold, remaining),))
 
 
 def test_apply_takes_over_keys_balances_and_touches(memory: WorkingSet) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from spotledger.domain.accounts import EXTERNAL, Account
-from spotledger.domain.journal import BalanceAfter, Entry, Hold, HoldAfter, opened_hold
+from spotledger.domain.journal import Entry, Hold, opened_hold
 from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
@@ -29,8 +29,8 @@ def entry(**changes: Any) -> Entry:
         "booked_ms": 1_700_000_000_000,
         "request": {**FREEZE, "units": str(HUGE), "reference": "order ✓"},
         "moves": ((0, "available", -HUGE, None), (0, "freeze", HUGE, 7)),
-        "balances": (BalanceAfter(ANN, "btc", 0, HUGE),),
-        "holds": (HoldAfter(7, HUGE),),
+        "balances": ((ANN, "btc", 0, HUGE),),
+        "holds": ((7, HUGE),),
         **changes,
     }
     values["request"] = {**values["request"], "format": 1, "op": values["kind"]}
@@ -61,11 +61,11 @@ def test_freeze_read_for_its_changes_opens_the_same_hold(more: dict[str, Any]) -
             "kind": "settle",
             "request": {"buyer": {"hold": "3", "fee": {"coin": "btc", "units": "1"}}, "seller": [1, {}]},
         },
-        {"kind": "withdraw", "request": {"hold": {"key": "k"}}, "happened_ms": 5, "holds": (HoldAfter(3, 0),)},
+        {"kind": "withdraw", "request": {"hold": {"key": "k"}}, "happened_ms": 5, "holds": ((3, 0),)},
         {
             "kind": "deposit",
             "holds": (),
-            "balances": (BalanceAfter(EXTERNAL, "usdt", -HUGE, 0), BalanceAfter(ANN, "btc", HUGE, 0)),
+            "balances": ((EXTERNAL, "usdt", -HUGE, 0), (ANN, "btc", HUGE, 0)),
         },
     ],
 )
