@@ -267,6 +267,18 @@ def test_trial_balance_and_feed_show_the_whole_books(data: Path) -> None:
     assert [entry["seq"] for entry in objects] == list(range(1, 10))
 
 
+def test_find_shows_the_entries_that_match(data: Path) -> None:
+    """By key, by reference or by anything else; without anything to find it says what would pass."""
+    assert " freeze [buy] by " in spotledger(data, "find", "--key", "buy").stdout
+    [entry] = told(data, "find", "--reference", "order-1")["entries"]
+    assert (entry["key"], entry["seq"]) == ("buy", 7)
+    assert told(data, "find", "--customer", "alice", "--kind", "freeze", "--coin", "usdt")["entries"] == [entry]
+    assert [found["key"] for found in told(data, "find", "--customer", "alice", "--limit", "1")["entries"]] == ["d1"]
+    assert spotledger(data, "find", "--reference", "never").stdout == "no entry matches\n"
+    assert told(data, "find", "--from", "1970-01-01", "--to", "1970-01-02")["entries"] == []
+    assert spotledger(data, "find").returncode == 2
+
+
 def test_commands_about_the_books_work_with_a_server_too(service: StartService) -> None:
     """With a running server the same commands talk to it."""
     running = service()

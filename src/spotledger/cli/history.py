@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 import click
 from msgspec.structs import astuple
 
 from spotledger.cli.connection import CommandLedger
-from spotledger.cli.options import PositionType, ledger_command
+from spotledger.cli.options import PositionType, from_option, ledger_command, time_ms, to_option
 from spotledger.cli.output import EXACT, Output
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import BalanceAfter, Entry, Posting, Statement
@@ -129,6 +129,52 @@ async def feed(ledger: CommandLedger, out: Output, after_seq: str, actor: str | 
             if not follow:
                 return
             await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
+
+
+@click.command()
+@click.option("--key", metavar="KEY", help="The entry with this idempotency key.")
+@click.option("--reference", metavar="TEXT", help="Entries with this reference.")
+@click.option("--customer", metavar="CUSTOMER", help="Entries that change a balance of CUSTOMER, or of @fees.")
+@click.option("--coin", metavar="COIN", help="Entries that change a balance of COIN.")
+@click.option("--kind", metavar="KIND", help="Entries of this kind, such as deposit.")
+@click.option("--actor", metavar="ACTOR", help="Entries of this actor, such as token:ID or ledger.")
+@from_option
+@to_option
+@click.option(
+    "--after", "after_seq", type=PositionType(), default="0", metavar="SEQ", help="Only entries after this one."
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most this many entries.")
+@ledger_command()
+async def find(
+    ledger: CommandLedger,
+    out: Output,
+    from_time: str | None,
+    to_time: str | None,
+    after_seq: str,
+    limit: int | None,
+    **criteria: str | None,
+) -> None:
+    """Find entries by key, reference, customer, coin, kind, actor and time. All that is given has to match."""
+    if from_time is None and to_time is None and not any(criteria.values()):
+        raise click.UsageError("nothing to find is given; --key, --reference, --customer or another option would pass")
+    asked: dict[str, Any] = {**criteria, "from_ms": time_ms(from_time, "--from"), "to_ms": time_ms(to_time, "--to")}
+    found: list[Entry] = []
+    documents: list[Json] = []
+    while True:
+        wanted = PAGE_ENTRIES if limit is None else min(PAGE_ENTRIES, limit - len(found))
+        page = await ledger.find(**asked, after_seq=after_seq, limit=wanted)
+        found += page.entries
+        documents += ledger.document["entries"]
+        is_end = page.next == after_seq or len(found) == limit
+        after_seq = page.next
+        if is_end:
+            break
+    ledger.document = {**ledger.document, "entries": documents}
+    out.document(ledger.document)
+    for entry in found:
+        out.line(_feed_line(entry))
+    if not found:
+        out.line("no entry matches")
 
 
 def _feed_line(entry: Entry) -> str:

@@ -52,6 +52,7 @@ for _command in (
     books.holds,
     history.history,
     history.feed,
+    history.find,
     history.trial_balance,
     keys.get_balance,
     access.locks,

@@ -57,6 +57,13 @@ class TrialBalance(NamedTuple):
     sums: Mapping[tuple[str, str], Balance]
 
 
+class Looked(NamedTuple):
+    """The entries that were found, in order, and the last entry that was looked at: up to it there are no others."""
+
+    entries: list[Entry]
+    to_seq: int
+
+
 class AccountView(Protocol):
     """One account at the head; the same object until it is dropped from memory."""
 
@@ -201,8 +208,14 @@ class Store(Protocol):
     def seq_at(self, time_ms: int) -> int:
         """Return the last entry booked at or before *time_ms*; 0 if there is none."""
 
-    def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
-        """Return at most *limit* entries after *after_seq* that changed an account of *owners*, in order."""
+    def entries_of(self, seqs: Sequence[int]) -> list[Entry]:
+        """Return the durable entries *seqs*, which rise and exist, in order."""
+
+    def account_seqs(self, accounts: Sequence[Account], coin: str | None, after_seq: int, limit: int) -> list[int]:
+        """Return at most *limit* entries after *after_seq* that changed *coin*, or any, of *accounts*, in order."""
+
+    def entries_with_reference(self, reference: str, after_seq: int, limit: int) -> Looked:
+        """Return at most *limit* entries after *after_seq* with this *reference*; looks at a bounded part of them."""
 
     def check_write_lock(self) -> None:
         """

@@ -131,7 +131,7 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
     async def _ask(self, kind: type[T], method: str, path: str, **more: Any) -> T:
         return decode(kind, (await self.call(method, path, **more)).document)
 
-    async def _get(self, kind: type[T], path: str, **params: str | int | None) -> T:
+    async def _get(self, kind: type[T], path: str, /, **params: str | int | None) -> T:
         return await self._ask(kind, "GET", path, params=params)
 
     async def do(self, operation: Operation) -> Written:
@@ -255,6 +255,44 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
         number of entries. Go on after ``next`` until it is where the page began.
         """
         return await self._get(EntryPage, paths.ENTRIES, after_seq=after_seq, limit=limit, actor=actor, min_seq=min_seq)
+
+    async def find(
+        self,
+        *,
+        key: str | None = None,
+        reference: str | None = None,
+        customer: str | None = None,
+        coin: str | None = None,
+        kind: str | None = None,
+        actor: str | None = None,
+        from_ms: int | None = None,
+        to_ms: int | None = None,
+        after_seq: Position = 0,
+        limit: int | None = None,
+        min_seq: Position | None = None,
+    ) -> EntryPage:
+        """
+        Return a page of the entries that match all that is given, in order.
+
+        A page may be short or empty before the end of the journal, because a call looks at a bounded number of entries.
+        Go on after ``next`` until it is where the page began.
+
+        Args:
+            key: The idempotency key; one entry at most has it.
+            reference: The reference of the request.
+            customer: Whose balances the entries change; a house account such as ``@fees`` too.
+            coin: The coin whose balances they change.
+            kind: Such as ``deposit``.
+            actor: ``token:ID``, ``key:BEGINNING``, ``library`` or ``ledger``.
+            from_ms: Booked then or later, in milliseconds since 1970.
+            to_ms: Booked before.
+            after_seq: Only entries after this one.
+            limit: The most entries to return, 1 to 1000.
+            min_seq: Wait until the journal has this entry.
+        """
+        asked = {"key": key, "reference": reference, "customer": customer, "coin": coin, "kind": kind, "actor": actor}
+        page = {"from_ms": from_ms, "to_ms": to_ms, "after_seq": after_seq, "limit": limit, "min_seq": min_seq}
+        return await self._get(EntryPage, paths.ENTRIES, **asked, **page)
 
     async def trial_balance(self, *, min_seq: Position | None = None) -> TrialBalance:
         """Return the sums of all customers and of each house account, by coin."""

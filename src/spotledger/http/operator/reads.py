@@ -27,7 +27,7 @@ from spotledger.domain.accounts import (
     check_coin,
     receivable_of,
 )
-from spotledger.domain.journal import ACTOR, BalanceAfter, Entry, Hold
+from spotledger.domain.journal import BalanceAfter, Entry, Hold
 from spotledger.domain.positions import parse_position
 from spotledger.errors import InvalidRequest, NotFound
 from spotledger.http.h1.request import Reply, Request
@@ -72,14 +72,13 @@ from spotledger.http.operator.calls import (
     seq_of,
 )
 from spotledger.http.operator.feed import EVENT_STREAM_MEDIA_TYPE, Feed
+from spotledger.http.operator.search import criteria_in, times_in
+from spotledger.ledger.finding import SCANNED_ENTRIES, Criteria, Span
 from spotledger.ledger.ledger import CUSTOMERS, Ledger, TrialBalance
 
 HOLD_STATES: Final = ("open", "closed")
 #: The house accounts that are not per customer.
 HOUSE_ACCOUNTS: Final = {account.customer: account for account in (EXTERNAL, FEES, DUST)}
-
-#: Entries that one call with ``actor`` looks at: there is no index of actors.
-SCANNED_ENTRIES: Final = 5_000
 
 _EVENT_STREAM: Final = EVENT_STREAM_MEDIA_TYPE.encode()
 
@@ -96,7 +95,14 @@ class ReadCalls:
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes, the most frequent ones first, without those of paths that also take writes."""
         holds = ("state", "older_than_ms", "hold:after", "limit", "min_seq")
-        pages = ("actor", "after_seq", "limit", "min_seq")
+        pages = (
+            *(f"find:{name}" for name in self.SEARCH),
+            "find:from_ms",
+            "find:to_ms",
+            "after_seq",
+            "limit",
+            "min_seq",
+        )
         entries = Call(LEDGER_READ, self.entries, gives=EntriesAnswer, query=pages, streams=True)
         return [
             self._route(token_check, paths.CUSTOMER_BALANCES, self.balances, BalancesAnswer, *self.BALANCES),
@@ -253,26 +259,29 @@ class ReadCalls:
         """
         Return the journal, numbered without gaps: a page of it, or a stream of server-sent events.
 
-        With `actor` a page has the entries of that actor only. One call looks at 5,000 entries at most, so a page may
-        be short or empty before the end of the journal: go on after `next` until it is where the page began.
+        Other parameters search: a page has the entries that match all of them. An entry matches a `customer`, who may
+        be a house account, or a `coin`, if it changes a balance of theirs. Keys, references and customers have an
+        index. One call looks at 5,000 entries at most, so a page may be short or empty before the end of the journal:
+        go on after `next` until it is where the page began. Pages neither skip nor repeat an entry while others are
+        written.
         """
         if request.method == "GET" and _EVENT_STREAM in (request.header(b"accept") or b""):
             await self._await_seq({})
             return self._feed.answer(request)
-        query = query_of(request, "actor", "after_seq", "limit", "min_seq")
-        limit, actor = limit_in(query), _actor_in(query)
+        query = query_of(request, *self.SEARCH, "from_ms", "to_ms", "after_seq", "limit", "min_seq")
+        limit, criteria = limit_in(query), criteria_in(query)
+        from_ms, to_ms = times_in(query)
         await self._await_seq(query)
         after_seq = position_in(query, "after_seq", self._ledger, 0)
-        seq = self._ledger.head.seq
-        if actor is None:
-            found = await _in_pieces(self._ledger.entries, after_seq, limit)
-            following = found[-1].seq if found else after_seq
-        else:
-            found, following = await _of_actor(self._ledger.entries, actor, after_seq, limit)
+        span = self._ledger.between(from_ms, to_ms)
+        span = span._replace(after_seq=max(after_seq, span.after_seq))
+        found, following = await _looked_up(self._ledger, criteria, span, limit)
         await self._texts.labels.learn(found)
-        seq = max(seq, following)
+        seq = max(self._ledger.head.seq, following)
         body = EntriesAnswer(seq, self._ledger.epochs.of(seq), [], following, self._ledger.epochs.text(following))
         return positioned(json_answer(await encoded_in_pieces(body, "entries", found, self._entry_answer)), body)
+
+    SEARCH: Final = Criteria.__match_args__
 
     def _entry_answer(self, entry: Entry) -> EntryAnswer:
         return entry_answer(entry, self._texts)
@@ -382,35 +391,22 @@ def _owes(owed: Mapping[str, Balance], coins: Mapping[str, Coin]) -> dict[str, s
     }
 
 
-def _actor_in(query: Mapping[str, str]) -> str | None:
-    """Return the actor that the query names, or None; refuse what is no actor, because it would find nothing."""
-    actor = query.get("actor")
-    if actor is not None and not ACTOR.fullmatch(actor):
-        raise InvalidRequest(
-            f"actor is {actor[:64]!r}; token:ID, key:FIRST-8-CHARACTERS, library or ledger would pass", field="actor"
-        )
-    return actor
-
-
-async def _of_actor(
-    read: Callable[[int, int], list[Entry]], actor: str, after: int, limit: int
-) -> tuple[list[Entry], int]:
+async def _looked_up(ledger: Ledger, criteria: Criteria, span: Span, limit: int) -> tuple[list[Entry], int]:
     """
-    Return at most *limit* of the next entries of *actor*, and the last entry that was looked at.
+    Return at most *limit* of the next entries of *span* that match, and the last entry that was looked at.
 
     Looks at `SCANNED_ENTRIES` entries at most, in pieces; other tasks may run between two pieces.
     """
     found: list[Entry] = []
-    end = after + SCANNED_ENTRIES
-    while after < end and len(found) < limit:
-        piece = read(after, min(PIECE_ROWS, end - after))
-        if not piece:
+    for _ in range(0, SCANNED_ENTRIES, PIECE_ROWS):
+        page = ledger.look(criteria, span, limit - len(found), PIECE_ROWS)
+        found += page.entries
+        is_end = page.to_seq >= span.to_seq or len(found) == limit
+        span = span._replace(after_seq=page.to_seq)
+        if is_end:
             break
-        matching = [entry for entry in piece if entry.actor == actor][: limit - len(found)]
-        found += matching
-        after = found[-1].seq if len(found) == limit else piece[-1].seq
         await asyncio.sleep(0)
-    return found, after
+    return found, span.after_seq
 
 
 async def _in_pieces(read: Callable[[int, int], list[Entry]], after: int, limit: int) -> list[Entry]:

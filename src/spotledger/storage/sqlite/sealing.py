@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from spotledger.storage.encoding import (
     column,
     decode_changes,
     genesis_hash,
+    key_digest,
     pack_places,
 )
 from spotledger.storage.gc_pause import gc_paused
@@ -47,16 +49,18 @@ from spotledger.storage.sqlite.books import (
 )
 from spotledger.storage.sqlite.buckets import (
     HOLD_BUCKET_IDS,
+    OF_KEYS,
+    OF_REFERENCES,
     SEGMENT_BUCKETS,
     HistoryLine,
     HoldsOpened,
     RowSum,
+    by_bucket,
     ids_of_segment,
-    keys_by_bucket,
     owner_bucket,
+    pack_digests,
     pack_history,
-    pack_keys,
-    unpack_keys,
+    unpack_digests,
 )
 from spotledger.storage.sqlite.file import BOOKS, JOURNAL, Connection, only_row, open_reader, open_writer, translated
 from spotledger.storage.sqlite.journal import entry_rows, read_head
@@ -137,7 +141,7 @@ class Sealer:
         if [bucket for bucket, _ in rows] != list(ids):
             raise BooksDamaged(f"keys of segment {segment} are missing")
         for bucket, packed in rows:
-            for digest, _ in unpack_keys(bucket, packed):
+            for digest, _ in unpack_digests(OF_KEYS, bucket, packed):
                 yield digest
 
     def seal_all(self) -> None:
@@ -265,7 +269,9 @@ class _SegmentWriter:
 
     def write(self) -> None:
         """Write everything, and that it is sealed."""
-        self._write_keys()
+        self._write_digests("key_bucket", OF_KEYS, zip(self._sums.keys, count(), strict=False))
+        references = [(key_digest(reference), place) for reference, place in self._sums.references]
+        self._write_digests("reference_bucket", OF_REFERENCES, references)
         self._write_history()
         self._write_names()
         self._write_balances()
@@ -285,10 +291,10 @@ class _SegmentWriter:
             ),
         )
 
-    def _write_keys(self) -> None:
+    def _write_digests(self, table: str, kind: bytes, digests: Iterable[tuple[bytes, int]]) -> None:
         self._books.executemany(
-            "INSERT INTO key_bucket VALUES (?, ?)",
-            [(bucket, pack_keys(bucket, keys)) for bucket, keys in keys_by_bucket(self._segment, self._sums.keys)],
+            f"INSERT INTO {table} VALUES (?, ?)",
+            [(bucket, pack_digests(kind, bucket, rows)) for bucket, rows in by_bucket(self._segment, digests)],
         )
 
     def _write_history(self) -> None:

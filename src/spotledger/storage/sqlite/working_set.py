@@ -105,6 +105,9 @@ class WorkingSet(OpenSegments):
         seq = entry.seq
         segment = self._segment_of(seq)
         segment.keys[key_digest(entry.key) if digest is None else digest] = seq
+        reference = entry.request.get("reference")
+        if reference is not None:
+            segment.note_reference(reference, seq)
         if entry.refusal is not None:
             return
         if entry.balances:
@@ -150,6 +153,9 @@ class WorkingSet(OpenSegments):
                 segment = self._segment_of(seq)
                 next_seq = segment.first_seq + self._segment_entries
             segment.keys[digests.get(key) or key_digest(key)] = seq
+            reference = entry.request.get("reference")
+            if reference is not None:
+                segment.note_reference(reference, seq)
             if entry.refusal is not None:
                 continue
             place = seq - segment.first_seq
