@@ -186,8 +186,8 @@ class Damage:
         raise AssertionError("no keys")
 
     def change_references(self, change: Callable[[list[tuple[bytes, int]]], list[tuple[bytes, int]]]) -> None:
-        """Change a bucket of the segment 2 with references in it; its checksum fits afterwards."""
-        bucket = self.bucket_with_keys(2, "reference_bucket")
+        """Change a bucket of the segment 0 with references in it; its checksum fits afterwards."""
+        bucket = self.bucket_with_keys(0, "reference_bucket")
         rows = unpack_digests(
             OF_REFERENCES, bucket, self.one("SELECT packed FROM reference_bucket WHERE id = ?", bucket)
         )

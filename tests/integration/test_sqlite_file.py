@@ -285,7 +285,6 @@ BOOKS_DAMAGES = [
     "UPDATE key_bucket SET packed = zeroblob(length(packed))",
     "DELETE FROM reference_bucket",
     "UPDATE reference_bucket SET packed = zeroblob(length(packed))",
-    "UPDATE reference_bucket SET id = id + 1 WHERE id = (SELECT max(id) FROM reference_bucket)",
     "DELETE FROM history_bucket",
     "UPDATE history_bucket SET packed = substr(packed, 2)",
     "DELETE FROM balance WHERE customer = 'ann'",

@@ -72,7 +72,7 @@ from spotledger.http.operator.calls import (
     seq_of,
 )
 from spotledger.http.operator.feed import EVENT_STREAM_MEDIA_TYPE, Feed
-from spotledger.http.operator.search import criteria_in, times_in
+from spotledger.http.operator.history.search import criteria_in, times_in
 from spotledger.ledger.finding import SCANNED_ENTRIES, Criteria, Span
 from spotledger.ledger.ledger import CUSTOMERS, Ledger, TrialBalance
 
@@ -176,6 +176,13 @@ class ReadCalls:
                 raise InvalidRequest(f"account is given for {customer}, which has none; leave it out", field="account")
             return house
         return Account(customer, check_account_kind("spot" if kind is None else kind))
+
+    async def named_account(self, request: Request, query: dict[str, str]) -> Account:
+        """Wait for ``min_seq``, and return the account that *request* names; raise NotFound if there is none."""
+        account = self._account(request.parameters["customer"], query.get("account"))
+        await self._await_seq(query)
+        self._check_there(account)
+        return account
 
     def _check_there(self, account: Account) -> None:
         if account.kind != HOUSE_KIND and not self._ledger.has_customer(account.customer):

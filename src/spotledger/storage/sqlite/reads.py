@@ -156,8 +156,7 @@ class SqliteReads(ABC):
         states = {account: self._memory.state_of(account) for account in accounts}
         for account, coin, balance, seq in rows:
             state = states[account]
-            # What an open segment has changed is newer than the books.
-            state.by_coin.setdefault(coin, balance)
+            state.by_coin.setdefault(coin, balance)  # what an open segment has changed is newer
             state.changed_seq = max(state.changed_seq, seq)
         for state in states.values():
             state.complete = True

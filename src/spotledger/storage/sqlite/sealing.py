@@ -42,7 +42,6 @@ from spotledger.storage.sqlite.books import (
     BALANCE_COLUMNS,
     HOLD_COLUMNS,
     Books,
-    BucketSums,
     checked,
     pack_segments,
     read_facts,
@@ -372,3 +371,35 @@ class _SegmentWriter:
                 counts[2] += more_open
         self._books.executemany("UPDATE hold SET remaining = ?, closed_seq = ? WHERE hold_id = ?", changed)
         self._books.executemany("INSERT INTO hold VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", new)
+
+
+class BucketSums:
+    """The counts and digests of the buckets of one table that a sealing changes."""
+
+    def __init__(self, books: Connection, table: str) -> None:
+        self._books = books
+        self._table = table
+        self._sums: dict[int, RowSum] = {}
+        #: What was kept of the buckets that were there before.
+        self._kept: dict[int, tuple[int, bytes]] = {}
+
+    def of(self, bucket: int) -> RowSum:
+        """Return the sum of *bucket*, to be changed."""
+        found = self._sums.get(bucket)
+        if found is None:
+            rows = self._books.execute(f"SELECT rows, digest FROM {self._table} WHERE bucket = ?", (bucket,)).fetchall()
+            found = self._sums[bucket] = RowSum(*rows[0]) if rows else RowSum()
+            if rows:
+                self._kept[bucket] = rows[0]
+        return found
+
+    def write(self, buckets: RowSum) -> None:
+        """Write what was changed, and keep up the sum of all *buckets*."""
+        for bucket, kept in self._kept.items():
+            buckets.remove(self._table, (bucket, *kept))
+        for bucket, found in self._sums.items():
+            buckets.add(self._table, (bucket, *found.kept()))
+        self._books.executemany(
+            f"INSERT OR REPLACE INTO {self._table} VALUES (?, ?, ?)",
+            [(bucket, *found.kept()) for bucket, found in sorted(self._sums.items())],
+        )
