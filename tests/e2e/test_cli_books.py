@@ -279,6 +279,24 @@ def test_find_shows_the_entries_that_match(data: Path) -> None:
     assert spotledger(data, "find").returncode == 2
 
 
+def test_statement_shows_opening_changes_and_closing(data: Path) -> None:
+    """As a table, as JSON and as CSV, of a customer and of a house account."""
+    shown = spotledger(data, "statement", "alice", "--coin", "usdt")
+    rows = [line.split() for line in shown.stdout.splitlines()]
+    assert rows[2] == ["opening", "spot", "usdt", "0.00", "0.00", "0.00"]
+    assert rows[3][3:9] == ["deposit", "spot", "usdt", "+100.00", "100.00", "0.00"]
+    assert rows[-1] == ["closing", "spot", "usdt", "40.00", "60.00", "0.00"]
+    document = told(data, "statement", "alice", "--from", "2020-01-01", "--to", "2100-01-01")
+    assert [line["key"] for line in document["lines"]] == ["d1", "buy"]
+    csv = spotledger(data, "statement", "@external", "--csv").stdout
+    assert csv.startswith("epoch,seq,booked,kind,account,coin,available,freeze,owes,")
+    assert csv.count(",opening,house,") == csv.count(",closing,house,") == 2
+    assert spotledger(data, "statement", "alice", "--csv", "--bom").stdout.startswith("\ufeffepoch,")
+    refused = spotledger(data, "statement", "nobody", "--csv")
+    assert (refused.returncode, "[not_found]" in refused.stderr) == (1, True)
+    assert spotledger(data, "statement", "alice", "--bom").returncode == 2
+
+
 def test_commands_about_the_books_work_with_a_server_too(service: StartService) -> None:
     """With a running server the same commands talk to it."""
     running = service()

@@ -53,6 +53,7 @@ for _command in (
     history.history,
     history.feed,
     history.find,
+    history.statement,
     history.trial_balance,
     keys.get_balance,
     access.locks,

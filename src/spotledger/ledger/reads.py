@@ -18,6 +18,7 @@ from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
 from spotledger.ledger.finding import SCANNED_ENTRIES, Criteria, Span, look
+from spotledger.ledger.statements import LineName, LinesRead, Scope, balances_at, lines_of
 from spotledger.storage.base import AccountView, Head, Looked, Store, TrialBalance
 
 T = TypeVar("T")
@@ -321,6 +322,23 @@ class LedgerReads:
         after_seq, limit = self._page(after_seq, limit)
         span = self.between(from_ms, to_ms)
         return self.look(criteria, span._replace(after_seq=max(after_seq, span.after_seq)), limit)
+
+    # --- statements -------------------------------------------------------------------------------------
+
+    def statement_balances(self, scope: Scope, seq: int) -> dict[LineName, Balance]:
+        """Return the balances that *scope* is about, in units after the entry *seq*, which is at most the head."""
+        with self._reading():
+            return balances_at(self._store, scope, seq)
+
+    def statement_lines(self, scope: Scope, span: Span, count: int = 1000) -> LinesRead:
+        """
+        Return the next lines of the statement of *span*, those of *count* entries at most, in order.
+
+        Go on after ``to_seq`` of the lines, until that is the end of the span; :meth:`between` returns the span of a
+        period. :class:`spotledger.ledger.statements.RunningBalances` checks that opening, lines and closing add up.
+        """
+        with self._reading():
+            return lines_of(self._store, scope, span, count)
 
     def _is_booked(self, seq: int) -> bool:
         return 0 < seq <= self.head.seq

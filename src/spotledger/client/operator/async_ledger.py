@@ -19,9 +19,10 @@ from spotledger import paths
 from spotledger.client.async_driver import drive_async, stream_async
 from spotledger.client.operator.async_credentials import AsyncCredentialCalls
 from spotledger.client.operator.async_operation_calls import AsyncOperationCalls
-from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore, outcomes_of
+from spotledger.client.operator.core import ATTEMPTS, CsvCore, FeedCore, OperatorCore, outcomes_of
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import (
+    AccountStatement,
     Coins,
     CustomerPage,
     Entry,
@@ -231,6 +232,63 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
         """Return a page of the entries about *customer* and *coin*, with the balances before and after the page."""
         path = path_of(paths.CUSTOMER_ENTRIES, customer=customer)
         return await self._get(Statement, path, coin=coin, after_seq=after_seq, limit=limit, min_seq=min_seq)
+
+    async def account_statement(
+        self,
+        customer: str,
+        *,
+        coin: str | None = None,
+        account: str | None = None,
+        from_ms: int | None = None,
+        to_ms: int | None = None,
+        after_seq: Position | None = None,
+        limit: int | None = None,
+        min_seq: Position | None = None,
+    ) -> AccountStatement:
+        """
+        Return a page of the statement of a period: opening, each change with the balance after it, and closing.
+
+        Args:
+            customer: A customer, or a house account such as ``@fees``.
+            coin: Only this coin.
+            account: Only this account, and what the customer owes; None: all.
+            from_ms: The beginning of the period in milliseconds since 1970, inclusive.
+            to_ms: Its end, exclusive.
+            after_seq: The ``next`` of the page before.
+            limit: The most entries on the page, 1 to 1000.
+            min_seq: Wait until the journal has this entry.
+        """
+        path = path_of(paths.CUSTOMER_STATEMENT, customer=customer)
+        asked = {"coin": coin, "account": account, "from_ms": from_ms, "to_ms": to_ms}
+        return await self._get(AccountStatement, path, **asked, after_seq=after_seq, limit=limit, min_seq=min_seq)
+
+    async def statement_csv(
+        self,
+        customer: str,
+        *,
+        coin: str | None = None,
+        account: str | None = None,
+        from_ms: int | None = None,
+        to_ms: int | None = None,
+        bom: bool = False,
+    ) -> AsyncIterator[bytes]:
+        """
+        Yield the statement of a period as CSV, piece by piece; a file without rows ``closing`` is not complete.
+
+        The arguments are those of :meth:`account_statement`. With *bom* it begins with a byte order mark, by which
+        Excel recognises UTF-8.
+
+        Raises:
+            TransportError: The service could not be reached, or the answer broke off.
+            Other errors as :meth:`do`.
+        """
+        asked = {"coin": coin, "account": account, "from_ms": from_ms, "to_ms": to_ms, "bom": "true" if bom else None}
+        core = CsvCore(self._core, path_of(paths.CUSTOMER_STATEMENT, customer=customer), asked)
+        async with aclosing(stream_async(self._http, core.request)) as pieces:
+            async for piece in pieces:
+                for rows in core.take(piece):
+                    yield rows
+        core.check_end()
 
     async def entry(self, seq: Position, *, min_seq: Position | None = None) -> Entry:
         """Return the entry *seq*."""

@@ -137,6 +137,10 @@ PARAMETERS: Final[dict[str, Schema]] = {
         "pattern": f"^({ACTOR.pattern})$",
         "description": "Only the entries of this actor: token:ID, key:BEGINNING, library or ledger.",
     },
+    "statement:account": {**ACCOUNT, "default": None, "description": "Only this account; by default all of them."},
+    "bom": {"enum": ["true", "false"], "default": "false"}
+    | {"description": "Whether CSV begins with a byte order mark, by which Excel recognises UTF-8."},
+    "statement:after_seq": {**_POSITION, "description": "Where the page starts: the `next` of the page before."},
     "find:from_ms": {**_NUMBER, "description": "Only entries booked then or later, in milliseconds since 1970."},
     "find:to_ms": {**_NUMBER, "description": "Only entries booked before, in milliseconds since 1970."},
     "account": {**ACCOUNT, "description": "The customer's account."},
