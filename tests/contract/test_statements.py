@@ -25,7 +25,7 @@ def busy(ledger: Ledger, place: Any) -> None:
         held = ledger.freeze("bob", "btc", "2", key=f"f{number}")
         if number % 3:
             ledger.unfreeze(held.hold or 0, "1", key=f"u{number}")
-    deposit = ledger.deposit("bob", "usdt", "50", key="to be reversed".replace(" ", "-"))
+    deposit = ledger.deposit("bob", "usdt", "50", key="to-be-reversed")
     ledger.withdraw("20", customer="bob", coin="usdt", key="out")
     ledger.reverse(deposit.seq, "a mistake", key="reversal")
     ledger.deposit("bob", "usdt", "5", key="repays")

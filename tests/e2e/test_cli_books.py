@@ -261,6 +261,8 @@ def test_trial_balance_and_feed_show_the_whole_books(data: Path) -> None:
     row = next(line.split() for line in shown.stdout.splitlines() if line.startswith("usdt"))
     assert row == ["usdt", "99.90", "0.00", "-100.00", "0.10", "0.00"]
     assert told(data, "trial-balance")["balanced"]
+    assert told(data, "trial-balance", "--at-seq", "5")["coins"]["usdt"]["customers"]["available"] == "100.00"
+    assert told(data, "trial-balance", "--at", "2020-01-01")["seq"] == 0
     feed = spotledger(data, "feed", "--after", "6")
     assert [line.split()[0] for line in feed.stdout.splitlines()] == ["7", "8", "9"]
     objects = [json.loads(line) for line in spotledger(data, "feed", "--json").stdout.splitlines()]

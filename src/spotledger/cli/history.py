@@ -260,10 +260,12 @@ def _feed_line(entry: Entry) -> str:
 
 
 @click.command("trial-balance")
+@click.option("--at-seq", type=PositionType(), metavar="SEQ", help="As of this entry.")
+@click.option("--at", metavar="TIME", help="As of this time: 2026-01-31T12:00:00Z, or milliseconds since 1970.")
 @ledger_command()
-async def trial_balance(ledger: CommandLedger, out: Output) -> None:
-    """Show the sums of all customers and of each house account by coin; every total is zero."""
-    found = await ledger.trial_balance()
+async def trial_balance(ledger: CommandLedger, out: Output, at_seq: str | None, at: str | None) -> None:
+    """Show the sums of all customers and of each house account by coin, now or as of then; every total is zero."""
+    found = await ledger.trial_balance(at_seq=at_seq, at_ms=time_ms(at, "--at"))
     out.document(ledger.document)
     columns = ("coin", "customers available", "customers freeze", *_HOUSE, "total")
     rows = (

@@ -181,10 +181,7 @@ class LedgerReads:
         with self._reading():
             if at_seq is None:
                 return dict(sorted(self._store.balances_now(account).items()))
-            if not 0 <= at_seq <= self.head.seq:
-                raise InvalidRequest(
-                    f"at_seq is {at_seq}; 0 to {self.head.seq}, the head of the journal, would pass", field="at_seq"
-                )
+            self._check_past(at_seq)
             return self._store.balances_at(account, at_seq)
 
     def seq_at(self, time_ms: int) -> int:
@@ -248,17 +245,25 @@ class LedgerReads:
             after, limit = self._page(after, limit)
             return self._store.old_holds(before_ms, after, limit)
 
-    def trial_balance(self) -> TrialBalance:
+    def trial_balance(self, at_seq: int | None = None) -> TrialBalance:
         """
         Return the sum of all customers' balances and each house account's balance, by coin, as of one entry.
 
-        Reads all balances, so call it in a separate thread; reads and writes go on meanwhile.
+        Reads all balances, and the entries between them and *at_seq*, so call it in a separate thread; reads and writes
+        go on meanwhile.
+
+        Args:
+            at_seq: The entry; None for the last one.
+
+        Raises:
+            InvalidRequest: *at_seq* is above the head.
         """
         with self._lock:
             self._refresh()
+            self._check_past(at_seq)
             self._store.go_on_rebuilding()
         with self._noting():
-            return self._store.trial_balance()
+            return self._store.trial_balance(at_seq)
 
     def entry(self, seq: int) -> Entry | None:
         """Return the entry *seq*, or None."""
@@ -339,6 +344,13 @@ class LedgerReads:
         """
         with self._reading():
             return lines_of(self._store, scope, span, count)
+
+    def _check_past(self, at_seq: int | None) -> None:
+        """Refuse an entry that does not exist yet."""
+        if at_seq is not None and not 0 <= at_seq <= self.head.seq:
+            raise InvalidRequest(
+                f"at_seq is {at_seq}; 0 to {self.head.seq}, the head of the journal, would pass", field="at_seq"
+            )
 
     def _is_booked(self, seq: int) -> bool:
         return 0 < seq <= self.head.seq

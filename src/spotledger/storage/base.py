@@ -187,8 +187,12 @@ class Store(Protocol):
     def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
         """Return at most *limit* open holds with ids above *after* that were opened up to *before_ms*, by id."""
 
-    def trial_balance(self) -> TrialBalance:
-        """Add up all durable balances. Blocks; may run in another thread beside writes."""
+    def trial_balance(self, at_seq: int | None = None) -> TrialBalance:
+        """
+        Add up all durable balances, now or as they stood after the entry *at_seq*, which is at most the head.
+
+        Blocks; may run in another thread beside writes.
+        """
 
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
         """Return the ids of at most *limit* open holds that expire at or before *now_ms*."""

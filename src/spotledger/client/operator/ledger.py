@@ -354,9 +354,11 @@ class OperatorLedger(OperationCalls, CredentialCalls):
         page = {"from_ms": from_ms, "to_ms": to_ms, "after_seq": after_seq, "limit": limit, "min_seq": min_seq}
         return self._get(EntryPage, paths.ENTRIES, **asked, **page)
 
-    def trial_balance(self, *, min_seq: Position | None = None) -> TrialBalance:
-        """Return the sums of all customers and of each house account, by coin."""
-        return self._get(TrialBalance, paths.TRIAL_BALANCE, min_seq=min_seq)
+    def trial_balance(
+        self, *, at_seq: Position | None = None, at_ms: int | None = None, min_seq: Position | None = None
+    ) -> TrialBalance:
+        """Return the sums of all customers and of each house account, by coin: now, or as of *at_seq* or *at_ms*."""
+        return self._get(TrialBalance, paths.TRIAL_BALANCE, at_seq=at_seq, at_ms=at_ms, min_seq=min_seq)
 
     # --- the service --------------------------------------------------------------------------------
 

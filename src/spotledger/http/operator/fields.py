@@ -147,8 +147,8 @@ PARAMETERS: Final[dict[str, Schema]] = {
     "after": {"type": "string", "description": "Where the page starts: the `next_after` of the page before."},
     "hold:after": {**_POSITION, "description": "Where the page starts: the `next_after` of the page before."},
     "after_seq": {**_POSITION, "default": "0", "description": "Only entries after this one."},
-    "at_ms": {**_NUMBER, "description": "The balances at this time, in milliseconds since 1970; not in the future."},
-    "at_seq": {**_POSITION, "description": "The balances after this entry."},
+    "at_ms": {**_NUMBER, "description": "As of this time, in milliseconds since 1970; not in the future."},
+    "at_seq": {**_POSITION, "description": "As of this entry."},
     "coin": {**COIN, "description": "Only entries that touch this coin."},
     "customer": {**CUSTOMER, "description": "Only this customer's."},
     "limit": {"type": "integer", "minimum": 1, "maximum": 10**18 - 1, "default": 1000}

@@ -469,10 +469,10 @@ class PostgresReads(FollowedMemory):
                 raise BooksDamaged(f"entry {entry.seq} has another reference than the one by which it was found")
         return Looked(found, seqs[-1] if len(seqs) == limit else to_seq)
 
-    def trial_balance(self) -> TrialBalance:
-        """Add up all durable balances, on a connection of its own."""
+    def trial_balance(self, at_seq: int | None = None) -> TrialBalance:
+        """Add up all durable balances, now or after the entry *at_seq*, on a connection of its own."""
         with translated("read"), self._right.connect("spotledger sums", steady_plans=False) as connection:
-            return sums_of(connection, self.ledger_id)
+            return sums_of(connection, self.ledger_id, at_seq)
 
     def close(self) -> None:
         """Stop following the journal, and close the connections."""

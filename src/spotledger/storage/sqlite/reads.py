@@ -271,12 +271,12 @@ class SqliteReads(ABC):
             yield from page
             after = page[-1].hold_id
 
-    def trial_balance(self) -> TrialBalance:
-        """Add up all that is durable. Blocks; may run in another thread while others write."""
+    def trial_balance(self, at_seq: int | None = None) -> TrialBalance:
+        """Add up what there was after the entry *at_seq*. Blocks; may run in another thread while others write."""
         if self.rebuilding is not None:
             raise StoreUnavailable(f"{self.rebuilding}; try again later")
         try:
-            return trial_balance(self._folder / JOURNAL_FILE, self._folder / BOOKS_FILE)
+            return trial_balance(self._folder / JOURNAL_FILE, self._folder / BOOKS_FILE, at_seq)
         except BooksDamaged as damage:
             self._suspect(damage)  # making them again is for the thread that writes
             raise StoreUnavailable(f"{damage}; they are made again from the journal") from damage

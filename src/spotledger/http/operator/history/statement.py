@@ -17,12 +17,7 @@ from spotledger import paths
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, ZERO, Account, Balance, accounts_about, check_coin
 from spotledger.errors import InvalidRequest, LedgerCorrupt, SpotledgerError, Unavailable
 from spotledger.http.h1.request import Reply, Request, StreamWriter
-from spotledger.http.operator.answers import (
-    AccountStatementAnswer,
-    CoinTexts,
-    StatementBalanceAnswer,
-    StatementLineAnswer,
-)
+from spotledger.http.operator.answers import CoinTexts
 from spotledger.http.operator.calls import (
     LEDGER_READ,
     PIECE_ROWS,
@@ -39,6 +34,11 @@ from spotledger.http.operator.calls import (
 )
 from spotledger.http.operator.history.csv_rows import BYTE_ORDER_MARK, row, text_cell
 from spotledger.http.operator.history.search import times_in
+from spotledger.http.operator.history.statement_answers import (
+    AccountStatementAnswer,
+    StatementBalanceAnswer,
+    StatementLineAnswer,
+)
 from spotledger.ledger.finding import Span
 from spotledger.ledger.ledger import Ledger
 from spotledger.ledger.statements import LineName, RunningBalances, Scope, StatementLine
