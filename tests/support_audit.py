@@ -17,14 +17,16 @@ from spotledger.errors import Refused
 from spotledger.ledger.ledger import Ledger
 from spotledger.storage.sqlite.books import BALANCE_COLUMNS, HOLD_COLUMNS
 from spotledger.storage.sqlite.buckets import (
+    OF_KEYS,
+    OF_REFERENCES,
     HistoryLine,
     HoldsOpened,
     RowSum,
+    pack_digests,
     pack_history,
-    pack_keys,
     sum_of,
+    unpack_digests,
     unpack_history,
-    unpack_keys,
 )
 from spotledger.storage.sqlite.noted_head import NOTE_FILE, NotedHead
 from support_core import Clock, open_small, raw, without_triggers
@@ -170,18 +172,27 @@ class Damage:
 
     def keys(self, bucket: int) -> list[tuple[bytes, int]]:
         """Return digest and place of the keys in a bucket."""
-        return unpack_keys(bucket, self.one("SELECT packed FROM key_bucket WHERE id = ?", bucket))
+        return unpack_digests(OF_KEYS, bucket, self.one("SELECT packed FROM key_bucket WHERE id = ?", bucket))
 
     def put_keys(self, bucket: int, keys: list[tuple[bytes, int]]) -> None:
         """Replace the keys in a bucket, with a checksum that fits."""
-        self.sql("INSERT OR REPLACE INTO key_bucket VALUES (?, ?)", (bucket, pack_keys(bucket, keys)))
+        self.sql("INSERT OR REPLACE INTO key_bucket VALUES (?, ?)", (bucket, pack_digests(OF_KEYS, bucket, keys)))
 
-    def bucket_with_keys(self, segment: int) -> int:
-        """Return a bucket of *segment* with keys in it."""
-        for bucket, packed in self.sql("SELECT id, packed FROM key_bucket WHERE id / 512 = ?", (segment,)).fetchall():
+    def bucket_with_keys(self, segment: int, table: str = "key_bucket") -> int:
+        """Return a bucket of *segment* with keys, or references, in it."""
+        for bucket, packed in self.sql(f"SELECT id, packed FROM {table} WHERE id / 512 = ?", (segment,)).fetchall():
             if len(packed) > 16:
                 return int(bucket)
         raise AssertionError("no keys")
+
+    def change_references(self, change: Callable[[list[tuple[bytes, int]]], list[tuple[bytes, int]]]) -> None:
+        """Change a bucket of the segment 0 with references in it; its checksum fits afterwards."""
+        bucket = self.bucket_with_keys(0, "reference_bucket")
+        rows = unpack_digests(
+            OF_REFERENCES, bucket, self.one("SELECT packed FROM reference_bucket WHERE id = ?", bucket)
+        )
+        packed = pack_digests(OF_REFERENCES, bucket, change(rows))
+        self.sql("UPDATE reference_bucket SET packed = ? WHERE id = ?", (packed, bucket))
 
     def change_history(self, bucket: int, change: Callable[[list[HistoryLine], list[HoldsOpened]], object]) -> None:
         """Change lines and holds of a bucket of the history in place; its checksum fits afterwards."""

@@ -33,6 +33,7 @@ class Books:
     balances: dict[tuple[str, str, str], list[int]] = field(default_factory=dict)
     holds: dict[int, dict[str, Any]] = field(default_factory=dict)
     history: dict[int, list[tuple[str, str, str, int, int]]] = field(default_factory=dict)
+    references: list[tuple[str, int]] = field(default_factory=list)
     customers: dict[str, int] = field(default_factory=dict)
     coins: dict[str, int] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
@@ -87,6 +88,8 @@ def read_journal(
         booked_ms = entry["booked_ms"]
         assert entry["key"] not in books.keys, f"key {entry['key']} is taken twice"
         books.keys[entry["key"]] = seq
+        if "reference" in entry["request"]:
+            books.references.append((entry["request"]["reference"], seq))
         _post(books, entry)
         each(entry)
     assert head == (books.head, link, booked_ms), "the head is not the last entry"
@@ -166,6 +169,7 @@ def _check_tables(connection: Any, books: Books, size: int) -> None:
         for number, seq in enumerate(_seqs_in_any_order(first, payload[16 * count :])):
             found_keys[payload[16 * number : 16 * number + 16]] = seq
     assert found_keys == {digest: seq for digest, seq in digests.items() if seq <= sealed_to}
+    _check_references(connection, books, sealed_to, size)
     found: dict[int, set[tuple[str, str, str]]] = {}
     owned: set[tuple[str, int]] = set()
     for bucket, packed in connection.execute("SELECT id, packed FROM history_bucket"):
@@ -192,6 +196,21 @@ def _seqs(first: int, places: bytes) -> list[int]:
     seqs = [first + place for (place,) in struct.iter_unpack("<H", places)]
     assert seqs == sorted(set(seqs)), "places do not rise"
     return seqs
+
+
+def _check_references(connection: Any, books: Books, sealed_to: int, size: int) -> None:
+    found = []
+    for bucket, packed in connection.execute("SELECT id, packed FROM reference_bucket"):
+        first, payload = bucket // 512 * size + 1, packed[16:]
+        count = len(payload) // 18
+        for number, seq in enumerate(_seqs_in_any_order(first, payload[16 * count :])):
+            found.append((payload[16 * number : 16 * number + 16], seq))
+    expected = [
+        (hashlib.blake2b(reference.encode(), digest_size=16).digest(), seq)
+        for reference, seq in books.references
+        if seq <= sealed_to
+    ]
+    assert sorted(found) == sorted(expected)
 
 
 def _check_balances_and_holds(connection: Any, books: Books, sealed_to: int) -> None:

@@ -77,6 +77,8 @@ def _check_history(connection: psycopg.Connection[Any], books: Books) -> None:
     rows = connection.execute("SELECT segment, customer, account, coin, seq FROM history").fetchall()
     expected = [((seq - 1) // SEGMENT, *line[:3], seq) for seq, lines in books.history.items() for line in lines]
     assert sorted(rows) == sorted(expected)
+    referring = connection.execute("SELECT segment, reference, seq FROM reference").fetchall()
+    assert sorted(referring) == sorted(((seq - 1) // SEGMENT, text, seq) for text, seq in books.references)
 
 
 def _check_balances(connection: psycopg.Connection[Any], books: Books) -> None:

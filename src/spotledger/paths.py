@@ -23,6 +23,7 @@ CUSTOMERS: Final = "/v1/customers"
 CUSTOMER_BALANCES: Final = "/v1/customers/{customer}/balances"
 CUSTOMER_HOLDS: Final = "/v1/customers/{customer}/holds"
 CUSTOMER_ENTRIES: Final = "/v1/customers/{customer}/entries"
+CUSTOMER_STATEMENT: Final = "/v1/customers/{customer}/statement"
 
 HOLDS: Final = "/v1/holds"
 HOLD: Final = "/v1/holds/{hold}"

@@ -23,6 +23,7 @@ from spotledger.domain.operations import (
     Unfreeze,
     Withdraw,
 )
+from spotledger.ledger.finding import Criteria
 from spotledger.ledger.ledger import Ledger, Outcome, Receipt
 from spotledger.security.access_keys import KeyRing
 from spotledger.security.cipher import Cipher
@@ -43,6 +44,7 @@ class Known:
 
     head: int
     keys: tuple[str, ...]
+    references: tuple[str, ...]
     customers: tuple[str, ...]
     holds: tuple[int, ...]
     reversible: tuple[int, ...]
@@ -56,6 +58,7 @@ def known_of(ledger: Ledger) -> Known:
     return Known(
         ledger.head.seq,
         tuple(entry.key for entry in entries if not entry.key.startswith(" ")),  # the ledger's own cannot be sent
+        tuple(sorted({entry.request["reference"] for entry in entries if entry.request.get("reference")})),
         tuple(ledger.customers()),
         tuple(entry.seq for entry in entries if entry.kind == "freeze" and entry.refusal is None),
         tuple(
@@ -79,6 +82,8 @@ def questions(ledger: Ledger, known: Known, clock: Clock) -> Iterator[Question]:
         yield f"entries after {start}", partial(ledger.entries, start, 50)
     for key in (*known.keys, "never-used", "in:nobody"):
         yield f"key {key}", partial(_seq_of_key, ledger, key)
+    for reference in (*known.references, "never-used"):
+        yield f"reference {reference}", partial(_seqs_of_reference, ledger, reference)
     for seq in range(1, known.head + 1, 5):
         yield f"entry {seq}", partial(ledger.entry, seq)
         yield f"reversal of {seq}", partial(ledger.reversal_of, seq)
@@ -102,6 +107,10 @@ def questions(ledger: Ledger, known: Known, clock: Clock) -> Iterator[Question]:
 def _seq_of_key(ledger: Ledger, key: str) -> int | None:
     entry = ledger.entry_of_key(key)
     return None if entry is None else entry.seq
+
+
+def _seqs_of_reference(ledger: Ledger, reference: str) -> list[int]:
+    return [entry.seq for entry in ledger.find(Criteria(reference=reference)).entries]
 
 
 def _questions_of(ledger: Ledger, customer: str, head: int) -> Iterator[Question]:

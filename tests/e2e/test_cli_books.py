@@ -355,10 +355,42 @@ def test_trial_balance_and_feed_show_the_whole_books(data: Path) -> None:
     row = next(line.split() for line in shown.stdout.splitlines() if line.startswith("usdt"))
     assert row == ["usdt", "99.90", "0.00", "-100.00", "0.10", "0.00"]
     assert told(data, "trial-balance")["balanced"]
+    assert told(data, "trial-balance", "--at-seq", "5")["coins"]["usdt"]["customers"]["available"] == "100.00"
+    assert told(data, "trial-balance", "--at", "2020-01-01")["seq"] == 0
     feed = spotledger(data, "feed", "--after", "6")
     assert [line.split()[0] for line in feed.stdout.splitlines()] == ["7", "8", "9"]
     objects = [json.loads(line) for line in spotledger(data, "feed", "--json").stdout.splitlines()]
     assert [entry["seq"] for entry in objects] == list(range(1, 10))
+
+
+def test_find_shows_the_entries_that_match(data: Path) -> None:
+    """By key, by reference or by anything else; without anything to find it says what would pass."""
+    assert " freeze [buy] by " in spotledger(data, "find", "--key", "buy").stdout
+    [entry] = told(data, "find", "--reference", "order-1")["entries"]
+    assert (entry["key"], entry["seq"]) == ("buy", 7)
+    assert told(data, "find", "--customer", "alice", "--kind", "freeze", "--coin", "usdt")["entries"] == [entry]
+    assert [found["key"] for found in told(data, "find", "--customer", "alice", "--limit", "1")["entries"]] == ["d1"]
+    assert spotledger(data, "find", "--reference", "never").stdout == "no entry matches\n"
+    assert told(data, "find", "--from", "1970-01-01", "--to", "1970-01-02")["entries"] == []
+    assert spotledger(data, "find").returncode == 2
+
+
+def test_statement_shows_opening_changes_and_closing(data: Path) -> None:
+    """As a table, as JSON and as CSV, of a customer and of a house account."""
+    shown = spotledger(data, "statement", "alice", "--coin", "usdt")
+    rows = [line.split() for line in shown.stdout.splitlines()]
+    assert rows[2] == ["opening", "spot", "usdt", "0.00", "0.00", "0.00"]
+    assert rows[3][3:9] == ["deposit", "spot", "usdt", "+100.00", "100.00", "0.00"]
+    assert rows[-1] == ["closing", "spot", "usdt", "40.00", "60.00", "0.00"]
+    document = told(data, "statement", "alice", "--from", "2020-01-01", "--to", "2100-01-01")
+    assert [line["key"] for line in document["lines"]] == ["d1", "buy"]
+    csv = spotledger(data, "statement", "@external", "--csv").stdout
+    assert csv.startswith("epoch,seq,booked,kind,account,coin,available,freeze,owes,")
+    assert csv.count(",opening,house,") == csv.count(",closing,house,") == 2
+    assert spotledger(data, "statement", "alice", "--csv", "--bom").stdout.startswith("\ufeffepoch,")
+    refused = spotledger(data, "statement", "nobody", "--csv")
+    assert (refused.returncode, "[not_found]" in refused.stderr) == (1, True)
+    assert spotledger(data, "statement", "alice", "--bom").returncode == 2
 
 
 def test_commands_about_the_books_work_with_a_server_too(service: StartService) -> None:

@@ -545,6 +545,15 @@ DERIVED = [
     ("UPDATE key_bucket SET packed = (SELECT packed FROM key_bucket WHERE id = 601) WHERE id = 600",
      {"bucket_damaged"}, set()),
     ("DELETE FROM key_bucket WHERE id / 512 = 2", {"bucket_damaged"}, set()),
+    ("INSERT INTO reference_bucket VALUES (99 * 512, x'00')", {"rows_beyond_journal"}, set()),
+    ("INSERT INTO reference_bucket VALUES (-1, x'00')", {"rows_beyond_journal"}, set()),
+    ("DELETE FROM reference_bucket WHERE id = 600", {"bucket_damaged"}, set()),
+    ("DELETE FROM reference_bucket", {"bucket_damaged"}, set()),
+    ("UPDATE reference_bucket SET packed = zeroblob(16) WHERE id = 600", {"bucket_damaged"}, set()),
+    ("UPDATE reference_bucket SET packed = (SELECT packed FROM reference_bucket WHERE id = 601) WHERE id = 600",
+     {"bucket_damaged"}, set()),
+    ("UPDATE reference_bucket SET packed = (SELECT packed FROM key_bucket WHERE id = 600) WHERE id = 600",
+     {"bucket_damaged"}, set()),
     ("DELETE FROM history_bucket WHERE id = 600", {"bucket_damaged"}, set()),
     ("UPDATE history_bucket SET packed = zeroblob(18) WHERE id = 600", {"bucket_damaged"}, set()),
     ("UPDATE history_bucket SET packed = (SELECT packed FROM history_bucket WHERE id = 601) WHERE id = 600",
@@ -705,6 +714,25 @@ BUCKETS = [
     ),
     pytest.param(
         lambda d: d.put_keys(d.bucket_with_keys(2), d.keys(d.bucket_with_keys(2)) * 2), {"key_row_extra"}, id="twice"
+    ),
+    pytest.param(
+        lambda d: d.change_references(lambda rows: rows[1:]), {"reference_row_missing"}, id="a reference taken out"
+    ),
+    pytest.param(
+        lambda d: d.change_references(lambda rows: [*rows, (rows[0][0], 7)]), {"reference_row_extra"}, id="one put in"
+    ),
+    pytest.param(
+        lambda d: d.change_references(lambda rows: [(rows[0][0], rows[0][1] ^ 1), *rows[1:]]),
+        {"reference_row_missing", "reference_row_extra"},
+        id="a reference of another entry",
+    ),
+    pytest.param(
+        lambda d: d.change_references(lambda rows: rows * 2), {"reference_row_extra"}, id="each reference twice"
+    ),
+    pytest.param(
+        lambda d: d.change_references(lambda rows: [(bytes(14) + b"\xff\xff", 1)]),
+        {"bucket_damaged"},
+        id="elsewhere",
     ),
     pytest.param(history_of("ann", _with_places(0, lambda _: b"\0\0")), {"history_row_differs"}, id="other places"),
     pytest.param(

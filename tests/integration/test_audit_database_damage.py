@@ -130,7 +130,8 @@ def segments(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
         every_kind(ledger, clock)
     seal(postgres_url)
     with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("UPDATE history SET segment = (seq - 1) / %s", (SMALL_SEGMENT,))
+        for table in ("history", "reference"):
+            connection.execute(f"UPDATE {table} SET segment = (seq - 1) / %s".encode(), (SMALL_SEGMENT,))
     report = audit_database(postgres_url)
     assert (report.verdict, report.counts) == (CLEAN, {})
     assert report.entries > 3 * SMALL_SEGMENT
@@ -157,6 +158,10 @@ ACROSS = {
     "a history row in another segment, of a customer without any": (
         "INSERT INTO history VALUES (2, 'zed', 'spot', 'btc', 6)",
         {("history_row_extra", 6)},
+    ),
+    "a reference in a later segment": (
+        "UPDATE reference SET segment = 1 WHERE seq = 6",
+        {("reference_row_extra", 6), ("reference_row_missing", 6)},
     ),
     "a key twice": (
         "ALTER TABLE entry DROP CONSTRAINT entry_pkey CASCADE; DROP INDEX entry_key;"

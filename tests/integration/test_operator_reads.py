@@ -266,3 +266,27 @@ def test_read_with_min_seq_waits_for_the_entry(api: Api, path: str) -> None:
     found = api.run(both()).json()
     assert found["seq"] == api.seq
     assert found["epoch"] == 1
+
+
+def test_trial_balance_of_then_is_what_it_was_then(api: Api) -> None:
+    """By position and by time; each answer is the one that was given at that moment."""
+    given = []
+    for number in range(6):
+        api.must("/v1/deposits", {**ALICE_USDT, "amount": f"{number + 1}.5"}, f"d{number}")
+        held = api.must("/v1/holds", {**ALICE_USDT, "amount": "2"}, f"h{number}")
+        given.append((held["entry"]["booked_ms"], get(api, "/v1/trial-balance")))
+        api.clock.ahead_ms += 1000
+    for time_ms, answer in given:
+        assert get(api, "/v1/trial-balance", at_seq=answer["seq"]) == answer
+        assert get(api, "/v1/trial-balance", at_ms=time_ms) == answer
+    assert get(api, "/v1/trial-balance", at_seq=0)["balanced"]
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [({"at_seq": 10**6}, "at_seq"), ({"at_seq": 1, "at_ms": 1}, "at_seq"), ({"at_ms": 10**15}, "at_ms")],
+)
+def test_trial_balance_of_a_moment_that_is_not_past_is_refused(api: Api, params: dict[str, int], field: str) -> None:
+    """Nor are two moments taken at once."""
+    refused = api.get("/v1/trial-balance", **params)
+    assert (refused.status_code, refused.json()["field"]) == (422, field)

@@ -24,6 +24,7 @@ from spotledger.errors import (
     SetupError,
     StoreUnavailable,
 )
+from spotledger.ledger.finding import Criteria
 from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.security.access_keys import KeyRing
 from spotledger.security.cipher import Cipher
@@ -301,6 +302,8 @@ BOOKS_DAMAGES = [
     "UPDATE books SET segment_entries = 9",
     "DELETE FROM key_bucket WHERE id = (SELECT min(id) FROM key_bucket WHERE length(packed) > 16)",
     "UPDATE key_bucket SET packed = zeroblob(length(packed))",
+    "DELETE FROM reference_bucket",
+    "UPDATE reference_bucket SET packed = zeroblob(length(packed))",
     "DELETE FROM history_bucket",
     "UPDATE history_bucket SET packed = substr(packed, 2)",
     "DELETE FROM balance WHERE customer = 'ann'",
@@ -359,6 +362,8 @@ def everything_of(ledger: Ledger) -> list[object]:
         found += [dict(ledger.account(account).balances), ledger.holds(customer), ledger.holds(customer, "open")]
         found += [ledger.balances(account, at_seq=seq) for seq in range(0, ledger.head.seq + 1, 7)]
     found += [ledger.hold(seq) for seq in range(1, ledger.head.seq + 1)]
+    for reference in ("order 0", "order 5", "never"):
+        found.append([entry.seq for entry in ledger.find(Criteria(reference=reference)).entries])
     return found
 
 

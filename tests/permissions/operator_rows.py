@@ -127,6 +127,7 @@ ROWS: Final = (
     _get(paths.CUSTOMER_BALANCES, READ, customer=_alice),
     _get(paths.CUSTOMER_HOLDS, READ, customer=_alice),
     _get(paths.CUSTOMER_ENTRIES, READ, customer=_alice),
+    _get(paths.CUSTOMER_STATEMENT, READ, customer=_alice),
     # --- money ---
     _post(paths.of_collection("deposits"), WRITE, _money),
     _post(paths.of_collection("withdrawals"), WRITE, _money),

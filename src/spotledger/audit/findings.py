@@ -69,7 +69,7 @@ CODES: Final[dict[str, str]] = {
     "coin_not_balanced": "A coin does not sum to zero over all accounts.",
     # what is derived, beside the journal
     "books_differ": "The books are of another ledger, or of another history.",
-    "bucket_damaged": "A bucket of keys or of the history is missing or does not match its checksum.",
+    "bucket_damaged": "A bucket of keys, of references or of the history is missing or does not match its checksum.",
     "bucket_sum_differs": "The rows of a bucket do not match its count and digest.",
     "count_differs": "The books do not have the rows that they count.",
     "access_key_malformed": "An access key or a token is malformed, or of another ledger or an unknown customer.",
@@ -80,6 +80,8 @@ CODES: Final[dict[str, str]] = {
     "rows_beyond_journal": "A derived table has rows of segments that cannot be sealed yet.",
     "key_row_missing": "A key of the journal is missing from the table of keys.",
     "key_row_extra": "The table of keys has a key that is not in the journal.",
+    "reference_row_missing": "An entry with a reference is missing from the index of references.",
+    "reference_row_extra": "The index of references has a row that no entry led to.",
     "history_row_missing": "An account and coin that a segment touched is missing from its history.",
     "history_row_extra": "The history has a row of an account and coin that no entry of the segment touched.",
     "history_row_differs": "The history names other entries than those that touched the account and coin.",

@@ -64,6 +64,8 @@ class JournalPass(BooksRead):
         self.postings = self.refusals = 0
         #: The digests of the keys since the last comparison of a segment with its tables, and their entries.
         self.keys: dict[bytes, int] = {}
+        #: The references of requests since then, each with its entry.
+        self.references: list[tuple[str, int]] = []
         #: Actors, each with a kind of entry, that were found right together last.
         self._right_actors: set[tuple[str, str]] = set()
 
@@ -71,6 +73,7 @@ class JournalPass(BooksRead):
         """Forget what was collected, once it is compared with the tables."""
         super().forget_collected()
         self.keys.clear()
+        self.references.clear()
 
     # --- the chain --------------------------------------------------------------------------------------
 
@@ -205,6 +208,8 @@ class JournalPass(BooksRead):
 
     def _book(self, entry: EntryRead) -> None:
         """Apply what an entry does to balances, holds, coins and customers."""
+        if entry.request.reference is not None:
+            self.references.append((entry.request.reference, self.seq))
         if entry.refusal is not None:
             self._refusal(entry, entry.refusal)
         elif not entry.postings:

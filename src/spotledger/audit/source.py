@@ -158,6 +158,10 @@ class Source(ABC):
         """Compare the keys of the entries from *first* on, collected in *journal*, with those that the store has."""
 
     @abstractmethod
+    def compare_references(self, journal: JournalPass, segment: int, first: int) -> None:
+        """Compare which entries have which reference with the index of *segment*."""
+
+    @abstractmethod
     def compare_history(self, journal: JournalPass, segment: int, first: int) -> None:
         """Compare which entries touched which lines with the history of *segment*."""
 

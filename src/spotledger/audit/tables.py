@@ -46,6 +46,8 @@ class DerivedTables:
             source.compare_keys(journal, segment, first, is_sealed=is_sealed)
         self.spool.put(journal.keys)
         if is_sealed and source.is_comparable(first, last):
+            with source.examining(f"the references of segment {segment}"):
+                source.compare_references(journal, segment, first)
             with source.examining(f"the history of segment {segment}"):
                 source.compare_history(journal, segment, first)
             with source.examining(f"the holds of segment {segment}"):

@@ -7,22 +7,34 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 import click
 from msgspec.structs import astuple
 
 from spotledger.cli.connection import CommandLedger
-from spotledger.cli.options import PositionType, ledger_command
+from spotledger.cli.options import ACCOUNTS, PositionType, from_option, ledger_command, time_ms, to_option
 from spotledger.cli.output import EXACT, Output
 from spotledger.client.operator.decoding import decode
-from spotledger.client.operator.ledger_answers import BalanceAfter, Entry, Posting, Statement
+from spotledger.client.operator.ledger_answers import (
+    AccountStatement,
+    BalanceAfter,
+    Entry,
+    Posting,
+    Statement,
+    StatementBalance,
+    StatementLine,
+)
 from spotledger.client.operator.messages import Json
 
 FOLLOW_PAUSE_SECONDS: Final = 0.25
 #: As many entries as a page may have.
 PAGE_ENTRIES: Final = 1000
 SIDES: Final = ("available", "freeze")
+STATEMENT_COLUMNS: Final = (
+    *("entry", "booked", "what", "account", "coin", "± available", "± freeze", "± owes"),
+    *("available", "freeze", "owes", "for", "key"),
+)
 _HOUSE: Final = ("@external", "@fees", "@dust", "@receivable")
 
 
@@ -131,6 +143,113 @@ async def feed(ledger: CommandLedger, out: Output, after_seq: str, actor: str | 
             await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
 
 
+@click.command()
+@click.option("--key", metavar="KEY", help="The entry with this idempotency key.")
+@click.option("--reference", metavar="TEXT", help="Entries with this reference.")
+@click.option("--customer", metavar="CUSTOMER", help="Entries that change a balance of CUSTOMER, or of @fees.")
+@click.option("--coin", metavar="COIN", help="Entries that change a balance of COIN.")
+@click.option("--kind", metavar="KIND", help="Entries of this kind, such as deposit.")
+@click.option("--actor", metavar="ACTOR", help="Entries of this actor, such as token:ID or ledger.")
+@from_option
+@to_option
+@click.option(
+    "--after", "after_seq", type=PositionType(), default="0", metavar="SEQ", help="Only entries after this one."
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most this many entries.")
+@ledger_command()
+async def find(
+    ledger: CommandLedger,
+    out: Output,
+    from_time: str | None,
+    to_time: str | None,
+    after_seq: str,
+    limit: int | None,
+    **criteria: str | None,
+) -> None:
+    """Find entries by key, reference, customer, coin, kind, actor and time. All that is given has to match."""
+    if from_time is None and to_time is None and not any(criteria.values()):
+        raise click.UsageError("nothing to find is given; --key, --reference, --customer or another option would pass")
+    asked: dict[str, Any] = {**criteria, "from_ms": time_ms(from_time, "--from"), "to_ms": time_ms(to_time, "--to")}
+    found: list[Entry] = []
+    documents: list[Json] = []
+    while True:
+        wanted = PAGE_ENTRIES if limit is None else min(PAGE_ENTRIES, limit - len(found))
+        page = await ledger.find(**asked, after_seq=after_seq, limit=wanted)
+        found += page.entries
+        documents += ledger.document["entries"]
+        is_end = page.next == after_seq or len(found) == limit
+        after_seq = page.next
+        if is_end:
+            break
+    ledger.document = {**ledger.document, "entries": documents}
+    out.document(ledger.document)
+    for entry in found:
+        out.line(_feed_line(entry))
+    if not found:
+        out.line("no entry matches")
+
+
+@click.command()
+@click.argument("customer")
+@click.option("--coin", metavar="COIN", help="Only this coin.")
+@click.option("--account", type=click.Choice(ACCOUNTS), help="Only this account, and what the customer owes.")
+@from_option
+@to_option
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV in place of a table.")
+@click.option("--bom", is_flag=True, help="Begin CSV with a byte order mark, by which Excel recognises UTF-8.")
+@ledger_command()
+async def statement(
+    ledger: CommandLedger,
+    out: Output,
+    customer: str,
+    from_time: str | None,
+    to_time: str | None,
+    as_csv: bool,
+    bom: bool,
+    **only: str | None,
+) -> None:
+    """Show the statement of CUSTOMER, or of @fees: opening, each change with the balance after it, and closing."""
+    if bom and not as_csv:
+        raise click.UsageError("--bom is given without --csv, which it is about")
+    asked: dict[str, Any] = {**only, "from_ms": time_ms(from_time, "--from"), "to_ms": time_ms(to_time, "--to")}
+    if as_csv:
+        async for piece in ledger.statement_csv(customer, **asked, bom=bom):
+            out.file(piece)
+        return
+    whole = await _whole_statement(ledger, customer, asked)
+    out.document(ledger.document)
+    rows = chain(
+        (_statement_row("opening", balance) for balance in whole.opening),
+        map(_line_row, whole.lines),
+        (_statement_row("closing", balance) for balance in whole.closing),
+    )
+    out.table(STATEMENT_COLUMNS, rows, title=f"{customer}, as of entry {whole.position}")
+
+
+async def _whole_statement(ledger: CommandLedger, customer: str, asked: dict[str, Any]) -> AccountStatement:
+    """Return all pages of a statement as one; ``ledger.document`` is then the same as one document."""
+    page = await ledger.account_statement(customer, **asked)
+    whole = ledger.document
+    while page.next is not None:
+        page = await ledger.account_statement(customer, **asked, after_seq=page.next)
+        new = ledger.document
+        whole = {**new, "opening": whole["opening"], "lines": whole["lines"] + new["lines"]}
+    ledger.document = whole
+    return decode(AccountStatement, whole)
+
+
+def _statement_row(what: str, balance: StatementBalance) -> tuple[object, ...]:
+    sides = (balance.available, balance.freeze, balance.owes)
+    return ("", "", what, balance.account, balance.coin, "", "", "", *sides, "", "")
+
+
+def _line_row(line: StatementLine) -> tuple[object, ...]:
+    signed = [f"{change:+f}" if change else "" for change in (line.available, line.freeze, line.owes)]
+    after = (line.available_after, line.freeze_after, line.owes_after)
+    place = (line.position, time_text(line.booked_ms), line.kind, line.account, line.coin)
+    return (*place, *signed, *after, line.reference, line.key.strip())
+
+
 def _feed_line(entry: Entry) -> str:
     told = "; ".join(f"{line.customer} {line.side} {line.amount:f} {line.coin}" for line in entry.postings)
     if entry.refusal is not None:
@@ -141,10 +260,12 @@ def _feed_line(entry: Entry) -> str:
 
 
 @click.command("trial-balance")
+@click.option("--at-seq", type=PositionType(), metavar="SEQ", help="As of this entry.")
+@click.option("--at", metavar="TIME", help="As of this time: 2026-01-31T12:00:00Z, or milliseconds since 1970.")
 @ledger_command()
-async def trial_balance(ledger: CommandLedger, out: Output) -> None:
-    """Show the sums of all customers and of each house account by coin; every total is zero."""
-    found = await ledger.trial_balance()
+async def trial_balance(ledger: CommandLedger, out: Output, at_seq: str | None, at: str | None) -> None:
+    """Show the sums of all customers and of each house account by coin, now or as of then; every total is zero."""
+    found = await ledger.trial_balance(at_seq=at_seq, at_ms=time_ms(at, "--at"))
     out.document(ledger.document)
     columns = ("coin", "customers available", "customers freeze", *_HOUSE, "total")
     rows = (

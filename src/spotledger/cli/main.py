@@ -52,6 +52,8 @@ for _command in (
     books.holds,
     history.history,
     history.feed,
+    history.find,
+    history.statement,
     history.trial_balance,
     keys.get_balance,
     access.locks,

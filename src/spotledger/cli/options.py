@@ -73,6 +73,10 @@ own_key_option = click.option("--key", metavar="KEY", help="The idempotency key 
 account_option = click.option(
     "--account", type=click.Choice(ACCOUNTS), default="spot", show_default=True, help="The customer's account."
 )
+from_option = click.option(
+    "--from", "from_time", metavar="TIME", help="From this time on: 2026-11-01, 2026-11-01T12:00:00Z, or ms since 1970."
+)
+to_option = click.option("--to", "to_time", metavar="TIME", help="Before this time, likewise.")
 reference_option = click.option("--reference", metavar="TEXT", help="What it is for, such as an order number.")
 
 

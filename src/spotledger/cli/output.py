@@ -28,7 +28,7 @@ EXACT: Final = Context(prec=80, traps=[Inexact])
 AMOUNT_COLUMNS: Final = frozenset(
     {
         *("available", "freeze", "total", "amount", "remaining", "after", "scale", "seq", "entry", "age"),
-        *("± available", "± freeze", "customers available", "customers freeze"),
+        *("± available", "± freeze", "± owes", "owes", "customers available", "customers freeze"),
         *("@external", "@fees", "@dust", "@receivable"),
     }
 )
@@ -67,6 +67,11 @@ class Output:
     def text(text: str) -> None:
         """Print *text* of our own, which may have lines, as it is but for escapes."""
         click.echo(escaped(text, keep="\n"), nl=not text.endswith("\n"))
+
+    @staticmethod
+    def file(piece: bytes) -> None:
+        """Write a piece of a file to standard output as it is."""
+        click.echo(piece, nl=False)
 
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str | None = None) -> None:
         """Print *rows* under *columns* for people."""

@@ -55,6 +55,13 @@ def receivable_of(customer: str) -> Account:
     return Account(f"{RECEIVABLE}:{customer}", HOUSE_KIND)
 
 
+def accounts_about(owner: str) -> tuple[Account, ...]:
+    """Return the accounts of *owner*: a house account; or the three of a customer, and that of what they owe."""
+    if is_house_name(owner):
+        return (Account(owner, HOUSE_KIND),)
+    return (*(Account(owner, kind) for kind in ACCOUNT_IDS), receivable_of(owner))
+
+
 def may_be_negative(account: Account) -> bool:
     """Return whether *account* may be below zero: the outside world and what customers owe may."""
     return account.kind == HOUSE_KIND and (account == EXTERNAL or account.customer.startswith(RECEIVABLE))

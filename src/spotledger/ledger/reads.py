@@ -12,13 +12,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final, TypeVar
 
 from spotledger.clock import Clock
-from spotledger.domain.accounts import Account, Balance, Coin, receivable_of
+from spotledger.domain.accounts import Account, Balance, Coin, accounts_about
 from spotledger.domain.amounts import shown
 from spotledger.domain.fields import check_time
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
 from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
-from spotledger.storage.base import AccountView, Head, Store, TrialBalance
+from spotledger.ledger.finding import SCANNED_ENTRIES, Criteria, Span, look
+from spotledger.ledger.statements import LineName, LinesRead, Scope, balances_at, lines_of
+from spotledger.storage.base import AccountView, Head, Looked, Store, TrialBalance
 
 T = TypeVar("T")
 
@@ -180,10 +182,7 @@ class LedgerReads:
         with self._reading():
             if at_seq is None:
                 return dict(sorted(self._store.balances_now(account).items()))
-            if not 0 <= at_seq <= self.head.seq:
-                raise InvalidRequest(
-                    f"at_seq is {at_seq}; 0 to {self.head.seq}, the head of the journal, would pass", field="at_seq"
-                )
+            self._check_past(at_seq)
             return self._store.balances_at(account, at_seq)
 
     def seq_at(self, time_ms: int) -> int:
@@ -209,10 +208,8 @@ class LedgerReads:
         """Return at most *limit* entries after *after_seq* that touch *customer* (and *coin*), in order."""
         with self._reading():
             after_seq, limit = self._page(after_seq, limit)
-            owners = (customer, receivable_of(customer).customer)
-            seqs = self._store.account_seqs(owners, coin, after_seq, limit)
-            entries = (self._store.entry(seq) for seq in seqs)
-            return [entry for entry in entries if entry is not None]
+            seqs = self._store.account_seqs(accounts_about(customer), coin, after_seq, limit)
+            return self._store.entries_of(seqs)
 
     def reversal_of(self, seq: int) -> int | None:
         """Return the entry that reversed the entry *seq*, or None."""
@@ -258,17 +255,25 @@ class LedgerReads:
         now_ms = self.now_ms
         return [hold.read_at(now_ms) for hold in holds]
 
-    def trial_balance(self) -> TrialBalance:
+    def trial_balance(self, at_seq: int | None = None) -> TrialBalance:
         """
         Return the sum of all customers' balances and each house account's balance, by coin, as of one entry.
 
-        Reads all balances, so call it in a separate thread; reads and writes go on meanwhile.
+        Reads all balances, and the entries between them and *at_seq*, so call it in a separate thread; reads and writes
+        go on meanwhile.
+
+        Args:
+            at_seq: The entry; None for the last one.
+
+        Raises:
+            InvalidRequest: *at_seq* is above the head.
         """
         with self._lock:
             self._refresh()
+            self._check_past(at_seq)
             self._store.go_on_rebuilding()
         with self._noting():
-            return self._store.trial_balance()
+            return self._store.trial_balance(at_seq)
 
     def entry(self, seq: int) -> Entry | None:
         """Return the entry *seq*, or None."""
@@ -287,6 +292,75 @@ class LedgerReads:
         with self._reading():
             seq = self._store.find_keys([key]).get(key)
             return None if seq is None else self._store.entry(seq)
+
+    # --- finding entries --------------------------------------------------------------------------------
+
+    def between(self, from_ms: int | None = None, to_ms: int | None = None) -> Span:
+        """
+        Return the entries booked from *from_ms* on and before *to_ms*, in ms since 1970; None: no bound.
+
+        Times in the future are bounds too: entries up to the head are meant.
+        """
+        with self._reading():
+            head = self._store.head
+            after_seq = 0 if from_ms is None else self._store.seq_at(from_ms - 1)
+            to_seq = head.seq if to_ms is None or to_ms > head.booked_ms else self._store.seq_at(to_ms - 1)
+            return Span(min(after_seq, head.seq), to_seq)
+
+    def look(self, criteria: Criteria, span: Span, limit: int = 1000, look_at: int = SCANNED_ENTRIES) -> Looked:
+        """Return at most *limit* entries of *span* that match, after looking at *look_at* entries at most."""
+        with self._reading():
+            return look(self._store, criteria, span, limit, look_at)
+
+    def find(
+        self,
+        criteria: Criteria,
+        *,
+        from_ms: int | None = None,
+        to_ms: int | None = None,
+        after_seq: int = 0,
+        limit: int = 1000,
+    ) -> Looked:
+        """
+        Return a page of the entries that match, in order.
+
+        A page looks at a bounded number of entries, so it may be short or empty before the end of the journal. Go on
+        after its ``to_seq`` until that is where the page began.
+
+        Args:
+            criteria: What the entries have to have.
+            from_ms: Only entries booked then or later, in ms since 1970.
+            to_ms: Only entries booked before.
+            after_seq: Only entries after this one.
+            limit: The most entries to return.
+        """
+        after_seq, limit = self._page(after_seq, limit)
+        span = self.between(from_ms, to_ms)
+        return self.look(criteria, span._replace(after_seq=max(after_seq, span.after_seq)), limit)
+
+    # --- statements -------------------------------------------------------------------------------------
+
+    def statement_balances(self, scope: Scope, seq: int) -> dict[LineName, Balance]:
+        """Return the balances that *scope* is about, in units after the entry *seq*, which is at most the head."""
+        with self._reading():
+            return balances_at(self._store, scope, seq)
+
+    def statement_lines(self, scope: Scope, span: Span, count: int = 1000) -> LinesRead:
+        """
+        Return the next lines of the statement of *span*, those of *count* entries at most, in order.
+
+        Go on after ``to_seq`` of the lines, until that is the end of the span; :meth:`between` returns the span of a
+        period. :class:`spotledger.ledger.statements.RunningBalances` checks that opening, lines and closing add up.
+        """
+        with self._reading():
+            return lines_of(self._store, scope, span, count)
+
+    def _check_past(self, at_seq: int | None) -> None:
+        """Refuse an entry that does not exist yet."""
+        if at_seq is not None and not 0 <= at_seq <= self.head.seq:
+            raise InvalidRequest(
+                f"at_seq is {at_seq}; 0 to {self.head.seq}, the head of the journal, would pass", field="at_seq"
+            )
 
     def _is_booked(self, seq: int) -> bool:
         return 0 < seq <= self.head.seq

@@ -60,6 +60,13 @@ class TrialBalance(NamedTuple):
     sums: Mapping[tuple[str, str], Balance]
 
 
+class Looked(NamedTuple):
+    """The entries that were found, in order, and the last entry that was looked at: up to it there are no others."""
+
+    entries: list[Entry]
+    to_seq: int
+
+
 class AccountView(Protocol):
     """One account at the head; the same object until it is dropped from memory."""
 
@@ -234,8 +241,12 @@ class Store(Books, Protocol):
     def old_holds(self, before_ms: int, after: int, limit: int) -> list[Hold]:
         """Return at most *limit* open holds with ids above *after* that were opened up to *before_ms*, by id."""
 
-    def trial_balance(self) -> TrialBalance:
-        """Add up all durable balances. Blocks; may run in another thread beside writes."""
+    def trial_balance(self, at_seq: int | None = None) -> TrialBalance:
+        """
+        Add up all durable balances, now or as they stood after the entry *at_seq*, which is at most the head.
+
+        Blocks; may run in another thread beside writes.
+        """
 
     def customers(self, after: str, limit: int) -> list[str]:
         """Return at most *limit* customers with ids above *after*, by id."""
@@ -246,8 +257,14 @@ class Store(Books, Protocol):
     def seq_at(self, time_ms: int) -> int:
         """Return the last entry booked at or before *time_ms*; 0 if there is none."""
 
-    def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
-        """Return at most *limit* entries after *after_seq* that changed an account of *owners*, in order."""
+    def entries_of(self, seqs: Sequence[int]) -> list[Entry]:
+        """Return the durable entries *seqs*, which rise and exist, in order."""
+
+    def account_seqs(self, accounts: Sequence[Account], coin: str | None, after_seq: int, limit: int) -> list[int]:
+        """Return at most *limit* entries after *after_seq* that changed *coin*, or any, of *accounts*, in order."""
+
+    def entries_with_reference(self, reference: str, after_seq: int, limit: int) -> Looked:
+        """Return at most *limit* entries after *after_seq* with this *reference*; looks at a bounded part of them."""
 
     def check_write_lock(self) -> None:
         """

@@ -11,10 +11,9 @@ import threading
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import product
 from typing import Any, Final
 
-from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account
+from spotledger.domain.accounts import ZERO, Account
 from spotledger.domain.journal import Hold
 
 #: Entries of a segment that is freed in a thread.
@@ -45,6 +44,8 @@ class OpenSegment:
         "keys",
         "number",
         "opened",
+        "references",
+        "repeated_references",
         "reversals",
         "touched",
     )
@@ -55,6 +56,9 @@ class OpenSegment:
         self.first_seq = first_seq
         #: Entries by the digests of their idempotency keys.
         self.keys: dict[bytes, int] = {}
+        #: The place of the first entry with each reference, and the places of the later ones.
+        self.references: dict[str, int] = {}
+        self.repeated_references: dict[str, array[int]] = {}
         self.customers: dict[str, int] = {}
         #: The holds that it opened or changed, as it leaves them.
         self.holds: dict[int, Hold] = {}
@@ -67,10 +71,23 @@ class OpenSegment:
         self.touched: dict[Account, dict[str, TouchedLine]] = {}
         self.reversals: dict[int, int] = {}
 
+    def note_reference(self, reference: str, seq: int) -> None:
+        """Note that the request of the entry *seq* has this *reference*."""
+        place = seq - self.first_seq
+        if self.references.setdefault(reference, place) != place:
+            self.repeated_references.setdefault(reference, array("H")).append(place)
+
+    def seqs_with_reference(self, reference: str) -> list[int]:
+        """Return the entries with this *reference*, in order."""
+        first = self.references.get(reference)
+        if first is None:
+            return []
+        return [self.first_seq + place for place in (first, *self.repeated_references.get(reference, ()))]
+
     def let_go(self) -> None:
         """Empty the large mappings item by item: to free one at once would stop the other threads for some ms."""
         parts: tuple[dict[Any, Any], ...] = (
-            *(self.keys, self.opened, self.holds, self.changed, self.holds_of, self.touched),
+            *(self.keys, self.references, self.opened, self.holds, self.changed, self.holds_of, self.touched),
         )
         for part in parts:
             while part:
@@ -148,15 +165,25 @@ class OpenSegments:
                 return segment.reversals[seq]
         return None
 
-    def seqs_touching(self, owners: Sequence[str], coin: str | None, after_seq: int) -> set[int]:
-        """Return the entries of the open segments after *after_seq* that changed an account of *owners*."""
-        found: set[int] = set()
-        for segment, owner, kind in product(self.segments, owners, (*ACCOUNT_IDS, HOUSE_KIND)):
-            for name, line in segment.touched.get(Account(owner, kind), {}).items():
-                if coin is None or coin == name:
-                    begin = bisect_right(line.places, after_seq - segment.first_seq)
-                    found.update(segment.first_seq + place for place in line.places[begin:])
-        return found
+    def seqs_touching(self, accounts: Sequence[Account], coin: str | None, after_seq: int, limit: int) -> list[int]:
+        """Return the first *limit* entries of the open segments after *after_seq* that changed *coin* of *accounts*."""
+        found: list[int] = []
+        for segment in self.segments:
+            places: set[int] = set()
+            for account in accounts:
+                for name, line in segment.touched.get(account, {}).items():
+                    if coin in (None, name):
+                        begin = bisect_right(line.places, after_seq - segment.first_seq)
+                        places.update(line.places[begin : begin + limit])
+            found += [segment.first_seq + place for place in sorted(places)]
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def seqs_with_reference(self, reference: str, after_seq: int) -> list[int]:
+        """Return the entries of the open segments after *after_seq* with this *reference*, in order."""
+        seqs = (seq for segment in self.segments for seq in segment.seqs_with_reference(reference))
+        return [seq for seq in seqs if seq > after_seq]
 
     def _put_hold(self, segment: OpenSegment, hold: Hold) -> None:
         hold_id = hold.hold_id

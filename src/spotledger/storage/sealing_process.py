@@ -208,9 +208,11 @@ def _listen(asked: SimpleQueue[tuple[int, str] | None]) -> None:
 
     The kernel's signal at the death of a parent would come when the thread ends that started the process.
     """
-    for line in sys.stdin.buffer:
-        word, *request = line.decode().rstrip("\n").split(" ", 2)
-        asked.put(None if word == "end" else (int(request[0]), request[1]))
+    # Without a buffer, whose lock this thread would hold while the interpreter ends: a fatal error of Python.
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as lines:  # noqa: PTH123 - a descriptor
+        for line in lines:
+            word, *request = line.decode().rstrip("\n").split(" ", 2)
+            asked.put(None if word == "end" else (int(request[0]), request[1]))
     os._exit(0)
 
 

@@ -65,6 +65,8 @@ class SegmentSums:
         self.first_seq = first_seq
         #: The digests of the idempotency keys, in the order of the entries.
         self.keys: list[bytes] = []
+        #: The references of requests, each with the place of its entry, in the order of the entries.
+        self.references: list[tuple[str, int]] = []
         self.coins: list[tuple[str, int, int]] = []
         self.customers: list[tuple[str, int]] = []
         self.reversals: list[tuple[int, int]] = []
@@ -95,6 +97,9 @@ class SegmentSums:
                 lead to.
         """
         self.keys.append(key_digest(entry.key))
+        reference = entry.request.reference
+        if reference is not None:
+            self.references.append((reference, entry.seq - self.first_seq))
         if entry.refusal is not None:
             return
         if entry.postings or entry.balances:

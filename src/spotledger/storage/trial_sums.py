@@ -1,8 +1,13 @@
-"""What everybody has, added up: the balances that are sealed, and then the postings of every later entry."""
+"""
+What everybody has, added up as of one entry.
+
+The sums begin with what is known, nothing before the first entry or the sealed balances, and go on with the postings of
+the entries in between, forwards or backwards, whichever is nearer.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -23,12 +28,32 @@ class _Moved(msgspec.Struct, gc=False):
 _decode: Final = msgspec.json.Decoder(_Moved, strict=False).decode
 
 
+class Way(NamedTuple):
+    """How the sums as of an entry come about: where they begin, and which entries are added or taken away."""
+
+    #: Whether they begin with the sealed balances; else with nothing.
+    from_sealed: bool
+    after_seq: int
+    to_seq: int
+    sign: int
+
+
+def way_to(at_seq: int, sealed_seq: int) -> Way:
+    """Return the nearest way to the sums as of *at_seq* where the balances are sealed as of *sealed_seq*."""
+    if at_seq >= sealed_seq:
+        return Way(True, sealed_seq, at_seq, 1)
+    if at_seq < sealed_seq - at_seq:
+        return Way(False, 0, at_seq, 1)
+    return Way(True, at_seq, sealed_seq, -1)
+
+
 class TrialSums:
     """The sums of both sides by owner and coin; customers are one owner, and so are debts."""
 
-    def __init__(self, seq: int, link: bytes) -> None:
-        """Start with nothing, at the last sealed entry *seq*, whose hash is *link*."""
-        self._seq = seq
+    def __init__(self, way: Way, link: bytes) -> None:
+        """Start with nothing; *link* is the hash of the entry before those on the *way*."""
+        self._way = way
+        self._seq = way.after_seq
         self._link = link
         self._sums: dict[tuple[str, str], Balance] = {}
 
@@ -40,7 +65,7 @@ class TrialSums:
 
     def add_entry(self, seq: int, body: bytes, kept_hash: bytes) -> None:
         """
-        Add the postings of the next entry.
+        Add the postings of the next entry, or take them away.
 
         Raises:
             LedgerCorrupt: It is not the next one, does not fit the chain of hashes, or cannot be read.
@@ -48,20 +73,27 @@ class TrialSums:
         self._seq, self._link = self._seq + 1, chain_hash(self._link, body)
         if (seq, kept_hash) != (self._seq, self._link):
             raise LedgerCorrupt(f"entry {self._seq} is missing, or does not fit the chain of hashes")
+        sign = self._way.sign
         for (customer, account), coin, side, units, _ in _postings(body):
-            both = (units, 0) if side == AVAILABLE else (0, units)
+            both = (sign * units, 0) if side == AVAILABLE else (0, sign * units)
             self.add(customer, account, coin, *both)
 
-    def end(self, head_seq: int) -> TrialBalance:
+    def end(self, last_hash: bytes | None = None) -> TrialBalance:
         """
-        Return the sums as of the entry *head_seq*, the last of the journal.
+        Return the sums.
+
+        Args:
+            last_hash: The hash of the last entry on the way, if it is known from elsewhere.
 
         Raises:
-            LedgerCorrupt: Entries up to it are missing.
+            LedgerCorrupt: Entries are missing, or do not lead to that hash.
         """
-        if self._seq != head_seq:
+        way = self._way
+        if self._seq != way.to_seq:
             raise LedgerCorrupt(f"entry {self._seq + 1} is missing from the journal")
-        return TrialBalance(self._seq, self._sums)
+        if last_hash is not None and self._link != last_hash:
+            raise LedgerCorrupt(f"the entries up to {self._seq} do not lead to its hash")
+        return TrialBalance(way.to_seq if way.sign > 0 else way.after_seq, self._sums)
 
 
 def _postings(body: bytes) -> tuple[Posting, ...]:

@@ -48,6 +48,55 @@ INSERT INTO history VALUES (3, 'zed', 'spot', 'btc', 6);
 -- history: segment made text | schema_changed | history: column segment
 ALTER TABLE history ALTER segment TYPE text;
 
+-- reference: row removed | reference_row_missing | reference 0 block 7 6
+DELETE FROM reference WHERE seq = 6;
+
+-- reference: extra row | reference_row_extra | reference 0 block 7 7
+INSERT INTO reference VALUES (0, 'block 7', 7);
+
+-- reference: extra row of an entry without one | reference_row_extra | reference 0 never 1
+INSERT INTO reference VALUES (0, 'never', 1);
+
+-- reference: all gone | reference_row_missing | reference 0 block 7 6
+TRUNCATE reference;
+
+-- reference: wrong segment | reference_row_extra | reference 3 block 7 6
+UPDATE reference SET segment = 3 WHERE seq = 6;
+
+-- reference: segment -1 | reference_row_extra | reference -1 block 7 6
+UPDATE reference SET segment = -1 WHERE seq = 6;
+
+-- reference: segment null | rows_beyond_journal | reference
+ALTER TABLE reference DROP CONSTRAINT reference_pkey;
+ALTER TABLE reference ALTER segment DROP NOT NULL;
+INSERT INTO reference VALUES (NULL, 'block 7', 6);
+
+-- reference: seq null | rows_beyond_journal | reference
+ALTER TABLE reference DROP CONSTRAINT reference_pkey;
+ALTER TABLE reference ALTER seq DROP NOT NULL;
+INSERT INTO reference VALUES (0, 'block 7', NULL);
+
+-- reference: text null | reference_row_extra | reference 0 None 6
+ALTER TABLE reference DROP CONSTRAINT reference_pkey;
+ALTER TABLE reference ALTER reference DROP NOT NULL;
+INSERT INTO reference VALUES (0, NULL, 6);
+
+-- reference: another text | reference_row_missing | reference 0 block 7 6
+UPDATE reference SET reference = 'block 8' WHERE seq = 6;
+
+-- reference: far off | rows_beyond_journal | reference
+INSERT INTO reference VALUES (76, 'block 7', 5000000);
+
+-- reference: dup after pk dropped | row_repeated | reference 0 block 7 6
+ALTER TABLE reference DROP CONSTRAINT reference_pkey;
+INSERT INTO reference SELECT * FROM reference WHERE seq = 6;
+
+-- reference: segment made text | schema_changed | reference: column segment
+ALTER TABLE reference ALTER segment TYPE text;
+
+-- reference unlogged | schema_changed | reference: table
+ALTER TABLE reference SET UNLOGGED;
+
 -- balance.available+1 | balance_row_differs | balance ann spot btc
 UPDATE balance SET available = available + 1 WHERE (customer, account, coin) = ('ann', 'spot', 'btc');
 

@@ -270,6 +270,10 @@ class EmbeddedSource(Source):
         if is_sealed and self.is_comparable(first, journal.seq):
             self._buckets.compare_keys(journal.keys, segment, first)
 
+    def compare_references(self, journal: JournalPass, segment: int, first: int) -> None:
+        """Compare which entries have which reference with the buckets of *segment*."""
+        self._buckets.compare_references(journal.references, segment, first)
+
     def compare_history(self, journal: JournalPass, segment: int, first: int) -> None:
         """Compare which entries touched which lines with the history of *segment*."""
         self._buckets.compare_history(journal, segment, first)

@@ -1,5 +1,5 @@
 """
-What only the files of a ledger have of the derived tables: buckets of keys and of the history, and sums of rows.
+What only the files of a ledger have of the derived tables: buckets of keys, references and history, and sums of rows.
 
 The buckets of a sealed segment never change. They are compared as a whole first, and row by row only if they differ.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Final
 
 from spotledger.audit.books import Line, mixed
@@ -23,6 +24,8 @@ from spotledger.storage.sqlite.audit import BooksFile, SmallTables
 from spotledger.storage.sqlite.books import pack_segments, unpack_segments
 from spotledger.storage.sqlite.buckets import (
     HOLD_BUCKET_IDS,
+    OF_KEYS,
+    OF_REFERENCES,
     OWNER_BUCKETS,
     SEGMENT_BUCKETS,
     HistoryLine,
@@ -31,11 +34,11 @@ from spotledger.storage.sqlite.buckets import (
     history_id,
     key_id,
     owner_bucket,
-    pack_keys,
+    pack_digests,
     row_digest,
     sum_of,
+    unpack_digests,
     unpack_history,
-    unpack_keys,
 )
 from spotledger.storage.sqlite.raw import Row
 
@@ -66,13 +69,10 @@ class BucketTables:
 
     def compare_keys(self, keys: Mapping[bytes, int], segment: int, first: int) -> None:
         """Compare *keys*, digests with their entries, with those of a *segment* that begins with the entry *first*."""
-        expected: list[list[bytes]] = [[] for _ in range(SEGMENT_BUCKETS)]
-        for digest in keys:
-            expected[(digest[-1] & 1) << 8 | digest[-2]].append(digest)
-        buckets = self.books.key_buckets(segment)
-        for (bucket, packed), digests in zip(buckets, expected, strict=True):
-            digests.sort()
-            if packed != pack_keys(bucket, [(digest, keys[digest] - first) for digest in digests]):
+        expected = _in_buckets((digest, seq - first) for digest, seq in keys.items())
+        buckets = self.books.digest_buckets("key_bucket", segment)
+        for (bucket, packed), rows in zip(buckets, expected, strict=True):
+            if packed != pack_digests(OF_KEYS, bucket, rows):
                 self._compare_each_key(keys, segment, first, buckets)
                 break
         self._filter.check(segment, keys)
@@ -85,7 +85,7 @@ class BucketTables:
         damaged: set[int] = set()
         for bucket, packed in buckets:
             try:
-                found += unpack_keys(bucket, packed)
+                found += unpack_digests(OF_KEYS, bucket, packed)
             except LedgerCorrupt as damage:
                 self._note_damaged(damage, "key_bucket", bucket)
                 damaged.add(bucket)
@@ -106,6 +106,36 @@ class BucketTables:
         for digest, seq in sorted(found.items() - expected.items(), key=lambda row: row[1]):
             where = f"key_bucket {key_id(segment, digest)} {digest.hex()}"
             self._note("key_row_extra", seq, where, f"entry {seq}", "no row for this key and entry")
+
+    # --- references of a segment ------------------------------------------------------------------------------
+
+    def compare_references(self, references: Sequence[tuple[str, int]], segment: int, first: int) -> None:
+        """Compare *references*, each with its entry, with those of a *segment* that begins with the entry *first*."""
+        digests = {reference: _digest(reference) for reference, _ in references}
+        expected = _in_buckets((digests[reference], seq - first) for reference, seq in references)
+        buckets = self.books.digest_buckets("reference_bucket", segment)
+        for (bucket, packed), rows in zip(buckets, expected, strict=True):
+            if packed != pack_digests(OF_REFERENCES, bucket, rows):
+                self._compare_each_reference(bucket, packed, rows, first)
+
+    def _compare_each_reference(
+        self, bucket: int, packed: object, expected: list[tuple[bytes, int]], first: int
+    ) -> None:
+        """Note what differs in one bucket of references."""
+        try:
+            found = unpack_digests(OF_REFERENCES, bucket, packed)
+        except LedgerCorrupt as damage:
+            self._note_damaged(damage, "reference_bucket", bucket)
+            return
+        where, rows = f"reference_bucket {bucket}", set(found)
+        for digest, place in sorted(set(expected) - rows):
+            seq = first + place
+            self._note("reference_row_missing", seq, f"{where} {digest.hex()}", "no row", f"entry {seq}")
+        for digest, place in sorted(rows.difference(expected)):
+            seq = first + place
+            self._note("reference_row_extra", seq, f"{where} {digest.hex()}", f"entry {seq}", "no such row")
+        if rows == set(expected):
+            self._note("reference_row_extra", first, where, f"{len(found)} rows", "each once, sorted")
 
     # --- history of a segment ---------------------------------------------------------------------------------
 
@@ -207,6 +237,7 @@ class BucketTables:
         buckets = sealed_to // self._segment_entries * SEGMENT_BUCKETS
         bounds = {
             "key_bucket": (0, buckets - 1),
+            "reference_bucket": (0, buckets - 1),
             "history_bucket": (0, buckets - 1),
             "hold": (1, sealed_to),
             "hold_bucket": (0, sealed_to // HOLD_BUCKET_IDS),
@@ -254,6 +285,21 @@ class BucketTables:
             said = kept.get(bucket, nothing)
             if said != actual:
                 self._note("bucket_sum_differs", None, f"{table} {bucket}", _shown_sum(said), _shown_sum(actual))
+
+
+def _in_buckets(rows: Iterable[tuple[bytes, int]]) -> list[list[tuple[bytes, int]]]:
+    """Return digests with the places of their entries by bucket, sorted."""
+    found: list[list[tuple[bytes, int]]] = [[] for _ in range(SEGMENT_BUCKETS)]
+    for row in rows:
+        digest = row[0]
+        found[(digest[-1] & 1) << 8 | digest[-2]].append(row)
+    for bucket in found:
+        bucket.sort()
+    return found
+
+
+def _digest(reference: str) -> bytes:
+    return blake2b(reference.encode(errors="replace"), digest_size=16).digest()
 
 
 def _where_of(bucket: int, row: HistoryLine) -> str:

@@ -246,6 +246,20 @@ class DatabaseSource(Source):
         for digest, seq in sorted(found - expected, key=_seq_of):
             self._note("key_row_extra", seq, f"entry {seq}: key_digest", digest, "the digest of the entry's key")
 
+    def compare_references(self, journal: JournalPass, segment: int, first: int) -> None:
+        """Compare which entries have which reference with the index of *segment*."""
+        rows = self._rows(
+            "SELECT reference, seq FROM reference WHERE segment = %s AND seq >= %s AND seq <= %s",
+            segment, first, journal.seq,
+        )  # fmt: skip
+        expected, found = set(journal.references), set(rows)
+        if len(found) < len(rows):
+            self._note_repeated(f"reference {segment}", rows)
+        for row in sorted(expected - found):
+            self._note("reference_row_missing", row[1], _shown(f"reference {segment}", row), "no row", "a row")
+        for row in sorted(found - expected, key=repr):
+            self._note("reference_row_extra", row[1], _shown(f"reference {segment}", row), "a row", "no row")
+
     def compare_history(self, journal: JournalPass, segment: int, first: int) -> None:
         """Compare which entries touched which lines with the history of *segment*."""
         # Rows of entries of other segments are found at the end.
@@ -328,6 +342,8 @@ class DatabaseSource(Source):
             ("hold", "hold_id", 1, sealed_to),
             ("history", "segment", 0, max(0, sealed_to - 1) // self.segment_entries),
             ("history", "seq", 1, sealed_to),
+            ("reference", "segment", 0, max(0, sealed_to - 1) // self.segment_entries),
+            ("reference", "seq", 1, sealed_to),
         ):
             # Three counts, each of which an index serves.
             counts = [f"(SELECT count(*) FROM {table} WHERE {column} {which})" for which in ("< %s", "> %s", "IS NULL")]
@@ -335,15 +351,14 @@ class DatabaseSource(Source):
             if count:
                 code = "entry_out_of_place" if table == "entry" else "rows_beyond_journal"
                 self._note(code, None, table, f"{count} rows with {column} elsewhere", f"from {low} to {high}")
-        strays = self._rows(
-            "SELECT segment, customer, account, coin, seq FROM history WHERE segment IS DISTINCT FROM (seq - 1) / %s"
-            " LIMIT %s",
-            self.segment_entries, _STRAY_LIMIT,
-        )  # fmt: skip
-        for segment, *row in strays:
-            where = _shown(f"history {segment}", row)
-            found = f"in segment {segment}"
-            self._note("history_row_extra", _number(row[-1]), where, found, "in the segment of its entry")
+        for table, columns in (("history", "customer, account, coin, seq"), ("reference", "reference, seq")):
+            strays = self._rows(
+                f"SELECT segment, {columns} FROM {table} WHERE segment IS DISTINCT FROM (seq - 1) / %s LIMIT %s",
+                self.segment_entries, _STRAY_LIMIT,
+            )  # fmt: skip
+            for segment, *row in strays:
+                where, found = _shown(f"{table} {segment}", row), f"in segment {segment}"
+                self._note(f"{table}_row_extra", _number(row[-1]), where, found, "in the segment of its entry")
 
 
 def _as_bytes(body: Any) -> Any:

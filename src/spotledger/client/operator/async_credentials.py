@@ -23,7 +23,7 @@ class AsyncCredentialCalls(ABC):
         """Make a call, and return its answer as *kind*."""
 
     @abstractmethod
-    async def _get(self, kind: type[T], path: str, **params: str | int | None) -> T:
+    async def _get(self, kind: type[T], path: str, /, **params: str | int | None) -> T:
         """Make a call that reads, and return its answer as *kind*."""
 
     # --- access keys --------------------------------------------------------------------------------

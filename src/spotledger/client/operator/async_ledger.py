@@ -19,9 +19,10 @@ from spotledger import paths
 from spotledger.client.async_driver import drive_async, stream_async
 from spotledger.client.operator.async_credentials import AsyncCredentialCalls
 from spotledger.client.operator.async_operation_calls import AsyncOperationCalls
-from spotledger.client.operator.core import ATTEMPTS, FeedCore, OperatorCore, outcomes_of
+from spotledger.client.operator.core import ATTEMPTS, CsvCore, FeedCore, OperatorCore, outcomes_of
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import (
+    AccountStatement,
     Coins,
     CustomerPage,
     Entry,
@@ -132,7 +133,7 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
     async def _ask(self, kind: type[T], method: str, path: str, **more: Any) -> T:
         return decode(kind, (await self.call(method, path, **more)).document)
 
-    async def _get(self, kind: type[T], path: str, **params: str | int | None) -> T:
+    async def _get(self, kind: type[T], path: str, /, **params: str | int | None) -> T:
         return await self._ask(kind, "GET", path, params=params)
 
     async def do(self, operation: Operation, *, dry_run: bool = False) -> Written:
@@ -240,6 +241,63 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
         path = path_of(paths.CUSTOMER_ENTRIES, customer=customer)
         return await self._get(Statement, path, coin=coin, after_seq=after_seq, limit=limit, min_seq=min_seq)
 
+    async def account_statement(
+        self,
+        customer: str,
+        *,
+        coin: str | None = None,
+        account: str | None = None,
+        from_ms: int | None = None,
+        to_ms: int | None = None,
+        after_seq: Position | None = None,
+        limit: int | None = None,
+        min_seq: Position | None = None,
+    ) -> AccountStatement:
+        """
+        Return a page of the statement of a period: opening, each change with the balance after it, and closing.
+
+        Args:
+            customer: A customer, or a house account such as ``@fees``.
+            coin: Only this coin.
+            account: Only this account, and what the customer owes; None: all.
+            from_ms: The beginning of the period in milliseconds since 1970, inclusive.
+            to_ms: Its end, exclusive.
+            after_seq: The ``next`` of the page before.
+            limit: The most entries on the page, 1 to 1000.
+            min_seq: Wait until the journal has this entry.
+        """
+        path = path_of(paths.CUSTOMER_STATEMENT, customer=customer)
+        asked = {"coin": coin, "account": account, "from_ms": from_ms, "to_ms": to_ms}
+        return await self._get(AccountStatement, path, **asked, after_seq=after_seq, limit=limit, min_seq=min_seq)
+
+    async def statement_csv(
+        self,
+        customer: str,
+        *,
+        coin: str | None = None,
+        account: str | None = None,
+        from_ms: int | None = None,
+        to_ms: int | None = None,
+        bom: bool = False,
+    ) -> AsyncIterator[bytes]:
+        """
+        Yield the statement of a period as CSV, piece by piece; a file without rows ``closing`` is not complete.
+
+        The arguments are those of :meth:`account_statement`. With *bom* it begins with a byte order mark, by which
+        Excel recognises UTF-8.
+
+        Raises:
+            TransportError: The service could not be reached, or the answer broke off.
+            Other errors as :meth:`do`.
+        """
+        asked = {"coin": coin, "account": account, "from_ms": from_ms, "to_ms": to_ms, "bom": "true" if bom else None}
+        core = CsvCore(self._core, path_of(paths.CUSTOMER_STATEMENT, customer=customer), asked)
+        async with aclosing(stream_async(self._http, core.request)) as pieces:
+            async for piece in pieces:
+                for rows in core.take(piece):
+                    yield rows
+        core.check_end()
+
     async def entry(self, seq: Position, *, min_seq: Position | None = None) -> Entry:
         """Return the entry *seq*."""
         return (await self._get(EntryRead, path_of(paths.ENTRY, seq=seq), min_seq=min_seq)).entry
@@ -264,9 +322,49 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
         """
         return await self._get(EntryPage, paths.ENTRIES, after_seq=after_seq, limit=limit, actor=actor, min_seq=min_seq)
 
-    async def trial_balance(self, *, min_seq: Position | None = None) -> TrialBalance:
-        """Return the sums of all customers and of each house account, by coin."""
-        return await self._get(TrialBalance, paths.TRIAL_BALANCE, min_seq=min_seq)
+    async def find(
+        self,
+        *,
+        key: str | None = None,
+        reference: str | None = None,
+        customer: str | None = None,
+        coin: str | None = None,
+        kind: str | None = None,
+        actor: str | None = None,
+        from_ms: int | None = None,
+        to_ms: int | None = None,
+        after_seq: Position = 0,
+        limit: int | None = None,
+        min_seq: Position | None = None,
+    ) -> EntryPage:
+        """
+        Return a page of the entries that match all that is given, in order.
+
+        A page may be short or empty before the end of the journal, because a call looks at a bounded number of entries.
+        Go on after ``next`` until it is where the page began.
+
+        Args:
+            key: The idempotency key; one entry at most has it.
+            reference: The reference of the request.
+            customer: Whose balances the entries change; a house account such as ``@fees`` too.
+            coin: The coin whose balances they change.
+            kind: Such as ``deposit``.
+            actor: ``token:ID``, ``key:BEGINNING``, ``library`` or ``ledger``.
+            from_ms: Booked then or later, in milliseconds since 1970.
+            to_ms: Booked before.
+            after_seq: Only entries after this one.
+            limit: The most entries to return, 1 to 1000.
+            min_seq: Wait until the journal has this entry.
+        """
+        asked = {"key": key, "reference": reference, "customer": customer, "coin": coin, "kind": kind, "actor": actor}
+        page = {"from_ms": from_ms, "to_ms": to_ms, "after_seq": after_seq, "limit": limit, "min_seq": min_seq}
+        return await self._get(EntryPage, paths.ENTRIES, **asked, **page)
+
+    async def trial_balance(
+        self, *, at_seq: Position | None = None, at_ms: int | None = None, min_seq: Position | None = None
+    ) -> TrialBalance:
+        """Return the sums of all customers and of each house account, by coin: now, or as of *at_seq* or *at_ms*."""
+        return await self._get(TrialBalance, paths.TRIAL_BALANCE, at_seq=at_seq, at_ms=at_ms, min_seq=min_seq)
 
     # --- the service --------------------------------------------------------------------------------
 

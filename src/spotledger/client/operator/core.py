@@ -15,7 +15,7 @@ from spotledger import paths
 from spotledger.client.exchange import Answer, Failure, Send, Sleep, Steps
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import Entry, Written
-from spotledger.client.operator.messages import Json, Reply, check_token, error_of_answer, read_reply, request
+from spotledger.client.operator.messages import Json, Params, Reply, check_token, error_of_answer, read_reply, request
 from spotledger.client.operator.operation import Position
 from spotledger.client.problems import error_of_problem
 from spotledger.client.reading import read_object
@@ -100,6 +100,33 @@ def pause_s(attempt: int, problem: TransportError | Unavailable) -> float:
 def _wait_s(problem: TransportError | Unavailable) -> float:
     """Return the seconds to wait that the service, or a gateway in front of it, asked for."""
     return float(problem.details.get("retry_after_s", 0))
+
+
+class CsvCore:
+    """Reads an answer that is streamed as CSV."""
+
+    def __init__(self, core: OperatorCore, path: str, params: Params) -> None:
+        """Ask for *path* with the query *params*."""
+        send = request(core.base_url, core.token, "GET", path, params=params)
+        self.request = replace(send, headers={**send.headers, "Accept": "text/csv"})
+        self._refused: Started | None = None
+        self._problem = b""
+
+    def take(self, piece: Started | bytes) -> Iterator[bytes]:
+        """Take the next piece of the answer, and yield what is CSV of it."""
+        if isinstance(piece, Started):
+            self._refused = None if piece.status == 200 else piece
+        elif self._refused is None:
+            yield piece
+        else:
+            self._problem += piece
+            if len(self._problem) > EVENT_LIMIT_BYTES:
+                raise ProtocolError("a refusal is too long")
+
+    def check_end(self) -> None:
+        """Raise the refusal, if the answer was one."""
+        if self._refused is not None:
+            raise error_of_answer(Answer(self._refused.status, self._refused.headers, self._problem))
 
 
 class FeedCore:

@@ -25,7 +25,7 @@ class CredentialCalls(ABC):
         """Make a call, and return its answer as *kind*."""
 
     @abstractmethod
-    def _get(self, kind: type[T], path: str, **params: str | int | None) -> T:
+    def _get(self, kind: type[T], path: str, /, **params: str | int | None) -> T:
         """Make a call that reads, and return its answer as *kind*."""
 
     # --- access keys --------------------------------------------------------------------------------

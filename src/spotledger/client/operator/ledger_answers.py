@@ -172,6 +172,47 @@ class Statement(_Read, frozen=True):
     next: str
 
 
+class StatementBalance(Struct, frozen=True):
+    """The balance of one account and coin; what the customer owes has a row of its own, with the account ``owed``."""
+
+    account: str
+    coin: str
+    available: ExactAmount
+    freeze: ExactAmount
+    owes: ExactAmount
+
+
+class StatementLine(_Placed, frozen=True):
+    """What one entry changed of one account and coin, and the balance after it."""
+
+    booked_ms: int
+    kind: str
+    account: str
+    coin: str
+    available: ExactAmount
+    freeze: ExactAmount
+    owes: ExactAmount
+    available_after: ExactAmount
+    freeze_after: ExactAmount
+    owes_after: ExactAmount
+    reference: str | None
+    key: str
+
+
+class AccountStatement(_Read, frozen=True):
+    """
+    A page of the statement of a period: an opening balance and the changes of its lines are the closing balance.
+
+    ``next`` is the ``after_seq`` of the next page, None after the last.
+    """
+
+    customer: str
+    opening: tuple[StatementBalance, ...]
+    lines: tuple[StatementLine, ...]
+    closing: tuple[StatementBalance, ...]
+    next: str | None
+
+
 class TrialCoin(Struct, frozen=True):
     """The sums of one coin: of all customers, of each house account, and the total, which is zero."""
 

@@ -51,6 +51,7 @@ from spotledger.http.operator.credentials.locks import LockCalls
 from spotledger.http.operator.credentials.master_key import MasterKeyCalls
 from spotledger.http.operator.docs import doc_routes
 from spotledger.http.operator.feed import Feed
+from spotledger.http.operator.history.statement import StatementCalls
 from spotledger.http.operator.ledger import LedgerCalls
 from spotledger.http.operator.metrics import METRICS_MEDIA_TYPE, Metrics
 from spotledger.http.operator.reads import ReadCalls
@@ -101,6 +102,7 @@ class OperatorApp:
             *ClockCalls(runtime.ledger, runtime.writer).routes(self._token_check),
             *ledger_calls.routes(self._token_check),
             *read_calls.routes(self._token_check),
+            *StatementCalls(runtime.ledger, read_calls, self._texts).routes(self._token_check),
             *key_calls.routes(self._token_check),
             *MasterKeyCalls(runtime.master_key, runtime.writer).routes(self._token_check),
             *LockCalls(runtime.locks).routes(self._token_check),

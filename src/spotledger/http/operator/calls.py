@@ -118,6 +118,7 @@ class Call:
         about: What the call does, for the OpenAPI document; by default the docstring of *read* or *write*.
         statuses: The statuses of a success.
         media_type: The media type of a success.
+        also: A further media type of a success, for the OpenAPI document.
         streams: Whether it can also answer with server-sent events.
         guarded: Whether it needs a token.
         page: Whether it is left out of the OpenAPI document.
@@ -136,6 +137,7 @@ class Call:
     about: str = ""
     statuses: tuple[int, ...] = (200,)
     media_type: str = "application/json"
+    also: str | None = None
     streams: bool = False
     guarded: bool = True
     page: bool = False

@@ -15,7 +15,8 @@ from spotledger.domain import fields
 from spotledger.domain.accounts import ACCOUNT_IDS, COIN_PATTERN
 from spotledger.domain.amounts import MAX_SCALE
 from spotledger.domain.fields import KEY_MAX_CHARACTERS, REFERENCE_MAX_CHARACTERS, TIME_MAX_MS, TIME_MIN_MS, Form
-from spotledger.domain.journal import ACTOR
+from spotledger.domain.journal import ACTOR, BEGIN_EPOCH
+from spotledger.domain.operations import OPERATIONS, Expire
 from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN
 
 Schema = dict[str, Any]
@@ -117,6 +118,9 @@ ChainField = Annotated[
 _NUMBER: Final[Schema] = {"type": "integer", "minimum": 0, "maximum": 10**18 - 1}
 _POSITION: Final[Schema] = {"type": "string", "pattern": f"^(0|{POSITION_PATTERN})$", "examples": ["12", "2-12"]}
 
+#: The kinds of entries.
+KINDS: Final = (*(operation.kind for operation in OPERATIONS), Expire.kind, BEGIN_EPOCH)
+
 #: The parameters of queries; a prefix with a colon distinguishes parameters of the same name.
 PARAMETERS: Final[dict[str, Schema]] = {
     "access:actor": {"type": "string", "examples": ["token:3f0e9c1a-2b4d-4c6e-8f10-123456789abc", "key:11111111"]}
@@ -126,19 +130,32 @@ PARAMETERS: Final[dict[str, Schema]] = {
     "access:after": {**_NUMBER, "description": "Where the page starts: the `next` of the page before."},
     "access:from_ms": {**_NUMBER, "description": "Only lines from this minute on, in milliseconds since 1970."},
     "access:to_ms": {**_NUMBER, "description": "Only lines of minutes that began before, in milliseconds since 1970."},
-    "actor": {
+    "find:key": {**KEY, "pattern": f"^ ?[!-~][ -~]{{0,{KEY_MAX_CHARACTERS - 1}}}$"}
+    | {"description": "Only the entry with this idempotency key."},
+    "find:reference": {**REFERENCE, "description": "Only the entries with this reference."},
+    "find:customer": {"type": "string", "pattern": r"^(@[A-Za-z0-9._:-]+|[A-Za-z0-9._-]{1,64})$"}
+    | {"description": "Only the entries that change a balance of this customer or house account."},
+    "find:coin": {**COIN, "description": "Only the entries that change a balance of this coin."},
+    "find:kind": {"enum": list(KINDS), "description": "Only the entries of this kind."},
+    "find:actor": {
         "type": "string",
         "pattern": f"^({ACTOR.pattern})$",
         "description": "Only the entries of this actor: token:ID, key:BEGINNING, library or ledger.",
     },
+    "statement:account": {**ACCOUNT, "default": None, "description": "Only this account; by default all of them."},
+    "bom": {"enum": ["true", "false"], "default": "false"}
+    | {"description": "Whether CSV begins with a byte order mark, by which Excel recognises UTF-8."},
+    "statement:after_seq": {**_POSITION, "description": "Where the page starts: the `next` of the page before."},
+    "find:from_ms": {**_NUMBER, "description": "Only entries booked then or later, in milliseconds since 1970."},
+    "find:to_ms": {**_NUMBER, "description": "Only entries booked before, in milliseconds since 1970."},
     "account": {**ACCOUNT, "description": "The customer's account."},
     "after": {"type": "string", "description": "Where the page starts: the `next_after` of the page before."},
     "dry_run": {"type": "boolean", "default": False}
     | {"description": "Answer what the write would answer on what is booked now; nothing is kept, and no key is used."},
     "hold:after": {**_POSITION, "description": "Where the page starts: the `next_after` of the page before."},
     "after_seq": {**_POSITION, "default": "0", "description": "Only entries after this one."},
-    "at_ms": {**_NUMBER, "description": "The balances at this time, in milliseconds since 1970; not in the future."},
-    "at_seq": {**_POSITION, "description": "The balances after this entry."},
+    "at_ms": {**_NUMBER, "description": "As of this time, in milliseconds since 1970; not in the future."},
+    "at_seq": {**_POSITION, "description": "As of this entry."},
     "coin": {**COIN, "description": "Only entries that touch this coin."},
     "customer": {**CUSTOMER, "description": "Only this customer's."},
     "limit": {"type": "integer", "minimum": 1, "maximum": 10**18 - 1, "default": 1000}

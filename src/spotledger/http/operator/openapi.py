@@ -203,6 +203,8 @@ def _responses(path: str, call: Call) -> dict[str, Any]:
             "schema": {"enum": ["true"]},
         }
     content = {call.media_type: {"schema": _reference(call.gives) if call.gives else {}}}
+    if call.also is not None:
+        content[call.also] = {"schema": {"type": "string"}}
     if call.streams:
         content[EVENT_STREAM_MEDIA_TYPE] = {"schema": {"type": "string"}}
     good["content"] = content

@@ -27,7 +27,7 @@ from spotledger.domain.accounts import (
     check_coin,
     receivable_of,
 )
-from spotledger.domain.journal import ACTOR, Entry, Hold
+from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import parse_position
 from spotledger.errors import InvalidRequest, NotFound
 from spotledger.http.h1.request import Reply, Request
@@ -72,14 +72,13 @@ from spotledger.http.operator.calls import (
     seq_of,
 )
 from spotledger.http.operator.feed import EVENT_STREAM_MEDIA_TYPE, Feed
+from spotledger.http.operator.history.search import criteria_in, times_in
+from spotledger.ledger.finding import SCANNED_ENTRIES, Criteria, Span
 from spotledger.ledger.ledger import CUSTOMERS, Ledger, TrialBalance
 
 HOLD_STATES: Final = ("open", "closed")
 #: The house accounts that are not per customer.
 HOUSE_ACCOUNTS: Final = {account.customer: account for account in (EXTERNAL, FEES, DUST)}
-
-#: Entries that one call with ``actor`` looks at: there is no index of actors.
-SCANNED_ENTRIES: Final = 5_000
 
 _EVENT_STREAM: Final = EVENT_STREAM_MEDIA_TYPE.encode()
 
@@ -96,7 +95,14 @@ class ReadCalls:
     def routes(self, token_check: TokenCheck) -> list[Endpoint]:
         """Return the routes, the most frequent ones first, without those of paths that also take writes."""
         holds = ("state", "older_than_ms", "hold:after", "limit", "min_seq")
-        pages = ("actor", "after_seq", "limit", "min_seq")
+        pages = (
+            *(f"find:{name}" for name in self.SEARCH),
+            "find:from_ms",
+            "find:to_ms",
+            "after_seq",
+            "limit",
+            "min_seq",
+        )
         entries = Call(LEDGER_READ, self.entries, gives=EntriesAnswer, query=pages, streams=True)
         return [
             self._route(token_check, paths.CUSTOMER_BALANCES, self.balances, BalancesAnswer, *self.BALANCES),
@@ -105,10 +111,11 @@ class ReadCalls:
             self._route(token_check, paths.HOLD, self.hold, HoldReadAnswer, "min_seq"),
             route(token_check, paths.ENTRIES, GET=entries),
             self._route(token_check, paths.ENTRY, self.entry, EntryReadAnswer, "min_seq"),
-            self._route(token_check, paths.TRIAL_BALANCE, self.trial_balance, TrialBalanceAnswer, "min_seq"),
+            self._route(token_check, paths.TRIAL_BALANCE, self.trial_balance, TrialBalanceAnswer, *self.TRIAL),
         ]
 
     BALANCES: Final = ("account", "at_seq", "at_ms", "min_seq")
+    TRIAL: Final = ("at_seq", "at_ms", "min_seq")
     STATEMENT: Final = ("coin", "after_seq", "limit", "min_seq")
 
     def _route(
@@ -140,15 +147,9 @@ class ReadCalls:
         """Return the balances of one account, now or at a past moment, and what the customer owes."""
         query = query_of(request, *self.BALANCES)
         account = self._account(request.parameters["customer"], query.get("account"))
-        if "at_seq" in query and "at_ms" in query:
-            raise InvalidRequest("at_seq is given beside at_ms; one of them would pass", field="at_seq")
         await self._await_seq(query)
         self._check_there(account)
-        at_seq = None
-        if "at_ms" in query:
-            at_seq = self._ledger.seq_at(number_in(query, "at_ms", 0))
-        elif "at_seq" in query:
-            at_seq = position_in(query, "at_seq", self._ledger, 0)
+        at_seq = self._past_in(query)
 
         def read() -> tuple[Mapping[str, Coin], dict[str, Balance], dict[str, Balance]]:
             house = account.kind == HOUSE_KIND
@@ -163,6 +164,14 @@ class ReadCalls:
         owes = UNSET if account.kind == HOUSE_KIND else _owes(owed, coins)
         return answer(BalancesAnswer(seq, self._ledger.epochs.of(seq), account.customer, account.kind, listed, owes))
 
+    def _past_in(self, query: Mapping[str, str]) -> int | None:
+        """Return the entry that ``at_seq`` or ``at_ms`` names; None for now."""
+        if "at_seq" in query and "at_ms" in query:
+            raise InvalidRequest("at_seq is given beside at_ms; one of them would pass", field="at_seq")
+        if "at_ms" in query:
+            return self._ledger.seq_at(number_in(query, "at_ms", 0))
+        return position_in(query, "at_seq", self._ledger, 0) if "at_seq" in query else None
+
     def _account(self, customer: str, kind: str | None) -> Account:
         house = HOUSE_ACCOUNTS.get(customer)
         if house is not None:
@@ -170,6 +179,13 @@ class ReadCalls:
                 raise InvalidRequest(f"account is given for {customer}, which has none; leave it out", field="account")
             return house
         return Account(customer, check_account_kind("spot" if kind is None else kind))
+
+    async def named_account(self, request: Request, query: dict[str, str]) -> Account:
+        """Wait for ``min_seq``, and return the account that *request* names; raise NotFound if there is none."""
+        account = self._account(request.parameters["customer"], query.get("account"))
+        await self._await_seq(query)
+        self._check_there(account)
+        return account
 
     def _check_there(self, account: Account) -> None:
         if account.kind != HOUSE_KIND and not self._ledger.has_customer(account.customer):
@@ -253,26 +269,29 @@ class ReadCalls:
         """
         Return the journal, numbered without gaps: a page of it, or a stream of server-sent events.
 
-        With `actor` a page has the entries of that actor only. One call looks at 5,000 entries at most, so a page may
-        be short or empty before the end of the journal: go on after `next` until it is where the page began.
+        Other parameters search: a page has the entries that match all of them. An entry matches a `customer`, who may
+        be a house account, or a `coin`, if it changes a balance of theirs. Keys, references and customers have an
+        index. One call looks at 5,000 entries at most, so a page may be short or empty before the end of the journal:
+        go on after `next` until it is where the page began. Pages neither skip nor repeat an entry while others are
+        written.
         """
         if request.method == "GET" and _EVENT_STREAM in (request.header(b"accept") or b""):
             await self._await_seq({})
             return self._feed.answer(request)
-        query = query_of(request, "actor", "after_seq", "limit", "min_seq")
-        limit, actor = limit_in(query), _actor_in(query)
+        query = query_of(request, *self.SEARCH, "from_ms", "to_ms", "after_seq", "limit", "min_seq")
+        limit, criteria = limit_in(query), criteria_in(query)
+        from_ms, to_ms = times_in(query)
         await self._await_seq(query)
         after_seq = position_in(query, "after_seq", self._ledger, 0)
-        seq = self._ledger.head.seq
-        if actor is None:
-            found = await _in_pieces(self._ledger.entries, after_seq, limit)
-            following = found[-1].seq if found else after_seq
-        else:
-            found, following = await _of_actor(self._ledger.entries, actor, after_seq, limit)
+        span = self._ledger.between(from_ms, to_ms)
+        span = span._replace(after_seq=max(after_seq, span.after_seq))
+        found, following = await _looked_up(self._ledger, criteria, span, limit)
         await self._texts.labels.learn(found)
-        seq = max(seq, following)
+        seq = max(self._ledger.head.seq, following)
         body = EntriesAnswer(seq, self._ledger.epochs.of(seq), [], following, self._ledger.epochs.text(following))
         return positioned(json_answer(await encoded_in_pieces(body, "entries", found, self._entry_answer)), body)
+
+    SEARCH: Final = Criteria.__match_args__
 
     def _entry_answer(self, entry: Entry) -> EntryAnswer:
         return entry_answer(entry, self._texts)
@@ -327,10 +346,17 @@ class ReadCalls:
     # --- the trial balance ----------------------------------------------------------------------------
 
     async def trial_balance(self, request: Request) -> Reply:
-        """Return the sum of all customers and the balance of each house account by coin; the total is zero."""
-        await self._await_seq(query_of(request, "min_seq"))
+        """
+        Return the sum of all customers and the balance of each house account by coin; the total is zero.
+
+        With `at_seq` or `at_ms` as of then: the service adds up the entries between that and now, or from the first
+        entry on, whichever are fewer, which takes some 10 seconds for a million of them.
+        """
+        query = query_of(request, *self.TRIAL)
+        await self._await_seq(query)
+        at_seq = self._past_in(query)
         async with self._adding_up:
-            found = await asyncio.to_thread(self._ledger.trial_balance)
+            found = await asyncio.to_thread(self._ledger.trial_balance, at_seq)
         coins = {name: self._trial_coin(found, name) for name in self._ledger.coins}
         balanced = all(not any(part.total.strip("-0.")) for part in coins.values())
         return answer(TrialBalanceAnswer(found.seq, self._ledger.epochs.of(found.seq), balanced, coins))
@@ -379,35 +405,22 @@ def _owes(owed: Mapping[str, Balance], coins: Mapping[str, Coin]) -> dict[str, s
     }
 
 
-def _actor_in(query: Mapping[str, str]) -> str | None:
-    """Return the actor that the query names, or None; refuse what is no actor, because it would find nothing."""
-    actor = query.get("actor")
-    if actor is not None and not ACTOR.fullmatch(actor):
-        raise InvalidRequest(
-            f"actor is {actor[:64]!r}; token:ID, key:FIRST-8-CHARACTERS, library or ledger would pass", field="actor"
-        )
-    return actor
-
-
-async def _of_actor(
-    read: Callable[[int, int], list[Entry]], actor: str, after: int, limit: int
-) -> tuple[list[Entry], int]:
+async def _looked_up(ledger: Ledger, criteria: Criteria, span: Span, limit: int) -> tuple[list[Entry], int]:
     """
-    Return at most *limit* of the next entries of *actor*, and the last entry that was looked at.
+    Return at most *limit* of the next entries of *span* that match, and the last entry that was looked at.
 
     Looks at `SCANNED_ENTRIES` entries at most, in pieces; other tasks may run between two pieces.
     """
     found: list[Entry] = []
-    end = after + SCANNED_ENTRIES
-    while after < end and len(found) < limit:
-        piece = read(after, min(PIECE_ROWS, end - after))
-        if not piece:
+    for _ in range(0, SCANNED_ENTRIES, PIECE_ROWS):
+        page = ledger.look(criteria, span, limit - len(found), PIECE_ROWS)
+        found += page.entries
+        is_end = page.to_seq >= span.to_seq or len(found) == limit
+        span = span._replace(after_seq=page.to_seq)
+        if is_end:
             break
-        matching = [entry for entry in piece if entry.actor == actor][: limit - len(found)]
-        found += matching
-        after = found[-1].seq if len(found) == limit else piece[-1].seq
         await asyncio.sleep(0)
-    return found, after
+    return found, span.after_seq
 
 
 async def _in_pieces(read: Callable[[int, int], list[Entry]], after: int, limit: int) -> list[Entry]:

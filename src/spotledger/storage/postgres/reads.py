@@ -16,8 +16,8 @@ from typing import Any, Final, TypeVar
 from spotledger.domain.accounts import Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
-from spotledger.errors import StoreUnavailable
-from spotledger.storage.base import Head, TrialBalance
+from spotledger.errors import LedgerCorrupt, StoreUnavailable
+from spotledger.storage.base import BooksDamaged, Head, Looked, TrialBalance
 from spotledger.storage.encoding import decode_entry, key_digest
 from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.bounded_reader import BoundedReader
@@ -55,6 +55,8 @@ READ_PATIENCE_SECONDS: Final = 3.0
 READ_TRIES: Final = 20
 #: Holds that are read at once where some of them may be in another state than the tables say.
 HOLDS_A_TRIP: Final = 1_000
+#: Segments of sealed entries in which a reference is looked up at once.
+SEGMENTS_A_LOOK: Final = 1_000
 
 T = TypeVar("T")
 _BIGINT_LIMIT: Final = 2**63
@@ -419,23 +421,58 @@ class PostgresReads(FollowedMemory):
             return head.seq
         return last_booked_by(time_ms, head.seq, lambda question: self._ask(question).answers[0])
 
-    def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
-        """Return the entries after *after_seq* that changed an account of *owners*, in order."""
-        asked = [owner for owner in owners if is_storable(owner)]
+    def entries_of(self, seqs: Sequence[int]) -> list[Entry]:
+        """Return the durable entries *seqs*, which rise and exist, in order."""
+        if not seqs:
+            return []
+        (rows,) = self._ask((sql.ENTRIES_OF_SEQS, (numbers(seqs),))).answers
+        bodies = {int(seq): body for seq, body in rows_of(rows)}
+        for seq in seqs:
+            if seq not in bodies:
+                raise LedgerCorrupt(f"entry {seq} is missing from the journal")
+        return [decode_entry(bodies[seq]) for seq in seqs]
+
+    def account_seqs(self, accounts: Sequence[Account], coin: str | None, after_seq: int, limit: int) -> list[int]:
+        """Return the entries after *after_seq* that changed *coin*, or any, of *accounts*, in order."""
+        asked = [account for account in accounts if is_storable(account.customer)]
         if not asked or not is_storable(coin or ""):
             return []
 
         def take(memory: HeadCache, snapshot: Snapshot) -> list[int]:
             sealed = (int(seq) for (seq,) in rows_of(snapshot.answers[0]))
-            return sorted(memory.seqs_touching(asked, coin, after_seq).union(sealed))[:limit]
+            return sorted({*memory.seqs_touching(asked, coin, after_seq, limit), *sealed})[:limit]
 
-        parameters = (texts(asked), None if coin is None else coin.encode(), number(after_seq), number(limit))
+        # No owner has two accounts of which only one can be asked for, so names and kinds need not be paired.
+        owners, kinds = (list(dict.fromkeys(names)) for names in zip(*asked, strict=True))
+        asked_coin = None if coin is None else coin.encode()
+        parameters = (texts(owners), asked_coin, number(after_seq), number(limit), texts(kinds))
         return self._joined(take, (sql.TOUCHES, parameters))
 
-    def trial_balance(self) -> TrialBalance:
-        """Add up all durable balances, on a connection of its own."""
+    def entries_with_reference(self, reference: str, after_seq: int, limit: int) -> Looked:
+        """Return entries after *after_seq* with this *reference*; looks at `SEGMENTS_A_LOOK` sealed segments."""
+        if not is_storable(reference):
+            return Looked([], self.head.seq)
+        looked_to = (after_seq // sql.SEGMENT_ENTRIES + SEGMENTS_A_LOOK) * sql.SEGMENT_ENTRIES
+
+        def take(memory: HeadCache, snapshot: Snapshot) -> tuple[list[int], int]:
+            sealed = [int(seq) for (seq,) in rows_of(snapshot.answers[0])]
+            if looked_to < snapshot.sealed_seq:
+                return sealed, looked_to
+            newer = memory.seqs_with_reference(reference, after_seq)
+            return sorted({*sealed, *newer})[:limit], memory.head.seq
+
+        parameters = (reference.encode(), number(after_seq), number(limit), number(SEGMENTS_A_LOOK))
+        seqs, to_seq = self._joined(take, (sql.WITH_REFERENCE, parameters))
+        found = self.entries_of(seqs)
+        for entry in found:
+            if entry.request.get("reference") != reference:
+                raise BooksDamaged(f"entry {entry.seq} has another reference than the one by which it was found")
+        return Looked(found, seqs[-1] if len(seqs) == limit else to_seq)
+
+    def trial_balance(self, at_seq: int | None = None) -> TrialBalance:
+        """Add up all durable balances, now or after the entry *at_seq*, on a connection of its own."""
         with translated("read"), self._right.connect("spotledger sums", steady_plans=False) as connection:
-            return sums_of(connection, self.ledger_id)
+            return sums_of(connection, self.ledger_id, at_seq)
 
     def close(self) -> None:
         """Stop following the journal, and close the connections."""

@@ -35,7 +35,7 @@ from spotledger.storage.postgres.session import (
     numbers,
     rows_of,
 )
-from spotledger.storage.trial_sums import TrialSums
+from spotledger.storage.trial_sums import TrialSums, way_to
 
 #: Entries that one round trip of a search by time reads.
 TIMES_A_TRIP: Final = 100
@@ -171,9 +171,9 @@ def add_balances(result: PGresult, found: dict[Account, tuple[int, dict[str, Bal
         found[account] = (max(changed_seq, int(seq)), balances)
 
 
-def sums_of(connection: Connection, ledger_id: str) -> TrialBalance:
+def sums_of(connection: Connection, ledger_id: str, at_seq: int | None = None) -> TrialBalance:
     """
-    Add up all balances in one snapshot; raise the errors of the driver.
+    Add up all balances as of the entry *at_seq*, or the last one, in one snapshot; raise the errors of the driver.
 
     Raises:
         LedgerCorrupt: The row that says what is sealed is missing, or the journal is damaged.
@@ -182,21 +182,39 @@ def sums_of(connection: Connection, ledger_id: str) -> TrialBalance:
     sealed = connection.execute("SELECT seq, hash FROM sealed").fetchall()
     if not sealed:
         raise LedgerCorrupt("the row that says up to which entry the journal is sealed is missing")
-    sums = TrialSums(sealed[0][0], bytes(sealed[0][1]))
+    sealed_seq, sealed_hash = sealed[0][0], bytes(sealed[0][1])
+    head_seq = connection.execute("SELECT coalesce(max(seq), 0) FROM entry").fetchall()[0][0]
+    way = way_to(head_seq if at_seq is None else at_seq, sealed_seq)
+    known = {0: genesis_hash(ledger_id), sealed_seq: sealed_hash}
+    sums = TrialSums(way, known[way.after_seq] if way.after_seq in known else _hash_of(connection, way.after_seq))
+    if way.from_sealed:
+        _add_balances(connection, sums)
+    with connection.cursor(name="between") as rows:
+        rows.itersize = ROWS_A_TRIP
+        between = (way.after_seq, way.to_seq)
+        rows.execute("SELECT seq, body, hash FROM entry WHERE seq > %s AND seq <= %s ORDER BY seq", between)
+        for seq, body, kept_hash in rows:
+            sums.add_entry(seq, body.encode(), bytes(kept_hash))
+    connection.execute("COMMIT")
+    return sums.end(sealed_hash if way.to_seq == sealed_seq else None)
+
+
+def _hash_of(connection: Connection, seq: int) -> bytes:
+    """Return the hash of the entry *seq*, which is proven by those after it."""
+    rows = connection.execute("SELECT hash FROM entry WHERE seq = %s", (seq,)).fetchall()
+    if not rows:
+        raise LedgerCorrupt(f"entry {seq} is missing from the journal")
+    return bytes(rows[0][0])
+
+
+def _add_balances(connection: Connection, sums: TrialSums) -> None:
+    """Add the sealed balances."""
     for customer, account, coin, available, freeze in connection.execute(
         "SELECT CASE WHEN account <> %s THEN %s WHEN starts_with(customer, %s) THEN %s ELSE customer END,"
         ' min(account), coin, sum(available)::text, sum("freeze")::text FROM balance GROUP BY 1, coin',
         (HOUSE_KIND, CUSTOMERS, RECEIVABLE, RECEIVABLE),
     ):
         sums.add(customer, account, coin, int(available), int(freeze))
-    head_seq = connection.execute("SELECT coalesce(max(seq), 0) FROM entry").fetchall()[0][0]
-    with connection.cursor(name="unsealed") as rows:
-        rows.itersize = ROWS_A_TRIP
-        rows.execute("SELECT seq, body, hash FROM entry WHERE seq > %s ORDER BY seq", (sealed[0][0],))
-        for seq, body, kept_hash in rows:
-            sums.add_entry(seq, body.encode(), bytes(kept_hash))
-    connection.execute("COMMIT")
-    return sums.end(head_seq)
 
 
 def is_storable(text: str) -> bool:

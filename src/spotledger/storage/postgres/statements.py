@@ -136,6 +136,13 @@ ADD_HISTORY: Final = statement(
     " FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS line (customer, account, coin, seqs)"
     " CROSS JOIN LATERAL unnest(line.seqs::bigint[]) AS touch (seq)",
 )
+ADD_REFERENCES: Final = statement(
+    "add_references",
+    "INSERT INTO reference (segment, reference, seq)"
+    f" SELECT (seq - 1) / {SEGMENT_ENTRIES}, reference, seq"
+    " FROM unnest($1::text[], $2::bigint[]) AS new (reference, seq)",
+    "bt",
+)
 PUT_BALANCES: Final = statement(
     "put_balances",
     'INSERT INTO balance (customer, account, coin, available, "freeze", seq)'
@@ -241,9 +248,17 @@ TOUCHES: Final = statement(
     "touches",
     "SELECT touch.seq FROM generate_series($3::bigint / 65536, (SELECT seq FROM sealed) / 65536) AS part (segment)"
     " CROSS JOIN LATERAL (SELECT DISTINCT seq FROM history"
-    " WHERE history.segment = part.segment AND customer = ANY ($1::text[]) AND ($2::text IS NULL OR coin = $2)"
-    " AND seq > $3 ORDER BY seq LIMIT $4::bigint) AS touch LIMIT $4::bigint",
-    "bttt",
+    " WHERE history.segment = part.segment AND customer = ANY ($1::text[]) AND account = ANY ($5::text[])"
+    " AND ($2::text IS NULL OR coin = $2) AND seq > $3 ORDER BY seq LIMIT $4::bigint) AS touch LIMIT $4::bigint",
+    "btttb",
+)
+#: In $4 segments from that of the entry $2 on.
+WITH_REFERENCE: Final = statement(
+    "with_reference",
+    "SELECT touch.seq FROM generate_series($2::bigint / 65536,"
+    " least((SELECT seq FROM sealed) / 65536, $2::bigint / 65536 + $4::bigint - 1)) AS part (segment)"
+    " CROSS JOIN LATERAL (SELECT seq FROM reference WHERE reference.segment = part.segment AND reference = $1::text"
+    " AND seq > $2 ORDER BY seq LIMIT $3::bigint) AS touch LIMIT $3::bigint",
 )
 LAST_TOUCHES: Final = statement(
     "last_touches",
@@ -263,7 +278,8 @@ WRITING: Final[tuple[Statement, ...]] = (
 )
 READING: Final[tuple[Statement, ...]] = (
     *(BEGIN_SNAPSHOT, COMMIT, *_FOLLOWED, ENTRIES, ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, BALANCES, CUSTOMERS),
-    *(REVERSALS, OPEN_HOLDS_OF, HOLDS_OF, OLD_HOLDS, CUSTOMERS_AFTER, TIMES, TOUCHES, LAST_TOUCHES, END_STUCK_WRITERS),
+    *(REVERSALS, OPEN_HOLDS_OF, HOLDS_OF, OLD_HOLDS, CUSTOMERS_AFTER, TIMES, TOUCHES, WITH_REFERENCE, LAST_TOUCHES),
+    END_STUCK_WRITERS,
 )
 FOLLOWING: Final[tuple[Statement, ...]] = (BEGIN_SNAPSHOT, COMMIT, LISTEN, NOTIFY, *_FOLLOWED)
 SEALING: Final[tuple[Statement, ...]] = (
@@ -279,6 +295,7 @@ SEALING: Final[tuple[Statement, ...]] = (
         LINES,
         HOLDS,
         ADD_HISTORY,
+        ADD_REFERENCES,
         PUT_BALANCES,
         ADD_HOLDS,
     ),

@@ -286,9 +286,9 @@ class BooksFile(RawFile):
 
     # --- by segment -------------------------------------------------------------------------------------
 
-    def key_buckets(self, segment: int) -> list[tuple[int, object]]:
-        """Return id and content of each bucket of keys of a segment; None where one is missing."""
-        return self._buckets("key_bucket", segment)
+    def digest_buckets(self, table: str, segment: int) -> list[tuple[int, object]]:
+        """Return id and content of each bucket of keys or references of a segment; None where one is missing."""
+        return self._buckets(table, segment)
 
     def history_buckets(self, segment: int) -> list[tuple[int, object]]:
         """Return id and content of each bucket of the history of a segment; None where one is missing."""
@@ -360,8 +360,8 @@ class BooksFile(RawFile):
 
     def extremes(self) -> tuple[int, dict[str, tuple[int | None, int | None]]]:
         """Return up to which entry the books are sealed, and the least and the greatest id that each table names."""
-        columns = {"key_bucket": "id", "history_bucket": "id", "hold": "hold_id", "hold_bucket": "bucket"}
-        columns |= {"owner_bucket": "bucket", "reversal": "seq"}
+        columns = dict.fromkeys(("key_bucket", "reference_bucket", "history_bucket"), "id")
+        columns |= {"hold": "hold_id", "hold_bucket": "bucket", "owner_bucket": "bucket", "reversal": "seq"}
         with self.one_instant("the books") as ask:
             found = {}
             for table, column in columns.items():

@@ -24,13 +24,15 @@ from spotledger.storage.base import BooksDamaged
 from spotledger.storage.encoding import unpack_places
 from spotledger.storage.sqlite.buckets import (
     HOLD_BUCKET_IDS,
+    OF_KEYS,
+    OF_REFERENCES,
     HistoryLine,
     HoldsOpened,
     RowSum,
     history_id,
     key_id,
     owner_bucket,
-    places_of_key,
+    places_of_digest,
     sum_of,
     unpack_history,
 )
@@ -231,8 +233,34 @@ class Books:
         for segment in segments:
             bucket = key_id(segment, digest)
             rows = self._rows("SELECT packed FROM key_bucket WHERE id = ?", (bucket,))
-            places = places_of_key(bucket, rows[0][0] if rows else None, digest)
+            places = places_of_digest(OF_KEYS, bucket, rows[0][0] if rows else None, digest)
             found += [segment * self._segment_entries + 1 + place for place in places]
+        return found
+
+    # --- references -----------------------------------------------------------------------------------
+
+    def seqs_with_reference(self, segments: range, digest: bytes, after_seq: int, limit: int) -> list[int]:
+        """
+        Return entries after *after_seq* in sealed *segments* whose reference has this *digest*, in order.
+
+        They are all that there are in these segments, or at least *limit*.
+        """
+        ids = [key_id(segment, digest) for segment in segments]
+        rows = self._rows(
+            "SELECT bucket.id, bucket.packed FROM json_each(?) AS wanted"
+            " CROSS JOIN reference_bucket AS bucket ON bucket.id = wanted.value",
+            (json.dumps(ids),),
+        )
+        if [bucket for bucket, _ in rows] != ids:
+            raise BooksDamaged("buckets of references are missing")
+        found: list[int] = []
+        for segment, (bucket, packed) in zip(segments, rows, strict=True):
+            first = segment * self._segment_entries + 1
+            places = places_of_digest(OF_REFERENCES, bucket, packed, digest)
+            begin = bisect_right(places, after_seq - first)
+            found += [first + place for place in places[begin : begin + limit - len(found)]]
+            if len(found) >= limit:
+                break
         return found
 
     # --- owners -------------------------------------------------------------------------------------
@@ -301,14 +329,16 @@ class Books:
         lines, holds = unpack_history(bucket, rows[0][0] if rows else None)
         return [line for line in lines if line.owner == owner], [held for held in holds if held.customer == owner]
 
-    def places(self, segment: int, owner: str, coin: str | None, after: int) -> set[int]:
-        """Return the places beyond *after* of the entries of *segment* that touched accounts of *owner*."""
+    def places(self, segment: int, accounts: Sequence[Account], coin: str | None, after: int, limit: int) -> list[int]:
+        """Return the first *limit* places beyond *after* of entries of *segment* that touched *coin* of *accounts*."""
         found: set[int] = set()
-        for line in self.history(segment, owner)[0]:
-            if coin is None or line.coin == coin:
-                touched = unpack_places(line.places)
-                found.update(touched[bisect_right(touched, after) :])
-        return found
+        for owner in dict.fromkeys(account.customer for account in accounts):
+            for line in self.history(segment, owner)[0]:
+                if (line.owner, line.account) in accounts and coin in (None, line.coin):
+                    touched = unpack_places(line.places)
+                    begin = bisect_right(touched, after)
+                    found.update(touched[begin : begin + limit])
+        return sorted(found)[:limit]
 
     def last_touch(self, account: Account, coin: str, seq: int) -> int | None:
         """Return the last sealed entry up to *seq* that touched *coin* of *account*, or None."""
@@ -444,35 +474,3 @@ def pack_segments(segments: Iterable[int]) -> bytes:
 def unpack_segments(packed: bytes) -> list[int]:
     """Return the numbers that :func:`pack_segments` packed."""
     return [int.from_bytes(packed[start : start + 4], "little") for start in range(0, len(packed), 4)]
-
-
-class BucketSums:
-    """The counts and digests of the buckets of one table that a sealing changes."""
-
-    def __init__(self, books: Connection, table: str) -> None:
-        self._books = books
-        self._table = table
-        self._sums: dict[int, RowSum] = {}
-        #: What was kept of the buckets that were there before.
-        self._kept: dict[int, tuple[int, bytes]] = {}
-
-    def of(self, bucket: int) -> RowSum:
-        """Return the sum of *bucket*, to be changed."""
-        found = self._sums.get(bucket)
-        if found is None:
-            rows = self._books.execute(f"SELECT rows, digest FROM {self._table} WHERE bucket = ?", (bucket,)).fetchall()
-            found = self._sums[bucket] = RowSum(*rows[0]) if rows else RowSum()
-            if rows:
-                self._kept[bucket] = rows[0]
-        return found
-
-    def write(self, buckets: RowSum) -> None:
-        """Write what was changed, and keep up the sum of all *buckets*."""
-        for bucket, kept in self._kept.items():
-            buckets.remove(self._table, (bucket, *kept))
-        for bucket, found in self._sums.items():
-            buckets.add(self._table, (bucket, *found.kept()))
-        self._books.executemany(
-            f"INSERT OR REPLACE INTO {self._table} VALUES (?, ?, ?)",
-            [(bucket, *found.kept()) for bucket, found in sorted(self._sums.items())],
-        )

@@ -9,6 +9,7 @@ balances and holds, have for each of their buckets a count and a digest: the sum
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
@@ -25,6 +26,9 @@ OWNER_BUCKETS: Final = 16_384
 #: Holds in a bucket: as many neighbouring ids.
 HOLD_BUCKET_IDS: Final = 256
 CHECKSUM_BYTES: Final = 16
+#: What buckets of digests are of.
+OF_KEYS: Final = b"keys"
+OF_REFERENCES: Final = b"references"
 _PLACE_BYTES: Final = 2
 _MODULUS: Final = 1 << 128
 
@@ -69,7 +73,7 @@ def history_id(segment: int, owner: str) -> int:
 
 
 def key_id(segment: int, digest: bytes) -> int:
-    """Return the id of the bucket in which a key with this *digest* is, if *segment* has it."""
+    """Return the id of the bucket in which a key, or a reference, with this *digest* is, if *segment* has it."""
     # The filter takes its bits from the other end of the digest.
     return segment * SEGMENT_BUCKETS + int.from_bytes(digest[-2:], "little") % SEGMENT_BUCKETS
 
@@ -79,43 +83,50 @@ def ids_of_segment(segment: int) -> range:
     return range(segment * SEGMENT_BUCKETS, (segment + 1) * SEGMENT_BUCKETS)
 
 
-def keys_by_bucket(segment: int, digests: Iterable[bytes]) -> Iterator[tuple[int, list[tuple[bytes, int]]]]:
+def by_bucket(segment: int, digests: Iterable[tuple[bytes, int]]) -> Iterator[tuple[int, list[tuple[bytes, int]]]]:
     """
-    Give every bucket of *segment* with the digests of its keys and the places of their entries, sorted.
+    Give every bucket of *segment* with its *digests*, each with the place of its entry, sorted.
 
-    *digests* are in the order of the entries; :func:`key_id` says which bucket a digest is in.
+    The digests are those of keys or of references; :func:`key_id` says which bucket a digest is in.
     """
     buckets: list[list[tuple[bytes, int]]] = [[] for _ in range(SEGMENT_BUCKETS)]
-    for place, digest in enumerate(digests):
-        buckets[(digest[-1] & 1) << 8 | digest[-2]].append((digest, place))
-    for bucket_id, keys in zip(ids_of_segment(segment), buckets, strict=True):
-        keys.sort()
-        yield bucket_id, keys
+    for row in digests:
+        digest = row[0]
+        buckets[(digest[-1] & 1) << 8 | digest[-2]].append(row)
+    for bucket_id, rows in zip(ids_of_segment(segment), buckets, strict=True):
+        rows.sort()
+        yield bucket_id, rows
 
 
 # --- buckets of a segment ---------------------------------------------------------------------------------------------
 
 
-def pack_keys(bucket_id: int, keys: Sequence[tuple[bytes, int]]) -> bytes:
-    """Return the bucket with these digests of keys and the places of their entries, sorted."""
-    digests = b"".join(digest for digest, _ in keys)
-    return _sealed(b"keys", bucket_id, digests + pack_places(array("H", [place for _, place in keys])))
+def pack_digests(table: bytes, bucket_id: int, rows: Sequence[tuple[bytes, int]]) -> bytes:
+    """Return the bucket of `OF_KEYS` or `OF_REFERENCES` with these digests and the places of their entries, sorted."""
+    digests = b"".join([digest for digest, _ in rows])
+    return _sealed(table, bucket_id, digests + pack_places(array("H", [place for _, place in rows])))
 
 
-def unpack_keys(bucket_id: int, packed: object) -> list[tuple[bytes, int]]:
+def unpack_digests(table: bytes, bucket_id: int, packed: object) -> list[tuple[bytes, int]]:
     """
-    Return digest and place of each key of a bucket.
+    Return each digest of a bucket of `OF_KEYS` or `OF_REFERENCES`, with the place of its entry.
 
     Raises:
         BooksDamaged: It does not check.
     """
-    payload = _opened(b"keys", bucket_id, packed)
+    digests, places = _digests_in(table, bucket_id, packed)
+    starts = range(0, len(digests), DIGEST_BYTES)
+    return list(zip([digests[start : start + DIGEST_BYTES] for start in starts], unpack_places(places), strict=True))
+
+
+def _digests_in(table: bytes, bucket_id: int, packed: object) -> tuple[bytes, bytes]:
+    """Return the joined digests of a bucket, and the packed places; raise BooksDamaged if it does not check."""
+    payload = _opened(table, bucket_id, packed)
     count, rest = divmod(len(payload), DIGEST_BYTES + _PLACE_BYTES)
     end = count * DIGEST_BYTES
     if rest or not _belong_to(bucket_id, payload[:end]):
-        raise BooksDamaged(f"the keys bucket {bucket_id} is cut, or has keys of another one")
-    digests = [payload[start : start + DIGEST_BYTES] for start in range(0, end, DIGEST_BYTES)]
-    return list(zip(digests, unpack_places(payload[end:]), strict=True))
+        raise BooksDamaged(f"the {table.decode()} bucket {bucket_id} is cut, or has {table.decode()} of another one")
+    return payload[:end], payload[end:]
 
 
 def _belong_to(bucket_id: int, digests: bytes) -> bool:
@@ -125,18 +136,25 @@ def _belong_to(bucket_id: int, digests: bytes) -> bool:
     return low == bytes([number & 0xFF]) * count and high.translate(_LAST_BIT) == bytes([number >> 8]) * count
 
 
-def places_of_key(bucket_id: int, packed: object, digest: bytes) -> list[int]:
+def places_of_digest(table: bytes, bucket_id: int, packed: object, digest: bytes) -> array[int]:
     """
-    Return the places of the entries of a bucket whose key has this *digest*.
+    Return the places of the entries with this *digest* in a bucket of `OF_KEYS` or `OF_REFERENCES`, rising.
 
     Raises:
         BooksDamaged: The bucket does not check.
     """
-    payload = _opened(b"keys", bucket_id, packed)
-    count = len(payload) // (DIGEST_BYTES + _PLACE_BYTES)
-    if payload.find(digest, 0, count * DIGEST_BYTES) < 0:
-        return []
-    return [place for found, place in unpack_keys(bucket_id, packed) if found == digest]
+    digests, places = _digests_in(table, bucket_id, packed)
+    first = digests.find(digest)
+    while first % DIGEST_BYTES and first > 0:  # it begins within another one
+        first = digests.find(digest, first + 1)
+    if first < 0:
+        return array("H")
+    begin = first // DIGEST_BYTES
+    numbers = range(begin, len(digests) // DIGEST_BYTES)
+    end = begin + bisect_right(
+        numbers, digest, key=lambda number: digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
+    )
+    return unpack_places(places[begin * _PLACE_BYTES : end * _PLACE_BYTES])
 
 
 def pack_history(bucket_id: int, lines: list[HistoryLine], holds: list[HoldsOpened]) -> bytes:

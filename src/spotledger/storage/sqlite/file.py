@@ -122,10 +122,13 @@ class FileKind(NamedTuple):
     application_id: int
     #: The script of its schema.
     script: str
+    #: The version of the schema.
+    version: int = SCHEMA_VERSION
 
 
 JOURNAL: Final = FileKind("journal", 0x53706F4A, "journal.sql")
-BOOKS: Final = FileKind("books", 0x53706F4C, "books.sql")
+#: Books of another version are made again from the journal.
+BOOKS: Final = FileKind("books", 0x53706F4C, "books.sql", version=8)
 KEYS: Final = FileKind("file of access keys", 0x53706F4B, "keys.sql")
 ACCESS_LOG: Final = FileKind("file of the access log", 0x53706F41, "access_log.sql")
 #: A journal with the tables of access keys beside it.
@@ -407,9 +410,9 @@ def _recognise(connection: Connection, path: Path, kind: FileKind) -> bool:
         raise SchemaMismatch(f"{path} is a backup; restore it with: spotledger restore", path=str(path))
     if application != kind.application_id:
         raise SchemaMismatch(f"{path} is an SQLite file, but no {kind.title} of spotledger", path=str(path))
-    if version != SCHEMA_VERSION:
+    if version != kind.version:
         raise SchemaMismatch(
-            f"{path} has schema version {version}; this spotledger reads version {SCHEMA_VERSION}."
+            f"{path} has schema version {version}; this spotledger reads version {kind.version}."
             " Use the spotledger that wrote it, or one that can migrate it.",
             path=str(path),
         )
@@ -443,7 +446,7 @@ def _make(connection: Connection, kind: FileKind, make: Callable[[Connection], N
         connection.execute(script_of(kind))
         make(connection)
         connection.execute(f"PRAGMA application_id = {kind.application_id}")
-        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        connection.execute(f"PRAGMA user_version = {kind.version}")
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:

@@ -21,7 +21,6 @@ import apsw
 from spotledger.storage.sqlite.file import (
     CHECKSUM_BYTES,
     JOURNAL,
-    SCHEMA_VERSION,
     Connection,
     FileKind,
     is_damage,
@@ -97,8 +96,8 @@ class RawFile:
         if application not in passes:
             what = "is empty" if self.path.stat().st_size == 0 else "is an SQLite file"
             raise OtherFile(f"{self.path} {what}, but no {self.kind.title} of spotledger")
-        if version != SCHEMA_VERSION:
-            raise Unreadable(f"{self.path} has schema version {version}; this spotledger audits {SCHEMA_VERSION}")
+        if version != self.kind.version:
+            raise Unreadable(f"{self.path} has schema version {version}; this spotledger audits {self.kind.version}")
         if self._pragma("checksum_verification") != 1:
             raise Damaged(f"{self.path} has no checksums on its pages, although it was made with them")
         self._connection.execute("PRAGMA query_only = ON")

@@ -14,10 +14,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
+from spotledger.domain.accounts import ZERO, Account, Balance, Coin
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
-from spotledger.storage.base import BooksDamaged, Head, TrialBalance
+from spotledger.storage.base import BooksDamaged, Head, Looked, TrialBalance
 from spotledger.storage.encoding import chain_hash, decode_entry, genesis_hash, key_digest
 from spotledger.storage.idempotency_filter import IdempotencyFilter
 from spotledger.storage.sealing_process import SealingProcess
@@ -30,6 +30,8 @@ from spotledger.storage.sqlite.working_set import AccountState, WorkingSet
 T = TypeVar("T")
 #: Digests of keys that are kept from their look-up until the group is published.
 DIGESTS_KEPT: Final = 4_000
+#: Sealed segments in which a reference is looked up at once.
+SEGMENTS_A_LOOK: Final = 128
 
 
 class SqliteReads(ABC):
@@ -158,8 +160,7 @@ class SqliteReads(ABC):
         states = {account: self._memory.state_of(account) for account in accounts}
         for account, coin, balance, seq in rows:
             state = states[account]
-            # What an open segment has changed is newer than the books.
-            state.by_coin.setdefault(coin, balance)
+            state.by_coin.setdefault(coin, balance)  # what an open segment has changed is newer
             state.changed_seq = max(state.changed_seq, seq)
         for state in states.values():
             state.complete = True
@@ -274,12 +275,12 @@ class SqliteReads(ABC):
             yield from page
             after = page[-1].hold_id
 
-    def trial_balance(self) -> TrialBalance:
-        """Add up all that is durable. Blocks; may run in another thread while others write."""
+    def trial_balance(self, at_seq: int | None = None) -> TrialBalance:
+        """Add up what there was after the entry *at_seq*. Blocks; may run in another thread while others write."""
         if self.rebuilding is not None:
             raise StoreUnavailable(f"{self.rebuilding}; try again later")
         try:
-            return trial_balance(self._folder / JOURNAL_FILE, self._folder / BOOKS_FILE)
+            return trial_balance(self._folder / JOURNAL_FILE, self._folder / BOOKS_FILE, at_seq)
         except BooksDamaged as damage:
             self._suspect(damage)  # making them again is for the thread that writes
             raise StoreUnavailable(f"{damage}; they are made again from the journal") from damage
@@ -348,22 +349,63 @@ class SqliteReads(ABC):
             raise LedgerCorrupt(f"entry {seq} is missing from the journal")
         return entry.booked_ms
 
-    def account_seqs(self, owners: Sequence[str], coin: str | None, after_seq: int, limit: int) -> list[int]:
-        """Return the entries after *after_seq* that touched accounts of any of *owners*, in order."""
-        accounts = [Account(owner, kind) for owner in owners for kind in (*ACCOUNT_IDS, HOUSE_KIND)]
+    def entries_of(self, seqs: Sequence[int]) -> list[Entry]:
+        """Return the entries *seqs*, which rise and exist, in order; neighbours are read together."""
+        found: list[Entry] = []
+        begin = 0
+        for end in range(1, len(seqs) + 1):
+            if end == len(seqs) or seqs[end] != seqs[end - 1] + 1:
+                found += self.entries(seqs[begin] - 1, end - begin)
+                begin = end
+        return found
+
+    def account_seqs(self, accounts: Sequence[Account], coin: str | None, after_seq: int, limit: int) -> list[int]:
+        """Return the entries after *after_seq* that touched *coin*, or any, of *accounts*, in order."""
         found: list[int] = []
         sealed_to = self._sealed_to
         for segment in self._from_books(lambda books: books.segments_of(accounts, coin)):
             first = segment * self._segment_entries + 1
             if first > sealed_to or first + self._segment_entries <= after_seq + 1:
                 continue
-            places: set[int] = set()
-            for owner in owners:
-                places |= self._from_books(lambda books: books.places(segment, owner, coin, after_seq - first))  # noqa: B023
-            found += [first + place for place in sorted(places)]
-            if len(found) >= limit:
-                return found[:limit]
-        return (found + sorted(self._memory.seqs_touching(owners, coin, after_seq)))[:limit]
+            wanted = limit - len(found)
+            places = self._from_books(
+                lambda books: books.places(segment, accounts, coin, after_seq - first, wanted)  # noqa: B023
+            )
+            found += [first + place for place in places]
+            if len(found) == limit:
+                return found
+        return found + self._memory.seqs_touching(accounts, coin, after_seq, limit - len(found))
+
+    def entries_with_reference(self, reference: str, after_seq: int, limit: int) -> Looked:
+        """Return entries after *after_seq* with this *reference*; looks at `SEGMENTS_A_LOOK` sealed segments."""
+        if not self._is_built:
+            self._need_books()
+        size, sealed_to = self._segment_entries, self._sealed_to
+        found: list[Entry] = []
+        if after_seq < sealed_to:
+            first = after_seq // size
+            segments = range(first, min(sealed_to // size, first + SEGMENTS_A_LOOK))
+            found = self._sealed_with_reference(segments, reference, after_seq, limit)
+            if len(found) == limit:
+                return Looked(found, found[-1].seq)
+            if segments.stop * size < sealed_to:
+                return Looked(found, segments.stop * size)
+        newer = self._memory.seqs_with_reference(reference, max(after_seq, sealed_to))
+        wanted = limit - len(found)
+        found += self.entries_of(newer[:wanted])
+        return Looked(found, found[-1].seq if len(newer) > wanted else self._head.seq)
+
+    def _sealed_with_reference(self, segments: range, reference: str, after_seq: int, limit: int) -> list[Entry]:
+        digest = key_digest(reference)
+
+        def find(books: Books) -> list[Entry]:
+            found = self.entries_of(books.seqs_with_reference(segments, digest, after_seq, limit))
+            for entry in found:
+                if entry.request.get("reference") != reference:
+                    raise BooksDamaged(f"entry {entry.seq} has another reference than the one by which it was found")
+            return found
+
+        return self._from_books(find)
 
 
 def checked_bodies(rows: Sequence[tuple[Any, ...]], after_seq: int, last: int, ledger_id: str) -> Iterator[bytes]:

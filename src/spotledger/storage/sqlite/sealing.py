@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from spotledger.storage.encoding import (
     column,
     decode_changes,
     genesis_hash,
+    key_digest,
     pack_places,
 )
 from spotledger.storage.gc_pause import gc_paused
@@ -40,23 +42,24 @@ from spotledger.storage.sqlite.books import (
     BALANCE_COLUMNS,
     HOLD_COLUMNS,
     Books,
-    BucketSums,
     checked,
     pack_segments,
     read_facts,
 )
 from spotledger.storage.sqlite.buckets import (
     HOLD_BUCKET_IDS,
+    OF_KEYS,
+    OF_REFERENCES,
     SEGMENT_BUCKETS,
     HistoryLine,
     HoldsOpened,
     RowSum,
+    by_bucket,
     ids_of_segment,
-    keys_by_bucket,
     owner_bucket,
+    pack_digests,
     pack_history,
-    pack_keys,
-    unpack_keys,
+    unpack_digests,
 )
 from spotledger.storage.sqlite.file import BOOKS, JOURNAL, Connection, only_row, open_reader, open_writer, translated
 from spotledger.storage.sqlite.journal import entry_rows, read_head
@@ -137,7 +140,7 @@ class Sealer:
         if [bucket for bucket, _ in rows] != list(ids):
             raise BooksDamaged(f"keys of segment {segment} are missing")
         for bucket, packed in rows:
-            for digest, _ in unpack_keys(bucket, packed):
+            for digest, _ in unpack_digests(OF_KEYS, bucket, packed):
                 yield digest
 
     def seal_all(self) -> None:
@@ -265,7 +268,9 @@ class _SegmentWriter:
 
     def write(self) -> None:
         """Write everything, and that it is sealed."""
-        self._write_keys()
+        self._write_digests("key_bucket", OF_KEYS, zip(self._sums.keys, count(), strict=False))
+        references = [(key_digest(reference), place) for reference, place in self._sums.references]
+        self._write_digests("reference_bucket", OF_REFERENCES, references)
         self._write_history()
         self._write_names()
         self._write_balances()
@@ -285,10 +290,10 @@ class _SegmentWriter:
             ),
         )
 
-    def _write_keys(self) -> None:
+    def _write_digests(self, table: str, kind: bytes, digests: Iterable[tuple[bytes, int]]) -> None:
         self._books.executemany(
-            "INSERT INTO key_bucket VALUES (?, ?)",
-            [(bucket, pack_keys(bucket, keys)) for bucket, keys in keys_by_bucket(self._segment, self._sums.keys)],
+            f"INSERT INTO {table} VALUES (?, ?)",
+            [(bucket, pack_digests(kind, bucket, rows)) for bucket, rows in by_bucket(self._segment, digests)],
         )
 
     def _write_history(self) -> None:
@@ -366,3 +371,35 @@ class _SegmentWriter:
                 counts[2] += more_open
         self._books.executemany("UPDATE hold SET remaining = ?, closed_seq = ? WHERE hold_id = ?", changed)
         self._books.executemany("INSERT INTO hold VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", new)
+
+
+class BucketSums:
+    """The counts and digests of the buckets of one table that a sealing changes."""
+
+    def __init__(self, books: Connection, table: str) -> None:
+        self._books = books
+        self._table = table
+        self._sums: dict[int, RowSum] = {}
+        #: What was kept of the buckets that were there before.
+        self._kept: dict[int, tuple[int, bytes]] = {}
+
+    def of(self, bucket: int) -> RowSum:
+        """Return the sum of *bucket*, to be changed."""
+        found = self._sums.get(bucket)
+        if found is None:
+            rows = self._books.execute(f"SELECT rows, digest FROM {self._table} WHERE bucket = ?", (bucket,)).fetchall()
+            found = self._sums[bucket] = RowSum(*rows[0]) if rows else RowSum()
+            if rows:
+                self._kept[bucket] = rows[0]
+        return found
+
+    def write(self, buckets: RowSum) -> None:
+        """Write what was changed, and keep up the sum of all *buckets*."""
+        for bucket, kept in self._kept.items():
+            buckets.remove(self._table, (bucket, *kept))
+        for bucket, found in self._sums.items():
+            buckets.add(self._table, (bucket, *found.kept()))
+        self._books.executemany(
+            f"INSERT OR REPLACE INTO {self._table} VALUES (?, ?, ?)",
+            [(bucket, *found.kept()) for bucket, found in sorted(self._sums.items())],
+        )

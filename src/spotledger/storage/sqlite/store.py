@@ -34,7 +34,7 @@ from spotledger.storage.idempotency_filter import IdempotencyFilter
 from spotledger.storage.sealing_process import SealingProcess
 from spotledger.storage.sqlite import copy as sqlite_copy
 from spotledger.storage.sqlite.books import Books, checked
-from spotledger.storage.sqlite.buckets import ids_of_segment, unpack_keys
+from spotledger.storage.sqlite.buckets import OF_KEYS, ids_of_segment, unpack_digests
 from spotledger.storage.sqlite.file import (
     BOOKS_FILE,
     BUSY_TIMEOUT_MS,
@@ -240,7 +240,7 @@ class SqliteStore(RebuiltBooks):
     def _digests_of(self, segment: int) -> Iterator[bytes]:
         books = self._need_books()
         for bucket, packed in books.key_buckets(ids_of_segment(segment)):
-            for digest, _ in unpack_keys(bucket, packed):
+            for digest, _ in unpack_digests(OF_KEYS, bucket, packed):
                 yield digest
 
     @gc_paused

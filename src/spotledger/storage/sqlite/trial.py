@@ -1,8 +1,8 @@
 """
 The trial balance of the embedded store: what everybody has, added up as of one entry.
 
-It reads a snapshot of each file through connections of its own, so it may run in a thread while others write: the
-balances of the sealed segments, and then the postings of every entry that they do not have yet.
+It reads through connections of its own, so it may run in a thread while others write: the balances of the sealed
+segments, and then the postings of the entries between them and the one that is asked for.
 """
 
 from __future__ import annotations
@@ -14,42 +14,56 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
+from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import BooksDamaged, TrialBalance
-from spotledger.storage.sqlite.books import BALANCE_COLUMNS, checked, open_books, read_facts
+from spotledger.storage.encoding import genesis_hash
+from spotledger.storage.sqlite.books import BALANCE_COLUMNS, BooksFacts, checked, open_books, read_facts
 from spotledger.storage.sqlite.buckets import RowSum
 from spotledger.storage.sqlite.file import JOURNAL, Connection, open_reader, translated
-from spotledger.storage.sqlite.journal import read_head
-from spotledger.storage.trial_sums import TrialSums
+from spotledger.storage.sqlite.journal import entry_rows, read_head
+from spotledger.storage.trial_sums import TrialSums, way_to
 
 _ROWS: Final = 500
 #: A pause after each piece, so that whoever serves meanwhile has the interpreter.
 _PAUSE_SECONDS: Final = 0.0005
 
 
-def trial_balance(journal: Path, books: Path) -> TrialBalance:
+def trial_balance(journal: Path, books: Path, at_seq: int | None = None) -> TrialBalance:
     """
-    Add up the ledger of the files *journal* and *books*.
+    Add up the ledger of the files *journal* and *books*, as of the entry *at_seq* or, with None, the last one.
 
     Raises:
         StoreUnavailable: They cannot be read.
         BooksDamaged: The books are damaged.
         LedgerCorrupt: The journal is damaged.
     """
-    with closing(open_books(books)) as connection, checked():
-        connection.execute("BEGIN")
-        facts = read_facts(connection)
-        sums = TrialSums(facts.sealed_to, facts.sealed_hash)
-        _add_balances(connection, sums)
-    with closing(open_reader(journal, JOURNAL)) as connection, translated("read"):
-        connection.execute("BEGIN")
-        head_seq = read_head(connection).seq
-        rows = connection.execute(
-            "SELECT seq, CAST(body AS BLOB), hash FROM entry WHERE seq > ? AND seq <= ? ORDER BY seq",
-            (facts.sealed_to, head_seq),
-        )
-        for seq, body, kept_hash in _paced(rows):
-            sums.add_entry(seq, body, kept_hash)
-    return sums.end(head_seq)
+    with closing(open_reader(journal, JOURNAL)) as connection:
+        with closing(open_books(books)) as sealed, checked():
+            sealed.execute("BEGIN")
+            facts = read_facts(sealed)
+            with translated("read"):
+                head_seq = read_head(connection).seq  # what is sealed is in the journal
+            way = way_to(head_seq if at_seq is None else at_seq, facts.sealed_to)
+            sums = TrialSums(way, _hash_of(connection, way.after_seq, facts))
+            if way.from_sealed:
+                _add_balances(sealed, sums)
+        # Entries never change, so each page is read by itself: a long transaction would hold up checkpoints.
+        for first in range(way.after_seq + 1, way.to_seq + 1, _ROWS):
+            for row in entry_rows(connection, first, min(first + _ROWS - 1, way.to_seq)):
+                sums.add_entry(*row)
+            time.sleep(_PAUSE_SECONDS)
+    return sums.end(facts.sealed_hash if way.to_seq == facts.sealed_to else None)
+
+
+def _hash_of(journal: Connection, seq: int, facts: BooksFacts) -> bytes:
+    """Return the hash of the entry *seq*; that of the sealed one is in the books, and others are proven on the way."""
+    if seq == facts.sealed_to:
+        return facts.sealed_hash
+    if seq == 0:
+        return genesis_hash(facts.ledger_id)
+    for _, _, found in entry_rows(journal, seq, seq):
+        return found
+    raise LedgerCorrupt(f"entry {seq} is missing from the journal")
 
 
 def _add_balances(connection: Connection, sums: TrialSums) -> None:

@@ -107,6 +107,8 @@ class WorkingSet(OpenSegments):
         seq = entry.seq
         segment = self._segment_of(seq)
         segment.keys[key_digest(entry.key) if digest is None else digest] = seq
+        if (reference := entry.request.get("reference")) is not None:
+            segment.note_reference(reference, seq)
         if entry.refusal is not None:
             return
         if entry.balances:
@@ -153,6 +155,8 @@ class WorkingSet(OpenSegments):
                 segment = self._segment_of(seq)
                 next_seq = segment.first_seq + self._segment_entries
             segment.keys[digests.get(key) or key_digest(key)] = seq
+            if (reference := entry.request.get("reference")) is not None:
+                segment.note_reference(reference, seq)
             if lines:
                 place = seq - segment.first_seq
                 for line in lines:
@@ -198,8 +202,7 @@ class WorkingSet(OpenSegments):
         """Return the lines of an account in *segment*, by coin."""
         if state.segment is not segment:
             state.segment = segment
-            account = state.account
-            state.touched = segment.touched[account] = segment.touched.get(account) or {}
+            state.touched = segment.touched.setdefault(state.account, {})
         return state.touched
 
     def state_of(self, account: Account) -> AccountState:
@@ -249,10 +252,9 @@ class WorkingSet(OpenSegments):
         """Evict what exceeds the bounds and is unchanged in the tables, oldest first."""
         if self.is_crowded and not self.groups:
             self._evict_accounts(sealed_to)
-        excess = len(self.known_customers) - self._cache_accounts
-        if excess > 0:
-            for customer in list(islice(self.known_customers, min(excess, LOOKED_AT))):
-                del self.known_customers[customer]
+        excess = min(len(self.known_customers) - self._cache_accounts, LOOKED_AT)
+        for customer in list(islice(self.known_customers, max(0, excess))):
+            del self.known_customers[customer]
 
     def _evict_accounts(self, sealed_to: int) -> None:
         """Look at the oldest accounts: those that are unchanged go, the others become the youngest."""

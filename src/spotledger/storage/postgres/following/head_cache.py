@@ -261,6 +261,9 @@ class HeadCache(OpenSegments):
         changed: dict[Account, tuple[int, dict[str, AfterLine]]] = {}
         for number, entry in enumerate(entries, self.head.seq + 1):
             try:
+                reference = _asked(entry, "reference")
+                if reference is not None:
+                    self._segment_of(number).note_reference(reference, number)
                 if entry.refusal is None:
                     self._take(entry)
                     _collect(entry, self.accounts, changed)

@@ -21,7 +21,7 @@ from spotledger.storage.postgres.sealing.sealer import PATIENCE_SECONDS, seal_ra
 from spotledger.storage.postgres.session import Session
 
 #: The tables that sealing writes.
-DERIVED_TABLES: Final = ("history", "balance", "hold", "open_hold", "coin", "customer", "reversal")
+DERIVED_TABLES: Final = ("history", "reference", "balance", "hold", "open_hold", "coin", "customer", "reversal")
 #: How long a rebuild waits for a node that is sealing.
 LEASE_SECONDS: Final = 60
 #: A rebuild that is silent for this long has frozen: the server ends its session, and nodes seal again.

@@ -252,6 +252,9 @@ def _orders(sums: SegmentSums) -> Iterator[tuple[Statement, tuple[Parameter, ...
         after = zip(*((line.available, line.freeze, sums.first_seq + line.places[-1]) for _, line in part), strict=True)
         yield sql.PUT_BALANCES, (*_plain(*names), *map(numbers, after))
     yield from _orders_of_holds(sums)
+    for found in _parts(sorted(sums.references)):
+        references, places = zip(*found, strict=True)
+        yield sql.ADD_REFERENCES, (texts(references), numbers([sums.first_seq + place for place in places]))
     named: tuple[tuple[Statement, Sequence[tuple[Any, ...]], tuple[Callable[..., bytes], ...]], ...] = (
         (sql.ADD_COINS, sums.coins, (texts, numbers, numbers)),
         (sql.ADD_CUSTOMERS, sums.customers, (texts, numbers)),

@@ -1,7 +1,7 @@
 -- books.db: everything that is derived from the journal, written a segment at a time. It may be deleted while the
 -- service is stopped; the service makes it again.
 --
--- What proves that something is *not* there is kept as a unit with a checksum: the keys and the history of a segment
+-- What proves that something is *not* there is kept as a unit with a checksum: keys, references and history of a segment
 -- in buckets that always exist, and a count and a digest for the rows of each bucket of owners and of holds.
 -- Units are INTEGER while they fit 64 bits and decimal text beyond that (columns of type ANY); never sum them in SQL.
 
@@ -25,6 +25,12 @@ CREATE TABLE books (
 
 -- The idempotency keys of a segment by bucket: id = segment * 512 + bucket.
 CREATE TABLE key_bucket (
+    id     INTEGER PRIMARY KEY,
+    packed BLOB NOT NULL
+) STRICT;
+
+-- The references of the entries of a segment, in buckets like those of the keys.
+CREATE TABLE reference_bucket (
     id     INTEGER PRIMARY KEY,
     packed BLOB NOT NULL
 ) STRICT;
