@@ -353,14 +353,13 @@ class PostgresStore(GroupReads):
         session = self._session_of(books)
         self._send_lock(session, books)
         session.send(sql.ROLLBACK)
-        at_s = steady_s()
         try:
             answers = yield from session.answers()
         except psycopg.Error as error:
             self._drop_writing()
             yield partial(self._end_stuck_writers, error)
             raise translate(error, "written") from error
-        self._take_stands(answers, at_s)
+        self._take_stands(answers, books)
         self.is_writing = False
 
     # --- writing --------------------------------------------------------------------------------------
@@ -422,21 +421,22 @@ class PostgresStore(GroupReads):
 
     def _send_lock(self, session: Session, books: BooksAhead) -> None:
         """Ask for the write lock, and for whether what was decided on *books* still stands."""
-        books.is_sent = True
+        books.asked_s = steady_s()
         session.send(sql.BEGIN)
         session.send(sql.LOCK)
         statement, parameters = books.stands()
         session.send(statement, *parameters)
 
-    def _take_stands(self, answers: Sequence[PGresult], asked_s: float) -> None:
+    def _take_stands(self, answers: Sequence[PGresult], books: BooksAhead) -> None:
         """Take the answers to :meth:`_send_lock`; raise StaleDecision if what was decided does not stand."""
+        assert books.asked_s is not None, "it was sent"  # noqa: S101
         stands, server_ms, sealed_seq = rows_of(answers[2])[0]
-        self._reading = ClockReading(int(server_ms), asked_s, steady_s())
+        self._reading = ClockReading(int(server_ms), books.asked_s, steady_s())
         if stands != b"true":
             raise StaleDecision
         with self._guard:
             self._head_cache.note_sealed(int(sealed_seq))
-        self._note_followed(asked_s)
+        self._note_followed(books.asked_s)
 
     def _send_commit(self, session: Session) -> None:
         """Send the commit, and before it the check that a standby is there, if one has to be."""
@@ -467,7 +467,6 @@ class PostgresStore(GroupReads):
         self._synced_seq = self._left_seq = pending.seq
 
     def _commit(self, session: Session, pending: Head, books: BooksAhead | None) -> Steps[None]:
-        at_s = steady_s()
         try:
             self._send_commit(session)
             answers = yield from session.answers()
@@ -479,7 +478,7 @@ class PostgresStore(GroupReads):
             yield partial(self._look_up, pending, error)
             return
         if books is not None:
-            self._take_stands(answers, at_s)
+            self._take_stands(answers, books)
         yield from self._confirm(session)
 
     def _confirm(self, session: Session) -> Steps[None]:
