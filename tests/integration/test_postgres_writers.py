@@ -24,6 +24,7 @@ from spotledger.storage.postgres.connection import connect
 from spotledger.storage.postgres.lookups import LookupBatch
 from spotledger.storage.postgres.reads import PostgresReads
 from spotledger.storage.postgres.schema import check_schema, make_ledger, migrate
+from spotledger.storage.postgres.store import ALONE_GROUPS
 from support_core import Clock, seed, spot
 from support_database_books import check_database
 from support_postgres import end_sessions
@@ -236,7 +237,7 @@ def test_keys_that_opened_no_hold_are_not_asked_about_again(open_node: Open, mon
 
 def takes_lock_first(node: Any) -> None:
     """Have the next group of *node* decided under the lock, as after a group of another node."""
-    node._store._was_known = False
+    node._store._alone_groups = 0
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -275,7 +276,8 @@ def test_head_that_moved_while_the_node_decided_without_the_lock_costs_nobody_an
     """It had no lock to lose: the group is decided again under the lock, although its connection is gone."""
     node, other = open_node(), open_node()
     seed(node)
-    node.deposit("bob", "btc", "1", key="known")
+    for number in range(ALONE_GROUPS + 1):
+        node.deposit("bob", "btc", "1", key=f"known{number}")
     decide = Group.decide
 
     def be_slower(self: Group, count: int) -> list[Entry]:

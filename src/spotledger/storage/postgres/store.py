@@ -53,6 +53,9 @@ STUCK_SECONDS: Final = 3.0
 #: With more entries of other nodes between two groups, a node first waits for the write lock alone, and memory follows
 #: meanwhile: reading so many entries under the lock costs more than a round trip.
 CROWD_ENTRIES: Final = 100
+#: After so many groups in a row that could have been decided before the lock, the next one is. With fewer, nodes that
+#: write at once would decide every other group twice.
+ALONE_GROUPS: Final = 8
 
 #: Pages of due holds that one group reads besides the first.
 DUE_PAGES: Final = 10
@@ -106,8 +109,9 @@ class PostgresStore(GroupReads):
         self._is_ending = False
         #: The memory that the last group was decided on.
         self._used: HeadCache | None = None
-        #: Whether the last group could have been decided before it had the lock.
-        self._was_known = False
+        #: How many groups in a row could have been decided before they had the lock, and whether the last was dropped.
+        self._alone_groups = 0
+        self._was_void = False
         self._reading: ClockReading | None = None
         self._is_crowded = False
         #: The last entry when this node last released the write lock.
@@ -126,7 +130,12 @@ class PostgresStore(GroupReads):
     @property
     def is_crowded(self) -> bool:
         """Whether the next group has to wait for the end of the last one."""
-        return not self._was_known or self._head_cache.is_crowded
+        return not self._may_decide or self._head_cache.is_crowded
+
+    @property
+    def _may_decide(self) -> bool:
+        """Whether memory is likely to have all that a group needs, and to be at the head when it is sent."""
+        return self._alone_groups >= ALONE_GROUPS and not self._was_void
 
     def begin(self, wanted: Wanted, *, ahead: bool = False) -> Steps[StoreTime | None]:
         """
@@ -159,7 +168,7 @@ class PostgresStore(GroupReads):
         with self._guard:
             memory = self._head_cache
             under_way = self._sent if ahead else []
-            if time_ms is None or not self._was_known or not can_know(memory, wanted, under_way):
+            if time_ms is None or not self._may_decide or not can_know(memory, wanted, under_way):
                 return None
             # The lines of the memory that the group under way was decided on have what it changed.
             if not (memory is self._used if ahead else self._has_live_session()):
@@ -266,7 +275,8 @@ class PostgresStore(GroupReads):
         yield from self._look_for_due(session, batch)
         self._is_crowded = found.head.seq - self._left_seq > CROWD_ENTRIES
         is_new = self._lookups is not None and not self._lookups.entries
-        self._was_known = is_new and before_seq == found.head.seq
+        self._alone_groups = self._alone_groups + 1 if is_new and before_seq == found.head.seq else 0
+        self._was_void = False
         self._used = self._head_cache
         self._note_followed(at_s)
         self._note_seen()
@@ -324,7 +334,7 @@ class PostgresStore(GroupReads):
         """
         books, self.ahead = self.ahead, None
         if void:
-            self._was_known = False
+            self._was_void = True
             if books is None or not books.is_sent:
                 self.is_writing = self._is_ending
                 return
@@ -409,6 +419,7 @@ class PostgresStore(GroupReads):
 
     def _check_ahead(self, books: BooksAhead) -> None:
         if self._head_cache is not books.memory or self._head_cache.head != books.end:
+            self._alone_groups = 0
             raise StaleDecision
 
     def _session_of(self, books: BooksAhead) -> Session:
@@ -433,6 +444,7 @@ class PostgresStore(GroupReads):
         stands, server_ms, sealed_seq = rows_of(answers[2])[0]
         self._reading = ClockReading(int(server_ms), books.asked_s, steady_s())
         if stands != b"true":
+            self._alone_groups = 0
             raise StaleDecision
         with self._guard:
             self._head_cache.note_sealed(int(sealed_seq))
@@ -568,7 +580,8 @@ class PostgresStore(GroupReads):
     def recover(self) -> None:
         """Roll back, and advance memory to the head of the journal."""
         self.ahead, self._sent, self._pending_head = None, [], None
-        self.is_writing = self._was_known = self._is_ending = False
+        self.is_writing = self._is_ending = False
+        self._alone_groups = 0
         self._drop_writing()
         self._ask()
 
