@@ -38,7 +38,8 @@ from spotledger.ledger.group import Group
 from spotledger.ledger.ledger import Ledger, Outcome, Receipt
 from spotledger.ledger.writer import Writer
 from spotledger.storage.base import StaleDecision
-from spotledger.storage.postgres.store import ALONE_GROUPS, PostgresStore
+from spotledger.storage.postgres.ahead.groups import ALONE_GROUPS
+from spotledger.storage.postgres.store import PostgresStore
 from spotledger.storage.steps import Steps, drive
 from support_core import Clock, seed, spot
 from support_database_books import check_database

@@ -20,11 +20,11 @@ from spotledger.errors import LedgerCorrupt, Refused, SchemaMismatch, SettingInv
 from spotledger.ledger.group import Group
 from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.base import Wanted
+from spotledger.storage.postgres.ahead.groups import ALONE_GROUPS
 from spotledger.storage.postgres.connection import connect
 from spotledger.storage.postgres.lookups import LookupBatch
 from spotledger.storage.postgres.reads import PostgresReads
 from spotledger.storage.postgres.schema import check_schema, make_ledger, migrate
-from spotledger.storage.postgres.store import ALONE_GROUPS
 from support_core import Clock, seed, spot
 from support_database_books import check_database
 from support_postgres import end_sessions

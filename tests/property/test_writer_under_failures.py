@@ -195,7 +195,7 @@ def test_whatever_fails_on_postgres_each_key_is_booked_once_and_the_books_are_ri
     postgres_url: str, seed_number: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Commits are lost on their way there or back, another node writes between, reads evict; groups overlap."""
-    monkeypatch.setattr("spotledger.storage.postgres.store.ALONE_GROUPS", 1)  # so that many are decided in vain
+    monkeypatch.setattr("spotledger.storage.postgres.ahead.groups.ALONE_GROUPS", 1)  # so that many are decided in vain
     chance, clock, told = random.Random(seed_number), Clock(), dict[str, int]()
     options: dict[str, Any] = {"clock_ms": clock, "cache_accounts": chance.choice([4, 30, 100])}
 

@@ -9,8 +9,8 @@ import pytest
 from spotledger.domain.accounts import Account, Coin
 from spotledger.domain.positions import Epochs
 from spotledger.storage.base import Head, StaleDecision, Wanted
-from spotledger.storage.postgres import ahead
-from spotledger.storage.postgres.ahead import BooksAhead, ClockReading, can_know
+from spotledger.storage.postgres.ahead import books
+from spotledger.storage.postgres.ahead.books import BooksAhead, ClockReading, can_know
 from spotledger.storage.postgres.following.head_cache import HeadCache
 
 SEALED = Head(70_000, b"h" * 32, 5)
@@ -41,7 +41,7 @@ def test_time_of_a_reading_goes_on_a_little_slower_than_the_steady_clock(
     monkeypatch: pytest.MonkeyPatch, passed_s: float, expected: int
 ) -> None:
     """It lies in the past of the server, and says by how much it may."""
-    monkeypatch.setattr(ahead, "steady_s", lambda: 100.25 + passed_s)
+    monkeypatch.setattr(books, "steady_s", lambda: 100.25 + passed_s)
     now = ClockReading(1_000, 100.0, 100.25).now()
     assert now is not None
     assert now.now_ms == expected
@@ -53,20 +53,20 @@ def test_reading_that_is_old_or_of_another_boot_does_not_count(
     monkeypatch: pytest.MonkeyPatch, passed_s: float
 ) -> None:
     """Then the group takes the lock first, and reads the clock with it."""
-    monkeypatch.setattr(ahead, "steady_s", lambda: 100.25 + passed_s)
+    monkeypatch.setattr(books, "steady_s", lambda: 100.25 + passed_s)
     assert ClockReading(1_000, 100.0, 100.25).now() is None
 
 
 def test_what_memory_lacks_is_said_and_not_asked_for(memory: HeadCache) -> None:
     """An absence in memory means nothing, so the group has to be decided again."""
-    books = books_of(memory)
-    books.load(["ann"], [Account("ann", "spot")], [])
+    kept = books_of(memory)
+    kept.load(["ann"], [Account("ann", "spot")], [])
     for lacking in (
-        lambda: books.load(["bob"], [], []),
-        lambda: books.load([], [Account("ann", "fiat")], []),
-        lambda: books.load([], [], [69_999]),
-        lambda: books.entry(3),
-        lambda: books.reversal_of(3),
+        lambda: kept.load(["bob"], [], []),
+        lambda: kept.load([], [Account("ann", "fiat")], []),
+        lambda: kept.load([], [], [69_999]),
+        lambda: kept.entry(3),
+        lambda: kept.reversal_of(3),
     ):
         with pytest.raises(StaleDecision):
             lacking()
@@ -74,18 +74,18 @@ def test_what_memory_lacks_is_said_and_not_asked_for(memory: HeadCache) -> None:
 
 def test_hold_of_the_group_under_way_is_left_to_that_group(memory: HeadCache) -> None:
     """Its entries are not in memory; what is beyond them is nobody's."""
-    books = books_of(memory, SEALED.seq + 2)
-    assert books.hold(SEALED.seq + 1) is None
-    assert books.hold(SEALED.seq + 2) is None
+    kept = books_of(memory, SEALED.seq + 2)
+    assert kept.hold(SEALED.seq + 1) is None
+    assert kept.hold(SEALED.seq + 2) is None
     with pytest.raises(StaleDecision):
-        books.hold(SEALED.seq + 3)
+        kept.hold(SEALED.seq + 3)
 
 
 def test_keys_that_are_taken_for_new_are_in_the_question(memory: HeadCache) -> None:
     """So are the head, the time, and what is due."""
-    books = books_of(memory)
-    assert books.find_keys(["a", "b"]) == {}
-    _, (seq, link, time, due, *_, since, digests) = books.stands()
+    kept = books_of(memory)
+    assert kept.find_keys(["a", "b"]) == {}
+    _, (seq, link, time, due, *_, since, digests) = kept.stands()
     assert (seq, link, time, due, since) == (b"70000", b"\\x" + b"65" * 32, b"7", b"8", b"70000")
     assert digests is not None
     assert len(digests) == 20 + 2 * 20
