@@ -38,6 +38,7 @@ from spotledger.ledger.group import Group
 from spotledger.ledger.ledger import Ledger, Outcome, Receipt
 from spotledger.ledger.writer import Writer
 from spotledger.storage.base import StaleDecision
+from spotledger.storage.postgres.ahead.groups import ALONE_GROUPS
 from spotledger.storage.postgres.store import PostgresStore
 from spotledger.storage.steps import Steps, drive
 from support_core import Clock, seed, spot
@@ -106,9 +107,11 @@ def other(node: Ledger, postgres_url: str, clock: Clock) -> Iterator[Ledger]:
 
 
 def warm(ledger: Ledger, name: str) -> None:
-    """Have the accounts in memory, and a group that found memory at the head."""
+    """Have the accounts in memory, and enough groups that found memory at the head."""
     for number in range(2):
         ledger.execute([Deposit(f"{name}-{number}-{who}", who, "btc", "1") for who in ("ann", "bob")])
+    store: Any = ledger._store
+    store._alone_groups = ALONE_GROUPS
 
 
 def seq_of(outcome: Outcome) -> int:
@@ -169,6 +172,14 @@ def test_repeat_is_answered_with_its_kept_result(node: Ledger, counts: Counts) -
     seq_of(other)
     conflict = node.execute([Deposit("d", "ann", "btc", "6")])[0]
     assert isinstance(conflict, IdempotencyConflict)
+
+
+def test_node_that_is_alone_decides_before_the_lock_after_some_groups(node: Any, counts: Counts) -> None:
+    """It takes the lock first until so many groups found memory at the head."""
+    node._store._alone_groups = 0
+    for number in range(ALONE_GROUPS):
+        assert counts.since(lambda number=number: node.execute(deposits(f"a{number}", 1))) == (1, 0)
+    assert counts.since(lambda: node.execute(deposits("b", 1))) == (0, 1)
 
 
 def moved(node: Ledger, other: Ledger, operations: Sequence[Operation]) -> Outcome:

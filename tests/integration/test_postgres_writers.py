@@ -20,6 +20,7 @@ from spotledger.errors import LedgerCorrupt, Refused, SchemaMismatch, SettingInv
 from spotledger.ledger.group import Group
 from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.base import Wanted
+from spotledger.storage.postgres.ahead.groups import ALONE_GROUPS
 from spotledger.storage.postgres.connection import connect
 from spotledger.storage.postgres.lookups import LookupBatch
 from spotledger.storage.postgres.reads import PostgresReads
@@ -236,7 +237,7 @@ def test_keys_that_opened_no_hold_are_not_asked_about_again(open_node: Open, mon
 
 def takes_lock_first(node: Any) -> None:
     """Have the next group of *node* decided under the lock, as after a group of another node."""
-    node._store._was_known = False
+    node._store._alone_groups = 0
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -275,7 +276,8 @@ def test_head_that_moved_while_the_node_decided_without_the_lock_costs_nobody_an
     """It had no lock to lose: the group is decided again under the lock, although its connection is gone."""
     node, other = open_node(), open_node()
     seed(node)
-    node.deposit("bob", "btc", "1", key="known")
+    for number in range(ALONE_GROUPS + 1):
+        node.deposit("bob", "btc", "1", key=f"known{number}")
     decide = Group.decide
 
     def be_slower(self: Group, count: int) -> list[Entry]:

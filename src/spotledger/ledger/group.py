@@ -333,6 +333,15 @@ def end_of_cut(start: int, count: int, chains: Chains | None, limit: int) -> int
     return end
 
 
+def cuts_of(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of the groups of about *limit* operations, chains kept whole, of a request of *count*."""
+    start = 0
+    while start < count:
+        end = end_of_cut(start, count, chains, limit)
+        yield start, end
+        start = end
+
+
 def checked_chains(operations: Sequence[Operation], chains: Chains | None, atomic: bool) -> Chains | None:
     """
     Return *chains*, with all operations in one chain if the request is *atomic*.

@@ -17,7 +17,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -26,7 +26,7 @@ from spotledger.domain.journal import LIBRARY
 from spotledger.domain.operations import Operation
 from spotledger.errors import ClockUntrusted, LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.ledger.dry_runs import DryRuns
-from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, Group, checked_chains, end_of_cut
+from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, Group, checked_chains, cuts_of
 from spotledger.ledger.ledger import PIECE_OPERATIONS, Ledger, Outcome
 from spotledger.storage.base import StaleDecision
 from spotledger.storage.steps import awaited, call_in, drive_on_loop
@@ -179,18 +179,13 @@ class Writer:
         answers = await asyncio.gather(
             *(
                 self._enqueue(operations[start:end], chains[start:end] if chains else None, actor)
-                for start, end in _cuts(len(operations), chains, self._group_limit)
+                for start, end in cuts_of(len(operations), chains, self._group_limit)
             )
         )
         return [outcome for outcomes in answers for outcome in outcomes]
 
     def enqueue(self, operation: Operation, actor: str) -> asyncio.Future[list[Outcome]]:
-        """
-        Queue one operation of a caller, and return the future of its outcome, alone in a list.
-
-        Raises:
-            StoreBusy: The queue is full, or the writer is stopping; nothing was done.
-        """
+        """Queue one operation, and return the future of its outcome, alone in a list; raise as :meth:`submit` does."""
         self._check_room(1)
         return self._enqueue((operation,), None, actor)
 
@@ -451,8 +446,7 @@ class Writer:
     async def _commit_again(self, work: _Work) -> Exception | None:
         """Decide *work* again, on the head under the write lock, and commit it."""
         try:
-            steps = self._ledger.deciding(*_joined(work.requests))
-            work.group = await drive_on_loop(steps, self._committer)
+            work.group = await drive_on_loop(self._ledger.deciding(*_joined(work.requests)), self._committer)
         except Exception as error:  # noqa: BLE001 - every caller gets the error
             return error
         except BaseException:
@@ -478,15 +472,6 @@ class Writer:
     def _waits_for_books(self, error: Exception) -> bool:
         """Say whether *error* may be one that only operations get which need books that are being made again."""
         return isinstance(error, StoreUnavailable) and self._ledger.rebuilding is not None
-
-
-def _cuts(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of the groups of about *limit* operations, chains kept whole, of a request of *count*."""
-    start = 0
-    while start < count:
-        end = end_of_cut(start, count, chains, limit)
-        yield start, end
-        start = end
 
 
 def _joined(requests: Sequence[_Request]) -> tuple[list[Operation], Chains | None, list[str]]:

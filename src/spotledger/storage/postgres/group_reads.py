@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
+
+from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import Account
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.operations import expiry_key
-from spotledger.storage.postgres.lookups import Lookups
+from spotledger.storage.base import Wanted
+from spotledger.storage.gc_pause import gc_paused
+from spotledger.storage.postgres import statements as sql
+from spotledger.storage.postgres.lookups import LookupBatch, Lookups
 from spotledger.storage.postgres.reads import PostgresReads
+from spotledger.storage.postgres.rows import Found, found_in
+from spotledger.storage.postgres.session import Session
+from spotledger.storage.steps import Steps
+
+#: Pages of due holds that one group reads besides the first.
+DUE_PAGES: Final = 10
 
 
 class GroupReads(PostgresReads):
@@ -91,3 +103,36 @@ class GroupReads(PostgresReads):
         if lookups is not None and seq in lookups.reversals_asked:
             return lookups.reversals.get(seq)
         return super().reversal_of(seq)
+
+    # --- the look-ups of a group ------------------------------------------------------------------------
+
+    def _look_for_due(self, session: Session, batch: LookupBatch) -> Steps[None]:
+        """Read on where a page of due holds was full: all of them may be closed by what is not sealed."""
+        for _ in range(DUE_PAGES):
+            question = batch.due_question()
+            if question is None:
+                return
+            session.send(question[0], *question[1])
+            session.send(sql.HEAD)
+            page, now = yield from session.answers()
+            with self._guard:
+                memory = self._head_cache
+                if not batch.is_about(memory) or memory.base > found_in(now, self.ledger_id).sealed_seq:
+                    return
+                batch.take_due(page)
+
+    @gc_paused
+    def _lookup_batch(self, wanted: Wanted, now_ms: int | None) -> LookupBatch:
+        """Return the queries for what memory lacks of *wanted*."""
+        with self._guard:
+            return LookupBatch(self._head_cache, wanted, now_ms)
+
+    @gc_paused
+    def _take_lookups(self, batch: LookupBatch, answers: Sequence[PGresult], found: Found) -> bool:
+        """Add what was looked up to memory; return False, and do nothing, if memory cannot be joined with it."""
+        with self._guard:
+            memory = self._head_cache
+            if not batch.is_about(memory) or memory.head != found.head or memory.base > found.sealed_seq:
+                return False
+            self._lookups = batch.lookups(answers, memory)
+            return True

@@ -26,19 +26,18 @@ from psycopg.pq.abc import PGresult
 from spotledger.clock import steady_s
 from spotledger.domain.books import Decision
 from spotledger.domain.journal import BEGIN_EPOCH, Entry, epochs_after
-from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreBusy, StoreUnavailable
+from spotledger.errors import InvalidRequest, LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import Head, StaleDecision, StoreTime, Wanted
 from spotledger.storage.gc_pause import gc_paused
 from spotledger.storage.postgres import statements as sql
-from spotledger.storage.postgres.ahead import BooksAhead, ClockReading, can_know
+from spotledger.storage.postgres.ahead.books import BooksAhead, ClockReading
+from spotledger.storage.postgres.ahead.groups import GroupsAhead
 from spotledger.storage.postgres.connection import TimedOut, is_lost, translate, translated
-from spotledger.storage.postgres.following.head_cache import HeadCache, Question, Snapshot
 from spotledger.storage.postgres.following.memory import News
-from spotledger.storage.postgres.group_reads import GroupReads
-from spotledger.storage.postgres.lookups import LookupBatch
 from spotledger.storage.postgres.reads import READ_TRIES
-from spotledger.storage.postgres.rows import Found, found_in, journal_rows
+from spotledger.storage.postgres.rows import found_in, journal_rows
 from spotledger.storage.postgres.sealing.duty import SealingDuty
+from spotledger.storage.postgres.sealing.reads import SealingReads
 from spotledger.storage.postgres.session import Session, hash_of, number, rows_of
 from spotledger.storage.seen_head import OtherHistory
 from spotledger.storage.steps import Steps, drive
@@ -54,23 +53,16 @@ STUCK_SECONDS: Final = 3.0
 #: meanwhile: reading so many entries under the lock costs more than a round trip.
 CROWD_ENTRIES: Final = 100
 
-#: Pages of due holds that one group reads besides the first.
-DUE_PAGES: Final = 10
-
 _LOCK_NOT_AVAILABLE: Final = "55P03"
 _TOO_FAST: Final = "memory changed too fast; try again with the same idempotency key"
 _NOT_CONFIRMED: Final = "the standby did not confirm; try again with the same idempotency key"
 _LOCK_LOST: Final = "the write lock was lost before the commit; try again with the same idempotency key"
 
 
-class PostgresStore(GroupReads):
+class PostgresStore(GroupsAhead, SealingReads):
     """The store on one PostgreSQL database; satisfies :class:`spotledger.storage.base.Store`."""
 
     remote = True
-    #: The books of a group that was decided before it has the write lock; None where the group has it.
-    ahead: BooksAhead | None = None
-    #: None until the store is open, and if the caller seals.
-    _sealing: SealingDuty | None = None
 
     def __init__(
         self,
@@ -97,23 +89,12 @@ class PostgresStore(GroupReads):
             SchemaMismatch: The schema is missing, or of another version.
             LedgerCorrupt: The first rows of the ledger are missing.
         """
-        self._clock_ms = clock_ms
         self._requires_standby = requires_standby
-        self._writing: Session | None = None
-        self._pending_head: Head | None = None
-        #: The entries that were sent and are not visible yet, and whether their commit is under way.
-        self._sent: list[Entry] = []
-        self._is_ending = False
-        #: The memory that the last group was decided on.
-        self._used: HeadCache | None = None
-        #: Whether the last group could have been decided before it had the lock.
-        self._was_known = False
-        self._reading: ClockReading | None = None
+        self._clock_ms = clock_ms
+        self._sent = []
         self._is_crowded = False
         #: The last entry when this node last released the write lock.
         self._left_seq = 0
-        #: Whether a group of this node filled a segment that is not sealed yet.
-        self._has_filled = False
         super().__init__(url, **options)  # which starts to follow the journal
         if seals:
             connecting = partial(self._right.connect, "spotledger seal")
@@ -122,11 +103,6 @@ class PostgresStore(GroupReads):
         self._synced_seq = 0
 
     # --- the write lock -------------------------------------------------------------------------------
-
-    @property
-    def is_crowded(self) -> bool:
-        """Whether the next group has to wait for the end of the last one."""
-        return not self._was_known or self._head_cache.is_crowded
 
     def begin(self, wanted: Wanted, *, ahead: bool = False) -> Steps[StoreTime | None]:
         """
@@ -153,31 +129,6 @@ class PostgresStore(GroupReads):
             raise StaleDecision
         return (yield from self._begin_locked(wanted))
 
-    def _books_ahead(self, wanted: Wanted, now: StoreTime | None, *, ahead: bool) -> BooksAhead | None:
-        """Return the books for a group that is decided before it has the lock, if memory can have all that it needs."""
-        time_ms = self._clock_ms() if self._clock_ms is not None else None if now is None else now.now_ms
-        with self._guard:
-            memory = self._head_cache
-            under_way = self._sent if ahead else []
-            if time_ms is None or not self._was_known or not can_know(memory, wanted, under_way):
-                return None
-            # The lines of the memory that the group under way was decided on have what it changed.
-            if not (memory is self._used if ahead else self._has_live_session()):
-                return None
-            self._used, self.is_writing = memory, True
-            end = (self._pending_head if ahead else None) or memory.head
-            return BooksAhead(
-                memory,
-                self._guard,
-                end=end,
-                since_seq=under_way[0].seq - 1 if under_way else end.seq,
-                time_ms=None if now is None else time_ms,
-                due_ms=max(time_ms, end.booked_ms),
-            )
-
-    def _has_live_session(self) -> bool:
-        return self._writing is not None and self._writing.is_alive()
-
     def _begin_locked(self, wanted: Wanted) -> Steps[StoreTime | None]:
         """Take the write lock, and look up in the same round trip what memory does not have of *wanted*."""
         with self._guard:
@@ -195,49 +146,6 @@ class PostgresStore(GroupReads):
                 self._drop_writing()
                 raise
         raise AssertionError("unreachable")
-
-    @property
-    def sealing_restarts(self) -> int:
-        """How often the process that seals ended and was started again, or is about to be."""
-        return 0 if self._sealing is None else self._sealing.restarts
-
-    def _go_on_sealing(self) -> Steps[None]:
-        """
-        Have sealed what is full.
-
-        Raises:
-            StoreBusy: So much waits for it that writes have to.
-            LedgerCorrupt: The journal or what is derived from it is damaged.
-        """
-        memory, sealing = self._head_cache, self._sealing
-        if sealing is None:
-            return
-        if not sealing.is_due(memory.head.seq, memory.sealed_seq):
-            self._has_filled = False
-        elif sealing.seals_in_place:
-            yield sealing.seal_here
-        else:
-            self._ask_for_sealing(sealing)
-            if sealing.damage is not None:
-                raise sealing.damage
-            if sealing.is_behind(memory.head.seq, memory.sealed_seq):
-                yield self._ask  # it may have been sealed meanwhile
-                if sealing.is_behind(memory.head.seq, self._head_cache.sealed_seq):
-                    raise StoreBusy("sealing is behind; try again with the same idempotency key")
-
-    def _ask_for_sealing(self, sealing: SealingDuty) -> None:
-        """Have the process seal what is full, if anything is."""
-        memory, seen = self._head_cache, self._right.seen.seen
-        if seen is not None and sealing.is_due(memory.head.seq, memory.sealed_seq):
-            sealing.go_on(seen, memory.sealed_seq, is_own=self._has_filled)
-
-    def follow(self, session: Session, *questions: Question) -> Snapshot:
-        """Advance memory, and have sealed what nobody seals."""
-        snapshot, sealing = super().follow(session, *questions), self._sealing
-        # A group that begins does it by itself.
-        if sealing is not None and not self.is_writing and not sealing.seals_in_place:
-            self._ask_for_sealing(sealing)
-        return snapshot
 
     def _begin(self, wanted: Wanted) -> Steps[StoreTime | None]:
         session = yield from self._session_to_write()
@@ -266,7 +174,8 @@ class PostgresStore(GroupReads):
         yield from self._look_for_due(session, batch)
         self._is_crowded = found.head.seq - self._left_seq > CROWD_ENTRIES
         is_new = self._lookups is not None and not self._lookups.entries
-        self._was_known = is_new and before_seq == found.head.seq
+        self._alone_groups = self._alone_groups + 1 if is_new and before_seq == found.head.seq else 0
+        self._was_void = False
         self._used = self._head_cache
         self._note_followed(at_s)
         self._note_seen()
@@ -275,21 +184,6 @@ class PostgresStore(GroupReads):
         self._reading = ClockReading(int(rows_of(begun[2])[0][0]), at_s, steady_s())
         return StoreTime(self._reading.server_ms)
 
-    def _look_for_due(self, session: Session, batch: LookupBatch) -> Steps[None]:
-        """Read on where a page of due holds was full: all of them may be closed by what is not sealed."""
-        for _ in range(DUE_PAGES):
-            question = batch.due_question()
-            if question is None:
-                return
-            session.send(question[0], *question[1])
-            session.send(sql.HEAD)
-            page, now = yield from session.answers()
-            with self._guard:
-                memory = self._head_cache
-                if not batch.is_about(memory) or memory.base > found_in(now, self.ledger_id).sealed_seq:
-                    return
-                batch.take_due(page)
-
     def _wait(self, session: Session) -> Steps[list[PGresult]]:
         """Wait for the write lock alone, while the follower applies what others write before."""
         self.is_waiting = True
@@ -297,22 +191,6 @@ class PostgresStore(GroupReads):
             return (yield from session.answers())
         finally:
             self.is_waiting = False
-
-    @gc_paused
-    def _lookup_batch(self, wanted: Wanted, now_ms: int | None) -> LookupBatch:
-        """Return the queries for what memory lacks of *wanted*."""
-        with self._guard:
-            return LookupBatch(self._head_cache, wanted, now_ms)
-
-    @gc_paused
-    def _take_lookups(self, batch: LookupBatch, answers: Sequence[PGresult], found: Found) -> bool:
-        """Add what was looked up to memory; return False, and do nothing, if memory cannot be joined with it."""
-        with self._guard:
-            memory = self._head_cache
-            if not batch.is_about(memory) or memory.head != found.head or memory.base > found.sealed_seq:
-                return False
-            self._lookups = batch.lookups(answers, memory)
-            return True
 
     def leave(self, *, repeated: bool = False, void: bool = False) -> Steps[None]:
         """
@@ -324,7 +202,7 @@ class PostgresStore(GroupReads):
         """
         books, self.ahead = self.ahead, None
         if void:
-            self._was_known = False
+            self._was_void = True
             if books is None or not books.is_sent:
                 self.is_writing = self._is_ending
                 return
@@ -353,14 +231,13 @@ class PostgresStore(GroupReads):
         session = self._session_of(books)
         self._send_lock(session, books)
         session.send(sql.ROLLBACK)
-        at_s = steady_s()
         try:
             answers = yield from session.answers()
         except psycopg.Error as error:
             self._drop_writing()
             yield partial(self._end_stuck_writers, error)
             raise translate(error, "written") from error
-        self._take_stands(answers, at_s)
+        self._take_stands(answers, books)
         self.is_writing = False
 
     # --- writing --------------------------------------------------------------------------------------
@@ -408,36 +285,6 @@ class PostgresStore(GroupReads):
             self._drop_writing()
             raise translate(error, "written") from error
 
-    def _check_ahead(self, books: BooksAhead) -> None:
-        if self._head_cache is not books.memory or self._head_cache.head != books.end:
-            raise StaleDecision
-
-    def _session_of(self, books: BooksAhead) -> Session:
-        """Return the session on which to write what was decided on *books*; raise StaleDecision if that is void."""
-        if not books.is_sent:
-            self._check_ahead(books)
-        if self._writing is None:
-            raise StaleDecision(_LOCK_LOST)
-        return self._writing
-
-    def _send_lock(self, session: Session, books: BooksAhead) -> None:
-        """Ask for the write lock, and for whether what was decided on *books* still stands."""
-        books.is_sent = True
-        session.send(sql.BEGIN)
-        session.send(sql.LOCK)
-        statement, parameters = books.stands()
-        session.send(statement, *parameters)
-
-    def _take_stands(self, answers: Sequence[PGresult], asked_s: float) -> None:
-        """Take the answers to :meth:`_send_lock`; raise StaleDecision if what was decided does not stand."""
-        stands, server_ms, sealed_seq = rows_of(answers[2])[0]
-        self._reading = ClockReading(int(server_ms), asked_s, steady_s())
-        if stands != b"true":
-            raise StaleDecision
-        with self._guard:
-            self._head_cache.note_sealed(int(sealed_seq))
-        self._note_followed(asked_s)
-
     def _send_commit(self, session: Session) -> None:
         """Send the commit, and before it the check that a standby is there, if one has to be."""
         if self._requires_standby:
@@ -467,7 +314,6 @@ class PostgresStore(GroupReads):
         self._synced_seq = self._left_seq = pending.seq
 
     def _commit(self, session: Session, pending: Head, books: BooksAhead | None) -> Steps[None]:
-        at_s = steady_s()
         try:
             self._send_commit(session)
             answers = yield from session.answers()
@@ -479,7 +325,7 @@ class PostgresStore(GroupReads):
             yield partial(self._look_up, pending, error)
             return
         if books is not None:
-            self._take_stands(answers, at_s)
+            self._take_stands(answers, books)
         yield from self._confirm(session)
 
     def _confirm(self, session: Session) -> Steps[None]:
@@ -569,7 +415,8 @@ class PostgresStore(GroupReads):
     def recover(self) -> None:
         """Roll back, and advance memory to the head of the journal."""
         self.ahead, self._sent, self._pending_head = None, [], None
-        self.is_writing = self._was_known = self._is_ending = False
+        self.is_writing = self._is_ending = False
+        self._alone_groups = 0
         self._drop_writing()
         self._ask()
 

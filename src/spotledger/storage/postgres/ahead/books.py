@@ -70,14 +70,19 @@ class BooksAhead:
         """
         self.memory = memory
         self.end = end
-        #: Whether the server was asked to write.
-        self.is_sent = False
+        #: When the server was asked for the lock, in seconds of `steady_s`; None before.
+        self.asked_s: float | None = None
         self._guard = guard
         self._since_seq = since_seq
         self._time_ms = time_ms
         self._due_ms = due_ms
         #: The keys of which the group takes it that no entry up to `since_seq` has them.
         self._new_keys: set[str] = set()
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the server was asked for the lock, and for whether what was decided stands."""
+        return self.asked_s is not None
 
     def stands(self) -> Question:
         """Return the query under the lock for whether all that the group rests on is so."""
