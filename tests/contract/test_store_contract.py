@@ -393,7 +393,7 @@ def test_balances_at_every_past_entry_are_those_after_it(ledger: Ledger) -> None
     said: dict[tuple[Account, str], Balance] = {}
     entries = ledger.entries(limit=10_000)
     for entry in entries:
-        said.update({(b.account, b.coin): Balance(b.available, b.freeze) for b in entry.balances})
+        said.update({(name, coin): Balance(*sides) for name, coin, *sides in entry.balances})
         for account in (spot("ann"), spot("bob"), EXTERNAL):
             expected = {coin: balance for (name, coin), balance in said.items() if name == account}
             assert ledger.balances(account, at_seq=entry.seq) == expected

@@ -110,7 +110,7 @@ def test_hold_is_used_in_parts_by_many_fills_of_one_group(ledger: Ledger) -> Non
     fills = [Settle(f"part:{n}", "btc", "usdt", "0.2", "50", *sides) for n in range(10)]
     outcomes = ledger.execute(fills)
     assert all(isinstance(outcome, Receipt) for outcome in outcomes)
-    assert [outcome.entry.holds[0].remaining for outcome in outcomes] == [(450 - 50 * n) * COIN for n in range(10)]
+    assert [outcome.entry.holds[0][1] for outcome in outcomes] == [(450 - 50 * n) * COIN for n in range(10)]
     with pytest.raises(HoldClosed):
         _fill(ledger, "one-more", "0.2", "50")
 

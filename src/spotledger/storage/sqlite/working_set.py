@@ -23,8 +23,6 @@ from spotledger.storage.open_segments import OpenSegment, OpenSegments, TouchedL
 
 #: Accounts that are looked at, and customers that are evicted, after one group.
 LOOKED_AT: Final = 2_000
-#: Entries that :meth:`WorkingSet.apply` reads a name of, besides what they move.
-NAMING: Final = frozenset({ListCoin.kind, RegisterCustomer.kind, Reverse.kind})
 
 
 class AccountState:
@@ -166,7 +164,7 @@ class WorkingSet(OpenSegments):
                 closing.update(zip(lines, balances, strict=True))
             if holds:
                 self._put_holds(segment, entry.kind, key, holds)
-            elif entry.kind in NAMING and entry.refusal is None:
+            elif (not lines or entry.kind == Reverse.kind) and entry.refusal is None:
                 self._take_name(segment, entry)
         self._close_lines(closing)
 
