@@ -379,8 +379,7 @@ def _make_private(path: Path) -> None:
     """
     Make the file, readable by its owner only, if it does not exist; the write-ahead log inherits its mode.
 
-    One that exists is not opened here: closing it would drop the locks that SQLite has on it in this process, and
-    another process would then take itself for the only one and cut the files that this process has mapped.
+    One that exists is not opened here: closing it would drop the locks that SQLite has on it in this process.
     """
     with contextlib.suppress(OSError):  # opening it will say what is wrong with the place
         os.close(open_private(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, is_secret=False))
