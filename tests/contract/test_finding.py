@@ -12,6 +12,7 @@ from spotledger.domain.journal import Entry
 from spotledger.errors import Refused
 from spotledger.ledger.finding import Criteria
 from spotledger.ledger.ledger import Ledger
+from spotledger.storage.sqlite import reads
 from support_core import Clock
 
 REFERENCES = ("order 1", "order 2", "=1+1", "Straße 7", "repeated")
@@ -90,6 +91,18 @@ def test_search_finds_all_entries_that_match_and_no_other(ledger: Ledger, place:
         wanted = expected(ledger, criteria)
         for limit in (1, 3, 1000):
             assert pages(ledger, criteria, limit) == wanted, criteria
+
+
+def test_search_that_looks_at_few_segments_at_once_finds_all(
+    ledger: Ledger, place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A look-up that ends in the midst of what is sealed says so, and goes on from there."""
+    monkeypatch.setattr(reads, "SEGMENTS_A_LOOK", 1)
+    busy(ledger, place.clock)
+    for reference in (*REFERENCES, "never"):
+        criteria = Criteria(reference=reference)
+        for limit in (1, 1000):
+            assert pages(ledger, criteria, limit) == expected(ledger, criteria)
 
 
 def test_search_after_each_entry_finds_the_rest(ledger: Ledger, place: Any) -> None:

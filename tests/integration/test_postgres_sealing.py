@@ -18,9 +18,11 @@ import spotledger
 from servers.kept import until
 from spotledger.domain.operations import Deposit, Freeze, HoldKey, Unfreeze
 from spotledger.errors import LedgerCorrupt, StoreBusy
+from spotledger.ledger.finding import Criteria
 from spotledger.ledger.ledger import Ledger, Receipt
 from spotledger.storage.base import Head
 from spotledger.storage.postgres.connection import connect
+from spotledger.storage.postgres.schema import migrate
 from spotledger.storage.postgres.sealing import duty, rebuilding, sealer as sealing
 from spotledger.storage.postgres.sealing.rebuilding import DERIVED_TABLES, rebuild
 from spotledger.storage.postgres.sealing.sealer import Sealer
@@ -227,6 +229,64 @@ def test_tables_that_go_back_are_followed(postgres_url: str, full: Ledger) -> No
         assert other.balances(spot("bob"), at_seq=27) == full.balances(spot("bob"), at_seq=27)
         assert other.deposit("bob", "btc", "1", key="own").seq == 32
         assert other._store._head_cache.base == 24  # type: ignore[attr-defined]
+
+
+# --- the index of references -------------------------------------------------------------------------
+
+REFERENCES = ("block 7", "gift", "order 1", "order 2", "never")
+
+
+def found_by_reference(ledger: Ledger) -> list[list[int]]:
+    """Return the entries with each reference."""
+    return [[entry.seq for entry in ledger.find(Criteria(reference=text)).entries] for text in REFERENCES]
+
+
+def test_references_are_found_before_and_after_sealing(postgres_url: str) -> None:
+    """By a node that has them in memory, by one that reads them from the table, and after a rebuild."""
+    clock = Clock()
+    with spotledger.open(postgres_url, segment_entries=8, seals=False, clock_ms=clock) as ledger:
+        every_kind(ledger, clock)
+        entries = ledger.entries()
+        expected = [[entry.seq for entry in entries if entry.request.get("reference") == text] for text in REFERENCES]
+        assert all(expected[:-1])
+        assert found_by_reference(ledger) == expected
+        with closing(Sealer(partial(connect, postgres_url))) as sealer:
+            while not sealer.seal_next().is_busy and sealed_seq(postgres_url) + 8 <= ledger.head.seq:
+                assert found_by_reference(ledger) == expected
+                with spotledger.open(postgres_url, seals=False) as other:
+                    assert found_by_reference(other) == expected
+        rebuild(partial(connect, postgres_url))
+        assert found_by_reference(ledger) == expected
+    check_database(postgres_url)
+
+
+def test_reference_row_of_another_entry_is_damage(postgres_url: str) -> None:
+    """An entry that does not have the reference is never shown as one that has."""
+    clock = Clock()
+    with spotledger.open(postgres_url, seals=False, clock_ms=clock) as ledger:
+        every_kind(ledger, clock)
+        seal(postgres_url)
+        run(postgres_url, "INSERT INTO reference VALUES (0, 'gift', 6)")
+        with (
+            spotledger.open(postgres_url, seals=False) as other,
+            pytest.raises(LedgerCorrupt, match="another reference"),
+        ):
+            other.find(Criteria(reference="gift"))
+
+
+def test_migration_indexes_what_is_sealed(postgres_url: str) -> None:
+    """A database of the version before has the references of all sealed entries after it was migrated."""
+    clock = Clock()
+    with spotledger.open(postgres_url, segment_entries=8, clock_ms=clock) as ledger:
+        every_kind(ledger, clock)
+        expected = found_by_reference(ledger)
+    seal(postgres_url)
+    run(postgres_url, "DROP TABLE reference", "DELETE FROM schema_version WHERE number = 8")
+    with connect(postgres_url) as connection:
+        assert migrate(connection) == ["0008_references.before.sql"]
+    check_database(postgres_url)
+    with spotledger.open(postgres_url) as ledger:
+        assert found_by_reference(ledger) == expected
 
 
 # --- the tables made again --------------------------------------------------------------------------

@@ -31,7 +31,7 @@ T = TypeVar("T")
 #: Digests of keys that are kept from their look-up until the group is published.
 DIGESTS_KEPT: Final = 4_000
 #: Sealed segments in which a reference is looked up at once.
-SEGMENTS_A_LOOK: Final = 256
+SEGMENTS_A_LOOK: Final = 128
 
 
 class SqliteReads(ABC):
