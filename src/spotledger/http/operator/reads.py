@@ -415,8 +415,9 @@ async def _looked_up(ledger: Ledger, criteria: Criteria, span: Span, limit: int)
     Looks at `SCANNED_ENTRIES` entries at most, in pieces; other tasks may run between two pieces.
     """
     found: list[Entry] = []
-    for _ in range(0, SCANNED_ENTRIES, PIECE_ROWS):
-        page = ledger.look(criteria, span, limit - len(found), PIECE_ROWS)
+    scanned = limit if criteria == Criteria() else SCANNED_ENTRIES
+    for start in range(0, scanned, PIECE_ROWS):
+        page = ledger.look(criteria, span, limit - len(found), min(PIECE_ROWS, scanned - start))
         found += page.entries
         is_end = page.to_seq >= span.to_seq or len(found) == limit
         span = span._replace(after_seq=page.to_seq)
