@@ -67,7 +67,7 @@ def test_opening_and_changes_add_up_to_closing(ledger: Ledger, place: Any, count
                 (entry.seq, after)
                 for entry in entries[span.after_seq : span.to_seq]
                 for after in entry.balances
-                if scope.has(after.account, after.coin)
+                if scope.has(after[0], after[1])
             ]
             assert [(line.entry.seq, (line.account, line.coin, *line.after)) for line in lines] == expected
             running = RunningBalances(ledger.statement_balances(scope, span.after_seq))

@@ -376,11 +376,7 @@ def _connect(path: Path, flags: int) -> Connection:
 
 
 def _make_private(path: Path) -> None:
-    """
-    Make the file, readable by its owner only, if it does not exist; the write-ahead log inherits its mode.
-
-    One that exists is not opened here: closing it would drop the locks that SQLite has on it in this process.
-    """
+    """Make the file, private, if it is missing. Closing an existing one would drop SQLite's locks in this process."""
     with contextlib.suppress(OSError):  # opening it will say what is wrong with the place
         os.close(open_private(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, is_secret=False))
 
