@@ -1,6 +1,8 @@
 """
 Writes to the ledger in a folder without end, and says on standard output what was acknowledged, a line a group.
 
+A refusal that is not kept leaves no trace, so it is not said.
+
 Started, and killed, by ``test_kill.py`` and ``test_kill_postgres.py``. Run as ``python stream_of_writes.py FOLDER SEED
 SEGMENT_ENTRIES``, or with the URL of a database as FOLDER. What the store could not do is asked again with its keys.
 """
@@ -47,9 +49,14 @@ def main() -> None:
             count += 1
             group.append(_operation(f"{seed}-{count}", choose, frozen))
         outcomes = _execute(ledger, group)
-        known = [("refused " if isinstance(o, Refused) else "") + op.key for op, o in zip(group, outcomes, strict=True)]
-        sys.stdout.write(",".join(known) + "\n")
-        sys.stdout.flush()
+        known = [
+            ("refused " if isinstance(outcome, Refused) else "") + operation.key
+            for operation, outcome in zip(group, outcomes, strict=True)
+            if not isinstance(outcome, Refused) or outcome.kept
+        ]
+        if known:
+            sys.stdout.write(",".join(known) + "\n")
+            sys.stdout.flush()
 
 
 def _execute(ledger: Ledger, group: Sequence[Operation]) -> list[Outcome]:

@@ -20,7 +20,6 @@ from support_books import check_books, opened
 
 SCRIPT = Path(__file__).with_name("stream_of_writes.py")
 START_SECONDS = 20
-#: The refusals of a stream that are not kept have no entry; there are none in it, so each answered key has one.
 KILLS = 12
 
 
