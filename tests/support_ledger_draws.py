@@ -15,6 +15,7 @@ from spotledger.domain.operations import (
     Freeze,
     HoldKey,
     ListCoin,
+    OpenHouseAccount,
     RegisterCustomer,
     Reverse,
     Settle,
@@ -29,6 +30,8 @@ from support_ledger_model import Model, Name
 SCALES = {"btc": 8, "vast": 18, "whole": 0}
 CUSTOMERS = ("ann", "bob", "cy.d")
 KINDS = ("wallet", "spot", "fiat")
+#: House accounts, the last of which is opened as one that may be below zero.
+HOUSES = ("@fees", "@treasury", "@credit")
 AMOUNTS = st.sampled_from(
     ["1"] * 6
     + ["2"] * 6
@@ -40,8 +43,8 @@ PARTS = st.sampled_from(["1", "1", "1", "0.5", "0.25", "0.00000001", "0", "0.0",
 RICHES = "6" + "0" * 37
 PARTS_FREED = st.sampled_from(["1", "1", "0.5", "0.000000001"])
 ASKED = (
-    "list register deposit deposit freeze freeze freeze freeze unfreeze unfreeze withdraw withdraw withdraw transfer"
-    " transfer transfer settle settle settle settle reverse reverse reverse reverse"
+    "list register open deposit deposit freeze freeze freeze freeze unfreeze unfreeze withdraw withdraw withdraw"
+    " transfer transfer transfer settle settle settle settle reverse reverse reverse reverse"
 )
 NOTES = st.sampled_from([None, None, "order 7", "zh 冻结 ✓"])
 
@@ -239,8 +242,12 @@ class Draws:
             return Transfer(self._fresh_key(), names[0], names[1], "whole", RICHES)
         return Deposit(self._fresh_key(), names[0], "whole", RICHES)
 
+    def _owner(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from([*CUSTOMERS * 3, *HOUSES]))
+
     def _plain(self, data: st.DataObject, kind: str, key: str) -> Any:
-        name, account = data.draw(st.sampled_from(CUSTOMERS)), data.draw(st.sampled_from(["spot", *KINDS]))
+        name, account = self._owner(data), data.draw(st.sampled_from(["spot", *KINDS]))
+        account = "house" if name[0] == "@" else account
         coin = data.draw(st.sampled_from([*[*SCALES] * 3, "nix"]))
         amount, note = self._fit(data, coin, AMOUNTS), data.draw(NOTES)
         if kind in ("freeze", "withdraw", "transfer") and data.draw(st.integers(0, 5), "all of it") == 4:
@@ -248,7 +255,10 @@ class Draws:
         if kind == "list":
             return ListCoin(key, coin, SCALES.get(coin, 2))
         if kind == "register":
-            return RegisterCustomer(key, name)
+            return RegisterCustomer(key, data.draw(st.sampled_from(CUSTOMERS)))
+        if kind == "open":
+            opened = data.draw(st.sampled_from(["treasury", "credit", "credit", "credit"]))
+            return OpenHouseAccount(key, opened, opened == "credit")
         if kind == "unfreeze":
             return Unfreeze(key, self._hold(data), data.draw(st.sampled_from([None, amount])))
         happened = data.draw(st.sampled_from([None, 1]))
@@ -262,7 +272,11 @@ class Draws:
             wait = data.draw(st.sampled_from([None, None, 0, 1, 50, 1_000]))
             expires = None if wait is None else self.clock.now_ms + wait
             return Freeze(key, name, coin, amount, account, note, expires)
-        other, target = data.draw(st.sampled_from(CUSTOMERS)), data.draw(st.sampled_from(KINDS))
-        if (other, target) == (name, account):
+        other, target = self._owner(data), data.draw(st.sampled_from(KINDS))
+        if other == name and name[0] == "@":
+            other = CUSTOMERS[0]
+        if other[0] == "@":
+            target = "house"
+        elif (other, target) == (name, account):
             target = next(kind for kind in KINDS if kind != account)
         return Transfer(key, name, other, coin, amount, account, target, note)

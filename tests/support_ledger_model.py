@@ -12,6 +12,7 @@ from spotledger.domain.operations import (
     Freeze,
     HoldKey,
     ListCoin,
+    OpenHouseAccount,
     RegisterCustomer,
     Reverse,
     Settle,
@@ -29,6 +30,9 @@ NOT_KEPT = {
     "invalid_amount",
     "coin_already_listed",
     "customer_already_registered",
+    "house_account_already_open",
+    "unknown_house_account",
+    "house_short",
     "already_reversed",
     "idempotency_conflict",
     "chain_partly_known",
@@ -52,6 +56,7 @@ class Refusal(Exception):
     def __init__(self, code: str) -> None:
         super().__init__(code)
         self.code = code
+        self.kept = code not in NOT_KEPT
 
 
 @dataclass
@@ -97,6 +102,8 @@ class Model:
         self.seq = 0
         self.coins: dict[str, int] = {}
         self.customers: set[str] = set()
+        #: House accounts, and whether they may be negative.
+        self.houses = {"@fees": False, "@dust": False}
         self.balances: dict[Name, list[int]] = {}
         self.holds: dict[int, Held] = {}
         self.keys: dict[str, Known] = {}
@@ -127,15 +134,12 @@ class Model:
         if op.key in self.keys:
             kept = self.keys[op.key]
             return Answer(kept.code, kept.seq, True) if same(kept, op) else Answer("idempotency_conflict")
-        code = "ok"
         scales = self.scales(op)
         try:
             self.move(op, now_ms)
         except Refusal as refusal:
-            code = refusal.code
-        if code in NOT_KEPT:
-            return Answer(code)
-        return self.booked(op, scales, code)
+            return self.booked(op, scales, refusal.code) if refusal.kept else Answer(refusal.code)
+        return self.booked(op, scales, "ok")
 
     def chain(self, operations: list[Any], now_ms: int) -> list[Answer]:
         """Do operations all or not at all."""
@@ -151,7 +155,7 @@ class Model:
             answers.append(self.do(op, now_ms))
             if not all(known) and answers[-1].code != "ok":
                 vars(self).update(before)
-                return self.undone(operations, len(answers) - 1, answers[-1].code)
+                return self.undone(operations, len(answers) - 1, answers[-1])
         return answers
 
     def snapshot(self) -> dict[str, Any]:
@@ -161,9 +165,9 @@ class Model:
             name: copy.deepcopy(books[name]) if name in changed_in_place else copy.copy(books[name]) for name in books
         }
 
-    def undone(self, operations: list[Any], failed: int, code: str) -> list[Answer]:
-        codes = [code if number == failed else "chain_failed" for number in range(len(operations))]
-        if code in NOT_KEPT:
+    def undone(self, operations: list[Any], failed: int, cause: Answer) -> list[Answer]:
+        codes = [cause.code if number == failed else "chain_failed" for number in range(len(operations))]
+        if cause.seq is None:
             return [Answer(each) for each in codes]
         return [self.booked(op, self.scales(op), each) for op, each in zip(operations, codes, strict=True)]
 
@@ -209,6 +213,10 @@ class Model:
                 if op.customer in self.customers:
                     raise Refusal("customer_already_registered")
                 self.customers.add(op.customer)
+            case OpenHouseAccount():
+                if f"@{op.name}" in self.houses:
+                    raise Refusal("house_account_already_open")
+                self.houses[f"@{op.name}"] = op.may_be_negative
             case Settle():
                 self.settle(op, now_ms)
             case Reverse():
@@ -245,12 +253,12 @@ class Model:
             target = (op.customer, op.account, op.coin)
         else:
             source = (op.customer, op.account, op.coin)
-        if {source[0], target[0]} - {EXTERNAL} - self.customers:
-            raise Refusal("unknown_customer")
+        for owner in (source[0], target[0]):
+            if owner not in {EXTERNAL, *self.customers, *self.houses}:
+                raise Refusal("unknown_house_account" if owner[0] == "@" else "unknown_customer")
         if isinstance(op, Freeze) and op.expires_ms is not None and op.expires_ms <= now_ms:
             raise Refusal("invalid_request")
-        if source != outside and self.available(source) < units:
-            raise Refusal("insufficient_available")
+        self.enough(source, units)
         if isinstance(op, Freeze):
             self.post((source, 0, -units), (source, 1, units))
             self.holds[self.seq + 1] = Held(source, units, op.expires_ms, now_ms)
@@ -260,6 +268,14 @@ class Model:
             self.post((outside, 0, -units), (owes, 0, repaid), (target, 0, units - repaid))
         else:
             self.post((source, 0, -units), (target, 0, units))
+
+    def enough(self, source: Name, units: int) -> None:
+        """Refuse what would take *source* below zero; a house account may have its money tomorrow."""
+        if source[0] == EXTERNAL or self.houses.get(source[0]) or self.available(source) >= units:
+            return
+        refusal = Refusal("insufficient_available")
+        refusal.kept = source[1] != "house"
+        raise refusal
 
     def available(self, name: Name) -> int:
         return self.balances.get(name, [0])[0]
@@ -365,6 +381,8 @@ class Model:
         lines: list[Line] = []
         for name, units in self.effects[op.seq].items():
             taken = units if name[1] == "house" else min(units, self.available(name))
+            if name[0] in self.houses and not self.houses[name[0]] and taken > self.available(name):
+                raise Refusal("house_short")
             lines += [(name, 0, -taken), (receivable(name[0], name[2]), 0, taken - units)]
         self.post(*lines)
         self.reversed[op.seq] = self.seq + 1

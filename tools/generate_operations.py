@@ -26,6 +26,7 @@ HEADER: Final = "# Generated from domain/operations.py by tools/{script} (`make 
 CLIENT_TYPES: Final[dict[Form, str]] = {
     **dict.fromkeys((forms.SCALE, forms.TIME_MS, forms.EPOCH), "int"),
     **dict.fromkeys((forms.AMOUNT, forms.RELEASE), "Amount"),
+    forms.FLAG: "bool",
     forms.HOLD: "HoldName",
     forms.SEQ: "Position",
     forms.COIN_AMOUNT: "CoinAmount",
@@ -34,6 +35,7 @@ CLIENT_TYPES: Final[dict[Form, str]] = {
 #: Those of the library, where an amount is decimal text, and a hold may be given as the number that a receipt has.
 LIBRARY_TYPES: Final[dict[Form, str]] = {
     **dict.fromkeys((forms.SCALE, forms.TIME_MS, forms.EPOCH), "int"),
+    forms.FLAG: "bool",
     forms.HOLD: "HoldName | int",
     forms.SEQ: "int | str",
     forms.SIDE: "SettleSide",

@@ -5,10 +5,14 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     ├── Refused                     change the request; no money moved
     │   ├── InvalidRequest          a field is unknown, missing or malformed
     │   │   ├── MalformedRequest    the request cannot be read at all
-    │   │   └── InvalidAmount       an amount that is not a whole number of units
+    │   │   ├── InvalidAmount       an amount that is not a whole number of units
+    │   │   └── HouseAccountReserved  @external and the receivables are the ledger's own
     │   ├── IdempotencyConflict     the key was used before with other content
     │   ├── CoinAlreadyListed
     │   ├── CustomerAlreadyRegistered
+    │   ├── HouseAccountAlreadyOpen
+    │   ├── UnknownHouseAccount
+    │   ├── HouseShort              a house account has less than a reversal would take back
     │   ├── AlreadyReversed
     │   ├── LastAdminToken          without it no token could make tokens
     │   ├── RotationRefused         there is no new master key, or a node lacks it
@@ -27,7 +31,6 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     │       ├── HoldClosed
     │       ├── HoldExpired
     │       ├── UnknownEntry
-    │       ├── HouseShort
     │       ├── ChainFailed         another operation of the chain was refused
     │       └── BalanceTooLarge     the balance would reach 10**38 units
     ├── Denied                      prove who you are
@@ -96,7 +99,8 @@ class Refused(SpotledgerError):
     """The request was refused; no money moved."""
 
     code = "refused"
-    kept: ClassVar[bool] = False
+    #: Whether the journal keeps the refusal with its key.
+    kept: bool = False
     #: The number of a kept refusal in the journal, and its epoch.
     seq: int | None = None
     epoch: int | None = None
@@ -122,6 +126,12 @@ class InvalidAmount(InvalidRequest):
     code = "invalid_amount"
 
 
+class HouseAccountReserved(InvalidRequest):
+    """The house account is the ledger's own: @external, or what a customer owes."""
+
+    code = "house_account_reserved"
+
+
 class IdempotencyConflict(Refused):
     """The idempotency key was used before for a request with other content."""
 
@@ -138,6 +148,24 @@ class CustomerAlreadyRegistered(Refused):
     """The customer is already registered."""
 
     code = "customer_already_registered"
+
+
+class HouseAccountAlreadyOpen(Refused):
+    """The house account is already open, and stays as it was opened."""
+
+    code = "house_account_already_open"
+
+
+class UnknownHouseAccount(Refused):
+    """The house account is not open."""
+
+    code = "unknown_house_account"
+
+
+class HouseShort(Refused):
+    """A house account has less than the reversal would take back."""
+
+    code = "house_short"
 
 
 class AlreadyReversed(Refused):
@@ -202,7 +230,7 @@ class Kept(Refused):
 
 
 class InsufficientAvailable(Kept):
-    """Less is available than the request would take."""
+    """Less is available than the request would take. Of a house account that is not kept."""
 
     code = "insufficient_available"
 
@@ -247,12 +275,6 @@ class UnknownEntry(Kept):
     """There is no such entry in the journal."""
 
     code = "unknown_entry"
-
-
-class HouseShort(Kept):
-    """A house account has less than the reversal would take back."""
-
-    code = "house_short"
 
 
 class ChainFailed(Kept):
@@ -464,19 +486,3 @@ class LedgerCorrupt(Exception):
 
     #: Whether the journal is damaged, so that nothing more is written; not so for what is derived and for access keys.
     stops_writes: ClassVar[bool] = True
-
-
-def refusal_of_code(code: str, message: str, details: dict[str, Any]) -> Refused:
-    """
-    Return the refusal with this stable *code*, as it was first answered.
-
-    Raises:
-        LedgerCorrupt: No refusal has this code.
-    """
-    waiting: list[type[Refused]] = [Refused]
-    while waiting:
-        found = waiting.pop()
-        if found.code == code:
-            return found(message, **details)
-        waiting += found.__subclasses__()
-    raise LedgerCorrupt(f"the journal keeps a refusal with the unknown code {code!r}")

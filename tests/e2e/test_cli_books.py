@@ -66,6 +66,31 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+def test_house_account_is_opened_and_used_by_name(data: Path) -> None:
+    """Opening again changes nothing; money goes to and from it, and its holds and history are shown."""
+    opened = spotledger(data, "house-account", "open", "treasury")
+    assert opened.stdout == spotledger(data, "house-account", "open", "treasury").stdout
+    assert opened.stdout.startswith("house account @treasury is open (entry ")
+    told(data, "house-account", "open", "credit", "--may-be-negative")
+    listed = spotledger(data, "house-account", "list").stdout
+    assert [line.split() for line in listed.splitlines() if "@" in line][1] == ["@dust", "no"]
+    assert ["@credit", "yes"] in [line.split() for line in listed.splitlines()]
+    deposit = spotledger(data, "deposit", "@treasury", "usdt", "50", "--key", "h1")
+    assert "@treasury" in deposit.stdout
+    told(data, "transfer", "@treasury", "alice", "usdt", "5", "--key", "h2")
+    told(data, "transfer", "alice", "@treasury", "usdt", "1", "--from-account", "spot", "--key", "h3")
+    told(data, "withdraw", "@treasury", "usdt", "6", "--key", "h4")
+    told(data, "freeze", "@treasury", "usdt", "10", "--key", "h5")
+    assert told(data, "balances", "@treasury")["balances"]["usdt"] == {"available": "30.00", "freeze": "10.00"}
+    history = spotledger(data, "history", "@treasury").stdout
+    assert "house" in history
+    assert "owed" not in history
+    assert "@treasury freeze" in spotledger(data, "trial-balance").stdout
+    short = spotledger(data, "withdraw", "@treasury", "usdt", "31", "--key", "h6")
+    assert short.returncode == 1
+    assert "@treasury has 30.00 usdt available" in short.stderr
+
+
 def usdt(data: Path, *more: str) -> tuple[str, str]:
     balance = told(data, "balances", "alice", *more)["balances"]["usdt"]
     return balance["available"], balance["freeze"]

@@ -87,7 +87,7 @@ def test_optional_fields_that_are_none_are_left_out_and_decimals_become_text() -
         "seller": {"hold": "8"},
     }
     assert client.Transfer("k", "ann", "bob", "btc", "1", to_account="wallet").body() == {
-        "from": {"customer": "ann", "account": "spot"},
+        "from": {"customer": "ann"},
         "to": {"customer": "bob", "account": "wallet"},
         "coin": "btc",
         "amount": "1",

@@ -81,6 +81,8 @@ class RequestRead(msgspec.Struct, gc=False):
     #: As they stand, because a start takes no text for a number here.
     epoch: Any = None
     random_id: Any = msgspec.field(default=None, name="id")
+    name: str | None = None
+    may_be_negative: bool | None = None
     earlier: Any = None
 
 

@@ -50,6 +50,7 @@ CODES: Final[dict[str, str]] = {
     "refusal_malformed": "A kept refusal has no known code, or has postings.",
     "coin_listed_wrong": "A listing of a coin is malformed, or the coin was listed before.",
     "customer_registered_wrong": "A registration is malformed, or the customer was registered before.",
+    "house_account_opened_wrong": "The opening of a house account is malformed, or the account was open before.",
     "coin_unknown": "An entry moves a coin that was not listed before.",
     "customer_unknown": "An entry moves money of a customer who was not registered before.",
     "not_zero_sum": "The postings of an entry do not sum to zero for a coin.",

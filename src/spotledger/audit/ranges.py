@@ -65,6 +65,8 @@ class RangeRead(NamedTuple):
     refusals: int
     coins: dict[str, tuple[int, int]]
     customers: dict[str, int]
+    #: The house accounts that it opened as ones that may be below zero.
+    overdrafts: set[str]
     lines: list[LineRead]
     #: Accounts that had nothing of a coin available before, or nothing owed if receivable: customer, kind, coin.
     nothing: set[tuple[str, str, str]]
@@ -184,8 +186,8 @@ class RangePass(JournalPass):
         ]
         return RangeRead(
             self._first, self.seq, self._link_before, self.link, self._booked_first_ms, self.booked_ms,
-            self.postings, self.refusals, self.coins, self.customers, lines, self._nothing, used, opened,
-            self.closed_otherwise, self.reversals, key_runs,
+            self.postings, self.refusals, self.coins, self.customers, self.overdrafts, lines, self._nothing, used,
+            opened, self.closed_otherwise, self.reversals, key_runs,
         )  # fmt: skip
 
 
@@ -253,6 +255,7 @@ def join(journal: JournalPass, read: RangeRead) -> bool:
         return False
     journal.coins.update(read.coins)
     journal.customers.update(read.customers)
+    journal.overdrafts |= read.overdrafts
     lines = []
     for line_read in read.lines:
         customer, kind, coin = line_read[:3]

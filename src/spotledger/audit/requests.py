@@ -22,7 +22,7 @@ from spotledger.audit.entries import (
     SideRead,
     named,
 )
-from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE
+from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, is_receivable
 from spotledger.domain.operations import REST
 from spotledger.domain.reversal import REVERSIBLE
 
@@ -189,7 +189,7 @@ def _reverse(entry: EntryRead, books: Books) -> str | None:
 
 def _may_take(taken: int, units: int, account: AccountRead) -> bool:
     """Say whether a reversal may take *taken* units from *account*, which the reversed entry gave *units*."""
-    if account[1] == HOUSE_KIND and account[0].startswith(RECEIVABLE):
+    if account[1] == HOUSE_KIND and is_receivable(account[0]):
         return True  # a debt is compared together with the rest of what its customer has
     return taken == units if _takes_all(units, account) else 0 <= taken <= units
 

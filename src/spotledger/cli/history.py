@@ -18,6 +18,7 @@ from spotledger.cli.output import EXACT, Output
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import BalanceAfter, Entry, Posting, Statement
 from spotledger.client.operator.messages import Json
+from spotledger.domain.accounts import is_receivable
 
 FOLLOW_PAUSE_SECONDS: Final = 0.25
 #: As many entries as a page may have.
@@ -83,7 +84,7 @@ def _balance_row(what: str, after: BalanceAfter) -> tuple[object, ...]:
 
 
 def _account(line: BalanceAfter | Posting) -> str:
-    return "owed" if line.customer.startswith("@") else line.account
+    return "owed" if is_receivable(line.customer) else line.account
 
 
 def _entry_rows(entry: Entry, owners: tuple[str, str], coin: str | None) -> Iterator[tuple[object, ...]]:
@@ -146,9 +147,20 @@ async def trial_balance(ledger: CommandLedger, out: Output) -> None:
     """Show the sums of all customers and of each house account by coin; every total is zero."""
     found = await ledger.trial_balance()
     out.document(ledger.document)
-    columns = ("coin", "customers available", "customers freeze", *_HOUSE, "total")
+    all_sums = found.coins.values()
+    house = dict.fromkeys([*_HOUSE, *(name for sums in all_sums for name in sums.house)])
+    frozen = dict.fromkeys(name for sums in all_sums for name in sums.house_freeze)
+    sides = [*house, *(f"{name} freeze" for name in frozen)]
+    columns = ("coin", "customers available", "customers freeze", *sides, "total")
     rows = (
-        (coin, *astuple(sums.customers), *map(sums.house.get, _HOUSE), sums.total) for coin, sums in found.coins.items()
+        (
+            coin,
+            *astuple(sums.customers),
+            *map(sums.house.get, house),
+            *map(sums.house_freeze.get, frozen),
+            sums.total,
+        )
+        for coin, sums in found.coins.items()
     )
     state = "balanced" if found.balanced else "NOT BALANCED"
     out.table(columns, rows, title=f"as of entry {found.position}: {state}")

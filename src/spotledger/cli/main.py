@@ -38,6 +38,7 @@ for _command in (
     demo.demo,
     books.coin,
     books.customer,
+    books.house_account,
     keys.key,
     keys.token,
     money.deposit,

@@ -18,6 +18,7 @@ from spotledger.cli.options import (
 )
 from spotledger.cli.output import Output
 from spotledger.client.operator.operations import Deposit, Freeze, Operation, Transfer, Unfreeze, Withdraw
+from spotledger.domain.accounts import FIRST_HOUSE_ACCOUNTS, is_receivable
 
 
 async def write(ledger: CommandLedger, out: Output, operation: Operation) -> None:
@@ -28,8 +29,14 @@ async def write(ledger: CommandLedger, out: Output, operation: Operation) -> Non
     hold = "" if written.hold is None else f", hold {written.hold}"
     out.line(f"entry {written.position}: {written.entry.kind}{hold}{again}")
     columns = ("customer", "account", "coin", "available", "freeze")
-    rows = [[getattr(after, name) for name in columns] for after in written.balances if after.account != "house"]
+    shown = [after for after in written.balances if after.account != "house" or _is_operators(after.customer)]
+    rows = [[getattr(after, name) for name in columns] for after in shown]
     out.table(columns, rows)
+
+
+def _is_operators(house_account: str) -> bool:
+    """Say whether a house account is one that operators move money of, and no fill."""
+    return house_account not in FIRST_HOUSE_ACCOUNTS and not is_receivable(house_account)
 
 
 @click.command()
@@ -41,7 +48,7 @@ async def write(ledger: CommandLedger, out: Output, operation: Operation) -> Non
 @reference_option
 @ledger_command()
 async def deposit(ledger: CommandLedger, out: Output, **given: Any) -> None:
-    """Book a deposit from outside: AMOUNT of COIN for CUSTOMER."""
+    """Book a deposit from outside: AMOUNT of COIN for CUSTOMER, or for a house account such as @treasury."""
     await write(ledger, out, Deposit(**given))
 
 
@@ -92,10 +99,10 @@ async def withdraw(ledger: CommandLedger, out: Output, what: tuple[str, ...], ho
 @click.argument("coin")
 @click.argument("amount")
 @key_option
-@click.option("--from-account", type=click.Choice(ACCOUNTS), default="spot", show_default=True)
-@click.option("--to-account", type=click.Choice(ACCOUNTS), default="spot", show_default=True)
+@click.option("--from-account", type=click.Choice(ACCOUNTS), help="The customer's account (else spot).")
+@click.option("--to-account", type=click.Choice(ACCOUNTS), help="The customer's account (else spot).")
 @reference_option
 @ledger_command()
 async def transfer(ledger: CommandLedger, out: Output, **given: Any) -> None:
-    """Move AMOUNT of COIN from FROM's available to TO's; both may be the same customer."""
+    """Move AMOUNT of COIN from FROM's available to TO's: customers, or house accounts such as @treasury."""
     await write(ledger, out, Transfer(**given))

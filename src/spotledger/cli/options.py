@@ -58,9 +58,7 @@ key_option = click.option(
     "--key", required=True, metavar="KEY", help="The idempotency key of this write, unique for ever."
 )
 own_key_option = click.option("--key", metavar="KEY", help="The idempotency key (else a new one).")
-account_option = click.option(
-    "--account", type=click.Choice(ACCOUNTS), default="spot", show_default=True, help="The customer's account."
-)
+account_option = click.option("--account", type=click.Choice(ACCOUNTS), help="The customer's account (else spot).")
 reference_option = click.option("--reference", metavar="TEXT", help="What it is for, such as an order number.")
 
 

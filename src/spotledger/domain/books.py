@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import count
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from spotledger.domain.accounts import Account, Coin, may_be_negative
+from spotledger.domain.accounts import FIRST_HOUSE_ACCOUNTS, HOUSE_KIND, Account, Coin, HouseAccount, may_be_negative
 from spotledger.domain.amounts import UNITS_LIMIT, format_amount
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Entry, Hold, Move, Posting, new_tuple, postings_of
 from spotledger.domain.operations import HoldKey, HoldName, SettleSide, Unfreeze, Withdraw
@@ -27,6 +27,7 @@ from spotledger.errors import (
     UnknownCoin,
     UnknownCustomer,
     UnknownHold,
+    UnknownHouseAccount,
 )
 
 T = TypeVar("T")
@@ -44,6 +45,9 @@ class State(Protocol):
 
     def has_customer(self, customer: str) -> bool:
         """Return whether *customer* is registered."""
+
+    def house_account(self, name: str) -> HouseAccount | None:
+        """Return the house account *name*, which begins with ``@``, or None if it is not open."""
 
     def line(self, account: Account, coin: str) -> Line:
         """Return the balance of *coin* that *account* has, as a line that a decision can move."""
@@ -163,9 +167,14 @@ def _check_bounds(line: Line, moves: Sequence[Move], lines: Sequence[Line]) -> N
     if available + freeze >= UNITS_LIMIT or available <= -UNITS_LIMIT:
         _undo(moves, lines)
         raise BalanceTooLarge(f"the balance of {account.customer} in {coin} would reach 10**38 units", field="amount")
-    if freeze < 0 or (available < 0 and not may_be_negative(account)):
+    if freeze < 0 or (available < 0 and not may_be_negative(account) and not _is_opened(account)):
         _undo(moves, lines)
         raise LedgerCorrupt(f"{account.customer} {account.kind} {coin} would fall below zero")
+
+
+def _is_opened(account: Account) -> bool:
+    """Say whether an operator opened *account*: the group that books its entries knows whether it may be negative."""
+    return account.kind == HOUSE_KIND and account.customer not in FIRST_HOUSE_ACCOUNTS
 
 
 def _undo(moves: Sequence[Move], lines: Sequence[Line]) -> None:
@@ -183,23 +192,41 @@ def listed(name: str, coin: Coin | None, field: str = "coin") -> Coin:
     return coin
 
 
-def registered(customer: str, kind: str, state: State, field: str = "customer") -> Account:
-    """Return the account *kind* of a registered *customer*, or refuse."""
-    if not state.has_customer(customer):
+def registered(customer: str, kind: str | None, state: State, field: str = "customer") -> Account:
+    """Return the account *kind* of a registered *customer*, or an open house account, or refuse."""
+    if kind == HOUSE_KIND:
+        if state.house_account(customer) is None:
+            raise UnknownHouseAccount(f"house account {customer} is not open; one that is would pass", field=field)
+    elif not state.has_customer(customer):
         raise UnknownCustomer(f"customer {customer} is not registered; a registered one would pass", field=field)
     return new_tuple(Account, (customer, kind))
 
 
-def enough_available(line: Line, coin: Coin, units: int) -> None:
-    """Refuse if *line*, which is of *coin*, has less than *units* available."""
+def enough_available(line: Line, coin: Coin, units: int, state: State, field: str = "amount") -> None:
+    """Refuse if *line*, which is of *coin*, has less than *units* available and may not be below zero."""
+    if line.available < units and not is_overdraft(line.account, state):
+        raise insufficient(line, coin, units, field)
+
+
+def is_overdraft(account: Account, state: State) -> bool:
+    """Say whether *account* is a house account that may be below zero."""
+    if account.kind != HOUSE_KIND:
+        return False
+    found = state.house_account(account.customer)
+    return found is not None and found.may_be_negative
+
+
+def insufficient(line: Line, coin: Coin, units: int, field: str) -> InsufficientAvailable:
+    """Return the refusal of what would take *units* of *coin* from *line*; that of a house account is not kept."""
     available, account = line.available, line.account
-    if available < units:
-        raise InsufficientAvailable(
-            f"{account.customer} has {amount_text(available, coin)} {coin.name} available in {account.kind};"
-            f" {amount_text(units, coin)} was asked for",
-            field="amount",
-            available=amount_text(available, coin),
-        )
+    refusal = InsufficientAvailable(
+        f"{account.customer} has {amount_text(available, coin)} {coin.name} available in {account.kind};"
+        f" {amount_text(units, coin)} was asked for",
+        field=field,
+        available=amount_text(available, coin),
+    )
+    refusal.kept = account.kind != HOUSE_KIND
+    return refusal
 
 
 def find_hold(name: HoldName, state: State) -> Hold | None:

@@ -16,10 +16,16 @@ from spotledger.domain.accounts import (
     ACCOUNT_PATTERN,
     COIN_PATTERN,
     CUSTOMER_PATTERN,
+    HOUSE_KIND,
+    HOUSE_NAME_PATTERN,
+    OWNER_PATTERN,
     check_account_kind,
     check_coin,
     check_customer,
+    check_house_name,
+    check_owner,
     check_scale,
+    is_house_name,
 )
 from spotledger.domain.amounts import AMOUNT_PATTERN, ZERO_PATTERN, check_amount, is_zero_text, shown
 from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN, parse_position
@@ -140,6 +146,26 @@ def check_epoch(value: object, field: str = "epoch") -> None:
         raise InvalidRequest(f"{field} is {shown(value)}; a whole number from 1 would pass", field=field)
 
 
+def check_flag(value: object, field: str) -> None:
+    """Check that *value* is true or false."""
+    if not isinstance(value, bool):
+        raise InvalidRequest(f"{field} is {shown(value)}; true or false would pass", field=field)
+
+
+def account_kind_of(owner: str, kind: str | None, field: str = "account") -> str:
+    """
+    Return which account of *owner* is meant by *kind*: a customer's spot account by default.
+
+    Raises:
+        InvalidRequest: *kind* names no account, or is given for a house account, which is one by itself.
+    """
+    if not is_house_name(owner):
+        return "spot" if kind is None else check_account_kind(kind, field)
+    if kind not in (None, HOUSE_KIND):
+        raise InvalidRequest(f"{field} is given for {owner}, which has none; leave it out", field=field)
+    return HOUSE_KIND
+
+
 def _check_seq(value: object, field: str) -> None:
     parse_position(value, field, least=1)
 
@@ -167,6 +193,9 @@ def _check_parts(value: Any, field: str) -> None:
 
 KEY: Final = Form("idempotency key", check_key, "order-1-fill-1", KEY_PATTERN)
 CUSTOMER: Final = Form("customer", check_customer, "alice", CUSTOMER_PATTERN)
+OWNER: Final = Form("customer or house account", check_owner, "alice", OWNER_PATTERN)
+HOUSE_NAME: Final = Form("name of a house account", check_house_name, "treasury", HOUSE_NAME_PATTERN)
+FLAG: Final = Form("flag", check_flag, False)
 COIN: Final = Form("coin", check_coin, "usdt", COIN_PATTERN)
 SCALE: Final = Form("scale", check_scale, 8)
 ACCOUNT: Final = Form("account", check_account_kind, "spot", ACCOUNT_PATTERN)
@@ -183,6 +212,9 @@ SIDE: Final = Form("side of a fill", _check_parts, {"hold": {"key": "order-7"}})
 
 Key: TypeAlias = Annotated[str, KEY]
 CustomerId: TypeAlias = Annotated[str, CUSTOMER]
+OwnerId: TypeAlias = Annotated[str, OWNER]
+HouseName: TypeAlias = Annotated[str, HOUSE_NAME]
+Flag: TypeAlias = Annotated[bool, FLAG]
 CoinName: TypeAlias = Annotated[str, COIN]
 Scale: TypeAlias = Annotated[int, SCALE]
 AccountKind: TypeAlias = Annotated[str, ACCOUNT]
@@ -224,6 +256,17 @@ def _field(name: str, hint: Any, default: Any) -> Field:
     return Field(name, form, place, parts, required, takes_none, None if required else default)
 
 
+def owners_of_accounts(fields: Iterable[Field]) -> dict[str, str]:
+    """Return, for each field that names an account and may be left out, the required field beside it with its owner."""
+    owners = {_end_of(field): field.name for field in fields if field.form is OWNER and field.is_required}
+    accounts = [field for field in fields if field.form is ACCOUNT and field.takes_none and _end_of(field) in owners]
+    return {field.name: owners[_end_of(field)] for field in accounts}
+
+
+def _end_of(field: Field) -> str:
+    return field.place.rpartition(".")[0]
+
+
 def check_each(value: Any, fields: Iterable[Field], prefix: str = "") -> None:
     """
     Check *fields* of *value* one by one; messages begin their names with *prefix*.
@@ -241,10 +284,12 @@ def check_of(kind: type[Any]) -> Callable[..., None]:
     """
     Return a function that does what :func:`check_each` does with all fields of *kind*, in less than half the time.
 
-    It looks at all required texts in one match, and at what is None not at all. Like the ``__init__`` of a data class,
-    it is compiled from text, which names only fields of the class.
+    It looks at all required texts in one match, and at what is None not at all. An account that is left out beside its
+    owner is filled in (:func:`account_kind_of`). Like the ``__init__`` of a data class, it is compiled from text, which
+    names only fields of the class.
     """
     fields = fields_of(kind)
+    owners = owners_of_accounts(fields)
     texts = [field for field in fields if field.form.pattern and not field.takes_none]
     lines = ["def check(value, prefix=''):"]
     if texts:
@@ -259,7 +304,15 @@ def check_of(kind: type[Any]) -> Callable[..., None]:
         ]
     names: dict[str, Any] = {"check_each": check_each, "fields": fields, "join": "\n".join}
     names["fits"] = re.compile("\n".join(f"(?:{field.form.pattern})" for field in texts)).fullmatch
+    names["account_kind_of"] = account_kind_of
     for name, form, place, _, _, takes_none, _ in (field for field in fields if field not in texts):
+        if name in owners:
+            owner, kind_of = f"value.{owners[name]}", f"account_kind_of(owner, value.{name}, prefix + {place!r})"
+            lines.append(f"    owner = {owner}")
+            lines.append(
+                f"    value.{name} = 'spot' if value.{name} is None and not owner.startswith('@') else {kind_of}"
+            )
+            continue
         names[f"check_{name}"] = form.check
         check = f"check_{name}(value.{name}, prefix + {place!r})"
         lines.append(f"    if value.{name} is not None: {check}" if takes_none else f"    {check}")

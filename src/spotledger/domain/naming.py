@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any, Final, TypeVar, get_args
 
 from spotledger.domain.accounts import Account
-from spotledger.domain.fields import ACCOUNT, CUSTOMER, HOLD, SEQ, SIDE, HoldKey, HoldName, fields_of
+from spotledger.domain.fields import ACCOUNT, CUSTOMER, HOLD, OWNER, SEQ, SIDE, HoldKey, HoldName, fields_of
 from spotledger.domain.operations import OPERATIONS, Expire, Operation, Reverse, Settle, SettleSide, Unfreeze, Withdraw
 from spotledger.domain.positions import Epochs, parse_position
 
@@ -99,7 +99,7 @@ def _accounts_of(kind: type[Any]) -> Callable[[Any], tuple[Account, ...]]:
     readers = [
         _account_reader(field.name, accounts.get(field.place.rpartition(".")[0]))
         for field in fields_of(kind)
-        if field.form is CUSTOMER
+        if field.form in (CUSTOMER, OWNER)
     ]
     # Beside a hold there is no account, and there need be no customer.
     return lambda operation: tuple([Account(*named) for read in readers if None not in (named := read(operation))])
@@ -116,7 +116,7 @@ def _account_reader(customer: str, account: str | None) -> Callable[[Any], tuple
 ACCOUNTS_OF: Final[dict[type[Any], Callable[[Any], tuple[Account, ...]]]] = {
     kind: _accounts_of(kind)
     for kind in OPERATIONS
-    if any(field.form is CUSTOMER for field in fields_of(kind))
+    if any(field.form in (CUSTOMER, OWNER) for field in fields_of(kind))
     and not any(field.form in (HOLD, SEQ) and field.is_required for field in fields_of(kind))
 }
 #: The operations that say when something happened.

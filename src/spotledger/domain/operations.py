@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar, get_args
 
-from spotledger.domain.accounts import check_coin, check_customer
+from spotledger.domain.accounts import check_coin, check_owner
 from spotledger.domain.fields import (
     COIN_AMOUNT,
     HOLD,
@@ -31,15 +31,19 @@ from spotledger.domain.fields import (
     CustomerId,
     End,
     Epoch,
+    Flag,
     HoldKey as HoldKey,
     HoldName as HoldName,
+    HouseName,
     Key,
+    OwnerId,
     Reason,
     Reference,
     Release,
     Scale,
     Seq,
     TimeMs,
+    account_kind_of,
     check_each,
     check_key as check_key,
     check_of,
@@ -74,7 +78,9 @@ class Described:
     section: ClassVar[str] = _MONEY
     #: Whether a batch takes it.
     in_batch: ClassVar[bool] = True
-    #: The field that names who pays, if it is not a hold; a house account needs a further scope.
+    #: Whether it controls the exchange, and needs the scope for that instead of the one for writes.
+    is_control: ClassVar[bool] = False
+    #: The field that names who pays, if it is not a hold; a house account needs the scope for controls as well.
     payer: ClassVar[str | None] = None
     #: A request, for people; by default one is made of the required fields.
     example: ClassVar[Example | None] = None
@@ -137,23 +143,48 @@ class RegisterCustomer(Described):
 
 @described
 @dataclass(slots=True)
+class OpenHouseAccount(Described):
+    """
+    Open a house account, such as `@treasury`: an account of the exchange itself. It stays open, and may have balances
+    below zero only if *may_be_negative* says so.
+
+    Everywhere else its name is written with `@`.
+
+    Raises:
+        HouseAccountReserved: The name is external or receivable.
+        HouseAccountAlreadyOpen: It is open.
+    """
+
+    kind: ClassVar[str] = "open_house_account"
+    collection: ClassVar[str] = "house-accounts"
+    section: ClassVar[str] = "Coins and customers"
+    is_control: ClassVar[bool] = True
+    example: ClassVar[Example] = {"name": "treasury", "may_be_negative": False}
+    key: Key
+    name: HouseName
+    may_be_negative: Flag = False
+
+
+@described
+@dataclass(slots=True)
 class Deposit(Described):
     """
-    Book money that came in from outside. What the customer owes is repaid first.
+    Book money that came in from outside, for a customer or a house account. What the customer owes is repaid first.
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
         UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+        UnknownHouseAccount: It is not open, which is not kept.
     """
 
     kind: ClassVar[str] = "deposit"
     collection: ClassVar[str] = "deposits"
     example: ClassVar[Example] = {"customer": "alice", "coin": "usdt", "amount": "40000", "reference": "incoming 0x5e…"}
     key: Key
-    customer: CustomerId
+    customer: OwnerId
     coin: CoinName
     amount: Amount
-    account: AccountKind = "spot"
+    account: AccountKind | None = None
     reference: Reference | None = None
     happened_ms: TimeMs | None = None
 
@@ -162,13 +193,14 @@ class Deposit(Described):
 @dataclass(slots=True)
 class Freeze(Described):
     """
-    Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
+    Freeze what a customer or a house account has available, and open a hold for it. The answer has the hold's id.
 
     The hold expires at *expires_ms* if that is given.
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
         UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
     """
 
     kind: ClassVar[str] = "freeze"
@@ -178,10 +210,10 @@ class Freeze(Described):
     payer: ClassVar[str | None] = "customer"
     example: ClassVar[Example] = {"customer": "alice", "coin": "usdt", "amount": "33000", "reference": "order-7"}
     key: Key
-    customer: CustomerId
+    customer: OwnerId
     coin: CoinName
     amount: Amount
-    account: AccountKind = "spot"
+    account: AccountKind | None = None
     reference: Reference | None = None
     expires_ms: TimeMs | None = None
 
@@ -208,7 +240,7 @@ class Unfreeze(Described):
     key: Key
     hold: HoldName
     amount: Amount | None = None
-    customer: CustomerId | None = None
+    customer: OwnerId | None = None
     coin: CoinName | None = None
     epoch: Epoch | None = None
 
@@ -220,12 +252,13 @@ class Withdraw(Described):
     Book money that went outside. It comes out of a hold, or directly out of what is available.
 
     Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
-    account is spot unless it is given.
+    account is the customer's spot account unless it is given; a house account has none.
 
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         InvalidAmount: *amount* is not a whole number of units of the coin.
         UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
+        UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
         UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
@@ -235,7 +268,7 @@ class Withdraw(Described):
     example: ClassVar[Example] = {"customer": "alice", "coin": "usdt", "amount": "250.75"}
     key: Key
     amount: Amount
-    customer: CustomerId | None = None
+    customer: OwnerId | None = None
     coin: CoinName | None = None
     account: AccountKind | None = None
     hold: HoldName | None = None
@@ -248,24 +281,27 @@ class Withdraw(Described):
         if self.hold is not None and self.account is not None:
             raise InvalidRequest("account is given beside hold, which has it; leave it out", field="account")
         if self.hold is None:
-            check_customer(self.customer)
+            owner = check_owner(self.customer)
             check_coin(self.coin)
             if self.epoch is not None:
                 raise InvalidRequest("epoch is given without hold, which it is about; leave it out", field="epoch")
-        self.check_fields()
-        if self.hold is None and self.account is None:
-            self.account = "spot"
+            kind, self.account = account_kind_of(owner, self.account), None
+            self.check_fields()
+            self.account = kind
+        else:
+            self.check_fields()
 
 
 @described
 @dataclass(slots=True)
 class Transfer(Described):
     """
-    Move available money to another account. It may belong to the same customer or to another.
+    Move available money to another account. It may belong to the same customer, to another, or to the house.
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
         UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
     """
 
     kind: ClassVar[str] = "transfer"
@@ -278,12 +314,12 @@ class Transfer(Described):
         "amount": "100",
     }
     key: Key
-    from_customer: Annotated[CustomerId, End("from")]
-    to_customer: Annotated[CustomerId, End("to")]
+    from_customer: Annotated[OwnerId, End("from")]
+    to_customer: Annotated[OwnerId, End("to")]
     coin: CoinName
     amount: Amount
-    from_account: Annotated[AccountKind, End("from")] = "spot"
-    to_account: Annotated[AccountKind, End("to")] = "spot"
+    from_account: Annotated[AccountKind, End("from")] | None = None
+    to_account: Annotated[AccountKind, End("to")] | None = None
     reference: Reference | None = None
 
     def __post_init__(self) -> None:
@@ -321,7 +357,7 @@ class SettleSide:
     fee: Annotated[CoinAmount, COIN_AMOUNT] | None = None
     release: Release | None = None
     dust: Annotated[CoinAmount, COIN_AMOUNT] | None = None
-    customer: CustomerId | None = None
+    customer: OwnerId | None = None
     coin: CoinName | None = None
     epoch: Epoch | None = None
 
@@ -400,7 +436,7 @@ class Reverse(Described):
     key: Key
     seq: Seq
     reason: Reason
-    customer: CustomerId | None = None
+    customer: OwnerId | None = None
     coin: CoinName | None = None
     epoch: Epoch | None = None
 
@@ -419,7 +455,17 @@ class Expire:
 
 
 Operation: TypeAlias = (
-    ListCoin | RegisterCustomer | Deposit | Freeze | Unfreeze | Withdraw | Transfer | Settle | Reverse | Expire
+    ListCoin
+    | RegisterCustomer
+    | OpenHouseAccount
+    | Deposit
+    | Freeze
+    | Unfreeze
+    | Withdraw
+    | Transfer
+    | Settle
+    | Reverse
+    | Expire
 )
 #: The operations that a caller can ask for.
 OPERATIONS: Final[tuple[type[Described], ...]] = tuple(

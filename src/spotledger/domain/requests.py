@@ -15,14 +15,27 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, get_args
 
 from spotledger.domain.amounts import normal_amount
-from spotledger.domain.fields import ACCOUNT, AMOUNT, COIN, CUSTOMER, EPOCH, HOLD, KEY, SEQ, Field, HoldKey, fields_of
+from spotledger.domain.fields import (
+    ACCOUNT,
+    AMOUNT,
+    COIN,
+    CUSTOMER,
+    EPOCH,
+    HOLD,
+    KEY,
+    OWNER,
+    SEQ,
+    Field,
+    HoldKey,
+    fields_of,
+)
 from spotledger.domain.journal import REQUEST_FORMAT
 from spotledger.domain.operations import Operation
 
 #: What comes first; the rest follows in the order of the class.
-_FIRST: Final = (CUSTOMER, ACCOUNT, COIN)
+_FIRST: Final = (OWNER, CUSTOMER, ACCOUNT, COIN)
 _NAMING: Final = (HOLD, SEQ)
-_PRECONDITIONS: Final = (CUSTOMER, ACCOUNT, COIN, EPOCH)
+_PRECONDITIONS: Final = (OWNER, ACCOUNT, COIN, EPOCH)
 
 
 def _request_of_class(kind: type[Any]) -> Callable[[Any, Any], dict[str, Any]]:

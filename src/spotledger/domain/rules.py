@@ -2,8 +2,8 @@
 The rules: what an operation does to the books, or why it is refused.
 
 They are pure functions of the operation and the books, the same for every store. Refusals are checked in this order:
-coin, form of the amount, customers, hold (the one that was meant, known, not expired, open, enough remaining), enough
-available, size of the balance.
+coin, form of the amount, customers and house accounts, hold (the one that was meant, known, not expired, open, enough
+remaining), enough available, size of the balance.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
 from spotledger.domain import reversal, settlement
-from spotledger.domain.accounts import EXTERNAL, Account, Coin, receivable_of
+from spotledger.domain.accounts import EXTERNAL, Account, Coin, house_name, receivable_of
 from spotledger.domain.amounts import normal_amount, parse_amount, units_of
 from spotledger.domain.books import (
     NO_SUBJECT,
@@ -35,6 +35,7 @@ from spotledger.domain.operations import (
     Expire,
     Freeze,
     ListCoin,
+    OpenHouseAccount,
     Operation,
     RegisterCustomer,
     Reverse,
@@ -44,7 +45,14 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.domain.requests import REQUESTS
-from spotledger.errors import CoinAlreadyListed, CustomerAlreadyRegistered, InvalidAmount, InvalidRequest, LedgerCorrupt
+from spotledger.errors import (
+    CoinAlreadyListed,
+    CustomerAlreadyRegistered,
+    HouseAccountAlreadyOpen,
+    InvalidAmount,
+    InvalidRequest,
+    LedgerCorrupt,
+)
 
 AnySubject: TypeAlias = Subject | settlement.Fill | reversal.Target
 
@@ -59,7 +67,7 @@ def subject_of(operation: Operation, state: State) -> AnySubject:
     return _SUBJECTS[type(operation)](operation, state)
 
 
-def _of_nothing(operation: RegisterCustomer, state: State) -> Subject:
+def _of_nothing(operation: RegisterCustomer | OpenHouseAccount, state: State) -> Subject:
     return NO_SUBJECT
 
 
@@ -109,18 +117,20 @@ def _register(operation: RegisterCustomer, subject: Subject, state: State, seq: 
     return Decision()
 
 
+def _open_house_account(operation: OpenHouseAccount, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
+    found = state.house_account(house_name(operation.name))
+    if found is not None:
+        raise HouseAccountAlreadyOpen(f"house account {found.name} is already open", field="name")
+    return Decision()
+
+
 def _deposit(operation: Deposit, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     coin, units = listed(operation.coin, subject.coin).name, known(subject.units, subject.coin)
     line = state.line(registered(operation.customer, operation.account, state), coin)
     receivable = state.line(receivable_of(operation.customer), coin)
     repaid = min(units, -receivable.available)
-    return post(
-        (
-            (state.line(EXTERNAL, coin), AVAILABLE, -units, None),
-            (receivable, AVAILABLE, repaid, None),
-            (line, AVAILABLE, units - repaid, None),
-        )
-    )
+    outside = (state.line(EXTERNAL, coin), AVAILABLE, -units, None)
+    return post((outside, (receivable, AVAILABLE, repaid, None), (line, AVAILABLE, units - repaid, None)))
 
 
 def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
@@ -132,7 +142,7 @@ def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms:
             field="expires_ms",
         )
     line = state.line(account, coin.name)
-    enough_available(line, coin, units)
+    enough_available(line, coin, units, state)
     values = (seq, line.account, coin.name, units, units, operation.reference, operation.expires_ms, now_ms, None)
     return post(((line, AVAILABLE, -units, None), (line, FREEZE, units, seq)), (new_tuple(Hold, values),))
 
@@ -149,7 +159,7 @@ def _withdraw(operation: Withdraw, subject: Subject, state: State, seq: int, now
         return _use_hold(hold, known(subject.units, subject.hold), EXTERNAL, subject, state, seq)
     coin = listed(known(operation.coin, operation), subject.coin)
     units = known(subject.units, subject.coin)
-    account = registered(known(operation.customer, operation), known(operation.account, operation), state)
+    account = registered(known(operation.customer, operation), operation.account, state)
     return _pay(account, EXTERNAL, coin, units, state)
 
 
@@ -162,7 +172,7 @@ def _transfer(operation: Transfer, subject: Subject, state: State, seq: int, now
 
 def _pay(source: Account, target: Account, coin: Coin, units: int, state: State) -> Decision:
     line = state.line(source, coin.name)
-    enough_available(line, coin, units)
+    enough_available(line, coin, units, state)
     return post(((line, AVAILABLE, -units, None), (state.line(target, coin.name), AVAILABLE, units, None)))
 
 
@@ -185,6 +195,7 @@ def _use_hold(hold: Hold, units: int, target: Account, subject: Subject, state: 
 _SUBJECTS: dict[type[Any], Callable[[Any, State], AnySubject]] = {
     ListCoin: _of_listing,
     RegisterCustomer: _of_nothing,
+    OpenHouseAccount: _of_nothing,
     Deposit: _of_coin,
     Freeze: _of_coin,
     Unfreeze: _of_hold,
@@ -197,6 +208,7 @@ _SUBJECTS: dict[type[Any], Callable[[Any, State], AnySubject]] = {
 _RULES: dict[type[Any], Callable[[Any, Any, State, int, int], Decision]] = {
     ListCoin: _list_coin,
     RegisterCustomer: _register,
+    OpenHouseAccount: _open_house_account,
     Deposit: _deposit,
     Freeze: _freeze,
     Unfreeze: _unfreeze,

@@ -18,6 +18,10 @@ ADVICE: Final[dict[str, str]] = {
     "To repeat that write, send it unchanged; for a new write, use a new key.",
     "coin_already_listed": "Do nothing, or choose another symbol: a listing never changes.",
     "customer_already_registered": "Do nothing.",
+    "house_account_reserved": "Name another account: @external and what customers owe are moved by the ledger itself.",
+    "house_account_already_open": "Do nothing, or choose another name: a house account stays as it was opened.",
+    "unknown_house_account": "Open the house account first, then send the same request with the same key.",
+    "house_short": "Wait until the house account has enough, then send the same request with the same key.",
     "already_reversed": "Do nothing: `by` is the entry that reversed it.",
     "last_admin_token": "Make another token with the scope `admin`, for more than a day, then revoke this one.",
     "rotation_refused": "Do what `detail` says, such as giving the new master key to the nodes that it names, and send "
@@ -32,7 +36,7 @@ ADVICE: Final[dict[str, str]] = {
     "method_not_allowed": "Use one of the methods in the `Allow` header.",
     # kept refusals
     "insufficient_available": "Ask for at most `available`. To try again when more is available, use a new key: this "
-    "refusal is kept with its key.",
+    "refusal is kept with its key, except that of a house account, whose key is unused.",
     "unknown_coin": "List the coin first, then try again with a new key.",
     "unknown_customer": "Register the customer first, then try again with a new key.",
     "unknown_hold": "Check the hold's id, or the key that opened it.",
@@ -40,7 +44,6 @@ ADVICE: Final[dict[str, str]] = {
     "hold_closed": "Nothing remains of the hold: its money was used or released. Read its entries to see how.",
     "hold_expired": "Open a new hold: what remained of this one is available again.",
     "unknown_entry": "Look up the `seq` of the entry in the customer's history.",
-    "house_short": "Wait until the house account has enough, then try again with a new key.",
     "chain_failed": "Another operation of the chain was refused: `cause_key` names it and `cause_code` says why. "
     "Correct it, and send the whole chain with new keys.",
     "balance_too_large": "Keep balances below 10**38 units; a coin with larger balances needs a smaller scale.",

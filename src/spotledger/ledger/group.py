@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from spotledger.domain import rules
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, HOUSE_KIND, Account, may_be_negative, receivable_of
-from spotledger.domain.books import NO_SUBJECT, Decision
+from spotledger.domain.books import NO_SUBJECT, Decision, is_overdraft
 from spotledger.domain.journal import LEDGER, LIBRARY, Entry, HoldAfter, new_tuple
 from spotledger.domain.naming import ACCOUNTS_OF, DATED, LOCATING, holds_of
 from spotledger.domain.operations import (
@@ -38,8 +38,8 @@ from spotledger.errors import (
     InvalidRequest,
     LedgerCorrupt,
     Refused,
-    refusal_of_code,
 )
+from spotledger.ledger.kept_refusals import refusal_of_code
 from spotledger.ledger.overlay import Overlay, found
 from spotledger.storage.base import Store, Wanted
 
@@ -193,7 +193,7 @@ class Group:
                 )
         self._next = end
         self.is_decided = end >= len(self._operations)
-        _check_entries(self.entries[decided:])
+        _check_entries(self.entries[decided:], self._overlay)
 
     def _decide_one(self, operation: Operation, actor: str) -> Outcome:
         overlay = self._overlay
@@ -384,7 +384,7 @@ def _repeat(kept: Entry, operation: Operation, overlay: Overlay) -> Outcome:
 
 
 def _accounts_of_deposit(operation: Deposit) -> Iterable[Account]:
-    return (Account(operation.customer, operation.account), receivable_of(operation.customer))
+    return (new_tuple(Account, (operation.customer, operation.account)), receivable_of(operation.customer))
 
 
 def _accounts_of_entry(entry: Entry | None) -> set[Account]:
@@ -397,7 +397,7 @@ def _accounts_of_entry(entry: Entry | None) -> set[Account]:
 _ACCOUNTS: Final[dict[type[Any], Callable[[Any], Iterable[Account]]]] = {**ACCOUNTS_OF, Deposit: _accounts_of_deposit}
 
 
-def _check_entries(entries: Iterable[Entry]) -> None:
+def _check_entries(entries: Iterable[Entry], overlay: Overlay) -> None:
     """
     Check *entries* before they are written, independently of the rules that made them.
 
@@ -413,5 +413,5 @@ def _check_entries(entries: Iterable[Entry]) -> None:
         if any(sums.values()):
             raise LedgerCorrupt(f"the postings of entry {entry.seq} ({entry.kind}) do not add up to zero")
         for account, coin, available, freeze in balances:
-            if freeze < 0 or (available < 0 and not may_be_negative(account)):
+            if freeze < 0 or (available < 0 and not may_be_negative(account) and not is_overdraft(account, overlay)):
                 raise LedgerCorrupt(f"entry {entry.seq} would take {account.customer} {coin} below zero")

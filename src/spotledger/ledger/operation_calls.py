@@ -11,6 +11,7 @@ from spotledger.domain.operations import (
     Deposit,
     Freeze,
     ListCoin,
+    OpenHouseAccount,
     Operation,
     RegisterCustomer,
     Reverse,
@@ -53,6 +54,19 @@ class OperationCalls(ABC):
         """
         return self._do(RegisterCustomer(key, customer=customer))
 
+    def open_house_account(self, name: str, *, key: str, may_be_negative: bool = False) -> Receipt:
+        """
+        Open a house account, such as `@treasury`: an account of the exchange itself. It stays open, and may have
+        balances below zero only if *may_be_negative* says so.
+
+        Everywhere else its name is written with `@`.
+
+        Raises:
+            HouseAccountReserved: The name is external or receivable.
+            HouseAccountAlreadyOpen: It is open.
+        """
+        return self._do(OpenHouseAccount(key, name=name, may_be_negative=may_be_negative))
+
     def deposit(
         self,
         customer: str,
@@ -60,16 +74,17 @@ class OperationCalls(ABC):
         amount: str,
         *,
         key: str,
-        account: str = "spot",
+        account: str | None = None,
         reference: str | None = None,
         happened_ms: int | None = None,
     ) -> Receipt:
         """
-        Book money that came in from outside. What the customer owes is repaid first.
+        Book money that came in from outside, for a customer or a house account. What the customer owes is repaid first.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
             UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+            UnknownHouseAccount: It is not open, which is not kept.
         """
         return self._do(
             Deposit(
@@ -90,18 +105,19 @@ class OperationCalls(ABC):
         amount: str,
         *,
         key: str,
-        account: str = "spot",
+        account: str | None = None,
         reference: str | None = None,
         expires_ms: int | None = None,
     ) -> Receipt:
         """
-        Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
+        Freeze what a customer or a house account has available, and open a hold for it. The answer has the hold's id.
 
         The hold expires at *expires_ms* if that is given.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
             UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
         """
         return self._do(
             Freeze(
@@ -164,12 +180,13 @@ class OperationCalls(ABC):
         Book money that went outside. It comes out of a hold, or directly out of what is available.
 
         Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
-        account is spot unless it is given.
+        account is the customer's spot account unless it is given; a house account has none.
 
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
             UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
+            UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
             UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self._do(
@@ -194,16 +211,17 @@ class OperationCalls(ABC):
         amount: str,
         *,
         key: str,
-        from_account: str = "spot",
-        to_account: str = "spot",
+        from_account: str | None = None,
+        to_account: str | None = None,
         reference: str | None = None,
     ) -> Receipt:
         """
-        Move available money to another account. It may belong to the same customer or to another.
+        Move available money to another account. It may belong to the same customer, to another, or to the house.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
             UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
         """
         return self._do(
             Transfer(

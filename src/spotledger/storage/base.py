@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from spotledger.domain.accounts import Account, Balance, Coin
+from spotledger.domain.accounts import Account, Balance, Coin, HouseAccount
 from spotledger.domain.books import Decision, Line
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
@@ -127,6 +127,10 @@ class Store(Protocol):
     @property
     def coins(self) -> Mapping[str, Coin]:
         """The listed coins by name, sorted; a new object after each listing."""
+
+    @property
+    def house_accounts(self) -> Mapping[str, HouseAccount]:
+        """The open house accounts by name, sorted; a new object after one is opened."""
 
     def begin(self, wanted: Wanted) -> Steps[int | None]:
         """

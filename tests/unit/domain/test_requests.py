@@ -15,6 +15,7 @@ from spotledger.domain.operations import (
     Freeze,
     HoldKey,
     ListCoin,
+    OpenHouseAccount,
     Operation,
     RegisterCustomer,
     Reverse,
@@ -35,6 +36,8 @@ MEANT = {"customer": "alice", "coin": "usdt", "epoch": 3}
 KEPT = [
     (ListCoin("k", "btc", 8), UNKNOWN, '"coin":"btc","scale":8'),
     (RegisterCustomer("k", "alice"), UNKNOWN, '"customer":"alice"'),
+    (OpenHouseAccount("k", "treasury"), UNKNOWN, '"name":"treasury","may_be_negative":false'),
+    (Deposit("k", "@fees", "usdt", "1"), KNOWN, f'"customer":"@fees","account":"house","coin":"usdt",{UNITS}'),
     (Deposit("k", "alice", "usdt", "1.50"), UNKNOWN, f'{ALICE},"amount":"1.5"'),
     (Deposit("k", "alice", "usdt", "1", "spot", "in", 12), KNOWN, f'{ALICE},"reference":"in","happened_ms":12,{UNITS}'),
     (Freeze("k", "alice", "usdt", "1", "spot", "o", 17), KNOWN, f'{ALICE},"reference":"o","expires_ms":17,{UNITS}'),
@@ -49,6 +52,12 @@ KEPT = [
         KNOWN,
         '"from":{"customer":"alice","account":"wallet"},"to":{"customer":"bob","account":"spot"},"coin":"usdt",'
         f'"reference":"r",{UNITS}',
+    ),
+    (
+        Transfer("k", "alice", "@treasury", "usdt", "1"),
+        KNOWN,
+        '"from":{"customer":"alice","account":"spot"},"to":{"customer":"@treasury","account":"house"},"coin":"usdt",'
+        f"{UNITS}",
     ),
     (Reverse("k", 12, "why", **MEANT), UNKNOWN, '"seq":12,"reason":"why"'),
     (Expire("12"), KNOWN, '"hold":"12"'),

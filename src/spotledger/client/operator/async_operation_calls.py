@@ -13,6 +13,7 @@ from spotledger.client.operator.operations import (
     Freeze,
     HoldName,
     ListCoin,
+    OpenHouseAccount,
     Operation,
     Position,
     RegisterCustomer,
@@ -54,6 +55,19 @@ class AsyncOperationCalls(ABC):
         """
         return await self.do(RegisterCustomer(key, customer=customer))
 
+    async def open_house_account(self, name: str, *, key: str, may_be_negative: bool = False) -> Written:
+        """
+        Open a house account, such as `@treasury`: an account of the exchange itself. It stays open, and may have
+        balances below zero only if *may_be_negative* says so.
+
+        Everywhere else its name is written with `@`.
+
+        Raises:
+            HouseAccountReserved: The name is external or receivable.
+            HouseAccountAlreadyOpen: It is open.
+        """
+        return await self.do(OpenHouseAccount(key, name=name, may_be_negative=may_be_negative))
+
     async def deposit(
         self,
         customer: str,
@@ -61,16 +75,17 @@ class AsyncOperationCalls(ABC):
         amount: Amount,
         *,
         key: str,
-        account: str = "spot",
+        account: str | None = None,
         reference: str | None = None,
         happened_ms: int | None = None,
     ) -> Written:
         """
-        Book money that came in from outside. What the customer owes is repaid first.
+        Book money that came in from outside, for a customer or a house account. What the customer owes is repaid first.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
             UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+            UnknownHouseAccount: It is not open, which is not kept.
         """
         return await self.do(
             Deposit(
@@ -91,18 +106,19 @@ class AsyncOperationCalls(ABC):
         amount: Amount,
         *,
         key: str,
-        account: str = "spot",
+        account: str | None = None,
         reference: str | None = None,
         expires_ms: int | None = None,
     ) -> Written:
         """
-        Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
+        Freeze what a customer or a house account has available, and open a hold for it. The answer has the hold's id.
 
         The hold expires at *expires_ms* if that is given.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
             UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
         """
         return await self.do(
             Freeze(
@@ -156,12 +172,13 @@ class AsyncOperationCalls(ABC):
         Book money that went outside. It comes out of a hold, or directly out of what is available.
 
         Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
-        account is spot unless it is given.
+        account is the customer's spot account unless it is given; a house account has none.
 
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
             UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
+            UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
             UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return await self.do(
@@ -186,16 +203,17 @@ class AsyncOperationCalls(ABC):
         amount: Amount,
         *,
         key: str,
-        from_account: str = "spot",
-        to_account: str = "spot",
+        from_account: str | None = None,
+        to_account: str | None = None,
         reference: str | None = None,
     ) -> Written:
         """
-        Move available money to another account. It may belong to the same customer or to another.
+        Move available money to another account. It may belong to the same customer, to another, or to the house.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
             UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
         """
         return await self.do(
             Transfer(

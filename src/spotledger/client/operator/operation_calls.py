@@ -15,6 +15,7 @@ from spotledger.client.operator.operations import (
     Freeze,
     HoldName,
     ListCoin,
+    OpenHouseAccount,
     Operation,
     Position,
     RegisterCustomer,
@@ -56,6 +57,19 @@ class OperationCalls(ABC):
         """
         return self.do(RegisterCustomer(key, customer=customer))
 
+    def open_house_account(self, name: str, *, key: str, may_be_negative: bool = False) -> Written:
+        """
+        Open a house account, such as `@treasury`: an account of the exchange itself. It stays open, and may have
+        balances below zero only if *may_be_negative* says so.
+
+        Everywhere else its name is written with `@`.
+
+        Raises:
+            HouseAccountReserved: The name is external or receivable.
+            HouseAccountAlreadyOpen: It is open.
+        """
+        return self.do(OpenHouseAccount(key, name=name, may_be_negative=may_be_negative))
+
     def deposit(
         self,
         customer: str,
@@ -63,16 +77,17 @@ class OperationCalls(ABC):
         amount: Amount,
         *,
         key: str,
-        account: str = "spot",
+        account: str | None = None,
         reference: str | None = None,
         happened_ms: int | None = None,
     ) -> Written:
         """
-        Book money that came in from outside. What the customer owes is repaid first.
+        Book money that came in from outside, for a customer or a house account. What the customer owes is repaid first.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
             UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+            UnknownHouseAccount: It is not open, which is not kept.
         """
         return self.do(
             Deposit(
@@ -93,18 +108,19 @@ class OperationCalls(ABC):
         amount: Amount,
         *,
         key: str,
-        account: str = "spot",
+        account: str | None = None,
         reference: str | None = None,
         expires_ms: int | None = None,
     ) -> Written:
         """
-        Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
+        Freeze what a customer or a house account has available, and open a hold for it. The answer has the hold's id.
 
         The hold expires at *expires_ms* if that is given.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
             UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
         """
         return self.do(
             Freeze(
@@ -158,12 +174,13 @@ class OperationCalls(ABC):
         Book money that went outside. It comes out of a hold, or directly out of what is available.
 
         Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
-        account is spot unless it is given.
+        account is the customer's spot account unless it is given; a house account has none.
 
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
             UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
+            UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
             UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self.do(
@@ -188,16 +205,17 @@ class OperationCalls(ABC):
         amount: Amount,
         *,
         key: str,
-        from_account: str = "spot",
-        to_account: str = "spot",
+        from_account: str | None = None,
+        to_account: str | None = None,
         reference: str | None = None,
     ) -> Written:
         """
-        Move available money to another account. It may belong to the same customer or to another.
+        Move available money to another account. It may belong to the same customer, to another, or to the house.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
             UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
         """
         return self.do(
             Transfer(

@@ -77,13 +77,33 @@ class RegisterCustomer(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class OpenHouseAccount(Operation):
+    """
+    Open a house account, such as `@treasury`: an account of the exchange itself. It stays open, and may have balances
+    below zero only if *may_be_negative* says so.
+
+    Everywhere else its name is written with `@`.
+
+    Raises:
+        HouseAccountReserved: The name is external or receivable.
+        HouseAccountAlreadyOpen: It is open.
+    """
+
+    op = "open_house_account"
+    path = of_collection("house-accounts")
+    name: str
+    may_be_negative: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Deposit(Operation):
     """
-    Book money that came in from outside. What the customer owes is repaid first.
+    Book money that came in from outside, for a customer or a house account. What the customer owes is repaid first.
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
         UnknownCoin, UnknownCustomer, BalanceTooLarge: Kept with the key.
+        UnknownHouseAccount: It is not open, which is not kept.
     """
 
     op = "deposit"
@@ -92,7 +112,7 @@ class Deposit(Operation):
     customer: str
     coin: str
     amount: Amount
-    account: str = "spot"
+    account: str | None = None
     reference: str | None = None
     happened_ms: int | None = None
 
@@ -100,13 +120,14 @@ class Deposit(Operation):
 @dataclass(frozen=True, slots=True)
 class Freeze(Operation):
     """
-    Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
+    Freeze what a customer or a house account has available, and open a hold for it. The answer has the hold's id.
 
     The hold expires at *expires_ms* if that is given.
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
         UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
     """
 
     op = "freeze"
@@ -115,7 +136,7 @@ class Freeze(Operation):
     customer: str
     coin: str
     amount: Amount
-    account: str = "spot"
+    account: str | None = None
     reference: str | None = None
     expires_ms: int | None = None
 
@@ -150,12 +171,13 @@ class Withdraw(Operation):
     Book money that went outside. It comes out of a hold, or directly out of what is available.
 
     Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
-    account is spot unless it is given.
+    account is the customer's spot account unless it is given; a house account has none.
 
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         InvalidAmount: *amount* is not a whole number of units of the coin.
         UnknownCoin, UnknownCustomer, InsufficientAvailable: Kept with the key.
+        UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
         UnknownHold, HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
@@ -175,11 +197,12 @@ class Withdraw(Operation):
 @dataclass(frozen=True, slots=True)
 class Transfer(Operation):
     """
-    Move available money to another account. It may belong to the same customer or to another.
+    Move available money to another account. It may belong to the same customer, to another, or to the house.
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
         UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
     """
 
     op = "transfer"
@@ -195,8 +218,8 @@ class Transfer(Operation):
     to_customer: str
     coin: str
     amount: Amount
-    from_account: str = "spot"
-    to_account: str = "spot"
+    from_account: str | None = None
+    to_account: str | None = None
     reference: str | None = None
 
 

@@ -21,8 +21,24 @@ from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN
 Schema = dict[str, Any]
 
 CUSTOMER: Final[Schema] = {"type": "string", "pattern": r"^[A-Za-z0-9._-]{1,64}$", "examples": ["alice"]}
+OWNER: Final[Schema] = {
+    "type": "string",
+    "pattern": r"^([A-Za-z0-9._-]{1,64}|@[a-z][a-z0-9._-]{0,31})$",
+    "description": "A customer, or a house account such as @treasury.",
+    "examples": ["alice", "@treasury"],
+}
+HOUSE_NAME: Final[Schema] = {
+    "type": "string",
+    "pattern": r"^[a-z][a-z0-9._-]{0,31}$",
+    "description": "The name of the house account, without @.",
+    "examples": ["treasury"],
+}
 COIN: Final[Schema] = {"type": "string", "pattern": r"^[a-z0-9]{1,20}$", "examples": ["usdt"]}
-ACCOUNT: Final[Schema] = {"enum": list(ACCOUNT_IDS), "default": "spot"}
+ACCOUNT: Final[Schema] = {
+    "enum": list(ACCOUNT_IDS),
+    "default": "spot",
+    "description": "The customer's account. A house account has none.",
+}
 AMOUNT: Final[Schema] = {
     "type": "string",
     "pattern": r"^(0|[1-9][0-9]{0,37})(\.[0-9]{1,18})?$",
@@ -73,6 +89,9 @@ RELEASE: Final[Schema] = {
 SCHEMAS: Final[dict[Form, Schema]] = {
     fields.KEY: KEY,
     fields.CUSTOMER: CUSTOMER,
+    fields.OWNER: OWNER,
+    fields.HOUSE_NAME: HOUSE_NAME,
+    fields.FLAG: {"type": "boolean", "default": False},
     fields.COIN: COIN,
     fields.SCALE: {"type": "integer", "minimum": 0, "maximum": MAX_SCALE},
     fields.ACCOUNT: ACCOUNT,
@@ -92,14 +111,15 @@ def or_null(schema: Schema) -> Schema:
     if schema in (REFERENCE, TIME):
         return {**schema, "type": [schema["type"], "null"]}
     if "enum" in schema:
-        return {"enum": [*schema["enum"], None]}
+        return {**schema, "enum": [*schema["enum"], None]}
     if "anyOf" in schema:
         return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
     return {"anyOf": [schema, {"type": "null"}]}
 
 
 CustomerField = Annotated[Any, Meta(extra_json_schema=CUSTOMER)]
-AccountField = Annotated[Any, Meta(extra_json_schema=ACCOUNT)]
+OwnerField = Annotated[Any, Meta(extra_json_schema=OWNER)]
+AccountField = Annotated[Any, Meta(extra_json_schema=or_null(ACCOUNT))]
 KeyField = Annotated[Any, Meta(extra_json_schema=KEY)]
 ChainField = Annotated[
     Any,
@@ -126,7 +146,7 @@ PARAMETERS: Final[dict[str, Schema]] = {
         "pattern": f"^({ACTOR.pattern})$",
         "description": "Only the entries of this actor: token:ID, key:BEGINNING, library or ledger.",
     },
-    "account": {**ACCOUNT, "description": "The customer's account."},
+    "account": ACCOUNT,
     "after": {"type": "string", "description": "Where the page starts: the `next_after` of the page before."},
     "hold:after": {**_POSITION, "description": "Where the page starts: the `next_after` of the page before."},
     "after_seq": {**_POSITION, "default": "0", "description": "Only entries after this one."},

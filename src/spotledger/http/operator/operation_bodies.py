@@ -18,7 +18,7 @@ from spotledger.domain.fields import HOLD, KEY, Field, HoldKey, HoldName, fields
 from spotledger.domain.operations import OPERATIONS, Described, Operation, SettleSide, Unfreeze
 from spotledger.errors import InvalidRequest
 from spotledger.http.operator.bodies import Body
-from spotledger.http.operator.fields import SCHEMAS, AccountField, CustomerField, or_null
+from spotledger.http.operator.fields import SCHEMAS, AccountField, OwnerField, or_null
 from spotledger.paths import HOLD_RELEASE, of_collection
 
 #: Bodies that are not called after the collection that they are sent to.
@@ -89,8 +89,8 @@ class OperationBody(NamedTuple):
 class AccountBody(Body):
     """One end of a transfer."""
 
-    customer: CustomerField
-    account: AccountField = "spot"
+    customer: OwnerField
+    account: AccountField = None
 
 
 _STRUCTS: Final[dict[type[Any], type[Body]]] = {}
@@ -154,7 +154,7 @@ def _body_of(kind: type[Described], name: str, about: str, of_path: str = "") ->
 BODIES: Final = {
     kind: _body_of(
         kind,
-        _NAMES.get(kind, f"{kind.collection.removesuffix('s').capitalize()}Body"),
+        _NAMES.get(kind, f"{kind.collection.removesuffix('s').title().replace('-', '')}Body"),
         f"``POST {path_of(kind)}``: {in_short(kind)}",
     )
     for kind in OPERATIONS

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin
+from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, ZERO, Account, Balance, Coin, HouseAccount
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import BooksDamaged, Head, TrialBalance
@@ -93,6 +93,11 @@ class SqliteReads(ABC):
     def coins(self) -> Mapping[str, Coin]:
         """The listed coins by name, sorted; another object after each listing."""
         return self._memory.coins
+
+    @property
+    def house_accounts(self) -> Mapping[str, HouseAccount]:
+        """The open house accounts by name, sorted; another object after one is opened."""
+        return self._memory.house_accounts
 
     # --- what the rules ask for ---------------------------------------------------------------------
 

@@ -16,8 +16,8 @@ from copy import copy
 from pathlib import Path
 from typing import Final, TypeVar
 
-from spotledger.domain.accounts import Coin
-from spotledger.domain.operations import ListCoin
+from spotledger.domain.accounts import Coin, HouseAccount, house_name
+from spotledger.domain.operations import ListCoin, OpenHouseAccount
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.base import BooksDamaged
 from spotledger.storage.sealing_process import SealingProcess
@@ -63,6 +63,14 @@ class RebuiltBooks(SqliteReads):
     @abstractmethod
     def _load(self) -> None:
         """Fill memory from the books and the journal."""
+
+    def _load_house_accounts(self, books: Books) -> None:
+        """Open in memory the house accounts that the books name, as their entries say."""
+        for name, seq in books.house_accounts(self._sealed_to):
+            entry = self.entry(seq)
+            if entry is None or entry.kind != OpenHouseAccount.kind or house_name(entry.request["name"]) != name:
+                raise BooksDamaged(f"the books say that entry {seq} opened the house account {name}")
+            self._memory.open_house_account(HouseAccount(name, entry.request["may_be_negative"]))
 
     def _open_books(self) -> None:
         """Open the books and check that they fit the journal."""
