@@ -6,12 +6,14 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     │   ├── InvalidRequest          a field is unknown, missing or malformed
     │   │   ├── MalformedRequest    the request cannot be read at all
     │   │   ├── InvalidAmount       an amount that is not a whole number of units
+    │   │   ├── LegsUnbalanced
     │   │   └── HouseAccountReserved  @external and the receivables are the ledger's own
     │   ├── IdempotencyConflict     the key was used before with other content
     │   ├── CoinAlreadyListed
     │   ├── CustomerAlreadyRegistered
     │   ├── HouseAccountAlreadyOpen
     │   ├── UnknownHouseAccount
+    │   ├── FeesShort               the fee account cannot pay the rebates of a fill
     │   ├── HouseShort              a house account has less than a reversal would take back
     │   ├── AlreadyReversed
     │   ├── LastAdminToken          without it no token could make tokens
@@ -132,6 +134,12 @@ class HouseAccountReserved(InvalidRequest):
     code = "house_account_reserved"
 
 
+class LegsUnbalanced(InvalidRequest):
+    """The legs of a post do not sum to zero for each coin."""
+
+    code = "legs_unbalanced"
+
+
 class IdempotencyConflict(Refused):
     """The idempotency key was used before for a request with other content."""
 
@@ -160,6 +168,12 @@ class UnknownHouseAccount(Refused):
     """The house account is not open."""
 
     code = "unknown_house_account"
+
+
+class FeesShort(Refused):
+    """The fee account has less than the fill would take from it for rebates."""
+
+    code = "fees_short"
 
 
 class HouseShort(Refused):
@@ -398,9 +412,6 @@ class LimitExceeded(Unavailable):
     """Too many requests; wait and try again."""
 
     code = "limit_exceeded"
-
-
-# --- the ledger is damaged -----------------------------------------------------------------------
 
 
 class LedgerDamaged(SpotledgerError):

@@ -114,6 +114,12 @@ def _money(world: World) -> dict[str, object]:
     return {"customer": "alice", "coin": "usdt", "amount": "1"}
 
 
+def _legs(source: str, target: str) -> object:
+    return {
+        "legs": [{"customer": who, "coin": "usdt", "amount": units} for who, units in ((source, "-1"), (target, "1"))]
+    }
+
+
 def _same_master_key(world: World) -> object:
     """The master key that is in force already: nothing is sealed anew."""
     return {"fingerprint": world.api.get(paths.MASTER_KEY).json()["fingerprint"]}
@@ -140,6 +146,8 @@ ROWS: Final = (
     _post(paths.of_collection("transfers"), WRITE, _transfer),
     _of_house(paths.of_collection("withdrawals"), lambda world: _money(world) | {"customer": world.house()}),
     _of_house(paths.of_collection("transfers"), lambda world: _transfer(world) | {"from": {"customer": world.house()}}),
+    _post(paths.of_collection("postings"), WRITE, lambda world: _legs("alice", world.house())),
+    _of_house(paths.of_collection("postings"), lambda world: _legs(world.house(), "alice")),
     _post(paths.HOLDS, WRITE, _money),
     _of_house(paths.HOLDS, lambda world: _money(world) | {"customer": world.house()}),
     _get(paths.HOLDS, READ, "older_than_ms=0"),

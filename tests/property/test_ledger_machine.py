@@ -313,6 +313,14 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert all(available <= 0 for available, _ in expected.values())
 
     @invariant()
+    def nobody_has_what_they_owe(self) -> None:
+        for name in CUSTOMERS if hasattr(self, "ledger") else ():
+            owed = self.ledger.account(Account(f"@receivable:{name}", "house")).balances
+            for coin in (coin for coin, balance in owed.items() if balance.available):
+                has = [self.ledger.account(Account(name, kind)).balance(coin).available for kind in KINDS]
+                assert has == [0, 0, 0], f"{name} has {has} {coin} and owes {owed[coin]}"
+
+    @invariant()
     def every_coin_adds_up_to_zero(self) -> None:
         if not hasattr(self, "ledger"):
             return

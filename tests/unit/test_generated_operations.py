@@ -57,6 +57,8 @@ def test_script_with_an_unknown_argument_writes_nothing(capsys: pytest.CaptureFi
 
 def of_client(value: Any) -> Any:
     """Return what the client has for a *value* of the domain, with its parts."""
+    if isinstance(value, list):
+        return [of_client(part) for part in value]
     if not (dataclasses.is_dataclass(value) or isinstance(value, domain.HoldKey | domain.CoinAmount)):
         return value
     twin = getattr(client, type(value).__name__)

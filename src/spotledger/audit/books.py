@@ -82,6 +82,8 @@ class BooksRead:
         self.coins: dict[str, tuple[int, int]] = {}
         #: Customers and the house accounts that were opened, and the entries that registered them.
         self.customers: dict[str, int] = {}
+        #: Who owes which coin.
+        self.debts: set[tuple[str, str]] = set()
         #: The house accounts that were opened as ones that may be below zero.
         self.overdrafts: set[str] = set()
         # What was collected since the last comparison of a segment with its tables:
@@ -177,6 +179,22 @@ class BooksRead:
         """Return what an account has available of a coin after the entry."""
         line = self.lines.get(name)
         return 0 if line is None else line.available
+
+    def note_debts(self, entry: EntryRead) -> None:
+        """Note who owes something after *entry*, and who no longer does."""
+        for (owner, kind), coin, _, _ in entry.balances:
+            if kind == HOUSE_KIND and is_receivable(owner):
+                debt = (owner.removeprefix(f"{RECEIVABLE}:"), coin)
+                (self.debts.add if self.owed(owner, coin) < 0 else self.debts.discard)(debt)
+
+    def check_debts(self, entry: EntryRead) -> None:
+        """Check that those whom *entry* touches do not have available what they owe."""
+        touched = {(account[0].removeprefix(f"{RECEIVABLE}:"), coin) for account, coin, _, _ in entry.balances}
+        for customer, coin in touched & self.debts:
+            for kind in ACCOUNT_IDS:
+                if available := self.available(((customer, kind), coin)):
+                    found = f"available {available}, and owes {coin}"
+                    self._note("owes_and_has", self.seq, f"{customer} {kind} {coin}", found, "one of them")
 
     def add_line(self, name: LineName) -> Line:
         """Add a line; lines of one account share its name, because what an audit waits for is memory."""

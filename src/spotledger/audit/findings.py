@@ -55,6 +55,7 @@ CODES: Final[dict[str, str]] = {
     "customer_unknown": "An entry moves money of a customer who was not registered before.",
     "not_zero_sum": "The postings of an entry do not sum to zero for a coin.",
     "below_zero": "An entry takes a balance below zero that must not be.",
+    "owes_and_has": "A customer has available of a coin and owes it.",
     "balance_too_large": "A balance has 10^38 units or more, or 10^38 or more below zero.",
     "balance_after_differs": "The balances after an entry are not those before it plus its postings.",
     "hold_unknown": "An entry uses a hold that is not open: it never was, or is used up.",

@@ -208,6 +208,9 @@ class JournalPass(BooksRead):
             shortcut = SHORTCUTS.get(entry.kind)
             if shortcut is None or not shortcut(self, entry):
                 self._book_in_parts(entry)
+                self.note_debts(entry)
+            if self.debts:
+                self.check_debts(entry)
 
     def _book_in_parts(self, entry: EntryRead) -> None:
         """Apply an entry that no shortcut accepts until its lines are known, or at all; check it part by part."""

@@ -46,6 +46,7 @@ for _command in (
     money.unfreeze,
     money.withdraw,
     money.transfer,
+    money.post,
     trades.settle,
     trades.reverse,
     trades.batch,

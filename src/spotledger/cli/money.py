@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import csv
+import io
+from typing import IO, Any, Final
 
 import click
 
 from spotledger.cli.connection import CommandLedger
 from spotledger.cli.options import (
     ACCOUNTS,
+    InputFile,
     account_option,
     expiry_ms,
     hold_name,
@@ -17,8 +20,11 @@ from spotledger.cli.options import (
     reference_option,
 )
 from spotledger.cli.output import Output
-from spotledger.client.operator.operations import Deposit, Freeze, Operation, Transfer, Unfreeze, Withdraw
+from spotledger.client.operator.operations import Deposit, Freeze, Leg, Operation, Post, Transfer, Unfreeze, Withdraw
 from spotledger.domain.accounts import FIRST_HOUSE_ACCOUNTS, is_receivable
+from spotledger.errors import MalformedRequest
+
+_LEG_COLUMNS: Final = {"customer", "coin", "amount"}
 
 
 async def write(ledger: CommandLedger, out: Output, operation: Operation) -> None:
@@ -91,6 +97,48 @@ async def withdraw(ledger: CommandLedger, out: Output, what: tuple[str, ...], ho
         raise click.UsageError(f"withdraw takes {wanted} {'without' if hold is None else 'with'} --hold")
     more.update(zip(names, what, strict=True))
     await write(ledger, out, Withdraw(hold=None if hold is None else hold_name(hold), **more))
+
+
+@click.command()
+@click.argument("file", type=InputFile())
+@key_option
+@click.option("--reason", metavar="TEXT", help="Why; the journal keeps it.")
+@reference_option
+@ledger_command()
+async def post(ledger: CommandLedger, out: Output, file: IO[bytes], **given: Any) -> None:
+    """
+    Post the legs in FILE as one entry: CSV with the columns customer, coin and amount, and account if it is not spot;
+    - for stdin.
+
+    An amount with a minus sign is taken, any other is given; for each coin they sum to zero.
+    """
+    await write(ledger, out, Post(legs=legs_in(file), **given))
+
+
+def legs_in(file: IO[bytes]) -> list[Leg]:
+    """
+    Return the legs in a file with columns.
+
+    Raises:
+        MalformedRequest: It is no such file; the message names the line.
+    """
+    try:
+        rows = csv.reader(io.StringIO(file.read().decode("utf-8-sig")), strict=True)
+        names = [name.strip() for name in next(rows, [])]
+        if not _LEG_COLUMNS <= {*names} <= {*_LEG_COLUMNS, "account"} or len({*names}) < len(names):
+            raise MalformedRequest(
+                "the first line has to name the columns customer, coin and amount; account may be one"
+            )
+        return [_leg(names, row, rows.line_num) for row in rows if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise MalformedRequest(f"the file is not CSV in UTF-8: {error}") from error
+
+
+def _leg(names: list[str], row: list[str], number: int) -> Leg:
+    if len(row) != len(names):
+        raise MalformedRequest(f"line {number} has {len(row)} values; {len(names)}, one for each column, would pass")
+    given = dict(zip(names, map(str.strip, row), strict=True))
+    return Leg(given["customer"], given["coin"], given["amount"], given.get("account") or None)
 
 
 @click.command()

@@ -7,7 +7,7 @@ balance can fall below zero.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from itertools import count
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -39,6 +39,10 @@ class State(Protocol):
     @property
     def epochs(self) -> Epochs:
         """The epochs of the journal."""
+
+    @property
+    def debtors(self) -> Container[str]:
+        """The customers who owe something, and maybe others; empty if nobody owes anything."""
 
     def coin(self, name: str) -> Coin | None:
         """Return the listed coin, or None."""
@@ -166,10 +170,17 @@ def _check_bounds(line: Line, moves: Sequence[Move], lines: Sequence[Line]) -> N
     # The sum of both sides is bounded, so that everything in freeze can go back to available.
     if available + freeze >= UNITS_LIMIT or available <= -UNITS_LIMIT:
         _undo(moves, lines)
-        raise BalanceTooLarge(f"the balance of {account.customer} in {coin} would reach 10**38 units", field="amount")
+        raise too_large(line, "amount")
     if freeze < 0 or (available < 0 and not may_be_negative(account) and not _is_opened(account)):
         _undo(moves, lines)
         raise LedgerCorrupt(f"{account.customer} {account.kind} {coin} would fall below zero")
+
+
+def too_large(line: Line, field: str) -> BalanceTooLarge:
+    """Return the refusal of what would bring *line* to 10**38 units."""
+    return BalanceTooLarge(
+        f"the balance of {line.account.customer} in {line.coin} would reach 10**38 units", field=field
+    )
 
 
 def _is_opened(account: Account) -> bool:
@@ -195,11 +206,16 @@ def listed(name: str, coin: Coin | None, field: str = "coin") -> Coin:
 def registered(customer: str, kind: str | None, state: State, field: str = "customer") -> Account:
     """Return the account *kind* of a registered *customer*, or an open house account, or refuse."""
     if kind == HOUSE_KIND:
-        if state.house_account(customer) is None:
-            raise UnknownHouseAccount(f"house account {customer} is not open; one that is would pass", field=field)
-    elif not state.has_customer(customer):
+        return _opened(customer, state, field)
+    if not state.has_customer(customer):
         raise UnknownCustomer(f"customer {customer} is not registered; a registered one would pass", field=field)
     return new_tuple(Account, (customer, kind))
+
+
+def _opened(name: str, state: State, field: str) -> Account:
+    if state.house_account(name) is None:
+        raise UnknownHouseAccount(f"house account {name} is not open; one that is would pass", field=field)
+    return Account(name, HOUSE_KIND)
 
 
 def enough_available(line: Line, coin: Coin, units: int, state: State, field: str = "amount") -> None:

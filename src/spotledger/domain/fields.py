@@ -27,13 +27,24 @@ from spotledger.domain.accounts import (
     check_scale,
     is_house_name,
 )
-from spotledger.domain.amounts import AMOUNT_PATTERN, ZERO_PATTERN, check_amount, is_zero_text, shown
+from spotledger.domain.amounts import (
+    AMOUNT_PATTERN,
+    SIGNED_AMOUNT_PATTERN,
+    ZERO_PATTERN,
+    check_amount,
+    check_signed_amount,
+    is_zero_text,
+    shown,
+)
 from spotledger.domain.positions import EPOCH_LIMIT, POSITION_PATTERN, parse_position
 from spotledger.errors import InvalidRequest
 from spotledger.texts import FIT, is_line
 
 KEY_MAX_CHARACTERS: Final = 64
 REFERENCE_MAX_CHARACTERS: Final = 256
+#: Legs of one post.
+LEGS_MIN: Final = 2
+LEGS_MAX: Final = 1_000
 #: As a release: all that remains of the hold.
 REST: Final = "rest"
 #: The last millisecond of the year 9999; later times are mistakes.
@@ -42,6 +53,7 @@ KEY_PATTERN: Final = rf"[\x21-\x7e]{{1,{KEY_MAX_CHARACTERS}}}"
 
 _KEY = re.compile(rf"\A{KEY_PATTERN}\Z")
 _HOLD = re.compile(rf"\A{POSITION_PATTERN}\Z")
+_FEE = re.compile(rf"\A{COIN_PATTERN} (?:{SIGNED_AMOUNT_PATTERN}|{ZERO_PATTERN})\Z")
 _COIN_AMOUNT = re.compile(rf"\A{COIN_PATTERN} (?:{AMOUNT_PATTERN}|{ZERO_PATTERN})\Z")
 
 
@@ -81,7 +93,7 @@ class Field(NamedTuple):
     One field of an operation or of a part of one.
 
     ``place`` is where it stands in a request, with a dot within an end; ``parts`` is the class of a value that has
-    fields of its own.
+    fields of its own, or of each of the legs.
     """
 
     name: str
@@ -185,6 +197,31 @@ def _check_coin_amount(value: Any, field: str) -> None:
         check_amount(amount, f"{field}.amount")
 
 
+def _check_fee(value: Any, field: str) -> None:
+    """Check an amount of a named coin, which may be zero, or below it if it is a rebate."""
+    coin, amount = value.coin, value.amount
+    if isinstance(coin, str) and isinstance(amount, str) and _FEE.match(f"{coin} {amount}"):
+        return
+    check_coin(coin, f"{field}.coin")
+    if not is_zero_text(amount):
+        check_signed_amount(amount, f"{field}.amount")
+
+
+def _check_house_id(text: object, field: str) -> None:
+    if not isinstance(text, str) or not is_house_name(text):
+        raise InvalidRequest(f"{field} is {shown(text)}; a house account such as '@fees' would pass", field=field)
+    check_owner(text, field)
+
+
+def _check_legs(legs: Any, field: str) -> None:
+    """Check that there are as many legs as a post may have, and each of them."""
+    if not isinstance(legs, (list, tuple)) or not LEGS_MIN <= len(legs) <= LEGS_MAX:
+        count = f"{len(legs)} legs" if isinstance(legs, (list, tuple)) else f"a {type(legs).__name__}"
+        raise InvalidRequest(f"{field} is {count}; a list of {LEGS_MIN} to {LEGS_MAX} legs would pass", field=field)
+    for place, leg in enumerate(legs):
+        leg.check(f"{field}[{place}]")
+
+
 def _check_parts(value: Any, field: str) -> None:
     value.check(field)
 
@@ -208,17 +245,23 @@ SEQ: Final = Form("position", _check_seq, 12)
 EPOCH: Final = Form("epoch", check_epoch, 1)
 RELEASE: Final = Form("release", _check_release, REST)
 COIN_AMOUNT: Final = Form("amount of a coin", _check_coin_amount, {"coin": "btc", "amount": "0.0005"})
+FEE: Final = Form("fee", _check_fee, {"coin": "btc", "amount": "0.0005"})
+HOUSE_ACCOUNT: Final = Form("house account", _check_house_id, "@fees", f"@{HOUSE_NAME_PATTERN}")
+SIGNED_AMOUNT: Final = Form("signed amount", check_signed_amount, "-1.5", SIGNED_AMOUNT_PATTERN)
+LEGS: Final = Form("legs", _check_legs, {"customer": "alice", "coin": "usdt", "amount": "-1.5"})
 SIDE: Final = Form("side of a fill", _check_parts, {"hold": {"key": "order-7"}})
 
 Key: TypeAlias = Annotated[str, KEY]
 CustomerId: TypeAlias = Annotated[str, CUSTOMER]
 OwnerId: TypeAlias = Annotated[str, OWNER]
+HouseId: TypeAlias = Annotated[str, HOUSE_ACCOUNT]
 HouseName: TypeAlias = Annotated[str, HOUSE_NAME]
 Flag: TypeAlias = Annotated[bool, FLAG]
 CoinName: TypeAlias = Annotated[str, COIN]
 Scale: TypeAlias = Annotated[int, SCALE]
 AccountKind: TypeAlias = Annotated[str, ACCOUNT]
 Amount: TypeAlias = Annotated[str, AMOUNT]
+SignedAmount: TypeAlias = Annotated[str, SIGNED_AMOUNT]
 Reference: TypeAlias = Annotated[str, REFERENCE]
 Reason: TypeAlias = Annotated[str, REASON]
 TimeMs: TypeAlias = Annotated[int, TIME_MS]
@@ -251,7 +294,7 @@ def _field(name: str, hint: Any, default: Any) -> Field:
         hint = next(member for member in get_args(hint) if get_origin(member) is Annotated)
     value, form, *ends = get_args(hint)
     place = f"{ends[0].name}.{name.partition('_')[2]}" if ends else name
-    parts = value if form in (COIN_AMOUNT, SIDE) else None
+    parts = get_args(value)[0] if form is LEGS else value if form in (COIN_AMOUNT, FEE, SIDE) else None
     required = default is dataclasses.MISSING
     return Field(name, form, place, parts, required, takes_none, None if required else default)
 

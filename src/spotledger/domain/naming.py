@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any, Final, TypeVar, get_args
 
 from spotledger.domain.accounts import Account
-from spotledger.domain.fields import ACCOUNT, CUSTOMER, HOLD, OWNER, SEQ, SIDE, HoldKey, HoldName, fields_of
+from spotledger.domain.fields import ACCOUNT, CUSTOMER, HOLD, LEGS, OWNER, SEQ, SIDE, HoldKey, HoldName, fields_of
 from spotledger.domain.operations import OPERATIONS, Expire, Operation, Reverse, Settle, SettleSide, Unfreeze, Withdraw
 from spotledger.domain.positions import Epochs, parse_position
 
@@ -111,6 +111,10 @@ def _account_reader(customer: str, account: str | None) -> Callable[[Any], tuple
     return attrgetter(customer, account)
 
 
+def _accounts_of_legs(operation: Any) -> tuple[Account, ...]:
+    return tuple([Account(leg.customer, leg.account) for leg in operation.legs])
+
+
 #: By class: return the accounts that an operation names; spot where it names none of a customer's. Beside a hold or an
 #: entry, customer and account are preconditions.
 ACCOUNTS_OF: Final[dict[type[Any], Callable[[Any], tuple[Account, ...]]]] = {
@@ -118,7 +122,7 @@ ACCOUNTS_OF: Final[dict[type[Any], Callable[[Any], tuple[Account, ...]]]] = {
     for kind in OPERATIONS
     if any(field.form in (CUSTOMER, OWNER) for field in fields_of(kind))
     and not any(field.form in (HOLD, SEQ) and field.is_required for field in fields_of(kind))
-}
+} | {kind: _accounts_of_legs for kind in OPERATIONS if any(field.form is LEGS for field in fields_of(kind))}
 #: The operations that say when something happened.
 DATED: Final[tuple[type[Any], ...]] = tuple(
     kind for kind in OPERATIONS if any(field.name == "happened_ms" for field in fields_of(kind))

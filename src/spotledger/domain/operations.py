@@ -12,15 +12,15 @@ it happens once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Final, TypeAlias, TypeVar, get_args
 
 from spotledger.domain.accounts import check_coin, check_owner
 from spotledger.domain.fields import (
-    COIN_AMOUNT,
     HOLD,
     KEY_MAX_CHARACTERS as KEY_MAX_CHARACTERS,
+    LEGS,
     REFERENCE_MAX_CHARACTERS as REFERENCE_MAX_CHARACTERS,
     REST as REST,
     SIDE,
@@ -34,12 +34,12 @@ from spotledger.domain.fields import (
     Flag,
     HoldKey as HoldKey,
     HoldName as HoldName,
+    HouseId,
     HouseName,
     Key,
     OwnerId,
     Reason,
     Reference,
-    Release,
     Scale,
     Seq,
     TimeMs,
@@ -50,6 +50,7 @@ from spotledger.domain.fields import (
     check_reference as check_reference,
     fields_of,
 )
+from spotledger.domain.parts import CoinAmount as CoinAmount, Leg as Leg, SettleSide as SettleSide
 from spotledger.errors import InvalidRequest
 
 K = TypeVar("K", bound="Described")
@@ -329,44 +330,33 @@ class Transfer(Described):
             raise InvalidRequest("to is the same account as from; another account would pass", field="to")
 
 
-class CoinAmount(NamedTuple):
-    """An amount of a coin; zero means none."""
-
-    coin: CoinName
-    amount: Amount
-
-    def is_zero(self) -> bool:
-        """Return whether the amount is zero."""
-        return not self.amount.strip("0.")
-
-
+@described
 @dataclass(slots=True)
-class SettleSide:
+class Post(Described):
     """
-    One side of a fill: the hold that pays, with its preconditions, the fee, what else is released, and dust.
+    Post 2 to 1,000 legs between customers and house accounts as one entry, such as an airdrop, interest or a
+    correction. They sum to zero for each coin, and an account is judged by what all legs together do to it.
 
-    Args:
-        hold: The hold that pays: of the quote coin for the buyer, of the base coin for the seller.
-        fee: The fee: in the coin received, out of what is received, or in the coin paid, out of the same hold.
-        release: What else of the hold goes back to available: decimal text, or ``"rest"`` for all that remains.
-        dust: What goes to the house account ``@dust`` out of what is received.
-        customer, coin, epoch: Preconditions that the hold has to meet; None: any.
+    Raises:
+        InvalidAmount: An amount is not a whole number of units of its coin.
+        LegsUnbalanced: The legs do not sum to zero for a coin.
+        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
     """
 
-    hold: HoldName
-    fee: Annotated[CoinAmount, COIN_AMOUNT] | None = None
-    release: Release | None = None
-    dust: Annotated[CoinAmount, COIN_AMOUNT] | None = None
-    customer: OwnerId | None = None
-    coin: CoinName | None = None
-    epoch: Epoch | None = None
-
-    def check(self, name: str) -> None:
-        """Check the form of this side; messages call it *name*."""
-        _check_side(self, f"{name}.")
-
-
-_check_side: Final = check_of(SettleSide)
+    kind: ClassVar[str] = "post"
+    collection: ClassVar[str] = "postings"
+    example: ClassVar[Example] = {
+        "legs": [
+            {"customer": "alice", "coin": "usdt", "amount": "-1.5"},
+            {"customer": "@fees", "coin": "usdt", "amount": "1.5"},
+        ],
+        "reason": "fee of a withdrawal",
+    }
+    key: Key
+    legs: Annotated[Sequence[Leg], LEGS]
+    reason: Reason | None = None
+    reference: Reference | None = None
 
 
 @described
@@ -376,12 +366,15 @@ class Settle(Described):
     Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
     available. The whole fill is refused if a hold is short, closed or of the wrong coin.
 
-    The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse.
+    The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse. A negative fee is a rebate.
+    *fee_account*, by default @fees, takes the fees of both sides and pays the rebates. The fill is refused if that
+    account has too little for what the fill takes from it in all.
 
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
         InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
         UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+        FeesShort, UnknownHouseAccount: Not kept.
     """
 
     kind: ClassVar[str] = "settle"
@@ -405,6 +398,7 @@ class Settle(Described):
     seller: Annotated[SettleSide, SIDE]
     reference: Reference | None = None
     happened_ms: TimeMs | None = None
+    fee_account: HouseId | None = None
 
     def __post_init__(self) -> None:
         """Check the form of each field, and that two coins are traded."""
@@ -417,8 +411,8 @@ class Settle(Described):
 @dataclass(slots=True)
 class Reverse(Described):
     """
-    Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason; what
-    the customer no longer has is booked as owed.
+    Reverse an earlier deposit, withdrawal, transfer, post or settlement. An entry can be reversed once, with a reason;
+    what the customer no longer has is booked as owed.
 
     *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions that the entry has to
     meet.
@@ -463,6 +457,7 @@ Operation: TypeAlias = (
     | Unfreeze
     | Withdraw
     | Transfer
+    | Post
     | Settle
     | Reverse
     | Expire

@@ -6,7 +6,8 @@ the other fields in the order of the class, and last the amount: in units where 
 What a hold or an entry is named by stands for it: its customer, account, coin and epoch are preconditions beside it,
 which are not kept; but the coin is added beside an amount, for people.
 
-A settlement has parts, and so writes its request itself (``domain/settlement.py``).
+Settlements and posts have parts, and so their requests are written in ``domain/settlement.py`` and
+``domain/posting.py``.
 """
 
 from __future__ import annotations

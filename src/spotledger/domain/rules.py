@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from spotledger.domain import reversal, settlement
-from spotledger.domain.accounts import EXTERNAL, Account, Coin, house_name, receivable_of
+from spotledger.domain import debts, posting, reversal, settlement
+from spotledger.domain.accounts import EXTERNAL, Account, Coin, house_name
 from spotledger.domain.amounts import normal_amount, parse_amount, units_of
 from spotledger.domain.books import (
     NO_SUBJECT,
@@ -37,6 +37,7 @@ from spotledger.domain.operations import (
     ListCoin,
     OpenHouseAccount,
     Operation,
+    Post,
     RegisterCustomer,
     Reverse,
     Settle,
@@ -54,7 +55,7 @@ from spotledger.errors import (
     LedgerCorrupt,
 )
 
-AnySubject: TypeAlias = Subject | settlement.Fill | reversal.Target
+AnySubject: TypeAlias = Subject | settlement.Fill | posting.Legs | reversal.Target
 
 
 def subject_of(operation: Operation, state: State) -> AnySubject:
@@ -99,7 +100,8 @@ def decide(operation: Operation, subject: AnySubject, state: State, seq: int, no
 
     *subject* is the result of :func:`subject_of`. Raises Refused if the operation is refused; it does nothing then.
     """
-    return _RULES[type(operation)](operation, subject, state, seq, now_ms)
+    made = _RULES[type(operation)](operation, subject, state, seq, now_ms)
+    return debts.repay(made, state) if state.debtors else made
 
 
 def _list_coin(operation: ListCoin, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
@@ -127,10 +129,7 @@ def _open_house_account(operation: OpenHouseAccount, subject: Subject, state: St
 def _deposit(operation: Deposit, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     coin, units = listed(operation.coin, subject.coin).name, known(subject.units, subject.coin)
     line = state.line(registered(operation.customer, operation.account, state), coin)
-    receivable = state.line(receivable_of(operation.customer), coin)
-    repaid = min(units, -receivable.available)
-    outside = (state.line(EXTERNAL, coin), AVAILABLE, -units, None)
-    return post((outside, (receivable, AVAILABLE, repaid, None), (line, AVAILABLE, units - repaid, None)))
+    return post(((state.line(EXTERNAL, coin), AVAILABLE, -units, None), (line, AVAILABLE, units, None)))
 
 
 def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
@@ -202,6 +201,7 @@ _SUBJECTS: dict[type[Any], Callable[[Any, State], AnySubject]] = {
     Withdraw: _of_withdraw,
     Transfer: _of_coin,
     Expire: _of_hold,
+    Post: posting.legs_of,
     Settle: settlement.fill_of,
     Reverse: reversal.target_of,
 }
@@ -215,6 +215,7 @@ _RULES: dict[type[Any], Callable[[Any, Any, State, int, int], Decision]] = {
     Withdraw: _withdraw,
     Transfer: _transfer,
     Expire: _expire,
+    Post: posting.post_legs,
     Settle: settlement.settle,
     Reverse: reversal.reverse,
 }
@@ -233,6 +234,8 @@ def request_of(operation: Operation, subject: AnySubject) -> dict[str, Any]:
     if isinstance(operation, Settle):
         fill = subject if isinstance(subject, settlement.Fill) else settlement.Fill(None, None)
         return settlement.settle_request(operation, fill)
+    if isinstance(operation, Post):
+        return posting.post_request(operation, subject if isinstance(subject, posting.Legs) else posting.Legs({}, None))
     return REQUESTS[type(operation)](operation, subject)
 
 
@@ -249,6 +252,8 @@ def differing_field(kept: dict[str, Any], operation: Operation, scale_of: Callab
         return "op"
     if isinstance(operation, Settle):
         return settlement.differing_settle_field(kept, operation, scale_of)
+    if isinstance(operation, Post):
+        return posting.differing_post_field(kept, operation, scale_of)
     content = REQUESTS[type(operation)](operation, NO_SUBJECT)
     for name in (*content, *kept):
         if name in _COMPARED_OTHERWISE or content.get(name) == kept.get(name):

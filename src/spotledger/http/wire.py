@@ -33,6 +33,8 @@ TABLE: dict[type[errors.SpotledgerError], Row] = {
     errors.IdempotencyConflict: Row(409, 400, "Idempotency key used with other content"),
     errors.CoinAlreadyListed: Row(422, 404, "Coin already listed"),
     errors.CustomerAlreadyRegistered: Row(422, 404, "Customer already registered"),
+    errors.LegsUnbalanced: Row(422, 400, "Legs unbalanced"),
+    errors.FeesShort: Row(422, 404, "Fees short"),
     errors.HouseAccountReserved: Row(422, 400, "House account reserved"),
     errors.HouseAccountAlreadyOpen: Row(422, 404, "House account already open"),
     errors.UnknownHouseAccount: Row(422, 404, "Unknown house account"),

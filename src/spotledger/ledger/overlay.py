@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from spotledger.domain.accounts import Account, Coin, HouseAccount, house_name
 from spotledger.domain.books import Decision, Line, new_stamp
+from spotledger.domain.debts import debtors_in
 from spotledger.domain.journal import Entry, Hold, opens_hold
 from spotledger.domain.operations import ListCoin, OpenHouseAccount, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
@@ -41,10 +42,9 @@ class Overlay:
         #: The ``seq`` of the entry of each key that was known before the group.
         self.known: dict[str, int] = {}
         self.head = store.head if before is None else before.end
-        self.epochs = store.epochs
+        self.epochs, self.debtors = store.epochs, store.debtors
         self._listed = store.coins
-        self._entries = entries
-        self._decisions = decisions
+        self._entries, self._decisions = entries, decisions
         self._accounts: dict[Account, AccountView] = {}
         #: Lines with an earlier stamp have what others decided, and maybe never wrote.
         self._begun: int = new_stamp() if before is None else before._begun
@@ -168,6 +168,7 @@ class Overlay:
         if entry.kind == OpenHouseAccount.kind:
             opened = HouseAccount(house_name(request["name"]), request["may_be_negative"])
             return self._house_accounts, opened.name, opened
+        self.debtors.update(debtors_in(entry.balances))
         return self._reversals, request["seq"], entry.seq
 
     def begin_chain(self) -> None:

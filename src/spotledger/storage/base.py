@@ -129,6 +129,10 @@ class Store(Protocol):
         """The listed coins by name, sorted; a new object after each listing."""
 
     @property
+    def debtors(self) -> set[str]:
+        """The customers who owe something, and maybe others; who decides a reversal adds to it before the commit."""
+
+    @property
     def house_accounts(self) -> Mapping[str, HouseAccount]:
         """The open house accounts by name, sorted; a new object after one is opened."""
 

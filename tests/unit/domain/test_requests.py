@@ -17,6 +17,7 @@ from spotledger.domain.operations import (
     ListCoin,
     OpenHouseAccount,
     Operation,
+    Post,
     RegisterCustomer,
     Reverse,
     Settle,
@@ -72,5 +73,5 @@ def test_request_is_kept_to_the_byte_as_ever(operation: Operation, subject: Subj
 
 
 def test_every_operation_without_parts_has_its_request_derived() -> None:
-    """Only a settlement writes its request itself; the table above has each of the others."""
-    assert set(REQUESTS) == set(get_args(Operation)) - {Settle} == {type(operation) for operation, _, _ in KEPT}
+    """Only settlements and posts write their requests themselves; the table above has each of the others."""
+    assert set(REQUESTS) == set(get_args(Operation)) - {Settle, Post} == {type(operation) for operation, _, _ in KEPT}

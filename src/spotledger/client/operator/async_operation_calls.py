@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from spotledger.client.operator.ledger_answers import Written
 from spotledger.client.operator.operations import (
@@ -12,10 +13,12 @@ from spotledger.client.operator.operations import (
     Deposit,
     Freeze,
     HoldName,
+    Leg,
     ListCoin,
     OpenHouseAccount,
     Operation,
     Position,
+    Post,
     RegisterCustomer,
     Reverse,
     Settle,
@@ -228,6 +231,21 @@ class AsyncOperationCalls(ABC):
             )
         )
 
+    async def post(
+        self, legs: Sequence[Leg], *, key: str, reason: str | None = None, reference: str | None = None
+    ) -> Written:
+        """
+        Post 2 to 1,000 legs between customers and house accounts as one entry, such as an airdrop, interest or a
+        correction. They sum to zero for each coin, and an account is judged by what all legs together do to it.
+
+        Raises:
+            InvalidAmount: An amount is not a whole number of units of its coin.
+            LegsUnbalanced: The legs do not sum to zero for a coin.
+            UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+            UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
+        """
+        return await self.do(Post(key, legs=legs, reason=reason, reference=reference))
+
     async def settle(
         self,
         base: str,
@@ -240,17 +258,21 @@ class AsyncOperationCalls(ABC):
         key: str,
         reference: str | None = None,
         happened_ms: int | None = None,
+        fee_account: str | None = None,
     ) -> Written:
         """
         Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
         available. The whole fill is refused if a hold is short, closed or of the wrong coin.
 
-        The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse.
+        The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse. A negative fee is a rebate.
+        *fee_account*, by default @fees, takes the fees of both sides and pays the rebates. The fill is refused if that
+        account has too little for what the fill takes from it in all.
 
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
             InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
             UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+            FeesShort, UnknownHouseAccount: Not kept.
         """
         return await self.do(
             Settle(
@@ -263,6 +285,7 @@ class AsyncOperationCalls(ABC):
                 seller=seller,
                 reference=reference,
                 happened_ms=happened_ms,
+                fee_account=fee_account,
             )
         )
 
@@ -277,8 +300,8 @@ class AsyncOperationCalls(ABC):
         epoch: int | None = None,
     ) -> Written:
         """
-        Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason;
-        what the customer no longer has is booked as owed.
+        Reverse an earlier deposit, withdrawal, transfer, post or settlement. An entry can be reversed once, with a
+        reason; what the customer no longer has is booked as owed.
 
         *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions that the entry has
         to meet.

@@ -8,7 +8,7 @@ Amounts are decimal text or ``Decimal``. How an operation becomes a request is i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,7 +31,8 @@ class SettleSide(Part):
 
     Args:
         hold: The hold that pays: of the quote coin for the buyer, of the base coin for the seller.
-        fee: The fee: in the coin received, out of what is received, or in the coin paid, out of the same hold.
+        fee: The fee: in the coin received, out of what is received, or in the coin paid, out of the same hold. One that
+            is negative is a rebate, which the fee account pays.
         release: What else of the hold goes back to available: decimal text, or ``"rest"`` for all that remains.
         dust: What goes to the house account ``@dust`` out of what is received.
         customer, coin, epoch: Preconditions that the hold has to meet; None: any.
@@ -45,6 +46,23 @@ class SettleSide(Part):
     customer: str | None = None
     coin: str | None = None
     epoch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Leg(Part):
+    """
+    One leg of a post: what it adds to the available of an account, or takes from it.
+
+    Args:
+        amount: Decimal text, with a minus sign if it is taken.
+        account: The customer's account, spot by default; a house account has none.
+    """
+
+    amounts = frozenset(["amount"])
+    customer: str
+    coin: str
+    amount: Amount
+    account: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,17 +242,40 @@ class Transfer(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class Post(Operation):
+    """
+    Post 2 to 1,000 legs between customers and house accounts as one entry, such as an airdrop, interest or a
+    correction. They sum to zero for each coin, and an account is judged by what all legs together do to it.
+
+    Raises:
+        InvalidAmount: An amount is not a whole number of units of its coin.
+        LegsUnbalanced: The legs do not sum to zero for a coin.
+        UnknownCoin, UnknownCustomer, InsufficientAvailable, BalanceTooLarge: Kept with the key.
+        UnknownHouseAccount, and InsufficientAvailable of a house account: Not kept.
+    """
+
+    op = "post"
+    path = of_collection("postings")
+    legs: Sequence[Leg]
+    reason: str | None = None
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Settle(Operation):
     """
     Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
     available. The whole fill is refused if a hold is short, closed or of the wrong coin.
 
-    The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse.
+    The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse. A negative fee is a rebate.
+    *fee_account*, by default @fees, takes the fees of both sides and pays the rebates. The fill is refused if that
+    account has too little for what the fill takes from it in all.
 
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
         InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
         UnknownCoin, UnknownHold, HoldExpired, HoldClosed, HoldShort, BalanceTooLarge: Kept with the key.
+        FeesShort, UnknownHouseAccount: Not kept.
     """
 
     op = "settle"
@@ -248,13 +289,14 @@ class Settle(Operation):
     seller: SettleSide
     reference: str | None = None
     happened_ms: int | None = None
+    fee_account: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reverse(Operation):
     """
-    Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason; what
-    the customer no longer has is booked as owed.
+    Reverse an earlier deposit, withdrawal, transfer, post or settlement. An entry can be reversed once, with a reason;
+    what the customer no longer has is booked as owed.
 
     *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions that the entry has to
     meet.

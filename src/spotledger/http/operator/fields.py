@@ -45,6 +45,12 @@ AMOUNT: Final[Schema] = {
     "description": "A plain decimal above zero, with no more decimals than the coin has.",
     "examples": ["100.50"],
 }
+SIGNED_AMOUNT: Final[Schema] = {
+    "type": "string",
+    "pattern": r"^-?(0|[1-9][0-9]{0,37})(\.[0-9]{1,18})?$",
+    "description": "A plain decimal, not zero, with a minus sign if it is taken; no more decimals than the coin has.",
+    "examples": ["-1.5", "1.5"],
+}
 KEY: Final[Schema] = {
     "type": "string",
     "pattern": f"^[!-~]{{1,{KEY_MAX_CHARACTERS}}}$",
@@ -91,11 +97,18 @@ SCHEMAS: Final[dict[Form, Schema]] = {
     fields.CUSTOMER: CUSTOMER,
     fields.OWNER: OWNER,
     fields.HOUSE_NAME: HOUSE_NAME,
+    fields.HOUSE_ACCOUNT: {
+        "type": "string",
+        "pattern": r"^@[a-z][a-z0-9._-]{0,31}$",
+        "default": "@fees",
+        "description": "The house account that takes the fees and pays the rebates.",
+    },
     fields.FLAG: {"type": "boolean", "default": False},
     fields.COIN: COIN,
     fields.SCALE: {"type": "integer", "minimum": 0, "maximum": MAX_SCALE},
     fields.ACCOUNT: ACCOUNT,
     fields.AMOUNT: AMOUNT,
+    fields.SIGNED_AMOUNT: SIGNED_AMOUNT,
     fields.REFERENCE: REFERENCE,
     fields.REASON: REFERENCE,
     fields.TIME_MS: TIME,

@@ -156,6 +156,11 @@ class PostgresReads(FollowedMemory):
             return self._head_cache.coins
 
     @property
+    def debtors(self) -> set[str]:
+        """The customers who owe something, and maybe others."""
+        return self._head_cache.debtors
+
+    @property
     def house_accounts(self) -> Mapping[str, HouseAccount]:
         """The open house accounts by name, sorted; a new object after one is opened."""
         if self._heads.seqs is None:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin, HouseAccount, house_name
+from spotledger.domain.debts import debtors_in
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.operations import OpenHouseAccount
 from spotledger.domain.positions import Epochs
@@ -129,6 +130,12 @@ def sealed_in(result: PGresult, ledger_id: str) -> Head:
 def coins_in(result: PGresult) -> list[Coin]:
     """Return the coins in *result*."""
     return [Coin(name.decode(), int(scale)) for name, scale in rows_of(result)]
+
+
+def debtors_found(result: PGresult) -> set[str]:
+    """Return the customers who owe something according to *result*."""
+    rows = rows_of(result)
+    return debtors_in(((name.decode(), kind.decode()), coin, int(available)) for name, kind, coin, available in rows)
 
 
 def house_accounts_in(result: PGresult) -> list[HouseAccount]:

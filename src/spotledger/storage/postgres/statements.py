@@ -50,6 +50,12 @@ LEDGER: Final = statement(
     " WHERE only_row = 1",
 )
 COINS: Final = statement("coins", "SELECT coin, scale FROM coin ORDER BY coin")
+#: Those who owe something as of the last sealed entry.
+DEBTORS: Final = statement(
+    "debtors",
+    "SELECT customer, account, coin, available FROM balance"
+    " WHERE customer >= '@receivable:' AND customer < '@receivable;' AND available < 0",
+)
 #: The entries that opened house accounts, which are registered like customers.
 HOUSE_ACCOUNTS: Final = statement(
     "house_accounts",
@@ -241,7 +247,7 @@ LAST_TOUCHES: Final = statement(
     "bttt",
 )
 
-_FOLLOWED: Final = (HEAD, SEALED, NEW_ENTRIES, HASH, LEDGER, COINS, HOUSE_ACCOUNTS)
+_FOLLOWED: Final = (HEAD, SEALED, NEW_ENTRIES, HASH, LEDGER, COINS, HOUSE_ACCOUNTS, DEBTORS)
 WRITING: Final[tuple[Statement, ...]] = (
     *(BEGIN, COMMIT, ROLLBACK, LOCK, CLOCK, *_FOLLOWED),
     *(ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, HOLDS_OF_KEYS, BALANCES, BALANCES_OF_HOLDS, BALANCES_OF_KEYS),

@@ -417,6 +417,10 @@ class Books:
         rows = self._rows("SELECT by_seq FROM reversal WHERE seq = ?", (seq,))
         return int(rows[0][0]) if rows else None
 
+    def reversing_entries(self) -> list[int]:
+        """Return the sealed entries that reversed another."""
+        return [by_seq for (by_seq,) in self._rows("SELECT by_seq FROM reversal", ())]
+
     def key_buckets(self, ids: range) -> list[tuple[int, bytes]]:
         """
         Return the buckets of keys with these *ids*.

@@ -95,6 +95,11 @@ class SqliteReads(ABC):
         return self._memory.coins
 
     @property
+    def debtors(self) -> set[str]:
+        """The customers who owe something, and maybe others."""
+        return self._memory.debtors
+
+    @property
     def house_accounts(self) -> Mapping[str, HouseAccount]:
         """The open house accounts by name, sorted; another object after one is opened."""
         return self._memory.house_accounts

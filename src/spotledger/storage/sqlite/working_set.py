@@ -15,6 +15,7 @@ from typing import Final
 
 from spotledger.domain.accounts import FIRST_HOUSE_ACCOUNTS, ZERO, Account, Balance, Coin, HouseAccount, house_name
 from spotledger.domain.books import Decision, Line
+from spotledger.domain.debts import debtors_in
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple, opened_hold
 from spotledger.domain.operations import Freeze, ListCoin, OpenHouseAccount, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
@@ -71,6 +72,8 @@ class WorkingSet(OpenSegments):
         #: Holds as the tables have them, which the open segments have not changed or have in a later state.
         self.loaded_holds: dict[int, Hold] = {}
         self.coins: Mapping[str, Coin] = MappingProxyType({})
+        #: Those who owe something, and maybe others.
+        self.debtors: set[str] = set()
         self.house_accounts: Mapping[str, HouseAccount] = MappingProxyType(FIRST_HOUSE_ACCOUNTS)
         self._shrink_at = cache_accounts
         self._looked_at = 0
@@ -127,6 +130,7 @@ class WorkingSet(OpenSegments):
             self.open_house_account(HouseAccount(house_name(request["name"]), request["may_be_negative"]))
         elif kind == Reverse.kind:
             segment.reversals[request["seq"]] = seq
+            self.debtors |= debtors_in(entry.balances)
 
     def _take_balances(self, segment: OpenSegment, entry: Entry) -> None:
         seq, accounts = entry.seq, self.accounts

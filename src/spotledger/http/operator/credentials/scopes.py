@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from spotledger.domain.accounts import is_house_name
-from spotledger.domain.operations import OPERATIONS, Operation
+from spotledger.domain.operations import OPERATIONS, Operation, Post
 from spotledger.http.operator.calls import LEDGER_CONTROL, LEDGER_WRITE
 from spotledger.security.tokens import check_scope
 
@@ -26,6 +26,9 @@ _PAYER_OF: Final[Mapping[type[Any], str]] = {kind: kind.payer for kind in OPERAT
 def scopes_of(operation: Operation) -> tuple[str, ...]:
     """Return the scopes that *operation* needs, all of them."""
     kind = type(operation)
+    if isinstance(operation, Post):
+        debits = any(leg.amount[0] == "-" and is_house_name(leg.customer) for leg in operation.legs)
+        return (SCOPE_OF[kind], LEDGER_CONTROL) if debits else (SCOPE_OF[kind],)
     payer = getattr(operation, _PAYER_OF[kind]) if kind in _PAYER_OF else None
     if payer is not None and is_house_name(payer):
         return (SCOPE_OF[kind], LEDGER_CONTROL)

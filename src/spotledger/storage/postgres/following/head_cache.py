@@ -19,6 +19,7 @@ from psycopg.pq.abc import PGresult
 
 from spotledger.domain.accounts import FIRST_HOUSE_ACCOUNTS, ZERO, Account, Balance, Coin, HouseAccount, house_name
 from spotledger.domain.books import Line
+from spotledger.domain.debts import debtors_in
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple
 from spotledger.domain.operations import Freeze, ListCoin, OpenHouseAccount, RegisterCustomer, Reverse
 from spotledger.domain.positions import Epochs
@@ -127,6 +128,7 @@ class HeadCache(OpenSegments):
         segment_entries: int,
         cache_accounts: int,
         house_accounts: Iterable[HouseAccount] = (),
+        debtors: Iterable[str] = (),
         history: int = 0,
     ) -> None:
         """
@@ -138,6 +140,7 @@ class HeadCache(OpenSegments):
             epochs: The epochs begun by then.
             segment_entries: Entries in a segment.
             house_accounts: Those that were opened by then.
+            debtors: The customers who owed something then.
             cache_accounts: How many accounts and customers may stay, with `HOLDS_AN_ACCOUNT` holds each.
             history: How often the ledger was found to be put back to an earlier state: what was read before stands for
                 other entries.
@@ -154,6 +157,8 @@ class HeadCache(OpenSegments):
         self.history = history
         self.epochs = epochs
         self.coins: Mapping[str, Coin] = MappingProxyType({coin.name: coin for coin in sorted(coins)})
+        #: Those who owe something, and maybe others.
+        self.debtors = set(debtors)
         self.house_accounts: Mapping[str, HouseAccount] = MappingProxyType(FIRST_HOUSE_ACCOUNTS)
         for account in house_accounts:
             self._open_house_account(account)
@@ -304,6 +309,7 @@ class HeadCache(OpenSegments):
             self._open_house_account(HouseAccount(house_name(name), may_be_negative))
         if entry.kind == Reverse.kind:
             segment.reversals[_asked(entry, "seq")] = seq
+            self.debtors |= debtors_in(entry.balances)
 
     def _open_house_account(self, account: HouseAccount) -> None:
         # A new object, so that readers see that it changed.
