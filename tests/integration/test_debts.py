@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 import support_core
+from spotledger.domain import debts
 from spotledger.domain.accounts import Account, receivable_of
-from spotledger.domain.operations import CoinAmount, HoldKey, Leg, SettleSide
+from spotledger.domain.operations import CoinAmount, Deposit, HoldKey, Leg, SettleSide, Withdraw
 from spotledger.errors import InsufficientAvailable
 from spotledger.ledger.ledger import Ledger
 from support_audit import audited
@@ -166,8 +167,6 @@ def test_debt_is_forgiven_by_a_transfer_of_the_house(ledger: Ledger) -> None:
 
 def test_debt_within_one_group_and_an_undone_chain(ledger: Ledger) -> None:
     """What a refused chain repaid is owed again."""
-    from spotledger.domain.operations import Deposit, Withdraw
-
     chain = [Deposit("c1", "ann", "btc", "4"), Withdraw("c2", "1", "ann", "btc")]
     refused = ledger.execute(chain, atomic=True)
     assert [outcome.code for outcome in refused if not hasattr(outcome, "entry")] == [
@@ -191,11 +190,37 @@ def test_debt_is_known_after_a_start(tmp_path: Path, more: int) -> None:
         for number in range(more):
             ledger.deposit("bob", "btc", "1", key=f"more-{number}")
     with support_core.open_small(tmp_path) as ledger:
-        ledger.transfer("bob", "ann", "btc", "4", key="way") if more > 4 else ledger.deposit(
-            "ann", "btc", "4", key="way"
-        )
+        ledger.deposit("ann", "btc", "4", key="way")
         assert (owes(ledger), has(ledger)) == (6, 0)
         assert "ann" in ledger._store.debtors
         assert more < 40 or "bob" not in ledger._store.debtors
     check_books(tmp_path)
     assert not audited(tmp_path).findings
+
+
+WRONG: dict[str, Callable[[Ledger], object]] = {
+    **WAYS,
+    "release": lambda ledger: ledger.unfreeze(HoldKey("held"), key="way"),
+}
+
+
+@pytest.mark.parametrize("way", WRONG)
+def test_audit_finds_who_has_what_they_owe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    """A ledger that did not repay is damaged, whichever entry left it so, and is so at each later entry."""
+    with support_core.open_small(tmp_path) as ledger:
+        support_core.seed(ledger)
+        ledger.open_house_account("treasury", key="open")
+        ledger.deposit("@treasury", "btc", "500", key="treasury")
+        paid_in = ledger.deposit("ann", "btc", "10", key="in")
+        ledger.freeze("ann", "btc", "5", key="held")
+        ledger.withdraw("1005", customer="ann", coin="btc", key="out")
+        ledger.reverse(paid_in.seq, "chargeback", key="undo")
+        monkeypatch.setattr(debts, "repay", lambda decision, state: decision)
+        WRONG[way](ledger)
+    found = audited(tmp_path).findings
+    assert ("owes_and_has", ledger_seq(tmp_path)) in {(finding.code, finding.seq) for finding in found}
+
+
+def ledger_seq(folder: Path) -> int:
+    with support_core.open_small(folder) as ledger:
+        return ledger.head.seq

@@ -128,7 +128,7 @@ async def balances(
     rows = ((coin, both.available, both.freeze) for coin, both in found.balances.items())
     out.balances(rows, with_empty=with_empty, title=title)
     for coin, amount in found.owes.items():
-        out.line(f"owes {amount:f} {coin}; later deposits repay it first")
+        out.line(f"owes {amount:f} {coin}; what comes in repays it first")
 
 
 @click.command()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from spotledger.domain.accounts import DUST, FEES, HOUSE_KIND, Account, Coin
-from spotledger.domain.amounts import normal_amount, signed_units_of, units_of
+from spotledger.domain.amounts import normal_amount, units_of
 from spotledger.domain.books import (
     Decision,
     LineMove,
@@ -108,10 +108,12 @@ def _part(side: SettleSide, names: _Names, paid: Coin, received: Coin, hold: Hol
 
 def _units(amount: CoinAmount, paid: Coin, received: Coin, coin_field: str, amount_field: str) -> int:
     coin, text = amount
+    if text[0] == "-":
+        return -_units(CoinAmount(coin, text[1:]), paid, received, coin_field, amount_field)
     if coin == received.name:
-        return signed_units_of(text, received.scale, amount_field)
+        return units_of(text, received.scale, amount_field)
     if coin == paid.name:
-        return signed_units_of(text, paid.scale, amount_field)
+        return units_of(text, paid.scale, amount_field)
     if amount.is_zero():
         return 0
     raise InvalidRequest(
@@ -169,7 +171,7 @@ def _gives(side: SettleSide, part: Part, hold: Hold, paid: Coin, units: int, nam
     _, fee, _, freed = part
     if fee and (side.fee is None or side.fee.coin != paid.name):
         fee = 0
-    needed = units + max(fee, 0)
+    needed = units + fee if fee > 0 else units
     if freed == REST:
         enough_remaining(hold, paid, needed, names.hold)
         return hold.remaining, fee, hold.remaining - needed

@@ -9,7 +9,7 @@ refusal, or an error that leaves no trace.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
@@ -171,7 +171,7 @@ class Group:
                 accounts.add(hold.account)
         for seq in wanted.entries:
             accounts |= _accounts_of_entry(overlay.entry(seq))
-        accounts |= {receivable_of(name) for name, _ in accounts if name in overlay.debtors}
+        accounts |= _receivables_of(accounts, overlay.debtors) if overlay.debtors else set()
         in_order = list(accounts)
         for start in range(0, len(in_order), piece):
             if start:
@@ -430,6 +430,11 @@ def _accounts_of_entry(entry: Entry | None) -> set[Account]:
 
 def _accounts_of_fill(operation: Settle) -> Iterable[Account]:
     return () if operation.fee_account is None else (Account(operation.fee_account, HOUSE_KIND),)
+
+
+def _receivables_of(accounts: Iterable[Account], debtors: Container[str]) -> set[Account]:
+    """Return what those of the owners of *accounts* owe who are among *debtors*."""
+    return {receivable_of(name) for name, _ in accounts if name in debtors}
 
 
 #: The accounts that an operation may touch, by its class. A settlement also uses those of its holds and of the house.
