@@ -14,6 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TextIO
 
+from spotledger.domain.accounts import check_customer
 from spotledger.domain.amounts import parse_amount
 from spotledger.domain.operations import KEY_MAX_CHARACTERS, Deposit, check_key
 from spotledger.errors import InvalidRequest
@@ -164,6 +165,7 @@ class _Reading:
         if key is None:
             content = json.dumps([found["customer"], account, found["coin"], reference])
             key = f"{self._key_prefix}:{blake2b(content.encode(), digest_size=DIGEST_BYTES).hexdigest()}"
+        check_customer(found["customer"])  # a deposit may be of a house account, too
         return Deposit(key, found["customer"], found["coin"], found["amount"], account, reference)
 
     def _once(self, line: int, deposit: Deposit) -> None:
