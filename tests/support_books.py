@@ -35,6 +35,7 @@ class Books:
     history: dict[int, list[tuple[str, str, str, int, int]]] = field(default_factory=dict)
     references: list[tuple[str, int]] = field(default_factory=list)
     customers: dict[str, int] = field(default_factory=dict)
+    overdrafts: set[str] = field(default_factory=set)
     coins: dict[str, int] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
 
@@ -105,6 +106,11 @@ def _post(books: Books, entry: dict[str, Any]) -> None:
         books.coins[entry["request"]["coin"]] = entry["request"]["scale"]
     if entry["kind"] == "register_customer":
         books.customers[entry["request"]["customer"]] = entry["seq"]
+    if entry["kind"] == "open_house_account":
+        name = "@" + entry["request"]["name"]
+        assert name not in books.customers
+        books.customers[name] = entry["seq"]
+        books.overdrafts |= {name} if entry["request"]["may_be_negative"] else set()
     sums: dict[str, int] = {}
     touched = {}
     for place, side, units_text, *rest in entry.get("postings", ()):
@@ -121,7 +127,7 @@ def _post(books: Books, entry: dict[str, Any]) -> None:
     assert not any(sums.values()), f"entry {entry['seq']} does not add up to zero"
     for name, (available, freeze) in touched.items():
         assert freeze >= 0, f"freeze below zero at entry {entry['seq']}"
-        negative_allowed = name[0] == EXTERNAL or name[0].startswith(RECEIVABLE)
+        negative_allowed = name[0] == EXTERNAL or name[0].startswith(RECEIVABLE) or name[0] in books.overdrafts
         assert available >= 0 or negative_allowed, f"available below zero at entry {entry['seq']}"
     after = {(c, a, coin): [int(av), int(fr)] for (c, a), coin, av, fr in entry.get("balances", ())}
     assert after == touched, f"the balances after entry {entry['seq']} are not what its postings lead to"

@@ -14,7 +14,10 @@ from spotledger.domain.operations import (
     Deposit,
     Freeze,
     HoldKey,
+    Leg,
     ListCoin,
+    OpenHouseAccount,
+    Post,
     RegisterCustomer,
     Reverse,
     Settle,
@@ -29,6 +32,8 @@ from support_ledger_model import Model, Name
 SCALES = {"btc": 8, "vast": 18, "whole": 0}
 CUSTOMERS = ("ann", "bob", "cy.d")
 KINDS = ("wallet", "spot", "fiat")
+#: House accounts, the last of which is opened as one that may be below zero.
+HOUSES = ("@fees", "@treasury", "@credit")
 AMOUNTS = st.sampled_from(
     ["1"] * 6
     + ["2"] * 6
@@ -40,8 +45,8 @@ PARTS = st.sampled_from(["1", "1", "1", "0.5", "0.25", "0.00000001", "0", "0.0",
 RICHES = "6" + "0" * 37
 PARTS_FREED = st.sampled_from(["1", "1", "0.5", "0.000000001"])
 ASKED = (
-    "list register deposit deposit freeze freeze freeze freeze unfreeze unfreeze withdraw withdraw withdraw transfer"
-    " transfer transfer settle settle settle settle reverse reverse reverse reverse"
+    "list register open deposit deposit freeze freeze freeze freeze unfreeze unfreeze withdraw withdraw withdraw"
+    " transfer transfer transfer post post settle settle settle settle reverse reverse reverse reverse"
 )
 NOTES = st.sampled_from([None, None, "order 7", "zh 冻结 ✓"])
 
@@ -113,6 +118,8 @@ class Draws:
             return self._settle(data, key)
         if kind == "reverse":
             return self.reverse(data)
+        if kind == "post":
+            return self._post(data, key)
         return self._plain(data, kind, key)
 
     def _fit(self, data: st.DataObject, coin: str, amounts: st.SearchStrategy[str]) -> str:
@@ -160,10 +167,10 @@ class Draws:
         reversible = [
             seq
             for seq, kind in self.model.kinds.items()
-            if kind in ("deposit", "withdraw", "transfer", "settle")
+            if kind in ("deposit", "withdraw", "transfer", "post", "settle")
             and (seq not in self.model.reversed or seq % 5 == 0)
         ]
-        traded = [seq for seq in reversible if self.model.kinds[seq] in ("settle", "transfer")]
+        traded = [seq for seq in reversible if self.model.kinds[seq] in ("settle", "transfer", "post")]
         which = data.draw(st.integers(0, 9), "which entry")
         if traded and which < 4:
             return data.draw(st.sampled_from(traded[-10:]))
@@ -199,13 +206,16 @@ class Draws:
         seller = self._side(data, holds[1], quote, base)
         amounts = self._fit(data, base, AMOUNTS), self._fit(data, quote, AMOUNTS)
         note, happened = data.draw(NOTES), data.draw(st.sampled_from([None, 1_600_000_000_000]))
-        return Settle(key, base, quote, *amounts, buyer, seller, note, happened)
+        fee_account = data.draw(st.sampled_from([None] * 6 + list(HOUSES)))
+        return Settle(key, base, quote, *amounts, buyer, seller, note, happened, fee_account)
 
     def _side(self, data: st.DataObject, hold: Any, receives: str, pays: str) -> SettleSide:
         fee = dust = None
         fee_coin = data.draw(st.sampled_from([None] * 3 + [receives] * 5 + [pays] * 4 + ["whole", "nix"]))
         if fee_coin is not None:
-            fee = CoinAmount(fee_coin, self._fit(data, fee_coin, PARTS))
+            text = self._fit(data, fee_coin, PARTS)
+            is_rebate = text.strip("0.") and data.draw(st.integers(0, 3), "rebate") == 3
+            fee = CoinAmount(fee_coin, f"-{text}" if is_rebate else text)
         dust_coin = data.draw(st.sampled_from([None] * 9 + [receives] * 5 + [pays, "btc"]))
         if dust_coin is not None:
             dust = CoinAmount(dust_coin, self._fit(data, dust_coin, PARTS))
@@ -239,8 +249,25 @@ class Draws:
             return Transfer(self._fresh_key(), names[0], names[1], "whole", RICHES)
         return Deposit(self._fresh_key(), names[0], "whole", RICHES)
 
+    def _post(self, data: st.DataObject, key: str) -> Post:
+        """Draw legs that mostly sum to zero: each is taken from one account and given to another, in any order."""
+        legs: list[Leg] = []
+        for _ in range(data.draw(st.integers(1, 4), "pairs of legs")):
+            coin = data.draw(st.sampled_from([*[*SCALES] * 3, "nix"]))
+            amount = self._fit(data, coin, st.sampled_from(["1", "1.0", "2", "7", "0.5", "40"]))
+            for text in ("-" + amount, amount):
+                name, kind = self._owner(data), data.draw(st.sampled_from(["spot", *KINDS]))
+                legs.append(Leg(name, coin, text, None if name[0] == "@" else kind))
+        if data.draw(st.integers(0, 9), "unbalanced") == 4:
+            legs.append(Leg("ann", "btc", "1"))
+        return Post(key, data.draw(st.permutations(legs)), data.draw(NOTES), data.draw(NOTES))
+
+    def _owner(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from([*CUSTOMERS * 3, *HOUSES]))
+
     def _plain(self, data: st.DataObject, kind: str, key: str) -> Any:
-        name, account = data.draw(st.sampled_from(CUSTOMERS)), data.draw(st.sampled_from(["spot", *KINDS]))
+        name, account = self._owner(data), data.draw(st.sampled_from(["spot", *KINDS]))
+        account = "house" if name[0] == "@" else account
         coin = data.draw(st.sampled_from([*[*SCALES] * 3, "nix"]))
         amount, note = self._fit(data, coin, AMOUNTS), data.draw(NOTES)
         if kind in ("freeze", "withdraw", "transfer") and data.draw(st.integers(0, 5), "all of it") == 4:
@@ -248,7 +275,10 @@ class Draws:
         if kind == "list":
             return ListCoin(key, coin, SCALES.get(coin, 2))
         if kind == "register":
-            return RegisterCustomer(key, name)
+            return RegisterCustomer(key, data.draw(st.sampled_from(CUSTOMERS)))
+        if kind == "open":
+            opened = data.draw(st.sampled_from(["treasury", "credit", "credit", "credit"]))
+            return OpenHouseAccount(key, opened, opened == "credit")
         if kind == "unfreeze":
             return Unfreeze(key, self._hold(data), data.draw(st.sampled_from([None, amount])))
         happened = data.draw(st.sampled_from([None, 1_600_000_000_000]))
@@ -262,7 +292,11 @@ class Draws:
             wait = data.draw(st.sampled_from([None, None, 0, 1, 50, 1_000]))
             expires = None if wait is None else self.clock.now_ms + wait
             return Freeze(key, name, coin, amount, account, note, expires)
-        other, target = data.draw(st.sampled_from(CUSTOMERS)), data.draw(st.sampled_from(KINDS))
-        if (other, target) == (name, account):
+        other, target = self._owner(data), data.draw(st.sampled_from(KINDS))
+        if other == name and name[0] == "@":
+            other = CUSTOMERS[0]
+        if other[0] == "@":
+            target = "house"
+        elif (other, target) == (name, account):
             target = next(kind for kind in KINDS if kind != account)
         return Transfer(key, name, other, coin, amount, account, target, note)

@@ -12,6 +12,8 @@ from spotledger.domain.operations import (
     Freeze,
     HoldKey,
     ListCoin,
+    OpenHouseAccount,
+    Post,
     RegisterCustomer,
     Reverse,
     Settle,
@@ -29,6 +31,11 @@ NOT_KEPT = {
     "invalid_amount",
     "coin_already_listed",
     "customer_already_registered",
+    "house_account_already_open",
+    "unknown_house_account",
+    "house_short",
+    "legs_unbalanced",
+    "fees_short",
     "already_reversed",
     "idempotency_conflict",
     "chain_partly_known",
@@ -36,7 +43,6 @@ NOT_KEPT = {
     "unknown_customer",
     "unknown_hold",
     "unknown_entry",
-    "house_short",
     "balance_too_large",
 }
 
@@ -58,6 +64,7 @@ class Refusal(Exception):
     def __init__(self, code: str) -> None:
         super().__init__(code)
         self.code = code
+        self.kept = code not in NOT_KEPT
 
 
 @dataclass
@@ -103,6 +110,8 @@ class Model:
         self.seq = 0
         self.coins: dict[str, int] = {}
         self.customers: set[str] = set()
+        #: House accounts, and whether they may be negative.
+        self.houses = {"@fees": False, "@dust": False}
         self.balances: dict[Name, list[int]] = {}
         self.holds: dict[int, Held] = {}
         self.keys: dict[str, Known] = {}
@@ -133,15 +142,12 @@ class Model:
         if op.key in self.keys:
             kept = self.keys[op.key]
             return Answer(kept.code, kept.seq, True) if same(kept, op) else Answer("idempotency_conflict")
-        code = "ok"
         scales = self.scales(op)
         try:
             self.move(op, now_ms)
         except Refusal as refusal:
-            code = refusal.code
-        if code in NOT_KEPT:
-            return Answer(code)
-        return self.booked(op, scales, code)
+            return self.booked(op, scales, refusal.code) if refusal.kept else Answer(refusal.code)
+        return self.booked(op, scales, "ok")
 
     def chain(self, operations: list[Any], now_ms: int) -> list[Answer]:
         """Do operations all or not at all."""
@@ -157,7 +163,7 @@ class Model:
             answers.append(self.do(op, now_ms))
             if not all(known) and answers[-1].code != "ok":
                 vars(self).update(before)
-                return self.undone(operations, len(answers) - 1, answers[-1].code)
+                return self.undone(operations, len(answers) - 1, answers[-1])
         return answers
 
     def snapshot(self) -> dict[str, Any]:
@@ -167,9 +173,9 @@ class Model:
             name: copy.deepcopy(books[name]) if name in changed_in_place else copy.copy(books[name]) for name in books
         }
 
-    def undone(self, operations: list[Any], failed: int, code: str) -> list[Answer]:
-        codes = [code if number == failed else "chain_failed" for number in range(len(operations))]
-        if code in NOT_KEPT:
+    def undone(self, operations: list[Any], failed: int, cause: Answer) -> list[Answer]:
+        codes = [cause.code if number == failed else "chain_failed" for number in range(len(operations))]
+        if cause.seq is None:
             return [Answer(each) for each in codes]
         return [self.booked(op, self.scales(op), each) for op, each in zip(operations, codes, strict=True)]
 
@@ -185,6 +191,8 @@ class Model:
         """Return the scales by which a request is kept as units, or None where it is kept as text."""
         if isinstance(op, Settle):
             names = {"base": op.base, "quote": op.quote}
+        elif isinstance(op, Post):
+            names = {leg.coin: leg.coin for leg in op.legs}
         else:
             held = self.named(getattr(op, "hold", None))
             names = {"amount": held.name[2] if held else getattr(op, "coin", None) or ""}
@@ -215,8 +223,14 @@ class Model:
                 if op.customer in self.customers:
                     raise Refusal("customer_already_registered")
                 self.customers.add(op.customer)
+            case OpenHouseAccount():
+                if f"@{op.name}" in self.houses:
+                    raise Refusal("house_account_already_open")
+                self.houses[f"@{op.name}"] = op.may_be_negative
             case Settle():
                 self.settle(op, now_ms)
+            case Post():
+                self.post_legs(op)
             case Reverse():
                 self.reverse(op)
             case Unfreeze() | Withdraw(hold=str() | HoldKey()):
@@ -232,12 +246,26 @@ class Model:
                 after[name][side] += units
         if any(sum(sides) >= LIMIT or sides[0] <= -LIMIT for sides in after.values()):
             raise Refusal("balance_too_large")
+        lines += self.repay(after)
         self.balances.update(after)
         self.touched[self.seq + 1] = set(after)
         self.changed.update({name[:2]: self.seq + 1 for name in after})
         effect = self.effects[self.seq + 1] = {}
         for name, _, units in lines:
             effect[name] = effect.get(name, 0) + units
+
+    def repay(self, after: dict[Name, list[int]]) -> tuple[Line, ...]:
+        """Repay debts in *after* with all that is available there to who owes, and return the lines."""
+        lines: list[Line] = []
+        for (customer, kind, coin), sides in list(after.items()):
+            owes = receivable(customer, coin)
+            debt = after.get(owes) or list(self.balances.get(owes, (0, 0)))
+            repaid = 0 if kind == "house" else min(sides[0], -debt[0])
+            if repaid > 0:
+                after[owes] = [debt[0] + repaid, 0]
+                sides[0] -= repaid
+                lines += [((customer, kind, coin), 0, -repaid), (owes, 0, repaid)]
+        return tuple(lines)
 
     def plain(self, op: Any, now_ms: int) -> None:
         if op.coin not in self.coins:
@@ -251,21 +279,48 @@ class Model:
             target = (op.customer, op.account, op.coin)
         else:
             source = (op.customer, op.account, op.coin)
-        if {source[0], target[0]} - {EXTERNAL} - self.customers:
-            raise Refusal("unknown_customer")
+        for owner in (source[0], target[0]):
+            if owner not in {EXTERNAL, *self.customers, *self.houses}:
+                raise Refusal("unknown_house_account" if owner[0] == "@" else "unknown_customer")
         if isinstance(op, Freeze) and op.expires_ms is not None and op.expires_ms <= now_ms:
             raise Refusal("invalid_request")
-        if source != outside and self.available(source) < units:
-            raise Refusal("insufficient_available")
+        self.enough(source, units)
         if isinstance(op, Freeze):
             self.post((source, 0, -units), (source, 1, units))
             self.holds[self.seq + 1] = Held(source, units, op.expires_ms, now_ms)
         elif isinstance(op, Deposit):
-            owes = receivable(op.customer, op.coin)
-            repaid = min(units, -self.available(owes))
-            self.post((outside, 0, -units), (owes, 0, repaid), (target, 0, units - repaid))
+            self.post((outside, 0, -units), (target, 0, units))
         else:
             self.post((source, 0, -units), (target, 0, units))
+
+    def enough(self, source: Name, units: int) -> None:
+        """Refuse what would take *source* below zero; a house account may have its money tomorrow."""
+        if source[0] == EXTERNAL or self.houses.get(source[0]) or self.available(source) >= units:
+            return
+        refusal = Refusal("insufficient_available")
+        refusal.kept = source[1] != "house"
+        raise refusal
+
+    def post_legs(self, op: Post) -> None:
+        if any(leg.coin not in self.coins for leg in op.legs):
+            raise Refusal("unknown_coin")
+        read(op, {leg.coin: self.coins[leg.coin] for leg in op.legs})
+        lines: list[Line] = []
+        net: dict[Name, int] = {}
+        for leg in op.legs:
+            if leg.customer not in {*self.customers, *self.houses}:
+                raise Refusal("unknown_house_account" if leg.customer[0] == "@" else "unknown_customer")
+            name = (leg.customer, leg.account or "", leg.coin)
+            units = signed(leg.amount, self.coins[leg.coin])
+            lines.append((name, 0, units))
+            net[name] = net.get(name, 0) + units
+        if any(sum(units for name, units in net.items() if name[2] == coin) for coin in self.coins):
+            raise Refusal("legs_unbalanced")
+        for name, units in net.items():
+            self.enough(name, -units)
+            if sum(self.balances.get(name, (0, 0))) + units >= LIMIT:
+                raise Refusal("balance_too_large")
+        self.post(*lines)
 
     def available(self, name: Name) -> int:
         return self.balances.get(name, [0])[0]
@@ -308,12 +363,20 @@ class Model:
         read(op, {"base": self.coins[op.base], "quote": self.coins[op.quote]})
         price = {op.base: units_of(op.base_amount, self.coins[op.base])}
         price[op.quote] = units_of(op.quote_amount, self.coins[op.quote])
+        fee_account = op.fee_account or FEES
+        if fee_account not in self.houses:
+            raise Refusal("unknown_house_account")
         trade = [(op.buyer, op.quote, op.base), (op.seller, op.base, op.quote)]
         held = [self.usable_of(side.hold, pays, now_ms) for side, pays, _ in trade]
         freed = [self.freed(side, hold, price[pays]) for (side, pays, _), hold in zip(trade, held, strict=True)]
         lines: list[Line] = []
         for (side, pays, receives), hold, released in zip(trade, held, freed, strict=True):
-            lines += self.side(side, hold, released, pays, receives, price)
+            lines += self.side(side, hold, released, pays, receives, price, fee_account)
+        if any(side.fee and side.fee.amount[0] == "-" for side, _, _ in trade) and not self.houses[fee_account]:
+            for coin in price:
+                fees = house(fee_account, coin)
+                if self.available(fees) + sum(units for name, side, units in lines if (name, side) == (fees, 0)) < 0:
+                    raise Refusal("fees_short")
         self.post(*lines)
         for name, side, units in lines:
             if side == 1:
@@ -326,11 +389,11 @@ class Model:
         return held
 
     def fee(self, side: SettleSide, coin: str) -> int:
-        return units_of(side.fee.amount, self.coins[coin]) if side.fee and side.fee.coin == coin else 0
+        return signed(side.fee.amount, self.coins[coin]) if side.fee and side.fee.coin == coin else 0
 
     def freed(self, side: SettleSide, held: Held, price: int) -> int:
         """Return what goes back to available of a hold that pays, or refuse."""
-        left = held.remaining - price - self.fee(side, held.name[2])
+        left = held.remaining - price - max(self.fee(side, held.name[2]), 0)
         if side.release in (None, "rest"):
             released = max(left, 0) if side.release else 0
         else:
@@ -340,7 +403,14 @@ class Model:
         return released
 
     def side(
-        self, side: SettleSide, held: Held, released: int, pays: str, receives: str, price: dict[str, int]
+        self,
+        side: SettleSide,
+        held: Held,
+        released: int,
+        pays: str,
+        receives: str,
+        price: dict[str, int],
+        fee_account: str,
     ) -> list[Line]:
         """Return the lines of one side; what the other side gives it is among them."""
         account = held.name[:2]
@@ -353,31 +423,59 @@ class Model:
         if off + dust > price[receives]:
             raise Refusal("invalid_request")
         return [
-            (held.name, 1, -price[pays] - on_top - released),
+            (held.name, 1, -price[pays] - max(on_top, 0) - released),
             (held.name, 0, released),
-            (house(FEES, pays), 0, on_top),
+            (held.name, 0, max(-on_top, 0)),
+            (house(fee_account, pays), 0, on_top),
             ((*account, receives), 0, price[receives] - off - dust),
-            (house(FEES, receives), 0, off),
+            (house(fee_account, receives), 0, off),
             (house(DUST, receives), 0, dust),
         ]
 
     def reverse(self, op: Reverse) -> None:
         if op.seq > self.seq:
             raise Refusal("unknown_entry")
-        if self.kinds[op.seq] not in ("deposit", "withdraw", "transfer", "settle"):
+        if self.kinds[op.seq] not in ("deposit", "withdraw", "transfer", "post", "settle"):
             raise Refusal("invalid_request")
         if op.seq in self.reversed:
             raise Refusal("already_reversed")
+        has = {name: sides[0] for name, sides in self.balances.items()}
         lines: list[Line] = []
+
+        def add(name: Name, units: int) -> None:
+            has[name] = has.get(name, 0) + units
+            lines.append((name, 0, units))
+
+        takes: list[tuple[Name, int]] = []
         for name, units in self.effects[op.seq].items():
-            taken = units if name[1] == "house" else min(units, self.available(name))
-            lines += [(name, 0, -taken), (receivable(name[0], name[2]), 0, taken - units)]
+            if units > 0 and (name[1] != "house" or name[0].startswith("@receivable")):
+                takes.append((name, units))
+            else:
+                add(name, -units)
+        if any(has[name] < 0 for name, _, units in lines if units < 0 and self.houses.get(name[0]) is False):
+            raise Refusal("house_short")
+        for (owner, kind, coin), units in takes:
+            customer = owner.removeprefix("@receivable:")
+            for payer in dict.fromkeys([kind, "wallet", "spot", "fiat"]):
+                taken = 0 if payer == "house" else min(units, has.get((customer, payer, coin), 0))
+                add((customer, payer, coin), -taken)
+                units -= taken
+            add(receivable(customer, coin), -units)
         self.post(*lines)
         self.reversed[op.seq] = self.seq + 1
 
 
+def signed(text: str, scale: int) -> int:
+    """Read an amount that may have a minus sign, or refuse."""
+    return -units_of(text[1:], scale) if text[0] == "-" else units_of(text, scale)
+
+
 def read(op: Any, scales: dict[str, int]) -> None:
     """Refuse an operation of whose amounts one does not fit its coin, in the order of the fields."""
+    if isinstance(op, Post):
+        for leg in op.legs:
+            signed(leg.amount, scales[leg.coin])
+        return
     if not isinstance(op, Settle):
         if getattr(op, "amount", None) is not None:
             units_of(op.amount, scales["amount"])
@@ -392,7 +490,7 @@ def read(op: Any, scales: dict[str, int]) -> None:
             if amount is None:
                 continue
             if amount.coin in coins:
-                units_of(amount.amount, coins[amount.coin])
+                signed(amount.amount, coins[amount.coin])
             elif Fraction(amount.amount):
                 raise Refusal("invalid_request")
 
@@ -401,6 +499,8 @@ def same(kept: Known, op: Any) -> bool:
     """Say whether *op* asks for what was asked for under its key before."""
     if kept.scales is not None and isinstance(op, type(kept.op)):
         if isinstance(op, Settle) and (op.base, op.quote) != (kept.op.base, kept.op.quote):
+            return False
+        if isinstance(op, Post) and [leg.coin for leg in op.legs] != [leg.coin for leg in kept.op.legs]:
             return False
         try:
             read(op, kept.scales)
@@ -411,13 +511,17 @@ def same(kept: Known, op: Any) -> bool:
 
 def asked(op: Any) -> Any:
     """Return what *op* asks for, whatever digits it is written with."""
+    if isinstance(op, Post):
+        legs = [(leg.customer, leg.account, leg.coin, Fraction(leg.amount)) for leg in op.legs]
+        return legs, op.reason, op.reference
     if not isinstance(op, Settle):
         fields = {name: getattr(op, name) for name in type(op).__dataclass_fields__}
         if fields.get("amount") is not None:
             fields["amount"] = Fraction(fields["amount"])
         return type(op), fields
     amounts = (Fraction(op.base_amount), Fraction(op.quote_amount))
-    return op.base, op.quote, amounts, _side(op.buyer), _side(op.seller), op.reference, op.happened_ms
+    sides = _side(op.buyer), _side(op.seller)
+    return op.base, op.quote, amounts, *sides, op.reference, op.happened_ms, op.fee_account or FEES
 
 
 def _side(side: SettleSide) -> Any:

@@ -52,17 +52,18 @@ class Model:
         for owner, coin, side, delta in lines:
             self.balance(owner, coin)[side == "freeze"] += delta
             effect[owner, coin] = effect.get((owner, coin), 0) + delta
+        for owner, coin in [name for name in effect if not name[0].startswith("@")]:
+            has, owes = self.balance(owner, coin), self.balance(f"@receivable:{owner}", coin)
+            repaid = min(has[0], -owes[0])
+            has[0], owes[0] = has[0] - repaid, owes[0] + repaid
+            effect[owner, coin] -= repaid
+            effect[f"@receivable:{owner}", coin] = effect.get((f"@receivable:{owner}", coin), 0) + repaid
         return "ok"
 
     def deposit(self, o: dict[str, Any], seq: int) -> str:
-        amount, owes = units(o["amount"]), f"@receivable:{o['customer']}"
-        repaid = min(amount, -self.balance(owes, o["coin"])[0])
-        return self.post(
-            seq,
-            (EXTERNAL, o["coin"], "available", -amount),
-            (owes, o["coin"], "available", repaid),
-            (o["customer"], o["coin"], "available", amount - repaid),
-        )
+        amount = units(o["amount"])
+        outside = (EXTERNAL, o["coin"], "available", -amount)
+        return self.post(seq, outside, (o["customer"], o["coin"], "available", amount))
 
     def freeze(self, o: dict[str, Any], seq: int) -> str:
         amount, owner, coin = units(o["amount"]), o["customer"], o["coin"]
@@ -135,8 +136,12 @@ class Model:
     def reverse(self, o: dict[str, Any], seq: int) -> str:
         if o["seq"] in self.reversed:
             return "already_reversed"
-        lines: list[Line] = []
+        net: dict[tuple[str, str], int] = {}
         for (owner, coin), delta in self.effects[o["seq"]].items():
+            name = (owner.removeprefix("@receivable:"), coin)  # what was repaid is taken back like the rest
+            net[name] = net.get(name, 0) + delta
+        lines: list[Line] = []
+        for (owner, coin), delta in net.items():
             taken = delta
             if delta > 0 and not owner.startswith("@"):
                 taken = min(delta, self.balance(owner, coin)[0])

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from spotledger.domain import fields as forms
 from spotledger.domain.fields import Field, Form, fields_of
-from spotledger.domain.operations import OPERATIONS, Described, SettleSide
+from spotledger.domain.operations import OPERATIONS, Described, Leg, SettleSide
 
 SOURCE: Final = Path(__file__).resolve().parents[1] / "src/spotledger"
 HEADER: Final = "# Generated from domain/operations.py by tools/{script} (`make generate`). Do not edit.\n\n"
@@ -26,17 +26,23 @@ HEADER: Final = "# Generated from domain/operations.py by tools/{script} (`make 
 CLIENT_TYPES: Final[dict[Form, str]] = {
     **dict.fromkeys((forms.SCALE, forms.TIME_MS, forms.NOT_AFTER_MS, forms.EPOCH), "int"),
     **dict.fromkeys((forms.AMOUNT, forms.RELEASE), "Amount"),
+    forms.FLAG: "bool",
     forms.HOLD: "HoldName",
     forms.SEQ: "Position",
     forms.COIN_AMOUNT: "CoinAmount",
+    forms.FEE: "CoinAmount",
     forms.SIDE: "SettleSide",
+    forms.LEGS: "Sequence[Leg]",
+    forms.SIGNED_AMOUNT: "Amount",
 }
 #: Those of the library, where an amount is decimal text, and a hold may be given as the number that a receipt has.
 LIBRARY_TYPES: Final[dict[Form, str]] = {
     **dict.fromkeys((forms.SCALE, forms.TIME_MS, forms.NOT_AFTER_MS, forms.EPOCH), "int"),
+    forms.FLAG: "bool",
     forms.HOLD: "HoldName | int",
     forms.SEQ: "int | str",
     forms.SIDE: "SettleSide",
+    forms.LEGS: "Sequence[Leg]",
 }
 
 CLIENT: Final = '''\
@@ -48,7 +54,7 @@ Amounts are decimal text or ``Decimal``. How an operation becomes a request is i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -64,6 +70,7 @@ CLIENT_CALLS: Final = '''\
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from spotledger.client.operator.ledger_answers import Written
 from spotledger.client.operator.operations import Amount, HoldName, Operation, Position, {classes}
@@ -87,6 +94,7 @@ LIBRARY_CALLS: Final = '''\
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from spotledger.domain.fields import HoldName
 from spotledger.domain.operations import Operation, {classes}
@@ -110,7 +118,7 @@ class OperationCalls(ABC):
 
 def client_operations() -> str:
     """Return the module with the operations of the client."""
-    parts = [CLIENT, class_of(SettleSide, "Part", {})]
+    parts = [CLIENT, class_of(SettleSide, "Part", {}), class_of(Leg, "Part", {})]
     for kind in OPERATIONS:
         path = f"of_collection({kind.collection!r})"
         parts.append(class_of(kind, "Operation", {"op": repr(kind.kind), "path": path}))
@@ -176,7 +184,7 @@ def argument(field: Field, types: dict[Form, str]) -> str:
 
 def calls(start: str, make: Callable[[type[Described]], str]) -> str:
     """Return the module that begins with *start*, and has a method for each operation."""
-    names = ", ".join([kind.__name__ for kind in OPERATIONS] + ["SettleSide"])
+    names = ", ".join([kind.__name__ for kind in OPERATIONS] + ["Leg", "SettleSide"])
     return "\n".join([start.format(classes=names), *map(make, OPERATIONS)])
 
 

@@ -5,10 +5,16 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     ├── Refused                     change the request; no money moved
     │   ├── InvalidRequest          a field is unknown, missing or malformed
     │   │   ├── MalformedRequest    the request cannot be read at all
-    │   │   └── InvalidAmount       an amount that is not a whole number of units
+    │   │   ├── InvalidAmount       an amount that is not a whole number of units
+    │   │   ├── LegsUnbalanced
+    │   │   └── HouseAccountReserved  @external and the receivables are the ledger's own
     │   ├── IdempotencyConflict     the key was used before with other content
     │   ├── CoinAlreadyListed
     │   ├── CustomerAlreadyRegistered
+    │   ├── HouseAccountAlreadyOpen
+    │   ├── UnknownHouseAccount
+    │   ├── FeesShort               the fee account cannot pay the rebates of a fill
+    │   ├── HouseShort              a house account has less than a reversal would take back
     │   ├── AlreadyReversed
     │   ├── LastAdminToken          without it no token could make tokens
     │   ├── RotationRefused         there is no new master key, or a node lacks it
@@ -20,7 +26,6 @@ Every error of spotledger, in one tree, divided by what the caller must do.
     │   ├── UnknownCustomer
     │   ├── UnknownHold
     │   ├── UnknownEntry
-    │   ├── HouseShort              a house account has less than a reversal would take back
     │   ├── BalanceTooLarge         the balance would reach 10**38 units
     │   ├── TooLate                 its not_after_ms has passed
     │   ├── NotFound                there is nothing with this path or id
@@ -97,7 +102,8 @@ class Refused(SpotledgerError):
     """The request was refused; no money moved."""
 
     code = "refused"
-    kept: ClassVar[bool] = False
+    #: Whether the journal keeps the refusal with its key.
+    kept: bool = False
     #: The number of a kept refusal in the journal, and its epoch.
     seq: int | None = None
     epoch: int | None = None
@@ -123,6 +129,18 @@ class InvalidAmount(InvalidRequest):
     code = "invalid_amount"
 
 
+class HouseAccountReserved(InvalidRequest):
+    """The house account is the ledger's own: @external, or what a customer owes."""
+
+    code = "house_account_reserved"
+
+
+class LegsUnbalanced(InvalidRequest):
+    """The legs of a post do not sum to zero for each coin."""
+
+    code = "legs_unbalanced"
+
+
 class IdempotencyConflict(Refused):
     """The idempotency key was used before for a request with other content."""
 
@@ -139,6 +157,30 @@ class CustomerAlreadyRegistered(Refused):
     """The customer is already registered."""
 
     code = "customer_already_registered"
+
+
+class HouseAccountAlreadyOpen(Refused):
+    """The house account is already open, and stays as it was opened."""
+
+    code = "house_account_already_open"
+
+
+class UnknownHouseAccount(Refused):
+    """The house account is not open."""
+
+    code = "unknown_house_account"
+
+
+class FeesShort(Refused):
+    """The fee account has less than the fill would take from it for rebates."""
+
+    code = "fees_short"
+
+
+class HouseShort(Refused):
+    """A house account has less than the reversal would take back."""
+
+    code = "house_short"
 
 
 class AlreadyReversed(Refused):
@@ -207,12 +249,6 @@ class UnknownEntry(Refused):
     code = "unknown_entry"
 
 
-class HouseShort(Refused):
-    """A house account has less than the reversal would take back."""
-
-    code = "house_short"
-
-
 class BalanceTooLarge(Refused):
     """The balance would reach 10**38 units; amounts and balances stay below that."""
 
@@ -247,7 +283,7 @@ class Kept(Refused):
 
 
 class InsufficientAvailable(Kept):
-    """Less is available than the request would take."""
+    """Less is available than the request would take. Of a house account that is not kept."""
 
     code = "insufficient_available"
 
@@ -387,9 +423,6 @@ class LimitExceeded(Unavailable):
     code = "limit_exceeded"
 
 
-# --- the ledger is damaged -----------------------------------------------------------------------
-
-
 class LedgerDamaged(SpotledgerError):
     """The ledger is damaged where this request needs it; the operator of the service has to look at it."""
 
@@ -473,19 +506,3 @@ class LedgerCorrupt(Exception):
 
     #: Whether the journal is damaged, so that nothing more is written; not so for what is derived and for access keys.
     stops_writes: ClassVar[bool] = True
-
-
-def refusal_of_code(code: str, message: str, details: dict[str, Any]) -> Refused:
-    """
-    Return the refusal with this stable *code*, as it was first answered.
-
-    Raises:
-        LedgerCorrupt: No refusal has this code.
-    """
-    waiting: list[type[Refused]] = [Refused]
-    while waiting:
-        found = waiting.pop()
-        if found.code == code:
-            return found(message, **details)
-        waiting += found.__subclasses__()
-    raise LedgerCorrupt(f"the journal keeps a refusal with the unknown code {code!r}")

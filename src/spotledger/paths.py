@@ -20,6 +20,7 @@ def of_collection(name: str) -> str:
 
 COINS: Final = "/v1/coins"
 CUSTOMERS: Final = "/v1/customers"
+HOUSE_ACCOUNTS: Final = "/v1/house-accounts"
 CUSTOMER_BALANCES: Final = "/v1/customers/{customer}/balances"
 CUSTOMER_HOLDS: Final = "/v1/customers/{customer}/holds"
 CUSTOMER_ENTRIES: Final = "/v1/customers/{customer}/entries"

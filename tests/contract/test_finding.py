@@ -9,6 +9,7 @@ import pytest
 
 from spotledger.domain.accounts import EXTERNAL
 from spotledger.domain.journal import Entry
+from spotledger.domain.operations import Leg
 from spotledger.errors import Refused
 from spotledger.ledger.finding import Criteria
 from spotledger.ledger.ledger import Ledger
@@ -31,6 +32,10 @@ def busy(ledger: Ledger, clock: Clock) -> None:
     with suppress(Refused):
         ledger.freeze("bob", "btc", "1000000", key="refused", reference="order 1")
     ledger.transfer("ann", "bob", "btc", "1", key="no-reference")
+    ledger.open_house_account("treasury", key="open")
+    for number in range(12):
+        ledger.deposit("@treasury", "usdt", "1", key=f"h{number}", reference=REFERENCES[number % 5])
+    ledger.post([Leg("@treasury", "usdt", "-1"), Leg("ann", "usdt", "1")], key="gift", reference="order 1")
 
 
 def pages(ledger: Ledger, criteria: Criteria, limit: int, *, look_at: int = 7) -> list[int]:
@@ -71,12 +76,13 @@ def is_meant(entry: Entry, wanted: Criteria) -> bool:
 CRITERIA = [
     *(Criteria(reference=reference) for reference in (*REFERENCES, "order", "never", "\0", "x" * 300)),
     *(Criteria(key=key) for key in ("d0", "f11", "refused", "c1", "never", "é")),
-    *(Criteria(customer=name) for name in ("ann", "bob", "nobody", EXTERNAL.customer, "@nothing", "\0")),
+    *(Criteria(customer=name) for name in ("ann", "bob", "nobody", EXTERNAL.customer, "@treasury", "@nothing", "\0")),
     *(Criteria(coin=coin) for coin in ("btc", "usdt", "nothing")),
-    *(Criteria(kind=kind) for kind in ("freeze", "transfer", "list_coin", "register_customer")),
+    *(Criteria(kind=kind) for kind in ("freeze", "transfer", "list_coin", "open_house_account", "post")),
     Criteria(customer="ann", coin="usdt"),
     Criteria(customer="ann", reference="repeated", kind="freeze"),
     Criteria(key="d3", customer="ann"),
+    Criteria(customer="@treasury", reference="order 1"),
     Criteria(key="d3", customer="bob"),
     Criteria(actor="library", kind="deposit", coin="usdt"),
     Criteria(actor="ledger"),

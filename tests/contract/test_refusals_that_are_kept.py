@@ -11,8 +11,11 @@ from spotledger.domain.operations import (
     Deposit,
     Freeze,
     HoldKey,
+    Leg,
     ListCoin,
+    OpenHouseAccount,
     Operation,
+    Post,
     RegisterCustomer,
     Reverse,
     Transfer,
@@ -24,6 +27,16 @@ from spotledger.ledger.ledger import Ledger, Receipt
 from support_core import fill
 
 MOST = "6" * 30
+
+
+def _legs(source: str, target: str, amount: str = "1") -> list[Leg]:
+    return [Leg(source, "btc", f"-{amount}"), Leg(target, "btc", amount)]
+
+
+def _reversal_of_what_is_gone(ledger: Ledger) -> Operation:
+    paid = ledger.transfer("ann", "@dust", "btc", "1", key="paid")
+    ledger.withdraw("1", customer="@dust", coin="btc", key="gone")
+    return Reverse("k", paid.seq, "oops")
 
 
 def _next(ledger: Ledger) -> int:
@@ -38,6 +51,13 @@ PASSES_LATER: list[tuple[str, Callable[[Ledger], Operation], list[Operation]]] =
     ("unknown_hold", lambda _: Unfreeze("k", HoldKey("f")), [Freeze("f", "ann", "btc", "1")]),
     ("unknown_hold", lambda ledger: Withdraw("k", "1", hold=str(_next(ledger))), [Freeze("f", "ann", "btc", "1")]),
     ("unknown_entry", lambda ledger: Reverse("k", _next(ledger), "late"), [Deposit("d", "ann", "btc", "1")]),
+    ("unknown_house_account", lambda _: Deposit("k", "@vault", "btc", "1"), [OpenHouseAccount("o", "vault")]),
+    ("unknown_customer", lambda _: Post("k", _legs("ann", "cy")), [RegisterCustomer("r", "cy")]),
+    ("unknown_house_account", lambda _: Post("k", _legs("ann", "@vault")), [OpenHouseAccount("o", "vault")]),
+    ("insufficient_available", lambda _: Post("k", _legs("@dust", "ann")), [Deposit("d", "@dust", "btc", "1")]),
+    ("insufficient_available", lambda _: Freeze("k", "@dust", "btc", "1"), [Deposit("d", "@dust", "btc", "1")]),
+    ("insufficient_available", lambda _: Withdraw("k", "1", "@dust", "btc"), [Deposit("d", "@dust", "btc", "1")]),
+    ("house_short", lambda ledger: _reversal_of_what_is_gone(ledger), [Deposit("d", "@dust", "btc", "1")]),
     (
         "balance_too_large",
         lambda ledger: ledger.deposit("ann", "btc", MOST, key="much") and Deposit("k", "ann", "btc", MOST),
@@ -83,6 +103,7 @@ def test_deposit_passes_in_the_group_that_registers_its_customer(ledger: Ledger)
     ("code", "before", "operation", "remedy"),
     [
         ("insufficient_available", [], Withdraw("k", "2000", "ann", "btc"), Deposit("d", "ann", "btc", "5000")),
+        ("insufficient_available", [], Post("k", _legs("ann", "bob", "2000")), Deposit("d", "ann", "btc", "5000")),
         ("hold_short", [Freeze("f", "ann", "btc", "1")], Unfreeze("k", HoldKey("f"), "2"), None),
         (
             "hold_closed",

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from spotledger.domain.accounts import EXTERNAL, ZERO, Account, Balance, accounts_about
+from spotledger.domain.operations import Leg
 from spotledger.errors import LedgerCorrupt
 from spotledger.ledger.finding import Span
 from spotledger.ledger.ledger import Ledger
@@ -29,6 +30,11 @@ def busy(ledger: Ledger, place: Any) -> None:
     ledger.withdraw("20", customer="bob", coin="usdt", key="out")
     ledger.reverse(deposit.seq, "a mistake", key="reversal")
     ledger.deposit("bob", "usdt", "5", key="repays")
+    ledger.open_house_account("receivables", key="open", may_be_negative=True)
+    ledger.post([Leg("@receivables", "usdt", "-9"), Leg("ann", "usdt", "9")], key="lent")
+    for number in range(9):
+        ledger.transfer("ann", "@receivables", "usdt", "1", key=f"back{number}")
+    ledger.freeze("@receivables", "btc", "3", key="house-hold")
 
 
 def lines_of(ledger: Ledger, scope: Scope, span: Span, count: int) -> list[StatementLine]:
@@ -50,6 +56,7 @@ SCOPES = [
     Scope((spot("ann"),), "btc"),
     Scope((Account("ann", "fiat"), Account("ann", "wallet"))),
     Scope((EXTERNAL,)),
+    Scope(accounts_about("@receivables")),
     Scope(accounts_about("nobody")),
 ]
 
@@ -83,7 +90,7 @@ def test_debt_is_a_line_of_its_own(ledger: Ledger, place: Any) -> None:
     busy(ledger, place)
     scope = Scope(accounts_about("bob"), "usdt")
     lines = lines_of(ledger, scope, ledger.between(), 5)
-    owed = [(line.entry.key, line.available) for line in lines if line.account.customer.startswith("@receivable")]
+    owed = [(line.entry.key, line.available) for line in lines if line.account.customer.startswith("@receivable:")]
     assert owed == [("reversal", -2000), ("repays", 500)]
 
 

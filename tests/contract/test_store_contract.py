@@ -490,6 +490,28 @@ def test_coins_are_another_object_after_a_listing_only(ledger: Ledger) -> None:
 # --- time, threads, and whatever is handed in ---------------------------------------------------------
 
 
+def test_house_accounts_are_open_as_they_were_opened(place: Any) -> None:
+    """In an open segment, in a sealed one and after a start; a customer is none of them."""
+    with place.open() as ledger:
+        seed(ledger)
+        before = ledger.house_accounts
+        ledger.open_house_account("credit", key="open-credit", may_be_negative=True)
+        assert before is not ledger.house_accounts
+        fill(ledger, 12)
+        ledger.open_house_account("bank", key="open-bank")
+        ledger.transfer("@credit", "ann", "btc", "5", key="lent")
+        opened = {name: account.may_be_negative for name, account in ledger.house_accounts.items()}
+        assert opened == {"@bank": False, "@credit": True, "@dust": False, "@external": True, "@fees": False}
+        assert ledger.customers(after="0", limit=1) == ["ann"]
+    with place.open() as ledger:
+        assert {name: account.may_be_negative for name, account in ledger.house_accounts.items()} == opened
+        assert "@bank" not in ledger.customers()
+        with pytest.raises(InsufficientAvailable):
+            ledger.transfer("@bank", "ann", "btc", "1", key="short")
+        ledger.transfer("@credit", "@bank", "btc", "1", key="short")
+        assert ledger.balances(Account("@credit", "house"))["btc"].available == -6 * 10**8
+
+
 def test_seq_at_a_time_is_the_last_entry_booked_by_then(place: Any) -> None:
     """At a time means the last entry booked at or before it; before the first there is none, the future is refused."""
     with place.open() as ledger:

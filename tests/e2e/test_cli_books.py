@@ -68,6 +68,56 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+def test_legs_of_a_file_are_posted_and_a_fill_pays_a_rebate(data: Path, tmp_path: Path) -> None:
+    """CSV with columns in any order, the account optional; a file of another form is refused with its line."""
+    told(data, "house-account", "open", "treasury")
+    told(data, "deposit", "@treasury", "usdt", "50", "--key", "h1")
+    legs = tmp_path / "legs.csv"
+    legs.write_text("\ufeffamount,customer,coin,account\n-3,@treasury,usdt,\n1,alice,usdt,\n2,bob,usdt,wallet\n")
+    posted = spotledger(data, "post", str(legs), "--key", "drop", "--reason", "airdrop")
+    assert "post" in posted.stdout.splitlines()[0], posted.stderr
+    assert told(data, "balances", "bob", "--account", "wallet")["balances"]["usdt"]["available"] == "2.00"
+    assert "airdrop" in spotledger(data, "history", "alice").stdout
+    for text, found in (
+        ("customer,coin\nalice,usdt\n", "has to name the columns"),
+        ("customer,coin,amount,customer\n", "has to name the columns"),
+        ("customer,coin,amount\nalice,usdt\n", "line 2 has 2 values"),
+        ("customer,coin,amount\nalice,usdt,-1\nbob,usdt,0.5\n", "the legs sum to -0.5 usdt"),
+        ("customer,coin,amount\nalice,usdt,1\n@treasury,usdt,-48\n", "sum to"),
+    ):
+        legs.write_text(text)
+        refused = spotledger(data, "post", str(legs), "--key", "bad")
+        assert refused.returncode == 1
+        assert found in refused.stderr
+    rebate = [*SETTLE[:-9], "--seller-hold", "key:sell", "--seller-fee", "usdt", "-0.1", "--key", "rebate"]
+    assert "@treasury" in spotledger(data, *rebate, "--fee-account", "@treasury").stdout
+
+
+def test_house_account_is_opened_and_used_by_name(data: Path) -> None:
+    """Opening again changes nothing; money goes to and from it, and its holds and history are shown."""
+    opened = spotledger(data, "house-account", "open", "treasury")
+    assert opened.stdout == spotledger(data, "house-account", "open", "treasury").stdout
+    assert opened.stdout.startswith("house account @treasury is open (entry ")
+    told(data, "house-account", "open", "credit", "--may-be-negative")
+    listed = spotledger(data, "house-account", "list").stdout
+    assert [line.split() for line in listed.splitlines() if "@" in line][1] == ["@dust", "no"]
+    assert ["@credit", "yes"] in [line.split() for line in listed.splitlines()]
+    deposit = spotledger(data, "deposit", "@treasury", "usdt", "50", "--key", "h1")
+    assert "@treasury" in deposit.stdout
+    told(data, "transfer", "@treasury", "alice", "usdt", "5", "--key", "h2")
+    told(data, "transfer", "alice", "@treasury", "usdt", "1", "--from-account", "spot", "--key", "h3")
+    told(data, "withdraw", "@treasury", "usdt", "6", "--key", "h4")
+    told(data, "freeze", "@treasury", "usdt", "10", "--key", "h5")
+    assert told(data, "balances", "@treasury")["balances"]["usdt"] == {"available": "30.00", "freeze": "10.00"}
+    history = spotledger(data, "history", "@treasury").stdout
+    assert "house" in history
+    assert "owed" not in history
+    assert "@treasury freeze" in spotledger(data, "trial-balance").stdout
+    short = spotledger(data, "withdraw", "@treasury", "usdt", "31", "--key", "h6")
+    assert short.returncode == 1
+    assert "@treasury has 30.00 usdt available" in short.stderr
+
+
 def usdt(data: Path, *more: str) -> tuple[str, str]:
     balance = told(data, "balances", "alice", *more)["balances"]["usdt"]
     return balance["available"], balance["freeze"]

@@ -242,6 +242,26 @@ def test_import_by_command_books_each_line_once(data: Path, tmp_path: Path) -> N
     assert told(data, "balances", "bob", "--account", "wallet")["balances"]["usdt"]["available"] == "3.00"
 
 
+def test_import_of_balances_of_house_accounts_needs_them_open(data: Path, tmp_path: Path) -> None:
+    """They are booked like those of customers, and held too; what is the ledger's own has no opening balance."""
+    file = tmp_path / "balances.csv"
+    file.write_text("customer,coin,available,freeze,account\n@treasury,usdt,10,2.5,\n@fees,usdt,1,0,\n")
+    refused = run(data, "import", "balances", file, "--register")
+    assert refused.exit_code == 1
+    assert "line 2: house account @treasury is not open; open it first" in refused.stderr
+    told(data, "house-account", "open", "treasury")
+    assert told(data, "import", "balances", file)["booked"] == 2
+    assert told(data, "import", "balances", file)["repeated"] == 2
+    balances = told(data, "balances", "@treasury")["balances"]["usdt"]
+    assert (balances["available"], balances["freeze"]) == ("10.00", "2.50")
+    for line, said in (
+        ("@external,usdt,1,0,", "only the ledger itself moves money"),
+        ("@fees,usdt,1,0,spot", "account is given for @fees, which has none"),
+    ):
+        file.write_text(f"customer,coin,available,freeze,account\n{line}\n")
+        assert said in run(data, "import", "balances", file, "--register").stderr
+
+
 def test_import_of_frozen_balances_opens_a_hold_for_each(data: Path, tmp_path: Path) -> None:
     """What is frozen is held with the reference of its line; a column that is added later books only what it adds."""
     file = tmp_path / "opening.csv"

@@ -25,6 +25,10 @@ def api(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Api]:
         made.must("/v1/holds", {**ALICE_USDT, "amount": "1", "reference": "batch 1"}, "h")
         refused = made.post("/v1/holds", {**ALICE_USDT, "amount": "10000000", "reference": "batch 2"}, "refused")
         assert refused.status_code == 422
+        made.must("/v1/house-accounts", {"name": "treasury"}, "open")
+        made.must("/v1/deposits", {"customer": "@treasury", "coin": "usdt", "amount": "5"}, "paid-in")
+        legs = [{**ALICE_USDT, "amount": "2"}, {"customer": "@treasury", "coin": "usdt", "amount": "-2"}]
+        made.must("/v1/postings", {"legs": legs, "reference": "batch 1"}, "gift")
         yield made
 
 
@@ -49,13 +53,17 @@ def test_each_parameter_finds_its_entries(api: Api) -> None:
     assert keys(api, key="d7") == ["d7"]
     assert keys(api, key="never") == []
     batch = [f"d{number}" for number in range(1, 30, 3)]
-    assert keys(api, reference="batch 1") == [*batch, "h"]
+    assert keys(api, reference="batch 1") == [*batch, "h", "gift"]
     assert keys(api, reference="batch 2")[-1] == "refused"
     assert keys(api, reference="batch 1", kind="freeze") == ["h"]
     assert keys(api, reference="batch 1", customer="bob") == []
     assert keys(api, customer="alice", coin="usdt", kind="freeze") == ["first-hold", "h"]
     assert keys(api, kind="list_coin") == keys(api, kind="list_coin", actor=actor(api))
-    assert keys(api, customer="@external", coin="usdt", limit=7)[-30:] == [f"d{number}" for number in range(30)]
+    assert keys(api, customer="@external", coin="usdt", limit=7)[-31:-1] == [f"d{number}" for number in range(30)]
+    assert keys(api, customer="@treasury", limit=1) == ["paid-in", "gift"]
+    assert keys(api, customer="@treasury", reference="batch 1") == keys(api, kind="post") == ["gift"]
+    assert keys(api, kind="open_house_account", customer="@treasury") == []
+    assert keys(api, customer="@receivable") == keys(api, customer="@vault") == []
     assert keys(api, actor="ledger") == []
 
 

@@ -55,6 +55,21 @@ def reversed_twice(api: Api) -> httpx2.Response:
     return api.post("/v1/reversals", {"seq": seq, "reason": "sent twice"}, "provoked")
 
 
+def rebate_without_fees(api: Api) -> httpx2.Response:
+    api.must("/v1/deposits", {"customer": "bob", "coin": "btc", "amount": "1"})
+    ask = api.must("/v1/holds", {"customer": "bob", "coin": "btc", "amount": "1"})["hold"]
+    buyer = {"hold": first_hold(api), "fee": {"coin": "btc", "amount": "-0.1"}}
+    fill = {"base": "btc", "quote": "usdt", "base_amount": "1", "quote_amount": "20", "buyer": buyer}
+    return api.post("/v1/settlements", {**fill, "seller": {"hold": ask}}, "provoked")
+
+
+def spent_by_the_house(api: Api) -> httpx2.Response:
+    usdt = {"coin": "usdt", "amount": "1"}
+    seq = api.must("/v1/transfers", {"from": {"customer": "alice"}, "to": {"customer": "@dust"}, **usdt})["seq"]
+    api.must("/v1/withdrawals", {"customer": "@dust", **usdt})
+    return api.post("/v1/reversals", {"seq": seq, "reason": "mistake"}, "provoked")
+
+
 def token_of(api: Api, *scopes: str) -> str:
     return str(api.must("/v1/tokens", {"scopes": list(scopes)})["token"])
 
@@ -83,6 +98,12 @@ PROVOKED: dict[type[errors.SpotledgerError], Callable[[Api], httpx2.Response]] =
     ),
     errors.NotFound: lambda api: api.get("/v1/customers/nobody/balances"),
     errors.MethodNotAllowed: lambda api: api.request("PUT", "/v1/deposits", headers=api.headers()),
+    errors.HouseAccountReserved: lambda api: api.post("/v1/deposits", {**DEPOSIT, "customer": "@external"}, "provoked"),
+    errors.HouseAccountAlreadyOpen: lambda api: api.post("/v1/house-accounts", {"name": "fees"}, "provoked"),
+    errors.UnknownHouseAccount: lambda api: api.post("/v1/deposits", {**DEPOSIT, "customer": "@bank"}, "provoked"),
+    errors.LegsUnbalanced: lambda api: api.post("/v1/postings", {"legs": [DEPOSIT, DEPOSIT]}, "provoked"),
+    errors.FeesShort: rebate_without_fees,
+    errors.HouseShort: spent_by_the_house,
     errors.InsufficientAvailable: lambda api: api.post("/v1/holds", {**FREEZE, "amount": "101"}, "provoked"),
     errors.UnknownCoin: lambda api: api.post("/v1/deposits", {**DEPOSIT, "coin": "doge"}, "provoked"),
     errors.UnknownCustomer: lambda api: api.post("/v1/deposits", {**DEPOSIT, "customer": "nobody"}, "provoked"),
@@ -107,9 +128,8 @@ def leaves(base: type[errors.SpotledgerError]) -> set[type[errors.SpotledgerErro
     return set().union(*map(leaves, below)) if below else {base}
 
 
-#: Those of chains are results within a batch (provoked in test_operator_batches.py), and nothing can take from the
-#: house's fees yet but the reversal of what brought them there.
-WITHOUT_A_CALL = {errors.ChainFailed, errors.ChainPartlyKnown, errors.HouseShort}
+#: Those of chains are results within a batch, provoked in test_operator_batches.py.
+WITHOUT_A_CALL = {errors.ChainFailed, errors.ChainPartlyKnown}
 
 
 def test_every_refusal_of_the_tree_is_provoked_here() -> None:
@@ -230,7 +250,7 @@ def test_amount_that_is_none_is_refused_and_touches_nothing(api: Api, path: str,
         ("/v1/customers", {"customer": "爱丽丝"}, "customer"),
         ("/v1/deposits", {"coin": "usdt", "amount": "1"}, "customer"),
         ("/v1/deposits", {**DEPOSIT, "account": "margin"}, "account"),
-        ("/v1/deposits", {**DEPOSIT, "account": None}, "account"),
+        ("/v1/deposits", {**DEPOSIT, "account": 2}, "account"),
         ("/v1/deposits", {**DEPOSIT, "happened_ms": "now"}, "happened_ms"),
         ("/v1/deposits", {**DEPOSIT, "happened_ms": 10**40}, "happened_ms"),
         ("/v1/deposits", {**DEPOSIT, "happened_ms": 1_700_000_000}, "happened_ms"),

@@ -32,6 +32,10 @@ def api(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Api]:
             written = made.must("/v1/deposits", body, f"+d{number}")
             made.must("/v1/withdrawals", {**ALICE_USDT, "amount": "1.25"}, f"-w{number}")
         made.must("/v1/reversals", {"seq": written["seq"], "reason": "booked twice"}, "reversal")
+        made.must("/v1/house-accounts", {"name": "receivables", "may_be_negative": True}, "open")
+        for number in range(9):
+            legs = [{**ALICE_USDT, "amount": "1"}, {"customer": "@receivables", "coin": "usdt", "amount": "-1"}]
+            made.must("/v1/postings", {"legs": legs}, f"lent{number}")
         yield made
 
 
@@ -67,7 +71,7 @@ def csv_of(api: Api, customer: str = "alice", **params: Any) -> bytes:
     return found
 
 
-@pytest.mark.parametrize("customer", ["alice", "bob", "@external", "@fees"])
+@pytest.mark.parametrize("customer", ["alice", "bob", "@external", "@fees", "@receivables"])
 def test_statement_adds_up_and_says_what_is_there_now(api: Api, customer: str) -> None:
     """The closing of a statement without an end is the balances of now."""
     page = statement_of(api, customer)
@@ -77,6 +81,20 @@ def test_statement_adds_up_and_says_what_is_there_now(api: Api, customer: str) -
     for closing in page["closing"]:
         if closing["account"] in ("spot", "house"):
             assert balances[closing["coin"]] == {"available": closing["available"], "freeze": closing["freeze"]}
+
+
+def test_house_account_that_was_opened_has_a_statement_like_others(api: Api) -> None:
+    """What it lent is below zero, and not owed, although its name begins like that of what customers owe."""
+    page = statement_of(api, "@receivables")
+    assert page["closing"] == [
+        {"account": "house", "coin": "usdt", "available": "-9.00", "freeze": "0.00", "owes": "0.00"}
+    ]
+    assert {(line["kind"], line["account"], line["available"]) for line in page["lines"]} == {
+        ("post", "house", "-1.00")
+    }
+    assert csv_of(api, "@receivables").count(b",post,house,usdt,-1.00,") == 9
+    assert api.get("/v1/customers/@treasury/statement").status_code == 404
+    assert api.get("/v1/customers/@receivables/statement", account="spot").status_code == 422
 
 
 def test_pages_follow_each_other(api: Api) -> None:

@@ -11,12 +11,13 @@ import psycopg
 import pytest
 
 import spotledger
-from spotledger.domain.accounts import DUST, EXTERNAL, FEES, Balance
+from spotledger.domain.accounts import DUST, EXTERNAL, FEES, ZERO, Balance, receivable_of
 from spotledger.domain.operations import (
     Deposit,
     Freeze,
     HoldKey,
     ListCoin,
+    OpenHouseAccount,
     Operation,
     RegisterCustomer,
     Reverse,
@@ -29,6 +30,7 @@ from spotledger.errors import (
     CoinAlreadyListed,
     HoldClosed,
     HoldExpired,
+    HouseAccountAlreadyOpen,
     IdempotencyConflict,
     InsufficientAvailable,
     StoreUnavailable,
@@ -198,6 +200,11 @@ CASES: dict[str, tuple[list[Operation], type[Outcome] | None]] = {
     "hold used up": ([Unfreeze("a", HoldKey("hold"), None), Unfreeze("b", HoldKey("hold"), None)], HoldClosed),
     "coin listed": ([ListCoin("a", "eth", 2), ListCoin("b", "eth", 2)], CoinAlreadyListed),
     "coin to use": ([ListCoin("a", "eth", 2), Deposit("b", "ann", "eth", "0.01")], None),
+    "house account opened": (
+        [OpenHouseAccount("a", "vault"), OpenHouseAccount("b", "vault")],
+        HouseAccountAlreadyOpen,
+    ),
+    "house account to use": ([OpenHouseAccount("a", "vault"), Deposit("b", "@vault", "btc", "1")], None),
     "customer registered": ([RegisterCustomer("a", "carol"), Deposit("b", "carol", "btc", "1")], None),
     "entry reversed": ([Reverse("a", 3, "a mistake"), Reverse("b", 3, "a mistake")], AlreadyReversed),
     "key used": ([Deposit("a", "ann", "btc", "1"), Deposit("a", "ann", "btc", "2")], IdempotencyConflict),
@@ -218,6 +225,21 @@ def test_what_another_node_wrote_meanwhile_counts(node: Ledger, other: Ledger, c
         assert isinstance(outcome, refusal)
     keys = [entry.key for entry in node.entries(0, 1_000)]
     assert len(keys) == len(set(keys))
+
+
+def test_debt_that_was_made_elsewhere_is_repaid(node: Ledger, other: Ledger, counts: Counts) -> None:
+    """By the group that has to be decided again, and by the next one, which is decided before the lock."""
+    other.withdraw(str(other.balances(spot("ann"))["btc"].available // ONE), customer="ann", coin="btc", key="w")
+    other.reverse(3, "a mistake", key="r")
+    owed = other.balances(receivable_of("ann"))["btc"].available
+    assert owed < 0
+    for name, expected in (("d", (1, 1)), ("e", (0, 1))):
+        counted = counts.since(lambda name=name: node.execute([Deposit(name, "ann", "btc", "5")]))
+        assert counted == expected
+        owed += 5 * ONE
+        assert (node.balances(spot("ann"))["btc"], node.balances(receivable_of("ann"))["btc"]) == (ZERO, (owed, 0))
+        warm(node, name)
+        owed += 2 * ONE
 
 
 def test_epoch_that_began_elsewhere_counts(node: Ledger, other: Ledger) -> None:

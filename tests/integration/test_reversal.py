@@ -10,7 +10,15 @@ import pytest
 
 import support_core
 from spotledger.domain import rules
-from spotledger.domain.accounts import EXTERNAL, FEES, Account, Balance, receivable_of
+from spotledger.domain.accounts import (
+    EXTERNAL,
+    FEES,
+    FIRST_HOUSE_ACCOUNTS,
+    Account,
+    Balance,
+    HouseAccount,
+    receivable_of,
+)
 from spotledger.domain.books import Line, State
 from spotledger.domain.journal import Entry
 from spotledger.domain.operations import CoinAmount, HoldKey, Reverse, SettleSide
@@ -142,6 +150,9 @@ class _PoorHouse:
 
     def reversal_of(self, seq: int) -> int | None:
         return None
+
+    def house_account(self, name: str) -> HouseAccount | None:
+        return FIRST_HOUSE_ACCOUNTS.get(name)
 
     def line(self, account: Account, coin: str) -> Line:
         return Line(account, coin, 0 if account == FEES else 10**12)

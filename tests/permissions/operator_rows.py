@@ -17,6 +17,7 @@ from spotledger import paths
 NO_TOKEN: Final = "no token"
 READ: Final = "ledger:read"
 WRITE: Final = "ledger:write"
+CONTROL: Final = "ledger:control"
 KEYS: Final = "keys:write"
 METRICS: Final = "metrics:read"
 ADMIN: Final = "admin"
@@ -84,6 +85,10 @@ def _post(path: str, needs: str, body: Make, **names: Make) -> Row:
     return Row("POST", path, needs, names, body, keyed=True)
 
 
+def _of_house(path: str, body: Make) -> Row:
+    return Row("POST", path, WRITE, body=body, keyed=True, case="of a house account", also=(CONTROL,))
+
+
 def _fill(world: World) -> object:
     return {
         "base": "btc",
@@ -100,13 +105,19 @@ def _batch(world: World) -> object:
     return {"operations": [operation]}
 
 
-def _transfer(world: World) -> object:
+def _transfer(world: World) -> dict[str, object]:
     sides = {side: {"customer": "alice", "account": account} for side, account in (("from", "spot"), ("to", "wallet"))}
     return {**sides, "coin": "usdt", "amount": "1"}
 
 
-def _money(world: World) -> object:
+def _money(world: World) -> dict[str, object]:
     return {"customer": "alice", "coin": "usdt", "amount": "1"}
+
+
+def _legs(source: str, target: str) -> object:
+    return {
+        "legs": [{"customer": who, "coin": "usdt", "amount": units} for who, units in ((source, "-1"), (target, "1"))]
+    }
 
 
 def _same_master_key(world: World) -> object:
@@ -124,6 +135,8 @@ ROWS: Final = (
     _post(paths.COINS, WRITE, lambda world: {"coin": world.fresh("coin"), "scale": 8}),
     _get(paths.CUSTOMERS, READ),
     _post(paths.CUSTOMERS, WRITE, lambda world: {"customer": world.fresh("customer")}),
+    _get(paths.HOUSE_ACCOUNTS, READ),
+    _post(paths.HOUSE_ACCOUNTS, CONTROL, lambda world: {"name": world.fresh("house")}),
     _get(paths.CUSTOMER_BALANCES, READ, customer=_alice),
     _get(paths.CUSTOMER_HOLDS, READ, customer=_alice),
     _get(paths.CUSTOMER_ENTRIES, READ, customer=_alice),
@@ -132,7 +145,12 @@ ROWS: Final = (
     _post(paths.of_collection("deposits"), WRITE, _money),
     _post(paths.of_collection("withdrawals"), WRITE, _money),
     _post(paths.of_collection("transfers"), WRITE, _transfer),
+    _of_house(paths.of_collection("withdrawals"), lambda world: _money(world) | {"customer": world.house()}),
+    _of_house(paths.of_collection("transfers"), lambda world: _transfer(world) | {"from": {"customer": world.house()}}),
+    _post(paths.of_collection("postings"), WRITE, lambda world: _legs("alice", world.house())),
+    _of_house(paths.of_collection("postings"), lambda world: _legs(world.house(), "alice")),
     _post(paths.HOLDS, WRITE, _money),
+    _of_house(paths.HOLDS, lambda world: _money(world) | {"customer": world.house()}),
     _get(paths.HOLDS, READ, "older_than_ms=0"),
     _get(paths.HOLD, READ, hold=World.hold),
     _post(paths.HOLD_RELEASE, WRITE, lambda world: {}, hold=World.hold),

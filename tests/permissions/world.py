@@ -54,6 +54,13 @@ class World:
         """Book a deposit and return its entry."""
         return int(self.api.must("/v1/deposits", {"customer": "alice", "coin": "usdt", "amount": "1"})["seq"])
 
+    def house(self) -> str:
+        """Open a house account that has some money, and return its name."""
+        name = self.fresh("paying")
+        self.api.must("/v1/house-accounts", {"name": name})
+        self.api.must("/v1/deposits", {"customer": f"@{name}", "coin": "usdt", "amount": "10"})
+        return f"@{name}"
+
     def access_key(self, **fields: Any) -> dict[str, Any]:
         """Make an access key."""
         return self.api.must("/v1/keys", {"customer": "alice", "permissions": ["read"], **fields})

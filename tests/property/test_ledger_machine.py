@@ -21,6 +21,7 @@ from spotledger.domain.operations import (
     Deposit,
     Expire,
     ListCoin,
+    OpenHouseAccount,
     RegisterCustomer,
     Reverse,
     Settle,
@@ -31,11 +32,12 @@ from spotledger.domain.operations import (
 from spotledger.errors import StoreUnavailable
 from spotledger.ledger.ledger import CUSTOMERS as ALL_CUSTOMERS, Ledger, Receipt
 from support_core import START_MS, Clock, full_disk
-from support_ledger_draws import CUSTOMERS, KINDS, SCALES, Draws
+from support_ledger_draws import CUSTOMERS, HOUSES, KINDS, SCALES, Draws
 from support_ledger_model import Known, Model
 
 CUSTOMER_ACCOUNTS = [Account(name, kind) for name in CUSTOMERS for kind in KINDS]
 HOUSE_ACCOUNTS = [Account(f"@{name}", "house") for name in ("external", "fees", "dust")]
+HOUSE_ACCOUNTS += [Account(name, "house") for name in HOUSES[1:]]
 HOUSE_ACCOUNTS += [Account(f"@receivable:{name}", "house") for name in CUSTOMERS]
 ACCOUNTS = [*CUSTOMER_ACCOUNTS, *HOUSE_ACCOUNTS]
 
@@ -63,6 +65,7 @@ class LedgerMachine(RuleBasedStateMachine):
             seeds += [
                 Deposit(f"seed-{n}{c}{a}", n, c, "50", a) for n in CUSTOMERS for c in SCALES for a in ("spot", "fiat")
             ]
+            seeds += [OpenHouseAccount("open-treasury", "treasury"), Deposit("seed-treasury", "@treasury", "btc", "50")]
             self.run(seeds, [None] * len(seeds))
 
     def teardown(self) -> None:
@@ -235,7 +238,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def read_holds(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(CUSTOMERS))
+        name = data.draw(st.sampled_from([*CUSTOMERS, *HOUSES]))
         state = data.draw(st.sampled_from([None, "open", "closed"]))
         limit = data.draw(st.sampled_from([1, 2, 1000]))
         after = data.draw(st.integers(0, self.model.seq))
@@ -256,7 +259,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def read_a_statement(self, data: st.DataObject) -> None:
-        owner, coin = data.draw(st.sampled_from(CUSTOMERS)), data.draw(st.sampled_from([None, *SCALES]))
+        owner, coin = data.draw(st.sampled_from([*CUSTOMERS, *HOUSES])), data.draw(st.sampled_from([None, *SCALES]))
         limit, after = data.draw(st.sampled_from([1, 3, 1000])), data.draw(st.integers(0, self.model.seq))
         owners = (owner, f"@receivable:{owner}")
         mine = [
@@ -281,6 +284,11 @@ class LedgerMachine(RuleBasedStateMachine):
         assert dict(trial.sums) == {name: tuple(sides) for name, sides in expected.items()}
 
     @rule()
+    def read_house_accounts(self) -> None:
+        found = {name: account.may_be_negative for name, account in self.ledger.house_accounts.items()}
+        assert found == {"@external": True, **self.model.houses}
+
+    @rule()
     def read_customers(self) -> None:
         names = sorted(self.model.customers)
         assert self.ledger.customers() == names
@@ -299,10 +307,18 @@ class LedgerMachine(RuleBasedStateMachine):
             assert dict(view.balances) == expected
             assert view.changed_seq == self.model.changed.get(account, 0)
             assert all(freeze >= 0 for _, freeze in expected.values())
-            if account.customer in (*CUSTOMERS, "@fees", "@dust"):
+            if account.customer in (*CUSTOMERS, "@fees", "@dust", "@treasury"):
                 assert all(available >= 0 for available, _ in expected.values())
             if account.customer.startswith("@receivable"):
                 assert all(available <= 0 for available, _ in expected.values())
+
+    @invariant()
+    def nobody_has_what_they_owe(self) -> None:
+        for name in CUSTOMERS if hasattr(self, "ledger") else ():
+            owed = self.ledger.account(Account(f"@receivable:{name}", "house")).balances
+            for coin in (coin for coin, balance in owed.items() if balance.available):
+                has = [self.ledger.account(Account(name, kind)).balance(coin).available for kind in KINDS]
+                assert has == [0, 0, 0], f"{name} has {has} {coin} and owes {owed[coin]}"
 
     @invariant()
     def every_coin_adds_up_to_zero(self) -> None:
@@ -316,11 +332,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def freeze_is_the_sum_of_open_holds(self) -> None:
-        for name in CUSTOMERS if hasattr(self, "ledger") else ():
+        for name in (*CUSTOMERS, *HOUSES) if hasattr(self, "ledger") else ():
             held: dict[tuple[str, str], int] = {}
             for hold in self.ledger.holds(name, "open"):
                 held[hold.account.kind, hold.coin] = held.get((hold.account.kind, hold.coin), 0) + hold.remaining
-            for kind in KINDS:
+            for kind in ("house",) if name[0] == "@" else KINDS:
                 for coin, balance in self.ledger.account(Account(name, kind)).balances.items():
                     assert balance.freeze == held.get((kind, coin), 0)
 

@@ -20,7 +20,7 @@ PACKAGE = ROOT / "src" / "spotledger"
 PAGE = (ROOT / "docs" / "how-to" / "add-an-operation.md").read_text(encoding="utf-8")
 GENERATED = {*load_script("generate_operations").modules(), *load_script("generate_blocking_client").MODULES.values()}
 #: The commands that are called otherwise than their operation.
-COMMANDS = {"list_coin": "coin", "register_customer": "customer"}
+COMMANDS = {"list_coin": "coin", "register_customer": "customer", "open_house_account": "house-account"}
 #: Where an operation is used although nothing is added with a new one.
 USES = {"domain/reversal.py": "what can be reversed", "cli/demo_story.py": "the story of the demo"}
 

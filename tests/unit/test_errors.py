@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from spotledger import errors
-from spotledger.errors import LedgerCorrupt, Refused, SpotledgerError, refusal_of_code
+from spotledger.errors import LedgerCorrupt, Refused, SpotledgerError
+from spotledger.ledger.kept_refusals import refusal_of_code
 
 
 def classes(kind: type[SpotledgerError]) -> Iterator[type[SpotledgerError]]:

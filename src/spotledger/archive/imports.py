@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from spotledger.archive.csv_table import BadLine, NotATable, Record, records_of
+from spotledger.domain.accounts import account_of, is_house_name
 from spotledger.domain.amounts import check_amount, is_zero_text, normal_amount, shown, units_of
 from spotledger.domain.operations import KEY_MAX_CHARACTERS, Deposit, Freeze, check_key
 from spotledger.errors import InvalidRequest
@@ -94,7 +95,7 @@ def read_balances(
     Args:
         file: A CSV file.
         coins: The scale of each listed coin.
-        customers: Those that are registered.
+        customers: Those that are registered, and the house accounts that are open.
         key_prefix: Begins the keys that are made; another prefix makes other deposits of the same file.
         register: Whether customers that are not registered are to be; else they are bad lines.
         decimal_comma: Whether amounts have a comma in place of the point.
@@ -198,7 +199,11 @@ class _Reading:
         return scale
 
     def _check_customer(self, customer: str) -> None:
-        if customer not in self._customers and not self._register:
+        if customer in self._customers:
+            return
+        if is_house_name(customer):
+            raise InvalidRequest(f"house account {customer} is not open; open it first", field="customer")
+        if not self._register:
             raise InvalidRequest(
                 f"customer {customer} is not registered; register it first, or use --register", field="customer"
             )
@@ -234,7 +239,7 @@ class _Reading:
     ) -> OpeningBalance:
         """Return what the line asks for; making the operations checks the form of all that it has."""
         customer, coin, key = found["customer"], found["coin"], self._key(found)
-        account, reference = found.get("account", "spot"), found.get("reference")
+        account, reference = _account_in(found), found.get("reference")
         # A line of zeros is checked like the others.
         deposit = Deposit(key, customer, coin, available or "1", account, reference)
         if frozen is None:
@@ -254,7 +259,7 @@ class _Reading:
         given = found.get("key")
         if given is not None:
             return given
-        content = json.dumps([found["customer"], found.get("account", "spot"), found["coin"]])
+        content = json.dumps([found["customer"], _account_in(found), found["coin"]])
         return f"{self._key_prefix}:{blake2b(content.encode(), digest_size=DIGEST_BYTES).hexdigest()}"
 
     def _check_once(self, line: int, found: Mapping[str, str]) -> None:
@@ -306,6 +311,11 @@ def _by_name(columns: list[str], fields: list[str]) -> dict[str, str]:
     if "" in found:
         raise InvalidRequest(f"it has {shown(found[''])} in a column without a name")
     return found
+
+
+def _account_in(found: Mapping[str, str]) -> str:
+    """Return which account of its owner a line is about, spot by default; a house account is one by itself."""
+    return found.get("account") or account_of(found["customer"]).kind
 
 
 def _with_advice(refusal: InvalidRequest, text: str, field: str) -> InvalidRequest:

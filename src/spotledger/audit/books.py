@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from spotledger.audit.entries import AVAILABLE, DUST, EXTERNAL, FEES, FREEZE, AccountRead, BalanceRead, EntryRead
 from spotledger.audit.findings import Findings
-from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, RECEIVABLE
+from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, RECEIVABLE, is_receivable
 from spotledger.domain.amounts import UNITS_LIMIT
 
 EXPIRE: Final = "expire"
@@ -38,7 +38,7 @@ class Line:
         #: Whether its row was found in the table of balances.
         self.is_listed = False
         customer, kind = name[0]
-        self.may_be_negative = kind == HOUSE_KIND and (customer == EXTERNAL[0] or customer.startswith(RECEIVABLE))
+        self.may_be_negative = kind == HOUSE_KIND and (customer == EXTERNAL[0] or is_receivable(customer))
         #: The places of the entries that touched the line, counted from the first collected entry; None for none.
         self.places: list[int] | None = None
 
@@ -46,7 +46,7 @@ class Line:
         return f"{self.account[0]} {self.account[1]} {self.coin}"
 
     def may_have(self, available: int, freeze: int) -> bool:
-        """Say whether the line may have these sides: only the outside world and debts go below zero."""
+        """Say whether the line may have these sides: few house accounts may have less than zero available."""
         if freeze < 0 or available + freeze >= UNITS_LIMIT:
             return False
         return available >= 0 or (self.may_be_negative and available + freeze > -UNITS_LIMIT)
@@ -80,7 +80,12 @@ class BooksRead:
         self._accounts: dict[AccountRead, AccountRead] = {}
         self.holds: dict[int, OpenHold] = {}
         self.coins: dict[str, tuple[int, int]] = {}
+        #: Customers and the house accounts that were opened, and the entries that registered them.
         self.customers: dict[str, int] = {}
+        #: Who owes which coin.
+        self.debts: set[tuple[str, str]] = set()
+        #: The house accounts that were opened as ones that may be below zero.
+        self.overdrafts: set[str] = set()
         # What was collected since the last comparison of a segment with its tables:
         self.touched: list[Line] = []
         self.opened: dict[int, tuple[Any, ...]] = {}
@@ -175,6 +180,22 @@ class BooksRead:
         line = self.lines.get(name)
         return 0 if line is None else line.available
 
+    def note_debts(self, entry: EntryRead) -> None:
+        """Note who owes something after *entry*, and who no longer does."""
+        for (owner, kind), coin, _, _ in entry.balances:
+            if kind == HOUSE_KIND and is_receivable(owner):
+                debt = (owner.removeprefix(f"{RECEIVABLE}:"), coin)
+                (self.debts.add if self.owed(owner, coin) < 0 else self.debts.discard)(debt)
+
+    def check_debts(self, entry: EntryRead) -> None:
+        """Check that those whom *entry* touches do not have available what they owe."""
+        touched = {(account[0].removeprefix(f"{RECEIVABLE}:"), coin) for account, coin, _, _ in entry.balances}
+        for customer, coin in touched & self.debts:
+            for kind in ACCOUNT_IDS:
+                if available := self.available(((customer, kind), coin)):
+                    found = f"available {available}, and owes {coin}"
+                    self._note("owes_and_has", self.seq, f"{customer} {kind} {coin}", found, "one of them")
+
     def add_line(self, name: LineName) -> Line:
         """Add a line; lines of one account share its name, because what an audit waits for is memory."""
         (customer, kind), coin = name
@@ -184,6 +205,7 @@ class BooksRead:
             self._accounts[account] = account
         shared = (account, intern(coin))
         line = self.lines[shared] = Line(shared)
+        line.may_be_negative |= kind == HOUSE_KIND and customer in self.overdrafts
         return line
 
     def _new_line(self, name: LineName) -> Line:

@@ -45,6 +45,15 @@ class AccountOfRequest(msgspec.Struct, gc=False):
     account: str
 
 
+class LegRead(msgspec.Struct, gc=False):
+    """One leg in the request of a post."""
+
+    customer: str
+    account: str
+    coin: str
+    units: int | None = None
+
+
 class SideRead(msgspec.Struct, gc=False):
     """One side in the request of a settlement."""
 
@@ -78,9 +87,13 @@ class RequestRead(msgspec.Struct, gc=False):
     quote_units: int | None = None
     buyer: SideRead | None = None
     seller: SideRead | None = None
+    legs: tuple[LegRead, ...] = ()
+    fee_account: str | None = None
     #: As they stand, because a start takes no text for a number here.
     epoch: Any = None
     random_id: Any = msgspec.field(default=None, name="id")
+    name: str | None = None
+    may_be_negative: bool | None = None
     earlier: Any = None
 
 

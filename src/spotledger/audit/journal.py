@@ -16,16 +16,18 @@ from typing import Any, Final
 import msgspec
 
 from spotledger.audit.books import BooksRead
-from spotledger.audit.entries import EntryRead, decode, decoded
+from spotledger.audit.entries import DUST, EXTERNAL, FEES, EntryRead, decode, decoded
 from spotledger.audit.findings import Findings
 from spotledger.audit.requests import CHECKS
 from spotledger.audit.shortcuts import SHORTCUTS
+from spotledger.domain.accounts import check_house_name, house_name
 from spotledger.domain.amounts import MAX_SCALE, UNITS_LIMIT
 from spotledger.domain.journal import ACTOR, LEDGER, LIBRARY, epoch_key
 from spotledger.domain.positions import EPOCH_LIMIT, Epochs
 from spotledger.errors import (
     BalanceTooLarge,
     HouseShort,
+    InvalidRequest,
     Kept,
     UnknownCoin,
     UnknownCustomer,
@@ -36,7 +38,9 @@ from spotledger.errors import (
 _DIGEST_BYTES: Final = 16
 _KEY_LENGTH: Final = 128
 #: The operations that have no postings, by kind; those that have some are in :data:`CHECKS`.
-WITHOUT_POSTINGS: Final = frozenset({"list_coin", "register_customer"})
+WITHOUT_POSTINGS: Final = frozenset({"list_coin", "register_customer", "open_house_account"})
+#: The house accounts that are open from the beginning.
+_FIRST: Final = frozenset({EXTERNAL[0], FEES[0], DUST[0]})
 #: The kinds of entries that the ledger writes by itself, under keys with a blank; nothing else does.
 _OWN_KINDS: Final = frozenset({"expire", "begin_epoch"})
 
@@ -219,6 +223,9 @@ class JournalPass(BooksRead):
             shortcut = SHORTCUTS.get(entry.kind)
             if shortcut is None or not shortcut(self, entry):
                 self._book_in_parts(entry)
+                self.note_debts(entry)
+            if self.debts:
+                self.check_debts(entry)
 
     def _book_in_parts(self, entry: EntryRead) -> None:
         """Apply an entry that no shortcut accepts until its lines are known, or at all; check it part by part."""
@@ -271,6 +278,8 @@ class JournalPass(BooksRead):
                 self._list_coin(entry.request.coin, entry.request.scale)
             case "register_customer":
                 self._register(entry.request.customer)
+            case "open_house_account":
+                self._open_house_account(entry.request.name, entry.request.may_be_negative)
             case "begin_epoch":
                 self._begin_epoch(entry)
             case "reverse":
@@ -293,6 +302,15 @@ class JournalPass(BooksRead):
             self._note("customer_registered_wrong", self.seq, "request", customer, "a customer, once")
         else:
             self.customers[customer] = self.seq
+
+    def _open_house_account(self, name: str | None, may_be_negative: bool | None) -> None:
+        opened = house_name(name or "")
+        if not _is_house_name(name) or may_be_negative is None or opened in {*_FIRST, *self.customers}:
+            self._note("house_account_opened_wrong", self.seq, "request", name, "a house account, once")
+            return
+        self.customers[opened] = self.seq
+        if may_be_negative:
+            self.overdrafts.add(opened)
 
     def _begin_epoch(self, entry: EntryRead) -> None:
         """Check that a new epoch is above those before, and lists them."""
@@ -321,6 +339,14 @@ class JournalPass(BooksRead):
         if seq in self.reversals:
             self._note("reversed_twice", self.seq, f"entry {seq}", f"reversed by {self.reversals[seq]} too", "once")
         self.reversals.setdefault(seq, self.seq)
+
+
+def _is_house_name(name: str | None) -> bool:
+    try:
+        check_house_name(name)
+    except InvalidRequest:
+        return False
+    return True
 
 
 def _is_wrong_actor(actor: str, kind: str) -> bool:

@@ -12,7 +12,7 @@ names what is wrong.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 from spotledger.audit.books import EXPIRE, Line, LineName, OpenHold, has_owner
@@ -23,6 +23,7 @@ from spotledger.audit.keys import KeySpool
 from spotledger.audit.report import CHUNK_ENTRIES
 from spotledger.audit.source import Source
 from spotledger.audit.tables import DerivedTables
+from spotledger.domain.accounts import ACCOUNT_IDS, HOUSE_KIND, RECEIVABLE, is_receivable
 from spotledger.storage.encoding import genesis_hash
 
 #: When holds opened before a range expire is not known in it: late enough for :func:`join` to look at each use.
@@ -65,6 +66,8 @@ class RangeRead(NamedTuple):
     refusals: int
     coins: dict[str, tuple[int, int]]
     customers: dict[str, int]
+    #: The house accounts that it opened as ones that may be below zero.
+    overdrafts: set[str]
     lines: list[LineRead]
     #: Accounts that had nothing of a coin available before, or nothing owed if receivable: customer, kind, coin.
     nothing: set[tuple[str, str, str]]
@@ -121,8 +124,21 @@ class RangePass(JournalPass):
                     new[place].available -= units
                 else:
                     new[place].freeze -= units
+        self._learn_debts(new.values())
         self._before += [(line, self.seq, line.available, line.freeze) for line in new.values()]
         return self._learn_holds(entry) or bool(new)
+
+    def _learn_debts(self, new: Iterable[Line]) -> None:
+        """Note the debts before the range, if nothing of who owes was touched in it until now."""
+        for line in new:
+            owner, coin = line.account[0], line.coin
+            if line.available >= 0 or not is_receivable(owner):
+                continue
+            customer = owner.removeprefix(f"{RECEIVABLE}:")
+            touched = [self.lines.get(((customer, kind), coin)) for kind in ACCOUNT_IDS]
+            if any(line is not None and line not in new for line in touched):
+                raise Unsound(f"{customer} owed {coin} before the range, which moved it before that was known")
+            self.debts.add((customer, coin))
 
     def _learn_holds(self, entry: EntryRead) -> bool:
         found = False
@@ -184,8 +200,8 @@ class RangePass(JournalPass):
         ]
         return RangeRead(
             self._first, self.seq, self._link_before, self.link, self._booked_first_ms, self.booked_ms,
-            self.postings, self.refusals, self.coins, self.customers, lines, self._nothing, used, opened,
-            self.closed_otherwise, self.reversals, key_runs,
+            self.postings, self.refusals, self.coins, self.customers, self.overdrafts, lines, self._nothing, used,
+            opened, self.closed_otherwise, self.reversals, key_runs,
         )  # fmt: skip
 
 
@@ -253,6 +269,7 @@ def join(journal: JournalPass, read: RangeRead) -> bool:
         return False
     journal.coins.update(read.coins)
     journal.customers.update(read.customers)
+    journal.overdrafts |= read.overdrafts
     lines = []
     for line_read in read.lines:
         customer, kind, coin = line_read[:3]
@@ -263,6 +280,9 @@ def join(journal: JournalPass, read: RangeRead) -> bool:
         line.seq, line.available, line.freeze, segments = line_read[6:]
         line.segments += segments
         lines.append(line)
+        if is_receivable(customer):
+            debt = (customer.removeprefix(f"{RECEIVABLE}:"), coin)
+            (journal.debts.add if line.available < 0 else journal.debts.discard)(debt)
     for hold_id, _, _, remaining, *_ in read.used:
         if remaining:
             journal.holds[hold_id].remaining = remaining
@@ -291,9 +311,17 @@ def _fits(journal: JournalPass, read: RangeRead) -> bool:
         and journal.customers.keys().isdisjoint(read.customers)
         and journal.reversals.keys().isdisjoint(read.reversals)
         and all(_line_fits(journal, read, line_read) for line_read in read.lines)
+        and not (journal.debts and _moves_of_debtors(journal, read))
         and all(_hold_fits(journal, read, *used) for used in read.used)
         and not any(journal.available(((customer, kind), coin)) for customer, kind, coin in read.nothing)
     )
+
+
+def _moves_of_debtors(journal: JournalPass, read: RangeRead) -> bool:
+    """Say whether the range moved a coin of somebody who owed it without touching, and so without knowing, the debt."""
+    touched = {(customer, coin) for customer, kind, coin, *_ in read.lines if kind != HOUSE_KIND}
+    known = {(owner.removeprefix(f"{RECEIVABLE}:"), coin) for owner, _, coin, *_ in read.lines if is_receivable(owner)}
+    return bool(journal.debts & touched - known)
 
 
 def _line_fits(journal: JournalPass, read: RangeRead, line_read: LineRead) -> bool:

@@ -6,7 +6,7 @@ Each check returns None if the postings are what the request asks for; else a te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from spotledger.audit.entries import (
@@ -22,7 +22,7 @@ from spotledger.audit.entries import (
     SideRead,
     named,
 )
-from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE
+from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, is_receivable
 from spotledger.domain.operations import REST
 from spotledger.domain.reversal import REVERSIBLE
 
@@ -45,8 +45,40 @@ class Books(Protocol):
         """Remember that the current entry reverses the entry *seq*."""
 
 
-def _differing(entry: EntryRead, *expected: PostingRead) -> str | None:
+def _differing(entry: EntryRead, books: Books, *expected: PostingRead) -> str | None:
+    """Compare the postings with *expected*, which what repays debts follows."""
+    if entry.full_postings() == expected:
+        return None
+    expected += _repayments(entry, books, expected)
     return None if entry.full_postings() == expected else str(expected)
+
+
+def _repayments(entry: EntryRead, books: Books, expected: tuple[PostingRead, ...]) -> tuple[PostingRead, ...]:
+    """Return what has to repay debts after the *expected* postings: all that they leave available to a debtor."""
+    posted, wanted = _on_available(entry.full_postings()), _on_available(expected)
+    owed: dict[tuple[str, str], int] = {}
+    found: list[PostingRead] = []
+    for (customer, kind), coin in dict.fromkeys((account, coin) for account, coin, *_ in expected):
+        if kind == HOUSE_KIND:
+            continue
+        name, debt = ((customer, kind), coin), ((f"{RECEIVABLE}:{customer}", HOUSE_KIND), coin)
+        before = posted.get(debt, 0) - wanted.get(debt, 0) - books.owed(debt[0][0], coin)
+        left = owed.get((customer, coin), before)
+        has = books.available(name) - posted.get(name, 0) + wanted.get(name, 0)
+        repaid = max(min(has, left), 0)
+        owed[customer, coin] = left - repaid
+        if repaid:
+            found += [(name[0], coin, AVAILABLE, -repaid, None), (debt[0], coin, AVAILABLE, repaid, None)]
+    return tuple(found)
+
+
+def _on_available(postings: tuple[PostingRead, ...]) -> dict[tuple[AccountRead, str], int]:
+    """Return how much *postings* move on the available side, by account and coin."""
+    sums: dict[tuple[AccountRead, str], int] = {}
+    for account, coin, side, units, _ in postings:
+        if side == AVAILABLE:
+            sums[account, coin] = sums.get((account, coin), 0) + units
+    return sums
 
 
 def _amount(request: RequestRead) -> tuple[AccountRead, str, int] | None:
@@ -64,10 +96,10 @@ def _freeze(entry: EntryRead, books: Books) -> str | None:
     expires_ms = entry.request.expires_ms
     if expires_ms is not None and expires_ms <= entry.booked_ms:
         return f"no hold: it expires at {expires_ms}, and was booked at {entry.booked_ms}"
-    return _differing(entry, (account, coin, AVAILABLE, -units, None), (account, coin, FREEZE, units, entry.seq))
+    return _differing(entry, books, (account, coin, AVAILABLE, -units, None), (account, coin, FREEZE, units, entry.seq))
 
 
-def _from_hold(entry: EntryRead, target: AccountRead | None) -> str | None:
+def _from_hold(entry: EntryRead, books: Books, target: AccountRead | None) -> str | None:
     """Check what moves from a hold to *target*, or back to its account; without units, all that remains of the hold."""
     request = entry.request
     account, coin, side, units, hold_id = entry.full_postings()[0]
@@ -79,36 +111,27 @@ def _from_hold(entry: EntryRead, target: AccountRead | None) -> str | None:
     elif units != -request.units:
         return f"{request.units} units of hold {hold_id}"
     freed = (target or account, coin, AVAILABLE, -units, None)
-    return _differing(entry, (account, coin, FREEZE, units, hold_id), freed)
+    return _differing(entry, books, (account, coin, FREEZE, units, hold_id), freed)
 
 
 def _unfreeze(entry: EntryRead, books: Books) -> str | None:
-    return _from_hold(entry, None)
+    return _from_hold(entry, books, None)
 
 
 def _withdraw(entry: EntryRead, books: Books) -> str | None:
     if entry.request.hold is not None:
-        return _from_hold(entry, EXTERNAL)
+        return _from_hold(entry, books, EXTERNAL)
     if (amount := _amount(entry.request)) is None:
         return _MALFORMED
     account, coin, units = amount
-    return _differing(entry, (account, coin, AVAILABLE, -units, None), (EXTERNAL, coin, AVAILABLE, units, None))
+    return _differing(entry, books, (account, coin, AVAILABLE, -units, None), (EXTERNAL, coin, AVAILABLE, units, None))
 
 
 def _deposit(entry: EntryRead, books: Books) -> str | None:
-    """Check a deposit, which repays the customer's debt first."""
     if (amount := _amount(entry.request)) is None:
         return _MALFORMED
     account, coin, units = amount
-    receivable = (f"{RECEIVABLE}:{account[0]}", HOUSE_KIND)
-    posted = sum(posting[3] for posting in entry.full_postings() if posting[0] == receivable)
-    repaid = min(units, posted - books.owed(receivable[0], coin))
-    expected: tuple[PostingRead, ...] = (
-        (EXTERNAL, coin, AVAILABLE, -units, None),
-        (receivable, coin, AVAILABLE, repaid, None),
-        (account, coin, AVAILABLE, units - repaid, None),
-    )
-    return _differing(entry, *[posting for posting in expected if posting[3]])
+    return _differing(entry, books, (EXTERNAL, coin, AVAILABLE, -units, None), (account, coin, AVAILABLE, units, None))
 
 
 def _transfer(entry: EntryRead, books: Books) -> str | None:
@@ -118,8 +141,19 @@ def _transfer(entry: EntryRead, books: Books) -> str | None:
         return _MALFORMED
     return _differing(
         entry,
+        books,
         ((source.customer, source.account), coin, AVAILABLE, -units, None),
         ((target.customer, target.account), coin, AVAILABLE, units, None),
+    )
+
+
+def _post(entry: EntryRead, books: Books) -> str | None:
+    """Check that each leg of a post is a posting, and that the legs sum to zero."""
+    legs = entry.request.legs
+    if not legs or any(not leg.units for leg in legs):
+        return _MALFORMED
+    return _differing(
+        entry, books, *[((leg.customer, leg.account), leg.coin, AVAILABLE, leg.units or 0, None) for leg in legs]
     )
 
 
@@ -140,7 +174,7 @@ def _settle(entry: EntryRead, books: Books) -> str | None:
         if use[2] != FREEZE or not named(side.hold, use[4]):
             return f"a posting from hold {side.hold}"
         expected += _side(entry, side, use, paid, units, coin, received)
-    return _differing(entry, *expected)
+    return _differing(entry, books, *expected)
 
 
 def _side(
@@ -148,20 +182,22 @@ def _side(
 ) -> list[PostingRead]:
     """Return the postings of one side, given *use*, its posting from its hold."""
     account, _, _, taken, hold_id = use
+    fees = FEES if entry.request.fee_account is None else (entry.request.fee_account, HOUSE_KIND)
     fee_units = 0 if side.fee is None else side.fee.units or 0
     fee_paid, fee_received = (fee_units, 0) if side.fee is not None and side.fee.coin == paid else (0, fee_units)
     dust = 0 if side.dust is None else side.dust.units or 0
     released = side.release_units or 0
     if side.release == REST and (hold_id, 0) in entry.holds:
-        released = -taken - units - fee_paid
+        released = -taken - units - max(fee_paid, 0)
     rest: list[PostingRead] = [
         (account, paid, AVAILABLE, released, None),
-        (FEES, paid, AVAILABLE, fee_paid, None),
+        (account, paid, AVAILABLE, max(-fee_paid, 0), None),
+        (fees, paid, AVAILABLE, fee_paid, None),
         (account, coin, AVAILABLE, received - fee_received - dust, None),
-        (FEES, coin, AVAILABLE, fee_received, None),
+        (fees, coin, AVAILABLE, fee_received, None),
         (DUST, coin, AVAILABLE, dust, None),
     ]
-    hold_use = (account, paid, FREEZE, -(units + fee_paid + released), hold_id)
+    hold_use = (account, paid, FREEZE, -(units + max(fee_paid, 0) + released), hold_id)
     return [hold_use, *[posting for posting in rest if posting[3]]]
 
 
@@ -170,49 +206,47 @@ def _reverse(entry: EntryRead, books: Books) -> str | None:
     seq = entry.request.seq or 0
     target = books.earlier(seq)
     if target is None or target.kind not in REVERSIBLE or target.refusal is not None:
-        return f"an earlier deposit, withdraw, transfer or settle, not entry {seq}"
+        return f"an earlier deposit, withdraw, transfer, post or settle, not entry {seq}"
     books.reverse(seq)
     if entry.holds or any(posting[2] != AVAILABLE for posting in entry.full_postings()):
         return "no freeze and no hold in a reversal"
-    done, undone = _net(target), _net(entry)
-    for (account, coin), units in done.items():
-        taken = -undone.get((account, coin), 0)
-        if not _may_take(taken, units, account):
-            return f"{account[0]} {coin}: {-units}"
-        is_short = 0 <= taken < units and not _takes_all(units, account)
-        if is_short and (left := books.available((account, coin))):
-            return f"{account[0]} {coin}: {-min(units, taken + left)}, all that was there"
-    if _by_owner(done) != {name: -units for name, units in _by_owner(undone).items()}:
-        return f"the opposite of entry {seq}: {_by_owner(done)}"
+    expected = _opposite(entry, target, books)
+    wanted = _on_available((*expected, *_repayments(entry, books, expected)))
+    if {name: units for name, units in wanted.items() if units} != _net(entry):
+        return f"the opposite of entry {seq}, paid by what was there: {expected}"
     return None
 
 
-def _may_take(taken: int, units: int, account: AccountRead) -> bool:
-    """Say whether a reversal may take *taken* units from *account*, which the reversed entry gave *units*."""
-    if account[1] == HOUSE_KIND and account[0].startswith(RECEIVABLE):
-        return True  # a debt is compared together with the rest of what its customer has
-    return taken == units if _takes_all(units, account) else 0 <= taken <= units
+def _opposite(entry: EntryRead, target: EntryRead, books: Books) -> tuple[PostingRead, ...]:
+    """
+    Return the opposite of *target*, given back before anything is taken.
 
-
-def _takes_all(units: int, account: AccountRead) -> bool:
-    """Say whether a reversal takes back all *units* from *account*, even if it does not have them."""
-    return units <= 0 or account in (EXTERNAL, FEES, DUST)
+    Customers pay from the account concerned, then from their wallet, spot and fiat accounts, and owe the rest.
+    """
+    posted = _on_available(entry.full_postings())
+    moved: dict[tuple[AccountRead, str], int] = {}
+    for (account, coin), units in _net(target).items():
+        if units < 0 or (account[1] == HOUSE_KIND and not is_receivable(account[0])):
+            moved[account, coin] = moved.get((account, coin), 0) - units
+    for (account, coin), units in _net(target).items():
+        if units > 0 and (account[1] != HOUSE_KIND or is_receivable(account[0])):
+            customer, left = account[0].removeprefix(f"{RECEIVABLE}:"), units
+            own = [] if account[1] == HOUSE_KIND else [account[1]]
+            for kind in dict.fromkeys([*own, "wallet", "spot", "fiat"]):
+                name = ((customer, kind), coin)
+                taken = min(left, books.available(name) - posted.get(name, 0) + moved.get(name, 0))
+                moved[name] = moved.get(name, 0) - taken
+                left -= taken
+            debt = ((f"{RECEIVABLE}:{customer}", HOUSE_KIND), coin)
+            moved[debt] = moved.get(debt, 0) - left
+    return tuple([(account, coin, AVAILABLE, units, None) for (account, coin), units in moved.items()])
 
 
 def _net(entry: EntryRead) -> dict[tuple[AccountRead, str], int]:
     net: dict[tuple[AccountRead, str], int] = {}
     for account, coin, _, units, _ in entry.full_postings():
         net[account, coin] = net.get((account, coin), 0) + units
-    return net
-
-
-def _by_owner(net: Mapping[tuple[AccountRead, str], int]) -> dict[tuple[str, str], int]:
-    """Return *net* by owner and coin: a customer's accounts and debt together."""
-    found: dict[tuple[str, str], int] = {}
-    for (account, coin), units in net.items():
-        owner = (account[0].removeprefix(f"{RECEIVABLE}:"), coin)
-        found[owner] = found.get(owner, 0) + units
-    return {name: units for name, units in found.items() if units}
+    return {name: units for name, units in net.items() if units}
 
 
 #: The operations that have postings, by kind.
@@ -223,6 +257,7 @@ CHECKS: Final[dict[str, Callable[[EntryRead, Books], str | None]]] = {
     "expire": _unfreeze,
     "withdraw": _withdraw,
     "transfer": _transfer,
+    "post": _post,
     "settle": _settle,
     "reverse": _reverse,
 }

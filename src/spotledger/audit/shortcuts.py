@@ -3,7 +3,8 @@ Shortcuts through entries of the usual forms: build the whole entry that a reque
 
 A shortcut applies the entry to the books and returns True if every part of it is as expected. It returns False, and
 changes nothing, if a part differs or the entry has an unusual form; :meth:`BooksRead.post` and the checks of requests
-then look at each part. They accept everything that a shortcut accepts.
+then look at each part. They accept everything that a shortcut accepts; that it repays what is owed is checked after
+either.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from spotledger.audit.entries import (
     SideRead,
     named,
 )
-from spotledger.domain.accounts import RECEIVABLE
 from spotledger.domain.operations import REST
 
 
@@ -77,9 +77,6 @@ def _unfreeze(books: BooksRead, entry: EntryRead) -> bool:
 
 def _deposit(books: BooksRead, entry: EntryRead) -> bool:
     request = entry.request
-    coin = request.coin
-    if coin is None or books.owed(f"{RECEIVABLE}:{request.customer}", coin):
-        return False
     return _moved(books, entry, EXTERNAL, (request.customer, request.account))  # type: ignore[arg-type]
 
 
@@ -120,10 +117,18 @@ def _moved(books: BooksRead, entry: EntryRead, source: AccountRead, target: Acco
 
 
 def _settle(books: BooksRead, entry: EntryRead) -> bool:
-    """Apply a fill of two customers, each with a fee in the coin received, and no dust."""
+    """Apply a fill of two customers, each with a fee for @fees in the coin received, and no dust."""
     request, holds, lines = entry.request, entry.holds, books.lines
     base, quote, base_units, quote_units = request.base, request.quote, request.base_units, request.quote_units
-    if len(holds) != 2 or not base_units or not quote_units or base is None or quote is None or base == quote:
+    if (
+        request.fee_account is not None
+        or len(holds) != 2
+        or not base_units
+        or not quote_units
+        or base is None
+        or quote is None
+        or base == quote
+    ):
         return False
     (buy_id, buy_left), (sell_id, sell_left) = holds
     buy, sell = books.holds.get(buy_id), books.holds.get(sell_id)

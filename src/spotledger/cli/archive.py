@@ -34,6 +34,7 @@ from spotledger.client.operator.ledger_answers import Written
 from spotledger.client.operator.operations import Deposit, Freeze, Operation, RegisterCustomer
 from spotledger.client.operator.service_answers import Backup
 from spotledger.domain import operations as domain
+from spotledger.domain.accounts import is_house_name
 from spotledger.errors import ChainFailed, DataFolderUnusable, Refused
 from spotledger.ops.runtime import claim_folder
 from spotledger.ops.settings import Settings, load_settings
@@ -288,6 +289,7 @@ async def import_balances(
     """
     scales = {coin.coin: coin.scale for coin in (await ledger.coins()).coins.values()}
     customers = set(await all_pages(ledger, "customers", ledger.customers))
+    customers.update(account.name for account in (await ledger.house_accounts()).house_accounts)
     plan = read_balances(file, scales, customers, key_prefix=key_prefix, register=register, decimal_comma=decimal_comma)
     counts = {"lines": len(plan.balances), "zeros": plan.zeros, "to_register": len(plan.new_customers)}
     refused: list[dict[str, Any]] = []
@@ -366,5 +368,6 @@ def _operations(balance: OpeningBalance) -> Iterator[tuple[Operation, str | None
 
 
 def _sent(kind: type[T], operation: domain.Deposit | domain.Freeze) -> T:
-    """Return *operation* as the client sends it."""
-    return kind(**{name: getattr(operation, name) for name in operation.__slots__})
+    """Return *operation* as the client sends it: without the account of a house account, which is one by itself."""
+    given = {name: getattr(operation, name) for name in operation.__slots__}
+    return kind(**given | ({"account": None} if is_house_name(operation.customer) else {}))

@@ -23,6 +23,7 @@ from spotledger.cli.options import (
 )
 from spotledger.cli.output import Output
 from spotledger.client.operator.ledger_answers import Hold, Written
+from spotledger.domain.accounts import account_of
 
 
 @click.group()
@@ -84,6 +85,35 @@ async def customer_list(ledger: CommandLedger, out: Output) -> None:
     out.table(("customer",), ((name,) for name in names))
 
 
+@click.group("house-account")
+def house_account() -> None:
+    """Open accounts of the exchange itself, such as @treasury, and show them."""
+
+
+@house_account.command("open")
+@click.argument("name")
+@click.option("--may-be-negative", is_flag=True, help="Its balances may be below zero.")
+@own_key_option
+@not_after_option
+@dry_run_option
+@ledger_command(may_make=True)
+async def house_account_open(ledger: CommandLedger, out: Output, name: str, key: str | None, **more: Any) -> None:
+    """Open the house account @NAME, for good. Running it again changes nothing."""
+    written = await ledger.open_house_account(name, key=key or natural_key("house-account-open", name), **more)
+    out.document(ledger.document)
+    out.line(f"house account @{name} {_is(written)} open (entry {written.position})")
+
+
+@house_account.command("list")
+@ledger_command()
+async def house_account_list(ledger: CommandLedger, out: Output) -> None:
+    """Show the house accounts."""
+    found = await ledger.house_accounts()
+    out.document(ledger.document)
+    rows = ((account.name, "yes" if account.may_be_negative else "no") for account in found.house_accounts)
+    out.table(("house account", "may be negative"), rows)
+
+
 @click.command()
 @click.argument("customer")
 @account_option
@@ -97,22 +127,21 @@ async def balances(
     ledger: CommandLedger,
     out: Output,
     customer: str,
-    account: str,
+    account: str | None,
     with_empty: bool,
     at_seq: str | None,
     at: str | None,
 ) -> None:
     """Show the balances of CUSTOMER, now or at any moment in the past: available, freeze and their total."""
-    is_house = customer.startswith("@")
     at_ms = time_ms(at, "--at")
     with asked_at(at, "--at"):
-        found = await ledger.balances(customer, None if is_house else account, at_seq=at_seq, at_ms=at_ms)
+        found = await ledger.balances(customer, account, at_seq=at_seq, at_ms=at_ms)
     out.document(ledger.document)
-    title = f"{customer}, {'house' if is_house else account}, as of entry {found.position}"
+    title = f"{customer}, {account or account_of(customer).kind}, as of entry {found.position}"
     rows = ((coin, both.available, both.freeze) for coin, both in found.balances.items())
     out.balances(rows, with_empty=with_empty, title=title)
     for coin, amount in found.owes.items():
-        out.line(f"owes {amount:f} {coin}; later deposits repay it first")
+        out.line(f"owes {amount:f} {coin}; what comes in repays it first")
 
 
 @click.command()

@@ -26,6 +26,7 @@ from spotledger.client.operator.ledger_answers import (
     StatementLine,
 )
 from spotledger.client.operator.messages import Json
+from spotledger.domain.accounts import is_receivable
 
 FOLLOW_PAUSE_SECONDS: Final = 0.25
 #: As many entries as a page may have.
@@ -95,7 +96,7 @@ def _balance_row(what: str, after: BalanceAfter) -> tuple[object, ...]:
 
 
 def _account(line: BalanceAfter | Posting) -> str:
-    return "owed" if line.customer.startswith("@") else line.account
+    return "owed" if is_receivable(line.customer) else line.account
 
 
 def _entry_rows(entry: Entry, owners: tuple[str, str], coin: str | None) -> Iterator[tuple[object, ...]]:
@@ -267,9 +268,20 @@ async def trial_balance(ledger: CommandLedger, out: Output, at_seq: str | None, 
     """Show the sums of all customers and of each house account by coin, now or as of then; every total is zero."""
     found = await ledger.trial_balance(at_seq=at_seq, at_ms=time_ms(at, "--at"))
     out.document(ledger.document)
-    columns = ("coin", "customers available", "customers freeze", *_HOUSE, "total")
+    all_sums = found.coins.values()
+    house = dict.fromkeys([*_HOUSE, *(name for sums in all_sums for name in sums.house)])
+    frozen = dict.fromkeys(name for sums in all_sums for name in sums.house_freeze)
+    sides = [*house, *(f"{name} freeze" for name in frozen)]
+    columns = ("coin", "customers available", "customers freeze", *sides, "total")
     rows = (
-        (coin, *astuple(sums.customers), *map(sums.house.get, _HOUSE), sums.total) for coin, sums in found.coins.items()
+        (
+            coin,
+            *astuple(sums.customers),
+            *map(sums.house.get, house),
+            *map(sums.house_freeze.get, frozen),
+            sums.total,
+        )
+        for coin, sums in found.coins.items()
     )
     state = "balanced" if found.balanced else "NOT BALANCED"
     out.table(columns, rows, title=f"as of entry {found.position}: {state}")

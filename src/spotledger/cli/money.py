@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import csv
+import io
+from typing import IO, Any, Final
 
 import click
 
 from spotledger.cli.connection import CommandLedger
 from spotledger.cli.options import (
     ACCOUNTS,
+    InputFile,
     account_option,
     expiry_ms,
     hold_name,
@@ -17,7 +20,11 @@ from spotledger.cli.options import (
     write_options,
 )
 from spotledger.cli.output import Output
-from spotledger.client.operator.operations import Deposit, Freeze, Operation, Transfer, Unfreeze, Withdraw
+from spotledger.client.operator.operations import Deposit, Freeze, Leg, Operation, Post, Transfer, Unfreeze, Withdraw
+from spotledger.domain.accounts import FIRST_HOUSE_ACCOUNTS, is_receivable
+from spotledger.errors import MalformedRequest
+
+_LEG_COLUMNS: Final = {"customer", "coin", "amount"}
 
 
 async def write(ledger: CommandLedger, out: Output, operation: Operation, dry_run: bool) -> None:
@@ -29,8 +36,14 @@ async def write(ledger: CommandLedger, out: Output, operation: Operation, dry_ru
     tried = "; a dry run: nothing was booked" if written.dry_run else ""
     out.line(f"entry {written.position}: {written.entry.kind}{hold}{again}{tried}")
     columns = ("customer", "account", "coin", "available", "freeze")
-    rows = [[getattr(after, name) for name in columns] for after in written.balances if after.account != "house"]
+    shown = [after for after in written.balances if after.account != "house" or _is_operators(after.customer)]
+    rows = [[getattr(after, name) for name in columns] for after in shown]
     out.table(columns, rows)
+
+
+def _is_operators(house_account: str) -> bool:
+    """Say whether a house account is one that operators move money of, and no fill."""
+    return house_account not in FIRST_HOUSE_ACCOUNTS and not is_receivable(house_account)
 
 
 @click.command()
@@ -42,7 +55,7 @@ async def write(ledger: CommandLedger, out: Output, operation: Operation, dry_ru
 @reference_option
 @ledger_command()
 async def deposit(ledger: CommandLedger, out: Output, dry_run: bool, **given: Any) -> None:
-    """Book a deposit from outside: AMOUNT of COIN for CUSTOMER."""
+    """Book a deposit from outside: AMOUNT of COIN for CUSTOMER, or for a house account such as @treasury."""
     await write(ledger, out, Deposit(**given), dry_run)
 
 
@@ -90,15 +103,57 @@ async def withdraw(
 
 
 @click.command()
+@click.argument("file", type=InputFile())
+@write_options
+@click.option("--reason", metavar="TEXT", help="Why; the journal keeps it.")
+@reference_option
+@ledger_command()
+async def post(ledger: CommandLedger, out: Output, file: IO[bytes], dry_run: bool, **given: Any) -> None:
+    """
+    Post the legs in FILE as one entry: CSV with the columns customer, coin and amount, and account if it is not spot;
+    - for stdin.
+
+    An amount with a minus sign is taken, any other is given; for each coin they sum to zero.
+    """
+    await write(ledger, out, Post(legs=legs_in(file), **given), dry_run)
+
+
+def legs_in(file: IO[bytes]) -> list[Leg]:
+    """
+    Return the legs in a file with columns.
+
+    Raises:
+        MalformedRequest: It is no such file; the message names the line.
+    """
+    try:
+        rows = csv.reader(io.StringIO(file.read().decode("utf-8-sig")), strict=True)
+        names = [name.strip() for name in next(rows, [])]
+        if not _LEG_COLUMNS <= {*names} <= {*_LEG_COLUMNS, "account"} or len({*names}) < len(names):
+            raise MalformedRequest(
+                "the first line has to name the columns customer, coin and amount; account may be one"
+            )
+        return [_leg(names, row, rows.line_num) for row in rows if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise MalformedRequest(f"the file is not CSV in UTF-8: {error}") from error
+
+
+def _leg(names: list[str], row: list[str], number: int) -> Leg:
+    if len(row) != len(names):
+        raise MalformedRequest(f"line {number} has {len(row)} values; {len(names)}, one for each column, would pass")
+    given = dict(zip(names, map(str.strip, row), strict=True))
+    return Leg(given["customer"], given["coin"], given["amount"], given.get("account") or None)
+
+
+@click.command()
 @click.argument("from_customer", metavar="FROM")
 @click.argument("to_customer", metavar="TO")
 @click.argument("coin")
 @click.argument("amount")
 @write_options
-@click.option("--from-account", type=click.Choice(ACCOUNTS), default="spot", show_default=True)
-@click.option("--to-account", type=click.Choice(ACCOUNTS), default="spot", show_default=True)
+@click.option("--from-account", type=click.Choice(ACCOUNTS), help="The customer's account (else spot).")
+@click.option("--to-account", type=click.Choice(ACCOUNTS), help="The customer's account (else spot).")
 @reference_option
 @ledger_command()
 async def transfer(ledger: CommandLedger, out: Output, dry_run: bool, **given: Any) -> None:
-    """Move AMOUNT of COIN from FROM's available to TO's; both may be the same customer."""
+    """Move AMOUNT of COIN from FROM's available to TO's: customers, or house accounts such as @treasury."""
     await write(ledger, out, Transfer(**given), dry_run)

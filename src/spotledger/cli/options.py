@@ -70,9 +70,7 @@ not_after_option = click.option(
     help="Refuse it after this time: 30s, 5m (from now), 2026-01-31T12:00:00Z, or milliseconds since 1970.",
 )
 own_key_option = click.option("--key", metavar="KEY", help="The idempotency key (else a new one).")
-account_option = click.option(
-    "--account", type=click.Choice(ACCOUNTS), default="spot", show_default=True, help="The customer's account."
-)
+account_option = click.option("--account", type=click.Choice(ACCOUNTS), help="The customer's account (else spot).")
 from_option = click.option(
     "--from", "from_time", metavar="TIME", help="From this time on: 2026-11-01, 2026-11-01T12:00:00Z, or ms since 1970."
 )

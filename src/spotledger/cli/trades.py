@@ -41,11 +41,12 @@ BATCH_OPERATIONS: Final = 1000
 @click.option("--base-amount", metavar="AMOUNT", help="The amount that is traded.")
 @click.option("--quote-amount", metavar="AMOUNT", help="The amount that is paid for it in all.")
 @click.option("--buyer-hold", metavar="HOLD", help="The hold that pays: its id, or key:K if the key K opened it.")
-@click.option("--buyer-fee", nargs=2, metavar="COIN AMOUNT", help="In either coin of the trade.")
+@click.option("--buyer-fee", nargs=2, metavar="COIN AMOUNT", help="In either coin of the trade; a rebate is negative.")
 @click.option("--buyer-release", metavar="AMOUNT|rest", help="How much more of the buyer's hold to release.")
 @click.option("--seller-hold", metavar="HOLD", help="The hold that delivers: its id, or key:K.")
-@click.option("--seller-fee", nargs=2, metavar="COIN AMOUNT", help="In either coin of the trade.")
+@click.option("--seller-fee", nargs=2, metavar="COIN AMOUNT", help="In either coin of the trade; a rebate is negative.")
 @click.option("--seller-release", metavar="AMOUNT|rest", help="How much more of the seller's hold to release.")
+@click.option("--fee-account", metavar="@NAME", help="The house account for fees and rebates (else @fees).")
 @reference_option
 @ledger_command()
 async def settle(
@@ -73,6 +74,8 @@ async def settle(
         raise click.UsageError(f"settle needs FILE, or also {', '.join(missing)}")
     trade = {name: given[name] for name in (*wanted[:4], "reference")}
     buyer, seller = (_side(given, side) for side in ("buyer", "seller"))
+    if given["fee_account"] is not None:
+        trade["fee_account"] = given["fee_account"]
     fill = Settle(key=key, **trade, buyer=buyer, seller=seller, not_after_ms=not_after_ms)
     await write(ledger, out, fill, dry_run)
 

@@ -20,6 +20,7 @@ _SHOWN_CHARACTERS = 70
 
 #: The whole text of an amount, and of zero.
 AMOUNT_PATTERN = rf"(?=[0.]*[1-9])(?:0|[1-9][0-9]{{0,37}})(?:\.[0-9]{{1,{MAX_SCALE}}})?"
+SIGNED_AMOUNT_PATTERN = rf"-?{AMOUNT_PATTERN}"
 ZERO_PATTERN = rf"0(?:\.0{{1,{MAX_SCALE}}})?"
 _AMOUNT = re.compile(rf"\A{AMOUNT_PATTERN}\Z")
 _ZERO = re.compile(rf"\A{ZERO_PATTERN}\Z")
@@ -70,6 +71,19 @@ def units_of(text: str, scale: int, field: str = "amount") -> int:
     if units >= UNITS_LIMIT:
         raise InvalidAmount(f"{field} is {text!r}; fewer than 10**38 units would pass", field=field)
     return units
+
+
+def check_signed_amount(text: object, field: str = "amount") -> str:
+    """Return *text* if it has the form of an amount that may have a minus sign before it."""
+    if isinstance(text, str) and text.startswith("-"):
+        check_amount(text[1:], field)
+        return text
+    return check_amount(text, field)
+
+
+def signed_units_of(text: str, scale: int, field: str = "amount") -> int:
+    """Read a decimal *text* that may have a minus sign like :func:`units_of`."""
+    return -units_of(text[1:], scale, field) if text[0] == "-" else units_of(text, scale, field)
 
 
 def normal_amount(text: str) -> str:

@@ -7,11 +7,11 @@ the other. Balances change nowhere else, and no customer's can fall below zero t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from itertools import count
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
-from spotledger.domain.accounts import Account, Coin, may_be_negative
+from spotledger.domain.accounts import FIRST_HOUSE_ACCOUNTS, HOUSE_KIND, Account, Coin, HouseAccount, may_be_negative
 from spotledger.domain.amounts import UNITS_LIMIT, format_amount
 from spotledger.domain.journal import (
     AVAILABLE,
@@ -37,6 +37,7 @@ from spotledger.errors import (
     UnknownCoin,
     UnknownCustomer,
     UnknownHold,
+    UnknownHouseAccount,
 )
 
 T = TypeVar("T")
@@ -49,11 +50,18 @@ class State(Protocol):
     def epochs(self) -> Epochs:
         """The epochs of the journal."""
 
+    @property
+    def debtors(self) -> Container[str]:
+        """The customers who owe something, and maybe others; empty if nobody owes anything."""
+
     def coin(self, name: str) -> Coin | None:
         """Return the listed coin, or None."""
 
     def has_customer(self, customer: str) -> bool:
         """Return whether *customer* is registered."""
+
+    def house_account(self, name: str) -> HouseAccount | None:
+        """Return the house account *name*, which begins with ``@``, or None if it is not open."""
 
     def line(self, account: Account, coin: str) -> Line:
         """Return the balance of *coin* that *account* has, as a line that a decision can move."""
@@ -194,10 +202,22 @@ def _check_bounds(line: Line, moves: Sequence[Move], lines: Sequence[Line]) -> N
     # The sum of both sides is bounded, so that everything in freeze can go back to available.
     if available + freeze >= UNITS_LIMIT or available <= -UNITS_LIMIT:
         _undo(moves, lines)
-        raise BalanceTooLarge(f"the balance of {account.customer} in {coin} would reach 10**38 units", field="amount")
-    if freeze < 0 or (available < 0 and not may_be_negative(account)):
+        raise too_large(line, "amount")
+    if freeze < 0 or (available < 0 and not may_be_negative(account) and not _is_opened(account)):
         _undo(moves, lines)
         raise LedgerCorrupt(f"{account.customer} {account.kind} {coin} would fall below zero")
+
+
+def too_large(line: Line, field: str) -> BalanceTooLarge:
+    """Return the refusal of what would bring *line* to 10**38 units."""
+    return BalanceTooLarge(
+        f"the balance of {line.account.customer} in {line.coin} would reach 10**38 units", field=field
+    )
+
+
+def _is_opened(account: Account) -> bool:
+    """Say whether an operator opened *account*: the group that books its entries knows whether it may be negative."""
+    return account.kind == HOUSE_KIND and account.customer not in FIRST_HOUSE_ACCOUNTS
 
 
 def _undo(moves: Sequence[Move], lines: Sequence[Line]) -> None:
@@ -215,23 +235,46 @@ def listed(name: str, coin: Coin | None, field: str = "coin") -> Coin:
     return coin
 
 
-def registered(customer: str, kind: str, state: State, field: str = "customer") -> Account:
-    """Return the account *kind* of a registered *customer*, or refuse."""
+def registered(customer: str, kind: str | None, state: State, field: str = "customer") -> Account:
+    """Return the account *kind* of a registered *customer*, or an open house account, or refuse."""
+    if kind == HOUSE_KIND:
+        return _opened(customer, state, field)
     if not state.has_customer(customer):
         raise UnknownCustomer(f"customer {customer} is not registered; a registered one would pass", field=field)
     return new_tuple(Account, (customer, kind))
 
 
-def enough_available(line: Line, coin: Coin, units: int) -> None:
-    """Refuse if *line*, which is of *coin*, has less than *units* available."""
+def _opened(name: str, state: State, field: str) -> Account:
+    if state.house_account(name) is None:
+        raise UnknownHouseAccount(f"house account {name} is not open; one that is would pass", field=field)
+    return Account(name, HOUSE_KIND)
+
+
+def enough_available(line: Line, coin: Coin, units: int, state: State, field: str = "amount") -> None:
+    """Refuse if *line*, which is of *coin*, has less than *units* available and may not be below zero."""
+    if line.available < units and not is_overdraft(line.account, state):
+        raise insufficient(line, coin, units, field)
+
+
+def is_overdraft(account: Account, state: State) -> bool:
+    """Say whether *account* is a house account that may be below zero."""
+    if account.kind != HOUSE_KIND:
+        return False
+    found = state.house_account(account.customer)
+    return found is not None and found.may_be_negative
+
+
+def insufficient(line: Line, coin: Coin, units: int, field: str) -> InsufficientAvailable:
+    """Return the refusal of what would take *units* of *coin* from *line*; that of a house account is not kept."""
     available, account = line.available, line.account
-    if available < units:
-        raise InsufficientAvailable(
-            f"{account.customer} has {amount_text(available, coin)} {coin.name} available in {account.kind};"
-            f" {amount_text(units, coin)} was asked for",
-            field="amount",
-            available=amount_text(available, coin),
-        )
+    refusal = InsufficientAvailable(
+        f"{account.customer} has {amount_text(available, coin)} {coin.name} available in {account.kind};"
+        f" {amount_text(units, coin)} was asked for",
+        field=field,
+        available=amount_text(available, coin),
+    )
+    refusal.kept = account.kind != HOUSE_KIND
+    return refusal
 
 
 def find_hold(name: HoldName, state: State) -> Hold | None:

@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any, Final, TypeVar, get_args
 
 from spotledger.domain.accounts import Account
-from spotledger.domain.fields import ACCOUNT, CUSTOMER, HOLD, SEQ, SIDE, HoldKey, HoldName, fields_of
+from spotledger.domain.fields import ACCOUNT, CUSTOMER, HOLD, LEGS, OWNER, SEQ, SIDE, HoldKey, HoldName, fields_of
 from spotledger.domain.journal import new_tuple
 from spotledger.domain.operations import OPERATIONS, Expire, Operation, Reverse, Settle, SettleSide, Unfreeze, Withdraw
 from spotledger.domain.positions import Epochs, parse_position
@@ -91,12 +91,9 @@ HOLDS_OF: Final[dict[type[Any], Callable[[Any], tuple[HoldName, ...]]]] = {
 def _accounts_of(kind: type[Any]) -> Callable[[Any], tuple[Account, ...]]:
     """Return the function that returns the accounts that an operation of *kind* names."""
     accounts = {field.place.rpartition(".")[0]: field.name for field in fields_of(kind) if field.form is ACCOUNT}
-    readers = [
-        _account_reader(field.name, accounts.get(field.place.rpartition(".")[0]))
-        for field in fields_of(kind)
-        if field.form is CUSTOMER
-    ]
-    if len(readers) == 1 and not any(field.form is ACCOUNT and field.takes_none for field in fields_of(kind)):
+    owners = [field for field in fields_of(kind) if field.form in (CUSTOMER, OWNER)]
+    readers = [_account_reader(field.name, accounts.get(field.place.rpartition(".")[0])) for field in owners]
+    if len(owners) == 1 and owners[0].is_required:  # then the check of the form filled in the account
         [only] = readers
         return lambda operation: (new_tuple(Account, only(operation)),)
     # Beside a hold there is no account, and there need be no customer.
@@ -109,11 +106,15 @@ def _account_reader(customer: str, account: str | None) -> Callable[[Any], tuple
     return attrgetter(customer, account)
 
 
+def _accounts_of_legs(operation: Any) -> tuple[Account, ...]:
+    return tuple([Account(leg.customer, leg.account) for leg in operation.legs])
+
+
 #: By class: return the accounts that an operation names; spot where it names none of a customer's. Beside a hold or an
 #: entry, customer and account are preconditions.
 ACCOUNTS_OF: Final[dict[type[Any], Callable[[Any], tuple[Account, ...]]]] = {
     kind: _accounts_of(kind)
     for kind in OPERATIONS
-    if any(field.form is CUSTOMER for field in fields_of(kind))
+    if any(field.form in (CUSTOMER, OWNER) for field in fields_of(kind))
     and not any(field.form in (HOLD, SEQ) and field.is_required for field in fields_of(kind))
-}
+} | {kind: _accounts_of_legs for kind in OPERATIONS if any(field.form is LEGS for field in fields_of(kind))}

@@ -12,15 +12,15 @@ it happens once, and may have a latest time, ``not_after_ms``, after which it is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, TypeAlias, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Final, TypeAlias, TypeVar, get_args
 
-from spotledger.domain.accounts import check_coin, check_customer
+from spotledger.domain.accounts import check_coin, check_owner
 from spotledger.domain.fields import (
-    COIN_AMOUNT,
     HOLD,
     KEY_MAX_CHARACTERS as KEY_MAX_CHARACTERS,
+    LEGS,
     REFERENCE_MAX_CHARACTERS as REFERENCE_MAX_CHARACTERS,
     REST as REST,
     SIDE,
@@ -31,22 +31,27 @@ from spotledger.domain.fields import (
     CustomerId,
     End,
     Epoch,
+    Flag,
     HoldKey as HoldKey,
     HoldName as HoldName,
+    HouseId,
+    HouseName,
     Key,
     NotAfterMs,
+    OwnerId,
     Reason,
     Reference,
-    Release,
     Scale,
     Seq,
     TimeMs,
+    account_kind_of,
     check_each,
     check_key as check_key,
     check_of,
     check_reference as check_reference,
     fields_of,
 )
+from spotledger.domain.parts import CoinAmount as CoinAmount, Leg as Leg, SettleSide as SettleSide
 from spotledger.errors import InvalidRequest
 
 K = TypeVar("K", bound="Described")
@@ -75,7 +80,9 @@ class Described:
     section: ClassVar[str] = _MONEY
     #: Whether a batch takes it.
     in_batch: ClassVar[bool] = True
-    #: The field that names who pays, if it is not a hold; a house account needs a further scope.
+    #: Whether it controls the exchange, and needs the scope for that instead of the one for writes.
+    is_control: ClassVar[bool] = False
+    #: The field that names who pays, if it is not a hold; a house account needs the scope for controls as well.
     payer: ClassVar[str | None] = None
     #: A request, for people; by default one is made of the required fields.
     example: ClassVar[Example | None] = None
@@ -139,23 +146,48 @@ class RegisterCustomer(Described):
 
 @described
 @dataclass(slots=True)
+class OpenHouseAccount(Described):
+    """
+    Open a house account, such as `@treasury`: an account of the exchange itself. It stays open, and may have balances
+    below zero only if *may_be_negative* says so.
+
+    Everywhere else its name is written with `@`.
+
+    Raises:
+        HouseAccountReserved: The name is external or receivable.
+        HouseAccountAlreadyOpen: It is open.
+    """
+
+    kind: ClassVar[str] = "open_house_account"
+    collection: ClassVar[str] = "house-accounts"
+    section: ClassVar[str] = "Coins and customers"
+    is_control: ClassVar[bool] = True
+    example: ClassVar[Example] = {"name": "treasury", "may_be_negative": False}
+    key: Key
+    name: HouseName
+    may_be_negative: Flag = False
+    not_after_ms: NotAfterMs | None = None
+
+
+@described
+@dataclass(slots=True)
 class Deposit(Described):
     """
-    Book money that came in from outside. What the customer owes is repaid first.
+    Book money that came in from outside, for a customer or a house account. What the customer owes is repaid first.
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+        UnknownCoin, UnknownCustomer, UnknownHouseAccount, BalanceTooLarge: Not kept: the key stays unused.
     """
 
     kind: ClassVar[str] = "deposit"
     collection: ClassVar[str] = "deposits"
     example: ClassVar[Example] = {"customer": "alice", "coin": "usdt", "amount": "40000", "reference": "incoming 0x5e…"}
     key: Key
-    customer: CustomerId
+    customer: OwnerId
     coin: CoinName
     amount: Amount
-    account: AccountKind = "spot"
+    account: AccountKind | None = None
     reference: Reference | None = None
     happened_ms: TimeMs | None = None
     not_after_ms: NotAfterMs | None = None
@@ -165,14 +197,14 @@ class Deposit(Described):
 @dataclass(slots=True)
 class Freeze(Described):
     """
-    Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
+    Freeze what a customer or a house account has available, and open a hold for it. The answer has the hold's id.
 
     The hold expires at *expires_ms* if that is given.
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
-        InsufficientAvailable: Kept with the key.
+        UnknownCoin, UnknownCustomer, UnknownHouseAccount, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key, except that of a house account.
     """
 
     kind: ClassVar[str] = "freeze"
@@ -182,10 +214,10 @@ class Freeze(Described):
     payer: ClassVar[str | None] = "customer"
     example: ClassVar[Example] = {"customer": "alice", "coin": "usdt", "amount": "33000", "reference": "order-7"}
     key: Key
-    customer: CustomerId
+    customer: OwnerId
     coin: CoinName
     amount: Amount
-    account: AccountKind = "spot"
+    account: AccountKind | None = None
     reference: Reference | None = None
     expires_ms: TimeMs | None = None
     not_after_ms: NotAfterMs | None = None
@@ -214,7 +246,7 @@ class Unfreeze(Described):
     key: Key
     hold: HoldName
     amount: Amount | None = None
-    customer: CustomerId | None = None
+    customer: OwnerId | None = None
     coin: CoinName | None = None
     epoch: Epoch | None = None
     not_after_ms: NotAfterMs | None = None
@@ -227,13 +259,14 @@ class Withdraw(Described):
     Book money that went outside. It comes out of a hold, or directly out of what is available.
 
     Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
-    account is spot unless it is given.
+    account is the customer's spot account unless it is given; a house account has none.
 
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, UnknownHold: Not kept: the key stays unused.
-        InsufficientAvailable, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        UnknownCoin, UnknownCustomer, UnknownHouseAccount, UnknownHold: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key, except that of a house account.
+        HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     kind: ClassVar[str] = "withdraw"
@@ -242,7 +275,7 @@ class Withdraw(Described):
     example: ClassVar[Example] = {"customer": "alice", "coin": "usdt", "amount": "250.75"}
     key: Key
     amount: Amount
-    customer: CustomerId | None = None
+    customer: OwnerId | None = None
     coin: CoinName | None = None
     account: AccountKind | None = None
     hold: HoldName | None = None
@@ -256,25 +289,27 @@ class Withdraw(Described):
         if self.hold is not None and self.account is not None:
             raise InvalidRequest("account is given beside hold, which has it; leave it out", field="account")
         if self.hold is None:
-            check_customer(self.customer)
+            owner = check_owner(self.customer)
             check_coin(self.coin)
             if self.epoch is not None:
                 raise InvalidRequest("epoch is given without hold, which it is about; leave it out", field="epoch")
-        self.check_fields()
-        if self.hold is None and self.account is None:
-            self.account = "spot"
+            kind, self.account = account_kind_of(owner, self.account), None
+            self.check_fields()
+            self.account = kind
+        else:
+            self.check_fields()
 
 
 @described
 @dataclass(slots=True)
 class Transfer(Described):
     """
-    Move available money to another account. It may belong to the same customer or to another.
+    Move available money to another account. It may belong to the same customer, to another, or to the house.
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
-        InsufficientAvailable: Kept with the key.
+        UnknownCoin, UnknownCustomer, UnknownHouseAccount, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key, except that of a house account.
     """
 
     kind: ClassVar[str] = "transfer"
@@ -287,12 +322,12 @@ class Transfer(Described):
         "amount": "100",
     }
     key: Key
-    from_customer: Annotated[CustomerId, End("from")]
-    to_customer: Annotated[CustomerId, End("to")]
+    from_customer: Annotated[OwnerId, End("from")]
+    to_customer: Annotated[OwnerId, End("to")]
     coin: CoinName
     amount: Amount
-    from_account: Annotated[AccountKind, End("from")] = "spot"
-    to_account: Annotated[AccountKind, End("to")] = "spot"
+    from_account: Annotated[AccountKind, End("from")] | None = None
+    to_account: Annotated[AccountKind, End("to")] | None = None
     reference: Reference | None = None
     not_after_ms: NotAfterMs | None = None
 
@@ -303,44 +338,34 @@ class Transfer(Described):
             raise InvalidRequest("to is the same account as from; another account would pass", field="to")
 
 
-class CoinAmount(NamedTuple):
-    """An amount of a coin; zero means none."""
-
-    coin: CoinName
-    amount: Amount
-
-    def is_zero(self) -> bool:
-        """Return whether the amount is zero."""
-        return not self.amount.strip("0.")
-
-
+@described
 @dataclass(slots=True)
-class SettleSide:
+class Post(Described):
     """
-    One side of a fill: the hold that pays, with its preconditions, the fee, what else is released, and dust.
+    Post 2 to 1,000 legs between customers and house accounts as one entry, such as an airdrop, interest or a
+    correction. They sum to zero for each coin, and an account is judged by what all legs together do to it.
 
-    Args:
-        hold: The hold that pays: of the quote coin for the buyer, of the base coin for the seller.
-        fee: The fee: in the coin received, out of what is received, or in the coin paid, out of the same hold.
-        release: What else of the hold goes back to available: decimal text, or ``"rest"`` for all that remains.
-        dust: What goes to the house account ``@dust`` out of what is received.
-        customer, coin, epoch: Preconditions that the hold has to meet; None: any.
+    Raises:
+        InvalidAmount: An amount is not a whole number of units of its coin.
+        LegsUnbalanced: The legs do not sum to zero for a coin.
+        UnknownCoin, UnknownCustomer, UnknownHouseAccount, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key, except that of a house account.
     """
 
-    hold: HoldName
-    fee: Annotated[CoinAmount, COIN_AMOUNT] | None = None
-    release: Release | None = None
-    dust: Annotated[CoinAmount, COIN_AMOUNT] | None = None
-    customer: CustomerId | None = None
-    coin: CoinName | None = None
-    epoch: Epoch | None = None
-
-    def check(self, name: str) -> None:
-        """Check the form of this side; messages call it *name*."""
-        _check_side(self, f"{name}.")
-
-
-_check_side: Final = check_of(SettleSide)
+    kind: ClassVar[str] = "post"
+    collection: ClassVar[str] = "postings"
+    example: ClassVar[Example] = {
+        "legs": [
+            {"customer": "alice", "coin": "usdt", "amount": "-1.5"},
+            {"customer": "@fees", "coin": "usdt", "amount": "1.5"},
+        ],
+        "reason": "fee of a withdrawal",
+    }
+    key: Key
+    legs: Annotated[Sequence[Leg], LEGS]
+    reason: Reason | None = None
+    reference: Reference | None = None
+    not_after_ms: NotAfterMs | None = None
 
 
 @described
@@ -350,12 +375,15 @@ class Settle(Described):
     Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
     available. The whole fill is refused if a hold is short, closed or of the wrong coin.
 
-    The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse.
+    The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse. A negative fee is a rebate.
+    *fee_account*, by default @fees, takes the fees of both sides and pays the rebates. The fill is refused if that
+    account has too little for what the fill takes from it in all.
 
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
         InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
-        UnknownCoin, UnknownHold, BalanceTooLarge: Not kept: the key stays unused.
+        UnknownCoin, UnknownHold, UnknownHouseAccount: Not kept: the key stays unused.
+        BalanceTooLarge, FeesShort: Not kept either.
         HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
@@ -380,6 +408,7 @@ class Settle(Described):
     seller: Annotated[SettleSide, SIDE]
     reference: Reference | None = None
     happened_ms: TimeMs | None = None
+    fee_account: HouseId | None = None
     not_after_ms: NotAfterMs | None = None
 
     def __post_init__(self) -> None:
@@ -393,8 +422,8 @@ class Settle(Described):
 @dataclass(slots=True)
 class Reverse(Described):
     """
-    Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason; what
-    the customer no longer has is booked as owed.
+    Reverse an earlier deposit, withdrawal, transfer, post or settlement. An entry can be reversed once, with a reason;
+    what the customer no longer has is booked as owed.
 
     *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions that the entry has to
     meet.
@@ -412,7 +441,7 @@ class Reverse(Described):
     key: Key
     seq: Seq
     reason: Reason
-    customer: CustomerId | None = None
+    customer: OwnerId | None = None
     coin: CoinName | None = None
     epoch: Epoch | None = None
     not_after_ms: NotAfterMs | None = None
@@ -433,7 +462,18 @@ class Expire:
 
 
 Operation: TypeAlias = (
-    ListCoin | RegisterCustomer | Deposit | Freeze | Unfreeze | Withdraw | Transfer | Settle | Reverse | Expire
+    ListCoin
+    | RegisterCustomer
+    | OpenHouseAccount
+    | Deposit
+    | Freeze
+    | Unfreeze
+    | Withdraw
+    | Transfer
+    | Post
+    | Settle
+    | Reverse
+    | Expire
 )
 #: The operations that a caller can ask for.
 OPERATIONS: Final[tuple[type[Described], ...]] = tuple(

@@ -6,7 +6,8 @@ the other fields in the order of the class, and last the amount: in units where 
 What a hold or an entry is named by stands for it: its customer, account, coin and epoch are preconditions beside it,
 which are not kept; but the coin is added beside an amount, for people. Nor is it kept until when it could be booked.
 
-A settlement has parts, and so writes its request itself (``domain/settlement.py``).
+Settlements and posts have parts, and so their requests are written in ``domain/settlement.py`` and
+``domain/posting.py``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from spotledger.domain.fields import (
     HOLD,
     KEY,
     NOT_AFTER_MS,
+    OWNER,
     SEQ,
     Field,
     HoldKey,
@@ -33,9 +35,9 @@ from spotledger.domain.journal import REQUEST_FORMAT
 from spotledger.domain.operations import Operation
 
 #: What comes first; the rest follows in the order of the class.
-_FIRST: Final = (CUSTOMER, ACCOUNT, COIN)
+_FIRST: Final = (OWNER, CUSTOMER, ACCOUNT, COIN)
 _NAMING: Final = (HOLD, SEQ)
-_PRECONDITIONS: Final = (CUSTOMER, ACCOUNT, COIN, EPOCH)
+_PRECONDITIONS: Final = (OWNER, ACCOUNT, COIN, EPOCH)
 
 
 def _request_of_class(kind: type[Any]) -> Callable[[Any, Any], dict[str, Any]]:

@@ -1,22 +1,24 @@
 """
-Reversing one earlier deposit, withdrawal, transfer or settlement, at most once and with a reason.
+Reversing one earlier deposit, withdrawal, transfer, post or settlement, at most once and with a reason.
 
 A reversal posts the opposite of what the entry did to each account and coin, on the available side only. It never
-touches freeze or a hold, so what came out of a hold returns to available. What a customer no longer has is booked to
-the house's receivable of that customer, which later deposits repay first.
+touches freeze or a hold, so what came out of a hold returns to available. What a customer no longer has in the account
+concerned is taken from their others, and the rest is booked to the house's receivable of that customer
+(:mod:`spotledger.domain.debts`).
 """
 
 from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from spotledger.domain.accounts import DUST, FEES, Account, may_be_negative, receivable_of
-from spotledger.domain.books import Decision, LineMove, State, check_meant, post
+from spotledger.domain.accounts import EXTERNAL, HOUSE_KIND, RECEIVABLE, Account, is_receivable
+from spotledger.domain.books import Decision, Line, LineMove, State, check_meant, is_overdraft, post
+from spotledger.domain.debts import accounts_of_debt
 from spotledger.domain.journal import AVAILABLE, Entry
-from spotledger.domain.operations import Deposit, Reverse, Settle, Transfer, Withdraw
+from spotledger.domain.operations import Deposit, Post, Reverse, Settle, Transfer, Withdraw
 from spotledger.errors import AlreadyReversed, HouseShort, InvalidRequest, UnknownEntry
 
-REVERSIBLE: Final = frozenset({Deposit.kind, Withdraw.kind, Transfer.kind, Settle.kind})
+REVERSIBLE: Final = frozenset({Deposit.kind, Withdraw.kind, Transfer.kind, Post.kind, Settle.kind})
 
 
 class Target(NamedTuple):
@@ -37,7 +39,9 @@ def reverse(operation: Reverse, target: Target, state: State, seq: int, now_ms: 
     Decide a reversal.
 
     Raises:
-        UnknownEntry, HouseShort, BalanceTooLarge: There is no such entry, or it cannot be taken back.
+        UnknownEntry: There is no such entry.
+        HouseShort: A house account cannot pay what it would have to give back.
+        BalanceTooLarge: A balance would grow too large.
         PreconditionFailed: The entry is not the one that was meant.
         AlreadyReversed, InvalidRequest: The entry was reversed before, or is of a kind that cannot be.
     """
@@ -50,16 +54,13 @@ def reverse(operation: Reverse, target: Target, state: State, seq: int, now_ms: 
     if entry.kind not in REVERSIBLE or entry.refusal is not None:
         kind = "a kept refusal" if entry.refusal is not None else f"of kind {entry.kind}"
         raise InvalidRequest(
-            f"entry {operation.seq} is {kind}; a deposit, withdraw, transfer or settle would pass", field="seq"
+            f"entry {operation.seq} is {kind}; a deposit, withdraw, transfer, post or settle would pass", field="seq"
         )
     if target.reversed_by is not None:
         raise AlreadyReversed(
             f"entry {operation.seq} was reversed by entry {target.reversed_by}", field="seq", by=target.reversed_by
         )
-    moves: list[LineMove] = []
-    for (account, coin), units in _net(entry).items():
-        moves += _opposite(account, coin, units, state)
-    return post(moves)
+    return post(_Opposite(state).moves(_net(entry)))
 
 
 def _check_meant(operation: Reverse, entry: Entry) -> None:
@@ -78,14 +79,49 @@ def _net(entry: Entry) -> dict[tuple[Account, str], int]:
     return net
 
 
-def _opposite(account: Account, coin: str, units: int, state: State) -> list[LineMove]:
-    line = state.line(account, coin)
-    if units <= 0 or may_be_negative(account):
-        return [(line, AVAILABLE, -units, None)]
-    taken = min(units, line.available)
-    if taken == units:
-        return [(line, AVAILABLE, -units, None)]
-    if account in (FEES, DUST):
-        raise HouseShort(f"{account.customer} has less {coin} than the reversal would take back", field="seq")
-    owed = state.line(receivable_of(account.customer), coin)
-    return [(line, AVAILABLE, -taken, None), (owed, AVAILABLE, taken - units, None)]
+class _Opposite:
+    """The opposite of what an entry did, move by move, with what is on each line in the course of it."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._moves: list[LineMove] = []
+        self._left: dict[Line, int] = {}
+
+    def moves(self, net: dict[tuple[Account, str], int]) -> list[LineMove]:
+        """Return the moves; what is given back comes first, so that it can pay what is taken."""
+        given_back = [name for name, units in net.items() if units <= 0 or self._pays_all(name[0])]
+        for account, coin in given_back:
+            self._add(account, coin, -net[account, coin])
+        for (account, coin), units in net.items():
+            if (account, coin) not in given_back:
+                self._take(account, coin, units)
+        return self._moves
+
+    def _pays_all(self, account: Account) -> bool:
+        """Say whether *account* gives whatever it is asked for, even if it does not have that."""
+        return account == EXTERNAL or is_overdraft(account, self._state)
+
+    def _take(self, account: Account, coin: str, units: int) -> None:
+        """Take *units* from *account*, then from the other accounts of the customer; the rest is owed."""
+        if account.kind == HOUSE_KIND and not is_receivable(account.customer):
+            if self._add(account, coin, -units) < 0:
+                raise HouseShort(f"{account.customer} has less {coin} than the reversal would take back", field="seq")
+            return
+        customer = account.customer.removeprefix(f"{RECEIVABLE}:")
+        *accounts, receivable = accounts_of_debt(customer)
+        own = [] if account == receivable else [account]
+        for payer in dict.fromkeys([*own, *accounts]):
+            taken = min(units, self._on(self._state.line(payer, coin)))
+            self._add(payer, coin, -taken)
+            units -= taken
+        self._add(receivable, coin, -units)
+
+    def _on(self, line: Line) -> int:
+        return self._left.get(line, line.available)
+
+    def _add(self, account: Account, coin: str, units: int) -> int:
+        """Add a move, and return what is available after it."""
+        line = self._state.line(account, coin)
+        left = self._left[line] = self._on(line) + units
+        self._moves.append((line, AVAILABLE, units, None))
+        return left

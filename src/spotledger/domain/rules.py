@@ -2,8 +2,8 @@
 The rules: what an operation does to the books, or why it is refused.
 
 They are pure functions of the operation and the books, the same for every store. Refusals are checked in this order:
-coin, form of the amount, customers, hold (the one that was meant, known, not expired, open, enough remaining), enough
-available, size of the balance.
+coin, form of the amount, customers and house accounts, hold (the one that was meant, known, not expired, open, enough
+remaining), enough available, size of the balance.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from spotledger.domain import reversal, settlement
-from spotledger.domain.accounts import EXTERNAL, Account, Coin, receivable_of
+from spotledger.domain import debts, posting, reversal, settlement
+from spotledger.domain.accounts import EXTERNAL, Account, Coin, house_name
 from spotledger.domain.amounts import normal_amount, parse_amount, units_of
 from spotledger.domain.books import (
     NO_SUBJECT,
@@ -36,7 +36,9 @@ from spotledger.domain.operations import (
     Expire,
     Freeze,
     ListCoin,
+    OpenHouseAccount,
     Operation,
+    Post,
     RegisterCustomer,
     Reverse,
     Settle,
@@ -45,9 +47,16 @@ from spotledger.domain.operations import (
     Withdraw,
 )
 from spotledger.domain.requests import REQUESTS
-from spotledger.errors import CoinAlreadyListed, CustomerAlreadyRegistered, InvalidAmount, InvalidRequest, LedgerCorrupt
+from spotledger.errors import (
+    CoinAlreadyListed,
+    CustomerAlreadyRegistered,
+    HouseAccountAlreadyOpen,
+    InvalidAmount,
+    InvalidRequest,
+    LedgerCorrupt,
+)
 
-AnySubject: TypeAlias = Subject | settlement.Fill | reversal.Target
+AnySubject: TypeAlias = Subject | settlement.Fill | posting.Legs | reversal.Target
 
 
 def subject_of(operation: Operation, state: State) -> AnySubject:
@@ -60,7 +69,7 @@ def subject_of(operation: Operation, state: State) -> AnySubject:
     return _SUBJECTS[type(operation)](operation, state)
 
 
-def _of_nothing(operation: RegisterCustomer, state: State) -> Subject:
+def _of_nothing(operation: RegisterCustomer | OpenHouseAccount, state: State) -> Subject:
     return NO_SUBJECT
 
 
@@ -92,7 +101,8 @@ def decide(operation: Operation, subject: AnySubject, state: State, seq: int, no
 
     *subject* is the result of :func:`subject_of`. Raises Refused if the operation is refused; it does nothing then.
     """
-    return _RULES[type(operation)](operation, subject, state, seq, now_ms)
+    made = _RULES[type(operation)](operation, subject, state, seq, now_ms)
+    return debts.repay(made, state) if state.debtors else made
 
 
 def _list_coin(operation: ListCoin, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
@@ -111,18 +121,17 @@ def _register(operation: RegisterCustomer, subject: Subject, state: State, seq: 
     return Decision()
 
 
+def _open_house_account(operation: OpenHouseAccount, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
+    found = state.house_account(house_name(operation.name))
+    if found is not None:
+        raise HouseAccountAlreadyOpen(f"house account {found.name} is already open", field="name")
+    return Decision()
+
+
 def _deposit(operation: Deposit, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
     coin, units = listed(operation.coin, subject.coin).name, known(subject.units, subject.coin)
     line = state.line(registered(operation.customer, operation.account, state), coin)
-    receivable = state.line(receivable_of(operation.customer), coin)
-    repaid = min(units, -receivable.available)
-    return post(
-        (
-            (state.line(EXTERNAL, coin), AVAILABLE, -units, None),
-            (receivable, AVAILABLE, repaid, None),
-            (line, AVAILABLE, units - repaid, None),
-        )
-    )
+    return post(((state.line(EXTERNAL, coin), AVAILABLE, -units, None), (line, AVAILABLE, units, None)))
 
 
 def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms: int) -> Decision:
@@ -134,7 +143,7 @@ def _freeze(operation: Freeze, subject: Subject, state: State, seq: int, now_ms:
             field="expires_ms",
         )
     line = state.line(account, coin.name)
-    enough_available(line, coin, units)
+    enough_available(line, coin, units, state)
     values = (seq, line.account, coin.name, units, units, operation.reference, operation.expires_ms, now_ms, None)
     return shift(line, units, AVAILABLE, seq, new_tuple(Hold, values))
 
@@ -151,7 +160,7 @@ def _withdraw(operation: Withdraw, subject: Subject, state: State, seq: int, now
         return _use_hold(hold, known(subject.units, subject.hold), EXTERNAL, subject, state, seq)
     coin = listed(known(operation.coin, operation), subject.coin)
     units = known(subject.units, subject.coin)
-    account = registered(known(operation.customer, operation), known(operation.account, operation), state)
+    account = registered(known(operation.customer, operation), operation.account, state)
     return _pay(account, EXTERNAL, coin, units, state)
 
 
@@ -164,7 +173,7 @@ def _transfer(operation: Transfer, subject: Subject, state: State, seq: int, now
 
 def _pay(source: Account, target: Account, coin: Coin, units: int, state: State) -> Decision:
     line = state.line(source, coin.name)
-    enough_available(line, coin, units)
+    enough_available(line, coin, units, state)
     return post(((line, AVAILABLE, -units, None), (state.line(target, coin.name), AVAILABLE, units, None)))
 
 
@@ -188,24 +197,28 @@ def _use_hold(hold: Hold, units: int, target: Account, subject: Subject, state: 
 _SUBJECTS: dict[type[Any], Callable[[Any, State], AnySubject]] = {
     ListCoin: _of_listing,
     RegisterCustomer: _of_nothing,
+    OpenHouseAccount: _of_nothing,
     Deposit: _of_coin,
     Freeze: _of_coin,
     Unfreeze: _of_hold,
     Withdraw: _of_withdraw,
     Transfer: _of_coin,
     Expire: _of_hold,
+    Post: posting.legs_of,
     Settle: settlement.fill_of,
     Reverse: reversal.target_of,
 }
 _RULES: dict[type[Any], Callable[[Any, Any, State, int, int], Decision]] = {
     ListCoin: _list_coin,
     RegisterCustomer: _register,
+    OpenHouseAccount: _open_house_account,
     Deposit: _deposit,
     Freeze: _freeze,
     Unfreeze: _unfreeze,
     Withdraw: _withdraw,
     Transfer: _transfer,
     Expire: _expire,
+    Post: posting.post_legs,
     Settle: settlement.settle,
     Reverse: reversal.reverse,
 }
@@ -224,6 +237,8 @@ def request_of(operation: Operation, subject: AnySubject) -> dict[str, Any]:
     if isinstance(operation, Settle):
         fill = subject if isinstance(subject, settlement.Fill) else settlement.Fill(None, None)
         return settlement.settle_request(operation, fill)
+    if isinstance(operation, Post):
+        return posting.post_request(operation, subject if isinstance(subject, posting.Legs) else posting.Legs({}, None))
     return REQUESTS[type(operation)](operation, subject)
 
 
@@ -240,6 +255,8 @@ def differing_field(kept: dict[str, Any], operation: Operation, scale_of: Callab
         return "op"
     if isinstance(operation, Settle):
         return settlement.differing_settle_field(kept, operation, scale_of)
+    if isinstance(operation, Post):
+        return posting.differing_post_field(kept, operation, scale_of)
     content = REQUESTS[type(operation)](operation, NO_SUBJECT)
     for name in (*content, *kept):
         if name in _COMPARED_OTHERWISE or content.get(name) == kept.get(name):

@@ -2,9 +2,10 @@
 Settle one fill of a trade as one entry.
 
 The buyer's hold pays the quote coin, the seller's hold pays the base coin, and each side receives what the other pays.
-Fees go to ``@fees``, dust goes to ``@dust``, and what is released of a hold goes back to available. A fee in the coin
-that a side receives is taken from what it receives; a fee in the coin that it pays is taken from the same hold on top.
-Both holds may be of one customer.
+Fees go to ``@fees`` or the account that is named, dust goes to ``@dust``, and what is released of a hold goes back to
+available. A fee in the coin that a side receives is taken from what it receives; a fee in the coin that it pays is
+taken from the same hold on top. A negative fee is a rebate, which the fee account pays to available. Both holds may be
+of one customer.
 """
 
 from __future__ import annotations
@@ -12,21 +13,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from spotledger.domain.accounts import DUST, FEES, Coin
+from spotledger.domain.accounts import DUST, FEES, HOUSE_KIND, Account, Coin
 from spotledger.domain.amounts import normal_amount, units_of
 from spotledger.domain.books import (
     Decision,
     LineMove,
     State,
+    amount_text,
     enough_remaining,
     find_hold,
+    is_overdraft,
     listed,
     post,
+    registered,
     usable_hold,
 )
 from spotledger.domain.journal import AVAILABLE, FREEZE, REQUEST_FORMAT, Hold, new_tuple
 from spotledger.domain.operations import REST, CoinAmount, HoldKey, Settle, SettleSide
-from spotledger.errors import InvalidAmount, InvalidRequest
+from spotledger.errors import FeesShort, InvalidAmount, InvalidRequest
 
 
 class Part(NamedTuple):
@@ -104,6 +108,8 @@ def _part(side: SettleSide, names: _Names, paid: Coin, received: Coin, hold: Hol
 
 def _units(amount: CoinAmount, paid: Coin, received: Coin, coin_field: str, amount_field: str) -> int:
     coin, text = amount
+    if text[0] == "-":
+        return -_units(CoinAmount(coin, text[1:]), paid, received, coin_field, amount_field)
     if coin == received.name:
         return units_of(text, received.scale, amount_field)
     if coin == paid.name:
@@ -122,6 +128,8 @@ def settle(operation: Settle, fill: Fill, state: State, seq: int, now_ms: int) -
     Raises:
         HoldClosed, HoldExpired, HoldShort: Kept.
         UnknownCoin, UnknownHold, BalanceTooLarge: A coin or hold is unknown, or a balance would grow too large.
+        UnknownHouseAccount: The fee account is not open.
+        FeesShort: It has too little for the rebates.
         PreconditionFailed: A hold is not the one that was meant.
         InvalidRequest: A hold is of the wrong coin, or fee and dust exceed what a side receives.
     """
@@ -131,6 +139,9 @@ def settle(operation: Settle, fill: Fill, state: State, seq: int, now_ms: int) -
     assert base_units is not None and quote_units is not None  # noqa: S101, PT018 - both coins are listed
     assert bought is not None and sold is not None  # noqa: S101, PT018 - and so both sides were looked up
     buyer, seller = operation.buyer, operation.seller
+    fees = FEES
+    if operation.fee_account is not None:
+        fees = registered(operation.fee_account, HOUSE_KIND, state, "fee_account")
     buys = _hold(buyer, bought.hold, quote, state, now_ms, _BUYER)
     sells = _hold(seller, sold.hold, base, state, now_ms, _SELLER)
     buyer_gives = _gives(buyer, bought, buys, quote, quote_units, _BUYER)
@@ -138,8 +149,10 @@ def settle(operation: Settle, fill: Fill, state: State, seq: int, now_ms: int) -
     buyer_gets = _gets(buyer, bought, buyer_gives, base.name, base_units, _BUYER)
     seller_gets = _gets(seller, sold, seller_gives, quote.name, quote_units, _SELLER)
     moves: list[LineMove] = []
-    _add_moves(moves, state, buys, buyer_gives, base.name, buyer_gets)
-    _add_moves(moves, state, sells, seller_gives, quote.name, seller_gets)
+    _add_moves(moves, state, buys, buyer_gives, base.name, buyer_gets, fees)
+    _add_moves(moves, state, sells, seller_gives, quote.name, seller_gets, fees)
+    if bought.fee < 0 or sold.fee < 0:
+        _check_fee_account(moves, fees, (base, quote), state)
     holds = (buys.after(buys.remaining - buyer_gives[0], seq), sells.after(sells.remaining - seller_gives[0], seq))
     return post(moves, holds)
 
@@ -159,7 +172,7 @@ def _gives(side: SettleSide, part: Part, hold: Hold, paid: Coin, units: int, nam
     _, fee, _, freed = part
     if fee and (side.fee is None or side.fee.coin != paid.name):
         fee = 0
-    needed = units + fee
+    needed = units + fee if fee > 0 else units
     if freed == REST:
         enough_remaining(hold, paid, needed, names.hold)
         return hold.remaining, fee, hold.remaining - needed
@@ -192,8 +205,9 @@ def _add_moves(
     gives: tuple[int, int, int],
     coin: str,
     gets: tuple[int, int, int],
+    fees: Account,
 ) -> None:
-    """Add to *moves* what one side gives of its *hold* and gets of *coin*, with fees and dust."""
+    """Add to *moves* what one side gives of its *hold* and gets of *coin*, with fees, which *fees* gets, and dust."""
     line_of, account, paid_coin = state.line, hold.account, hold.coin
     given, fee_paid, released = gives
     left, fee_received, dust = gets
@@ -201,13 +215,29 @@ def _add_moves(
     moves.append((paying, FREEZE, -given, hold.hold_id))
     if released:
         moves.append((paying, AVAILABLE, released, None))
+    if fee_paid < 0:
+        moves.append((paying, AVAILABLE, -fee_paid, None))
     if fee_paid:
-        moves.append((line_of(FEES, paid_coin), AVAILABLE, fee_paid, None))
+        moves.append((line_of(fees, paid_coin), AVAILABLE, fee_paid, None))
     moves.append((line_of(account, coin), AVAILABLE, left, None))
     if fee_received:
-        moves.append((line_of(FEES, coin), AVAILABLE, fee_received, None))
+        moves.append((line_of(fees, coin), AVAILABLE, fee_received, None))
     if dust:
         moves.append((line_of(DUST, coin), AVAILABLE, dust, None))
+
+
+def _check_fee_account(moves: list[LineMove], fees: Account, coins: tuple[Coin, Coin], state: State) -> None:
+    """Refuse if *moves* together take more from the account *fees* than it has."""
+    for coin in coins:
+        line = state.line(fees, coin.name)
+        net = sum([units for moved, side, units, _ in moves if moved is line and side == AVAILABLE])
+        if line.available + net < 0 and not is_overdraft(fees, state):
+            raise FeesShort(
+                f"{fees.customer} has {amount_text(line.available, coin)} {coin.name} available, and the rebates of"
+                f" this fill take {amount_text(-net, coin)}",
+                field="fee_account",
+                available=amount_text(line.available, coin),
+            )
 
 
 # --- the canonical request --------------------------------------------------------------------------
@@ -228,6 +258,8 @@ def settle_request(operation: Settle, fill: Fill) -> dict[str, Any]:
         request["base_units"], request["quote_units"] = str(fill.base_units), str(fill.quote_units)
     request["buyer"] = _side_request(operation.buyer, fill.buyer)
     request["seller"] = _side_request(operation.seller, fill.seller)
+    if operation.fee_account not in (None, FEES.customer):
+        request["fee_account"] = operation.fee_account
     if operation.reference is not None:
         request["reference"] = operation.reference
     if operation.happened_ms is not None:

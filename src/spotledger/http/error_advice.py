@@ -18,6 +18,12 @@ ADVICE: Final[dict[str, str]] = {
     "To repeat that write, send it unchanged; for a new write, use a new key.",
     "coin_already_listed": "Do nothing, or choose another symbol: a listing never changes.",
     "customer_already_registered": "Do nothing.",
+    "legs_unbalanced": "Make the legs sum to zero for each coin: `coin` and `sum` say what is left over.",
+    "house_account_reserved": "Name another account: @external and what customers owe are moved by the ledger itself.",
+    "house_account_already_open": "Do nothing, or choose another name: a house account stays as it was opened.",
+    "unknown_house_account": "Open the house account first, then send the same request with the same key.",
+    "fees_short": "Add to the fee account, or name another one, then send the same fill with the same key.",
+    "house_short": "Wait until the house account has enough, then send the same request with the same key.",
     "already_reversed": "Do nothing: `by` is the entry that reversed it.",
     "last_admin_token": "Make another token with the scope `admin`, for more than a day, then revoke this one.",
     "rotation_refused": "Do what `detail` says, such as giving the new master key to the nodes that it names, and send "
@@ -32,14 +38,13 @@ ADVICE: Final[dict[str, str]] = {
     "unknown_customer": "Register the customer, then send the same request with the same key: it is unused.",
     "unknown_hold": "Check the hold's id, or the key that opened it. The key of this request is unused.",
     "unknown_entry": "Look up the `seq` of the entry in the customer's history. The key is unused.",
-    "house_short": "Wait until the house account has enough, then send the same request with the same key.",
     "balance_too_large": "Keep balances below 10**38 units; a coin with larger balances needs a smaller scale.",
     "too_late": "Nothing was booked, and the key is unused: give it up, or send it again with a later `not_after_ms`.",
     "not_found": "Check the path and the id in it.",
     "method_not_allowed": "Use one of the methods in the `Allow` header.",
     # kept refusals
     "insufficient_available": "Ask for at most `available`. To try again when more is available, use a new key: this "
-    "refusal is kept with its key.",
+    "refusal is kept with its key, except that of a house account, whose key is unused.",
     "hold_short": "Take at most `remaining` of the hold, with a new key.",
     "hold_closed": "Nothing remains of the hold: its money was used or released. Read its entries to see how.",
     "hold_expired": "Open a new hold: what remained of this one is available again.",

@@ -10,7 +10,7 @@ from typing import Final
 from spotledger.domain.journal import LIBRARY
 from spotledger.domain.operations import Operation
 from spotledger.errors import StoreBusy, StoreUnavailable
-from spotledger.ledger.group import Chains, checked_chains
+from spotledger.ledger.group import Chains, checked_chains, weight_of
 from spotledger.ledger.ledger import Ledger, Outcome
 from spotledger.storage.steps import drive_on_loop
 
@@ -61,7 +61,7 @@ class DryRuns:
             StoreUnavailable: The database did not answer in time.
         """
         chains = checked_chains(operations, chains, atomic)
-        self._check_room(len(operations))
+        self._check_room(weight_of(operations))
         if len(self.tasks) >= DRY_RUN_LIMIT:
             raise StoreBusy(f"{len(self.tasks)} dry runs are waiting and {DRY_RUN_LIMIT} may; try again later")
         # A task of its own: it has to leave the store in order although its caller may be gone.

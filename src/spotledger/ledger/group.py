@@ -9,24 +9,36 @@ refusal, or an error that leaves no trace.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from spotledger.domain import rules
-from spotledger.domain.accounts import DUST, EXTERNAL, FEES, HOUSE_KIND, Account, may_be_negative, receivable_of
-from spotledger.domain.books import NO_SUBJECT, Decision
+from spotledger.domain.accounts import (
+    DUST,
+    EXTERNAL,
+    FEES,
+    HOUSE_KIND,
+    RECEIVABLE,
+    Account,
+    is_house_name,
+    may_be_negative,
+    receivable_of,
+)
+from spotledger.domain.books import NO_SUBJECT, Decision, is_overdraft
+from spotledger.domain.debts import accounts_of_debt
 from spotledger.domain.journal import LEDGER, LIBRARY, Entry, new_tuple
 from spotledger.domain.naming import ACCOUNTS_OF, HOLDS_OF, LOCATING
 from spotledger.domain.operations import (
-    Deposit,
     Expire,
     Freeze,
     HoldKey,
     Operation,
+    Post,
     Reverse,
+    Settle,
     expiry_key,
 )
 from spotledger.domain.positions import FIRST_EPOCH, parse_position, position_text, seq_of_text
@@ -39,8 +51,8 @@ from spotledger.errors import (
     LedgerCorrupt,
     Refused,
     TooLate,
-    refusal_of_code,
 )
+from spotledger.ledger.kept_refusals import refusal_of_code
 from spotledger.ledger.overlay import Overlay, found
 from spotledger.storage.base import Books, Wanted
 
@@ -48,6 +60,11 @@ from spotledger.storage.base import Books, Wanted
 EXPIRIES_A_GROUP: Final = 500
 #: Operations of one chain, or of an atomic batch.
 CHAIN_LIMIT: Final = 1_000
+
+#: Legs of the posts of one chain, or of an atomic batch.
+CHAIN_LEGS: Final = 10_000
+#: So many legs of a post count as one operation where a group, or a piece of one, is limited.
+LEGS_AN_OPERATION: Final = 40
 
 #: One value per operation: neighbours with the same value, not None, succeed or fail together.
 Chains: TypeAlias = Sequence[Hashable | None]
@@ -160,6 +177,7 @@ class Group:
                     accounts.add(hold.account)
         for seq in wanted.entries:
             accounts |= _accounts_of_entry(overlay.entry(seq))
+        accounts |= _receivables_of(accounts, overlay.debtors) if overlay.debtors else set()
         in_order = list(accounts)
         for start in range(0, len(in_order), piece):
             if start:
@@ -185,7 +203,7 @@ class Group:
             LedgerCorrupt: The rules broke an invariant.
         """
         decided = len(self.entries)
-        start, end = self._next, end_of_cut(self._next, len(self._operations), self._chains, count)
+        start, end = self._next, end_of_cut(self._next, self._operations, self._chains, count)
         operations, actors = self._operations[start:end], self._actors[start:end]
         if self._chains is None:
             self.outcomes += map(self._decide_one, operations, actors)
@@ -199,7 +217,7 @@ class Group:
                 )
         self._next = end
         self.is_decided = end >= len(self._operations)
-        _check_entries(self.entries[decided:])
+        _check_entries(self.entries[decided:], self._overlay)
 
     def _decide_one(self, operation: Operation, actor: str) -> Outcome:
         overlay = self._overlay
@@ -325,20 +343,37 @@ def wanted_of(operations: Sequence[Operation]) -> Wanted:
     return Wanted(keys, hold_keys, holds, accounts, entries)
 
 
-def end_of_cut(start: int, count: int, chains: Chains | None, limit: int) -> int:
-    """Return the end of a piece of *limit* of the *count* operations from *start* on, or more to keep a chain whole."""
-    end = min(start + limit, count)
-    while chains and 0 < end < count and chains[end] is not None and chains[end] == chains[end - 1]:
+def weight_of(operations: Sequence[Operation]) -> int:
+    """Return how many operations *operations* are worth where a group is limited: a post is one for each 40 legs."""
+    weight = len(operations)
+    if Post in map(type, operations):
+        weight += legs_in(operations) // LEGS_AN_OPERATION
+    return weight
+
+
+def legs_in(operations: Iterable[Operation]) -> int:
+    """Return how many legs the posts among *operations* have."""
+    return sum([len(operation.legs) for operation in operations if isinstance(operation, Post)])
+
+
+def end_of_cut(start: int, operations: Sequence[Operation], chains: Chains | None, limit: int) -> int:
+    """Return the end of a piece of *limit* operations, by weight, from *start* on, or more to keep a chain whole."""
+    end = min(start + limit, len(operations))
+    while end > start + 1 and weight_of(operations[start:end]) > limit:
+        end = start + (end - start) // 2
+    while chains and 0 < end < len(chains) and chains[end] is not None and chains[end] == chains[end - 1]:
         end += 1
     return end
 
 
-def cuts_of(count: int, chains: Chains | None, limit: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of the groups of about *limit* operations, chains kept whole, of a request of *count*."""
+def cuts_of(
+    operations: Sequence[Operation], chains: Chains | None, limit: int
+) -> Iterator[tuple[Sequence[Operation], Chains | None]]:
+    """Yield the groups of about *limit* operations of a request, each with its chains, which are kept whole."""
     start = 0
-    while start < count:
-        end = end_of_cut(start, count, chains, limit)
-        yield start, end
+    while start < len(operations):
+        end = end_of_cut(start, operations, chains, limit)
+        yield operations[start:end], chains[start:end] if chains else None
         start = end
 
 
@@ -357,11 +392,16 @@ def checked_chains(operations: Sequence[Operation], chains: Chains | None, atomi
         chains = [True] * count
     elif chains is not None and len(chains) != count:
         raise InvalidRequest(f"chains has {len(chains)} values; {count}, one per operation, would pass", field="chains")
+    has_legs = Post in map(type, operations)
+    field = "atomic" if atomic else "chain"
+    start = 0
     for chain, members in groupby(chains or ()):
-        length = len(list(members))
-        if chain is not None and length > CHAIN_LIMIT:
-            field = "atomic" if atomic else "chain"
-            raise InvalidRequest(f"a chain has {length} operations; {CHAIN_LIMIT} at most would pass", field=field)
+        end = start + len(list(members))
+        if chain is not None and end - start > CHAIN_LIMIT:
+            raise InvalidRequest(f"a chain has {end - start} operations; {CHAIN_LIMIT} at most would pass", field=field)
+        if chain is not None and has_legs and legs_in(operations[start:end]) > CHAIN_LEGS:
+            raise InvalidRequest(f"a chain has more than {CHAIN_LEGS} legs; so many would pass", field=field)
+        start = end
     return chains
 
 
@@ -408,21 +448,30 @@ def _repeat(kept: Entry, operation: Operation, overlay: Overlay) -> Outcome:
     return refusal
 
 
-def _accounts_of_deposit(operation: Deposit) -> Iterable[Account]:
-    return (Account(operation.customer, operation.account), receivable_of(operation.customer))
-
-
 def _accounts_of_entry(entry: Entry | None) -> set[Account]:
-    """Return the accounts that a reversal of *entry* may touch."""
+    """Return the accounts that a reversal of *entry* may touch: all of each customer, and what they owe."""
     accounts = {posting.account for posting in entry.postings} if entry is not None else set()
-    return accounts | {receivable_of(customer) for customer, kind in accounts if kind != HOUSE_KIND}
+    customers = {customer.removeprefix(f"{RECEIVABLE}:") for customer, _ in accounts}
+    return accounts.union(*[accounts_of_debt(customer) for customer in customers if not is_house_name(customer)])
 
 
-#: The accounts that an operation may touch, by its class. A settlement uses those of its holds and of the house.
-_ACCOUNTS: Final[dict[type[Any], Callable[[Any], Iterable[Account]]]] = {**ACCOUNTS_OF, Deposit: _accounts_of_deposit}
+def _accounts_of_fill(operation: Settle) -> Iterable[Account]:
+    return () if operation.fee_account is None else (Account(operation.fee_account, HOUSE_KIND),)
 
 
-def _check_entries(entries: Iterable[Entry]) -> None:
+def _receivables_of(accounts: Iterable[Account], debtors: Container[str]) -> set[Account]:
+    """Return what those of the owners of *accounts* owe who are among *debtors*."""
+    return {receivable_of(name) for name, _ in accounts if name in debtors}
+
+
+#: The accounts that an operation may touch, by its class. A settlement also uses those of its holds and of the house.
+_ACCOUNTS: Final[dict[type[Any], Callable[[Any], Iterable[Account]]]] = {
+    **ACCOUNTS_OF,
+    Settle: _accounts_of_fill,
+}
+
+
+def _check_entries(entries: Iterable[Entry], books: Overlay) -> None:
     """
     Check *entries* before they are written, independently of the rules that made them.
 
@@ -438,5 +487,5 @@ def _check_entries(entries: Iterable[Entry]) -> None:
         if any(sums.values()):
             raise LedgerCorrupt(f"the postings of entry {entry.seq} ({entry.kind}) do not add up to zero")
         for account, coin, available, freeze in balances:
-            if freeze < 0 or (available < 0 and not may_be_negative(account)):
+            if freeze < 0 or (available < 0 and not may_be_negative(account) and not is_overdraft(account, books)):
                 raise LedgerCorrupt(f"entry {entry.seq} would take {account.customer} {coin} below zero")

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeAlias, TypeVar
 
-from spotledger.domain.accounts import Account, Coin
+from spotledger.domain.accounts import Account, Coin, HouseAccount, house_name
 from spotledger.domain.books import Decision, Line, new_stamp
+from spotledger.domain.debts import debtors_in
 from spotledger.domain.journal import Entry, Hold, opens_hold
-from spotledger.domain.operations import ListCoin, RegisterCustomer, Reverse
+from spotledger.domain.operations import ListCoin, OpenHouseAccount, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import AccountView, Books, Head
 
-#: Entries that list a coin, register a customer, or mark another entry as reversed.
-_NAMING: Final = frozenset({ListCoin.kind, RegisterCustomer.kind, Reverse.kind})
+#: Entries that list a coin, register a customer, open a house account, or mark another entry as reversed.
+_NAMING: Final = frozenset({ListCoin.kind, RegisterCustomer.kind, OpenHouseAccount.kind, Reverse.kind})
 
 T = TypeVar("T")
 #: A mapping, a name in it, and its value.
@@ -41,16 +42,16 @@ class Overlay:
         #: The ``seq`` of the entry of each key that was known before the group.
         self.known: dict[str, int] = {}
         self.head = store.head if before is None else before.continued_with(store)
-        self.epochs = store.epochs
+        self.epochs, self.debtors = store.epochs, store.debtors
         self._listed = store.coins
-        self._entries = entries
-        self._decisions = decisions
+        self._entries, self._decisions = entries, decisions
         self._accounts: dict[Account, AccountView] = {}
         #: Lines with an earlier stamp have what others decided, and maybe never wrote.
         self._begun: int = new_stamp() if before is None else before._begun
         self._holds: dict[int, Hold] = {}
         self._coins: dict[str, Coin] = {}
         self._customers: dict[str, bool] = {}
+        self._house_accounts: dict[str, HouseAccount] = {}
         self._keys: dict[str, Entry] = {}
         self._reversals: dict[int, int] = {}
         #: Within a chain, what to set back if it is refused.
@@ -88,6 +89,11 @@ class Overlay:
         if registered:
             self._customers[customer] = True
         return registered
+
+    def house_account(self, name: str) -> HouseAccount | None:
+        """Return the house account *name*, which begins with ``@``, or None if it is not open."""
+        opened = self._store.house_accounts.get(name) or self._house_accounts.get(name)
+        return opened if opened is not None or self._before is None else self._before.house_account(name)
 
     def line(self, account: Account, coin: str) -> Line:
         """Return the balance of *coin* that *account* has, as the group has left it so far."""
@@ -161,12 +167,16 @@ class Overlay:
             values[name] = value
 
     def _named_by(self, entry: Entry) -> _Change:
-        """Return what a listing, a registration or a reversal sets, and to what."""
+        """Return what a listing, a registration, an opening or a reversal sets, and to what."""
         request = entry.request
         if entry.kind == ListCoin.kind:
             return self._coins, request["coin"], Coin(request["coin"], request["scale"])
         if entry.kind == RegisterCustomer.kind:
             return self._customers, request["customer"], True
+        if entry.kind == OpenHouseAccount.kind:
+            opened = HouseAccount(house_name(request["name"]), request["may_be_negative"])
+            return self._house_accounts, opened.name, opened
+        self.debtors.update(debtors_in(entry.balances))
         return self._reversals, request["seq"], entry.seq
 
     def begin_chain(self) -> None:

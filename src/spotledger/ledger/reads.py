@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Final, TypeVar
 
 from spotledger.clock import Clock
-from spotledger.domain.accounts import Account, Balance, Coin, accounts_about
+from spotledger.domain.accounts import Account, Balance, Coin, HouseAccount, accounts_about
 from spotledger.domain.amounts import shown
 from spotledger.domain.fields import check_time
 from spotledger.domain.journal import Entry, Hold
@@ -156,6 +156,11 @@ class LedgerReads:
     def coins(self) -> Mapping[str, Coin]:
         """The listed coins by name, sorted; a new object after each listing."""
         return self._store.coins
+
+    @property
+    def house_accounts(self) -> Mapping[str, HouseAccount]:
+        """The open house accounts by name, which begins with ``@``, sorted; a new object after one is opened."""
+        return self._store.house_accounts
 
     def account(self, account: Account) -> AccountView:
         """

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from spotledger.domain.journal import LIBRARY
-from spotledger.domain.operations import Operation
+from spotledger.domain.operations import Operation, Post
 from spotledger.errors import ClockUntrusted, LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.ledger.dry_runs import DryRuns
-from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, Group, checked_chains, cuts_of
+from spotledger.ledger.group import EXPIRIES_A_GROUP, Chains, Group, checked_chains, cuts_of, weight_of
 from spotledger.ledger.ledger import PIECE_OPERATIONS, Ledger, Outcome
 from spotledger.storage.base import StaleDecision
 from spotledger.storage.steps import awaited, call_in, drive_on_loop
@@ -65,6 +65,8 @@ class _Request:
     answer: asyncio.Future[list[Outcome]]
     #: When it came, in seconds of :func:`time.monotonic`.
     came_s: float
+    #: How many operations they are worth where a group or the queue is limited.
+    weight: int
 
 
 @dataclass(slots=True)
@@ -76,8 +78,8 @@ class _Work:
 
     @property
     def count(self) -> int:
-        """The number of their operations."""
-        return sum(len(request.operations) for request in self.requests)
+        """The number of operations that they are worth."""
+        return sum(request.weight for request in self.requests)
 
 
 class Writer:
@@ -173,21 +175,18 @@ class Writer:
             StoreBusy: The queue is full, or the writer is stopping; nothing was done.
         """
         chains = checked_chains(operations, chains, atomic)
-        self._check_room(len(operations))
-        if len(operations) <= self._group_limit:
-            return await self._enqueue(operations, chains, actor)
-        answers = await asyncio.gather(
-            *(
-                self._enqueue(operations[start:end], chains[start:end] if chains else None, actor)
-                for start, end in cuts_of(len(operations), chains, self._group_limit)
-            )
-        )
+        weight = weight_of(operations)
+        self._check_room(weight)
+        if weight <= self._group_limit:
+            return await self._enqueue(operations, chains, actor, weight)
+        cuts = cuts_of(operations, chains, self._group_limit)
+        answers = await asyncio.gather(*(self._enqueue(part, own, actor, weight_of(part)) for part, own in cuts))
         return [outcome for outcomes in answers for outcome in outcomes]
 
     def enqueue(self, operation: Operation, actor: str) -> asyncio.Future[list[Outcome]]:
         """Queue one operation, and return the future of its outcome, alone in a list; raise as :meth:`submit` does."""
         self._check_room(1)
-        return self._enqueue((operation,), None, actor)
+        return self._enqueue((operation,), None, actor, 1 if type(operation) is not Post else weight_of((operation,)))
 
     def _check_room(self, count: int) -> None:
         if self._refuses:
@@ -199,11 +198,11 @@ class Writer:
             raise StoreBusy(f"{limits}; try again with the same idempotency key")
 
     def _enqueue(
-        self, operations: Sequence[Operation], chains: Chains | None, actor: str
+        self, operations: Sequence[Operation], chains: Chains | None, actor: str, weight: int
     ) -> asyncio.Future[list[Outcome]]:
         answer: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Request(operations, chains, actor, answer, time.monotonic()))
-        self._waiting += len(operations)
+        self._queue.append(_Request(operations, chains, actor, answer, time.monotonic(), weight))
+        self._waiting += weight
         if len(self._queue) >= self._enough or self._waiting >= self._group_limit:
             self._wake.set()
         return answer
@@ -406,11 +405,11 @@ class Writer:
         taken: list[_Request] = []
         count = 0
         while self._queue and (
-            count + len(self._queue[0].operations) <= (self._group_limit if limit is None else limit)
+            count + self._queue[0].weight <= (self._group_limit if limit is None else limit)
             or (limit is None and not taken)
         ):
             taken.append(self._queue.popleft())
-            count += len(taken[-1].operations)
+            count += taken[-1].weight
         self._waiting -= count
         return taken
 

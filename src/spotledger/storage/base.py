@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from spotledger.domain.accounts import Account, Balance, Coin
+from spotledger.domain.accounts import Account, Balance, Coin, HouseAccount
 from spotledger.domain.books import Decision, Line
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
@@ -123,6 +123,14 @@ class Books(Protocol):
     @property
     def coins(self) -> Mapping[str, Coin]:
         """The listed coins by name, sorted; a new object after each listing."""
+
+    @property
+    def debtors(self) -> set[str]:
+        """The customers who owe something, and maybe others; who decides a reversal adds to it before the commit."""
+
+    @property
+    def house_accounts(self) -> Mapping[str, HouseAccount]:
+        """The open house accounts by name, sorted; a new object after one is opened."""
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return the ``seq`` of the entry of each of *keys* that is known."""

@@ -67,6 +67,8 @@ class RequestChanges(msgspec.Struct, gc=False):
     expires_ms: int | None = None
     format: Any = None
     op: Any = None
+    name: str | None = None
+    may_be_negative: bool = False
 
 
 class EntryChanges(msgspec.Struct, gc=False):

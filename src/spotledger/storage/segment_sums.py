@@ -11,8 +11,9 @@ from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
+from spotledger.domain.accounts import house_name
 from spotledger.domain.journal import AVAILABLE
-from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
+from spotledger.domain.operations import Freeze, ListCoin, OpenHouseAccount, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import EntryChanges, column, key_digest
 
@@ -116,6 +117,8 @@ class SegmentSums:
             self.coins.append((_named(entry, "coin"), _named(entry, "scale"), entry.seq))
         elif kind == RegisterCustomer.kind:
             self.customers.append((_named(entry, "customer"), entry.seq))
+        elif kind == OpenHouseAccount.kind:  # registered like a customer, who cannot have a name with @
+            self.customers.append((house_name(_named(entry, "name")), entry.seq))
 
     def _take_postings(self, entry: EntryChanges) -> None:
         balances, postings, holds = entry.balances, entry.postings, self.holds

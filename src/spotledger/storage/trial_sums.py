@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, ZERO, Balance
+from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, ZERO, Balance, is_receivable
 from spotledger.domain.journal import AVAILABLE, BalanceAfter, Posting, postings_of
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import CUSTOMERS, TrialBalance
@@ -107,4 +107,4 @@ def _postings(body: bytes) -> tuple[Posting, ...]:
 def _owner(customer: str, account: str) -> str:
     if account != HOUSE_KIND:
         return CUSTOMERS
-    return RECEIVABLE if customer.startswith(RECEIVABLE) else customer
+    return RECEIVABLE if is_receivable(customer) else customer

@@ -126,7 +126,7 @@ def test_fields_stand_where_a_request_has_them() -> None:
         ("seller", SettleSide),
     ]
     assert [field.name for field in fields_of(Withdraw) if field.is_required] == ["key", "amount"]
-    assert [field.default for field in fields_of(Transfer) if field.form is fields.ACCOUNT] == ["spot", "spot"]
+    assert [field.default for field in fields_of(Transfer) if field.form is fields.ACCOUNT] == [None, None]
 
 
 def test_callers_can_ask_for_every_operation_but_the_ledgers_own() -> None:

@@ -15,6 +15,7 @@ from spotledger.domain.operations import (
     Freeze,
     HoldKey,
     ListCoin,
+    OpenHouseAccount,
     Operation,
     RegisterCustomer,
     Reverse,
@@ -37,6 +38,7 @@ ALICE = Account("alice", "spot")
         (Withdraw("k", "1", "alice", "usdt"), (ALICE,)),
         (Withdraw("k", "1", "alice", "usdt", hold="7"), ()),
         (Withdraw("k", "1", hold="7"), ()),
+        (Deposit("k", "@treasury", "usdt", "1"), (Account("@treasury", "house"),)),
         (Transfer("k", "alice", "bob", "usdt", "1", to_account="fiat"), (ALICE, Account("bob", "fiat"))),
     ],
 )
@@ -47,7 +49,7 @@ def test_accounts_are_those_that_an_operation_names_itself(operation: Any, accou
 
 def test_operations_without_accounts_of_their_own_have_no_reader() -> None:
     """A hold and an entry have their accounts, and a listing has none."""
-    assert set(OPERATIONS) - ACCOUNTS_OF.keys() == {ListCoin, Unfreeze, Settle, Reverse}
+    assert set(OPERATIONS) - ACCOUNTS_OF.keys() == {ListCoin, OpenHouseAccount, Unfreeze, Settle, Reverse}
 
 
 @pytest.mark.parametrize(

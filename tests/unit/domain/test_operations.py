@@ -14,6 +14,7 @@ from spotledger.domain.operations import (
     Freeze,
     HoldKey,
     ListCoin,
+    OpenHouseAccount,
     RegisterCustomer,
     Transfer,
     Unfreeze,
@@ -21,11 +22,12 @@ from spotledger.domain.operations import (
     check_key,
     expiry_key,
 )
-from spotledger.errors import InvalidAmount, InvalidRequest
+from spotledger.errors import HouseAccountReserved, InvalidAmount, InvalidRequest
 
 MAKERS: dict[str, Callable[..., Any]] = {
     "list": lambda **f: ListCoin(**{"key": "k", "coin": "btc", "scale": 8, **f}),
     "register": lambda **f: RegisterCustomer(**{"key": "k", "customer": "ann", **f}),
+    "open": lambda **f: OpenHouseAccount(**{"key": "k", "name": "treasury", **f}),
     "deposit": lambda **f: Deposit(**{"key": "k", "customer": "ann", "coin": "btc", "amount": "1", **f}),
     "freeze": lambda **f: Freeze(**{"key": "k", "customer": "ann", "coin": "btc", "amount": "1", **f}),
     "unfreeze": lambda **f: Unfreeze(**{"key": "k", "hold": "7", **f}),
@@ -37,10 +39,10 @@ MAKERS: dict[str, Callable[..., Any]] = {
 }
 BAD: dict[str, list[Any]] = {
     "key": ["", "k" * 129, "a b", " k", "k\n", "k\x7f", "ключ", "\x00", None, 7, True, b"k"],
-    "customer": ["", "@external", "a b", None, 7, ["ann"]],
+    "customer": ["", "@external", "@receivable", "@receivable:ann", "@", "@Fees", "@1", "a b", None, 7, ["ann"]],
     "coin": ["", "BTC", None, 7, "a" * 33, ".e"],
     "amount": [0, 1, 1.5, True, "0", "-1", "1e5", "NaN", "１２", "", " 1", "1."],
-    "account": ["house", "", None, 2, "SPOT"],
+    "account": ["house", "", 2, "SPOT"],
     "hold": [
         "",
         "0",
@@ -68,9 +70,11 @@ BAD: dict[str, list[Any]] = {
     "expires_ms": [0, -1, 1.5, True, "1700000000000", 253_402_300_800_000],
     "scale": [-1, 25, True, "8", None],
     "from_customer": ["", "@external", None],
-    "to_customer": ["", "@fees", None],
-    "from_account": ["house", None, 1],
-    "to_account": ["house", None, 1],
+    "to_customer": ["", "@receivable", "@" + "a" * 33, None],
+    "from_account": ["house", 1],
+    "to_account": ["house", 1],
+    "name": ["", "external", "receivable", "@fees", "Fees", "1", "a" * 33, "a\n", "a:b", None, 7],
+    "may_be_negative": [None, 0, "true"],
 }
 FIELDS = [
     (maker, field.name)
@@ -149,3 +153,32 @@ def test_key_of_an_expiry_cannot_be_a_callers() -> None:
 def test_key_of_printable_ascii_passes(key: str) -> None:
     """1 to 128 characters from 0x21 to 0x7E are a key, whatever they mean elsewhere."""
     assert check_key(key) == key
+
+
+@pytest.mark.parametrize("name", ["@external", "@receivable", "@receivable:ann"])
+def test_accounts_of_the_ledger_itself_are_reserved(name: str) -> None:
+    """Only the ledger moves money of the outside world and of debts, whoever is named beside them."""
+    with pytest.raises(HouseAccountReserved):
+        MAKERS["deposit"](customer=name)
+    with pytest.raises(HouseAccountReserved):
+        MAKERS["transfer"](to_customer=name)
+    with pytest.raises(HouseAccountReserved):
+        MAKERS["open"](name="external")
+
+
+def test_account_that_is_left_out_is_spot_or_the_house_account_itself() -> None:
+    """A house account is one account; a customer has three."""
+    assert MAKERS["deposit"]().account == "spot"
+    assert MAKERS["deposit"](customer="@fees").account == "house"
+    assert MAKERS["withdraw"](customer="@fees").account == "house"
+    assert MAKERS["withdraw from a hold"]().account is None
+    transfer = MAKERS["transfer"](from_customer="@treasury-2.a_b", to_account="wallet")
+    assert (transfer.from_account, transfer.to_account) == ("house", "wallet")
+
+
+@pytest.mark.parametrize("account", ["spot", "wallet", "external"])
+def test_house_account_with_an_account_is_refused(account: str) -> None:
+    """It has none; what reads back as its account may be sent again."""
+    with pytest.raises(InvalidRequest, match="leave it out"):
+        MAKERS["freeze"](customer="@fees", account=account)
+    assert MAKERS["freeze"](customer="@fees", account="house").account == "house"

@@ -15,7 +15,9 @@ from spotledger.domain.operations import (
     Freeze,
     HoldKey,
     ListCoin,
+    OpenHouseAccount,
     Operation,
+    Post,
     RegisterCustomer,
     Reverse,
     Settle,
@@ -36,6 +38,8 @@ MEANT = {"customer": "alice", "coin": "usdt", "epoch": 3}
 KEPT = [
     (ListCoin("k", "btc", 8), UNKNOWN, '"coin":"btc","scale":8'),
     (RegisterCustomer("k", "alice"), UNKNOWN, '"customer":"alice"'),
+    (OpenHouseAccount("k", "treasury"), UNKNOWN, '"name":"treasury","may_be_negative":false'),
+    (Deposit("k", "@fees", "usdt", "1"), KNOWN, f'"customer":"@fees","account":"house","coin":"usdt",{UNITS}'),
     (Deposit("k", "alice", "usdt", "1.50"), UNKNOWN, f'{ALICE},"amount":"1.5"'),
     (
         Deposit("k", "alice", "usdt", "1", "spot", "in", THEN_MS),
@@ -59,6 +63,12 @@ KEPT = [
         '"from":{"customer":"alice","account":"wallet"},"to":{"customer":"bob","account":"spot"},"coin":"usdt",'
         f'"reference":"r",{UNITS}',
     ),
+    (
+        Transfer("k", "alice", "@treasury", "usdt", "1"),
+        KNOWN,
+        '"from":{"customer":"alice","account":"spot"},"to":{"customer":"@treasury","account":"house"},"coin":"usdt",'
+        f"{UNITS}",
+    ),
     (Reverse("k", 12, "why", **MEANT), UNKNOWN, '"seq":12,"reason":"why"'),
     (Expire("12"), KNOWN, '"hold":"12"'),
 ]
@@ -72,5 +82,5 @@ def test_request_is_kept_to_the_byte_as_ever(operation: Operation, subject: Subj
 
 
 def test_every_operation_without_parts_has_its_request_derived() -> None:
-    """Only a settlement writes its request itself; the table above has each of the others."""
-    assert set(REQUESTS) == set(get_args(Operation)) - {Settle} == {type(operation) for operation, _, _ in KEPT}
+    """Only settlements and posts write their requests themselves; the table above has each of the others."""
+    assert set(REQUESTS) == set(get_args(Operation)) - {Settle, Post} == {type(operation) for operation, _, _ in KEPT}

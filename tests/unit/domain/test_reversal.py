@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from spotledger.domain.accounts import DUST, EXTERNAL, FEES, Account, receivable_of
+from spotledger.domain.accounts import DUST, EXTERNAL, FEES, FIRST_HOUSE_ACCOUNTS, Account, HouseAccount, receivable_of
 from spotledger.domain.books import Line
 from spotledger.domain.journal import AVAILABLE, FREEZE, Entry, Posting
 from spotledger.domain.operations import Reverse
@@ -26,6 +26,9 @@ class Books:
 
     def line(self, account: Account, coin: str) -> Line:
         return Line(account, coin, *self.balances.get((account, coin), (0, 0)))
+
+    def house_account(self, name: str) -> HouseAccount | None:
+        return FIRST_HOUSE_ACCOUNTS.get(name)
 
 
 def entry(kind: str, *postings: Posting, **more: Any) -> Entry:

@@ -32,6 +32,8 @@ SEQ = 50
 class Books:
     """Books as they stand: bitcoin of scale 8, ann with 10 available, two open holds, one closed and one expired."""
 
+    debtors: frozenset[str] = frozenset()
+
     def __init__(self) -> None:
         self.coins = {"btc": Coin("btc", 8), "whole": Coin("whole", 0)}
         self.registered = {"ann", "bob"}

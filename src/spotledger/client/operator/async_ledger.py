@@ -31,6 +31,7 @@ from spotledger.client.operator.ledger_answers import (
     Hold,
     HoldPage,
     HoldRead,
+    HouseAccounts,
     LedgerBalances,
     Statement,
     TrialBalance,
@@ -189,6 +190,10 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
     ) -> CustomerPage:
         """Return a page of the customers in the order of their ids."""
         return await self._get(CustomerPage, paths.CUSTOMERS, after=after, limit=limit, min_seq=min_seq)
+
+    async def house_accounts(self, *, min_seq: Position | None = None) -> HouseAccounts:
+        """Return the house accounts by name, without what each customer owes."""
+        return await self._get(HouseAccounts, paths.HOUSE_ACCOUNTS, min_seq=min_seq)
 
     async def balances(
         self,

@@ -32,6 +32,7 @@ from spotledger.client.operator.ledger_answers import (
     Hold,
     HoldPage,
     HoldRead,
+    HouseAccounts,
     LedgerBalances,
     Statement,
     TrialBalance,
@@ -191,6 +192,10 @@ class OperatorLedger(OperationCalls, CredentialCalls):
     ) -> CustomerPage:
         """Return a page of the customers in the order of their ids."""
         return self._get(CustomerPage, paths.CUSTOMERS, after=after, limit=limit, min_seq=min_seq)
+
+    def house_accounts(self, *, min_seq: Position | None = None) -> HouseAccounts:
+        """Return the house accounts by name, without what each customer owes."""
+        return self._get(HouseAccounts, paths.HOUSE_ACCOUNTS, min_seq=min_seq)
 
     def balances(
         self,

@@ -219,6 +219,8 @@ class TrialCoin(Struct, frozen=True):
     customers: SideBalance
     house: Mapping[str, ExactAmount]
     total: ExactAmount
+    #: What is frozen of house accounts, which is not in ``house``.
+    house_freeze: Mapping[str, ExactAmount] = {}
 
 
 class TrialBalance(_Read, frozen=True):
@@ -248,6 +250,19 @@ class Coins(_Read, frozen=True):
     def __getitem__(self, coin: str) -> Coin:
         """Return the listing of *coin*."""
         return self.coins[coin]
+
+
+class HouseAccount(Struct, frozen=True):
+    """A house account: its name with ``@``, and whether its balances may be below zero."""
+
+    name: str
+    may_be_negative: bool
+
+
+class HouseAccounts(_Read, frozen=True):
+    """The house accounts, without what each customer owes."""
+
+    house_accounts: tuple[HouseAccount, ...]
 
 
 class CustomerPage(_Read, frozen=True):

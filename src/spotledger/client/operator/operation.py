@@ -83,6 +83,8 @@ def amount_text(amount: object, field: str = "amount") -> str:
 def _json(value: Any, field: str) -> Any:
     if isinstance(value, Part):
         return value.body()
+    if isinstance(value, (list, tuple)) and not isinstance(value, (HoldKey, CoinAmount)):
+        return [_json(part, f"{field}[{place}]") for place, part in enumerate(value)]
     if isinstance(value, HoldKey):
         return {"key": value.key}
     if isinstance(value, CoinAmount):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from spotledger.client.operator.ledger_answers import Written
 from spotledger.client.operator.operations import (
@@ -14,9 +15,12 @@ from spotledger.client.operator.operations import (
     Deposit,
     Freeze,
     HoldName,
+    Leg,
     ListCoin,
+    OpenHouseAccount,
     Operation,
     Position,
+    Post,
     RegisterCustomer,
     Reverse,
     Settle,
@@ -61,6 +65,30 @@ class OperationCalls(ABC):
         """
         return self.do(RegisterCustomer(key, customer=customer, not_after_ms=not_after_ms), dry_run=dry_run)
 
+    def open_house_account(
+        self,
+        name: str,
+        *,
+        key: str,
+        may_be_negative: bool = False,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
+    ) -> Written:
+        """
+        Open a house account, such as `@treasury`: an account of the exchange itself. It stays open, and may have
+        balances below zero only if *may_be_negative* says so.
+
+        Everywhere else its name is written with `@`.
+
+        Raises:
+            HouseAccountReserved: The name is external or receivable.
+            HouseAccountAlreadyOpen: It is open.
+        """
+        return self.do(
+            OpenHouseAccount(key, name=name, may_be_negative=may_be_negative, not_after_ms=not_after_ms),
+            dry_run=dry_run,
+        )
+
     def deposit(
         self,
         customer: str,
@@ -68,18 +96,18 @@ class OperationCalls(ABC):
         amount: Amount,
         *,
         key: str,
-        account: str = "spot",
+        account: str | None = None,
         reference: str | None = None,
         happened_ms: int | None = None,
         not_after_ms: int | None = None,
         dry_run: bool = False,
     ) -> Written:
         """
-        Book money that came in from outside. What the customer owes is repaid first.
+        Book money that came in from outside, for a customer or a house account. What the customer owes is repaid first.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+            UnknownCoin, UnknownCustomer, UnknownHouseAccount, BalanceTooLarge: Not kept: the key stays unused.
         """
         return self.do(
             Deposit(
@@ -102,21 +130,21 @@ class OperationCalls(ABC):
         amount: Amount,
         *,
         key: str,
-        account: str = "spot",
+        account: str | None = None,
         reference: str | None = None,
         expires_ms: int | None = None,
         not_after_ms: int | None = None,
         dry_run: bool = False,
     ) -> Written:
         """
-        Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
+        Freeze what a customer or a house account has available, and open a hold for it. The answer has the hold's id.
 
         The hold expires at *expires_ms* if that is given.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
-            InsufficientAvailable: Kept with the key.
+            UnknownCoin, UnknownCustomer, UnknownHouseAccount, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key, except that of a house account.
         """
         return self.do(
             Freeze(
@@ -182,13 +210,14 @@ class OperationCalls(ABC):
         Book money that went outside. It comes out of a hold, or directly out of what is available.
 
         Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
-        account is spot unless it is given.
+        account is the customer's spot account unless it is given; a house account has none.
 
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, UnknownHold: Not kept: the key stays unused.
-            InsufficientAvailable, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+            UnknownCoin, UnknownCustomer, UnknownHouseAccount, UnknownHold: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key, except that of a house account.
+            HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self.do(
             Withdraw(
@@ -214,19 +243,19 @@ class OperationCalls(ABC):
         amount: Amount,
         *,
         key: str,
-        from_account: str = "spot",
-        to_account: str = "spot",
+        from_account: str | None = None,
+        to_account: str | None = None,
         reference: str | None = None,
         not_after_ms: int | None = None,
         dry_run: bool = False,
     ) -> Written:
         """
-        Move available money to another account. It may belong to the same customer or to another.
+        Move available money to another account. It may belong to the same customer, to another, or to the house.
 
         Raises:
             InvalidAmount: *amount* is not a whole number of units of the coin.
-            UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
-            InsufficientAvailable: Kept with the key.
+            UnknownCoin, UnknownCustomer, UnknownHouseAccount, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key, except that of a house account.
         """
         return self.do(
             Transfer(
@@ -243,6 +272,30 @@ class OperationCalls(ABC):
             dry_run=dry_run,
         )
 
+    def post(
+        self,
+        legs: Sequence[Leg],
+        *,
+        key: str,
+        reason: str | None = None,
+        reference: str | None = None,
+        not_after_ms: int | None = None,
+        dry_run: bool = False,
+    ) -> Written:
+        """
+        Post 2 to 1,000 legs between customers and house accounts as one entry, such as an airdrop, interest or a
+        correction. They sum to zero for each coin, and an account is judged by what all legs together do to it.
+
+        Raises:
+            InvalidAmount: An amount is not a whole number of units of its coin.
+            LegsUnbalanced: The legs do not sum to zero for a coin.
+            UnknownCoin, UnknownCustomer, UnknownHouseAccount, BalanceTooLarge: Not kept: the key stays unused.
+            InsufficientAvailable: Kept with the key, except that of a house account.
+        """
+        return self.do(
+            Post(key, legs=legs, reason=reason, reference=reference, not_after_ms=not_after_ms), dry_run=dry_run
+        )
+
     def settle(
         self,
         base: str,
@@ -255,6 +308,7 @@ class OperationCalls(ABC):
         key: str,
         reference: str | None = None,
         happened_ms: int | None = None,
+        fee_account: str | None = None,
         not_after_ms: int | None = None,
         dry_run: bool = False,
     ) -> Written:
@@ -262,12 +316,15 @@ class OperationCalls(ABC):
         Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
         available. The whole fill is refused if a hold is short, closed or of the wrong coin.
 
-        The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse.
+        The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse. A negative fee is a rebate.
+        *fee_account*, by default @fees, takes the fees of both sides and pays the rebates. The fill is refused if that
+        account has too little for what the fill takes from it in all.
 
         Raises:
             EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
             InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
-            UnknownCoin, UnknownHold, BalanceTooLarge: Not kept: the key stays unused.
+            UnknownCoin, UnknownHold, UnknownHouseAccount: Not kept: the key stays unused.
+            BalanceTooLarge, FeesShort: Not kept either.
             HoldExpired, HoldClosed, HoldShort: Kept with the key.
         """
         return self.do(
@@ -281,6 +338,7 @@ class OperationCalls(ABC):
                 seller=seller,
                 reference=reference,
                 happened_ms=happened_ms,
+                fee_account=fee_account,
                 not_after_ms=not_after_ms,
             ),
             dry_run=dry_run,
@@ -299,8 +357,8 @@ class OperationCalls(ABC):
         dry_run: bool = False,
     ) -> Written:
         """
-        Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason;
-        what the customer no longer has is booked as owed.
+        Reverse an earlier deposit, withdrawal, transfer, post or settlement. An entry can be reversed once, with a
+        reason; what the customer no longer has is booked as owed.
 
         *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions that the entry has
         to meet.

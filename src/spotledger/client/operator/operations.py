@@ -8,7 +8,7 @@ Amounts are decimal text or ``Decimal``. How an operation becomes a request is i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,7 +31,8 @@ class SettleSide(Part):
 
     Args:
         hold: The hold that pays: of the quote coin for the buyer, of the base coin for the seller.
-        fee: The fee: in the coin received, out of what is received, or in the coin paid, out of the same hold.
+        fee: The fee: in the coin received, out of what is received, or in the coin paid, out of the same hold. One that
+            is negative is a rebate, which the fee account pays.
         release: What else of the hold goes back to available: decimal text, or ``"rest"`` for all that remains.
         dust: What goes to the house account ``@dust`` out of what is received.
         customer, coin, epoch: Preconditions that the hold has to meet; None: any.
@@ -45,6 +46,23 @@ class SettleSide(Part):
     customer: str | None = None
     coin: str | None = None
     epoch: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Leg(Part):
+    """
+    One leg of a post: what it adds to the available of an account, or takes from it.
+
+    Args:
+        amount: Decimal text, with a minus sign if it is taken.
+        account: The customer's account, spot by default; a house account has none.
+    """
+
+    amounts = frozenset(["amount"])
+    customer: str
+    coin: str
+    amount: Amount
+    account: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +97,33 @@ class RegisterCustomer(Operation):
 
 
 @dataclass(frozen=True, slots=True)
+class OpenHouseAccount(Operation):
+    """
+    Open a house account, such as `@treasury`: an account of the exchange itself. It stays open, and may have balances
+    below zero only if *may_be_negative* says so.
+
+    Everywhere else its name is written with `@`.
+
+    Raises:
+        HouseAccountReserved: The name is external or receivable.
+        HouseAccountAlreadyOpen: It is open.
+    """
+
+    op = "open_house_account"
+    path = of_collection("house-accounts")
+    name: str
+    may_be_negative: bool = False
+    not_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Deposit(Operation):
     """
-    Book money that came in from outside. What the customer owes is repaid first.
+    Book money that came in from outside, for a customer or a house account. What the customer owes is repaid first.
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
+        UnknownCoin, UnknownCustomer, UnknownHouseAccount, BalanceTooLarge: Not kept: the key stays unused.
     """
 
     op = "deposit"
@@ -94,7 +132,7 @@ class Deposit(Operation):
     customer: str
     coin: str
     amount: Amount
-    account: str = "spot"
+    account: str | None = None
     reference: str | None = None
     happened_ms: int | None = None
     not_after_ms: int | None = None
@@ -103,14 +141,14 @@ class Deposit(Operation):
 @dataclass(frozen=True, slots=True)
 class Freeze(Operation):
     """
-    Freeze what a customer has available, and open a hold for it. The answer has the hold's id.
+    Freeze what a customer or a house account has available, and open a hold for it. The answer has the hold's id.
 
     The hold expires at *expires_ms* if that is given.
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
-        InsufficientAvailable: Kept with the key.
+        UnknownCoin, UnknownCustomer, UnknownHouseAccount, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key, except that of a house account.
     """
 
     op = "freeze"
@@ -119,7 +157,7 @@ class Freeze(Operation):
     customer: str
     coin: str
     amount: Amount
-    account: str = "spot"
+    account: str | None = None
     reference: str | None = None
     expires_ms: int | None = None
     not_after_ms: int | None = None
@@ -157,13 +195,14 @@ class Withdraw(Operation):
     Book money that went outside. It comes out of a hold, or directly out of what is available.
 
     Beside a hold, *customer*, *coin* and *epoch* are preconditions, and *account* is not given. Without one, the
-    account is spot unless it is given.
+    account is the customer's spot account unless it is given; a house account has none.
 
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: *hold* is not in this journal, or not the one meant.
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, UnknownHold: Not kept: the key stays unused.
-        InsufficientAvailable, HoldExpired, HoldClosed, HoldShort: Kept with the key.
+        UnknownCoin, UnknownCustomer, UnknownHouseAccount, UnknownHold: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key, except that of a house account.
+        HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
     op = "withdraw"
@@ -183,12 +222,12 @@ class Withdraw(Operation):
 @dataclass(frozen=True, slots=True)
 class Transfer(Operation):
     """
-    Move available money to another account. It may belong to the same customer or to another.
+    Move available money to another account. It may belong to the same customer, to another, or to the house.
 
     Raises:
         InvalidAmount: *amount* is not a whole number of units of the coin.
-        UnknownCoin, UnknownCustomer, BalanceTooLarge: Not kept: the key stays unused.
-        InsufficientAvailable: Kept with the key.
+        UnknownCoin, UnknownCustomer, UnknownHouseAccount, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key, except that of a house account.
     """
 
     op = "transfer"
@@ -204,8 +243,29 @@ class Transfer(Operation):
     to_customer: str
     coin: str
     amount: Amount
-    from_account: str = "spot"
-    to_account: str = "spot"
+    from_account: str | None = None
+    to_account: str | None = None
+    reference: str | None = None
+    not_after_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Post(Operation):
+    """
+    Post 2 to 1,000 legs between customers and house accounts as one entry, such as an airdrop, interest or a
+    correction. They sum to zero for each coin, and an account is judged by what all legs together do to it.
+
+    Raises:
+        InvalidAmount: An amount is not a whole number of units of its coin.
+        LegsUnbalanced: The legs do not sum to zero for a coin.
+        UnknownCoin, UnknownCustomer, UnknownHouseAccount, BalanceTooLarge: Not kept: the key stays unused.
+        InsufficientAvailable: Kept with the key, except that of a house account.
+    """
+
+    op = "post"
+    path = of_collection("postings")
+    legs: Sequence[Leg]
+    reason: str | None = None
     reference: str | None = None
     not_after_ms: int | None = None
 
@@ -216,12 +276,15 @@ class Settle(Operation):
     Book one fill of a trade as one entry. Both holds pay, both fees go to @fees, and what is released goes back to
     available. The whole fill is refused if a hold is short, closed or of the wrong coin.
 
-    The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse.
+    The buyer pays *quote_amount* and receives *base_amount*, the seller the reverse. A negative fee is a rebate.
+    *fee_account*, by default @fees, takes the fees of both sides and pays the rebates. The fill is refused if that
+    account has too little for what the fill takes from it in all.
 
     Raises:
         EpochMissing, UnknownPosition, PreconditionFailed: A hold is not in this journal, or not the one meant.
         InvalidAmount, InvalidRequest: An amount, or the coin of a fee, dust or hold, does not fit the trade.
-        UnknownCoin, UnknownHold, BalanceTooLarge: Not kept: the key stays unused.
+        UnknownCoin, UnknownHold, UnknownHouseAccount: Not kept: the key stays unused.
+        BalanceTooLarge, FeesShort: Not kept either.
         HoldExpired, HoldClosed, HoldShort: Kept with the key.
     """
 
@@ -236,14 +299,15 @@ class Settle(Operation):
     seller: SettleSide
     reference: str | None = None
     happened_ms: int | None = None
+    fee_account: str | None = None
     not_after_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reverse(Operation):
     """
-    Reverse an earlier deposit, withdrawal, transfer or settlement. An entry can be reversed once, with a reason; what
-    the customer no longer has is booked as owed.
+    Reverse an earlier deposit, withdrawal, transfer, post or settlement. An entry can be reversed once, with a reason;
+    what the customer no longer has is booked as owed.
 
     *seq* is a number, or the position as text; *customer*, *coin* and *epoch* are preconditions that the entry has to
     meet.

@@ -158,6 +158,19 @@ class CustomersAnswer(ReadAnswer):
     next_after: NextAfter
 
 
+class HouseAccountAnswer(Answer):
+    """A house account."""
+
+    name: Annotated[str, Meta(description="With @, as it is written everywhere.", examples=["@treasury"])]
+    may_be_negative: Annotated[bool, Meta(description="Whether its balances may be below zero.")]
+
+
+class HouseAccountsAnswer(ReadAnswer):
+    """The house accounts by name; what each customer owes is in a receivable of its own, which is not listed."""
+
+    house_accounts: list[HouseAccountAnswer]
+
+
 class BalancesAnswer(ReadAnswer):
     """The balances of an account in each listed coin, and what the customer owes the house, if anything."""
 
@@ -210,8 +223,11 @@ class TrialCoinAnswer(Answer):
     """The sums of one coin: of all customers, of each house account, and in total, which is zero."""
 
     customers: BalanceAnswer
-    house: dict[str, AmountText]
+    house: Annotated[dict[str, AmountText], Meta(description="What each house account has available.")]
     total: AmountText
+    house_freeze: Annotated[
+        dict[str, AmountText], Meta(description="What is frozen of house accounts; those without are left out.")
+    ] = {}
 
 
 class TrialBalanceAnswer(ReadAnswer):

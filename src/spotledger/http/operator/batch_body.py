@@ -22,7 +22,7 @@ BATCH_LIMIT: Final = 10_000
 #: Operations that are decoded, or results that are encoded, before other tasks may run.
 PIECE_OPERATIONS: Final = 100
 #: What one operation, and the operations that are decoded together, may be long.
-OPERATION_LIMIT_BYTES: Final = 64 * 1024
+OPERATION_LIMIT_BYTES: Final = 256 * 1024
 PIECE_BYTES: Final = 128 * 1024
 
 #: How deep brackets may be nested in an operation; none has more than three levels.
@@ -48,7 +48,7 @@ _NOT_JSON: Final = "The body is not JSON; one JSON object in UTF-8 would pass."
 #: A body up to these bounds is cut at once: its length, its values, and its blanks.
 SHORT_BYTES: Final = 256 * 1024
 SHORT_VALUES: Final = 20_000
-SHORT_BLANKS: Final = OPERATION_LIMIT_BYTES // 2
+SHORT_BLANKS: Final = 32 * 1024
 _BLANKS: Final = (b" ", b"\t", b"\r", b"\n")
 
 

@@ -42,6 +42,8 @@ from spotledger.ledger.writer import Writer
 
 BATCH_BODY_LIMIT_BYTES: Final = 8 * 1024 * 1024
 CHAIN_MAX_CHARACTERS: Final = 64
+#: Postings that are encoded before other tasks may run, or those of one operation.
+PIECE_POSTINGS: Final = 1_000
 
 _encode = msgspec.json.Encoder().encode
 
@@ -136,13 +138,26 @@ class BatchCalls:
     async def _written(self, outcomes: Sequence[Outcome], dry_run: bool) -> bytes:
         """Return the encoded results; other tasks may run between two pieces."""
         await self._texts.labels.learn(outcome.entry for outcome in outcomes if not isinstance(outcome, Refused))
-        pieces = []
-        for start in range(0, len(outcomes), PIECE_OPERATIONS):
-            if start:
+        pieces: list[bytes] = []
+        for piece in _in_pieces(outcomes):
+            if pieces:
                 await asyncio.sleep(0)
-            some = outcomes[start : start + PIECE_OPERATIONS]
-            pieces.append(_encode([_result(outcome, self._texts, dry_run) for outcome in some])[1:-1])
+            pieces.append(_encode([_result(outcome, self._texts, dry_run) for outcome in piece])[1:-1])
         return b'{"results":[' + b",".join(pieces) + (b'],"dry_run":true}' if dry_run else b"]}")
+
+
+def _in_pieces(outcomes: Sequence[Outcome]) -> Iterator[list[Outcome]]:
+    """Yield *outcomes* in pieces that are encoded in a few milliseconds each."""
+    piece: list[Outcome] = []
+    postings = 0
+    for outcome in outcomes:
+        piece.append(outcome)
+        postings += 0 if isinstance(outcome, Refused) else len(outcome.entry.moves)
+        if len(piece) == PIECE_OPERATIONS or postings >= PIECE_POSTINGS:
+            yield piece
+            piece, postings = [], 0
+    if piece:
+        yield piece
 
 
 async def _read(body: bytes, caller: Caller) -> tuple[list[Operation], list[str | None] | None, bool]:

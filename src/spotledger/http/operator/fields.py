@@ -23,12 +23,34 @@ Schema = dict[str, Any]
 
 CUSTOMER: Final[Schema] = {"type": "string", "pattern": r"^[A-Za-z0-9._-]{1,64}$", "examples": ["alice"]}
 COIN: Final[Schema] = {"type": "string", "pattern": f"^{COIN_PATTERN}$", "examples": ["usdt"]}
-ACCOUNT: Final[Schema] = {"enum": list(ACCOUNT_IDS), "default": "spot"}
+OWNER: Final[Schema] = {
+    "type": "string",
+    "pattern": r"^([A-Za-z0-9._-]{1,64}|@[a-z][a-z0-9._-]{0,31})$",
+    "description": "A customer, or a house account such as @treasury.",
+    "examples": ["alice", "@treasury"],
+}
+HOUSE_NAME: Final[Schema] = {
+    "type": "string",
+    "pattern": r"^[a-z][a-z0-9._-]{0,31}$",
+    "description": "The name of the house account, without @.",
+    "examples": ["treasury"],
+}
+ACCOUNT: Final[Schema] = {
+    "enum": list(ACCOUNT_IDS),
+    "default": "spot",
+    "description": "The customer's account. A house account has none.",
+}
 AMOUNT: Final[Schema] = {
     "type": "string",
     "pattern": rf"^(0|[1-9][0-9]{{0,37}})(\.[0-9]{{1,{MAX_SCALE}}})?$",
     "description": "A plain decimal above zero, with no more decimals than the coin has.",
     "examples": ["100.50"],
+}
+SIGNED_AMOUNT: Final[Schema] = {
+    "type": "string",
+    "pattern": r"^-?(0|[1-9][0-9]{0,37})(\.[0-9]{1,18})?$",
+    "description": "A plain decimal, not zero, with a minus sign if it is taken; no more decimals than the coin has.",
+    "examples": ["-1.5", "1.5"],
 }
 KEY: Final[Schema] = {
     "type": "string",
@@ -78,10 +100,20 @@ RELEASE: Final[Schema] = {
 SCHEMAS: Final[dict[Form, Schema]] = {
     fields.KEY: KEY,
     fields.CUSTOMER: CUSTOMER,
+    fields.OWNER: OWNER,
+    fields.HOUSE_NAME: HOUSE_NAME,
+    fields.HOUSE_ACCOUNT: {
+        "type": "string",
+        "pattern": r"^@[a-z][a-z0-9._-]{0,31}$",
+        "default": "@fees",
+        "description": "The house account that takes the fees and pays the rebates.",
+    },
+    fields.FLAG: {"type": "boolean", "default": False},
     fields.COIN: COIN,
     fields.SCALE: {"type": "integer", "minimum": 0, "maximum": MAX_SCALE},
     fields.ACCOUNT: ACCOUNT,
     fields.AMOUNT: AMOUNT,
+    fields.SIGNED_AMOUNT: SIGNED_AMOUNT,
     fields.REFERENCE: REFERENCE,
     fields.REASON: REFERENCE,
     fields.TIME_MS: TIME,
@@ -98,14 +130,15 @@ def or_null(schema: Schema) -> Schema:
     if schema in (REFERENCE, TIME, NOT_AFTER):
         return {**schema, "type": [schema["type"], "null"]}
     if "enum" in schema:
-        return {"enum": [*schema["enum"], None]}
+        return {**schema, "enum": [*schema["enum"], None]}
     if "anyOf" in schema:
         return {**schema, "anyOf": [*schema["anyOf"], {"type": "null"}]}
     return {"anyOf": [schema, {"type": "null"}]}
 
 
 CustomerField = Annotated[Any, Meta(extra_json_schema=CUSTOMER)]
-AccountField = Annotated[Any, Meta(extra_json_schema=ACCOUNT)]
+OwnerField = Annotated[Any, Meta(extra_json_schema=OWNER)]
+AccountField = Annotated[Any, Meta(extra_json_schema=or_null(ACCOUNT))]
 KeyField = Annotated[Any, Meta(extra_json_schema=KEY)]
 ChainField = Annotated[
     Any,
@@ -148,7 +181,7 @@ PARAMETERS: Final[dict[str, Schema]] = {
     "statement:after_seq": {**_POSITION, "description": "Where the page starts: the `next` of the page before."},
     "find:from_ms": {**_NUMBER, "description": "Only entries booked then or later, in milliseconds since 1970."},
     "find:to_ms": {**_NUMBER, "description": "Only entries booked before, in milliseconds since 1970."},
-    "account": {**ACCOUNT, "description": "The customer's account."},
+    "account": ACCOUNT,
     "after": {"type": "string", "description": "Where the page starts: the `next_after` of the page before."},
     "dry_run": {"type": "boolean", "default": False}
     | {"description": "Answer what the write would answer on what is booked now; nothing is kept, and no key is used."},

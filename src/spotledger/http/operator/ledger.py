@@ -15,6 +15,7 @@ from spotledger.http.operator.answers import (
     CoinTexts,
     CustomersAnswer,
     HoldsAnswer,
+    HouseAccountsAnswer,
     WriteAnswer,
     write_answer,
 )
@@ -57,12 +58,14 @@ class LedgerCalls:
         reads = self._reads
         coins = Call(LEDGER_READ, reads.coins, gives=CoinsAnswer, query=("min_seq",))
         customers = Call(LEDGER_READ, reads.customers, gives=CustomersAnswer, query=("after", "limit", "min_seq"))
+        house_accounts = Call(LEDGER_READ, reads.house_accounts, gives=HouseAccountsAnswer, query=("min_seq",))
         old = ("older_than_ms", "hold:after", "limit", "min_seq")
         old_holds = Call(LEDGER_READ, reads.old_holds, gives=HoldsAnswer, query=old)
         calls: dict[str, dict[str, Any]] = {paths.COINS: {"GET": coins}, paths.CUSTOMERS: {"GET": customers}}
         for kind, body in BODIES.items():
             calls.setdefault(path_of(kind), {})["POST"] = self._writes(body)
         calls[paths.HOLDS]["GET"] = old_holds
+        calls[paths.HOUSE_ACCOUNTS]["GET"] = house_accounts
         release = self._one(RELEASE_BODY, _released, "Release all or part of a hold.")
         return [
             *(route(token_check, path, **made) for path, made in calls.items()),

@@ -14,11 +14,11 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from spotledger.domain.fields import HOLD, KEY, Field, HoldKey, HoldName, fields_of
+from spotledger.domain.fields import HOLD, KEY, LEGS, LEGS_MAX, LEGS_MIN, Field, HoldKey, HoldName, fields_of
 from spotledger.domain.operations import OPERATIONS, Described, Operation, SettleSide, Unfreeze
 from spotledger.errors import InvalidRequest
 from spotledger.http.operator.bodies import Body
-from spotledger.http.operator.fields import SCHEMAS, AccountField, CustomerField, or_null
+from spotledger.http.operator.fields import SCHEMAS, AccountField, OwnerField, or_null
 from spotledger.paths import HOLD_RELEASE, of_collection
 
 #: Bodies that are not called after the collection that they are sent to.
@@ -60,6 +60,10 @@ def _value(field: Field, source: str, prefix: str, names: dict[str, Any]) -> str
     place = prefix + field.place
     if field.form is HOLD:
         made = f"{value} if type({value}) is str else hold_name({value}, {place!r})"
+    elif field.form is LEGS and field.parts is not None:
+        names[field.parts.__name__] = field.parts
+        parts = [_value(part, "leg", "", names) for part in fields_of(field.parts)]
+        made = f"[{field.parts.__name__}({', '.join(parts)}) for leg in {value}]"
     elif field.parts is not None:
         names[field.parts.__name__] = field.parts
         parts = [_value(part, value, f"{place}.", names) for part in fields_of(field.parts)]
@@ -89,8 +93,8 @@ class OperationBody(NamedTuple):
 class AccountBody(Body):
     """One end of a transfer."""
 
-    customer: CustomerField
-    account: AccountField = "spot"
+    customer: OwnerField
+    account: AccountField = None
 
 
 _STRUCTS: Final[dict[type[Any], type[Body]]] = {}
@@ -125,6 +129,8 @@ def _type_of(field: Field) -> Any:
         name = _NAMES.get(field.parts, f"{field.parts.__name__}Body")
         _STRUCTS[field.parts] = _struct(name, fields_of(field.parts), about(field.parts))
     struct: Any = _STRUCTS[field.parts]
+    if field.form is LEGS:
+        return Annotated[list[struct], Meta(extra_json_schema={"minItems": LEGS_MIN, "maxItems": LEGS_MAX})]
     return struct | None if field.takes_none else struct
 
 
@@ -154,7 +160,7 @@ def _body_of(kind: type[Described], name: str, about: str, of_path: str = "") ->
 BODIES: Final = {
     kind: _body_of(
         kind,
-        _NAMES.get(kind, f"{kind.collection.removesuffix('s').capitalize()}Body"),
+        _NAMES.get(kind, f"{kind.collection.removesuffix('s').title().replace('-', '')}Body"),
         f"``POST {path_of(kind)}``: {in_short(kind)}",
     )
     for kind in OPERATIONS

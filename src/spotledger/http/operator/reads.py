@@ -15,16 +15,15 @@ from msgspec import UNSET
 
 from spotledger import paths
 from spotledger.domain.accounts import (
-    DUST,
-    EXTERNAL,
-    FEES,
     HOUSE_KIND,
     ZERO,
     Account,
     Balance,
     Coin,
+    account_of,
     check_account_kind,
     check_coin,
+    is_house_name,
     receivable_of,
 )
 from spotledger.domain.journal import Entry, Hold
@@ -44,6 +43,8 @@ from spotledger.http.operator.answers import (
     HoldAnswer,
     HoldReadAnswer,
     HoldsAnswer,
+    HouseAccountAnswer,
+    HouseAccountsAnswer,
     StatementAnswer,
     TrialBalanceAnswer,
     TrialCoinAnswer,
@@ -77,9 +78,6 @@ from spotledger.ledger.finding import SCANNED_ENTRIES, Criteria, Span
 from spotledger.ledger.ledger import CUSTOMERS, Ledger, TrialBalance
 
 HOLD_STATES: Final = ("open", "closed")
-#: The house accounts that are not per customer.
-HOUSE_ACCOUNTS: Final = {account.customer: account for account in (EXTERNAL, FEES, DUST)}
-
 _EVENT_STREAM: Final = EVENT_STREAM_MEDIA_TYPE.encode()
 
 
@@ -141,6 +139,13 @@ class ReadCalls:
         following = found[-1] if len(found) == limit else None
         return answer(CustomersAnswer(seq, self._ledger.epochs.of(seq), found, following))
 
+    async def house_accounts(self, request: Request) -> Reply:
+        """List the house accounts, without what each customer owes."""
+        await self._await_seq(query_of(request, "min_seq"))
+        seq, opened = self._ledger.at_one_head(lambda: self._ledger.house_accounts)
+        found = [HouseAccountAnswer(account.name, account.may_be_negative) for account in opened.values()]
+        return answer(HouseAccountsAnswer(seq, self._ledger.epochs.of(seq), found))
+
     # --- balances -----------------------------------------------------------------------------------
 
     async def balances(self, request: Request) -> Reply:
@@ -173,11 +178,10 @@ class ReadCalls:
         return position_in(query, "at_seq", self._ledger, 0) if "at_seq" in query else None
 
     def _account(self, customer: str, kind: str | None) -> Account:
-        house = HOUSE_ACCOUNTS.get(customer)
-        if house is not None:
+        if is_house_name(customer):
             if kind is not None:
                 raise InvalidRequest(f"account is given for {customer}, which has none; leave it out", field="account")
-            return house
+            return account_of(customer)
         return Account(customer, check_account_kind("spot" if kind is None else kind))
 
     async def named_account(self, request: Request, query: dict[str, str]) -> Account:
@@ -188,7 +192,10 @@ class ReadCalls:
         return account
 
     def _check_there(self, account: Account) -> None:
-        if account.kind != HOUSE_KIND and not self._ledger.has_customer(account.customer):
+        if account.kind == HOUSE_KIND:
+            if account.customer not in self._ledger.house_accounts:
+                raise NotFound(f"There is no house account {account.customer[:64]}; one that is open would pass.")
+        elif not self._ledger.has_customer(account.customer):
             raise NotFound(f"There is no customer {account.customer[:64]}; a registered one would pass.")
 
     # --- holds ----------------------------------------------------------------------------------------
@@ -203,7 +210,7 @@ class ReadCalls:
         await self._await_seq(query)
         after = position_in(query, "after", self._ledger, 0)
         customer = request.parameters["customer"]
-        self._check_there(Account(customer, "spot"))
+        self._check_there(account_of(customer))
 
         def read(after: int, limit: int) -> list[Hold]:
             found = self._ledger.holds(customer, state, after, limit)
@@ -317,7 +324,7 @@ class ReadCalls:
         await self._await_seq(query)
         after_seq = position_in(query, "after_seq", self._ledger, 0)
         customer = request.parameters["customer"]
-        self._check_there(Account(customer, "spot"))
+        self._check_there(account_of(customer))
         seq = self._ledger.head.seq
 
         def read(after: int, limit: int) -> list[Entry]:
@@ -363,15 +370,16 @@ class ReadCalls:
 
     def _trial_coin(self, found: TrialBalance, coin: str) -> TrialCoinAnswer:
         scale = self._ledger.coins[coin].scale
-        house = {
-            owner: both.available for (owner, name), both in found.sums.items() if name == coin and owner[0] == "@"
-        }
+        house = sorted(
+            (owner, both) for (owner, name), both in found.sums.items() if name == coin and is_house_name(owner)
+        )
         customers = found.sums.get((CUSTOMERS, coin), ZERO)
-        total = sum(house.values()) + sum(customers)
+        total = sum(sum(both) for _, both in house) + sum(customers)
         return TrialCoinAnswer(
             balance_answer(customers, scale),
-            {owner: amount_text(units, scale) for owner, units in sorted(house.items())},
+            {owner: amount_text(both.available, scale) for owner, both in house},
             amount_text(total, scale),
+            {owner: amount_text(both.freeze, scale) for owner, both in house if both.freeze},
         )
 
     def _now(self) -> tuple[int, int]:

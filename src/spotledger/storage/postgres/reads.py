@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from spotledger.domain.accounts import Account, Balance, Coin
+from spotledger.domain.accounts import Account, Balance, Coin, HouseAccount
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
@@ -156,6 +156,20 @@ class PostgresReads(FollowedMemory):
         with self._guard:
             self._heads.note(self._head_cache.head.seq)
             return self._head_cache.coins
+
+    @property
+    def debtors(self) -> set[str]:
+        """The customers who owe something, and maybe others."""
+        return self._head_cache.debtors
+
+    @property
+    def house_accounts(self) -> Mapping[str, HouseAccount]:
+        """The open house accounts by name, sorted; a new object after one is opened."""
+        if self._heads.seqs is None:
+            return self._head_cache.house_accounts
+        with self._guard:
+            self._heads.note(self._head_cache.head.seq)
+            return self._head_cache.house_accounts
 
     # --- querying the server ----------------------------------------------------------------------------
 

@@ -7,8 +7,10 @@ from typing import Final, NamedTuple
 
 from psycopg.pq.abc import PGresult
 
-from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin
+from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, Account, Balance, Coin, HouseAccount, house_name
+from spotledger.domain.debts import debtors_in
 from spotledger.domain.journal import Entry, Hold
+from spotledger.domain.operations import OpenHouseAccount
 from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import CUSTOMERS, Head, TrialBalance
@@ -130,6 +132,28 @@ def coins_in(result: PGresult) -> list[Coin]:
     return [Coin(name.decode(), int(scale)) for name, scale in rows_of(result)]
 
 
+def debtors_found(result: PGresult) -> set[str]:
+    """Return the customers who owe something according to *result*."""
+    rows = rows_of(result)
+    return debtors_in(((name.decode(), kind.decode()), coin, int(available)) for name, kind, coin, available in rows)
+
+
+def house_accounts_in(result: PGresult) -> list[HouseAccount]:
+    """
+    Return the house accounts in *result*.
+
+    Raises:
+        LedgerCorrupt: The entry that opened one is missing, or opened another one.
+    """
+    found = []
+    for name, body in rows_of(result):
+        entry = None if body is None else decode_entry(body)
+        if entry is None or entry.kind != OpenHouseAccount.kind or house_name(entry.request["name"]) != name.decode():
+            raise LedgerCorrupt(f"the entry that opened the house account {name.decode()} is missing")
+        found.append(HouseAccount(name.decode(), entry.request["may_be_negative"]))
+    return found
+
+
 def customers_in(result: PGresult) -> list[str]:
     """Return the customers in *result*."""
     return [customer.decode() for (customer,) in rows_of(result)]
@@ -212,7 +236,7 @@ def _add_balances(connection: Connection, sums: TrialSums) -> None:
     for customer, account, coin, available, freeze in connection.execute(
         "SELECT CASE WHEN account <> %s THEN %s WHEN starts_with(customer, %s) THEN %s ELSE customer END,"
         ' min(account), coin, sum(available)::text, sum("freeze")::text FROM balance GROUP BY 1, coin',
-        (HOUSE_KIND, CUSTOMERS, RECEIVABLE, RECEIVABLE),
+        (HOUSE_KIND, CUSTOMERS, f"{RECEIVABLE}:", RECEIVABLE),
     ):
         sums.add(customer, account, coin, int(available), int(freeze))
 

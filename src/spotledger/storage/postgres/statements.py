@@ -52,6 +52,17 @@ LEDGER: Final = statement(
     " WHERE only_row = 1",
 )
 COINS: Final = statement("coins", "SELECT coin, scale FROM coin ORDER BY coin")
+#: Those who owe something as of the last sealed entry.
+DEBTORS: Final = statement(
+    "debtors",
+    "SELECT customer, account, coin, available FROM balance"
+    " WHERE customer >= '@receivable:' AND customer < '@receivable;' AND available < 0",
+)
+#: The entries that opened house accounts, which are registered like customers.
+HOUSE_ACCOUNTS: Final = statement(
+    "house_accounts",
+    "SELECT customer, entry.body FROM customer LEFT JOIN entry USING (seq) WHERE customer >= '@' AND customer < 'A'",
+)
 
 # --- what a group reads -------------------------------------------------------------------------------
 
@@ -239,7 +250,8 @@ OLD_HOLDS: Final = statement(
     " WHERE open.hold_id > $1 AND hold.opened_ms <= $2 ORDER BY open.hold_id LIMIT $3::bigint",
 )
 CUSTOMERS_AFTER: Final = statement(
-    "customers_after", "SELECT customer FROM customer WHERE customer > $1 ORDER BY customer LIMIT $2::bigint"
+    "customers_after",
+    "SELECT customer FROM customer WHERE customer > $1 AND customer NOT LIKE '@%' ORDER BY customer LIMIT $2::bigint",
 )
 TIMES: Final = statement(
     "times", "SELECT seq, (body::json ->> 'booked_ms')::bigint FROM entry WHERE seq = ANY ($1::bigint[]) ORDER BY seq"
@@ -270,7 +282,7 @@ LAST_TOUCHES: Final = statement(
     "bttt",
 )
 
-_FOLLOWED: Final = (HEAD, SEALED, NEW_ENTRIES, HASH, LEDGER, COINS)
+_FOLLOWED: Final = (HEAD, SEALED, NEW_ENTRIES, HASH, LEDGER, COINS, HOUSE_ACCOUNTS, DEBTORS)
 WRITING: Final[tuple[Statement, ...]] = (
     *(BEGIN, COMMIT, ROLLBACK, LOCK, CLOCK, *_FOLLOWED),
     *(ENTRIES_OF_KEYS, ENTRIES_OF_SEQS, HOLDS, HOLDS_OF_KEYS, BALANCES, BALANCES_OF_HOLDS, BALANCES_OF_KEYS),

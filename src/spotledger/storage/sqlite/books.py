@@ -278,8 +278,17 @@ class Books:
 
     def customers_after(self, after: str, limit: int) -> list[str]:
         """Return sealed customers in the order of their ids."""
-        rows = self._rows("SELECT customer FROM customer WHERE customer > ? ORDER BY customer LIMIT ?", (after, limit))
+        rows = self._rows(
+            "SELECT customer FROM customer WHERE customer > ? AND customer NOT GLOB '@*' ORDER BY customer LIMIT ?",
+            (after, limit),
+        )
         return [customer for (customer,) in rows]
+
+    def house_accounts(self, up_to: int) -> list[tuple[str, int]]:
+        """Return the house accounts that entries up to *up_to* opened, with these entries."""
+        return self._rows(
+            "SELECT customer, seq FROM customer WHERE customer >= '@' AND customer < 'A' AND seq <= ?", (up_to,)
+        )
 
     def balances_of(self, accounts: Sequence[Account]) -> list[tuple[Account, str, Balance, int]]:
         """Return all balances of *accounts*, with the entry that changed each last."""
@@ -437,6 +446,10 @@ class Books:
         """Return the sealed entry that reversed the entry *seq*, or None."""
         rows = self._rows("SELECT by_seq FROM reversal WHERE seq = ?", (seq,))
         return int(rows[0][0]) if rows else None
+
+    def reversing_entries(self) -> list[int]:
+        """Return the sealed entries that reversed another."""
+        return [by_seq for (by_seq,) in self._rows("SELECT by_seq FROM reversal", ())]
 
     def key_buckets(self, ids: range) -> list[tuple[int, bytes]]:
         """

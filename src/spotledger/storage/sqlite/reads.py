@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from spotledger.domain.accounts import ZERO, Account, Balance, Coin
+from spotledger.domain.accounts import ZERO, Account, Balance, Coin, HouseAccount
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import BooksDamaged, Head, Looked, TrialBalance
@@ -95,6 +95,16 @@ class SqliteReads(ABC):
     def coins(self) -> Mapping[str, Coin]:
         """The listed coins by name, sorted; another object after each listing."""
         return self._memory.coins
+
+    @property
+    def debtors(self) -> set[str]:
+        """The customers who owe something, and maybe others."""
+        return self._memory.debtors
+
+    @property
+    def house_accounts(self) -> Mapping[str, HouseAccount]:
+        """The open house accounts by name, sorted; another object after one is opened."""
+        return self._memory.house_accounts
 
     # --- what the rules ask for ---------------------------------------------------------------------
 

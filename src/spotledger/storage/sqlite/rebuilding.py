@@ -16,8 +16,9 @@ from copy import copy
 from pathlib import Path
 from typing import Final, TypeVar
 
-from spotledger.domain.accounts import Coin
-from spotledger.domain.operations import ListCoin
+from spotledger.domain.accounts import Coin, HouseAccount, house_name, receivable_of
+from spotledger.domain.debts import debtors_in
+from spotledger.domain.operations import ListCoin, OpenHouseAccount
 from spotledger.errors import StoreUnavailable
 from spotledger.storage.base import BooksDamaged
 from spotledger.storage.sealing_process import SealingProcess
@@ -63,6 +64,23 @@ class RebuiltBooks(SqliteReads):
     @abstractmethod
     def _load(self) -> None:
         """Fill memory from the books and the journal."""
+
+    def _load_house_accounts(self, books: Books) -> None:
+        """Open in memory the house accounts that the books name, as their entries say."""
+        for name, seq in books.house_accounts(self._sealed_to):
+            entry = self.entry(seq)
+            if entry is None or entry.kind != OpenHouseAccount.kind or house_name(entry.request["name"]) != name:
+                raise BooksDamaged(f"the books say that entry {seq} opened the house account {name}")
+            self._memory.open_house_account(HouseAccount(name, entry.request["may_be_negative"]))
+
+    def _load_debtors(self, books: Books) -> None:
+        """Find who owes something as of the last sealed entry: only reversals make debts, and there are few."""
+        named: set[str] = set()
+        for seq in books.reversing_entries():
+            entry = self.entry(seq)
+            named |= set() if entry is None else debtors_in(entry.balances)
+        rows = books.balances_of([receivable_of(customer) for customer in named])
+        self._memory.debtors |= debtors_in((account, coin, both.available) for account, coin, both, _ in rows)
 
     def _open_books(self) -> None:
         """Open the books and check that they fit the journal."""

@@ -228,6 +228,8 @@ class SqliteStore(RebuiltBooks):
         self._sealed_to = books.facts().sealed_to
         for coin in books.coins(self._sealed_to):
             self._memory.list_coin(coin)
+        self._load_house_accounts(books)
+        self._load_debtors(books)
         with checked():
             self._filter.load(books.filter_source(), self._sealed_to // self._segment_entries, self._digests_of)
         for repair in self._filter.repairs:

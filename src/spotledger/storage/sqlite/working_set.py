@@ -13,10 +13,11 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Final
 
-from spotledger.domain.accounts import ZERO, Account, Balance, Coin
+from spotledger.domain.accounts import FIRST_HOUSE_ACCOUNTS, ZERO, Account, Balance, Coin, HouseAccount, house_name
 from spotledger.domain.books import Decision, Line
+from spotledger.domain.debts import debtors_in
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple, opened_hold
-from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
+from spotledger.domain.operations import Freeze, ListCoin, OpenHouseAccount, RegisterCustomer, Reverse
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.encoding import key_digest
 from spotledger.storage.open_segments import OpenSegment, OpenSegments, TouchedLine
@@ -71,6 +72,9 @@ class WorkingSet(OpenSegments):
         #: Holds as the tables have them, which the open segments have not changed or have in a later state.
         self.loaded_holds: dict[int, Hold] = {}
         self.coins: Mapping[str, Coin] = MappingProxyType({})
+        #: Those who owe something, and maybe others.
+        self.debtors: set[str] = set()
+        self.house_accounts: Mapping[str, HouseAccount] = MappingProxyType(FIRST_HOUSE_ACCOUNTS)
         self._shrink_at = cache_accounts
         self._looked_at = 0
         #: How many groups are under way, in lines of accounts that must stay.
@@ -124,8 +128,11 @@ class WorkingSet(OpenSegments):
             customer = request["customer"]
             segment.customers[customer] = seq
             self.known_customers[customer] = None
+        elif kind == OpenHouseAccount.kind:
+            self.open_house_account(HouseAccount(house_name(request["name"]), request["may_be_negative"]))
         elif kind == Reverse.kind:
             segment.reversals[request["seq"]] = seq
+            self.debtors |= debtors_in(entry.balances)
 
     def _take_balances(self, segment: OpenSegment, entry: Entry) -> None:
         seq, accounts = entry.seq, self.accounts
@@ -213,6 +220,11 @@ class WorkingSet(OpenSegments):
     def list_coin(self, coin: Coin) -> None:
         """Add *coin*, and replace the mapping, so that readers see that it changed."""
         self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (coin.name, coin)])))
+
+    def open_house_account(self, account: HouseAccount) -> None:
+        """Add a house account, and replace the mapping, so that readers see that it changed."""
+        found = {**self.house_accounts, account.name: account}
+        self.house_accounts = MappingProxyType(dict(sorted(found.items())))
 
     def _take_holds(self, segment: OpenSegment, entry: Entry) -> None:
         account, coin, _, _ = entry.balances[0]

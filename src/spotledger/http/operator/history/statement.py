@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol
 
 from spotledger import paths
-from spotledger.domain.accounts import HOUSE_KIND, RECEIVABLE, ZERO, Account, Balance, accounts_about, check_coin
+from spotledger.domain.accounts import HOUSE_KIND, ZERO, Account, Balance, accounts_about, check_coin, is_receivable
 from spotledger.errors import InvalidRequest, LedgerCorrupt, SpotledgerError, Unavailable
 from spotledger.http.h1.request import Reply, Request, StreamWriter
 from spotledger.http.operator.answers import CoinTexts
@@ -60,7 +60,7 @@ class Accounts(Protocol):
     """Finds the account that a request names."""
 
     async def named_account(self, request: Request, query: dict[str, str]) -> Account:
-        """Wait for ``min_seq``, and return the account; raise NotFound if there is no such customer."""
+        """Wait for ``min_seq``, and return the account; raise NotFound if there is no such owner."""
 
 
 class StatementCalls:
@@ -170,7 +170,7 @@ class StatementCalls:
     def sides(self, account: Account, coin: str, balance: Balance) -> tuple[str, str, str]:
         """Return available, freeze and what is owed, as text."""
         text = self._texts[coin]
-        if account.customer.startswith(RECEIVABLE):
+        if is_receivable(account.customer):
             return text(0), text(0), text(-balance.available)
         return text(balance.available), text(balance.freeze), text(0)
 
@@ -275,7 +275,7 @@ class _CsvStatement:
 
 
 def _account_text(account: Account) -> str:
-    return OWED if account.customer.startswith(RECEIVABLE) else account.kind
+    return OWED if is_receivable(account.customer) else account.kind
 
 
 def _time_text(time_ms: int | None) -> str:

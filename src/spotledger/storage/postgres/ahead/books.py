@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Final, NamedTuple
 
 from spotledger.clock import steady_s
-from spotledger.domain.accounts import Account, Coin
+from spotledger.domain.accounts import Account, Coin, HouseAccount
 from spotledger.domain.journal import Entry, Hold
 from spotledger.domain.positions import Epochs
 from spotledger.storage.base import Head, StaleDecision, StoreTime, Wanted
@@ -109,6 +109,16 @@ class BooksAhead:
     def coins(self) -> Mapping[str, Coin]:
         """The listed coins by name, sorted."""
         return self.memory.coins
+
+    @property
+    def debtors(self) -> set[str]:
+        """The customers who owe something, and maybe others."""
+        return self.memory.debtors
+
+    @property
+    def house_accounts(self) -> Mapping[str, HouseAccount]:
+        """The open house accounts by name, sorted."""
+        return self.memory.house_accounts
 
     def find_keys(self, keys: Sequence[str]) -> dict[str, int]:
         """Return those of *keys* that opened a hold which memory has; that the others are new is checked later."""

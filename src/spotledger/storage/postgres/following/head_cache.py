@@ -17,10 +17,11 @@ from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from psycopg.pq.abc import PGresult
 
-from spotledger.domain.accounts import ZERO, Account, Balance, Coin
+from spotledger.domain.accounts import FIRST_HOUSE_ACCOUNTS, ZERO, Account, Balance, Coin, HouseAccount, house_name
 from spotledger.domain.books import Line
+from spotledger.domain.debts import debtors_in
 from spotledger.domain.journal import BalanceAfter, Entry, Hold, new_tuple
-from spotledger.domain.operations import Freeze, ListCoin, RegisterCustomer, Reverse
+from spotledger.domain.operations import Freeze, ListCoin, OpenHouseAccount, RegisterCustomer, Reverse
 from spotledger.domain.positions import Epochs
 from spotledger.errors import LedgerCorrupt
 from spotledger.storage.base import Head
@@ -126,6 +127,8 @@ class HeadCache(OpenSegments):
         *,
         segment_entries: int,
         cache_accounts: int,
+        house_accounts: Iterable[HouseAccount] = (),
+        debtors: Iterable[str] = (),
         history: int = 0,
     ) -> None:
         """
@@ -136,6 +139,8 @@ class HeadCache(OpenSegments):
             coins: The coins listed by then.
             epochs: The epochs begun by then.
             segment_entries: Entries in a segment.
+            house_accounts: Those that were opened by then.
+            debtors: The customers who owed something then.
             cache_accounts: How many accounts and customers may stay, with `HOLDS_AN_ACCOUNT` holds each.
             history: How often the ledger was found to be put back to an earlier state: what was read before stands for
                 other entries.
@@ -152,6 +157,11 @@ class HeadCache(OpenSegments):
         self.history = history
         self.epochs = epochs
         self.coins: Mapping[str, Coin] = MappingProxyType({coin.name: coin for coin in sorted(coins)})
+        #: Those who owe something, and maybe others.
+        self.debtors = set(debtors)
+        self.house_accounts: Mapping[str, HouseAccount] = MappingProxyType(FIRST_HOUSE_ACCOUNTS)
+        for account in house_accounts:
+            self._open_house_account(account)
         self.accounts: dict[Account, RemoteAccount] = {}
         self.customers: dict[str, None] = {}
         #: Holds as rows had them; :meth:`hold` brings them to the head.
@@ -297,8 +307,16 @@ class HeadCache(OpenSegments):
             self.coins = MappingProxyType(dict(sorted([*self.coins.items(), (listed.name, listed)])))
         elif entry.kind == RegisterCustomer.kind:
             segment.customers[_asked(entry, "customer")] = seq
+        elif entry.kind == OpenHouseAccount.kind:
+            name, may_be_negative = _asked(entry, "name"), _asked(entry, "may_be_negative")
+            self._open_house_account(HouseAccount(house_name(name), may_be_negative))
         if entry.kind == Reverse.kind:
             segment.reversals[_asked(entry, "seq")] = seq
+            self.debtors |= debtors_in(entry.balances)
+
+    def _open_house_account(self, account: HouseAccount) -> None:
+        # A new object, so that readers see that it changed.
+        self.house_accounts = MappingProxyType(dict(sorted({**self.house_accounts, account.name: account}.items())))
 
     def _take_holds(self, segment: OpenSegment, entry: Entry | EntryChanges) -> None:
         seq = entry.seq

@@ -21,7 +21,15 @@ from spotledger.storage.postgres import statements as sql
 from spotledger.storage.postgres.following.foreign_entries import do_lead, goes_on, read_foreign_entries
 from spotledger.storage.postgres.following.head_cache import HeadCache, Question, Snapshot, answers_in_snapshot
 from spotledger.storage.postgres.right_server import RightServer, is_put_back, name_of
-from spotledger.storage.postgres.rows import Found, coins_in, found_in, ledger_in, sealed_in
+from spotledger.storage.postgres.rows import (
+    Found,
+    coins_in,
+    debtors_found,
+    found_in,
+    house_accounts_in,
+    ledger_in,
+    sealed_in,
+)
 from spotledger.storage.postgres.session import Session, hash_of, number, rows_of
 from spotledger.storage.seen_head import OtherHistory, Place, Seen
 from spotledger.storage.steps import Steps, drive
@@ -217,9 +225,9 @@ class FollowedMemory:
 
     def _built(self, session: Session, history: int, least_seq: int) -> Steps[HeadCache]:
         """Return a memory built from the tables and the entries since, at the entry *least_seq* or a later one."""
-        for statement in (sql.SEALED, sql.LEDGER, sql.COINS, sql.HEAD):
+        for statement in (sql.SEALED, sql.LEDGER, sql.COINS, sql.HOUSE_ACCOUNTS, sql.DEBTORS, sql.HEAD):
             session.send(statement)
-        sealed, ledger, coins, now = yield from session.answers()
+        sealed, ledger, coins, house, debtors, now = yield from session.answers()
         _, epochs, segment_entries = ledger_in(ledger)
         head, sealed_head = found_in(now, self.ledger_id).head, sealed_in(sealed, self.ledger_id)
         if head.seq < sealed_head.seq:
@@ -228,6 +236,8 @@ class FollowedMemory:
             sealed_head,
             coins_in(coins),
             epochs,
+            house_accounts=house_accounts_in(house),
+            debtors=debtors_found(debtors),
             segment_entries=segment_entries,
             cache_accounts=self._cache_accounts,
             history=history,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +15,7 @@ from spotledger.domain.operations import (
     Expire,
     Freeze,
     HoldKey,
+    OpenHouseAccount,
     Operation,
     Settle,
     SettleSide,
@@ -32,9 +34,9 @@ CONTROLLER = ("ledger:write", "ledger:control")
 
 
 def paid_by_house(operation: Any, field: str) -> Operation:
-    """Return *operation* with a house account as its payer, which no caller can ask for yet."""
-    object.__setattr__(operation, field, "@treasury")
-    return operation  # type: ignore[no-any-return]
+    """Return *operation* with a house account in *field*."""
+    account = field.replace("customer", "account")
+    return replace(operation, **{field: "@treasury", account: None})  # type: ignore[no-any-return]
 
 
 def test_every_operation_that_can_be_asked_for_has_a_scope() -> None:
@@ -74,6 +76,13 @@ def test_one_operation_beyond_the_scopes_refuses_all() -> None:
             check_scopes(operations, WRITER)
 
 
+def test_opening_a_house_account_needs_control_alone() -> None:
+    """It moves no money, and is not for who writes."""
+    assert scopes_of(OpenHouseAccount("k", "treasury")) == ("ledger:control",)
+    with pytest.raises(ScopeMissing, match="ledger:control"):
+        check_scopes([OpenHouseAccount("k", "treasury")], WRITER)
+
+
 def test_payment_to_a_house_account_needs_no_control() -> None:
     """What a house account receives is no payment of it."""
     assert scopes_of(paid_by_house(Deposit("k", "alice", "usdt", "1"), "customer")) == WRITER
@@ -88,5 +97,6 @@ def test_every_single_call_asks_for_the_scope_of_its_operation(tmp_path: Path) -
         scopes = {
             route.path: call.scope for route in api.app.routes for name, call in route.calls.items() if call.write
         }
-    ledger = {*map(path_of, OPERATIONS), paths.HOLD_RELEASE, paths.BATCHES}
-    assert {path for path, scope in scopes.items() if scope == "ledger:write"} == ledger
+    asked = {path_of(kind): SCOPE_OF[kind] for kind in OPERATIONS}
+    ledger = {**asked, paths.HOLD_RELEASE: "ledger:write", paths.BATCHES: "ledger:write"}
+    assert {path: scope for path, scope in scopes.items() if scope in CONTROLLER} == ledger
