@@ -12,6 +12,7 @@ import pytest
 
 import spotledger
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, Balance
+from spotledger.domain.journal import Hold
 from spotledger.domain.operations import (
     Deposit,
     Freeze,
@@ -36,6 +37,7 @@ from spotledger.errors import (
 )
 from spotledger.ledger.group import Group
 from spotledger.ledger.ledger import Ledger, Outcome, Receipt
+from spotledger.ledger.overlay import Overlay
 from spotledger.ledger.writer import Writer
 from spotledger.storage.base import StaleDecision
 from spotledger.storage.postgres.ahead.groups import ALONE_GROUPS
@@ -250,6 +252,26 @@ def test_hold_that_is_due_expires_first(node: Ledger, clock: Clock) -> None:
     used, frozen = node.execute([Unfreeze("u", HoldKey("h"), None), Freeze("f", "ann", "btc", "1000")])
     assert isinstance(used, HoldExpired)
     seq_of(frozen)
+
+
+def test_hold_that_another_node_expires_while_this_one_does_is_no_damage(
+    node: Ledger, other: Ledger, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory advances between the look at the hold and the look at the balance, which do not fit each other then."""
+    node.freeze("ann", "btc", "1000", key="h", expires_ms=clock.now_ms + 1_000)
+    warm(node, "before")
+    clock.now_ms += 2_000
+    know = Overlay.know
+
+    def known(overlay: Overlay, hold: Hold) -> None:
+        know(overlay, hold)
+        monkeypatch.undo()
+        other.execute([])
+        node.to_head()
+
+    monkeypatch.setattr(Overlay, "know", known)
+    seq_of(node.execute([Freeze("f", "ann", "btc", "1000")])[0])
+    assert node.corrupt is None
 
 
 def test_due_hold_that_only_the_tables_have_expires_first(postgres_url: str, clock: Clock) -> None:
