@@ -470,6 +470,24 @@ def test_commit_that_fails_takes_with_it_what_was_decided_on_top(node: Ledger, p
     run(test())
 
 
+def test_request_that_was_decided_ahead_is_answered_in_time_like_others(
+    node: Ledger, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller is told that the database does not answer, as that of the group before it is."""
+    monkeypatch.setattr("spotledger.ledger.writer.ANSWER_SECONDS", 0.3)
+
+    async def test() -> None:
+        writer = Writer(node)
+        await writer.start()
+        with lock_taken(postgres_url):
+            for waiting in await overlapped(writer):
+                with pytest.raises(StoreUnavailable, match="did not answer in time"):
+                    await asyncio.wait_for(waiting, 3)
+        await writer.stop()
+
+    run(test())
+
+
 def test_memory_that_was_built_anew_meanwhile_is_not_trusted(node: Any, postgres_url: str) -> None:
     """The lines of the old memory have what the group under way changed, those of the new one do not."""
 
