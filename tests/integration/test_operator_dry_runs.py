@@ -170,6 +170,27 @@ def test_dry_runs_are_answered_while_writes_never_stop(api: Api) -> None:
     assert api.seq == head + count
 
 
+def test_write_waits_for_one_dry_run_at_most(api: Api) -> None:
+    """However many dry runs came before it: they and the groups of the writer take turns."""
+    writer = api.runtime.writer
+
+    async def test() -> int:
+        async with writer._write_lock:
+            tries = [
+                asyncio.create_task(writer.dry_runs.execute([Deposit("dry", "alice", "whole", "1")]))
+                for _ in range(DRY_RUN_LIMIT)
+            ]
+            await asyncio.sleep(0)
+            write = asyncio.create_task(writer.submit([Deposit("w", "alice", "whole", "1")]))
+            await asyncio.sleep(0.05)
+        await write
+        answered = sum(tried.done() for tried in tries)
+        await asyncio.gather(*tries)
+        return answered
+
+    assert api.run(test()) <= 1
+
+
 def test_dry_runs_beyond_the_limit_are_refused_at_once(api: Api) -> None:
     """Nothing waits without a bound."""
     writer = api.runtime.writer
