@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx2
 import pytest
 
 from spotledger.domain.operations import Deposit
-from spotledger.errors import StoreBusy
+from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.ledger.dry_runs import DRY_RUN_LIMIT
 from support_operator import Api, operator_api
 
@@ -189,6 +190,29 @@ def test_write_waits_for_one_dry_run_at_most(api: Api) -> None:
         return answered
 
     assert api.run(test()) <= 1
+
+
+def test_dry_run_that_fails_after_its_caller_has_gone_is_not_reported_as_lost(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends in order, and nobody has to hear of its error."""
+    monkeypatch.setattr("spotledger.ledger.dry_runs.DRY_RUN_SECONDS", 0.01)
+    writer, reported = api.runtime.writer, list[Any]()
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        monkeypatch.setattr(api.runtime.ledger, "_corrupt", LedgerCorrupt("of a test"))
+        async with writer._write_lock:
+            with pytest.raises(StoreUnavailable):
+                await writer.dry_runs.execute([Deposit("dry", "alice", "whole", "1")])
+            (late,) = writer.dry_runs.tasks
+        await asyncio.wait([late])
+        monkeypatch.undo()
+        del late
+        gc.collect()
+
+    api.run(test())
+    assert reported == []
 
 
 def test_dry_runs_beyond_the_limit_are_refused_at_once(api: Api) -> None:

@@ -68,11 +68,16 @@ class DryRuns:
         # A task of its own: it has to leave the store in order although its caller may be gone.
         task = asyncio.create_task(self._try(operations, chains, [actor] * len(operations)))
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._ended)
         done, _ = await asyncio.wait([task], timeout=DRY_RUN_SECONDS)
         if not done:
             raise StoreUnavailable("the dry run was not answered in time; try again")
         return task.result()
+
+    def _ended(self, task: asyncio.Task[list[Outcome]]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # else it is reported as lost if the caller is gone
 
     async def _try(
         self, operations: Sequence[Operation], chains: Chains | None, actors: Sequence[str]
