@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import httpx2
 import pytest
 
 from spotledger.domain.operations import Deposit
-from spotledger.errors import StoreBusy
+from spotledger.errors import LedgerCorrupt, StoreBusy, StoreUnavailable
 from spotledger.ledger.dry_runs import DRY_RUN_LIMIT
 from support_operator import Api, operator_api
 
@@ -168,6 +169,50 @@ def test_dry_runs_are_answered_while_writes_never_stop(api: Api) -> None:
 
     count = api.run(test())
     assert api.seq == head + count
+
+
+def test_write_waits_for_one_dry_run_at_most(api: Api) -> None:
+    """However many dry runs came before it: they and the groups of the writer take turns."""
+    writer = api.runtime.writer
+
+    async def test() -> int:
+        async with writer._write_lock:
+            tries = [
+                asyncio.create_task(writer.dry_runs.execute([Deposit("dry", "alice", "whole", "1")]))
+                for _ in range(DRY_RUN_LIMIT)
+            ]
+            await asyncio.sleep(0)
+            write = asyncio.create_task(writer.submit([Deposit("w", "alice", "whole", "1")]))
+            await asyncio.sleep(0.05)
+        await write
+        answered = sum(tried.done() for tried in tries)
+        await asyncio.gather(*tries)
+        return answered
+
+    assert api.run(test()) <= 1
+
+
+def test_dry_run_that_fails_after_its_caller_has_gone_is_not_reported_as_lost(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends in order, and nobody has to hear of its error."""
+    monkeypatch.setattr("spotledger.ledger.dry_runs.DRY_RUN_SECONDS", 0.01)
+    writer, reported = api.runtime.writer, list[Any]()
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+        monkeypatch.setattr(api.runtime.ledger, "_corrupt", LedgerCorrupt("of a test"))
+        async with writer._write_lock:
+            with pytest.raises(StoreUnavailable):
+                await writer.dry_runs.execute([Deposit("dry", "alice", "whole", "1")])
+            (late,) = writer.dry_runs.tasks
+        await asyncio.wait([late])
+        monkeypatch.undo()
+        del late
+        gc.collect()
+
+    api.run(test())
+    assert reported == []
 
 
 def test_dry_runs_beyond_the_limit_are_refused_at_once(api: Api) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import spotledger
 from spotledger.domain.accounts import DUST, EXTERNAL, FEES, ZERO, Balance, receivable_of
+from spotledger.domain.journal import Hold
 from spotledger.domain.operations import (
     Deposit,
     Freeze,
@@ -38,6 +39,7 @@ from spotledger.errors import (
 )
 from spotledger.ledger.group import Group
 from spotledger.ledger.ledger import Ledger, Outcome, Receipt
+from spotledger.ledger.overlay import Overlay
 from spotledger.ledger.writer import Writer
 from spotledger.storage.base import StaleDecision
 from spotledger.storage.postgres.ahead.groups import ALONE_GROUPS
@@ -274,6 +276,26 @@ def test_hold_that_is_due_expires_first(node: Ledger, clock: Clock) -> None:
     seq_of(frozen)
 
 
+def test_hold_that_another_node_expires_while_this_one_does_is_no_damage(
+    node: Ledger, other: Ledger, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory advances between the look at the hold and the look at the balance, which do not fit each other then."""
+    node.freeze("ann", "btc", "1000", key="h", expires_ms=clock.now_ms + 1_000)
+    warm(node, "before")
+    clock.now_ms += 2_000
+    know = Overlay.know
+
+    def known(overlay: Overlay, hold: Hold) -> None:
+        know(overlay, hold)
+        monkeypatch.undo()
+        other.execute([])
+        node.to_head()
+
+    monkeypatch.setattr(Overlay, "know", known)
+    seq_of(node.execute([Freeze("f", "ann", "btc", "1000")])[0])
+    assert node.corrupt is None
+
+
 def test_due_hold_that_only_the_tables_have_expires_first(postgres_url: str, clock: Clock) -> None:
     """A node that never saw the hold is told by the server that one is due, and decides again."""
     options: dict[str, Any] = {"clock_ms": clock, "segment_entries": 8, "follow_seconds": None}
@@ -465,6 +487,24 @@ def test_commit_that_fails_takes_with_it_what_was_decided_on_top(node: Ledger, p
         assert isinstance(frozen, InsufficientAvailable)
         assert frozen.seq == head + 1
         assert not isinstance(unknown, Receipt)
+        await writer.stop()
+
+    run(test())
+
+
+def test_request_that_was_decided_ahead_is_answered_in_time_like_others(
+    node: Ledger, postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its caller is told that the database does not answer, as that of the group before it is."""
+    monkeypatch.setattr("spotledger.ledger.writer.ANSWER_SECONDS", 0.3)
+
+    async def test() -> None:
+        writer = Writer(node)
+        await writer.start()
+        with lock_taken(postgres_url):
+            for waiting in await overlapped(writer):
+                with pytest.raises(StoreUnavailable, match="did not answer in time"):
+                    await asyncio.wait_for(waiting, 3)
         await writer.stop()
 
     run(test())

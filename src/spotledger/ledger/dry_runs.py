@@ -39,8 +39,9 @@ class DryRuns:
         self._write_lock = write_lock
         self._executor = executor
         self._check_room = check_room
-        #: Those that wait for the write lock or have it. The writer decides nothing ahead meanwhile, so that the lock
-        #: becomes free.
+        #: Held by the one that waits for the write lock or has it: so the writer waits for one at most.
+        self._next = asyncio.Lock()
+        #: Those that are not done. The writer decides nothing ahead meanwhile, so that the write lock becomes free.
         self.tasks: set[asyncio.Task[list[Outcome]]] = set()
 
     async def execute(
@@ -67,14 +68,19 @@ class DryRuns:
         # A task of its own: it has to leave the store in order although its caller may be gone.
         task = asyncio.create_task(self._try(operations, chains, [actor] * len(operations)))
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._ended)
         done, _ = await asyncio.wait([task], timeout=DRY_RUN_SECONDS)
         if not done:
             raise StoreUnavailable("the dry run was not answered in time; try again")
         return task.result()
 
+    def _ended(self, task: asyncio.Task[list[Outcome]]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # else it is reported as lost if the caller is gone
+
     async def _try(
         self, operations: Sequence[Operation], chains: Chains | None, actors: Sequence[str]
     ) -> list[Outcome]:
-        async with self._write_lock:
+        async with self._next, self._write_lock:
             return await drive_on_loop(self._ledger.trying(operations, chains, actors), self._executor)

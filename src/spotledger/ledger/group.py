@@ -123,7 +123,7 @@ class Group:
         self._overlay: Overlay = Overlay(store, self.entries, self.decisions, before)
         self._now_ms = max(now_ms, self._overlay.head.booked_ms)
         self._next = 0
-        self._taken = 0
+        self._checked = self._taken = 0
         #: Whether the group on top of which this one was decided failed; it has to be decided again then.
         self.is_void: bool = after is not None and after._has_failed
         self._has_failed: bool = False
@@ -200,9 +200,8 @@ class Group:
         Decide the next *count* operations, or more to keep a chain whole.
 
         Raises:
-            LedgerCorrupt: The rules broke an invariant.
+            LedgerCorrupt: The rules broke an invariant, here or where holds expired.
         """
-        decided = len(self.entries)
         start, end = self._next, end_of_cut(self._next, self._operations, self._chains, count)
         operations, actors = self._operations[start:end], self._actors[start:end]
         if self._chains is None:
@@ -217,7 +216,8 @@ class Group:
                 )
         self._next = end
         self.is_decided = end >= len(self._operations)
-        _check_entries(self.entries[decided:], self._overlay)
+        _check_entries(self.entries[self._checked :], self._overlay)
+        self._checked = len(self.entries)
 
     def _decide_one(self, operation: Operation, actor: str) -> Outcome:
         overlay = self._overlay

@@ -202,12 +202,12 @@ class Ledger(OperationCalls, LedgerReads):
     def _go_on(self, group: Group, loading: Iterator[None], *, writes: bool) -> bool:
         """Load the next piece for the rules, or decide one of *group*, and write it if told; return if more is left."""
         with self._write_lock:
-            if group.is_void or next(loading, self) is None:
-                return not group.is_void
             try:
+                if group.is_void or next(loading, self) is None:
+                    return not group.is_void
                 group.decide(PIECE_OPERATIONS)
             except LedgerCorrupt:
-                # If the write lock was lost, the group was decided on stale state, and nothing is corrupt.
+                # If others have written meanwhile, the group was decided on stale state, and nothing is corrupt.
                 self._store.check_write_lock()
                 raise
             if writes:

@@ -122,8 +122,8 @@ class Writer:
         self._key_writer = ThreadPoolExecutor(max_workers=KEY_WRITES if ledger.remote else 1, thread_name_prefix="keys")
         #: The requests that waited when the last group was answered.
         self._left = 0
-        #: The requests that are being written, or were written last.
-        self._taken: Sequence[_Request] = ()
+        #: The requests that are no longer queued and may not be answered yet.
+        self._taken: list[_Request] = []
         self.dry_runs = DryRuns(ledger, self._write_lock, self._committer, self._check_room)
 
     @property
@@ -260,8 +260,10 @@ class Writer:
 
     async def _write_several(self) -> int:
         """Write a group, then what was decided during its sync, and so on; return how many requests to expect next."""
-        expected, work = 1, await self._decided(self._take())
+        self._taken = self._take()
+        expected, work = 1, await self._decided(self._taken)
         while work is not None:
+            self._taken = list(work.requests)
             ahead = await self._committed(work)
             came = self._left + (len(ahead.requests) if ahead else 0)
             expected = len(work.requests)
@@ -274,7 +276,6 @@ class Writer:
 
     async def _decided(self, requests: list[_Request]) -> _Work | None:
         """Decide *requests* as a group; return None if that failed and they were answered."""
-        self._taken = requests
         try:
             return _Work(requests, await drive_on_loop(self._ledger.deciding(*_joined(requests)), self._committer))
         except Exception as error:  # noqa: BLE001 - every caller gets the error
@@ -324,6 +325,7 @@ class Writer:
         requests = self._take(self._group_limit - work.count if work else self._group_limit) if self._queue else []
         if not requests:
             return work
+        self._taken += requests
         steps = self._ledger.deciding(*_joined(requests), after, None if work is None else work.group)
         both = _Work([*work.requests, *requests] if work else requests, after)
         try:

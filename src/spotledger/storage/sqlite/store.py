@@ -341,8 +341,8 @@ class SqliteStore(RebuiltBooks):
 
     def leave(self, *, repeated: bool = False, void: bool = False) -> Steps[None]:
         """Go on sealing: what was answered before is on the disk since then, or since the commit of the start."""
-        self._memory.groups = max(0, self._memory.groups - 1)
         self._seal(IDLE_ABSORBED_KEYS)
+        self._memory.end_group(self._sealed_to)
         return at_once(None)
 
     # --- writing ------------------------------------------------------------------------------------
@@ -426,14 +426,12 @@ class SqliteStore(RebuiltBooks):
         else:
             for entry in entries:
                 memory.apply(entry, digests.get(entry.key))
-        memory.groups = max(0, memory.groups - 1)
         if entries[-1].kind == BEGIN_EPOCH:
             self.epochs = self._note.epochs = epochs_after(entries[-1])
         self._head = self._pending_head
         self._note_head()
         self._seal(max(ABSORBED_KEYS, 2 * len(entries)))  # a segment is let go of before the next one is full
-        memory.loaded_holds.clear()
-        memory.shrink(self._sealed_to)
+        memory.end_group(self._sealed_to)
 
     def recover(self) -> None:
         """Roll back what was written, and build memory from the files again."""

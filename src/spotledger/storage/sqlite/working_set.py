@@ -258,6 +258,12 @@ class WorkingSet(OpenSegments):
         """Whether accounts should go, which they can only while no group is under way."""
         return len(self.accounts) > self._shrink_at
 
+    def end_group(self, sealed_to: int) -> None:
+        """Note that a group is not under way any more, and let go of what it loaded."""
+        self.groups = max(0, self.groups - 1)
+        self.loaded_holds.clear()
+        self.shrink(sealed_to)
+
     def shrink(self, sealed_to: int) -> None:
         """Evict what exceeds the bounds and is unchanged in the tables, oldest first."""
         if self.is_crowded and not self.groups:

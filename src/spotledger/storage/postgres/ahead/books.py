@@ -154,10 +154,10 @@ class BooksAhead:
         return view
 
     def hold(self, hold_id: int) -> Hold | None:
-        """Return the hold as memory has it; None if it can only be of the group under way."""
+        """Return the hold as memory has it; None if only the group under way can have it."""
         with self._guard:
-            hold = self.memory.hold(hold_id)
-        if hold is None and not self._since_seq < hold_id <= self.end.seq:
+            hold, head = self.memory.hold(hold_id), self.memory.head
+        if hold is None and not head.seq < hold_id <= self.end.seq:
             raise _lacks(f"hold {hold_id}")
         return hold
 

@@ -81,6 +81,14 @@ def test_hold_of_the_group_under_way_is_left_to_that_group(memory: HeadCache) ->
         kept.hold(SEALED.seq + 3)
 
 
+def test_hold_of_a_group_that_is_visible_is_not_taken_for_absent(memory: HeadCache) -> None:
+    """Memory may have let go of it by now, with its segment."""
+    kept = books_of(memory, SEALED.seq + 2)
+    memory.head = kept.end
+    with pytest.raises(StaleDecision):
+        kept.hold(SEALED.seq + 1)
+
+
 def test_keys_that_are_taken_for_new_are_in_the_question(memory: HeadCache) -> None:
     """So are the head, the time, and what is due."""
     kept = books_of(memory)
