@@ -209,6 +209,18 @@ def test_dry_run_of_every_command_that_writes_books_nothing(data: Path, tmp_path
     assert spotledger(data, "deposit", "alice", "usdt", "1", "--key", "dry").stdout.startswith("entry 9: deposit\n")
 
 
+def test_dry_run_of_a_batch_keeps_no_refusal(data: Path) -> None:
+    """A refusal is said to be kept only if an earlier write was refused so."""
+    assert spotledger(data, "withdraw", "alice", "usdt", "1000", "--key", "kept").returncode == 1
+    operation = {"op": "withdraw", "customer": "alice", "coin": "usdt", "amount": "1000"}
+    for key, told_kept in (("tried", []), ("kept", ["entry", "9", "yes"])):
+        line = json.dumps({**operation, "key": key}).encode()
+        shown = spotledger(data, "batch", "-", "--dry-run", stdin=line).stdout
+        (row,) = [row for row in shown.splitlines() if row.startswith(f"{key} ")]
+        assert row.split("asked for")[1].split() == told_kept
+        assert ("What is kept" in shown) == bool(told_kept)
+
+
 @pytest.mark.parametrize("latest", ["2020-01-01", "1600000000000"])
 def test_write_after_its_latest_time_is_refused(data: Path, latest: str) -> None:
     """The option takes a duration from now, a date, or milliseconds."""
