@@ -150,11 +150,12 @@ def test_balances_at_a_seq_and_at_a_time_are_the_past(data: Path) -> None:
 @pytest.mark.parametrize("text", ["2999-01-01", "2999-01-01T10:00:00+02:00", "32503680000000"])
 def test_moment_in_the_future_is_refused_in_the_words_it_was_asked_in(data: Path, text: str) -> None:
     """The option and its text are named, and what now is in the same form."""
-    refused = spotledger(data, "balances", "alice", "--at", text)
-    assert refused.returncode == 1
-    assert f"--at is {text}, in the future; a time up to " in refused.stderr
-    assert "at_ms" not in refused.stderr
-    assert ("T" in refused.stderr) == (not text.isdecimal())
+    for command in (("balances", "alice"), ("trial-balance",)):
+        refused = spotledger(data, *command, "--at", text)
+        assert refused.returncode == 1
+        assert f"--at is {text}, in the future; a time up to " in refused.stderr
+        assert "at_ms" not in refused.stderr
+        assert ("T" in refused.stderr) == (not text.isdecimal())
 
 
 @pytest.mark.parametrize("text", ["1700000000", "0", "1999-12-31"])
@@ -383,7 +384,7 @@ def test_find_shows_the_entries_that_match(data: Path) -> None:
     assert told(data, "find", "--customer", "alice", "--kind", "freeze", "--coin", "usdt")["entries"] == [entry]
     assert [found["key"] for found in told(data, "find", "--customer", "alice", "--limit", "1")["entries"]] == ["d1"]
     assert spotledger(data, "find", "--reference", "never").stdout == "no entry matches\n"
-    assert told(data, "find", "--from", "1970-01-01", "--to", "1970-01-02")["entries"] == []
+    assert told(data, "find", "--from", "2002-01-01", "--to", "2002-01-02")["entries"] == []
     assert spotledger(data, "find").returncode == 2
 
 
@@ -403,6 +404,16 @@ def test_statement_shows_opening_changes_and_closing(data: Path) -> None:
     refused = spotledger(data, "statement", "nobody", "--csv")
     assert (refused.returncode, "[not_found]" in refused.stderr) == (1, True)
     assert spotledger(data, "statement", "alice", "--bom").returncode == 2
+
+
+@pytest.mark.parametrize("command", [("find",), ("statement", "alice"), ("statement", "alice", "--csv")])
+def test_period_that_ends_before_it_begins_is_wrong_usage(data: Path, command: tuple[str, ...]) -> None:
+    """Both options are named, in the words in which they were given; so are seconds where milliseconds are meant."""
+    refused = spotledger(data, *command, "--from", "2026-02-01", "--to", "2026-01-31")
+    assert refused.returncode == 2
+    assert "'2026-01-31' is before '2026-02-01', which is --from" in refused.stderr
+    seconds = spotledger(data, *command, "--from", "1700000000")
+    assert (seconds.returncode, "before the year 2001" in seconds.stderr) == (2, True)
 
 
 def test_commands_about_the_books_work_with_a_server_too(service: StartService) -> None:

@@ -13,7 +13,16 @@ import click
 from msgspec.structs import astuple
 
 from spotledger.cli.connection import CommandLedger
-from spotledger.cli.options import ACCOUNTS, PositionType, from_option, ledger_command, time_ms, to_option
+from spotledger.cli.options import (
+    ACCOUNTS,
+    PositionType,
+    asked_at,
+    from_option,
+    ledger_command,
+    period_ms,
+    time_ms,
+    to_option,
+)
 from spotledger.cli.output import EXACT, Output
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import (
@@ -169,7 +178,7 @@ async def find(
     """Find entries by key, reference, customer, coin, kind, actor and time. All that is given has to match."""
     if from_time is None and to_time is None and not any(criteria.values()):
         raise click.UsageError("nothing to find is given; --key, --reference, --customer or another option would pass")
-    asked: dict[str, Any] = {**criteria, "from_ms": time_ms(from_time, "--from"), "to_ms": time_ms(to_time, "--to")}
+    asked: dict[str, Any] = {**criteria, **period_ms(from_time, to_time)}
     found: list[Entry] = []
     documents: list[Json] = []
     while True:
@@ -211,7 +220,7 @@ async def statement(
     """Show the statement of CUSTOMER, or of @fees: opening, each change with the balance after it, and closing."""
     if bom and not as_csv:
         raise click.UsageError("--bom is given without --csv, which it is about")
-    asked: dict[str, Any] = {**only, "from_ms": time_ms(from_time, "--from"), "to_ms": time_ms(to_time, "--to")}
+    asked: dict[str, Any] = {**only, **period_ms(from_time, to_time)}
     if as_csv:
         async for piece in ledger.statement_csv(customer, **asked, bom=bom):
             out.file(piece)
@@ -265,7 +274,9 @@ def _feed_line(entry: Entry) -> str:
 @ledger_command()
 async def trial_balance(ledger: CommandLedger, out: Output, at_seq: str | None, at: str | None) -> None:
     """Show the sums of all customers and of each house account by coin, now or as of then; every total is zero."""
-    found = await ledger.trial_balance(at_seq=at_seq, at_ms=time_ms(at, "--at"))
+    at_ms = time_ms(at, "--at")
+    with asked_at(at, "--at"):
+        found = await ledger.trial_balance(at_seq=at_seq, at_ms=at_ms)
     out.document(ledger.document)
     columns = ("coin", "customers available", "customers freeze", *_HOUSE, "total")
     rows = (
