@@ -8,6 +8,8 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from spotledger.cli import books, trades
+from spotledger.cli.connection import CommandLedger
 from spotledger.cli.main import program
+from spotledger.client.operator.messages import Reply
+from spotledger.http.operator import calls
 from spotledger.ledger.writer import Writer
 from support_service import Service
 
@@ -414,6 +419,56 @@ def test_period_that_ends_before_it_begins_is_wrong_usage(data: Path, command: t
     assert "'2026-01-31' is before '2026-02-01', which is --from" in refused.stderr
     seconds = spotledger(data, *command, "--from", "1700000000")
     assert (seconds.returncode, "before the year 2001" in seconds.stderr) == (2, True)
+
+
+@pytest.fixture
+def busy(data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a ledger with small pages, in which somebody deposits another coin after each read of a command."""
+    monkeypatch.setattr(calls, "PAGE_LIMIT", 4)
+    call, reads = CommandLedger.call, count()
+
+    async def interrupted(ledger: CommandLedger, method: str, *arguments: Any, **more: Any) -> Reply:
+        reply = await call(ledger, method, *arguments, **more)
+        if method == "GET":
+            number = next(reads)
+            assert number < 20, "the command never ends"
+            document = ledger.document
+            await ledger.deposit("alice", "btc", "1", key=f"busy-{number}", reference="busy")
+            ledger.document = document
+        return reply
+
+    monkeypatch.setattr(CommandLedger, "call", interrupted)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (("find", "--reference", "never"), ["no"]),
+        (("find", "--coin", "usdt"), ["5", "7"]),
+        (("feed",), [str(seq) for seq in range(1, len(SETUP) + 1)]),
+    ],
+)
+def test_search_ends_although_others_write(busy: Path, command: tuple[str, ...], shown: list[str]) -> None:
+    """It is about what was there when it began: to read on until nothing follows would take as long as others write."""
+    done = spotledger(busy, *command)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()][: len(shown)] == shown
+
+
+def test_statement_of_many_pages_adds_up_although_others_write(busy: Path) -> None:
+    """A coin that was touched first after the first page was read has an opening, too."""
+    for number in range(8):
+        spotledger(busy, "deposit", "alice", "usdt", "1", "--key", f"more-{number}")
+    document = told(busy, "statement", "alice")
+    opening, closing = (
+        {(row["account"], row["coin"]): Decimal(row["available"]) for row in document[what]}
+        for what in ("opening", "closing")
+    )
+    assert ("spot", "btc") in opening
+    for line in document["lines"]:
+        opening[line["account"], line["coin"]] += Decimal(line["available"])
+    assert opening == closing
 
 
 def test_commands_about_the_books_work_with_a_server_too(service: StartService) -> None:

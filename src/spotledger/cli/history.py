@@ -137,8 +137,10 @@ def time_text(time_ms: int) -> str:
 @ledger_command()
 async def feed(ledger: CommandLedger, out: Output, after_seq: str, actor: str | None, follow: bool) -> None:
     """Show the journal, one entry per line; with --json as JSON objects."""
+    head_seq = None
     while True:
         page = await ledger.entries(after_seq, actor=actor)
+        head_seq = head_seq or page.seq  # of the first page: without --follow, what others write meanwhile is no matter
         for entry, document in zip(page.entries, ledger.document["entries"], strict=True):
             if out.as_json:
                 out.json(document)
@@ -146,9 +148,9 @@ async def feed(ledger: CommandLedger, out: Output, after_seq: str, actor: str | 
                 out.line(_feed_line(entry))
         is_end = page.next == after_seq
         after_seq = page.next
+        if not follow and (is_end or page.next_after_seq >= head_seq):
+            return
         if is_end:
-            if not follow:
-                return
             await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
 
 
@@ -181,12 +183,14 @@ async def find(
     asked: dict[str, Any] = {**criteria, **period_ms(from_time, to_time)}
     found: list[Entry] = []
     documents: list[Json] = []
+    head_seq = None
     while True:
         wanted = PAGE_ENTRIES if limit is None else min(PAGE_ENTRIES, limit - len(found))
         page = await ledger.find(**asked, after_seq=after_seq, limit=wanted)
+        head_seq = head_seq or page.seq  # of the first page: what others write meanwhile would have no end
         found += page.entries
         documents += ledger.document["entries"]
-        is_end = page.next == after_seq or len(found) == limit
+        is_end = page.next == after_seq or page.next_after_seq >= head_seq or len(found) == limit
         after_seq = page.next
         if is_end:
             break
@@ -242,7 +246,10 @@ async def _whole_statement(ledger: CommandLedger, customer: str, asked: dict[str
     while page.next is not None:
         page = await ledger.account_statement(customer, **asked, after_seq=page.next)
         new = ledger.document
-        whole = {**new, "opening": whole["opening"], "lines": whole["lines"] + new["lines"]}
+        # A line that somebody touched for the first time after the first page has no opening there.
+        known = {(row["account"], row["coin"]) for row in whole["opening"]}
+        opening = whole["opening"] + [row for row in new["opening"] if (row["account"], row["coin"]) not in known]
+        whole = {**new, "opening": opening, "lines": whole["lines"] + new["lines"]}
     ledger.document = whole
     return decode(AccountStatement, whole)
 
