@@ -8,6 +8,8 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from spotledger.cli import books, trades
+from spotledger.cli.connection import CommandLedger
 from spotledger.cli.main import program
+from spotledger.client.operator.messages import Reply
+from spotledger.http.operator import calls
 from spotledger.ledger.writer import Writer
 from support_service import Service
 
@@ -200,11 +205,12 @@ def test_balances_at_a_seq_and_at_a_time_are_the_past(data: Path) -> None:
 @pytest.mark.parametrize("text", ["2999-01-01", "2999-01-01T10:00:00+02:00", "32503680000000"])
 def test_moment_in_the_future_is_refused_in_the_words_it_was_asked_in(data: Path, text: str) -> None:
     """The option and its text are named, and what now is in the same form."""
-    refused = spotledger(data, "balances", "alice", "--at", text)
-    assert refused.returncode == 1
-    assert f"--at is {text}, in the future; a time up to " in refused.stderr
-    assert "at_ms" not in refused.stderr
-    assert ("T" in refused.stderr) == (not text.isdecimal())
+    for command in (("balances", "alice"), ("trial-balance",)):
+        refused = spotledger(data, *command, "--at", text)
+        assert refused.returncode == 1
+        assert f"--at is {text}, in the future; a time up to " in refused.stderr
+        assert "at_ms" not in refused.stderr
+        assert ("T" in refused.stderr) == (not text.isdecimal())
 
 
 @pytest.mark.parametrize("text", ["1700000000", "0", "1999-12-31"])
@@ -257,6 +263,18 @@ def test_dry_run_of_every_command_that_writes_books_nothing(data: Path, tmp_path
         assert told(data, *arguments, "--dry-run")["dry_run"] is True
     assert told(data, "balances", "alice")["seq"] == len(SETUP)
     assert spotledger(data, "deposit", "alice", "usdt", "1", "--key", "dry").stdout.startswith("entry 9: deposit\n")
+
+
+def test_dry_run_of_a_batch_keeps_no_refusal(data: Path) -> None:
+    """A refusal is said to be kept only if an earlier write was refused so."""
+    assert spotledger(data, "withdraw", "alice", "usdt", "1000", "--key", "kept").returncode == 1
+    operation = {"op": "withdraw", "customer": "alice", "coin": "usdt", "amount": "1000"}
+    for key, told_kept in (("tried", []), ("kept", ["entry", "9", "yes"])):
+        line = json.dumps({**operation, "key": key}).encode()
+        shown = spotledger(data, "batch", "-", "--dry-run", stdin=line).stdout
+        (row,) = [row for row in shown.splitlines() if row.startswith(f"{key} ")]
+        assert row.split("asked for")[1].split() == told_kept
+        assert ("What is kept" in shown) == bool(told_kept)
 
 
 @pytest.mark.parametrize("latest", ["2020-01-01", "1600000000000"])
@@ -421,7 +439,7 @@ def test_find_shows_the_entries_that_match(data: Path) -> None:
     assert told(data, "find", "--customer", "alice", "--kind", "freeze", "--coin", "usdt")["entries"] == [entry]
     assert [found["key"] for found in told(data, "find", "--customer", "alice", "--limit", "1")["entries"]] == ["d1"]
     assert spotledger(data, "find", "--reference", "never").stdout == "no entry matches\n"
-    assert told(data, "find", "--from", "1970-01-01", "--to", "1970-01-02")["entries"] == []
+    assert told(data, "find", "--from", "2002-01-01", "--to", "2002-01-02")["entries"] == []
     assert spotledger(data, "find").returncode == 2
 
 
@@ -441,6 +459,66 @@ def test_statement_shows_opening_changes_and_closing(data: Path) -> None:
     refused = spotledger(data, "statement", "nobody", "--csv")
     assert (refused.returncode, "[not_found]" in refused.stderr) == (1, True)
     assert spotledger(data, "statement", "alice", "--bom").returncode == 2
+
+
+@pytest.mark.parametrize("command", [("find",), ("statement", "alice"), ("statement", "alice", "--csv")])
+def test_period_that_ends_before_it_begins_is_wrong_usage(data: Path, command: tuple[str, ...]) -> None:
+    """Both options are named, in the words in which they were given; so are seconds where milliseconds are meant."""
+    refused = spotledger(data, *command, "--from", "2026-02-01", "--to", "2026-01-31")
+    assert refused.returncode == 2
+    assert "'2026-01-31' is before '2026-02-01', which is --from" in refused.stderr
+    seconds = spotledger(data, *command, "--from", "1700000000")
+    assert (seconds.returncode, "before the year 2001" in seconds.stderr) == (2, True)
+
+
+@pytest.fixture
+def busy(data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a ledger with small pages, in which somebody deposits another coin after each read of a command."""
+    monkeypatch.setattr(calls, "PAGE_LIMIT", 4)
+    call, reads = CommandLedger.call, count()
+
+    async def interrupted(ledger: CommandLedger, method: str, *arguments: Any, **more: Any) -> Reply:
+        reply = await call(ledger, method, *arguments, **more)
+        if method == "GET":
+            number = next(reads)
+            assert number < 20, "the command never ends"
+            document = ledger.document
+            await ledger.deposit("alice", "btc", "1", key=f"busy-{number}", reference="busy")
+            ledger.document = document
+        return reply
+
+    monkeypatch.setattr(CommandLedger, "call", interrupted)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (("find", "--reference", "never"), ["no"]),
+        (("find", "--coin", "usdt"), ["5", "7"]),
+        (("feed",), [str(seq) for seq in range(1, len(SETUP) + 1)]),
+    ],
+)
+def test_search_ends_although_others_write(busy: Path, command: tuple[str, ...], shown: list[str]) -> None:
+    """It is about what was there when it began: to read on until nothing follows would take as long as others write."""
+    done = spotledger(busy, *command)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()][: len(shown)] == shown
+
+
+def test_statement_of_many_pages_adds_up_although_others_write(busy: Path) -> None:
+    """A coin that was touched first after the first page was read has an opening, too."""
+    for number in range(8):
+        spotledger(busy, "deposit", "alice", "usdt", "1", "--key", f"more-{number}")
+    document = told(busy, "statement", "alice")
+    opening, closing = (
+        {(row["account"], row["coin"]): Decimal(row["available"]) for row in document[what]}
+        for what in ("opening", "closing")
+    )
+    assert ("spot", "btc") in opening
+    for line in document["lines"]:
+        opening[line["account"], line["coin"]] += Decimal(line["available"])
+    assert opening == closing
 
 
 def test_commands_about_the_books_work_with_a_server_too(service: StartService) -> None:

@@ -259,6 +259,16 @@ def test_audit_of_another_version_is_incomplete(tmp_path: Path) -> None:
     assert "version 99" in incomplete(folder / "journal.db")
 
 
+def test_audit_of_books_of_another_version_says_how_they_are_made_again(tmp_path: Path) -> None:
+    """What an update leaves until the first start is no damage, and needs no other spotledger."""
+    folder = make(tmp_path / "ledger")
+    with raw(folder, "books.db") as connection:
+        connection.execute("PRAGMA user_version = 7")
+    told = incomplete(folder / "journal.db")
+    assert "version 7" in told
+    assert "spotledger rebuild" in told
+
+
 @pytest.mark.parametrize(
     ("file", "table"),
     [

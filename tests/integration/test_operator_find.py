@@ -100,8 +100,8 @@ def test_period_is_inclusive_at_its_start_and_exclusive_at_its_end(api: Api) -> 
         before = [key for key, time in times.items() if time < bound]
         assert keys(api, to_ms=bound) == before
         assert keys(api, from_ms=bound) == list(times)[len(before) :]
-    assert keys(api, from_ms=0, to_ms=10**15) == list(times)
-    assert keys(api, from_ms=10**15) == []
+    assert keys(api, from_ms=0, to_ms=10**14) == list(times)
+    assert keys(api, from_ms=10**14) == []
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,9 @@ def test_period_is_inclusive_at_its_start_and_exclusive_at_its_end(api: Api) -> 
         ({"kind": "deposits"}, "kind"),
         ({"actor": "me"}, "actor"),
         ({"from_ms": "yesterday"}, "from_ms"),
-        ({"from_ms": 5, "to_ms": 4}, "to_ms"),
+        ({"from_ms": 10**12, "to_ms": 10**12 - 1}, "to_ms"),
+        ({"from_ms": 1_700_000_000}, "from_ms"),
+        ({"to_ms": 1_700_000_000}, "to_ms"),
         ({"references": "x"}, "references"),
         ({"limit": 0}, "limit"),
     ],

@@ -252,3 +252,19 @@ def test_process_that_finds_other_balances_than_an_entry_carries_stops_writes(tm
 def another_balance(entry: dict[str, Any]) -> None:
     """Say that one unit more is there than the postings lead to."""
     entry["balances"][0][2] = str(int(entry["balances"][0][2]) + 1)
+
+
+def test_small_ledger_with_books_of_another_version_answers_at_once(tmp_path: Path) -> None:
+    """After an update the first command is done: where no segment is full, there is nothing to wait for."""
+    with ledger_in(tmp_path) as ledger:
+        fill_to(ledger, SIZE - 1)
+    with raw(tmp_path, "books.db") as connection:
+        connection.execute("PRAGMA user_version = 7")
+    with ledger_in(tmp_path) as ledger:
+        store: Any = ledger._store
+        (repair,) = store.repairs
+        assert "books.db has schema version 7; this spotledger reads version" in repair
+        assert "Use the spotledger that wrote it" not in repair
+        assert ledger.execute([Deposit("new", "ann", "btc", "1")])[0].seq == SIZE
+        until(lambda: ledger.sealing_lag == 0, lambda: ledger.execute([]))
+    check_books(tmp_path)

@@ -76,6 +76,18 @@ def test_error_is_one_line_or_its_problem_document(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "spotledger: The ledger is damaged: entry 3. [ledger_damaged]\n"
 
 
+def test_refusal_of_a_dry_run_is_not_said_to_be_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing keeps it; unless it is a repeat of one that was kept before."""
+    error = InsufficientAvailable("There is too little.", dry_run=True)
+    error.seq = 7
+    Output().error(error)
+    error.replayed = True
+    Output().error(error)
+    tried, again = capsys.readouterr().err.splitlines()
+    assert tried.endswith("[insufficient_available]; a dry run: nothing was booked, and the key stays unused")
+    assert again.endswith("; a repeat of entry 7, which keeps this refusal with its key: use another key to try again")
+
+
 ATTACK = "a\x1b]0;title\x07\x1b[2J\u202eb\u2028\x9b1A\rc"
 ESCAPED = r"a\u001b]0;title\u0007\u001b[2J\u202eb\u2028\u009b1A\rc"
 

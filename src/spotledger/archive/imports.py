@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection, Mapping
 from decimal import Decimal
 from hashlib import blake2b
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -182,7 +183,7 @@ class _Reading:
         frozen = self._amount({"freeze": "0", **found}, "freeze", scale)
         balance = self._balance(line, found, available, frozen)
         self._check_customer(found["customer"])
-        self._check_once(line, found)
+        self._check_once(line, found, balance)
         if available is None and frozen is None:
             self.zeros += 1
             return
@@ -262,12 +263,15 @@ class _Reading:
         content = json.dumps([found["customer"], _account_in(found), found["coin"]])
         return f"{self._key_prefix}:{blake2b(content.encode(), digest_size=DIGEST_BYTES).hexdigest()}"
 
-    def _check_once(self, line: int, found: Mapping[str, str]) -> None:
-        first = self._line_of_key.setdefault(self._key(found), line)
+    def _check_once(self, line: int, found: Mapping[str, str], balance: OpeningBalance) -> None:
+        """Refuse a line with a key of an earlier one, which would be taken for a repeat and not be booked."""
+        key = self._key(found)
+        keys = [key, *(operation.key for operation in balance.frozen or ())]
+        key, first = min(((one, self._line_of_key.setdefault(one, line)) for one in keys), key=itemgetter(1))
         if first == line:
             return
         if "key" in found:
-            raise InvalidRequest(f"it has the key of line {first}; a key of its own would pass", field="key")
+            raise InvalidRequest(f"it has the key {key} of line {first}; a key of its own would pass", field="key")
         raise InvalidRequest(
             f"it is about the same customer, coin and account as line {first}, and a balance stands once; "
             "with different keys in a column key both would pass",

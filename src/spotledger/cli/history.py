@@ -13,7 +13,16 @@ import click
 from msgspec.structs import astuple
 
 from spotledger.cli.connection import CommandLedger
-from spotledger.cli.options import ACCOUNTS, PositionType, from_option, ledger_command, time_ms, to_option
+from spotledger.cli.options import (
+    ACCOUNTS,
+    PositionType,
+    asked_at,
+    from_option,
+    ledger_command,
+    period_ms,
+    time_ms,
+    to_option,
+)
 from spotledger.cli.output import EXACT, Output
 from spotledger.client.operator.decoding import decode
 from spotledger.client.operator.ledger_answers import (
@@ -129,8 +138,10 @@ def time_text(time_ms: int) -> str:
 @ledger_command()
 async def feed(ledger: CommandLedger, out: Output, after_seq: str, actor: str | None, follow: bool) -> None:
     """Show the journal, one entry per line; with --json as JSON objects."""
+    head_seq = None
     while True:
         page = await ledger.entries(after_seq, actor=actor)
+        head_seq = head_seq or page.seq  # of the first page: without --follow, what others write meanwhile is no matter
         for entry, document in zip(page.entries, ledger.document["entries"], strict=True):
             if out.as_json:
                 out.json(document)
@@ -138,9 +149,9 @@ async def feed(ledger: CommandLedger, out: Output, after_seq: str, actor: str | 
                 out.line(_feed_line(entry))
         is_end = page.next == after_seq
         after_seq = page.next
+        if not follow and (is_end or page.next_after_seq >= head_seq):
+            return
         if is_end:
-            if not follow:
-                return
             await asyncio.sleep(FOLLOW_PAUSE_SECONDS)
 
 
@@ -170,15 +181,17 @@ async def find(
     """Find entries by key, reference, customer, coin, kind, actor and time. All that is given has to match."""
     if from_time is None and to_time is None and not any(criteria.values()):
         raise click.UsageError("nothing to find is given; --key, --reference, --customer or another option would pass")
-    asked: dict[str, Any] = {**criteria, "from_ms": time_ms(from_time, "--from"), "to_ms": time_ms(to_time, "--to")}
+    asked: dict[str, Any] = {**criteria, **period_ms(from_time, to_time)}
     found: list[Entry] = []
     documents: list[Json] = []
+    head_seq = None
     while True:
         wanted = PAGE_ENTRIES if limit is None else min(PAGE_ENTRIES, limit - len(found))
         page = await ledger.find(**asked, after_seq=after_seq, limit=wanted)
+        head_seq = head_seq or page.seq  # of the first page: what others write meanwhile would have no end
         found += page.entries
         documents += ledger.document["entries"]
-        is_end = page.next == after_seq or len(found) == limit
+        is_end = page.next == after_seq or page.next_after_seq >= head_seq or len(found) == limit
         after_seq = page.next
         if is_end:
             break
@@ -212,7 +225,7 @@ async def statement(
     """Show the statement of CUSTOMER, or of @fees: opening, each change with the balance after it, and closing."""
     if bom and not as_csv:
         raise click.UsageError("--bom is given without --csv, which it is about")
-    asked: dict[str, Any] = {**only, "from_ms": time_ms(from_time, "--from"), "to_ms": time_ms(to_time, "--to")}
+    asked: dict[str, Any] = {**only, **period_ms(from_time, to_time)}
     if as_csv:
         async for piece in ledger.statement_csv(customer, **asked, bom=bom):
             out.file(piece)
@@ -234,7 +247,10 @@ async def _whole_statement(ledger: CommandLedger, customer: str, asked: dict[str
     while page.next is not None:
         page = await ledger.account_statement(customer, **asked, after_seq=page.next)
         new = ledger.document
-        whole = {**new, "opening": whole["opening"], "lines": whole["lines"] + new["lines"]}
+        # A line that somebody touched for the first time after the first page has no opening there.
+        known = {(row["account"], row["coin"]) for row in whole["opening"]}
+        opening = whole["opening"] + [row for row in new["opening"] if (row["account"], row["coin"]) not in known]
+        whole = {**new, "opening": opening, "lines": whole["lines"] + new["lines"]}
     ledger.document = whole
     return decode(AccountStatement, whole)
 
@@ -266,7 +282,9 @@ def _feed_line(entry: Entry) -> str:
 @ledger_command()
 async def trial_balance(ledger: CommandLedger, out: Output, at_seq: str | None, at: str | None) -> None:
     """Show the sums of all customers and of each house account by coin, now or as of then; every total is zero."""
-    found = await ledger.trial_balance(at_seq=at_seq, at_ms=time_ms(at, "--at"))
+    at_ms = time_ms(at, "--at")
+    with asked_at(at, "--at"):
+        found = await ledger.trial_balance(at_seq=at_seq, at_ms=at_ms)
     out.document(ledger.document)
     all_sums = found.coins.values()
     house = dict.fromkeys([*_HOUSE, *(name for sums in all_sums for name in sums.house)])

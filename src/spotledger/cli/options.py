@@ -248,6 +248,16 @@ def time_ms(text: str | None, option: str) -> int | None:
     return found_ms
 
 
+def period_ms(from_time: str | None, to_time: str | None) -> dict[str, int | None]:
+    """Return ``from_ms`` and ``to_ms`` of the options ``--from`` and ``--to``; None where one is not given."""
+    from_ms, to_ms = time_ms(from_time, "--from"), time_ms(to_time, "--to")
+    if from_ms is not None and to_ms is not None and to_ms < from_ms:
+        raise click.BadParameter(
+            f"{to_time!r} is before {from_time!r}, which is --from; a time from then on would pass", param_hint="--to"
+        )
+    return {"from_ms": from_ms, "to_ms": to_ms}
+
+
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdecimal() and len(text) <= 15
 

@@ -149,6 +149,8 @@ def _kept_text(error: SpotledgerError | LedgerCorrupt) -> str:
     """Say of a refusal that is kept whether it is a repeat, and what to do; nothing of another error."""
     if not isinstance(error, Refused) or error.seq is None:
         return ""
+    if error.details.get("dry_run") and not error.replayed:
+        return "; a dry run: nothing was booked, and the key stays unused"
     entry = position_text(error.epoch or FIRST_EPOCH, error.seq)
     kept = f"a repeat of entry {entry}, which keeps" if error.replayed else f"entry {entry} keeps"
     return f"; {kept} this refusal with its key: use another key to try again"

@@ -151,14 +151,19 @@ def _show_results(out: Output, operations: list[dict[str, Any]], results: list[d
     out.line(f"{len(results) - len(refused)} done, {len(refused)} refused; {again} of them were repeats")
     if refused:
         out.table(("key", "op", "refused because", "kept as", "repeat"), refused)
-    if any("seq" in result for result in results if "code" in result):
+    if any(map(_is_kept, results)):
         out.line("What is kept is refused for ever under its key: use another key to try it again")
     return len(refused)
 
 
+def _is_kept(result: dict[str, Any]) -> bool:
+    """Say whether *result* is a refusal that an entry keeps; a dry run keeps none of its own."""
+    return "code" in result and "seq" in result and ("dry_run" not in result or "replayed" in result)
+
+
 def _kept(result: dict[str, Any]) -> tuple[str, str]:
     """Return the entry that keeps a refusal, and whether that is a repeat; blanks if it is not kept."""
-    if "seq" not in result:
+    if not _is_kept(result):
         return "", ""
     return f"entry {position_text(result['epoch'], result['seq'])}", "yes" if result.get("replayed") else "no"
 

@@ -38,6 +38,18 @@ def deposit_of(balance: OpeningBalance) -> Deposit:
     return balance.available
 
 
+@pytest.mark.parametrize("own", [":frozen", ":hold"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_imports_refuse_a_key_that_another_line_has_for_what_is_frozen(
+    tmp_path: Path, own: str, *, turned: bool
+) -> None:
+    """Both lines would be one deposit, and the second of them a repeat that books nothing."""
+    lines = ["alice,usdt,1,2,k", f"alice,usdt,2,0,k{own}"]
+    content = "\n".join(["customer,coin,available,freeze,key", *(reversed(lines) if turned else lines)])
+    assert refused(tmp_path, content) == [(3, "key")]
+    assert len(read(tmp_path, content.replace("2,k", "0,k")).balances) == 2
+
+
 PLAIN = "customer,coin,amount\nalice,usdt,100.50\nbob,btc,0.00000001\n"
 
 

@@ -323,7 +323,8 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
         Return a page of the journal, in order and without gaps; with *actor* only the entries of that actor.
 
         A page of an *actor* may be short or empty before the end of the journal, because a call looks at a bounded
-        number of entries. Go on after ``next`` until it is where the page began.
+        number of entries. Go on after ``next`` until it is where the page began or, as others may write all the time,
+        ``next_after_seq`` has reached the ``seq`` of the first page.
         """
         return await self._get(EntryPage, paths.ENTRIES, after_seq=after_seq, limit=limit, actor=actor, min_seq=min_seq)
 
@@ -346,7 +347,8 @@ class AsyncOperatorLedger(AsyncOperationCalls, AsyncCredentialCalls):
         Return a page of the entries that match all that is given, in order.
 
         A page may be short or empty before the end of the journal, because a call looks at a bounded number of entries.
-        Go on after ``next`` until it is where the page began.
+        Go on after ``next`` until it is where the page began or, as others may write all the time, ``next_after_seq``
+        has reached the ``seq`` of the first page.
 
         Args:
             key: The idempotency key; one entry at most has it.

@@ -279,8 +279,8 @@ class ReadCalls:
         Other parameters search: a page has the entries that match all of them. An entry matches a `customer`, who may
         be a house account, or a `coin`, if it changes a balance of theirs. Keys, references and customers have an
         index. One call looks at 5,000 entries at most, so a page may be short or empty before the end of the journal:
-        go on after `next` until it is where the page began. Pages neither skip nor repeat an entry while others are
-        written.
+        go on after `next` until it is where the page began or, as others may write all the time, has reached the `seq`
+        of the first page. Pages neither skip nor repeat an entry while others are written.
         """
         if request.method == "GET" and _EVENT_STREAM in (request.header(b"accept") or b""):
             await self._await_seq({})

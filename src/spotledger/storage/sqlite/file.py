@@ -406,11 +406,9 @@ def _recognise(connection: Connection, path: Path, kind: FileKind) -> bool:
     if application != kind.application_id:
         raise SchemaMismatch(f"{path} is an SQLite file, but no {kind.title} of spotledger", path=str(path))
     if version != kind.version:
-        raise SchemaMismatch(
-            f"{path} has schema version {version}; this spotledger reads version {kind.version}."
-            " Use the spotledger that wrote it, or one that can migrate it.",
-            path=str(path),
-        )
+        found = f"{path} has schema version {version}; this spotledger reads version {kind.version}"
+        advice = "" if kind is BOOKS else ". Use the spotledger that wrote it, or one that can migrate it."
+        raise SchemaMismatch(f"{found}{advice}", path=str(path))
     expected, found = schema_of(kind), {str(name): str(sql) for name, sql in tables}
     # litestream and the like add tables of their own; ours must be as they were made.
     changed = sorted(name for name, sql in expected.items() if found.get(name) != sql)

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 import apsw
 
 from spotledger.storage.sqlite.file import (
+    BOOKS,
     CHECKSUM_BYTES,
     JOURNAL,
     Connection,
@@ -97,7 +98,9 @@ class RawFile:
             what = "is empty" if self.path.stat().st_size == 0 else "is an SQLite file"
             raise OtherFile(f"{self.path} {what}, but no {self.kind.title} of spotledger")
         if version != self.kind.version:
-            raise Unreadable(f"{self.path} has schema version {version}; this spotledger audits {self.kind.version}")
+            found = f"{self.path} has schema version {version}; this spotledger audits {self.kind.version}"
+            remake = "; a start of the service, or spotledger rebuild, makes it again"
+            raise Unreadable(found + (remake if self.kind is BOOKS else ""))
         if self._pragma("checksum_verification") != 1:
             raise Damaged(f"{self.path} has no checksums on its pages, although it was made with them")
         self._connection.execute("PRAGMA query_only = ON")

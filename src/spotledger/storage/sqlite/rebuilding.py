@@ -162,6 +162,8 @@ class RebuiltBooks(SqliteReads):
         if self._sealing is None:
             self._seal_here()
             self._take_over_books()
+        elif self._head.seq < self._segment_entries:  # no segment is full: the books are empty
+            self._take_over_books()
         else:
             self._go_on_rebuilding()
         if not self._is_built:

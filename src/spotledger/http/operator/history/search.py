@@ -8,7 +8,7 @@ from spotledger.domain.accounts import check_coin, check_customer, is_house_name
 from spotledger.domain.fields import KEY_MAX_CHARACTERS, check_reference
 from spotledger.domain.journal import ACTOR
 from spotledger.errors import InvalidRequest
-from spotledger.http.operator.calls import number_in
+from spotledger.http.operator.calls import time_in
 from spotledger.http.operator.fields import KINDS
 from spotledger.ledger.finding import Criteria
 
@@ -53,7 +53,7 @@ def times_in(query: Mapping[str, str]) -> tuple[int | None, int | None]:
     Raises:
         InvalidRequest: One is no time, or the end is before the beginning.
     """
-    from_ms, to_ms = (number_in(query, name, 0) if name in query else None for name in ("from_ms", "to_ms"))
+    from_ms, to_ms = time_in(query, "from_ms"), time_in(query, "to_ms")
     if from_ms is not None and to_ms is not None and to_ms < from_ms:
         raise InvalidRequest(f"to_ms is {to_ms}; a time from {from_ms}, which is from_ms, would pass", field="to_ms")
     return from_ms, to_ms
