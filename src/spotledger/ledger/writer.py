@@ -330,11 +330,10 @@ class Writer:
         both = _Work([*work.requests, *requests] if work else requests, after)
         try:
             both.group = await drive_on_loop(steps, self._committer)
-        except Exception:  # noqa: BLE001 - the same happens, and is answered, where nothing is ahead
+        except BaseException as error:
             self._put_back(both)
-            return None
-        except BaseException:
-            self._put_back(both)
+            if isinstance(error, Exception):
+                return None  # the same happens, and is answered, where nothing is ahead
             raise
         return both
 
