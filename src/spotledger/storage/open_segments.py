@@ -10,7 +10,7 @@ import heapq
 import threading
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from spotledger.domain.accounts import ZERO, Account
@@ -157,6 +157,11 @@ class OpenSegments:
         """Have *hold*, which has expired, returned again by :meth:`pop_due`."""
         if hold.expires_ms is not None:
             heapq.heappush(self._overdue, (hold.expires_ms, hold.hold_id))
+
+    def put_back_due(self, holds: Iterable[int]) -> None:
+        """Have *holds* returned again by :meth:`pop_due`, because they could not be looked at."""
+        for hold_id in holds:
+            heapq.heappush(self._overdue, (0, hold_id))
 
     def reversal_of(self, seq: int) -> int | None:
         """Return the entry of the open segments that reversed the entry *seq*, or None."""

@@ -298,20 +298,33 @@ class SqliteReads(ABC):
     def due_holds(self, now_ms: int, limit: int) -> list[int]:
         """Return ids of open holds whose time has come, *limit* at the most; the others at the next call."""
         due: dict[int, Hold] = {}
-        while len(due) < limit and (hold_id := self._memory.pop_due(now_ms)) is not None:
-            self._add_if_open(hold_id, due)
-        while len(due) < limit and self._next_due_ms is not None and now_ms >= self._next_due_ms:
-            rows = self._from_books(lambda books: books.due_rows(self._due_cursor, now_ms, limit - len(due)))
-            self._due_cursor = rows[-1] if rows else self._due_cursor
-            self._next_due_ms = self._from_books(lambda books: books.next_due_ms(self._due_cursor))
-            for _, hold_id in rows:
+        try:
+            while len(due) < limit and (hold_id := self._memory.pop_due(now_ms)) is not None:
                 self._add_if_open(hold_id, due)
-        for hold in due.values():
-            self._memory.watch_overdue(hold)
+            if self._next_due_ms is not None and now_ms >= self._next_due_ms:
+                self._add_due_of_books(now_ms, limit, due)
+        finally:
+            for hold in due.values():
+                self._memory.watch_overdue(hold)
         return list(due)
 
+    def _add_due_of_books(self, now_ms: int, limit: int, due: dict[int, Hold]) -> None:
+        """Add to *due* what the books have, and remember up to where; if that fails, it is read again."""
+        cursor, next_due_ms = self._due_cursor, self._next_due_ms
+        while len(due) < limit and next_due_ms is not None and now_ms >= next_due_ms:
+            rows = self._from_books(lambda books: books.due_rows(cursor, now_ms, limit - len(due)))  # noqa: B023
+            cursor = rows[-1] if rows else cursor
+            next_due_ms = self._from_books(lambda books: books.next_due_ms(cursor))  # noqa: B023
+            for _, hold_id in rows:
+                self._add_if_open(hold_id, due)
+        self._due_cursor, self._next_due_ms = cursor, next_due_ms
+
     def _add_if_open(self, hold_id: int, due: dict[int, Hold]) -> None:
-        hold = self.hold(hold_id)
+        try:
+            hold = self.hold(hold_id)
+        except BaseException:
+            self._memory.put_back_due([hold_id])
+            raise
         if hold is not None and hold.remaining:
             due[hold_id] = hold
 

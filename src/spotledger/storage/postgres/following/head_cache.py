@@ -223,11 +223,6 @@ class HeadCache(OpenSegments):
                 due[hold_id] = None
         return list(due)
 
-    def put_back_due(self, holds: Iterable[int]) -> None:
-        """Have *holds* returned again by :meth:`pop_due_holds`, because they could not be looked at."""
-        for hold_id in holds:
-            heapq.heappush(self._overdue, (0, hold_id))
-
     # --- adding what was read ----------------------------------------------------------------------
 
     def take_accounts(self, found: AccountRows) -> None:
