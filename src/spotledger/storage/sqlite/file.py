@@ -409,9 +409,9 @@ def _recognise(connection: Connection, path: Path, kind: FileKind) -> bool:
         found = f"{path} has schema version {version}; this spotledger reads version {kind.version}"
         advice = "" if kind is BOOKS else ". Use the spotledger that wrote it, or one that can migrate it."
         raise SchemaMismatch(f"{found}{advice}", path=str(path))
-    expected, found = schema_of(kind), {str(name): str(sql) for name, sql in tables}
+    expected, present = schema_of(kind), {str(name): str(sql) for name, sql in tables}
     # litestream and the like add tables of their own; ours must be as they were made.
-    changed = sorted(name for name, sql in expected.items() if found.get(name) != sql)
+    changed = sorted(name for name, sql in expected.items() if present.get(name) != sql)
     if changed:
         raise damage_of(kind)(f"the schema of {path} was changed: {', '.join(changed)}")
     return True
