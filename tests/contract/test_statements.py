@@ -85,6 +85,23 @@ def test_opening_and_changes_add_up_to_closing(ledger: Ledger, place: Any, count
             assert running.balances.keys() <= closing.keys()
 
 
+def test_balances_after_each_entry_are_what_the_entries_say(ledger: Ledger, place: Any) -> None:
+    """Of all coins or of one, wherever the last change is: sealed long ago, in the same segment, or in memory."""
+    for number in range(9):
+        ledger.list_coin(f"rare{number}", 0, key=f"list:rare{number}")
+        ledger.deposit("ann", f"rare{number}", "1", key=f"rare{number}")
+    busy(ledger, place)
+    accounts = (*accounts_about("ann"), *accounts_about("bob"), EXTERNAL)
+    after: dict[tuple[Account, str], Balance] = {}
+    for entry in ledger.entries():
+        after |= {(account, coin): Balance(*sides) for account, coin, *sides in entry.balances}
+        expected = {name: balance for name, balance in after.items() if name[0] in accounts}
+        assert ledger.statement_balances(Scope(accounts), entry.seq) == expected
+        for coin in ("usdt", "rare3"):
+            of_coin = {name: balance for name, balance in expected.items() if name[1] == coin}
+            assert ledger.statement_balances(Scope(accounts, coin), entry.seq) == of_coin
+
+
 def test_debt_is_a_line_of_its_own(ledger: Ledger, place: Any) -> None:
     """What a customer owes, and its repayment, are changes of the account of their debts."""
     busy(ledger, place)

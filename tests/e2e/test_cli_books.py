@@ -20,8 +20,11 @@ from spotledger.cli import books, trades
 from spotledger.cli.connection import CommandLedger
 from spotledger.cli.main import program
 from spotledger.client.operator.messages import Reply
+from spotledger.domain.operations import Deposit
 from spotledger.http.operator import calls
 from spotledger.ledger.writer import Writer
+from spotledger.ops.opening import open_embedded
+from support_core import raw
 from support_service import Service
 
 StartService = Callable[..., Service]
@@ -519,6 +522,21 @@ def test_statement_of_many_pages_adds_up_although_others_write(busy: Path) -> No
     for line in document["lines"]:
         opening[line["account"], line["coin"]] += Decimal(line["available"])
     assert opening == closing
+
+
+def test_first_command_after_an_update_waits_for_the_books(tmp_path: Path) -> None:
+    """The process that makes them again would end with the command, and so on with each command after it."""
+    with open_embedded(tmp_path, segment_entries=4_096) as ledger:
+        ledger.list_coin("usdt", 8, key="list")
+        ledger.register_customer("alice", key="alice")
+        ledger.execute([Deposit(f"d{number}", "alice", "usdt", "1", reference="r") for number in range(5_000)])
+        while ledger.sealing_lag:
+            ledger.execute([])
+            time.sleep(0.01)
+    with raw(tmp_path, "books.db") as connection:
+        connection.execute("PRAGMA user_version = 7")
+    assert usdt(tmp_path) == ("5000.00", "0.00")
+    assert len(told(tmp_path, "find", "--reference", "r")["entries"]) == 5_000
 
 
 def test_commands_about_the_books_work_with_a_server_too(service: StartService) -> None:

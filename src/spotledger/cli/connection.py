@@ -32,11 +32,13 @@ from spotledger.errors import (
     FileUnusable,
     ProtocolError,
     SettingInvalid,
+    StoreUnavailable,
     TokenRefused,
     TransportError,
 )
 from spotledger.http.h1.transport import InProcessTransport
 from spotledger.http.operator.app import OperatorApp
+from spotledger.ledger.reads import LedgerReads
 from spotledger.ops.replay_files import save_empty_memory
 from spotledger.ops.runtime import FolderLock, claim_folder, open_runtime
 from spotledger.ops.settings import Settings, load_settings
@@ -47,6 +49,9 @@ from spotledger.storage.folder import LEDGER_FILE, LOCK_FILE, TOKEN_FILE, Owner,
 OWNER_PATIENCE_SECONDS: Final = 5.0
 OWNER_PAUSE_SECONDS: Final = 0.05
 CHALLENGE_BYTES: Final = 32
+#: How long a command waits for the next step of books that are made again; a segment takes some seconds.
+BOOKS_PATIENCE_SECONDS: Final = 300.0
+BOOKS_PAUSE_SECONDS: Final = 0.1
 _OWN_ADDRESS: Final = "http://ledger.invalid"
 
 
@@ -203,11 +208,30 @@ async def _in_this_process(settings: Settings, lock: FolderLock, *, may_make: bo
         if runtime.is_new:
             save_empty_memory(settings.data, runtime.ledger.ledger_id, runtime.ledger.epoch)
         try:
+            await _await_books(runtime.ledger)
             transport = InProcessTransport(OperatorApp(runtime, token))
             async with CommandLedger(_OWN_ADDRESS, token, transport=transport) as ledger:
                 yield ledger
         finally:
             await runtime.stop()
+
+
+async def _await_books(ledger: LedgerReads) -> None:
+    """
+    Wait until books that are damaged, or of another version, have been made again.
+
+    The process that makes them ends with the command: one that did not wait would leave all of it to the next.
+    """
+    loop = asyncio.get_running_loop()
+    said, deadline = None, 0.0
+    while ledger.rebuilding is not None:
+        if ledger.rebuilding != said:
+            said, deadline = ledger.rebuilding, loop.time() + BOOKS_PATIENCE_SECONDS
+        elif loop.time() > deadline:
+            return  # what the command calls says how far they are
+        await asyncio.sleep(BOOKS_PAUSE_SECONDS)
+        with contextlib.suppress(StoreUnavailable):
+            ledger.go_on_rebuilding()
 
 
 def ledger_at(url: str, token: str, proxy: str | None = None) -> CommandLedger:

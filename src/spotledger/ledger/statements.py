@@ -55,8 +55,7 @@ def balances_at(store: Store, scope: Scope, seq: int) -> dict[LineName, Balance]
     return {
         (account, coin): balance
         for account in scope.accounts
-        for coin, balance in store.balances_at(account, seq).items()
-        if scope.has(account, coin)
+        for coin, balance in store.balances_at(account, seq, scope.coin).items()
     }
 
 

@@ -232,8 +232,8 @@ class Store(Books, Protocol):
     def at_one_head(self, read: Callable[[], T]) -> tuple[int, T]:
         """Return the entry that all of an answer stands for, and the answer; *read* returns it, and may be repeated."""
 
-    def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
-        """Return the balances of the account after the entry *seq*, which is at most the head."""
+    def balances_at(self, account: Account, seq: int, coin: str | None = None) -> dict[str, Balance]:
+        """Return the balances of the account, or that of *coin*, after the entry *seq*, which is at most the head."""
 
     def holds(self, customer: str, state: str | None, after: int, limit: int) -> list[Hold]:
         """

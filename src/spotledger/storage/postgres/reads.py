@@ -328,9 +328,9 @@ class PostgresReads(FollowedMemory):
 
     # --- other reads ----------------------------------------------------------------------------------------
 
-    def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
-        """Return the balances of the account after the entry *seq*, which is at most the head."""
-        coins = sorted(self.account(account).balances)
+    def balances_at(self, account: Account, seq: int, coin: str | None = None) -> dict[str, Balance]:
+        """Return the balances of the account, or that of *coin*, after the entry *seq*, which is at most the head."""
+        coins = sorted(name for name in self.account(account).balances if coin in (None, name))
         if not coins or seq < 1:
             return {}
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -349,19 +350,31 @@ class Books:
                     found.update(touched[begin : begin + limit])
         return sorted(found)[:limit]
 
-    def last_touch(self, account: Account, coin: str, seq: int) -> int | None:
-        """Return the last sealed entry up to *seq* that touched *coin* of *account*, or None."""
+    def last_touches(self, account: Account, coins: Collection[str], seq: int) -> dict[str, int]:
+        """Return the last sealed entry up to *seq* that touched each of *coins* of *account*, where one did."""
+        found: dict[str, int] = {}
         last_segment = (seq - 1) // self._segment_entries
-        for segment in reversed(self.segments_of([account], coin)):
-            if segment <= last_segment:
-                first = segment * self._segment_entries + 1
-                for line in self.history(segment, account.customer)[0]:
-                    if (line.account, line.coin) == (account.kind, coin):
-                        places = unpack_places(line.places)
-                        count = bisect_right(places, seq - first)
-                        if count:
-                            return first + places[count - 1]
-        return None
+        #: The coins by the last segment, of those not looked at yet, that touched them, with the segments before it.
+        to_look: defaultdict[int, list[tuple[str, list[int]]]] = defaultdict(list)
+        for row in self._balance_rows([account]):
+            if row[3] in coins:
+                segments = unpack_segments(row[7])
+                del segments[bisect_right(segments, last_segment) :]
+                if segments:
+                    to_look[segments.pop()].append((row[3], segments))
+        while to_look:
+            segment = max(to_look)
+            first = segment * self._segment_entries + 1
+            lines, _ = self.history(segment, account.customer)
+            places_of = {line.coin: line.places for line in lines if line.account == account.kind}
+            for coin, segments in to_look.pop(segment):
+                places = unpack_places(places_of.get(coin, b""))
+                count = bisect_right(places, seq - first)
+                if count:
+                    found[coin] = first + places[count - 1]
+                elif segments:
+                    to_look[segments.pop()].append((coin, segments))
+        return found
 
     # --- holds --------------------------------------------------------------------------------------
 

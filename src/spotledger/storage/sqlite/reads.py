@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from spotledger.domain.accounts import ZERO, Account, Balance, Coin, HouseAccount
+from spotledger.domain.accounts import Account, Balance, Coin, HouseAccount
 from spotledger.domain.journal import Entry, Hold
 from spotledger.errors import LedgerCorrupt, StoreUnavailable
 from spotledger.storage.base import BooksDamaged, Head, Looked, TrialBalance
@@ -215,20 +215,21 @@ class SqliteReads(ABC):
         """Return the head and what *read* returns; the caller excludes writes meanwhile."""
         return self.head.seq, read()
 
-    def balances_at(self, account: Account, seq: int) -> dict[str, Balance]:
-        """Return the balances of the account as they stood after the entry *seq*, at most the head's."""
-        found: dict[str, Balance] = {}
-        wanted = set(self.account(account).balances)
-        for coin in wanted:
-            touch = self._memory.last_touch(account, coin, seq)
-            if touch is None:
-                touch = self._sealed_touch(account, coin, min(seq, self._sealed_to))
-            if touch is not None:
-                found[coin] = self._balance_after(touch, account, coin)
-        return {coin: found.get(coin, ZERO) for coin in sorted(wanted) if coin in found}
-
-    def _sealed_touch(self, account: Account, coin: str, seq: int) -> int | None:
-        return self._from_books(lambda books: books.last_touch(account, coin, seq)) if seq else None
+    def balances_at(self, account: Account, seq: int, coin: str | None = None) -> dict[str, Balance]:
+        """Return the balances of the account, or that of *coin*, after the entry *seq*, at most the head's."""
+        touches: dict[str, int] = {}
+        sealed: list[str] = []
+        for name in self.account(account).balances:
+            if coin in (None, name):
+                touch = self._memory.last_touch(account, name, seq)
+                if touch is None:
+                    sealed.append(name)
+                else:
+                    touches[name] = touch
+        up_to = min(seq, self._sealed_to)
+        if sealed and up_to:
+            touches |= self._from_books(lambda books: books.last_touches(account, frozenset(sealed), up_to))
+        return {name: self._balance_after(touches[name], account, name) for name in sorted(touches)}
 
     def _balance_after(self, seq: int, account: Account, coin: str) -> Balance:
         """Return what the account has of *coin* after the entry *seq*, which touched it."""
