@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,27 @@ def test_write_with_an_unknown_query_parameter_is_refused(
         assert (said.status_code, said.json()["field"]) == (422, name)
         assert api.seq == seq
         assert api.run(api.http.post(path, json=body, headers=headers)).status_code == 200
+
+
+def test_every_call_refuses_a_parameter_that_it_does_not_take(tmp_path: Path) -> None:
+    """Before it does anything: a key is not revoked because a dry run of that was asked for."""
+    with operator_api(tmp_path) as api:
+        api.set_up()
+        calls = [
+            (endpoint.path, method, call) for endpoint in api.app.routes for method, call in endpoint.calls.items()
+        ]
+        guarded = [
+            (path, method)
+            for path, method, call in calls
+            if call.guarded and path.startswith("/v1/") and method != "HEAD"
+        ]
+        assert len(guarded) > 30
+        wrong = []
+        for path, method in guarded:
+            headers = api.headers() | {"Idempotency-Key": "once"}
+            content = b"{}" if method == "POST" else None
+            url = re.sub(r"\{\w+\}", "alice", path) + "?nonsense=true"
+            said = api.request(method, url, content=content, headers=headers)
+            if said.status_code != 422 or b'"field":"nonsense"' not in said.content:
+                wrong.append((method, path, said.status_code, said.content[:200]))
+        assert wrong == []

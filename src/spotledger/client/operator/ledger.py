@@ -288,7 +288,7 @@ class OperatorLedger(OperationCalls, CredentialCalls):
         bom: bool = False,
     ) -> Iterator[bytes]:
         """
-        Yield the statement of a period as CSV, piece by piece; a file without rows ``closing`` is not complete.
+        Yield the statement of a period as CSV, piece by piece; complete with as many rows ``closing`` as ``opening``.
 
         The arguments are those of :meth:`account_statement`. With *bom* it begins with a byte order mark, by which
         Excel recognises UTF-8.

@@ -144,6 +144,7 @@ class KeyCalls:
 
     async def revoke(self, request: Request) -> Reply:
         """Revoke an access key, at once and for ever; revoking it again changes nothing."""
+        query_of(request)
         accesskey = request.parameters["accesskey"]
         try:
             await self._writer.beside(lambda: self._key_ring.revoke(accesskey))
@@ -165,6 +166,7 @@ class KeyCalls:
 
         It may be the token of this very call, but not the last one in use with the scope ``admin``.
         """
+        query_of(request)
         token_id = request.parameters["token_id"]
         return answer(self._token_answer(await self._writer.beside(lambda: self._tokens.revoke(token_id))))
 

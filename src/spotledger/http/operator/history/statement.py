@@ -85,8 +85,9 @@ class StatementCalls:
         Return the statement of a customer or a house account, from `from_ms` on and before `to_ms`.
 
         Each line has the change of one account and coin by one entry, and the balance after it; opening and changes add
-        up to closing. As JSON it comes in pages. With `Accept: text/csv` all of it is streamed, with rows `opening` and
-        `closing`; a stream without `closing` is not complete.
+        up to closing. As JSON it comes in pages. With `Accept: text/csv` all of it is streamed, whatever `limit` is;
+        it is complete with as many rows `closing` at its end as rows `opening` at its beginning. A customer who never
+        had anything has neither.
         """
         query = query_of(request, *_QUERY)
         limit, bom = limit_in(query), _bom_in(query)
