@@ -279,17 +279,13 @@ class Books:
 
     def customers_after(self, after: str, limit: int) -> list[str]:
         """Return sealed customers in the order of their ids."""
-        rows = self._rows(
-            "SELECT customer FROM customer WHERE customer > ? AND customer NOT GLOB '@*' ORDER BY customer LIMIT ?",
-            (after, limit),
-        )
-        return [customer for (customer,) in rows]
+        query = "SELECT customer FROM customer WHERE customer > ? AND customer NOT GLOB '@*' ORDER BY customer LIMIT ?"
+        return [customer for (customer,) in self._rows(query, (after, limit))]
 
     def house_accounts(self, up_to: int) -> list[tuple[str, int]]:
         """Return the house accounts that entries up to *up_to* opened, with these entries."""
-        return self._rows(
-            "SELECT customer, seq FROM customer WHERE customer >= '@' AND customer < 'A' AND seq <= ?", (up_to,)
-        )
+        query = "SELECT customer, seq FROM customer WHERE customer >= '@' AND customer < 'A' AND seq <= ?"
+        return self._rows(query, (up_to,))
 
     def balances_of(self, accounts: Sequence[Account]) -> list[tuple[Account, str, Balance, int]]:
         """Return all balances of *accounts*, with the entry that changed each last."""
