@@ -24,7 +24,10 @@ SIGNED_AMOUNT_PATTERN = rf"-?{AMOUNT_PATTERN}"
 ZERO_PATTERN = rf"0(?:\.0{{1,{MAX_SCALE}}})?"
 _AMOUNT = re.compile(rf"\A{AMOUNT_PATTERN}\Z")
 _ZERO = re.compile(rf"\A{ZERO_PATTERN}\Z")
-_EXPECTED = 'a plain decimal above zero such as "12.5" in a text (digits 0-9; no sign, exponent or leading zeros)'
+_EXPECTED = (
+    'a plain decimal above zero such as "12.5" in a text'
+    f" (digits 0-9, at most 38 and {MAX_SCALE} decimals; no sign, exponent or leading zeros)"
+)
 
 
 def check_amount(text: object, field: str = "amount") -> str:

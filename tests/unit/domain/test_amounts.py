@@ -54,6 +54,13 @@ def test_amount_that_is_no_plain_decimal_is_refused(text: str) -> None:
         assert len(refused.value.message) < 300
 
 
+@pytest.mark.parametrize("text", ["0." + "1" * 25, "1" * 39])
+def test_amount_of_too_many_digits_is_told_how_many_would_pass(text: str) -> None:
+    """It is a plain decimal, so the message has to say what else is wrong with it."""
+    with pytest.raises(InvalidAmount, match="at most 38 and 24 decimals"):
+        check_amount(text)
+
+
 @pytest.mark.parametrize("value", [1, 1.5, 0, True, False, None, Decimal("1"), b"1", ["1"], {"1"}, float("nan")])
 def test_amount_that_is_no_text_is_refused(value: Any) -> None:
     """A number is not an amount, even an exact one: JSON numbers lose digits."""
