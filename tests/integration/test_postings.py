@@ -116,35 +116,35 @@ def test_conversion_sums_to_zero_for_each_coin(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    ("bad", "code", "field", "kept"),
+    ("bad", "code", "field"),
     [
-        (leg("nobody", "1"), "unknown_customer", "legs[1].customer", True),
-        (leg("alice", "1", "nix"), "unknown_coin", "legs[1].coin", True),
-        (leg("@bank", "1"), "unknown_house_account", "legs[1].customer", False),
-        (leg("@external", "1"), "house_account_reserved", "legs[1].customer", False),
-        (leg("@receivable:bob", "1"), "house_account_reserved", "legs[1].customer", False),
-        (leg("@fees", "1", account="spot"), "invalid_request", "legs[1].account", False),
-        (leg("alice", "0.000000001"), "invalid_amount", "legs[1].amount", False),
-        (leg("alice", "0"), "invalid_amount", "legs[1].amount", False),
-        (leg("alice", "-0.0"), "invalid_amount", "legs[1].amount", False),
-        (leg("alice", "+1"), "invalid_amount", "legs[1].amount", False),
-        (leg("alice", "--1"), "invalid_amount", "legs[1].amount", False),
-        (leg("alice", 1), "invalid_amount", "legs[1].amount", False),  # type: ignore[arg-type]
-        (leg("alice", "9" * 30), "balance_too_large", "legs[1].amount", True),
-        ({"customer": "alice", "coin": "usdt"}, "invalid_request", "legs[1].amount", False),
-        (leg("alice", "1", extra="x"), "invalid_request", "legs[1].extra", False),
-        (7, "invalid_request", "legs", False),
+        (leg("nobody", "1"), "unknown_customer", "legs[1].customer"),
+        (leg("alice", "1", "nix"), "unknown_coin", "legs[1].coin"),
+        (leg("@bank", "1"), "unknown_house_account", "legs[1].customer"),
+        (leg("@external", "1"), "house_account_reserved", "legs[1].customer"),
+        (leg("@receivable:bob", "1"), "house_account_reserved", "legs[1].customer"),
+        (leg("@fees", "1", account="spot"), "invalid_request", "legs[1].account"),
+        (leg("alice", "0.000000001"), "invalid_amount", "legs[1].amount"),
+        (leg("alice", "0"), "invalid_amount", "legs[1].amount"),
+        (leg("alice", "-0.0"), "invalid_amount", "legs[1].amount"),
+        (leg("alice", "+1"), "invalid_amount", "legs[1].amount"),
+        (leg("alice", "--1"), "invalid_amount", "legs[1].amount"),
+        (leg("alice", 1), "invalid_amount", "legs[1].amount"),  # type: ignore[arg-type]
+        (leg("alice", "9" * 30), "balance_too_large", "legs[1].amount"),
+        ({"customer": "alice", "coin": "usdt"}, "invalid_request", "legs[1].amount"),
+        (leg("alice", "1", extra="x"), "invalid_request", "legs[1].extra"),
+        (7, "invalid_request", "legs"),
     ],
 )
-def test_refusal_names_the_leg_and_moves_nothing(api: Api, bad: Any, code: str, field: str, kept: bool) -> None:
-    """The whole post is refused, whatever the other legs would do."""
+def test_refusal_names_the_leg_and_moves_nothing(api: Api, bad: Any, code: str, field: str) -> None:
+    """The whole post is refused, whatever the other legs would do, and its key stays unused."""
     other = {"customer": "@treasury", "coin": "usdt", "amount": "-1"}
     if code == "balance_too_large":
         api.must("/v1/house-accounts", {"name": "credit", "may_be_negative": True})
         other = leg("@credit", "-" + "9" * 30)
     seq = api.seq
-    assert refused(api, [other, bad]) == (code, field, kept)
-    assert api.seq == seq + kept
+    assert refused(api, [other, bad]) == (code, field, False)
+    assert api.seq == seq
     assert usdt(api, "@treasury") == "50.00"
 
 
