@@ -147,7 +147,7 @@ def test_group_that_memory_knows_takes_one_round_trip(node: Any, counts: Counts,
 def test_memory_that_lacks_something_takes_the_lock_first_and_once(node: Ledger, counts: Counts) -> None:
     """An account, a customer or an entry that memory does not have is looked up with the lock."""
     node.execute([RegisterCustomer("carol", "carol")])
-    for operation in (Deposit("a", "carol", "btc", "1", "fiat"), Reverse("r", 2 + 1, "a mistake")):
+    for operation in (Deposit("a", "carol", "btc", "1", account="fiat"), Reverse("r", 2 + 1, "a mistake")):
         assert counts.since(lambda operation=operation: node.execute([operation])) == (1, 0)
     assert isinstance(node.execute([Deposit("u", "nobody", "btc", "1")])[0], UnknownCustomer)
 
