@@ -376,7 +376,7 @@ def test_idempotency_key_missing_or_twice_is_named(api: Api, count: int) -> None
         ("/v1/holds", "state=open", "state"),
         ("/v1/holds/8", "state=open", "state"),
         ("/v1/entries/8", "after_seq=1", "after_seq"),
-        ("/v1/trial-balance", "at_seq=1", "at_seq"),
+        ("/v1/trial-balance", "at=1", "at"),
         ("/v1/customers/@external/balances", "account=spot", "account"),
         ("/v1/customers/alice/holds", "state=all", "state"),
         ("/v1/keys", "min_seq=1", "min_seq"),

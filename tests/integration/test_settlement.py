@@ -45,8 +45,8 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
 
 
 def _fill(ledger: Ledger, key: str = "fill", base: str = "1", quote: str = "200", **sides: Any) -> Receipt:
-    buyer = SettleSide(HoldKey("bid"), **sides.get("buyer", {}))
-    seller = SettleSide(HoldKey("ask"), **sides.get("seller", {}))
+    buyer = SettleSide(**{"hold": HoldKey("bid"), **sides.get("buyer", {})})
+    seller = SettleSide(**{"hold": HoldKey("ask"), **sides.get("seller", {})})
     return ledger.settle("btc", "usdt", base, quote, buyer, seller, key=key)
 
 
