@@ -68,8 +68,8 @@ def every_kind(ledger: Ledger, clock: Clock, prefix: str = "") -> None:
     clock.now_ms += 10
     for refused in (
         lambda: ledger.freeze("ann", "btc", "100000000", key=key("r1")),
-        lambda: ledger.deposit("nobody", "btc", "1", key=key("r2")),
-        lambda: ledger.deposit("ann", "eth", "1", key=key("r3")),
+        lambda: ledger.withdraw("100000000", key=key("r2"), customer="cid", coin="btc"),
+        lambda: ledger.transfer("ann", "bob", "btc", "100000000", key=key("r3")),
         lambda: ledger.withdraw("1", key=key("r4"), hold=sells.hold),
     ):
         with suppress(Refused):
