@@ -20,7 +20,7 @@ from spotledger.audit.findings import Finding
 from spotledger.audit.report import Report
 from spotledger.client import AsyncOperatorLedger, OperatorLedger
 from spotledger.client.operator import key_answers, ledger_answers, operations as client, service_answers
-from spotledger.client.operator.operations import CoinAmount, HoldKey, Operation, SettleSide
+from spotledger.client.operator.operations import CoinAmount, HoldKey, Leg, Operation, SettleSide
 from spotledger.domain import fields as forms, operations as domain
 from spotledger.domain.fields import Form, fields_of
 from spotledger.errors import ProtocolError, TransportError
@@ -36,22 +36,26 @@ APART = {
 
 SIDE = SettleSide(HoldKey("h"), CoinAmount("btc", "1"), "rest", CoinAmount("btc", "1"), "a", "btc", 1)
 #: What each operation is given: a value in every field, as the description of its form has it, or as the client has it.
-VALUES: dict[Form, Any] = {forms.HOLD: HoldKey("h"), forms.SIDE: SIDE}
+LEGS = [Leg("a", "usdt", "-1.5", "wallet"), Leg("b", "usdt", "1.5")]
+VALUES: dict[Form, Any] = {forms.HOLD: HoldKey("h"), forms.SIDE: SIDE, forms.LEGS: LEGS}
 GIVEN: dict[str, dict[str, Any]] = {
     kind.kind: {field.name: VALUES.get(field.form, field.form.example) for field in fields_of(kind)}
     for kind in domain.OPERATIONS
 }
 PAGE = {"after": "x", "limit": 1}
+PERIOD = {"from_ms": 1, "to_ms": 2}
+FOUND_BY = {**PERIOD, "coin": "usdt", "after_seq": 1, "limit": 1, "min_seq": 1}
 OPERATIONS: list[Operation] = [
     getattr(client, kind.__name__)(**GIVEN[kind.kind]) for kind in domain.OPERATIONS if kind.in_batch
 ]
 #: Each method of the clients, with all the arguments that it takes.
 CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
-    "do": ((OPERATIONS[0],), {}),
-    **{name: ((), given) for name, given in GIVEN.items()},
-    "execute": ((OPERATIONS,), {"chains": ["c"] * len(OPERATIONS), "atomic": True}),
+    "do": ((OPERATIONS[0],), {"dry_run": True}),
+    **{name: ((), {**given, "dry_run": True}) for name, given in GIVEN.items()},
+    "execute": ((OPERATIONS,), {"chains": ["c"] * len(OPERATIONS), "atomic": True, "dry_run": True}),
     "coins": ((), {"min_seq": 1}),
     "customers": ((), {**PAGE, "min_seq": 1}),
+    "house_accounts": ((), {"min_seq": 1}),
     "balances": (("a", "spot"), {"at_seq": 1, "at_ms": 1, "min_seq": 1}),
     "hold": (("1",), {"min_seq": 1}),
     "holds": (("a", "open"), {**PAGE, "older_than_ms": 1, "min_seq": 1}),
@@ -60,7 +64,10 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "entry": ((1,), {"min_seq": 1}),
     "reversal_of": ((1,), {"min_seq": 1}),
     "entries": ((1, 1), {"actor": "ledger", "min_seq": 1}),
-    "trial_balance": ((), {"min_seq": 1}),
+    "trial_balance": ((), {"at_seq": 1, "at_ms": 1, "min_seq": 1}),
+    "find": ((), {**FOUND_BY, "key": "k", "reference": "r", "customer": "a", "kind": "deposit", "actor": "ledger"}),
+    "account_statement": (("a",), {**FOUND_BY, "account": "spot"}),
+    "statement_csv": (("a",), {**PERIOD, "coin": "usdt", "account": "spot", "bom": True}),
     "keys": (("a",), PAGE),
     "create_key": (("a", ["read"], "bot", ["192.0.2.0/24"], 1), {"key": "k"}),
     "rotate_key": (("x",), {"key": "k"}),
@@ -86,6 +93,11 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 
 #: The type that the clients give for each answer of the document, and what of the answer the caller has said himself.
 TYPES: dict[str, tuple[type, set[str]]] = {
+    "AccountStatementAnswer": (ledger_answers.AccountStatement, {"customer"}),
+    "HouseAccountAnswer": (ledger_answers.HouseAccount, set()),
+    "HouseAccountsAnswer": (ledger_answers.HouseAccounts, set()),
+    "StatementBalanceAnswer": (ledger_answers.StatementBalance, set()),
+    "StatementLineAnswer": (ledger_answers.StatementLine, set()),
     "AfterAnswer": (ledger_answers.BalanceAfter, set()),
     "AuditAnswer": (service_answers.Audit, set()),
     "BackupAnswer": (service_answers.Backup, set()),
@@ -276,7 +288,7 @@ def test_async_client_asks_for_the_same(sent: list[Sent]) -> None:
             for name, (arguments, named) in CALLS.items():
                 with suppress(ProtocolError, TransportError):
                     found = getattr(ledger, name)(*arguments, **named)
-                    if name == "feed":
+                    if name in ("feed", "statement_csv"):
                         await anext(found)
                     else:
                         await found
