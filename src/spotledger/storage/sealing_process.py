@@ -208,11 +208,14 @@ def _listen(asked: SimpleQueue[tuple[int, str] | None]) -> None:
 
     The kernel's signal at the death of a parent would come when the thread ends that started the process.
     """
-    # Without a buffer, whose lock this thread would hold while the interpreter ends: a fatal error of Python.
-    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as lines:
-        for line in lines:
-            word, *request = line.decode().rstrip("\n").split(" ", 2)
-            asked.put(None if word == "end" else (int(request[0]), request[1]))
+    for line in sys.stdin.buffer:
+        word, *request = line.decode().rstrip("\n").split(" ", 2)
+        asked.put(None if word == "end" else (int(request[0]), request[1]))
+        if word == "end":
+            break
+    # Without the buffer, whose lock this thread would hold while the interpreter ends: a fatal error of Python.
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
     os._exit(0)
 
 
