@@ -27,5 +27,7 @@ def call_of(name: str, **given: str) -> list[str]:
                 arguments.append(value or VALUES.get(param.name or "", "x"))
         elif value is not None or param.required:
             options += [max(param.opts, key=len), value or VALUES.get(param.name or "", "x")]
+    if name == "find":
+        options += ["--reference", "r"]
     more = ["btc", "1"] if name == "withdraw" else []
     return [*name.split(), *options, "--", *arguments, *more]

@@ -112,6 +112,9 @@ def call(name: str, node: Path, database: str, tmp_path: Path) -> Result:
     if name in ("batch", "import balances", "settle"):
         given["file"] = str(tmp_path / "given")
         (tmp_path / "given").write_text("{}")
+    if name == "post":
+        given["file"] = str(tmp_path / "given")
+        (tmp_path / "given").write_text("customer,coin,amount\nann,btc,1\nann,btc,-1\n")
     return run(*call_of(name, **given))
 
 
