@@ -181,9 +181,10 @@ class _Reading:
         scale = self._scale(found["coin"])
         available = self._amount(found, available_column, scale)
         frozen = self._amount({"freeze": "0", **found}, "freeze", scale)
-        balance = self._balance(line, found, available, frozen)
+        key = self._key(found)
+        balance = _balance(line, found, key, available, frozen)
         self._check_customer(found["customer"])
-        self._check_once(line, found, balance)
+        self._check_once(line, key, balance, is_given="key" in found)
         if available is None and frozen is None:
             self.zeros += 1
             return
@@ -235,27 +236,6 @@ class _Reading:
             )
         return text.replace(",", ".")
 
-    def _balance(
-        self, line: int, found: Mapping[str, str], available: str | None, frozen: str | None
-    ) -> OpeningBalance:
-        """Return what the line asks for; making the operations checks the form of all that it has."""
-        customer, coin, key = found["customer"], found["coin"], self._key(found)
-        account, reference = _account_in(found), found.get("reference")
-        # A line of zeros is checked like the others.
-        deposit = Deposit(key, customer, coin, available or "1", account, reference)
-        if frozen is None:
-            return OpeningBalance(line, customer, deposit if available else None, None)
-        if len(key) + len(FROZEN_KEY) > KEY_MAX_CHARACTERS:
-            most = KEY_MAX_CHARACTERS - len(FROZEN_KEY)
-            raise InvalidRequest(
-                f"key has {len(key)} characters; at most {most} would pass on a line with freeze", field="key"
-            )
-        both = (
-            Deposit(key + FROZEN_KEY, customer, coin, frozen, account, reference),
-            Freeze(key + HOLD_KEY, customer, coin, frozen, account, reference),
-        )
-        return OpeningBalance(line, customer, deposit if available else None, both)
-
     def _key(self, found: Mapping[str, str]) -> str:
         given = found.get("key")
         if given is not None:
@@ -263,14 +243,13 @@ class _Reading:
         content = json.dumps([found["customer"], _account_in(found), found["coin"]])
         return f"{self._key_prefix}:{blake2b(content.encode(), digest_size=DIGEST_BYTES).hexdigest()}"
 
-    def _check_once(self, line: int, found: Mapping[str, str], balance: OpeningBalance) -> None:
+    def _check_once(self, line: int, key: str, balance: OpeningBalance, *, is_given: bool) -> None:
         """Refuse a line with a key of an earlier one, which would be taken for a repeat and not be booked."""
-        key = self._key(found)
         keys = [key, *(operation.key for operation in balance.frozen or ())]
         key, first = min(((one, self._line_of_key.setdefault(one, line)) for one in keys), key=itemgetter(1))
         if first == line:
             return
-        if "key" in found:
+        if is_given:
             raise InvalidRequest(f"it has the key {key} of line {first}; a key of its own would pass", field="key")
         raise InvalidRequest(
             f"it is about the same customer, coin and account as line {first}, and a balance stands once; "
@@ -282,6 +261,28 @@ class _Reading:
         self.bad_count += 1
         if len(self.bad) < BAD_LINES_TOLD:
             self.bad.append({"line": line, "field": field, "reason": reason})
+
+
+def _balance(
+    line: int, found: Mapping[str, str], key: str, available: str | None, frozen: str | None
+) -> OpeningBalance:
+    """Return what the line asks for; making the operations checks the form of all that it has."""
+    customer, coin = found["customer"], found["coin"]
+    account, reference = _account_in(found), found.get("reference")
+    # A line of zeros is checked like the others.
+    deposit = Deposit(key, customer, coin, available or "1", account, reference)
+    if frozen is None:
+        return OpeningBalance(line, customer, deposit if available else None, None)
+    if len(key) + len(FROZEN_KEY) > KEY_MAX_CHARACTERS:
+        most = KEY_MAX_CHARACTERS - len(FROZEN_KEY)
+        raise InvalidRequest(
+            f"key has {len(key)} characters; at most {most} would pass on a line with freeze", field="key"
+        )
+    both = (
+        Deposit(key + FROZEN_KEY, customer, coin, frozen, account, reference),
+        Freeze(key + HOLD_KEY, customer, coin, frozen, account, reference),
+    )
+    return OpeningBalance(line, customer, deposit if available else None, both)
 
 
 def _columns(record: Record) -> list[str]:
