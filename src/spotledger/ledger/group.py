@@ -23,12 +23,11 @@ from spotledger.domain.accounts import (
     HOUSE_KIND,
     RECEIVABLE,
     Account,
-    is_house_name,
+    accounts_about,
     may_be_negative,
     receivable_of,
 )
 from spotledger.domain.books import NO_SUBJECT, Decision, is_overdraft
-from spotledger.domain.debts import accounts_of_debt
 from spotledger.domain.journal import LEDGER, LIBRARY, Entry, new_tuple
 from spotledger.domain.naming import ACCOUNTS_OF, HOLDS_OF, LOCATING
 from spotledger.domain.operations import (
@@ -452,7 +451,7 @@ def _accounts_of_entry(entry: Entry | None) -> set[Account]:
     """Return the accounts that a reversal of *entry* may touch: all of each customer, and what they owe."""
     accounts = {posting.account for posting in entry.postings} if entry is not None else set()
     customers = {customer.removeprefix(f"{RECEIVABLE}:") for customer, _ in accounts}
-    return accounts.union(*[accounts_of_debt(customer) for customer in customers if not is_house_name(customer)])
+    return accounts.union(*map(accounts_about, customers))
 
 
 def _accounts_of_fill(operation: Settle) -> Iterable[Account]:
