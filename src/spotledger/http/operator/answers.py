@@ -161,7 +161,7 @@ class CustomersAnswer(ReadAnswer):
 class HouseAccountAnswer(Answer):
     """A house account."""
 
-    name: Annotated[str, Meta(description="With @, as it is written everywhere.", examples=["@treasury"])]
+    name: Annotated[str, Meta(description="The name with its @.", examples=["@treasury"])]
     may_be_negative: Annotated[bool, Meta(description="Whether its balances may be below zero.")]
 
 
